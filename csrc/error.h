@@ -1,0 +1,11 @@
+/* error: one table of codes and texts, and this thread's last message. No MPI calls. */
+#ifndef MSI_ERROR_H
+#define MSI_ERROR_H
+
+#include "mpiserve.h"
+
+/* Records the details of a failure and returns code, so that callers can write
+ * return msi_error(MPISERVE_EARG, "rows is %d", rows). */
+int msi_error(int code, const char *format, ...) __attribute__((format(printf, 2, 3)));
+
+#endif

@@ -1,0 +1,313 @@
+/* mpiserve.h: the whole contract of libmpiserve, and the only installed header.
+ *
+ * One MPI world is partitioned into simulation ranks, which ask, and inference
+ * ranks, which answer. An inference rank serves one replica of one service: a
+ * named model behind a signature and a batching policy.
+ *
+ * Conventions
+ *   - Every function that can fail returns int: MPISERVE_OK (0), or a negative
+ *     MPISERVE_E... code. mpiserve_strerror() gives the fixed text of a code,
+ *     mpiserve_last_error() the details of this thread's last failure.
+ *   - The library never prints, exits or aborts. MPI errors on its own
+ *     communicators and windows come back as MPISERVE_EMPI.
+ *   - "Collective" means: over the world given to mpiserve_open().
+ *   - A session and all that belongs to it is used by one thread at a time.
+ *     MPI_THREAD_SINGLE is enough on simulation ranks, and
+ *     MPI_THREAD_SERIALIZED on inference ranks.
+ *   - Times are in seconds (double) in arguments and nanoseconds (_ns) in
+ *     structs. A time-out of MPISERVE_FOREVER waits without end.
+ *   - Tensors are dense and C-contiguous. The first dimension is the row
+ *     (batch) dimension; the first dimension of a signature is -1.
+ */
+#ifndef MPISERVE_H
+#define MPISERVE_H
+
+#include <mpi.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define MPISERVE_VERSION_MAJOR 0
+#define MPISERVE_VERSION_MINOR 1
+#define MPISERVE_VERSION_PATCH 0
+
+#define MPISERVE_FOREVER (-1.0) /* as a time-out: wait without end */
+#define MPISERVE_MAX_DIMS 8     /* dimensions of a tensor, rows included */
+#define MPISERVE_MAX_TENSORS 16 /* inputs, and outputs, of one service */
+#define MPISERVE_NAME_SIZE 64   /* bytes of a name, with its final zero */
+#define MPISERVE_TEXT_SIZE 512  /* bytes of a longer text, with its final zero */
+
+/* Results. Text that belongs to a code: mpiserve_strerror(). */
+typedef enum mpiserve_code {
+  MPISERVE_OK = 0,
+  MPISERVE_EARG = -1,        /* an argument is not valid: null, out of range, wrong role */
+  MPISERVE_ESTATE = -2,      /* the call does not fit the state: after close, before publish */
+  MPISERVE_EMPI = -3,        /* MPI reported an error */
+  MPISERVE_ENOMEM = -4,      /* memory, or a window, could not be allocated */
+  MPISERVE_ETHREAD = -5,     /* MPI thread levels of the ranks do not fit together */
+  MPISERVE_EVERSION = -6,    /* ranks run different versions, or another MPI than built for */
+  MPISERVE_ECONFIG = -7,     /* the configuration, or the partition that it asks for, is wrong */
+  MPISERVE_ENOTFOUND = -8,   /* no service of this name in the world */
+  MPISERVE_ENAME = -9,       /* a tensor's name is not in the signature */
+  MPISERVE_EDTYPE = -10,     /* a tensor's dtype is not that of the signature */
+  MPISERVE_ESHAPE = -11,     /* a tensor's shape, or the number of tensors, is wrong */
+  MPISERVE_EROWS = -12,      /* rows differ between tensors, are none, or exceed the limit */
+  MPISERVE_EMODEL = -13,     /* the model failed: while loading, or on this batch */
+  MPISERVE_ETIMEOUT = -14,   /* the time-out passed */
+  MPISERVE_ECANCELLED = -15, /* the request was cancelled */
+  MPISERVE_EPEER = -16,      /* another rank of the session ended with an error */
+  MPISERVE_ECLOSED = -17     /* the session closed before the request was answered */
+} mpiserve_code;
+
+typedef enum mpiserve_dtype {
+  MPISERVE_BOOL = 0, /* one byte, 0 or 1 */
+  MPISERVE_UINT8 = 1,
+  MPISERVE_INT8 = 2,
+  MPISERVE_INT16 = 3,
+  MPISERVE_INT32 = 4,
+  MPISERVE_INT64 = 5,
+  MPISERVE_FLOAT16 = 6,
+  MPISERVE_BFLOAT16 = 7,
+  MPISERVE_FLOAT32 = 8,
+  MPISERVE_FLOAT64 = 9
+} mpiserve_dtype;
+
+typedef enum mpiserve_role { MPISERVE_SIMULATION = 0, MPISERVE_INFERENCE = 1 } mpiserve_role;
+
+typedef enum mpiserve_transport {
+  MPISERVE_SHARED = 0, /* one node: loads, stores and atomics on shared memory */
+  MPISERVE_RMA = 1     /* between nodes: MPI Put and Get with flush */
+} mpiserve_transport;
+
+typedef struct mpiserve_session mpiserve_session; /* opaque */
+typedef struct mpiserve_service mpiserve_service; /* opaque, owned by the session */
+
+/* A request by value. id 0 is no request. */
+typedef struct mpiserve_request {
+  uint64_t id;
+} mpiserve_request;
+
+/* One tensor of a signature. shape[0] is -1 (the rows), the others are positive. */
+typedef struct mpiserve_spec {
+  char name[MPISERVE_NAME_SIZE];
+  int32_t dtype; /* mpiserve_dtype */
+  int32_t ndim;
+  int64_t shape[MPISERVE_MAX_DIMS];
+} mpiserve_spec;
+
+/* One tensor of a call: the caller's memory, dense and C-contiguous. name may
+ * be NULL, then the position in the call says which tensor of the signature. */
+typedef struct mpiserve_tensor {
+  const char *name;
+  void *data;
+  int32_t dtype;
+  int32_t ndim;
+  int64_t shape[MPISERVE_MAX_DIMS];
+} mpiserve_tensor;
+
+/* What an inference rank publishes. */
+typedef struct mpiserve_description {
+  char name[MPISERVE_NAME_SIZE];
+  char engine[MPISERVE_NAME_SIZE]; /* what runs the model, for people and logs */
+  int32_t n_inputs, n_outputs;
+  mpiserve_spec inputs[MPISERVE_MAX_TENSORS];
+  mpiserve_spec outputs[MPISERVE_MAX_TENSORS];
+  int64_t max_batch_rows; /* of a batch, and so of a request; at least 1 */
+  int64_t max_delay_ns;   /* how long a batch may wait for more rows */
+  int64_t pool_bytes;     /* memory for payloads too large for a slot; 0: 256 MiB */
+  int32_t replica;        /* 0, 1, ... within the service */
+  int32_t error;          /* MPISERVE_OK, or why this replica can't serve */
+  char error_text[MPISERVE_TEXT_SIZE];
+} mpiserve_description;
+
+/* What is known of an answered request. */
+typedef struct mpiserve_stats {
+  int64_t rows;
+  int64_t batch_rows;     /* rows of the batch in which it was computed */
+  int64_t batch_requests; /* requests of that batch */
+  int64_t queue_ns;       /* at the head, from taken to batch closed */
+  int64_t compute_ns;     /* the model, for the whole batch */
+  int64_t total_ns;       /* at the client, from submit to reply seen */
+} mpiserve_stats;
+
+/* Counters of this rank since open. */
+typedef struct mpiserve_counters {
+  int64_t requests;         /* submitted here (simulation), answered here (inference) */
+  int64_t rows;             /* of these requests */
+  int64_t errors;           /* of these, ended with another code than MPISERVE_OK */
+  int64_t batches;          /* inference: batches formed */
+  int64_t batches_in_place; /* inference: of these, needed no gathering copy */
+  int64_t closed_by_rows;   /* inference: why a batch was closed */
+  int64_t closed_by_census;
+  int64_t closed_by_delay;
+  int64_t rma_operations;    /* Put, Get and flush called by this rank */
+  int64_t rma_to_simulation; /* of these, aimed at a simulation rank: always 0 */
+  int64_t thread_polls;      /* progress calls made by the broker thread */
+} mpiserve_counters;
+
+/* A closed batch, as its inference rank sees it. The pointers are valid until
+ * the batch is answered. Tensor i of the inputs is [rows, ...] at inputs[i]. */
+typedef struct mpiserve_batch {
+  int64_t rows;
+  int32_t requests;
+  int32_t in_place; /* 1: views of the window, no row was copied at the head */
+  const void *inputs[MPISERVE_MAX_TENSORS];
+  void *outputs[MPISERVE_MAX_TENSORS]; /* where results may be written directly */
+} mpiserve_batch;
+
+/* ---- library: any rank, at any time, local ------------------------------- */
+
+/* mpiserve_version: "major.minor.patch" of the library that is loaded. */
+const char *mpiserve_version(void);
+
+/* mpiserve_mpi_version: the MPI library's own text, at build time (of the
+ * mpi.h that was compiled against) and at run time. Both are static. */
+const char *mpiserve_mpi_build(void);
+const char *mpiserve_mpi_runtime(void);
+
+/* mpiserve_strerror: the fixed English text of a code; never NULL. */
+const char *mpiserve_strerror(int code);
+
+/* mpiserve_last_error: details of the last failure in this thread; never NULL,
+ * "" if there was none. Valid until this thread's next call. */
+const char *mpiserve_last_error(void);
+
+/* mpiserve_dtype_name, mpiserve_dtype_size: "float32" and 4; NULL and 0 for a
+ * number that is no dtype. */
+const char *mpiserve_dtype_name(int dtype);
+size_t mpiserve_dtype_size(int dtype);
+
+/* ---- session --------------------------------------------------------------- */
+
+/* mpiserve_open: join the session of a world. Collective over world; ranks may
+ * hold any role in any order; at least one of each.
+ *
+ * On simulation ranks it returns when every inference rank has published its
+ * service (its model is loaded and warm). On inference ranks it returns when
+ * the partition is known, and mpiserve_publish() must follow.
+ *
+ * Fails on every rank, with the same code, if any rank fails: MPISERVE_EVERSION,
+ * MPISERVE_ETHREAD, MPISERVE_ECONFIG (also when an inference rank came with
+ * mpiserve_open_failed()). MPISERVE_ETIMEOUT after MPISERVE_OPEN_TIMEOUT seconds
+ * (environment, default 600) if some rank never came; MPI is then of no further
+ * use to the caller but to abort. */
+int mpiserve_open(MPI_Comm world, int role, mpiserve_session **session);
+
+/* mpiserve_open_f: the same, with the communicator as a Fortran handle. */
+int mpiserve_open_f(MPI_Fint world, int role, mpiserve_session **session);
+
+/* mpiserve_open_failed: what a rank calls in place of mpiserve_open() when it
+ * cannot take part (its configuration is wrong): every rank's open then returns
+ * code with this text. Collective over world. Returns code. */
+int mpiserve_open_failed(MPI_Comm world, int role, int code, const char *text);
+int mpiserve_open_failed_f(MPI_Fint world, int role, int code, const char *text);
+
+/* mpiserve_comm: the communicator of the ranks that have this rank's role, in
+ * the order of the world. Owned by the session. Local. */
+int mpiserve_comm(mpiserve_session *session, MPI_Comm *comm);
+int mpiserve_comm_f(mpiserve_session *session, MPI_Fint *comm);
+
+/* mpiserve_role_of: the role of a rank of the world. Local. */
+int mpiserve_role_of(mpiserve_session *session, int world_rank, int *role);
+
+/* mpiserve_counters_get: this rank's counters. Local. */
+int mpiserve_counters_get(mpiserve_session *session, mpiserve_counters *counters);
+
+/* mpiserve_fail: tell the session that this simulation rank ended with an error,
+ * before mpiserve_close(). Requests of the other simulation ranks then end with
+ * MPISERVE_EPEER and this text. Simulation ranks; blocking for the time that an
+ * inference rank needs to take a message. */
+int mpiserve_fail(mpiserve_session *session, const char *text);
+
+/* mpiserve_close: leave the session. Collective; waits for what is in flight,
+ * then frees all that the session owns. On an inference rank it is called when
+ * mpiserve_batch_next() has returned MPISERVE_ECLOSED. NULL is allowed. */
+int mpiserve_close(mpiserve_session *session);
+
+/* ---- services: simulation ranks, local -------------------------------------- */
+
+/* mpiserve_service_count, mpiserve_service_at: the services of the world. */
+int mpiserve_service_count(mpiserve_session *session, int *count);
+int mpiserve_service_at(mpiserve_session *session, int index, mpiserve_service **service);
+
+/* mpiserve_service_find: a service by name. MPISERVE_ENOTFOUND if there is none
+ * (the text lists those that are), MPISERVE_EMODEL if every replica failed to
+ * load (with its text). */
+int mpiserve_service_find(mpiserve_session *session, const char *name, mpiserve_service **service);
+
+/* mpiserve_service_describe: what was published; engine and limits are those of
+ * the replica that this rank asks. replicas is the number that can serve; head
+ * and transport are the world rank asked, and how. Any output may be NULL. */
+int mpiserve_service_describe(mpiserve_service *service, mpiserve_description *description,
+                              int *replicas, int *head, int *transport);
+
+/* ---- requests: simulation ranks ------------------------------------------------ */
+
+/* mpiserve_submit: begin one request of n rows. Tensors are matched to the
+ * signature by name, or by position where name is NULL. Inputs must not change
+ * and outputs must not be touched until the request has ended. Checked here,
+ * without communication: MPISERVE_ENAME, _EDTYPE, _ESHAPE, _EROWS.
+ *
+ * Does not wait for the model, except when all slots of this rank's lane
+ * are in flight: then until one of these requests ends. */
+int mpiserve_submit(mpiserve_service *service, int n_inputs, const mpiserve_tensor *inputs,
+                    int n_outputs, const mpiserve_tensor *outputs, mpiserve_request *request);
+
+/* mpiserve_test: has the request ended? done is 0 or 1. When 1, the call
+ * returns how it ended, outputs hold the result if that is MPISERVE_OK, and the
+ * request is no more. stats may be NULL. Non-blocking. */
+int mpiserve_test(mpiserve_session *session, mpiserve_request *request, int *done,
+                  mpiserve_stats *stats);
+
+/* mpiserve_wait: wait until the request has ended, at most timeout seconds.
+ * Returns how it ended; the request is then no more (id 0). On
+ * MPISERVE_ETIMEOUT it goes on, and can be waited for again or cancelled. */
+int mpiserve_wait(mpiserve_session *session, mpiserve_request *request, double timeout,
+                  mpiserve_stats *stats);
+
+/* mpiserve_cancel: give the request up. Its outputs may be reused when the call
+ * returns, its inputs too. Waits only for what cannot be undone (never for the
+ * model). The request is no more. */
+int mpiserve_cancel(mpiserve_session *session, mpiserve_request *request);
+
+/* mpiserve_infer: submit and wait; after a time-out the request is cancelled. */
+int mpiserve_infer(mpiserve_service *service, int n_inputs, const mpiserve_tensor *inputs,
+                   int n_outputs, const mpiserve_tensor *outputs, double timeout,
+                   mpiserve_stats *stats);
+
+/* ---- serving: inference ranks ------------------------------------------------------ */
+
+/* mpiserve_publish: announce this rank's service, ready or failed
+ * (description->error). Collective over the world, whose simulation ranks are
+ * in mpiserve_open(). Replicas of one service must agree in signature and
+ * limits: MPISERVE_ECONFIG. */
+int mpiserve_publish(mpiserve_session *session, const mpiserve_description *description);
+
+/* mpiserve_batch_next: wait for a batch, at most timeout seconds
+ * (MPISERVE_ETIMEOUT: call again). MPISERVE_ECLOSED: every simulation rank has
+ * left; call mpiserve_close(). */
+int mpiserve_batch_next(mpiserve_session *session, double timeout, mpiserve_batch *batch);
+
+/* mpiserve_batch_reply: answer the batch. outputs[j] is [rows, ...] of output
+ * j, in any memory of the caller's; batch->outputs[j] itself costs no copy. */
+int mpiserve_batch_reply(mpiserve_session *session, const void *const *outputs);
+
+/* mpiserve_batch_fail: answer every request of the batch with code and text. */
+int mpiserve_batch_fail(mpiserve_session *session, int code, const char *text);
+
+/* mpiserve_serve_echo: answer batches until timeout, outputs being copies of the
+ * inputs (which the signature must allow). Returns as mpiserve_batch_next(). */
+int mpiserve_serve_echo(mpiserve_session *session, double timeout);
+
+/* mpiserve_peer_error: has a simulation rank ended with an error? rank is its
+ * world rank or -1; remaining is the number of simulation ranks that have not
+ * left yet; text is of MPISERVE_TEXT_SIZE bytes. Local. */
+int mpiserve_peer_error(mpiserve_session *session, int *rank, int *remaining, char *text);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,150 @@
+#define _GNU_SOURCE
+#include "port.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "error.h"
+
+static uint32_t count_clients(const msi_world *world, int transport, int *clients) {
+  uint32_t n = 0;
+  for (int r = 0; r < world->size; r++) {
+    if (world->roles[r] != MPISERVE_SIMULATION) continue;
+    if (msi_window_transport(world, r, world->rank) != transport) continue;
+    if (clients) clients[n] = r;
+    n++;
+  }
+  return n;
+}
+
+static int allocate(msi_port *port) {
+  uint32_t lanes = port->layout.lanes;
+  port->seen = calloc((size_t)lanes + MSI_ALIGN, 1);
+  port->clients = calloc(lanes, sizeof *port->clients);
+  port->lanes = calloc(lanes, sizeof *port->lanes);
+  int lacking = !port->seen || !port->clients || !port->lanes;
+  if (port->transport == MPISERVE_RMA) {
+    port->told = malloc((size_t)lanes * MSI_SLOTS * sizeof *port->told);
+    lacking |= !port->told;
+    for (size_t i = 0; !lacking && i < (size_t)lanes * MSI_SLOTS; i++)
+      port->told[i] = MPI_REQUEST_NULL;
+  }
+  return lacking ? msi_error(MPISERVE_ENOMEM, "no memory for %u lanes", lanes) : MPISERVE_OK;
+}
+
+int msi_port_open(msi_port *port, const msi_world *world, int transport,
+                  const mpiserve_description *description) {
+  *port = (msi_port){.transport = transport};
+  uint32_t lanes = count_clients(world, transport, NULL);
+  int code = msi_layout_init(&port->layout, description, lanes);
+  if (code || !lanes) return code;
+  code = allocate(port);
+  if (!code) code = msi_pool_open(&port->pool, port->layout.pool_rows);
+  if (!code) count_clients(world, transport, port->clients);
+  return code;
+}
+
+int msi_port_attach(msi_port *port, msi_window *window) {
+  port->window = window;
+  port->memory = window->memory[port->transport];
+  if (!port->layout.lanes) return MPISERVE_OK;
+  /* Slabs are not touched here: pages that nobody uses cost nothing. */
+  memset(port->memory, 0, msi_slot_at(&port->layout, port->layout.lanes, 1));
+  return MPISERVE_OK;
+}
+
+void msi_port_close(msi_port *port) {
+  for (size_t i = 0; port->told && i < (size_t)port->layout.lanes * MSI_SLOTS; i++)
+    msi_window_told(&port->told[i]);
+  free(port->told);
+  free(port->seen);
+  free(port->clients);
+  free(port->lanes);
+  msi_pool_close(&port->pool);
+  *port = (msi_port){0};
+}
+
+static uint8_t bell(const msi_port *port, uint32_t lane) {
+  /* Pairs with the client's release: its header and payload are visible. */
+  return atomic_load_explicit((_Atomic uint8_t *)(port->memory + lane), memory_order_acquire);
+}
+
+/* Eight lanes a look: a silent client costs an eighth of a compare. */
+int msi_port_rung(const msi_port *port, uint32_t *lane) {
+  uint32_t at = *lane;
+  while (at < port->layout.lanes) {
+    if (at % 8 == 0) {
+      uint64_t now = *(volatile uint64_t *)(port->memory + at), seen;
+      memcpy(&seen, port->seen + at, sizeof seen);
+      if (now == seen) {
+        at += 8;
+        continue;
+      }
+    }
+    if (bell(port, at) != port->seen[at]) {
+      *lane = at;
+      return 1;
+    }
+    at++;
+  }
+  return 0;
+}
+
+msi_slot *msi_port_slot(const msi_port *port, uint32_t lane, uint64_t sequence) {
+  return (msi_slot *)(port->memory + msi_slot_at(&port->layout, lane, sequence));
+}
+
+msi_slot *msi_port_take(msi_port *port, uint32_t lane, uint64_t *sequence) {
+  *sequence = ++port->lanes[lane].taken;
+  port->seen[lane] = (uint8_t)*sequence;
+  msi_slot *slot = msi_port_slot(port, lane, *sequence);
+  return slot->request.sequence == *sequence ? slot : NULL;
+}
+
+void msi_port_lease_drop(msi_port *port, uint32_t lane, int i) {
+  msi_pool_give(&port->pool, port->lanes[lane].leases[i]);
+  port->lanes[lane].leases[i] = (msi_range){0};
+}
+
+int msi_port_lease(msi_port *port, uint32_t lane, int i, uint32_t rows) {
+  msi_port_lease_drop(port, lane, i);
+  return !rows || msi_pool_take(&port->pool, rows, &port->lanes[lane].leases[i]);
+}
+
+int msi_port_lease_once(const msi_port *port, msi_range range) {
+  return range.begin + range.rows > port->pool.rows / 2;
+}
+
+static MPI_Request *told(msi_port *port, uint32_t lane, uint64_t sequence) {
+  return &port->told[lane * MSI_SLOTS + (sequence - 1) % MSI_SLOTS];
+}
+
+/* The last message from this slot has been received (else the client would not
+ * have used the slot again), but MPI may not have told us yet. */
+int msi_port_reply_begin(msi_port *port, uint32_t lane, uint64_t sequence, msi_slot **slot) {
+  int code = port->told ? msi_window_told(told(port, lane, sequence)) : MPISERVE_OK;
+  *slot = msi_port_slot(port, lane, sequence);
+  msi_reply_header *reply = &(*slot)->reply;
+  memset((char *)reply + sizeof reply->sequence, 0, sizeof *reply - sizeof reply->sequence);
+  return code;
+}
+
+int msi_port_reply_end(msi_port *port, uint32_t lane, uint64_t sequence, size_t payload_bytes) {
+  msi_reply_header *reply = &msi_port_slot(port, lane, sequence)->reply;
+  /* The client reads code and rows after it has seen this. */
+  atomic_store_explicit(&reply->sequence, sequence, memory_order_release);
+  if (!port->told) return MPISERVE_OK;
+  return msi_window_tell(port->window, port->clients[lane], reply, sizeof *reply + payload_bytes,
+                         told(port, lane, sequence));
+}
+
+int msi_port_reply(msi_port *port, uint32_t lane, uint64_t sequence, int code, const char *text) {
+  msi_slot *slot;
+  int failed = msi_port_reply_begin(port, lane, sequence, &slot);
+  if (failed) return failed;
+  size_t bytes = text ? strnlen(text, MSI_EAGER_BYTES) : 0;
+  if (bytes) memcpy(slot->output, text, bytes);
+  slot->reply.code = code;
+  slot->reply.text_bytes = (uint32_t)bytes;
+  return msi_port_reply_end(port, lane, sequence, bytes);
+}

@@ -1,0 +1,62 @@
+#include "slot.h"
+
+#include <string.h>
+
+#include "error.h"
+
+static size_t align_up(size_t n) { return (n + MSI_ALIGN - 1) / MSI_ALIGN * MSI_ALIGN; }
+
+static const size_t POOL_BYTES = (size_t)256 << 20; /* unless the description says more */
+
+static uint32_t pool_rows(const msi_layout *layout, const mpiserve_description *description) {
+  size_t max_rows = (size_t)description->max_batch_rows;
+  size_t pool_bytes = description->pool_bytes ? (size_t)description->pool_bytes : POOL_BYTES;
+  size_t row = layout->inputs.total_row_bytes + layout->outputs.total_row_bytes;
+  size_t most = 2 * (size_t)layout->lanes * max_rows, least = 2 * max_rows;
+  size_t fits = row ? pool_bytes / row : most;
+  size_t rows = most < fits ? most : fits > least ? fits : least;
+  return rows < UINT32_MAX ? (uint32_t)rows : UINT32_MAX;
+}
+
+static size_t place(const msi_side *side, uint32_t rows, size_t at, size_t *offsets) {
+  for (int i = 0; i < side->n; i++) {
+    offsets[i] = at;
+    at = align_up(at + rows * side->row_bytes[i]);
+  }
+  return at;
+}
+
+int msi_layout_init(msi_layout *layout, const mpiserve_description *description, uint32_t lanes) {
+  const mpiserve_description *d = description;
+  *layout = (msi_layout){.lanes = lanes, .max_rows = d->max_batch_rows};
+  int code = msi_side_init(&layout->inputs, "input", d->n_inputs, d->inputs);
+  if (!code) code = msi_side_init(&layout->outputs, "output", d->n_outputs, d->outputs);
+  if (code || !lanes) return code;
+  layout->pool_rows = pool_rows(layout, d);
+  layout->lanes_at = align_up(lanes);
+  size_t at = layout->lanes_at + lanes * sizeof(msi_slot) * MSI_SLOTS;
+  at = place(&layout->inputs, layout->pool_rows, at, layout->inputs_at);
+  layout->bytes = place(&layout->outputs, layout->pool_rows, at, layout->outputs_at);
+  return MPISERVE_OK;
+}
+
+int msi_layout_eager(const msi_layout *layout, int64_t rows) {
+  return (size_t)rows * layout->inputs.total_row_bytes <= MSI_EAGER_BYTES &&
+         (size_t)rows * layout->outputs.total_row_bytes <= MSI_EAGER_BYTES;
+}
+
+void msi_side_pack(const msi_side *side, int64_t rows, uint8_t *to, void *const *from) {
+  for (int i = 0; i < side->n; i++) {
+    size_t bytes = (size_t)rows * side->row_bytes[i];
+    memcpy(to, from[i], bytes);
+    to += bytes;
+  }
+}
+
+void msi_side_unpack(const msi_side *side, int64_t rows, void *const *to, const uint8_t *from) {
+  for (int i = 0; i < side->n; i++) {
+    size_t bytes = (size_t)rows * side->row_bytes[i];
+    memcpy(to[i], from, bytes);
+    from += bytes;
+  }
+}

@@ -1,0 +1,95 @@
+/* slot: what lies where in a head's window. docs/protocol.md says the same in
+ * words; both sides compute it from the published description. No MPI calls.
+ *
+ *   [bells: one byte per lane] [lanes: slots of each lane] [input slabs] [output slabs]
+ *
+ * A lane belongs to one simulation rank. Its request n (1, 2, ...) uses slot
+ * (n - 1) % slots. */
+#ifndef MSI_SLOT_H
+#define MSI_SLOT_H
+
+#include <stdatomic.h>
+
+#include "tensor.h"
+
+enum {
+  MSI_SLOTS = 4,         /* requests in flight per lane */
+  MSI_EAGER_BYTES = 384, /* of payload in a slot, each way; also the room for texts */
+  MSI_ALIGN = 64         /* a cache line */
+};
+
+/* What a request asks for. */
+typedef enum msi_kind {
+  MSI_ATTACH = 1, /* this client will use the service: count it in the census */
+  MSI_LEASE = 2,  /* rows of the slabs, kept until replaced or taken back */
+  MSI_INFER = 3,
+  MSI_FAIL = 4, /* the client ended with an error; its text is the payload */
+  MSI_LEAVE = 5 /* the last word of a client */
+} msi_kind;
+
+/* Written by the client before it rings; `cancelled` also after. */
+typedef struct msi_request_header {
+  uint64_t sequence; /* n: guards against a lane out of step */
+  uint32_t kind;
+  uint32_t rows;
+  int32_t lease; /* which lease of the lane holds the payload; -1: it rides here */
+  uint32_t text_bytes;
+  _Atomic uint32_t cancelled;
+  uint32_t unused[9];
+} msi_request_header;
+
+/* Written by the head; sequence last. */
+typedef struct msi_reply_header {
+  _Atomic uint64_t sequence; /* n: the reply to request n is complete */
+  int32_t code;
+  uint32_t rows;     /* of the batch */
+  uint32_t requests; /* of the batch */
+  uint32_t text_bytes;
+  uint32_t lease_begin, lease_rows; /* reply to MSI_LEASE */
+  uint32_t lease_once;              /* to be given back after one request */
+  uint32_t unused;
+  int64_t queue_ns, compute_ns;
+  int64_t spare;
+} msi_reply_header;
+
+typedef struct msi_slot {
+  msi_request_header request;
+  uint8_t input[MSI_EAGER_BYTES];
+  msi_reply_header reply; /* with output one piece: over RMA it is one message */
+  uint8_t output[MSI_EAGER_BYTES];
+} msi_slot;
+
+_Static_assert(sizeof(msi_request_header) == MSI_ALIGN, "one cache line, one writer");
+_Static_assert(sizeof(msi_reply_header) == MSI_ALIGN, "one cache line, one writer");
+_Static_assert(sizeof(msi_slot) * MSI_SLOTS <= 4096, "a silent client costs less than a page");
+
+typedef struct msi_layout {
+  msi_side inputs, outputs;
+  uint32_t lanes;
+  uint32_t pool_rows;
+  int64_t max_rows; /* of a request */
+  size_t lanes_at;
+  size_t inputs_at[MPISERVE_MAX_TENSORS], outputs_at[MPISERVE_MAX_TENSORS];
+  size_t bytes; /* of the whole segment */
+} msi_layout;
+
+/* Computes the layout for a number of lanes; 0 lanes take no memory. The slabs
+ * hold two full batches, or two requests of max_batch_rows for every lane if
+ * these fit into the description's pool_bytes. description must outlive the
+ * layout. */
+int msi_layout_init(msi_layout *layout, const mpiserve_description *description, uint32_t lanes);
+
+/* Do requests of this many rows ride in the slot? */
+int msi_layout_eager(const msi_layout *layout, int64_t rows);
+
+static inline size_t msi_slot_at(const msi_layout *layout, uint32_t lane, uint64_t sequence) {
+  return layout->lanes_at +
+         (lane * (size_t)MSI_SLOTS + (sequence - 1) % MSI_SLOTS) * sizeof(msi_slot);
+}
+
+/* Copy tensors between their own addresses and one packed run of bytes, in the
+ * order of the signature. */
+void msi_side_pack(const msi_side *side, int64_t rows, uint8_t *to, void *const *from);
+void msi_side_unpack(const msi_side *side, int64_t rows, void *const *to, const uint8_t *from);
+
+#endif

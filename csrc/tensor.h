@@ -1,0 +1,29 @@
+/* tensor: dtypes, shapes, bytes, and the check of a call against a signature.
+ * No MPI calls. */
+#ifndef MSI_TENSOR_H
+#define MSI_TENSOR_H
+
+#include "mpiserve.h"
+
+/* One side (inputs or outputs) of a signature, and what follows from it. */
+typedef struct msi_side {
+  const char *what; /* "input" or "output", for messages */
+  int n;
+  const mpiserve_spec *specs;
+  size_t row_bytes[MPISERVE_MAX_TENSORS];
+  size_t total_row_bytes; /* of all tensors of this side */
+} msi_side;
+
+/* Checks the specs (names, dtypes, shapes) and fills side, which keeps specs. */
+int msi_side_init(msi_side *side, const char *what, int n, const mpiserve_spec *specs);
+
+/* Checks the tensors of a call and puts their addresses into data in the order
+ * of the signature. *rows is 0 before the first side, and the common number of
+ * rows after it. */
+int msi_side_match(const msi_side *side, const char *service, int n, const mpiserve_tensor *tensors,
+                   int64_t *rows, void **data);
+
+/* Do two sides have equal names, dtypes and shapes? */
+int msi_side_equal(const msi_side *a, const msi_side *b);
+
+#endif

@@ -1,0 +1,30 @@
+/* thread: lets MPI make progress at an inference rank while its model runs, for
+ * the sake of clients that Put and Get from other nodes. One thread at a time
+ * calls MPI: MPI_THREAD_SERIALIZED is enough, and asking for more would break
+ * MPICH worlds whose other ranks ask for less. */
+#ifndef MSI_THREAD_H
+#define MSI_THREAD_H
+
+#include <pthread.h>
+
+#include "window.h"
+
+typedef struct msi_thread {
+  msi_window *window;
+  pthread_t id;
+  pthread_mutex_t mutex; /* held by whoever calls MPI while the thread is awake */
+  pthread_cond_t changed;
+  int started, awake, stop;
+  int64_t polls;
+} msi_thread;
+
+/* Starts it asleep if this head has clients over RMA and MPI allows threads;
+ * MPISERVE_THREAD=off in the environment keeps it from starting. */
+int msi_thread_open(msi_thread *thread, msi_window *window);
+void msi_thread_close(msi_thread *thread);
+
+/* The caller leaves MPI to the thread; the caller takes it back. */
+void msi_thread_wake(msi_thread *thread);
+void msi_thread_rest(msi_thread *thread);
+
+#endif

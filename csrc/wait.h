@@ -1,0 +1,39 @@
+/* wait: time, and waiting that starts by spinning and ends by sleeping, because
+ * ranks may outnumber cores. No MPI calls. */
+#ifndef MSI_WAIT_H
+#define MSI_WAIT_H
+
+#include <stdint.h>
+
+/* Monotonic nanoseconds. */
+int64_t msi_now(void);
+
+/* Nanoseconds from now, for a time-out in seconds; INT64_MAX for "forever". */
+int64_t msi_deadline(double seconds);
+
+/* How patient a rank may be with its core: spin when it has one to itself,
+ * yield and sleep soon when it shares. */
+typedef struct msi_patience {
+  int64_t spin_ns;  /* before the first yield */
+  int64_t yield_ns; /* before the first sleep */
+  int64_t sleep_ns; /* the longest sleep */
+} msi_patience;
+
+/* ranks: of this node; cores: that this process may use. */
+msi_patience msi_patience_for(int ranks, int cores);
+
+/* One wait. Zero-initialise, then call msi_wait_pause() after each look that
+ * found nothing. It returns true now and then (when it has yielded or slept),
+ * for work that is too dear for every look. */
+typedef struct msi_wait {
+  int64_t start_ns;
+  int64_t nap_ns;
+  unsigned looks;
+} msi_wait;
+
+int msi_wait_pause(msi_wait *wait, const msi_patience *patience);
+
+/* Cores that this process may use. */
+int msi_cores(void);
+
+#endif

@@ -1,0 +1,65 @@
+/* window: the only file with MPI_Win_*, Put, Get and flush. Two transports:
+ *
+ *   shared  clients on the head's node use the head's memory itself
+ *   rma     clients elsewhere Put and Get; the head tells them by one small
+ *           message that a reply is there
+ *
+ * Only inference ranks have memory in a window, and only they are targets: a
+ * simulation rank may compute for hours and delays nobody. */
+#ifndef MSI_WINDOW_H
+#define MSI_WINDOW_H
+
+#include "world.h"
+
+enum { MSI_TRANSPORTS = 2 }; /* MPISERVE_SHARED, MPISERVE_RMA */
+
+typedef struct msi_window {
+  const msi_world *world;
+  int used[MSI_TRANSPORTS];
+  MPI_Win win[MSI_TRANSPORTS];
+  void *memory[MSI_TRANSPORTS]; /* this rank's own */
+  MPI_Comm replies;             /* of the messages of the rma transport */
+  MPI_Request heard;            /* the client's standing receive */
+  void *mailbox;
+  int64_t operations, to_simulation;
+} msi_window;
+
+/* How a client reaches a head: by the nodes that they are on, or as
+ * MPISERVE_TRANSPORT says. Local, and the same at every rank. */
+int msi_window_transport(const msi_world *world, int client, int head);
+
+/* Collective over the world. bytes: of this rank's memory in each transport
+ * (0 on simulation ranks). message_bytes: of the longest message. */
+int msi_window_open(msi_window *window, const msi_world *world, const size_t bytes[MSI_TRANSPORTS],
+                    size_t message_bytes);
+
+/* Collective over the world; no message may be under way. Safe after a failed open. */
+int msi_window_close(msi_window *window);
+
+/* Client: the memory of a head on this node. Local. */
+int msi_window_peer(msi_window *window, int head, void **memory);
+
+/* Client, rma: write to, or read from, the memory of a head. Complete at the
+ * head (put), or here (get), when msi_window_flush() has returned. */
+int msi_window_put(msi_window *window, int head, size_t at, const void *from, size_t bytes);
+int msi_window_get(msi_window *window, int head, size_t at, void *to, size_t bytes);
+int msi_window_flush(msi_window *window, int head);
+
+/* Client, rma: a message, if one is there: *head is its sender, or -1. The
+ * message lies in window->mailbox until msi_window_listen(). */
+int msi_window_hear(msi_window *window, int *head);
+int msi_window_listen(msi_window *window);
+
+/* Head, rma: begin to send a message; it must not change until *request is
+ * complete, for which msi_window_told() waits. */
+int msi_window_tell(msi_window *window, int client, const void *message, size_t bytes,
+                    MPI_Request *request);
+int msi_window_told(MPI_Request *request);
+
+/* Head, rma: let MPI work, then see what clients have put. */
+int msi_window_progress(msi_window *window);
+
+/* Any rank: let MPI work while waiting, for the sake of the caller's own messages. */
+int msi_window_nudge(msi_window *window);
+
+#endif

@@ -1,0 +1,69 @@
+"""mpiserve: a simulation and the models that it asks, in one MPI world."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+import mpi4py
+
+from mpiserve.errors import (
+    ArgumentError,
+    CancelledError,
+    ClosedError,
+    Code,
+    ConfigError,
+    DtypeError,
+    Error,
+    ModelError,
+    NotFoundError,
+    PeerError,
+    RequestTimeout,
+)
+
+if TYPE_CHECKING:
+    from mpiserve.backends.base import Backend
+    from mpiserve.config import Config
+    from mpiserve.session import Session, open
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ArgumentError",
+    "Backend",
+    "CancelledError",
+    "ClosedError",
+    "Code",
+    "Config",
+    "ConfigError",
+    "DtypeError",
+    "Error",
+    "ModelError",
+    "NotFoundError",
+    "PeerError",
+    "RequestTimeout",
+    "Session",
+    "open",
+]
+
+# mpi4py asks for MULTIPLE by itself, and a mix with ranks that ask for less corrupts
+# messages in MPICH. Whoever imports mpiserve first, and says nothing else, gets this.
+if "mpi4py.MPI" not in sys.modules:
+    mpi4py.rc.thread_level = "serialized"
+
+# Imported when first used: a session initialises MPI, a configuration needs pydantic.
+_LATE = {
+    "Backend": "mpiserve.backends.base",
+    "Config": "mpiserve.config",
+    "Session": "mpiserve.session",
+    "open": "mpiserve.session",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_LATE[name]), name)
+    globals()[name] = value
+    return value

@@ -1,0 +1,88 @@
+"""Is this the MPI that mpiserve was built for, and is the world the one that was launched?"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from mpiserve.errors import Code, Error
+
+# What launchers tell their processes: the variables of the size and of the rank.
+_LAUNCHERS = (
+    ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
+    ("PMI_SIZE", "PMI_RANK"),
+    ("MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_RANK"),
+    ("PALS_SIZE", "PALS_RANKID"),
+    ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
+)
+
+_VENDORS = (
+    ("Open MPI", r"Open MPI v?(\d+)"),
+    ("Intel MPI", r"Intel\(R\) MPI Library\D*(\d+)"),
+    ("Cray MPICH", r"CRAY MPICH\D*(\d+)"),
+    ("MVAPICH", r"MVAPICH\d?\D*(\d+)"),
+    ("MPICH", r"MPICH\D*(\d+)"),
+)
+
+
+def vendor(text: str) -> tuple[str, str]:
+    """Find the vendor and the major version in an MPI library's own text."""
+    for name, pattern in _VENDORS:
+        found = re.search(pattern, text)
+        if found:
+            return name, found.group(1)
+    return short(text), ""
+
+
+def short(text: str) -> str:
+    """Cut a library's text to what a line can hold."""
+    first = re.split(r"[\n,]", text.strip())[0]
+    return re.sub(r"\s+", " ", first)[:60]
+
+
+def mpi_mismatch(build: str, runtime: str) -> str | None:
+    """Say what is wrong if mpiserve was built for another MPI than the one loaded."""
+    if vendor(build) == vendor(runtime):
+        return None
+    return (
+        f"mpiserve was built with {short(build)}, but runs with {short(runtime)}: "
+        "rebuild it, or start it with the MPI that it was built with"
+    )
+
+
+def launched(environ: Mapping[str, str]) -> tuple[str, int, int] | None:
+    """Read what the launcher says: the variable of the size, the size and the rank."""
+    for size, rank in _LAUNCHERS:
+        if environ.get(size, "").isdigit():
+            number = environ.get(rank, "")
+            return size, int(environ[size]), int(number) if number.isdigit() else 0
+    return None
+
+
+def world_mismatch(world_size: int, library: str, environ: Mapping[str, str]) -> str | None:
+    """Say what is wrong if a launcher started several ranks and MPI sees only one."""
+    launch = launched(environ)
+    if world_size > 1 or launch is None or launch[1] <= 1:
+        return None
+    variable, size, _ = launch
+    return (
+        f"the world has 1 rank, but the launcher started {size} ({variable}={size}): "
+        f"it is not the launcher of the MPI library in use, {short(library)}"
+    )
+
+
+def thread_level(mpi: Any) -> str:
+    """Name the thread level that MPI runs at; mpi is the module mpi4py.MPI."""
+    names = ("single", "funneled", "serialized", "multiple")
+    return {getattr(mpi, f"THREAD_{name.upper()}"): name for name in names}[mpi.Query_thread()]
+
+
+def require(problem: str | None) -> None:
+    """Raise what a check found.
+
+    Raises:
+        Error: With code EVERSION.
+    """
+    if problem:
+        raise Error(Code.EVERSION, problem)

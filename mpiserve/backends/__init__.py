@@ -1,0 +1,38 @@
+"""What runs the models. Each backend imports its own libraries, and late."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from mpiserve.backends.base import Backend, import_object
+from mpiserve.errors import Code, ModelError
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+    from mpiserve.config import ServiceConfig
+
+_BUILT_IN = {
+    "deepspeed": ("mpiserve.backends.deepspeed_backend", "DeepSpeedBackend"),
+    "torch": ("mpiserve.backends.torch_backend", "TorchBackend"),
+    "python": ("mpiserve.backends.python_backend", "PythonBackend"),
+    "echo": ("mpiserve.backends.echo_backend", "EchoBackend"),
+}
+
+
+def create(service: ServiceConfig, comm: MPI.Comm | None = None, local_rank: int = 0) -> Backend:
+    """Make the backend that a service names; its model is not loaded yet.
+
+    Raises:
+        ModelError: If a class of the user's cannot be found or is no Backend.
+    """
+    if service.backend in _BUILT_IN:
+        module, name = _BUILT_IN[service.backend]
+        kind = getattr(import_module(module), name)
+    else:
+        kind = import_object(service.backend, service.folder)
+    if not (isinstance(kind, type) and issubclass(kind, Backend)):
+        text = f"'{service.backend}' is no subclass of mpiserve.Backend"
+        raise ModelError(Code.EMODEL, text)
+    return kind(service, comm, local_rank)

@@ -1,0 +1,125 @@
+"""What every backend is: load a model, run it on batches, let it go."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mpiserve.errors import ArgumentError, Code, ModelError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from mpi4py import MPI
+
+    from mpiserve.config import ServiceConfig
+
+
+class Backend:
+    """Runs the model of one replica.
+
+    Subclass it, write `run`, and name the class in the configuration as
+    `backend = "module:Class"`. `load` is where to build or read the model: it is
+    called once, before the service is announced.
+
+    Attributes:
+        service: The service's table of the configuration.
+        comm: The ranks of this replica.
+        local_rank: Position among the inference ranks of this node, to choose a device by.
+    """
+
+    native = False  # answered by the broker in C, without run()
+
+    def __init__(
+        self, service: ServiceConfig, comm: MPI.Comm | None = None, local_rank: int = 0
+    ) -> None:
+        self.service = service
+        self.comm = comm
+        self.local_rank = local_rank
+
+    @property
+    def engine(self) -> str:
+        """What runs the model, for people and logs: "package.module.Class"."""
+        return full_name(type(self))
+
+    def load(self) -> None:
+        """Make the model ready to run."""
+
+    def run(self, inputs: tuple[np.ndarray, ...]) -> Any:
+        """Run the model on one batch.
+
+        Args:
+            inputs: One array [rows, ...] per input of the signature, in its order.
+                They view the broker's memory and are valid until this returns.
+
+        Returns:
+            One array [rows, ...] per output of the signature: a sequence in its
+            order, a mapping by name, or for one output the array alone.
+        """
+        raise NotImplementedError(f"{full_name(type(self))} has no run()")
+
+    def close(self) -> None:
+        """Let the model go."""
+
+
+def full_name(thing: Any) -> str:
+    """Name a class or a function with its module."""
+    return f"{thing.__module__}.{getattr(thing, '__qualname__', type(thing).__qualname__)}"
+
+
+def ordered(result: Any, service: ServiceConfig) -> list[Any]:
+    """Bring what a model returned into the order of the signature's outputs.
+
+    Raises:
+        ModelError: If the names or the number of the outputs are wrong.
+    """
+    names = [tensor.name for tensor in service.outputs]
+    if isinstance(result, Mapping):
+        if set(result) != set(names):
+            got = ", ".join(map(str, result)) or "nothing"
+            raise ModelError(Code.EMODEL, f"expected outputs {', '.join(names)}, got {got}")
+        return [result[name] for name in names]
+    outputs = list(result) if isinstance(result, (tuple, list)) else [result]
+    if len(outputs) != len(names):
+        text = f"expected {len(names)} outputs ({', '.join(names)}), got {len(outputs)}"
+        raise ModelError(Code.EMODEL, text)
+    return outputs
+
+
+def import_object(spec: str, folder: Path) -> Any:
+    """Import "module:object"; the module may lie in the configuration's folder.
+
+    Raises:
+        ModelError: If there is no such module, or no such object in it.
+    """
+    module_name, _, name = spec.partition(":")
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+    try:
+        return getattr(import_module(module_name), name)
+    except ModuleNotFoundError as error:
+        if error.name != module_name.split(".")[0] and error.name != module_name:
+            raise
+        text = f"'{spec}': no module '{error.name}' in {folder} or on the Python path"
+        raise ModelError(Code.EMODEL, text) from None
+    except AttributeError as error:
+        if not hasattr(error, "obj") or getattr(error.obj, "__name__", "") != module_name:
+            raise
+        raise ModelError(Code.EMODEL, f"'{spec}': the module has no '{name}'") from None
+
+
+def check_options(service: ServiceConfig, known: Sequence[str]) -> None:
+    """Refuse options that the backend does not know.
+
+    Raises:
+        ArgumentError: With the key, and the one that was perhaps meant.
+    """
+    for key in service.options:
+        if key not in known:
+            near = get_close_matches(key, known, 1)
+            hint = f"did you mean '{near[0]}'?" if near else f"one of: {', '.join(known)}"
+            text = f"service.{service.name}.options.{key}: unknown key ({hint})"
+            raise ArgumentError(Code.EARG, text)

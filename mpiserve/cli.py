@@ -1,0 +1,139 @@
+"""`python -m mpiserve`: run, serve, check, info."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import metadata
+from typing import Annotated
+
+import typer
+
+from mpiserve import __version__
+from mpiserve.errors import Error
+
+app = typer.Typer(
+    name="python -m mpiserve",
+    help="Couple a simulation and the models that it asks, in one MPI world.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+ConfigFile = Annotated[str, typer.Argument(metavar="CONFIG", help="The TOML file of the services.")]
+
+
+def main() -> None:
+    """Run a command and exit with its status: 0, 1 for a failure, 2 for wrong usage."""
+    app(prog_name="python -m mpiserve")
+
+
+@app.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+def run(
+    config: ConfigFile,
+    script: Annotated[str, typer.Argument(metavar="SCRIPT", help="The simulation.")],
+    args: Annotated[list[str] | None, typer.Argument(metavar="[ARGS]...")] = None,
+) -> None:
+    """Run SCRIPT on the simulation ranks; the ranks that CONFIG chooses serve."""
+    _exit("run", config, script, args or [])
+
+
+@app.command()
+def serve(config: ConfigFile) -> None:
+    """Serve beside another program of the same world: every rank of this one infers."""
+    _exit("serve", config)
+
+
+@app.command()
+def check(
+    config: ConfigFile,
+    ranks: Annotated[
+        int | None,
+        typer.Option("-n", help="Also check the partition of a world of this many ranks."),
+    ] = None,
+) -> None:
+    """Check CONFIG and show who would do what, without MPI."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from mpiserve.config import Config
+    from mpiserve.partition import roles, seats
+
+    try:
+        checked = Config.load(config)
+        chosen = roles(checked, ranks) if ranks is not None else []
+    except Error as error:
+        print(f"mpiserve: {error}", file=sys.stderr)
+        raise typer.Exit(2) from None
+    inference = [rank for rank, role in enumerate(chosen) if role == "inference"]
+    table = Table("rank", "service", "replica", "backend", "model")
+    for position, seat in enumerate(seats(checked)):
+        rank = str(inference[position]) if inference else "-"
+        service = seat.service
+        table.add_row(rank, service.name, str(seat.replica), service.backend, service.model or "-")
+    Console().print(table)
+
+
+@app.command()
+def info() -> None:
+    """Print versions, the MPI library, transports and the thread level."""
+    from mpi4py import MPI
+    from rich.console import Console
+    from rich.table import Table
+
+    rows = [("mpiserve", __version__), *_mpi_rows(), ("Python", sys.version.split()[0])]
+    rows += [(name, _version(name)) for name in ("mpi4py", "numpy", "torch", "deepspeed")]
+    if MPI.COMM_WORLD.rank > 0:
+        return
+    table = Table(show_header=False)
+    for row in rows:
+        table.add_row(*row)
+    Console(width=max(80, max(len(value) for _, value in rows) + 30)).print(table)
+
+
+def _mpi_rows() -> list[tuple[str, str]]:
+    from mpi4py import MPI
+
+    from mpiserve import _check
+
+    runtime = MPI.Get_library_version()
+    rows = [
+        ("MPI library", _check.short(runtime)),
+        ("thread level", _check.thread_level(MPI)),
+        ("world", f"{MPI.COMM_WORLD.size} rank(s)"),
+        ("transport", f"{os.environ.get('MPISERVE_TRANSPORT', 'auto')} (of shared, rma)"),
+    ]
+    return [*_build_rows(runtime), *rows]
+
+
+def _build_rows(runtime: str) -> list[tuple[str, str]]:
+    from mpi4py import MPI
+
+    from mpiserve import _check
+
+    try:
+        from mpiserve import _broker
+    except ImportError as error:
+        return [("built with", f"not built, or not for this MPI: {error}")]
+    problems = (
+        _check.mpi_mismatch(_broker.mpi_build(), runtime),
+        _check.world_mismatch(MPI.COMM_WORLD.size, runtime, os.environ),
+    )
+    rows = [("built with", _check.short(_broker.mpi_build()))]
+    return rows + [("problem", problem) for problem in problems if problem]
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _exit(program: str, *args: object) -> None:
+    try:
+        from mpiserve import launch
+    except Error as error:  # the MPI is not the one that mpiserve was built with
+        print(f"mpiserve: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    raise typer.Exit(getattr(launch, program)(*args))

@@ -1,0 +1,345 @@
+"""The TOML file of the inference ranks, checked before anything starts."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    StrictInt,
+    StrictStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from mpiserve.errors import Code, ConfigError
+
+# In the order of mpiserve_dtype: the position is the number.
+DTYPES = (
+    "bool",
+    "uint8",
+    "int8",
+    "int16",
+    "int32",
+    "int64",
+    "float16",
+    "bfloat16",
+    "float32",
+    "float64",
+)
+MODEL_DTYPES = ("float16", "bfloat16", "float32", "float64")
+MAX_DIMS = 8
+MAX_TENSORS = 16
+NAME_SIZE = 64
+
+BACKENDS = ("deepspeed", "torch", "python", "echo")
+OBJECT = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")  # "module:object"
+
+
+def _suggest(word: str, known: tuple[str, ...] | list[str]) -> str:
+    near = get_close_matches(word, known, 1)
+    return f"(did you mean '{near[0]}'?)" if near else f"(one of: {', '.join(known)})"
+
+
+def _dtype(name: str) -> str:
+    if name not in DTYPES:
+        raise ValueError(f"unknown dtype '{name}' {_suggest(name, DTYPES)}")
+    return name
+
+
+def _name(name: str) -> str:
+    if not 0 < len(name.encode()) < NAME_SIZE:
+        raise ValueError(
+            f"a name has 1 to {NAME_SIZE - 1} bytes, '{name}' has {len(name.encode())}"
+        )
+    return name
+
+
+def _shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    if not shape or shape[0] != -1:
+        raise ValueError(f"the first dimension is the rows and must be -1, got {list(shape)}")
+    if any(size < 1 for size in shape[1:]):
+        raise ValueError(f"every dimension after the first must be positive, got {list(shape)}")
+    if len(shape) > MAX_DIMS:
+        raise ValueError(f"at most {MAX_DIMS} dimensions, got {len(shape)}")
+    return shape
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class TensorConfig(_Table):
+    """One tensor of a signature; its first dimension, -1, is the rows."""
+
+    name: Annotated[str, AfterValidator(_name)]
+    dtype: Annotated[str, AfterValidator(_dtype)]
+    shape: Annotated[tuple[StrictInt, ...], BeforeValidator(_tuple), AfterValidator(_shape)]
+
+
+Tensors = Annotated[tuple[TensorConfig, ...], BeforeValidator(_tuple)]
+
+
+class ServiceConfig(_Table):
+    """One table `[service.NAME]`: a model, its signature and its batching policy."""
+
+    backend: str = "deepspeed"
+    model: Annotated[str | None, Field(validate_default=True)] = None
+    options: dict[str, Any] = Field(default_factory=dict)
+    inputs: Tensors
+    outputs: Annotated[Tensors, Field(validate_default=True)] = ()
+    replicas: int = Field(1, ge=1)
+    tensor_parallel: int = Field(1, ge=1)
+    dtype: str = "float32"
+    max_batch_rows: int = Field(4096, ge=1, lt=2**30)
+    max_delay_us: int = Field(200, ge=0, lt=2**31)
+    pool_bytes: int = Field(0, ge=0)
+    threads: int = Field(1, ge=1)
+    warmup: Any = True  # a bool, or rows of the batches
+
+    _name: str = PrivateAttr("")
+    _folder: Path = PrivateAttr(Path("."))
+
+    @property
+    def name(self) -> str:
+        """The name by which simulation ranks find the service."""
+        return self._name
+
+    @property
+    def folder(self) -> Path:
+        """Where the configuration lies: relative paths and modules are looked up there."""
+        return self._folder
+
+    @property
+    def warmup_rows(self) -> tuple[int, ...]:
+        """Rows of the batches that the model sees before the service is announced."""
+        if isinstance(self.warmup, tuple):
+            return self.warmup
+        return tuple(sorted({1, self.max_batch_rows})) if self.warmup else ()
+
+    @field_validator("backend")
+    @classmethod
+    def _check_backend(cls, backend: str) -> str:
+        if backend in BACKENDS or OBJECT.fullmatch(backend):
+            return backend
+        raise ValueError(
+            f"unknown backend '{backend}' {_suggest(backend, BACKENDS)}; "
+            "a class of your own is named as 'module:Class'"
+        )
+
+    @field_validator("model")
+    @classmethod
+    def _check_model(cls, model: str | None, info: ValidationInfo) -> str | None:
+        backend = info.data.get("backend")
+        if not model and backend in ("deepspeed", "torch", "python"):
+            raise ValueError(
+                f"missing; the backend '{backend}' needs one, such as 'module:callable'"
+            )
+        return model
+
+    @field_validator("inputs", "outputs")
+    @classmethod
+    def _check_tensors(cls, tensors: Tensors, info: ValidationInfo) -> Tensors:
+        echo, inputs = info.data.get("backend") == "echo", info.data.get("inputs", ())
+        if echo and info.field_name == "outputs":
+            return _mirrored(tensors, inputs)
+        if not tensors:
+            raise ValueError("missing")
+        if len(tensors) > MAX_TENSORS:
+            raise ValueError(f"at most {MAX_TENSORS} tensors, got {len(tensors)}")
+        names = [tensor.name for tensor in tensors]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two tensors are named '{name}'")
+        return tensors
+
+    @field_validator("tensor_parallel")
+    @classmethod
+    def _check_parallel(cls, ranks: int) -> int:
+        if ranks > 1:
+            raise ValueError(f"{ranks}: this version runs each replica on 1 rank; use replicas")
+        return ranks
+
+    @field_validator("dtype")
+    @classmethod
+    def _check_dtype(cls, dtype: str) -> str:
+        if dtype not in MODEL_DTYPES:
+            raise ValueError(f"unknown model dtype '{dtype}' {_suggest(dtype, MODEL_DTYPES)}")
+        return dtype
+
+    @field_validator("warmup")
+    @classmethod
+    def _check_warmup(cls, warmup: Any, info: ValidationInfo) -> bool | tuple[int, ...]:
+        if isinstance(warmup, bool):
+            return warmup
+        if not isinstance(warmup, list) or not all(type(rows) is int for rows in warmup):
+            raise ValueError(f"must be true, false or a list of rows, got {warmup!r}")
+        limit = info.data.get("max_batch_rows", 2**31)
+        if not all(0 < rows <= limit for rows in warmup):
+            raise ValueError(f"rows must be 1 to max_batch_rows, got {warmup}")
+        return tuple(warmup)
+
+
+def _mirrored(outputs: Tensors, inputs: Tensors) -> Tensors:
+    if not outputs:
+        return inputs
+    if [(t.dtype, t.shape) for t in outputs] != [(t.dtype, t.shape) for t in inputs]:
+        raise ValueError("the backend 'echo' answers with its inputs: dtypes and shapes must agree")
+    return outputs
+
+
+class PartitionConfig(_Table):
+    """The table `[partition]`: which ranks of one program infer."""
+
+    placement: Literal["tail", "per-node"] = "tail"
+    ranks: Annotated[tuple[StrictInt, ...] | None, BeforeValidator(_tuple)] = None
+
+    @field_validator("ranks")
+    @classmethod
+    def _check_ranks(cls, ranks: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if ranks == ():
+            raise ValueError("at least one rank must infer")
+        for rank in ranks or ():
+            if rank < 0:
+                raise ValueError(f"rank {rank} is negative")
+            if (ranks or ()).count(rank) > 1:
+                raise ValueError(f"rank {rank} is listed twice")
+        return ranks
+
+    @model_validator(mode="after")
+    def _check_one(self) -> PartitionConfig:
+        if {"placement", "ranks"} <= self.model_fields_set:
+            raise ValueError("placement and ranks exclude each other")
+        return self
+
+
+class Config(_Table):
+    """A whole file: the partition and the services, in the order of the file."""
+
+    partition: PartitionConfig = PartitionConfig()
+    service: dict[StrictStr, ServiceConfig]
+
+    _source: str = PrivateAttr("config")
+
+    @property
+    def source(self) -> str:
+        """The file, as the user named it."""
+        return self._source
+
+    @property
+    def services(self) -> tuple[ServiceConfig, ...]:
+        """The services in the order of the file."""
+        return tuple(self.service.values())
+
+    @field_validator("service")
+    @classmethod
+    def _check_services(cls, service: dict[str, ServiceConfig]) -> dict[str, ServiceConfig]:
+        if not service:
+            raise ValueError("missing; describe at least one [service.NAME]")
+        for name in service:
+            _name(name)
+        return service
+
+    @classmethod
+    def load(cls, path: str | Path) -> Config:
+        """Read and check a file.
+
+        Raises:
+            ConfigError: In one line, with the file and the key.
+        """
+        try:
+            data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise _error(path, (error.strerror or str(error)).lower()) from None
+        except tomllib.TOMLDecodeError as error:
+            raise _error(path, _syntax(str(error))) from None
+        except UnicodeDecodeError:
+            raise _error(path, "not UTF-8 text, as TOML must be") from None
+        return cls.from_dict(data, source=str(path), folder=Path(path).resolve().parent)
+
+    @classmethod
+    def from_dict(
+        cls, data: Mapping[str, Any], *, source: str = "config", folder: Path | None = None
+    ) -> Config:
+        """Check the tables of a file that was read, or built, elsewhere.
+
+        Raises:
+            ConfigError: In one line, with the source and the key.
+        """
+        try:
+            config = cls.model_validate(data)
+        except ValidationError as error:
+            raise _error(source, _first_line(error)) from None
+        config._source = source
+        for name, service in config.service.items():
+            service._name = name
+            service._folder = folder or Path.cwd()
+        return config
+
+    def error(self, key: str, text: str) -> ConfigError:
+        """Make the error for a key of this file."""
+        return _error(self._source, f"{key}: {text}")
+
+
+def _error(source: str | Path, text: str) -> ConfigError:
+    return ConfigError(Code.ECONFIG, f"{source}: {text}")
+
+
+def _syntax(text: str) -> str:
+    where = re.search(r"\s*\(at (.+)\)$", text)
+    if not where:
+        return text
+    return f"{where.group(1)}: {text[: where.start()]}"
+
+
+def _first_line(error: ValidationError) -> str:
+    problems = error.errors(include_url=False)
+    # A misspelt key is also a missing one: the misspelling is what helps.
+    problems = [p for p in problems if p["type"] == "extra_forbidden"] or problems
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    return f"{_key(problems[0]['loc'])}: {_reason(problems[0])}{more}"
+
+
+def _key(location: tuple[int | str, ...]) -> str:
+    parts = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in location]
+    return "".join(parts).lstrip(".")
+
+
+def _reason(problem: Any) -> str:
+    kind, text, given = problem["type"], problem["msg"], problem["input"]
+    if kind == "extra_forbidden":
+        location = problem["loc"]
+        return f"unknown key {_suggest(str(location[-1]), _keys_at(location[:-1]))}"
+    if kind == "missing":
+        return "missing"
+    if kind == "value_error":
+        return str(problem["ctx"]["error"])
+    if kind in ("model_type", "dict_type"):
+        return f"must be a table, got {given!r}"
+    text = text.replace("Input should be", "must be").replace("valid tuple", "list")
+    return f"{text.replace('a valid ', 'a ').replace('a integer', 'an integer')}, got {given!r}"
+
+
+def _keys_at(location: tuple[int | str, ...]) -> list[str]:
+    """The keys that the table at this place of the file may have."""
+    if not location:
+        return list(Config.model_fields)
+    if location[0] == "partition":
+        return list(PartitionConfig.model_fields)
+    return list((ServiceConfig if len(location) == 2 else TensorConfig).model_fields)

@@ -1,0 +1,102 @@
+"""The errors of mpiserve: one code per cause, shared with C and Fortran."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class Code(IntEnum):
+    """The codes of mpiserve.h, without their prefix."""
+
+    OK = 0
+    EARG = -1
+    ESTATE = -2
+    EMPI = -3
+    ENOMEM = -4
+    ETHREAD = -5
+    EVERSION = -6
+    ECONFIG = -7
+    ENOTFOUND = -8
+    ENAME = -9
+    EDTYPE = -10
+    ESHAPE = -11
+    EROWS = -12
+    EMODEL = -13
+    ETIMEOUT = -14
+    ECANCELLED = -15
+    EPEER = -16
+    ECLOSED = -17
+
+
+class Error(Exception):
+    """Any failure that mpiserve reports.
+
+    Attributes:
+        code: The reason, as in mpiserve.h.
+        text: The details, one line for people.
+    """
+
+    def __init__(self, code: int, text: str = "") -> None:
+        super().__init__(code, text)
+        self.code = Code(code) if code in Code._value2member_map_ else code
+        self.text = text
+
+    def __str__(self) -> str:
+        return self.text or getattr(self.code, "name", str(self.code))
+
+
+class ArgumentError(Error, ValueError):
+    """An argument, a tensor's name, shape or number of rows does not fit."""
+
+
+class DtypeError(Error, TypeError):
+    """A tensor's dtype is not that of the signature."""
+
+
+class ConfigError(Error):
+    """The configuration, or the partition that it asks for, is wrong."""
+
+
+class NotFoundError(Error, LookupError):
+    """No service of this name is in the world."""
+
+
+class ModelError(Error):
+    """The model failed: while it was loaded, or on this batch."""
+
+
+class RequestTimeout(Error, TimeoutError):
+    """The time-out passed before the answer came."""
+
+
+class CancelledError(Error):
+    """The request was cancelled."""
+
+
+class PeerError(Error):
+    """Another rank of the session ended with an error."""
+
+
+class ClosedError(Error):
+    """The session is closed."""
+
+
+_CLASSES: dict[int, type[Error]] = {
+    Code.EARG: ArgumentError,
+    Code.ECONFIG: ConfigError,
+    Code.ENOTFOUND: NotFoundError,
+    Code.ENAME: ArgumentError,
+    Code.EDTYPE: DtypeError,
+    Code.ESHAPE: ArgumentError,
+    Code.EROWS: ArgumentError,
+    Code.EMODEL: ModelError,
+    Code.ETIMEOUT: RequestTimeout,
+    Code.ECANCELLED: CancelledError,
+    Code.EPEER: PeerError,
+    Code.ECLOSED: ClosedError,
+}
+
+
+def from_code(code: int, text: str = "") -> Error:
+    """Make the error that stands for a code of mpiserve.h."""
+    return _CLASSES.get(code, Error)(code, text)

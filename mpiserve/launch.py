@@ -1,0 +1,211 @@
+"""The programs behind `python -m mpiserve run` and `serve`: they may print, exit and abort."""
+
+from __future__ import annotations
+
+import logging
+import os
+import runpy
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from mpi4py import MPI
+
+from mpiserve import _check, session
+from mpiserve.config import Config
+from mpiserve.errors import Code, ConfigError, Error
+from mpiserve.partition import INFERENCE
+from mpiserve.session import Session
+
+OK, FAILURE, USAGE = 0, 1, 2  # exit statuses
+GRACE = 10.0  # seconds, if MPISERVE_GRACE does not say
+
+logger = logging.getLogger("mpiserve")
+
+
+def serve(config_file: str) -> int:
+    """Serve beside a simulation of any language: every rank of this program infers."""
+    comm = MPI.COMM_WORLD
+    start_logging(comm.rank)
+    try:
+        config = Config.load(config_file)
+    except ConfigError as error:
+        return _refuse(comm, error)
+    return _infer(comm, config)
+
+
+def run(config_file: str, script: str, args: Sequence[str]) -> int:
+    """Run a script on the simulation ranks, and serve on the others."""
+    comm = MPI.COMM_WORLD
+    start_logging(comm.rank)
+    try:
+        config, role = session.agree(comm, config_file)
+        _find(comm, script)
+    except Error as error:
+        return complain(error, quiet=comm.rank > 0)
+    return _infer(comm, config) if role == INFERENCE else _simulate(script, args)
+
+
+def complain(error: Error, *, quiet: bool = False) -> int:
+    """Print an error's line, unless another rank does, and give the exit status."""
+    if error.code == Code.EVERSION:
+        # Each of these processes may believe that it is rank 0 of a world of its own.
+        launch = _check.launched(os.environ)
+        quiet = quiet or (launch is not None and launch[2] > 0)
+    if not quiet:
+        print(f"mpiserve: {error}", file=sys.stderr, flush=True)
+    return USAGE if isinstance(error, ConfigError) else FAILURE
+
+
+def start_logging(rank: int) -> None:
+    """Send the log to stderr, from the level MPISERVE_LOG on (default info)."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter(f"mpiserve rank {rank}: %(message)s"))
+    logger.handlers = [handler]
+    logger.propagate = False
+    level = logging.getLevelNamesMapping().get(os.environ.get("MPISERVE_LOG", "info").upper())
+    logger.setLevel(logging.INFO if level is None else level)
+
+
+class Guard:
+    """Ends the job when one simulation rank has failed and others never leave.
+
+    They may wait for the failed one in a collective of their own, for ever. The
+    inference ranks see this, because they wait for all.
+    """
+
+    def __init__(
+        self,
+        current: Session,
+        abort: Callable[[int], object],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._session = current
+        self._abort = abort
+        self._clock = clock
+        # One rank is enough: the next one's turn comes if a model keeps this one busy.
+        self._grace = grace() + current.comm.rank
+        self._since: float | None = None
+        self._next = 0.0
+
+    def __call__(self) -> None:
+        """Look, a few times a second at most."""
+        now = self._clock()
+        if now < self._next:
+            return
+        self._next = now + 0.25
+        rank, remaining, text = self._session.peer_error()
+        if rank < 0 or remaining == 0:
+            self._since = None
+            return
+        self._since = now if self._since is None else self._since
+        if now - self._since >= self._grace:
+            self._end(rank, remaining, text)
+
+    def _end(self, rank: int, remaining: int, text: str) -> None:
+        logger.error(
+            "rank %d ended with an error (%s) and %d simulation rank(s) did not leave within "
+            "%g s (MPISERVE_GRACE): aborting the job",
+            rank,
+            text,
+            remaining,
+            self._grace,
+        )
+        self._abort(FAILURE)
+
+
+def grace() -> float:
+    """Seconds that simulation ranks have to leave after one of them failed."""
+    try:
+        return float(os.environ.get("MPISERVE_GRACE", GRACE))
+    except ValueError:
+        return GRACE
+
+
+def _refuse(comm: MPI.Comm, error: ConfigError) -> int:
+    try:
+        first = session.refuse(comm, error)
+    except Error as other:
+        return complain(other)
+    return complain(error, quiet=not first)
+
+
+def _find(comm: MPI.Comm, script: str) -> None:
+    if not comm.bcast(Path(script).is_file() if comm.rank == 0 else None):
+        raise ConfigError(Code.ECONFIG, f"{script}: no such file")
+
+
+def _infer(comm: MPI.Comm, config: Config) -> int:
+    try:
+        current = session.join(comm, INFERENCE, config)
+    except Error as error:
+        return _open_failed(comm, error)
+    position = current.comm.rank
+    try:
+        served = current.serve(Guard(current, comm.Abort))
+        current.close()
+    except ConfigError as error:
+        current.close()
+        return complain(error, quiet=position > 0)
+    except BaseException as error:
+        # The simulation ranks wait for this one, which can do nothing more for them.
+        logger.critical("this inference rank failed", exc_info=error)
+        comm.Abort(FAILURE)
+        raise
+    return OK if served else FAILURE
+
+
+def _open_failed(comm: MPI.Comm, error: Error) -> int:
+    status = complain(error)
+    if error.code == Code.ETIMEOUT:
+        comm.Abort(status)
+    return status
+
+
+def _simulate(script: str, args: Sequence[str]) -> int:
+    status, error = _execute(script, args)
+    current = session.latest()
+    try:
+        if not session.attempted():
+            current = session.open()
+        if current and error is not None:
+            current.abandon(error)
+        elif current:
+            current.close()
+    except Error as failure:
+        return complain(failure) if status == OK else status
+    return status
+
+
+def _execute(script: str, args: Sequence[str]) -> tuple[int, BaseException | None]:
+    """Run a script as `python script args` does; give its status, and its error if any."""
+    sys.argv = [script, *args]
+    sys.path.insert(0, str(Path(script).resolve().parent))
+    try:
+        runpy.run_path(script, run_name="__main__")
+    except SystemExit as error:
+        return _exit_status(error), error if error.code else None
+    except BaseException as error:
+        current = session.latest()
+        if current is None or current.reported is not error:
+            _print_error(error, script)
+        return FAILURE, error
+    return OK, None
+
+
+def _exit_status(error: SystemExit) -> int:
+    if error.code is None or isinstance(error.code, int):
+        return error.code or OK
+    print(error.code, file=sys.stderr, flush=True)
+    return FAILURE
+
+
+def _print_error(error: BaseException, script: str) -> None:
+    """Print the traceback from the script on: what is above is not the user's."""
+    trace = error.__traceback__
+    while trace and trace.tb_frame.f_code.co_filename != script:
+        trace = trace.tb_next
+    traceback.print_exception(type(error), error, trace or error.__traceback__)
+    sys.stderr.flush()

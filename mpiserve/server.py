@@ -1,0 +1,213 @@
+"""One inference rank at work: take a batch, run the model, reply."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mpiserve import _broker, backends
+from mpiserve.backends.base import ordered
+from mpiserve.config import NAME_SIZE, TensorConfig
+from mpiserve.errors import ClosedError, Code, Error, ModelError
+from mpiserve.partition import Seat
+from mpiserve.tensor import Tensor
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+logger = logging.getLogger("mpiserve")
+
+IDLE = 0.1  # seconds that a step waits for a batch
+TEXT = 500  # bytes of an error text that reach the other side
+
+
+class Server:
+    """Serves one replica of one service.
+
+    Attributes:
+        backend: What runs the model.
+        failed: Whether the model could not be loaded. The rank then stays, so that
+            the world can close, and every call of a client is an error.
+    """
+
+    def __init__(
+        self,
+        broker: _broker.Session,
+        seat: Seat,
+        comm: MPI.Comm | None = None,
+        local_rank: int = 0,
+    ) -> None:
+        self.broker = broker
+        self.seat = seat
+        self.service = seat.service
+        self.failed = False
+        self._comm = comm
+        self._local_rank = local_rank
+        self._dtypes = [dtype_of(tensor) for tensor in self.service.outputs]
+        self._seen: set[str] = set()
+
+    def serve(self, watch: Callable[[], None] | None = None) -> None:
+        """Load, announce, and answer until every simulation rank has left.
+
+        Args:
+            watch: Called after every step, at least a few times a second.
+        """
+        self.start()
+        while self.step():
+            if watch:
+                watch()
+        logger.info("%s", self.summary())
+        if not self.failed:
+            self.backend.close()
+
+    def start(self) -> None:
+        """Load the model, warm it up and announce the service: ready, or why not."""
+        begin = time.monotonic()
+        try:
+            self._load()
+        except (Exception, SystemExit) as error:
+            self.failed = True
+            logger.error("%s cannot be served", self._name(), exc_info=error)
+            self._publish(error_code=Code.EMODEL, error_text=describe(error))
+            return
+        logger.info("%s is ready after %.1f s", self._name(), time.monotonic() - begin)
+        self._publish(engine=self.backend.engine.encode()[: NAME_SIZE - 1].decode(errors="ignore"))
+
+    def step(self, timeout: float = IDLE) -> bool:
+        """Answer one batch, or wait for one in vain.
+
+        Returns:
+            False when every simulation rank has left.
+        """
+        try:
+            if not self.failed and self.backend.native:
+                self.broker.serve_echo(timeout)
+                return True
+            batch = self.broker.next_batch(timeout)
+        except ClosedError:
+            return False
+        if batch is not None:
+            self._answer(batch)
+        return True
+
+    def summary(self) -> str:
+        """Say in one line what this rank has done."""
+        count = self.broker.counters()
+        batches = count["batches"] or 1
+        return (
+            f"{self._name()}: {count['requests']} requests ({count['errors']} failed) in "
+            f"{count['batches']} batches of {count['rows'] / batches:.1f} rows, "
+            f"{count['requests'] / batches:.1f} requests; closed by rows "
+            f"{count['closed_by_rows']}, census {count['closed_by_census']}, "
+            f"delay {count['closed_by_delay']}"
+        )
+
+    def _name(self) -> str:
+        engine = self.service.backend if self.failed else self.backend.engine
+        return f"service {self.service.name}, replica {self.seat.replica} ({engine})"
+
+    def _load(self) -> None:
+        limit_threads(self.service.threads)
+        self.backend = backends.create(self.service, self._comm, self._local_rank)
+        self.backend.load()
+        for rows in self.service.warmup_rows:
+            inputs = tuple(
+                np.zeros((rows, *tensor.shape[1:]), dtype_of(tensor))
+                for tensor in self.service.inputs
+            )
+            self._run(inputs, rows)
+
+    def _publish(self, **outcome: Any) -> None:
+        self.broker.publish(
+            name=self.service.name,
+            inputs=[signature(tensor) for tensor in self.service.inputs],
+            outputs=[signature(tensor) for tensor in self.service.outputs],
+            max_batch_rows=self.service.max_batch_rows,
+            max_delay_us=self.service.max_delay_us,
+            pool_bytes=self.service.pool_bytes,
+            replica=self.seat.replica,
+            **outcome,
+        )
+
+    def _answer(self, batch: _broker.Batch) -> None:
+        try:
+            outputs = self._run(batch.inputs, batch.rows)
+        except (Exception, SystemExit) as error:
+            text = describe(error)
+            self._report(text, error)
+            self.broker.fail_batch(Code.EMODEL, text)
+        else:
+            self.broker.reply(outputs)
+
+    def _run(self, inputs: tuple[np.ndarray, ...], rows: int) -> list[np.ndarray]:
+        outputs = ordered(self.backend.run(inputs), self.service)
+        return [
+            checked(output, tensor, dtype, rows)
+            for output, tensor, dtype in zip(
+                outputs, self.service.outputs, self._dtypes, strict=True
+            )
+        ]
+
+    def _report(self, text: str, error: BaseException) -> None:
+        """Log each failure once: a model that fails at every step would fill the disk."""
+        if text not in self._seen:
+            self._seen.add(text)
+            logger.error("%s failed on a batch", self._name(), exc_info=error)
+
+
+def refuse(broker: _broker.Session, name: str, error: Error) -> None:
+    """Announce that this rank can serve nothing, and stay until everybody has left."""
+    broker.publish(name=name, error_code=int(error.code), error_text=error.text)
+    while True:
+        try:
+            broker.next_batch(IDLE)
+        except ClosedError:
+            return
+
+
+def checked(output: Any, tensor: TensorConfig, dtype: np.dtype, rows: int) -> np.ndarray:
+    """Give an output as a dense array, if it is what the signature says.
+
+    Raises:
+        ModelError: Naming what was expected and what came.
+    """
+    array = np.ascontiguousarray(output)
+    shape = (rows, *tensor.shape[1:])
+    if array.dtype == dtype and np.shape(output) == shape:
+        return array
+    expected = f"expected {tensor.dtype} {list(shape)}"
+    got = f"got {array.dtype.name} {list(np.shape(output))}"
+    raise ModelError(Code.EMODEL, f"output '{tensor.name}': {expected}, {got}")
+
+
+def dtype_of(tensor: TensorConfig) -> np.dtype:
+    """The numpy dtype of a tensor."""
+    if tensor.dtype == "bfloat16":
+        import ml_dtypes
+
+        return np.dtype(ml_dtypes.bfloat16)
+    return np.dtype(tensor.dtype)
+
+
+def signature(tensor: TensorConfig) -> Tensor:
+    """A tensor as the broker publishes it."""
+    return Tensor(tensor.name, tensor.dtype, tensor.shape)
+
+
+def describe(error: BaseException) -> str:
+    """Put an exception into one line that fits into an error reply."""
+    text = " ".join(str(error).split())
+    if not isinstance(error, Error):
+        text = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return text.encode()[:TEXT].decode(errors="ignore")
+
+
+def limit_threads(threads: int) -> None:
+    """Tell libraries that are loaded from now on how many threads they may start."""
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ[variable] = str(threads)

@@ -1,0 +1,308 @@
+"""One rank's membership of a coupled world."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from mpi4py import MPI
+
+from mpiserve import _broker, _check
+from mpiserve.config import Config
+from mpiserve.errors import Code, ConfigError, Error
+from mpiserve.partition import INFERENCE, SIMULATION, Seat, assign, roles
+
+logger = logging.getLogger("mpiserve")
+
+_check.require(_check.mpi_mismatch(_broker.mpi_build(), _broker.mpi_runtime()))
+_check.require(_check.mpi_mismatch(_broker.mpi_runtime(), MPI.Get_library_version()))
+
+
+class Session:
+    """What `mpiserve.open` returns: a role, the ranks that share it, and the services.
+
+    A context manager. When its body ends with an exception on a simulation rank,
+    the other ranks learn of it, and the world closes without a hang.
+
+    Attributes:
+        role: "simulation" or "inference".
+        comm: The ranks of this role, in the order of the world.
+    """
+
+    def __init__(self, broker: _broker.Session, config: Config | None = None) -> None:
+        self._broker = broker
+        self._config = config
+        self._served = False
+        self._closed = False
+        self.role: str = broker.role
+        self.comm: MPI.Comm = broker.comm
+        self.reported: BaseException | None = None  # the exception that was logged already
+        if self.role == SIMULATION:
+            atexit.register(self._at_exit)
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is None or is_success(error):
+            self.close()
+            return
+        if self.role == SIMULATION and isinstance(error, Exception):
+            # Logged now, because what comes next may be an abort of the job.
+            self.reported = error
+            logger.error("leaving the session after an error", exc_info=error)
+        self.abandon(error)
+
+    @property
+    def services(self) -> tuple[_broker.Service, ...]:
+        """The services of the world; on simulation ranks."""
+        return tuple(self._broker.services())
+
+    def service(self, name: str) -> _broker.Service:
+        """Find a service; on simulation ranks.
+
+        Raises:
+            NotFoundError: If there is none of this name.
+            ModelError: If none of its replicas could load its model.
+        """
+        return self._broker.service(name)
+
+    def serve(self, watch: Callable[[], None] | None = None) -> bool:
+        """Load this rank's model and answer until every simulation rank has left.
+
+        Collective over the inference ranks, which were opened with a configuration.
+
+        Args:
+            watch: Called at least a few times a second while nothing is computed.
+
+        Returns:
+            Whether the model could be loaded.
+
+        Raises:
+            ConfigError: If the services need more or fewer ranks than there are.
+        """
+        # server and session are of one layer; this is the only way between them.
+        from mpiserve.server import Server, refuse
+
+        self._served = True
+        if self._config is None:
+            raise Error(Code.ESTATE, "an inference rank is opened with a configuration")
+        try:
+            seat = assign(self._config, self.comm.size)[self.comm.rank]
+        except ConfigError as error:
+            refuse(self._broker, self._config.services[0].name, error)
+            raise
+        server = Server(self._broker, seat, self._replica_comm(seat), self._local_rank())
+        server.serve(watch)
+        return not server.failed
+
+    def fail(self, error: BaseException | str) -> None:
+        """Tell the other ranks that this simulation rank ended with an error."""
+        self._broker.fail(error if isinstance(error, str) else where(error))
+
+    def abandon(self, error: BaseException | str) -> None:
+        """Tell the other ranks of an error and leave. Nothing that fails here hides it."""
+        try:
+            if not self._closed and self.role == SIMULATION:
+                self.fail(error)
+            self.close()
+        except Error as second:
+            logger.warning("closing the session after an error: %s", second)
+
+    def peer_error(self) -> tuple[int, int, str]:
+        """Ask whether a simulation rank ended with an error; on inference ranks.
+
+        Returns:
+            Its world rank or -1, the simulation ranks that have not left, its text.
+        """
+        return self._broker.peer_error()
+
+    def info(self) -> dict[str, Any]:
+        """Describe the session as this rank sees it."""
+        counters = self._broker.counters()
+        services = self._broker.services() if self.role == SIMULATION else []
+        return {
+            "version": _broker.version(),
+            "mpi": _check.short(_broker.mpi_runtime()),
+            "thread_level": _check.thread_level(MPI),
+            "role": self.role,
+            "roles": {role: self._broker.roles.count(role) for role in (SIMULATION, INFERENCE)},
+            "services": [
+                {key: getattr(service, key) for key in ("name", "engine", "replicas", "head")}
+                for service in services
+            ],
+            "transports": {service.name: service.transport for service in services},
+            "broker_thread": counters["thread_polls"] > 0,
+            "counters": counters,
+        }
+
+    def close(self) -> None:
+        """Leave. Collective over the world; a second call does nothing."""
+        if self._closed:
+            return
+        self._closed = True
+        atexit.unregister(self._at_exit)
+        if self.role == INFERENCE and not self._served:
+            self._refuse("its rank closed the session without serving")
+        self._broker.close()
+
+    def _refuse(self, text: str) -> None:
+        from mpiserve.server import refuse
+
+        self._served = True
+        name = self._config.services[0].name if self._config else "service"
+        refuse(self._broker, name, Error(Code.EMODEL, text))
+
+    def _at_exit(self) -> None:
+        """A program that forgot to close, or died: the other ranks wait for it."""
+        if not MPI.Is_finalized():
+            error = getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
+            self.abandon(error) if error else self.close()
+
+    def _replica_comm(self, seat: Seat) -> MPI.Comm:
+        seats = assign(self._config, self.comm.size) if self._config else []
+        heads = [(s.service.name, s.replica) for s in seats]
+        return self.comm.Split(heads.index((seat.service.name, seat.replica)), seat.tp_index)
+
+    def _local_rank(self) -> int:
+        node = self.comm.Split_type(MPI.COMM_TYPE_SHARED)
+        rank = node.rank
+        node.Free()
+        return rank
+
+
+class _Attempt:
+    """Whether this process opened a session: a launcher opens one for a script that did not."""
+
+    made = False
+    session: Session | None = None
+
+
+def latest() -> Session | None:
+    """The session that this process opened last, if it could."""
+    return _Attempt.session
+
+
+def attempted() -> bool:
+    """Whether this process tried to open a session."""
+    return _Attempt.made
+
+
+def open(comm: MPI.Comm | None = None, config: Config | str | Path | None = None) -> Session:
+    """Join the session of a world. Collective over the world.
+
+    Args:
+        comm: The world; MPI_COMM_WORLD if not given.
+        config: The configuration, or its file, if this program is to hold inference
+            ranks too: its partition says which. Read on rank 0 alone. Without one,
+            this is a simulation rank.
+
+    Returns:
+        On simulation ranks, when every service is ready or has failed. On inference
+        ranks at once: they must call `serve`.
+
+    Raises:
+        ConfigError: On every rank, if the configuration is wrong on any.
+        Error: With code EVERSION or ETHREAD, if the ranks do not fit together.
+    """
+    comm = MPI.COMM_WORLD if comm is None else comm
+    if config is None:
+        return join(comm, SIMULATION)
+    agreed, role = agree(comm, config)
+    return join(comm, role, agreed)
+
+
+def agree(comm: MPI.Comm, config: Config | str | Path) -> tuple[Config, str]:
+    """Read a configuration on rank 0 and find this rank's role. Collective.
+
+    Raises:
+        ConfigError: On every rank alike.
+    """
+    check_world(comm)
+    outcome = comm.bcast(_outcome(config) if comm.rank == 0 else None)
+    if isinstance(outcome, Error):
+        raise outcome
+    return outcome, roles(outcome, comm.size, _nodes(comm, outcome))[comm.rank]
+
+
+def join(comm: MPI.Comm, role: str, config: Config | None = None) -> Session:
+    """Join with a role that is known. Collective."""
+    _Attempt.made = True
+    check_world(comm)
+    session = Session(_broker.Session(comm, role), config)
+    _Attempt.session = session
+    return session
+
+
+def refuse(comm: MPI.Comm, error: Error) -> bool:
+    """Take part in every rank's open with an error. Collective, on an inference rank.
+
+    Returns:
+        Whether this is the first of the ranks that failed: the one to print it.
+    """
+    _Attempt.made = True
+    check_world(comm)
+    try:
+        _broker.Session.open_failed(comm, INFERENCE, int(error.code), error.text)
+    except Error as raised:
+        # The others get the first one's text behind its rank.
+        return error.text.startswith(raised.text)
+    return False
+
+
+def check_world(comm: MPI.Comm) -> None:
+    """Refuse a world that is not the one that was launched.
+
+    Raises:
+        Error: With code EVERSION, naming the launcher's variable and the library.
+    """
+    if comm.size == 1 and MPI.Comm.Compare(comm, MPI.COMM_WORLD) <= MPI.CONGRUENT:
+        library = MPI.Get_library_version()
+        _check.require(_check.world_mismatch(MPI.COMM_WORLD.size, library, os.environ))
+
+
+def is_success(error: BaseException) -> bool:
+    """Whether an exception is a program's ordinary end."""
+    return isinstance(error, SystemExit) and not error.code
+
+
+def where(error: BaseException) -> str:
+    """Put an exception and the place where it was raised into one line."""
+    if isinstance(error, SystemExit):
+        return f"the program ended with status {error.code}"
+    text = " ".join(str(error).split()) or "no text"
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {text}{place}"
+
+
+def _outcome(config: Config | str | Path) -> Config | Error:
+    """Nothing that goes wrong on rank 0 may leave the others waiting."""
+    try:
+        return config if isinstance(config, Config) else Config.load(config)
+    except Error as error:
+        return error
+    except Exception as error:
+        return ConfigError(Code.ECONFIG, f"{config}: {type(error).__name__}: {error}")
+
+
+def _nodes(comm: MPI.Comm, config: Config) -> list[int] | None:
+    """The node of each rank, as its lowest rank; only where the placement asks."""
+    if config.partition.ranks is not None or config.partition.placement != "per-node":
+        return None
+    node = comm.Split_type(MPI.COMM_TYPE_SHARED)
+    first = node.bcast(comm.rank)
+    node.Free()
+    return comm.allgather(first)

