@@ -15,7 +15,7 @@ from mpi4py import MPI
 
 from mpiserve import _check, session
 from mpiserve.config import Config
-from mpiserve.errors import Code, ConfigError, Error
+from mpiserve.errors import Code, ConfigError, Error, PeerError
 from mpiserve.partition import INFERENCE
 from mpiserve.session import Session
 
@@ -116,6 +116,28 @@ class Guard:
         self._abort(FAILURE)
 
 
+class Reporter:
+    """Prints what ended a script, once."""
+
+    def __init__(self, script: str) -> None:
+        self._script = script
+        self._last: BaseException | None = None
+
+    def __call__(self, error: BaseException) -> None:
+        """Print the traceback from the script on: what is above is not the user's."""
+        if error is self._last:
+            return
+        self._last = error
+        if isinstance(error, PeerError):  # that rank prints its own
+            logger.error("ended, because %s", error)
+            return
+        trace = error.__traceback__
+        while trace and trace.tb_frame.f_code.co_filename != self._script:
+            trace = trace.tb_next
+        lines = traceback.format_exception(type(error), error, trace or error.__traceback__)
+        logger.error("ended by an exception\n%s", "".join(lines).rstrip())
+
+
 def grace() -> float:
     """Seconds that simulation ranks have to leave after one of them failed."""
     try:
@@ -165,7 +187,9 @@ def _open_failed(comm: MPI.Comm, error: Error) -> int:
 
 
 def _simulate(script: str, args: Sequence[str]) -> int:
-    status, error = _execute(script, args)
+    show = Reporter(script)
+    session.on_error(show)
+    status, error = _execute(script, args, show)
     current = session.latest()
     try:
         if not session.attempted():
@@ -179,7 +203,9 @@ def _simulate(script: str, args: Sequence[str]) -> int:
     return status
 
 
-def _execute(script: str, args: Sequence[str]) -> tuple[int, BaseException | None]:
+def _execute(
+    script: str, args: Sequence[str], show: Callable[[BaseException], None]
+) -> tuple[int, BaseException | None]:
     """Run a script as `python script args` does; give its status, and its error if any."""
     sys.argv = [script, *args]
     sys.path.insert(0, str(Path(script).resolve().parent))
@@ -188,9 +214,7 @@ def _execute(script: str, args: Sequence[str]) -> tuple[int, BaseException | Non
     except SystemExit as error:
         return _exit_status(error), error if error.code else None
     except BaseException as error:
-        current = session.latest()
-        if current is None or current.reported is not error:
-            _print_error(error, script)
+        show(error)
         return FAILURE, error
     return OK, None
 
@@ -200,12 +224,3 @@ def _exit_status(error: SystemExit) -> int:
         return error.code or OK
     print(error.code, file=sys.stderr, flush=True)
     return FAILURE
-
-
-def _print_error(error: BaseException, script: str) -> None:
-    """Print the traceback from the script on: what is above is not the user's."""
-    trace = error.__traceback__
-    while trace and trace.tb_frame.f_code.co_filename != script:
-        trace = trace.tb_next
-    traceback.print_exception(type(error), error, trace or error.__traceback__)
-    sys.stderr.flush()

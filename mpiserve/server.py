@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mpiserve import _broker, backends
+from mpiserve import backends
 from mpiserve.backends.base import ordered
 from mpiserve.config import NAME_SIZE, TensorConfig
 from mpiserve.errors import ClosedError, Code, Error, ModelError
@@ -19,6 +19,8 @@ from mpiserve.tensor import Tensor
 
 if TYPE_CHECKING:
     from mpi4py import MPI
+
+    from mpiserve import _broker
 
 logger = logging.getLogger("mpiserve")
 
@@ -72,7 +74,7 @@ class Server:
             self._load()
         except (Exception, SystemExit) as error:
             self.failed = True
-            logger.error("%s cannot be served", self._name(), exc_info=error)
+            self._log("cannot be served", error)
             self._publish(error_code=Code.EMODEL, error_text=describe(error))
             return
         logger.info("%s is ready after %.1f s", self._name(), time.monotonic() - begin)
@@ -98,12 +100,13 @@ class Server:
     def summary(self) -> str:
         """Say in one line what this rank has done."""
         count = self.broker.counters()
-        batches = count["batches"] or 1
+        requests = f"{self._name()}: {count['requests']} requests, {count['errors']} failed"
+        if not count["batches"]:
+            return requests
         return (
-            f"{self._name()}: {count['requests']} requests ({count['errors']} failed) in "
-            f"{count['batches']} batches of {count['rows'] / batches:.1f} rows, "
-            f"{count['requests'] / batches:.1f} requests; closed by rows "
-            f"{count['closed_by_rows']}, census {count['closed_by_census']}, "
+            f"{requests}; {count['batches']} batches of {count['rows'] / count['batches']:.1f} "
+            f"rows and {count['requests'] / count['batches']:.1f} requests on average, closed by "
+            f"rows {count['closed_by_rows']}, census {count['closed_by_census']}, "
             f"delay {count['closed_by_delay']}"
         )
 
@@ -157,7 +160,12 @@ class Server:
         """Log each failure once: a model that fails at every step would fill the disk."""
         if text not in self._seen:
             self._seen.add(text)
-            logger.error("%s failed on a batch", self._name(), exc_info=error)
+            self._log("failed on a batch", error)
+
+    def _log(self, what: str, error: BaseException) -> None:
+        """Log with a traceback, unless the error is our own: its text says all."""
+        trace = None if isinstance(error, Error) else error
+        logger.error("%s %s: %s", self._name(), what, describe(error), exc_info=trace)
 
 
 def refuse(broker: _broker.Session, name: str, error: Error) -> None:

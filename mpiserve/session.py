@@ -43,7 +43,6 @@ class Session:
         self._closed = False
         self.role: str = broker.role
         self.comm: MPI.Comm = broker.comm
-        self.reported: BaseException | None = None  # the exception that was logged already
         if self.role == SIMULATION:
             atexit.register(self._at_exit)
 
@@ -59,10 +58,9 @@ class Session:
         if error is None or is_success(error):
             self.close()
             return
-        if self.role == SIMULATION and isinstance(error, Exception):
-            # Logged now, because what comes next may be an abort of the job.
-            self.reported = error
-            logger.error("leaving the session after an error", exc_info=error)
+        if not isinstance(error, SystemExit):
+            # Said now, because the other ranks may be stuck, and the job be aborted.
+            _Process.on_error(error)
         self.abandon(error)
 
     @property
@@ -183,21 +181,31 @@ class Session:
         return rank
 
 
-class _Attempt:
-    """Whether this process opened a session: a launcher opens one for a script that did not."""
+def _log_error(error: BaseException) -> None:
+    logger.error("leaving the session after %s", where(error))
 
-    made = False
+
+class _Process:
+    """What a launcher has to know, and to change, of this process."""
+
+    attempted = False
     session: Session | None = None
+    on_error: Callable[[BaseException], None] = staticmethod(_log_error)
 
 
 def latest() -> Session | None:
     """The session that this process opened last, if it could."""
-    return _Attempt.session
+    return _Process.session
 
 
 def attempted() -> bool:
     """Whether this process tried to open a session."""
-    return _Attempt.made
+    return _Process.attempted
+
+
+def on_error(show: Callable[[BaseException], None]) -> None:
+    """Have exceptions that end the body of a session shown otherwise than by one log line."""
+    _Process.on_error = staticmethod(show)
 
 
 def open(comm: MPI.Comm | None = None, config: Config | str | Path | None = None) -> Session:
@@ -239,10 +247,10 @@ def agree(comm: MPI.Comm, config: Config | str | Path) -> tuple[Config, str]:
 
 def join(comm: MPI.Comm, role: str, config: Config | None = None) -> Session:
     """Join with a role that is known. Collective."""
-    _Attempt.made = True
+    _Process.attempted = True
     check_world(comm)
     session = Session(_broker.Session(comm, role), config)
-    _Attempt.session = session
+    _Process.session = session
     return session
 
 
@@ -252,7 +260,7 @@ def refuse(comm: MPI.Comm, error: Error) -> bool:
     Returns:
         Whether this is the first of the ranks that failed: the one to print it.
     """
-    _Attempt.made = True
+    _Process.attempted = True
     check_world(comm)
     try:
         _broker.Session.open_failed(comm, INFERENCE, int(error.code), error.text)

@@ -122,7 +122,7 @@ def broker_figures(session, service):
     """Return engine, transport, batching over all requests, and the count of RMA targets."""
     totals = service.totals()
     mine = [totals["requests"], totals["rows"], totals["batch_rows"]]
-    sums = np.array([*mine, session.info()["rma_to_simulation"]], dtype=np.int64)
+    sums = np.array([*mine, session.info()["counters"]["rma_to_simulation"]], dtype=np.int64)
     session.comm.Allreduce(MPI.IN_PLACE, sums, MPI.SUM)
     requests, rows, batch_rows, rma_targets = sums.tolist()
     return {
