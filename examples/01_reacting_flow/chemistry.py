@@ -70,5 +70,5 @@ def build(weights: Path = WEIGHTS) -> nn.Module:
     with safe_open(weights, framework="pt") as file:
         if file.metadata() != kinetics.constants():
             raise ValueError(f"{weights.name} was trained for other kinetics: run train.py again")
-        module.load_state_dict({name: file.get_tensor(name) for name in file.keys()})
+        module.load_state_dict({name: file.get_tensor(name) for name in sorted(file.keys())})
     return module.eval()

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 NAMES = ("temperature", "fuel", "oxidizer")
+FRONT = 0.5 * (1.0 + kinetics.BURNT_TEMPERATURE)  # the isotherm that is drawn as the front
 
 
 class Bar:
@@ -26,7 +27,7 @@ class Bar:
 
     def _bars(self):
         columns = (TextColumn("{task.description:<28}"), BarColumn(), MofNCompleteColumn())
-        return Progress(*columns, TimeElapsedColumn(), console=self._console)
+        return Progress(*columns, TimeElapsedColumn(), console=self._console, refresh_per_second=4)
 
     def __enter__(self):
         (self._progress or nullcontext()).__enter__()
@@ -90,14 +91,15 @@ def draw(path, result, fields):
     figure = Figure(figsize=(12.5, 8.6), layout="constrained")
     axes = figure.subplots(2, 2)
     model, reference = fields["model"], fields.get("reference")
-    draw_temperature(figure, axes[0, 0], result, model, "network, served by DeepSpeed")
-    draw_streamlines(axes[0, 0], result)
+    draw_temperature(figure, axes[0, 0], result, model[0], "the network, served by mpiserve")
+    draw_earlier_fronts(axes[0, 0], result, fields["earlier"])
     if reference is None:
         for unused in axes.flat[1:]:
             unused.set_axis_off()
     else:
-        draw_temperature(figure, axes[0, 1], result, reference, "reference, LSODA cell by cell")
+        draw_temperature(figure, axes[0, 1], result, reference[0], "LSODA, cell by cell")
         draw_difference(figure, axes[1, 0], result, model[0], reference[0])
+        draw_streamlines(axes[1, 0], result)
         draw_errors(axes[1, 1], fields["errors"])
     figure.suptitle(title(result))
     figure.savefig(path, dpi=130)
@@ -112,29 +114,28 @@ def title(result):
     return text
 
 
-def front(field):
-    """Return how far the fuel's local mixture has burnt, from 0 to 1, for the front's contour."""
-    temperature, fuel, oxidizer = field
-    limiting = np.minimum(fuel, oxidizer / kinetics.OXIDIZER_PER_FUEL)
-    heat = kinetics.HEAT_RELEASE * limiting
-    return (temperature - 1.0) / np.maximum(temperature - 1.0 + heat, 1e-12)
-
-
-def draw_temperature(figure, axes, result, field, text):
-    """Draw a temperature field with the front, where half of the mixture has burnt."""
+def draw_temperature(figure, axes, result, temperature, text):
+    """Draw a temperature field with the front as an isotherm."""
     x, y = centers(result)
-    levels = {"vmin": 1.0, "vmax": kinetics.BURNT_TEMPERATURE + 0.2}
-    mesh = axes.pcolormesh(x, y, field[0], cmap="inferno", shading="nearest", **levels)
-    axes.contour(x, y, front(field), levels=[0.5], colors="white", linewidths=1.6)
+    limits = {"vmin": 1.0, "vmax": kinetics.BURNT_TEMPERATURE}
+    mesh = axes.pcolormesh(x, y, temperature, cmap="inferno", shading="nearest", **limits)
+    axes.contour(x, y, temperature, levels=[FRONT], colors="white", linewidths=1.8)
     figure.colorbar(mesh, ax=axes, label="temperature / fresh-gas temperature")
     decorate(axes, f"Temperature: {text}")
+
+
+def draw_earlier_fronts(axes, result, earlier):
+    """Draw where the front was before, from dashed to solid."""
+    x, y = centers(result)
+    for temperature, style in zip(earlier, (":", "-.", "--", (0, (8, 2))), strict=True):
+        axes.contour(x, y, temperature, levels=[FRONT], colors="0.75", linestyles=[style])
 
 
 def draw_streamlines(axes, result):
     """Draw the given flow over a field."""
     x, y = centers(result)
     flow = transport.stream_function(x[None, :], y[:, None])
-    axes.contour(x, y, flow, levels=24, colors="white", linewidths=0.4, alpha=0.45)
+    axes.contour(x, y, flow, levels=24, colors="0.4", linewidths=0.5, linestyles="-")
 
 
 def draw_difference(figure, axes, result, model, reference):
@@ -146,19 +147,18 @@ def draw_difference(figure, axes, result, model, reference):
         x, y, difference, cmap="RdBu_r", shading="nearest", vmin=-limit, vmax=limit
     )
     figure.colorbar(mesh, ax=axes, label="(network - reference) / reference, %")
-    decorate(axes, "Difference of temperature at the end")
+    decorate(axes, "Difference of temperature, and streamlines")
 
 
 def draw_errors(axes, errors):
     """Draw the largest relative error after each step."""
     times = kinetics.REACTION_TIME * np.arange(1, len(errors) + 1)
-    axes.plot(times, 100.0 * errors, color="C3", label="largest of all cells")
+    axes.semilogy(times, 100.0 * errors, color="C3", label="largest of all cells")
     axes.axhline(2.0, color="0.4", linestyle="--", label="stated limit")
     axes.set(xlabel="time, flame times", ylabel="relative error of temperature, %")
     axes.set_title("Error over time")
-    axes.set_ylim(bottom=0.0)
-    axes.grid(alpha=0.3)
-    axes.legend()
+    axes.grid(alpha=0.3, which="both")
+    axes.legend(loc="lower right")
 
 
 def decorate(axes, text):
@@ -172,21 +172,24 @@ def print_table(result, written):
     table = Table(title="Reacting flow: network against reference", show_header=False)
     for name, text in rows(result):
         table.add_row(name, text)
+    console = Console(soft_wrap=True)
+    console.print(table)
     for path in written:
-        table.add_row(path.name, str(path))
-    Console(soft_wrap=True).print(table)
+        console.print(f"{path.name}: {path}", highlight=False)
 
 
 def rows(result):
     """Return the lines of the table."""
-    fuel, oxidizer = (result["bounds_coupled"][name] for name in NAMES[1:])
+    low, high = zip(*(result["bounds_coupled"][name] for name in NAMES), strict=True)
+    batch = f"{result['mean_batch_rows']:.0f} rows, {result['mean_rows_per_request']:.0f} a request"
     lines = [
-        ("engine", result["engine"]),
-        ("MPI, transport", f"{result['mpi']}, {result['transport']}"),
+        ("engine", result["engine"].rpartition(".")[2]),
+        ("MPI, transport", f"{result['mpi'].split(',')[0]}, {result['transport']}"),
         ("grid, steps", f"{result['grid'][0]} x {result['grid'][1]}, {result['steps']}"),
-        ("mass fractions within", f"fuel {fuel}, oxidizer {oxidizer}"),
-        ("batch rows / request rows", f"{result['mean_batch_rows_per_request_rows']:.2f}"),
-        ("simulation ranks as RMA targets", str(result["simulation_rank_rma_targets"])),
+        ("temperature within", f"{low[0]:.4f} and {high[0]:.4f}"),
+        ("mass fractions within", f"{min(low[1:]):.1e} and {max(high[1:]):.4f}"),
+        ("mean batch", f"{batch} ({result['mean_batch_rows_per_request_rows']:.2f} times)"),
+        ("RMA aimed at simulation ranks", str(result["simulation_rank_rma_targets"])),
         ("coupled step", f"{1e3 * result['seconds_per_step_coupled']:.2f} ms"),
     ]
     return lines + (reference_rows(result) if result["speedup"] else [])

@@ -1,6 +1,6 @@
 """Train the network of chemistry.py on states integrated by kinetics.py.
 
-    python train.py            # a few minutes on 2 cores; writes weights.safetensors
+python train.py            # a few minutes on 2 cores; writes weights.safetensors
 """
 
 import argparse
@@ -78,7 +78,7 @@ def standardize(module: chemistry.Chemistry, data: Data) -> None:
 
 
 def fit(module: chemistry.Chemistry, data: Data, rounds: int) -> None:
-    """Minimise the loss over all data, first by Adam, then by L-BFGS, which gets the last digits."""
+    """Minimise the loss over all data: first by Adam, then by L-BFGS for the last digits."""
     adam = torch.optim.Adam(module.parameters(), lr=5e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, 500)
     for _ in track(range(500), "Adam"):

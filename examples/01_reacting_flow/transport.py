@@ -8,12 +8,12 @@ from mpi4py import MPI
 
 LENGTH = (16.0, 12.0)  # of the domain in x and y, in flame thicknesses
 LEWIS = (1.0, 1.2, 1.0)  # temperature, fuel (heavy, so slow to diffuse), oxidizer
-INFLOW = 0.9  # mean velocity along x, in flame speeds
-SWIRL = 2.4  # largest velocity of the vortices
-VORTICES = (2, 2)  # wave numbers of the vortex array along x and y
+INFLOW = 0.5  # mean velocity along x, in flame speeds
+SWIRL = 2.5  # largest velocity of the vortices
+VORTICES = (2, 1)  # wave numbers of the vortex array along x and y
 EQUIVALENCE_RATIO = 0.95  # fuel over what the oxidizer can burn, mean at the inflow
 STRATIFICATION = 0.25  # how far it varies about its mean, along y
-FRONT = 8.0  # where the flame starts
+FRONT = 11.0  # where the flame starts
 
 
 class Grid:
@@ -52,13 +52,15 @@ class Grid:
         return x, y
 
     def exchange(self, field: np.ndarray) -> None:
-        """Fill the halo of `field` from the neighbouring ranks; outer edges in x stay as they are."""
+        """Fill the halo of `field` from the neighbours; boundaries in x stay as they are."""
         edges = (field[:, 1, 1:-1], field[:, -2, 1:-1], field[:, 1:-1, 1], field[:, 1:-1, -2])
         halos = (field[:, 0, 1:-1], field[:, -1, 1:-1], field[:, 1:-1, 0], field[:, 1:-1, -1])
         # What leaves towards side s arrives from the opposite side, s ^ 1, of the neighbour.
         requests = [
             self.comm.Irecv(buffer, rank, tag=side ^ 1)
-            for side, (buffer, rank) in enumerate(zip(self._incoming, self._neighbours, strict=True))
+            for side, (buffer, rank) in enumerate(
+                zip(self._incoming, self._neighbours, strict=True)
+            )
         ]
         for side, rank in enumerate(self._neighbours):
             self._outgoing[side][...] = edges[side]
@@ -69,15 +71,15 @@ class Grid:
                 halos[side][...] = self._incoming[side]
 
     def gather(self, field: np.ndarray) -> np.ndarray | None:
-        """Return the whole of a field `[3, ny, nx]` on rank 0, None elsewhere."""
+        """Return the whole of some fields `[n, ny, nx]` on rank 0, None elsewhere."""
         if self.comm.rank:
             self.comm.Send(np.ascontiguousarray(field), 0)
             return None
-        whole = np.empty((3, *self.shape))
+        whole = np.empty((len(field), *self.shape))
         whole[:, self.rows, self.columns] = field
         for rank in range(1, self.comm.size):
             rows, columns = self.block(rank)
-            part = np.empty((3, rows.stop - rows.start, columns.stop - columns.start))
+            part = np.empty((len(field), rows.stop - rows.start, columns.stop - columns.start))
             self.comm.Recv(part, rank)
             whole[:, rows, columns] = part
         return whole

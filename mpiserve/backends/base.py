@@ -120,6 +120,7 @@ def check_options(service: ServiceConfig, known: Sequence[str]) -> None:
     for key in service.options:
         if key not in known:
             near = get_close_matches(key, known, 1)
-            hint = f"did you mean '{near[0]}'?" if near else f"one of: {', '.join(known)}"
+            names = f"one of: {', '.join(known)}" if known else "there are none"
+            hint = f"did you mean '{near[0]}'?" if near else names
             text = f"service.{service.name}.options.{key}: unknown key ({hint})"
             raise ArgumentError(Code.EARG, text)

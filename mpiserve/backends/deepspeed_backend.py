@@ -7,6 +7,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from mpiserve.backends.torch_backend import TorchBackend, set_eval
+from mpiserve.errors import ArgumentError, Code
 
 if TYPE_CHECKING:
     import torch
@@ -24,9 +25,12 @@ class DeepSpeedBackend(TorchBackend):
     def prepare(self, module: torch.nn.Module) -> Any:
         """Hand the module to DeepSpeed."""
         deepspeed = import_deepspeed(self.device.type)
+        options = self.service.options.get("init_inference", {})
+        if "dtype" in options:
+            key = f"service.{self.service.name}.options.init_inference.dtype"
+            raise ArgumentError(Code.EARG, f"{key}: set dtype of the service itself")
         # DeepSpeed's own default, float16, is not for CPUs: the dtype is always said.
-        options = {"dtype": self.dtype, **self.service.options.get("init_inference", {})}
-        engine = deepspeed.init_inference(set_eval(module), **options)
+        engine = deepspeed.init_inference(set_eval(module), dtype=self.dtype, **options)
         return set_eval(engine)
 
 

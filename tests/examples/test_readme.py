@@ -4,6 +4,8 @@ import re
 import sys
 from pathlib import Path
 
+import mpijob
+
 README = Path(__file__).resolve().parents[2] / "README.md"
 
 
@@ -49,3 +51,55 @@ def test_codes_of_the_error_table_exist():
     named = set(re.findall(r"`(\w+(?:Error|Timeout))", README.read_text()))
     assert named
     assert all(issubclass(getattr(mpiserve, name), mpiserve.Error) for name in named)
+
+
+def test_commands_without_mpi_jobs(tmp_path):
+    (tmp_path / "coupling.toml").write_text(blocks("toml")[0])
+    commands = re.findall(r"`python -m mpiserve ([^`]+)`", README.read_text())
+    assert {command.split()[0] for command in commands} == {"check", "info"}
+    for command in commands:
+        words = [sys.executable, "-m", "mpiserve", *command.split()]
+        done = mpijob.run(words, timeout=60, env=mpijob.settings(), cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert "mpiserve" in done.stdout or "rectifier" in done.stdout
+
+
+def running(language, word):
+    """Return the block of docs/running.md in this language that holds this word."""
+    text = (README.parent / "docs/running.md").read_text()
+    found = re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    return next(block for block in found if word in block)
+
+
+def test_c_program_of_running_md(mpiexec, tmp_path):
+    (tmp_path / "coupling.toml").write_text(blocks("toml")[0])
+    (tmp_path / "simulation.c").write_text(running("c", "mpiserve_open"))
+    env = mpijob.settings()
+    env["PATH"] = f"{Path(sys.executable).parent}:{env['PATH']}"
+    compiler = env.get("MPICC", "mpicc")
+    build = running("sh", "mpicc").replace("mpicc", compiler)
+    done = mpijob.run(["sh", "-e", "-c", build], timeout=60, env=env, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+    command = [sys.executable, "-m", "mpiserve", "serve", "coupling.toml"]
+    result = mpiexec(["-n", "2", "./simulation", ":", "-n", "1", *command], timeout=150)
+
+    assert result.returncode == 0
+    assert result.stdout.split("\n")[:2] == ["0 0 0 1"] * 2
+
+
+def test_backend_class_of_running_md(mpiexec, tmp_path):
+    backend = running("python", "Backend")
+    (tmp_path / "module.py").write_text(backend)
+    named = 'backend = "module:Scale"\noptions = { factor = 2.0 }'
+    table = blocks("toml")[0].splitlines()
+    table[1] = named
+    (tmp_path / "coupling.toml").write_text("\n".join(table))
+    check = "    assert np.array_equal(y, 2 * x)\n"
+    (tmp_path / "simulate.py").write_text(blocks("python")[0] + check)
+
+    command = [sys.executable, "-m", "mpiserve", "serve", "coupling.toml"]
+    result = mpiexec(["-n", "1", *command, ":", "-n", "2", sys.executable, "simulate.py"])
+
+    assert result.returncode == 0
+    assert "module.Scale" in result.stdout

@@ -1,0 +1,132 @@
+#include "slot.h"
+
+#include <stdlib.h>
+
+#include "check.h"
+
+/* x: float64 [rows, 3]; n: int32 [rows]  ->  y: float32 [rows, 5] */
+static mpiserve_description description_of(int64_t max_batch_rows) {
+  return (mpiserve_description){
+      .name = "flame",
+      .n_inputs = 2,
+      .n_outputs = 1,
+      .inputs = {{.name = "x", .dtype = MPISERVE_FLOAT64, .ndim = 2, .shape = {-1, 3}},
+                 {.name = "n", .dtype = MPISERVE_INT32, .ndim = 1, .shape = {-1}}},
+      .outputs = {{.name = "y", .dtype = MPISERVE_FLOAT32, .ndim = 2, .shape = {-1, 5}}},
+      .max_batch_rows = max_batch_rows,
+  };
+}
+
+enum { ROW_IN = 28, ROW_OUT = 20, ROW = ROW_IN + ROW_OUT };
+
+static void test_pieces_lie_behind_each_other(void) {
+  mpiserve_description description = description_of(100);
+  msi_layout layout;
+  CHECK(!msi_layout_init(&layout, &description, 3));
+  size_t rows = layout.pool_rows;
+  CHECK(layout.lanes_at >= 3 && layout.max_rows == 100);
+  CHECK(layout.inputs_at[0] >= layout.lanes_at + 3 * MSI_SLOTS * sizeof(msi_slot));
+  CHECK(layout.inputs_at[1] >= layout.inputs_at[0] + rows * 24);
+  CHECK(layout.outputs_at[0] >= layout.inputs_at[1] + rows * 4);
+  CHECK(layout.bytes >= layout.outputs_at[0] + rows * ROW_OUT);
+  CHECK(layout.bytes < rows * ROW + 4 * MSI_SLOTS * sizeof(msi_slot));
+}
+
+static void test_pieces_begin_at_cache_lines(void) {
+  mpiserve_description description = description_of(7);
+  msi_layout layout;
+  for (uint32_t lanes = 1; lanes < 200; lanes += 33) {
+    CHECK(!msi_layout_init(&layout, &description, lanes));
+    CHECK(layout.lanes_at % MSI_ALIGN == 0 && layout.bytes % MSI_ALIGN == 0);
+    CHECK(layout.inputs_at[0] % MSI_ALIGN == 0 && layout.inputs_at[1] % MSI_ALIGN == 0);
+    CHECK(layout.outputs_at[0] % MSI_ALIGN == 0);
+  }
+}
+
+static void test_no_lanes_take_no_memory(void) {
+  mpiserve_description description = description_of(100);
+  msi_layout layout;
+  CHECK(!msi_layout_init(&layout, &description, 0) && layout.bytes == 0);
+}
+
+static void test_a_wrong_signature_is_refused(void) {
+  mpiserve_description description = description_of(100);
+  msi_layout layout;
+  description.outputs[0].dtype = 77;
+  CHECK(msi_layout_init(&layout, &description, 1) == MPISERVE_EDTYPE);
+}
+
+static uint32_t pool_rows(int64_t max_rows, uint32_t lanes, int64_t pool_bytes) {
+  mpiserve_description description = description_of(max_rows);
+  msi_layout layout;
+  description.pool_bytes = pool_bytes;
+  CHECK(!msi_layout_init(&layout, &description, lanes));
+  return layout.pool_rows;
+}
+
+static void test_rows_of_the_slabs(void) {
+  CHECK(pool_rows(100, 4, 0) == 800);                /* two requests for each lane */
+  CHECK(pool_rows(100, 4, 500 * ROW) == 500);        /* as many as fit */
+  CHECK(pool_rows(100, 4, 1) == 200);                /* never less than two batches */
+  CHECK(pool_rows(100, 1, (int64_t)1 << 40) == 200); /* never more than is of use */
+  CHECK(pool_rows(1 << 29, 2, (int64_t)1 << 60) == (uint32_t)1 << 31);
+  CHECK(pool_rows(1 << 29, 64, INT64_MAX) == UINT32_MAX);
+}
+
+static void test_what_rides_in_a_slot(void) {
+  mpiserve_description description = description_of(100);
+  msi_layout layout;
+  CHECK(!msi_layout_init(&layout, &description, 1));
+  int64_t most = MSI_EAGER_BYTES / ROW_IN; /* inputs are the larger side */
+  CHECK(msi_layout_eager(&layout, 1) && msi_layout_eager(&layout, most));
+  CHECK(!msi_layout_eager(&layout, most + 1));
+  description.outputs[0].shape[1] = MSI_EAGER_BYTES / 4;
+  CHECK(!msi_layout_init(&layout, &description, 1));
+  CHECK(msi_layout_eager(&layout, 1) && !msi_layout_eager(&layout, 2));
+}
+
+static void test_slots_go_round(void) {
+  mpiserve_description description = description_of(10);
+  msi_layout layout;
+  CHECK(!msi_layout_init(&layout, &description, 2));
+  CHECK(msi_slot_at(&layout, 0, 1) == layout.lanes_at);
+  CHECK(msi_slot_at(&layout, 0, 2) == layout.lanes_at + sizeof(msi_slot));
+  CHECK(msi_slot_at(&layout, 0, MSI_SLOTS + 1) == layout.lanes_at);
+  CHECK(msi_slot_at(&layout, 1, 1) == layout.lanes_at + MSI_SLOTS * sizeof(msi_slot));
+  size_t last = msi_slot_at(&layout, 1, MSI_SLOTS);
+  CHECK(last + sizeof(msi_slot) <= layout.inputs_at[0]);
+}
+
+/* Slots are one writer's by the cache line, and a reply is one message. */
+static void test_parts_of_a_slot(void) {
+  CHECK(offsetof(msi_slot, input) % MSI_ALIGN == 0);
+  CHECK(offsetof(msi_slot, reply) % MSI_ALIGN == 0);
+  CHECK(offsetof(msi_slot, output) == offsetof(msi_slot, reply) + sizeof(msi_reply_header));
+  CHECK(sizeof(msi_slot) % MSI_ALIGN == 0);
+}
+
+static void test_pack_and_unpack_are_inverse(void) {
+  mpiserve_description description = description_of(10);
+  msi_layout layout;
+  uint8_t packed[3 * ROW_IN], x[72], n[12], x_back[72] = {0}, n_back[12] = {0};
+  CHECK(!msi_layout_init(&layout, &description, 1));
+  for (int i = 0; i < 72; i++) x[i] = (uint8_t)rand();
+  for (int i = 0; i < 12; i++) n[i] = (uint8_t)rand();
+  msi_side_pack(&layout.inputs, 3, packed, (void *[]){x, n});
+  CHECK(!memcmp(packed, x, 72) && !memcmp(packed + 72, n, 12));
+  msi_side_unpack(&layout.inputs, 3, (void *[]){x_back, n_back}, packed);
+  CHECK(!memcmp(x, x_back, 72) && !memcmp(n, n_back, 12));
+}
+
+int main(void) {
+  test_pieces_lie_behind_each_other();
+  test_pieces_begin_at_cache_lines();
+  test_no_lanes_take_no_memory();
+  test_a_wrong_signature_is_refused();
+  test_rows_of_the_slabs();
+  test_what_rides_in_a_slot();
+  test_slots_go_round();
+  test_parts_of_a_slot();
+  test_pack_and_unpack_are_inverse();
+  return check_result();
+}

@@ -1,0 +1,201 @@
+#include "tensor.h"
+
+#include "check.h"
+
+/* A signature of x: float32 [rows, 3, 4] and flag: bool [rows]. */
+static const mpiserve_spec specs[] = {
+    {.name = "x", .dtype = MPISERVE_FLOAT32, .ndim = 3, .shape = {-1, 3, 4}},
+    {.name = "flag", .dtype = MPISERVE_BOOL, .ndim = 1, .shape = {-1}},
+};
+static float x_data[24];
+static char flag_data[2];
+
+static msi_side side_of_specs(void) {
+  msi_side side;
+  CHECK(!msi_side_init(&side, "input", 2, specs));
+  return side;
+}
+
+static mpiserve_tensor x_tensor(int64_t rows) {
+  return (mpiserve_tensor){NULL, x_data, MPISERVE_FLOAT32, 3, {rows, 3, 4}};
+}
+
+static mpiserve_tensor flag_tensor(int64_t rows) {
+  return (mpiserve_tensor){NULL, flag_data, MPISERVE_BOOL, 1, {rows}};
+}
+
+/* Matches x and flag against the signature. */
+static int match(mpiserve_tensor x, mpiserve_tensor flag, int64_t *rows, void **data) {
+  msi_side side = side_of_specs();
+  const mpiserve_tensor tensors[] = {x, flag};
+  *rows = 0;
+  return msi_side_match(&side, "flame", 2, tensors, rows, data);
+}
+
+static int match_code(mpiserve_tensor x, mpiserve_tensor flag) {
+  int64_t rows;
+  void *data[2];
+  return match(x, flag, &rows, data);
+}
+
+static void test_dtypes(void) {
+  static const size_t sizes[] = {1, 1, 1, 2, 4, 8, 2, 2, 4, 8};
+  for (int dtype = MPISERVE_BOOL; dtype <= MPISERVE_FLOAT64; dtype++) {
+    CHECK(mpiserve_dtype_size(dtype) == sizes[dtype]);
+    CHECK(mpiserve_dtype_name(dtype) && mpiserve_dtype_name(dtype)[0]);
+  }
+  CHECK(!strcmp(mpiserve_dtype_name(MPISERVE_BFLOAT16), "bfloat16"));
+  CHECK(!mpiserve_dtype_name(-1) && !mpiserve_dtype_size(-1));
+  CHECK(!mpiserve_dtype_name(MPISERVE_FLOAT64 + 1) && !mpiserve_dtype_size(MPISERVE_FLOAT64 + 1));
+}
+
+static void test_bytes_of_a_row(void) {
+  msi_side side = side_of_specs();
+  CHECK(side.n == 2 && side.row_bytes[0] == 48 && side.row_bytes[1] == 1);
+  CHECK(side.total_row_bytes == 49);
+}
+
+static int init_code(mpiserve_spec spec) {
+  msi_side side;
+  return msi_side_init(&side, "output", 1, &spec);
+}
+
+static void test_signatures_that_are_wrong(void) {
+  mpiserve_spec spec = {.name = "y", .dtype = MPISERVE_INT8, .ndim = 2, .shape = {-1, 2}};
+  CHECK(init_code(spec) == MPISERVE_OK);
+  spec.dtype = 10;
+  CHECK(init_code(spec) == MPISERVE_EDTYPE);
+  CHECK_TEXT(mpiserve_last_error(), "output 'y'");
+  spec.dtype = MPISERVE_INT8;
+  spec.shape[1] = 0;
+  CHECK(init_code(spec) == MPISERVE_ESHAPE);
+  spec.shape[1] = 2;
+  spec.shape[0] = 4;
+  CHECK(init_code(spec) == MPISERVE_ESHAPE);
+  spec.shape[0] = -1;
+  spec.ndim = MPISERVE_MAX_DIMS + 1;
+  CHECK(init_code(spec) == MPISERVE_ESHAPE);
+  spec.ndim = 0;
+  CHECK(init_code(spec) == MPISERVE_ESHAPE);
+  spec.ndim = 1;
+  memset(spec.name, 'n', sizeof spec.name); /* no final zero */
+  CHECK(init_code(spec) == MPISERVE_ENAME);
+  spec.name[0] = 0;
+  CHECK(init_code(spec) == MPISERVE_ENAME);
+}
+
+static void test_number_of_tensors_of_a_signature(void) {
+  mpiserve_spec many[MPISERVE_MAX_TENSORS];
+  msi_side side;
+  for (int i = 0; i < MPISERVE_MAX_TENSORS; i++) {
+    many[i] = specs[0];
+    many[i].name[0] = (char)('a' + i);
+  }
+  CHECK(!msi_side_init(&side, "input", MPISERVE_MAX_TENSORS, many));
+  CHECK(msi_side_init(&side, "input", MPISERVE_MAX_TENSORS + 1, many) == MPISERVE_ESHAPE);
+  CHECK(msi_side_init(&side, "input", -1, many) == MPISERVE_ESHAPE);
+}
+
+static void test_matches_by_position_and_by_name(void) {
+  mpiserve_tensor x = x_tensor(2), flag = flag_tensor(2);
+  int64_t rows;
+  void *data[2];
+  CHECK(!match(x, flag, &rows, data));
+  CHECK(rows == 2 && data[0] == x_data && data[1] == flag_data);
+  x.name = "x";
+  flag.name = "flag";
+  CHECK(!match(flag, x, &rows, data));
+  CHECK(rows == 2 && data[0] == x_data && data[1] == flag_data);
+}
+
+static void test_names(void) {
+  mpiserve_tensor x = x_tensor(2), flag = flag_tensor(2);
+  x.name = "xx";
+  CHECK(match_code(x, flag) == MPISERVE_ENAME);
+  CHECK_TEXT(mpiserve_last_error(), "service 'flame'");
+  CHECK_TEXT(mpiserve_last_error(), "'xx' is unknown");
+  CHECK_TEXT(mpiserve_last_error(), "x, flag");
+  x.name = "x";
+  CHECK(match_code(x, x) == MPISERVE_ENAME);
+  CHECK_TEXT(mpiserve_last_error(), "'x' is given twice");
+}
+
+static void test_dtype_of_a_call(void) {
+  mpiserve_tensor x = x_tensor(2);
+  x.dtype = MPISERVE_FLOAT64;
+  CHECK(match_code(x, flag_tensor(2)) == MPISERVE_EDTYPE);
+  CHECK_TEXT(mpiserve_last_error(), "input 'x': dtype is float64, the signature says float32");
+  x.dtype = 99;
+  CHECK(match_code(x, flag_tensor(2)) == MPISERVE_EDTYPE);
+  CHECK_TEXT(mpiserve_last_error(), "unknown");
+}
+
+static void test_shape_of_a_call(void) {
+  mpiserve_tensor x = x_tensor(2);
+  x.shape[2] = 5;
+  CHECK(match_code(x, flag_tensor(2)) == MPISERVE_ESHAPE);
+  CHECK_TEXT(mpiserve_last_error(), "shape is [2, 3, 5], the signature says [rows, 3, 4]");
+  x = x_tensor(2);
+  x.ndim = 2;
+  CHECK(match_code(x, flag_tensor(2)) == MPISERVE_ESHAPE);
+  x.ndim = 1000; /* a wrong number must not make anybody read on */
+  CHECK(match_code(x, flag_tensor(2)) == MPISERVE_ESHAPE);
+}
+
+static void test_rows_of_a_call(void) {
+  CHECK(match_code(x_tensor(2), flag_tensor(1)) == MPISERVE_EROWS);
+  CHECK_TEXT(mpiserve_last_error(), "input 'flag': 1 rows");
+  CHECK(match_code(x_tensor(0), flag_tensor(0)) == MPISERVE_EROWS);
+  CHECK(match_code(x_tensor(-1), flag_tensor(-1)) == MPISERVE_EROWS);
+  CHECK_TEXT(mpiserve_last_error(), "at least 1");
+}
+
+static void test_rows_of_the_outputs_are_those_of_the_inputs(void) {
+  msi_side side = side_of_specs();
+  const mpiserve_tensor tensors[] = {x_tensor(2), flag_tensor(2)};
+  int64_t rows = 1;
+  void *data[2];
+  CHECK(msi_side_match(&side, "flame", 2, tensors, &rows, data) == MPISERVE_EROWS);
+}
+
+static void test_missing_data_and_missing_tensors(void) {
+  msi_side side = side_of_specs();
+  mpiserve_tensor x = x_tensor(2);
+  int64_t rows = 0;
+  void *data[2];
+  CHECK(msi_side_match(&side, "flame", 1, &x, &rows, data) == MPISERVE_ESHAPE);
+  CHECK_TEXT(mpiserve_last_error(), "1 inputs given, the signature has 2 (x, flag)");
+  x.data = NULL;
+  CHECK(match_code(x, flag_tensor(2)) == MPISERVE_EARG);
+}
+
+static void test_equal_sides(void) {
+  mpiserve_spec other[2] = {specs[0], specs[1]};
+  msi_side a = side_of_specs(), b;
+  CHECK(!msi_side_init(&b, "output", 2, other) && msi_side_equal(&a, &b));
+  other[0].shape[2] = 5;
+  CHECK(!msi_side_init(&b, "input", 2, other) && !msi_side_equal(&a, &b));
+  other[0].shape[2] = 4;
+  other[1].dtype = MPISERVE_UINT8;
+  CHECK(!msi_side_init(&b, "input", 2, other) && !msi_side_equal(&a, &b));
+  other[1].dtype = MPISERVE_BOOL;
+  other[1].name[0] = 'F';
+  CHECK(!msi_side_init(&b, "input", 2, other) && !msi_side_equal(&a, &b));
+  CHECK(!msi_side_init(&b, "input", 1, specs) && !msi_side_equal(&a, &b));
+}
+
+int main(void) {
+  test_dtypes();
+  test_bytes_of_a_row();
+  test_signatures_that_are_wrong();
+  test_number_of_tensors_of_a_signature();
+  test_matches_by_position_and_by_name();
+  test_names();
+  test_dtype_of_a_call();
+  test_shape_of_a_call();
+  test_rows_of_a_call();
+  test_rows_of_the_outputs_are_those_of_the_inputs();
+  test_missing_data_and_missing_tensors();
+  test_equal_sides();
+  return check_result();
+}

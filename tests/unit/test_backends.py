@@ -1,0 +1,314 @@
+import sys
+
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from mpiserve import Backend, backends
+from mpiserve.backends import torch_backend
+from mpiserve.config import Config
+from mpiserve.errors import ArgumentError, ModelError
+
+MODELS = """
+import numpy as np
+import torch
+import mpiserve
+
+
+def mlp(seed=0, out=3):
+    torch.manual_seed(seed)
+    layers = torch.nn.Linear(3, 8), torch.nn.Tanh(), torch.nn.Linear(8, out), torch.nn.Dropout()
+    return torch.nn.Sequential(*layers)
+
+
+class Two(torch.nn.Module):
+    def forward(self, x):
+        return {"sum": x.sum(1), "twice": x * 2}
+
+
+class Pair(torch.nn.Module):
+    def forward(self, x, index):
+        return x * index[:, None]
+
+
+class Double(torch.nn.Module):
+    def forward(self, x):
+        return x.double()
+
+
+class Arrays(torch.nn.Module):
+    def forward(self, x):
+        return x.numpy()
+
+
+def not_a_module():
+    return 3
+
+
+def negative(x, factor=1):
+    return -x * np.float32(factor)
+
+
+class Scale:
+    def __init__(self, factor=1):
+        self.factor = np.float32(factor)
+
+    def __call__(self, x):
+        return x * self.factor
+
+
+class Ten(mpiserve.Backend):
+    def load(self):
+        self.ten = np.float32(10)
+
+    def run(self, inputs):
+        return inputs[0] * self.ten
+
+
+number = 3
+"""
+
+X = {"name": "x", "dtype": "float32", "shape": [-1, 3]}
+Y = {"name": "y", "dtype": "float32", "shape": [-1, 3]}
+TORCH_KINDS = ("torch", "deepspeed")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("models")
+    (path / "some_models.py").write_text(MODELS)
+    sys.path.insert(0, str(path))
+    yield path
+    sys.path.remove(str(path))
+    sys.modules.pop("some_models", None)
+
+
+@pytest.fixture
+def make(folder):
+    """A backend for a service's table, loaded."""
+
+    def build(backend, model, **table):
+        table = {"backend": backend, "model": model, "inputs": [X], "outputs": [Y]} | table
+        service = Config.from_dict({"service": {"s": table}}, folder=folder).services[0]
+        made = backends.create(service)
+        made.load()
+        return made
+
+    return build
+
+
+@pytest.fixture
+def mlp(folder):
+    import some_models
+
+    return some_models.mlp().eval()
+
+
+def rows(n=5):
+    return np.random.default_rng(n).standard_normal((n, 3), dtype=np.float32)
+
+
+def direct(module, x):
+    torch.set_num_threads(1)
+    with torch.inference_mode():
+        return module(torch.from_numpy(x)).numpy()
+
+
+@pytest.mark.parametrize("kind", TORCH_KINDS)
+@pytest.mark.parametrize("n", [1, 7, 1000])
+def test_a_module_from_a_factory_equals_itself_bit_for_bit(make, mlp, kind, n):
+    (result,) = make(kind, "some_models:mlp").run((rows(n),))
+    np.testing.assert_array_equal(result, direct(mlp, rows(n)))
+
+
+@pytest.mark.parametrize("kind", TORCH_KINDS)
+def test_a_torchscript_file_equals_its_module(make, mlp, folder, kind):
+    torch.jit.save(torch.jit.script(mlp), folder / "mlp.pt")
+    (result,) = make(kind, "mlp.pt").run((rows(),))
+    np.testing.assert_array_equal(result, direct(mlp, rows()))
+
+
+@pytest.mark.parametrize("kind", TORCH_KINDS)
+def test_an_exported_program_equals_its_module_for_any_rows(make, mlp, folder, kind):
+    dynamic = ({0: torch.export.Dim("rows", min=1, max=4096)},)
+    program = torch.export.export(mlp, (torch.from_numpy(rows(4)),), dynamic_shapes=dynamic)
+    torch.export.save(program, folder / "mlp.pt2")
+    backend = make(kind, "mlp.pt2")
+    for n in (1, 9):
+        (result,) = backend.run((rows(n),))
+        np.testing.assert_array_equal(result, direct(mlp, rows(n)))
+
+
+@pytest.mark.parametrize("kind", TORCH_KINDS)
+def test_options_reach_the_factory_and_weights_its_module(make, folder, kind):
+    import some_models
+
+    other = some_models.mlp(seed=5).eval()
+    save_file(other.state_dict(), folder / "w.safetensors")
+    options = {"arguments": {"seed": 9}, "weights": "w.safetensors"}
+    (result,) = make(kind, "some_models:mlp", options=options).run((rows(),))
+    np.testing.assert_array_equal(result, direct(other, rows()))
+    (result,) = make(kind, "some_models:mlp", options={"arguments": {"seed": 9}}).run((rows(),))
+    np.testing.assert_array_equal(result, direct(some_models.mlp(seed=9).eval(), rows()))
+
+
+def test_engines_are_named_by_their_classes(make):
+    assert (
+        make("deepspeed", "some_models:mlp").engine == "deepspeed.inference.engine.InferenceEngine"
+    )
+    assert make("torch", "some_models:mlp").engine == "torch.nn.modules.container.Sequential"
+    assert make("python", "some_models:negative").engine == "some_models.negative"
+    assert make("python", "some_models:Scale").engine == "some_models.Scale"
+    assert make("some_models:Ten", None).engine == "some_models.Ten"
+
+
+def test_deepspeed_gets_its_own_options(make):
+    options = {"init_inference": {"max_out_tokens": 77}}
+    backend = make("deepspeed", "some_models:mlp", options=options)
+    assert backend.module._config.max_out_tokens == 77
+
+
+def test_the_dtype_of_a_deepspeed_engine_is_that_of_the_service(make):
+    backend = make("deepspeed", "some_models:mlp", dtype="bfloat16")
+    assert next(backend.module.parameters()).dtype == torch.bfloat16
+    options = {"init_inference": {"dtype": "float16"}}
+    with pytest.raises(ArgumentError, match=r"options\.init_inference\.dtype: set dtype of the"):
+        make("deepspeed", "some_models:mlp", options=options)
+
+
+def test_deepspeed_needs_no_process_group_and_no_compiled_operation(make):
+    import deepspeed
+
+    make("deepspeed", "some_models:mlp")
+    assert not torch.distributed.is_initialized()
+    assert deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] is False
+
+
+@pytest.mark.parametrize("kind", TORCH_KINDS)
+def test_the_models_own_arithmetic_does_not_change_the_signature(make, mlp, kind):
+    (result,) = make(kind, "some_models:mlp", dtype="bfloat16").run((rows(),))
+    assert result.dtype == np.float32
+    np.testing.assert_allclose(result, direct(mlp, rows()), atol=0.05)
+
+
+def test_bfloat16_tensors_come_and_go(make):
+    tensors = [{"name": "x", "dtype": "bfloat16", "shape": [-1, 3]}]
+    table = {"inputs": tensors, "outputs": [tensors[0] | {"name": "y"}], "dtype": "bfloat16"}
+    (result,) = make("torch", "some_models:mlp", **table).run((rows().astype(ml_dtypes.bfloat16),))
+    assert result.dtype == ml_dtypes.bfloat16
+
+
+@pytest.mark.parametrize("name", ["bool", "int8", "uint8", "int16", "int32", "int64", "float16"])
+def test_arrays_become_tensors_and_arrays_again(name):
+    array = np.arange(6).reshape(2, 3).astype(name)
+    np.testing.assert_array_equal(torch_backend.array_of(torch_backend.tensor_of(array)), array)
+
+
+def test_tensors_view_the_batch(make):
+    array = rows()
+    assert torch_backend.tensor_of(array).data_ptr() == array.ctypes.data
+    array = array.astype(ml_dtypes.bfloat16)
+    assert torch_backend.tensor_of(array).data_ptr() == array.ctypes.data
+
+
+def test_integers_keep_their_dtype(make):
+    inputs = [X, {"name": "index", "dtype": "int64", "shape": [-1]}]
+    backend = make("torch", "some_models:Pair", inputs=inputs)
+    (result,) = backend.run((rows(2), np.array([1, 2])))
+    np.testing.assert_array_equal(result, rows(2) * np.float32([[1], [2]]))
+
+
+def test_outputs_are_found_by_name(make):
+    outputs = [
+        {"name": "twice", "dtype": "float32", "shape": [-1, 3]},
+        {"name": "sum", "dtype": "float32", "shape": [-1]},
+    ]
+    twice, total = make("torch", "some_models:Two", outputs=outputs).run((rows(),))
+    np.testing.assert_array_equal(twice, rows() * 2)
+    assert total.shape == (5,)
+
+
+def test_a_read_only_batch_warns_nobody(make, recwarn):
+    array = rows()
+    array.flags.writeable = False
+    make("torch", "some_models:mlp").run((array,))
+    assert not recwarn.list
+
+
+def test_a_dtype_that_the_model_was_not_asked_for_is_left_to_be_refused(make):
+    (result,) = make("torch", "some_models:Double").run((rows(),))
+    assert result.dtype == np.float64
+
+
+def test_a_module_must_return_tensors(make):
+    with pytest.raises(ModelError, match="must return tensors, not ndarray"):
+        make("torch", "some_models:Arrays").run((rows(),))
+
+
+@pytest.mark.parametrize("kind", TORCH_KINDS)
+def test_threads_are_those_of_the_configuration(make, kind):
+    make(kind, "some_models:mlp", threads=2)
+    assert torch.get_num_threads() == 2
+    make(kind, "some_models:mlp")
+    assert torch.get_num_threads() == 1
+
+
+def test_a_function_is_called_with_the_options(make):
+    np.testing.assert_array_equal(make("python", "some_models:negative").run((rows(),)), -rows())
+    backend = make("python", "some_models:negative", options={"factor": 2})
+    np.testing.assert_array_equal(backend.run((rows(),)), -rows() * 2)
+
+
+def test_a_class_is_made_once_with_the_options(make):
+    backend = make("python", "some_models:Scale", options={"factor": 3})
+    np.testing.assert_array_equal(backend.run((rows(),)), rows() * np.float32(3))
+
+
+def test_a_backend_of_the_users_is_named_in_the_configuration(make):
+    backend = make("some_models:Ten", None)
+    assert isinstance(backend, Backend)
+    np.testing.assert_array_equal(backend.run((rows(),)), rows() * np.float32(10))
+
+
+MISTAKES = [
+    ("torch", "no_such_module:build", {}, "'no_such_module:build': no module 'no_such_module' in"),
+    ("torch", "some_models:nope", {}, "'some_models:nope': the module has no 'nope'"),
+    ("torch", "some_models:not_a_module", {}, "must return a torch.nn.Module, not int"),
+    ("torch", "nowhere.pt2", {}, "nowhere.pt2: no such file"),
+    ("torch", "some_models.py", {}, "some_models.py: torch cannot load it (.*); a model is "),
+    ("python", "some_models:number", {}, "'some_models:number' is not callable"),
+    ("some_models:negative", None, {}, "'some_models:negative' is no subclass of mpiserve.Backend"),
+]
+
+
+@pytest.mark.parametrize(("kind", "model", "table", "text"), MISTAKES)
+def test_a_model_that_is_not_there_is_named(make, kind, model, table, text):
+    with pytest.raises(ModelError, match=text.replace("(.*)", r"\(.*\)")) as caught:
+        make(kind, model, **table)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "model", "option", "text"),
+    [
+        ("torch", "some_models:mlp", "weight", "unknown key (did you mean 'weights'?)"),
+        ("torch", "some_models:mlp", "init_inference", "unknown key (one of: arguments, weights)"),
+        ("deepspeed", "some_models:mlp", "init_inferenc", "(did you mean 'init_inference'?)"),
+        ("torch", "mlp.pt2", "weights", "needs a model 'module:callable'"),
+        ("echo", None, "size", "unknown key (there are none)"),
+    ],
+)
+def test_an_option_that_does_not_fit_is_named(make, kind, model, option, text):
+    table = {"outputs": [X]} if kind == "echo" else {}
+    with pytest.raises(ArgumentError) as caught:
+        make(kind, model, options={option: "x"}, **table)
+    assert str(caught.value).startswith(f"service.s.options.{option}: ")
+    assert str(caught.value).endswith(text)
+
+
+def test_an_error_inside_a_model_file_is_not_mistaken_for_a_missing_one(make, folder):
+    (folder / "broken.py").write_text("import no_such_library\n")
+    with pytest.raises(ModuleNotFoundError, match="no_such_library"):
+        make("torch", "broken:build")

@@ -1,0 +1,62 @@
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from mpiserve import __version__
+from mpiserve.cli import app
+
+CONFIG = """
+[service.chemistry]
+model = "chemistry:build"
+replicas = 2
+inputs  = [{name = "state", dtype = "float32", shape = [-1, 3]}]
+outputs = [{name = "rate",  dtype = "float32", shape = [-1, 3]}]
+"""
+
+
+@pytest.fixture
+def invoke(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "coupling.toml").write_text(CONFIG)
+    return lambda *args: CliRunner().invoke(app, args)
+
+
+def test_check_shows_who_would_do_what(invoke):
+    result = invoke("check", "coupling.toml", "-n", "5")
+    assert result.exit_code == 0
+    lines = [line.split() for line in result.output.splitlines() if "chemistry:build" in line]
+    assert [line[1] for line in lines] == ["3", "4"]
+
+
+def test_check_says_in_one_line_what_is_wrong(invoke):
+    result = invoke("check", "coupling.toml", "-n", "2")
+    assert result.exit_code == 2
+    assert result.stderr == (
+        "mpiserve: coupling.toml: service.chemistry.replicas: 2 replicas need 2 inference ranks, "
+        "the world of 2 ranks leaves 1 beside a simulation rank\n"
+    )
+
+
+def test_info_names_versions_and_libraries(invoke):
+    result = invoke("info")
+    assert result.exit_code == 0
+    for text in (__version__, "built with", "MPI library", "thread level", "torch", "deepspeed"):
+        assert text in result.output
+    assert "not installed" not in result.output
+
+
+@pytest.mark.parametrize("args", [(), ("run",), ("run", "coupling.toml"), ("sserve", "x")])
+def test_wrong_usage_has_status_2(invoke, args):
+    assert invoke(*args).exit_code == 2
+
+
+def test_importing_mpiserve_starts_nothing():
+    code = (
+        "import mpiserve, sys, mpi4py;"
+        "print(*sorted({'torch', 'mpi4py.MPI', 'pydantic', 'numpy'} & set(sys.modules)),"
+        "mpi4py.rc.thread_level)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
+    assert done.stdout == "serialized\n"

@@ -1,0 +1,169 @@
+import pickle
+
+import pytest
+
+from mpiserve.config import Config
+from mpiserve.errors import Code, ConfigError
+
+CHEMISTRY = """
+[service.chemistry]
+model = "chemistry:build"
+inputs  = [{name = "state", dtype = "float32", shape = [-1, 3]}]
+outputs = [{name = "rate",  dtype = "float32", shape = [-1, 3]}]
+"""
+
+
+@pytest.fixture
+def load(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def from_text(text):
+        (tmp_path / "coupling.toml").write_text(text)
+        return Config.load("coupling.toml")
+
+    return from_text
+
+
+@pytest.fixture
+def line(load):
+    """The one line that a wrong file gives."""
+
+    def from_text(text):
+        with pytest.raises(ConfigError) as caught:
+            load(text)
+        assert caught.value.code == Code.ECONFIG
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    return from_text
+
+
+def test_defaults_are_those_of_the_design(load):
+    config = load(CHEMISTRY)
+    service = config.service["chemistry"]
+    assert config.partition.placement == "tail"
+    assert (service.name, service.backend, service.dtype) == ("chemistry", "deepspeed", "float32")
+    assert (service.replicas, service.max_batch_rows, service.max_delay_us) == (1, 4096, 200)
+    assert service.inputs[0].shape == (-1, 3)
+
+
+def test_a_service_knows_the_folder_of_its_file(load, tmp_path):
+    assert load(CHEMISTRY).services[0].folder == tmp_path
+
+
+def test_a_configuration_travels_between_ranks(load):
+    config = load(CHEMISTRY)
+    copy = pickle.loads(pickle.dumps(config))
+    assert copy == config
+    assert copy.source == "coupling.toml"
+    assert copy.services[0].name == "chemistry"
+
+
+def test_a_configuration_cannot_be_changed(load):
+    with pytest.raises(ValueError, match="frozen"):
+        load(CHEMISTRY).services[0].replicas = 2
+
+
+def test_warm_up_takes_one_row_and_a_full_batch(load):
+    assert load(CHEMISTRY).services[0].warmup_rows == (1, 4096)
+    assert load(CHEMISTRY + "max_batch_rows = 1").services[0].warmup_rows == (1,)
+    assert load(CHEMISTRY + "warmup = false").services[0].warmup_rows == ()
+    assert load(CHEMISTRY + "warmup = [8, 16]").services[0].warmup_rows == (8, 16)
+
+
+def test_echo_needs_no_model_and_no_outputs(load):
+    text = '[service.e]\nbackend = "echo"\ninputs = [{name="x", dtype="bfloat16", shape=[-1]}]'
+    service = load(text).services[0]
+    assert service.outputs == service.inputs
+
+
+def test_a_missing_file_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"^nowhere\.toml: no such file or directory$"):
+        Config.load("nowhere.toml")
+
+
+def test_a_syntax_error_has_its_line(line):
+    assert line("a = 1\nb c").startswith("coupling.toml: line 2, column 3: ")
+
+
+def test_a_file_without_services_is_refused(line):
+    assert line("").startswith("coupling.toml: service: missing")
+
+
+WRONG = {
+    "modle = 'a:b'": "modle: unknown key (did you mean 'model'?)",
+    "xyzzy = 1": "xyzzy: unknown key (one of: backend, model, ",
+    "replicas = 0": "replicas: must be greater than or equal to 1, got 0",
+    "replicas = '2'": "replicas: must be an integer, got '2'",
+    "replicas = true": "replicas: must be an integer, got True",
+    "max_batch_rows = 2.5": "max_batch_rows: must be an integer, got 2.5",
+    "max_delay_us = -1": "max_delay_us: must be greater than or equal to 0, got -1",
+    "threads = 0": "threads: must be greater than or equal to 1, got 0",
+    "backend = 'deepsped'": "backend: unknown backend 'deepsped' (did you mean 'deepspeed'?)",
+    "dtype = 'int8'": "dtype: unknown model dtype 'int8' (one of: float16, ",
+    "tensor_parallel = 2": "tensor_parallel: 2: this version runs each replica on 1 rank",
+    "warmup = [0]": "warmup: rows must be 1 to max_batch_rows, got [0]",
+    "warmup = 3": "warmup: must be true, false or a list of rows, got 3",
+    "options = 3": "options: must be a table, got 3",
+}
+
+
+@pytest.mark.parametrize("text", WRONG)
+def test_a_wrong_key_of_a_service_is_one_line(line, text):
+    assert line(CHEMISTRY + text).startswith(f"coupling.toml: service.chemistry.{WRONG[text]}")
+
+
+REPLACED = {
+    ('model = "chemistry:build"\n', ""): "model: missing; the backend 'deepspeed' needs one",
+    ("model =", "modle ="): "modle: unknown key (did you mean 'model'?)",
+    ('"float32", shape = [-1, 3]}]\nout', '"flot32", shape = [-1]}]\nout'): (
+        "inputs[0].dtype: unknown dtype 'flot32' (did you mean 'float32'?)"
+    ),
+    ('name = "state", ', ""): "inputs[0].name: missing",
+    ('name = "state"', 'nam = "state"'): "inputs[0].nam: unknown key (did you mean 'name'?)",
+    ("shape = [-1, 3]}]\nout", "shape = [3, 3]}]\nout"): (
+        "inputs[0].shape: the first dimension is the rows and must be -1, got [3, 3]"
+    ),
+    ("shape = [-1, 3]}]\nout", "shape = [-1, 0]}]\nout"): (
+        "inputs[0].shape: every dimension after the first must be positive, got [-1, 0]"
+    ),
+    ("shape = [-1, 3]}]\nout", "shape = 3}]\nout"): "inputs[0].shape: must be a list, got 3",
+    ("outputs = ", "#"): "outputs: missing",
+    ('"state"', f'"{"n" * 64}"'): "inputs[0].name: a name has 1 to 63 bytes",
+}
+
+
+@pytest.mark.parametrize("change", REPLACED, ids=REPLACED.values())
+def test_a_wrong_signature_or_model_is_one_line(line, change):
+    text = CHEMISTRY.replace(*change, 1)
+    assert text != CHEMISTRY
+    assert line(text).startswith(f"coupling.toml: service.chemistry.{REPLACED[change]}")
+
+
+def test_two_tensors_of_one_name_are_refused(line):
+    both = (
+        '[{name = "x", dtype = "int8", shape = [-1]}, {name = "x", dtype = "int8", shape = [-1]}]'
+    )
+    text = CHEMISTRY.replace('[{name = "state", dtype = "float32", shape = [-1, 3]}]', both)
+    assert line(text).endswith("service.chemistry.inputs: two tensors are named 'x'")
+
+
+def test_an_echo_of_another_shape_is_refused(line):
+    text = CHEMISTRY.replace("[-1, 3]", "[-1, 4]", 1) + 'backend = "echo"'
+    assert "the backend 'echo' answers with its inputs" in line(text)
+
+
+PARTITION = {
+    "ranks = [3, 1, 3]": "partition.ranks: rank 3 is listed twice",
+    "ranks = [-1]": "partition.ranks: rank -1 is negative",
+    "ranks = []": "partition.ranks: at least one rank must infer",
+    "placement = 'head'": "partition.placement: must be 'tail' or 'per-node', got 'head'",
+    "placement = 'tail'\nranks = [1]": "partition: placement and ranks exclude each other",
+    "rank = [1]": "partition.rank: unknown key (did you mean 'ranks'?)",
+}
+
+
+@pytest.mark.parametrize("text", PARTITION)
+def test_a_wrong_partition_is_one_line(line, text):
+    assert line(f"[partition]\n{text}\n{CHEMISTRY}") == f"coupling.toml: {PARTITION[text]}"

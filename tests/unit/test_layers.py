@@ -1,0 +1,195 @@
+"""The layers of docs/architecture.md, enforced."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "mpiserve"
+CSRC = ROOT / "csrc"
+
+# Who may import whom: cli -> server | session -> _broker, backends -> errors, config.
+BASE = {"errors", "tensor", "config"}
+PYTHON = {
+    "errors": set(),
+    "tensor": set(),
+    "_check": {"errors"},
+    "config": {"errors"},
+    "partition": BASE,
+    "backends.base": BASE,
+    "backends.torch_backend": BASE | {"backends.base"},
+    "backends.deepspeed_backend": BASE | {"backends.base", "backends.torch_backend"},
+    "backends.python_backend": BASE | {"backends.base"},
+    "backends.echo_backend": BASE | {"backends.base"},
+    "backends": BASE | {"backends.base"},
+    "_broker": BASE,
+    "server": BASE | {"_broker", "backends", "backends.base", "partition"},
+    # A session hands itself over to its server in serve(); the server never looks back.
+    "session": BASE | {"_broker", "_check", "partition", "server"},
+    "launch": BASE | {"_check", "partition", "server", "session"},
+    "cli": BASE | {"_broker", "_check", "partition", "server", "session", "launch"},
+    "__main__": {"cli"},
+}
+LATE = {"torch", "deepspeed", "safetensors", "transformers"}
+
+# A file may include what has a lower number; the sides never meet below api.
+LEVELS = {
+    "mpiserve": 0,
+    "error": 1,
+    "wait": 1,
+    "tensor": 2,
+    "pool": 2,
+    "batch": 2,
+    "slot": 3,
+    "world": 3,
+    "window": 4,
+    "thread": 5,
+    "link": 5,
+    "port": 5,
+    "client": 6,
+    "broker": 6,
+    "api": 7,
+}
+CLIENT_SIDE = {"client", "link"}
+BROKER_SIDE = {"broker", "port", "pool", "batch", "thread"}
+WITHOUT_MPI = ("error", "tensor", "slot", "batch", "pool", "wait")
+
+
+def module_name(path):
+    name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+    return name.removesuffix(".__init__")
+
+
+def python_files():
+    files = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+    files.pop("__init__")  # re-exports only
+    return files
+
+
+def imports(tree):
+    """Yield (module, node) for every import in a tree; of names that are modules too."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, node
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute here"
+            yield node.module, node
+            for alias in node.names:
+                yield f"{node.module}.{alias.name}", node
+
+
+def internal(tree):
+    known = {*python_files(), "_broker"}
+    names = {name.removeprefix("mpiserve.") for name, _ in imports(tree)}
+    return {name for name in names if name in known}
+
+
+def at_import(tree):
+    """The statements that run when a module is imported, without type checkers' own."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            continue
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
+        yield node
+        yield from at_import(node)
+
+
+def imported_at_once(tree):
+    for node in at_import(tree):
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            yield from imports(ast.Module([node], []))
+
+
+def tree_of(name):
+    return ast.parse(python_files()[name].read_text())
+
+
+def test_every_python_module_has_its_layer():
+    assert set(python_files()) | {"_broker"} == set(PYTHON)
+
+
+@pytest.mark.parametrize("name", [name for name in PYTHON if name != "_broker"])
+def test_python_modules_import_only_lower_layers(name):
+    assert internal(tree_of(name)) <= PYTHON[name]
+
+
+def test_the_broker_module_imports_only_lower_layers():
+    text = (PACKAGE / "_broker.pyx").read_text()
+    found = re.findall(r"^(?:from|import) mpiserve(?:\.(\w+))?(?: import (\w+))?", text, re.M)
+    assert {module or name for module, name in found} <= PYTHON["_broker"]
+
+
+def test_only_the_broker_module_touches_the_library():
+    for name, path in python_files().items():
+        used = {module for module, _ in imports(ast.parse(path.read_text()))}
+        assert not used & {"ctypes", "cffi"}, name
+    assert [path.name for path in PACKAGE.rglob("*.pyx")] == ["_broker.pyx"]
+
+
+@pytest.mark.parametrize("name", python_files())
+def test_torch_is_imported_late_and_by_backends_only(name):
+    tree = tree_of(name)
+    used = {module.split(".")[0] for module, _ in imports(tree)} & LATE
+    assert not used or name.startswith("backends.")
+    assert not {module.split(".")[0] for module, _ in imported_at_once(tree)} & LATE
+
+
+@pytest.mark.parametrize("name", ["errors", "tensor", "config", "partition", "_check", "cli"])
+def test_modules_that_need_no_mpi_do_not_start_it(name):
+    assert not {m for m, _ in imported_at_once(tree_of(name)) if m.startswith("mpi4py.MPI")}
+
+
+def c_files():
+    return sorted(path for path in CSRC.iterdir() if path.suffix in (".c", ".h"))
+
+
+def code_of(path):
+    """A C file without its comments."""
+    return re.sub(r"/\*.*?\*/|//[^\n]*", "", path.read_text(), flags=re.DOTALL)
+
+
+def included(path):
+    names = re.findall(r'#include "(?:\w+/)*(\w+)\.h"', code_of(path))
+    return set(names) - {path.stem}
+
+
+def test_every_c_file_has_its_layer():
+    assert {path.stem for path in c_files()} <= set(LEVELS)
+
+
+@pytest.mark.parametrize("path", c_files(), ids=lambda path: path.name)
+def test_c_files_include_only_lower_layers(path):
+    level = LEVELS[path.stem]
+    assert {name for name in included(path) if LEVELS[name] >= level} == set()
+
+
+@pytest.mark.parametrize("path", c_files(), ids=lambda path: path.name)
+def test_client_and_broker_never_include_each_other(path):
+    for mine, other in ((CLIENT_SIDE, BROKER_SIDE), (BROKER_SIDE, CLIENT_SIDE)):
+        if path.stem in mine:
+            assert not included(path) & other
+
+
+@pytest.mark.parametrize("path", c_files(), ids=lambda path: path.name)
+def test_only_window_calls_rma(path):
+    calls = re.findall(
+        r"\bMPI_(?:Win_\w+|R?Put|R?Get|R?Accumulate|Fetch_and_op)\s*\(", code_of(path)
+    )
+    assert not calls or path.name == "window.c"
+
+
+@pytest.mark.parametrize("name", WITHOUT_MPI)
+def test_policy_and_arithmetic_call_no_mpi(name):
+    for path in c_files():
+        if path.stem == name:
+            assert not re.findall(r"\bMPI_[A-Z]\w*\s*\(", code_of(path))
+
+
+@pytest.mark.parametrize("path", c_files(), ids=lambda path: path.name)
+def test_the_library_never_prints_exits_or_aborts(path):
+    calls = r"\b(?:printf|puts|putchar|perror|f(?:printf|puts)|exit|_exit|abort|MPI_Abort)\s*\("
+    assert not re.findall(calls, code_of(path))

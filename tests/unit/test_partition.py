@@ -1,0 +1,106 @@
+import tomllib
+
+import pytest
+
+from mpiserve.config import Config
+from mpiserve.errors import ConfigError
+from mpiserve.partition import assign, roles, seats
+
+
+def make(partition="", **replicas):
+    """A configuration with these services, each of so many replicas."""
+    text = f"[partition]\n{partition}\n"
+    for name, count in replicas.items():
+        text += f'[service.{name}]\nbackend = "echo"\nreplicas = {count}\n'
+        text += 'inputs = [{name = "x", dtype = "float32", shape = [-1]}]\n'
+    return Config.from_dict(tomllib.loads(text), source="c.toml")
+
+
+def inference(config, size, nodes=None):
+    return [rank for rank, role in enumerate(roles(config, size, nodes)) if role == "inference"]
+
+
+def test_tail_takes_the_last_ranks():
+    assert inference(make(a=2), 5) == [3, 4]
+
+
+def test_listed_ranks_are_taken_in_any_order():
+    assert inference(make("ranks = [4, 0]", a=2), 5) == [0, 4]
+
+
+def test_per_node_takes_the_tail_of_each_node():
+    config = make("placement = 'per-node'", a=2)
+    assert inference(config, 8, [0, 0, 0, 0, 4, 4, 4, 4]) == [3, 7]
+
+
+def test_per_node_follows_nodes_in_any_rank_order():
+    config = make("placement = 'per-node'", a=2)
+    assert inference(config, 6, [0, 1, 0, 1, 0, 1]) == [4, 5]
+
+
+def test_per_node_spreads_evenly():
+    config = make("placement = 'per-node'", a=3)
+    assert inference(config, 9, [0] * 3 + [1] * 3 + [2] * 3) == [2, 5, 8]
+    assert inference(config, 6, [0, 0, 0, 1, 1, 1]) == [1, 2, 5]
+
+
+def test_per_node_leaves_each_node_a_simulation_rank_where_it_can():
+    config = make("placement = 'per-node'", a=2)
+    assert inference(config, 4, [0, 1, 1, 1]) == [2, 3]
+
+
+def test_per_node_on_one_node_is_the_tail():
+    assert inference(make("placement = 'per-node'", a=2), 4) == [2, 3]
+
+
+def test_seats_mix_services_so_that_each_node_gets_some_of_each():
+    order = [(seat.service.name, seat.replica) for seat in seats(make(a=2, b=1, c=2))]
+    assert order == [("a", 0), ("b", 0), ("c", 0), ("a", 1), ("c", 1)]
+
+
+def test_assign_gives_every_rank_a_seat():
+    assert len(assign(make(a=2, b=1), 3)) == 3
+
+
+@pytest.mark.parametrize(
+    ("config", "size", "line"),
+    [
+        (
+            make(a=3),
+            3,
+            "service.a.replicas: 3 replicas need 3 inference ranks, "
+            "the world of 3 ranks leaves 2 beside a simulation rank",
+        ),
+        (
+            make(a=1),
+            1,
+            "service.a.replicas: 1 replica needs 1 inference rank, "
+            "the world of 1 rank leaves 0 beside a simulation rank",
+        ),
+        (
+            make(a=1, b=2),
+            3,
+            "service.b.replicas: 2 replicas need 2 inference ranks (3 with the services above), "
+            "the world of 3 ranks leaves 2 beside a simulation rank",
+        ),
+        (make("ranks = [9]", a=1), 4, "partition.ranks: rank 9 is not in the world of 4 ranks"),
+        (make("ranks = [1]", a=2), 4, "partition.ranks: 1 rank listed, but the services take 2"),
+    ],
+)
+def test_services_that_do_not_fit_into_the_world_are_one_line(config, size, line):
+    with pytest.raises(ConfigError) as caught:
+        roles(config, size)
+    assert str(caught.value) == f"c.toml: {line}"
+
+
+@pytest.mark.parametrize(
+    ("ranks", "line"),
+    [
+        (1, "service.b.replicas: 1 replica needs 1 inference rank (2 with the services above), "),
+        (3, "service: the services take 2 ranks, but 3 ranks serve"),
+    ],
+)
+def test_ranks_without_a_seat_and_seats_without_a_rank_are_refused(ranks, line):
+    with pytest.raises(ConfigError) as caught:
+        assign(make(a=1, b=1), ranks)
+    assert str(caught.value).startswith(f"c.toml: {line}")
