@@ -17,7 +17,7 @@ EXAMPLE := examples/01_reacting_flow
 
 BUILT_FROM := setup.py pyproject.toml $(wildcard csrc/*.[ch] csrc/*.map csrc/include/*.h mpiserve/*.pyx)
 INSTALLED := $(BUILT_FROM) $(shell find mpiserve -name '*.py' -o -name '*.pyi')
-C_FILES := csrc/*.[ch] csrc/include/*.h $(wildcard tests/c/*.c tests/c/*/*.h examples/*/*.c)
+C_FILES := csrc/*.[ch] csrc/include/*.h $(wildcard tests/c/*.[ch] tests/c/*/*.h examples/*/*.c)
 PY_FILES := setup.py mpiserve tests examples
 SHELL_FILES := .ci/run tests/link_mpich.sh $(wildcard jobscripts/*.sh jobscripts/*.sbatch jobscripts/*.pbs)
 

@@ -16,6 +16,7 @@ from setuptools.command.build_ext import build_ext
 HEADER = Path("csrc/include/mpiserve.h")
 MAP = Path("csrc/mpiserve.map")
 FLAGS = ["-std=c11", "-O3", "-fPIC", "-pthread", "-Wall", "-Wextra"]
+FLAGS += ["-Werror=implicit-function-declaration", "-Werror=incompatible-pointer-types"]
 SANITIZE = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-omit-frame-pointer"]
 
 NO_MPICC = """\

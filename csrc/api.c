@@ -15,6 +15,7 @@ struct mpiserve_session {
   msi_broker broker;
   mpiserve_description description; /* inference ranks: what was published */
   int published;                    /* inference ranks: there is a broker */
+  int broken;                       /* publishing failed on every rank: nobody waits for us */
 };
 
 static const double FOREVER_SLICE = 1.0;
@@ -190,7 +191,7 @@ int mpiserve_close(mpiserve_session *session) {
   if (!session) return MPISERVE_OK;
   int code = MPISERVE_OK;
   if (session->world.role == MPISERVE_SIMULATION) code = msi_client_close(&session->client);
-  int met = msi_world_barrier(&session->world);
+  int met = session->broken ? MPISERVE_OK : msi_world_barrier(&session->world);
   if (session->published) msi_broker_close(&session->broker);
   int freed = msi_window_close(&session->window);
   msi_world_close(&session->world);
@@ -219,7 +220,8 @@ int mpiserve_service_find(mpiserve_session *session, const char *name, mpiserve_
   int code = check_role(session, MPISERVE_SIMULATION);
   if (code || !name || !service) return code ? code : null_argument(name ? "service" : "name");
   *service = NULL;
-  return msi_client_find(&session->client, name, service);
+  code = msi_client_find(&session->client, name, service);
+  return code ? code : msi_client_attach(*service);
 }
 
 int mpiserve_service_describe(mpiserve_service *service, mpiserve_description *description,
@@ -263,7 +265,7 @@ int mpiserve_test(mpiserve_session *session, mpiserve_request *request, int *don
   int code = check_role(session, MPISERVE_SIMULATION);
   if (code || !request || !done) return code ? code : null_argument(request ? "done" : "request");
   code = msi_client_wait(&session->client, request, 0, stats);
-  *done = code != MPISERVE_ETIMEOUT;
+  *done = !request->id || code != MPISERVE_ETIMEOUT;
   return *done ? code : MPISERVE_OK;
 }
 
@@ -286,7 +288,7 @@ int mpiserve_infer(mpiserve_service *service, int n_inputs, const mpiserve_tenso
   mpiserve_request request;
   int code = mpiserve_submit(service, n_inputs, inputs, n_outputs, outputs, &request);
   if (!code) code = msi_client_wait(service->client, &request, timeout, stats);
-  if (code == MPISERVE_ETIMEOUT) msi_client_cancel(service->client, &request);
+  if (code == MPISERVE_ETIMEOUT && request.id) msi_client_cancel(service->client, &request);
   return code;
 }
 
@@ -320,6 +322,7 @@ static int publish(mpiserve_session *session) {
   if (session->description.error)
     session->description.n_inputs = session->description.n_outputs = 0;
   int code = msi_world_publish(&session->world, &session->description);
+  session->broken = code != MPISERVE_OK;
   if (code) return code;
   session->published = 1;
   int opened = msi_broker_open(&session->broker, &session->world, &session->description, bytes);

@@ -8,6 +8,8 @@
 
 enum { PATIENCE_BATCHES = 8 }; /* without a client, until the census forgets it */
 
+static const int64_t TENANT_LIMIT_NS = 10000000000;
+
 /* ---- open and close ---------------------------------------------------------- */
 
 int msi_broker_open(msi_broker *broker, const msi_world *world,
@@ -79,7 +81,6 @@ static void note_missing(msi_broker *broker) {
 
 static int refuse(msi_broker *broker, const msi_entry *entry, int code, const char *text) {
   broker->counters.requests++;
-  broker->counters.rows += entry->rows;
   broker->counters.errors++;
   return msi_port_reply(&broker->ports[entry->port], entry->lane, entry->sequence, code, text);
 }
@@ -111,6 +112,21 @@ static int serve_tenants(msi_broker *broker) {
     if (!msi_port_lease(&broker->ports[first->port], first->lane, first->lease, first->rows)) break;
     msi_entry entry = msi_queue_pop(&broker->tenants);
     code = reply_lease(broker, &entry);
+  }
+  return code;
+}
+
+/* Rows that are missing may be with a client that is itself waiting, outside
+ * this library, for the one that needs them: an error ends what would hang. */
+static int refuse_late_tenants(msi_broker *broker, int64_t now) {
+  int code = MPISERVE_OK;
+  while (!code && broker->tenants.n &&
+         now - msi_queue_at(&broker->tenants, 0)->taken_ns > TENANT_LIMIT_NS) {
+    msi_entry entry = msi_queue_pop(&broker->tenants);
+    code = refuse(broker, &entry, MPISERVE_ENOMEM,
+                  "no memory for the payload came free within 10 s: other requests hold it. "
+                  "Raise the service's pool_bytes, or take results before waiting for other ranks");
+    if (!code) code = serve_tenants(broker);
   }
   return code;
 }
@@ -336,8 +352,10 @@ int msi_broker_next(msi_broker *broker, double timeout, mpiserve_batch *batch) {
     if (reason) code = hand_out(broker, reason);
     if (code) return code;
     if (broker->open) break;
-    if (msi_wait_pause(&wait, &broker->world->patience) && msi_now() > deadline)
-      return msi_error(MPISERVE_ETIMEOUT, "no batch within %g s", timeout);
+    if (!msi_wait_pause(&wait, &broker->world->patience)) continue;
+    code = refuse_late_tenants(broker, msi_now());
+    if (code) return code;
+    if (msi_now() > deadline) return msi_error(MPISERVE_ETIMEOUT, "no batch within %g s", timeout);
   }
   *batch = broker->batch;
   return MPISERVE_OK;

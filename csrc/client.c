@@ -125,9 +125,13 @@ int msi_client_find(msi_client *client, const char *name, mpiserve_service **ser
   if (!found) return not_found(client, name);
   if (!found->head) return not_loaded(client, name);
   *service = found;
-  if (found->attached) return MPISERVE_OK;
-  found->attached = 1;
-  return send_control(client, found->link, MSI_ATTACH, NULL);
+  return MPISERVE_OK;
+}
+
+int msi_client_attach(mpiserve_service *service) {
+  if (service->attached) return MPISERVE_OK;
+  service->attached = 1;
+  return send_control(service->client, service->link, MSI_ATTACH, NULL);
 }
 
 /* ---- calls ------------------------------------------------------------------- */

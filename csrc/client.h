@@ -35,6 +35,10 @@ int msi_client_open(msi_client *client, const msi_world *world, msi_window *wind
 int msi_client_close(msi_client *client);
 
 int msi_client_find(msi_client *client, const char *name, mpiserve_service **service);
+
+/* Says that this rank will ask: from now on it counts in the census. */
+int msi_client_attach(mpiserve_service *service);
+
 int msi_client_submit(mpiserve_service *service, int64_t rows, void *const *inputs,
                       void *const *outputs, mpiserve_request *request);
 

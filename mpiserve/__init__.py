@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -48,9 +49,11 @@ __all__ = [
 ]
 
 # mpi4py asks for MULTIPLE by itself, and a mix with ranks that ask for less corrupts
-# messages in MPICH. Whoever imports mpiserve first, and says nothing else, gets this.
+# messages in MPICH. Whoever imports mpiserve first, and says nothing else, gets this:
+# "serialized", unless MPICH is told to give MULTIPLE to ranks that ask for no level.
 if "mpi4py.MPI" not in sys.modules:
-    mpi4py.rc.thread_level = "serialized"
+    _given = os.environ.get("MPIR_CVAR_DEFAULT_THREAD_LEVEL", "").upper()
+    mpi4py.rc.thread_level = "multiple" if _given.endswith("MULTIPLE") else "serialized"
 
 # Imported when first used: a session initialises MPI, a configuration needs pydantic.
 _LATE = {

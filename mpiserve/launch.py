@@ -170,7 +170,8 @@ def _infer(comm: MPI.Comm, config: Config) -> int:
         current.close()
     except ConfigError as error:
         current.close()
-        return complain(error, quiet=position > 0)
+        # What is wrong in the file all inference ranks know, and one says it.
+        return complain(error, quiet=position > 0 and str(error).startswith(config.source))
     except BaseException as error:
         # The simulation ranks wait for this one, which can do nothing more for them.
         logger.critical("this inference rank failed", exc_info=error)
@@ -188,7 +189,7 @@ def _open_failed(comm: MPI.Comm, error: Error) -> int:
 
 def _simulate(script: str, args: Sequence[str]) -> int:
     show = Reporter(script)
-    session.on_error(show)
+    session.launched_by_run(show)
     status, error = _execute(script, args, show)
     current = session.latest()
     try:

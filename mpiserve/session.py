@@ -16,7 +16,7 @@ from mpi4py import MPI
 
 from mpiserve import _broker, _check
 from mpiserve.config import Config
-from mpiserve.errors import Code, ConfigError, Error
+from mpiserve.errors import ArgumentError, Code, ConfigError, Error
 from mpiserve.partition import INFERENCE, SIMULATION, Seat, assign, roles
 
 logger = logging.getLogger("mpiserve")
@@ -102,8 +102,10 @@ class Session:
         except ConfigError as error:
             refuse(self._broker, self._config.services[0].name, error)
             raise
-        server = Server(self._broker, seat, self._replica_comm(seat), self._local_rank())
+        replica = self._replica_comm(seat)
+        server = Server(self._broker, seat, replica, self._local_rank())
         server.serve(watch)
+        replica.Free()
         return not server.failed
 
     def fail(self, error: BaseException | str) -> None:
@@ -191,6 +193,7 @@ class _Process:
     attempted = False
     session: Session | None = None
     on_error: Callable[[BaseException], None] = staticmethod(_log_error)
+    under_run = False
 
 
 def latest() -> Session | None:
@@ -203,8 +206,9 @@ def attempted() -> bool:
     return _Process.attempted
 
 
-def on_error(show: Callable[[BaseException], None]) -> None:
-    """Have exceptions that end the body of a session shown otherwise than by one log line."""
+def launched_by_run(show: Callable[[BaseException], None]) -> None:
+    """Tell that `run` started this program, and how it shows exceptions that end a session."""
+    _Process.under_run = True
     _Process.on_error = staticmethod(show)
 
 
@@ -226,6 +230,8 @@ def open(comm: MPI.Comm | None = None, config: Config | str | Path | None = None
         Error: With code EVERSION or ETHREAD, if the ranks do not fit together.
     """
     comm = MPI.COMM_WORLD if comm is None else comm
+    if _Process.under_run:
+        _check_under_run(comm, config)
     if config is None:
         return join(comm, SIMULATION)
     agreed, role = agree(comm, config)
@@ -281,6 +287,16 @@ def check_world(comm: MPI.Comm) -> None:
         _check.require(_check.world_mismatch(MPI.COMM_WORLD.size, library, os.environ))
 
 
+def _check_under_run(comm: MPI.Comm, config: object) -> None:
+    """Refuse what would wait for ever: the inference ranks joined one session of the world."""
+    if config is not None:
+        raise ArgumentError(Code.EARG, "under `run` the configuration is the one that it was given")
+    if MPI.Comm.Compare(comm, MPI.COMM_WORLD) > MPI.CONGRUENT:
+        raise ArgumentError(Code.EARG, "under `run` the world of a session is MPI_COMM_WORLD")
+    if _Process.attempted:
+        raise Error(Code.ESTATE, "under `run` a program opens one session")
+
+
 def is_success(error: BaseException) -> bool:
     """Whether an exception is a program's ordinary end."""
     return isinstance(error, SystemExit) and not error.code
@@ -292,7 +308,8 @@ def where(error: BaseException) -> str:
         return f"the program ended with status {error.code}"
     text = " ".join(str(error).split()) or "no text"
     frames = traceback.extract_tb(error.__traceback__)
-    place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+    places = [frame for frame in frames if not frame.filename.endswith(".pyx")]
+    place = f" ({Path(places[-1].filename).name}:{places[-1].lineno})" if places else ""
     return f"{type(error).__name__}: {text}{place}"
 
 

@@ -16,8 +16,8 @@ from jobs import ROOT, TO_LOG, Job, Target
 
 PROGRAMS = ROOT / "build/test-programs"
 NO_MPI = [f"csrc/{name}.c" for name in ("batch", "error", "pool", "slot", "tensor", "wait")]
-FLAGS = ["-std=c11", "-g", "-O1", "-fPIC", "-pthread", "-Wall", "-Wextra", "-Icsrc"]
-FLAGS += ["-Icsrc/include"]
+FLAGS = ["-std=c11", "-g", "-O1", "-fPIC", "-pthread", "-Wall", "-Wextra", "-Werror"]
+FLAGS += ["-Icsrc", "-Icsrc/include"]
 ASAN = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
 
 

@@ -4,8 +4,8 @@
                         [-k NAME] [--minutes LIMIT]
 
 Suites: unit (pytest), c and asan (C programs, plain and with sanitizers), mpi (pytest, each
-module once per number of ranks that its tests declare), launch and examples (pytest; these start
-MPI jobs themselves). Exit status 0: nothing failed. The last line is the count.
+module once per number of ranks that its tests declare), harness, launch and examples (pytest; these
+start MPI jobs themselves). Exit status 0: nothing failed. The last line is the count.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ import mpijob
 from cprograms import c_jobs, c_mpi_jobs
 from jobs import LOGS, ROOT, TO_LOG, Job, Target
 
-SUITES = ("unit", "c", "asan", "mpi", "launch", "examples")
+SUITES = ("unit", "c", "asan", "harness", "mpi", "launch", "examples")
+ONE_TRANSPORT = ("harness", "examples")
 NOT_RUN = "not run, or it did not end"
 WORDS = ("passed", "failed", "skipped")
 STARTUP = 60  # seconds for a job to start, beside the time-outs of its tests
@@ -122,13 +123,13 @@ def show(job: Job) -> None:
     best = sorted(useful, key=lambda path: (useful[path][0], len(useful[path][1])))[-3:]
     useful[job.folder / "launcher.log"] = (True, (job.folder / "launcher.log").read_text())
     for path in [job.folder / "launcher.log", *sorted(best)]:
-        lines = useful[path][1].splitlines()
+        lines = [line[:300] for line in useful[path][1].splitlines()]
         print(f"  --- {path.relative_to(ROOT)}", *lines[-60:], sep="\n  | ", flush=True)
 
 
 def pytest_command(target: Target, suite: str, keyword: str, *args: str) -> list[str]:
     options = ["-v", "-p", "no:cacheprovider", "-k", keyword]
-    if suite in ("launch", "examples"):
+    if suite in ("harness", "launch", "examples"):
         options.append("--timeout=180")
     return [target.python, "-m", "pytest", *options, *args]
 
@@ -181,7 +182,7 @@ def plan(suite: str, target: Target | None, first: Target, args: argparse.Namesp
         return c_mpi_jobs(suite, target, args.transport, args.k)
     if suite == "unit" or not any(ROOT.glob(f"tests/{suite}/test_*.py")):
         return []
-    transports = args.transport[:1] if suite == "examples" else args.transport
+    transports = args.transport[:1] if suite in ONE_TRANSPORT else args.transport
     return [job for name in transports for job in pytest_jobs(suite, target, name, args.k)]
 
 

@@ -135,8 +135,8 @@ typedef struct mpiserve_stats {
 
 /* Counters of this rank since open. */
 typedef struct mpiserve_counters {
-  int64_t requests;         /* submitted here (simulation), answered here (inference) */
-  int64_t rows;             /* of these requests */
+  int64_t requests;         /* that ended here (simulation), answered here (inference) */
+  int64_t rows;             /* of these; inference: of those answered with a result */
   int64_t errors;           /* of these, ended with another code than MPISERVE_OK */
   int64_t batches;          /* inference: batches formed */
   int64_t batches_in_place; /* inference: of these, needed no gathering copy */
@@ -189,7 +189,8 @@ size_t mpiserve_dtype_size(int dtype);
  * service (its model is loaded and warm). On inference ranks it returns when
  * the partition is known, and mpiserve_publish() must follow.
  *
- * Fails on every rank, with the same code, if any rank fails: MPISERVE_EVERSION,
+ * Wrong arguments fail at once, where they are given. Else it fails on every
+ * rank, with the same code, if any rank fails: MPISERVE_EVERSION,
  * MPISERVE_ETHREAD, MPISERVE_ECONFIG (also when an inference rank came with
  * mpiserve_open_failed()). MPISERVE_ETIMEOUT after MPISERVE_OPEN_TIMEOUT seconds
  * (environment, default 600) if some rank never came; MPI is then of no further
@@ -218,8 +219,8 @@ int mpiserve_counters_get(mpiserve_session *session, mpiserve_counters *counters
 
 /* mpiserve_fail: tell the session that this simulation rank ended with an error,
  * before mpiserve_close(). Requests of the other simulation ranks then end with
- * MPISERVE_EPEER and this text. Simulation ranks; blocking for the time that an
- * inference rank needs to take a message. */
+ * MPISERVE_EPEER and this text. Simulation ranks; blocking until every
+ * inference rank has taken the message, which may be after its running batch. */
 int mpiserve_fail(mpiserve_session *session, const char *text);
 
 /* mpiserve_close: leave the session. Collective; waits for what is in flight,
@@ -227,15 +228,16 @@ int mpiserve_fail(mpiserve_session *session, const char *text);
  * mpiserve_batch_next() has returned MPISERVE_ECLOSED. NULL is allowed. */
 int mpiserve_close(mpiserve_session *session);
 
-/* ---- services: simulation ranks, local -------------------------------------- */
+/* ---- services: simulation ranks -------------------------------------- */
 
-/* mpiserve_service_count, mpiserve_service_at: the services of the world. */
+/* mpiserve_service_count, mpiserve_service_at: the services of the world. Local. */
 int mpiserve_service_count(mpiserve_session *session, int *count);
 int mpiserve_service_at(mpiserve_session *session, int index, mpiserve_service **service);
 
 /* mpiserve_service_find: a service by name. MPISERVE_ENOTFOUND if there is none
  * (the text lists those that are), MPISERVE_EMODEL if every replica failed to
- * load (with its text). */
+ * load (with its text). From then on this rank counts in the service's census:
+ * batches wait for it, a little. Does not wait, except for a free slot. */
 int mpiserve_service_find(mpiserve_session *session, const char *name, mpiserve_service **service);
 
 /* mpiserve_service_describe: what was published; engine and limits are those of
@@ -251,8 +253,8 @@ int mpiserve_service_describe(mpiserve_service *service, mpiserve_description *d
  * and outputs must not be touched until the request has ended. Checked here,
  * without communication: MPISERVE_ENAME, _EDTYPE, _ESHAPE, _EROWS.
  *
- * Does not wait for the model, except when all slots of this rank's lane
- * are in flight: then until one of these requests ends. */
+ * Does not wait for the model, except when the slot of this rank's lane whose
+ * turn it is (there are 4) is still in flight: then until that request ends. */
 int mpiserve_submit(mpiserve_service *service, int n_inputs, const mpiserve_tensor *inputs,
                     int n_outputs, const mpiserve_tensor *outputs, mpiserve_request *request);
 

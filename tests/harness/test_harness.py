@@ -43,7 +43,7 @@ def run_module(mpiexec, tmp_path):
         shutil.copy(TESTS / name, tests)
 
     def run(n, *options):
-        command = [sys.executable, "-m", "pytest", "-x", "--with-mpi", "-p", "no:cacheprovider"]
+        command = [sys.executable, "-m", "pytest", "-x", "--with-mpi", "--color=no"]
         start = time.monotonic()
         result = mpiexec(
             ["-n", n, *command, *options, "tests/mpi"], env={"MPISERVE_TEST_DIR": "reports"}

@@ -1,0 +1,86 @@
+"""What launch tests are made of: a model, its configuration, a simulation, and a C compiler."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import mpijob
+from jobs import Target
+
+import mpiserve
+
+PYTHON = sys.executable
+RUN = (PYTHON, "-m", "mpiserve", "run")
+SERVE = (PYTHON, "-m", "mpiserve", "serve")
+
+# Importing this costs nothing beside numpy, so that a job starts in a second or two.
+MODEL = """\
+def twice(x):
+    return 2 * x
+"""
+
+CONFIG = """\
+[service.twice]
+backend = "python"
+model = "model:twice"
+inputs = [{ name = "x", dtype = "float32", shape = [-1, 3] }]
+outputs = [{ name = "y", dtype = "float32", shape = [-1, 3] }]
+max_batch_rows = 64
+"""
+
+# Every rank checks what it gets, and says so.
+SIMULATION = """\
+import mpiserve
+import numpy as np
+
+with mpiserve.open() as session:
+    rank = session.comm.rank
+    twice = session.service("twice")
+    for rows in range(1, 51):
+        x = np.arange(3 * rows, dtype=np.float32).reshape(rows, 3) + rank
+        assert (twice(x) == 2 * x).all(), (rank, rows)
+    print(f"simulation rank {rank} of {session.comm.size} is right", flush=True)
+"""
+
+
+def write(folder: Path, simulation: str = SIMULATION, config: str = CONFIG) -> None:
+    """Put model.py, c.toml and sim.py into a folder."""
+    (folder / "model.py").write_text(MODEL)
+    (folder / "c.toml").write_text(config)
+    (folder / "sim.py").write_text(simulation)
+
+
+def right(size: int) -> list[str]:
+    """Return what SIMULATION prints on so many simulation ranks, sorted."""
+    return sorted(f"simulation rank {rank} of {size} is right" for rank in range(size))
+
+
+def lines(text: str) -> list[str]:
+    """Return the lines in an order that does not depend on the ranks' speed."""
+    return sorted(text.splitlines())
+
+
+def is_mpich() -> bool:
+    """Tell whether the jobs of this environment run under MPICH."""
+    return mpijob.flavour(mpijob.mpiexec()) == "mpich"
+
+
+def compile_simulation(source: Path) -> Path:
+    """Compile a C simulation as a user does, with the installed package."""
+    package = Path(mpiserve.__file__).parent
+    program = source.with_suffix("")
+    flags = [f"-I{package}/include", f"-L{package}", "-lmpiserve", f"-Wl,-rpath,{package}"]
+    command = [Target("", Path(sys.prefix)).mpicc, "-std=c11", "-Wall", "-Wextra", str(source)]
+    done = subprocess.run([*command, *flags, "-o", program], capture_output=True, text=True)
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    return program
+
+
+def alone(*command: str, cwd: Path, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """Run one process without a launcher."""
+    done = mpijob.run(list(command), timeout=60, env=mpijob.settings() | env, cwd=cwd)
+    print("$", *command, f"\n[exit {done.returncode}]\n{done.stdout}")
+    print(done.stderr, file=sys.stderr)
+    return done

@@ -1,0 +1,100 @@
+"""One program: `mpiexec -n N python -m mpiserve run CONFIG SCRIPT [ARGS]`."""
+
+from __future__ import annotations
+
+import time
+
+from coupling import RUN, lines, right, write
+
+NEVER_OPENS = """\
+import sys
+
+print(f"{__name__} got {sys.argv[1:]}", flush=True)
+"""
+
+EXITS = """\
+import sys
+
+import mpiserve
+
+with mpiserve.open() as session:
+    session.service("twice")
+    session.comm.barrier()
+    sys.exit(7)
+"""
+
+# Rank 1 fails in the middle; the others go on asking.
+RAISES = """\
+import mpiserve
+import numpy as np
+
+
+def step(n):
+    if session.comm.rank == 1 and n == 5:
+        raise RuntimeError("the flame went out")
+    return twice(np.ones((2, 3), np.float32))
+
+
+with mpiserve.open() as session:
+    twice = session.service("twice")
+    try:
+        for n in range(1_000_000):
+            step(n)
+    except mpiserve.PeerError as error:
+        print(f"rank {session.comm.rank} got {type(error).__name__}: {error}", flush=True)
+        raise
+"""
+
+# Rank 1 fails, and the others wait for it in a call that only MPI could end.
+RAISES_WHILE_OTHERS_WAIT = """\
+import mpiserve
+
+with mpiserve.open() as session:
+    if session.comm.rank == 1:
+        raise RuntimeError("the flame went out")
+    session.comm.Barrier()
+"""
+
+
+def test_the_last_rank_serves_the_others(mpiexec, tmp_path):
+    write(tmp_path)
+    done = mpiexec(["-n", 4, *RUN, "c.toml", "sim.py"])
+    assert done.returncode == 0
+    assert lines(done.stdout) == right(3)
+
+
+def test_a_script_that_never_opens_gets_its_arguments(mpiexec, tmp_path):
+    write(tmp_path, NEVER_OPENS)
+    done = mpiexec(["-n", 3, *RUN, "c.toml", "sim.py", "--steps", "3", "-n", "a b"])
+    assert done.returncode == 0
+    assert lines(done.stdout) == ["__main__ got ['--steps', '3', '-n', 'a b']"] * 2
+
+
+def test_the_exit_status_is_that_of_the_script(mpiexec, tmp_path):
+    write(tmp_path, EXITS)
+    done = mpiexec(["-n", 3, *RUN, "c.toml", "sim.py"])
+    assert done.returncode == 7
+    assert "Traceback" not in done.stderr
+
+
+def test_a_rank_that_raises_ends_the_others(mpiexec, tmp_path):
+    write(tmp_path, RAISES)
+    start = time.monotonic()
+    done = mpiexec(["-n", 4, *RUN, "c.toml", "sim.py"])
+    assert done.returncode not in (0, 124)
+    assert time.monotonic() - start < 40
+    # Its own traceback, from the script on, and once.
+    assert done.stderr.count('raise RuntimeError("the flame went out")') == 1
+    assert done.stderr.count("Traceback") == 1
+    assert "runpy" not in done.stderr
+    got = lines(done.stdout)
+    assert [line.split(":")[0] for line in got] == ["rank 0 got PeerError", "rank 2 got PeerError"]
+    assert all("rank 1" in line and "the flame went out" in line for line in got)
+
+
+def test_ranks_that_wait_for_a_failed_one_are_aborted(mpiexec, tmp_path):
+    write(tmp_path, RAISES_WHILE_OTHERS_WAIT)
+    done = mpiexec(["-n", 3, *RUN, "c.toml", "sim.py"], env={"MPISERVE_GRACE": "1"})
+    assert done.returncode not in (0, 124)
+    assert "the flame went out" in done.stderr
+    assert "did not leave within 1 s (MPISERVE_GRACE)" in done.stderr

@@ -1,0 +1,64 @@
+"""Couples the ranks of a test: each side does its part, and all of them close."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mpiserve import session
+from mpiserve.config import Config
+
+FOLDER = Path(__file__).resolve().parent  # where models.py lies
+SIMULATION = "simulation"
+INFERENCE = "inference"
+
+
+def tensor(name: str, dtype: str, *shape: int) -> dict[str, Any]:
+    """Describe one tensor of a signature, without its rows."""
+    return {"name": name, "dtype": dtype, "shape": [-1, *shape]}
+
+
+def python(model: str, inputs: list[Any], outputs: list[Any], **settings: Any) -> dict[str, Any]:
+    """Describe a service of a callable of models.py."""
+    service = {"backend": "python", "model": f"models:{model}", "inputs": inputs}
+    return service | {"outputs": outputs, "warmup": False} | settings
+
+
+def scaling(**settings: Any) -> dict[str, Any]:
+    """Describe a service that answers 2 x + 1; rows of 32 bytes, so 12 of them ride in a slot."""
+    x, y = tensor("x", "float64", 4), tensor("y", "float64", 4)
+    return python("scale", [x], [y], **settings)
+
+
+def couple(
+    world: Any, services: dict[str, Any], simulate: Callable[[session.Session], None]
+) -> dict[str, int]:
+    """Open a session, serve or simulate, close.
+
+    Returns:
+        The counters of this rank.
+    """
+    data = {"service": services}
+    config = Config.from_dict(data, source="services of the test", folder=FOLDER)
+    inference = world.role == INFERENCE
+    with session.join(world.comm, world.role, config if inference else None) as joined:
+        if inference:
+            joined.serve()
+        else:
+            simulate(joined)
+        return joined.info()["counters"]
+
+
+def total(world: Any, counters: dict[str, int], role: str, key: str) -> int:
+    """Sum up one counter over the ranks of a role. Collective over the world."""
+    mine = counters[key] if world.role == role else 0
+    return sum(world.comm.allgather(mine))
+
+
+def numbers(rows: int, *shape: int, start: float = 0.0) -> np.ndarray:
+    """Rows that all differ."""
+    count = rows * int(np.prod(shape))
+    return (start + np.arange(count, dtype=np.float64)).reshape(rows, *shape)

@@ -1,0 +1,61 @@
+"""The models that these tests serve."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+
+WEIGHTS_MISSING = "the weights of this model are missing"
+
+
+def identity(*arrays: np.ndarray) -> list[np.ndarray]:
+    return list(arrays)
+
+
+def mirror(*arrays: np.ndarray) -> list[np.ndarray]:
+    """Reverse each row: an answer that only its own question can have."""
+    return [array[:, ::-1] for array in arrays]
+
+
+def scale(x: np.ndarray) -> np.ndarray:
+    return 2 * x + 1
+
+
+def combine(a: np.ndarray, b: np.ndarray) -> dict[str, np.ndarray]:
+    """Outputs by name, and not in the order of the signature."""
+    return {"product": a * b[:, None], "difference": a.sum(axis=1) - b}
+
+
+def moody(x: np.ndarray) -> np.ndarray:
+    """Refuse negative numbers; sleep as many seconds as the first number says."""
+    if (x < 0).any():
+        raise ValueError(f"negative input {x.min():g}")
+    time.sleep(float(x.flat[0]))
+    return 2 * x
+
+
+class Numbered:
+    """Answers with the number of the batch."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        self.calls += 1
+        return np.full(len(x), self.calls, np.int64)
+
+
+class Broken:
+    def __init__(self) -> None:
+        raise RuntimeError(WEIGHTS_MISSING)
+
+
+def network(width: int = 32) -> Any:
+    """Make the same network on every rank."""
+    import torch
+
+    torch.manual_seed(7)
+    layers = [torch.nn.Linear(5, width), torch.nn.GELU(), torch.nn.Linear(width, width)]
+    return torch.nn.Sequential(*layers, torch.nn.Tanh(), torch.nn.Linear(width, 3))

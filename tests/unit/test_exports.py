@@ -1,0 +1,74 @@
+"""One contract in three places: mpiserve.h, the map of exported names, and the Python tables."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import mpiserve
+from mpiserve import config, errors
+
+ROOT = Path(__file__).resolve().parents[2]
+HEADER = (ROOT / "csrc/include/mpiserve.h").read_text()
+CODE = re.sub(r"/\*.*?\*/", "", HEADER, flags=re.DOTALL)  # a comment may name any function
+PACKAGE = Path(mpiserve.__file__).parent
+
+
+def declared() -> set[str]:
+    return set(re.findall(r"\b(mpiserve_\w+)\(", CODE))
+
+
+def mapped() -> list[str]:
+    text = (ROOT / "csrc/mpiserve.map").read_text()
+    return re.findall(r"(\w+);", text.partition("global:")[2].partition("local:")[0])
+
+
+def enum(name: str, prefix: str) -> dict[str, int]:
+    body = re.search(rf"enum {name} {{(.*?)}}", CODE, re.DOTALL)
+    assert body
+    return {key: int(value) for key, value in re.findall(rf"{prefix}(\w+) = (-?\d+)", body[1])}
+
+
+def test_the_map_lists_what_the_header_declares():
+    assert len(declared()) > 20
+    assert sorted(mapped()) == sorted(declared())
+
+
+def test_the_library_exports_what_the_header_declares():
+    command = ["nm", "-D", "--defined-only", PACKAGE / "libmpiserve.so"]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    exported = [line.split()[-1].partition("@")[0] for line in text.splitlines() if " T " in line]
+    assert sorted(exported) == sorted(declared())
+
+
+def test_the_library_exports_no_data():
+    command = ["nm", "-D", "--defined-only", PACKAGE / "libmpiserve.so"]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    # A is the name of the version itself.
+    assert {line.split()[-2] for line in text.splitlines()} == {"A", "T"}
+
+
+def test_the_installed_header_is_the_one_of_the_source():
+    assert (PACKAGE / "include/mpiserve.h").read_text() == HEADER
+
+
+def test_error_codes_are_those_of_the_header():
+    assert {code.name: code.value for code in errors.Code} == enum("mpiserve_code", "MPISERVE_")
+
+
+def test_dtypes_are_those_of_the_header():
+    names = {name.upper(): number for number, name in enumerate(config.DTYPES)}
+    assert names == enum("mpiserve_dtype", "MPISERVE_")
+
+
+def test_limits_are_those_of_the_header():
+    limits = dict(re.findall(r"#define MPISERVE_(MAX_\w+|NAME_SIZE) (\d+)", CODE))
+    assert {name: int(limits[name]) for name in ("MAX_DIMS", "MAX_TENSORS", "NAME_SIZE")} == {
+        name: getattr(config, name) for name in ("MAX_DIMS", "MAX_TENSORS", "NAME_SIZE")
+    }
+
+
+def test_the_version_is_that_of_the_header():
+    numbers = re.findall(r"#define MPISERVE_VERSION_(?:MAJOR|MINOR|PATCH) (\d+)", CODE)
+    assert mpiserve.__version__ == ".".join(numbers)
