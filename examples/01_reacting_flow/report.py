@@ -91,7 +91,7 @@ def draw(path, result, fields):
     figure = Figure(figsize=(12.5, 8.6), layout="constrained")
     axes = figure.subplots(2, 2)
     model, reference = fields["model"], fields.get("reference")
-    draw_temperature(figure, axes[0, 0], result, model[0], "the network, served by mpiserve")
+    draw_temperature(figure, axes[0, 0], result, model[0], "the network (blue: the front before)")
     draw_earlier_fronts(axes[0, 0], result, fields["earlier"])
     if reference is None:
         for unused in axes.flat[1:]:
@@ -125,10 +125,10 @@ def draw_temperature(figure, axes, result, temperature, text):
 
 
 def draw_earlier_fronts(axes, result, earlier):
-    """Draw where the front was before, from dashed to solid."""
+    """Draw where the front was before, dotted at first, then ever more solid."""
     x, y = centers(result)
     for temperature, style in zip(earlier, (":", "-.", "--", (0, (8, 2))), strict=True):
-        axes.contour(x, y, temperature, levels=[FRONT], colors="0.75", linestyles=[style])
+        axes.contour(x, y, temperature, levels=[FRONT], colors="deepskyblue", linestyles=[style])
 
 
 def draw_streamlines(axes, result):

@@ -166,12 +166,20 @@ def simulate(session, options):
     return result, fields
 
 
+def positive(text):
+    """Return an option's value if it is a positive number."""
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
+
+
 def parse(arguments=None):
     """Return the command-line options."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--nx", type=int, default=96, help="cells along x")
-    parser.add_argument("--ny", type=int, default=72, help="cells along y")
-    parser.add_argument("--steps", type=int, default=200, help="time steps")
+    parser.add_argument("--nx", type=positive, default=96, help="cells along x")
+    parser.add_argument("--ny", type=positive, default=72, help="cells along y")
+    parser.add_argument("--steps", type=positive, default=200, help="time steps")
     parser.add_argument("--out", type=Path, default=OUT, help="folder of the results")
     switch = argparse.BooleanOptionalAction
     parser.add_argument("--picture", action=switch, default=True, help="draw picture.png")

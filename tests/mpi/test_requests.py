@@ -84,23 +84,6 @@ def test_more_in_flight_than_slots_and_waits_in_any_order(world, rows):
     couple(world, {"scale": scaling(max_batch_rows=128)}, simulate)
 
 
-def test_sizes_that_vary_while_others_are_in_flight(world):
-    def simulate(session):
-        service = session.service("scale")
-        random = np.random.default_rng(session.comm.rank)
-        waiting = []
-        for i in range(300):
-            x = numbers(int(random.integers(1, 257)), 4, start=i)
-            waiting.append((service.submit(x), x))
-            while len(waiting) > random.integers(8):
-                request, x = waiting.pop(random.integers(len(waiting)))
-                check_scaled(request.result(), x)
-        for request, x in waiting:
-            check_scaled(request.result(), x)
-
-    couple(world, {"scale": scaling(max_batch_rows=256)}, simulate)
-
-
 def test_arrays_that_are_not_contiguous(world):
     def simulate(session):
         service = session.service("scale")
