@@ -100,7 +100,9 @@ class BuildExt(build_ext):
 
     def copy_extensions_to_source(self) -> None:
         super().copy_extensions_to_source()
-        shutil.copy(Path(self.build_lib, "mpiserve/libmpiserve.so"), "mpiserve")
+        # By renaming: a program that runs keeps the file that it has mapped.
+        shutil.copy(Path(self.build_lib, "mpiserve/libmpiserve.so"), "mpiserve/libmpiserve.new.so")
+        os.replace("mpiserve/libmpiserve.new.so", "mpiserve/libmpiserve.so")
         Path("mpiserve/include").mkdir(exist_ok=True)
         shutil.copy(HEADER, "mpiserve/include")
 

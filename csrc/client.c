@@ -168,6 +168,7 @@ static msi_call *call_find(msi_client *client, const mpiserve_request *request) 
 }
 
 static void lease_end(msi_call *call) {
+  if (call->link->unsent == call) call->link->unsent = NULL;
   if (call->lease < 0) return;
   msi_lease *lease = &call->link->leases[call->lease];
   call->lease = -1;
@@ -189,6 +190,7 @@ static void call_end(msi_client *client, msi_call *call, int code) {
 static int fly(msi_call *call) {
   int code =
       msi_link_infer(call->link, call->rows, call->lease, call->inputs, call, &call->sequence);
+  call->link->unsent = NULL;
   if (!code) call->state = CALL_FLYING;
   return code;
 }
@@ -201,22 +203,32 @@ static int ask_lease(msi_call *call, int at) {
   int64_t rows = call->rows + (lease->renewed ? call->rows / 4 : 0);
   int64_t limit = link->layout.max_rows;
   lease->busy = 1;
+  link->unsent = call;
   call->lease = at;
   call->state = CALL_LEASING;
   return msi_link_send(link, MSI_LEASE, rows < limit ? rows : limit, at, NULL, call);
 }
 
-/* Takes the next step that needs a slot. *begun is 0 if there is no slot, or no
+/* May the link ask for rows? Not while it has some that others may be waiting for:
+ * the question may keep the slot that giving them back needs. */
+static int may_ask(const msi_link *link) {
+  for (int i = 0; i < MSI_SLOTS; i++)
+    if (link->leases[i].once) return 0;
+  return 1;
+}
+
+/* Takes the next step that needs a slot. A call does not pass one that was
+ * submitted before it and has not been sent. *begun is 0 if there is no slot, or no
  * lease, to be had now. */
 static int call_begin(msi_call *call, int *begun) {
   msi_link *link = call->link;
   *begun = 0;
-  if (!msi_link_free(link)) return MPISERVE_OK;
+  if (!msi_link_free(link) || (link->unsent && link->unsent != call)) return MPISERVE_OK;
   if (call->state != CALL_READY && !msi_layout_eager(&link->layout, call->rows)) {
     int at = msi_link_lease_find(link, call->rows);
     if (at < 0) {
       at = msi_link_lease_spare(link);
-      if (at < 0) return MPISERVE_OK;
+      if (at < 0 || !may_ask(link)) return MPISERVE_OK;
       *begun = 1;
       return ask_lease(call, at);
     }
@@ -348,10 +360,13 @@ int msi_client_submit(mpiserve_service *service, int64_t rows, void *const *inpu
   memcpy(call->inputs, inputs, (size_t)link->layout.inputs.n * sizeof *inputs);
   memcpy(call->outputs, outputs, (size_t)link->layout.outputs.n * sizeof *outputs);
   *request = (mpiserve_request){(uint64_t)call->generation << 32 | (call->index + 1)};
+  msi_wait wait = {0};
   for (int begun = 0, code; !begun;) {
     code = wait_free(client, link);
     if (!code) code = call_begin(call, &begun);
     if (!code && !begun) code = progress_link(client, link);
+    if (!code && !begun) code = give_back(link);
+    if (!code && !begun && msi_wait_pause(&wait, &client->world->patience)) code = progress(client);
     if (!code) continue;
     *request = (mpiserve_request){0};
     call_give(client, call);

@@ -27,6 +27,7 @@ typedef struct msi_link {
   int in_flight;           /* slots taken */
   void *owners[MSI_SLOTS]; /* of the slots in flight; NULL: free */
   msi_lease leases[MSI_SLOTS];
+  const void *unsent; /* owner that has asked for a lease and not sent its rows yet */
 } msi_link;
 
 int msi_link_open(msi_link *link, msi_window *window, const mpiserve_description *description,

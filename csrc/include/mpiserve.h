@@ -254,7 +254,8 @@ int mpiserve_service_describe(mpiserve_service *service, mpiserve_description *d
  * without communication: MPISERVE_ENAME, _EDTYPE, _ESHAPE, _EROWS.
  *
  * Does not wait for the model, except when the slot of this rank's lane whose
- * turn it is (there are 4) is still in flight: then until that request ends. */
+ * turn it is (there are 4) is still in flight, or an earlier request still waits
+ * for memory at the inference rank: then until that has ended. */
 int mpiserve_submit(mpiserve_service *service, int n_inputs, const mpiserve_tensor *inputs,
                     int n_outputs, const mpiserve_tensor *outputs, mpiserve_request *request);
 

@@ -182,9 +182,10 @@ def rows(result):
     """Return the lines of the table."""
     low, high = zip(*(result["bounds_coupled"][name] for name in NAMES), strict=True)
     batch = f"{result['mean_batch_rows']:.0f} rows, {result['mean_rows_per_request']:.0f} a request"
+    mpi = " ".join(result["mpi"].split(",")[0].split())
     lines = [
         ("engine", result["engine"].rpartition(".")[2]),
-        ("MPI, transport", f"{result['mpi'].split(',')[0]}, {result['transport']}"),
+        ("MPI, transport", f"{mpi}, {result['transport']}"),
         ("grid, steps", f"{result['grid'][0]} x {result['grid'][1]}, {result['steps']}"),
         ("temperature within", f"{low[0]:.4f} and {high[0]:.4f}"),
         ("mass fractions within", f"{min(low[1:]):.1e} and {max(high[1:]):.4f}"),
