@@ -12,7 +12,7 @@ static uint32_t pool_rows(const msi_layout *layout, const mpiserve_description *
   size_t max_rows = (size_t)description->max_batch_rows;
   size_t pool_bytes = description->pool_bytes ? (size_t)description->pool_bytes : POOL_BYTES;
   size_t row = layout->inputs.total_row_bytes + layout->outputs.total_row_bytes;
-  size_t most = 2 * (size_t)layout->lanes * max_rows, least = 2 * max_rows;
+  size_t most = 2 * MSI_SLOTS * (size_t)layout->lanes * max_rows, least = 2 * max_rows;
   size_t fits = row ? pool_bytes / row : most;
   size_t rows = most < fits ? most : fits > least ? fits : least;
   return rows < UINT32_MAX ? (uint32_t)rows : UINT32_MAX;

@@ -74,9 +74,9 @@ typedef struct msi_layout {
 } msi_layout;
 
 /* Computes the layout for a number of lanes; 0 lanes take no memory. The slabs
- * hold two full batches, or two requests of max_batch_rows for every lane if
- * these fit into the description's pool_bytes. description must outlive the
- * layout. */
+ * hold twice what all slots of all lanes can ask for (leases are kept in the
+ * lower half), or as many rows as fit into the description's pool_bytes, but at
+ * least two full batches. description must outlive the layout. */
 int msi_layout_init(msi_layout *layout, const mpiserve_description *description, uint32_t lanes);
 
 /* Do requests of this many rows ride in the slot? */

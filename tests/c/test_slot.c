@@ -65,11 +65,11 @@ static uint32_t pool_rows(int64_t max_rows, uint32_t lanes, int64_t pool_bytes) 
 }
 
 static void test_rows_of_the_slabs(void) {
-  CHECK(pool_rows(100, 4, 0) == 800);                /* two requests for each lane */
+  CHECK(pool_rows(100, 4, 0) == 3200);               /* twice the slots of each lane */
   CHECK(pool_rows(100, 4, 500 * ROW) == 500);        /* as many as fit */
   CHECK(pool_rows(100, 4, 1) == 200);                /* never less than two batches */
-  CHECK(pool_rows(100, 1, (int64_t)1 << 40) == 200); /* never more than is of use */
-  CHECK(pool_rows(1 << 29, 2, (int64_t)1 << 60) == (uint32_t)1 << 31);
+  CHECK(pool_rows(100, 1, (int64_t)1 << 40) == 800); /* never more than is of use */
+  CHECK(pool_rows(1 << 27, 2, (int64_t)1 << 60) == (uint32_t)1 << 31);
   CHECK(pool_rows(1 << 29, 64, INT64_MAX) == UINT32_MAX);
 }
 

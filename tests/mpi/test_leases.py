@@ -21,7 +21,7 @@ def test_sizes_that_vary_while_others_are_in_flight(world):
         for request, x in waiting:
             np.testing.assert_array_equal(request.result(), 2 * x + 1)
 
-    couple(world, {"scale": scaling(max_batch_rows=256)}, simulate)
+    couple(world, {"scale": scaling(max_batch_rows=256, pool_bytes=1)}, simulate)
 
 
 @pytest.mark.parametrize("large", [1, 200])
@@ -34,4 +34,4 @@ def test_requests_of_a_rank_are_taken_in_their_order(world, large):
         batches = [int(request.result()[0]) for request in requests]
         assert batches == sorted(batches)
 
-    couple(world, {"numbered": described | {"max_batch_rows": 400}}, simulate)
+    couple(world, {"numbered": described | {"max_batch_rows": 400, "pool_bytes": 1}}, simulate)
