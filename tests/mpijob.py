@@ -43,6 +43,8 @@ def settings(prefix: str = sys.prefix) -> dict[str, str]:
     env["MPIEXEC"] = launcher
     # Else the source tree in the working folder hides the mpiserve that is installed.
     env["PYTHONSAFEPATH"] = "1"
+    # Unbuffered, a line and its end are two writes, between which another rank's may come (MPICH).
+    env["PYTHONUNBUFFERED"] = ""
     renamed = Path(prefix, "lib/mpich-abi")
     if renamed.is_dir():  # see link_mpich.sh
         env["LD_LIBRARY_PATH"] = str(renamed)
