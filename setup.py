@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy
 from Cython.Build import cythonize
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build import build
@@ -107,6 +108,19 @@ class BuildExt(build_ext):
         shutil.copy(HEADER, "mpiserve/include")
 
 
+def extension(name: str) -> Extension:
+    """Describe a Cython module that links libmpiserve, which lies beside it."""
+    return Extension(
+        name,
+        [name.replace(".", "/") + ".pyx"],
+        include_dirs=[str(HEADER.parent), numpy.get_include()],
+        define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")],
+        libraries=["mpiserve"],
+        extra_link_args=["-Wl,-rpath,$ORIGIN"],
+        depends=[str(HEADER)],
+    )
+
+
 setup(
     name="mpiserve",
     version=version(),
@@ -120,16 +134,7 @@ setup(
     packages=find_packages(include=["mpiserve*"]),
     package_data={"mpiserve": ["py.typed", "*.pyi"]},
     ext_modules=cythonize(
-        [
-            Extension(
-                "mpiserve._broker",
-                ["mpiserve/_broker.pyx"],
-                include_dirs=[str(HEADER.parent)],
-                libraries=["mpiserve"],
-                extra_link_args=["-Wl,-rpath,$ORIGIN"],
-                depends=[str(HEADER)],
-            )
-        ],
+        [extension("mpiserve._arrays"), extension("mpiserve._broker")],
         language_level=3,
     ),
     cmdclass={"build": Build, "build_ext": BuildExt},

@@ -249,22 +249,28 @@ static int match(mpiserve_service *service, int n_inputs, const mpiserve_tensor 
   return code;
 }
 
-int mpiserve_submit(mpiserve_service *service, int n_inputs, const mpiserve_tensor *inputs,
-                    int n_outputs, const mpiserve_tensor *outputs, mpiserve_request *request) {
+static int submit(mpiserve_service *service, int n_inputs, const mpiserve_tensor *inputs,
+                  int n_outputs, const mpiserve_tensor *outputs, int timed,
+                  mpiserve_request *request) {
   void *in[MPISERVE_MAX_TENSORS], *out[MPISERVE_MAX_TENSORS];
   int64_t rows;
   if (!service || !request) return null_argument(service ? "request" : "service");
   if ((!inputs && n_inputs) || (!outputs && n_outputs)) return null_argument("inputs or outputs");
   *request = (mpiserve_request){0};
   int code = match(service, n_inputs, inputs, n_outputs, outputs, &rows, in, out);
-  return code ? code : msi_client_submit(service, rows, in, out, request);
+  return code ? code : msi_call_submit(service, rows, in, out, timed, request);
+}
+
+int mpiserve_submit(mpiserve_service *service, int n_inputs, const mpiserve_tensor *inputs,
+                    int n_outputs, const mpiserve_tensor *outputs, mpiserve_request *request) {
+  return submit(service, n_inputs, inputs, n_outputs, outputs, 1, request);
 }
 
 int mpiserve_test(mpiserve_session *session, mpiserve_request *request, int *done,
                   mpiserve_stats *stats) {
   int code = check_role(session, MPISERVE_SIMULATION);
   if (code || !request || !done) return code ? code : null_argument(request ? "done" : "request");
-  code = msi_client_wait(&session->client, request, 0, stats);
+  code = msi_call_wait(&session->client, request, 0, stats);
   *done = !request->id || code != MPISERVE_ETIMEOUT;
   return *done ? code : MPISERVE_OK;
 }
@@ -273,23 +279,39 @@ int mpiserve_wait(mpiserve_session *session, mpiserve_request *request, double t
                   mpiserve_stats *stats) {
   int code = check_role(session, MPISERVE_SIMULATION);
   if (code || !request) return code ? code : null_argument("request");
-  return msi_client_wait(&session->client, request, timeout, stats);
+  return msi_call_wait(&session->client, request, timeout, stats);
 }
 
 int mpiserve_cancel(mpiserve_session *session, mpiserve_request *request) {
   int code = check_role(session, MPISERVE_SIMULATION);
   if (code || !request) return code ? code : null_argument("request");
-  return msi_client_cancel(&session->client, request);
+  return msi_call_cancel(&session->client, request);
 }
 
 int mpiserve_infer(mpiserve_service *service, int n_inputs, const mpiserve_tensor *inputs,
                    int n_outputs, const mpiserve_tensor *outputs, double timeout,
                    mpiserve_stats *stats) {
   mpiserve_request request;
-  int code = mpiserve_submit(service, n_inputs, inputs, n_outputs, outputs, &request);
-  if (!code) code = msi_client_wait(service->client, &request, timeout, stats);
-  if (code == MPISERVE_ETIMEOUT && request.id) msi_client_cancel(service->client, &request);
+  int code = submit(service, n_inputs, inputs, n_outputs, outputs, stats != NULL, &request);
+  if (!code) code = msi_call_wait(service->client, &request, timeout, stats);
+  if (code == MPISERVE_ETIMEOUT && request.id) msi_call_cancel(service->client, &request);
   return code;
+}
+
+int mpiserve_buffer_take(mpiserve_service *service, int64_t rows, mpiserve_buffer *buffer) {
+  if (!service || !buffer) return null_argument(service ? "buffer" : "service");
+  *buffer = (mpiserve_buffer){0};
+  int64_t limit = service->link->layout.max_rows;
+  if (rows < 1 || rows > limit)
+    return msi_error(MPISERVE_EROWS,
+                     "service '%s': a buffer of %lld rows: 1 to max_batch_rows = %lld",
+                     service->name, (long long)rows, (long long)limit);
+  return msi_client_buffer_take(service, rows, buffer);
+}
+
+int mpiserve_buffer_give(mpiserve_service *service, mpiserve_buffer *buffer) {
+  if (!service || !buffer) return null_argument(service ? "buffer" : "service");
+  return msi_client_buffer_give(service, buffer);
 }
 
 /* ---- serving ------------------------------------------------------------------------ */
@@ -349,7 +371,7 @@ int mpiserve_publish(mpiserve_session *session, const mpiserve_description *desc
 int mpiserve_batch_next(mpiserve_session *session, double timeout, mpiserve_batch *batch) {
   int code = check_serving(session);
   if (code || !batch) return code ? code : null_argument("batch");
-  return msi_broker_next(&session->broker, timeout, batch);
+  return msi_broker_next(&session->broker, timeout, 1, batch);
 }
 
 int mpiserve_batch_reply(mpiserve_session *session, const void *const *outputs) {
@@ -366,14 +388,10 @@ int mpiserve_batch_fail(mpiserve_session *session, int code, const char *text) {
 }
 
 static int check_echo(const mpiserve_description *d) {
-  msi_side in, out;
-  int code = msi_side_init(&in, "input", d->n_inputs, d->inputs);
-  if (!code) code = msi_side_init(&out, "output", d->n_outputs, d->outputs);
-  for (int i = 0; !code && i < d->n_outputs; i++)
-    if (i >= d->n_inputs || in.row_bytes[i] != out.row_bytes[i])
-      code = msi_error(MPISERVE_ECONFIG,
-                       "service '%s': echo needs outputs of the same sizes as the inputs", d->name);
-  return code;
+  msi_layout layout;
+  mpiserve_description copy = *d;
+  copy.overwrites = 1; /* which needs what echo needs */
+  return msi_layout_init(&layout, &copy, 1);
 }
 
 int mpiserve_serve_echo(mpiserve_session *session, double timeout) {
@@ -383,10 +401,11 @@ int mpiserve_serve_echo(mpiserve_session *session, double timeout) {
   while (!code) {
     mpiserve_batch batch;
     double slice = timeout < 0 || timeout > FOREVER_SLICE ? FOREVER_SLICE : timeout;
-    code = msi_broker_next(&session->broker, slice, &batch);
-    if (!code) code = msi_broker_reply(&session->broker, batch.inputs);
+    code = msi_broker_next(&session->broker, slice, 0, &batch);
+    if (!code) code = msi_broker_reply(&session->broker, NULL);
     if (code == MPISERVE_ETIMEOUT && msi_now() < deadline) code = MPISERVE_OK;
-    if (!code && msi_now() > deadline) code = msi_error(MPISERVE_ETIMEOUT, "time to return");
+    if (!code && session->broker.closed_ns > deadline)
+      code = msi_error(MPISERVE_ETIMEOUT, "time to return");
   }
   return code;
 }

@@ -10,12 +10,13 @@ typedef struct msi_entry {
   uint64_t sequence;
   uint32_t port, lane;
   uint32_t rows;
-  uint32_t row_begin; /* in the slabs of its port; MSI_EAGER_ROW: rides in its slot */
-  int32_t lease;      /* of the lane, -1 if it rides in its slot */
+  uint32_t input_row, output_row; /* in the slabs of its port, or MSI_IN_SLOT */
+  uint32_t at;                    /* its first row in its batch */
+  int32_t lease;                  /* that is asked for */
   int64_t taken_ns;
 } msi_entry;
 
-#define MSI_EAGER_ROW UINT32_MAX
+#define MSI_IN_SLOT UINT32_MAX
 
 /* First in, first out; grows to the most requests that ever waited. */
 typedef struct msi_queue {

@@ -2,8 +2,7 @@
 #ifndef MSI_BROKER_H
 #define MSI_BROKER_H
 
-#include "batch.h"
-#include "port.h"
+#include "assembly.h"
 #include "thread.h"
 
 typedef struct msi_broker {
@@ -11,6 +10,7 @@ typedef struct msi_broker {
   msi_window *window;
   const mpiserve_description *description;
   msi_policy policy;
+  msi_patience patience;
   msi_port ports[MSI_TRANSPORTS];
   msi_thread thread;
   msi_queue queue;    /* requests that wait for a batch */
@@ -20,13 +20,11 @@ typedef struct msi_broker {
   uint32_t remaining; /* lanes whose client has not left */
   int failed_rank;    /* of a simulation rank that ended with an error, or -1 */
   char failed_text[MPISERVE_TEXT_SIZE];
-  int open; /* a batch was handed out and not answered */
-  mpiserve_batch batch;
-  uint32_t batch_begin; /* in place: its first row in the slabs */
-  msi_entry *members;   /* of the batch */
-  uint32_t n_members, members_capacity;
+  int open;      /* a batch was handed out and not answered */
+  int computing; /* ... and the thread was woken for it */
+  msi_assembly assembly;
+  int64_t now_ns; /* of this sweep, once it was asked for */
   int64_t closed_ns;
-  uint8_t *gathered_in[MPISERVE_MAX_TENSORS], *gathered_out[MPISERVE_MAX_TENSORS];
   mpiserve_counters counters;
 } msi_broker;
 
@@ -38,8 +36,9 @@ int msi_broker_open(msi_broker *broker, const msi_world *world,
 int msi_broker_attach(msi_broker *broker, msi_window *window);
 void msi_broker_close(msi_broker *broker);
 
-/* As mpiserve_batch_next(), _reply() and _fail() say. */
-int msi_broker_next(msi_broker *broker, double timeout, mpiserve_batch *batch);
+/* As mpiserve_batch_next(), _reply() and _fail() say. Without lay_out the batch has
+ * no tensors: it is to be answered with outputs NULL, which are the inputs. */
+int msi_broker_next(msi_broker *broker, double timeout, int lay_out, mpiserve_batch *batch);
 int msi_broker_reply(msi_broker *broker, const void *const *outputs);
 int msi_broker_fail(msi_broker *broker, int code, const char *text);
 

@@ -1,33 +1,8 @@
-/* client: the simulation side. Requests from submit to end, over the links to
- * the heads. */
+/* client: the simulation side of a session: services, buffers, and the ordered end. */
 #ifndef MSI_CLIENT_H
 #define MSI_CLIENT_H
 
-#include "link.h"
-
-typedef struct msi_call msi_call;
-
-struct mpiserve_service {
-  struct msi_client *client;
-  const char *name;
-  const msi_head *head; /* of the replica that this rank asks; NULL: none can serve */
-  msi_link *link;       /* to that head */
-  int replicas;         /* that can serve */
-  int attached;
-};
-
-typedef struct msi_client {
-  const msi_world *world;
-  msi_window *window;
-  int n_links;
-  msi_link *links; /* to every head of the world */
-  int n_services;
-  mpiserve_service *services;
-  uint32_t n_calls;
-  msi_call **calls; /* all that were ever needed at the same time */
-  msi_call *idle;   /* free list */
-  mpiserve_counters counters;
-} msi_client;
+#include "call.h"
 
 int msi_client_open(msi_client *client, const msi_world *world, msi_window *window);
 
@@ -39,14 +14,11 @@ int msi_client_find(msi_client *client, const char *name, mpiserve_service **ser
 /* Says that this rank will ask: from now on it counts in the census. */
 int msi_client_attach(mpiserve_service *service);
 
-int msi_client_submit(mpiserve_service *service, int64_t rows, void *const *inputs,
-                      void *const *outputs, mpiserve_request *request);
-
-/* Ends with what the request ended with, or with MPISERVE_ETIMEOUT; a timeout
- * of 0 tests. */
-int msi_client_wait(msi_client *client, mpiserve_request *request, double timeout,
-                    mpiserve_stats *stats);
-int msi_client_cancel(msi_client *client, mpiserve_request *request);
+/* As mpiserve_fail() says. */
 int msi_client_fail(msi_client *client, const char *text);
+
+/* As mpiserve_buffer_take() and _give() say; rows is in range. */
+int msi_client_buffer_take(mpiserve_service *service, int64_t rows, mpiserve_buffer *buffer);
+int msi_client_buffer_give(mpiserve_service *service, mpiserve_buffer *buffer);
 
 #endif

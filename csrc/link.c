@@ -34,24 +34,20 @@ int msi_link_open(msi_link *link, msi_window *window, const mpiserve_description
   return MPISERVE_OK;
 }
 
+/* Buffers that were not given back stay as they are: somebody may look at them. */
 void msi_link_close(msi_link *link) {
+  int held = 0;
+  for (int i = MSI_SLOTS; i < MSI_LEASES; i++)
+    held += link->leases[i].rows && !link->leases[i].stale;
+  if (link->alias && link->alias != link->memory && !held)
+    msi_window_unalias(link->alias, link->layout.bytes);
   if (link->transport == MPISERVE_RMA) free(link->slots);
   link->slots = NULL;
 }
 
-int msi_link_free(const msi_link *link) { return !link->owners[link->sent % MSI_SLOTS]; }
+/* ---- slots ----------------------------------------------------------------------- */
 
-int msi_link_lease_find(const msi_link *link, int64_t rows) {
-  for (int i = 0; i < MSI_SLOTS; i++)
-    if (!link->leases[i].busy && link->leases[i].rows >= rows) return i;
-  return -1;
-}
-
-int msi_link_lease_spare(const msi_link *link) {
-  for (int i = 0; i < MSI_SLOTS; i++)
-    if (!link->leases[i].busy) return i;
-  return -1;
-}
+int msi_link_free(const msi_link *link) { return !link->taken[link->sent % MSI_SLOTS]; }
 
 /* Payload and header must be visible at the head before the bell. On one node
  * the release store orders them. Over RMA nothing orders two Puts, so the first
@@ -70,17 +66,20 @@ static int ring(msi_link *link, uint64_t sequence) {
 }
 
 /* Over RMA the slot was filled in our copy of the lane. */
-static int post(msi_link *link, uint64_t sequence, size_t payload_bytes) {
-  if (link->transport == MPISERVE_SHARED) return ring(link, sequence);
-  int code = msi_window_put(
-      link->window, link->head, msi_slot_at(&link->layout, link->lane, sequence),
-      &link->slots[(sequence - 1) % MSI_SLOTS], sizeof(msi_request_header) + payload_bytes);
-  return code ? code : ring(link, sequence);
-}
-
-static void sent(msi_link *link, void *owner) {
-  link->owners[link->sent++ % MSI_SLOTS] = owner;
+static int post(msi_link *link, size_t payload_bytes, void *owner) {
+  uint64_t sequence = link->sent + 1;
+  int at = (int)(link->sent % MSI_SLOTS), code = MPISERVE_OK;
+  if (link->transport == MPISERVE_RMA)
+    code =
+        msi_window_put(link->window, link->head, msi_slot_at(&link->layout, link->lane, sequence),
+                       &link->slots[at], sizeof(msi_request_header) + payload_bytes);
+  if (!code) code = ring(link, sequence);
+  if (code) return code;
+  link->sent = sequence;
+  link->taken[at] = 1;
+  link->owners[at] = owner;
   link->in_flight++;
+  return MPISERVE_OK;
 }
 
 static msi_slot *fill(msi_link *link, msi_kind kind, int64_t rows, int lease) {
@@ -100,42 +99,7 @@ int msi_link_send(msi_link *link, msi_kind kind, int64_t rows, int lease, const 
   size_t bytes = text ? strnlen(text, MSI_EAGER_BYTES) : 0;
   if (bytes) memcpy(slot->input, text, bytes);
   slot->request.text_bytes = (uint32_t)bytes;
-  int code = post(link, link->sent + 1, bytes);
-  if (!code) sent(link, owner);
-  return code;
-}
-
-static int write_slabs(msi_link *link, int64_t rows, uint32_t begin, void *const *inputs) {
-  const msi_side *side = &link->layout.inputs;
-  for (int i = 0; i < side->n; i++) {
-    size_t at = link->layout.inputs_at[i] + begin * side->row_bytes[i];
-    size_t bytes = (size_t)rows * side->row_bytes[i];
-    if (link->transport == MPISERVE_SHARED) {
-      memcpy(link->memory + at, inputs[i], bytes);
-      continue;
-    }
-    int code = msi_window_put(link->window, link->head, at, inputs[i], bytes);
-    if (code) return code;
-  }
-  return MPISERVE_OK;
-}
-
-int msi_link_infer(msi_link *link, int64_t rows, int lease, void *const *inputs, void *owner,
-                   uint64_t *sequence) {
-  msi_slot *slot = fill(link, MSI_INFER, rows, lease);
-  size_t bytes = 0;
-  int code = MPISERVE_OK;
-  if (lease < 0) {
-    msi_side_pack(&link->layout.inputs, rows, slot->input, inputs);
-    bytes = (size_t)rows * link->layout.inputs.total_row_bytes;
-  } else {
-    code = write_slabs(link, rows, link->leases[lease].begin, inputs);
-  }
-  if (!code) code = post(link, link->sent + 1, bytes);
-  if (code) return code;
-  sent(link, owner);
-  *sequence = link->sent;
-  return MPISERVE_OK;
+  return post(link, bytes, owner);
 }
 
 int msi_link_cancel(msi_link *link, uint64_t sequence) {
@@ -153,7 +117,7 @@ int msi_link_cancel(msi_link *link, uint64_t sequence) {
 int msi_link_reply(msi_link *link) {
   for (int i = 0; i < MSI_SLOTS; i++) {
     int at = (int)((link->sent + (uint64_t)i) % MSI_SLOTS);
-    if (!link->owners[at]) continue;
+    if (!link->taken[at]) continue;
     msi_slot *slot = &link->slots[at];
     /* Pairs with the head's release of the reply: rows and code are complete. */
     if (atomic_load_explicit(&slot->reply.sequence, memory_order_acquire) == slot->request.sequence)
@@ -162,32 +126,9 @@ int msi_link_reply(msi_link *link) {
   return -1;
 }
 
-static int read_slabs(msi_link *link, int64_t rows, uint32_t begin, void *const *outputs) {
-  const msi_side *side = &link->layout.outputs;
-  int code = MPISERVE_OK;
-  for (int i = 0; i < side->n && !code; i++) {
-    size_t at = link->layout.outputs_at[i] + begin * side->row_bytes[i];
-    size_t bytes = (size_t)rows * side->row_bytes[i];
-    if (link->transport == MPISERVE_SHARED)
-      memcpy(outputs[i], link->memory + at, bytes);
-    else
-      code = msi_window_get(link->window, link->head, at, outputs[i], bytes);
-  }
-  if (code || link->transport == MPISERVE_SHARED) return code;
-  return msi_window_flush(link->window, link->head);
-}
-
-int msi_link_outputs(msi_link *link, int slot, int64_t rows, int lease, void *const *outputs) {
-  if (lease >= 0) return read_slabs(link, rows, link->leases[lease].begin, outputs);
-  msi_side_unpack(&link->layout.outputs, rows, outputs, link->slots[slot].output);
-  return MPISERVE_OK;
-}
-
-void *msi_link_release(msi_link *link, int slot) {
-  void *owner = link->owners[slot];
-  link->owners[slot] = NULL;
+void msi_link_release(msi_link *link, int slot) {
+  link->taken[slot] = 0;
   link->in_flight--;
-  return owner;
 }
 
 void msi_link_deliver(msi_link *link, const void *message) {
@@ -196,4 +137,141 @@ void msi_link_deliver(msi_link *link, const void *message) {
   uint64_t sequence = atomic_load_explicit(&header.sequence, memory_order_relaxed);
   msi_slot *slot = &link->slots[(sequence - 1) % MSI_SLOTS];
   memcpy(&slot->reply, message, sizeof slot->reply + sizeof slot->output);
+}
+
+/* ---- rows -------------------------------------------------------------------------- */
+
+int msi_link_lease_find(const msi_link *link, int64_t rows) {
+  for (int i = 0; i < MSI_SLOTS; i++)
+    if (!link->leases[i].users && !link->leases[i].stale && link->leases[i].rows >= rows) return i;
+  return -1;
+}
+
+int msi_link_lease_spare(const msi_link *link) {
+  for (int i = 0; i < MSI_SLOTS; i++)
+    if (!link->leases[i].users && !link->leases[i].stale) return i;
+  return -1;
+}
+
+static size_t slab_at(const msi_link *link, int outputs, int i, uint32_t row) {
+  const msi_side *side = outputs ? &link->layout.outputs : &link->layout.inputs;
+  const size_t *slabs = outputs ? link->layout.outputs_at : link->layout.inputs_at;
+  return slabs[i] + row * side->row_bytes[i];
+}
+
+static uint32_t first_row(const msi_link *link, const msi_place *place) {
+  return link->leases[place->lease].begin + place->row;
+}
+
+static int write_slabs(msi_link *link, const msi_cargo *cargo) {
+  const msi_side *side = &link->layout.inputs;
+  if (cargo->input.in_place) return MPISERVE_OK;
+  for (int i = 0; i < side->n; i++) {
+    size_t at = slab_at(link, 0, i, first_row(link, &cargo->input));
+    size_t bytes = (size_t)cargo->rows * side->row_bytes[i];
+    if (link->transport == MPISERVE_SHARED) {
+      memcpy(link->memory + at, cargo->inputs[i], bytes);
+      continue;
+    }
+    int code = msi_window_put(link->window, link->head, at, cargo->inputs[i], bytes);
+    if (code) return code;
+  }
+  return MPISERVE_OK;
+}
+
+static int read_slabs(msi_link *link, const msi_cargo *cargo) {
+  const msi_side *side = &link->layout.outputs;
+  int code = MPISERVE_OK;
+  if (cargo->output.in_place) return code;
+  for (int i = 0; i < side->n && !code; i++) {
+    size_t at = slab_at(link, 1, i, first_row(link, &cargo->output));
+    size_t bytes = (size_t)cargo->rows * side->row_bytes[i];
+    if (link->transport == MPISERVE_SHARED)
+      memcpy(cargo->outputs[i], link->memory + at, bytes);
+    else
+      code = msi_window_get(link->window, link->head, at, cargo->outputs[i], bytes);
+  }
+  if (code || link->transport == MPISERVE_SHARED) return code;
+  return msi_window_flush(link->window, link->head);
+}
+
+int msi_link_infer(msi_link *link, const msi_cargo *cargo, void *owner, uint64_t *sequence) {
+  msi_slot *slot = fill(link, MSI_INFER, cargo->rows, cargo->input.lease);
+  slot->request.row = cargo->input.row;
+  slot->request.output_lease = cargo->output.lease;
+  slot->request.output_row = cargo->output.row;
+  size_t bytes = 0;
+  int code = MPISERVE_OK;
+  if (cargo->input.lease < 0) {
+    msi_side_pack(&link->layout.inputs, cargo->rows, slot->input, cargo->inputs);
+    bytes = (size_t)cargo->rows * link->layout.inputs.total_row_bytes;
+  } else {
+    code = write_slabs(link, cargo);
+  }
+  if (!code) code = post(link, bytes, owner);
+  *sequence = link->sent;
+  return code;
+}
+
+int msi_link_outputs(msi_link *link, int slot, const msi_cargo *cargo) {
+  if (cargo->output.lease >= 0) return read_slabs(link, cargo);
+  msi_side_unpack(&link->layout.outputs, cargo->rows, cargo->outputs, link->slots[slot].output);
+  return MPISERVE_OK;
+}
+
+/* ---- buffers ------------------------------------------------------------------------- */
+
+static void *buffer_at(const msi_link *link, int outputs, int i, uint32_t row) {
+  return link->alias + slab_at(link, outputs, i, row);
+}
+
+int msi_link_find_place(const msi_link *link, int outputs, int64_t rows, void *const *data,
+                        msi_place *place) {
+  const msi_side *side = outputs ? &link->layout.outputs : &link->layout.inputs;
+  /* Unsigned: an address before the memory is far behind it. */
+  uintptr_t into = (uintptr_t)data[0] - (uintptr_t)link->alias;
+  if (!link->alias || into >= link->layout.bytes) return 0;
+  for (int b = MSI_SLOTS; b < MSI_LEASES; b++) {
+    const msi_lease *lease = &link->leases[b];
+    uintptr_t from = (uintptr_t)data[0] - (uintptr_t)buffer_at(link, outputs, 0, lease->begin);
+    uintptr_t row = from / side->row_bytes[0];
+    if (lease->stale || row >= lease->rows || (uint64_t)rows > lease->rows - row) continue;
+    int i = 0;
+    while (i < side->n && data[i] == buffer_at(link, outputs, i, lease->begin + (uint32_t)row)) i++;
+    if (i < side->n) return 0;
+    *place = (msi_place){b, (uint32_t)row, 1};
+    return 1;
+  }
+  return 0;
+}
+
+static int allocate_own(msi_link *link, int at, mpiserve_buffer *buffer) {
+  const msi_side *in = &link->layout.inputs, *out = &link->layout.outputs;
+  size_t bytes[2 * MPISERVE_MAX_TENSORS], total = 0;
+  for (int i = 0; i < in->n + out->n; i++) {
+    size_t row = i < in->n ? in->row_bytes[i] : out->row_bytes[i - in->n];
+    bytes[i] = ((size_t)buffer->rows * row + MSI_ALIGN - 1) / MSI_ALIGN * MSI_ALIGN;
+    total += bytes[i];
+  }
+  uint8_t *memory = aligned_alloc(MSI_ALIGN, total);
+  if (!memory) return msi_error(MPISERVE_ENOMEM, "no memory for a buffer of %zu bytes", total);
+  link->own[at - MSI_SLOTS] = memory;
+  for (int i = 0; i < in->n + out->n; memory += bytes[i++])
+    *(i < in->n ? &buffer->inputs[i] : &buffer->outputs[i - in->n]) = memory;
+  return MPISERVE_OK;
+}
+
+int msi_link_map_buffer(msi_link *link, int at, mpiserve_buffer *buffer) {
+  if (link->transport == MPISERVE_RMA) return allocate_own(link, at, buffer);
+  if (!link->alias) link->alias = msi_window_alias(link->memory, link->layout.bytes);
+  for (int i = 0; i < link->layout.inputs.n; i++)
+    buffer->inputs[i] = buffer_at(link, 0, i, link->leases[at].begin);
+  for (int i = 0; i < link->layout.outputs.n; i++)
+    buffer->outputs[i] = buffer_at(link, 1, i, link->leases[at].begin);
+  return MPISERVE_OK;
+}
+
+void msi_link_free_buffer(msi_link *link, int at) {
+  free(link->own[at - MSI_SLOTS]);
+  link->own[at - MSI_SLOTS] = NULL;
 }

@@ -6,14 +6,29 @@
 #include "slot.h"
 #include "window.h"
 
-/* Rows of a head's slabs that are this client's until it gives them back. */
+/* Rows of a head's slabs that are this client's until it gives them back. The first
+ * MSI_SLOTS leases of a lane serve requests in turn, the others are buffers. */
 typedef struct msi_lease {
   uint32_t begin, rows;
-  int busy;    /* a request uses it, or it is being asked for */
+  int users;   /* requests that use it, or ask for it */
   int once;    /* it must be given back after one request */
   int stale;   /* it must be given back now */
   int renewed; /* it was replaced before: sizes vary, ask for some more */
 } msi_lease;
+
+/* Where rows lie: from a row of a lease on, or in the slot if lease < 0. */
+typedef struct msi_place {
+  int lease;
+  uint32_t row;
+  int in_place; /* the caller's tensor is that memory: nothing to copy */
+} msi_place;
+
+/* What a request moves. */
+typedef struct msi_cargo {
+  int64_t rows;
+  msi_place input, output;
+  void *inputs[MPISERVE_MAX_TENSORS], *outputs[MPISERVE_MAX_TENSORS];
+} msi_cargo;
 
 typedef struct msi_link {
   msi_window *window;
@@ -22,12 +37,14 @@ typedef struct msi_link {
   uint32_t lane;
   msi_layout layout;
   uint8_t *memory;         /* shared: the head's segment; rma: NULL */
+  uint8_t *alias;          /* shared: the same again, for buffers; NULL: none was taken */
   msi_slot *slots;         /* shared: our lane itself; rma: our copy of it */
   uint64_t sent;           /* sequence of the last request */
   int in_flight;           /* slots taken */
-  void *owners[MSI_SLOTS]; /* of the slots in flight; NULL: free */
-  msi_lease leases[MSI_SLOTS];
-  const void *unsent; /* owner that has asked for a lease and not sent its rows yet */
+  int taken[MSI_SLOTS];    /* is the slot? */
+  void *owners[MSI_SLOTS]; /* of the slots taken; NULL: the reply interests nobody */
+  msi_lease leases[MSI_LEASES];
+  void *own[MSI_BUFFERS]; /* rma: memory of the buffers */
 } msi_link;
 
 int msi_link_open(msi_link *link, msi_window *window, const mpiserve_description *description,
@@ -37,21 +54,17 @@ void msi_link_close(msi_link *link);
 /* Is the slot of the next request free? */
 int msi_link_free(const msi_link *link);
 
-/* A lease for so many rows that is not busy: its index, or -1. */
+/* A lease for so many rows that nobody uses, or one that may be replaced: its
+ * index, or -1. */
 int msi_link_lease_find(const msi_link *link, int64_t rows);
-
-/* A lease to replace by a larger one: its index, or -1 if all are busy. */
 int msi_link_lease_spare(const msi_link *link);
 
-/* Send a request; msi_link_free() must hold. owner is handed back with the
- * reply. text goes with MSI_FAIL, lease and rows with MSI_LEASE. */
+/* Send what has no rows, or asks for some. The next slot must be free. */
 int msi_link_send(msi_link *link, msi_kind kind, int64_t rows, int lease, const char *text,
                   void *owner);
 
-/* Send rows to be computed; lease is -1 if they ride in the slot. *sequence
- * names the request for msi_link_cancel(). */
-int msi_link_infer(msi_link *link, int64_t rows, int lease, void *const *inputs, void *owner,
-                   uint64_t *sequence);
+/* Send rows to be computed. *sequence names the request for msi_link_cancel(). */
+int msi_link_infer(msi_link *link, const msi_cargo *cargo, void *owner, uint64_t *sequence);
 
 /* The head need not compute this one any more, if it has not begun. */
 int msi_link_cancel(msi_link *link, uint64_t sequence);
@@ -60,12 +73,21 @@ int msi_link_cancel(msi_link *link, uint64_t sequence);
 int msi_link_reply(msi_link *link);
 
 /* The outputs of a reply; the slot stays taken. */
-int msi_link_outputs(msi_link *link, int slot, int64_t rows, int lease, void *const *outputs);
+int msi_link_outputs(msi_link *link, int slot, const msi_cargo *cargo);
 
-/* Free the slot; returns its owner. */
-void *msi_link_release(msi_link *link, int slot);
+/* Free the slot. */
+void msi_link_release(msi_link *link, int slot);
 
 /* rma: put one message that has come into the lane of its link. */
 void msi_link_deliver(msi_link *link, const void *message);
+
+/* Do tensors of one side lie in a buffer, all from one row of it on? Fills place. */
+int msi_link_find_place(const msi_link *link, int outputs, int64_t rows, void *const *data,
+                        msi_place *place);
+
+/* The addresses of a buffer whose lease was granted (shared), or which is to be
+ * allocated here (rma). */
+int msi_link_map_buffer(msi_link *link, int lease, mpiserve_buffer *buffer);
+void msi_link_free_buffer(msi_link *link, int lease);
 
 #endif

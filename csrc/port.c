@@ -94,10 +94,12 @@ msi_slot *msi_port_slot(const msi_port *port, uint32_t lane, uint64_t sequence) 
   return (msi_slot *)(port->memory + msi_slot_at(&port->layout, lane, sequence));
 }
 
+/* The reply's line is wanted for writing soon: it is on its way while the request's is. */
 msi_slot *msi_port_take(msi_port *port, uint32_t lane, uint64_t *sequence) {
   *sequence = ++port->lanes[lane].taken;
   port->seen[lane] = (uint8_t)*sequence;
   msi_slot *slot = msi_port_slot(port, lane, *sequence);
+  __builtin_prefetch(&slot->reply, 1);
   return slot->request.sequence == *sequence ? slot : NULL;
 }
 

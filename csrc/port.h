@@ -13,7 +13,7 @@ typedef struct msi_lane {
   uint8_t active;  /* counts in the census: attached, not idle, not gone */
   uint8_t missed;  /* batches closed by delay, one after the other, without it */
   uint8_t gone;
-  msi_range leases[MSI_SLOTS];
+  msi_range leases[MSI_LEASES];
 } msi_lane;
 
 typedef struct msi_port {

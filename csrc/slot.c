@@ -11,7 +11,8 @@ static const size_t POOL_BYTES = (size_t)256 << 20; /* unless the description sa
 static uint32_t pool_rows(const msi_layout *layout, const mpiserve_description *description) {
   size_t max_rows = (size_t)description->max_batch_rows;
   size_t pool_bytes = description->pool_bytes ? (size_t)description->pool_bytes : POOL_BYTES;
-  size_t row = layout->inputs.total_row_bytes + layout->outputs.total_row_bytes;
+  size_t row = layout->inputs.total_row_bytes;
+  if (!description->overwrites) row += layout->outputs.total_row_bytes;
   size_t most = 2 * MSI_SLOTS * (size_t)layout->lanes * max_rows, least = 2 * max_rows;
   size_t fits = row ? pool_bytes / row : most;
   size_t rows = most < fits ? most : fits > least ? fits : least;
@@ -26,6 +27,19 @@ static size_t place(const msi_side *side, uint32_t rows, size_t at, size_t *offs
   return at;
 }
 
+static int overlay(msi_layout *layout, const char *service) {
+  const msi_side *in = &layout->inputs, *out = &layout->outputs;
+  for (int i = 0; i < out->n; i++) {
+    if (i >= in->n || in->row_bytes[i] != out->row_bytes[i])
+      return msi_error(MPISERVE_ECONFIG,
+                       "service '%s': outputs that overwrite the inputs, as those of echo, need "
+                       "rows of the same sizes",
+                       service);
+    layout->outputs_at[i] = layout->inputs_at[i];
+  }
+  return MPISERVE_OK;
+}
+
 int msi_layout_init(msi_layout *layout, const mpiserve_description *description, uint32_t lanes) {
   const mpiserve_description *d = description;
   *layout = (msi_layout){.lanes = lanes, .max_rows = d->max_batch_rows};
@@ -35,14 +49,14 @@ int msi_layout_init(msi_layout *layout, const mpiserve_description *description,
   layout->pool_rows = pool_rows(layout, d);
   layout->lanes_at = align_up(lanes);
   size_t at = layout->lanes_at + lanes * sizeof(msi_slot) * MSI_SLOTS;
-  at = place(&layout->inputs, layout->pool_rows, at, layout->inputs_at);
-  layout->bytes = place(&layout->outputs, layout->pool_rows, at, layout->outputs_at);
+  layout->bytes = place(&layout->inputs, layout->pool_rows, at, layout->inputs_at);
+  if (d->overwrites) return overlay(layout, d->name);
+  layout->bytes = place(&layout->outputs, layout->pool_rows, layout->bytes, layout->outputs_at);
   return MPISERVE_OK;
 }
 
-int msi_layout_eager(const msi_layout *layout, int64_t rows) {
-  return (size_t)rows * layout->inputs.total_row_bytes <= MSI_EAGER_BYTES &&
-         (size_t)rows * layout->outputs.total_row_bytes <= MSI_EAGER_BYTES;
+int msi_side_eager(const msi_side *side, int64_t rows) {
+  return (size_t)rows * side->total_row_bytes <= MSI_EAGER_BYTES;
 }
 
 void msi_side_pack(const msi_side *side, int64_t rows, uint8_t *to, void *const *from) {

@@ -13,8 +13,10 @@
 #include "tensor.h"
 
 enum {
-  MSI_SLOTS = 4,         /* requests in flight per lane */
-  MSI_EAGER_BYTES = 384, /* of payload in a slot, each way; also the room for texts */
+  MSI_SLOTS = 4,   /* requests in flight per lane */
+  MSI_BUFFERS = 8, /* leases per lane that users hold as buffers */
+  MSI_LEASES = MSI_SLOTS + MSI_BUFFERS,
+  MSI_EAGER_BYTES = 408, /* of payload in a slot, each way; also the room for texts */
   MSI_ALIGN = 64         /* a cache line */
 };
 
@@ -23,8 +25,9 @@ typedef enum msi_kind {
   MSI_ATTACH = 1, /* this client will use the service: count it in the census */
   MSI_LEASE = 2,  /* rows of the slabs, kept until replaced or taken back */
   MSI_INFER = 3,
-  MSI_FAIL = 4, /* the client ended with an error; its text is the payload */
-  MSI_LEAVE = 5 /* the last word of a client */
+  MSI_FAIL = 4,  /* the client ended with an error; its text is the payload */
+  MSI_LEAVE = 5, /* the last word of a client */
+  MSI_KEEP = 6   /* a lease that the client keeps as long as it likes: never lent, or none */
 } msi_kind;
 
 /* Written by the client before it rings; `cancelled` also after. */
@@ -32,26 +35,33 @@ typedef struct msi_request_header {
   uint64_t sequence; /* n: guards against a lane out of step */
   uint32_t kind;
   uint32_t rows;
-  int32_t lease; /* which lease of the lane holds the payload; -1: it rides here */
+  int32_t lease;            /* which lease of the lane holds the inputs; -1: they ride here */
+  int32_t output_lease;     /* and the outputs; -1: they will ride here */
+  uint32_t row, output_row; /* of the leases: the first ones used */
   uint32_t text_bytes;
   _Atomic uint32_t cancelled;
-  uint32_t unused[9];
 } msi_request_header;
 
 /* Written by the head; sequence last. */
 typedef struct msi_reply_header {
   _Atomic uint64_t sequence; /* n: the reply to request n is complete */
   int32_t code;
-  uint32_t rows;     /* of the batch */
+  uint32_t rows;     /* of the batch, or of the lease */
   uint32_t requests; /* of the batch */
   uint32_t text_bytes;
-  uint32_t lease_begin, lease_rows; /* reply to MSI_LEASE */
-  uint32_t lease_once;              /* to be given back after one request */
-  uint32_t unused;
-  int64_t queue_ns, compute_ns;
-  int64_t spare;
+  union {
+    struct {
+      int64_t queue_ns, compute_ns; /* reply to MSI_INFER */
+    };
+    struct {
+      uint32_t lease_begin; /* reply to MSI_LEASE, MSI_KEEP */
+      uint32_t lease_once;  /* to be given back after one request */
+    };
+  };
 } msi_reply_header;
 
+/* Payload follows its header without a gap, so that the smallest ones share its cache
+ * line: one line less for the other side to wait for. */
 typedef struct msi_slot {
   msi_request_header request;
   uint8_t input[MSI_EAGER_BYTES];
@@ -59,8 +69,8 @@ typedef struct msi_slot {
   uint8_t output[MSI_EAGER_BYTES];
 } msi_slot;
 
-_Static_assert(sizeof(msi_request_header) == MSI_ALIGN, "one cache line, one writer");
-_Static_assert(sizeof(msi_reply_header) == MSI_ALIGN, "one cache line, one writer");
+_Static_assert(sizeof(msi_request_header) + MSI_EAGER_BYTES == 7 * MSI_ALIGN, "one writer a line");
+_Static_assert(sizeof(msi_reply_header) + MSI_EAGER_BYTES == 7 * MSI_ALIGN, "one writer a line");
 _Static_assert(sizeof(msi_slot) * MSI_SLOTS <= 4096, "a silent client costs less than a page");
 
 typedef struct msi_layout {
@@ -76,11 +86,12 @@ typedef struct msi_layout {
 /* Computes the layout for a number of lanes; 0 lanes take no memory. The slabs
  * hold twice what all slots of all lanes can ask for (leases are kept in the
  * lower half), or as many rows as fit into the description's pool_bytes, but at
- * least two full batches. description must outlive the layout. */
+ * least two full batches. The outputs of a service that overwrites its inputs lie in
+ * their slabs. description must outlive the layout. */
 int msi_layout_init(msi_layout *layout, const mpiserve_description *description, uint32_t lanes);
 
-/* Do requests of this many rows ride in the slot? */
-int msi_layout_eager(const msi_layout *layout, int64_t rows);
+/* Do this many rows of one side ride in the slot? */
+int msi_side_eager(const msi_side *side, int64_t rows);
 
 static inline size_t msi_slot_at(const msi_layout *layout, uint32_t lane, uint64_t sequence) {
   return layout->lanes_at +

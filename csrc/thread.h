@@ -6,24 +6,27 @@
 #define MSI_THREAD_H
 
 #include <pthread.h>
+#include <stdatomic.h>
 
 #include "window.h"
 
 typedef struct msi_thread {
   msi_window *window;
   pthread_t id;
-  pthread_mutex_t mutex; /* held by whoever calls MPI while the thread is awake */
-  pthread_cond_t changed;
-  int started, awake, stop;
-  int64_t polls;
+  pthread_mutex_t mutex; /* held by whoever calls MPI; by the rank itself but for models */
+  int started;
+  atomic_int stop;
+  _Atomic int64_t polls;
 } msi_thread;
 
-/* Starts it asleep if this head has clients over RMA and MPI allows threads;
+/* Starts it at rest if this head has clients over RMA and MPI allows threads;
  * MPISERVE_THREAD=off in the environment keeps it from starting. */
 int msi_thread_open(msi_thread *thread, msi_window *window);
+
+/* At rest. */
 void msi_thread_close(msi_thread *thread);
 
-/* The caller leaves MPI to the thread; the caller takes it back. */
+/* The caller leaves MPI to the thread, and calls none; the caller takes it back. */
 void msi_thread_wake(msi_thread *thread);
 void msi_thread_rest(msi_thread *thread);
 

@@ -12,9 +12,11 @@ int64_t msi_now(void);
 int64_t msi_deadline(double seconds);
 
 /* How patient a rank may be with its core: spin when it has one to itself,
- * yield and sleep soon when it shares. */
+ * yield and sleep soon when it shares. Learns: a yield that let others run for long
+ * shortens the next spins, one that came back at once lengthens them. */
 typedef struct msi_patience {
-  int64_t spin_ns;  /* before the first yield */
+  int64_t spin_ns; /* before the first yield */
+  int64_t most_spin_ns;
   int64_t yield_ns; /* before the first sleep */
   int64_t sleep_ns; /* the longest sleep */
 } msi_patience;
@@ -31,7 +33,7 @@ typedef struct msi_wait {
   unsigned looks;
 } msi_wait;
 
-int msi_wait_pause(msi_wait *wait, const msi_patience *patience);
+int msi_wait_pause(msi_wait *wait, msi_patience *patience);
 
 /* Cores that this process may use. */
 int msi_cores(void);

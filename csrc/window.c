@@ -1,6 +1,9 @@
+#define _GNU_SOURCE
 #include "window.h"
 
 #include <stdlib.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include "error.h"
 
@@ -131,6 +134,25 @@ int msi_window_peer(msi_window *window, int head, void **memory) {
   int failed = MPI_Win_shared_query(window->win[MPISERVE_SHARED], rank, &bytes, &unit, memory);
   return failed ? msi_mpi_error(failed, "MPI_Win_shared_query") : MPISERVE_OK;
 }
+
+/* The pages that hold a piece of memory. */
+static uint8_t *pages_of(uint8_t *memory, size_t *bytes) {
+  size_t page = (size_t)sysconf(_SC_PAGESIZE), before = (uintptr_t)memory % page;
+  *bytes = (*bytes + before + page - 1) / page * page;
+  return memory - before;
+}
+
+/* mremap with an old size of 0 maps the pages of a shared mapping once more. */
+uint8_t *msi_window_alias(uint8_t *memory, size_t bytes) {
+#ifdef __linux__
+  uint8_t *pages = pages_of(memory, &bytes);
+  void *alias = mremap(pages, 0, bytes, MREMAP_MAYMOVE);
+  if (alias != MAP_FAILED) return (uint8_t *)alias + (memory - pages);
+#endif
+  return memory;
+}
+
+void msi_window_unalias(uint8_t *alias, size_t bytes) { munmap(pages_of(alias, &bytes), bytes); }
 
 /* Every operation passes here: the count that shows who was ever a target. */
 static MPI_Win aim(msi_window *window, int target) {

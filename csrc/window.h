@@ -39,6 +39,12 @@ int msi_window_close(msi_window *window);
 /* Client: the memory of a head on this node. Local. */
 int msi_window_peer(msi_window *window, int head, void **memory);
 
+/* Client: the same memory at another address, which outlives the window: who still
+ * looks at it after close does not crash. Where that cannot be had, memory itself.
+ * Local. */
+uint8_t *msi_window_alias(uint8_t *memory, size_t bytes);
+void msi_window_unalias(uint8_t *alias, size_t bytes);
+
 /* Client, rma: write to, or read from, the memory of a head. Complete at the
  * head (put), or here (get), when msi_window_flush() has returned. */
 int msi_window_put(msi_window *window, int head, size_t at, const void *from, size_t bytes);

@@ -8,8 +8,6 @@ from mpi4py import MPI
 
 from mpiserve.tensor import Tensor
 
-DTYPES: tuple[np.dtype, ...]
-
 def version() -> str: ...
 def mpi_build() -> str: ...
 def mpi_runtime() -> str: ...
@@ -43,6 +41,7 @@ class Session:
         max_batch_rows: int = 1,
         max_delay_us: float = 0,
         pool_bytes: int = 0,
+        overwrites: bool = False,
         replica: int = 0,
         error_code: int = 0,
         error_text: str = "",
@@ -63,9 +62,20 @@ class Service:
     replicas: int
     head: int
     def __call__(
-        self, *arrays: np.ndarray, timeout: float | None = None, **named: np.ndarray
+        self,
+        *arrays: np.ndarray,
+        out: np.ndarray | tuple[np.ndarray, ...] | None = None,
+        timeout: float | None = None,
+        **named: np.ndarray,
     ) -> Any: ...
-    def submit(self, *arrays: np.ndarray, **named: np.ndarray) -> Request: ...
+    def submit(
+        self,
+        *arrays: np.ndarray,
+        out: np.ndarray | tuple[np.ndarray, ...] | None = None,
+        **named: np.ndarray,
+    ) -> Request: ...
+    def empty_input(self, rows: int) -> Any: ...
+    def empty_output(self, rows: int) -> Any: ...
     def totals(self) -> dict[str, int]: ...
 
 class Request:

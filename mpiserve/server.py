@@ -78,7 +78,8 @@ class Server:
             self._publish(error_code=Code.EMODEL, error_text=describe(error))
             return
         logger.info("%s is ready after %.1f s", self._name(), time.monotonic() - begin)
-        self._publish(engine=self.backend.engine.encode()[: NAME_SIZE - 1].decode(errors="ignore"))
+        engine = self.backend.engine.encode()[: NAME_SIZE - 1].decode(errors="ignore")
+        self._publish(engine=engine, overwrites=self.backend.overwrites)
 
     def step(self, timeout: float = IDLE) -> bool:
         """Answer one batch, or wait for one in vain.

@@ -118,10 +118,20 @@ typedef struct mpiserve_description {
   int64_t max_batch_rows; /* of a batch, and so of a request; at least 1 */
   int64_t max_delay_ns;   /* how long a batch may wait for more rows */
   int64_t pool_bytes;     /* memory for payloads too large for a slot; 0: 256 MiB */
+  int32_t overwrites;     /* 1: output i takes the place of input i in the window (echo) */
   int32_t replica;        /* 0, 1, ... within the service */
   int32_t error;          /* MPISERVE_OK, or why this replica can't serve */
   char error_text[MPISERVE_TEXT_SIZE];
 } mpiserve_description;
+
+/* In-place memory: see mpiserve_buffer_take(). inputs[i] and outputs[j] are dense
+ * tensors of rows rows, in the order of the signature. */
+typedef struct mpiserve_buffer {
+  uint64_t id; /* 0: no buffer */
+  int64_t rows;
+  void *inputs[MPISERVE_MAX_TENSORS];
+  void *outputs[MPISERVE_MAX_TENSORS];
+} mpiserve_buffer;
 
 /* What is known of an answered request. */
 typedef struct mpiserve_stats {
@@ -251,11 +261,12 @@ int mpiserve_service_describe(mpiserve_service *service, mpiserve_description *d
 /* mpiserve_submit: begin one request of n rows. Tensors are matched to the
  * signature by name, or by position where name is NULL. Inputs must not change
  * and outputs must not be touched until the request has ended. Checked here,
- * without communication: MPISERVE_ENAME, _EDTYPE, _ESHAPE, _EROWS.
+ * without communication: MPISERVE_ENAME, _EDTYPE, _ESHAPE, _EROWS; _ESTATE if a
+ * buffer of the call is used by another request.
  *
- * Does not wait for the model, except when the slot of this rank's lane whose
- * turn it is (there are 4) is still in flight, or an earlier request still waits
- * for memory at the inference rank: then until that has ended. */
+ * Never waits. Requests are sent in the order of their submission. What cannot be
+ * sent at once (4 requests are in flight, or memory at the inference rank must be
+ * asked for first) is sent by later calls of test, wait, submit or cancel. */
 int mpiserve_submit(mpiserve_service *service, int n_inputs, const mpiserve_tensor *inputs,
                     int n_outputs, const mpiserve_tensor *outputs, mpiserve_request *request);
 
@@ -281,6 +292,24 @@ int mpiserve_infer(mpiserve_service *service, int n_inputs, const mpiserve_tenso
                    int n_outputs, const mpiserve_tensor *outputs, double timeout,
                    mpiserve_stats *stats);
 
+/* mpiserve_buffer_take: memory for requests of up to rows rows that need no copy:
+ * give its pointers, or pointers to a later row of it, as the data of tensors. Where
+ * client and head share a node it is part of the head's window, which the model
+ * reads and writes; elsewhere it is this rank's own, as good as any other. All
+ * inputs of a call are in place if they begin at one row of one buffer, or else are
+ * copied; so are outputs. Inputs and outputs need not be of one buffer. A service
+ * that overwrites (mpiserve_description) has its results where the inputs were.
+ *
+ * Blocking: the head answers between two batches. MPISERVE_EROWS beyond
+ * max_batch_rows; MPISERVE_ENOMEM if 8 buffers of this service are taken, or its
+ * pool has no more room (pool_bytes). Owned by the caller until it is given back;
+ * what was not by mpiserve_close() stays readable until the process ends. */
+int mpiserve_buffer_take(mpiserve_service *service, int64_t rows, mpiserve_buffer *buffer);
+
+/* mpiserve_buffer_give: give it back; the memory must not be touched any more, and
+ * buffer is none (id 0). MPISERVE_ESTATE while a request uses it. Never waits. */
+int mpiserve_buffer_give(mpiserve_service *service, mpiserve_buffer *buffer);
+
 /* ---- serving: inference ranks ------------------------------------------------------ */
 
 /* mpiserve_publish: announce this rank's service, ready or failed
@@ -301,8 +330,9 @@ int mpiserve_batch_reply(mpiserve_session *session, const void *const *outputs);
 /* mpiserve_batch_fail: answer every request of the batch with code and text. */
 int mpiserve_batch_fail(mpiserve_session *session, int code, const char *text);
 
-/* mpiserve_serve_echo: answer batches until timeout, outputs being copies of the
- * inputs (which the signature must allow). Returns as mpiserve_batch_next(). */
+/* mpiserve_serve_echo: answer batches until timeout, outputs being what the inputs
+ * are (which the signature must allow). Nothing is copied at the head if the
+ * description says overwrites. Returns as mpiserve_batch_next(). */
 int mpiserve_serve_echo(mpiserve_session *session, double timeout);
 
 /* mpiserve_peer_error: has a simulation rank ended with an error? rank is its

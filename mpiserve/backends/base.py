@@ -32,6 +32,7 @@ class Backend:
     """
 
     native = False  # answered by the broker in C, without run()
+    overwrites = False  # results lie where the inputs were; nothing is copied
 
     def __init__(
         self, service: ServiceConfig, comm: MPI.Comm | None = None, local_rank: int = 0

@@ -14,6 +14,7 @@ class EchoBackend(Backend):
     """Answers without Python: what remains is the cost of mpiserve itself."""
 
     native = True
+    overwrites = True
 
     def load(self) -> None:
         """Refuse options: there are none."""

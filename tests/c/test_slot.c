@@ -78,11 +78,25 @@ static void test_what_rides_in_a_slot(void) {
   msi_layout layout;
   CHECK(!msi_layout_init(&layout, &description, 1));
   int64_t most = MSI_EAGER_BYTES / ROW_IN; /* inputs are the larger side */
-  CHECK(msi_layout_eager(&layout, 1) && msi_layout_eager(&layout, most));
-  CHECK(!msi_layout_eager(&layout, most + 1));
+  CHECK(msi_side_eager(&layout.inputs, 1) && msi_side_eager(&layout.inputs, most));
+  CHECK(!msi_side_eager(&layout.inputs, most + 1));
   description.outputs[0].shape[1] = MSI_EAGER_BYTES / 4;
   CHECK(!msi_layout_init(&layout, &description, 1));
-  CHECK(msi_layout_eager(&layout, 1) && !msi_layout_eager(&layout, 2));
+  CHECK(msi_side_eager(&layout.outputs, 1) && !msi_side_eager(&layout.outputs, 2));
+}
+
+static void test_outputs_that_overwrite_lie_with_the_inputs(void) {
+  mpiserve_description description = description_of(10);
+  msi_layout apart, together;
+  CHECK(!msi_layout_init(&apart, &description, 1));
+  description.overwrites = 1;
+  CHECK(msi_layout_init(&together, &description, 1) == MPISERVE_ECONFIG);
+  memcpy(description.outputs, description.inputs, sizeof description.inputs);
+  description.n_outputs = description.n_inputs;
+  CHECK(!msi_layout_init(&together, &description, 1));
+  for (int i = 0; i < description.n_inputs; i++)
+    CHECK(together.outputs_at[i] == together.inputs_at[i]);
+  CHECK(together.bytes < apart.bytes);
 }
 
 static void test_slots_go_round(void) {
@@ -99,7 +113,7 @@ static void test_slots_go_round(void) {
 
 /* Slots are one writer's by the cache line, and a reply is one message. */
 static void test_parts_of_a_slot(void) {
-  CHECK(offsetof(msi_slot, input) % MSI_ALIGN == 0);
+  CHECK(offsetof(msi_slot, input) == sizeof(msi_request_header));
   CHECK(offsetof(msi_slot, reply) % MSI_ALIGN == 0);
   CHECK(offsetof(msi_slot, output) == offsetof(msi_slot, reply) + sizeof(msi_reply_header));
   CHECK(sizeof(msi_slot) % MSI_ALIGN == 0);
@@ -125,6 +139,7 @@ int main(void) {
   test_a_wrong_signature_is_refused();
   test_rows_of_the_slabs();
   test_what_rides_in_a_slot();
+  test_outputs_that_overwrite_lie_with_the_inputs();
   test_slots_go_round();
   test_parts_of_a_slot();
   test_pack_and_unpack_are_inverse();

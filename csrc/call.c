@@ -1,0 +1,415 @@
+#include "call.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "error.h"
+
+struct msi_call {
+  uint32_t index, generation; /* its id is generation << 32 | index + 1 */
+  enum {
+    CALL_IDLE,
+    CALL_QUEUED,  /* in the line of its link */
+    CALL_LEASING, /* first of its line; has asked for rows of the slabs */
+    CALL_KEEPING, /* no request: a buffer is being asked for */
+    CALL_FLYING,
+    CALL_DONE
+  } state;
+  int code;
+  int abandoned; /* cancelled: nobody wants the end */
+  msi_link *link;
+  uint64_t sequence;
+  int64_t submitted_ns;
+  msi_cargo cargo;
+  mpiserve_stats stats;
+  char text[MSI_EAGER_BYTES + 1];
+  msi_call *next; /* of the free list, or of the line */
+};
+
+/* ---- calls ------------------------------------------------------------------- */
+
+static msi_call *call_take(msi_client *client) {
+  if (!client->idle) {
+    msi_call **calls = realloc(client->calls, (client->n_calls + 1) * sizeof *calls);
+    if (!calls) return NULL;
+    client->calls = calls;
+    msi_call *call = calloc(1, sizeof *call);
+    if (!call) return NULL;
+    call->index = client->n_calls;
+    client->calls[client->n_calls++] = call;
+    client->idle = call;
+  }
+  msi_call *call = client->idle;
+  client->idle = call->next;
+  call->next = NULL;
+  call->abandoned = 0;
+  call->text[0] = 0;
+  return call;
+}
+
+static void call_give(msi_client *client, msi_call *call) {
+  call->state = CALL_IDLE;
+  call->generation++;
+  call->next = client->idle;
+  client->idle = call;
+}
+
+static msi_call *call_find(const msi_client *client, const mpiserve_request *request) {
+  uint32_t index = (uint32_t)request->id - 1, generation = (uint32_t)(request->id >> 32);
+  if (!request->id || index >= client->n_calls) return NULL;
+  msi_call *call = client->calls[index];
+  if (call->generation != generation || call->state == CALL_IDLE || call->abandoned) return NULL;
+  return call;
+}
+
+static mpiserve_request request_of(const msi_call *call) {
+  return (mpiserve_request){(uint64_t)call->generation << 32 | (call->index + 1)};
+}
+
+static msi_line *line_of(msi_client *client, const msi_link *link) {
+  return &client->lines[link - client->links];
+}
+
+static void line_push(msi_line *line, msi_call *call) {
+  *(line->first ? &line->last->next : &line->first) = call;
+  line->last = call;
+}
+
+static void line_remove(msi_line *line, msi_call *call) {
+  msi_call *before = NULL;
+  for (msi_call *c = line->first; c != call; c = c->next) before = c;
+  *(before ? &before->next : &line->first) = call->next;
+  if (line->last == call) line->last = before;
+  call->next = NULL;
+}
+
+/* ---- leases ------------------------------------------------------------------- */
+
+static void hold(msi_link *link, msi_place *place, int lease) {
+  place->lease = lease;
+  link->leases[lease].users++;
+}
+
+static void let_go(msi_link *link, msi_place *place) {
+  if (place->lease < 0) return;
+  msi_lease *lease = &link->leases[place->lease];
+  place->lease = -1;
+  if (--lease->users == 0) lease->stale = lease->once;
+}
+
+/* Sides that are neither in place nor ride in the slot share one lease. */
+static int lease_wanted(const msi_link *link, const msi_cargo *cargo) {
+  return (cargo->input.lease < 0 && !msi_side_eager(&link->layout.inputs, cargo->rows)) ||
+         (cargo->output.lease < 0 && !msi_side_eager(&link->layout.outputs, cargo->rows));
+}
+
+static void hold_for_both(msi_link *link, msi_cargo *cargo, int lease) {
+  if (cargo->input.lease < 0 && !msi_side_eager(&link->layout.inputs, cargo->rows))
+    hold(link, &cargo->input, lease);
+  if (cargo->output.lease < 0 && !msi_side_eager(&link->layout.outputs, cargo->rows))
+    hold(link, &cargo->output, lease);
+}
+
+/* Sizes that repeat get exactly their rows, so that neighbours touch; sizes that
+ * vary get some to spare, so that the next larger one need not ask again. */
+static int ask_lease(msi_call *call, int at) {
+  msi_link *link = call->link;
+  const msi_lease *lease = &link->leases[at];
+  int64_t rows = call->cargo.rows + (lease->renewed ? call->cargo.rows / 4 : 0);
+  int64_t limit = link->layout.max_rows;
+  hold_for_both(link, &call->cargo, at);
+  call->state = CALL_LEASING;
+  return msi_link_send(link, MSI_LEASE, rows < limit ? rows : limit, at, NULL, call);
+}
+
+/* May the link ask for rows? Not while it has some that others may be waiting for:
+ * the question may keep the slot that giving them back needs. */
+static int may_ask(const msi_link *link) {
+  for (int i = 0; i < MSI_SLOTS; i++)
+    if (link->leases[i].once) return 0;
+  return 1;
+}
+
+static int give_back(msi_link *link) {
+  int code = MPISERVE_OK;
+  for (int i = 0; i < MSI_LEASES && !code; i++) {
+    if (!link->leases[i].stale || !msi_link_free(link)) continue;
+    link->leases[i] = (msi_lease){0};
+    code = msi_link_send(link, MSI_LEASE, 0, i, NULL, NULL);
+  }
+  return code;
+}
+
+/* ---- from submit to end ---------------------------------------------------------- */
+
+static void call_end(msi_client *client, msi_call *call, int code) {
+  let_go(call->link, &call->cargo.input);
+  let_go(call->link, &call->cargo.output);
+  call->code = code;
+  call->state = CALL_DONE;
+  if (call->submitted_ns) call->stats.total_ns = msi_now() - call->submitted_ns;
+  client->counters.requests++;
+  client->counters.rows += call->cargo.rows;
+  client->counters.errors += code != MPISERVE_OK;
+  if (call->abandoned) call_give(client, call);
+}
+
+/* Takes the next step of the first call in line. *sent is 0 if it has to wait. */
+static int step(msi_line *line, msi_call *call, int *sent) {
+  msi_link *link = call->link;
+  *sent = 0;
+  if (lease_wanted(link, &call->cargo)) {
+    int at = msi_link_lease_find(link, call->cargo.rows);
+    if (at < 0) {
+      at = msi_link_lease_spare(link);
+      return at < 0 || !may_ask(link) ? MPISERVE_OK : ask_lease(call, at);
+    }
+    hold_for_both(link, &call->cargo, at);
+  }
+  int code = msi_link_infer(link, &call->cargo, call, &call->sequence);
+  if (code) return code;
+  line_remove(line, call);
+  call->state = CALL_FLYING;
+  *sent = 1;
+  return code;
+}
+
+/* Sends what can be sent, in order: none passes one that was submitted before it. */
+static int advance(msi_client *client, msi_link *link) {
+  msi_line *line = line_of(client, link);
+  int code = give_back(link), sent = 1;
+  while (!code && sent && line->first && line->first->state == CALL_QUEUED && msi_link_free(link))
+    code = step(line, line->first, &sent);
+  return code;
+}
+
+static void lease_granted(msi_link *link, int at, const msi_reply_header *reply) {
+  msi_lease *lease = &link->leases[at];
+  lease->begin = reply->lease_begin;
+  lease->rows = reply->rows;
+  lease->once = (int)reply->lease_once;
+  lease->renewed = 1;
+}
+
+/* The head has granted rows, or refused. */
+static void on_lease(msi_client *client, msi_call *call, const msi_reply_header *reply) {
+  int input = call->cargo.input.lease;
+  int at = input >= 0 && input < MSI_SLOTS ? input : call->cargo.output.lease;
+  lease_granted(call->link, at, reply);
+  call->state = CALL_QUEUED;
+  if (!reply->code && !call->abandoned) return;
+  line_remove(line_of(client, call->link), call);
+  call_end(client, call, reply->code);
+}
+
+static void on_keep(msi_call *call, const msi_reply_header *reply) {
+  int at = call->cargo.input.lease;
+  lease_granted(call->link, at, reply);
+  call->link->leases[at].users = 0;
+  call->code = reply->code;
+  call->state = CALL_DONE;
+}
+
+static void on_result(msi_client *client, msi_call *call, int slot) {
+  msi_link *link = call->link;
+  const msi_reply_header *reply = &link->slots[slot].reply;
+  call->stats = (mpiserve_stats){.rows = call->cargo.rows,
+                                 .batch_rows = reply->rows,
+                                 .batch_requests = reply->requests,
+                                 .queue_ns = reply->queue_ns,
+                                 .compute_ns = reply->compute_ns};
+  int code = reply->code;
+  if (!code && !call->abandoned) code = msi_link_outputs(link, slot, &call->cargo);
+  call_end(client, call, code);
+}
+
+/* Copies the text of an error before the slot is used again. */
+static void keep_text(msi_call *call, const msi_link *link, int slot) {
+  const msi_reply_header *reply = &link->slots[slot].reply;
+  size_t bytes = reply->text_bytes <= MSI_EAGER_BYTES ? reply->text_bytes : MSI_EAGER_BYTES;
+  memcpy(call->text, link->slots[slot].output, bytes);
+  call->text[bytes] = 0;
+}
+
+static void on_reply(msi_client *client, msi_link *link, int slot) {
+  msi_call *call = link->owners[slot];
+  const msi_reply_header *reply = &link->slots[slot].reply;
+  if (call && reply->code) keep_text(call, link, slot);
+  if (call && call->state == CALL_LEASING)
+    on_lease(client, call, reply);
+  else if (call && call->state == CALL_KEEPING)
+    on_keep(call, reply);
+  else if (call)
+    on_result(client, call, slot);
+  msi_link_release(link, slot);
+}
+
+/* Messages of the rma transport may be for any link. */
+static int hear(msi_client *client) {
+  for (;;) {
+    int head;
+    int code = msi_window_hear(client->window, &head);
+    if (code || head < 0) return code;
+    for (int i = 0; i < client->n_links; i++)
+      if (client->links[i].head == head)
+        msi_link_deliver(&client->links[i], client->window->mailbox);
+    code = msi_window_listen(client->window);
+    if (code) return code;
+  }
+}
+
+int msi_call_progress(msi_client *client, msi_link *link) {
+  int code = link->transport == MPISERVE_RMA ? hear(client) : MPISERVE_OK;
+  int slot, any = 0;
+  while (!code && (slot = msi_link_reply(link)) >= 0) {
+    on_reply(client, link, slot);
+    any = 1;
+  }
+  return any && !code ? advance(client, link) : code;
+}
+
+int msi_call_progress_all(msi_client *client) {
+  int code = msi_window_nudge(client->window);
+  for (int i = 0; i < client->n_links && !code; i++)
+    if (client->links[i].in_flight) code = msi_call_progress(client, &client->links[i]);
+  return code;
+}
+
+int msi_call_wait_free(msi_client *client, msi_link *link) {
+  msi_wait wait = {0};
+  int code = MPISERVE_OK;
+  while (!code && !msi_link_free(link)) {
+    code = msi_call_progress(client, link);
+    if (!code && msi_wait_pause(&wait, &client->patience)) code = msi_call_progress_all(client);
+  }
+  return code;
+}
+
+/* ---- what callers do ------------------------------------------------------------ */
+
+static void load(msi_call *call, msi_link *link, int64_t rows, void *const *inputs,
+                 void *const *outputs) {
+  msi_cargo *cargo = &call->cargo;
+  call->link = link;
+  cargo->rows = rows;
+  cargo->input = cargo->output = (msi_place){.lease = -1};
+  memcpy(cargo->inputs, inputs, (size_t)link->layout.inputs.n * sizeof *inputs);
+  memcpy(cargo->outputs, outputs, (size_t)link->layout.outputs.n * sizeof *outputs);
+  if (msi_link_find_place(link, 0, rows, inputs, &cargo->input))
+    hold(link, &cargo->input, cargo->input.lease);
+  if (msi_link_find_place(link, 1, rows, outputs, &cargo->output))
+    hold(link, &cargo->output, cargo->output.lease);
+}
+
+/* A call that has not been sent ends here. */
+static void withdraw(msi_client *client, msi_call *call) {
+  line_remove(line_of(client, call->link), call);
+  let_go(call->link, &call->cargo.input);
+  let_go(call->link, &call->cargo.output);
+  call_give(client, call);
+}
+
+int msi_call_submit(mpiserve_service *service, int64_t rows, void *const *inputs,
+                    void *const *outputs, int timed, mpiserve_request *request) {
+  msi_client *client = service->client;
+  msi_call *call = call_take(client);
+  if (!call) return msi_error(MPISERVE_ENOMEM, "no memory for a request");
+  call->submitted_ns = timed ? msi_now() : 0;
+  load(call, service->link, rows, inputs, outputs);
+  call->state = CALL_QUEUED;
+  line_push(line_of(client, call->link), call);
+  int code = advance(client, call->link);
+  if (code && call->state == CALL_QUEUED)
+    withdraw(client, call);
+  else
+    *request = request_of(call);
+  return code;
+}
+
+/* What is told to the caller, once. */
+static int report(msi_client *client, msi_call *call, mpiserve_request *request,
+                  mpiserve_stats *stats) {
+  int code = call->code;
+  if (stats) *stats = call->stats;
+  if (code) msi_error(code, "%s", call->text[0] ? call->text : mpiserve_strerror(code));
+  *request = (mpiserve_request){0};
+  call_give(client, call);
+  return code;
+}
+
+int msi_call_wait(msi_client *client, mpiserve_request *request, double timeout,
+                  mpiserve_stats *stats) {
+  msi_call *call = call_find(client, request);
+  if (!call) return msi_error(MPISERVE_ESTATE, "no such request: it has ended, or never was");
+  int64_t deadline = 0;
+  msi_wait wait = {0};
+  for (;;) {
+    int code = msi_call_progress(client, call->link);
+    if (code) return code;
+    if (call->state == CALL_DONE) return report(client, call, request, stats);
+    if (timeout == 0) return msi_error(MPISERVE_ETIMEOUT, "the request has not ended yet");
+    if (!msi_wait_pause(&wait, &client->patience)) continue;
+    if (!deadline) deadline = msi_deadline(timeout);
+    if (msi_now() > deadline)
+      return msi_error(MPISERVE_ETIMEOUT, "no reply from rank %d within %g s", call->link->head,
+                       timeout);
+    code = msi_call_progress_all(client);
+    if (code) return code;
+  }
+}
+
+int msi_call_cancel(msi_client *client, mpiserve_request *request) {
+  msi_call *call = call_find(client, request);
+  if (!call) return msi_error(MPISERVE_ESTATE, "no such request: it has ended, or never was");
+  *request = (mpiserve_request){0};
+  if (call->state == CALL_QUEUED) {
+    msi_link *link = call->link;
+    withdraw(client, call);
+    return advance(client, link);
+  }
+  if (call->state == CALL_DONE) {
+    call_give(client, call);
+    return MPISERVE_OK;
+  }
+  call->abandoned = 1;
+  return call->state == CALL_FLYING ? msi_link_cancel(call->link, call->sequence) : MPISERVE_OK;
+}
+
+void msi_call_cancel_all(msi_client *client) {
+  for (uint32_t i = 0; i < client->n_calls; i++) {
+    mpiserve_request request = request_of(client->calls[i]);
+    if (call_find(client, &request)) msi_call_cancel(client, &request);
+  }
+}
+
+int msi_call_keep(msi_client *client, msi_link *link, int lease, int64_t rows) {
+  int code = msi_call_wait_free(client, link);
+  if (code) return code;
+  msi_call *call = call_take(client);
+  if (!call) return msi_error(MPISERVE_ENOMEM, "no memory for a request");
+  call->link = link;
+  call->state = CALL_KEEPING;
+  call->cargo.input = (msi_place){.lease = lease};
+  code = msi_link_send(link, MSI_KEEP, rows, lease, NULL, call);
+  if (code) {
+    call_give(client, call);
+    return code;
+  }
+  mpiserve_request request = request_of(call);
+  return msi_call_wait(client, &request, MPISERVE_FOREVER, NULL);
+}
+
+int msi_call_give_buffer(msi_client *client, msi_link *link, int lease) {
+  if (link->transport == MPISERVE_RMA) {
+    msi_link_free_buffer(link, lease);
+    link->leases[lease] = (msi_lease){0};
+    return MPISERVE_OK;
+  }
+  link->leases[lease].stale = 1;
+  return advance(client, link);
+}
+
+void msi_call_close(msi_client *client) {
+  for (uint32_t i = 0; i < client->n_calls; i++) free(client->calls[i]);
+  free(client->calls);
+}

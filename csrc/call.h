@@ -1,0 +1,68 @@
+/* call: requests of a simulation rank, from submit to end. */
+#ifndef MSI_CALL_H
+#define MSI_CALL_H
+
+#include "link.h"
+
+typedef struct msi_call msi_call;
+
+struct mpiserve_service {
+  struct msi_client *client;
+  const char *name;
+  const msi_head *head; /* of the replica that this rank asks; NULL: none can serve */
+  msi_link *link;       /* to that head */
+  int replicas;         /* that can serve */
+  int attached;
+};
+
+/* The calls of a link that have not been sent yet, in the order of submission. */
+typedef struct msi_line {
+  msi_call *first, *last;
+} msi_line;
+
+typedef struct msi_client {
+  const msi_world *world;
+  msi_window *window;
+  msi_patience patience;
+  int n_links;
+  msi_link *links; /* to every head of the world */
+  msi_line *lines; /* of each link */
+  int n_services;
+  mpiserve_service *services;
+  uint32_t n_calls;
+  msi_call **calls; /* all that were ever needed at the same time */
+  msi_call *idle;   /* free list */
+  mpiserve_counters counters;
+} msi_client;
+
+/* As mpiserve_submit(), _cancel() say, with checked tensors in the signature's order.
+ * timed: the total time is wanted in the end; two readings of the clock otherwise spared. */
+int msi_call_submit(mpiserve_service *service, int64_t rows, void *const *inputs,
+                    void *const *outputs, int timed, mpiserve_request *request);
+int msi_call_cancel(msi_client *client, mpiserve_request *request);
+
+/* Ends with what the request ended with, or with MPISERVE_ETIMEOUT; a timeout
+ * of 0 tests. */
+int msi_call_wait(msi_client *client, mpiserve_request *request, double timeout,
+                  mpiserve_stats *stats);
+
+/* Asks for rows to be kept as buffer lease, and waits for the answer. */
+int msi_call_keep(msi_client *client, msi_link *link, int lease, int64_t rows);
+
+/* Gives a buffer lease back, now or as soon as a slot is free. */
+int msi_call_give_buffer(msi_client *client, msi_link *link, int lease);
+
+/* Gives up whatever is under way. */
+void msi_call_cancel_all(msi_client *client);
+
+void msi_call_close(msi_client *client);
+
+/* Takes the replies of a link and sends what waits for its turn; of all links, and
+ * lets MPI work too. Never waits. */
+int msi_call_progress(msi_client *client, msi_link *link);
+int msi_call_progress_all(msi_client *client);
+
+/* Waits until the next slot of the link is free. Heads answer in the end. */
+int msi_call_wait_free(msi_client *client, msi_link *link);
+
+#endif

@@ -1,0 +1,11 @@
+"""What mpiserve._broker uses of mpiserve._arrays."""
+
+from mpiserve.libmpiserve cimport mpiserve_tensor
+
+
+cdef object as_input(mpiserve_tensor *tensor, object value, str service)
+cdef object as_output(mpiserve_tensor *tensor, object array, str service)
+cdef object new_array(object dtype, tuple shape, Py_ssize_t rows)
+cdef object view_rows(const void *data, object dtype, tuple shape, Py_ssize_t rows, bint writable,
+                      object owner)
+cdef const void *result_at(object array, object dtype, tuple shape, Py_ssize_t rows) except NULL

@@ -1,0 +1,82 @@
+"""mpiserve.h, as Cython sees it."""
+
+from libc.stdint cimport int32_t, int64_t, uint64_t
+
+
+cdef extern from "mpiserve.h" nogil:
+    ctypedef int MPI_Fint
+    enum:
+        MPISERVE_OK, MPISERVE_ETIMEOUT, MPISERVE_ECLOSED
+        MPISERVE_SIMULATION, MPISERVE_INFERENCE
+        MPISERVE_SHARED
+        MPISERVE_BFLOAT16
+        MPISERVE_MAX_DIMS, MPISERVE_MAX_TENSORS, MPISERVE_TEXT_SIZE, MPISERVE_NAME_SIZE
+    ctypedef struct mpiserve_session:
+        pass
+    ctypedef struct mpiserve_service:
+        pass
+    ctypedef struct mpiserve_request:
+        uint64_t id
+    ctypedef struct mpiserve_spec:
+        char name[64]
+        int32_t dtype, ndim
+        int64_t shape[8]
+    ctypedef struct mpiserve_tensor:
+        const char *name
+        void *data
+        int32_t dtype, ndim
+        int64_t shape[8]
+    ctypedef struct mpiserve_description:
+        char name[64]
+        char engine[64]
+        int32_t n_inputs, n_outputs
+        mpiserve_spec inputs[16]
+        mpiserve_spec outputs[16]
+        int64_t max_batch_rows, max_delay_ns, pool_bytes
+        int32_t overwrites, replica, error
+        char error_text[512]
+    ctypedef struct mpiserve_buffer:
+        uint64_t id
+        int64_t rows
+        void *inputs[16]
+        void *outputs[16]
+    ctypedef struct mpiserve_stats:
+        int64_t rows, batch_rows, batch_requests, queue_ns, compute_ns, total_ns
+    ctypedef struct mpiserve_counters:
+        int64_t requests, rows, errors, batches, batches_in_place
+        int64_t closed_by_rows, closed_by_census, closed_by_delay
+        int64_t rma_operations, rma_to_simulation, thread_polls
+    ctypedef struct mpiserve_batch:
+        int64_t rows
+        int32_t requests, in_place
+        const void *inputs[16]
+        void *outputs[16]
+    const char *mpiserve_version()
+    const char *mpiserve_mpi_build()
+    const char *mpiserve_mpi_runtime()
+    const char *mpiserve_last_error()
+    const char *mpiserve_dtype_name(int)
+    int mpiserve_open_f(MPI_Fint, int, mpiserve_session **)
+    int mpiserve_open_failed_f(MPI_Fint, int, int, const char *)
+    int mpiserve_comm_f(mpiserve_session *, MPI_Fint *)
+    int mpiserve_role_of(mpiserve_session *, int, int *)
+    int mpiserve_counters_get(mpiserve_session *, mpiserve_counters *)
+    int mpiserve_fail(mpiserve_session *, const char *)
+    int mpiserve_close(mpiserve_session *)
+    int mpiserve_service_count(mpiserve_session *, int *)
+    int mpiserve_service_at(mpiserve_session *, int, mpiserve_service **)
+    int mpiserve_service_find(mpiserve_session *, const char *, mpiserve_service **)
+    int mpiserve_service_describe(mpiserve_service *, mpiserve_description *, int *, int *, int *)
+    int mpiserve_submit(mpiserve_service *, int, const mpiserve_tensor *, int,
+                        const mpiserve_tensor *, mpiserve_request *)
+    int mpiserve_test(mpiserve_session *, mpiserve_request *, int *, mpiserve_stats *)
+    int mpiserve_wait(mpiserve_session *, mpiserve_request *, double, mpiserve_stats *)
+    int mpiserve_cancel(mpiserve_session *, mpiserve_request *)
+    int mpiserve_buffer_take(mpiserve_service *, int64_t, mpiserve_buffer *)
+    int mpiserve_buffer_give(mpiserve_service *, mpiserve_buffer *)
+    int mpiserve_publish(mpiserve_session *, const mpiserve_description *)
+    int mpiserve_batch_next(mpiserve_session *, double, mpiserve_batch *)
+    int mpiserve_batch_reply(mpiserve_session *, const void *const *)
+    int mpiserve_batch_fail(mpiserve_session *, int, const char *)
+    int mpiserve_serve_echo(mpiserve_session *, double)
+    int mpiserve_peer_error(mpiserve_session *, int *, int *, char *)
