@@ -32,6 +32,25 @@ cdef enum:
 cdef double SLICE = 0.1
 
 
+cdef extern from *:
+    """
+    #include <malloc.h>
+    static void keep_freed(void) {
+    #ifdef __GLIBC__
+      mallopt(M_MMAP_THRESHOLD, 32 << 20); /* the most that glibc takes */
+      mallopt(M_TRIM_THRESHOLD, 1 << 30);
+      mallopt(M_TOP_PAD, 64 << 20);
+    #endif
+    }
+    """
+    void keep_freed()
+
+
+def keep_freed_memory():
+    """Make malloc keep what is freed: results of a model are else faulted in anew each time."""
+    keep_freed()
+
+
 def version():
     """Return the version of libmpiserve."""
     return mpiserve_version().decode()

@@ -111,6 +111,7 @@ class ServiceConfig(_Table):
     max_delay_us: int = Field(200, ge=0, lt=2**31)
     pool_bytes: int = Field(0, ge=0)
     threads: int = Field(1, ge=1)
+    chunk_rows: int = Field(0, ge=0)
     warmup: Any = True  # a bool, or rows of the batches
 
     _name: str = PrivateAttr("")

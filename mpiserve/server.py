@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -60,9 +61,10 @@ class Server:
             watch: Called after every step, at least a few times a second.
         """
         self.start()
-        while self.step():
-            if watch:
-                watch()
+        with nullcontext() if self.failed else self.backend.serving():
+            while self.step():
+                if watch:
+                    watch()
         logger.info("%s", self.summary())
         if not self.failed:
             self.backend.close()
@@ -120,11 +122,10 @@ class Server:
         self.backend = backends.create(self.service, self._comm, self._local_rank)
         self.backend.load()
         for rows in self.service.warmup_rows:
-            inputs = tuple(
-                np.zeros((rows, *tensor.shape[1:]), dtype_of(tensor))
-                for tensor in self.service.inputs
-            )
-            self._run(inputs, rows)
+            self._run(zeros(self.service.inputs, rows), zeros(self.service.outputs, rows), rows)
+        if self.service.warmup_rows:
+            most = max(self.service.warmup_rows)
+            self.backend.tune(zeros(self.service.inputs, most), zeros(self.service.outputs, most))
 
     def _publish(self, **outcome: Any) -> None:
         self.broker.publish(
@@ -140,7 +141,7 @@ class Server:
 
     def _answer(self, batch: _broker.Batch) -> None:
         try:
-            outputs = self._run(batch.inputs, batch.rows)
+            outputs = self._run(batch.inputs, batch.outputs, batch.rows)
         except (Exception, SystemExit) as error:
             text = describe(error)
             self._report(text, error)
@@ -148,12 +149,17 @@ class Server:
         else:
             self.broker.reply(outputs)
 
-    def _run(self, inputs: tuple[np.ndarray, ...], rows: int) -> list[np.ndarray]:
-        outputs = ordered(self.backend.run(inputs), self.service)
+    def _run(
+        self, inputs: tuple[np.ndarray, ...], outputs: tuple[np.ndarray, ...], rows: int
+    ) -> Sequence[np.ndarray]:
+        result = self.backend.run_batch(inputs, outputs)
+        if result is outputs:
+            return outputs
+        results = ordered(result, self.service)
         return [
-            checked(output, tensor, dtype, rows)
-            for output, tensor, dtype in zip(
-                outputs, self.service.outputs, self._dtypes, strict=True
+            checked(array, tensor, dtype, rows)
+            for array, tensor, dtype in zip(
+                results, self.service.outputs, self._dtypes, strict=True
             )
         ]
 
@@ -185,13 +191,20 @@ def checked(output: Any, tensor: TensorConfig, dtype: np.dtype, rows: int) -> np
     Raises:
         ModelError: Naming what was expected and what came.
     """
-    array = np.ascontiguousarray(output)
     shape = (rows, *tensor.shape[1:])
+    if type(output) is np.ndarray and output.dtype == dtype and output.shape == shape:
+        return output if output.flags.c_contiguous else np.ascontiguousarray(output)
+    array = np.ascontiguousarray(output)
     if array.dtype == dtype and np.shape(output) == shape:
         return array
     expected = f"expected {tensor.dtype} {list(shape)}"
     got = f"got {array.dtype.name} {list(np.shape(output))}"
     raise ModelError(Code.EMODEL, f"output '{tensor.name}': {expected}, {got}")
+
+
+def zeros(tensors: Sequence[TensorConfig], rows: int) -> tuple[np.ndarray, ...]:
+    """Make arrays of so many rows, as a batch has them."""
+    return tuple(np.zeros((rows, *tensor.shape[1:]), dtype_of(tensor)) for tensor in tensors)
 
 
 def dtype_of(tensor: TensorConfig) -> np.dtype:

@@ -102,6 +102,7 @@ class Session:
         except ConfigError as error:
             refuse(self._broker, self._config.services[0].name, error)
             raise
+        _broker.keep_freed_memory()
         replica = self._replica_comm(seat)
         server = Server(self._broker, seat, replica, self._local_rank())
         server.serve(watch)

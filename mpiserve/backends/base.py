@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
@@ -62,6 +63,26 @@ class Backend:
         """
         raise NotImplementedError(f"{full_name(type(self))} has no run()")
 
+    def run_batch(self, inputs: tuple[np.ndarray, ...], outputs: tuple[np.ndarray, ...]) -> Any:
+        """Run the model on one batch, perhaps with results where they are wanted.
+
+        Args:
+            inputs: As of `run`.
+            outputs: One array [rows, ...] per output, in the broker's memory: what is
+                written here is not copied again.
+
+        Returns:
+            `outputs` itself if all results are there, or else as `run`.
+        """
+        return self.run(inputs)
+
+    def serving(self) -> AbstractContextManager[Any]:
+        """Enclose the time of serving: what else each batch would have to set up."""
+        return nullcontext()
+
+    def tune(self, inputs: tuple[np.ndarray, ...], outputs: tuple[np.ndarray, ...]) -> None:
+        """Find out what suits the model; called once after warming up, with its largest batch."""
+
     def close(self) -> None:
         """Let the model go."""
 
@@ -77,17 +98,26 @@ def ordered(result: Any, service: ServiceConfig) -> list[Any]:
     Raises:
         ModelError: If the names or the number of the outputs are wrong.
     """
-    names = [tensor.name for tensor in service.outputs]
-    if isinstance(result, Mapping):
-        if set(result) != set(names):
-            got = ", ".join(map(str, result)) or "nothing"
-            raise ModelError(Code.EMODEL, f"expected outputs {', '.join(names)}, got {got}")
-        return [result[name] for name in names]
-    outputs = list(result) if isinstance(result, (tuple, list)) else [result]
-    if len(outputs) != len(names):
-        text = f"expected {len(names)} outputs ({', '.join(names)}), got {len(outputs)}"
+    if isinstance(result, (tuple, list)):
+        outputs = list(result)
+    elif hasattr(result, "dtype"):  # an array or a tensor: no costly look at what else it may be
+        outputs = [result]
+    elif isinstance(result, Mapping):
+        outputs = _by_name(result, [tensor.name for tensor in service.outputs])
+    else:
+        outputs = [result]
+    if len(outputs) != len(service.outputs):
+        names = ", ".join(tensor.name for tensor in service.outputs)
+        text = f"expected {len(service.outputs)} outputs ({names}), got {len(outputs)}"
         raise ModelError(Code.EMODEL, text)
     return outputs
+
+
+def _by_name(result: Mapping[str, Any], names: list[str]) -> list[Any]:
+    if set(result) != set(names):
+        got = ", ".join(map(str, result)) or "nothing"
+        raise ModelError(Code.EMODEL, f"expected outputs {', '.join(names)}, got {got}")
+    return [result[name] for name in names]
 
 
 def import_object(spec: str, folder: Path) -> Any:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
+from contextlib import AbstractContextManager, nullcontext
+from math import inf
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from mpiserve.backends.base import Backend, check_options, full_name, import_object, ordered
@@ -13,6 +17,16 @@ from mpiserve.errors import ArgumentError, Code, ModelError
 if TYPE_CHECKING:
     import numpy as np
     import torch
+
+
+logger = logging.getLogger("mpiserve")
+
+CHUNKS = (128, 256, 512, 1024, 2048, 4096, 8192)
+TUNE_ROUNDS = 5
+TUNE_SECONDS = 2.0  # a model that is slower is not measured so often
+TUNE_GAIN = 0.97  # of the time of all rows at once: a chunk must be worth it
+MAX_KNOWN = 256  # batches whose views are kept
+_NOTHING = nullcontext()
 
 
 class TorchBackend(Backend):
@@ -45,6 +59,14 @@ class TorchBackend(Backend):
         torch.set_num_threads(self.service.threads)
         self.device = choose_device(self.local_rank)
         self.dtype: torch.dtype = getattr(torch, self.service.dtype)
+        self._torch = torch
+        self._known: dict[int, tuple[tuple[np.ndarray, ...], list[torch.Tensor]]] = {}
+        self._wanted = [getattr(torch, output.dtype) for output in self.service.outputs]
+        inputs = [getattr(torch, tensor.dtype) for tensor in self.service.inputs]
+        self._as_they_are = self.device.type == "cpu" and all(
+            dtype == self.dtype or not dtype.is_floating_point for dtype in inputs
+        )
+        self.chunk_rows = self.service.chunk_rows
         self.module = self.prepare(load_module(self.service))
 
     def prepare(self, module: torch.nn.Module) -> Any:
@@ -52,37 +74,117 @@ class TorchBackend(Backend):
         return set_eval(module).to(device=self.device, dtype=self.dtype)
 
     def run(self, inputs: tuple[np.ndarray, ...]) -> list[np.ndarray]:
-        """Call the module on tensors that view the batch."""
-        import torch
+        """Call the module once, on tensors that view the batch."""
+        with self._inference():
+            return [self._array(tensor) for tensor in self._call(self._views(inputs))]
 
-        with torch.inference_mode():
-            result = self.module(*[self._tensor(array) for array in inputs])
-            outputs = ordered(result, self.service)
-            return [
-                self._array(tensor, output.dtype)
-                for tensor, output in zip(outputs, self.service.outputs, strict=True)
-            ]
+    def run_batch(self, inputs: tuple[np.ndarray, ...], outputs: tuple[np.ndarray, ...]) -> Any:
+        """Call the module on pieces that suit the caches, each with its result put in place."""
+        rows, chunk = len(inputs[0]), self.chunk_rows
+        if rows <= chunk or not chunk:
+            return self.run(inputs)
+        with self._inference():
+            tensors, targets = self._views(inputs), self._views(outputs)
+            for begin in range(0, rows, chunk):
+                piece = slice(begin, min(begin + chunk, rows))
+                results = self._call([tensor[piece] for tensor in tensors])
+                for spec, target, result in zip(
+                    self.service.outputs, targets, results, strict=True
+                ):
+                    put(result, target[piece], spec.name)
+        return outputs
+
+    def serving(self) -> AbstractContextManager[Any]:
+        """Enter inference mode once for all batches."""
+        return self._torch.inference_mode()
+
+    def tune(self, inputs: tuple[np.ndarray, ...], outputs: tuple[np.ndarray, ...]) -> None:
+        """Measure which number of rows at a time is fastest, unless the service says it."""
+        if self.service.chunk_rows or self.device.type != "cpu":
+            return
+        rows = len(inputs[0])
+        times = dict.fromkeys([rows, *(chunk for chunk in CHUNKS if chunk < rows)], inf)
+        end = perf_counter() + TUNE_SECONDS
+        # In rounds: what disturbs the machine for a while disturbs all alike.
+        for chunk in TUNE_ROUNDS * [*times]:
+            self.chunk_rows, begin = chunk, perf_counter()
+            self.run_batch(inputs, outputs)
+            times[chunk] = min(times[chunk], perf_counter() - begin)
+            if perf_counter() > end:
+                break
+        best = min(times, key=lambda chunk: times[chunk])
+        self.chunk_rows = best if times[best] < TUNE_GAIN * times[rows] else 0
+        logger.info(
+            "service %s runs %s at a time", self.service.name, f"{self.chunk_rows or 'all'} rows"
+        )
 
     def close(self) -> None:
         """Free the module's memory."""
         self.__dict__.pop("module", None)
 
-    def _tensor(self, array: np.ndarray) -> torch.Tensor:
-        tensor = tensor_of(array)
+    def _inference(self) -> AbstractContextManager[Any]:
+        return _NOTHING if self._torch.is_inference_mode_enabled() else self.serving()
+
+    def _call(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Call the module; give tensors in the order and of the dtypes of the signature."""
+        if not self._as_they_are:
+            tensors = [self._moved(tensor) for tensor in tensors]
+        outputs = ordered(self.module(*tensors), self.service)
+        return [
+            tensor
+            if type(tensor) is self._torch.Tensor and tensor.dtype is wanted
+            else self._converted(tensor, wanted)
+            for tensor, wanted in zip(outputs, self._wanted, strict=True)
+        ]
+
+    def _views(self, arrays: tuple[np.ndarray, ...]) -> list[torch.Tensor]:
+        """View arrays as tensors. The broker gives the same arrays for the same rows again."""
+        known = self._known.get(id(arrays))
+        if known is None or known[0] is not arrays:
+            if len(self._known) >= MAX_KNOWN:
+                self._known.clear()
+            known = self._known[id(arrays)] = (arrays, [tensor_of(array) for array in arrays])
+        return known[1]
+
+    def _array(self, tensor: torch.Tensor) -> np.ndarray:
+        """View a result as an array, after a copy only if it is elsewhere or strided."""
+        if tensor.requires_grad or not (tensor.is_cpu and tensor.is_contiguous()):
+            tensor = tensor.detach().cpu().contiguous()
+        if tensor.dtype is not self._torch.bfloat16:
+            return tensor.numpy()
+        from ml_dtypes import bfloat16
+
+        return tensor.view(self._torch.int16).numpy().view(bfloat16)
+
+    def _moved(self, tensor: torch.Tensor) -> torch.Tensor:
         wanted = self.dtype if tensor.is_floating_point() else tensor.dtype
         return tensor.to(device=self.device, dtype=wanted)
 
-    def _array(self, tensor: torch.Tensor, dtype: str) -> np.ndarray:
+    def _converted(self, tensor: Any, wanted: torch.dtype) -> torch.Tensor:
         """What is in the model's own arithmetic is converted; other dtypes must be right."""
-        import torch
-
-        if not isinstance(tensor, torch.Tensor):
+        if not isinstance(tensor, self._torch.Tensor):
             text = f"the model must return tensors, not {type(tensor).__name__}"
             raise ModelError(Code.EMODEL, text)
-        wanted = getattr(torch, dtype)
         if tensor.dtype == self.dtype and wanted.is_floating_point:
-            tensor = tensor.to(wanted)
-        return array_of(tensor)
+            return tensor.to(wanted)
+        return tensor
+
+
+def put(result: torch.Tensor, target: torch.Tensor, name: str) -> None:
+    """Copy a piece of a result to its place, if it is what the signature says.
+
+    Raises:
+        ModelError: Naming what was expected and what came.
+    """
+    if result.shape != target.shape or result.dtype != target.dtype:
+        expected = f"expected {short(target)} for {len(target)} rows"
+        raise ModelError(Code.EMODEL, f"output '{name}': {expected}, got {short(result)}")
+    target.copy_(result)
+
+
+def short(tensor: torch.Tensor) -> str:
+    """Dtype and shape of a tensor, for people."""
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
 
 
 def choose_device(local_rank: int) -> torch.device:
@@ -157,15 +259,3 @@ def tensor_of(array: np.ndarray) -> torch.Tensor:
     if array.dtype.name == "bfloat16":
         return torch.from_numpy(array.view("int16")).view(torch.bfloat16)
     return torch.from_numpy(array)
-
-
-def array_of(tensor: torch.Tensor) -> np.ndarray:
-    """View a tensor as an array, after a copy only if it is elsewhere or strided."""
-    import torch
-
-    tensor = tensor.detach().cpu().contiguous()
-    if tensor.dtype != torch.bfloat16:
-        return tensor.numpy()
-    from ml_dtypes import bfloat16
-
-    return tensor.view(torch.int16).numpy().view(bfloat16)

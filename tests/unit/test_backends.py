@@ -1,4 +1,5 @@
 import sys
+import time
 
 import ml_dtypes
 import numpy as np
@@ -201,9 +202,66 @@ def test_bfloat16_tensors_come_and_go(make):
 
 
 @pytest.mark.parametrize("name", ["bool", "int8", "uint8", "int16", "int32", "int64", "float16"])
-def test_arrays_become_tensors_and_arrays_again(name):
+def test_arrays_become_tensors_and_arrays_again(make, name):
+    tensors = [{"name": "x", "dtype": name, "shape": [-1, 3]}]
+    backend = make("torch", "torch.nn:Identity", inputs=tensors, outputs=tensors)
     array = np.arange(6).reshape(2, 3).astype(name)
-    np.testing.assert_array_equal(torch_backend.array_of(torch_backend.tensor_of(array)), array)
+    (result,) = backend.run((array,))
+    assert result.dtype == array.dtype
+    np.testing.assert_array_equal(result, array)
+
+
+@pytest.mark.parametrize("kind", TORCH_KINDS)
+def test_a_batch_in_chunks_is_put_in_place_and_right(make, mlp, kind):
+    backend = make(kind, "some_models:mlp", chunk_rows=4)
+    batch, place = (rows(10),), (np.zeros((10, 3), np.float32),)
+    assert backend.run_batch(batch, place) is place
+    np.testing.assert_allclose(place[0], direct(mlp, rows(10)), rtol=1e-5, atol=1e-6)
+
+
+def test_a_chunk_of_a_wrong_shape_or_dtype_is_refused(make):
+    backend = make("torch", "some_models:Double", chunk_rows=4)
+    with pytest.raises(ModelError, match="output 'y': expected float32 .* got float64"):
+        backend.run_batch((rows(10),), (np.zeros((10, 3), np.float32),))
+    backend = make("torch", "some_models:mlp", options={"arguments": {"out": 2}}, chunk_rows=4)
+    with pytest.raises(ModelError, match=r"expected float32 \[4, 3\].* got float32 \[4, 2\]"):
+        backend.run_batch((rows(10),), (np.zeros((10, 3), np.float32),))
+
+
+class Costs(torch.nn.Module):
+    """Takes long for more than 256 rows at a time, and for each call."""
+
+    def forward(self, x):
+        time.sleep(0.001 + 1e-5 * max(0, len(x) - 256))
+        return x
+
+
+def test_tuning_finds_the_chunk_that_is_fastest(make):
+    backend = make("torch", "torch.nn:Identity", max_batch_rows=2048)
+    backend.module = Costs()
+    batch = np.zeros((2048, 3), np.float32)
+    backend.tune((batch,), (np.zeros_like(batch),))
+    assert backend.chunk_rows in (256, 512)
+
+
+def test_tuning_leaves_alone_what_the_service_says_or_what_gains_nothing(make):
+    batch = (np.zeros((300, 3), np.float32),)
+    backend = make("torch", "some_models:mlp", chunk_rows=7)
+    backend.tune(batch, batch)
+    assert backend.chunk_rows == 7
+    backend = make("torch", "torch.nn:Identity")
+    backend.module = Costs()
+    backend.tune((batch[0][:200],), (batch[0][:200],))
+    assert backend.chunk_rows == 0
+
+
+def test_while_serving_inference_mode_is_entered_once(make):
+    backend = make("torch", "torch.nn:Identity")
+    assert not torch.is_inference_mode_enabled()
+    with backend.serving():
+        assert torch.is_inference_mode_enabled()
+        backend.run((rows(),))
+    assert not torch.is_inference_mode_enabled()
 
 
 def test_tensors_view_the_batch(make):

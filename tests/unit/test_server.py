@@ -18,7 +18,7 @@ class FakeBroker:
 
     def __init__(self, *batches):
         self.batches = [
-            SimpleNamespace(rows=len(batch[0]), inputs=tuple(batch)) if batch else None
+            SimpleNamespace(rows=len(batch[0]), inputs=tuple(batch), outputs=()) if batch else None
             for batch in batches
         ]
         self.published = None
