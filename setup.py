@@ -1,4 +1,4 @@
-"""Build libmpiserve and the Cython module that links it, with an MPI compiler wrapper."""
+"""Build libmpiserve and the Cython modules that link it, with an MPI compiler wrapper."""
 
 import os
 import re
@@ -16,6 +16,8 @@ from setuptools.command.build_ext import build_ext
 
 HEADER = Path("csrc/include/mpiserve.h")
 MAP = Path("csrc/mpiserve.map")
+BENCH = Path("csrc/bench")
+HARNESS = BENCH / "scale.c"  # a program; the other files are of the module mpiserve.bench._native
 FLAGS = ["-std=c11", "-O3", "-fPIC", "-pthread", "-Wall", "-Wextra"]
 FLAGS += ["-Werror=implicit-function-declaration", "-Werror=incompatible-pointer-types"]
 SANITIZE = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-omit-frame-pointer"]
@@ -84,6 +86,7 @@ class BuildExt(build_ext):
             linker_so=[mpicc, "-shared", "-pthread", *user_flags()],
         )
         super().build_extensions()
+        self.build_harness(mpicc, package / "bench")
 
     def build_library(self, mpicc: str, package: Path) -> None:
         """Compile csrc/*.c into package/libmpiserve.so and copy the header."""
@@ -99,11 +102,20 @@ class BuildExt(build_ext):
         self.announce(shlex.join(command), level=2)
         subprocess.run([*command, "-o", str(library)], check=True)
 
+    def build_harness(self, mpicc: str, package: Path) -> None:
+        """Compile the program that drives the library's own parts for the benchmark."""
+        sources = [*sorted(str(path) for path in Path("csrc").glob("*.c")), str(HARNESS)]
+        flags = [*FLAGS, "-g", *user_flags(), "-Icsrc", f"-I{HEADER.parent}"]
+        command = [mpicc, *flags, *sources, "-o", str(package / "scale")]
+        self.announce(shlex.join(command), level=2)
+        subprocess.run(command, check=True)
+
     def copy_extensions_to_source(self) -> None:
         super().copy_extensions_to_source()
-        # By renaming: a program that runs keeps the file that it has mapped.
-        shutil.copy(Path(self.build_lib, "mpiserve/libmpiserve.so"), "mpiserve/libmpiserve.new.so")
-        os.replace("mpiserve/libmpiserve.new.so", "mpiserve/libmpiserve.so")
+        for name in ("libmpiserve.so", "bench/scale"):
+            # By renaming: a program that runs keeps the file that it has mapped.
+            shutil.copy(Path(self.build_lib, "mpiserve", name), f"mpiserve/{name}.new")
+            os.replace(f"mpiserve/{name}.new", f"mpiserve/{name}")
         Path("mpiserve/include").mkdir(exist_ok=True)
         shutil.copy(HEADER, "mpiserve/include")
 
@@ -121,6 +133,22 @@ def extension(name: str) -> Extension:
     )
 
 
+def native() -> Extension:
+    """Describe the module of the benchmark: C that uses the library as users do."""
+    return Extension(
+        "mpiserve.bench._native",
+        [
+            "mpiserve/bench/_native.pyx",
+            *sorted(str(path) for path in BENCH.glob("*.c") if path != HARNESS),
+        ],
+        include_dirs=[str(HEADER.parent), str(BENCH)],
+        libraries=["mpiserve"],
+        extra_compile_args=["-O3"],
+        extra_link_args=["-Wl,-rpath,$ORIGIN/.."],
+        depends=[str(HEADER), str(BENCH / "bench.h")],
+    )
+
+
 setup(
     name="mpiserve",
     version=version(),
@@ -134,7 +162,7 @@ setup(
     packages=find_packages(include=["mpiserve*"]),
     package_data={"mpiserve": ["py.typed", "*.pyi"]},
     ext_modules=cythonize(
-        [extension("mpiserve._arrays"), extension("mpiserve._broker")],
+        [extension("mpiserve._arrays"), extension("mpiserve._broker"), native()],
         language_level=3,
     ),
     cmdclass={"build": Build, "build_ext": BuildExt},
@@ -152,6 +180,7 @@ setup(
         "typer>=0.15",
     ],
     extras_require={
+        "bench": ["matplotlib>=3.9", "pyzmq>=26", "redis>=5"],
         "demo": ["matplotlib>=3.9", "scipy>=1.14"],
         "test": [
             "clang-format",

@@ -75,6 +75,25 @@ def check(
 
 
 @app.command()
+def bench(
+    quick: Annotated[bool, typer.Option("--quick", help="Few sizes and rounds.")] = False,
+    json: Annotated[
+        str | None, typer.Option("--json", metavar="FILE", help="Write all rows to FILE.")
+    ] = None,
+    plots: Annotated[
+        str | None, typer.Option("--plots", metavar="DIR", help="Draw pictures into DIR.")
+    ] = None,
+) -> None:
+    """Measure mpiserve beside the floors and the rivals, on 2 ranks of one node."""
+    try:
+        from mpiserve.bench import main as program
+    except Error as error:  # as in _exit
+        print(f"mpiserve: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    raise typer.Exit(program.bench(quick, json, plots))
+
+
+@app.command()
 def info() -> None:
     """Print versions, the MPI library, transports and the thread level."""
     from mpi4py import MPI

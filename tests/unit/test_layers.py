@@ -12,6 +12,7 @@ CSRC = ROOT / "csrc"
 
 # Who may import whom: cli -> server | session -> _broker, backends -> errors, config.
 BASE = {"errors", "tensor", "config"}
+MEASURES = {"bench", "bench.machine", "bench.plan", "bench.report", "bench.stats", "errors"}
 PYTHON = {
     "errors": set(),
     "tensor": set(),
@@ -30,10 +31,32 @@ PYTHON = {
     # A session hands itself over to its server in serve(); the server never looks back.
     "session": BASE | {"_broker", "_check", "partition", "server"},
     "launch": BASE | {"_check", "partition", "server", "session"},
-    "cli": BASE | {"_broker", "_check", "partition", "server", "session", "launch"},
+    # The benchmark is a user of all of it, and nobody but the command line uses the benchmark.
+    "bench": set(),
+    "bench.plan": set(),
+    "bench.stats": set(),
+    "bench.models": set(),
+    "bench.machine": set(),
+    "bench.report": set(),
+    "bench.job": {"errors"},
+    "bench._native": {"errors"},
+    "bench.baseline": {"bench.models"},
+    "bench.plots": {"bench.report"},
+    "bench.coupled": {"bench.models", "config", "partition", "session"},
+    "bench.scale": MEASURES | {"bench.job"},
+    "bench.rivals": MEASURES,
+    "bench.overlap": MEASURES | {"bench.coupled", "session"},
+    "bench.lockstep": MEASURES | {"bench.coupled", "bench.job", "bench.models", "session"},
+    "bench.latency": MEASURES
+    | {"bench._native", "bench.coupled", "bench.models", "bench.rivals", "config", "session"},
+    "bench.main": MEASURES
+    | {"bench.job", "bench.latency", "bench.lockstep", "bench.overlap", "bench.plots"}
+    | {"bench.scale", "_broker", "session"},
+    "cli": BASE
+    | {"_broker", "_check", "partition", "server", "session", "launch", "bench", "bench.main"},
     "__main__": {"cli"},
 }
-CYTHON = {"_arrays", "_broker"}  # the pyx files
+CYTHON = {"_arrays", "_broker", "bench._native"}  # the pyx files
 LATE = {"torch", "deepspeed", "safetensors", "transformers"}
 
 # A file may include what has a lower number; the sides never meet below api.
@@ -86,7 +109,7 @@ def imports(tree):
 
 
 def internal(tree):
-    known = {*python_files(), "_broker"}
+    known = {*python_files(), *CYTHON}
     names = {name.removeprefix("mpiserve.") for name, _ in imports(tree)}
     return {name for name in names if name in known}
 
@@ -123,7 +146,7 @@ def test_python_modules_import_only_lower_layers(name):
 
 @pytest.mark.parametrize("name", sorted(CYTHON))
 def test_cython_modules_import_only_lower_layers(name):
-    text = (PACKAGE / f"{name}.pyx").read_text()
+    text = (PACKAGE / name.replace(".", "/")).with_suffix(".pyx").read_text()
     pattern = r"^(?:from|import) mpiserve(?:\.(\w+))?(?: c?import (\w+))?"
     found = {module or name for module, name in re.findall(pattern, text, re.M)}
     assert found - {"libmpiserve"} <= PYTHON[name]
@@ -132,21 +155,26 @@ def test_cython_modules_import_only_lower_layers(name):
 def test_only_cython_modules_touch_the_library():
     for name, path in python_files().items():
         used = {module for module, _ in imports(ast.parse(path.read_text()))}
-        assert not used & {"ctypes", "cffi"}, name
-    assert {path.stem for path in PACKAGE.glob("*.pyx")} == CYTHON
+        # The baseline talks to malloc.
+        assert not used & {"ctypes", "cffi"} or name == "bench.baseline", name
+    assert {module_name(path) for path in PACKAGE.rglob("*.pyx")} == CYTHON
     calls = re.findall(r"\bmpiserve_\w+\(", (PACKAGE / "_arrays.pyx").read_text())
     assert set(calls) == {"mpiserve_dtype_name("}
 
 
 @pytest.mark.parametrize("name", python_files())
-def test_torch_is_imported_late_and_by_backends_only(name):
+def test_torch_is_imported_late_and_by_backends_and_the_benchmark_only(name):
     tree = tree_of(name)
     used = {module.split(".")[0] for module, _ in imports(tree)} & LATE
-    assert not used or name.startswith("backends.")
+    assert not used or name.startswith(("backends.", "bench."))
     assert not {module.split(".")[0] for module, _ in imported_at_once(tree)} & LATE
 
 
-@pytest.mark.parametrize("name", ["errors", "tensor", "config", "partition", "_check", "cli"])
+@pytest.mark.parametrize(
+    "name",
+    ["errors", "tensor", "config", "partition", "_check", "cli"]
+    + [f"bench.{name}" for name in ("models", "baseline", "job", "plots", "scale")],
+)
 def test_modules_that_need_no_mpi_do_not_start_it(name):
     assert not {m for m, _ in imported_at_once(tree_of(name)) if m.startswith("mpi4py.MPI")}
 

@@ -1,0 +1,43 @@
+/* bench: what `python -m mpiserve bench` measures in C, over mpi.h and mpiserve.h alone.
+ *
+ * A sampler runs on both ranks of comm: rank 0 asks and rank 1 answers, warm + rounds
+ * times. On rank 0 samples[i] is the time of round i in nanoseconds; rank 1 gives no
+ * samples. bytes go each way. Memory is made and touched before the first round.
+ * Returns NULL, or a static text that says what went wrong. */
+#ifndef BENCH_H
+#define BENCH_H
+
+#include <mpi.h>
+#include <stdint.h>
+
+/* Into windows of MPI_Win_allocate: Put and flush of the payload, then of a flag. */
+const char *bench_floor_rma(MPI_Comm comm, int64_t bytes, int64_t warm, int64_t rounds,
+                            int64_t *samples);
+
+/* Two atomic words on cache lines of their own, in memory that both ranks share.
+ * bytes is that of a word: 8. */
+const char *bench_floor_flag(MPI_Comm comm, int64_t bytes, int64_t warm, int64_t rounds,
+                             int64_t *samples);
+
+/* MPI_Send and MPI_Recv. */
+const char *bench_send_recv(MPI_Comm comm, int64_t bytes, int64_t warm, int64_t rounds,
+                            int64_t *samples);
+
+/* A C program's life as a simulation rank: it asks the service "bench", float64 [-1],
+ * which answers with what it gets. Open and close are collective over the world, in
+ * which another rank serves; texts are those of mpiserve_last_error(). */
+typedef struct bench_client bench_client;
+const char *bench_client_open(MPI_Comm world, bench_client **client);
+const char *bench_client_sample(bench_client *client, int in_place, int64_t bytes, int64_t warm,
+                                int64_t rounds, int64_t *samples);
+const char *bench_client_close(bench_client *client);
+
+/* ---- for the samplers themselves */
+
+int64_t bench_now(void);
+
+/* Memory that has been touched, aligned to cache lines, its bytes a pattern of seed;
+ * NULL if there is none. */
+void *bench_memory(int64_t bytes, int seed);
+
+#endif

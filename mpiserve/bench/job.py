@@ -1,0 +1,88 @@
+"""A second MPI job, started by a rank of the first one after its MPI is over."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+
+from mpiserve.errors import Code, Error
+
+# Where launchers tell a process which rank of which job it is. What the user set for MPI stays,
+# but for the throttle, of which a job with more ranks than cores needs its own.
+MARKS = re.compile(
+    r"""OMPI_(?!MCA_|ALLOW_|PRTE_)
+    |OMPI_MCA_(?:ess_|orte_|pmix|initial_wdir|num_procs|cpu_type|PREFIXES)
+    |PMIX_(?!MCA_)
+    |PRTE_(?!MCA_)
+    |PRTE_MCA_(?:ess_|prte_ess_)
+    |OPAL_USER_PARAMS_GIVEN
+    |PMI\d?_
+    |HYDI_
+    |MPI_LOCAL
+    |MPIR_CVAR_CH4_PROGRESS_THROTTLE""",
+    re.VERBOSE,
+)
+
+# More ranks than cores: without these, ranks that wait in MPI keep the core from those that work.
+CROWDED = {
+    "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
+    "PRTE_MCA_hwloc_default_binding_policy": "none",
+    "OMPI_MCA_rmaps_base_oversubscribe": "1",
+    "OMPI_MCA_hwloc_base_binding_policy": "none",
+    "MPIR_CVAR_CH4_PROGRESS_THROTTLE": "1",
+    "MPIR_CVAR_CH4_PROGRESS_THROTTLE_NO_PROGRESS_COUNT": "8",
+}
+
+
+def scrubbed(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return an environment without what marks a process as a rank of a job."""
+    return {name: value for name, value in environ.items() if not MARKS.match(name)}
+
+
+def launcher() -> str:
+    """Find mpiexec: $MPIEXEC, this environment's own, or the one on PATH.
+
+    Raises:
+        Error: If there is none.
+    """
+    named = os.environ.get("MPIEXEC")
+    mine = shutil.which("mpiexec", path=os.path.join(sys.prefix, "bin"))
+    path = shutil.which(named) if named else mine or shutil.which("mpiexec")
+    if path is None:
+        raise Error(Code.ESTATE, f"no launcher {named or 'mpiexec'}; set MPIEXEC")
+    return path
+
+
+def run(ranks: int, args: Sequence[str], timeout: float) -> None:
+    """Run python -m mpiserve with these arguments on so many ranks.
+
+    Raises:
+        Error: If it fails or takes too long, with the last line that it wrote.
+    """
+    command = [launcher(), "-n", str(ranks), sys.executable, "-m", "mpiserve", *args]
+    env = CROWDED | scrubbed(os.environ)
+    try:
+        done = subprocess.run(
+            command,
+            env=env,
+            timeout=timeout,
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+        )
+    except subprocess.TimeoutExpired:
+        raise Error(Code.ETIMEOUT, f"the job of {ranks} ranks took over {timeout:g} s") from None
+    if done.returncode:
+        status = f"the job of {ranks} ranks ended with status {done.returncode}"
+        raise Error(Code.ESTATE, f"{status}: {reason(done.stderr)}")
+
+
+def reason(stderr: str) -> str:
+    """Find the line that says why a job failed: our own, or the last one."""
+    lines = [line for line in stderr.splitlines() if line.strip("- ")]
+    ours = [line.removeprefix("mpiserve: ") for line in lines if line.startswith("mpiserve: ")]
+    return (ours[:1] or lines[-1:] or ["nothing was said"])[0]

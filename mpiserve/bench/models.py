@@ -1,0 +1,48 @@
+"""What the services of the benchmark run."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+FEATURES, HIDDEN = 64, 256
+
+
+def identity() -> torch.nn.Module:
+    """Make a module that returns what it gets: the cost of torch's side without a model."""
+    import torch
+
+    return torch.nn.Identity()
+
+
+def mlp() -> torch.nn.Module:
+    """Make the network 64-256-256-64, always with the same weights."""
+    from torch import manual_seed, nn
+
+    manual_seed(1)
+    first, last = nn.Linear(FEATURES, HIDDEN), nn.Linear(HIDDEN, FEATURES)
+    return nn.Sequential(first, nn.Tanh(), nn.Linear(HIDDEN, HIDDEN), nn.Tanh(), last).eval()
+
+
+def features(rows: int) -> np.ndarray:
+    """Make rows for the network."""
+    return np.random.default_rng(rows).standard_normal((rows, FEATURES), np.float32)
+
+
+class Busy:
+    """Takes a fixed time, without sleeping, and returns what it gets."""
+
+    def __init__(self, ms: float) -> None:
+        self.seconds = ms / 1000
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        """Keep the core busy."""
+        end = time.perf_counter() + self.seconds
+        while time.perf_counter() < end:
+            pass
+        return x

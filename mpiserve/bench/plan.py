@@ -1,0 +1,58 @@
+"""What is measured how often."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+KIB, MIB = 2**10, 2**20
+
+# Rounds by bytes each way: more where a round is short.
+FULL = {
+    8: 20000,
+    KIB: 20000,
+    16 * KIB: 5000,
+    64 * KIB: 2000,
+    256 * KIB: 800,
+    MIB: 200,
+    16 * MIB: 40,
+}
+QUICK = {8: 200, KIB: 200, MIB: 20}
+
+LEAST_WARM = 5  # more than a lane has slots, so that all of them have been used
+LEAST_ROUNDS = 4
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much to measure.
+
+    Attributes:
+        rounds: In total, by bytes.
+        repetitions: Into which the rounds are split, all cases taking turns, so
+            that what the machine does meanwhile hits them alike.
+        quick: Whether this is to show that it works, and not how fast.
+    """
+
+    rounds: dict[int, int]
+    repetitions: int
+    quick: bool = False
+
+    @property
+    def sizes(self) -> list[int]:
+        """Bytes each way, from few to many."""
+        return list(self.rounds)
+
+    def share(self, size: int, part: float = 1.0) -> tuple[int, int]:
+        """Return warm-up rounds and rounds of one repetition.
+
+        Args:
+            size: Bytes each way.
+            part: Less than 1 for what is slow.
+        """
+        rounds = max(LEAST_ROUNDS, int(self.rounds[size] * part) // self.repetitions)
+        return max(LEAST_WARM, rounds // 10), rounds
+
+
+def plan(quick: bool) -> Plan:
+    """Return the plan of a quick or a full run."""
+    return Plan(QUICK, 1, quick=True) if quick else Plan(FULL, 5)

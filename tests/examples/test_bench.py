@@ -1,0 +1,80 @@
+"""`python -m mpiserve bench` in its quick form: every case is measured, whatever the figures."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import sys
+from itertools import product
+
+from mpiserve.bench.machine import version
+
+BENCH = (sys.executable, "-m", "mpiserve", "bench")
+SIZES = {8, 2**10, 2**20}
+
+
+def expected():
+    """The cases with round trips, as their labels."""
+    cases = [("floor_rma",), ("floor_flag",), ("send_recv_c",), ("send_recv_mpi4py",)]
+    if version("pyzmq"):
+        cases.append(("zeromq",))
+    if version("redis") and shutil.which("redis-server"):
+        cases.append(("redis",))
+    ways = product(("c", "python"), ("echo", "torch"), ("shared", "rma"), ("user", "in_place"))
+    return {*cases, *(("mpiserve", *way) for way in ways)}
+
+
+def labels(row):
+    names = ("case", "client", "backend", "transport", "memory")
+    return tuple(row[name] for name in names if name in row)
+
+
+def check_round_trips(rows):
+    found = {}
+    for row in rows:
+        assert 0 < row["p50_us"] <= row["p99_us"] <= row["max_us"] < math.inf
+        if "model" not in row:
+            found.setdefault(labels(row), {})[row["bytes"]] = row["p50_us"]
+    assert set(found) == expected()
+    for case, medians in found.items():
+        assert set(medians) == ({8} if case == ("floor_flag",) else SIZES)
+        for size, p50 in medians.items():
+            assert math.isfinite(p50 / found["floor_rma",][size])
+    networks = [labels(row) for row in rows if row.get("model") == "mlp"]
+    ours = [("mpiserve", "python", "torch", name, "user") for name in ("shared", "rma")]
+    assert networks == [("in_process",), *ours]
+
+
+def check_others(rows):
+    cases = {}
+    for row in rows:
+        assert 0 < row["value"] < math.inf
+        assert row["unit"]
+        cases.setdefault(row["case"], []).append(row)
+    assert len(cases["overlap"]) == 4
+    assert len(cases["batch_efficiency"]) == len(cases["census_wait"]) == 1
+    assert 1 <= cases["census_wait"][0]["batch_requests_min"] <= 3
+    assert [row["clients"] for row in cases["scale_memory"]] == [64, 1024, 8192]
+    if shutil.which("valgrind"):
+        assert [row["clients"] for row in cases["scale_instructions"]] == [1, 64, 1024, 8192]
+    assert {1, 2, 3} == {row["clients"] for row in cases["throughput"]}
+
+
+def test_the_quick_bench_measures_every_case(mpiexec, tmp_path):
+    done = mpiexec(["-n", 2, *BENCH, "--quick", "--json", "rows.json", "--plots", "."], timeout=170)
+    assert done.returncode == 0
+    report = json.loads((tmp_path / "rows.json").read_text())
+    assert set(report) == {"machine", "mpi", "rows"}
+    assert {"cpu", "cores", "python", "packages"} <= set(report["machine"])
+    assert "MPI" in report["mpi"]
+    check_round_trips([row for row in report["rows"] if "p50_us" in row])
+    check_others([row for row in report["rows"] if "p50_us" not in row])
+    assert (tmp_path / "latency.png").exists() and (tmp_path / "throughput.png").exists()
+
+
+def test_a_world_of_another_size_is_refused_in_one_line(mpiexec):
+    done = mpiexec(["-n", 3, *BENCH])
+    assert done.returncode == 2
+    said = [line for line in done.stderr.splitlines() if line.startswith("mpiserve: ")]
+    assert said == ["mpiserve: bench takes 2 ranks (or 4, for lock-step alone), not 3"]
