@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from typing import Any
 
@@ -34,6 +35,13 @@ def moody(x: np.ndarray) -> np.ndarray:
         raise ValueError(f"negative input {x.min():g}")
     time.sleep(float(x.flat[0]))
     return 2 * x
+
+
+def gated(x: np.ndarray, gate: str) -> np.ndarray:
+    """Answer when a file is there."""
+    while not os.path.exists(gate):
+        time.sleep(0.001)
+    return 2 * x + 1
 
 
 class Numbered:

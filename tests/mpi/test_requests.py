@@ -1,5 +1,8 @@
 """What a request may be: sizes, dtypes, several tensors, several in flight."""
 
+import os
+from pathlib import Path
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -130,3 +133,22 @@ def test_results_stay_when_their_memory_is_used_again(world):
             check_scaled(y, x)
 
     couple(world, {"scale": scaling()}, simulate)
+
+
+def test_submit_never_waits(world):
+    x, y = tensor("x", "float64", 4), tensor("y", "float64", 4)
+    gate = Path(os.environ["MPISERVE_TEST_DIR"], "gate")
+    described = python("gated", [x], [y], options={"gate": str(gate)})
+
+    def simulate(session):
+        service = session.service("gated")
+        sizes = (1, 100, 2, 1000, 1, 100, 300, 1, 500, 7)
+        asked = [numbers(rows, 4, start=rows) for rows in sizes]
+        requests = [service.submit(a) for a in asked]
+        assert not any(request.done() for request in requests)
+        session.comm.Barrier()
+        gate.touch()
+        for a, request in zip(asked, requests, strict=True):
+            check_scaled(request.result(), a)
+
+    couple(world, {"gated": described}, simulate)
