@@ -371,7 +371,7 @@ int mpiserve_publish(mpiserve_session *session, const mpiserve_description *desc
 int mpiserve_batch_next(mpiserve_session *session, double timeout, mpiserve_batch *batch) {
   int code = check_serving(session);
   if (code || !batch) return code ? code : null_argument("batch");
-  return msi_broker_next(&session->broker, timeout, 1, batch);
+  return msi_broker_next(&session->broker, timeout, batch);
 }
 
 int mpiserve_batch_reply(mpiserve_session *session, const void *const *outputs) {
@@ -399,9 +399,8 @@ int mpiserve_serve_echo(mpiserve_session *session, double timeout) {
   if (!code) code = check_echo(&session->description);
   int64_t deadline = msi_deadline(timeout);
   while (!code) {
-    mpiserve_batch batch;
     double slice = timeout < 0 || timeout > FOREVER_SLICE ? FOREVER_SLICE : timeout;
-    code = msi_broker_next(&session->broker, slice, 0, &batch);
+    code = msi_broker_next(&session->broker, slice, NULL);
     if (!code) code = msi_broker_reply(&session->broker, NULL);
     if (code == MPISERVE_ETIMEOUT && msi_now() < deadline) code = MPISERVE_OK;
     if (!code && session->broker.closed_ns > deadline)

@@ -308,28 +308,50 @@ static msi_close_reason decide(msi_broker *broker) {
                           now_of(broker));
 }
 
-int msi_broker_next(msi_broker *broker, double timeout, int lay_out, mpiserve_batch *batch) {
-  if (broker->open) return msi_error(MPISERVE_ESTATE, "the last batch has not been answered");
+/* Where the head sleeps. Who comes over rma cannot wake it, nor can the delay. */
+static const msi_bed *bed_of(const msi_broker *broker, msi_bed *bed) {
+  const msi_port *shared = &broker->ports[MPISERVE_SHARED];
+  if (broker->ports[MPISERVE_RMA].layout.lanes || broker->queue.n) return NULL;
+  _Atomic uint32_t *asleep = &((msi_front *)shared->memory)->asleep;
+  *bed = (msi_bed){asleep, asleep, 0};
+  return bed;
+}
+
+/* One look: takes requests, and closes a batch if it is time. */
+static int look(msi_broker *broker, int lay_out) {
+  int code = poll(broker);
+  if (code) return code;
+  if (!broker->remaining)
+    return msi_error(MPISERVE_ECLOSED, "every simulation rank has left the session");
+  msi_close_reason reason = decide(broker);
+  return reason ? hand_out(broker, reason, lay_out) : MPISERVE_OK;
+}
+
+static int wait_for_batch(msi_broker *broker, double timeout, int lay_out, msi_wait *wait,
+                          msi_bed *bed) {
   int64_t deadline = 0;
-  msi_wait wait = {0};
   for (;;) {
-    int code = poll(broker);
-    if (code) return code;
-    if (!broker->remaining)
-      return msi_error(MPISERVE_ECLOSED, "every simulation rank has left the session");
-    msi_close_reason reason = decide(broker);
-    if (reason) code = hand_out(broker, reason, lay_out);
-    if (code) return code;
-    if (broker->open) break;
-    if (!msi_wait_pause(&wait, &broker->patience)) continue;
+    int code = look(broker, lay_out);
+    if (code || broker->open) return code;
+    if (!msi_wait_pause(wait, &broker->patience, bed_of(broker, bed))) continue;
     code = refuse_late_tenants(broker, msi_now());
     if (code) return code;
     if (!deadline) deadline = msi_deadline(timeout);
     if (msi_now() > deadline) return msi_error(MPISERVE_ETIMEOUT, "no batch within %g s", timeout);
   }
+}
+
+int msi_broker_next(msi_broker *broker, double timeout, mpiserve_batch *batch) {
+  if (broker->open) return msi_error(MPISERVE_ESTATE, "the last batch has not been answered");
+  msi_wait wait = {0};
+  msi_bed bed;
+  int code = wait_for_batch(broker, timeout, batch != NULL, &wait, &bed);
+  msi_wait_end(&wait, &bed);
+  if (code) return code;
+  if (!batch) return code;
   *batch = broker->assembly.batch;
-  broker->computing = lay_out;
-  if (lay_out) msi_thread_wake(&broker->thread);
+  broker->computing = 1;
+  msi_thread_wake(&broker->thread);
   return MPISERVE_OK;
 }
 

@@ -280,7 +280,8 @@ int msi_call_wait_free(msi_client *client, msi_link *link) {
   int code = MPISERVE_OK;
   while (!code && !msi_link_free(link)) {
     code = msi_call_progress(client, link);
-    if (!code && msi_wait_pause(&wait, &client->patience)) code = msi_call_progress_all(client);
+    if (!code && msi_wait_pause(&wait, &client->patience, NULL))
+      code = msi_call_progress_all(client);
   }
   return code;
 }
@@ -337,18 +338,14 @@ static int report(msi_client *client, msi_call *call, mpiserve_request *request,
   return code;
 }
 
-int msi_call_wait(msi_client *client, mpiserve_request *request, double timeout,
-                  mpiserve_stats *stats) {
-  msi_call *call = call_find(client, request);
-  if (!call) return msi_error(MPISERVE_ESTATE, "no such request: it has ended, or never was");
+static int wait_until_done(msi_client *client, msi_call *call, double timeout, msi_wait *wait,
+                           const msi_bed *bed) {
   int64_t deadline = 0;
-  msi_wait wait = {0};
   for (;;) {
     int code = msi_call_progress(client, call->link);
-    if (code) return code;
-    if (call->state == CALL_DONE) return report(client, call, request, stats);
+    if (code || call->state == CALL_DONE) return code;
     if (timeout == 0) return msi_error(MPISERVE_ETIMEOUT, "the request has not ended yet");
-    if (!msi_wait_pause(&wait, &client->patience)) continue;
+    if (!msi_wait_pause(wait, &client->patience, bed)) continue;
     if (!deadline) deadline = msi_deadline(timeout);
     if (msi_now() > deadline)
       return msi_error(MPISERVE_ETIMEOUT, "no reply from rank %d within %g s", call->link->head,
@@ -356,6 +353,18 @@ int msi_call_wait(msi_client *client, mpiserve_request *request, double timeout,
     code = msi_call_progress_all(client);
     if (code) return code;
   }
+}
+
+int msi_call_wait(msi_client *client, mpiserve_request *request, double timeout,
+                  mpiserve_stats *stats) {
+  msi_call *call = call_find(client, request);
+  if (!call) return msi_error(MPISERVE_ESTATE, "no such request: it has ended, or never was");
+  msi_wait wait = {0};
+  msi_bed bed;
+  int bedded = call->state == CALL_FLYING && msi_link_bed(call->link, call->sequence, &bed);
+  int code = wait_until_done(client, call, timeout, &wait, bedded ? &bed : NULL);
+  msi_wait_end(&wait, &bed);
+  return code ? code : report(client, call, request, stats);
 }
 
 int msi_call_cancel(msi_client *client, mpiserve_request *request) {

@@ -114,7 +114,7 @@ static int drain(msi_client *client, int at) {
   int code = MPISERVE_OK;
   while (!code && (link->in_flight || client->lines[at].first)) {
     code = msi_call_progress(client, link);
-    if (!code && link->in_flight && msi_wait_pause(&wait, &client->patience))
+    if (!code && link->in_flight && msi_wait_pause(&wait, &client->patience, NULL))
       code = msi_call_progress_all(client);
   }
   return code;

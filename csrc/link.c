@@ -49,18 +49,23 @@ void msi_link_close(msi_link *link) {
 
 int msi_link_free(const msi_link *link) { return !link->taken[link->sent % MSI_SLOTS]; }
 
+static int ring_shared(msi_link *link, uint64_t sequence) {
+  msi_front *front = (msi_front *)link->memory;
+  atomic_store_explicit((_Atomic uint8_t *)(link->memory + link->layout.bells_at + link->lane),
+                        (uint8_t)sequence, memory_order_release);
+  msi_wait_wake(&front->asleep, &front->asleep);
+  return MPISERVE_OK;
+}
+
 /* Payload and header must be visible at the head before the bell. On one node
  * the release store orders them. Over RMA nothing orders two Puts, so the first
  * is flushed; the second flush pushes the bell out (MPI may keep a Put back). */
 static int ring(msi_link *link, uint64_t sequence) {
+  if (link->transport == MPISERVE_SHARED) return ring_shared(link, sequence);
   uint8_t bell = (uint8_t)sequence;
-  if (link->transport == MPISERVE_SHARED) {
-    atomic_store_explicit((_Atomic uint8_t *)(link->memory + link->lane), bell,
-                          memory_order_release);
-    return MPISERVE_OK;
-  }
   int code = msi_window_flush(link->window, link->head);
-  if (!code) code = msi_window_put(link->window, link->head, link->lane, &bell, 1);
+  if (!code)
+    code = msi_window_put(link->window, link->head, link->layout.bells_at + link->lane, &bell, 1);
   if (!code) code = msi_window_flush(link->window, link->head);
   return code;
 }
@@ -85,7 +90,7 @@ static int post(msi_link *link, size_t payload_bytes, void *owner) {
 static msi_slot *fill(msi_link *link, msi_kind kind, int64_t rows, int lease) {
   msi_slot *slot = &link->slots[link->sent % MSI_SLOTS];
   slot->request.sequence = link->sent + 1;
-  slot->request.kind = (uint32_t)kind;
+  slot->request.kind = (uint16_t)kind;
   slot->request.rows = (uint32_t)rows;
   slot->request.lease = lease;
   slot->request.text_bytes = 0;
@@ -98,7 +103,7 @@ int msi_link_send(msi_link *link, msi_kind kind, int64_t rows, int lease, const 
   msi_slot *slot = fill(link, kind, rows, lease);
   size_t bytes = text ? strnlen(text, MSI_EAGER_BYTES) : 0;
   if (bytes) memcpy(slot->input, text, bytes);
-  slot->request.text_bytes = (uint32_t)bytes;
+  slot->request.text_bytes = (uint16_t)bytes;
   return post(link, bytes, owner);
 }
 
@@ -124,6 +129,13 @@ int msi_link_reply(msi_link *link) {
       return at;
   }
   return -1;
+}
+
+int msi_link_bed(msi_link *link, uint64_t sequence, msi_bed *bed) {
+  if (link->transport != MPISERVE_SHARED) return 0;
+  msi_slot *slot = &link->slots[(sequence - 1) % MSI_SLOTS];
+  *bed = (msi_bed){msi_low_half(&slot->reply.sequence), &slot->request.asleep, (uint32_t)sequence};
+  return 1;
 }
 
 void msi_link_release(msi_link *link, int slot) {

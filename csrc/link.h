@@ -72,6 +72,9 @@ int msi_link_cancel(msi_link *link, uint64_t sequence);
 /* The oldest slot with a complete reply: its number, or -1. */
 int msi_link_reply(msi_link *link);
 
+/* Where to sleep until a reply comes; 0 if only naps can be had (rma). */
+int msi_link_bed(msi_link *link, uint64_t sequence, msi_bed *bed);
+
 /* The outputs of a reply; the slot stays taken. */
 int msi_link_outputs(msi_link *link, int slot, const msi_cargo *cargo);
 

@@ -47,7 +47,8 @@ int msi_layout_init(msi_layout *layout, const mpiserve_description *description,
   if (!code) code = msi_side_init(&layout->outputs, "output", d->n_outputs, d->outputs);
   if (code || !lanes) return code;
   layout->pool_rows = pool_rows(layout, d);
-  layout->lanes_at = align_up(lanes);
+  layout->bells_at = sizeof(msi_front);
+  layout->lanes_at = align_up(layout->bells_at + lanes);
   size_t at = layout->lanes_at + lanes * sizeof(msi_slot) * MSI_SLOTS;
   layout->bytes = place(&layout->inputs, layout->pool_rows, at, layout->inputs_at);
   if (d->overwrites) return overlay(layout, d->name);

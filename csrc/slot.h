@@ -1,7 +1,7 @@
 /* slot: what lies where in a head's window. docs/protocol.md says the same in
  * words; both sides compute it from the published description. No MPI calls.
  *
- *   [bells: one byte per lane] [lanes: slots of each lane] [input slabs] [output slabs]
+ *   [front] [bells: one byte per lane] [lanes: slots of each lane] [input slabs] [output slabs]
  *
  * A lane belongs to one simulation rank. Its request n (1, 2, ...) uses slot
  * (n - 1) % slots. */
@@ -30,16 +30,23 @@ typedef enum msi_kind {
   MSI_KEEP = 6   /* a lease that the client keeps as long as it likes: never lent, or none */
 } msi_kind;
 
-/* Written by the client before it rings; `cancelled` also after. */
+/* The head's own line. */
+typedef struct msi_front {
+  _Atomic uint32_t asleep; /* 1: set by the head; 0: by it, or by who rings and wakes it */
+  uint32_t unused[15];
+} msi_front;
+
+/* Written by the client before it rings; `cancelled` and `asleep` also after. */
 typedef struct msi_request_header {
   uint64_t sequence; /* n: guards against a lane out of step */
-  uint32_t kind;
+  uint16_t kind;
+  uint16_t text_bytes;
   uint32_t rows;
   int32_t lease;            /* which lease of the lane holds the inputs; -1: they ride here */
   int32_t output_lease;     /* and the outputs; -1: they will ride here */
   uint32_t row, output_row; /* of the leases: the first ones used */
-  uint32_t text_bytes;
   _Atomic uint32_t cancelled;
+  _Atomic uint32_t asleep; /* 1: the client wants to be woken; 0: by it, or by who wakes it */
 } msi_request_header;
 
 /* Written by the head; sequence last. */
@@ -69,6 +76,7 @@ typedef struct msi_slot {
   uint8_t output[MSI_EAGER_BYTES];
 } msi_slot;
 
+_Static_assert(sizeof(msi_front) == MSI_ALIGN, "one cache line");
 _Static_assert(sizeof(msi_request_header) + MSI_EAGER_BYTES == 7 * MSI_ALIGN, "one writer a line");
 _Static_assert(sizeof(msi_reply_header) + MSI_EAGER_BYTES == 7 * MSI_ALIGN, "one writer a line");
 _Static_assert(sizeof(msi_slot) * MSI_SLOTS <= 4096, "a silent client costs less than a page");
@@ -78,7 +86,7 @@ typedef struct msi_layout {
   uint32_t lanes;
   uint32_t pool_rows;
   int64_t max_rows; /* of a request */
-  size_t lanes_at;
+  size_t bells_at, lanes_at;
   size_t inputs_at[MPISERVE_MAX_TENSORS], outputs_at[MPISERVE_MAX_TENSORS];
   size_t bytes; /* of the whole segment */
 } msi_layout;
@@ -96,6 +104,12 @@ int msi_side_eager(const msi_side *side, int64_t rows);
 static inline size_t msi_slot_at(const msi_layout *layout, uint32_t lane, uint64_t sequence) {
   return layout->lanes_at +
          (lane * (size_t)MSI_SLOTS + (sequence - 1) % MSI_SLOTS) * sizeof(msi_slot);
+}
+
+/* The half of a sequence number that a futex can wait for. */
+static inline _Atomic uint32_t *msi_low_half(_Atomic uint64_t *sequence) {
+  const uint64_t one = 1;
+  return (_Atomic uint32_t *)sequence + (*(const uint8_t *)&one ? 0 : 1);
 }
 
 /* Copy tensors between their own addresses and one packed run of bytes, in the

@@ -3,6 +3,11 @@
 
 #include <sched.h>
 #include <time.h>
+#include <unistd.h>
+#ifdef __linux__
+#include <linux/futex.h>
+#include <sys/syscall.h>
+#endif
 
 #if defined(__x86_64__) || defined(__i386__)
 #define RELAX() __builtin_ia32_pause()
@@ -12,7 +17,14 @@
 #define RELAX() ((void)0)
 #endif
 
-enum { LOOKS_PER_CLOCK = 16, FIRST_NAP_NS = 20000, SHORT_SPIN_NS = 2000, LONG_YIELD_NS = 10000 };
+enum {
+  LOOKS_PER_CLOCK = 16,
+  LOOKS_PER_YIELD = 64, /* a sibling on the same core gets more done between two yields */
+  SHORT_SPIN_NS = 2000,
+  LONG_YIELD_NS = 10000,
+  FIRST_NAP_NS = 20000,
+  SLEEP_NS = 1000000 /* at a bed: MPI gets its turn now and then all the same */
+};
 
 int64_t msi_now(void) {
   struct timespec t;
@@ -45,18 +57,59 @@ static int64_t nap(int64_t ns, int64_t longest) {
   return 2 * ns < longest ? 2 * ns : longest;
 }
 
-int msi_wait_pause(msi_wait *wait, msi_patience *patience) {
-  if (!wait->start_ns) wait->start_ns = msi_now();
-  if (++wait->looks % LOOKS_PER_CLOCK && !wait->nap_ns) {
+#ifdef __linux__
+static void futex(_Atomic uint32_t *word, int operation, uint32_t value) {
+  struct timespec limit = {0, SLEEP_NS};
+  syscall(SYS_futex, word, operation, value, operation == FUTEX_WAIT ? &limit : NULL, NULL, 0);
+}
+
+/* Sleeper: flag up, fence, look, sleep. Waker: change, look at the flag, without a fence:
+ * one there cost 30 ns in each direction of every request, to wait for its own stores. So
+ * a flag that goes up while the change is still in the waker's store buffer, some 100 ns,
+ * may be missed; then the sleeper finds out after SLEEP_NS by itself. */
+static int sleep_at(msi_wait *wait, const msi_bed *bed) {
+  if (!wait->armed) {
+    atomic_store_explicit(bed->flag, 1, memory_order_relaxed);
+    atomic_thread_fence(memory_order_seq_cst);
+    wait->armed = 1;
+    return 1;
+  }
+  uint32_t now = atomic_load_explicit(bed->word, memory_order_acquire);
+  if (now != bed->target) futex(bed->word, FUTEX_WAIT, now);
+  wait->armed = 0;
+  return 1;
+}
+
+void msi_wait_wake(_Atomic uint32_t *word, _Atomic uint32_t *flag) {
+  if (!atomic_load_explicit(flag, memory_order_relaxed)) return;
+  atomic_store_explicit(flag, 0, memory_order_relaxed);
+  futex(word, FUTEX_WAKE, 1);
+}
+#else
+static int sleep_at(msi_wait *wait, const msi_bed *bed) { return 0 && wait && bed; }
+void msi_wait_wake(_Atomic uint32_t *word, _Atomic uint32_t *flag) { (void)word, (void)flag; }
+#endif
+
+void msi_wait_end(msi_wait *wait, const msi_bed *bed) {
+  if (wait->armed) atomic_store_explicit(bed->flag, 0, memory_order_relaxed);
+}
+
+int msi_wait_pause(msi_wait *wait, msi_patience *patience, const msi_bed *bed) {
+  unsigned every = wait->yields ? LOOKS_PER_YIELD : LOOKS_PER_CLOCK;
+  if (++wait->looks % every && !wait->nap_ns && !wait->armed) {
     RELAX();
     return 0;
   }
-  int64_t now = msi_now(), waited = now - wait->start_ns;
+  int64_t now = msi_now();
+  if (!wait->start_ns) wait->start_ns = now; /* what ends sooner needs no clock */
+  int64_t waited = now - wait->start_ns;
   if (waited < patience->spin_ns) return 0;
-  if (waited < patience->most_spin_ns + patience->yield_ns)
+  if (waited < patience->most_spin_ns + patience->yield_ns) {
+    wait->yields = 1;
     yield(patience, now);
-  else
+  } else if (!bed || !sleep_at(wait, bed)) {
     wait->nap_ns = nap(wait->nap_ns ? wait->nap_ns : FIRST_NAP_NS, patience->sleep_ns);
+  }
   return 1;
 }
 

@@ -3,6 +3,7 @@
 #ifndef MSI_WAIT_H
 #define MSI_WAIT_H
 
+#include <stdatomic.h>
 #include <stdint.h>
 
 /* Monotonic nanoseconds. */
@@ -24,16 +25,31 @@ typedef struct msi_patience {
 /* ranks: of this node; cores: that this process may use. */
 msi_patience msi_patience_for(int ranks, int cores);
 
+/* A place to sleep at, in memory that both sides map. The sleeper raises its flag, looks
+ * once more for what it waits for, and sleeps until word is target; who changes word
+ * wakes it if the flag is up. word and flag may be one. */
+typedef struct msi_bed {
+  _Atomic uint32_t *word, *flag;
+  uint32_t target;
+} msi_bed;
+
 /* One wait. Zero-initialise, then call msi_wait_pause() after each look that
- * found nothing. It returns true now and then (when it has yielded or slept),
- * for work that is too dear for every look. */
+ * found nothing, and msi_wait_end() at the end. The pause returns true now and then
+ * (when it has yielded or slept), for work that is too dear for every look. Without a
+ * bed (NULL) sleeping is short naps. */
 typedef struct msi_wait {
   int64_t start_ns;
   int64_t nap_ns;
   unsigned looks;
+  int yields; /* it has yielded */
+  int armed;  /* the flag of the bed is up */
 } msi_wait;
 
-int msi_wait_pause(msi_wait *wait, msi_patience *patience);
+int msi_wait_pause(msi_wait *wait, msi_patience *patience, const msi_bed *bed);
+void msi_wait_end(msi_wait *wait, const msi_bed *bed);
+
+/* The other side, after it has changed what the sleeper waits for. */
+void msi_wait_wake(_Atomic uint32_t *word, _Atomic uint32_t *flag);
 
 /* Cores that this process may use. */
 int msi_cores(void);

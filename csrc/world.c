@@ -37,7 +37,7 @@ static int complete(msi_world *world, MPI_Request *request, int64_t deadline, co
     int done, failed = MPI_Test(request, &done, MPI_STATUS_IGNORE);
     if (failed) return msi_mpi_error(failed, what);
     if (done) return MPISERVE_OK;
-    if (msi_wait_pause(&wait, &world->patience) && msi_now() > deadline)
+    if (msi_wait_pause(&wait, &world->patience, NULL) && msi_now() > deadline)
       return msi_error(MPISERVE_ETIMEOUT,
                        "rank %d: not every rank of the world came to %s in time; does each "
                        "rank take part? (MPISERVE_OPEN_TIMEOUT sets the limit in seconds)",

@@ -16,6 +16,7 @@
 
 #include "broker.h"
 #include "error.h"
+#include "link.h"
 
 enum { REHEARSALS = 64, FEATURES = 8, MAX_ROWS = 64 };
 
@@ -24,8 +25,7 @@ typedef struct stage {
   msi_window window;
   mpiserve_description description;
   msi_broker broker;
-  uint32_t speaker;
-  uint64_t *sent; /* by lane */
+  msi_link speaker;
 } stage;
 
 static void must(int code) {
@@ -71,37 +71,31 @@ static void open_stage(stage *stage, int clients) {
 
 static msi_port *port_of(stage *stage) { return &stage->broker.ports[MPISERVE_SHARED]; }
 
-/* As a client does: slot first, then the bell, whose release makes the slot visible. */
-static msi_slot *send(stage *stage, uint32_t lane, msi_kind kind, uint32_t rows) {
-  msi_port *port = port_of(stage);
-  uint64_t sequence = ++stage->sent[lane];
-  msi_slot *slot = msi_port_slot(port, lane, sequence);
-  slot->request.sequence = sequence;
-  slot->request.kind = (uint32_t)kind;
-  slot->request.rows = rows;
-  slot->request.lease = slot->request.output_lease = -1; /* the rows ride in the slot */
-  slot->request.row = slot->request.output_row = 0;
-  atomic_store_explicit(&slot->request.cancelled, 0, memory_order_relaxed);
-  for (uint32_t i = 0; i < rows * FEATURES; i++) ((float *)slot->input)[i] = (float)i;
-  atomic_store_explicit((_Atomic uint8_t *)(port->memory + lane), (uint8_t)sequence,
-                        memory_order_release);
-  return slot;
-}
-
-static void check_reply(const stage *stage, msi_slot *slot) {
-  uint64_t sequence = atomic_load_explicit(&slot->reply.sequence, memory_order_acquire);
-  if (sequence == stage->sent[stage->speaker] && !slot->reply.code &&
-      ((float *)slot->output)[FEATURES - 1] == FEATURES - 1)
-    return;
-  must(msi_error(MPISERVE_ESTATE, "the speaker got no good reply"));
+/* The end of a lane that a client on this node has. */
+static msi_link link_to(stage *stage, uint32_t lane) {
+  const msi_port *port = port_of(stage);
+  return (msi_link){.window = &stage->window,
+                    .head = stage->world.rank,
+                    .transport = MPISERVE_SHARED,
+                    .lane = lane,
+                    .layout = port->layout,
+                    .memory = port->memory,
+                    .slots = msi_port_slot(port, lane, 1)};
 }
 
 static void ask(stage *stage) {
+  static float in[FEATURES] = {1, 2, 3}, out[FEATURES];
   mpiserve_batch batch;
-  msi_slot *slot = send(stage, stage->speaker, MSI_INFER, 1);
-  must(msi_broker_next(&stage->broker, 1.0, 1, &batch));
+  uint64_t sequence;
+  msi_cargo cargo = {.rows = 1, .input = {-1}, .output = {-1}, .inputs = {in}, .outputs = {out}};
+  must(msi_link_infer(&stage->speaker, &cargo, NULL, &sequence));
+  must(msi_broker_next(&stage->broker, 1.0, &batch));
   must(msi_broker_reply(&stage->broker, batch.inputs));
-  check_reply(stage, slot);
+  int slot = msi_link_reply(&stage->speaker);
+  if (slot < 0) must(msi_error(MPISERVE_ESTATE, "the speaker got no reply"));
+  must(msi_link_outputs(&stage->speaker, slot, &cargo));
+  msi_link_release(&stage->speaker, slot);
+  if (memcmp(in, out, sizeof in)) must(msi_error(MPISERVE_ESTATE, "the speaker got a wrong reply"));
 }
 
 /* Not inlined: this is the function whose instructions are counted. */
@@ -109,13 +103,17 @@ __attribute__((noinline)) void speak(stage *stage, long rounds) {
   for (long i = 0; i < rounds; i++) ask(stage);
 }
 
+/* The speaker is the last one: the head looks at all others first. */
 static void attach_all(stage *stage) {
   mpiserve_batch batch;
-  for (uint32_t lane = 0; lane < port_of(stage)->layout.lanes; lane++)
-    send(stage, lane, MSI_ATTACH, 0);
+  for (uint32_t lane = 0; lane < port_of(stage)->layout.lanes; lane++) {
+    stage->speaker = link_to(stage, lane);
+    must(msi_link_send(&stage->speaker, MSI_ATTACH, 0, -1, NULL, NULL));
+  }
   /* A time-out: attaching makes no batch. */
-  if (msi_broker_next(&stage->broker, 0, 1, &batch) != MPISERVE_ETIMEOUT)
+  if (msi_broker_next(&stage->broker, 0, &batch) != MPISERVE_ETIMEOUT)
     must(msi_error(MPISERVE_ESTATE, "attaching made a batch"));
+  msi_link_release(&stage->speaker, msi_link_reply(&stage->speaker));
 }
 
 static size_t heap(void) {
@@ -136,9 +134,6 @@ int main(int argc, char **argv) {
   size_t lanes = msi_slot_at(&port_of(&stage)->layout, (uint32_t)clients, 1);
   size_t window = malloc_usable_size(stage.window.memory[MPISERVE_SHARED]);
   size_t held = heap() - before - window + lanes;
-  stage.speaker = (uint32_t)clients - 1; /* the last one: the head looks at all others first */
-  stage.sent = calloc((size_t)clients, sizeof *stage.sent);
-  if (!stage.sent) must(msi_error(MPISERVE_ENOMEM, "no memory for %d clients", clients));
   attach_all(&stage);
   for (int i = 0; i < REHEARSALS; i++) ask(&stage);
   speak(&stage, rounds);

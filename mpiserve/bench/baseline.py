@@ -51,7 +51,7 @@ def block(module: torch.nn.Module, x: torch.Tensor, chunk: int, steps: int) -> f
 def keep_memory() -> None:
     """Tell glibc not to give large blocks back, which would be faulted in anew at each call."""
     libc = ctypes.CDLL(None)
-    libc.mallopt(M_MMAP_THRESHOLD, 1 << 30)
+    libc.mallopt(M_MMAP_THRESHOLD, 32 << 20)  # the most that it takes
     libc.mallopt(M_TRIM_THRESHOLD, 1 << 30)
 
 
