@@ -380,6 +380,12 @@ int mpiserve_batch_reply(mpiserve_session *session, const void *const *outputs) 
   return msi_broker_reply(&session->broker, outputs);
 }
 
+int mpiserve_batch_reply_rows(mpiserve_session *session, int64_t rows, const void *const *outputs) {
+  int code = check_serving(session);
+  if (code || !outputs) return code ? code : null_argument("outputs");
+  return msi_broker_reply_rows(&session->broker, rows, outputs);
+}
+
 int mpiserve_batch_fail(mpiserve_session *session, int code, const char *text) {
   int wrong = check_serving(session);
   if (wrong) return wrong;

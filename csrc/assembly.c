@@ -29,8 +29,10 @@ int msi_assembly_begin(msi_assembly *assembly, uint32_t n) {
 }
 
 void msi_assembly_add(msi_assembly *assembly, const msi_entry *entry) {
-  assembly->members[assembly->n] = *entry;
-  assembly->members[assembly->n++].at = (uint32_t)assembly->batch.rows;
+  msi_entry *member = &assembly->members[assembly->n++];
+  *member = *entry;
+  member->at = (uint32_t)assembly->batch.rows;
+  member->answered = 0;
   assembly->batch.rows += entry->rows;
 }
 

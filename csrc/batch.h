@@ -12,7 +12,8 @@ typedef struct msi_entry {
   uint32_t rows;
   uint32_t input_row, output_row; /* in the slabs of its port, or MSI_IN_SLOT */
   uint32_t at;                    /* its first row in its batch */
-  int32_t lease;                  /* that is asked for */
+  int answered;
+  int32_t lease; /* that is asked for */
   int64_t taken_ns;
 } msi_entry;
 

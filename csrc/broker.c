@@ -373,23 +373,44 @@ static int reply_member(msi_broker *broker, const msi_entry *m, const void *cons
   return msi_port_reply_end(port, m->lane, m->sequence, bytes);
 }
 
-int msi_broker_reply(msi_broker *broker, const void *const *outputs) {
-  if (!broker->open) return msi_error(MPISERVE_ESTATE, "there is no batch to answer");
-  rest(broker);
+/* Answers the members whose rows are among the first ones. */
+static int reply_within(msi_broker *broker, int64_t rows, const void *const *outputs) {
   int64_t now = outputs ? msi_now() : broker->closed_ns; /* an echo computes nothing */
   int code = MPISERVE_OK;
-  for (uint32_t i = 0; i < broker->assembly.n && !code; i++)
-    code = reply_member(broker, &broker->assembly.members[i], outputs, now);
+  for (uint32_t i = 0; i < broker->assembly.n && !code; i++) {
+    msi_entry *m = &broker->assembly.members[i];
+    if (m->answered || (int64_t)m->at + m->rows > rows) continue;
+    code = reply_member(broker, m, outputs, now);
+    m->answered = 1;
+  }
+  return code;
+}
+
+static int no_batch(void) { return msi_error(MPISERVE_ESTATE, "there is no batch to answer"); }
+
+int msi_broker_reply_rows(msi_broker *broker, int64_t rows, const void *const *outputs) {
+  if (!broker->open) return no_batch();
+  msi_thread_rest(&broker->thread);
+  int code = reply_within(broker, rows, outputs);
+  msi_thread_wake(&broker->thread);
+  return code;
+}
+
+int msi_broker_reply(msi_broker *broker, const void *const *outputs) {
+  if (!broker->open) return no_batch();
+  rest(broker);
+  int code = reply_within(broker, broker->assembly.batch.rows, outputs);
   broker->open = 0;
   return code;
 }
 
 int msi_broker_fail(msi_broker *broker, int code, const char *text) {
-  if (!broker->open) return msi_error(MPISERVE_ESTATE, "there is no batch to answer");
+  if (!broker->open) return no_batch();
   rest(broker);
   int failed = MPISERVE_OK;
   for (uint32_t i = 0; i < broker->assembly.n && !failed; i++)
-    failed = refuse(broker, &broker->assembly.members[i], code, text);
+    if (!broker->assembly.members[i].answered)
+      failed = refuse(broker, &broker->assembly.members[i], code, text);
   broker->open = 0;
   return failed;
 }

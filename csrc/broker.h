@@ -36,9 +36,10 @@ int msi_broker_open(msi_broker *broker, const msi_world *world,
 int msi_broker_attach(msi_broker *broker, msi_window *window);
 void msi_broker_close(msi_broker *broker);
 
-/* As mpiserve_batch_next(), _reply() and _fail() say. Without a batch (NULL) none is
+/* As mpiserve_batch_next(), _reply_rows(), _reply() and _fail() say. Without a batch (NULL) none is
  * made: it is to be answered with outputs NULL, which are the inputs. */
 int msi_broker_next(msi_broker *broker, double timeout, mpiserve_batch *batch);
+int msi_broker_reply_rows(msi_broker *broker, int64_t rows, const void *const *outputs);
 int msi_broker_reply(msi_broker *broker, const void *const *outputs);
 int msi_broker_fail(msi_broker *broker, int code, const char *text);
 

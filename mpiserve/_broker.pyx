@@ -313,14 +313,25 @@ cdef class Session:
     def reply(self, outputs):
         """Answer the batch: one C-contiguous array [rows, ...] per output, of its dtype."""
         cdef const void *data[16]
-        cdef int code, i = 0
+        cdef int code
+        self._find_results(data, outputs)
+        with nogil:
+            code = mpiserve_batch_reply(self._session, data)
+        check(code)
+
+    def reply_rows(self, int64_t rows, outputs):
+        """Answer the requests whose results are among the first rows of the outputs."""
+        cdef const void *data[16]
+        self._find_results(data, outputs)
+        check(mpiserve_batch_reply_rows(self._session, rows, data))
+
+    cdef int _find_results(self, const void **data, outputs) except -1:
+        cdef int i = 0
         self._alive()
         for dtype, shape in self._outputs:
             data[i] = result_at(outputs[i], dtype, shape, self._rows)
             i += 1
-        with nogil:
-            code = mpiserve_batch_reply(self._session, data)
-        check(code)
+        return 0
 
     def fail_batch(self, int code, text):
         """Answer every request of the batch with an error."""

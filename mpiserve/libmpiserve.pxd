@@ -77,6 +77,7 @@ cdef extern from "mpiserve.h" nogil:
     int mpiserve_publish(mpiserve_session *, const mpiserve_description *)
     int mpiserve_batch_next(mpiserve_session *, double, mpiserve_batch *)
     int mpiserve_batch_reply(mpiserve_session *, const void *const *)
+    int mpiserve_batch_reply_rows(mpiserve_session *, int64_t, const void *const *)
     int mpiserve_batch_fail(mpiserve_session *, int, const char *)
     int mpiserve_serve_echo(mpiserve_session *, double)
     int mpiserve_peer_error(mpiserve_session *, int *, int *, char *)

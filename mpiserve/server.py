@@ -122,10 +122,10 @@ class Server:
         self.backend = backends.create(self.service, self._comm, self._local_rank)
         self.backend.load()
         for rows in self.service.warmup_rows:
-            self._run(zeros(self.service.inputs, rows), zeros(self.service.outputs, rows), rows)
+            batch = zeros(self.service.inputs, rows), zeros(self.service.outputs, rows)
+            self._run(*batch, rows, lambda _: None)
         if self.service.warmup_rows:
-            most = max(self.service.warmup_rows)
-            self.backend.tune(zeros(self.service.inputs, most), zeros(self.service.outputs, most))
+            self.backend.tune(*batch)
 
     def _publish(self, **outcome: Any) -> None:
         self.broker.publish(
@@ -140,8 +140,11 @@ class Server:
         )
 
     def _answer(self, batch: _broker.Batch) -> None:
+        def done(rows: int) -> None:
+            self.broker.reply_rows(rows, batch.outputs)
+
         try:
-            outputs = self._run(batch.inputs, batch.outputs, batch.rows)
+            outputs = self._run(batch.inputs, batch.outputs, batch.rows, done)
         except (Exception, SystemExit) as error:
             text = describe(error)
             self._report(text, error)
@@ -150,9 +153,13 @@ class Server:
             self.broker.reply(outputs)
 
     def _run(
-        self, inputs: tuple[np.ndarray, ...], outputs: tuple[np.ndarray, ...], rows: int
+        self,
+        inputs: tuple[np.ndarray, ...],
+        outputs: tuple[np.ndarray, ...],
+        rows: int,
+        done: Callable[[int], None],
     ) -> Sequence[np.ndarray]:
-        result = self.backend.run_batch(inputs, outputs)
+        result = self.backend.run_batch(inputs, outputs, done)
         if result is outputs:
             return outputs
         results = ordered(result, self.service)

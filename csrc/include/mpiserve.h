@@ -327,7 +327,13 @@ int mpiserve_batch_next(mpiserve_session *session, double timeout, mpiserve_batc
  * j, in any memory of the caller's; batch->outputs[j] itself costs no copy. */
 int mpiserve_batch_reply(mpiserve_session *session, const void *const *outputs);
 
-/* mpiserve_batch_fail: answer every request of the batch with code and text. */
+/* mpiserve_batch_reply_rows: the first rows of the outputs are final: answer the
+ * requests that lie within them, while the model goes on with the others. May be called
+ * several times, with more rows each time, before mpiserve_batch_reply(). */
+int mpiserve_batch_reply_rows(mpiserve_session *session, int64_t rows, const void *const *outputs);
+
+/* mpiserve_batch_fail: answer every request of the batch that has no answer yet with
+ * code and text. */
 int mpiserve_batch_fail(mpiserve_session *session, int code, const char *text);
 
 /* mpiserve_serve_echo: answer batches until timeout, outputs being what the inputs

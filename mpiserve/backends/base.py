@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from difflib import get_close_matches
 from importlib import import_module
@@ -63,13 +63,20 @@ class Backend:
         """
         raise NotImplementedError(f"{full_name(type(self))} has no run()")
 
-    def run_batch(self, inputs: tuple[np.ndarray, ...], outputs: tuple[np.ndarray, ...]) -> Any:
+    def run_batch(
+        self,
+        inputs: tuple[np.ndarray, ...],
+        outputs: tuple[np.ndarray, ...],
+        done: Callable[[int], None],
+    ) -> Any:
         """Run the model on one batch, perhaps with results where they are wanted.
 
         Args:
             inputs: As of `run`.
             outputs: One array [rows, ...] per output, in the broker's memory: what is
                 written here is not copied again.
+            done: To be called, if so many first rows of all `outputs` are final: their
+                clients get them while the model goes on with the others.
 
         Returns:
             `outputs` itself if all results are there, or else as `run`.

@@ -15,6 +15,8 @@ from mpiserve.config import OBJECT, ServiceConfig
 from mpiserve.errors import ArgumentError, Code, ModelError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import numpy as np
     import torch
 
@@ -78,7 +80,12 @@ class TorchBackend(Backend):
         with self._inference():
             return [self._array(tensor) for tensor in self._call(self._views(inputs))]
 
-    def run_batch(self, inputs: tuple[np.ndarray, ...], outputs: tuple[np.ndarray, ...]) -> Any:
+    def run_batch(
+        self,
+        inputs: tuple[np.ndarray, ...],
+        outputs: tuple[np.ndarray, ...],
+        done: Callable[[int], None],
+    ) -> Any:
         """Call the module on pieces that suit the caches, each with its result put in place."""
         rows, chunk = len(inputs[0]), self.chunk_rows
         if rows <= chunk or not chunk:
@@ -92,6 +99,7 @@ class TorchBackend(Backend):
                     self.service.outputs, targets, results, strict=True
                 ):
                     put(result, target[piece], spec.name)
+                done(piece.stop)
         return outputs
 
     def serving(self) -> AbstractContextManager[Any]:
@@ -108,7 +116,7 @@ class TorchBackend(Backend):
         # In rounds: what disturbs the machine for a while disturbs all alike.
         for chunk in TUNE_ROUNDS * [*times]:
             self.chunk_rows, begin = chunk, perf_counter()
-            self.run_batch(inputs, outputs)
+            self.run_batch(inputs, outputs, ignore)
             times[chunk] = min(times[chunk], perf_counter() - begin)
             if perf_counter() > end:
                 break
@@ -168,6 +176,10 @@ class TorchBackend(Backend):
         if tensor.dtype == self.dtype and wanted.is_floating_point:
             return tensor.to(wanted)
         return tensor
+
+
+def ignore(_rows: int) -> None:
+    """Answer nobody: while tuning."""
 
 
 def put(result: torch.Tensor, target: torch.Tensor, name: str) -> None:

@@ -1,16 +1,15 @@
 """The network called in process, in the ways that matter: one large call, and chunks.
 
-    python -m mpiserve.bench.baseline ROWS BLOCKS STEPS
+    python -m mpiserve.bench.baseline ROWS
 
 A process of its own, so that what it tells malloc changes nothing for the server that it is
-compared with. Prints JSON: rows per second of each block, by chunk; "naive" is one call for
-all rows, before malloc is told anything.
+compared with. It answers lines of "CHUNK STEPS" on stdin with rows per second; chunk 0 is one
+call for all rows, before malloc is told anything.
 """
 
 from __future__ import annotations
 
 import ctypes
-import json
 import sys
 import time
 from typing import TYPE_CHECKING
@@ -20,30 +19,30 @@ from mpiserve.bench.models import features, mlp
 if TYPE_CHECKING:
     import torch
 
-CHUNKS = (128, 192, 256, 384, 512, 768, 1024, 1536, 3072)
+WARM = 10  # steps that do not count: the scheduler first has to find a core for each
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure what is asked for, until there is nothing more."""
     import torch
 
-    rows, blocks, steps = map(int, sys.argv[1:])
+    rows = int(sys.argv[1])
     torch.set_num_threads(1)
     module, x = mlp(), torch.from_numpy(features(rows))
     with torch.inference_mode():
-        found = {"naive": [block(module, x, rows, steps) for _ in range(blocks)]}
-        keep_memory()
-        chunks = [chunk for chunk in CHUNKS if chunk <= rows]
-        for chunk in blocks * chunks:  # in turns
-            found.setdefault(str(chunk), []).append(block(module, x, chunk, steps))
-    print(json.dumps(found))
+        for line in sys.stdin:
+            chunk, steps = map(int, line.split())
+            if chunk:
+                keep_memory()
+            print(speed(module, x, chunk or rows, steps), flush=True)
 
 
-def block(module: torch.nn.Module, x: torch.Tensor, chunk: int, steps: int) -> float:
+def speed(module: torch.nn.Module, x: torch.Tensor, chunk: int, steps: int) -> float:
     """Return rows per second of so many steps, each of all rows in chunks."""
-    begin = time.perf_counter()
-    for _ in range(steps):
+    for step in range(WARM + steps):
+        if step == WARM:
+            begin = time.perf_counter()
         [module(x[at : at + chunk]) for at in range(0, len(x), chunk)]
     return len(x) * steps / (time.perf_counter() - begin)
 

@@ -26,7 +26,7 @@ def mlp() -> torch.nn.Module:
 
     manual_seed(1)
     first, last = nn.Linear(FEATURES, HIDDEN), nn.Linear(HIDDEN, FEATURES)
-    return nn.Sequential(first, nn.Tanh(), nn.Linear(HIDDEN, HIDDEN), nn.Tanh(), last).eval()
+    return nn.Sequential(first, nn.ReLU(), nn.Linear(HIDDEN, HIDDEN), nn.ReLU(), last).eval()
 
 
 def features(rows: int) -> np.ndarray:

@@ -215,17 +215,19 @@ def test_arrays_become_tensors_and_arrays_again(make, name):
 def test_a_batch_in_chunks_is_put_in_place_and_right(make, mlp, kind):
     backend = make(kind, "some_models:mlp", chunk_rows=4)
     batch, place = (rows(10),), (np.zeros((10, 3), np.float32),)
-    assert backend.run_batch(batch, place) is place
+    done = []
+    assert backend.run_batch(batch, place, done.append) is place
+    assert done == [4, 8, 10]
     np.testing.assert_allclose(place[0], direct(mlp, rows(10)), rtol=1e-5, atol=1e-6)
 
 
 def test_a_chunk_of_a_wrong_shape_or_dtype_is_refused(make):
     backend = make("torch", "some_models:Double", chunk_rows=4)
     with pytest.raises(ModelError, match="output 'y': expected float32 .* got float64"):
-        backend.run_batch((rows(10),), (np.zeros((10, 3), np.float32),))
+        backend.run_batch((rows(10),), (np.zeros((10, 3), np.float32),), print)
     backend = make("torch", "some_models:mlp", options={"arguments": {"out": 2}}, chunk_rows=4)
     with pytest.raises(ModelError, match=r"expected float32 \[4, 3\].* got float32 \[4, 2\]"):
-        backend.run_batch((rows(10),), (np.zeros((10, 3), np.float32),))
+        backend.run_batch((rows(10),), (np.zeros((10, 3), np.float32),), print)
 
 
 class Costs(torch.nn.Module):

@@ -46,7 +46,10 @@ PYTHON = {
     "bench.scale": MEASURES | {"bench.job"},
     "bench.rivals": MEASURES,
     "bench.overlap": MEASURES | {"bench.coupled", "session"},
-    "bench.lockstep": MEASURES | {"bench.coupled", "bench.job", "bench.models", "session"},
+    "bench.worker": {"bench.models"},
+    "bench.child": {"bench", "bench.job", "errors"},
+    "bench.lockstep": MEASURES
+    | {"bench.baseline", "bench.coupled", "bench.child", "bench.models", "bench.worker", "session"},
     "bench.latency": MEASURES
     | {"bench._native", "bench.coupled", "bench.models", "bench.rivals", "config", "session"},
     "bench.main": MEASURES
