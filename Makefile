@@ -24,7 +24,7 @@ SHELL_FILES := .ci/run tests/link_mpich.sh $(wildcard jobscripts/*.sh jobscripts
 
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: help build demo bench test test-mpi test-c asan lint format docs clean
+.PHONY: help build demo bench test test-mpi test-c asan tsan lint format docs clean
 
 help:
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*##/\t/' | expand -t 12
@@ -56,6 +56,9 @@ test-c: build/stamp.$(MPI)  ## the C tests, with one MPI
 
 asan: build/stamp.$(MPI)  ## the C tests with address and undefined-behaviour sanitizers
 	@$(BASE)/bin/python tests/run.py asan --mpi $(MPI)=$(ENV) $(TESTS)
+
+tsan: build/stamp.$(MPI)  ## head and clients as threads, with the thread sanitizer
+	@$(BASE)/bin/python tests/run.py tsan --mpi $(MPI)=$(ENV) $(TESTS)
 
 lint: build/stamp.openmpi $(BASE)/stamp.tools  ## check style, types and spelling
 	$(BASE)/bin/ruff check $(PY_FILES)

@@ -5,8 +5,19 @@
 
 #include "error.h"
 
-void msi_assembly_open(msi_assembly *assembly, msi_port *ports, int64_t max_rows) {
+/* Grows to the largest batch that ever was, by doubling: then never again. */
+static int reserve_members(msi_assembly *assembly, uint32_t n) {
+  if (n <= assembly->capacity) return MPISERVE_OK;
+  msi_entry *members = realloc(assembly->members, 2 * n * sizeof *members);
+  if (!members) return msi_error(MPISERVE_ENOMEM, "no memory for a batch of %u requests", n);
+  assembly->members = members;
+  assembly->capacity = 2 * n;
+  return MPISERVE_OK;
+}
+
+int msi_assembly_open(msi_assembly *assembly, msi_port *ports, int64_t max_rows) {
   *assembly = (msi_assembly){.ports = ports, .max_rows = max_rows};
+  return reserve_members(assembly, 32);
 }
 
 void msi_assembly_close(msi_assembly *assembly) {
@@ -20,12 +31,7 @@ void msi_assembly_close(msi_assembly *assembly) {
 int msi_assembly_begin(msi_assembly *assembly, uint32_t n) {
   assembly->n = 0;
   assembly->batch.rows = 0;
-  if (n <= assembly->capacity) return MPISERVE_OK;
-  msi_entry *members = realloc(assembly->members, 2 * n * sizeof *members);
-  if (!members) return msi_error(MPISERVE_ENOMEM, "no memory for a batch of %u requests", n);
-  assembly->members = members;
-  assembly->capacity = 2 * n;
-  return MPISERVE_OK;
+  return reserve_members(assembly, n);
 }
 
 void msi_assembly_add(msi_assembly *assembly, const msi_entry *entry) {

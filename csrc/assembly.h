@@ -16,7 +16,7 @@ typedef struct msi_assembly {
   uint8_t *gathered_in[MPISERVE_MAX_TENSORS], *gathered_out[MPISERVE_MAX_TENSORS];
 } msi_assembly;
 
-void msi_assembly_open(msi_assembly *assembly, msi_port *ports, int64_t max_rows);
+int msi_assembly_open(msi_assembly *assembly, msi_port *ports, int64_t max_rows);
 void msi_assembly_close(msi_assembly *assembly);
 
 /* Begins a batch of up to n members. */

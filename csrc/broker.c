@@ -16,9 +16,9 @@ int msi_broker_open(msi_broker *broker, const msi_world *world,
                     const mpiserve_description *description, size_t bytes[MSI_TRANSPORTS]) {
   *broker = (msi_broker){
       .world = world, .description = description, .patience = world->patience, .failed_rank = -1};
-  msi_assembly_open(&broker->assembly, broker->ports, description->max_batch_rows);
   broker->policy = (msi_policy){description->max_batch_rows, description->max_delay_ns};
-  int code = msi_queue_open(&broker->queue);
+  int code = msi_assembly_open(&broker->assembly, broker->ports, description->max_batch_rows);
+  if (!code) code = msi_queue_open(&broker->queue);
   if (!code) code = msi_queue_open(&broker->tenants);
   for (int t = 0; t < MSI_TRANSPORTS && !code; t++) {
     code = msi_port_open(&broker->ports[t], world, t, description);

@@ -1,8 +1,9 @@
 """Compile the C test programs, and say how each is run.
 
 tests/c/test_*.c test files of the library that call no MPI; they are compiled without any MPI.
-tests/c/mpi_*.c run on as many ranks as a comment in each says ("ranks: 4"). Exit status 0: passed,
-77: skipped, else failed.
+tests/c/mpi_*.c run on as many ranks as a comment in each says ("ranks: 4").
+tests/c/race_*.c are several ranks as threads of one process, for the thread sanitizer; they are
+linked with an MPI and call none of it. Exit status 0: passed, 77: skipped, else failed.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ PROGRAMS = ROOT / "build/test-programs"
 NO_MPI = [f"csrc/{name}.c" for name in ("batch", "error", "pool", "slot", "tensor", "wait")]
 FLAGS = ["-std=c11", "-g", "-O1", "-fPIC", "-pthread", "-Wall", "-Wextra", "-Werror"]
 FLAGS += ["-Icsrc", "-Icsrc/include"]
+# Fences are no concern of the one place that has one: it only decides who sleeps.
+TSAN = ["-fsanitize=thread", "-Wno-tsan"]
 ASAN = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
 
 
@@ -32,7 +35,7 @@ def compile_c(cc: list[str], sources: list[str], output: Path, flags: list[str])
 def c_programs(cc: list[str], library: list[str], sources: list[Path], name: str) -> list[Path]:
     """Compile the library's files once and every program against them."""
     folder = PROGRAMS / name
-    flags = list(ASAN) if "asan" in name else []
+    flags = list(ASAN) if "asan" in name else list(TSAN) if "tsan" in name else []
     compile_c(cc, library, folder / "libmpiserve_tested.so", ["-shared", *flags])
     flags += [f"-L{folder}", "-lmpiserve_tested", f"-Wl,-rpath,{folder}", "-lm"]
     for source in sources:
@@ -47,6 +50,17 @@ def c_jobs(suite: str, keyword: str) -> list[Job]:
     programs = c_programs(cc, NO_MPI, sources, suite) if sources else []
     wrap = ["sh", "-c", TO_LOG, "sh"]
     return [Job(f"{suite}/{p.name}", [*wrap, str(p)], dict(os.environ), 60) for p in programs]
+
+
+def race_jobs(target: Target, keyword: str) -> list[Job]:
+    """The programs tests/c/race_*.c, under the thread sanitizer."""
+    sources = [path for path in sorted(ROOT.glob("tests/c/race_*.c")) if keyword in path.name]
+    library = [str(path) for path in sorted(ROOT.glob("csrc/*.c"))]
+    programs = c_programs([target.mpicc], library, sources, "tsan") if sources else []
+    wrap = ["sh", "-c", TO_LOG, "sh"]
+    # Open MPI's UCX would hook itself into each new thread, before the sanitizer knows of it.
+    env = dict(os.environ) | {"UCX_MEM_EVENTS": "no"}
+    return [Job(f"tsan/{p.name}", [*wrap, str(p)], env, 120) for p in programs]
 
 
 def c_mpi_jobs(suite: str, target: Target, transports: list[str], keyword: str) -> list[Job]:

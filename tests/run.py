@@ -3,7 +3,7 @@
     python tests/run.py [SUITE ...] [--mpi NAME=ENVIRONMENT ...] [--transport NAME ...]
                         [-k NAME] [--minutes LIMIT]
 
-Suites: unit (pytest), c and asan (C programs, plain and with sanitizers), mpi (pytest, each
+Suites: unit (pytest), c, asan and tsan (C programs, plain and with sanitizers), mpi (pytest, each
 module once per number of ranks that its tests declare), harness, launch and examples (pytest; these
 start MPI jobs themselves). Exit status 0: nothing failed. The last line is the count.
 """
@@ -20,10 +20,10 @@ from collections import Counter, defaultdict
 from pathlib import Path
 
 import mpijob
-from cprograms import c_jobs, c_mpi_jobs
+from cprograms import c_jobs, c_mpi_jobs, race_jobs
 from jobs import LOGS, ROOT, TO_LOG, Job, Target
 
-SUITES = ("unit", "c", "asan", "harness", "mpi", "launch", "examples")
+SUITES = ("unit", "c", "asan", "tsan", "harness", "mpi", "launch", "examples")
 ONE_TRANSPORT = ("harness", "examples")
 NOT_RUN = "not run, or it did not end"
 WORDS = ("passed", "failed", "skipped")
@@ -177,10 +177,12 @@ def plan(suite: str, target: Target | None, first: Target, args: argparse.Namesp
     if target is None:
         if suite == "unit":
             return pytest_jobs(suite, first, "", args.k)
+        if suite == "tsan":
+            return race_jobs(first, args.k)
         return c_jobs(suite, args.k) if suite in ("c", "asan") else []
     if suite in ("c", "asan"):
         return c_mpi_jobs(suite, target, args.transport, args.k)
-    if suite == "unit" or not any(ROOT.glob(f"tests/{suite}/test_*.py")):
+    if suite in ("unit", "tsan") or not any(ROOT.glob(f"tests/{suite}/test_*.py")):
         return []
     transports = args.transport[:1] if suite in ONE_TRANSPORT else args.transport
     return [job for name in transports for job in pytest_jobs(suite, target, name, args.k)]

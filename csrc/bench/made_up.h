@@ -1,0 +1,65 @@
+/* made_up: a head and its clients in one process, without MPI: a world of one head and so
+ * many simulation ranks on one node, whose window is memory of this process. */
+#ifndef MSI_MADE_UP_H
+#define MSI_MADE_UP_H
+
+#include <stdlib.h>
+
+#include "broker.h"
+#include "error.h"
+#include "link.h"
+
+typedef struct msi_made_up {
+  msi_world world;
+  msi_window window;
+  msi_broker broker;
+} msi_made_up;
+
+/* The head is the last rank; every rank is on the node of rank 0. */
+static inline int made_up_world(msi_world *world, int clients) {
+  *world = (msi_world){.size = clients + 1,
+                       .rank = clients,
+                       .role = MPISERVE_INFERENCE,
+                       .n_simulation = clients,
+                       .patience = msi_patience_for(2, 2)};
+  world->roles = calloc((size_t)world->size, sizeof *world->roles);
+  world->nodes = calloc((size_t)world->size, sizeof *world->nodes);
+  if (!world->roles || !world->nodes) return msi_error(MPISERVE_ENOMEM, "no memory for a world");
+  for (int r = 0; r < clients; r++) world->roles[r] = MPISERVE_SIMULATION;
+  world->roles[clients] = MPISERVE_INFERENCE;
+  return MPISERVE_OK;
+}
+
+static inline int made_up_open(msi_made_up *made, int clients,
+                               const mpiserve_description *description) {
+  size_t bytes[MSI_TRANSPORTS];
+  int code = made_up_world(&made->world, clients);
+  if (!code) code = msi_broker_open(&made->broker, &made->world, description, bytes);
+  if (code) return code;
+  made->window = (msi_window){.world = &made->world};
+  made->window.memory[MPISERVE_SHARED] = aligned_alloc(4096, (bytes[0] + 4095) / 4096 * 4096);
+  if (!made->window.memory[MPISERVE_SHARED])
+    return msi_error(MPISERVE_ENOMEM, "no memory for a window of %zu bytes", bytes[0]);
+  return msi_broker_attach(&made->broker, &made->window);
+}
+
+static inline void made_up_close(msi_made_up *made) {
+  msi_broker_close(&made->broker);
+  free(made->window.memory[MPISERVE_SHARED]);
+  free(made->world.roles);
+  free(made->world.nodes);
+}
+
+/* The end of a lane that a client on this node has. */
+static inline msi_link made_up_link(msi_made_up *made, uint32_t lane) {
+  const msi_port *port = &made->broker.ports[MPISERVE_SHARED];
+  return (msi_link){.window = &made->window,
+                    .head = made->world.rank,
+                    .transport = MPISERVE_SHARED,
+                    .lane = lane,
+                    .layout = port->layout,
+                    .memory = port->memory,
+                    .slots = msi_port_slot(port, lane, 1)};
+}
+
+#endif

@@ -1,0 +1,103 @@
+/* A head and its clients as threads of one process, for the thread sanitizer: who may see
+ * what before what, in slots, leases, early answers and sleep. */
+#include <pthread.h>
+
+#include "bench/made_up.h"
+#include "check.h"
+
+enum { CLIENTS = 3, ROUNDS = 300, MAX_ROWS = 200 };
+
+static msi_made_up made;
+static _Atomic int wrong;
+
+static void wait_reply(msi_link *link) {
+  msi_patience patience = msi_patience_for(2, 1); /* asleep soon */
+  msi_wait wait = {0};
+  msi_bed bed;
+  msi_link_bed(link, link->sent, &bed);
+  while (msi_link_reply(link) < 0) msi_wait_pause(&wait, &patience, &bed);
+  msi_wait_end(&wait, &bed);
+}
+
+static void take_reply(msi_link *link, const msi_cargo *cargo) {
+  wait_reply(link);
+  int slot = msi_link_reply(link);
+  wrong |= link->slots[slot].reply.code != 0;
+  if (cargo) msi_link_outputs(link, slot, cargo);
+  msi_link_release(link, slot);
+}
+
+static void lease(msi_link *link, int64_t rows) {
+  msi_link_send(link, MSI_LEASE, rows, 0, NULL, NULL);
+  wait_reply(link);
+  const msi_reply_header *reply = &link->slots[msi_link_reply(link)].reply;
+  link->leases[0] = (msi_lease){.begin = reply->lease_begin, .rows = reply->rows};
+  take_reply(link, NULL);
+}
+
+static void ask(msi_link *link, int64_t rows, int at, double seed) {
+  double in[MAX_ROWS], out[MAX_ROWS];
+  uint64_t sequence;
+  for (int64_t i = 0; i < rows; i++) in[i] = seed + (double)i;
+  msi_cargo cargo = {.rows = rows, .input = {at}, .output = {at}, .inputs = {in}, .outputs = {out}};
+  msi_link_infer(link, &cargo, NULL, &sequence);
+  take_reply(link, &cargo);
+  for (int64_t i = 0; i < rows; i++) wrong |= out[i] != 2 * in[i];
+}
+
+static void *client(void *argument) {
+  uint32_t lane = *(uint32_t *)argument;
+  msi_link link = made_up_link(&made, lane);
+  msi_link_send(&link, MSI_ATTACH, 0, -1, NULL, NULL);
+  take_reply(&link, NULL);
+  for (int i = 0; i < ROUNDS; i++) {
+    if (i % 50 == 0) lease(&link, 60 + i / 5);
+    ask(&link, 1 + i % 20, -1, lane * 1000 + i);
+    ask(&link, 50 + i / 5, 0, lane * 1000 + i);
+  }
+  msi_link_send(&link, MSI_LEAVE, 0, -1, NULL, NULL);
+  take_reply(&link, NULL);
+  return NULL;
+}
+
+static void *head(void *argument) {
+  msi_broker *broker = argument;
+  mpiserve_batch batch;
+  int code;
+  while ((code = msi_broker_next(broker, 60, &batch)) != MPISERVE_ECLOSED) {
+    const double *in = batch.inputs[0];
+    double *out = batch.outputs[0];
+    for (int64_t i = 0; i < batch.rows; i++) {
+      out[i] = 2 * in[i];
+      if (i == batch.rows / 2)
+        wrong |= msi_broker_reply_rows(broker, i + 1, (const void *const *)batch.outputs) != 0;
+    }
+    wrong |= code != 0 || msi_broker_reply(broker, (const void *const *)batch.outputs) != 0;
+  }
+  return NULL;
+}
+
+int main(void) {
+  mpiserve_spec spec = {"x", MPISERVE_FLOAT64, 1, {-1}};
+  mpiserve_description description = {.name = "twice",
+                                      .n_inputs = 1,
+                                      .n_outputs = 1,
+                                      .inputs = {spec},
+                                      .outputs = {spec},
+                                      .max_batch_rows = CLIENTS * MAX_ROWS,
+                                      .max_delay_ns = 1000000};
+  pthread_t threads[CLIENTS + 1];
+  uint32_t lanes[CLIENTS];
+  CHECK(!made_up_open(&made, CLIENTS, &description));
+  pthread_create(&threads[CLIENTS], NULL, head, &made.broker);
+  for (uint32_t i = 0; i < CLIENTS; i++) {
+    lanes[i] = i;
+    pthread_create(&threads[i], NULL, client, &lanes[i]);
+  }
+  for (int i = 0; i <= CLIENTS; i++) pthread_join(threads[i], NULL);
+  CHECK(!wrong);
+  CHECK(made.broker.counters.errors == 0);
+  CHECK(made.broker.counters.requests == 2 * CLIENTS * ROUNDS);
+  made_up_close(&made);
+  return check_result();
+}
