@@ -149,7 +149,7 @@ size_t msi_assembly_scatter(msi_assembly *assembly, const msi_entry *m, msi_slot
                                   : input_of(port, m, i, packed_in);
     int in_slot = m->output_row == MSI_IN_SLOT;
     uint8_t *to = in_slot ? packed : msi_port_output(port, i, m->output_row);
-    if (to != from) memcpy(to, from, bytes);
+    if (to != from) msi_copy(to, from, bytes);
     if (in_slot) packed += bytes;
     packed_in += bytes;
   }

@@ -153,6 +153,27 @@ static int spare_buffer(const msi_link *link) {
   return -1;
 }
 
+static int being_given(const msi_link *link) {
+  for (int i = MSI_SLOTS; i < MSI_LEASES; i++)
+    if (link->leases[i].once || link->leases[i].stale) return 1;
+  return 0;
+}
+
+/* Finds one, if need be when a cancelled request lets go of it. */
+static int find_spare(mpiserve_service *service, int *at) {
+  msi_client *client = service->client;
+  msi_wait wait = {0};
+  int code = MPISERVE_OK;
+  while ((*at = spare_buffer(service->link)) < 0 && being_given(service->link) && !code) {
+    code = msi_call_progress(client, service->link);
+    if (!code && msi_wait_pause(&wait, &client->patience, NULL))
+      code = msi_call_progress_all(client);
+  }
+  if (code || *at >= 0) return code;
+  return msi_error(MPISERVE_ENOMEM, "service '%s': all %d buffers are taken; give some back",
+                   service->name, MSI_BUFFERS);
+}
+
 /* Over rma nothing is asked of the head: the memory is our own. */
 static int reserve_buffer(mpiserve_service *service, int at, int64_t rows) {
   msi_lease *lease = &service->link->leases[at];
@@ -168,15 +189,12 @@ static int reserve_buffer(mpiserve_service *service, int at, int64_t rows) {
 
 int msi_client_buffer_take(mpiserve_service *service, int64_t rows, mpiserve_buffer *buffer) {
   msi_link *link = service->link;
-  int at = spare_buffer(link);
-  if (at < 0)
-    return msi_error(MPISERVE_ENOMEM, "service '%s': all %d buffers are taken; give some back",
-                     service->name, MSI_BUFFERS);
-  int code = reserve_buffer(service, at, rows);
+  int at, code = find_spare(service, &at);
+  if (!code) code = reserve_buffer(service, at, rows);
   *buffer = (mpiserve_buffer){.id = (uint64_t)at + 1, .rows = rows};
   if (!code) code = msi_link_map_buffer(link, at, buffer);
   if (!code) return MPISERVE_OK;
-  link->leases[at] = (msi_lease){0};
+  if (at >= 0) link->leases[at] = (msi_lease){0};
   *buffer = (mpiserve_buffer){0};
   return code;
 }
@@ -184,10 +202,8 @@ int msi_client_buffer_take(mpiserve_service *service, int64_t rows, mpiserve_buf
 int msi_client_buffer_give(mpiserve_service *service, mpiserve_buffer *buffer) {
   msi_link *link = service->link;
   uint64_t at = buffer->id - 1;
-  if (at < MSI_SLOTS || at >= MSI_LEASES || !link->leases[at].rows || link->leases[at].stale)
+  if (at < MSI_SLOTS || at >= MSI_LEASES || !msi_link_holds(link, (int)at))
     return msi_error(MPISERVE_ESTATE, "no such buffer: it was given back, or never taken");
-  if (link->leases[at].users)
-    return msi_error(MPISERVE_ESTATE, "the buffer is used by a request that has not ended");
   *buffer = (mpiserve_buffer){0};
   return msi_call_give_buffer(service->client, link, (int)at);
 }

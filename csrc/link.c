@@ -37,8 +37,7 @@ int msi_link_open(msi_link *link, msi_window *window, const mpiserve_description
 /* Buffers that were not given back stay as they are: somebody may look at them. */
 void msi_link_close(msi_link *link) {
   int held = 0;
-  for (int i = MSI_SLOTS; i < MSI_LEASES; i++)
-    held += link->leases[i].rows && !link->leases[i].stale;
+  for (int i = MSI_SLOTS; i < MSI_LEASES; i++) held += msi_link_holds(link, i);
   if (link->alias && link->alias != link->memory && !held)
     msi_window_unalias(link->alias, link->layout.bytes);
   if (link->transport == MPISERVE_RMA) free(link->slots);
@@ -182,7 +181,7 @@ static int write_slabs(msi_link *link, const msi_cargo *cargo) {
     size_t at = slab_at(link, 0, i, first_row(link, &cargo->input));
     size_t bytes = (size_t)cargo->rows * side->row_bytes[i];
     if (link->transport == MPISERVE_SHARED) {
-      memcpy(link->memory + at, cargo->inputs[i], bytes);
+      msi_copy(link->memory + at, cargo->inputs[i], bytes);
       continue;
     }
     int code = msi_window_put(link->window, link->head, at, cargo->inputs[i], bytes);
@@ -199,7 +198,7 @@ static int read_slabs(msi_link *link, const msi_cargo *cargo) {
     size_t at = slab_at(link, 1, i, first_row(link, &cargo->output));
     size_t bytes = (size_t)cargo->rows * side->row_bytes[i];
     if (link->transport == MPISERVE_SHARED)
-      memcpy(cargo->outputs[i], link->memory + at, bytes);
+      msi_copy(cargo->outputs[i], link->memory + at, bytes);
     else
       code = msi_window_get(link->window, link->head, at, cargo->outputs[i], bytes);
   }
@@ -237,6 +236,11 @@ static void *buffer_at(const msi_link *link, int outputs, int i, uint32_t row) {
   return link->alias + slab_at(link, outputs, i, row);
 }
 
+int msi_link_holds(const msi_link *link, int at) {
+  const msi_lease *lease = &link->leases[at];
+  return lease->rows && !lease->once && !lease->stale;
+}
+
 int msi_link_find_place(const msi_link *link, int outputs, int64_t rows, void *const *data,
                         msi_place *place) {
   const msi_side *side = outputs ? &link->layout.outputs : &link->layout.inputs;
@@ -247,7 +251,8 @@ int msi_link_find_place(const msi_link *link, int outputs, int64_t rows, void *c
     const msi_lease *lease = &link->leases[b];
     uintptr_t from = (uintptr_t)data[0] - (uintptr_t)buffer_at(link, outputs, 0, lease->begin);
     uintptr_t row = from / side->row_bytes[0];
-    if (lease->stale || row >= lease->rows || (uint64_t)rows > lease->rows - row) continue;
+    if (!msi_link_holds(link, b) || row >= lease->rows || (uint64_t)rows > lease->rows - row)
+      continue;
     int i = 0;
     while (i < side->n && data[i] == buffer_at(link, outputs, i, lease->begin + (uint32_t)row)) i++;
     if (i < side->n) return 0;

@@ -11,7 +11,7 @@
 typedef struct msi_lease {
   uint32_t begin, rows;
   int users;   /* requests that use it, or ask for it */
-  int once;    /* it must be given back after one request */
+  int once;    /* it must be given back after the request, or requests, that use it now */
   int stale;   /* it must be given back now */
   int renewed; /* it was replaced before: sizes vary, ask for some more */
 } msi_lease;
@@ -83,6 +83,9 @@ void msi_link_release(msi_link *link, int slot);
 
 /* rma: put one message that has come into the lane of its link. */
 void msi_link_deliver(msi_link *link, const void *message);
+
+/* Is the lease a buffer that the user has not given back? */
+int msi_link_holds(const msi_link *link, int lease);
 
 /* Do tensors of one side lie in a buffer, all from one row of it on? Fills place. */
 int msi_link_find_place(const msi_link *link, int outputs, int64_t rows, void *const *data,

@@ -1,6 +1,9 @@
 #include "slot.h"
 
 #include <string.h>
+#ifdef __SSE2__
+#include <emmintrin.h>
+#endif
 
 #include "error.h"
 
@@ -59,6 +62,40 @@ int msi_layout_init(msi_layout *layout, const mpiserve_description *description,
 int msi_side_eager(const msi_side *side, int64_t rows) {
   return (size_t)rows * side->total_row_bytes <= MSI_EAGER_BYTES;
 }
+
+#ifdef __SSE2__
+enum { LINE = 4 * sizeof(__m128i), PAST_CACHES = 8 << 20 };
+
+/* Stores that do not read what they overwrite: 16 MiB in and out took 3.0 to 3.4 ms in
+ * place of 4.6 to 4.8; 4 MiB gain a few percent only. */
+static void stream(uint8_t *to, const uint8_t *from, size_t lines) {
+  for (; lines; lines--, to += LINE, from += LINE) {
+    __m128i *a = (__m128i *)to;
+    const __m128i *b = (const __m128i *)from;
+    __m128i x = _mm_loadu_si128(b), y = _mm_loadu_si128(b + 1);
+    __m128i z = _mm_loadu_si128(b + 2), w = _mm_loadu_si128(b + 3);
+    _mm_stream_si128(a, x);
+    _mm_stream_si128(a + 1, y);
+    _mm_stream_si128(a + 2, z);
+    _mm_stream_si128(a + 3, w);
+  }
+  _mm_sfence(); /* no later release store orders these stores by itself */
+}
+
+void msi_copy(void *to, const void *from, size_t bytes) {
+  if (bytes < PAST_CACHES) {
+    memcpy(to, from, bytes);
+    return;
+  }
+  size_t head = -(uintptr_t)to % sizeof(__m128i), lines = (bytes - head) / LINE;
+  size_t done = head + lines * LINE;
+  memcpy(to, from, head);
+  stream((uint8_t *)to + head, (const uint8_t *)from + head, lines);
+  memcpy((uint8_t *)to + done, (const uint8_t *)from + done, bytes - done);
+}
+#else
+void msi_copy(void *to, const void *from, size_t bytes) { memcpy(to, from, bytes); }
+#endif
 
 void msi_side_pack(const msi_side *side, int64_t rows, uint8_t *to, void *const *from) {
   for (int i = 0; i < side->n; i++) {

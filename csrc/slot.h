@@ -112,6 +112,10 @@ static inline _Atomic uint32_t *msi_low_half(_Atomic uint64_t *sequence) {
   return (_Atomic uint32_t *)sequence + (*(const uint8_t *)&one ? 0 : 1);
 }
 
+/* Like memcpy; what is too large for the caches goes past them. Complete for other
+ * ranks as soon as a release store has followed. */
+void msi_copy(void *to, const void *from, size_t bytes);
+
 /* Copy tensors between their own addresses and one packed run of bytes, in the
  * order of the signature. */
 void msi_side_pack(const msi_side *side, int64_t rows, uint8_t *to, void *const *from);

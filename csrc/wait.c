@@ -40,7 +40,7 @@ int64_t msi_deadline(double seconds) {
 /* Two ranks may share a core even where there are enough: then a spin of 200 us made
  * each round trip last 400 us, until the scheduler moved one of them. */
 msi_patience msi_patience_for(int ranks, int cores) {
-  if (ranks <= cores) return (msi_patience){20000, 20000, 2000000, 200000};
+  if (ranks <= cores) return (msi_patience){4000, 4000, 2000000, 200000};
   return (msi_patience){SHORT_SPIN_NS, SHORT_SPIN_NS, 50000, 500000};
 }
 

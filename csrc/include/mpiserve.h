@@ -31,7 +31,7 @@ extern "C" {
 #endif
 
 #define MPISERVE_VERSION_MAJOR 0
-#define MPISERVE_VERSION_MINOR 1
+#define MPISERVE_VERSION_MINOR 2
 #define MPISERVE_VERSION_PATCH 0
 
 #define MPISERVE_FOREVER (-1.0) /* as a time-out: wait without end */
@@ -261,8 +261,7 @@ int mpiserve_service_describe(mpiserve_service *service, mpiserve_description *d
 /* mpiserve_submit: begin one request of n rows. Tensors are matched to the
  * signature by name, or by position where name is NULL. Inputs must not change
  * and outputs must not be touched until the request has ended. Checked here,
- * without communication: MPISERVE_ENAME, _EDTYPE, _ESHAPE, _EROWS; _ESTATE if a
- * buffer of the call is used by another request.
+ * without communication: MPISERVE_ENAME, _EDTYPE, _ESHAPE, _EROWS.
  *
  * Never waits. Requests are sent in the order of their submission. What cannot be
  * sent at once (4 requests are in flight, or memory at the inference rank must be
@@ -307,7 +306,8 @@ int mpiserve_infer(mpiserve_service *service, int n_inputs, const mpiserve_tenso
 int mpiserve_buffer_take(mpiserve_service *service, int64_t rows, mpiserve_buffer *buffer);
 
 /* mpiserve_buffer_give: give it back; the memory must not be touched any more, and
- * buffer is none (id 0). MPISERVE_ESTATE while a request uses it. Never waits. */
+ * buffer is none (id 0). A cancelled request that still uses it at the head keeps it
+ * until that has ended. MPISERVE_ESTATE: it was given back before. Never waits. */
 int mpiserve_buffer_give(mpiserve_service *service, mpiserve_buffer *buffer);
 
 /* ---- serving: inference ranks ------------------------------------------------------ */

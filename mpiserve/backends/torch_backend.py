@@ -86,20 +86,18 @@ class TorchBackend(Backend):
         outputs: tuple[np.ndarray, ...],
         done: Callable[[int], None],
     ) -> Any:
-        """Call the module on pieces that suit the caches, each with its result put in place."""
+        """Call the module, on pieces that suit the caches, and put the results in place."""
         rows, chunk = len(inputs[0]), self.chunk_rows
-        if rows <= chunk or not chunk:
-            return self.run(inputs)
         with self._inference():
             tensors, targets = self._views(inputs), self._views(outputs)
+            if rows <= chunk or not chunk:
+                self._put(self._call(tensors), targets)
+                return outputs
             for begin in range(0, rows, chunk):
-                piece = slice(begin, min(begin + chunk, rows))
-                results = self._call([tensor[piece] for tensor in tensors])
-                for spec, target, result in zip(
-                    self.service.outputs, targets, results, strict=True
-                ):
-                    put(result, target[piece], spec.name)
-                done(piece.stop)
+                end = min(begin + chunk, rows)
+                results = self._call([tensor[begin:end] for tensor in tensors])
+                self._put(results, [target[begin:end] for target in targets])
+                done(end)
         return outputs
 
     def serving(self) -> AbstractContextManager[Any]:
@@ -164,6 +162,16 @@ class TorchBackend(Backend):
 
         return tensor.view(self._torch.int16).numpy().view(bfloat16)
 
+    def _put(self, results: list[torch.Tensor], targets: list[torch.Tensor]) -> None:
+        """Copy results to their places, if they are what the signature says."""
+        for i, target in enumerate(targets):
+            result = results[i]
+            if result.shape != target.shape or result.dtype is not target.dtype:
+                name = self.service.outputs[i].name
+                text = f"output '{name}': expected {short(target)}, got {short(result)}"
+                raise ModelError(Code.EMODEL, text)
+            target.copy_(result)
+
     def _moved(self, tensor: torch.Tensor) -> torch.Tensor:
         wanted = self.dtype if tensor.is_floating_point() else tensor.dtype
         return tensor.to(device=self.device, dtype=wanted)
@@ -180,18 +188,6 @@ class TorchBackend(Backend):
 
 def ignore(_rows: int) -> None:
     """Answer nobody: while tuning."""
-
-
-def put(result: torch.Tensor, target: torch.Tensor, name: str) -> None:
-    """Copy a piece of a result to its place, if it is what the signature says.
-
-    Raises:
-        ModelError: Naming what was expected and what came.
-    """
-    if result.shape != target.shape or result.dtype != target.dtype:
-        expected = f"expected {short(target)} for {len(target)} rows"
-        raise ModelError(Code.EMODEL, f"output '{name}': {expected}, got {short(result)}")
-    target.copy_(result)
 
 
 def short(tensor: torch.Tensor) -> str:

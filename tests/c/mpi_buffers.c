@@ -98,6 +98,23 @@ static void test_requests_share_a_buffer(mpiserve_session *session, mpiserve_ser
   CHECK(!mpiserve_buffer_give(service, &a));
 }
 
+/* The memory stays the request's until the head is done with it. */
+static void test_a_cancelled_request_keeps_its_buffer(mpiserve_session *session,
+                                                      mpiserve_service *service) {
+  for (int i = 0; i < 3 * MAX_BUFFERS; i++) {
+    mpiserve_buffer a;
+    mpiserve_request request;
+    CHECK(!mpiserve_buffer_take(service, ROWS, &a));
+    fill(a.inputs[0], ROWS, i);
+    mpiserve_tensor in = tensor(a.inputs[0], ROWS), out = tensor(a.outputs[0], ROWS);
+    CHECK(!mpiserve_submit(service, 1, &in, 1, &out, &request));
+    CHECK(!mpiserve_cancel(session, &request));
+    mpiserve_buffer copy = a;
+    CHECK(!mpiserve_buffer_give(service, &a));
+    CHECK(mpiserve_buffer_give(service, &copy) == MPISERVE_ESTATE);
+  }
+}
+
 static void test_wrong_use(mpiserve_service *service) {
   mpiserve_buffer buffers[MAX_BUFFERS], more = {0};
   CHECK(mpiserve_buffer_take(NULL, 1, &more) == MPISERVE_EARG);
@@ -126,6 +143,7 @@ static void simulate(int rank) {
     test_all_combinations(echo, 1);
     test_the_other_half_is_left_alone(twice);
     test_requests_share_a_buffer(session, twice);
+    test_a_cancelled_request_keeps_its_buffer(session, twice);
     test_wrong_use(twice);
   }
   CHECK(!mpiserve_buffer_take(twice, 10, &kept));

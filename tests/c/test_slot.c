@@ -132,6 +132,23 @@ static void test_pack_and_unpack_are_inverse(void) {
   CHECK(!memcmp(x, x_back, 72) && !memcmp(n, n_back, 12));
 }
 
+/* From and to any address, with ends that fill no line. */
+static void test_copies_large_and_small_are_exact(void) {
+  const size_t most = (9 << 20) + 77;
+  uint8_t *from = malloc(most + 64), *to = malloc(most + 64);
+  for (size_t i = 0; i < most + 64; i++) from[i] = (uint8_t)(i * 31 + i / 251);
+  const size_t sizes[] = {1, 100, 4096, most};
+  for (int n = 0; n < 4; n++)
+    for (size_t shift = 0; shift < 20; shift += 5) {
+      memset(to, 7, most + 64);
+      msi_copy(to + shift, from + 3, sizes[n]);
+      CHECK(!memcmp(to + shift, from + 3, sizes[n]) && to[shift + sizes[n]] == 7);
+      CHECK(shift == 0 || to[shift - 1] == 7);
+    }
+  free(from);
+  free(to);
+}
+
 int main(void) {
   test_pieces_lie_behind_each_other();
   test_pieces_begin_at_cache_lines();
@@ -143,5 +160,6 @@ int main(void) {
   test_slots_go_round();
   test_parts_of_a_slot();
   test_pack_and_unpack_are_inverse();
+  test_copies_large_and_small_are_exact();
   return check_result();
 }
