@@ -9,6 +9,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from mpi4py import MPI
@@ -21,6 +22,7 @@ from mpiserve.session import Session
 
 OK, FAILURE, USAGE = 0, 1, 2  # exit statuses
 GRACE = 10.0  # seconds, if MPISERVE_GRACE does not say
+SAY = 0.5  # seconds for what was logged to get out before an abort
 
 logger = logging.getLogger("mpiserve")
 
@@ -138,6 +140,16 @@ class Reporter:
         logger.error("ended by an exception\n%s", "".join(lines).rstrip())
 
 
+def abort(comm: MPI.Comm, status: int) -> None:
+    """End the job, a moment after the reason was logged.
+
+    MPICH 5.0.2's launcher kills at once, and may lose what it has not passed on yet: once
+    the reason was missing in a test.
+    """
+    time.sleep(SAY)
+    comm.Abort(status)
+
+
 def grace() -> float:
     """Seconds that simulation ranks have to leave after one of them failed."""
     try:
@@ -166,7 +178,7 @@ def _infer(comm: MPI.Comm, config: Config) -> int:
         return _open_failed(comm, error)
     position = current.comm.rank
     try:
-        served = current.serve(Guard(current, comm.Abort))
+        served = current.serve(Guard(current, partial(abort, comm)))
         current.close()
     except ConfigError as error:
         current.close()
@@ -175,7 +187,7 @@ def _infer(comm: MPI.Comm, config: Config) -> int:
     except BaseException as error:
         # The simulation ranks wait for this one, which can do nothing more for them.
         logger.critical("this inference rank failed", exc_info=error)
-        comm.Abort(FAILURE)
+        abort(comm, FAILURE)
         raise
     return OK if served else FAILURE
 
@@ -183,7 +195,7 @@ def _infer(comm: MPI.Comm, config: Config) -> int:
 def _open_failed(comm: MPI.Comm, error: Error) -> int:
     status = complain(error)
     if error.code == Code.ETIMEOUT:
-        comm.Abort(status)
+        abort(comm, status)
     return status
 
 
