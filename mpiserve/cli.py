@@ -1,4 +1,4 @@
-"""`python -m mpiserve`: run, serve, check, info."""
+"""`python -m mpiserve`: run, serve, check, config, bench, info."""
 
 from __future__ import annotations
 
@@ -72,6 +72,32 @@ def check(
         service = seat.service
         table.add_row(rank, service.name, str(seat.replica), service.backend, service.model or "-")
     Console().print(table)
+
+
+@app.command()
+def config(
+    cflags: Annotated[bool, typer.Option("--cflags", help="To compile C and C++.")] = False,
+    libs: Annotated[bool, typer.Option("--libs", help="To link C and C++.")] = False,
+    fflags: Annotated[bool, typer.Option("--fflags", help="To compile Fortran.")] = False,
+    flibs: Annotated[bool, typer.Option("--flibs", help="To link Fortran.")] = False,
+    cmake_dir: Annotated[bool, typer.Option("--cmake-dir", help="For mpiserve_DIR.")] = False,
+    pkg_config_dir: Annotated[
+        bool, typer.Option("--pkg-config-dir", help="For PKG_CONFIG_PATH.")
+    ] = False,
+) -> None:
+    """Print what a program in C, C++ or Fortran is compiled and linked with, on one line."""
+    from mpiserve import programs
+
+    wanted = {name for name, asked in locals().items() if asked is True}
+    order = ("cflags", "fflags", "libs", "flibs", "cmake_dir", "pkg_config_dir")
+    if not wanted:
+        print("mpiserve: config prints what its options ask for: see --help", file=sys.stderr)
+        raise typer.Exit(2)
+    try:
+        print(*(getattr(programs, name)() for name in order if name in wanted))
+    except Error as error:
+        print(f"mpiserve: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
 
 
 @app.command()

@@ -9,7 +9,7 @@ from pathlib import Path
 import mpijob
 from jobs import Target
 
-import mpiserve
+from mpiserve import programs
 
 PYTHON = sys.executable
 RUN = (PYTHON, "-m", "mpiserve", "run")
@@ -69,9 +69,8 @@ def is_mpich() -> bool:
 
 def compile_simulation(source: Path) -> Path:
     """Compile a C simulation as a user does, with the installed package."""
-    package = Path(mpiserve.__file__).parent
     program = source.with_suffix("")
-    flags = [f"-I{package}/include", f"-L{package}", "-lmpiserve", f"-Wl,-rpath,{package}"]
+    flags = [*programs.cflags().split(), *programs.libs().split()]
     command = [Target("", Path(sys.prefix)).mpicc, "-std=c11", "-Wall", "-Wextra", str(source)]
     done = subprocess.run([*command, *flags, "-o", program], capture_output=True, text=True)
     assert done.returncode == 0 and not done.stderr, done.stderr

@@ -3,7 +3,7 @@
 # Debian's Open MPI if it finds none: give it the library that mpiserve was built with by that name.
 set -eu
 prefix=$1
-library=$(find "$prefix" -name libmpiserve.so)
+library=$(find "$prefix" -name 'libmpiserve.so.*')
 mpich=$(ldd "$library" | awk '/libmpich\.so/ { print $3 }')
 rm -rf "$prefix/lib/mpich-abi"
 if [ -n "$mpich" ]; then

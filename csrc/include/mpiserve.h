@@ -31,8 +31,12 @@ extern "C" {
 #endif
 
 #define MPISERVE_VERSION_MAJOR 0
-#define MPISERVE_VERSION_MINOR 2
+#define MPISERVE_VERSION_MINOR 3
 #define MPISERVE_VERSION_PATCH 0
+
+/* Raised by every change after which a program must be compiled anew. It is the
+ * number in the soname, libmpiserve.so.1, so the loader refuses a wrong pair. */
+#define MPISERVE_ABI_VERSION 1
 
 #define MPISERVE_FOREVER (-1.0) /* as a time-out: wait without end */
 #define MPISERVE_MAX_DIMS 8     /* dimensions of a tensor, rows included */

@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 HEADER = (ROOT / "csrc/include/mpiserve.h").read_text()
 CODE = re.sub(r"/\*.*?\*/", "", HEADER, flags=re.DOTALL)  # a comment may name any function
 PACKAGE = Path(mpiserve.__file__).parent
+LIBRARY = PACKAGE / "lib/libmpiserve.so"
 
 
 def declared() -> set[str]:
@@ -36,14 +37,14 @@ def test_the_map_lists_what_the_header_declares():
 
 
 def test_the_library_exports_what_the_header_declares():
-    command = ["nm", "-D", "--defined-only", PACKAGE / "libmpiserve.so"]
+    command = ["nm", "-D", "--defined-only", LIBRARY]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     exported = [line.split()[-1].partition("@")[0] for line in text.splitlines() if " T " in line]
     assert sorted(exported) == sorted(declared())
 
 
 def test_the_library_exports_no_data():
-    command = ["nm", "-D", "--defined-only", PACKAGE / "libmpiserve.so"]
+    command = ["nm", "-D", "--defined-only", LIBRARY]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     # A is the name of the version itself.
     assert {line.split()[-2] for line in text.splitlines()} == {"A", "T"}

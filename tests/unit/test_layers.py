@@ -18,6 +18,7 @@ PYTHON = {
     "tensor": set(),
     "_check": {"errors"},
     "config": {"errors"},
+    "programs": {"errors"},
     "partition": BASE,
     "backends.base": BASE,
     "backends.torch_backend": BASE | {"backends.base"},
@@ -56,7 +57,8 @@ PYTHON = {
     | {"bench.job", "bench.latency", "bench.lockstep", "bench.overlap", "bench.plots"}
     | {"bench.scale", "_broker", "session"},
     "cli": BASE
-    | {"_broker", "_check", "partition", "server", "session", "launch", "bench", "bench.main"},
+    | {"_broker", "_check", "partition", "server", "session", "launch", "programs"}
+    | {"bench", "bench.main"},
     "__main__": {"cli"},
 }
 CYTHON = {"_arrays", "_broker", "bench._native"}  # the pyx files
@@ -175,7 +177,7 @@ def test_torch_is_imported_late_and_by_backends_and_the_benchmark_only(name):
 
 @pytest.mark.parametrize(
     "name",
-    ["errors", "tensor", "config", "partition", "_check", "cli"]
+    ["errors", "tensor", "config", "partition", "programs", "_check", "cli"]
     + [f"bench.{name}" for name in ("models", "baseline", "job", "plots", "scale")],
 )
 def test_modules_that_need_no_mpi_do_not_start_it(name):
