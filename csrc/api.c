@@ -7,6 +7,7 @@
 #include "broker.h"
 #include "client.h"
 #include "error.h"
+#include "live.h"
 
 struct mpiserve_session {
   msi_world world;
@@ -61,12 +62,35 @@ const char *mpiserve_mpi_runtime(void) {
 
 static int null_argument(const char *name) { return msi_error(MPISERVE_EARG, "%s is NULL", name); }
 
+static int not_open(const char *what) {
+  return msi_error(MPISERVE_ESTATE, "%s: it was closed, or never opened", what);
+}
+
 static int check_session(const mpiserve_session *session) {
-  return session ? MPISERVE_OK : null_argument("session");
+  if (!session) return null_argument("session");
+  return msi_live_has(session) ? MPISERVE_OK : not_open("the session is not open");
+}
+
+/* Services lie in an array of their session. */
+static int owns(const mpiserve_session *session, const mpiserve_service *service) {
+  if (session->world.role != MPISERVE_SIMULATION) return 0;
+  uintptr_t first = (uintptr_t)session->client.services, at = (uintptr_t)service;
+  size_t bytes = (size_t)session->client.n_services * sizeof *service;
+  return at >= first && at - first < bytes && (at - first) % sizeof *service == 0;
+}
+
+static int check_service(const mpiserve_service *service) {
+  if (!service) return null_argument("service");
+  for (int i = 0; i < MPISERVE_MAX_SESSIONS; i++) {
+    const mpiserve_session *session = msi_live_at(i);
+    if (session && owns(session, service)) return MPISERVE_OK;
+  }
+  return not_open("the session of the service is not open");
 }
 
 static int check_role(const mpiserve_session *session, int role) {
-  if (!session) return null_argument("session");
+  int code = check_session(session);
+  if (code) return code;
   if (session->world.role == role) return MPISERVE_OK;
   return msi_error(MPISERVE_EARG, "this is for %s ranks, and rank %d is one of the others",
                    role == MPISERVE_SIMULATION ? "simulation" : "inference", session->world.rank);
@@ -107,19 +131,25 @@ static int open_simulation(mpiserve_session *session) {
   return code;
 }
 
+static void forget(mpiserve_session *session) {
+  msi_live_remove(session);
+  free(session);
+}
+
 static int open_any(MPI_Comm world, int role, int code, const char *text,
                     mpiserve_session **session) {
   int result = check_open(world, role);
   if (result) return result;
   mpiserve_session *made = calloc(1, sizeof *made);
   if (!made) return msi_error(MPISERVE_ENOMEM, "no memory for a session");
-  result = msi_world_open(&made->world, world, role, code, text);
+  result = msi_live_add(made);
+  if (!result) result = msi_world_open(&made->world, world, role, code, text);
   if (!result && role == MPISERVE_SIMULATION) {
     result = open_simulation(made);
     if (result) msi_world_close(&made->world);
   }
   if (result)
-    free(made);
+    forget(made);
   else
     *session = made;
   return result;
@@ -189,13 +219,16 @@ int mpiserve_fail(mpiserve_session *session, const char *text) {
 /* Nobody may free a window that another rank still uses: all meet first. */
 int mpiserve_close(mpiserve_session *session) {
   if (!session) return MPISERVE_OK;
-  int code = MPISERVE_OK;
+  int code = check_session(session), ended = 0;
+  if (code) return code;
+  MPI_Finalized(&ended);
+  if (ended) return msi_error(MPISERVE_ESTATE, "close comes before MPI_Finalize");
   if (session->world.role == MPISERVE_SIMULATION) code = msi_client_close(&session->client);
   int met = session->broken ? MPISERVE_OK : msi_world_barrier(&session->world);
   if (session->published) msi_broker_close(&session->broker);
   int freed = msi_window_close(&session->window);
   msi_world_close(&session->world);
-  free(session);
+  forget(session);
   return code ? code : met ? met : freed;
 }
 
@@ -211,6 +244,7 @@ int mpiserve_service_count(mpiserve_session *session, int *count) {
 int mpiserve_service_at(mpiserve_session *session, int index, mpiserve_service **service) {
   int code = check_role(session, MPISERVE_SIMULATION);
   if (code || !service) return code ? code : null_argument("service");
+  *service = NULL;
   if (index < 0 || index >= session->client.n_services)
     return msi_error(MPISERVE_EARG, "service %d of %d", index, session->client.n_services);
   return msi_client_find(&session->client, session->client.services[index].name, service);
@@ -226,7 +260,8 @@ int mpiserve_service_find(mpiserve_session *session, const char *name, mpiserve_
 
 int mpiserve_service_describe(mpiserve_service *service, mpiserve_description *description,
                               int *replicas, int *head, int *transport) {
-  if (!service) return null_argument("service");
+  int code = check_service(service);
+  if (code) return code;
   if (description) *description = service->head->description;
   if (replicas) *replicas = service->replicas;
   if (head) *head = service->head->rank;
@@ -254,10 +289,11 @@ static int submit(mpiserve_service *service, int n_inputs, const mpiserve_tensor
                   mpiserve_request *request) {
   void *in[MPISERVE_MAX_TENSORS], *out[MPISERVE_MAX_TENSORS];
   int64_t rows;
-  if (!service || !request) return null_argument(service ? "request" : "service");
+  int code = check_service(service);
+  if (code || !request) return code ? code : null_argument("request");
   if ((!inputs && n_inputs) || (!outputs && n_outputs)) return null_argument("inputs or outputs");
   *request = (mpiserve_request){0};
-  int code = match(service, n_inputs, inputs, n_outputs, outputs, &rows, in, out);
+  code = match(service, n_inputs, inputs, n_outputs, outputs, &rows, in, out);
   return code ? code : msi_call_submit(service, rows, in, out, timed, request);
 }
 
@@ -299,7 +335,8 @@ int mpiserve_infer(mpiserve_service *service, int n_inputs, const mpiserve_tenso
 }
 
 int mpiserve_buffer_take(mpiserve_service *service, int64_t rows, mpiserve_buffer *buffer) {
-  if (!service || !buffer) return null_argument(service ? "buffer" : "service");
+  int code = check_service(service);
+  if (code || !buffer) return code ? code : null_argument("buffer");
   *buffer = (mpiserve_buffer){0};
   int64_t limit = service->link->layout.max_rows;
   if (rows < 1 || rows > limit)
@@ -310,7 +347,8 @@ int mpiserve_buffer_take(mpiserve_service *service, int64_t rows, mpiserve_buffe
 }
 
 int mpiserve_buffer_give(mpiserve_service *service, mpiserve_buffer *buffer) {
-  if (!service || !buffer) return null_argument(service ? "buffer" : "service");
+  int code = check_service(service);
+  if (code || !buffer) return code ? code : null_argument("buffer");
   return msi_client_buffer_give(service, buffer);
 }
 

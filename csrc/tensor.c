@@ -28,8 +28,12 @@ size_t mpiserve_dtype_size(int dtype) { return dtype_valid(dtype) ? dtypes[dtype
 
 /* Writes "[rows, 3, 4]" for people. */
 static const char *shape_text(char *text, size_t size, int ndim, const int64_t *shape) {
+  if (ndim < 0 || ndim > MPISERVE_MAX_DIMS) {
+    snprintf(text, size, "of %d dimensions", ndim);
+    return text;
+  }
   size_t at = (size_t)snprintf(text, size, "[");
-  for (int d = 0; d < ndim && d < MPISERVE_MAX_DIMS && at < size; d++) {
+  for (int d = 0; d < ndim && at < size; d++) {
     const char *comma = d ? ", " : "";
     if (shape[d] < 0)
       at += (size_t)snprintf(text + at, size - at, "%srows", comma);

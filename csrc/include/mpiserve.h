@@ -11,6 +11,9 @@
  *   - The library never prints, exits or aborts. MPI errors on its own
  *     communicators and windows come back as MPISERVE_EMPI.
  *   - "Collective" means: over the world given to mpiserve_open().
+ *   - Handles are checked: NULL is MPISERVE_EARG; a session that is not open, or
+ *     a service of one, is MPISERVE_ESTATE; so is a request that has ended. Pointers
+ *     to data cannot be checked.
  *   - A session and all that belongs to it is used by one thread at a time.
  *     MPI_THREAD_SINGLE is enough on simulation ranks, and
  *     MPI_THREAD_SERIALIZED on inference ranks.
@@ -38,11 +41,12 @@ extern "C" {
  * number in the soname, libmpiserve.so.1, so the loader refuses a wrong pair. */
 #define MPISERVE_ABI_VERSION 1
 
-#define MPISERVE_FOREVER (-1.0) /* as a time-out: wait without end */
-#define MPISERVE_MAX_DIMS 8     /* dimensions of a tensor, rows included */
-#define MPISERVE_MAX_TENSORS 16 /* inputs, and outputs, of one service */
-#define MPISERVE_NAME_SIZE 64   /* bytes of a name, with its final zero */
-#define MPISERVE_TEXT_SIZE 512  /* bytes of a longer text, with its final zero */
+#define MPISERVE_FOREVER (-1.0)  /* as a time-out: wait without end */
+#define MPISERVE_MAX_DIMS 8      /* dimensions of a tensor, rows included */
+#define MPISERVE_MAX_TENSORS 16  /* inputs, and outputs, of one service */
+#define MPISERVE_NAME_SIZE 64    /* bytes of a name, with its final zero */
+#define MPISERVE_TEXT_SIZE 512   /* bytes of a longer text, with its final zero */
+#define MPISERVE_MAX_SESSIONS 64 /* that one process has open at a time */
 
 /* Results. Text that belongs to a code: mpiserve_strerror(). */
 typedef enum mpiserve_code {
@@ -238,8 +242,11 @@ int mpiserve_counters_get(mpiserve_session *session, mpiserve_counters *counters
 int mpiserve_fail(mpiserve_session *session, const char *text);
 
 /* mpiserve_close: leave the session. Collective; waits for what is in flight,
- * then frees all that the session owns. On an inference rank it is called when
- * mpiserve_batch_next() has returned MPISERVE_ECLOSED. NULL is allowed. */
+ * then frees all that the session owns, so that its handles, services and requests
+ * included, are MPISERVE_ESTATE. Requests that were not waited for have ended, and
+ * their outputs are written. On an inference rank it is called when
+ * mpiserve_batch_next() has returned MPISERVE_ECLOSED. NULL is allowed.
+ * MPISERVE_ESTATE after MPI_Finalize, and nothing is freed. */
 int mpiserve_close(mpiserve_session *session);
 
 /* ---- services: simulation ranks -------------------------------------- */

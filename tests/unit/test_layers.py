@@ -69,6 +69,7 @@ LEVELS = {
     "mpiserve": 0,
     "error": 1,
     "wait": 1,
+    "live": 2,
     "tensor": 2,
     "pool": 2,
     "batch": 2,
@@ -86,7 +87,7 @@ LEVELS = {
 }
 CLIENT_SIDE = {"client", "call", "link"}
 BROKER_SIDE = {"broker", "assembly", "port", "pool", "batch", "thread"}
-WITHOUT_MPI = ("error", "tensor", "slot", "batch", "pool", "wait")
+WITHOUT_MPI = ("error", "tensor", "slot", "batch", "pool", "wait", "live")
 
 
 def module_name(path):
