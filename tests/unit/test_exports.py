@@ -50,6 +50,14 @@ def test_the_library_exports_no_data():
     assert {line.split()[-2] for line in text.splitlines()} == {"A", "T"}
 
 
+def test_the_soname_has_the_number_of_the_binary_interface():
+    number = re.search(r"#define MPISERVE_ABI_VERSION (\d+)", CODE)[1]
+    text = subprocess.run(["readelf", "-d", LIBRARY], capture_output=True, text=True, check=True)
+    assert f"Library soname: [libmpiserve.so.{number}]" in text.stdout
+    assert (LIBRARY.parent / f"libmpiserve.so.{number}").exists()
+    assert f"LIBMPISERVE_{number} {{" in (ROOT / "csrc/mpiserve.map").read_text()
+
+
 def test_the_installed_header_is_the_one_of_the_source():
     assert (PACKAGE / "include/mpiserve.h").read_text() == HEADER
 
