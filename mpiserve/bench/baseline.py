@@ -19,7 +19,7 @@ from mpiserve.bench.models import features, mlp
 if TYPE_CHECKING:
     import torch
 
-WARM = 10  # steps that do not count: the scheduler first has to find a core for each
+WARM = 30  # steps that do not count: so many until the scheduler has found a core for each
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 

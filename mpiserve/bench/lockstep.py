@@ -29,7 +29,7 @@ from mpiserve.session import Session
 CLIENTS = 3
 ROWS = 1024  # of each client
 DELAY_US = 20000
-STEPS, ROUNDS = 30, 10
+STEPS, ROUNDS = 60, 8
 CHUNKS = (128, 256, 384, 512, 768, 1024, 1536, 3072)
 CALIBRATIONS = 3
 TRANSPORT = "shared"
