@@ -31,7 +31,7 @@ SHELL_FILES := .ci/run $(wildcard tests/*.sh) $(wildcard jobscripts/*.sh jobscri
 
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: help build install demo bench test test-mpi test-c asan tsan lint format docs clean
+.PHONY: help build install demo bench test test-mpi test-cluster test-c asan tsan lint format docs clean
 
 help:
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*##/\t/' | expand -t 12
@@ -62,6 +62,10 @@ test: build/stamp.openmpi build/stamp.mpich $(FORTRAN:%=build/stamp.%) $(BASE)/s
 
 test-mpi: build/stamp.$(MPI) $(BASE)/stamp.tools  ## the tests that run MPI jobs, with one MPI
 	@$(BASE)/bin/python tests/run.py mpi launch examples --mpi $(MPI)=$(ENV) $(TESTS)
+
+test-cluster: build/stamp.openmpi build/stamp.mpich $(BASE)/stamp.tools  ## those on several hosts, and under Slurm; none may be skipped
+	@MPISERVE_CLUSTER=required $(BASE)/bin/python tests/run.py cluster \
+	    --mpi openmpi=$(BASE) mpich=$(BASE)-mpich $(TESTS)
 
 test-c: build/stamp.$(MPI)  ## the C tests, with one MPI
 	@$(BASE)/bin/python tests/run.py c --mpi $(MPI)=$(ENV) $(TESTS)

@@ -117,8 +117,7 @@ static int check_open(MPI_Comm world, int role) {
 
 /* Both roles come here with their registry, and open their windows together. */
 static int open_windows(mpiserve_session *session, const size_t bytes[MSI_TRANSPORTS]) {
-  return msi_window_open(&session->window, &session->world, bytes,
-                         sizeof(msi_reply_header) + MSI_EAGER_BYTES);
+  return msi_window_open(&session->window, &session->world, bytes);
 }
 
 static int open_simulation(mpiserve_session *session) {

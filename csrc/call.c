@@ -244,22 +244,8 @@ static void on_reply(msi_client *client, msi_link *link, int slot) {
   msi_link_release(link, slot);
 }
 
-/* Messages of the rma transport may be for any link. */
-static int hear(msi_client *client) {
-  for (;;) {
-    int head;
-    int code = msi_window_hear(client->window, &head);
-    if (code || head < 0) return code;
-    for (int i = 0; i < client->n_links; i++)
-      if (client->links[i].head == head)
-        msi_link_deliver(&client->links[i], client->window->mailbox);
-    code = msi_window_listen(client->window);
-    if (code) return code;
-  }
-}
-
 int msi_call_progress(msi_client *client, msi_link *link) {
-  int code = link->transport == MPISERVE_RMA ? hear(client) : MPISERVE_OK;
+  int code = link->transport == MPISERVE_RMA ? msi_link_hear(link) : MPISERVE_OK;
   int slot, any = 0;
   while (!code && (slot = msi_link_reply(link)) >= 0) {
     on_reply(client, link, slot);

@@ -6,6 +6,8 @@
 
 #include "error.h"
 
+enum { MESSAGE_BYTES = sizeof(msi_reply_header) + MSI_EAGER_BYTES };
+
 /* Our lane is our rank among the clients that reach this head in this way. */
 static uint32_t lane_of(const msi_world *world, int head, int transport, int rank) {
   uint32_t lane = 0;
@@ -24,9 +26,12 @@ int msi_link_open(msi_link *link, msi_window *window, const mpiserve_description
   uint32_t lanes = lane_of(world, head, link->transport, world->size);
   int code = msi_layout_init(&link->layout, description, lanes);
   if (code) return code;
+  link->heard = MPI_REQUEST_NULL;
   if (link->transport == MPISERVE_RMA) {
     link->slots = calloc(MSI_SLOTS, sizeof *link->slots);
-    return link->slots ? MPISERVE_OK : msi_error(MPISERVE_ENOMEM, "no memory for a lane");
+    link->mailbox = malloc(MESSAGE_BYTES);
+    if (link->slots && link->mailbox) return MPISERVE_OK;
+    return msi_error(MPISERVE_ENOMEM, "no memory for a lane");
   }
   code = msi_window_peer(window, head, (void **)&link->memory);
   if (code) return code;
@@ -40,8 +45,11 @@ void msi_link_close(msi_link *link) {
   for (int i = MSI_SLOTS; i < MSI_LEASES; i++) held += msi_link_holds(link, i);
   if (link->alias && link->alias != link->memory && !held)
     msi_window_unalias(link->alias, link->layout.bytes);
+  msi_window_ignore(&link->heard);
   if (link->transport == MPISERVE_RMA) free(link->slots);
+  free(link->mailbox);
   link->slots = NULL;
+  link->mailbox = NULL;
 }
 
 /* ---- slots ----------------------------------------------------------------------- */
@@ -69,6 +77,12 @@ static int ring(msi_link *link, uint64_t sequence) {
   return code;
 }
 
+/* A receive is there before its message, and none that nobody answers. */
+static int listen(msi_link *link) {
+  if (link->transport == MPISERVE_SHARED || link->heard != MPI_REQUEST_NULL) return MPISERVE_OK;
+  return msi_window_listen(link->window, link->head, link->mailbox, MESSAGE_BYTES, &link->heard);
+}
+
 /* Over RMA the slot was filled in our copy of the lane. */
 static int post(msi_link *link, size_t payload_bytes, void *owner) {
   uint64_t sequence = link->sent + 1;
@@ -77,8 +91,10 @@ static int post(msi_link *link, size_t payload_bytes, void *owner) {
     code =
         msi_window_put(link->window, link->head, msi_slot_at(&link->layout, link->lane, sequence),
                        &link->slots[at], sizeof(msi_request_header) + payload_bytes);
+  if (!code) code = listen(link);
   if (!code) code = ring(link, sequence);
   if (code) return code;
+  link->owed += link->transport == MPISERVE_RMA;
   link->sent = sequence;
   link->taken[at] = 1;
   link->owners[at] = owner;
@@ -142,12 +158,23 @@ void msi_link_release(msi_link *link, int slot) {
   link->in_flight--;
 }
 
-void msi_link_deliver(msi_link *link, const void *message) {
+static void deliver(msi_link *link) {
   msi_reply_header header;
-  memcpy(&header, message, sizeof header);
+  memcpy(&header, link->mailbox, sizeof header);
   uint64_t sequence = atomic_load_explicit(&header.sequence, memory_order_relaxed);
   msi_slot *slot = &link->slots[(sequence - 1) % MSI_SLOTS];
-  memcpy(&slot->reply, message, sizeof slot->reply + sizeof slot->output);
+  memcpy(&slot->reply, link->mailbox, MESSAGE_BYTES);
+}
+
+int msi_link_hear(msi_link *link) {
+  int code = MPISERVE_OK, heard = 1;
+  while (!code && link->owed) {
+    code = msi_window_hear(&link->heard, &heard);
+    if (code || !heard) break;
+    deliver(link);
+    if (--link->owed) code = listen(link);
+  }
+  return code;
 }
 
 /* ---- rows -------------------------------------------------------------------------- */

@@ -45,6 +45,9 @@ typedef struct msi_link {
   void *owners[MSI_SLOTS]; /* of the slots taken; NULL: the reply interests nobody */
   msi_lease leases[MSI_LEASES];
   void *own[MSI_BUFFERS]; /* rma: memory of the buffers */
+  uint8_t *mailbox;       /* rma: where the next message goes */
+  MPI_Request heard;      /* rma: its receive, posted while replies are owed */
+  int owed;               /* rma: messages to come */
 } msi_link;
 
 int msi_link_open(msi_link *link, msi_window *window, const mpiserve_description *description,
@@ -81,8 +84,8 @@ int msi_link_outputs(msi_link *link, int slot, const msi_cargo *cargo);
 /* Free the slot. */
 void msi_link_release(msi_link *link, int slot);
 
-/* rma: put one message that has come into the lane of its link. */
-void msi_link_deliver(msi_link *link, const void *message);
+/* rma: put the messages that have come into the lane. */
+int msi_link_hear(msi_link *link);
 
 /* Is the lease a buffer that the user has not given back? */
 int msi_link_holds(const msi_link *link, int lease);

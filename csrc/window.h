@@ -19,8 +19,6 @@ typedef struct msi_window {
   MPI_Win win[MSI_TRANSPORTS];
   void *memory[MSI_TRANSPORTS]; /* this rank's own */
   MPI_Comm replies;             /* of the messages of the rma transport */
-  MPI_Request heard;            /* the client's standing receive */
-  void *mailbox;
   int64_t operations, to_simulation;
 } msi_window;
 
@@ -29,9 +27,8 @@ typedef struct msi_window {
 int msi_window_transport(const msi_world *world, int client, int head);
 
 /* Collective over the world. bytes: of this rank's memory in each transport
- * (0 on simulation ranks). message_bytes: of the longest message. */
-int msi_window_open(msi_window *window, const msi_world *world, const size_t bytes[MSI_TRANSPORTS],
-                    size_t message_bytes);
+ * (0 on simulation ranks). */
+int msi_window_open(msi_window *window, const msi_world *world, const size_t bytes[MSI_TRANSPORTS]);
 
 /* Collective over the world; no message may be under way. Safe after a failed open. */
 int msi_window_close(msi_window *window);
@@ -51,10 +48,14 @@ int msi_window_put(msi_window *window, int head, size_t at, const void *from, si
 int msi_window_get(msi_window *window, int head, size_t at, void *to, size_t bytes);
 int msi_window_flush(msi_window *window, int head);
 
-/* Client, rma: a message, if one is there: *head is its sender, or -1. The
- * message lies in window->mailbox until msi_window_listen(). */
-int msi_window_hear(msi_window *window, int *head);
-int msi_window_listen(msi_window *window);
+/* Client, rma: begin to receive the next message of a head, of at most so many bytes;
+ * has it come? *request is MPI_REQUEST_NULL again when it has. */
+int msi_window_listen(msi_window *window, int head, void *mailbox, size_t bytes,
+                      MPI_Request *request);
+int msi_window_hear(MPI_Request *request, int *heard);
+
+/* Client, rma: give a receive up, if there is one. */
+void msi_window_ignore(MPI_Request *request);
 
 /* Head, rma: begin to send a message; it must not change until *request is
  * complete, for which msi_window_told() waits. */

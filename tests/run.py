@@ -5,8 +5,9 @@
 
 Suites: unit (pytest), c, asan and tsan (C programs, plain and with sanitizers), mpi (pytest, each
 module once per number of ranks that its tests declare), harness, launch and examples (pytest; these
-start MPI jobs themselves), and fortran, which is launch for MPIs with a Fortran wrapper: those that
---fortran names, which run nothing else. Exit status 0: nothing failed. The last line is the count.
+start MPI jobs themselves), cluster (the same, on several hosts of this machine), and fortran, which
+is launch for MPIs with a Fortran wrapper: those that --fortran names, which run nothing else. Exit
+status 0: nothing failed. The last line is the count.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ import mpijob
 from cprograms import c_jobs, c_mpi_jobs, race_jobs
 from jobs import LOGS, ROOT, TO_LOG, Job, Target
 
-SUITES = ("unit", "c", "asan", "tsan", "harness", "mpi", "launch", "examples", "fortran")
-ONE_TRANSPORT = ("harness", "examples")
+SUITES = ("unit", "c", "asan", "tsan", "harness", "mpi", "launch", "examples", "cluster", "fortran")
+ONE_TRANSPORT = ("harness", "examples", "cluster")
 NOT_RUN = "not run, or it did not end"
 WORDS = ("passed", "failed", "skipped")
 STARTUP = 60  # seconds for a job to start, beside the time-outs of its tests
@@ -131,7 +132,7 @@ def show(job: Job) -> None:
 
 def pytest_command(target: Target, suite: str, keyword: str, *args: str) -> list[str]:
     options = ["-v", "-p", "no:cacheprovider", "-k", keyword]
-    if suite in ("harness", "launch", "examples", "fortran"):
+    if suite in ("harness", "launch", "examples", "cluster", "fortran"):
         options.append("--timeout=180")
     return [target.python, "-m", "pytest", *options, *args]
 
