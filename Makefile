@@ -27,7 +27,7 @@ BUILT_FROM := setup.py pyproject.toml $(wildcard csrc/*.[ch] csrc/*.map csrc/*/*
 INSTALLED := $(BUILT_FROM) $(shell find mpiserve -name '*.py' -o -name '*.pyi')
 C_FILES := csrc/*.[ch] csrc/include/*.h csrc/bench/*.[ch] $(wildcard tests/c/*.[ch] tests/c/*/*.h examples/*/*.c)
 PY_FILES := setup.py mpiserve tests examples
-SHELL_FILES := .ci/run $(wildcard tests/*.sh) $(wildcard jobscripts/*.sh jobscripts/*.sbatch jobscripts/*.pbs)
+SHELL_FILES := .ci/run $(wildcard tests/*.sh) $(wildcard jobscripts/*)
 
 .DELETE_ON_ERROR:
 .SECONDARY:

@@ -1,16 +1,22 @@
-"""`python -m mpiserve`: run, serve, check, config, bench, info."""
+"""`python -m mpiserve`: run, serve, check, plan, jobscript, config, bench, info."""
 
 from __future__ import annotations
 
 import os
+import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mpiserve import __version__
 from mpiserve.errors import Error
+
+if TYPE_CHECKING:
+    from mpiserve.config import Config
 
 app = typer.Typer(
     name="python -m mpiserve",
@@ -45,33 +51,71 @@ def serve(config: ConfigFile) -> None:
 
 
 @app.command()
-def check(
-    config: ConfigFile,
-    ranks: Annotated[
-        int | None,
-        typer.Option("-n", help="Also check the partition of a world of this many ranks."),
-    ] = None,
-) -> None:
-    """Check CONFIG and show who would do what, without MPI."""
+def check(config: ConfigFile) -> None:
+    """Check CONFIG and list its services, without MPI."""
     from rich.console import Console
     from rich.table import Table
 
-    from mpiserve.config import Config
-    from mpiserve.partition import roles, seats
+    table = Table("service", "replicas", "backend", "model")
+    for service in _checked(config).services:
+        count, model = str(service.replicas), service.model or "-"
+        table.add_row(service.name, count, service.backend, model)
+    Console().print(table)
 
+
+Ranks = Annotated[int, typer.Option("-n", help="Ranks of the world.")]
+RanksPerNode = Annotated[
+    int | None, typer.Option("--ranks-per-node", help="Ranks of each node (default: one node).")
+]
+
+
+@app.command()
+def plan(config: ConfigFile, ranks: Ranks, ranks_per_node: RanksPerNode = None) -> None:
+    """Show which rank of a world would do what, and who asks whom, without MPI."""
+    from mpiserve import plan as program
+
+    with _usage():
+        program.show(program.plan(_checked(config), ranks, ranks_per_node))
+
+
+@app.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+def jobscript(
+    config: ConfigFile,
+    program: Annotated[list[str], typer.Argument(metavar="PROGRAM [ARGS]...")],
+    ranks: Ranks,
+    site: Annotated[str, typer.Option(help="slurm, pbs, lsf, flux or mpirun.")],
+    ranks_per_node: RanksPerNode = None,
+    mpi: Annotated[str, typer.Option(help="openmpi or mpich.")] = "openmpi",
+    time: Annotated[str, typer.Option(help="Limit, HH:MM:SS.")] = "00:15:00",
+    gpus_per_node: Annotated[int, typer.Option(help="For the inference ranks.")] = 0,
+    het: Annotated[bool, typer.Option(help="Slurm: a heterogeneous job.")] = False,
+) -> None:
+    """Print a job script for a batch system. Options come before CONFIG."""
+    from mpiserve import jobscript as writer
+    from mpiserve.plan import plan as make
+
+    with _usage():
+        made = make(_checked(config), ranks, ranks_per_node)
+        command = shlex.join(["python", "-m", "mpiserve", *sys.argv[1:]])
+        job = writer.Job(config, program, made, mpi, time, gpus_per_node, het, command)
+        print(writer.jobscript(site, job), end="")
+
+
+@contextmanager
+def _usage() -> Iterator[None]:
+    """End with one line and status 2 if what was asked for makes no sense."""
     try:
-        checked = Config.load(config)
-        chosen = roles(checked, ranks) if ranks is not None else []
+        yield
     except Error as error:
         print(f"mpiserve: {error}", file=sys.stderr)
         raise typer.Exit(2) from None
-    inference = [rank for rank, role in enumerate(chosen) if role == "inference"]
-    table = Table("rank", "service", "replica", "backend", "model")
-    for position, seat in enumerate(seats(checked)):
-        rank = str(inference[position]) if inference else "-"
-        service = seat.service
-        table.add_row(rank, service.name, str(seat.replica), service.backend, service.model or "-")
-    Console().print(table)
+
+
+def _checked(config: str) -> Config:
+    from mpiserve.config import Config
+
+    with _usage():
+        return Config.load(config)
 
 
 @app.command()

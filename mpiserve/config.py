@@ -208,7 +208,9 @@ def _mirrored(outputs: Tensors, inputs: Tensors) -> Tensors:
 class PartitionConfig(_Table):
     """The table `[partition]`: which ranks of one program infer."""
 
-    placement: Literal["tail", "per-node"] = "tail"
+    placement: Literal["tail", "per-node", "dedicated"] = "tail"
+    per_node: Annotated[int | None, Field(ge=1)] = None
+    bind: bool = False
     ranks: Annotated[tuple[StrictInt, ...] | None, BeforeValidator(_tuple)] = None
 
     @field_validator("ranks")
@@ -227,6 +229,8 @@ class PartitionConfig(_Table):
     def _check_one(self) -> PartitionConfig:
         if {"placement", "ranks"} <= self.model_fields_set:
             raise ValueError("placement and ranks exclude each other")
+        if self.per_node and self.placement != "per-node":
+            raise ValueError("per_node needs placement = 'per-node'")
         return self
 
 

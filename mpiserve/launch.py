@@ -15,9 +15,10 @@ from pathlib import Path
 from mpi4py import MPI
 
 from mpiserve import _check, session
+from mpiserve.binding import bind
 from mpiserve.config import Config
 from mpiserve.errors import Code, ConfigError, Error, PeerError
-from mpiserve.partition import INFERENCE
+from mpiserve.partition import INFERENCE, seats
 from mpiserve.session import Session
 
 OK, FAILURE, USAGE = 0, 1, 2  # exit statuses
@@ -45,6 +46,8 @@ def run(config_file: str, script: str, args: Sequence[str]) -> int:
     try:
         config, role = session.agree(comm, config_file)
         _find(comm, script)
+        if config.partition.bind:
+            bind(comm, _threads(comm, config, role))
     except Error as error:
         return complain(error, quiet=comm.rank > 0)
     return _infer(comm, config) if role == INFERENCE else _simulate(script, args)
@@ -164,6 +167,12 @@ def _refuse(comm: MPI.Comm, error: ConfigError) -> int:
     except Error as other:
         return complain(other)
     return complain(error, quiet=not first)
+
+
+def _threads(comm: MPI.Comm, config: Config, role: str) -> int:
+    """The threads of this inference rank; 0 on a simulation rank. Collective."""
+    before = comm.allgather(role)[: comm.rank].count(INFERENCE)
+    return seats(config)[before].service.threads if role == INFERENCE else 0
 
 
 def _find(comm: MPI.Comm, script: str) -> None:

@@ -57,7 +57,7 @@ def roles(config: Config, world_size: int, nodes: Sequence[int] | None = None) -
     Args:
         config: The configuration.
         world_size: Ranks of the world.
-        nodes: The node of each rank, any numbers; needed for "per-node" alone.
+        nodes: The node of each rank, any numbers; needed where `by_node` says so.
 
     Raises:
         ConfigError: If the services do not fit into the world.
@@ -69,7 +69,9 @@ def roles(config: Config, world_size: int, nodes: Sequence[int] | None = None) -
     if config.partition.ranks is not None:
         chosen = _listed(config, world_size, needed)
     elif config.partition.placement == "per-node":
-        chosen = _spread(needed, nodes or [0] * world_size)
+        chosen = _spread(config, needed, _members(nodes or [0] * world_size))
+    elif config.partition.placement == "dedicated":
+        chosen = _last_nodes(config, needed, _members(nodes or [0] * world_size))
     else:
         chosen = set(range(world_size - needed, world_size))
     return [INFERENCE if rank in chosen else SIMULATION for rank in range(world_size)]
@@ -87,11 +89,74 @@ def _listed(config: Config, world_size: int, needed: int) -> set[int]:
     return set(ranks)
 
 
-def _spread(needed: int, nodes: Sequence[int]) -> set[int]:
-    """Take ranks from the tails of the nodes in turn; a node's last rank only if it must be."""
-    free: dict[int, list[int]] = {}
+def by_node(config: Config) -> bool:
+    """Tell whether roles depend on the nodes of the ranks."""
+    return config.partition.ranks is None and config.partition.placement != "tail"
+
+
+def replica_of(
+    rank: int, replicas: Sequence[int], nodes: Sequence[int], roles: Sequence[str]
+) -> int:
+    """Choose the replica that a simulation rank asks, as csrc/client.c does.
+
+    Args:
+        rank: The simulation rank, of the world.
+        replicas: The inference ranks of one service, of the world.
+        nodes: The node of each rank of the world.
+        roles: The role of each rank of the world.
+
+    Returns:
+        The inference rank: one of the same node if there is any, else any; in turn.
+    """
+    near = [replica for replica in replicas if nodes[replica] == nodes[rank]] or list(replicas)
+    return near[list(roles[:rank]).count(SIMULATION) % len(near)]
+
+
+def cores_of(cores: Sequence[int], threads: Sequence[int]) -> list[list[int]] | None:
+    """Share out the cores of a node: the last ones to its inference ranks, the first to the rest.
+
+    Args:
+        cores: The cores of the node.
+        threads: What each inference rank of the node runs, in their order.
+
+    Returns:
+        The cores of each inference rank, and at the end those of the simulation ranks; None
+        if that leaves no core for these.
+    """
+    at = len(cores) - sum(threads)
+    if at < 1:
+        return None
+    shares = [list(cores[at + sum(threads[:i]) :][:count]) for i, count in enumerate(threads)]
+    return [*shares, list(cores[:at])]
+
+
+def _members(nodes: Sequence[int]) -> dict[int, list[int]]:
+    """List the ranks of each node, the nodes in the order of their first ranks."""
+    members: dict[int, list[int]] = {}
     for rank, node in enumerate(nodes):
-        free.setdefault(node, []).append(rank)
+        members.setdefault(node, []).append(rank)
+    return members
+
+
+def _last_nodes(config: Config, needed: int, members: dict[int, list[int]]) -> set[int]:
+    """Take whole nodes from the end."""
+    chosen: set[int] = set()
+    for node in reversed(members):
+        if len(chosen) < needed:
+            chosen.update(members[node])
+    if len(chosen) == needed and len(chosen) < sum(map(len, members.values())):
+        return chosen
+    sizes = ", ".join(str(len(ranks)) for ranks in members.values())
+    text = f"the services take {_ranks(needed)}, which fill no whole nodes at the end of {sizes}"
+    raise config.error("partition.placement", f"{text} ranks a node, with some to simulate")
+
+
+def _spread(config: Config, needed: int, free: dict[int, list[int]]) -> set[int]:
+    """Take ranks from the tails of the nodes in turn; a node's last rank only if it must be."""
+    each = config.partition.per_node
+    if each and each * len(free) != needed:
+        text = f"{each} on each of {_count(len(free), 'node')} make {_ranks(each * len(free))}"
+        raise config.error("partition.per_node", f"{text}, but the services take {needed}")
     taken = dict.fromkeys(free, 0)
     chosen = set()
     for _ in range(needed):

@@ -17,7 +17,7 @@ from mpi4py import MPI
 from mpiserve import _broker, _check
 from mpiserve.config import Config
 from mpiserve.errors import ArgumentError, Code, ConfigError, Error
-from mpiserve.partition import INFERENCE, SIMULATION, Seat, assign, roles
+from mpiserve.partition import INFERENCE, SIMULATION, Seat, assign, by_node, roles
 
 logger = logging.getLogger("mpiserve")
 
@@ -326,7 +326,7 @@ def _outcome(config: Config | str | Path) -> Config | Error:
 
 def _nodes(comm: MPI.Comm, config: Config) -> list[int] | None:
     """The node of each rank, as its lowest rank; only where the placement asks."""
-    if config.partition.ranks is not None or config.partition.placement != "per-node":
+    if not by_node(config):
         return None
     node = comm.Split_type(MPI.COMM_TYPE_SHARED)
     first = node.bcast(comm.rank)

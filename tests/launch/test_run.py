@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import time
 
-from coupling import RUN, lines, right, write
+import pytest
+from coupling import CONFIG, RUN, lines, right, write
 
 NEVER_OPENS = """\
 import sys
@@ -98,3 +100,22 @@ def test_ranks_that_wait_for_a_failed_one_are_aborted(mpiexec, tmp_path):
     assert done.returncode not in (0, 124)
     assert "the flame went out" in done.stderr
     assert "did not leave within 1 s (MPISERVE_GRACE)" in done.stderr
+
+
+BOUND = """\
+import os
+import mpiserve
+
+with mpiserve.open() as session:
+    print(f"cores {sorted(os.sched_getaffinity(0))}")
+"""
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core cannot be shared out")
+def test_inference_ranks_get_cores_of_their_own(mpiexec, tmp_path):
+    write(tmp_path, BOUND, "[partition]\nbind = true\n" + CONFIG)
+    cores = sorted(os.sched_getaffinity(0))
+    done = mpiexec(["-n", 2, *RUN, "c.toml", "sim.py"])
+    assert done.returncode == 0
+    assert f"cores {cores[:-1]}\n" in done.stdout
+    assert f"bound to cores {cores[-1]}\n" in done.stderr

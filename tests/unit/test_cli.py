@@ -23,20 +23,41 @@ def invoke(tmp_path, monkeypatch):
     return lambda *args: CliRunner().invoke(app, args)
 
 
-def test_check_shows_who_would_do_what(invoke):
-    result = invoke("check", "coupling.toml", "-n", "5")
+def test_check_lists_the_services(invoke):
+    result = invoke("check", "coupling.toml")
     assert result.exit_code == 0
-    lines = [line.split() for line in result.output.splitlines() if "chemistry:build" in line]
-    assert [line[1] for line in lines] == ["3", "4"]
+    assert "chemistry:build" in result.output
 
 
-def test_check_says_in_one_line_what_is_wrong(invoke):
-    result = invoke("check", "coupling.toml", "-n", "2")
+def test_plan_shows_who_would_do_what(invoke):
+    result = invoke("plan", "coupling.toml", "-n", "6", "--ranks-per-node", "3")
+    assert result.exit_code == 0
+    cells = [
+        [cell.strip() for cell in line.strip("│").split("│")]
+        for line in result.output.splitlines()
+        if "chemistry" in line
+    ]
+    assert cells == [
+        ["4", "1", "chemistry, replica 0", "0,2", "rma 2"],
+        ["5", "1", "chemistry, replica 1", "1,3", "shared 1, rma 1"],
+    ]
+
+
+def test_plan_says_in_one_line_what_is_wrong(invoke):
+    result = invoke("plan", "coupling.toml", "-n", "2")
     assert result.exit_code == 2
     assert result.stderr == (
         "mpiserve: coupling.toml: service.chemistry.replicas: 2 replicas need 2 inference ranks, "
         "the world of 2 ranks leaves 1 beside a simulation rank\n"
     )
+
+
+def test_jobscript_prints_a_script(invoke):
+    args = ("--site", "slurm", "-n", "4", "--ranks-per-node", "2", "coupling.toml", "./sim", "-x")
+    result = invoke("jobscript", *args)
+    assert result.exit_code == 0
+    assert "0-1 ./sim -x $*" in result.output
+    assert invoke("jobscript", "--site", "sge", *args[2:]).exit_code == 2
 
 
 def test_info_names_versions_and_libraries(invoke):

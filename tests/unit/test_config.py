@@ -158,7 +158,9 @@ PARTITION = {
     "ranks = [3, 1, 3]": "partition.ranks: rank 3 is listed twice",
     "ranks = [-1]": "partition.ranks: rank -1 is negative",
     "ranks = []": "partition.ranks: at least one rank must infer",
-    "placement = 'head'": "partition.placement: must be 'tail' or 'per-node', got 'head'",
+    "placement = 'head'": "partition.placement: must be 'tail', 'per-node' or 'dedicated', "
+    "got 'head'",
+    "per_node = 1": "partition: per_node needs placement = 'per-node'",
     "placement = 'tail'\nranks = [1]": "partition: placement and ranks exclude each other",
     "rank = [1]": "partition.rank: unknown key (did you mean 'ranks'?)",
 }

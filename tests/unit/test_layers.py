@@ -20,6 +20,8 @@ PYTHON = {
     "config": {"errors"},
     "programs": {"errors"},
     "partition": BASE,
+    "plan": BASE | {"partition"},
+    "jobscript": {"errors", "partition", "plan"},
     "backends.base": BASE,
     "backends.torch_backend": BASE | {"backends.base"},
     "backends.deepspeed_backend": BASE | {"backends.base", "backends.torch_backend"},
@@ -31,7 +33,8 @@ PYTHON = {
     "server": BASE | {"_broker", "backends", "backends.base", "partition"},
     # A session hands itself over to its server in serve(); the server never looks back.
     "session": BASE | {"_broker", "_check", "partition", "server"},
-    "launch": BASE | {"_check", "partition", "server", "session"},
+    "binding": {"partition"},
+    "launch": BASE | {"_check", "binding", "partition", "server", "session"},
     # The benchmark is a user of all of it, and nobody but the command line uses the benchmark.
     "bench": set(),
     "bench.plan": set(),
@@ -57,7 +60,17 @@ PYTHON = {
     | {"bench.job", "bench.latency", "bench.lockstep", "bench.overlap", "bench.plots"}
     | {"bench.scale", "_broker", "session"},
     "cli": BASE
-    | {"_broker", "_check", "partition", "server", "session", "launch", "programs"}
+    | {
+        "plan",
+        "jobscript",
+        "_broker",
+        "_check",
+        "partition",
+        "server",
+        "session",
+        "launch",
+        "programs",
+    }
     | {"bench", "bench.main"},
     "__main__": {"cli"},
 }
@@ -178,7 +191,7 @@ def test_torch_is_imported_late_and_by_backends_and_the_benchmark_only(name):
 
 @pytest.mark.parametrize(
     "name",
-    ["errors", "tensor", "config", "partition", "programs", "_check", "cli"]
+    ["errors", "tensor", "config", "partition", "plan", "jobscript", "programs", "_check", "cli"]
     + [f"bench.{name}" for name in ("models", "baseline", "job", "plots", "scale")],
 )
 def test_modules_that_need_no_mpi_do_not_start_it(name):

@@ -1,0 +1,154 @@
+"""The job scripts under a real Slurm of two hosts, and how its jobs end."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+
+import mpijob
+import pytest
+from cluster.conftest import need
+from cluster.hosts import Hosts, missing
+from cluster.slurm import Slurm
+from cluster.slurm import missing as no_slurm
+from coupling import CONFIG, MODEL, SIMULATION, is_mpich, lines, right, write
+from jobs import ROOT
+
+EXAMPLE = "examples/01_reacting_flow"
+TWO_REPLICAS = CONFIG + "replicas = 2\n"
+CONFIGS = {
+    "coupling.toml": '[partition]\nplacement = "tail"\n' + CONFIG,
+    "per_node.toml": '[partition]\nplacement = "per-node"\nper_node = 1\n' + TWO_REPLICAS,
+    "dedicated.toml": '[partition]\nplacement = "dedicated"\n' + TWO_REPLICAS,
+}
+# A line for each answer, until somebody ends it.
+ENDLESS = """\
+import json
+
+import mpiserve
+import numpy as np
+
+with mpiserve.open() as session, open(f"log.{session.comm.rank}", "w", buffering=1) as log:
+    twice = session.service("twice")
+    step = 0
+    while True:
+        y = twice(np.full((8, 3), step, np.float32))
+        step += 1
+        log.write(json.dumps({"step": step, "y": y.tolist()}) + "\\n")
+"""
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory):
+    need(missing() or no_slurm())
+    folder = tmp_path_factory.mktemp("cluster")
+    with Hosts(["n1", "n2"], folder / "hosts") as hosts, Slurm(hosts, folder / "slurm") as made:
+        yield made
+
+
+@pytest.fixture
+def environment():
+    own = {"MPISERVE_PYTHON": sys.executable, "MPISERVE_PMI": "pmi2" if is_mpich() else "pmix"}
+    return mpijob.settings() | {"MPISERVE_TRANSPORT": "auto"} | own
+
+
+def script(name):
+    return str(ROOT / "jobscripts" / name)
+
+
+def processes(slurm):
+    """What runs on the hosts beside Slurm itself."""
+    daemons = ("slurmctld", "slurmd", "slurmscriptd", "munged")
+    every = [line for name in slurm.hosts.names for line in slurm.hosts.processes(name)]
+    return [line for line in every if not any(daemon in line for daemon in daemons)]
+
+
+def gone(slurm, seconds=20):
+    """Wait until nothing of a job runs any more; give what does."""
+    deadline = time.monotonic() + seconds
+    while (left := processes(slurm)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return left
+
+
+@pytest.mark.parametrize(
+    ("name", "simulation_ranks"),
+    [
+        ("slurm-run.sbatch", 3),
+        ("slurm-gpu.sbatch", 4),
+        ("slurm-multi-prog.sbatch", 4),
+        ("slurm-het.sbatch", 2),
+    ],
+)
+def test_script_starts_the_ranks_of_its_plan(slurm, environment, tmp_path, name, simulation_ranks):
+    folder = tmp_path / EXAMPLE
+    folder.mkdir(parents=True)
+    (folder / "model.py").write_text(MODEL)
+    (folder / "simulate.py").write_text(SIMULATION)
+    for file, text in CONFIGS.items():
+        (folder / file).write_text(text)
+    job = slurm.submit(script(name), env=environment, cwd=tmp_path)
+    state = slurm.wait(job, 60)
+    log = (tmp_path / "job.log").read_text()
+    print(log)
+    assert state == "COMPLETED"
+    assert [line for line in lines(log) if "is right" in line] == right(simulation_ranks)
+    assert not gone(slurm)
+
+
+@pytest.mark.timeout(150)
+def test_the_demo_runs(slurm, environment, tmp_path):
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    arguments = ("--steps", "4", "--no-reference", "--no-picture", "--out", str(tmp_path))
+    job = slurm.submit(script("slurm-run.sbatch"), *arguments, env=environment, cwd=tmp_path)
+    state = slurm.wait(job, 120)
+    print((tmp_path / "job.log").read_text())
+    assert state == "COMPLETED"
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert (result["steps"], result["simulation_ranks"]) == (4, 3)
+
+
+def start_endless(slurm, environment, folder, *flags):
+    """Submit a job that ends by nothing of its own, and wait until it answers."""
+    write(folder, ENDLESS)
+    text = (ROOT / "jobscripts/slurm-run.sbatch").read_text()
+    text = text.replace(f"{EXAMPLE}/coupling.toml", "c.toml").replace(f"{EXAMPLE}/simulate", "sim")
+    (folder / "job.sbatch").write_text(text)
+    job = slurm.submit("job.sbatch", env=environment, cwd=folder, flags=flags)
+    deadline = time.monotonic() + 30
+    logs = [folder / f"log.{rank}" for rank in range(3)]
+    while not all(log.exists() and log.stat().st_size > 1000 for log in logs):
+        assert time.monotonic() < deadline, (folder / "job.log").read_text()
+        time.sleep(0.1)
+    return job, logs
+
+
+def check_whole(logs):
+    """Every step that was logged is there, one after the other; the last line may be torn."""
+    for log in logs:
+        whole = [line for line in log.read_text().splitlines(keepends=True) if line[-1] == "\n"]
+        steps = [json.loads(line)["step"] for line in whole]
+        assert steps == list(range(1, len(steps) + 1))
+        assert len(steps) > 5
+
+
+def test_scancel_leaves_nothing_behind(slurm, environment, tmp_path):
+    job, logs = start_endless(slurm, environment, tmp_path)
+    slurm.ask("scancel", job)
+    assert slurm.wait(job, 30) == "CANCELLED"
+    assert not gone(slurm)
+    check_whole(logs)
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.skipif(
+    os.environ.get("MPISERVE_CLUSTER") != "required",
+    reason="Slurm's shortest limit is a minute: make test-cluster runs this",
+)
+def test_a_time_limit_leaves_nothing_behind(slurm, environment, tmp_path):
+    job, logs = start_endless(slurm, environment, tmp_path, "--time=1")
+    assert slurm.wait(job, 120) == "TIMEOUT"
+    assert not gone(slurm)
+    check_whole(logs)
