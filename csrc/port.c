@@ -68,8 +68,10 @@ void msi_port_close(msi_port *port) {
 
 /* Bells are compared with what was seen of them a cache line at a time, so that a silent
  * client costs a third of an instruction. Only hints, so no atomics are needed: whoever
- * has rung is looked at again. */
+ * has rung is looked at again. Open MPI 4.1.4 (osc sm) gives window memory that is aligned
+ * to 8 bytes only, where an aligned load crashes. */
 typedef uint64_t pair __attribute__((vector_size(16)));
+typedef pair loose __attribute__((aligned(8)));
 
 #ifdef __SANITIZE_THREAD__
 #define HINT __attribute__((no_sanitize_thread, noinline))
@@ -78,7 +80,8 @@ typedef uint64_t pair __attribute__((vector_size(16)));
 #endif
 
 static HINT int quiet(const uint8_t *bells, const uint8_t *seen) {
-  const pair *now = (const pair *)bells, *then = (const pair *)seen;
+  const loose *now = (const loose *)bells;
+  const pair *then = (const pair *)seen;
   pair differ = (now[0] ^ then[0]) | (now[1] ^ then[1]) | (now[2] ^ then[2]) | (now[3] ^ then[3]);
   return !(differ[0] | differ[1]);
 }
