@@ -21,11 +21,11 @@ EXAMPLE := examples/01_reacting_flow
 # The wheels of MPI have no Fortran: its tests run with those of Debian's MPIs that are there.
 FORTRAN := $(foreach name,openmpi mpich,$(if $(shell command -v mpifort.$(name)),system-$(name)))
 
-BUILT_FROM := setup.py pyproject.toml $(wildcard csrc/*.[ch] csrc/*.map csrc/*/*.[ch] csrc/Makefile \
+BUILT_FROM := setup.py pyproject.toml $(wildcard csrc/*.[ch] csrc/*.map csrc/*/*.[ch] csrc/Makefile csrc/fortran/*.f90 \
     csrc/install/*.in \
     mpiserve/*.px[di] mpiserve/*.pyx mpiserve/*/*.pyx)
 INSTALLED := $(BUILT_FROM) $(shell find mpiserve -name '*.py' -o -name '*.pyi')
-C_FILES := csrc/*.[ch] csrc/include/*.h csrc/bench/*.[ch] $(wildcard tests/c/*.[ch] tests/c/*/*.h examples/*/*.c)
+C_FILES := csrc/*.[ch] csrc/include/*.h csrc/bench/*.[ch] csrc/fortran/*.c $(wildcard tests/c/*.[ch] tests/c/*/*.h examples/*/*.c)
 PY_FILES := setup.py mpiserve tests examples
 SHELL_FILES := .ci/run $(wildcard tests/*.sh) $(wildcard jobscripts/*)
 

@@ -1,0 +1,414 @@
+!> mpiserve for Fortran: a simulation rank asks models.
+!>
+!> The words, the codes and the rules are those of mpiserve.h; this file says what differs.
+!>   - Every procedure has ierr, optional and last: MPISERVE_OK or another code. Without it an
+!>     error is an error stop with the text. mpiserve_last_error() gives the text of the last one.
+!>   - Arrays are of any rank. x(3, n) is the tensor [n, 3] of a signature: the first index runs
+!>     fastest here and the last one there, so nothing is transposed, and the rows are the last
+!>     dimension here. A scalar is one row of a tensor [-1]. Messages show shapes as the signature.
+!>   - Kinds: logical(c_bool), integer(int8), (int16), (int32), (int64), real(real32), (real64).
+!>     integer(int8) also holds the bits of uint8, integer(int16) those of float16 and bfloat16.
+!>   - A section that is not contiguous is packed into memory of its own, and unpacked. All other
+!>     arrays take part in a call where they lie: until an asynchronous request has ended its
+!>     arrays must exist, its inputs must not change, its outputs must not be touched. Give them
+!>     the target or asynchronous attribute, and never give an expression.
+!>   - Communicators are integers, of mpif.h or module mpi, or type(MPI_Comm) of mpi_f08.
+module mpiserve
+  use, intrinsic :: iso_c_binding, only: c_char, c_double, c_f_pointer, c_int, c_int64_t, &
+    c_null_char, c_null_ptr, c_ptr
+  use mpiserve_c
+  implicit none
+  private
+
+  public :: mpiserve_ok, mpiserve_earg, mpiserve_estate, mpiserve_empi, mpiserve_enomem, &
+    mpiserve_ethread, mpiserve_eversion, mpiserve_econfig, mpiserve_enotfound, mpiserve_ename, &
+    mpiserve_edtype, mpiserve_eshape, mpiserve_erows, mpiserve_emodel, mpiserve_etimeout, &
+    mpiserve_ecancelled, mpiserve_epeer, mpiserve_eclosed, mpiserve_bool, mpiserve_uint8, &
+    mpiserve_int8, mpiserve_int16, mpiserve_int32, mpiserve_int64, mpiserve_float16, &
+    mpiserve_bfloat16, mpiserve_float32, mpiserve_float64, mpiserve_shared, mpiserve_rma, &
+    mpiserve_max_dims, mpiserve_max_tensors, mpiserve_name_size, mpiserve_forever
+  public :: request_stats, tensor, buffer
+  public :: input, output, mpiserve_last_error, mpiserve_strerror, mpiserve_version
+
+  !> One tensor of a signature. shape is as an array is declared here: the rows are last, -1.
+  type, public :: tensor_spec
+    character(len=:), allocatable :: name
+    integer(c_int) :: dtype = -1
+    integer(c_int64_t), allocatable :: shape(:)
+  end type tensor_spec
+
+  !> What is known of a service.
+  type, public :: service_info
+    character(len=:), allocatable :: name
+    character(len=:), allocatable :: engine     !< what runs the model, for people and logs
+    type(tensor_spec), allocatable :: inputs(:), outputs(:)
+    integer(c_int64_t) :: max_batch_rows = 0    !< of a request, too
+    integer(c_int) :: replicas = 0              !< that can serve
+    integer(c_int) :: head = -1                 !< the rank of the world that is asked
+    integer(c_int) :: transport = -1            !< mpiserve_shared or mpiserve_rma
+  end type service_info
+
+  !> An asynchronous request. Copies of it are the same request, which ends once.
+  type, public :: request
+    private
+    type(request_handle) :: handle
+  contains
+    procedure, private :: wait_forever, wait_within, wait_stats, test_plain, test_stats
+    !> wait([timeout, [stats,]] [ierr]): until it has ended, at most timeout seconds. Blocking.
+    generic :: wait => wait_forever, wait_within, wait_stats
+    !> test(done, [stats,] [ierr]): has it ended? Then ierr is how. Not blocking.
+    generic :: test => test_plain, test_stats
+    !> cancel([ierr]): give it up.
+    procedure :: cancel => request_cancel
+  end type request
+
+  !> A service of a session, which owns it.
+  type, public :: service
+    private
+    type(c_ptr) :: handle = c_null_ptr
+    type(c_ptr) :: session = c_null_ptr
+  contains
+    procedure, private :: infer_forever, infer_within, infer_stats
+    procedure, private :: infer_tensors_forever, infer_tensors_within, infer_tensors_stats
+    !> infer(input, output, [timeout, [stats,]] [ierr]): one input, one output. Blocking.
+    generic :: infer => infer_forever, infer_within, infer_stats
+    !> infer_tensors([input(a, "a"), ...], [output(b), ...], [timeout, [stats,]] [ierr]).
+    generic :: infer_tensors => infer_tensors_forever, infer_tensors_within, infer_tensors_stats
+    !> submit(input, output, request, [ierr]): begin. Never waits.
+    procedure :: submit => service_submit
+    !> submit_tensors([input(a), ...], [output(b), ...], request, [ierr]).
+    procedure :: submit_tensors => service_submit_tensors
+    !> describe(info, [ierr]): the signature and more. Local.
+    procedure :: describe => service_describe
+    !> buffer_take(rows, buffer, [ierr]), buffer_give(buffer, [ierr]): as in mpiserve.h.
+    procedure :: buffer_take => service_buffer_take
+    procedure :: buffer_give => service_buffer_give
+  end type service
+
+  !> A simulation rank's membership of a coupled world.
+  type, public :: session
+    private
+    type(c_ptr) :: handle = c_null_ptr
+  contains
+    !> open(world, [ierr]): join. Collective over world; returns when the services are ready.
+    procedure :: open => session_open
+    !> get_comm(comm, [ierr]): the communicator of the simulation ranks. Local.
+    procedure :: get_comm => session_get_comm
+    !> find(name, service, [ierr]): a service by name.
+    procedure :: find => session_find
+    !> count(n, [ierr]) and at(i, service, [ierr]): the services of the world, i from 1. Local.
+    procedure :: count => session_count
+    procedure :: at => session_at
+    !> fail(text, [ierr]): tell the others that this rank ended with an error; then close.
+    procedure :: fail => session_fail
+    !> close([ierr]): leave. Collective over world; waits for what is in flight.
+    procedure :: close => session_close
+  end type session
+
+contains
+
+  ! ---- texts and errors -----------------------------------------------------------------
+
+  !> The details of this thread's last failure.
+  function mpiserve_last_error() result(text)
+    character(len=:), allocatable :: text
+    text = from_c(c_last_error())
+  end function mpiserve_last_error
+
+  !> The fixed English text of a code.
+  function mpiserve_strerror(code) result(text)
+    integer, intent(in) :: code
+    character(len=:), allocatable :: text
+    text = from_c(c_strerror(int(code, c_int)))
+  end function mpiserve_strerror
+
+  !> "major.minor.patch" of the library that is loaded.
+  function mpiserve_version() result(text)
+    character(len=:), allocatable :: text
+    text = from_c(c_version())
+  end function mpiserve_version
+
+  function from_c(address) result(text)
+    type(c_ptr), intent(in) :: address
+    character(len=:), allocatable :: text
+    character(kind=c_char), pointer :: letters(:)
+    call c_f_pointer(address, letters, [c_strlen(address)])
+    text = joined(letters)
+  end function from_c
+
+  !> Letters up to the first zero.
+  pure function joined(letters) result(text)
+    character(kind=c_char), intent(in) :: letters(:)
+    character(len=:), allocatable :: text
+    integer :: i, n
+    n = size(letters)
+    do i = size(letters), 1, -1
+      if (letters(i) == c_null_char) n = i - 1
+    end do
+    allocate (character(len=n) :: text)
+    do i = 1, n
+      text(i:i) = letters(i)
+    end do
+  end function joined
+
+  subroutine finish(code, ierr)
+    integer(c_int), intent(in) :: code
+    integer, intent(out), optional :: ierr
+    if (present(ierr)) then
+      ierr = int(code)
+    else if (code /= mpiserve_ok) then
+      error stop "mpiserve: "//mpiserve_last_error()
+    end if
+  end subroutine finish
+
+  ! ---- tensors of a call ------------------------------------------------------------------
+
+  !> An input of infer_tensors or submit_tensors. Without a name its position says which.
+  function input(x, name) result(made)
+    type(*), dimension(..), intent(in) :: x
+    character(len=*), intent(in), optional :: name
+    type(tensor) :: made
+    if (present(name)) then
+      call c_array(x, trim(name)//c_null_char, made)
+    else
+      call c_array(x, c_null_char, made)
+    end if
+  end function input
+
+  !> An output of infer_tensors or submit_tensors.
+  function output(x, name) result(made)
+    type(*), dimension(..), intent(inout) :: x
+    character(len=*), intent(in), optional :: name
+    type(tensor) :: made
+    made = input(x, name)
+  end function output
+
+  ! ---- sessions ----------------------------------------------------------------------------
+
+  subroutine session_open(self, world, ierr)
+    class(session), intent(inout) :: self
+    type(*), dimension(..), intent(in) :: world
+    integer, intent(out), optional :: ierr
+    call finish(c_open(world, self%handle), ierr)
+  end subroutine session_open
+
+  subroutine session_get_comm(self, comm, ierr)
+    class(session), intent(in) :: self
+    type(*), dimension(..), intent(inout) :: comm
+    integer, intent(out), optional :: ierr
+    call finish(c_get_comm(self%handle, comm), ierr)
+  end subroutine session_get_comm
+
+  subroutine session_find(self, name, found, ierr)
+    class(session), intent(in) :: self
+    character(len=*), intent(in) :: name
+    type(service), intent(out) :: found
+    integer, intent(out), optional :: ierr
+    found%session = self%handle
+    call finish(c_find(self%handle, trim(name)//c_null_char, found%handle), ierr)
+  end subroutine session_find
+
+  subroutine session_count(self, n, ierr)
+    class(session), intent(in) :: self
+    integer, intent(out) :: n
+    integer, intent(out), optional :: ierr
+    integer(c_int) :: counted, code
+    counted = 0
+    code = c_count(self%handle, counted)
+    n = int(counted)
+    call finish(code, ierr)
+  end subroutine session_count
+
+  subroutine session_at(self, i, found, ierr)
+    class(session), intent(in) :: self
+    integer, intent(in) :: i
+    type(service), intent(out) :: found
+    integer, intent(out), optional :: ierr
+    found%session = self%handle
+    call finish(c_at(self%handle, int(i - 1, c_int), found%handle), ierr)
+  end subroutine session_at
+
+  subroutine session_fail(self, text, ierr)
+    class(session), intent(in) :: self
+    character(len=*), intent(in) :: text
+    integer, intent(out), optional :: ierr
+    call finish(c_fail(self%handle, trim(text)//c_null_char), ierr)
+  end subroutine session_fail
+
+  subroutine session_close(self, ierr)
+    class(session), intent(inout) :: self
+    integer, intent(out), optional :: ierr
+    call finish(c_close(self%handle), ierr)
+  end subroutine session_close
+
+  ! ---- services: requests ------------------------------------------------------------------
+
+  subroutine infer_forever(self, inputs, outputs, ierr)
+    class(service), intent(in) :: self
+    type(*), dimension(..), intent(in) :: inputs
+    type(*), dimension(..), intent(inout) :: outputs
+    integer, intent(out), optional :: ierr
+    call self%infer_tensors_forever([input(inputs)], [output(outputs)], ierr)
+  end subroutine infer_forever
+
+  subroutine infer_within(self, inputs, outputs, timeout, ierr)
+    class(service), intent(in) :: self
+    type(*), dimension(..), intent(in) :: inputs
+    type(*), dimension(..), intent(inout) :: outputs
+    real(c_double), intent(in) :: timeout
+    integer, intent(out), optional :: ierr
+    call self%infer_tensors_within([input(inputs)], [output(outputs)], timeout, ierr)
+  end subroutine infer_within
+
+  subroutine infer_stats(self, inputs, outputs, timeout, stats, ierr)
+    class(service), intent(in) :: self
+    type(*), dimension(..), intent(in) :: inputs
+    type(*), dimension(..), intent(inout) :: outputs
+    real(c_double), intent(in) :: timeout
+    type(request_stats), intent(inout) :: stats
+    integer, intent(out), optional :: ierr
+    call self%infer_tensors_stats([input(inputs)], [output(outputs)], timeout, stats, ierr)
+  end subroutine infer_stats
+
+  subroutine infer_tensors_forever(self, inputs, outputs, ierr)
+    class(service), intent(in) :: self
+    type(tensor), intent(in) :: inputs(:), outputs(:)
+    integer, intent(out), optional :: ierr
+    call self%infer_tensors_within(inputs, outputs, mpiserve_forever, ierr)
+  end subroutine infer_tensors_forever
+
+  subroutine infer_tensors_within(self, inputs, outputs, timeout, ierr)
+    class(service), intent(in) :: self
+    type(tensor), intent(in) :: inputs(:), outputs(:)
+    real(c_double), intent(in) :: timeout
+    integer, intent(out), optional :: ierr
+    call finish(c_infer(self%handle, size(inputs, kind=c_int), inputs, &
+      size(outputs, kind=c_int), outputs, timeout), ierr)
+  end subroutine infer_tensors_within
+
+  subroutine infer_tensors_stats(self, inputs, outputs, timeout, stats, ierr)
+    class(service), intent(in) :: self
+    type(tensor), intent(in) :: inputs(:), outputs(:)
+    real(c_double), intent(in) :: timeout
+    type(request_stats), intent(inout) :: stats
+    integer, intent(out), optional :: ierr
+    call finish(c_infer(self%handle, size(inputs, kind=c_int), inputs, &
+      size(outputs, kind=c_int), outputs, timeout, stats), ierr)
+  end subroutine infer_tensors_stats
+
+  subroutine service_submit(self, inputs, outputs, pending, ierr)
+    class(service), intent(in) :: self
+    type(*), dimension(..), intent(in) :: inputs
+    type(*), dimension(..), intent(inout) :: outputs
+    type(request), intent(out) :: pending
+    integer, intent(out), optional :: ierr
+    call self%submit_tensors([input(inputs)], [output(outputs)], pending, ierr)
+  end subroutine service_submit
+
+  subroutine service_submit_tensors(self, inputs, outputs, pending, ierr)
+    class(service), intent(in) :: self
+    type(tensor), intent(in) :: inputs(:), outputs(:)
+    type(request), intent(out) :: pending
+    integer, intent(out), optional :: ierr
+    call finish(c_submit(self%session, self%handle, size(inputs, kind=c_int), inputs, &
+      size(outputs, kind=c_int), outputs, pending%handle), ierr)
+  end subroutine service_submit_tensors
+
+  subroutine wait_forever(self, ierr)
+    class(request), intent(inout) :: self
+    integer, intent(out), optional :: ierr
+    call finish(c_wait(self%handle, mpiserve_forever), ierr)
+  end subroutine wait_forever
+
+  subroutine wait_within(self, timeout, ierr)
+    class(request), intent(inout) :: self
+    real(c_double), intent(in) :: timeout
+    integer, intent(out), optional :: ierr
+    call finish(c_wait(self%handle, timeout), ierr)
+  end subroutine wait_within
+
+  subroutine wait_stats(self, timeout, stats, ierr)
+    class(request), intent(inout) :: self
+    real(c_double), intent(in) :: timeout
+    type(request_stats), intent(inout) :: stats
+    integer, intent(out), optional :: ierr
+    call finish(c_wait(self%handle, timeout, stats), ierr)
+  end subroutine wait_stats
+
+  subroutine test_plain(self, done, ierr)
+    class(request), intent(inout) :: self
+    logical, intent(out) :: done
+    integer, intent(out), optional :: ierr
+    integer(c_int) :: ended, code
+    code = c_test(self%handle, ended)
+    done = ended /= 0
+    call finish(code, ierr)
+  end subroutine test_plain
+
+  subroutine test_stats(self, done, stats, ierr)
+    class(request), intent(inout) :: self
+    logical, intent(out) :: done
+    type(request_stats), intent(inout) :: stats
+    integer, intent(out), optional :: ierr
+    integer(c_int) :: ended, code
+    code = c_test(self%handle, ended, stats)
+    done = ended /= 0
+    call finish(code, ierr)
+  end subroutine test_stats
+
+  subroutine request_cancel(self, ierr)
+    class(request), intent(inout) :: self
+    integer, intent(out), optional :: ierr
+    call finish(c_cancel(self%handle), ierr)
+  end subroutine request_cancel
+
+  ! ---- services: what they are, and their memory --------------------------------------------
+
+  subroutine service_describe(self, info, ierr)
+    class(service), intent(in) :: self
+    type(service_info), intent(out) :: info
+    integer, intent(out), optional :: ierr
+    character(kind=c_char) :: name(mpiserve_name_size), engine(mpiserve_name_size)
+    integer(c_int) :: n_inputs, n_outputs, code
+    code = c_describe(self%handle, name, engine, n_inputs, n_outputs, info%max_batch_rows, &
+      info%replicas, info%head, info%transport)
+    if (code == mpiserve_ok) then
+      info%name = joined(name)
+      info%engine = joined(engine)
+      call read_specs(self%handle, 0_c_int, n_inputs, info%inputs)
+      call read_specs(self%handle, 1_c_int, n_outputs, info%outputs)
+    end if
+    call finish(code, ierr)
+  end subroutine service_describe
+
+  subroutine read_specs(handle, is_output, n, specs)
+    type(c_ptr), intent(in) :: handle
+    integer(c_int), intent(in) :: is_output, n
+    type(tensor_spec), allocatable, intent(out) :: specs(:)
+    character(kind=c_char) :: name(mpiserve_name_size)
+    integer(c_int64_t) :: shape(mpiserve_max_dims)
+    integer(c_int) :: i, ndim, code
+    allocate (specs(n))
+    do i = 1, n
+      code = c_spec(handle, is_output, i - 1_c_int, name, specs(i)%dtype, ndim, shape)
+      if (code /= mpiserve_ok) return
+      specs(i)%name = joined(name)
+      specs(i)%shape = shape(:ndim)
+    end do
+  end subroutine read_specs
+
+  subroutine service_buffer_take(self, rows, taken, ierr)
+    class(service), intent(in) :: self
+    integer, intent(in) :: rows
+    type(buffer), intent(out) :: taken
+    integer, intent(out), optional :: ierr
+    call finish(c_buffer_take(self%handle, int(rows, c_int64_t), taken), ierr)
+  end subroutine service_buffer_take
+
+  subroutine service_buffer_give(self, taken, ierr)
+    class(service), intent(in) :: self
+    type(buffer), intent(inout) :: taken
+    integer, intent(out), optional :: ierr
+    call finish(c_buffer_give(self%handle, taken), ierr)
+  end subroutine service_buffer_give
+end module mpiserve

@@ -1,0 +1,267 @@
+!> What module mpiserve needs of C: the codes and numbers of mpiserve.h, the types that both
+!> sides see, and the functions of descriptors.c. Programs use module mpiserve.
+module mpiserve_c
+  use, intrinsic :: iso_c_binding, only: c_char, c_double, c_int, c_int32_t, c_int64_t, &
+    c_null_ptr, c_ptr, c_size_t
+  implicit none
+  public
+
+  !> Codes.
+  integer(c_int), parameter :: mpiserve_ok = 0
+  integer(c_int), parameter :: mpiserve_earg = -1
+  integer(c_int), parameter :: mpiserve_estate = -2
+  integer(c_int), parameter :: mpiserve_empi = -3
+  integer(c_int), parameter :: mpiserve_enomem = -4
+  integer(c_int), parameter :: mpiserve_ethread = -5
+  integer(c_int), parameter :: mpiserve_eversion = -6
+  integer(c_int), parameter :: mpiserve_econfig = -7
+  integer(c_int), parameter :: mpiserve_enotfound = -8
+  integer(c_int), parameter :: mpiserve_ename = -9
+  integer(c_int), parameter :: mpiserve_edtype = -10
+  integer(c_int), parameter :: mpiserve_eshape = -11
+  integer(c_int), parameter :: mpiserve_erows = -12
+  integer(c_int), parameter :: mpiserve_emodel = -13
+  integer(c_int), parameter :: mpiserve_etimeout = -14
+  integer(c_int), parameter :: mpiserve_ecancelled = -15
+  integer(c_int), parameter :: mpiserve_epeer = -16
+  integer(c_int), parameter :: mpiserve_eclosed = -17
+
+  !> Dtypes.
+  integer(c_int), parameter :: mpiserve_bool = 0
+  integer(c_int), parameter :: mpiserve_uint8 = 1
+  integer(c_int), parameter :: mpiserve_int8 = 2
+  integer(c_int), parameter :: mpiserve_int16 = 3
+  integer(c_int), parameter :: mpiserve_int32 = 4
+  integer(c_int), parameter :: mpiserve_int64 = 5
+  integer(c_int), parameter :: mpiserve_float16 = 6
+  integer(c_int), parameter :: mpiserve_bfloat16 = 7
+  integer(c_int), parameter :: mpiserve_float32 = 8
+  integer(c_int), parameter :: mpiserve_float64 = 9
+
+  !> How a service is reached, and limits.
+  integer(c_int), parameter :: mpiserve_shared = 0
+  integer(c_int), parameter :: mpiserve_rma = 1
+  integer, parameter :: mpiserve_max_dims = 8
+  integer, parameter :: mpiserve_max_tensors = 16
+  integer, parameter :: mpiserve_name_size = 64
+  real(c_double), parameter :: mpiserve_forever = -1.0_c_double
+
+  !> What is known of an answered request: rows, and nanoseconds.
+  type, bind(c) :: request_stats
+    integer(c_int64_t) :: rows            !< of the request
+    integer(c_int64_t) :: batch_rows      !< of the batch in which it was computed
+    integer(c_int64_t) :: batch_requests  !< requests of that batch
+    integer(c_int64_t) :: queue_ns        !< at the head, from taken to batch closed
+    integer(c_int64_t) :: compute_ns      !< the model, for the whole batch
+    integer(c_int64_t) :: total_ns        !< at the client, from submit to reply seen
+  end type request_stats
+
+  !> One tensor of a call: what input() and output() make.
+  type, bind(c) :: tensor
+    private
+    type(c_ptr) :: base
+    integer(c_int64_t) :: bytes
+    integer(c_int32_t) :: cfi_type
+    integer(c_int32_t) :: rank
+    integer(c_int64_t) :: extents(mpiserve_max_dims)
+    integer(c_int64_t) :: strides(mpiserve_max_dims)
+    character(kind=c_char) :: name(mpiserve_name_size)
+  end type tensor
+
+  !> In-place memory of a service; see mpiserve_buffer_take() in mpiserve.h.
+  type, bind(c) :: buffer
+    integer(c_int64_t) :: id = 0
+    integer(c_int64_t) :: rows = 0
+    type(c_ptr) :: inputs(mpiserve_max_tensors)   !< for c_f_pointer(b%inputs(1), x, [3, n])
+    type(c_ptr) :: outputs(mpiserve_max_tensors)
+  end type buffer
+
+  !> A request, for both sides.
+  type, bind(c) :: request_handle
+    type(c_ptr) :: session = c_null_ptr
+    integer(c_int64_t) :: id = 0
+  end type request_handle
+
+  interface
+    subroutine c_array(x, name, made) bind(c, name="mpiserve_fortran_array")
+      import :: c_char, tensor
+      implicit none
+      type(*), dimension(..), intent(in) :: x
+      character(kind=c_char), intent(in) :: name(*)
+      type(tensor), intent(out) :: made
+    end subroutine c_array
+
+    function c_infer(service, n_inputs, inputs, n_outputs, outputs, timeout, stats) &
+        result(code) bind(c, name="mpiserve_fortran_infer")
+      import :: c_double, c_int, c_ptr, request_stats, tensor
+      implicit none
+      type(c_ptr), value :: service
+      integer(c_int), value :: n_inputs, n_outputs
+      type(tensor), intent(in) :: inputs(*), outputs(*)
+      real(c_double), value :: timeout
+      type(request_stats), intent(inout), optional :: stats
+      integer(c_int) :: code
+    end function c_infer
+
+    function c_submit(session, service, n_inputs, inputs, n_outputs, outputs, made) &
+        result(code) bind(c, name="mpiserve_fortran_submit")
+      import :: c_int, c_ptr, request_handle, tensor
+      implicit none
+      type(c_ptr), value :: session, service
+      integer(c_int), value :: n_inputs, n_outputs
+      type(tensor), intent(in) :: inputs(*), outputs(*)
+      type(request_handle), intent(out) :: made
+      integer(c_int) :: code
+    end function c_submit
+
+    function c_wait(handle, timeout, stats) result(code) bind(c, name="mpiserve_fortran_wait")
+      import :: c_double, c_int, request_handle, request_stats
+      implicit none
+      type(request_handle), intent(inout) :: handle
+      real(c_double), value :: timeout
+      type(request_stats), intent(inout), optional :: stats
+      integer(c_int) :: code
+    end function c_wait
+
+    function c_test(handle, done, stats) result(code) bind(c, name="mpiserve_fortran_test")
+      import :: c_int, request_handle, request_stats
+      implicit none
+      type(request_handle), intent(inout) :: handle
+      integer(c_int), intent(out) :: done
+      type(request_stats), intent(inout), optional :: stats
+      integer(c_int) :: code
+    end function c_test
+
+    function c_cancel(handle) result(code) bind(c, name="mpiserve_fortran_cancel")
+      import :: c_int, request_handle
+      implicit none
+      type(request_handle), intent(inout) :: handle
+      integer(c_int) :: code
+    end function c_cancel
+
+    function c_open(world, session) result(code) bind(c, name="mpiserve_fortran_open")
+      import :: c_int, c_ptr
+      implicit none
+      type(*), dimension(..), intent(in) :: world
+      type(c_ptr), intent(out) :: session
+      integer(c_int) :: code
+    end function c_open
+
+    function c_get_comm(session, comm) result(code) bind(c, name="mpiserve_fortran_get_comm")
+      import :: c_int, c_ptr
+      implicit none
+      type(c_ptr), value :: session
+      type(*), dimension(..), intent(in) :: comm
+      integer(c_int) :: code
+    end function c_get_comm
+
+    function c_close(session) result(code) bind(c, name="mpiserve_fortran_close")
+      import :: c_int, c_ptr
+      implicit none
+      type(c_ptr), value :: session
+      integer(c_int) :: code
+    end function c_close
+
+    function c_fail(session, text) result(code) bind(c, name="mpiserve_fortran_fail")
+      import :: c_char, c_int, c_ptr
+      implicit none
+      type(c_ptr), value :: session
+      character(kind=c_char), intent(in) :: text(*)
+      integer(c_int) :: code
+    end function c_fail
+
+    function c_find(session, name, service) result(code) bind(c, name="mpiserve_fortran_find")
+      import :: c_char, c_int, c_ptr
+      implicit none
+      type(c_ptr), value :: session
+      character(kind=c_char), intent(in) :: name(*)
+      type(c_ptr), intent(inout) :: service
+      integer(c_int) :: code
+    end function c_find
+
+    function c_count(session, n) result(code) bind(c, name="mpiserve_fortran_count")
+      import :: c_int, c_ptr
+      implicit none
+      type(c_ptr), value :: session
+      integer(c_int), intent(inout) :: n
+      integer(c_int) :: code
+    end function c_count
+
+    function c_at(session, i, service) result(code) bind(c, name="mpiserve_fortran_at")
+      import :: c_int, c_ptr
+      implicit none
+      type(c_ptr), value :: session
+      integer(c_int), value :: i
+      type(c_ptr), intent(inout) :: service
+      integer(c_int) :: code
+    end function c_at
+
+    function c_describe(service, name, engine, n_inputs, n_outputs, max_batch_rows, replicas, &
+        head, transport) result(code) bind(c, name="mpiserve_fortran_describe")
+      import :: c_char, c_int, c_int64_t, c_ptr
+      implicit none
+      type(c_ptr), value :: service
+      character(kind=c_char), intent(inout) :: name(*), engine(*)
+      integer(c_int), intent(inout) :: n_inputs, n_outputs, replicas, head, transport
+      integer(c_int64_t), intent(inout) :: max_batch_rows
+      integer(c_int) :: code
+    end function c_describe
+
+    function c_spec(service, is_output, i, name, dtype, ndim, shape) result(code) &
+        bind(c, name="mpiserve_fortran_spec")
+      import :: c_char, c_int, c_int64_t, c_ptr
+      implicit none
+      type(c_ptr), value :: service
+      integer(c_int), value :: is_output, i
+      character(kind=c_char), intent(inout) :: name(*)
+      integer(c_int), intent(inout) :: dtype, ndim
+      integer(c_int64_t), intent(inout) :: shape(*)
+      integer(c_int) :: code
+    end function c_spec
+
+    function c_buffer_take(service, rows, taken) result(code) &
+        bind(c, name="mpiserve_fortran_buffer_take")
+      import :: buffer, c_int, c_int64_t, c_ptr
+      implicit none
+      type(c_ptr), value :: service
+      integer(c_int64_t), value :: rows
+      type(buffer), intent(inout) :: taken
+      integer(c_int) :: code
+    end function c_buffer_take
+
+    function c_buffer_give(service, taken) result(code) &
+        bind(c, name="mpiserve_fortran_buffer_give")
+      import :: buffer, c_int, c_ptr
+      implicit none
+      type(c_ptr), value :: service
+      type(buffer), intent(inout) :: taken
+      integer(c_int) :: code
+    end function c_buffer_give
+
+    function c_last_error() result(text) bind(c, name="mpiserve_fortran_last_error")
+      import :: c_ptr
+      implicit none
+      type(c_ptr) :: text
+    end function c_last_error
+
+    function c_strerror(code) result(text) bind(c, name="mpiserve_strerror")
+      import :: c_int, c_ptr
+      implicit none
+      integer(c_int), value :: code
+      type(c_ptr) :: text
+    end function c_strerror
+
+    function c_version() result(text) bind(c, name="mpiserve_version")
+      import :: c_ptr
+      implicit none
+      type(c_ptr) :: text
+    end function c_version
+
+    function c_strlen(text) result(n) bind(c, name="strlen")
+      import :: c_ptr, c_size_t
+      implicit none
+      type(c_ptr), value :: text
+      integer(c_size_t) :: n
+    end function c_strlen
+  end interface
+end module mpiserve_c
