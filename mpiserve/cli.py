@@ -1,4 +1,4 @@
-"""`python -m mpiserve`: run, serve, check, plan, jobscript, config, bench, info."""
+"""`python -m mpiserve`: run, serve, check, plan, jobscript, config, bench, doctor, info."""
 
 from __future__ import annotations
 
@@ -161,6 +161,22 @@ def bench(
         print(f"mpiserve: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
     raise typer.Exit(program.bench(quick, json, plots))
+
+
+@app.command()
+def doctor(
+    config: Annotated[
+        str | None, typer.Argument(metavar="[CONFIG]", help="Its windows count.")
+    ] = None,
+) -> None:
+    """Look for what is wrong with a set-up, on the ranks that it is started on."""
+    checked = _checked(config) if config else None
+    try:
+        from mpiserve import doctor as program
+    except (Error, ImportError) as error:
+        print(f"mpiserve: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    raise typer.Exit(program.doctor(checked))
 
 
 @app.command()

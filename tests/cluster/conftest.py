@@ -44,9 +44,15 @@ def on_hosts(cluster: hosts.Hosts, tmp_path: Path) -> Any:
         *programs: list[Any],
         timeout: float = 60,
         env: dict[str, str] | None = None,
-        before: Any = None,
     ) -> Any:
-        settings = mpijob.settings() | {"MPISERVE_TRANSPORT": "auto"} | (env or {})
+        usual = {
+            "MPISERVE_TRANSPORT": "auto",
+            # Open MPI 5 with :oversubscribe places each program of an MPMD job anew, on the first
+            # host. There are slots for all here, so it does not know that they exceed the cores.
+            "PRTE_MCA_rmaps_default_mapping_policy": "slot",
+            "OMPI_MCA_mpi_yield_when_idle": "1",
+        }
+        settings = mpijob.settings() | usual | (env or {})
         command = [
             settings["MPIEXEC"],
             *launcher_flags(cluster, slots, tmp_path),
@@ -84,8 +90,6 @@ def launcher_flags(cluster: hosts.Hosts, slots: Mapping[str, int], folder: Path)
         agent = ["--mca", "plm_rsh_agent", shell, "--mca", "oob_tcp_if_include", network]
     return [
         *agent,
-        "--map-by",
-        "slot:oversubscribe",
         "--hostfile",
         str(file),
         "--mca",

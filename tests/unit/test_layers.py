@@ -22,6 +22,8 @@ PYTHON = {
     "partition": BASE,
     "plan": BASE | {"partition"},
     "jobscript": {"errors", "partition", "plan"},
+    "findings": {"_check"},
+    "doctor": BASE | {"_broker", "_check", "findings", "server"},
     "backends.base": BASE,
     "backends.torch_backend": BASE | {"backends.base"},
     "backends.deepspeed_backend": BASE | {"backends.base", "backends.torch_backend"},
