@@ -65,6 +65,7 @@ PYTHON = {
     | {
         "plan",
         "jobscript",
+        "doctor",
         "_broker",
         "_check",
         "partition",
