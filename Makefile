@@ -22,11 +22,11 @@ EXAMPLE := examples/01_reacting_flow
 FORTRAN := $(foreach name,openmpi mpich,$(if $(shell command -v mpifort.$(name)),system-$(name)))
 
 BUILT_FROM := setup.py pyproject.toml $(wildcard csrc/*.[ch] csrc/*.map csrc/*/*.[ch] csrc/Makefile csrc/fortran/*.f90 \
-    csrc/install/*.in \
+    csrc/install/*.in csrc/preload/*.py \
     mpiserve/*.px[di] mpiserve/*.pyx mpiserve/*/*.pyx)
 INSTALLED := $(BUILT_FROM) $(shell find mpiserve -name '*.py' -o -name '*.pyi')
-C_FILES := csrc/*.[ch] csrc/include/*.h csrc/bench/*.[ch] csrc/fortran/*.c $(wildcard tests/c/*.[ch] tests/c/*/*.h examples/*/*.c)
-PY_FILES := setup.py mpiserve tests examples
+C_FILES := csrc/*.[ch] csrc/include/*.h csrc/bench/*.[ch] csrc/fortran/*.c csrc/preload/*.[ch] $(wildcard tests/c/*.[ch] tests/c/*/*.h tests/legacy/*.c examples/*/*.c)
+PY_FILES := setup.py csrc mpiserve tests examples
 SHELL_FILES := .ci/run $(wildcard tests/*.sh) $(wildcard jobscripts/*)
 
 .DELETE_ON_ERROR:

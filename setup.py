@@ -89,6 +89,7 @@ class BuildExt(build_ext):
         """Let csrc/Makefile build what C and Fortran use too, and install it into the package."""
         build = Path(self.build_temp, "csrc").resolve()
         settings = [f"MPICC={mpicc}", f"BUILD={build}", f"PREFIX={package.resolve()}"]
+        settings.append(f"PYTHON={sys.executable}")
         settings.append(f"CFLAGS={shlex.join(user_flags())}")
         command = ["make", "-C", "csrc", "install", *settings]
         self.announce(shlex.join(command), level=2)

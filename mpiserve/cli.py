@@ -128,12 +128,15 @@ def config(
     pkg_config_dir: Annotated[
         bool, typer.Option("--pkg-config-dir", help="For PKG_CONFIG_PATH.")
     ] = False,
+    world: Annotated[
+        bool, typer.Option("--world", help="The library to preload: see docs/running.md.")
+    ] = False,
 ) -> None:
     """Print what a program in C, C++ or Fortran is compiled and linked with, on one line."""
     from mpiserve import programs
 
     wanted = {name for name, asked in locals().items() if asked is True}
-    order = ("cflags", "fflags", "libs", "flibs", "cmake_dir", "pkg_config_dir")
+    order = ("cflags", "fflags", "libs", "flibs", "cmake_dir", "pkg_config_dir", "world")
     if not wanted:
         print("mpiserve: config prints what its options ask for: see --help", file=sys.stderr)
         raise typer.Exit(2)

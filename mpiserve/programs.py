@@ -55,6 +55,18 @@ def pkg_config_dir() -> str:
     return str(LIB / "pkgconfig")
 
 
+def world() -> str:
+    """The library for LD_PRELOAD of codes that say MPI_COMM_WORLD.
+
+    Raises:
+        Error: With code ENOTFOUND, if it was not built.
+    """
+    library = LIB / "libmpiserve_world.so"
+    if not library.exists():
+        raise Error(Code.ENOTFOUND, f"{library.name} was not built: that takes python3")
+    return str(library)
+
+
 def _require(file: Path, remedy: str) -> None:
     if not file.exists():
         text = f"{file.name} was not built: install gfortran and build mpiserve anew, or {remedy}"
