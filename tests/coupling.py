@@ -67,12 +67,29 @@ def is_mpich() -> bool:
     return mpijob.flavour(mpijob.mpiexec()) == "mpich"
 
 
-def compile_simulation(source: Path) -> Path:
+def compile_simulation(source: Path, *flags: str) -> Path:
     """Compile a C simulation as a user does, with the installed package."""
+    flags = (*flags, *programs.cflags().split(), *programs.libs().split())
+    return compiled(
+        [Target("", Path(sys.prefix)).mpicc, "-std=c11", "-Wall", "-Wextra"], source, flags
+    )
+
+
+def compile_fortran(source: Path, *flags: str) -> Path:
+    """The same for a Fortran simulation, with the wrapper of this environment's MPI."""
+    flags = (*flags, *programs.fflags().split(), *programs.flibs().split())
+    command = [f"{sys.prefix}/bin/mpifort", "-std=f2018", "-Wall", "-Werror", "-g"]
+    return compiled(command, source, flags)
+
+
+def compiled(command: list[str], source: Path, flags: tuple[str, ...]) -> Path:
     program = source.with_suffix("")
-    flags = [*programs.cflags().split(), *programs.libs().split()]
-    command = [Target("", Path(sys.prefix)).mpicc, "-std=c11", "-Wall", "-Wextra", str(source)]
-    done = subprocess.run([*command, *flags, "-o", program], capture_output=True, text=True)
+    done = subprocess.run(
+        [*command, str(source), *flags, "-o", program],
+        capture_output=True,
+        text=True,
+        cwd=source.parent,
+    )
     assert done.returncode == 0 and not done.stderr, done.stderr
     return program
 

@@ -1,0 +1,29 @@
+"""Arrays of every kind, of ranks 0 to 7, whole and in sections, equal to what Python computes."""
+
+import numpy as np
+import pytest
+from coupling import SERVE, compile_fortran
+from fortran import arrays
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("arrays")
+    (folder / "arrays.f90").write_text(arrays.program())
+    return compile_fortran(folder / "arrays.f90")
+
+
+@pytest.mark.parametrize("rank", arrays.RANKS)
+def test_every_kind(program, mpiexec, tmp_path, rank):
+    (tmp_path / "model.py").write_text(arrays.MODEL)
+    (tmp_path / "c.toml").write_text(arrays.config(rank))
+    done = mpiexec(["-n", 1, program, rank, ":", "-n", 1, *SERVE, "c.toml"])
+    assert done.returncode == 0
+    with open(tmp_path / f"seen.{rank}", "rb") as file:
+        seen = arrays.read(file, rank)
+        assert not file.read()
+    assert len(seen) == 3 * 10
+    wrong = [array[:2] for array in seen if not np.array_equal(array.after, array.expected)]
+    assert not wrong
+    # Else nothing would have been shown.
+    assert all(len(np.unique(array.given)) > 1 for array in seen if array.given.size > 1)
