@@ -153,17 +153,20 @@ def bench(
     json: Annotated[
         str | None, typer.Option("--json", metavar="FILE", help="Write all rows to FILE.")
     ] = None,
+    hosts: Annotated[
+        bool, typer.Option("--hosts", help="2 ranks of two nodes: measure the wire between them.")
+    ] = False,
     plots: Annotated[
         str | None, typer.Option("--plots", metavar="DIR", help="Draw pictures into DIR.")
     ] = None,
 ) -> None:
-    """Measure mpiserve beside the floors and the rivals, on 2 ranks of one node."""
+    """Measure mpiserve beside the floors and the rivals, on 2 ranks of one node, or of two."""
     try:
         from mpiserve.bench import main as program
     except Error as error:  # as in _exit
         print(f"mpiserve: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
-    raise typer.Exit(program.bench(quick, json, plots))
+    raise typer.Exit(program.bench(quick, json, plots, hosts))
 
 
 @app.command()

@@ -14,6 +14,11 @@
 const char *bench_floor_rma(MPI_Comm comm, int64_t bytes, int64_t warm, int64_t rounds,
                             int64_t *samples);
 
+/* Into and out of the window of rank 1, which only makes progress: Put and flush, Get and
+ * flush. */
+const char *bench_floor_put_get(MPI_Comm comm, int64_t bytes, int64_t warm, int64_t rounds,
+                                int64_t *samples);
+
 /* Two atomic words on cache lines of their own, in memory that both ranks share.
  * bytes is that of a word: 8. */
 const char *bench_floor_flag(MPI_Comm comm, int64_t bytes, int64_t warm, int64_t rounds,

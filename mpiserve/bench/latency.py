@@ -33,6 +33,8 @@ from mpiserve.session import Session
 BACKENDS = ("echo", "torch")
 CLIENTS = ("c", "python")
 MEMORIES = ("user", "in_place")
+WIRE = {"transport": "rma", "memory": "user"}  # all that differs between nodes
+WIRE_FLOORS = ("floor_rma", "floor_put_get")
 WORD = 8  # bytes of a double, and of the flag floor
 
 Samples = dict[int, np.ndarray]  # nanoseconds, by bytes; only what rank 0 returns counts
@@ -55,13 +57,39 @@ def measure(comm: MPI.Comm, plan: Plan, progress: Progress) -> list[dict[str, An
     """Measure all cases in turns. Collective over 2 ranks; rank 0 gets the rows."""
     with rivals.available(comm, progress) as others:
         cases = [*floors(), *rival_cases(others), *coupled_cases(plan.sizes), *network_cases()]
-        samples: dict[tuple[int, int], list[np.ndarray]] = defaultdict(list)
-        progress.begin("latency", plan.repetitions * len(cases))
-        for _ in range(plan.repetitions):
-            for number, case in enumerate(cases):
-                progress.step(case.title)
-                for size, found in case.measure(comm, plan).items():
-                    samples[number, size].append(found)
+        return in_turns(comm, plan, progress, cases)
+
+
+def measure_wire(comm: MPI.Comm, plan: Plan, progress: Progress) -> list[dict[str, Any]]:
+    """Measure what goes from node to node. Collective over 2 ranks; rank 0 gets the rows."""
+    cases = [case for case in floors() if case.measure is not flag]
+    cases.append(Case({"case": "floor_put_get"}, each_size(_native.floor_put_get)))
+    cases += [case for case in coupled_cases(plan.sizes) if WIRE.items() <= case.labels.items()]
+    rows = in_turns(comm, plan, progress, cases)
+    return rows + [ratio for floor in WIRE_FLOORS for ratio in over(floor, rows)]
+
+
+def over(floor: str, rows: list[dict[str, Any]]) -> Iterable[dict[str, Any]]:
+    """Give how many times a floor's round trip mpiserve takes."""
+    p50 = {row["bytes"]: row["p50_us"] for row in rows if row["case"] == floor}
+    for row in rows:
+        if row["case"] == "mpiserve":
+            labels = {key: row[key] for key in ("client", "backend", "bytes")}
+            value = row["p50_us"] / p50[row["bytes"]]
+            yield {"case": f"over_{floor}", **labels, "value": value, "unit": "x"}
+
+
+def in_turns(
+    comm: MPI.Comm, plan: Plan, progress: Progress, cases: list[Case]
+) -> list[dict[str, Any]]:
+    """Measure cases in turns. Collective over 2 ranks; rank 0 gets the rows."""
+    samples: dict[tuple[int, int], list[np.ndarray]] = defaultdict(list)
+    progress.begin("latency", plan.repetitions * len(cases))
+    for _ in range(plan.repetitions):
+        for number, case in enumerate(cases):
+            progress.step(case.title)
+            for size, found in case.measure(comm, plan).items():
+                samples[number, size].append(found)
     if comm.rank > 0:
         return []
     return [

@@ -23,14 +23,14 @@ PAIR, CREW = 2, 4  # ranks: one client and one server; three clients and one ser
 LIMIT = 1200.0  # seconds for the second job
 
 
-def bench(quick: bool, json_file: str | None, plots: str | None) -> int:
+def bench(quick: bool, json_file: str | None, plots: str | None, hosts: bool = False) -> int:
     """Measure, print tables, and write what was asked for; give the exit status.
 
     A world of two ranks measures everything: it starts the job of four itself, when
     its own MPI is over. A world of four measures only what needs four.
     """
     comm = MPI.COMM_WORLD
-    problem = wrong(comm, plots)
+    problem = wrong(comm, plots, hosts)
     if problem:
         if comm.rank == 0:
             print(f"mpiserve: {problem}", file=sys.stderr)
@@ -39,8 +39,9 @@ def bench(quick: bool, json_file: str | None, plots: str | None) -> int:
     report: Row = {"machine": machine(), "mpi": _broker.mpi_runtime(), "rows": []}
     with Progress(shown=first) as progress:
         try:
-            measure(comm, plan(quick), progress, report["rows"])
-            failed = afterwards(plan(quick), progress, report["rows"]) if first and pair else None
+            measure(comm, plan(quick, hosts), progress, report["rows"], hosts)
+            more = first and pair and not hosts
+            failed = afterwards(plan(quick), progress, report["rows"]) if more else None
         except BaseException as error:
             give_up(comm, error)
             return FAILURE
@@ -51,19 +52,25 @@ def bench(quick: bool, json_file: str | None, plots: str | None) -> int:
     return FAILURE if failed else OK
 
 
-def wrong(comm: MPI.Comm, plots: str | None) -> str | None:
+def wrong(comm: MPI.Comm, plots: str | None, hosts: bool) -> str | None:
     """Say what keeps the bench from starting, if anything does."""
     try:
         check_world(comm)
     except Error as error:
         return error.text
+    if hosts and comm.size != PAIR:
+        return f"bench --hosts takes {PAIR} ranks, not {comm.size}"
     if comm.size not in (PAIR, CREW):
         return f"bench takes {PAIR} ranks (or {CREW}, for lock-step alone), not {comm.size}"
     node = comm.Split_type(MPI.COMM_TYPE_SHARED)
     alone = node.size < comm.size
     node.Free()
-    if alone:
-        return "bench takes ranks of one node"
+    if alone and not hosts:
+        return "bench takes ranks of one node, but with --hosts"
+    if hosts and not alone:
+        return "bench --hosts takes ranks of two nodes"
+    if hosts and plots:
+        return "bench --hosts draws no plots"
     if plots and not version("matplotlib"):
         return "--plots needs matplotlib: pip install 'mpiserve[bench]'"
     return None
@@ -79,9 +86,13 @@ def give_up(comm: MPI.Comm, error: BaseException) -> None:
         comm.Abort(FAILURE)
 
 
-def measure(comm: MPI.Comm, plan: Plan, progress: Progress, rows: list[Row]) -> None:
+def measure(
+    comm: MPI.Comm, plan: Plan, progress: Progress, rows: list[Row], hosts: bool = False
+) -> None:
     """Measure what needs this world, and end its MPI; rank 0 gets the rows."""
-    if comm.size == CREW:
+    if hosts:
+        rows += latency.measure_wire(comm, plan, progress)
+    elif comm.size == CREW:
         rows += lockstep.measure(comm, plan, progress)
     else:
         rows += latency.measure(comm, plan, progress)

@@ -18,6 +18,9 @@ FULL = {
 }
 QUICK = {8: 200, KIB: 200, MIB: 20}
 
+# Over a network, where a round is ten times as long.
+HOSTS = {8: 4000, KIB: 4000, 64 * KIB: 1000, 4 * MIB: 100}
+
 LEAST_WARM = 5  # more than a lane has slots, so that all of them have been used
 LEAST_ROUNDS = 4
 
@@ -53,6 +56,8 @@ class Plan:
         return max(LEAST_WARM, rounds // 10), rounds
 
 
-def plan(quick: bool) -> Plan:
-    """Return the plan of a quick or a full run."""
-    return Plan(QUICK, 1, quick=True) if quick else Plan(FULL, 5)
+def plan(quick: bool, hosts: bool = False) -> Plan:
+    """Return the plan of a quick or a full run, on one node or between two."""
+    if quick:
+        return Plan(QUICK, 1, quick=True)
+    return Plan(HOSTS if hosts else FULL, 5)
