@@ -28,8 +28,10 @@ BOTH = {"MPI_Comm_set_errhandler", "MPI_Errhandler_set"}
 ASK_BOTH = {"MPI_Comm_get_attr", "MPI_Attr_get"}
 
 # Names in mpif.h and module mpi, as compilers differ in them, then in module mpi_f08: with and
-# without descriptors. Functions with large counts are overloads there.
+# without descriptors. Functions with large counts are overloads there, those that take a c_ptr
+# for memory are overloads in module mpi.
 FORTRAN = ("{lower}_", "{lower}__", "{lower}", "{upper}", "{lower}_f08_", "{lower}_f08ts_")
+FORTRAN_POINTER = ("{lower}_cptr_", "{lower}_cptr__", "{lower}_cptr", "{upper}_CPTR")
 FORTRAN_LARGE = ("{lower}_f08_large_", "{lower}_f08ts_large_")
 
 HEAD = """\
@@ -170,6 +172,8 @@ def c_init(function: Prototype) -> str:
 def fortran_names(name: str) -> list[str]:
     """List what a function of C may be called in Fortran; MPI_Send_c is a name of MPI_Send."""
     name, forms = (name[:-2], FORTRAN_LARGE) if name.endswith("_c") else (name, FORTRAN)
+    if forms is FORTRAN and name.startswith("MPI_Win_allocate"):
+        forms = FORTRAN + FORTRAN_POINTER
     return [form.format(lower=name.lower(), upper=name.upper()) for form in forms]
 
 

@@ -44,7 +44,7 @@ def legacy(mpiexec, tmp_path):
         subprocess.run([*command, SOURCE, *flags, "-o", program], check=True)
         return program
 
-    def run(program, beside="", ranks=3):
+    def run(program, beside="", ranks=3, transport="auto"):
         mine = ["-n", ranks, program]
         preloaded = ["-n", ranks, "env", f"LD_PRELOAD={programs.world()}", program]
         serve = ["-n", 1, *SERVE, "c.toml"]
@@ -54,7 +54,7 @@ def legacy(mpiexec, tmp_path):
             "inference first": [*serve, ":", *preloaded],
         }
         (tmp_path / "heat.out").unlink(missing_ok=True)
-        return mpiexec(parts[beside])
+        return mpiexec(parts[beside], env={"MPISERVE_TRANSPORT": transport})
 
     run.compiled = compiled
     return run
@@ -77,8 +77,9 @@ def test_one_simulation_rank_is_a_world(legacy):
     assert legacy(program, "inference last", ranks=1).stdout == legacy(program, ranks=1).stdout
 
 
-def test_a_code_that_asks_gets_the_session_that_is_there(legacy):
-    done = legacy(legacy.compiled("ASKS"), "inference last")
+@pytest.mark.parametrize("transport", ["shared", "rma"])
+def test_a_code_that_asks_gets_the_session_that_is_there(legacy, transport):
+    done = legacy(legacy.compiled("ASKS"), "inference last", transport=transport)
     assert done.returncode == 0
     assert done.stdout.splitlines()[: len(TOLD)] == TOLD
     assert len(done.stdout.splitlines()) == len(TOLD) + 20
