@@ -39,9 +39,13 @@ def run(
     config: ConfigFile,
     script: Annotated[str, typer.Argument(metavar="SCRIPT", help="The simulation.")],
     args: Annotated[list[str] | None, typer.Argument(metavar="[ARGS]...")] = None,
+    replace_world: Annotated[
+        bool,
+        typer.Option("--replace-world", help="SCRIPT's COMM_WORLD holds the simulation ranks."),
+    ] = False,
 ) -> None:
     """Run SCRIPT on the simulation ranks; the ranks that CONFIG chooses serve."""
-    _exit("run", config, script, args or [])
+    _exit("run", config, script, args or [], replace_world=replace_world)
 
 
 @app.command()
@@ -241,10 +245,10 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def _exit(program: str, *args: object) -> None:
+def _exit(program: str, *args: object, **options: object) -> None:
     try:
         from mpiserve import launch
     except Error as error:  # the MPI is not the one that mpiserve was built with
         print(f"mpiserve: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
-    raise typer.Exit(getattr(launch, program)(*args))
+    raise typer.Exit(getattr(launch, program)(*args, **options))

@@ -8,9 +8,11 @@ import runpy
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 from mpi4py import MPI
 
@@ -39,8 +41,12 @@ def serve(config_file: str) -> int:
     return _infer(comm, config)
 
 
-def run(config_file: str, script: str, args: Sequence[str]) -> int:
-    """Run a script on the simulation ranks, and serve on the others."""
+def run(config_file: str, script: str, args: Sequence[str], *, replace_world: bool = False) -> int:
+    """Run a script on the simulation ranks, and serve on the others.
+
+    With `replace_world`, COMM_WORLD of mpi4py holds the simulation ranks alone while the
+    script runs, and its `mpiserve.open` gives a session that is open already.
+    """
     comm = MPI.COMM_WORLD
     start_logging(comm.rank)
     try:
@@ -50,7 +56,9 @@ def run(config_file: str, script: str, args: Sequence[str]) -> int:
             bind(comm, _threads(comm, config, role))
     except Error as error:
         return complain(error, quiet=comm.rank > 0)
-    return _infer(comm, config) if role == INFERENCE else _simulate(script, args)
+    if role == INFERENCE:
+        return _infer(comm, config)
+    return _simulate_replaced(comm, script, args) if replace_world else _simulate(script, args)
 
 
 def complain(error: Error, *, quiet: bool = False) -> int:
@@ -206,6 +214,43 @@ def _open_failed(comm: MPI.Comm, error: Error) -> int:
     if error.code == Code.ETIMEOUT:
         abort(comm, status)
     return status
+
+
+class _World(MPI.Intracomm):
+    """Stands for MPI_COMM_WORLD in a script that is not to know of the other ranks."""
+
+    def Abort(self, errorcode: int = 0) -> NoReturn:  # noqa: N802
+        """End the whole job: the others would wait."""
+        _REAL.Abort(errorcode)
+
+
+_REAL = MPI.COMM_WORLD
+
+
+@contextmanager
+def _replaced(current: Session) -> Iterator[None]:
+    """Let mpi4py's COMM_WORLD be the simulation ranks.
+
+    A duplicate, since the script may close the session and go on. It is never freed: ranks
+    that wait for one that failed would wait in MPI_Comm_free.
+    """
+    world = _World(current.comm.Dup())
+    world.Set_name("MPI_COMM_WORLD")
+    world.Set_errhandler(MPI.ERRORS_RETURN)  # which mpi4py turns into exceptions
+    MPI.COMM_WORLD = world  # type: ignore[misc]  # not so final: mpi4py itself does not read it
+    try:
+        yield
+    finally:
+        MPI.COMM_WORLD = _REAL  # type: ignore[misc]
+
+
+def _simulate_replaced(comm: MPI.Comm, script: str, args: Sequence[str]) -> int:
+    try:
+        current = session.prepare()
+    except Error as error:
+        return _open_failed(comm, error)
+    with _replaced(current):
+        return _simulate(script, args)
 
 
 def _simulate(script: str, args: Sequence[str]) -> int:

@@ -193,6 +193,7 @@ class _Process:
 
     attempted = False
     session: Session | None = None
+    prepared: Session | None = None
     on_error: Callable[[BaseException], None] = staticmethod(_log_error)
     under_run = False
 
@@ -211,6 +212,12 @@ def launched_by_run(show: Callable[[BaseException], None]) -> None:
     """Tell that `run` started this program, and how it shows exceptions that end a session."""
     _Process.under_run = True
     _Process.on_error = staticmethod(show)
+
+
+def prepare() -> Session:
+    """Open the session that the script's `open` is to give. Collective over the world."""
+    _Process.prepared = join(MPI.COMM_WORLD, SIMULATION)
+    return _Process.prepared
 
 
 def open(comm: MPI.Comm | None = None, config: Config | str | Path | None = None) -> Session:
@@ -233,6 +240,9 @@ def open(comm: MPI.Comm | None = None, config: Config | str | Path | None = None
     comm = MPI.COMM_WORLD if comm is None else comm
     if _Process.under_run:
         _check_under_run(comm, config)
+    if _Process.prepared:
+        prepared, _Process.prepared = _Process.prepared, None
+        return prepared
     if config is None:
         return join(comm, SIMULATION)
     agreed, role = agree(comm, config)
@@ -294,7 +304,7 @@ def _check_under_run(comm: MPI.Comm, config: object) -> None:
         raise ArgumentError(Code.EARG, "under `run` the configuration is the one that it was given")
     if MPI.Comm.Compare(comm, MPI.COMM_WORLD) > MPI.CONGRUENT:
         raise ArgumentError(Code.EARG, "under `run` the world of a session is MPI_COMM_WORLD")
-    if _Process.attempted:
+    if _Process.attempted and not _Process.prepared:
         raise Error(Code.ESTATE, "under `run` a program opens one session")
 
 
