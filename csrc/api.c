@@ -102,13 +102,18 @@ static int check_serving(const mpiserve_session *session) {
   return msi_error(MPISERVE_ESTATE, "rank %d has not published its service", session->world.rank);
 }
 
-static int check_open(MPI_Comm world, int role) {
+static int check_mpi(void) {
   int started = 0, ended = 0;
   MPI_Initialized(&started);
   MPI_Finalized(&ended);
-  if (!started || ended)
-    return msi_error(MPISERVE_ESTATE, "MPI is not running: open comes after MPI_Init and close "
-                                      "before MPI_Finalize");
+  if (started && !ended) return MPISERVE_OK;
+  return msi_error(MPISERVE_ESTATE, "MPI is not running: open comes after MPI_Init and close "
+                                    "before MPI_Finalize");
+}
+
+static int check_open(MPI_Comm world, int role) {
+  int code = check_mpi();
+  if (code) return code;
   if (world == MPI_COMM_NULL) return msi_error(MPISERVE_EARG, "world is MPI_COMM_NULL");
   if (role != MPISERVE_SIMULATION && role != MPISERVE_INFERENCE)
     return msi_error(MPISERVE_EARG, "%d is no role", role);
@@ -160,8 +165,10 @@ int mpiserve_open(MPI_Comm world, int role, mpiserve_session **session) {
   return open_any(world, role, MPISERVE_OK, "", session);
 }
 
+/* Before MPI_Init, MPI_Comm_f2c() of Open MPI 4.1.4 aborts. */
 int mpiserve_open_f(MPI_Fint world, int role, mpiserve_session **session) {
-  return mpiserve_open(MPI_Comm_f2c(world), role, session);
+  int code = check_mpi();
+  return code ? code : mpiserve_open(MPI_Comm_f2c(world), role, session);
 }
 
 int mpiserve_open_failed(MPI_Comm world, int role, int code, const char *text) {
@@ -171,7 +178,8 @@ int mpiserve_open_failed(MPI_Comm world, int role, int code, const char *text) {
 }
 
 int mpiserve_open_failed_f(MPI_Fint world, int role, int code, const char *text) {
-  return mpiserve_open_failed(MPI_Comm_f2c(world), role, code, text);
+  int wrong = check_mpi();
+  return wrong ? wrong : mpiserve_open_failed(MPI_Comm_f2c(world), role, code, text);
 }
 
 int mpiserve_comm(mpiserve_session *session, MPI_Comm *comm) {
