@@ -6,6 +6,7 @@ its outputs to a file, as the compiler sees them; nothing of mpiserve takes part
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
@@ -185,11 +186,11 @@ def procedure(call: str, rank: int) -> str:
     return PROCEDURE.format(call=call, rank=rank, ask=ask, **form)
 
 
-def program() -> str:
+def program(ranks: Iterable[int] = RANKS) -> str:
     calls = ""
-    for rank in RANKS:
+    for rank in ranks:
         calls += f'  case ("{rank}")\n' + "".join(f"    call {call}_{rank}()\n" for call in CALLS)
-    procedures = [procedure(call, rank) for rank in RANKS for call in CALLS]
+    procedures = [procedure(call, rank) for rank in ranks for call in CALLS]
     makers = [MAKER.format(name=name, kind=kind, element=e) for name, (kind, e) in KINDS.items()]
     return PROGRAM.format(calls=calls, procedures="".join(makers + procedures))
 
