@@ -44,6 +44,7 @@ cdef class Service:
     cdef Session _session
     cdef mpiserve_service *_service
     cdef readonly str name, engine, transport
+    cdef bint _far  # over a network: its flushes may wait, and for ever if that is cut
     cdef readonly tuple inputs, outputs
     cdef readonly int64_t max_batch_rows
     cdef readonly int replicas, head
@@ -116,7 +117,7 @@ cdef class Service:
         request._outputs = self._make_outputs(outputs, rows) if out is None else (
             self._check_outputs(outputs, out)
         )
-        if rows * self._row_bytes > LARGE:
+        if rows * self._row_bytes > LARGE or self._far:
             with nogil:
                 code = mpiserve_submit(self._service, n, inputs, n_outputs, outputs,
                                        &request._request)
@@ -239,6 +240,7 @@ cdef make_service(Session session, mpiserve_service *found):
     service.max_batch_rows = description.max_batch_rows
     service.replicas, service.head = replicas, head
     service.transport = "shared" if transport == MPISERVE_SHARED else "rma"
+    service._far = transport != MPISERVE_SHARED
     service._input_specs = specs_of(service.inputs)
     service._output_specs = specs_of(service.outputs)
     service._row_bytes = sum(dtype.itemsize * prod(shape) for dtype, shape in service._input_specs)
@@ -273,7 +275,13 @@ cdef class Request:
         if self._ended:
             return True
         self._service._session._alive()
-        code = mpiserve_test(self._service._session._session, &self._request, &done, &self._stats)
+        if self._service._far:
+            with nogil:
+                code = mpiserve_test(self._service._session._session, &self._request, &done,
+                                     &self._stats)
+        else:
+            code = mpiserve_test(self._service._session._session, &self._request, &done,
+                                 &self._stats)
         if done:
             self._end(code)
         return self._ended

@@ -16,7 +16,7 @@ from typing import NoReturn
 
 from mpi4py import MPI
 
-from mpiserve import _check, session
+from mpiserve import _check, session, wire
 from mpiserve.binding import bind
 from mpiserve.config import Config
 from mpiserve.errors import Code, ConfigError, Error, PeerError
@@ -34,6 +34,7 @@ def serve(config_file: str) -> int:
     """Serve beside a simulation of any language: every rank of this program infers."""
     comm = MPI.COMM_WORLD
     start_logging(comm.rank)
+    wire.watch(lose, wire.limit())
     try:
         config = Config.load(config_file)
     except ConfigError as error:
@@ -49,6 +50,7 @@ def run(config_file: str, script: str, args: Sequence[str], *, replace_world: bo
     """
     comm = MPI.COMM_WORLD
     start_logging(comm.rank)
+    wire.watch(lose, wire.limit())
     try:
         config, role = session.agree(comm, config_file)
         _find(comm, script)
@@ -149,6 +151,15 @@ class Reporter:
             trace = trace.tb_next
         lines = traceback.format_exception(type(error), error, trace or error.__traceback__)
         logger.error("ended by an exception\n%s", "".join(lines).rstrip())
+
+
+def lose(text: str) -> None:
+    """End this rank, which may wait in MPI for a host that is out of reach.
+
+    Not by MPI: another thread may be in it. The launcher then ends the ranks that it reaches.
+    """
+    logger.critical("%s: ending this rank", text)
+    os._exit(FAILURE)
 
 
 def abort(comm: MPI.Comm, status: int) -> None:

@@ -7,8 +7,11 @@ Where hosts cannot be had the tests are skipped, with the reason; MPISERVE_CLUST
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,7 @@ import mpijob
 import pytest
 from cluster import hosts
 
-NAMES = ("n1", "n2", "n3")
+NAMES = ("n1", "n2")
 
 
 def need(problem: str | None) -> None:
@@ -27,44 +30,81 @@ def need(problem: str | None) -> None:
         pytest.skip(problem)
 
 
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[hosts.Hosts]:
-    """Three hosts, n1 to n3, for the tests of a module."""
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[hosts.Hosts]:
+    """Two hosts, n1 and n2."""
     need(hosts.missing())
-    with hosts.Hosts(NAMES, tmp_path_factory.mktemp("hosts")) as made:
+    with hosts.Hosts(NAMES, tmp_path / "hosts") as made:
         yield made
 
 
-@pytest.fixture
-def on_hosts(cluster: hosts.Hosts, tmp_path: Path) -> Any:
-    """Run an MPI job: on_hosts({"n1": 3, "n2": 1}, [PYTHON, "-m", ...]), its launcher on n1."""
+class OnHosts:
+    """Runs MPI jobs: on_hosts({"n1": 3, "n2": 1}, ["-n", 4, PYTHON, ...]), their launcher on n1."""
 
-    def run(
-        slots: Mapping[str, int],
-        *programs: list[Any],
-        timeout: float = 60,
-        env: dict[str, str] | None = None,
-    ) -> Any:
+    def __init__(self, cluster: hosts.Hosts, folder: Path) -> None:
+        self.cluster = cluster
+        self.folder = folder
+
+    def command(
+        self, slots: Mapping[str, int], programs: tuple[list[Any], ...], env: dict[str, str]
+    ) -> tuple[list[str], dict[str, str]]:
+        """Return the command line and the environment of a job."""
         usual = {
             "MPISERVE_TRANSPORT": "auto",
             # Open MPI 5 with :oversubscribe places each program of an MPMD job anew, on the first
             # host. There are slots for all here, so it does not know that they exceed the cores.
             "PRTE_MCA_rmaps_default_mapping_policy": "slot",
             "OMPI_MCA_mpi_yield_when_idle": "1",
+            # Each host's own: its folders there have names of process ids, which hosts share.
+            "TMPDIR": "/dev/shm",
         }
-        settings = mpijob.settings() | usual | (env or {})
-        command = [
-            settings["MPIEXEC"],
-            *launcher_flags(cluster, slots, tmp_path),
-            *joined(programs),
-        ]
-        command = cluster.on("n1", command, tmp_path)
+        settings = mpijob.settings() | usual | env
+        flags = launcher_flags(self.cluster, slots, self.folder)
+        command = [settings["MPIEXEC"], *flags, *joined(programs)]
+        return self.cluster.on("n1", command, self.folder), settings
+
+    def __call__(
+        self,
+        slots: Mapping[str, int],
+        *programs: list[Any],
+        timeout: float = 60,
+        env: dict[str, str] | None = None,
+    ) -> Any:
+        """Run a job to its end."""
+        command, settings = self.command(slots, programs, env or {})
         result = mpijob.run(command, timeout=timeout, env=settings)
         print("$", *command, f"\n[exit {result.returncode}]\n{result.stdout}", flush=True)
         print(result.stderr, file=sys.stderr, flush=True)
         return result
 
-    return run
+    @contextmanager
+    def started(
+        self, slots: Mapping[str, int], *programs: list[Any], env: dict[str, str]
+    ) -> Iterator[Path]:
+        """Run a job meanwhile; what it says is in the file that this gives."""
+        command, settings = self.command(slots, programs, env)
+        log = self.folder / "job.log"
+        with log.open("wb") as file:
+            job = subprocess.Popen(
+                command,
+                env=settings,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=file,
+                start_new_session=True,
+            )
+        try:
+            yield log
+        finally:
+            os.killpg(job.pid, signal.SIGKILL)  # the hosts' end is that of the ranks
+            job.wait()
+            print(log.read_text(errors="replace"))
+
+
+@pytest.fixture
+def on_hosts(cluster: hosts.Hosts, tmp_path: Path) -> OnHosts:
+    """MPI jobs on the hosts, in this test's folder."""
+    return OnHosts(cluster, tmp_path)
 
 
 def joined(programs: tuple[list[Any], ...]) -> list[str]:

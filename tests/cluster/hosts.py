@@ -99,17 +99,13 @@ class Hosts:
 
     def processes(self, name: str) -> list[str]:
         """Return the command lines of a host, but for what keeps it up and who looks."""
-        listed = _run(self.on(name, ["ps", "-eo", "pid,args", "--no-headers"])).splitlines()
+        listed = _run(self.on(name, ["ps", "ww", "-eo", "pid,args", "--no-headers"])).splitlines()
         lines = [line.strip().split(None, 1) for line in listed]
-        return [args for pid, args in lines if pid != "1" and not args.startswith("ps -eo")]
+        return [args for pid, args in lines if pid != "1" and not args.startswith("ps ww")]
 
     def cut(self, name: str) -> None:
         """Take a host off the network, as a broken cable does: nobody is told."""
         self._in_switch("ip", "link", "set", name, "nomaster")
-
-    def mend(self, name: str) -> None:
-        """Put a host back on the network."""
-        self._in_switch("ip", "link", "set", name, "master", SWITCH)
 
     def _start(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)

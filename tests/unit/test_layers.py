@@ -36,7 +36,8 @@ PYTHON = {
     # A session hands itself over to its server in serve(); the server never looks back.
     "session": BASE | {"_broker", "_check", "partition", "server"},
     "binding": {"partition"},
-    "launch": BASE | {"_check", "binding", "partition", "server", "session"},
+    "wire": set(),
+    "launch": BASE | {"_check", "binding", "partition", "server", "session", "wire"},
     # The benchmark is a user of all of it, and nobody but the command line uses the benchmark.
     "bench": set(),
     "bench.plan": set(),
