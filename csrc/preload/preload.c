@@ -18,18 +18,8 @@ MPI_Fint msp_world_f, msp_real_f = INT_MIN;
 static mpiserve_session *session; /* NULL: no session is open, and nothing is replaced */
 static int handed_out;
 
-typedef int open_function(MPI_Comm, int, mpiserve_session **);
-typedef int open_failed_function(MPI_Comm, int, int, const char *);
-
-/* libmpiserve's own; their names here are ours. */
-static int real_open(MPI_Comm world, int role, mpiserve_session **result) {
-  return ((open_function *)dlsym(RTLD_NEXT, "mpiserve_open"))(world, role, result);
-}
-
-static int real_open_failed(MPI_Comm world, int role, int code, const char *text) {
-  return ((open_failed_function *)dlsym(RTLD_NEXT, "mpiserve_open_failed"))(world, role, code,
-                                                                            text);
-}
+/* libmpiserve's own function; the name itself means the one of this file. */
+#define REAL(function) ((__typeof__(function) *)dlsym(RTLD_NEXT, #function))
 
 msp_function *msp_next(msp_function **known, const char *name) {
   msp_function *found = __atomic_load_n(known, __ATOMIC_RELAXED);
@@ -57,9 +47,9 @@ static void say_why(int code, const char *text) {
   PMPI_Comm_rank(MPI_COMM_WORLD, &rank);
   if (rank > 0 && fails_everywhere(code)) return;
   fprintf(stderr,
-          "libmpiserve_world: rank %d: no session in MPI_Init, so that MPI_COMM_WORLD cannot be "
-          "replaced: %s (preload this library into simulation ranks only)\n",
-          rank, text);
+          "libmpiserve_world: MPI_COMM_WORLD cannot be replaced: %s (preload this library into "
+          "simulation ranks only)\n",
+          text);
 }
 
 static void give_up(int code) {
@@ -116,7 +106,7 @@ void msp_begin(void) {
   PMPI_Comm_get_parent(&parent);
   if (parent != MPI_COMM_NULL) return; /* MPI_Comm_spawn started it, in a world of its own */
   end_with_mpi();
-  int code = real_open(MPI_COMM_WORLD, MPISERVE_SIMULATION, &session);
+  int code = REAL(mpiserve_open)(MPI_COMM_WORLD, MPISERVE_SIMULATION, &session);
   if (!code) code = replace_world();
   if (code) give_up(code);
 }
@@ -125,7 +115,7 @@ void msp_begin(void) {
 
 /* On a communicator of this rank alone, open_failed is how to set libmpiserve's text. */
 static int fail(int code, const char *text) {
-  return real_open_failed(MPI_COMM_SELF, MPISERVE_SIMULATION, code, text);
+  return REAL(mpiserve_open_failed)(MPI_COMM_SELF, MPISERVE_SIMULATION, code, text);
 }
 
 static int is_world(MPI_Comm comm) {
@@ -150,23 +140,27 @@ static int hand_out(MPI_Comm world, int role, mpiserve_session **result) {
 }
 
 MSP_PUBLIC int mpiserve_open(MPI_Comm world, int role, mpiserve_session **result) {
-  if (!session || !result || world == MPI_COMM_NULL) return real_open(world, role, result);
+  if (!session || !result || world == MPI_COMM_NULL)
+    return REAL(mpiserve_open)(world, role, result);
   *result = NULL;
   return hand_out(world, role, result);
 }
 
+/* Before MPI_Init no handle can be converted, which libmpiserve knows. */
 MSP_PUBLIC int mpiserve_open_f(MPI_Fint world, int role, mpiserve_session **result) {
+  if (!session) return REAL(mpiserve_open_f)(world, role, result);
   return mpiserve_open(PMPI_Comm_f2c(world), role, result);
 }
 
 /* The others are open: they learn of it as of any failure. */
 MSP_PUBLIC int mpiserve_open_failed(MPI_Comm world, int role, int code, const char *text) {
-  if (!session || code >= 0) return real_open_failed(world, role, code, text);
+  if (!session || code >= 0) return REAL(mpiserve_open_failed)(world, role, code, text);
   if (!text) text = mpiserve_strerror(code);
   mpiserve_fail(session, text);
   return fail(code, text);
 }
 
 MSP_PUBLIC int mpiserve_open_failed_f(MPI_Fint world, int role, int code, const char *text) {
+  if (!session) return REAL(mpiserve_open_failed_f)(world, role, code, text);
   return mpiserve_open_failed(PMPI_Comm_f2c(world), role, code, text);
 }
