@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,11 +31,18 @@ def need(problem: str | None) -> None:
         pytest.skip(problem)
 
 
+@contextmanager
+def short_folder() -> Iterator[Path]:
+    """Make a folder for sockets, whose paths must be short: pytest's own may be too long."""
+    with tempfile.TemporaryDirectory(prefix="mpiserve-", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
 @pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[hosts.Hosts]:
+def cluster() -> Iterator[hosts.Hosts]:
     """Two hosts, n1 and n2."""
     need(hosts.missing())
-    with hosts.Hosts(NAMES, tmp_path / "hosts") as made:
+    with short_folder() as folder, hosts.Hosts(NAMES, folder) as made:
         yield made
 
 

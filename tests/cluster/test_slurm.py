@@ -9,7 +9,7 @@ import time
 
 import mpijob
 import pytest
-from cluster.conftest import need
+from cluster.conftest import need, short_folder
 from cluster.hosts import Hosts, missing
 from cluster.slurm import Slurm
 from cluster.slurm import missing as no_slurm
@@ -17,6 +17,17 @@ from coupling import CONFIG, MODEL, SIMULATION, is_mpich, lines, right, write
 from jobs import ROOT
 
 EXAMPLE = "examples/01_reacting_flow"
+SCRIPTS = [  # and how many ranks simulate
+    ("slurm-run.sbatch", 3),
+    ("slurm-gpu.sbatch", 4),
+    ("slurm-multi-prog.sbatch", 4),
+    ("slurm-het.sbatch", 2),
+]
+# The demo loads torch; Slurm's shortest limit is a minute.
+long = pytest.mark.skipif(
+    os.environ.get("MPISERVE_CLUSTER") != "required",
+    reason="this takes a minute or so: make test-cluster runs it",
+)
 TWO_REPLICAS = CONFIG + "replicas = 2\n"
 CONFIGS = {
     "coupling.toml": '[partition]\nplacement = "tail"\n' + CONFIG,
@@ -41,10 +52,13 @@ with mpiserve.open() as session, open(f"log.{session.comm.rank}", "w", buffering
 
 
 @pytest.fixture(scope="module")
-def slurm(tmp_path_factory):
+def slurm():
     need(missing() or no_slurm())
-    folder = tmp_path_factory.mktemp("cluster")
-    with Hosts(["n1", "n2"], folder / "hosts") as hosts, Slurm(hosts, folder / "slurm") as made:
+    with (
+        short_folder() as folder,
+        Hosts(["n1", "n2"], folder / "hosts") as hosts,
+        Slurm(hosts, folder / "slurm") as made,
+    ):
         yield made
 
 
@@ -73,15 +87,7 @@ def gone(slurm, seconds=20):
     return left
 
 
-@pytest.mark.parametrize(
-    ("name", "simulation_ranks"),
-    [
-        ("slurm-run.sbatch", 3),
-        ("slurm-gpu.sbatch", 4),
-        ("slurm-multi-prog.sbatch", 4),
-        ("slurm-het.sbatch", 2),
-    ],
-)
+@pytest.mark.parametrize(("name", "simulation_ranks"), SCRIPTS)
 def test_script_starts_the_ranks_of_its_plan(slurm, environment, tmp_path, name, simulation_ranks):
     folder = tmp_path / EXAMPLE
     folder.mkdir(parents=True)
@@ -98,16 +104,18 @@ def test_script_starts_the_ranks_of_its_plan(slurm, environment, tmp_path, name,
     assert not gone(slurm)
 
 
+@long
 @pytest.mark.timeout(150)
-def test_the_demo_runs(slurm, environment, tmp_path):
+@pytest.mark.parametrize(("name", "simulation_ranks"), SCRIPTS)
+def test_script_runs_the_demo(slurm, environment, tmp_path, name, simulation_ranks):
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     arguments = ("--steps", "4", "--no-reference", "--no-picture", "--out", str(tmp_path))
-    job = slurm.submit(script("slurm-run.sbatch"), *arguments, env=environment, cwd=tmp_path)
+    job = slurm.submit(script(name), *arguments, env=environment, cwd=tmp_path)
     state = slurm.wait(job, 120)
     print((tmp_path / "job.log").read_text())
     assert state == "COMPLETED"
     result = json.loads((tmp_path / "result.json").read_text())
-    assert (result["steps"], result["simulation_ranks"]) == (4, 3)
+    assert (result["steps"], result["simulation_ranks"]) == (4, simulation_ranks)
 
 
 def start_endless(slurm, environment, folder, *flags):
@@ -143,10 +151,7 @@ def test_scancel_leaves_nothing_behind(slurm, environment, tmp_path):
 
 
 @pytest.mark.timeout(180)
-@pytest.mark.skipif(
-    os.environ.get("MPISERVE_CLUSTER") != "required",
-    reason="Slurm's shortest limit is a minute: make test-cluster runs this",
-)
+@long
 def test_a_time_limit_leaves_nothing_behind(slurm, environment, tmp_path):
     job, logs = start_endless(slurm, environment, tmp_path, "--time=1")
     assert slurm.wait(job, 120) == "TIMEOUT"
