@@ -7,13 +7,15 @@ import argparse
 import time
 from pathlib import Path
 
+import mpiserve
+
+# isort: split
+# After mpiserve: mpi4py.MPI by itself asks for a thread level that MPICH worlds may not mix.
 import kinetics
 import numpy as np
 import report
 from mpi4py import MPI
 from transport import Grid, Transport, initial_state
-
-import mpiserve
 
 OUT = Path(__file__).resolve().with_name("out")
 
