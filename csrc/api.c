@@ -438,6 +438,18 @@ int mpiserve_batch_fail(mpiserve_session *session, int code, const char *text) {
   return msi_broker_fail(&session->broker, code, text ? text : mpiserve_strerror(code));
 }
 
+int mpiserve_mpi_take(mpiserve_session *session) {
+  int wrong = check_serving(session);
+  if (!wrong) msi_broker_mpi_take(&session->broker);
+  return wrong;
+}
+
+int mpiserve_mpi_give(mpiserve_session *session) {
+  int wrong = check_serving(session);
+  if (!wrong) msi_broker_mpi_give(&session->broker);
+  return wrong;
+}
+
 static int check_echo(const mpiserve_description *d) {
   msi_layout layout;
   mpiserve_description copy = *d;

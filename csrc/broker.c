@@ -355,6 +355,14 @@ int msi_broker_next(msi_broker *broker, double timeout, mpiserve_batch *batch) {
   return MPISERVE_OK;
 }
 
+void msi_broker_mpi_take(msi_broker *broker) {
+  if (broker->computing) msi_thread_rest(&broker->thread);
+}
+
+void msi_broker_mpi_give(msi_broker *broker) {
+  if (broker->computing) msi_thread_wake(&broker->thread);
+}
+
 /* ---- replies ------------------------------------------------------------------------ */
 
 static int reply_member(msi_broker *broker, const msi_entry *m, const void *const *outputs,

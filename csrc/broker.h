@@ -43,4 +43,8 @@ int msi_broker_reply_rows(msi_broker *broker, int64_t rows, const void *const *o
 int msi_broker_reply(msi_broker *broker, const void *const *outputs);
 int msi_broker_fail(msi_broker *broker, int code, const char *text);
 
+/* While a batch is open, for a caller that needs MPI itself; nothing at other times. */
+void msi_broker_mpi_take(msi_broker *broker);
+void msi_broker_mpi_give(msi_broker *broker);
+
 #endif

@@ -349,6 +349,19 @@ cdef class Session:
         if code != MPISERVE_ETIMEOUT:
             check(code)
 
+    def mpi_take(self):
+        """Take MPI from the broker thread, while a batch is being answered."""
+        cdef int code
+        self._alive()
+        with nogil:
+            code = mpiserve_mpi_take(self._session)
+        check(code)
+
+    def mpi_give(self):
+        """Give MPI back to the broker thread."""
+        self._alive()
+        check(mpiserve_mpi_give(self._session))
+
     def peer_error(self):
         """Return (world rank or -1, simulation ranks that remain, text). Local."""
         cdef int rank, remaining

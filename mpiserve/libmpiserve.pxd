@@ -79,5 +79,7 @@ cdef extern from "mpiserve.h" nogil:
     int mpiserve_batch_reply(mpiserve_session *, const void *const *)
     int mpiserve_batch_reply_rows(mpiserve_session *, int64_t, const void *const *)
     int mpiserve_batch_fail(mpiserve_session *, int, const char *)
+    int mpiserve_mpi_take(mpiserve_session *)
+    int mpiserve_mpi_give(mpiserve_session *)
     int mpiserve_serve_echo(mpiserve_session *, double)
     int mpiserve_peer_error(mpiserve_session *, int *, int *, char *)

@@ -347,6 +347,14 @@ int mpiserve_batch_reply_rows(mpiserve_session *session, int64_t rows, const voi
  * code and text. */
 int mpiserve_batch_fail(mpiserve_session *session, int code, const char *text);
 
+/* mpiserve_mpi_take, mpiserve_mpi_give: while a batch is being answered MPI belongs to the
+ * broker thread, and a model that calls MPI itself, among the ranks of its replica,
+ * does so between these two. In pairs, from one thread at a time; not around calls of
+ * this library. At other times they do nothing. Inference ranks; they wait for the
+ * thread's own short calls only. MPISERVE_ESTATE before mpiserve_publish(). */
+int mpiserve_mpi_take(mpiserve_session *session);
+int mpiserve_mpi_give(mpiserve_session *session);
+
 /* mpiserve_serve_echo: answer batches until timeout, outputs being what the inputs
  * are (which the signature must allow). Nothing is copied at the head if the
  * description says overwrites. Returns as mpiserve_batch_next(). */
