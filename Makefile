@@ -61,7 +61,7 @@ test: build/stamp.openmpi build/stamp.mpich $(FORTRAN:%=build/stamp.%) $(BASE)/s
 	    --fortran $(foreach name,$(FORTRAN),$(name)=$(BASE)-$(name)) $(TESTS)
 
 test-mpi: build/stamp.$(MPI) $(BASE)/stamp.tools  ## the tests that run MPI jobs, with one MPI
-	@$(BASE)/bin/python tests/run.py mpi launch examples --mpi $(MPI)=$(ENV) $(TESTS)
+	@$(BASE)/bin/python tests/run.py mpi launch models examples --mpi $(MPI)=$(ENV) $(TESTS)
 
 test-cluster: build/stamp.openmpi build/stamp.mpich $(BASE)/stamp.tools  ## those on several hosts, and under Slurm; none may be skipped
 	@MPISERVE_CLUSTER=required $(BASE)/bin/python tests/run.py cluster \

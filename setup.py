@@ -183,14 +183,19 @@ setup(
     extras_require={
         "bench": ["matplotlib>=3.9", "pyzmq>=26", "redis>=5"],
         "demo": ["matplotlib>=3.9", "scipy>=1.14"],
+        "language": ["transformers>=5"],
+        "onnx": ["onnxruntime>=1.20"],
         "test": [
             "clang-format",
             "codespell",
             "mypy",
+            "onnx",
+            "onnxruntime",
             "pytest>=8",
             "pytest-mpi",
             "pytest-timeout",
             "ruff",
+            "transformers",
         ],
     },
 )

@@ -44,7 +44,8 @@ MAX_DIMS = 8
 MAX_TENSORS = 16
 NAME_SIZE = 64
 
-BACKENDS = ("deepspeed", "torch", "python", "echo")
+BACKENDS = ("deepspeed", "torch", "onnx", "python", "echo")
+TASKS = ("generate", "embed")
 OBJECT = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")  # "module:object"
 
 
@@ -101,11 +102,13 @@ class ServiceConfig(_Table):
 
     backend: str = "deepspeed"
     model: Annotated[str | None, Field(validate_default=True)] = None
+    task: str | None = None
     options: dict[str, Any] = Field(default_factory=dict)
     inputs: Tensors
     outputs: Annotated[Tensors, Field(validate_default=True)] = ()
     replicas: int = Field(1, ge=1)
     tensor_parallel: int = Field(1, ge=1)
+    peer_timeout_s: float = Field(300.0, gt=0)
     dtype: str = "float32"
     max_batch_rows: int = Field(4096, ge=1, lt=2**30)
     max_delay_us: int = Field(200, ge=0, lt=2**31)
@@ -148,7 +151,7 @@ class ServiceConfig(_Table):
     @classmethod
     def _check_model(cls, model: str | None, info: ValidationInfo) -> str | None:
         backend = info.data.get("backend")
-        if not model and backend in ("deepspeed", "torch", "python"):
+        if not model and backend in ("deepspeed", "torch", "onnx", "python"):
             raise ValueError(
                 f"missing; the backend '{backend}' needs one, such as 'module:callable'"
             )
@@ -172,10 +175,22 @@ class ServiceConfig(_Table):
 
     @field_validator("tensor_parallel")
     @classmethod
-    def _check_parallel(cls, ranks: int) -> int:
-        if ranks > 1:
-            raise ValueError(f"{ranks}: this version runs each replica on 1 rank; use replicas")
+    def _check_parallel(cls, ranks: int, info: ValidationInfo) -> int:
+        backend = info.data.get("backend")
+        if ranks > 1 and backend in BACKENDS and backend != "deepspeed":
+            raise ValueError(f"{ranks}: the backend '{backend}' runs on 1 rank; use replicas")
         return ranks
+
+    @field_validator("task")
+    @classmethod
+    def _check_task(cls, task: str | None, info: ValidationInfo) -> str | None:
+        if task is None:
+            return task
+        if task not in TASKS:
+            raise ValueError(f"unknown task '{task}' {_suggest(task, TASKS)}")
+        if info.data.get("backend") not in ("deepspeed", "torch"):
+            raise ValueError("tasks are of the backends 'deepspeed' and 'torch'")
+        return task
 
     @field_validator("dtype")
     @classmethod

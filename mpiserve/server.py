@@ -13,6 +13,7 @@ import numpy as np
 
 from mpiserve import backends
 from mpiserve.backends.base import ordered
+from mpiserve.backends.group import agree
 from mpiserve.config import NAME_SIZE, TensorConfig
 from mpiserve.errors import ClosedError, Code, Error, ModelError
 from mpiserve.partition import Seat
@@ -21,10 +22,11 @@ from mpiserve.tensor import Tensor
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-    from mpiserve import _broker
+    from mpiserve import _broker, team
 
 logger = logging.getLogger("mpiserve")
 
+LOADING = 600.0  # seconds that ranks of one replica wait for each other to have loaded
 IDLE = 0.1  # seconds that a step waits for a batch
 TEXT = 500  # bytes of an error text that reach the other side
 
@@ -53,6 +55,8 @@ class Server:
         self._local_rank = local_rank
         self._dtypes = [dtype_of(tensor) for tensor in self.service.outputs]
         self._seen: set[str] = set()
+        self._head: team.Head | None = None
+        self._follower: team.Follower | None = None
 
     def serve(self, watch: Callable[[], None] | None = None) -> None:
         """Load, announce, and answer until every simulation rank has left.
@@ -61,25 +65,41 @@ class Server:
             watch: Called after every step, at least a few times a second.
         """
         self.start()
+        if self._follower:
+            self._follower.serve(watch)
+            self.backend.close()
+            return
         with nullcontext() if self.failed else self.backend.serving():
             while self.step():
                 if watch:
                     watch()
         logger.info("%s", self.summary())
+        if self._head:
+            self._head.stop()
         if not self.failed:
             self.backend.close()
 
     def start(self) -> None:
         """Load the model, warm it up and announce the service: ready, or why not."""
-        begin = time.monotonic()
+        begin, wrong = time.monotonic(), ""
         try:
             self._load()
         except (Exception, SystemExit) as error:
-            self.failed = True
             self._log("cannot be served", error)
-            self._publish(error_code=Code.EMODEL, error_text=describe(error))
+            wrong = describe(error)
+        if self._shared:
+            wrong = agree(self._shared, wrong, LOADING)
+        if wrong:
+            self.failed = True
+            self._publish(error_code=Code.EMODEL, error_text=wrong)
             return
+        if self._shared:
+            self._join()
         logger.info("%s is ready after %.1f s", self._name(), time.monotonic() - begin)
+        if self.seat.tp_index:
+            text = f"rank {self.seat.tp_index} of its replica, whose first rank answers"
+            self.broker.publish(name=self.service.name, error_code=Code.ESTATE, error_text=text)
+            return
         engine = self.backend.engine.encode()[: NAME_SIZE - 1].decode(errors="ignore")
         self._publish(engine=engine, overwrites=self.backend.overwrites)
 
@@ -113,6 +133,35 @@ class Server:
             f"delay {count['closed_by_delay']}"
         )
 
+    @property
+    def broken(self) -> bool:
+        """Whether messages among the ranks of this replica may be under way for ever."""
+        part = self._head or self._follower
+        return bool(part and part.broken)
+
+    @property
+    def _shared(self) -> MPI.Comm | None:
+        """The ranks of this replica, if there are several."""
+        return self._comm if self._comm is not None and self.service.tensor_parallel > 1 else None
+
+    def _join(self) -> None:
+        """Become head or follower of the ranks that run this replica together."""
+        from mpiserve import team
+
+        parts: tuple[Any, ...] = (self.broker, self._comm, self._part, self._inputs)
+        seconds = self.service.peer_timeout_s
+        if self.seat.tp_index:
+            self._follower = team.Follower(*parts, seconds, describe=describe)
+        else:
+            self._head = team.Head(*parts, seconds)
+
+    def _part(self, inputs: tuple[np.ndarray, ...]) -> list[Any]:
+        """Run this rank's part; nothing is written to the broker's memory until all agree."""
+        return ordered(self.backend.run(inputs), self.service)
+
+    def _inputs(self, rows: int) -> tuple[np.ndarray, ...]:
+        return zeros(self.service.inputs, rows)
+
     def _name(self) -> str:
         engine = self.service.backend if self.failed else self.backend.engine
         return f"service {self.service.name}, replica {self.seat.replica} ({engine})"
@@ -124,7 +173,8 @@ class Server:
         for rows in self.service.warmup_rows:
             batch = zeros(self.service.inputs, rows), zeros(self.service.outputs, rows)
             self._run(*batch, rows, lambda _: None)
-        if self.service.warmup_rows:
+        # Several ranks do the same with the same rows at a time, whatever suits each.
+        if self.service.warmup_rows and not self._shared:
             self.backend.tune(*batch)
 
     def _publish(self, **outcome: Any) -> None:
@@ -159,7 +209,7 @@ class Server:
         rows: int,
         done: Callable[[int], None],
     ) -> Sequence[np.ndarray]:
-        result = self.backend.run_batch(inputs, outputs, done)
+        result = self._results(inputs, outputs, done)
         if result is outputs:
             return outputs
         results = ordered(result, self.service)
@@ -169,6 +219,16 @@ class Server:
                 results, self.service.outputs, self._dtypes, strict=True
             )
         ]
+
+    def _results(
+        self,
+        inputs: tuple[np.ndarray, ...],
+        outputs: tuple[np.ndarray, ...],
+        done: Callable[[int], None],
+    ) -> Any:
+        if not self._shared:
+            return self.backend.run_batch(inputs, outputs, done)
+        return self._head.run(inputs) if self._head else self._part(inputs)
 
     def _report(self, text: str, error: BaseException) -> None:
         """Log each failure once: a model that fails at every step would fill the disk."""

@@ -106,7 +106,8 @@ class Session:
         replica = self._replica_comm(seat)
         server = Server(self._broker, seat, replica, self._local_rank())
         server.serve(watch)
-        replica.Free()
+        if not server.broken:
+            replica.Free()
         return not server.failed
 
     def fail(self, error: BaseException | str) -> None:

@@ -4,10 +4,10 @@
                         [--transport NAME ...] [-k NAME] [--minutes LIMIT]
 
 Suites: unit (pytest), c, asan and tsan (C programs, plain and with sanitizers), mpi (pytest, each
-module once per number of ranks that its tests declare), harness, launch and examples (pytest; these
-start MPI jobs themselves), cluster (the same, on several hosts of this machine), and fortran, which
-is launch for MPIs with a Fortran wrapper: those that --fortran names, which run nothing else. Exit
-status 0: nothing failed. The last line is the count.
+module once per number of ranks that its tests declare), harness, launch, models and examples
+(pytest; these start MPI jobs themselves), cluster (the same, on several hosts of this machine), and
+fortran, which is launch for MPIs with a Fortran wrapper: those that --fortran names, which run
+nothing else. Exit status 0: nothing failed. The last line is the count.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ import mpijob
 from cprograms import c_jobs, c_mpi_jobs, race_jobs
 from jobs import LOGS, ROOT, TO_LOG, Job, Target
 
-SUITES = ("unit", "c", "asan", "tsan", "harness", "mpi", "launch", "examples", "cluster", "fortran")
-ONE_TRANSPORT = ("harness", "examples", "cluster")
+SUITES = ("unit", "c", "asan", "tsan", "harness", "mpi", "launch", "models", "examples")
+SUITES += ("cluster", "fortran")
+ONE_TRANSPORT = ("harness", "models", "examples", "cluster")
 NOT_RUN = "not run, or it did not end"
 WORDS = ("passed", "failed", "skipped")
 STARTUP = 60  # seconds for a job to start, beside the time-outs of its tests
@@ -132,7 +133,7 @@ def show(job: Job) -> None:
 
 def pytest_command(target: Target, suite: str, keyword: str, *args: str) -> list[str]:
     options = ["-v", "-p", "no:cacheprovider", "-k", keyword]
-    if suite in ("harness", "launch", "examples", "cluster", "fortran"):
+    if suite in ("harness", "launch", "models", "examples", "cluster", "fortran"):
         options.append("--timeout=180")
     return [target.python, "-m", "pytest", *options, *args]
 

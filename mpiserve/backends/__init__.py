@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 _BUILT_IN = {
     "deepspeed": ("mpiserve.backends.deepspeed_backend", "DeepSpeedBackend"),
     "torch": ("mpiserve.backends.torch_backend", "TorchBackend"),
+    "onnx": ("mpiserve.backends.onnx_backend", "OnnxBackend"),
     "python": ("mpiserve.backends.python_backend", "PythonBackend"),
     "echo": ("mpiserve.backends.echo_backend", "EchoBackend"),
 }

@@ -6,32 +6,99 @@ import logging
 import os
 from typing import TYPE_CHECKING, Any
 
+from mpiserve.backends.base import import_object
+from mpiserve.backends.group import agree, close_torch_world, open_torch_world
 from mpiserve.backends.torch_backend import TorchBackend, set_eval
-from mpiserve.errors import ArgumentError, Code
+from mpiserve.errors import ArgumentError, Code, Error, ModelError
 
 if TYPE_CHECKING:
     import torch
+
+
+GPU_ONLY = ("replace_with_kernel_inject", "enable_cuda_graph")
+ELSEWHERE = {
+    "dtype": "dtype of the service itself",
+    "tensor_parallel": "tensor_parallel of the service itself",
+    "mp_size": "tensor_parallel of the service itself",
+    "injection_policy": "options.injection_policy",
+}
 
 
 class DeepSpeedBackend(TorchBackend):
     """Runs a module in an engine of `deepspeed.init_inference`.
 
     Takes the models and options of the torch backend, and the option `init_inference`:
-    a table of further keyword arguments of that function.
+    a table of further keyword arguments of that function, and `injection_policy`: for blocks
+    that AutoTP does not know, a table of lists by "module:Class", of the children whose
+    results the ranks of a replica add up, such as [".fc2"].
     """
 
-    known_options = (*TorchBackend.known_options, "init_inference")
+    engine_options = ("init_inference", "injection_policy")
+    known_options = (*TorchBackend.known_options, *engine_options)
+
+    def read(self) -> torch.nn.Module:
+        """Get the module; if a rank of the replica cannot, no other goes on without it.
+
+        Raises:
+            ModelError: On every rank alike.
+        """
+        if self.comm is None or self.service.tensor_parallel == 1:
+            return super().read()
+        module, wrong, cause = None, "", None
+        try:
+            module = super().read()
+        except Exception as error:
+            text = " ".join(str(error).split())
+            wrong = text if isinstance(error, Error) else f"{type(error).__name__}: {text}"
+            cause = error
+        wrong = agree(self.comm, wrong, self.service.peer_timeout_s)
+        if wrong or module is None:
+            raise ModelError(Code.EMODEL, wrong) from cause
+        return module
 
     def prepare(self, module: torch.nn.Module) -> Any:
-        """Hand the module to DeepSpeed."""
+        """Hand the module to DeepSpeed; the ranks of a replica together."""
         deepspeed = import_deepspeed(self.device.type)
-        options = self.service.options.get("init_inference", {})
-        if "dtype" in options:
-            key = f"service.{self.service.name}.options.init_inference.dtype"
-            raise ArgumentError(Code.EARG, f"{key}: set dtype of the service itself")
+        options = self._options()
+        if self.comm is not None and self.service.tensor_parallel > 1:
+            seconds = self.service.peer_timeout_s
+            open_torch_world(self.comm, self.device.type, seconds)
+            options["tensor_parallel"] = {"tp_size": self.comm.size}
         # DeepSpeed's own default, float16, is not for CPUs: the dtype is always said.
         engine = deepspeed.init_inference(set_eval(module), dtype=self.dtype, **options)
         return set_eval(engine)
+
+    def close(self) -> None:
+        """Free the module's memory, and the torch world of the replica if there is one."""
+        super().close()
+        close_torch_world()
+
+    def _options(self) -> dict[str, Any]:
+        """Arguments of init_inference.
+
+        Raises:
+            ArgumentError: For those that are said elsewhere, or need a GPU where there is none.
+        """
+        options = dict(self.service.options.get("init_inference", {}))
+        key = f"service.{self.service.name}"
+        for name, instead in ELSEWHERE.items():
+            if name in options:
+                text = f"{key}.options.init_inference.{name}: set {instead}"
+                raise ArgumentError(Code.EARG, text)
+        if self.device.type == "cpu":
+            for name in GPU_ONLY:
+                if options.get(name):
+                    text = f"{key}.options.init_inference.{name}: needs a GPU, and there is none"
+                    raise ArgumentError(Code.EARG, text)
+            if self.service.dtype == "float16":
+                text = f"{key}.dtype: DeepSpeed runs float16 on GPUs alone, and there is none"
+                raise ArgumentError(Code.EARG, text)
+        if policy := self.service.options.get("injection_policy"):
+            options["injection_policy"] = {
+                import_object(name, self.service.folder): tuple(layers)
+                for name, layers in policy.items()
+            }
+        return options
 
 
 def import_deepspeed(device: str) -> Any:

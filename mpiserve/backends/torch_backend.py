@@ -10,6 +10,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from mpiserve.backends import language
 from mpiserve.backends.base import Backend, check_options, full_name, import_object, ordered
 from mpiserve.config import OBJECT, ServiceConfig
 from mpiserve.errors import ArgumentError, Code, ModelError
@@ -40,12 +41,14 @@ class TorchBackend(Backend):
     """
 
     known_options: tuple[str, ...] = ("arguments", "weights")
+    engine_options: tuple[str, ...] = ()  # of these, what a task's model takes too
     module: Any
+    _engine = ""
 
     @property
     def engine(self) -> str:
         """The class of the module that is called."""
-        return full_name(type(self.module)) if hasattr(self, "module") else super().engine
+        return self._engine or super().engine
 
     def load(self) -> None:
         """Load the module and bring it to the device, dtype and mode of serving.
@@ -55,7 +58,10 @@ class TorchBackend(Backend):
         """
         import torch
 
-        check_options(self.service, self.known_options)
+        if self.service.task:
+            language.check(self.service, self.engine_options)
+        else:
+            check_options(self.service, self.known_options)
         # The model reads the clients' memory, which numpy knows to be not for writing.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         torch.set_num_threads(self.service.threads)
@@ -69,7 +75,18 @@ class TorchBackend(Backend):
             dtype == self.dtype or not dtype.is_floating_point for dtype in inputs
         )
         self.chunk_rows = self.service.chunk_rows
-        self.module = self.prepare(load_module(self.service))
+        module = self.read()
+        self.module = self.prepare(module)
+        self._engine = full_name(type(self.module))
+        if self.service.task:
+            ranks = self.service.tensor_parallel
+            self.module = language.create(self.service, module, self.module, ranks)
+            with self._inference():
+                self.module.warm()
+
+    def read(self) -> torch.nn.Module:
+        """Get the module, on the CPU."""
+        return load_module(self.service)
 
     def prepare(self, module: torch.nn.Module) -> Any:
         """Make a loaded module ready to be called."""
@@ -106,7 +123,7 @@ class TorchBackend(Backend):
 
     def tune(self, inputs: tuple[np.ndarray, ...], outputs: tuple[np.ndarray, ...]) -> None:
         """Measure which number of rows at a time is fastest, unless the service says it."""
-        if self.service.chunk_rows or self.device.type != "cpu":
+        if self.service.chunk_rows or self.service.task or self.device.type != "cpu":
             return
         rows = len(inputs[0])
         times = dict.fromkeys([rows, *(chunk for chunk in CHUNKS if chunk < rows)], inf)
@@ -219,7 +236,7 @@ def load_module(service: ServiceConfig) -> torch.nn.Module:
         if option in ("arguments", "weights"):
             text = f"service.{service.name}.options.{option}: needs a model 'module:callable'"
             raise ArgumentError(Code.EARG, text)
-    return _read(service.folder / model)
+    return _read(service, service.folder / model)
 
 
 def _built(service: ServiceConfig, model: str) -> torch.nn.Module:
@@ -236,9 +253,14 @@ def _built(service: ServiceConfig, model: str) -> torch.nn.Module:
     return module
 
 
-def _read(path: Path) -> torch.nn.Module:
+def _read(service: ServiceConfig, path: Path) -> torch.nn.Module:
     import torch
 
+    if path.is_dir():
+        return language.read_directory(service, path)
+    if service.task:
+        text = f"{path}: no such directory; task '{service.task}' needs one of Hugging Face's"
+        raise ModelError(Code.EMODEL, text)
     if not path.is_file():
         raise ModelError(Code.EMODEL, f"{path}: no such file")
     if path.suffix == ".pt2":

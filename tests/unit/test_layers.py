@@ -25,14 +25,21 @@ PYTHON = {
     "findings": {"_check"},
     "doctor": BASE | {"_broker", "_check", "findings", "server"},
     "backends.base": BASE,
-    "backends.torch_backend": BASE | {"backends.base"},
-    "backends.deepspeed_backend": BASE | {"backends.base", "backends.torch_backend"},
+    "backends.group": set(),
+    "backends.language": BASE | {"backends.base"},
+    "backends.torch_backend": BASE | {"backends", "backends.base", "backends.language"},
+    "backends.deepspeed_backend": BASE
+    | {"backends.base", "backends.group", "backends.torch_backend"},
+    "backends.onnx_backend": BASE | {"backends.base"},
     "backends.python_backend": BASE | {"backends.base"},
     "backends.echo_backend": BASE | {"backends.base"},
     "backends": BASE | {"backends.base"},
     "_arrays": {"errors"},
     "_broker": BASE | {"_arrays"},
-    "server": BASE | {"_broker", "backends", "backends.base", "partition"},
+    "team": {"errors", "_broker", "backends.group"},
+    "server": BASE
+    | {"_broker", "backends", "backends.base", "backends.group", "partition"}
+    | {"team"},
     # A session hands itself over to its server in serve(); the server never looks back.
     "session": BASE | {"_broker", "_check", "partition", "server"},
     "binding": {"partition"},
@@ -79,7 +86,7 @@ PYTHON = {
     "__main__": {"cli"},
 }
 CYTHON = {"_arrays", "_broker", "bench._native"}  # the pyx files
-LATE = {"torch", "deepspeed", "safetensors", "transformers"}
+LATE = {"torch", "deepspeed", "safetensors", "transformers", "onnxruntime"}
 
 # A file may include what has a lower number; the sides never meet below api.
 LEVELS = {

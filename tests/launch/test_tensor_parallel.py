@@ -1,0 +1,108 @@
+"""Replicas of several ranks: failures come to the client, and other services go on."""
+
+from __future__ import annotations
+
+from coupling import RUN
+
+# Backends of a test's own, so that no rank has to import torch. The first number of a batch says
+# what goes wrong; to sleep is what a rank does whose part waits for that of another one.
+MODELS = """\
+import time
+
+import mpiserve
+
+
+class Pair(mpiserve.Backend):
+    def load(self):
+        if self.service.options.get("fails_at") == self.comm.rank:
+            raise RuntimeError("no weights on this rank")
+
+    def run(self, inputs):
+        what = inputs[0][0, 0]
+        if what == -1:
+            raise ValueError("bad everywhere")
+        if what == -2 and self.comm.rank == 1:
+            raise ValueError("bad at one rank")
+        if what == -3 and self.comm.rank == 1 or what == -2:
+            time.sleep(1000)
+        # A rank that got other rows than the head shows in what it says of them.
+        assert (inputs[0] == inputs[0][0, 0]).all()
+        return inputs[0] * 2
+
+
+def twice(x):
+    return 2 * x
+"""
+
+SERVICE = """
+[service.{name}]
+backend = "{backend}"
+{settings}
+inputs = [{{ name = "x", dtype = "float32", shape = [-1, 30] }}]
+outputs = [{{ name = "y", dtype = "float32", shape = [-1, 30] }}]
+max_batch_rows = 64
+"""
+PAIR = "tensor_parallel = 2\npeer_timeout_s = 2"
+
+SIMULATION = """\
+import mpiserve
+import numpy as np
+
+
+def ask(service, what, rows=3):
+    x = np.full((rows, 30), what, np.float32)
+    try:
+        text = "right" if (service(x, timeout=60) == 2 * x).all() else "wrong"
+    except mpiserve.Error as error:
+        text = f"{type(error).__name__}: {error}"
+    print(f"{service.name} {what}: {text}", flush=True)
+
+
+with mpiserve.open() as session:
+    try:
+        session.service("halfway")
+    except mpiserve.ModelError as error:
+        print(error, flush=True)
+    raises, hangs = session.service("raises"), session.service("hangs")
+    assert raises.replicas == 1
+    for rows in range(1, 40):
+        x = np.full((rows, 30), rows, np.float32)
+        assert (raises(x) == 2 * x).all()
+    for what in (4, -1, 5, -2, 6):
+        ask(raises, what)
+    for what in (7, -3, 8):
+        ask(hangs, what)
+    ask(session.service("twice"), 9)
+"""
+
+SAID = """\
+service 'halfway' on rank 5 could not be loaded: tensor-parallel rank 1: RuntimeError: no weights
+raises 4: right
+raises -1: ModelError: ValueError: bad everywhere
+raises 5: right
+raises -2: ModelError: the replica of 2 ranks is out of step: tensor-parallel rank 1: ValueError
+raises 6: ModelError: the replica of 2 ranks is out of step: tensor-parallel rank 1: ValueError
+hangs 7: right
+hangs -3: ModelError: the replica of 2 ranks is out of step: a rank did not end its part in time
+hangs 8: ModelError: the replica of 2 ranks is out of step: a rank did not end its part in time
+twice 9: right
+"""
+
+
+def test_failures_come_to_the_client_and_other_services_go_on(mpiexec, tmp_path):
+    pair = {"backend": "models:Pair", "settings": PAIR}
+    halfway = {"backend": "models:Pair", "settings": f"{PAIR}\noptions = {{ fails_at = 1 }}"}
+    twice = {"backend": "python", "settings": 'model = "models:twice"'}
+    services = {"raises": pair, "hangs": pair, "halfway": halfway, "twice": twice}
+    config = "".join(SERVICE.format(name=name, **table) for name, table in services.items())
+    (tmp_path / "models.py").write_text(MODELS)
+    (tmp_path / "c.toml").write_text(config)
+    (tmp_path / "sim.py").write_text(SIMULATION)
+
+    done = mpiexec(["-n", 8, *RUN, "c.toml", "sim.py"], timeout=150)
+
+    said, expected = done.stdout.splitlines(), SAID.splitlines()
+    assert len(said) == len(expected)
+    for line, beginning in zip(said, expected, strict=True):
+        assert line.startswith(beginning)
+    assert done.returncode == 1  # of the ranks whose model could not be loaded

@@ -1,0 +1,157 @@
+"""Real engines on several ranks, and many clients of one language model."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import torch
+from coupling import RUN
+from language_models import VOCABULARY, greedy, llama
+
+ROOM = 10
+WIDTH = 8
+
+BLOCKS = """\
+import torch
+
+
+class Block(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc1 = torch.nn.Linear(8, 32)
+        self.fc2 = torch.nn.Linear(32, 8)
+
+    def forward(self, x):
+        return x + self.fc2(torch.tanh(self.fc1(x)))
+
+
+def blocks():
+    torch.manual_seed(5)
+    return torch.nn.Sequential(Block(), Block())
+"""
+
+LLAMA = """\
+[service.llama]
+model = "llama"
+task = "generate"
+tensor_parallel = {ranks}
+inputs = [{{ name = "tokens", dtype = "int64", shape = [-1, 8] }},
+          {{ name = "lengths", dtype = "int64", shape = [-1] }}]
+outputs = [{{ name = "tokens", dtype = "int64", shape = [-1, {room}] }}]
+max_batch_rows = 16
+max_delay_us = {delay}
+"""
+
+SHARDED = """
+[service.blocks]
+model = "some_blocks:blocks"
+inputs = [{ name = "x", dtype = "float32", shape = [-1, 8] }]
+outputs = [{ name = "y", dtype = "float32", shape = [-1, 8] }]
+tensor_parallel = 2
+max_batch_rows = 64
+options = { injection_policy = { "some_blocks:Block" = [".fc2"] } }
+"""
+
+ASK_BOTH = """\
+import json
+import mpiserve
+import numpy as np
+
+with mpiserve.open() as session:
+    rank = session.comm.rank
+    llama, blocks = session.service("llama"), session.service("blocks")
+    prompts = np.load("prompts.npz")
+    mine = slice(4 * rank, 4 * rank + 4)
+    pending = llama.submit(prompts["tokens"][mine], prompts["lengths"][mine])
+    x = np.random.default_rng(rank).standard_normal((5, 8), dtype=np.float32)
+    y = blocks(x)
+    new = pending.result()
+    said = {"rank": rank, "new": new.tolist(), "y": y.tolist(), "engine": llama.engine}
+    print(json.dumps(said), flush=True)
+"""
+
+
+def prompts(folder, rows):
+    lengths = np.random.default_rng(1).integers(1, WIDTH + 1, rows)
+    tokens = np.random.default_rng(2).integers(1, VOCABULARY, (rows, WIDTH))
+    np.savez(folder / "prompts.npz", tokens=tokens, lengths=lengths)
+    return [tokens[i, : lengths[i]] for i in range(rows)]
+
+
+def said(done):
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+
+
+def test_sharded_models_answer_as_whole_ones(mpiexec, tmp_path):
+    model = llama(tmp_path / "llama", num_key_value_heads=4)
+    given = prompts(tmp_path, 8)
+    (tmp_path / "some_blocks.py").write_text(BLOCKS)
+    (tmp_path / "c.toml").write_text(LLAMA.format(ranks=2, room=ROOM, delay=200) + SHARDED)
+    (tmp_path / "sim.py").write_text(ASK_BOTH)
+
+    done = mpiexec(["-n", 6, *RUN, "c.toml", "sim.py"], timeout=150)
+
+    assert done.returncode == 0
+    answers = said(done)
+    assert sorted(one["rank"] for one in answers) == [0, 1]
+    scope: dict = {}
+    exec(BLOCKS, scope)
+    for one in answers:
+        rank = one["rank"]
+        assert one["new"] == [greedy(model, prompt, ROOM) for prompt in given[4 * rank :][:4]]
+        x = np.random.default_rng(rank).standard_normal((5, 8), dtype=np.float32)
+        with torch.inference_mode():
+            np.testing.assert_allclose(one["y"], scope["blocks"]()(torch.from_numpy(x)), atol=1e-5)
+        assert one["engine"] == "deepspeed.inference.engine.InferenceEngine"
+
+
+# Each rank asks for one prompt: one after the other, then all at once, in turns.
+ASK_AT_ONCE = """\
+import json
+import time
+import mpiserve
+import numpy as np
+
+ROUNDS = 2
+
+with mpiserve.open() as session:
+    comm = session.comm
+    llama = session.service("llama")
+    prompts = np.load("prompts.npz")
+    mine = prompts["tokens"][comm.rank :][:1], prompts["lengths"][comm.rank :][:1]
+    alone = together = float("inf")
+    for _ in range(ROUNDS):
+        comm.Barrier()
+        if comm.rank == 0:
+            begin = time.perf_counter()
+            for i in range(comm.size):
+                llama(prompts["tokens"][i : i + 1], prompts["lengths"][i : i + 1])
+            alone = min(alone, time.perf_counter() - begin)
+        comm.Barrier()
+        begin = time.perf_counter()
+        new = llama(*mine)
+        comm.Barrier()
+        together = min(together, time.perf_counter() - begin)
+    said = {"rank": comm.rank, "new": new.tolist(), "alone": alone, "together": together}
+    print(json.dumps(said), flush=True)
+"""
+
+
+def test_sixteen_clients_are_served_together(mpiexec, tmp_path):
+    clients, room = 16, 32
+    model = llama(tmp_path / "llama", width=256, layers=4)
+    given = prompts(tmp_path, clients)
+    # The first rank asks alone while the others count in the census: the delay is what it waits.
+    (tmp_path / "c.toml").write_text(LLAMA.format(ranks=1, room=room, delay=5000))
+    (tmp_path / "sim.py").write_text(ASK_AT_ONCE)
+
+    done = mpiexec(["-n", clients + 1, *RUN, "c.toml", "sim.py"], timeout=170)
+
+    assert done.returncode == 0
+    answers = sorted(said(done), key=lambda one: one["rank"])
+    for one, prompt in zip(answers, given, strict=True):
+        assert one["new"] == [greedy(model, prompt, room)]
+    alone, together = answers[0]["alone"], max(one["together"] for one in answers)
+    print(f"one at a time {alone:.2f} s, together {together:.2f} s")
+    assert together <= 0.35 * alone

@@ -1,0 +1,93 @@
+"""The backend "onnx", on a network that is built here."""
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from language_models import onnx_file
+
+from mpiserve import backends
+from mpiserve.config import Config
+from mpiserve.errors import ArgumentError, ModelError
+
+X = {"name": "x", "dtype": "float32", "shape": [-1, 3]}
+Y = {"name": "y", "dtype": "float32", "shape": [-1, 2]}
+
+
+def network():
+    torch.manual_seed(3)
+    return torch.nn.Sequential(torch.nn.Linear(3, 16), torch.nn.Tanh(), torch.nn.Linear(16, 2))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("onnx")
+    onnx_file(path / "net.onnx", network())
+    (path / "broken.onnx").write_bytes(b"nothing of this kind")
+    return path
+
+
+@pytest.fixture
+def make(folder):
+    def build(model="net.onnx", **table):
+        table = {"backend": "onnx", "model": model, "inputs": [X], "outputs": [Y]} | table
+        made = backends.create(
+            Config.from_dict({"service": {"s": table}}, folder=folder).services[0]
+        )
+        made.load()
+        return made
+
+    return build
+
+
+def rows(n):
+    return np.random.default_rng(n).standard_normal((n, 3), dtype=np.float32)
+
+
+@pytest.mark.parametrize("n", [1, 7, 300])
+def test_it_equals_the_network_that_it_was_made_from(make, n):
+    backend = make()
+    assert "InferenceSession" in backend.engine
+    expected = network()(torch.from_numpy(rows(n))).detach().numpy()
+    np.testing.assert_allclose(backend.run((rows(n),))[0], expected, atol=1e-6)
+    place = (np.zeros((n, 2), np.float32),)
+    assert backend.run_batch((rows(n),), place, print) is place
+    np.testing.assert_allclose(place[0], expected, atol=1e-6)
+
+
+MISTAKES = [
+    ({"model": "none.onnx"}, "none.onnx: no such file"),
+    ({"model": "broken.onnx"}, "INVALID_PROTOBUF|Protobuf"),
+    ({"inputs": [X | {"name": "z"}]}, "the model has no input 'z'; it has x"),
+    ({"inputs": [X, X | {"name": "z"}]}, "the model has no input 'z'; it has x"),
+    ({"outputs": [Y | {"name": "z"}]}, "the model has no output 'z'; it has y"),
+    ({"inputs": [X | {"shape": [-1, 4]}]}, r"input 'x': the model has float32 \[-1, 3\], the sig"),
+    ({"outputs": [Y | {"shape": [-1]}]}, r"output 'y': .* the signature says float32 \[-1\]"),
+    ({"outputs": [Y | {"dtype": "float64"}]}, r"output 'y': .* says float64 \[-1, 2\]"),
+]
+
+
+@pytest.mark.parametrize(("table", "text"), MISTAKES)
+def test_a_model_that_does_not_fit_is_named(make, table, text):
+    with pytest.raises(Exception, match=text):
+        make(**table)
+
+
+def test_an_input_that_the_signature_lacks_is_named(make, folder):
+    info = onnx.helper.make_tensor_value_info
+    ends = [info(name, onnx.TensorProto.FLOAT, ["rows", 3]) for name in ("x", "z", "y")]
+    node = onnx.helper.make_node("Add", ["x", "z"], ["y"])
+    graph = onnx.helper.make_graph([node], "sum", ends[:2], ends[2:])
+    opset = onnx.helper.make_opsetid("", 17)
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[opset], ir_version=8), folder / "2.onnx")
+    with pytest.raises(ModelError, match="the model also needs the input 'z'"):
+        make("2.onnx", outputs=[X | {"name": "y"}])
+
+
+def test_a_provider_that_is_not_there_is_named(make):
+    text = "options.providers: no 'TensorrtExecutionProvider' here; there is .*CPUExecution"
+    with pytest.raises(ArgumentError, match=text):
+        make(options={"providers": ["TensorrtExecutionProvider", "CPUExecutionProvider"]})
+    options = {"providers": ["CPUExecutionProvider"]}
+    options["provider_options"] = {"CPUExecutionProvider": {"no_such_key": "1"}}
+    assert make(options=options).run((rows(2),))
