@@ -15,6 +15,7 @@ from jobs import ROOT, Target
 EXAMPLES = ROOT / "examples"
 RANKS = 2
 PROGRAMS = {"02_hello": "hello", "03_async_overlap": "overlap", "04_many_inputs": "many"}
+ALONE = {"05_shallow_water": "shallow_water"}  # in Fortran only
 
 
 def expected(example: str) -> list[str]:
@@ -47,10 +48,10 @@ def many(rank: int) -> list[str]:
 
 def build(example: str, folder: Path, *suffixes: str) -> None:
     """Copy the example and its makefile, and build with this environment's MPI."""
-    built = shutil.ignore_patterns("*_c", "*_f", "*.mod")  # perhaps with another MPI
+    built = shutil.ignore_patterns("*_c", "*_f", "*.mod", "out")  # perhaps with another MPI
     shutil.copytree(EXAMPLES / example, folder / example, ignore=built)
     shutil.copy(EXAMPLES / "Makefile", folder)
-    name = f"{example}/{PROGRAMS[example]}"
+    name = f"{example}/{(PROGRAMS | ALONE)[example]}"
     tools = {"PYTHON": sys.executable, "MPICC": Target("", Path(sys.prefix)).mpicc}
     tools["MPIFORT"] = f"{sys.prefix}/bin/mpifort"
     settings = [f"{key}={value}" for key, value in tools.items()]
