@@ -71,6 +71,20 @@ def test_dtypes_are_those_of_the_header():
     assert names == enum("mpiserve_dtype", "MPISERVE_")
 
 
+def in_fortran() -> dict[str, int]:
+    text = (ROOT / "csrc/fortran/mpiserve_c.f90").read_text()
+    found = re.findall(r"parameter :: (mpiserve_\w+) = (-?\d+)$", text, re.MULTILINE)
+    return {name.upper(): int(value) for name, value in found}
+
+
+def test_codes_dtypes_and_limits_of_fortran_are_those_of_the_header():
+    same = {f"MPISERVE_{name}": value for name, value in enum("mpiserve_code", "MPISERVE_").items()}
+    same |= {f"MPISERVE_{key}": n for key, n in enum("mpiserve_dtype", "MPISERVE_").items()}
+    same |= {f"MPISERVE_{key}": n for key, n in enum("mpiserve_transport", "MPISERVE_").items()}
+    limits = re.findall(r"#define (MPISERVE_(?:MAX_DIMS|MAX_TENSORS|NAME_SIZE)) (\d+)", CODE)
+    assert in_fortran() == same | {name: int(value) for name, value in limits}
+
+
 def test_limits_are_those_of_the_header():
     limits = dict(re.findall(r"#define MPISERVE_(MAX_\w+|NAME_SIZE) (\d+)", CODE))
     assert {name: int(limits[name]) for name in ("MAX_DIMS", "MAX_TENSORS", "NAME_SIZE")} == {
