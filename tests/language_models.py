@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import runpy
+import sys
 from pathlib import Path
 from typing import Any
 
+ENSEMBLE = Path(__file__).resolve().parents[1] / "examples/06_ensemble"
 VOCABULARY = 96
 
 
@@ -59,28 +62,8 @@ def greedy(model: Any, prompt: Any, room: int) -> list[int]:
 
 
 def onnx_file(path: Path, network: Any) -> None:
-    """Write a Sequential of Linear and Tanh as an ONNX model from x to y, without torch's exporter.
-
-    That needs one more package, onnxscript, and half a minute.
-    """
-    import onnx
-    from onnx import TensorProto, helper, numpy_helper
-
-    nodes, weights, name = [], [], "x"
-    linear = [layer for layer in network if hasattr(layer, "weight")]
-    for i, layer in enumerate(network):
-        result = "y" if i == len(network) - 1 else f"h{i}"
-        if hasattr(layer, "weight"):
-            for part in ("weight", "bias"):
-                array = getattr(layer, part).detach().numpy()
-                weights.append(numpy_helper.from_array(array, f"{part}{i}"))
-            names = [name, f"weight{i}", f"bias{i}"]
-            nodes.append(helper.make_node("Gemm", names, [result], transB=1))
-        else:
-            nodes.append(helper.make_node(type(layer).__name__, [name], [result]))
-        name = result
-    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["rows", linear[0].in_features])
-    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["rows", linear[-1].out_features])
-    graph = helper.make_graph(nodes, "network", [x], [y], weights)
-    opset = helper.make_opsetid("", 17)
-    onnx.save(helper.make_model(graph, opset_imports=[opset], ir_version=8), path)
+    """Write a Sequential of Linear and Tanh as an ONNX model from x to y, as the example does."""
+    sys.path.insert(0, str(ENSEMBLE))
+    runpy.run_path(str(ENSEMBLE / "make_models.py"))["to_onnx"](network, path)
+    sys.path.remove(str(ENSEMBLE))
+    sys.modules.pop("networks")

@@ -5,9 +5,10 @@
 
 Suites: unit (pytest), c, asan and tsan (C programs, plain and with sanitizers), mpi (pytest, each
 module once per number of ranks that its tests declare), harness, launch, models and examples
-(pytest; these start MPI jobs themselves), cluster (the same, on several hosts of this machine), and
-fortran, which is launch for MPIs with a Fortran wrapper: those that --fortran names, which run
-nothing else. Exit status 0: nothing failed. The last line is the count.
+(pytest; these start MPI jobs themselves, models under the first MPI alone), cluster (the same, on
+several hosts of this machine), and fortran, which is launch for MPIs with a Fortran wrapper: those
+that --fortran names, which run nothing else. Exit status 0: nothing failed. The last line is the
+count.
 """
 
 from __future__ import annotations
@@ -190,6 +191,8 @@ def plan(suite: str, target: Target | None, first: Target, args: argparse.Namesp
         return c_mpi_jobs(suite, target, args.transport, args.k)
     if suite in ("unit", "tsan") or not any(ROOT.glob(f"tests/{suite}/test_*.py")):
         return []
+    if suite == "models" and target is not first:
+        return []  # what is the MPIs' part, tests/launch has; these take their time
     transports = args.transport[:1] if suite in ONE_TRANSPORT else args.transport
     return [job for name in transports for job in pytest_jobs(suite, target, name, args.k)]
 

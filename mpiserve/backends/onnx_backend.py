@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mpiserve.backends.base import Backend, check_options, full_name
+from mpiserve.backends.base import Backend, check_options
 from mpiserve.config import TensorConfig
 from mpiserve.errors import ArgumentError, Code, ModelError
 
@@ -41,8 +41,8 @@ class OnnxBackend(Backend):
 
     @property
     def engine(self) -> str:
-        """The session's class."""
-        return full_name(type(self._session)) if hasattr(self, "_session") else super().engine
+        """The session's class, by the name that its users know."""
+        return "onnxruntime.InferenceSession"
 
     def load(self) -> None:
         """Load the file and compare it with the signature.
