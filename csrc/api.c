@@ -16,7 +16,7 @@ struct mpiserve_session {
   msi_broker broker;
   mpiserve_description description; /* inference ranks: what was published */
   int published;                    /* inference ranks: there is a broker */
-  int broken;                       /* publishing failed on every rank: nobody waits for us */
+  int broken;                       /* opening failed on every rank: nobody waits for us */
 };
 
 static const double FOREVER_SLICE = 1.0;
@@ -233,7 +233,8 @@ int mpiserve_close(mpiserve_session *session) {
   if (session->world.role == MPISERVE_SIMULATION) code = msi_client_close(&session->client);
   int met = session->broken ? MPISERVE_OK : msi_world_barrier(&session->world);
   if (session->published) msi_broker_close(&session->broker);
-  int freed = msi_window_close(&session->window);
+  /* Freeing is collective: simulation ranks left when their open failed. */
+  int freed = session->broken ? MPISERVE_OK : msi_window_close(&session->window);
   msi_world_close(&session->world);
   forget(session);
   return code ? code : met ? met : freed;
@@ -395,6 +396,7 @@ static int publish(mpiserve_session *session) {
   int opened = msi_broker_open(&session->broker, &session->world, &session->description, bytes);
   if (opened) bytes[MPISERVE_SHARED] = bytes[MPISERVE_RMA] = 0;
   code = open_windows(session, bytes);
+  session->broken = code != MPISERVE_OK; /* on every rank */
   if (!opened && !code) opened = msi_broker_attach(&session->broker, &session->window);
   if (!code) code = msi_world_barrier(&session->world);
   return opened ? opened : code;

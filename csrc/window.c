@@ -2,6 +2,7 @@
 #include "window.h"
 
 #include <stdlib.h>
+#include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -72,12 +73,42 @@ static int agree(msi_window *window, int code, const size_t bytes[MSI_TRANSPORTS
   return MPISERVE_OK;
 }
 
+static int several_nodes(const msi_world *world) {
+  for (int r = 1; r < world->size; r++)
+    if (world->nodes[r] != world->nodes[0]) return 1;
+  return 0;
+}
+
+/* Libraries that fail or hang between nodes, and what mends them. */
+static int known_broken(const msi_world *world) {
+  const char *library = mpiserve_mpi_runtime(), *osc = getenv("OMPI_MCA_osc");
+  if (!strcmp(library, "Open MPI 4.1.4") && (!osc || !*osc))
+    return msi_error(MPISERVE_ECONFIG,
+                     "one-sided operations of Open MPI 4.1.4 (Debian 12) fail between nodes as it "
+                     "comes: set OMPI_MCA_osc=sm,ucx in the environment of all ranks");
+  if (!strncmp(library, "MPICH 4.0.", 10) && world->thread_level == MPI_THREAD_MULTIPLE)
+    return msi_error(MPISERVE_ETHREAD,
+                     "%s hangs between nodes at MPI_THREAD_MULTIPLE: ask for "
+                     "MPI_THREAD_SERIALIZED (in Python: import mpiserve before mpi4py.MPI)",
+                     library);
+  return MPISERVE_OK;
+}
+
+static int refuse_broken(const msi_world *world) {
+  if (!several_nodes(world)) return MPISERVE_OK;
+  int code = known_broken(world), worst = code;
+  int failed = MPI_Allreduce(MPI_IN_PLACE, &worst, 1, MPI_INT, MPI_MIN, world->comm);
+  if (failed) return msi_mpi_error(failed, "MPI_Allreduce");
+  return code || !worst ? code : msi_error(worst, "another rank refuses its MPI library");
+}
+
 int msi_window_open(msi_window *window, const msi_world *world,
                     const size_t bytes[MSI_TRANSPORTS]) {
   *window =
       (msi_window){.world = world, .win = {MPI_WIN_NULL, MPI_WIN_NULL}, .replies = MPI_COMM_NULL};
   find_used(window);
-  int code = MPISERVE_OK;
+  int code = refuse_broken(world);
+  if (code) return code;
   if (window->used[MPISERVE_SHARED]) code = open_shared(window, bytes[MPISERVE_SHARED]);
   code = agree(window, code, bytes);
   if (!code && window->used[MPISERVE_RMA])

@@ -7,8 +7,8 @@ Suites: unit (pytest), c, asan and tsan (C programs, plain and with sanitizers),
 module once per number of ranks that its tests declare), harness, launch, models and examples
 (pytest; these start MPI jobs themselves, models under the first MPI alone), cluster (the same, on
 several hosts of this machine), and fortran, which is launch for MPIs with a Fortran wrapper: those
-that --fortran names, which run nothing else. Exit status 0: nothing failed. The last line is the
-count.
+that --fortran names, which run nothing else but cluster/test_debian.py. Exit status 0: nothing
+failed. The last line is the count.
 """
 
 from __future__ import annotations
@@ -179,7 +179,13 @@ def pytest_jobs(suite: str, target: Target, transport: str, keyword: str) -> lis
 
 def plan(suite: str, target: Target | None, first: Target, args: argparse.Namespace) -> list[Job]:
     """Return the jobs of a suite under one MPI, or those that need none."""
-    if (suite == "fortran") != (target is not None and target.fortran):
+    debian = target is not None and target.fortran
+    if suite == "cluster":
+        which = "debian" if debian else "not debian"
+        args = argparse.Namespace(
+            **vars(args) | {"k": f"({args.k}) and {which}" if args.k else which}
+        )
+    elif (suite == "fortran") != debian:
         return []
     if target is None:
         if suite == "unit":
