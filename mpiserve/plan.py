@@ -64,7 +64,8 @@ def plan(config: Config, ranks: int, per_node: int | None = None) -> Plan:
     serving = dict(zip(inference, seats(config), strict=True))
     asking = {}
     for service in config.services:
-        heads = [rank for rank, seat in serving.items() if seat.service is service]
+        mine = [(rank, seat) for rank, seat in serving.items() if seat.service is service]
+        heads = [rank for rank, seat in mine if seat.tp_index == 0]
         asking[service.name] = {
             rank: replica_of(rank, heads, nodes, chosen)
             for rank in range(ranks)
