@@ -21,9 +21,9 @@ INTERFACES = {"mpif.h": [], "module mpi": ["-DMODULE"], "module mpi_f08": ["-DF0
 PRELOAD = ["env", f"LD_PRELOAD={programs.world()}"]
 
 
-def build(folder: Path, interface: str) -> Path:
+def build(folder: Path, interface: str, *flags: str) -> Path:
     program = folder / "heat"
-    command = [MPIFORT, *INTERFACES[interface], "-J", folder, SOURCE, "-o", program]
+    command = [MPIFORT, *INTERFACES[interface], "-J", folder, SOURCE, *flags, "-o", program]
     subprocess.run(command, check=True)
     return program
 
@@ -42,6 +42,17 @@ def test_an_unmodified_code_gives_the_same_answer_as_alone(mpiexec, tmp_path, in
     done = mpiexec([*serve, ":", *preloaded] if first else [*preloaded, ":", *serve])
     assert done.returncode == 0
     assert done.stdout == alone.stdout
+
+
+def test_a_code_that_asks_gets_the_session_that_is_there(mpiexec, tmp_path):
+    write(tmp_path)
+    flags = [*programs.fflags().split(), *programs.flibs().split()]
+    program = build(tmp_path, "module mpi_f08", "-DASKS", *flags)
+    done = mpiexec(["-n", 2, *PRELOAD, program, ":", "-n", 1, *SERVE, "c.toml"])
+    assert done.returncode == 0
+    words = [line.split() for line in done.stdout.splitlines()]
+    assert words[-2] == ["a", "second", "open:", "-4.000000000000E+00", "-2.000000000000E+00"]
+    assert words[-1] == ["twice:", "3.600000000000E+01", "2.400000000000E+01"]
 
 
 def exported(library: str) -> set[str]:

@@ -1,5 +1,6 @@
 ! heat.c in Fortran: a code that says MPI_COMM_WORLD everywhere and knows nothing of mpiserve.
 ! Compiled with -DF08 it uses mpi_f08, with -DMODULE mpi, else mpif.h. Rank 0 prints the answer.
+! With -DASKS it asks a service.
 #ifdef F08
 #define HANDLE(kind) type(kind)
 #else
@@ -13,6 +14,9 @@ module plate
   use mpi
 #endif
   use iso_c_binding
+#ifdef ASKS
+  use mpiserve, only: session, service
+#endif
   implicit none
 #if !defined(F08) && !defined(MODULE)
   include 'mpif.h'
@@ -199,6 +203,23 @@ contains
     call MPI_File_close(file, ierr)
     call say('bytes in the file', dble(bytes))
   end subroutine
+
+#ifdef ASKS
+  subroutine ask
+    type(session) :: joined, second
+    type(service) :: twice
+    real(c_float) :: x(3, 2), y(3, 2)
+    integer :: ierr
+    x = rank_of(MPI_COMM_WORLD) + 1
+    call joined%open(MPI_COMM_WORLD)
+    call second%open(MPI_COMM_WORLD, ierr)
+    call say('a second open', dble(ierr))
+    call joined%find('twice', twice)
+    call twice%infer(x, y)
+    call joined%close()
+    call say('twice', dble(sum(y)))
+  end subroutine
+#endif
 end module
 
 program main
@@ -220,6 +241,9 @@ program main
   call attributes
   call errors
   call files
+#ifdef ASKS
+  call ask
+#endif
   call MPI_Comm_free(cart, ierr)
   call MPI_Finalize(ierr)
 end program
