@@ -115,9 +115,9 @@ class Hosts:
         text = REMOTE_SHELL.replace("PYTHON", sys.executable).replace("REMOTE", str(REMOTE))
         self.remote_shell.write_text(text.replace("FOLDER", str(self.folder)))
         self.remote_shell.chmod(0o755)
-        self._spawn(
-            SWITCH, ["unshare", "--net", "sh", "-c", f"touch {self._ready(SWITCH)}; sleep infinity"]
-        )
+        # exec: a sleep that is the shell's child would outlive it.
+        wait = f"touch {self._ready(SWITCH)}; exec sleep infinity"
+        self._spawn(SWITCH, ["unshare", "--net", "sh", "-c", wait])
         for name in self.names:
             own = ["--net", "--uts", "--ipc", "--pid", "--mount"]
             flags = ["--fork", "--mount-proc", "--kill-child"]
