@@ -383,8 +383,12 @@ static int check_comm(const CFI_cdesc_t *comm) {
   return fail(MPISERVE_EARG, "a communicator is an integer or a type(MPI_Comm)");
 }
 
+/* A handle that was lost could not be closed, and the world would wait for it in MPI_Finalize. */
 int mpiserve_fortran_open(const CFI_cdesc_t *comm, mpiserve_session **session) {
+  int n;
   begin();
+  if (*session && !mpiserve_service_count(*session, &n))
+    return fail(MPISERVE_ESTATE, "this session is open: close it first");
   *session = NULL;
   int code = check_comm(comm);
   return code ? code

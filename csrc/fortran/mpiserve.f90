@@ -91,6 +91,7 @@ module mpiserve
     type(c_ptr) :: handle = c_null_ptr
   contains
     !> open(world, [ierr]): join. Collective over world; returns when the services are ready.
+    !> MPISERVE_ESTATE, at once, if this session is open.
     procedure :: open => session_open
     !> get_comm(comm, [ierr]): the communicator of the simulation ranks. Local.
     procedure :: get_comm => session_get_comm

@@ -143,7 +143,7 @@ module mpiserve_c
       import :: c_int, c_ptr
       implicit none
       type(*), dimension(..), intent(in) :: world
-      type(c_ptr), intent(out) :: session
+      type(c_ptr), intent(inout) :: session
       integer(c_int) :: code
     end function c_open
 
@@ -151,7 +151,7 @@ module mpiserve_c
       import :: c_int, c_ptr
       implicit none
       type(c_ptr), value :: session
-      type(*), dimension(..), intent(in) :: comm
+      type(*), dimension(..), intent(inout) :: comm
       integer(c_int) :: code
     end function c_get_comm
 

@@ -48,6 +48,12 @@ program wrong_use
   call expect(ierr, mpiserve_earg, "world is MPI_COMM_NULL")
   call coupled%open(MPI_COMM_WORLD)
 
+  ! It stays open, and what follows uses it.
+  call coupled%open(MPI_COMM_WORLD, ierr)
+  call expect(ierr, mpiserve_estate, "this session is open: close it first")
+  call coupled%open(comm_text, ierr)
+  call expect(ierr, mpiserve_estate, "this session is open: close it first")
+
   ! Handles and numbers.
   call coupled%get_comm(comm_real, ierr)
   call expect(ierr, mpiserve_earg, "a communicator is an integer")
