@@ -15,13 +15,14 @@ from mpi4py import MPI
 from mpiserve import _broker, _check
 from mpiserve.config import Config
 from mpiserve.findings import Facts, Finding, find, mixed_levels, nodes
+from mpiserve.launch import abort
 from mpiserve.server import dtype_of
 
 PREFIXES = ("MPISERVE_", "OMP_", "OMPI_", "PMI", "SLURM_", "CUDA_", "MV2_", "PALS_")
 OK, FOUND = 0, 1  # exit statuses
+PATIENCE = 5.0  # seconds that the others let rank 0 speak before they end the job themselves
 PAUSE = 0.3  # seconds that the target of a measured operation calls nothing
 BARRIERS = 31
-SAY = 0.5  # seconds for what was printed to get out before an abort
 ROUNDS = 20  # of the exchange of clocks; the fastest one counts
 POOL = 256 << 20  # of a service whose pool_bytes is 0
 
@@ -44,10 +45,9 @@ def refuse_mixed(comm: MPI.Intracomm) -> None:
     for finding in mixed_levels(MPI.Get_library_version(), levels):
         if comm.rank == 0:
             print_findings([finding])
-            time.sleep(SAY)
         else:
-            time.sleep(10 * SAY)  # rank 0 ends this too
-        comm.Abort(FOUND)
+            time.sleep(PATIENCE)  # rank 0 ends this too
+        abort(comm, FOUND)
 
 
 def facts(comm: MPI.Intracomm) -> Facts:

@@ -16,6 +16,8 @@ from mpiserve.plan import Plan, ranges
 
 PMI = {"openmpi": "pmix", "mpich": "pmi2"}  # srun's --mpi
 SERVE = '"$python" -m mpiserve serve "$config"'
+# A file of the ranks' programs, for what starts them: its lines follow, then END.
+RANKS_FILE = ("ranks=$(mktemp ranks.XXXXXX)", "trap 'rm -f \"$ranks\"' EXIT", 'cat >"$ranks" <<END')
 BODY = """
 set -euo pipefail
 {folder}
@@ -163,9 +165,7 @@ def slurm_run(job: Job) -> tuple[str, list[str], list[str]]:
 def slurm_multi_prog(job: Job) -> tuple[str, list[str], list[str]]:
     """Two programs, whose ranks a file tells."""
     body = [
-        "ranks=$(mktemp ranks.XXXXXX)",
-        "trap 'rm -f \"$ranks\"' EXIT",
-        'cat >"$ranks" <<END',
+        *RANKS_FILE,
         f"{ranges(job.plan.ranks(SIMULATION))} {multi_prog(job.simulation())}",
         f"{ranges(job.plan.ranks(INFERENCE))} {multi_prog(SERVE)}",
         "END",
@@ -227,10 +227,9 @@ def lsf(job: Job) -> str:
         flags = f"--nrs {job.nodes} --rs_per_host 1 --tasks_per_rs {job.plan.per_node}"
         flags += f" --cpu_per_rs {cores} --gpu_per_rs {job.gpus_per_node}"
         return f"{text}\njsrun {flags} \\\n  {job.run()}\n"
-    lines = ["ranks=$(mktemp ranks.XXXXXX)", "trap 'rm -f \"$ranks\"' EXIT", 'cat >"$ranks" <<END']
-    lines += [f"app 0: {multi_prog(job.simulation())}", f"app 1: {multi_prog(SERVE)}"]
+    lines = [f"app 0: {multi_prog(job.simulation())}", f"app 1: {multi_prog(SERVE)}"]
     lines += ["cpu_index_using: logical", *map(erf_line(job), range(job.ranks)), "END"]
-    return "\n".join([text, *lines, 'jsrun --erf_input "$ranks"', ""])
+    return "\n".join([text, *RANKS_FILE, *lines, 'jsrun --erf_input "$ranks"', ""])
 
 
 def erf_line(job: Job) -> Callable[[int], str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,7 +61,7 @@ def create(service: ServiceConfig, model: torch.nn.Module, engine: Any, ranks: i
     return kind(service, model, engine, ranks)
 
 
-class Task:
+class Task(ABC):
     """What a service does with the model; called with the tensors of its inputs.
 
     Args:
@@ -78,13 +79,13 @@ class Task:
         self._names = [tensor.name for tensor in service.inputs]
         self._check()
 
+    @abstractmethod
     def warm(self) -> None:
         """Run the model once: a batch of zeros, whose prompts have no tokens, does not."""
-        raise NotImplementedError
 
+    @abstractmethod
     def __call__(self, *tensors: torch.Tensor) -> Any:
         """Run the task on the tensors of a batch, in the order of the signature."""
-        raise NotImplementedError
 
     def _check(self) -> None:
         task = self.service.task or ""

@@ -15,6 +15,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 NETWORK = "10.77.0"
 SWITCH = "switch"
@@ -54,17 +55,10 @@ def missing() -> str | None:
     return f"no namespaces or bridges here: {tried.stderr.strip()}" if tried.returncode else None
 
 
-class Hosts:
-    """Hosts that share a network and this machine's files. A context manager."""
+class Runs:
+    """A context manager of what is started whole or not at all, by _start, and ended by close."""
 
-    def __init__(self, names: Sequence[str], folder: Path) -> None:
-        self.names = list(names)
-        self.folder = folder
-        self.remote_shell = folder / "remote-shell"
-        self._running: dict[str, subprocess.Popen[bytes]] = {}
-        self._first: dict[str, int] = {}  # process ids
-
-    def __enter__(self) -> Hosts:
+    def __enter__(self) -> Self:
         try:
             self._start()
         except BaseException:
@@ -79,6 +73,23 @@ class Hosts:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+    def _start(self) -> None:
+        """Start all."""
+
+    def close(self) -> None:
+        """End all."""
+
+
+class Hosts(Runs):
+    """Hosts that share a network and this machine's files. A context manager."""
+
+    def __init__(self, names: Sequence[str], folder: Path) -> None:
+        self.names = list(names)
+        self.folder = folder
+        self.remote_shell = folder / "remote-shell"
+        self._running: dict[str, subprocess.Popen[bytes]] = {}
+        self._first: dict[str, int] = {}  # process ids
 
     def close(self) -> None:
         """End every host and all that runs there."""

@@ -8,9 +8,8 @@ import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 
-from cluster.hosts import Hosts
+from cluster.hosts import Hosts, Runs
 
 NEEDED = ("slurmctld", "slurmd", "sbatch", "munged")
 RESOURCES = "CPUs=4 RealMemory=1000 Gres=gpu:1"  # of each host, as far as Slurm knows
@@ -57,7 +56,7 @@ def find(name: str) -> str | None:
     return shutil.which(name, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
 
 
-class Slurm:
+class Slurm(Runs):
     """A Slurm whose nodes are hosts. A context manager; it ends with its hosts too."""
 
     def __init__(self, hosts: Hosts, folder: Path) -> None:
@@ -65,22 +64,6 @@ class Slurm:
         self.folder = folder
         self.environment = {"SLURM_CONF": str(folder / "slurm.conf")}
         self._running: list[subprocess.Popen[bytes]] = []
-
-    def __enter__(self) -> Slurm:
-        try:
-            self._start()
-        except BaseException:
-            self.close()
-            raise
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """End the daemons, the last started first."""

@@ -23,7 +23,7 @@ PYTHON = {
     "plan": BASE | {"partition"},
     "jobscript": {"errors", "partition", "plan"},
     "findings": {"_check"},
-    "doctor": BASE | {"_broker", "_check", "findings", "server"},
+    "doctor": BASE | {"_broker", "_check", "findings", "launch", "server"},
     "backends.base": BASE,
     "backends.group": set(),
     "backends.language": BASE | {"backends.base"},
