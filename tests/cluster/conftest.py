@@ -21,6 +21,10 @@ import pytest
 from cluster import hosts
 
 NAMES = ("n1", "n2")
+long = pytest.mark.skipif(
+    os.environ.get("MPISERVE_CLUSTER") != "required",
+    reason="this takes long: make test-cluster runs it",
+)
 
 
 def need(problem: str | None) -> None:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import mpijob
 import pytest
+from cluster import many
+from cluster.conftest import long
 from coupling import PYTHON, SERVE, lines, right, write
 
 OPEN_MPI_4 = mpijob.flavour(mpijob.mpiexec()) == "openmpi4"
@@ -23,6 +25,14 @@ def test_two_programs_on_two_hosts(on_hosts, tmp_path):
     assert done.returncode == 0
     # UCX of Open MPI 4.1.4 now and then says at the end that an endpoint timed out.
     assert [line for line in lines(done.stdout) if "is right" in line] == right(2)
+
+
+@long
+@pytest.mark.timeout(180)
+def test_each_of_ten_thousand_requests_of_two_programs_is_answered_once(on_hosts, tmp_path):
+    clients, heads = many.run(on_hosts, tmp_path)
+    assert len(clients) == 5
+    assert len(heads) == 4 and sum(heads) == 10_000
 
 
 @pytest.mark.skipif(not OPEN_MPI_4, reason="a setting that Open MPI 4 needs")

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 
 import mpijob
 import pytest
-from cluster.conftest import need, short_folder
+from cluster.conftest import long, need, short_folder
 from cluster.hosts import Hosts, missing
 from cluster.slurm import Slurm
 from cluster.slurm import missing as no_slurm
@@ -23,11 +22,6 @@ SCRIPTS = [  # and how many ranks simulate
     ("slurm-multi-prog.sbatch", 4),
     ("slurm-het.sbatch", 2),
 ]
-# The demo loads torch; Slurm's shortest limit is a minute.
-long = pytest.mark.skipif(
-    os.environ.get("MPISERVE_CLUSTER") != "required",
-    reason="this takes a minute or so: make test-cluster runs it",
-)
 TWO_REPLICAS = CONFIG + "replicas = 2\n"
 CONFIGS = {
     "coupling.toml": '[partition]\nplacement = "tail"\n' + CONFIG,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
+from cluster import many
+from cluster.conftest import long
 from coupling import PYTHON, RUN, SERVE, lines, right, write
 from jobs import ROOT
 
@@ -68,12 +70,31 @@ def test_each_of_ten_thousand_requests_is_answered_once(on_hosts, tmp_path):
     assert done.stdout.count("1 passed") == 9
 
 
+@long
+@pytest.mark.timeout(180)
+def test_each_of_ten_thousand_requests_of_two_programs_is_answered_once(on_hosts, tmp_path):
+    clients, heads = many.run(on_hosts, tmp_path)
+    over = ["rma"] * 3 + ["shared"] * 2
+    assert clients == [f"client over {transport}: 2000 requests" for transport in over]
+    assert len(heads) == 4 and min(heads) > 0 and sum(heads) == 10_000
+
+
+ONE_PROGRAM = (["-n", 4, *RUN, EXAMPLE / "coupling.toml", EXAMPLE / "simulate.py"],)
+TWO_PROGRAMS = (
+    ["-n", 3, PYTHON, EXAMPLE / "simulate.py"],
+    ["-n", 1, *SERVE, EXAMPLE / "coupling.toml"],
+)
+
+
 @pytest.mark.timeout(120)
-def test_the_demo_runs_on_two_hosts(on_hosts, tmp_path):
-    arguments = [EXAMPLE / "simulate.py", "--steps", 8, "--no-reference", "--out", tmp_path]
-    done = on_hosts(
-        {"n1": 2, "n2": 2}, ["-n", 4, *RUN, EXAMPLE / "coupling.toml", *arguments], timeout=100
-    )
+@pytest.mark.parametrize(
+    "programs", [ONE_PROGRAM, pytest.param(TWO_PROGRAMS, marks=long)], ids=["run", "serve"]
+)
+def test_the_demo_runs_on_two_hosts(on_hosts, tmp_path, programs):
+    arguments = ["--steps", 8, "--no-reference", "--out", tmp_path]
+    first, *others = programs
+    beside = {"PYTHONPATH": str(EXAMPLE)}  # a program of its own finds the modules beside it so
+    done = on_hosts({"n1": 2, "n2": 2}, [*first, *arguments], *others, timeout=100, env=beside)
     assert done.returncode == 0
     result = json.loads((tmp_path / "result.json").read_text())
     assert (result["steps"], result["simulation_ranks"]) == (8, 3)

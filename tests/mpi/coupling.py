@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mpiserve import session
 from mpiserve.config import Config
+
+if TYPE_CHECKING:
+    from mpiserve import session
 
 FOLDER = Path(__file__).resolve().parent  # where models.py lies
 SIMULATION = "simulation"
@@ -41,6 +43,8 @@ def couple(
     Returns:
         The counters of this rank.
     """
+    from mpiserve import session  # late: it starts MPI, and others read services here
+
     data = {"service": services}
     config = Config.from_dict(data, source="services of the test", folder=FOLDER)
     inference = world.role == INFERENCE
