@@ -161,10 +161,12 @@ def collect(target: Target, suite: str, keyword: str) -> list[dict]:
     return reports(folder, 0)
 
 
-def pytest_jobs(suite: str, target: Target, transport: str, keyword: str) -> list[Job]:
+def pytest_jobs(
+    suite: str, target: Target, transport: str, keyword: str, found: list[dict]
+) -> list[Job]:
     """Return one job per module, and per number of ranks where tests declare it."""
     groups: dict[tuple[str, int], list[dict]] = defaultdict(list)
-    for test in collect(target, suite, keyword):
+    for test in found:
         groups[test["test"].partition("::")[0], test["ranks"] or 0].append(test)
     jobs = []
     for (module, ranks), tests in sorted(groups.items(), key=lambda group: group[0]):
@@ -199,7 +201,7 @@ def plan(suite: str, target: Target | None, first: Target, args: argparse.Namesp
         return []
     if target is None:
         if suite == "unit":
-            return pytest_jobs(suite, first, "", args.k)
+            return pytest_jobs(suite, first, "", args.k, collect(first, suite, args.k))
         if suite == "tsan":
             return race_jobs(first, args.k)
         return c_jobs(suite, args.k) if suite in ("c", "asan") else []
@@ -209,10 +211,11 @@ def plan(suite: str, target: Target | None, first: Target, args: argparse.Namesp
         return []
     if suite == "models" and target is not first:
         return []  # what is the MPIs' part, tests/launch has; these take their time
+    found = collect(target, suite, args.k)
     jobs = [
         job
         for name in transports(suite, target, args)
-        for job in pytest_jobs(suite, target, name, args.k)
+        for job in pytest_jobs(suite, target, name, args.k, found)
     ]
     by_module = args.quick and suite == "examples"
     return jobs[target.number :: len(args.mpi)] if by_module else jobs
