@@ -1,0 +1,158 @@
+"""What a simulation rank that computes, and calls nothing for two seconds, costs the others.
+
+On a quiet machine, by itself, with the figures on stdout:
+
+    MPISERVE_CLUSTER=required .venv/bin/python -m pytest -s tests/cluster/test_neighbour.py
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+
+import pytest
+from cluster.conftest import long
+from coupling import PYTHON, SERVE, write
+
+ROUNDS = 8
+# What ranks bind themselves with, late: where others keep the cores busy, three ranks on one core
+# take a minute to open with Open MPI.
+BIND = """\
+import os
+
+
+def bind(core):
+    for thread in os.listdir("/proc/self/task"):
+        os.sched_setaffinity(int(thread), {core})
+"""
+BOUND_MODEL = """\
+import os
+
+import bind
+
+bind.bind(int(os.environ["SHARED_CORE"]))
+
+
+def twice(x):
+    return 2 * x
+"""
+# Three simulation ranks: "near" is on the host of the head, "far" is not, and "busy", beside the
+# head, sleeps or computes. Either of the others asks meanwhile, or they send each other messages,
+# in which mpiserve has no part: what the computing costs there is the machine's own doing. Whoever
+# has no part in a phase sleeps, outside MPI, because the others share a core.
+PROGRAM = """\
+import json
+import os
+import sys
+import time
+
+import mpiserve
+import numpy as np
+from bind import bind
+
+NEAR, BUSY, FAR = 0, 1, 2
+SECONDS = 2.0
+x = np.ones((8, 3), np.float32)
+y = np.empty_like(x)
+
+
+def compute():
+    a, end = np.full((64, 64), 1 / 64), time.monotonic() + SECONDS
+    while time.monotonic() < end:
+        a = a @ a
+
+
+def p50(once):
+    times, end = [], time.monotonic() + 0.8 * SECONDS
+    while time.monotonic() < end:
+        begin = time.perf_counter()
+        once()
+        times.append(time.perf_counter() - begin)
+    return 1e6 * float(np.median(times))
+
+
+def send(comm, more=1):
+    ball = np.full(x.nbytes, more, np.uint8)
+    comm.Send(ball, FAR)
+    comm.Recv(ball, FAR)
+
+
+def send_back(comm):
+    ball = np.ones(x.nbytes, np.uint8)
+    while ball[0]:
+        comm.Recv(ball, NEAR)
+        comm.Send(ball, NEAR)
+
+
+def phase(case, how, comm, twice):
+    if comm.rank == BUSY and how == "computing":
+        return compute()
+    if case == "message" and comm.rank == NEAR:
+        result = p50(lambda: send(comm))
+        send(comm, more=0)
+        return result
+    if case == "message" and comm.rank == FAR:
+        return send_back(comm)
+    if comm.rank == {"near": NEAR, "far": FAR}.get(case):
+        return p50(lambda: twice(x, out=y))
+    time.sleep(SECONDS)
+
+
+with mpiserve.open() as session:
+    comm, twice = session.comm, session.service("twice")
+    bind(int(os.environ["OWN_CORE" if comm.rank == BUSY else "SHARED_CORE"]))
+    for number in range(int(sys.argv[1])):
+        for case in ("near", "far", "message"):
+            order = ("sleeping", "computing")
+            for how in order if number % 2 else reversed(order):
+                comm.Barrier()
+                result = phase(case, how, comm, twice)
+                if result:
+                    print(json.dumps([case, how, number, result]), flush=True)
+"""
+
+
+def compare(text):
+    """Return the p50 beside a neighbour that sleeps, in µs, and how it changes, by case."""
+    rows = [json.loads(line) for line in text.splitlines() if line.startswith("[")]
+    found = {(case, how, number): p50 for case, how, number, p50 in rows}
+    assert len(found) == 3 * 2 * ROUNDS
+    compared = {}
+    for case in ("near", "far", "message"):
+        sleeping = [found[case, "sleeping", number] for number in range(ROUNDS)]
+        computing = [found[case, "computing", number] for number in range(ROUNDS)]
+        ratios = [b / a for a, b in zip(sleeping, computing, strict=True)]
+        compared[case] = (statistics.median(sleeping), statistics.median(ratios))
+        print(
+            f"{case}: p50 {compared[case][0]:.1f} us, computing / sleeping "
+            f"{compared[case][1]:.3f} (rounds: {' '.join(f'{r:.2f}' for r in sorted(ratios))})"
+        )
+    return compared
+
+
+@long
+@pytest.mark.timeout(400)
+def test_it_changes_the_p50_of_others_by_less_than_a_fifth(on_hosts, tmp_path):
+    write(tmp_path, PROGRAM)
+    (tmp_path / "bind.py").write_text(BIND)
+    (tmp_path / "model.py").write_text(BOUND_MODEL)
+    shared, own = (str(core) for core in sorted(os.sched_getaffinity(0))[:2])
+    done = on_hosts(
+        {"n1": 3, "n2": 1},
+        ["-n", 1, *SERVE, "c.toml"],
+        ["-n", 3, PYTHON, "sim.py", ROUNDS],
+        timeout=300,
+        env={
+            "SHARED_CORE": shared,
+            "OWN_CORE": own,
+            "PYTHONPATH": str(tmp_path),
+            "OMP_NUM_THREADS": "1",
+            "OPENBLAS_NUM_THREADS": "1",
+        },
+    )
+    assert done.returncode == 0
+    compared = compare(done.stdout)
+    machine = max(1, compared["message"][1])
+    assert compared["near"][1] < 1.2 * machine
+    assert compared["far"][1] < 1.2 * machine
