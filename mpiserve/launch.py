@@ -212,6 +212,10 @@ def _infer(comm: MPI.Comm, config: Config) -> int:
         current.close()
         # What is wrong in the file all inference ranks know, and one says it.
         return complain(error, quiet=position > 0 and str(error).startswith(config.source))
+    except PeerError as error:
+        logger.critical("%s: aborting the job", error)
+        abort(comm, FAILURE)
+        raise
     except BaseException as error:
         # The simulation ranks wait for this one, which can do nothing more for them.
         logger.critical("this inference rank failed", exc_info=error)

@@ -90,6 +90,8 @@ class Session:
 
         Raises:
             ConfigError: If the services need more or fewer ranks than there are.
+            PeerError: When the clients have left, if another rank of this replica is gone:
+                close would wait for it for ever.
         """
         # server and session are of one layer; this is the only way between them.
         from mpiserve.server import Server, refuse

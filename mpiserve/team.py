@@ -11,19 +11,19 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import numpy as np
 from mpi4py import MPI
 
 from mpiserve.backends.group import LONGEST, SHORTEST, TEXT, Pause, complete
-from mpiserve.errors import ClosedError, Code, ModelError
+from mpiserve.errors import ClosedError, Code, ModelError, PeerError
 
 if TYPE_CHECKING:
     from mpiserve import _broker
 
-ORDER, OUTCOME = 1, 2  # tags
+ORDER, OUTCOME, ALIVE = 1, 2, 3  # tags
 KNOWN = 16  # numbers of rows whose arrays are kept
 RUN, GIVE_UP, STOP = 1, 2, 3  # what the head orders
 LATE = 5.0  # seconds that the others have when one rank has failed
@@ -142,6 +142,12 @@ class Head(Team):
         """
         if self.broken:
             raise ModelError(Code.EMODEL, self.broken)
+        try:
+            return self._run(batch)
+        except MPI.Exception as error:  # of a rank that is gone, where MPI says so
+            self._break(str(error))
+
+    def _run(self, batch: Arrays) -> Any:
         self._sequence += 1
         inputs = self.arrays(len(batch[0]))
         for mine, array in zip(inputs, batch, strict=True):
@@ -159,8 +165,24 @@ class Head(Team):
         self._break(_differ(ended, texts))
 
     def stop(self) -> None:
-        """Let the followers leave."""
+        """Let the followers leave.
+
+        Raises:
+            PeerError: If one is gone: the world cannot be closed without it.
+        """
         self._order(STOP)
+        end, silent = time.monotonic() + LATE, set(self._followers if self.broken else ())
+        while silent:
+            silent -= {rank for rank in silent if self._alive(rank)}
+            if silent and time.monotonic() > end:
+                raise _gone(min(silent))
+            time.sleep(LONGEST)
+
+    def _alive(self, rank: int) -> bool:
+        """Tell whether a rank that was given up has said that it knows."""
+        with suppress(MPI.Exception), self.mpi():
+            return self.comm.Iprobe(source=rank, tag=ALIVE)
+        return False
 
     def _order(self, what: int, rows: int = 0) -> None:
         message = np.array([what, self._sequence, rows], np.int64)
@@ -172,7 +194,8 @@ class Head(Team):
 
     def _break(self, text: str) -> NoReturn:
         self.broken = f"the replica of {self.comm.size} ranks is out of step: {text}"
-        self._order(GIVE_UP)
+        with suppress(MPI.Exception):  # the rank that broke it may be gone
+            self._order(GIVE_UP)
         raise ModelError(Code.EMODEL, self.broken)
 
     def _wait(self) -> tuple[Outcome | None, dict[int, str]]:
@@ -206,6 +229,12 @@ class Head(Team):
         return texts
 
 
+def _gone(rank: int) -> PeerError:
+    """Make the error of a rank that says nothing: killed, or stuck where nobody reaches it."""
+    text = f"tensor-parallel rank {rank} of this replica is gone, without which nobody can close"
+    return PeerError(Code.EPEER, text)
+
+
 def _differ(mine: Outcome | None, texts: dict[int, str]) -> str:
     """Name the rank that began it."""
     for rank, text in texts.items():
@@ -232,12 +261,19 @@ class Follower(Team):
         self._describe = describe
         self._running = self._stopped = self._closed = False
         self._sequence = 0
+        self._limit = 0.0
         self._pause = Pause()
 
     def serve(self, watch: Callable[[], None] | None = None) -> None:
-        """Follow until there is nothing more to follow."""
+        """Follow until there is nothing more to follow.
+
+        Raises:
+            PeerError: If the head is gone.
+        """
         while not (self._stopped and self._closed):
             self.step()
+            if self._closed and not self._stopped and time.monotonic() > self._limit:
+                raise _gone(0)
             if watch:
                 watch()
 
@@ -261,6 +297,8 @@ class Follower(Team):
             self.broker.next_batch(0.0)
         except ClosedError:
             self._closed = True
+            # Of the head, which may be busy with a last batch.
+            self._limit = time.monotonic() + self.seconds + 3 * LATE
 
     def _obey(self) -> None:
         order = np.zeros(3, np.int64)
@@ -271,6 +309,7 @@ class Follower(Team):
         elif what == GIVE_UP:
             self.broken = "given up by the head"
             self._running = False
+            self.comm.Isend(np.zeros(0, np.uint8), dest=0, tag=ALIVE).Free()
         elif not self.broken:
             self._begin(rows)
 
