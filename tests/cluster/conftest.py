@@ -92,8 +92,8 @@ class OnHosts:
     @contextmanager
     def started(
         self, slots: Mapping[str, int], *programs: list[Any], env: dict[str, str]
-    ) -> Iterator[Path]:
-        """Run a job meanwhile; what it says is in the file that this gives."""
+    ) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
+        """Run a job meanwhile: give its launcher, and the file of what it says."""
         command, settings = self.command(slots, programs, env)
         log = self.folder / "job.log"
         with log.open("wb") as file:
@@ -106,9 +106,10 @@ class OnHosts:
                 start_new_session=True,
             )
         try:
-            yield log
+            yield job, log
         finally:
-            os.killpg(job.pid, signal.SIGKILL)  # the hosts' end is that of the ranks
+            if job.poll() is None:
+                os.killpg(job.pid, signal.SIGKILL)  # the hosts' end is that of the ranks
             job.wait()
             print(log.read_text(errors="replace"))
 
