@@ -4,19 +4,19 @@
 
 #include <stdio.h>
 
-#include "broker.h"
 #include "client.h"
 #include "error.h"
 #include "live.h"
+#include "serving.h"
 
 struct mpiserve_session {
   msi_world world;
   msi_window window;
   msi_client client;
-  msi_broker broker;
-  mpiserve_description description; /* inference ranks: what was published */
-  int published;                    /* inference ranks: there is a broker */
-  int broken;                       /* opening failed on every rank: nobody waits for us */
+  msi_serving serving;
+  mpiserve_description *descriptions; /* inference ranks: what was published */
+  int published;                      /* inference ranks: how many services; 0: not yet */
+  int broken;                         /* opening failed on every rank: nobody waits for us */
 };
 
 static const double FOREVER_SLICE = 1.0;
@@ -127,7 +127,7 @@ static int open_windows(mpiserve_session *session, const size_t bytes[MSI_TRANSP
 
 static int open_simulation(mpiserve_session *session) {
   const size_t none[MSI_TRANSPORTS] = {0};
-  int code = msi_world_publish(&session->world, NULL);
+  int code = msi_world_publish(&session->world, 0, NULL);
   if (!code) code = open_windows(session, none);
   /* Heads clear their lanes before anybody writes there. */
   if (!code) code = msi_world_barrier(&session->world);
@@ -137,6 +137,7 @@ static int open_simulation(mpiserve_session *session) {
 
 static void forget(mpiserve_session *session) {
   msi_live_remove(session);
+  free(session->descriptions);
   free(session);
 }
 
@@ -210,11 +211,13 @@ int mpiserve_role_of(mpiserve_session *session, int world_rank, int *role) {
 int mpiserve_counters_get(mpiserve_session *session, mpiserve_counters *counters) {
   int code = check_session(session);
   if (code || !counters) return code ? code : null_argument("counters");
-  *counters = session->world.role == MPISERVE_SIMULATION ? session->client.counters
-                                                         : session->broker.counters;
+  if (session->world.role == MPISERVE_SIMULATION)
+    *counters = session->client.counters;
+  else
+    msi_serving_count(&session->serving, counters);
   counters->rma_operations = session->window.operations;
   counters->rma_to_simulation = session->window.to_simulation;
-  counters->thread_polls = session->broker.thread.polls;
+  counters->thread_polls = session->serving.thread.polls;
   return MPISERVE_OK;
 }
 
@@ -232,7 +235,7 @@ int mpiserve_close(mpiserve_session *session) {
   if (ended) return msi_error(MPISERVE_ESTATE, "close comes before MPI_Finalize");
   if (session->world.role == MPISERVE_SIMULATION) code = msi_client_close(&session->client);
   int met = session->broken ? MPISERVE_OK : msi_world_barrier(&session->world);
-  if (session->published) msi_broker_close(&session->broker);
+  if (session->published) msi_serving_close(&session->serving);
   /* Freeing is collective: simulation ranks left when their open failed. */
   int freed = session->broken ? MPISERVE_OK : msi_window_close(&session->window);
   msi_world_close(&session->world);
@@ -376,79 +379,100 @@ static int check_description(const mpiserve_description *d) {
   return msi_layout_init(&layout, d, 1);
 }
 
-/* A wrong description is published as a failed service: the world is waiting. */
-static void adopt(mpiserve_session *session, const mpiserve_description *description) {
-  session->description = *description;
-  int code = check_description(description);
-  if (!code) return;
-  session->description.error = code;
-  snprintf(session->description.error_text, MPISERVE_TEXT_SIZE, "%s", mpiserve_last_error());
+static int check_names(const mpiserve_description *descriptions, int n) {
+  for (int i = 0; i < n; i++)
+    if (!strcmp(descriptions[i].name, descriptions[n].name))
+      return msi_error(MPISERVE_ECONFIG, "service '%s' is published twice by one rank",
+                       descriptions[n].name);
+  return MPISERVE_OK;
 }
 
-static int publish(mpiserve_session *session) {
+/* A wrong description is published as a failed service: the world is waiting. */
+static int adopt(mpiserve_session *session, int n) {
+  mpiserve_description *mine = &session->descriptions[n];
+  int code = check_description(mine);
+  if (!code) code = check_names(session->descriptions, n);
+  if (code) {
+    mine->error = code;
+    snprintf(mine->error_text, MPISERVE_TEXT_SIZE, "%s", mpiserve_last_error());
+  }
+  if (mine->error) mine->n_inputs = mine->n_outputs = 0;
+  return code;
+}
+
+static int publish(mpiserve_session *session, int n) {
   size_t bytes[MSI_TRANSPORTS];
-  if (session->description.error)
-    session->description.n_inputs = session->description.n_outputs = 0;
-  int code = msi_world_publish(&session->world, &session->description);
+  int code = msi_world_publish(&session->world, n, session->descriptions);
   session->broken = code != MPISERVE_OK;
   if (code) return code;
-  session->published = 1;
-  int opened = msi_broker_open(&session->broker, &session->world, &session->description, bytes);
+  session->published = n;
+  int opened =
+      msi_serving_open(&session->serving, &session->world, n, session->descriptions, bytes);
   if (opened) bytes[MPISERVE_SHARED] = bytes[MPISERVE_RMA] = 0;
   code = open_windows(session, bytes);
   session->broken = code != MPISERVE_OK; /* on every rank */
-  if (!opened && !code) opened = msi_broker_attach(&session->broker, &session->window);
+  if (!opened && !code) opened = msi_serving_attach(&session->serving, &session->window);
   if (!code) code = msi_world_barrier(&session->world);
   return opened ? opened : code;
+}
+
+int mpiserve_publish_all(mpiserve_session *session, int n,
+                         const mpiserve_description *descriptions) {
+  int code = check_role(session, MPISERVE_INFERENCE), wrong = -1;
+  if (code || !descriptions) return code ? code : null_argument("descriptions");
+  if (n < 1) return msi_error(MPISERVE_EARG, "%d services", n);
+  if (session->published) return msi_error(MPISERVE_ESTATE, "published already");
+  session->descriptions = calloc((size_t)n, sizeof *descriptions);
+  if (!session->descriptions) return msi_error(MPISERVE_ENOMEM, "no memory for %d services", n);
+  memcpy(session->descriptions, descriptions, (size_t)n * sizeof *descriptions);
+  for (int i = 0; i < n; i++)
+    if (adopt(session, i) && wrong < 0) wrong = i;
+  code = publish(session, n);
+  if (code || wrong < 0) return code;
+  const mpiserve_description *first = &session->descriptions[wrong];
+  return msi_error(first->error, "%s", first->error_text);
 }
 
 int mpiserve_publish(mpiserve_session *session, const mpiserve_description *description) {
   int code = check_role(session, MPISERVE_INFERENCE);
   if (code || !description) return code ? code : null_argument("description");
-  if (session->published) return msi_error(MPISERVE_ESTATE, "published already");
-  adopt(session, description);
-  code = session->description.error;
-  char text[MPISERVE_TEXT_SIZE];
-  snprintf(text, sizeof text, "%s", session->description.error_text);
-  int failed = publish(session);
-  if (failed) return failed;
-  return code == description->error ? MPISERVE_OK : msi_error(code, "%s", text);
+  return mpiserve_publish_all(session, 1, description);
 }
 
 int mpiserve_batch_next(mpiserve_session *session, double timeout, mpiserve_batch *batch) {
   int code = check_serving(session);
   if (code || !batch) return code ? code : null_argument("batch");
-  return msi_broker_next(&session->broker, timeout, batch);
+  return msi_serving_next(&session->serving, timeout, batch);
 }
 
 int mpiserve_batch_reply(mpiserve_session *session, const void *const *outputs) {
   int code = check_serving(session);
   if (code || !outputs) return code ? code : null_argument("outputs");
-  return msi_broker_reply(&session->broker, outputs);
+  return msi_broker_reply(session->serving.current, outputs);
 }
 
 int mpiserve_batch_reply_rows(mpiserve_session *session, int64_t rows, const void *const *outputs) {
   int code = check_serving(session);
   if (code || !outputs) return code ? code : null_argument("outputs");
-  return msi_broker_reply_rows(&session->broker, rows, outputs);
+  return msi_broker_reply_rows(session->serving.current, rows, outputs);
 }
 
 int mpiserve_batch_fail(mpiserve_session *session, int code, const char *text) {
   int wrong = check_serving(session);
   if (wrong) return wrong;
   if (code >= 0) return msi_error(MPISERVE_EARG, "%d is not the code of an error", code);
-  return msi_broker_fail(&session->broker, code, text ? text : mpiserve_strerror(code));
+  return msi_broker_fail(session->serving.current, code, text ? text : mpiserve_strerror(code));
 }
 
 int mpiserve_mpi_take(mpiserve_session *session) {
   int wrong = check_serving(session);
-  if (!wrong) msi_broker_mpi_take(&session->broker);
+  if (!wrong) msi_broker_mpi_take(session->serving.current);
   return wrong;
 }
 
 int mpiserve_mpi_give(mpiserve_session *session) {
   int wrong = check_serving(session);
-  if (!wrong) msi_broker_mpi_give(&session->broker);
+  if (!wrong) msi_broker_mpi_give(session->serving.current);
   return wrong;
 }
 
@@ -461,14 +485,15 @@ static int check_echo(const mpiserve_description *d) {
 
 int mpiserve_serve_echo(mpiserve_session *session, double timeout) {
   int code = check_serving(session);
-  if (!code) code = check_echo(&session->description);
+  for (int i = 0; !code && i < session->published; i++)
+    code = check_echo(&session->descriptions[i]);
   int64_t deadline = msi_deadline(timeout);
   while (!code) {
     double slice = timeout < 0 || timeout > FOREVER_SLICE ? FOREVER_SLICE : timeout;
-    code = msi_broker_next(&session->broker, slice, NULL);
-    if (!code) code = msi_broker_reply(&session->broker, NULL);
+    code = msi_serving_next(&session->serving, slice, NULL);
+    if (!code) code = msi_broker_reply(session->serving.current, NULL);
     if (code == MPISERVE_ETIMEOUT && msi_now() < deadline) code = MPISERVE_OK;
-    if (!code && session->broker.closed_ns > deadline)
+    if (!code && session->serving.current->closed_ns > deadline)
       code = msi_error(MPISERVE_ETIMEOUT, "time to return");
   }
   return code;
@@ -477,8 +502,9 @@ int mpiserve_serve_echo(mpiserve_session *session, double timeout) {
 int mpiserve_peer_error(mpiserve_session *session, int *rank, int *remaining, char *text) {
   int code = check_serving(session);
   if (code) return code;
-  if (rank) *rank = session->broker.failed_rank;
-  if (remaining) *remaining = (int)session->broker.remaining;
-  if (text) snprintf(text, MPISERVE_TEXT_SIZE, "%s", session->broker.failed_text);
+  const msi_broker *witness = msi_serving_witness(&session->serving);
+  if (rank) *rank = witness->failed_rank;
+  if (remaining) *remaining = (int)witness->remaining;
+  if (text) snprintf(text, MPISERVE_TEXT_SIZE, "%s", witness->failed_text);
   return MPISERVE_OK;
 }

@@ -13,40 +13,37 @@ static const int64_t TENANT_LIMIT_NS = 10000000000;
 /* ---- open and close ---------------------------------------------------------- */
 
 int msi_broker_open(msi_broker *broker, const msi_world *world,
-                    const mpiserve_description *description, size_t bytes[MSI_TRANSPORTS]) {
-  *broker = (msi_broker){
-      .world = world, .description = description, .patience = world->patience, .failed_rank = -1};
+                    const mpiserve_description *description, int place,
+                    size_t bytes[MSI_TRANSPORTS]) {
+  *broker = (msi_broker){.world = world, .description = description, .failed_rank = -1};
   broker->policy = (msi_policy){description->max_batch_rows, description->max_delay_ns};
   int code = msi_assembly_open(&broker->assembly, broker->ports, description->max_batch_rows);
   if (!code) code = msi_queue_open(&broker->queue);
   if (!code) code = msi_queue_open(&broker->tenants);
   for (int t = 0; t < MSI_TRANSPORTS && !code; t++) {
-    code = msi_port_open(&broker->ports[t], world, t, description);
-    bytes[t] = broker->ports[t].layout.bytes;
+    code = msi_port_open(&broker->ports[t], world, t, description, place, bytes[t]);
+    bytes[t] += broker->ports[t].layout.bytes;
     broker->remaining += broker->ports[t].layout.lanes;
   }
   return code;
 }
 
-int msi_broker_attach(msi_broker *broker, msi_window *window) {
+int msi_broker_attach(msi_broker *broker, msi_window *window, msi_thread *thread) {
   broker->window = window;
+  broker->thread = thread;
   int code = MPISERVE_OK;
   for (int t = 0; t < MSI_TRANSPORTS && !code; t++)
     code = msi_port_attach(&broker->ports[t], window);
-  if (!code && broker->ports[MPISERVE_RMA].layout.lanes)
-    code = msi_thread_open(&broker->thread, window);
   return code;
 }
 
 /* The model is done: MPI is ours again. */
-static void rest(msi_broker *broker) {
-  if (broker->computing) msi_thread_rest(&broker->thread);
+void msi_broker_rest(msi_broker *broker) {
+  if (broker->computing) msi_thread_rest(broker->thread);
   broker->computing = 0;
 }
 
 void msi_broker_close(msi_broker *broker) {
-  rest(broker);
-  msi_thread_close(&broker->thread);
   for (int t = 0; t < MSI_TRANSPORTS; t++) msi_port_close(&broker->ports[t]);
   msi_queue_close(&broker->queue);
   msi_queue_close(&broker->tenants);
@@ -123,7 +120,7 @@ static int serve_tenants(msi_broker *broker) {
 
 /* Rows that are missing may be with a client that is itself waiting, outside
  * this library, for the one that needs them: an error ends what would hang. */
-static int refuse_late_tenants(msi_broker *broker, int64_t now) {
+int msi_broker_refuse_late(msi_broker *broker, int64_t now) {
   int code = MPISERVE_OK;
   while (!code && broker->tenants.n &&
          now - msi_queue_at(&broker->tenants, 0)->taken_ns > TENANT_LIMIT_NS) {
@@ -289,8 +286,8 @@ static void count_batch(msi_broker *broker, msi_close_reason reason, int in_plac
   c->closed_by_delay += reason == MSI_CLOSED_DELAY;
 }
 
-/* Hands a batch out; *open stays 0 if all its requests had been cancelled. */
-static int hand_out(msi_broker *broker, msi_close_reason reason, int lay_out) {
+/* The broker stays closed if all requests of the batch had been cancelled. */
+static int close_batch(msi_broker *broker, msi_close_reason reason, int lay_out) {
   if (reason == MSI_CLOSED_DELAY) note_missing(broker);
   int code = collect(broker);
   if (code || !broker->assembly.n) return code;
@@ -308,59 +305,29 @@ static msi_close_reason decide(msi_broker *broker) {
                           now_of(broker));
 }
 
-/* Where the head sleeps. Who comes over rma cannot wake it, nor can the delay. */
-static const msi_bed *bed_of(const msi_broker *broker, msi_bed *bed) {
-  const msi_port *shared = &broker->ports[MPISERVE_SHARED];
-  if (broker->ports[MPISERVE_RMA].layout.lanes || broker->queue.n) return NULL;
-  _Atomic uint32_t *asleep = &((msi_front *)shared->memory)->asleep;
-  *bed = (msi_bed){asleep, asleep, 0};
-  return bed;
+int msi_broker_may_sleep(const msi_broker *broker) {
+  return !broker->ports[MPISERVE_RMA].layout.lanes && !broker->queue.n;
 }
 
-/* One look: takes requests, and closes a batch if it is time. */
-static int look(msi_broker *broker, int lay_out) {
+int msi_broker_look(msi_broker *broker, int lay_out) {
   int code = poll(broker);
   if (code) return code;
-  if (!broker->remaining)
-    return msi_error(MPISERVE_ECLOSED, "every simulation rank has left the session");
   msi_close_reason reason = decide(broker);
-  return reason ? hand_out(broker, reason, lay_out) : MPISERVE_OK;
+  return reason ? close_batch(broker, reason, lay_out) : MPISERVE_OK;
 }
 
-static int wait_for_batch(msi_broker *broker, double timeout, int lay_out, msi_wait *wait,
-                          msi_bed *bed) {
-  int64_t deadline = 0;
-  for (;;) {
-    int code = look(broker, lay_out);
-    if (code || broker->open) return code;
-    if (!msi_wait_pause(wait, &broker->patience, bed_of(broker, bed))) continue;
-    code = refuse_late_tenants(broker, msi_now());
-    if (code) return code;
-    if (!deadline) deadline = msi_deadline(timeout);
-    if (msi_now() > deadline) return msi_error(MPISERVE_ETIMEOUT, "no batch within %g s", timeout);
-  }
-}
-
-int msi_broker_next(msi_broker *broker, double timeout, mpiserve_batch *batch) {
-  if (broker->open) return msi_error(MPISERVE_ESTATE, "the last batch has not been answered");
-  msi_wait wait = {0};
-  msi_bed bed;
-  int code = wait_for_batch(broker, timeout, batch != NULL, &wait, &bed);
-  msi_wait_end(&wait, &bed);
-  if (code) return code;
-  if (!batch) return code;
+void msi_broker_hand_out(msi_broker *broker, mpiserve_batch *batch) {
   *batch = broker->assembly.batch;
   broker->computing = 1;
-  msi_thread_wake(&broker->thread);
-  return MPISERVE_OK;
+  msi_thread_wake(broker->thread);
 }
 
 void msi_broker_mpi_take(msi_broker *broker) {
-  if (broker->computing) msi_thread_rest(&broker->thread);
+  if (broker->computing) msi_thread_rest(broker->thread);
 }
 
 void msi_broker_mpi_give(msi_broker *broker) {
-  if (broker->computing) msi_thread_wake(&broker->thread);
+  if (broker->computing) msi_thread_wake(broker->thread);
 }
 
 /* ---- replies ------------------------------------------------------------------------ */
@@ -398,15 +365,15 @@ static int no_batch(void) { return msi_error(MPISERVE_ESTATE, "there is no batch
 
 int msi_broker_reply_rows(msi_broker *broker, int64_t rows, const void *const *outputs) {
   if (!broker->open) return no_batch();
-  msi_thread_rest(&broker->thread);
+  msi_thread_rest(broker->thread);
   int code = reply_within(broker, rows, outputs);
-  msi_thread_wake(&broker->thread);
+  msi_thread_wake(broker->thread);
   return code;
 }
 
 int msi_broker_reply(msi_broker *broker, const void *const *outputs) {
   if (!broker->open) return no_batch();
-  rest(broker);
+  msi_broker_rest(broker);
   int code = reply_within(broker, broker->assembly.batch.rows, outputs);
   broker->open = 0;
   return code;
@@ -414,7 +381,7 @@ int msi_broker_reply(msi_broker *broker, const void *const *outputs) {
 
 int msi_broker_fail(msi_broker *broker, int code, const char *text) {
   if (!broker->open) return no_batch();
-  rest(broker);
+  msi_broker_rest(broker);
   int failed = MPISERVE_OK;
   for (uint32_t i = 0; i < broker->assembly.n && !failed; i++)
     if (!broker->assembly.members[i].answered)

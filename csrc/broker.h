@@ -1,4 +1,4 @@
-/* broker: the inference side. Takes what clients ask, forms batches, answers. */
+/* broker: the inference side of one service. Takes what clients ask, forms batches, answers. */
 #ifndef MSI_BROKER_H
 #define MSI_BROKER_H
 
@@ -10,9 +10,8 @@ typedef struct msi_broker {
   msi_window *window;
   const mpiserve_description *description;
   msi_policy policy;
-  msi_patience patience;
   msi_port ports[MSI_TRANSPORTS];
-  msi_thread thread;
+  msi_thread *thread; /* of the rank */
   msi_queue queue;    /* requests that wait for a batch */
   msi_queue tenants;  /* requests for leases that wait for room */
   uint32_t asked;     /* lanes with a request in the queue */
@@ -28,17 +27,29 @@ typedef struct msi_broker {
   mpiserve_counters counters;
 } msi_broker;
 
-/* First half of publishing: what memory each transport needs. Local. */
+/* First half of publishing: adds the memory that this service needs in each transport to that
+ * of those before it. place: its number among the services of the rank. Local. */
 int msi_broker_open(msi_broker *broker, const msi_world *world,
-                    const mpiserve_description *description, size_t bytes[MSI_TRANSPORTS]);
+                    const mpiserve_description *description, int place,
+                    size_t bytes[MSI_TRANSPORTS]);
 
 /* Second half: the windows are there. Local. */
-int msi_broker_attach(msi_broker *broker, msi_window *window);
+int msi_broker_attach(msi_broker *broker, msi_window *window, msi_thread *thread);
 void msi_broker_close(msi_broker *broker);
 
-/* As mpiserve_batch_next(), _reply_rows(), _reply() and _fail() say. Without a batch (NULL) none is
- * made: it is to be answered with outputs NULL, which are the inputs. */
-int msi_broker_next(msi_broker *broker, double timeout, mpiserve_batch *batch);
+/* One look: takes requests, and closes a batch if it is time: the broker is open then. Without
+ * lay_out it has no tensors. */
+int msi_broker_look(msi_broker *broker, int lay_out);
+
+/* Work for now and then, and whether there is none but what a client will ring for. */
+int msi_broker_refuse_late(msi_broker *broker, int64_t now);
+int msi_broker_may_sleep(const msi_broker *broker);
+
+/* The batch that was closed; until it is answered MPI belongs to the thread, or until rest. */
+void msi_broker_hand_out(msi_broker *broker, mpiserve_batch *batch);
+void msi_broker_rest(msi_broker *broker);
+
+/* As mpiserve_batch_reply_rows(), _reply() and _fail() say. */
 int msi_broker_reply_rows(msi_broker *broker, int64_t rows, const void *const *outputs);
 int msi_broker_reply(msi_broker *broker, const void *const *outputs);
 int msi_broker_fail(msi_broker *broker, int code, const char *text);

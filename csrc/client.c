@@ -58,8 +58,7 @@ int msi_client_open(msi_client *client, const msi_world *world, msi_window *wind
   if (!client->links || !client->lines || !client->services)
     return msi_error(MPISERVE_ENOMEM, "no memory for links");
   for (int h = 0; h < world->n_heads; h++) {
-    int code = msi_link_open(&client->links[h], window, &world->heads[h].description,
-                             world->heads[h].rank);
+    int code = msi_link_open(&client->links[h], window, &world->heads[h]);
     if (code) return code;
   }
   list_services(client);

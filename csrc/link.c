@@ -17,14 +17,27 @@ static uint32_t lane_of(const msi_world *world, int head, int transport, int ran
   return lane;
 }
 
-int msi_link_open(msi_link *link, msi_window *window, const mpiserve_description *description,
-                  int head) {
+/* The segments of a rank follow each other, in the order of its services. */
+static int find_segment(msi_link *link, const msi_head *head, uint32_t lanes) {
+  size_t at = 0;
+  int code = MPISERVE_OK;
+  for (const msi_head *h = head - head->place; h <= head && !code; h++) {
+    at += link->layout.bytes;
+    code = msi_layout_init(&link->layout, &h->description, lanes);
+  }
+  msi_layout_move(&link->layout, at);
+  return code;
+}
+
+int msi_link_open(msi_link *link, msi_window *window, const msi_head *head) {
   const msi_world *world = window->world;
-  *link = (msi_link){
-      .window = window, .head = head, .transport = msi_window_transport(world, world->rank, head)};
-  link->lane = lane_of(world, head, link->transport, world->rank);
-  uint32_t lanes = lane_of(world, head, link->transport, world->size);
-  int code = msi_layout_init(&link->layout, description, lanes);
+  *link = (msi_link){.window = window,
+                     .head = head->rank,
+                     .place = head->place,
+                     .transport = msi_window_transport(world, world->rank, head->rank)};
+  link->lane = lane_of(world, head->rank, link->transport, world->rank);
+  uint32_t lanes = lane_of(world, head->rank, link->transport, world->size);
+  int code = find_segment(link, head, lanes);
   if (code) return code;
   link->heard = MPI_REQUEST_NULL;
   if (link->transport == MPISERVE_RMA) {
@@ -33,7 +46,7 @@ int msi_link_open(msi_link *link, msi_window *window, const mpiserve_description
     if (link->slots && link->mailbox) return MPISERVE_OK;
     return msi_error(MPISERVE_ENOMEM, "no memory for a lane");
   }
-  code = msi_window_peer(window, head, (void **)&link->memory);
+  code = msi_window_peer(window, head->rank, (void **)&link->memory);
   if (code) return code;
   link->slots = (msi_slot *)(link->memory + msi_slot_at(&link->layout, link->lane, 1));
   return MPISERVE_OK;
@@ -44,7 +57,7 @@ void msi_link_close(msi_link *link) {
   int held = 0;
   for (int i = MSI_SLOTS; i < MSI_LEASES; i++) held += msi_link_holds(link, i);
   if (link->alias && link->alias != link->memory && !held)
-    msi_window_unalias(link->alias, link->layout.bytes);
+    msi_window_unalias(link->alias, link->layout.front_at + link->layout.bytes);
   msi_window_ignore(&link->heard);
   if (link->transport == MPISERVE_RMA) free(link->slots);
   free(link->mailbox);
@@ -80,7 +93,8 @@ static int ring(msi_link *link, uint64_t sequence) {
 /* A receive is there before its message, and none that nobody answers. */
 static int listen(msi_link *link) {
   if (link->transport == MPISERVE_SHARED || link->heard != MPI_REQUEST_NULL) return MPISERVE_OK;
-  return msi_window_listen(link->window, link->head, link->mailbox, MESSAGE_BYTES, &link->heard);
+  return msi_window_listen(link->window, link->head, link->place, link->mailbox, MESSAGE_BYTES,
+                           &link->heard);
 }
 
 /* Over RMA the slot was filled in our copy of the lane. */
@@ -273,7 +287,7 @@ int msi_link_find_place(const msi_link *link, int outputs, int64_t rows, void *c
   const msi_side *side = outputs ? &link->layout.outputs : &link->layout.inputs;
   /* Unsigned: an address before the memory is far behind it. */
   uintptr_t into = (uintptr_t)data[0] - (uintptr_t)link->alias;
-  if (!link->alias || into >= link->layout.bytes) return 0;
+  if (!link->alias || into >= link->layout.front_at + link->layout.bytes) return 0;
   for (int b = MSI_SLOTS; b < MSI_LEASES; b++) {
     const msi_lease *lease = &link->leases[b];
     uintptr_t from = (uintptr_t)data[0] - (uintptr_t)buffer_at(link, outputs, 0, lease->begin);
@@ -307,7 +321,8 @@ static int allocate_own(msi_link *link, int at, mpiserve_buffer *buffer) {
 
 int msi_link_map_buffer(msi_link *link, int at, mpiserve_buffer *buffer) {
   if (link->transport == MPISERVE_RMA) return allocate_own(link, at, buffer);
-  if (!link->alias) link->alias = msi_window_alias(link->memory, link->layout.bytes);
+  if (!link->alias)
+    link->alias = msi_window_alias(link->memory, link->layout.front_at + link->layout.bytes);
   for (int i = 0; i < link->layout.inputs.n; i++)
     buffer->inputs[i] = buffer_at(link, 0, i, link->leases[at].begin);
   for (int i = 0; i < link->layout.outputs.n; i++)

@@ -32,11 +32,12 @@ typedef struct msi_cargo {
 
 typedef struct msi_link {
   msi_window *window;
-  int head; /* world rank */
+  int head;  /* world rank */
+  int place; /* of the service among those of that rank */
   int transport;
   uint32_t lane;
   msi_layout layout;
-  uint8_t *memory;         /* shared: the head's segment; rma: NULL */
+  uint8_t *memory;         /* shared: that of the head's rank; rma: NULL */
   uint8_t *alias;          /* shared: the same again, for buffers; NULL: none was taken */
   msi_slot *slots;         /* shared: our lane itself; rma: our copy of it */
   uint64_t sent;           /* sequence of the last request */
@@ -50,8 +51,7 @@ typedef struct msi_link {
   int owed;               /* rma: messages to come */
 } msi_link;
 
-int msi_link_open(msi_link *link, msi_window *window, const mpiserve_description *description,
-                  int head);
+int msi_link_open(msi_link *link, msi_window *window, const msi_head *head);
 void msi_link_close(msi_link *link);
 
 /* Is the slot of the next request free? */

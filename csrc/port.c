@@ -35,11 +35,12 @@ static int allocate(msi_port *port) {
 }
 
 int msi_port_open(msi_port *port, const msi_world *world, int transport,
-                  const mpiserve_description *description) {
-  *port = (msi_port){.transport = transport};
+                  const mpiserve_description *description, int place, size_t begin) {
+  *port = (msi_port){.transport = transport, .place = place};
   uint32_t lanes = count_clients(world, transport, NULL);
   int code = msi_layout_init(&port->layout, description, lanes);
   if (code || !lanes) return code;
+  msi_layout_move(&port->layout, begin);
   code = allocate(port);
   if (!code) code = msi_pool_open(&port->pool, port->layout.pool_rows);
   if (!code) count_clients(world, transport, port->clients);
@@ -51,7 +52,8 @@ int msi_port_attach(msi_port *port, msi_window *window) {
   port->memory = window->memory[port->transport];
   if (!port->layout.lanes) return MPISERVE_OK;
   /* Slabs are not touched here: pages that nobody uses cost nothing. */
-  memset(port->memory, 0, msi_slot_at(&port->layout, port->layout.lanes, 1));
+  size_t begin = port->layout.front_at, end = msi_slot_at(&port->layout, port->layout.lanes, 1);
+  memset(port->memory + begin, 0, end - begin);
   return MPISERVE_OK;
 }
 
@@ -164,8 +166,8 @@ int msi_port_reply_end(msi_port *port, uint32_t lane, uint64_t sequence, size_t 
                   &msi_port_slot(port, lane, sequence)->request.asleep);
     return MPISERVE_OK;
   }
-  return msi_window_tell(port->window, port->clients[lane], reply, sizeof *reply + payload_bytes,
-                         told(port, lane, sequence));
+  return msi_window_tell(port->window, port->clients[lane], port->place, reply,
+                         sizeof *reply + payload_bytes, told(port, lane, sequence));
 }
 
 int msi_port_reply(msi_port *port, uint32_t lane, uint64_t sequence, int code, const char *text) {

@@ -19,8 +19,9 @@ typedef struct msi_lane {
 typedef struct msi_port {
   msi_window *window;
   int transport;
+  int place; /* of its service among those of this rank */
   msi_layout layout;
-  uint8_t *memory; /* the segment, laid out as slot.h says */
+  uint8_t *memory; /* this rank's; where the segment lies in it the layout knows */
   uint8_t *seen;   /* the bells, as far as they were taken */
   int *clients;    /* world rank by lane */
   msi_lane *lanes;
@@ -28,9 +29,10 @@ typedef struct msi_port {
   MPI_Request *told; /* rma: of the last reply message, by lane and slot */
 } msi_port;
 
-/* Lays the segment out. Local; the memory comes with msi_port_attach(). */
+/* Lays the segment of this rank's service number place out, from byte begin of its memory on.
+ * Local; the memory comes with msi_port_attach(). */
 int msi_port_open(msi_port *port, const msi_world *world, int transport,
-                  const mpiserve_description *description);
+                  const mpiserve_description *description, int place, size_t begin);
 int msi_port_attach(msi_port *port, msi_window *window);
 void msi_port_close(msi_port *port);
 

@@ -59,6 +59,14 @@ int msi_layout_init(msi_layout *layout, const mpiserve_description *description,
   return MPISERVE_OK;
 }
 
+void msi_layout_move(msi_layout *layout, size_t at) {
+  layout->front_at += at;
+  layout->bells_at += at;
+  layout->lanes_at += at;
+  for (int i = 0; i < layout->inputs.n; i++) layout->inputs_at[i] += at;
+  for (int i = 0; i < layout->outputs.n; i++) layout->outputs_at[i] += at;
+}
+
 int msi_side_eager(const msi_side *side, int64_t rows) {
   return (size_t)rows * side->total_row_bytes <= MSI_EAGER_BYTES;
 }

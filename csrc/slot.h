@@ -3,8 +3,8 @@
  *
  *   [front] [bells: one byte per lane] [lanes: slots of each lane] [input slabs] [output slabs]
  *
- * A lane belongs to one simulation rank. Its request n (1, 2, ...) uses slot
- * (n - 1) % slots. */
+ * The segments of a rank that serves several services follow each other. A lane
+ * belongs to one simulation rank. Its request n (1, 2, ...) uses slot (n - 1) % slots. */
 #ifndef MSI_SLOT_H
 #define MSI_SLOT_H
 
@@ -32,7 +32,8 @@ typedef enum msi_kind {
 
 /* The head's own line. */
 typedef struct msi_front {
-  _Atomic uint32_t asleep; /* 1: set by the head; 0: by it, or by who rings and wakes it */
+  _Atomic uint32_t asleep; /* 1: set by the head; 0: by it, or by who rings and wakes it. Used in
+                              the first segment of a rank, which sleeps for all of them */
   uint32_t unused[15];
 } msi_front;
 
@@ -85,8 +86,8 @@ typedef struct msi_layout {
   msi_side inputs, outputs;
   uint32_t lanes;
   uint32_t pool_rows;
-  int64_t max_rows; /* of a request */
-  size_t bells_at, lanes_at;
+  int64_t max_rows;                    /* of a request */
+  size_t front_at, bells_at, lanes_at; /* in the rank's memory, as all that ends in _at */
   size_t inputs_at[MPISERVE_MAX_TENSORS], outputs_at[MPISERVE_MAX_TENSORS];
   size_t bytes; /* of the whole segment */
 } msi_layout;
@@ -97,6 +98,9 @@ typedef struct msi_layout {
  * least two full batches. The outputs of a service that overwrites its inputs lie in
  * their slabs. description must outlive the layout. */
 int msi_layout_init(msi_layout *layout, const mpiserve_description *description, uint32_t lanes);
+
+/* Moves the segment to where it begins in the memory of its rank; it began at 0. */
+void msi_layout_move(msi_layout *layout, size_t at);
 
 /* Do this many rows of one side ride in the slot? */
 int msi_side_eager(const msi_side *side, int64_t rows);

@@ -8,7 +8,7 @@
 
 #include "error.h"
 
-enum { REPLY_TAG = 1 };
+enum { REPLY_TAG = 1 }; /* of a rank's first service; its others have the next ones */
 
 static const size_t PIECE = (size_t)1 << 30; /* MPI counts are int */
 
@@ -207,9 +207,10 @@ int msi_window_flush(msi_window *window, int head) {
 
 /* From one head and not from MPI_ANY_SOURCE: of such receives MPICH 5.0.2 over UCX (TCP) completes
  * some; into others it stores the message of another node and never says that it has come. */
-int msi_window_listen(msi_window *window, int head, void *mailbox, size_t bytes,
+int msi_window_listen(msi_window *window, int head, int place, void *mailbox, size_t bytes,
                       MPI_Request *request) {
-  int failed = MPI_Irecv(mailbox, (int)bytes, MPI_BYTE, head, REPLY_TAG, window->replies, request);
+  int failed =
+      MPI_Irecv(mailbox, (int)bytes, MPI_BYTE, head, REPLY_TAG + place, window->replies, request);
   return failed ? msi_mpi_error(failed, "MPI_Irecv") : MPISERVE_OK;
 }
 
@@ -224,12 +225,12 @@ void msi_window_ignore(MPI_Request *request) {
   MPI_Wait(request, MPI_STATUS_IGNORE);
 }
 
-int msi_window_tell(msi_window *window, int client, const void *message, size_t bytes,
+int msi_window_tell(msi_window *window, int client, int place, const void *message, size_t bytes,
                     MPI_Request *request) {
   /* Our own stores to the slabs must be visible to the Get that will follow. */
   MPI_Win_sync(window->win[MPISERVE_RMA]);
   int failed =
-      MPI_Isend(message, (int)bytes, MPI_BYTE, client, REPLY_TAG, window->replies, request);
+      MPI_Isend(message, (int)bytes, MPI_BYTE, client, REPLY_TAG + place, window->replies, request);
   return failed ? msi_mpi_error(failed, "MPI_Isend") : MPISERVE_OK;
 }
 

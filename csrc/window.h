@@ -48,9 +48,10 @@ int msi_window_put(msi_window *window, int head, size_t at, const void *from, si
 int msi_window_get(msi_window *window, int head, size_t at, void *to, size_t bytes);
 int msi_window_flush(msi_window *window, int head);
 
-/* Client, rma: begin to receive the next message of a head, of at most so many bytes;
- * has it come? *request is MPI_REQUEST_NULL again when it has. */
-int msi_window_listen(msi_window *window, int head, void *mailbox, size_t bytes,
+/* Client, rma: begin to receive the next message of a head, the one of its rank's service
+ * number place, of at most so many bytes; has it come? *request is MPI_REQUEST_NULL again
+ * when it has. */
+int msi_window_listen(msi_window *window, int head, int place, void *mailbox, size_t bytes,
                       MPI_Request *request);
 int msi_window_hear(MPI_Request *request, int *heard);
 
@@ -59,7 +60,7 @@ void msi_window_ignore(MPI_Request *request);
 
 /* Head, rma: begin to send a message; it must not change until *request is
  * complete, for which msi_window_told() waits. */
-int msi_window_tell(msi_window *window, int client, const void *message, size_t bytes,
+int msi_window_tell(msi_window *window, int client, int place, const void *message, size_t bytes,
                     MPI_Request *request);
 int msi_window_told(MPI_Request *request);
 

@@ -236,34 +236,50 @@ static int check_replicas(const msi_world *world) {
   return MPISERVE_OK;
 }
 
+/* Ranks may be loading their models: the first of two collectives is the one that waits. */
+static int gather_counts(msi_world *world, int n, int *counts) {
+  MPI_Request request;
+  int failed = MPI_Iallgather(&n, 1, MPI_INT, counts, 1, MPI_INT, world->comm, &request);
+  if (failed) return msi_mpi_error(failed, "MPI_Iallgather");
+  int code = complete(world, &request, open_deadline(), "mpiserve_publish");
+  for (int r = 0; r < world->size; r++) world->n_heads += counts[r];
+  return code;
+}
+
 static int gather_heads(msi_world *world, const mpiserve_description *mine,
                         mpiserve_description *all, int *counts, int *offsets) {
-  int n = 0;
-  for (int r = 0; r < world->size; r++) {
-    counts[r] = world->roles[r] == MPISERVE_INFERENCE ? (int)sizeof *all : 0;
-    offsets[r] = n * (int)sizeof *all;
-    if (counts[r]) world->heads[n++].rank = r;
+  const int bytes = (int)sizeof *all;
+  for (int r = 0, n = 0; r < world->size; r++) {
+    offsets[r] = n * bytes;
+    for (int i = 0; i < counts[r]; i++) world->heads[n++] = (msi_head){.rank = r, .place = i};
+    counts[r] *= bytes;
   }
   MPI_Request request;
   int failed = MPI_Iallgatherv(mine, counts[world->rank], MPI_BYTE, all, counts, offsets, MPI_BYTE,
                                world->comm, &request);
   if (failed) return msi_mpi_error(failed, "MPI_Iallgatherv");
   int code = complete(world, &request, open_deadline(), "mpiserve_publish");
-  for (int i = 0; i < n && !code; i++) world->heads[i].description = all[i];
+  for (int i = 0; i < world->n_heads && !code; i++) world->heads[i].description = all[i];
   return code;
 }
 
-int msi_world_publish(msi_world *world, const mpiserve_description *description) {
-  world->n_heads = world->size - world->n_simulation;
+static int gather(msi_world *world, int n, const mpiserve_description *mine, int *counts) {
+  int code = gather_counts(world, n, counts);
+  if (code) return code;
   world->heads = calloc((size_t)world->n_heads, sizeof *world->heads);
   mpiserve_description *all = calloc((size_t)world->n_heads, sizeof *all);
-  int *counts = calloc(2 * (size_t)world->size, sizeof *counts);
-  int code = MPISERVE_ENOMEM;
-  if (world->heads && all && counts)
-    code = gather_heads(world, description, all, counts, counts + world->size);
+  if (world->heads && all)
+    code = gather_heads(world, mine, all, counts, counts + world->size);
   else
-    msi_error(code, "no memory for the registry of %d services", world->n_heads);
+    code = msi_error(MPISERVE_ENOMEM, "no memory for the registry of %d services", world->n_heads);
   free(all);
+  return code;
+}
+
+int msi_world_publish(msi_world *world, int n, const mpiserve_description *descriptions) {
+  int *counts = calloc(2 * (size_t)world->size, sizeof *counts);
+  if (!counts) return msi_error(MPISERVE_ENOMEM, "no memory for %d ranks", world->size);
+  int code = gather(world, n, descriptions, counts);
   free(counts);
   return code ? code : check_replicas(world);
 }

@@ -6,9 +6,10 @@
 #include "mpiserve.h"
 #include "wait.h"
 
-/* What a head published, and where it is. */
+/* What a head published, and where it is. A rank is the head of each of its services. */
 typedef struct msi_head {
-  int rank; /* of the world */
+  int rank;  /* of the world */
+  int place; /* among the services of its rank: 0, 1, ... */
   mpiserve_description description;
 } msi_head;
 
@@ -25,16 +26,17 @@ typedef struct msi_world {
   int *nodes;                  /* by world rank: the lowest world rank of its node */
   msi_patience patience;
   int n_heads;
-  msi_head *heads; /* in the order of the world; after msi_world_publish() */
+  msi_head *heads; /* in the order of the world, those of a rank side by side; after
+                      msi_world_publish() */
 } msi_world;
 
 /* Exchanges roles and checks that versions and thread levels fit. code and text
  * are this rank's own failure, or MPISERVE_OK. On failure world is freed. */
 int msi_world_open(msi_world *world, MPI_Comm comm, int role, int code, const char *text);
 
-/* Gathers the descriptions of all inference ranks at every rank; description is
- * NULL on simulation ranks. */
-int msi_world_publish(msi_world *world, const mpiserve_description *description);
+/* Gathers the descriptions of all inference ranks at every rank; simulation ranks
+ * have none. */
+int msi_world_publish(msi_world *world, int n, const mpiserve_description *descriptions);
 
 /* Waits for everybody, without taking the core from those who still work. */
 int msi_world_barrier(msi_world *world);

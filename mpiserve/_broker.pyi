@@ -13,7 +13,25 @@ def version() -> str: ...
 def mpi_build() -> str: ...
 def mpi_runtime() -> str: ...
 
+class Description:
+    def __init__(
+        self,
+        *,
+        name: str,
+        engine: str = "",
+        inputs: Sequence[Tensor] = (),
+        outputs: Sequence[Tensor] = (),
+        max_batch_rows: int = 1,
+        max_delay_us: float = 0,
+        pool_bytes: int = 0,
+        overwrites: bool = False,
+        replica: int = 0,
+        error_code: int = 0,
+        error_text: str = "",
+    ) -> None: ...
+
 class Batch:
+    service: int
     rows: int
     requests: int
     in_place: bool
@@ -32,21 +50,7 @@ class Session:
     def close(self) -> None: ...
     def services(self) -> list[Service]: ...
     def service(self, name: str) -> Service: ...
-    def publish(
-        self,
-        *,
-        name: str,
-        engine: str = "",
-        inputs: Sequence[Tensor] = (),
-        outputs: Sequence[Tensor] = (),
-        max_batch_rows: int = 1,
-        max_delay_us: float = 0,
-        pool_bytes: int = 0,
-        overwrites: bool = False,
-        replica: int = 0,
-        error_code: int = 0,
-        error_text: str = "",
-    ) -> None: ...
+    def publish(self, *services: dict[str, Any]) -> None: ...
     def next_batch(self, timeout: float) -> Batch | None: ...
     def reply(self, outputs: Sequence[np.ndarray]) -> None: ...
     def reply_rows(self, rows: int, outputs: Sequence[np.ndarray]) -> None: ...

@@ -18,6 +18,7 @@ from mpiserve.tensor import Tensor
 cimport cython
 from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport int64_t
+from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 from mpiserve._arrays cimport as_input, as_output, new_array, result_at, view_rows
 from mpiserve.libmpiserve cimport *
@@ -109,10 +110,40 @@ cdef int copy_text(char *to, size_t size, str text) except -1:
     return 0
 
 
+cdef tuple arrays_of(object tensors):
+    return tuple([(DTYPES[DTYPE_CODES[t.dtype]], tuple(t.shape[1:])) for t in tensors])
+
+
+cdef class Description:
+    """What an inference rank publishes of one service: mpiserve_description."""
+
+    cdef mpiserve_description description
+    cdef tuple inputs, outputs
+
+    def __init__(self, *, name, engine="", inputs=(), outputs=(), max_batch_rows=1, max_delay_us=0,
+                 pool_bytes=0, overwrites=False, replica=0, error_code=0, error_text=""):
+        memset(&self.description, 0, sizeof(self.description))
+        copy_text(self.description.name, MPISERVE_NAME_SIZE, name)
+        copy_text(self.description.engine, MPISERVE_NAME_SIZE, engine)
+        copy_text(self.description.error_text, MPISERVE_TEXT_SIZE, error_text)
+        self.description.n_inputs = len(inputs)
+        self.description.n_outputs = len(outputs)
+        fill_specs(self.description.inputs, inputs)
+        fill_specs(self.description.outputs, outputs)
+        self.description.max_batch_rows = max_batch_rows
+        self.description.max_delay_ns = int(max_delay_us * 1000)
+        self.description.pool_bytes = pool_bytes
+        self.description.overwrites = overwrites
+        self.description.replica = replica
+        self.description.error = error_code
+        self.inputs, self.outputs = arrays_of(inputs), arrays_of(outputs)
+
+
 cdef class Batch:
     """A batch that an inference rank is to answer.
 
     Attributes:
+        service: Which of the services that this rank published: 0, 1, ...
         rows: Of all its requests.
         requests: Their number.
         in_place: Whether the inputs are the memory that the clients wrote to.
@@ -123,7 +154,7 @@ cdef class Batch:
     """
 
     cdef readonly int64_t rows
-    cdef readonly int requests
+    cdef readonly int service, requests
     cdef readonly bint in_place
     cdef readonly tuple inputs, outputs
 
@@ -143,7 +174,8 @@ cdef class Session:
     cdef readonly str role
     cdef readonly object comm
     cdef readonly tuple roles
-    cdef tuple _inputs, _outputs
+    cdef list _signatures  # of the services that this rank published
+    cdef tuple _outputs  # and those of the batch that it answers now
     cdef dict _services, _batches
     cdef int64_t _rows
 
@@ -239,30 +271,25 @@ cdef class Session:
 
     # ---- inference ranks
 
-    def publish(self, *, name, engine="", inputs=(), outputs=(), max_batch_rows=1,
-                max_delay_us=0, pool_bytes=0, overwrites=False, replica=0, error_code=0, error_text=""):
-        """Announce this rank's service, ready or failed. Collective over the world."""
-        cdef mpiserve_description description
-        cdef int code
+    def publish(self, *services):
+        """Announce what this rank serves, ready or failed. Collective over the world.
+
+        Args:
+            services: Of each the arguments of Description, by name.
+        """
+        cdef mpiserve_description *all = NULL
+        cdef int code, n = len(services)
         self._alive()
-        memset(&description, 0, sizeof(description))
-        copy_text(description.name, MPISERVE_NAME_SIZE, name)
-        copy_text(description.engine, MPISERVE_NAME_SIZE, engine)
-        copy_text(description.error_text, MPISERVE_TEXT_SIZE, error_text)
-        description.n_inputs = len(inputs)
-        description.n_outputs = len(outputs)
-        fill_specs(description.inputs, inputs)
-        fill_specs(description.outputs, outputs)
-        description.max_batch_rows = max_batch_rows
-        description.max_delay_ns = int(max_delay_us * 1000)
-        description.pool_bytes = pool_bytes
-        description.overwrites = overwrites
-        description.replica = replica
-        description.error = error_code
-        self._inputs = tuple((DTYPES[DTYPE_CODES[t.dtype]], tuple(t.shape[1:])) for t in inputs)
-        self._outputs = tuple((DTYPES[DTYPE_CODES[t.dtype]], tuple(t.shape[1:])) for t in outputs)
+        made = [Description(**service) for service in services]
+        self._signatures = [((<Description>d).inputs, (<Description>d).outputs) for d in made]
+        all = <mpiserve_description *>calloc(n, sizeof(mpiserve_description))
+        if all == NULL:
+            raise MemoryError
+        for i in range(n):
+            all[i] = (<Description>made[i]).description
         with nogil:
-            code = mpiserve_publish(self._session, &description)
+            code = mpiserve_publish_all(self._session, n, all)
+        free(all)
         check(code)
 
     def next_batch(self, double timeout):
@@ -287,7 +314,7 @@ cdef class Session:
     cdef Batch _batch_of(self, mpiserve_batch *batch):
         """Find or make the arrays. Rows that repeat lie at the same place: all is there."""
         cdef Batch made
-        key = (<size_t>batch.inputs[0], <size_t>batch.outputs[0], batch.rows)
+        key = (batch.service, <size_t>batch.inputs[0], <size_t>batch.outputs[0], batch.rows)
         found = self._batches.get(key)
         if found is None:
             found = Batch.__new__(Batch)
@@ -295,11 +322,13 @@ cdef class Session:
                 self._batches.clear()
             self._batches[key] = found
         made = found
+        inputs, self._outputs = self._signatures[batch.service]
         if made.inputs is None:
+            made.service = batch.service
             made.rows = batch.rows
             made.inputs = tuple([
                 view_rows(batch.inputs[i], dtype, shape, batch.rows, False, None)
-                for i, (dtype, shape) in enumerate(self._inputs)
+                for i, (dtype, shape) in enumerate(inputs)
             ])
             made.outputs = tuple([
                 view_rows(batch.outputs[i], dtype, shape, batch.rows, True, None)

@@ -48,7 +48,7 @@ cdef extern from "mpiserve.h" nogil:
         int64_t rma_operations, rma_to_simulation, thread_polls
     ctypedef struct mpiserve_batch:
         int64_t rows
-        int32_t requests, in_place
+        int32_t requests, in_place, service
         const void *inputs[16]
         void *outputs[16]
     const char *mpiserve_version()
@@ -74,7 +74,7 @@ cdef extern from "mpiserve.h" nogil:
     int mpiserve_cancel(mpiserve_session *, mpiserve_request *)
     int mpiserve_buffer_take(mpiserve_service *, int64_t, mpiserve_buffer *)
     int mpiserve_buffer_give(mpiserve_service *, mpiserve_buffer *)
-    int mpiserve_publish(mpiserve_session *, const mpiserve_description *)
+    int mpiserve_publish_all(mpiserve_session *, int, const mpiserve_description *)
     int mpiserve_batch_next(mpiserve_session *, double, mpiserve_batch *)
     int mpiserve_batch_reply(mpiserve_session *, const void *const *)
     int mpiserve_batch_reply_rows(mpiserve_session *, int64_t, const void *const *)

@@ -98,7 +98,9 @@ class Server:
         logger.info("%s is ready after %.1f s", self._name(), time.monotonic() - begin)
         if self.seat.tp_index:
             text = f"rank {self.seat.tp_index} of its replica, whose first rank answers"
-            self.broker.publish(name=self.service.name, error_code=Code.ESTATE, error_text=text)
+            self.broker.publish(
+                {"name": self.service.name, "error_code": Code.ESTATE, "error_text": text}
+            )
             return
         engine = self.backend.engine.encode()[: NAME_SIZE - 1].decode(errors="ignore")
         self._publish(engine=engine, overwrites=self.backend.overwrites)
@@ -179,14 +181,16 @@ class Server:
 
     def _publish(self, **outcome: Any) -> None:
         self.broker.publish(
-            name=self.service.name,
-            inputs=[signature(tensor) for tensor in self.service.inputs],
-            outputs=[signature(tensor) for tensor in self.service.outputs],
-            max_batch_rows=self.service.max_batch_rows,
-            max_delay_us=self.service.max_delay_us,
-            pool_bytes=self.service.pool_bytes,
-            replica=self.seat.replica,
-            **outcome,
+            {
+                "name": self.service.name,
+                "inputs": [signature(tensor) for tensor in self.service.inputs],
+                "outputs": [signature(tensor) for tensor in self.service.outputs],
+                "max_batch_rows": self.service.max_batch_rows,
+                "max_delay_us": self.service.max_delay_us,
+                "pool_bytes": self.service.pool_bytes,
+                "replica": self.seat.replica,
+                **outcome,
+            }
         )
 
     def _answer(self, batch: _broker.Batch) -> None:
@@ -244,7 +248,7 @@ class Server:
 
 def refuse(broker: _broker.Session, name: str, error: Error) -> None:
     """Announce that this rank can serve nothing, and stay until everybody has left."""
-    broker.publish(name=name, error_code=int(error.code), error_text=error.text)
+    broker.publish({"name": name, "error_code": int(error.code), "error_text": error.text})
     while True:
         try:
             broker.next_batch(IDLE)

@@ -5,14 +5,14 @@
 
 #include <stdlib.h>
 
-#include "broker.h"
 #include "error.h"
 #include "link.h"
+#include "serving.h"
 
 typedef struct msi_made_up {
   msi_world world;
   msi_window window;
-  msi_broker broker;
+  msi_serving serving;
 } msi_made_up;
 
 /* The head is the last rank; every rank is on the node of rank 0. */
@@ -34,17 +34,17 @@ static inline int made_up_open(msi_made_up *made, int clients,
                                const mpiserve_description *description) {
   size_t bytes[MSI_TRANSPORTS];
   int code = made_up_world(&made->world, clients);
-  if (!code) code = msi_broker_open(&made->broker, &made->world, description, bytes);
+  if (!code) code = msi_serving_open(&made->serving, &made->world, 1, description, bytes);
   if (code) return code;
   made->window = (msi_window){.world = &made->world};
   made->window.memory[MPISERVE_SHARED] = aligned_alloc(4096, (bytes[0] + 4095) / 4096 * 4096);
   if (!made->window.memory[MPISERVE_SHARED])
     return msi_error(MPISERVE_ENOMEM, "no memory for a window of %zu bytes", bytes[0]);
-  return msi_broker_attach(&made->broker, &made->window);
+  return msi_serving_attach(&made->serving, &made->window);
 }
 
 static inline void made_up_close(msi_made_up *made) {
-  msi_broker_close(&made->broker);
+  msi_serving_close(&made->serving);
   free(made->window.memory[MPISERVE_SHARED]);
   free(made->world.roles);
   free(made->world.nodes);
@@ -52,7 +52,7 @@ static inline void made_up_close(msi_made_up *made) {
 
 /* The end of a lane that a client on this node has. */
 static inline msi_link made_up_link(msi_made_up *made, uint32_t lane) {
-  const msi_port *port = &made->broker.ports[MPISERVE_SHARED];
+  const msi_port *port = &made->serving.brokers->ports[MPISERVE_SHARED];
   return (msi_link){.window = &made->window,
                     .head = made->world.rank,
                     .transport = MPISERVE_SHARED,

@@ -42,8 +42,8 @@ static void ask(void) {
   uint64_t sequence;
   msi_cargo cargo = {.rows = 1, .input = {-1}, .output = {-1}, .inputs = {in}, .outputs = {out}};
   must(msi_link_infer(&speaker, &cargo, NULL, &sequence));
-  must(msi_broker_next(&made.broker, 1.0, &batch));
-  must(msi_broker_reply(&made.broker, batch.inputs));
+  must(msi_serving_next(&made.serving, 1.0, &batch));
+  must(msi_broker_reply(made.serving.brokers, batch.inputs));
   int slot = msi_link_reply(&speaker);
   if (slot < 0) must(msi_error(MPISERVE_ESTATE, "the speaker got no reply"));
   must(msi_link_outputs(&speaker, slot, &cargo));
@@ -64,7 +64,7 @@ static void attach_all(uint32_t clients) {
     must(msi_link_send(&speaker, MSI_ATTACH, 0, -1, NULL, NULL));
   }
   /* A time-out: attaching makes no batch. */
-  if (msi_broker_next(&made.broker, 0, &batch) != MPISERVE_ETIMEOUT)
+  if (msi_serving_next(&made.serving, 0, &batch) != MPISERVE_ETIMEOUT)
     must(msi_error(MPISERVE_ESTATE, "attaching made a batch"));
   msi_link_release(&speaker, msi_link_reply(&speaker));
 }
@@ -85,7 +85,7 @@ int main(int argc, char **argv) {
   make_description(&description);
   size_t before = heap();
   must(made_up_open(&made, clients, &description));
-  const msi_layout *layout = &made.broker.ports[MPISERVE_SHARED].layout;
+  const msi_layout *layout = &made.serving.brokers->ports[MPISERVE_SHARED].layout;
   size_t window = malloc_usable_size(made.window.memory[MPISERVE_SHARED]);
   size_t held = heap() - before - window + msi_slot_at(layout, (uint32_t)clients, 1);
   attach_all((uint32_t)clients);

@@ -1,8 +1,8 @@
 /* mpiserve.h: the whole contract of libmpiserve, and the only installed header.
  *
  * One MPI world is partitioned into simulation ranks, which ask, and inference
- * ranks, which answer. An inference rank serves one replica of one service: a
- * named model behind a signature and a batching policy.
+ * ranks, which answer. An inference rank serves a replica of a service, a named model behind a
+ * signature and a batching policy, or replicas of several services.
  *
  * Conventions
  *   - Every function that can fail returns int: MPISERVE_OK (0), or a negative
@@ -38,8 +38,8 @@ extern "C" {
 #define MPISERVE_VERSION_PATCH 0
 
 /* Raised by every change after which a program must be compiled anew. It is the
- * number in the soname, libmpiserve.so.1, so the loader refuses a wrong pair. */
-#define MPISERVE_ABI_VERSION 1
+ * number in the soname, libmpiserve.so.2, so the loader refuses a wrong pair. */
+#define MPISERVE_ABI_VERSION 2
 
 #define MPISERVE_FOREVER (-1.0)  /* as a time-out: wait without end */
 #define MPISERVE_MAX_DIMS 8      /* dimensions of a tensor, rows included */
@@ -172,6 +172,7 @@ typedef struct mpiserve_batch {
   int64_t rows;
   int32_t requests;
   int32_t in_place; /* 1: views of the window, no row was copied at the head */
+  int32_t service;  /* which of the services that this rank published: 0, 1, ... */
   const void *inputs[MPISERVE_MAX_TENSORS];
   void *outputs[MPISERVE_MAX_TENSORS]; /* where results may be written directly */
 } mpiserve_batch;
@@ -329,6 +330,13 @@ int mpiserve_buffer_give(mpiserve_service *service, mpiserve_buffer *buffer);
  * limits: MPISERVE_ECONFIG. */
 int mpiserve_publish(mpiserve_session *session, const mpiserve_description *description);
 
+/* mpiserve_publish_all: the same for a rank that serves n services, each ready or failed.
+ * The batches of mpiserve_batch_next() then say which service they are of, and services
+ * with a batch that is ready are served in turn. MPISERVE_ECONFIG if two of them have
+ * one name; as of any description that is wrong, the others are served all the same. */
+int mpiserve_publish_all(mpiserve_session *session, int n,
+                         const mpiserve_description *descriptions);
+
 /* mpiserve_batch_next: wait for a batch, at most timeout seconds
  * (MPISERVE_ETIMEOUT: call again). MPISERVE_ECLOSED: every simulation rank has
  * left; call mpiserve_close(). */
@@ -357,7 +365,8 @@ int mpiserve_mpi_give(mpiserve_session *session);
 
 /* mpiserve_serve_echo: answer batches until timeout, outputs being what the inputs
  * are (which the signature must allow). Nothing is copied at the head if the
- * description says overwrites. Returns as mpiserve_batch_next(). */
+ * description says overwrites. Returns as mpiserve_batch_next(). Of a rank with several
+ * services all are answered so. */
 int mpiserve_serve_echo(mpiserve_session *session, double timeout);
 
 /* mpiserve_peer_error: has a simulation rank ended with an error? rank is its

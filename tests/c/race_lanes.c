@@ -61,10 +61,11 @@ static void *client(void *argument) {
 }
 
 static void *head(void *argument) {
-  msi_broker *broker = argument;
+  msi_serving *serving = argument;
+  msi_broker *broker = serving->brokers;
   mpiserve_batch batch;
   int code;
-  while ((code = msi_broker_next(broker, 60, &batch)) != MPISERVE_ECLOSED) {
+  while ((code = msi_serving_next(serving, 60, &batch)) != MPISERVE_ECLOSED) {
     const double *in = batch.inputs[0];
     double *out = batch.outputs[0];
     for (int64_t i = 0; i < batch.rows; i++) {
@@ -89,15 +90,15 @@ int main(void) {
   pthread_t threads[CLIENTS + 1];
   uint32_t lanes[CLIENTS];
   CHECK(!made_up_open(&made, CLIENTS, &description));
-  pthread_create(&threads[CLIENTS], NULL, head, &made.broker);
+  pthread_create(&threads[CLIENTS], NULL, head, &made.serving);
   for (uint32_t i = 0; i < CLIENTS; i++) {
     lanes[i] = i;
     pthread_create(&threads[i], NULL, client, &lanes[i]);
   }
   for (int i = 0; i <= CLIENTS; i++) pthread_join(threads[i], NULL);
   CHECK(!wrong);
-  CHECK(made.broker.counters.errors == 0);
-  CHECK(made.broker.counters.requests == 2 * CLIENTS * ROUNDS);
+  CHECK(made.serving.brokers->counters.errors == 0);
+  CHECK(made.serving.brokers->counters.requests == 2 * CLIENTS * ROUNDS);
   made_up_close(&made);
   return check_result();
 }

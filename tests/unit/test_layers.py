@@ -107,10 +107,11 @@ LEVELS = {
     "assembly": 6,
     "client": 7,
     "broker": 7,
-    "api": 8,
+    "serving": 8,
+    "api": 9,
 }
 CLIENT_SIDE = {"client", "call", "link"}
-BROKER_SIDE = {"broker", "assembly", "port", "pool", "batch", "thread"}
+BROKER_SIDE = {"broker", "assembly", "port", "pool", "batch", "thread", "serving"}
 WITHOUT_MPI = ("error", "tensor", "slot", "batch", "pool", "wait", "live")
 
 

@@ -25,7 +25,7 @@ class FakeBroker:
         self.answers = []
         self.echoed = 0
 
-    def publish(self, **description):
+    def publish(self, description):
         self.published = description
 
     def next_batch(self, timeout):

@@ -1,0 +1,120 @@
+#include "serving.h"
+
+#include <stdlib.h>
+
+#include "error.h"
+
+int msi_serving_open(msi_serving *serving, const msi_world *world, int n,
+                     const mpiserve_description *descriptions, size_t bytes[MSI_TRANSPORTS]) {
+  *serving = (msi_serving){.patience = world->patience};
+  bytes[MPISERVE_SHARED] = bytes[MPISERVE_RMA] = 0;
+  serving->brokers = calloc((size_t)n, sizeof *serving->brokers);
+  if (!serving->brokers) return msi_error(MPISERVE_ENOMEM, "no memory for %d services", n);
+  serving->current = serving->brokers;
+  int code = MPISERVE_OK;
+  for (int i = 0; i < n && !code; i++) {
+    serving->n = i + 1;
+    code = msi_broker_open(&serving->brokers[i], world, &descriptions[i], i, bytes);
+  }
+  return code;
+}
+
+int msi_serving_attach(msi_serving *serving, msi_window *window) {
+  int code = MPISERVE_OK, remote = 0;
+  for (int i = 0; i < serving->n && !code; i++) {
+    msi_broker *broker = &serving->brokers[i];
+    code = msi_broker_attach(broker, window, &serving->thread);
+    remote |= broker->ports[MPISERVE_RMA].layout.lanes != 0;
+  }
+  return code || !remote ? code : msi_thread_open(&serving->thread, window);
+}
+
+void msi_serving_close(msi_serving *serving) {
+  /* A batch that is open has left MPI to the thread. */
+  if (serving->current) msi_broker_rest(serving->current);
+  msi_thread_close(&serving->thread);
+  for (int i = 0; i < serving->n; i++) msi_broker_close(&serving->brokers[i]);
+  free(serving->brokers);
+  *serving = (msi_serving){0};
+}
+
+static int everybody_left(const msi_serving *serving) {
+  for (int i = 0; i < serving->n; i++)
+    if (serving->brokers[i].remaining) return 0;
+  return 1;
+}
+
+/* Looks at each broker once, or until one closes a batch: the next look begins behind it, so
+ * that none is passed over by others that are always ready. */
+static int look(msi_serving *serving, int lay_out) {
+  int code = MPISERVE_OK;
+  for (int i = 0; i < serving->n && !code && !serving->current->open; i++) {
+    serving->current = &serving->brokers[serving->turn];
+    if (++serving->turn == serving->n) serving->turn = 0;
+    code = msi_broker_look(serving->current, lay_out);
+  }
+  if (code || serving->current->open || !everybody_left(serving)) return code;
+  return msi_error(MPISERVE_ECLOSED, "every simulation rank has left the session");
+}
+
+/* Where the rank sleeps: in its first segment. Who comes over rma cannot wake it, nor can the
+ * delay of a batch. */
+static const msi_bed *bed_of(const msi_serving *serving, msi_bed *bed) {
+  for (int i = 0; i < serving->n; i++)
+    if (!msi_broker_may_sleep(&serving->brokers[i])) return NULL;
+  msi_front *front = (msi_front *)serving->brokers[0].ports[MPISERVE_SHARED].memory;
+  *bed = (msi_bed){&front->asleep, &front->asleep, 0};
+  return bed;
+}
+
+static int refuse_late(msi_serving *serving, int64_t now) {
+  int code = MPISERVE_OK;
+  for (int i = 0; i < serving->n && !code; i++)
+    code = msi_broker_refuse_late(&serving->brokers[i], now);
+  return code;
+}
+
+static int wait_for_batch(msi_serving *serving, double timeout, int lay_out, msi_wait *wait,
+                          msi_bed *bed) {
+  int64_t deadline = 0;
+  for (;;) {
+    int code = look(serving, lay_out);
+    if (code || serving->current->open) return code;
+    if (!msi_wait_pause(wait, &serving->patience, bed_of(serving, bed))) continue;
+    code = refuse_late(serving, msi_now());
+    if (code) return code;
+    if (!deadline) deadline = msi_deadline(timeout);
+    if (msi_now() > deadline) return msi_error(MPISERVE_ETIMEOUT, "no batch within %g s", timeout);
+  }
+}
+
+int msi_serving_next(msi_serving *serving, double timeout, mpiserve_batch *batch) {
+  if (serving->current->open)
+    return msi_error(MPISERVE_ESTATE, "the last batch has not been answered");
+  msi_wait wait = {0};
+  msi_bed bed;
+  int code = wait_for_batch(serving, timeout, batch != NULL, &wait, &bed);
+  msi_wait_end(&wait, &bed);
+  if (code || !batch) return code;
+  msi_broker_hand_out(serving->current, batch);
+  batch->service = (int32_t)(serving->current - serving->brokers);
+  return MPISERVE_OK;
+}
+
+void msi_serving_count(const msi_serving *serving, mpiserve_counters *counters) {
+  _Static_assert(sizeof *counters % sizeof(int64_t) == 0, "counters are of one type");
+  int64_t *sums = (int64_t *)counters;
+  *counters = (mpiserve_counters){0};
+  for (int i = 0; i < serving->n; i++)
+    for (size_t k = 0; k < sizeof *counters / sizeof *sums; k++)
+      sums[k] += ((const int64_t *)&serving->brokers[i].counters)[k];
+}
+
+const msi_broker *msi_serving_witness(const msi_serving *serving) {
+  const msi_broker *best = serving->brokers;
+  for (int i = 1; i < serving->n; i++) {
+    const msi_broker *broker = &serving->brokers[i];
+    if (best->failed_rank < 0 && broker->failed_rank >= 0) best = broker;
+  }
+  return best;
+}

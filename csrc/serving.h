@@ -1,0 +1,35 @@
+/* serving: an inference rank at work for all its services, each with a broker of its own. */
+#ifndef MSI_SERVING_H
+#define MSI_SERVING_H
+
+#include "broker.h"
+
+typedef struct msi_serving {
+  msi_patience patience;
+  int n;
+  msi_broker *brokers; /* by the place of their services */
+  int turn;            /* the broker to look at next */
+  msi_broker *current; /* of the batch that was handed out last; never NULL */
+  msi_thread thread;
+} msi_serving;
+
+/* First half of publishing: what memory each transport needs. Local. descriptions must
+ * outlive it. */
+int msi_serving_open(msi_serving *serving, const msi_world *world, int n,
+                     const mpiserve_description *descriptions, size_t bytes[MSI_TRANSPORTS]);
+
+/* Second half: the windows are there. Local. */
+int msi_serving_attach(msi_serving *serving, msi_window *window);
+void msi_serving_close(msi_serving *serving);
+
+/* As mpiserve_batch_next() says. Without a batch (NULL) none is made: it is to be answered
+ * with outputs NULL, which are the inputs. */
+int msi_serving_next(msi_serving *serving, double timeout, mpiserve_batch *batch);
+
+/* The sums over the services. */
+void msi_serving_count(const msi_serving *serving, mpiserve_counters *counters);
+
+/* The broker that knows most of the clients: of one that failed, if any did. */
+const msi_broker *msi_serving_witness(const msi_serving *serving);
+
+#endif
