@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mpiserve.backends.base import import_object
 from mpiserve.backends.group import agree, close_torch_world, open_torch_world
-from mpiserve.backends.torch_backend import TorchBackend, set_eval
+from mpiserve.backends.torch_backend import TorchBackend, compiled, set_eval
 from mpiserve.errors import ArgumentError, Code, Error, ModelError
 
 if TYPE_CHECKING:
@@ -67,6 +67,10 @@ class DeepSpeedBackend(TorchBackend):
         # DeepSpeed's own default, float16, is not for CPUs: the dtype is always said.
         engine = deepspeed.init_inference(set_eval(module), dtype=self.dtype, **options)
         return set_eval(engine)
+
+    def compile(self, arguments: dict[str, Any]) -> None:
+        """Let the module in the engine be compiled when it is first called."""
+        self.module.module = compiled(self.service, self.module.module, arguments)
 
     def close(self) -> None:
         """Free the module's memory, and the torch world of the replica if there is one."""

@@ -35,7 +35,7 @@ def read_directory(service: ServiceConfig, path: Path) -> torch.nn.Module:
     """Read the model of a directory, in the service's own arithmetic; nothing is fetched.
 
     Raises:
-        ModelError: If the service has no task, or transformers is missing.
+        ModelError: If the service has no task, transformers is missing, or weights are.
     """
     import torch
 
@@ -52,7 +52,15 @@ def read_directory(service: ServiceConfig, path: Path) -> torch.nn.Module:
     generates = service.task == "generate"
     kind = transformers.AutoModelForCausalLM if generates else transformers.AutoModel
     dtype = getattr(torch, service.dtype)
-    return kind.from_pretrained(path, dtype=dtype, local_files_only=True)
+    model, loaded = kind.from_pretrained(
+        path, dtype=dtype, local_files_only=True, output_loading_info=True
+    )
+    # transformers warns, and makes up what is missing. Nobody asks for the pooler's results.
+    missing = sorted(key for key in loaded["missing_keys"] if not key.startswith("pooler."))
+    if missing:
+        text = f"{path}: the files lack {len(missing)} weights of the model, such as {missing[0]}"
+        raise ModelError(Code.EMODEL, text)
+    return model
 
 
 def create(service: ServiceConfig, model: torch.nn.Module, engine: Any, ranks: int) -> Task:

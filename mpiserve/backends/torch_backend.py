@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import shutil
 import warnings
 from contextlib import AbstractContextManager, nullcontext
 from math import inf
@@ -37,10 +39,11 @@ class TorchBackend(Backend):
 
     `model` is "module:callable" giving the module, a .pt2 file of torch.export, or
     a TorchScript file. Options: `arguments`, a table of keyword arguments of the
-    callable, and `weights`, a safetensors file that is loaded into its module.
+    callable; `weights`, a safetensors file that is loaded into its module; and `compile`,
+    which is true, a mode of `torch.compile`, or a table of its arguments.
     """
 
-    known_options: tuple[str, ...] = ("arguments", "weights")
+    known_options: tuple[str, ...] = ("arguments", "weights", "compile")
     engine_options: tuple[str, ...] = ()  # of these, what a task's model takes too
     module: Any
     _engine = ""
@@ -75,9 +78,12 @@ class TorchBackend(Backend):
             dtype == self.dtype or not dtype.is_floating_point for dtype in inputs
         )
         self.chunk_rows = self.service.chunk_rows
+        compile_arguments = self._compile_arguments()
         module = self.read()
         self.module = self.prepare(module)
         self._engine = full_name(type(self.module))
+        if compile_arguments is not None:
+            self.compile(compile_arguments)
         if self.service.task:
             ranks = self.service.tensor_parallel
             self.module = language.create(self.service, module, self.module, ranks)
@@ -91,6 +97,10 @@ class TorchBackend(Backend):
     def prepare(self, module: torch.nn.Module) -> Any:
         """Make a loaded module ready to be called."""
         return set_eval(module).to(device=self.device, dtype=self.dtype)
+
+    def compile(self, arguments: dict[str, Any]) -> None:
+        """Let the module be compiled when it is first called."""
+        self.module = compiled(self.service, self.module, arguments)
 
     def run(self, inputs: tuple[np.ndarray, ...]) -> list[np.ndarray]:
         """Call the module once, on tensors that view the batch."""
@@ -144,6 +154,24 @@ class TorchBackend(Backend):
     def close(self) -> None:
         """Free the module's memory."""
         self.__dict__.pop("module", None)
+
+    def _compile_arguments(self) -> dict[str, Any] | None:
+        """Arguments of torch.compile, if the service asks for it.
+
+        Raises:
+            ArgumentError: If it cannot be had here.
+        """
+        wanted = self.service.options.get("compile", False)
+        if wanted is False:
+            return None
+        arguments = {"mode": wanted} if isinstance(wanted, str) else wanted
+        # Rows vary: else each number of them would be compiled for itself.
+        arguments = {"dynamic": True} | ({} if arguments is True else dict(arguments))
+        inductor = arguments.get("backend", "inductor") == "inductor"
+        if why := _no_compile(self.service, inductor and self.device.type == "cpu"):
+            key = f"service.{self.service.name}.options.compile"
+            raise ArgumentError(Code.EARG, f"{key}: {why}")
+        return arguments
 
     def _inference(self) -> AbstractContextManager[Any]:
         return _NOTHING if self._torch.is_inference_mode_enabled() else self.serving()
@@ -221,6 +249,38 @@ def choose_device(local_rank: int) -> torch.device:
     device = torch.device("cuda", local_rank % torch.cuda.device_count())
     torch.cuda.set_device(device)
     return device
+
+
+def _no_compile(service: ServiceConfig, needs_compiler: bool) -> str:
+    """Say why torch.compile cannot be had, or ""."""
+    compiler = os.environ.get("CXX", "g++")
+    if service.tensor_parallel > 1:
+        return "not with tensor_parallel"
+    if not service.warmup_rows:
+        return "needs warmup, when it compiles"
+    if needs_compiler and not shutil.which(compiler):
+        return f"needs a C++ compiler, and there is no '{compiler}' (CXX names another)"
+    return ""
+
+
+def compiled(service: ServiceConfig, module: torch.nn.Module, arguments: dict[str, Any]) -> Any:
+    """Make a module that is compiled when it is first called.
+
+    Raises:
+        ArgumentError: If it cannot be, or torch does not know the arguments.
+    """
+    import torch
+
+    key = f"service.{service.name}.options.compile"
+    if isinstance(module, torch.jit.ScriptModule):
+        raise ArgumentError(Code.EARG, f"{key}: TorchScript is compiled already")
+    # Else workers for compiling are started, which stay.
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+    try:
+        return torch.compile(module, **arguments)
+    except (TypeError, RuntimeError) as error:
+        text = str(error).splitlines()[0]
+        raise ArgumentError(Code.EARG, f"{key}: {text}") from None
 
 
 def load_module(service: ServiceConfig) -> torch.nn.Module:

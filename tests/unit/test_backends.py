@@ -315,6 +315,46 @@ def test_threads_are_those_of_the_configuration(make, kind):
     assert torch.get_num_threads() == 1
 
 
+@pytest.mark.parametrize("kind", TORCH_KINDS)
+def test_a_module_is_compiled_once_for_any_rows(make, mlp, kind):
+    compiled = []
+
+    def compiler(graph, _inputs):  # in place of the one that writes C++, which takes half a minute
+        compiled.append(graph)
+        return graph.forward
+
+    backend = make(kind, "some_models:mlp", options={"compile": {"backend": compiler}})
+    for n in (1, 64):  # as the server does to warm up
+        backend.run((rows(n),))
+    before = len(compiled)
+    assert before > 0
+    for n in (2, 5, 33, 1):
+        np.testing.assert_array_equal(backend.run((rows(n),))[0], direct(mlp, rows(n)))
+    assert len(compiled) == before
+
+
+@pytest.mark.parametrize(
+    ("model", "table", "text"),
+    [
+        ("some_models:mlp", {"options": {"compile": "fastest"}}, "fastest"),
+        ("some_models:mlp", {"options": {"compile": {"modes": "x"}}}, "modes"),
+        ("some_models:mlp", {"options": {"compile": True}, "warmup": False}, "needs warmup"),
+        ("script.pt", {"options": {"compile": True}}, "TorchScript is compiled already"),
+    ],
+)
+def test_what_cannot_be_compiled_is_named(make, mlp, folder, model, table, text):
+    torch.jit.save(torch.jit.script(mlp), folder / "script.pt")
+    with pytest.raises(ArgumentError, match=rf"^service.s.options.compile: .*{text}") as caught:
+        make("torch", model, **table)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_compiler_that_is_not_there_is_named(make, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(ArgumentError, match="compile: needs a C.. compiler, .* 'no-such-compiler'"):
+        make("torch", "some_models:mlp", options={"compile": True})
+
+
 def test_a_function_is_called_with_the_options(make):
     np.testing.assert_array_equal(make("python", "some_models:negative").run((rows(),)), -rows())
     backend = make("python", "some_models:negative", options={"factor": 2})
@@ -354,7 +394,12 @@ def test_a_model_that_is_not_there_is_named(make, kind, model, table, text):
     ("kind", "model", "option", "text"),
     [
         ("torch", "some_models:mlp", "weight", "unknown key (did you mean 'weights'?)"),
-        ("torch", "some_models:mlp", "init_inference", "unknown key (one of: arguments, weights)"),
+        (
+            "torch",
+            "some_models:mlp",
+            "init_inference",
+            "unknown key (one of: arguments, weights, compile)",
+        ),
         ("deepspeed", "some_models:mlp", "init_inferenc", "(did you mean 'init_inference'?)"),
         ("torch", "mlp.pt2", "weights", "needs a model 'module:callable'"),
         ("echo", None, "size", "unknown key (there are none)"),

@@ -1,5 +1,7 @@
 """Tasks of language models, on small ones with random weights, beside transformers itself."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -163,6 +165,14 @@ def test_a_mistake_is_named(make, table, text):
     with pytest.raises(ModelError) as caught:
         make(**table)
     assert text in str(caught.value)
+
+
+def test_weights_of_another_architecture_are_refused(make, folder):
+    (folder / "mixed").mkdir()
+    shutil.copy(folder / "bert/config.json", folder / "mixed")
+    shutil.copy(folder / "llama/model.safetensors", folder / "mixed")
+    with pytest.raises(ModelError, match=r"the files lack \d+ weights of the model, such as emb"):
+        make("embed", model="mixed")
 
 
 def test_options_are_those_of_the_task(make):
