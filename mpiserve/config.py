@@ -68,6 +68,12 @@ def _name(name: str) -> str:
     return name
 
 
+def _object(spec: str | None) -> str | None:
+    if spec is not None and not OBJECT.fullmatch(spec):
+        raise ValueError(f"must be 'module:callable', got '{spec}'")
+    return spec
+
+
 def _shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     if not shape or shape[0] != -1:
         raise ValueError(f"the first dimension is the rows and must be -1, got {list(shape)}")
@@ -103,9 +109,13 @@ class ServiceConfig(_Table):
     backend: str = "deepspeed"
     model: Annotated[str | None, Field(validate_default=True)] = None
     task: str | None = None
+    preprocess: Annotated[str | None, AfterValidator(_object)] = None
+    postprocess: Annotated[str | None, AfterValidator(_object)] = None
     options: dict[str, Any] = Field(default_factory=dict)
     inputs: Tensors
     outputs: Annotated[Tensors, Field(validate_default=True)] = ()
+    model_inputs: Tensors | None = None
+    model_outputs: Tensors | None = None
     replicas: int = Field(1, ge=1)
     tensor_parallel: int = Field(1, ge=1)
     peer_timeout_s: float = Field(300.0, gt=0)
@@ -137,6 +147,12 @@ class ServiceConfig(_Table):
             return self.warmup
         return tuple(sorted({1, self.max_batch_rows})) if self.warmup else ()
 
+    def of_model(self) -> ServiceConfig:
+        """The service as its model sees it, between preprocess and postprocess."""
+        functions = {"preprocess": None, "postprocess": None}
+        inputs, outputs = self.model_inputs or self.inputs, self.model_outputs or self.outputs
+        return self.model_copy(update=functions | {"inputs": inputs, "outputs": outputs})
+
     @field_validator("backend")
     @classmethod
     def _check_backend(cls, backend: str) -> str:
@@ -156,6 +172,15 @@ class ServiceConfig(_Table):
                 f"missing; the backend '{backend}' needs one, such as 'module:callable'"
             )
         return model
+
+    @field_validator("model_inputs", "model_outputs")
+    @classmethod
+    def _check_model_tensors(cls, tensors: Tensors | None, info: ValidationInfo) -> Tensors | None:
+        function = {"model_inputs": "preprocess", "model_outputs": "postprocess"}
+        needed = function[info.field_name or ""]
+        if tensors is not None and not info.data.get(needed):
+            raise ValueError(f"needs {needed}, which makes them differ from the signature")
+        return tensors if tensors is None else cls._check_tensors(tensors, info)
 
     @field_validator("inputs", "outputs")
     @classmethod

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mpiserve import backends
+from mpiserve.backends.arrays import checked, dtype_of, zeros
 from mpiserve.backends.base import ordered
 from mpiserve.backends.group import agree
 from mpiserve.config import NAME_SIZE, TensorConfig
-from mpiserve.errors import ClosedError, Code, Error, ModelError
+from mpiserve.errors import ClosedError, Code, Error
 from mpiserve.partition import Seat
 from mpiserve.tensor import Tensor
 
@@ -254,37 +255,6 @@ def refuse(broker: _broker.Session, name: str, error: Error) -> None:
             broker.next_batch(IDLE)
         except ClosedError:
             return
-
-
-def checked(output: Any, tensor: TensorConfig, dtype: np.dtype, rows: int) -> np.ndarray:
-    """Give an output as a dense array, if it is what the signature says.
-
-    Raises:
-        ModelError: Naming what was expected and what came.
-    """
-    shape = (rows, *tensor.shape[1:])
-    if type(output) is np.ndarray and output.dtype == dtype and output.shape == shape:
-        return output if output.flags.c_contiguous else np.ascontiguousarray(output)
-    array = np.ascontiguousarray(output)
-    if array.dtype == dtype and np.shape(output) == shape:
-        return array
-    expected = f"expected {tensor.dtype} {list(shape)}"
-    got = f"got {array.dtype.name} {list(np.shape(output))}"
-    raise ModelError(Code.EMODEL, f"output '{tensor.name}': {expected}, {got}")
-
-
-def zeros(tensors: Sequence[TensorConfig], rows: int) -> tuple[np.ndarray, ...]:
-    """Make arrays of so many rows, as a batch has them."""
-    return tuple(np.zeros((rows, *tensor.shape[1:]), dtype_of(tensor)) for tensor in tensors)
-
-
-def dtype_of(tensor: TensorConfig) -> np.dtype:
-    """The numpy dtype of a tensor."""
-    if tensor.dtype == "bfloat16":
-        import ml_dtypes
-
-        return np.dtype(ml_dtypes.bfloat16)
-    return np.dtype(tensor.dtype)
 
 
 def signature(tensor: TensorConfig) -> Tensor:

@@ -28,6 +28,10 @@ def create(service: ServiceConfig, comm: MPI.Comm | None = None, local_rank: int
     Raises:
         ModelError: If a class of the user's cannot be found or is no Backend.
     """
+    if service.preprocess or service.postprocess:
+        from mpiserve.backends.processed import ProcessedBackend
+
+        return ProcessedBackend(service, create, comm, local_rank)
     if service.backend in _BUILT_IN:
         module, name = _BUILT_IN[service.backend]
         kind = getattr(import_module(module), name)

@@ -105,25 +105,38 @@ def ordered(result: Any, service: ServiceConfig) -> list[Any]:
     Raises:
         ModelError: If the names or the number of the outputs are wrong.
     """
+    return arranged(result, [tensor.name for tensor in service.outputs], "outputs")
+
+
+def arranged(result: Any, names: Sequence[str], what: str) -> list[Any]:
+    """Bring arrays into the order of their names.
+
+    Args:
+        result: A sequence in that order, a mapping by name, or for one name the array.
+        names: In the order that is wanted.
+        what: What they are, for an error.
+
+    Raises:
+        ModelError: If the names or the number are wrong.
+    """
     if isinstance(result, (tuple, list)):
-        outputs = list(result)
+        arrays = list(result)
     elif hasattr(result, "dtype"):  # an array or a tensor: no costly look at what else it may be
-        outputs = [result]
+        arrays = [result]
     elif isinstance(result, Mapping):
-        outputs = _by_name(result, [tensor.name for tensor in service.outputs])
+        arrays = _by_name(result, names, what)
     else:
-        outputs = [result]
-    if len(outputs) != len(service.outputs):
-        names = ", ".join(tensor.name for tensor in service.outputs)
-        text = f"expected {len(service.outputs)} outputs ({names}), got {len(outputs)}"
+        arrays = [result]
+    if len(arrays) != len(names):
+        text = f"expected {len(names)} {what} ({', '.join(names)}), got {len(arrays)}"
         raise ModelError(Code.EMODEL, text)
-    return outputs
+    return arrays
 
 
-def _by_name(result: Mapping[str, Any], names: list[str]) -> list[Any]:
+def _by_name(result: Mapping[str, Any], names: Sequence[str], what: str) -> list[Any]:
     if set(result) != set(names):
         got = ", ".join(map(str, result)) or "nothing"
-        raise ModelError(Code.EMODEL, f"expected outputs {', '.join(names)}, got {got}")
+        raise ModelError(Code.EMODEL, f"expected {what} {', '.join(names)}, got {got}")
     return [result[name] for name in names]
 
 

@@ -50,7 +50,7 @@ def read_directory(service: ServiceConfig, path: Path) -> torch.nn.Module:
         raise ModelError(Code.EMODEL, NOT_THERE.format(task=service.task)) from None
     transformers.utils.logging.disable_progress_bar()
     generates = service.task == "generate"
-    kind = transformers.AutoModelForCausalLM if generates else transformers.AutoModel
+    kind: Any = transformers.AutoModelForCausalLM if generates else transformers.AutoModel
     dtype = getattr(torch, service.dtype)
     model, loaded = kind.from_pretrained(
         path, dtype=dtype, local_files_only=True, output_loading_info=True

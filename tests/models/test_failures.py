@@ -62,7 +62,7 @@ TOKENS = {"x": "tokens", "dtype": "int64"}
 SHARDED = """\
 model = "models:sharded"
 tensor_parallel = 2
-peer_timeout_s = 25
+peer_timeout_s = 15
 options = { injection_policy = { "models:Block" = [".fc2"] } }
 """
 

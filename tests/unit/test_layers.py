@@ -33,12 +33,14 @@ PYTHON = {
     "backends.onnx_backend": BASE | {"backends.base"},
     "backends.python_backend": BASE | {"backends.base"},
     "backends.echo_backend": BASE | {"backends.base"},
-    "backends": BASE | {"backends.base"},
+    "backends.arrays": BASE,
+    "backends.processed": BASE | {"backends.arrays", "backends.base"},
+    "backends": BASE | {"backends.base", "backends.processed"},
     "_arrays": {"errors"},
     "_broker": BASE | {"_arrays"},
     "team": {"errors", "_broker", "backends.group"},
     "server": BASE
-    | {"_broker", "backends", "backends.base", "backends.group", "partition"}
+    | {"_broker", "backends", "backends.arrays", "backends.base", "backends.group", "partition"}
     | {"team"},
     # A session hands itself over to its server in serve(); the server never looks back.
     "session": BASE | {"_broker", "_check", "partition", "server"},
