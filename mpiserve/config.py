@@ -7,7 +7,7 @@ import tomllib
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import (
     AfterValidator,
@@ -274,11 +274,35 @@ class PartitionConfig(_Table):
         return self
 
 
+class PoolConfig(_Table):
+    """One table `[pool.NAME]`: ranks each of which serves all of these services."""
+
+    ranks: int = Field(1, ge=1)
+    services: Annotated[tuple[StrictStr, ...], BeforeValidator(_tuple)]
+
+
+class Group(NamedTuple):
+    """Services that share their inference ranks: one alone, or those of a pool.
+
+    Attributes:
+        services: In the order in which a rank publishes them.
+        replicas: Of each of them.
+        tensor_parallel: Ranks of a replica.
+        key: Of the configuration, that says how many replicas there are.
+    """
+
+    services: tuple[ServiceConfig, ...]
+    replicas: int
+    tensor_parallel: int
+    key: str
+
+
 class Config(_Table):
-    """A whole file: the partition and the services, in the order of the file."""
+    """A whole file: the partition, the services and their pools, in the order of the file."""
 
     partition: PartitionConfig = PartitionConfig()
     service: dict[StrictStr, ServiceConfig]
+    pool: dict[StrictStr, PoolConfig] = Field(default_factory=dict)
 
     _source: str = PrivateAttr("config")
 
@@ -292,6 +316,18 @@ class Config(_Table):
         """The services in the order of the file."""
         return tuple(self.service.values())
 
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """The services by the ranks that they share, in the order of their first ones."""
+        pool_of = {name: key for key, pool in self.pool.items() for name in pool.services}
+        groups = {}
+        for name, service in self.service.items():
+            pool = self.pool.get(pool_of.get(name, ""))
+            key = f"pool.{pool_of[name]}.ranks" if pool else f"service.{name}.replicas"
+            members = tuple(self.service[member] for member in (pool.services if pool else (name,)))
+            groups[key] = Group(members, service.replicas, service.tensor_parallel, key)
+        return tuple(groups.values())
+
     @field_validator("service")
     @classmethod
     def _check_services(cls, service: dict[str, ServiceConfig]) -> dict[str, ServiceConfig]:
@@ -300,6 +336,27 @@ class Config(_Table):
         for name in service:
             _name(name)
         return service
+
+    @field_validator("pool")
+    @classmethod
+    def _check_pools(
+        cls, pools: dict[str, PoolConfig], info: ValidationInfo
+    ) -> dict[str, PoolConfig]:
+        services, seen = info.data.get("service", {}), set()
+        for key, pool in pools.items():
+            if not pool.services:
+                raise ValueError(f"'{key}' has no services")
+            for name in pool.services:
+                if name not in services:
+                    raise ValueError(f"'{key}': no service '{name}' {_suggest(name, [*services])}")
+                if name in seen:
+                    raise ValueError(f"'{key}': the service '{name}' is listed twice")
+                seen.add(name)
+                _check_pooled(key, name, services[name])
+            # Libraries of one process start as many threads for one model as for another.
+            if len({services[name].threads for name in pool.services}) > 1:
+                raise ValueError(f"'{key}': threads must be the same for all its services")
+        return pools
 
     @classmethod
     def load(cls, path: str | Path) -> Config:
@@ -332,6 +389,10 @@ class Config(_Table):
         except ValidationError as error:
             raise _error(source, _first_line(error)) from None
         config._source = source
+        for pool in config.pool.values():
+            for name in pool.services:
+                update = {"replicas": pool.ranks}
+                config.service[name] = config.service[name].model_copy(update=update)
         for name, service in config.service.items():
             service._name = name
             service._folder = folder or Path.cwd()
@@ -340,6 +401,13 @@ class Config(_Table):
     def error(self, key: str, text: str) -> ConfigError:
         """Make the error for a key of this file."""
         return _error(self._source, f"{key}: {text}")
+
+
+def _check_pooled(pool: str, name: str, service: ServiceConfig) -> None:
+    if service.tensor_parallel > 1:
+        raise ValueError(f"'{pool}': the service '{name}' has tensor_parallel, and a pool has 1")
+    if "replicas" in service.model_fields_set:
+        raise ValueError(f"'{pool}' has the replicas of the service '{name}': its ranks")
 
 
 def _error(source: str | Path, text: str) -> ConfigError:
@@ -387,4 +455,6 @@ def _keys_at(location: tuple[int | str, ...]) -> list[str]:
         return list(Config.model_fields)
     if location[0] == "partition":
         return list(PartitionConfig.model_fields)
+    if location[0] == "pool":
+        return list(PoolConfig.model_fields)
     return list((ServiceConfig if len(location) == 2 else TensorConfig).model_fields)

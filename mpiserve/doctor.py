@@ -142,12 +142,15 @@ def put(comm: MPI.Intracomm, target: int) -> float:
 
 
 def window(config: Config | None) -> int:
-    """The bytes of the largest segment of a configuration's services, about; 0 without one."""
+    """The bytes of the largest memory of a rank in a window, about; 0 without one."""
     if config is None:
         return 0
     return max(
-        max(service.pool_bytes or POOL, 2 * service.max_batch_rows * row_bytes(service))
-        for service in config.services
+        sum(
+            max(service.pool_bytes or POOL, 2 * service.max_batch_rows * row_bytes(service))
+            for service in group.services
+        )
+        for group in config.groups
     )
 
 

@@ -13,26 +13,36 @@ INFERENCE = "inference"
 
 
 class Seat(NamedTuple):
-    """What one inference rank does: a rank of one replica of one service."""
+    """What one inference rank does: a rank of one replica of a service, or of each of a pool's."""
 
-    service: ServiceConfig
+    services: tuple[ServiceConfig, ...]
     replica: int
     tp_index: int
+
+    @property
+    def service(self) -> ServiceConfig:
+        """The service, or the first one of a pool."""
+        return self.services[0]
+
+    @property
+    def name(self) -> str:
+        """What is served, for people."""
+        return " + ".join(service.name for service in self.services)
 
 
 def seats(config: Config) -> list[Seat]:
     """List what the inference ranks do, in their order.
 
-    First replicas of all services come first, then the second ones, so that a
+    First replicas of all services and pools come first, then the second ones, so that a
     placement over several nodes gives each node a mix of the services.
     """
-    last = max(service.replicas for service in config.services)
+    last = max(group.replicas for group in config.groups)
     return [
-        Seat(service, replica, index)
+        Seat(group.services, replica, index)
         for replica in range(last)
-        for service in config.services
-        if replica < service.replicas
-        for index in range(service.tensor_parallel)
+        for group in config.groups
+        if replica < group.replicas
+        for index in range(group.tensor_parallel)
     ]
 
 
@@ -168,17 +178,17 @@ def _spread(config: Config, needed: int, free: dict[int, list[int]]) -> set[int]
 
 
 def _too_few(config: Config, available: int, have: str) -> ConfigError:
-    """Blame the first service that does not fit any more."""
+    """Blame the first service, or pool, that does not fit any more."""
     total = 0
-    for service in config.services:
-        mine = service.replicas * service.tensor_parallel
+    for group in config.groups:
+        mine = group.replicas * group.tensor_parallel
         total += mine
         if total > available:
             break
-    verb = "needs" if service.replicas == 1 else "need"
-    need = f"{_count(service.replicas, 'replica')} {verb} {_count(mine, 'inference rank')}"
+    verb = "needs" if group.replicas == 1 else "need"
+    need = f"{_count(group.replicas, 'replica')} {verb} {_count(mine, 'inference rank')}"
     others = "" if total == mine else f" ({total} with the services above)"
-    return config.error(f"service.{service.name}.replicas", f"{need}{others}, {have}")
+    return config.error(group.key, f"{need}{others}, {have}")
 
 
 def _ranks(count: int) -> str:

@@ -35,8 +35,8 @@ class Plan:
 
     def clients(self, head: int) -> list[int]:
         """List the simulation ranks that ask an inference rank."""
-        asking = self.asking[self.serving[head].service.name]
-        return [rank for rank, asked in asking.items() if asked == head]
+        asking = [self.asking[service.name] for service in self.serving[head].services]
+        return sorted({rank for one in asking for rank, asked in one.items() if asked == head})
 
     def segments(self) -> list[tuple[str, int]]:
         """Cut the ranks into runs of one role: the parts of an MPMD command line."""
@@ -64,7 +64,7 @@ def plan(config: Config, ranks: int, per_node: int | None = None) -> Plan:
     serving = dict(zip(inference, seats(config), strict=True))
     asking = {}
     for service in config.services:
-        mine = [(rank, seat) for rank, seat in serving.items() if seat.service is service]
+        mine = [(rank, seat) for rank, seat in serving.items() if service in seat.services]
         heads = [rank for rank, seat in mine if seat.tp_index == 0]
         asking[service.name] = {
             rank: replica_of(rank, heads, nodes, chosen)
@@ -99,6 +99,6 @@ def show(made: Plan) -> None:
         near = sum(made.nodes[client] == made.nodes[rank] for client in asked_by)
         counts = [(near, "shared"), (len(asked_by) - near, "rma")]
         over = ", ".join(f"{word} {count}" for count, word in counts if count)
-        what = f"{seat.service.name}, replica {seat.replica}"
+        what = f"{seat.name}, replica {seat.replica}"
         table.add_row(str(rank), str(made.nodes[rank]), what, ranges(asked_by) or "none", over)
     Console().print(table)

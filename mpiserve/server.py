@@ -82,6 +82,10 @@ class Server:
 
     def start(self) -> None:
         """Load the model, warm it up and announce the service: ready, or why not."""
+        self.broker.publish(self.prepare())
+
+    def prepare(self) -> dict[str, Any]:
+        """Load the model and warm it up; give what is to be published of it."""
         begin, wrong = time.monotonic(), ""
         try:
             self._load()
@@ -92,19 +96,15 @@ class Server:
             wrong = agree(self._shared, wrong, LOADING)
         if wrong:
             self.failed = True
-            self._publish(error_code=Code.EMODEL, error_text=wrong)
-            return
+            return self._description(error_code=Code.EMODEL, error_text=wrong)
         if self._shared:
             self._join()
         logger.info("%s is ready after %.1f s", self._name(), time.monotonic() - begin)
         if self.seat.tp_index:
             text = f"rank {self.seat.tp_index} of its replica, whose first rank answers"
-            self.broker.publish(
-                {"name": self.service.name, "error_code": Code.ESTATE, "error_text": text}
-            )
-            return
+            return {"name": self.service.name, "error_code": Code.ESTATE, "error_text": text}
         engine = self.backend.engine.encode()[: NAME_SIZE - 1].decode(errors="ignore")
-        self._publish(engine=engine, overwrites=self.backend.overwrites)
+        return self._description(engine=engine, overwrites=self.backend.overwrites)
 
     def step(self, timeout: float = IDLE) -> bool:
         """Answer one batch, or wait for one in vain.
@@ -120,8 +120,23 @@ class Server:
         except ClosedError:
             return False
         if batch is not None:
-            self._answer(batch)
+            self.answer(batch)
         return True
+
+    def answer(self, batch: _broker.Batch) -> None:
+        """Run the model on a batch and reply; an exception is the reply to all of it."""
+
+        def done(rows: int) -> None:
+            self.broker.reply_rows(rows, batch.outputs)
+
+        try:
+            outputs = self._run(batch.inputs, batch.outputs, batch.rows, done)
+        except (Exception, SystemExit) as error:
+            text = describe(error)
+            self._report(text, error)
+            self.broker.fail_batch(Code.EMODEL, text)
+        else:
+            self.broker.reply(outputs)
 
     def summary(self) -> str:
         """Say in one line what this rank has done."""
@@ -180,32 +195,17 @@ class Server:
         if self.service.warmup_rows and not self._shared:
             self.backend.tune(*batch)
 
-    def _publish(self, **outcome: Any) -> None:
-        self.broker.publish(
-            {
-                "name": self.service.name,
-                "inputs": [signature(tensor) for tensor in self.service.inputs],
-                "outputs": [signature(tensor) for tensor in self.service.outputs],
-                "max_batch_rows": self.service.max_batch_rows,
-                "max_delay_us": self.service.max_delay_us,
-                "pool_bytes": self.service.pool_bytes,
-                "replica": self.seat.replica,
-                **outcome,
-            }
-        )
-
-    def _answer(self, batch: _broker.Batch) -> None:
-        def done(rows: int) -> None:
-            self.broker.reply_rows(rows, batch.outputs)
-
-        try:
-            outputs = self._run(batch.inputs, batch.outputs, batch.rows, done)
-        except (Exception, SystemExit) as error:
-            text = describe(error)
-            self._report(text, error)
-            self.broker.fail_batch(Code.EMODEL, text)
-        else:
-            self.broker.reply(outputs)
+    def _description(self, **outcome: Any) -> dict[str, Any]:
+        return {
+            "name": self.service.name,
+            "inputs": [signature(tensor) for tensor in self.service.inputs],
+            "outputs": [signature(tensor) for tensor in self.service.outputs],
+            "max_batch_rows": self.service.max_batch_rows,
+            "max_delay_us": self.service.max_delay_us,
+            "pool_bytes": self.service.pool_bytes,
+            "replica": self.seat.replica,
+            **outcome,
+        }
 
     def _run(
         self,

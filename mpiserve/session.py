@@ -94,6 +94,7 @@ class Session:
                 close would wait for it for ever.
         """
         # server and session are of one layer; this is the only way between them.
+        from mpiserve.pool import Pool
         from mpiserve.server import Server, refuse
 
         self._served = True
@@ -106,7 +107,8 @@ class Session:
             raise
         _broker.keep_freed_memory()
         replica = self._replica_comm(seat)
-        server = Server(self._broker, seat, replica, self._local_rank())
+        kind = Pool if len(seat.services) > 1 else Server
+        server = kind(self._broker, seat, replica, self._local_rank())
         server.serve(watch)
         if not server.broken:
             replica.Free()

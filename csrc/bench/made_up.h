@@ -30,11 +30,11 @@ static inline int made_up_world(msi_world *world, int clients) {
   return MPISERVE_OK;
 }
 
-static inline int made_up_open(msi_made_up *made, int clients,
-                               const mpiserve_description *description) {
+static inline int made_up_open(msi_made_up *made, int clients, int n,
+                               const mpiserve_description *descriptions) {
   size_t bytes[MSI_TRANSPORTS];
   int code = made_up_world(&made->world, clients);
-  if (!code) code = msi_serving_open(&made->serving, &made->world, 1, description, bytes);
+  if (!code) code = msi_serving_open(&made->serving, &made->world, n, descriptions, bytes);
   if (code) return code;
   made->window = (msi_window){.world = &made->world};
   made->window.memory[MPISERVE_SHARED] = aligned_alloc(4096, (bytes[0] + 4095) / 4096 * 4096);
@@ -50,11 +50,12 @@ static inline void made_up_close(msi_made_up *made) {
   free(made->world.nodes);
 }
 
-/* The end of a lane that a client on this node has. */
-static inline msi_link made_up_link(msi_made_up *made, uint32_t lane) {
-  const msi_port *port = &made->serving.brokers->ports[MPISERVE_SHARED];
+/* The end of a lane of one service that a client on this node has. */
+static inline msi_link made_up_link(msi_made_up *made, int place, uint32_t lane) {
+  const msi_port *port = &made->serving.brokers[place].ports[MPISERVE_SHARED];
   return (msi_link){.window = &made->window,
                     .head = made->world.rank,
+                    .place = place,
                     .transport = MPISERVE_SHARED,
                     .lane = lane,
                     .layout = port->layout,

@@ -60,7 +60,7 @@ __attribute__((noinline)) void speak(long rounds) {
 static void attach_all(uint32_t clients) {
   mpiserve_batch batch;
   for (uint32_t lane = 0; lane < clients; lane++) {
-    speaker = made_up_link(&made, lane);
+    speaker = made_up_link(&made, 0, lane);
     must(msi_link_send(&speaker, MSI_ATTACH, 0, -1, NULL, NULL));
   }
   /* A time-out: attaching makes no batch. */
@@ -84,7 +84,7 @@ int main(int argc, char **argv) {
   }
   make_description(&description);
   size_t before = heap();
-  must(made_up_open(&made, clients, &description));
+  must(made_up_open(&made, clients, 1, &description));
   const msi_layout *layout = &made.serving.brokers->ports[MPISERVE_SHARED].layout;
   size_t window = malloc_usable_size(made.window.memory[MPISERVE_SHARED]);
   size_t held = heap() - before - window + msi_slot_at(layout, (uint32_t)clients, 1);

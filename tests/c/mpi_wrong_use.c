@@ -28,7 +28,10 @@ static void serve(mpiserve_session *session) {
   EXPECT(mpiserve_batch_next(session, 0, &batch), MPISERVE_ESTATE, "has not published");
   EXPECT(mpiserve_service_count(session, &ended), MPISERVE_EARG, "for simulation ranks");
   EXPECT(mpiserve_publish(session, NULL), MPISERVE_EARG, "description is NULL");
-  CHECK(mpiserve_publish(session, &d) == MPISERVE_OK);
+  EXPECT(mpiserve_publish_all(session, 1, NULL), MPISERVE_EARG, "descriptions is NULL");
+  EXPECT(mpiserve_publish_all(session, 0, &d), MPISERVE_EARG, "0 services");
+  mpiserve_description twice[] = {d, d}; /* the first is served all the same */
+  EXPECT(mpiserve_publish_all(session, 2, twice), MPISERVE_ECONFIG, "published twice by one rank");
   EXPECT(mpiserve_publish(session, &d), MPISERVE_ESTATE, "published already");
   EXPECT(mpiserve_batch_next(session, 0, NULL), MPISERVE_EARG, "batch is NULL");
   EXPECT(mpiserve_batch_reply(session, NULL), MPISERVE_EARG, "outputs is NULL");

@@ -1,11 +1,11 @@
-/* A head and its clients as threads of one process, for the thread sanitizer: who may see
- * what before what, in slots, leases, early answers and sleep. */
+/* A head of two services and its clients as threads of one process, for the thread sanitizer: who
+ * may see what before what, in slots, leases, early answers and sleep. */
 #include <pthread.h>
 
 #include "bench/made_up.h"
 #include "check.h"
 
-enum { CLIENTS = 3, ROUNDS = 300, MAX_ROWS = 200 };
+enum { CLIENTS = 3, SERVICES = 2, ROUNDS = 150, MAX_ROWS = 200 };
 
 static msi_made_up made;
 static _Atomic int wrong;
@@ -42,34 +42,40 @@ static void ask(msi_link *link, int64_t rows, int at, double seed) {
   msi_cargo cargo = {.rows = rows, .input = {at}, .output = {at}, .inputs = {in}, .outputs = {out}};
   msi_link_infer(link, &cargo, NULL, &sequence);
   take_reply(link, &cargo);
-  for (int64_t i = 0; i < rows; i++) wrong |= out[i] != 2 * in[i];
+  for (int64_t i = 0; i < rows; i++) wrong |= out[i] != (2 + link->place) * in[i];
 }
 
 static void *client(void *argument) {
   uint32_t lane = *(uint32_t *)argument;
-  msi_link link = made_up_link(&made, lane);
-  msi_link_send(&link, MSI_ATTACH, 0, -1, NULL, NULL);
-  take_reply(&link, NULL);
-  for (int i = 0; i < ROUNDS; i++) {
-    if (i % 50 == 0) lease(&link, 60 + i / 5);
-    ask(&link, 1 + i % 20, -1, lane * 1000 + i);
-    ask(&link, 50 + i / 5, 0, lane * 1000 + i);
+  msi_link links[SERVICES];
+  for (int s = 0; s < SERVICES; s++) {
+    links[s] = made_up_link(&made, s, lane);
+    msi_link_send(&links[s], MSI_ATTACH, 0, -1, NULL, NULL);
+    take_reply(&links[s], NULL);
   }
-  msi_link_send(&link, MSI_LEAVE, 0, -1, NULL, NULL);
-  take_reply(&link, NULL);
+  for (int i = 0; i < ROUNDS * SERVICES; i++) {
+    msi_link *link = &links[i % SERVICES];
+    if (i % 50 < SERVICES) lease(link, 60 + i / 5);
+    ask(link, 1 + i % 20, -1, lane * 1000 + i);
+    ask(link, 50 + i / 5, 0, lane * 1000 + i);
+  }
+  for (int s = 0; s < SERVICES; s++) {
+    msi_link_send(&links[s], MSI_LEAVE, 0, -1, NULL, NULL);
+    take_reply(&links[s], NULL);
+  }
   return NULL;
 }
 
 static void *head(void *argument) {
   msi_serving *serving = argument;
-  msi_broker *broker = serving->brokers;
   mpiserve_batch batch;
   int code;
   while ((code = msi_serving_next(serving, 60, &batch)) != MPISERVE_ECLOSED) {
+    msi_broker *broker = &serving->brokers[batch.service];
     const double *in = batch.inputs[0];
     double *out = batch.outputs[0];
     for (int64_t i = 0; i < batch.rows; i++) {
-      out[i] = 2 * in[i];
+      out[i] = (2 + batch.service) * in[i];
       if (i == batch.rows / 2)
         wrong |= msi_broker_reply_rows(broker, i + 1, (const void *const *)batch.outputs) != 0;
     }
@@ -78,18 +84,58 @@ static void *head(void *argument) {
   return NULL;
 }
 
+static void post(int place) {
+  double in[1] = {1};
+  uint64_t sequence;
+  msi_link link = made_up_link(&made, place, 0);
+  link.sent = made.serving.brokers[place].ports[MPISERVE_SHARED].lanes[0].taken;
+  msi_cargo cargo = {.rows = 1, .input = {-1}, .output = {-1}, .inputs = {in}, .outputs = {in}};
+  CHECK(!msi_link_infer(&link, &cargo, NULL, &sequence));
+}
+
+static int next_service(void) {
+  mpiserve_batch batch = {.service = -1};
+  CHECK(!msi_serving_next(&made.serving, 60, &batch));
+  return batch.service;
+}
+
+static void reply(int place) {
+  const mpiserve_batch *batch = &made.serving.brokers[place].assembly.batch;
+  CHECK(!msi_broker_reply(&made.serving.brokers[place], batch->inputs));
+}
+
+/* Of a service that always has something to do and one that seldom has: each has its turn. */
+static void check_turns(const mpiserve_description *descriptions) {
+  CHECK(!made_up_open(&made, 1, SERVICES, descriptions));
+  for (int first = 0; first < SERVICES; first++) {
+    post(first);
+    CHECK(next_service() == first);
+    reply(first);
+    post(first);
+    post(1 - first);
+    CHECK(next_service() == 1 - first);
+    reply(1 - first);
+    CHECK(next_service() == first);
+    reply(first);
+  }
+  made_up_close(&made);
+}
+
 int main(void) {
   mpiserve_spec spec = {"x", MPISERVE_FLOAT64, 1, {-1}};
-  mpiserve_description description = {.name = "twice",
-                                      .n_inputs = 1,
-                                      .n_outputs = 1,
-                                      .inputs = {spec},
-                                      .outputs = {spec},
-                                      .max_batch_rows = CLIENTS * MAX_ROWS,
-                                      .max_delay_ns = 1000000};
+  mpiserve_description twice = {.name = "twice",
+                                .n_inputs = 1,
+                                .n_outputs = 1,
+                                .inputs = {spec},
+                                .outputs = {spec},
+                                .max_batch_rows = CLIENTS * MAX_ROWS,
+                                .max_delay_ns = 1000000};
+  mpiserve_description descriptions[SERVICES] = {twice, twice};
+  descriptions[1].max_batch_rows = MAX_ROWS;
   pthread_t threads[CLIENTS + 1];
   uint32_t lanes[CLIENTS];
-  CHECK(!made_up_open(&made, CLIENTS, &description));
+  check_turns(descriptions);
+  CHECK(!made_up_open(&made, CLIENTS, SERVICES, descriptions));
   pthread_create(&threads[CLIENTS], NULL, head, &made.serving);
   for (uint32_t i = 0; i < CLIENTS; i++) {
     lanes[i] = i;
@@ -97,8 +143,10 @@ int main(void) {
   }
   for (int i = 0; i <= CLIENTS; i++) pthread_join(threads[i], NULL);
   CHECK(!wrong);
-  CHECK(made.serving.brokers->counters.errors == 0);
-  CHECK(made.serving.brokers->counters.requests == 2 * CLIENTS * ROUNDS);
+  mpiserve_counters counters;
+  msi_serving_count(&made.serving, &counters);
+  CHECK(counters.errors == 0);
+  CHECK(counters.requests == 2 * CLIENTS * SERVICES * ROUNDS);
   made_up_close(&made);
   return check_result();
 }

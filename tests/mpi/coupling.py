@@ -36,16 +36,19 @@ def scaling(**settings: Any) -> dict[str, Any]:
 
 
 def couple(
-    world: Any, services: dict[str, Any], simulate: Callable[[session.Session], None]
+    world: Any,
+    services: dict[str, Any],
+    simulate: Callable[[session.Session], None],
+    **tables: Any,
 ) -> dict[str, int]:
-    """Open a session, serve or simulate, close.
+    """Open a session, serve or simulate, close. Other tables of the configuration by name.
 
     Returns:
         The counters of this rank.
     """
     from mpiserve import session  # late: it starts MPI, and others read services here
 
-    data = {"service": services}
+    data = {"service": services, **tables}
     config = Config.from_dict(data, source="services of the test", folder=FOLDER)
     inference = world.role == INFERENCE
     with session.join(world.comm, world.role, config if inference else None) as joined:

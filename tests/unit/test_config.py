@@ -171,3 +171,28 @@ PARTITION = {
 @pytest.mark.parametrize("text", PARTITION)
 def test_a_wrong_partition_is_one_line(line, text):
     assert line(f"[partition]\n{text}\n{CHEMISTRY}") == f"coupling.toml: {PARTITION[text]}"
+
+
+POOLS = {
+    "services = []": "'p' has no services",
+    "services = ['chemistri']": "'p': no service 'chemistri' (did you mean 'chemistry'?)",
+    "services = ['chemistry', 'chemistry']": "'p': the service 'chemistry' is listed twice",
+    "services = ['two']": "'p' has the replicas of the service 'two': its ranks",
+    "services = ['wide']": "'p': the service 'wide' has tensor_parallel, and a pool has 1",
+    "services = ['chemistry', 'busy']": "'p': threads must be the same for all its services",
+}
+
+
+@pytest.mark.parametrize("text", POOLS)
+def test_a_wrong_pool_is_one_line(line, text):
+    others = {"two": "replicas = 2", "wide": "tensor_parallel = 2", "busy": "threads = 2"}
+    tables = [CHEMISTRY]
+    for name, key in others.items():
+        tables.append(CHEMISTRY.replace("service.chemistry", f"service.{name}") + f"\n{key}\n")
+    assert line("".join(tables) + f"[pool.p]\n{text}\n") == f"coupling.toml: pool: {POOLS[text]}"
+
+
+def test_a_service_has_as_many_replicas_as_its_pool_has_ranks(load):
+    config = load(CHEMISTRY + "\n[pool.p]\nranks = 3\nservices = ['chemistry']\n")
+    assert config.service["chemistry"].replicas == 3
+    assert [group.key for group in config.groups] == ["pool.p.ranks"]

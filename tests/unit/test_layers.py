@@ -42,8 +42,9 @@ PYTHON = {
     "server": BASE
     | {"_broker", "backends", "backends.arrays", "backends.base", "backends.group", "partition"}
     | {"team"},
+    "pool": {"errors", "partition", "server", "_broker"},
     # A session hands itself over to its server in serve(); the server never looks back.
-    "session": BASE | {"_broker", "_check", "partition", "server"},
+    "session": BASE | {"_broker", "_check", "partition", "pool", "server"},
     "binding": {"partition"},
     "wire": set(),
     "launch": BASE | {"_check", "binding", "partition", "server", "session", "wire"},

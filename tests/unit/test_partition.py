@@ -104,3 +104,22 @@ def test_ranks_without_a_seat_and_seats_without_a_rank_are_refused(ranks, line):
     with pytest.raises(ConfigError) as caught:
         assign(make(a=1, b=1), ranks)
     assert str(caught.value).startswith(f"c.toml: {line}")
+
+
+def pooled(ranks):
+    """A pool of c and a, beside b."""
+    table = {"backend": "echo", "inputs": [{"name": "x", "dtype": "float32", "shape": [-1]}]}
+    tables = {"service": dict.fromkeys("abc", table)}
+    tables["pool"] = {"p": {"ranks": ranks, "services": ["c", "a"]}}
+    return Config.from_dict(tables, source="c.toml")
+
+
+def test_each_rank_of_a_pool_serves_all_of_its_services():
+    order = [(seat.name, seat.replica) for seat in seats(pooled(2))]
+    assert order == [("c + a", 0), ("b", 0), ("c + a", 1)]
+
+
+def test_a_pool_that_does_not_fit_is_one_line():
+    with pytest.raises(ConfigError) as caught:
+        roles(pooled(4), 4)
+    assert str(caught.value).startswith("c.toml: pool.p.ranks: 4 replicas need 4 inference ranks, ")

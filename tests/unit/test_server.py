@@ -79,7 +79,7 @@ def make(monkeypatch):
         service = Config.from_dict({"service": {"s": table}}).services[0]
         monkeypatch.setattr(server.backends, "import_object", lambda *_: Model)
         broker = FakeBroker(*batches)
-        return server.Server(broker, Seat(service, 1, 0)), broker
+        return server.Server(broker, Seat((service,), 1, 0)), broker
 
     return build
 
@@ -219,7 +219,7 @@ def test_echo_is_left_to_the_broker(make):
     table = {"backend": "echo", "inputs": [{"name": "x", **FLOATS}]}
     service = Config.from_dict({"service": {"e": table}}).services[0]
     broker = FakeBroker()
-    server.Server(broker, Seat(service, 0, 0)).serve()
+    server.Server(broker, Seat((service,), 0, 0)).serve()
     assert broker.echoed == 3
     assert broker.answers == []
 

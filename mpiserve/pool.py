@@ -1,0 +1,84 @@
+"""One inference rank at work for several services: a server for each, and one broker for all."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+from mpiserve.errors import ClosedError
+from mpiserve.partition import Seat
+from mpiserve.server import IDLE, Server
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+    from mpiserve import _broker
+
+logger = logging.getLogger("mpiserve")
+
+
+class Pool:
+    """Serves one replica of each service of a pool.
+
+    A model that cannot be loaded fails its own service only.
+
+    Attributes:
+        servers: One for each service, in the order of the pool.
+    """
+
+    broken = False  # nobody but this rank runs its models
+
+    def __init__(
+        self,
+        broker: _broker.Session,
+        seat: Seat,
+        comm: MPI.Comm | None = None,
+        local_rank: int = 0,
+    ) -> None:
+        self.broker = broker
+        seats = [Seat((service,), seat.replica, 0) for service in seat.services]
+        self.servers = [Server(broker, one, comm, local_rank) for one in seats]
+        self._batches = [0] * len(seats)
+
+    @property
+    def failed(self) -> bool:
+        """Whether a model could not be loaded."""
+        return any(server.failed for server in self.servers)
+
+    def serve(self, watch: Callable[[], None] | None = None) -> None:
+        """Load, announce, and answer until every simulation rank has left; as Server.serve."""
+        self.broker.publish(*[server.prepare() for server in self.servers])
+        ready = [server for server in self.servers if not server.failed]
+        with ExitStack() as stack:
+            for server in ready:
+                stack.enter_context(server.backend.serving())
+            while self.step():
+                if watch:
+                    watch()
+        logger.info("%s", self.summary())
+        for server in ready:
+            server.backend.close()
+
+    def step(self, timeout: float = IDLE) -> bool:
+        """Answer one batch of one service, or wait for one in vain; as Server.step."""
+        try:
+            batch = self.broker.next_batch(timeout)
+        except ClosedError:
+            return False
+        if batch is not None:
+            self._batches[batch.service] += 1
+            self.servers[batch.service].answer(batch)
+        return True
+
+    def summary(self) -> str:
+        """Say in one line what this rank has done."""
+        count = self.broker.counters()
+        each = ", ".join(
+            f"{server.service.name} {batches}"
+            for server, batches in zip(self.servers, self._batches, strict=True)
+        )
+        replica = self.servers[0].seat.replica
+        requests = f"{count['requests']} requests, {count['errors']} failed"
+        return f"pool, replica {replica}: {requests}; batches: {each}"

@@ -1,0 +1,89 @@
+"""Ranks that serve several services: each request gets the answer of its own model."""
+
+import numpy as np
+import pytest
+from mpi.coupling import INFERENCE, couple, numbers, python, scaling, tensor
+from mpi.models import WEIGHTS_MISSING
+
+from mpiserve import ModelError
+
+ROUNDS = 30
+SERVICES = {
+    # Slabs of another size and number for each, so that a segment out of place shows.
+    "scale": scaling(max_batch_rows=300),
+    "combine": python(
+        "combine",
+        [tensor("a", "float64", 5), tensor("b", "float64")],
+        [tensor("difference", "float64"), tensor("product", "float64", 5)],
+        max_batch_rows=200,
+    ),
+    "moody": python("moody", [tensor("x", "float32", 1)], [tensor("y", "float32", 1)]),
+    "broken": python("Broken", [tensor("x", "float32", 1)], [tensor("y", "float32", 1)]),
+    "echo": {"backend": "echo", "inputs": [tensor("x", "int32", 7)]},
+}
+
+
+def combined(a, b):
+    return a.sum(axis=1) - b, a * b[:, None]
+
+
+def check_all(session, rows, seed):
+    """Ask every service at once, in an order that differs from rank to rank."""
+    x, a = numbers(rows, 4, start=seed), numbers(rows, 5, start=seed)
+    b, i = numbers(rows, start=-seed), np.arange(7 * rows, dtype=np.int32).reshape(rows, 7)
+    right = np.zeros((1, 1), np.float32)
+    calls = {"scale": (x,), "combine": (a, b), "echo": (i,), "moody": (right - 1,)}
+    names = sorted(calls, key=lambda name: (len(name) * (session.comm.rank + 2)) % 11)
+    requests = {name: session.service(name).submit(*calls[name]) for name in names}
+    np.testing.assert_array_equal(requests["scale"].result(), 2 * x + 1)
+    for got, expected in zip(requests["combine"].result(), combined(a, b), strict=True):
+        np.testing.assert_array_equal(got, expected)
+    np.testing.assert_array_equal(requests["echo"].result(), i)
+    with pytest.raises(ModelError, match="negative input"):
+        requests["moody"].result()
+    session.comm.Barrier()  # a batch fails as a whole
+    np.testing.assert_array_equal(session.service("moody")(right), right)
+    session.comm.Barrier()
+
+
+@pytest.mark.roles(simulation=4, inference=1)
+@pytest.mark.timeout(120)
+def test_several_services_in_one_rank_answer_each_its_own_requests(world):
+    def simulate(session):
+        with pytest.raises(ModelError, match=WEIGHTS_MISSING):
+            session.service("broken")
+        combine = session.service("combine")
+        memory = combine.empty_input(60), combine.empty_output(60)
+        for k in range(ROUNDS):
+            # In the slot, and in rows of the slabs.
+            check_all(session, 1 + k if k % 2 else 50 + k, 1000.0 * session.comm.rank + k)
+            memory[0][0][:] = numbers(60, 5, start=k)
+            memory[0][1][:] = numbers(60, start=session.comm.rank)
+            combine(*memory[0], out=memory[1])
+            for got, expected in zip(memory[1], combined(*memory[0]), strict=True):
+                np.testing.assert_array_equal(got, expected)
+        assert session.info()["counters"]["rma_to_simulation"] == 0
+
+    pool = {"all": {"services": [*SERVICES]}}
+    counters = couple(world, SERVICES, simulate, pool=pool)
+    if world.role == INFERENCE:
+        assert counters["requests"] == 4 * ROUNDS * 6
+        assert counters["errors"] == 4 * ROUNDS
+
+
+@pytest.mark.roles(simulation=3, inference=2)
+def test_every_rank_of_a_pool_serves_all_of_its_services(world):
+    def simulate(session):
+        assert [service.replicas for service in session.services] == [2, 2]
+        for k in range(ROUNDS):
+            x = numbers(1 + 4 * k, 4, start=session.comm.rank)
+            requests = [session.service(name).submit(x) for name in ("one", "two")]
+            for request in requests:
+                np.testing.assert_array_equal(request.result(), 2 * x + 1)
+        session.comm.Barrier()
+
+    services = {"one": scaling(), "two": scaling(max_batch_rows=128)}
+    pool = {"pair": {"ranks": 2, "services": ["two", "one"]}}
+    counters = couple(world, services, simulate, pool=pool)
+    if world.role == INFERENCE:
+        assert counters["requests"] > 0 and counters["errors"] == 0
