@@ -18,6 +18,7 @@ int msi_broker_open(msi_broker *broker, const msi_world *world,
   *broker = (msi_broker){.world = world, .description = description, .failed_rank = -1};
   broker->policy = (msi_policy){description->max_batch_rows, description->max_delay_ns};
   int code = msi_assembly_open(&broker->assembly, broker->ports, description->max_batch_rows);
+  broker->assembly.batch.service = place;
   if (!code) code = msi_queue_open(&broker->queue);
   if (!code) code = msi_queue_open(&broker->tenants);
   for (int t = 0; t < MSI_TRANSPORTS && !code; t++) {
@@ -314,12 +315,6 @@ int msi_broker_look(msi_broker *broker, int lay_out) {
   if (code) return code;
   msi_close_reason reason = decide(broker);
   return reason ? close_batch(broker, reason, lay_out) : MPISERVE_OK;
-}
-
-void msi_broker_hand_out(msi_broker *broker, mpiserve_batch *batch) {
-  *batch = broker->assembly.batch;
-  broker->computing = 1;
-  msi_thread_wake(broker->thread);
 }
 
 void msi_broker_mpi_take(msi_broker *broker) {

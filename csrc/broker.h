@@ -46,7 +46,11 @@ int msi_broker_refuse_late(msi_broker *broker, int64_t now);
 int msi_broker_may_sleep(const msi_broker *broker);
 
 /* The batch that was closed; until it is answered MPI belongs to the thread, or until rest. */
-void msi_broker_hand_out(msi_broker *broker, mpiserve_batch *batch);
+static inline void msi_broker_hand_out(msi_broker *broker, mpiserve_batch *batch) {
+  *batch = broker->assembly.batch;
+  broker->computing = 1;
+  msi_thread_wake(broker->thread);
+}
 void msi_broker_rest(msi_broker *broker);
 
 /* As mpiserve_batch_reply_rows(), _reply() and _fail() say. */

@@ -10,7 +10,8 @@ int msi_serving_open(msi_serving *serving, const msi_world *world, int n,
   bytes[MPISERVE_SHARED] = bytes[MPISERVE_RMA] = 0;
   serving->brokers = calloc((size_t)n, sizeof *serving->brokers);
   if (!serving->brokers) return msi_error(MPISERVE_ENOMEM, "no memory for %d services", n);
-  serving->current = serving->brokers;
+  serving->current = serving->turn = serving->brokers;
+  serving->last = serving->brokers + n - 1;
   int code = MPISERVE_OK;
   for (int i = 0; i < n && !code; i++) {
     serving->n = i + 1;
@@ -47,13 +48,15 @@ static int everybody_left(const msi_serving *serving) {
 /* Looks at each broker once, or until one closes a batch: the next look begins behind it, so
  * that none is passed over by others that are always ready. */
 static int look(msi_serving *serving, int lay_out) {
-  int code = MPISERVE_OK;
-  for (int i = 0; i < serving->n && !code && !serving->current->open; i++) {
-    serving->current = &serving->brokers[serving->turn];
-    if (++serving->turn == serving->n) serving->turn = 0;
-    code = msi_broker_look(serving->current, lay_out);
-  }
-  if (code || serving->current->open || !everybody_left(serving)) return code;
+  msi_broker *broker;
+  int i = 0, code;
+  do {
+    broker = serving->current = serving->turn;
+    serving->turn = broker == serving->last ? serving->brokers : broker + 1;
+    code = msi_broker_look(broker, lay_out);
+    if (code || broker->open) return code;
+  } while (++i < serving->n);
+  if (!everybody_left(serving)) return MPISERVE_OK;
   return msi_error(MPISERVE_ECLOSED, "every simulation rank has left the session");
 }
 
@@ -97,7 +100,6 @@ int msi_serving_next(msi_serving *serving, double timeout, mpiserve_batch *batch
   msi_wait_end(&wait, &bed);
   if (code || !batch) return code;
   msi_broker_hand_out(serving->current, batch);
-  batch->service = (int32_t)(serving->current - serving->brokers);
   return MPISERVE_OK;
 }
 

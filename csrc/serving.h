@@ -8,7 +8,8 @@ typedef struct msi_serving {
   msi_patience patience;
   int n;
   msi_broker *brokers; /* by the place of their services */
-  int turn;            /* the broker to look at next */
+  msi_broker *last;
+  msi_broker *turn;    /* to look at next */
   msi_broker *current; /* of the batch that was handed out last; never NULL */
   msi_thread thread;
 } msi_serving;
