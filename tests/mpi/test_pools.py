@@ -1,5 +1,7 @@
 """Ranks that serve several services: each request gets the answer of its own model."""
 
+import time
+
 import numpy as np
 import pytest
 from mpi.coupling import INFERENCE, couple, numbers, python, scaling, tensor
@@ -87,3 +89,49 @@ def test_every_rank_of_a_pool_serves_all_of_its_services(world):
     counters = couple(world, services, simulate, pool=pool)
     if world.role == INFERENCE:
         assert counters["requests"] > 0 and counters["errors"] == 0
+
+
+NAP, FLYING = 0.01, 4  # seconds of each request; requests of a client and service under way
+SETTLE, COUNT = 0.3, 1.2  # seconds
+
+
+def rates(session, *names):
+    """Keep services busy; requests per second that each answers to all clients together."""
+    services = [session.service(name) for name in names]
+    flying, answered = [[] for _ in services], np.zeros(len(services))
+    nap = np.full((1, 1), NAP, np.float32)
+    session.comm.Barrier()
+    begin = time.monotonic()
+    while (now := time.monotonic() - begin) < SETTLE + COUNT or any(flying):
+        for i, service in enumerate(services):
+            done = [request for request in flying[i] if request.done()]
+            assert all((request.result() == 2 * nap).all() for request in done)
+            flying[i] = [request for request in flying[i] if request not in done]
+            answered[i] += len(done) if SETTLE < now < SETTLE + COUNT else 0
+            while now < SETTLE + COUNT and len(flying[i]) < FLYING:
+                flying[i].append(service.submit(nap))
+        time.sleep(NAP / 10)
+    everywhere = np.zeros_like(answered)
+    session.comm.Allreduce(answered, everywhere)
+    return everywhere / COUNT
+
+
+@pytest.mark.roles(simulation=2, inference=2)
+@pytest.mark.timeout(60)
+def test_a_pool_follows_the_load_from_one_service_to_the_other(world):
+    """Sleeping models of one request a batch: cores are no limit, ranks are."""
+
+    def simulate(session):
+        shared_a, shared_b = rates(session, "a", "b")
+        (alone,) = rates(session, "b")
+        back, _ = rates(session, "a", "b")
+        said = f"{shared_a:.0f} and {shared_b:.0f} requests/s, {alone:.0f} alone, {back:.0f} again"
+        print(said)
+        assert min(shared_a, shared_b) >= 0.7 * max(shared_a, shared_b), said
+        assert alone >= 0.8 * (shared_a + shared_b), said
+        assert back >= 0.7 * shared_a, said
+
+    x, y = tensor("x", "float32", 1), tensor("y", "float32", 1)
+    services = {name: python("moody", [x], [y], max_batch_rows=1) for name in "ab"}
+    pool = {"both": {"ranks": 2, "services": ["a", "b"]}}
+    couple(world, services, simulate, pool=pool)
