@@ -6,13 +6,18 @@ import logging
 import os
 from typing import TYPE_CHECKING, Any
 
+from mpiserve.backends import language, weights
 from mpiserve.backends.base import import_object
 from mpiserve.backends.group import agree, close_torch_world, open_torch_world
-from mpiserve.backends.torch_backend import TorchBackend, compiled, set_eval
+from mpiserve.backends.torch_backend import TorchBackend, compiled, load_module, set_eval
+from mpiserve.config import OBJECT
 from mpiserve.errors import ArgumentError, Code, Error, ModelError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import torch
+    from mpi4py import MPI
 
 
 GPU_ONLY = ("replace_with_kernel_inject", "enable_cuda_graph")
@@ -37,24 +42,52 @@ class DeepSpeedBackend(TorchBackend):
     known_options = (*TorchBackend.known_options, *engine_options)
 
     def read(self) -> torch.nn.Module:
-        """Get the module; if a rank of the replica cannot, no other goes on without it.
+        """Get the module; the head of a replica reads the weights, and shares them.
+
+        If a rank of the replica cannot, no other goes on without it.
 
         Raises:
             ModelError: On every rank alike.
         """
-        if self.comm is None or self.service.tensor_parallel == 1:
+        comm, service = self.comm, self.service
+        if comm is None or service.tensor_parallel == 1:
             return super().read()
-        module, wrong, cause = None, "", None
+        head = comm.rank == 0
+        # By a file beside the weights, which the head reads too.
+        described = bool(service.task) and not OBJECT.fullmatch(service.model or "")
+        module = self._agreed(comm, lambda: self._read_part(head, described))
+        if described:
+            config = comm.bcast(module.config if head else None)
+            module = self._agreed(comm, lambda: module or language.empty(service, config))
+        expected = comm.bcast(weights.manifest(module) if head else None)
+        self._agreed(comm, lambda: weights.compare(module, expected))
+        weights.share(comm, module, service.peer_timeout_s)
+        return module
+
+    def _read_part(self, head: bool, described: bool) -> Any:
+        if described and not head:
+            import transformers  # noqa: F401  # as long as the head reads
+
+            return None
+        return load_module(self.service, weights=head)
+
+    def _agreed(self, comm: MPI.Comm, do: Callable[[], Any]) -> Any:
+        """Do something on all ranks. Collective.
+
+        Raises:
+            ModelError: On every rank, if it raised on any.
+        """
+        result, wrong, cause = None, "", None
         try:
-            module = super().read()
+            result = do()
         except Exception as error:
             text = " ".join(str(error).split())
             wrong = text if isinstance(error, Error) else f"{type(error).__name__}: {text}"
             cause = error
-        wrong = agree(self.comm, wrong, self.service.peer_timeout_s)
-        if wrong or module is None:
+        wrong = agree(comm, wrong, self.service.peer_timeout_s)
+        if wrong:
             raise ModelError(Code.EMODEL, wrong) from cause
-        return module
+        return result
 
     def prepare(self, module: torch.nn.Module) -> Any:
         """Hand the module to DeepSpeed; the ranks of a replica together."""

@@ -63,6 +63,20 @@ def read_directory(service: ServiceConfig, path: Path) -> torch.nn.Module:
     return model
 
 
+def empty(service: ServiceConfig, config: Any) -> torch.nn.Module:
+    """Make the model that a directory's configuration describes, without values."""
+    import torch
+    import transformers
+
+    generates = service.task == "generate"
+    kind: Any = transformers.AutoModelForCausalLM if generates else transformers.AutoModel
+    with torch.device("meta"):
+        model = kind.from_config(config, dtype=getattr(torch, service.dtype))
+    model = model.to_empty(device="cpu")
+    model.tie_weights()  # which to_empty takes apart
+    return model
+
+
 def create(service: ServiceConfig, model: torch.nn.Module, engine: Any, ranks: int) -> Task:
     """Make what turns requests into calls of an engine around a model."""
     kind = Generator if service.task == "generate" else Embedder

@@ -283,15 +283,19 @@ def compiled(service: ServiceConfig, module: torch.nn.Module, arguments: dict[st
         raise ArgumentError(Code.EARG, f"{key}: {text}") from None
 
 
-def load_module(service: ServiceConfig) -> torch.nn.Module:
+def load_module(service: ServiceConfig, weights: bool = True) -> torch.nn.Module:
     """Load a service's model as a module, on the CPU.
+
+    Args:
+        service: The service's table.
+        weights: Whether to read the weights of a module that is built first.
 
     Raises:
         ModelError: If it is not of a kind that torch can run.
     """
     model = service.model or ""
     if OBJECT.fullmatch(model):
-        return _built(service, model)
+        return _built(service, model, weights)
     for option in service.options:
         if option in ("arguments", "weights"):
             text = f"service.{service.name}.options.{option}: needs a model 'module:callable'"
@@ -299,14 +303,14 @@ def load_module(service: ServiceConfig) -> torch.nn.Module:
     return _read(service, service.folder / model)
 
 
-def _built(service: ServiceConfig, model: str) -> torch.nn.Module:
+def _built(service: ServiceConfig, model: str, weights: bool) -> torch.nn.Module:
     import torch
 
     module = import_object(model, service.folder)(**service.options.get("arguments", {}))
     if not isinstance(module, torch.nn.Module):
         text = f"'{model}' must return a torch.nn.Module, not {type(module).__name__}"
         raise ModelError(Code.EMODEL, text)
-    if "weights" in service.options:
+    if weights and "weights" in service.options:
         from safetensors.torch import load_file
 
         module.load_state_dict(load_file(service.folder / service.options["weights"]))

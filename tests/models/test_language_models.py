@@ -6,8 +6,9 @@ import json
 
 import numpy as np
 import torch
-from coupling import RUN
+from coupling import PYTHON, RUN, SERVE
 from language_models import VOCABULARY, greedy, llama
+from safetensors.torch import save_file
 
 WIDTH = 8
 
@@ -48,18 +49,25 @@ inputs = [{ name = "x", dtype = "float32", shape = [-1, 8] }]
 outputs = [{ name = "y", dtype = "float32", shape = [-1, 8] }]
 tensor_parallel = 2
 max_batch_rows = 64
-options = { injection_policy = { "some_blocks:Block" = [".fc2"] } }
+
+[service.blocks.options]
+weights = "blocks.safetensors"
+injection_policy = { "some_blocks:Block" = [".fc2"] }
+
 """
 
-ASK_BLOCKS = """\
+ASK_BOTH = """\
 import json
 import mpiserve
 import numpy as np
 
 with mpiserve.open() as session:
-    blocks = session.service("blocks")
+    blocks, llama = session.service("blocks"), session.service("llama")
     x = np.random.default_rng(4).standard_normal((5, 8), dtype=np.float32)
-    print(json.dumps({"y": blocks(x).tolist(), "engine": blocks.engine}), flush=True)
+    prompts = np.load("prompts.npz")
+    new = llama(prompts["tokens"], prompts["lengths"])
+    answer = {"y": blocks(x).tolist(), "engine": blocks.engine, "new": new.tolist()}
+    print(json.dumps(answer), flush=True)
 """
 
 
@@ -74,21 +82,31 @@ def said(done):
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
 
-def test_blocks_that_are_sharded_by_a_policy_answer_as_whole_ones(mpiexec, tmp_path):
-    (tmp_path / "some_blocks.py").write_text(BLOCKS)
-    (tmp_path / "c.toml").write_text(SHARDED)
-    (tmp_path / "sim.py").write_text(ASK_BLOCKS)
-
-    done = mpiexec(["-n", 3, *RUN, "c.toml", "sim.py"], timeout=150)
-
-    assert done.returncode == 0
+def test_sharded_models_answer_as_whole_ones_and_one_rank_reads_the_weights(mpiexec, tmp_path):
+    # Each rank of serve has a folder of its own, and only those of the heads have weights.
     scope: dict = {}
     exec(BLOCKS, scope)
-    x = np.random.default_rng(4).standard_normal((5, 8), dtype=np.float32)
+    blocks = scope["blocks"]()
+    given, room = prompts(tmp_path, 3), 8
+    for name in ("head", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "some_blocks.py").write_text(BLOCKS.replace("manual_seed(5)", "seed()"))
+        config = SHARDED + LLAMA.format(room=room, delay=200) + "tensor_parallel = 2\n"
+        (tmp_path / name / "c.toml").write_text(config)
+    save_file(blocks.state_dict(), tmp_path / "head/blocks.safetensors")
+    model = llama(tmp_path / "head/llama", tie_word_embeddings=True)
+    (tmp_path / "sim.py").write_text(ASK_BOTH)
+
+    head, other = ([":", "-n", 1, *SERVE, f"{name}/c.toml"] for name in ("head", "other"))
+    done = mpiexec(["-n", 1, PYTHON, "sim.py", *head, *other, *head, *other], timeout=170)
+
+    assert done.returncode == 0
     (answer,) = said(done)
+    x = np.random.default_rng(4).standard_normal((5, 8), dtype=np.float32)
     with torch.inference_mode():
-        np.testing.assert_allclose(answer["y"], scope["blocks"]()(torch.from_numpy(x)), atol=1e-5)
+        np.testing.assert_allclose(answer["y"], blocks(torch.from_numpy(x)), atol=1e-5)
     assert answer["engine"] == "deepspeed.inference.engine.InferenceEngine"
+    assert answer["new"] == [greedy(model, prompt, room) for prompt in given]
 
 
 # Each rank asks for one prompt: one after the other, then all at once, in turns.

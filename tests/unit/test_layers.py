@@ -28,8 +28,10 @@ PYTHON = {
     "backends.group": set(),
     "backends.language": BASE | {"backends.base"},
     "backends.torch_backend": BASE | {"backends", "backends.base", "backends.language"},
+    "backends.weights": BASE | {"backends.group"},
     "backends.deepspeed_backend": BASE
-    | {"backends.base", "backends.group", "backends.torch_backend"},
+    | {"backends", "backends.base", "backends.group", "backends.torch_backend"}
+    | {"backends.language", "backends.weights"},
     "backends.onnx_backend": BASE | {"backends.base"},
     "backends.python_backend": BASE | {"backends.base"},
     "backends.echo_backend": BASE | {"backends.base"},
