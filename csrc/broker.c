@@ -306,10 +306,6 @@ static msi_close_reason decide(msi_broker *broker) {
                           now_of(broker));
 }
 
-int msi_broker_may_sleep(const msi_broker *broker) {
-  return !broker->ports[MPISERVE_RMA].layout.lanes && !broker->queue.n;
-}
-
 int msi_broker_look(msi_broker *broker, int lay_out) {
   int code = poll(broker);
   if (code) return code;

@@ -43,7 +43,9 @@ int msi_broker_look(msi_broker *broker, int lay_out);
 
 /* Work for now and then, and whether there is none but what a client will ring for. */
 int msi_broker_refuse_late(msi_broker *broker, int64_t now);
-int msi_broker_may_sleep(const msi_broker *broker);
+static inline int msi_broker_may_sleep(const msi_broker *broker) {
+  return !broker->ports[MPISERVE_RMA].layout.lanes && !broker->queue.n;
+}
 
 /* The batch that was closed; until it is answered MPI belongs to the thread, or until rest. */
 static inline void msi_broker_hand_out(msi_broker *broker, mpiserve_batch *batch) {

@@ -77,27 +77,35 @@ static int refuse_late(msi_serving *serving, int64_t now) {
   return code;
 }
 
-static int wait_for_batch(msi_serving *serving, double timeout, int lay_out, msi_wait *wait,
-                          msi_bed *bed) {
+/* Between two looks that found nothing. */
+static int pause_for(msi_serving *serving, double timeout, msi_wait *wait, msi_bed *bed,
+                     int64_t *deadline) {
+  if (!msi_wait_pause(wait, &serving->patience, bed_of(serving, bed))) return MPISERVE_OK;
+  int code = refuse_late(serving, msi_now());
+  if (code) return code;
+  if (!*deadline) *deadline = msi_deadline(timeout);
+  if (msi_now() <= *deadline) return MPISERVE_OK;
+  return msi_error(MPISERVE_ETIMEOUT, "no batch within %g s", timeout);
+}
+
+static int wait_for_batch(msi_serving *serving, double timeout, int lay_out) {
+  msi_wait wait = {0};
+  msi_bed bed;
   int64_t deadline = 0;
-  for (;;) {
-    int code = look(serving, lay_out);
-    if (code || serving->current->open) return code;
-    if (!msi_wait_pause(wait, &serving->patience, bed_of(serving, bed))) continue;
-    code = refuse_late(serving, msi_now());
-    if (code) return code;
-    if (!deadline) deadline = msi_deadline(timeout);
-    if (msi_now() > deadline) return msi_error(MPISERVE_ETIMEOUT, "no batch within %g s", timeout);
-  }
+  int code;
+  do {
+    code = pause_for(serving, timeout, &wait, &bed, &deadline);
+    if (!code) code = look(serving, lay_out);
+  } while (!code && !serving->current->open);
+  msi_wait_end(&wait, &bed);
+  return code;
 }
 
 int msi_serving_next(msi_serving *serving, double timeout, mpiserve_batch *batch) {
   if (serving->current->open)
     return msi_error(MPISERVE_ESTATE, "the last batch has not been answered");
-  msi_wait wait = {0};
-  msi_bed bed;
-  int code = wait_for_batch(serving, timeout, batch != NULL, &wait, &bed);
-  msi_wait_end(&wait, &bed);
+  int code = look(serving, batch != NULL);
+  if (!code && !serving->current->open) code = wait_for_batch(serving, timeout, batch != NULL);
   if (code || !batch) return code;
   msi_broker_hand_out(serving->current, batch);
   return MPISERVE_OK;
