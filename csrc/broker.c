@@ -67,7 +67,16 @@ static void lane_rest(msi_broker *broker, msi_lane *lane) {
 
 static void lane_queue(msi_broker *broker, msi_lane *lane) { broker->asked += !lane->queued++; }
 
-static void lane_unqueue(msi_broker *broker, msi_lane *lane) { broker->asked -= !--lane->queued; }
+static void lane_unqueue(msi_broker *broker, msi_lane *lane) {
+  broker->asked -= !--lane->queued;
+  if (!lane->queued && lane->passing) lane_rest(broker, lane);
+}
+
+/* The client has gone to another replica. */
+static void lane_pass(msi_broker *broker, msi_lane *lane) {
+  lane->passing = 1;
+  if (!lane->queued) lane_rest(broker, lane);
+}
 
 /* The delay closed a batch: those who did not come may not be coming. They
  * count again with their next request. */
@@ -188,6 +197,7 @@ static int on_infer(msi_broker *broker, msi_entry *entry, const msi_slot *slot) 
   if (!fits(port, entry, &slot->request))
     return refuse(broker, entry, MPISERVE_EROWS, "rows do not fit the lane");
   lane_join(broker, lane);
+  lane->passing = slot->request.kind == MSI_VISIT;
   int code = msi_queue_push(&broker->queue, *entry);
   if (!code) lane_queue(broker, lane);
   return code;
@@ -235,10 +245,12 @@ static int take(msi_broker *broker, msi_port *port, uint32_t lane) {
   entry.lease = slot->request.lease;
   int code = MPISERVE_OK;
   switch (slot->request.kind) {
+    case MSI_VISIT:
     case MSI_INFER: return on_infer(broker, &entry, slot);
     case MSI_LEASE: return on_lease(broker, &entry);
     case MSI_KEEP: return on_keep(broker, &entry);
     case MSI_ATTACH: lane_join(broker, &port->lanes[lane]); break;
+    case MSI_REST: lane_pass(broker, &port->lanes[lane]); break;
     case MSI_FAIL: code = on_fail(broker, &entry, slot); break;
     case MSI_LEAVE: code = on_leave(broker, &entry); break;
     default: return refuse(broker, &entry, MPISERVE_EARG, "a request of unknown kind");
@@ -332,6 +344,7 @@ static int reply_member(msi_broker *broker, const msi_entry *m, const void *cons
   size_t bytes = msi_assembly_scatter(&broker->assembly, m, slot, outputs);
   slot->reply.rows = (uint32_t)broker->assembly.batch.rows;
   slot->reply.requests = broker->assembly.n;
+  slot->reply.waiting_rows = (uint32_t)broker->queue.rows;
   slot->reply.queue_ns = broker->closed_ns - m->taken_ns;
   slot->reply.compute_ns = now - broker->closed_ns;
   broker->counters.requests++;

@@ -18,6 +18,8 @@ struct msi_call {
   int code;
   int abandoned; /* cancelled: nobody wants the end */
   msi_link *link;
+  msi_kind kind;  /* MSI_INFER or MSI_VISIT */
+  msi_load *load; /* of the replica; NULL: there is no other */
   uint64_t sequence;
   int64_t submitted_ns;
   msi_cargo cargo;
@@ -143,6 +145,7 @@ static int give_back(msi_link *link) {
 /* ---- from submit to end ---------------------------------------------------------- */
 
 static void call_end(msi_client *client, msi_call *call, int code) {
+  if (call->load) msi_balance_ended(call->load, call->cargo.rows);
   let_go(call->link, &call->cargo.input);
   let_go(call->link, &call->cargo.output);
   call->code = code;
@@ -166,7 +169,7 @@ static int step(msi_line *line, msi_call *call, int *sent) {
     }
     hold_for_both(link, &call->cargo, at);
   }
-  int code = msi_link_infer(link, &call->cargo, call, &call->sequence);
+  int code = msi_link_infer(link, call->kind, &call->cargo, call, &call->sequence);
   if (code) return code;
   line_remove(line, call);
   call->state = CALL_FLYING;
@@ -219,6 +222,9 @@ static void on_result(msi_client *client, msi_call *call, int slot) {
                                  .queue_ns = reply->queue_ns,
                                  .compute_ns = reply->compute_ns};
   int code = reply->code;
+  if (!code && call->load)
+    msi_balance_measure(call->load, call->cargo.rows, reply->rows, reply->waiting_rows,
+                        reply->compute_ns);
   if (!code && !call->abandoned) code = msi_link_outputs(link, slot, &call->cargo);
   call_end(client, call, code);
 }
@@ -274,10 +280,9 @@ int msi_call_wait_free(msi_client *client, msi_link *link) {
 
 /* ---- what callers do ------------------------------------------------------------ */
 
-static void load(msi_call *call, msi_link *link, int64_t rows, void *const *inputs,
-                 void *const *outputs) {
+static void load(msi_call *call, int64_t rows, void *const *inputs, void *const *outputs) {
   msi_cargo *cargo = &call->cargo;
-  call->link = link;
+  msi_link *link = call->link;
   cargo->rows = rows;
   cargo->input = cargo->output = (msi_place){.lease = -1};
   memcpy(cargo->inputs, inputs, (size_t)link->layout.inputs.n * sizeof *inputs);
@@ -291,9 +296,53 @@ static void load(msi_call *call, msi_link *link, int64_t rows, void *const *inpu
 /* A call that has not been sent ends here. */
 static void withdraw(msi_client *client, msi_call *call) {
   line_remove(line_of(client, call->link), call);
+  if (call->load) msi_balance_ended(call->load, call->cargo.rows);
   let_go(call->link, &call->cargo.input);
   let_go(call->link, &call->cargo.output);
   call_give(client, call);
+}
+
+/* Memory that is used in place belongs to home. */
+static int bound_to_home(const mpiserve_service *service, int64_t rows, void *const *inputs,
+                         void *const *outputs) {
+  msi_place place;
+  return msi_link_find_place(service->link, 0, rows, inputs, &place) ||
+         msi_link_find_place(service->link, 1, rows, outputs, &place);
+}
+
+/* Batches of the replica that is left need not wait for us. Its slots are all taken by what
+ * it has not answered yet: then its census finds out by itself. */
+static int leave_seat(msi_client *client, msi_link *link) {
+  int code = msi_call_progress(client, link);
+  return code || !msi_link_free(link) ? code : msi_link_send(link, MSI_REST, 0, -1, NULL, NULL);
+}
+
+/* A client counts in one census: where it asked last, but for what it asks elsewhere while
+ * requests of its own are under way there. */
+static int aim(mpiserve_service *service, msi_call *call, int64_t rows, int chosen) {
+  call->link = service->choices[chosen];
+  call->load = &service->balance.loads[chosen];
+  int code = MPISERVE_OK, busy = service->balance.loads[service->seat].rows > 0;
+  if (chosen != service->seat && !busy) {
+    code = leave_seat(service->client, service->choices[service->seat]);
+    service->seat = chosen;
+  }
+  call->kind = chosen == service->seat ? MSI_INFER : MSI_VISIT;
+  if (!code) msi_balance_sent(&service->balance, chosen, rows);
+  return code;
+}
+
+static int choose(mpiserve_service *service, msi_call *call, int64_t rows, void *const *inputs,
+                  void *const *outputs) {
+  call->link = service->link;
+  call->kind = MSI_INFER;
+  call->load = NULL;
+  if (service->balance.n < 2) return MPISERVE_OK;
+  int home = service->balance.home;
+  return aim(service, call, rows,
+             bound_to_home(service, rows, inputs, outputs)
+                 ? home
+                 : msi_balance_choose(&service->balance, rows));
 }
 
 int msi_call_submit(mpiserve_service *service, int64_t rows, void *const *inputs,
@@ -302,10 +351,15 @@ int msi_call_submit(mpiserve_service *service, int64_t rows, void *const *inputs
   msi_call *call = call_take(client);
   if (!call) return msi_error(MPISERVE_ENOMEM, "no memory for a request");
   call->submitted_ns = timed ? msi_now() : 0;
-  load(call, service->link, rows, inputs, outputs);
+  int code = choose(service, call, rows, inputs, outputs);
+  if (code) {
+    call_give(client, call);
+    return code;
+  }
+  load(call, rows, inputs, outputs);
   call->state = CALL_QUEUED;
   line_push(line_of(client, call->link), call);
-  int code = advance(client, call->link);
+  code = advance(client, call->link);
   if (code && call->state == CALL_QUEUED)
     withdraw(client, call);
   else

@@ -2,6 +2,7 @@
 #ifndef MSI_CALL_H
 #define MSI_CALL_H
 
+#include "balance.h"
 #include "link.h"
 
 typedef struct msi_call msi_call;
@@ -9,9 +10,12 @@ typedef struct msi_call msi_call;
 struct mpiserve_service {
   struct msi_client *client;
   const char *name;
-  const msi_head *head; /* of the replica that this rank asks; NULL: none can serve */
-  msi_link *link;       /* to that head */
+  const msi_head *head; /* of the replica that is this rank's home; NULL: none can serve */
+  msi_link *link;       /* to that head; buffers are there */
   int replicas;         /* that can serve */
+  msi_link **choices;   /* to each of these, near ones first */
+  msi_balance balance;  /* of the choices */
+  int seat;             /* choice in whose census this rank counts */
   int attached;
 };
 
@@ -29,6 +33,8 @@ typedef struct msi_client {
   msi_line *lines; /* of each link */
   int n_services;
   mpiserve_service *services;
+  msi_link **choices; /* of all services */
+  msi_load *loads;    /* of these */
   uint32_t n_calls;
   msi_call **calls; /* all that were ever needed at the same time */
   msi_call *idle;   /* free list */

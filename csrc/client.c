@@ -23,46 +23,59 @@ static void list_services(msi_client *client) {
   }
 }
 
-static int can_serve(const msi_client *client, const mpiserve_service *service, int head,
-                     int near_only) {
-  const msi_world *world = client->world;
-  const msi_head *h = &world->heads[head];
-  if (strcmp(h->description.name, service->name) || h->description.error) return 0;
-  return !near_only || world->nodes[h->rank] == world->nodes[world->rank];
+static int is_near(const msi_world *world, const msi_head *head) {
+  return world->nodes[head->rank] == world->nodes[world->rank];
 }
 
-/* The k-th replica of those that can serve, where k goes round the clients. */
-static void choose_replica(msi_client *client, mpiserve_service *service) {
-  int near = 0, all = 0;
+/* Adds the replicas that can serve, on this node or elsewhere. */
+static void list_choices(msi_client *client, mpiserve_service *service, int near) {
   for (int h = 0; h < client->n_links; h++) {
-    near += can_serve(client, service, h, 1);
-    all += can_serve(client, service, h, 0);
+    const msi_head *head = &client->world->heads[h];
+    if (strcmp(head->description.name, service->name) || head->description.error) continue;
+    if (is_near(client->world, head) == near)
+      service->choices[service->replicas++] = &client->links[h];
   }
-  service->replicas = all;
-  if (!all) return;
-  int k = msi_world_index(client->world, client->world->rank) % (near ? near : all);
-  for (int h = 0; h < client->n_links; h++) {
-    if (!can_serve(client, service, h, near > 0) || k-- > 0) continue;
-    service->head = &client->world->heads[h];
-    service->link = &client->links[h];
-    return;
-  }
+}
+
+/* Home is on this node if it can be, and goes round the clients. Every head is of one
+ * service, so that all services together have as many choices as there are links. */
+static void choose_home(msi_client *client, mpiserve_service *service, int *used) {
+  service->choices = client->choices + *used;
+  list_choices(client, service, 1);
+  int near = service->replicas;
+  list_choices(client, service, 0);
+  if (!service->replicas) return;
+  int index = msi_world_index(client->world, client->world->rank);
+  int home = service->seat = index % (near ? near : service->replicas);
+  service->link = service->choices[home];
+  service->head = &client->world->heads[service->link - client->links];
+  msi_balance_init(&service->balance, client->loads + *used, service->replicas, home,
+                   service->head->description.stickiness, index);
+  *used += service->replicas;
+}
+
+/* Memory of all links and services; 0 if there is none. */
+static int allocate(msi_client *client) {
+  size_t n = (size_t)client->n_links;
+  client->links = calloc(n, sizeof *client->links);
+  client->lines = calloc(n, sizeof *client->lines);
+  client->services = calloc(n, sizeof *client->services);
+  client->choices = calloc(n, sizeof(msi_link *));
+  client->loads = calloc(n, sizeof *client->loads);
+  return client->links && client->lines && client->services && client->choices && client->loads;
 }
 
 int msi_client_open(msi_client *client, const msi_world *world, msi_window *window) {
   *client = (msi_client){
       .world = world, .window = window, .patience = world->patience, .n_links = world->n_heads};
-  client->links = calloc((size_t)world->n_heads, sizeof *client->links);
-  client->lines = calloc((size_t)world->n_heads, sizeof *client->lines);
-  client->services = calloc((size_t)world->n_heads, sizeof *client->services);
-  if (!client->links || !client->lines || !client->services)
-    return msi_error(MPISERVE_ENOMEM, "no memory for links");
+  if (!allocate(client)) return msi_error(MPISERVE_ENOMEM, "no memory for links");
   for (int h = 0; h < world->n_heads; h++) {
     int code = msi_link_open(&client->links[h], window, &world->heads[h]);
     if (code) return code;
   }
   list_services(client);
-  for (int i = 0; i < client->n_services; i++) choose_replica(client, &client->services[i]);
+  for (int i = 0, used = 0; i < client->n_services; i++)
+    choose_home(client, &client->services[i], &used);
   return MPISERVE_OK;
 }
 
@@ -141,6 +154,8 @@ int msi_client_close(msi_client *client) {
   free(client->links);
   free(client->lines);
   free(client->services);
+  free(client->choices);
+  free(client->loads);
   return code;
 }
 

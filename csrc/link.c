@@ -247,8 +247,9 @@ static int read_slabs(msi_link *link, const msi_cargo *cargo) {
   return msi_window_flush(link->window, link->head);
 }
 
-int msi_link_infer(msi_link *link, const msi_cargo *cargo, void *owner, uint64_t *sequence) {
-  msi_slot *slot = fill(link, MSI_INFER, cargo->rows, cargo->input.lease);
+int msi_link_infer(msi_link *link, msi_kind kind, const msi_cargo *cargo, void *owner,
+                   uint64_t *sequence) {
+  msi_slot *slot = fill(link, kind, cargo->rows, cargo->input.lease);
   slot->request.row = cargo->input.row;
   slot->request.output_lease = cargo->output.lease;
   slot->request.output_row = cargo->output.row;

@@ -66,8 +66,10 @@ int msi_link_lease_spare(const msi_link *link);
 int msi_link_send(msi_link *link, msi_kind kind, int64_t rows, int lease, const char *text,
                   void *owner);
 
-/* Send rows to be computed. *sequence names the request for msi_link_cancel(). */
-int msi_link_infer(msi_link *link, const msi_cargo *cargo, void *owner, uint64_t *sequence);
+/* Send rows to be computed, as MSI_INFER or MSI_VISIT. *sequence names the request for
+ * msi_link_cancel(). */
+int msi_link_infer(msi_link *link, msi_kind kind, const msi_cargo *cargo, void *owner,
+                   uint64_t *sequence);
 
 /* The head need not compute this one any more, if it has not begun. */
 int msi_link_cancel(msi_link *link, uint64_t sequence);

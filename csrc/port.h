@@ -12,6 +12,7 @@ typedef struct msi_lane {
   uint32_t queued; /* requests that wait for a batch */
   uint8_t active;  /* counts in the census: attached, not idle, not gone */
   uint8_t missed;  /* batches closed by delay, one after the other, without it */
+  uint8_t passing; /* counts only while it has a request in the queue */
   uint8_t gone;
   msi_range leases[MSI_LEASES];
 } msi_lane;

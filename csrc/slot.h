@@ -27,7 +27,9 @@ typedef enum msi_kind {
   MSI_INFER = 3,
   MSI_FAIL = 4,  /* the client ended with an error; its text is the payload */
   MSI_LEAVE = 5, /* the last word of a client */
-  MSI_KEEP = 6   /* a lease that the client keeps as long as it likes: never lent, or none */
+  MSI_KEEP = 6,  /* a lease that the client keeps as long as it likes: never lent, or none */
+  MSI_VISIT = 7, /* as MSI_INFER, of a client that counts in the census of another replica */
+  MSI_REST = 8   /* this client asks another replica now: do not wait for it */
 } msi_kind;
 
 /* The head's own line. */
@@ -56,7 +58,10 @@ typedef struct msi_reply_header {
   int32_t code;
   uint32_t rows;     /* of the batch, or of the lease */
   uint32_t requests; /* of the batch */
-  uint32_t text_bytes;
+  union {
+    uint32_t text_bytes;   /* of an error */
+    uint32_t waiting_rows; /* reply to MSI_INFER: of all clients, left in the queue */
+  };
   union {
     struct {
       int64_t queue_ns, compute_ns; /* reply to MSI_INFER */

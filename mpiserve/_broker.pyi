@@ -24,6 +24,7 @@ class Description:
         max_batch_rows: int = 1,
         max_delay_us: float = 0,
         pool_bytes: int = 0,
+        stickiness: float = 0,
         overwrites: bool = False,
         replica: int = 0,
         error_code: int = 0,

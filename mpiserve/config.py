@@ -123,6 +123,7 @@ class ServiceConfig(_Table):
     max_batch_rows: int = Field(4096, ge=1, lt=2**30)
     max_delay_us: int = Field(200, ge=0, lt=2**31)
     pool_bytes: int = Field(0, ge=0)
+    stickiness: float = Field(0.25, gt=0, le=1)
     threads: int = Field(1, ge=1)
     chunk_rows: int = Field(0, ge=0)
     warmup: Any = True  # a bool, or rows of the batches

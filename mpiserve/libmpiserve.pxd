@@ -33,6 +33,7 @@ cdef extern from "mpiserve.h" nogil:
         mpiserve_spec inputs[16]
         mpiserve_spec outputs[16]
         int64_t max_batch_rows, max_delay_ns, pool_bytes
+        double stickiness
         int32_t overwrites, replica, error
         char error_text[512]
     ctypedef struct mpiserve_buffer:

@@ -203,6 +203,7 @@ class Server:
             "max_batch_rows": self.service.max_batch_rows,
             "max_delay_us": self.service.max_delay_us,
             "pool_bytes": self.service.pool_bytes,
+            "stickiness": self.service.stickiness,
             "replica": self.seat.replica,
             **outcome,
         }

@@ -16,7 +16,8 @@ from pathlib import Path
 from jobs import ROOT, TO_LOG, Job, Target
 
 PROGRAMS = ROOT / "build/test-programs"
-NO_MPI = [f"csrc/{name}.c" for name in ("batch", "error", "pool", "slot", "tensor", "wait")]
+WITHOUT_MPI = ("balance", "batch", "error", "pool", "slot", "tensor", "wait")
+NO_MPI = [f"csrc/{name}.c" for name in WITHOUT_MPI]
 FLAGS = ["-std=c11", "-g", "-O1", "-fPIC", "-pthread", "-Wall", "-Wextra", "-Werror"]
 FLAGS += ["-Icsrc", "-Icsrc/include"]
 # Fences are no concern of the one place that has one: it only decides who sleeps.

@@ -41,7 +41,7 @@ static void ask(void) {
   mpiserve_batch batch;
   uint64_t sequence;
   msi_cargo cargo = {.rows = 1, .input = {-1}, .output = {-1}, .inputs = {in}, .outputs = {out}};
-  must(msi_link_infer(&speaker, &cargo, NULL, &sequence));
+  must(msi_link_infer(&speaker, MSI_INFER, &cargo, NULL, &sequence));
   must(msi_serving_next(&made.serving, 1.0, &batch));
   must(msi_broker_reply(made.serving.brokers, batch.inputs));
   int slot = msi_link_reply(&speaker);

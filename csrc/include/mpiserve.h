@@ -126,6 +126,8 @@ typedef struct mpiserve_description {
   int64_t max_batch_rows; /* of a batch, and so of a request; at least 1 */
   int64_t max_delay_ns;   /* how long a batch may wait for more rows */
   int64_t pool_bytes;     /* memory for payloads too large for a slot; 0: 256 MiB */
+  double stickiness;      /* of clients: another replica is asked if it will answer in less than
+                             1 - stickiness of the time; 0: 0.25; 1: none leaves its home */
   int32_t overwrites;     /* 1: output i takes the place of input i in the window (echo) */
   int32_t replica;        /* 0, 1, ... within the service */
   int32_t error;          /* MPISERVE_OK, or why this replica can't serve */
@@ -263,8 +265,8 @@ int mpiserve_service_at(mpiserve_session *session, int index, mpiserve_service *
 int mpiserve_service_find(mpiserve_session *session, const char *name, mpiserve_service **service);
 
 /* mpiserve_service_describe: what was published; engine and limits are those of
- * the replica that this rank asks. replicas is the number that can serve; head
- * and transport are the world rank asked, and how. Any output may be NULL. */
+ * this rank's home replica. replicas is the number that can serve; head and
+ * transport are the world rank of home, and how it is asked. Any output may be NULL. */
 int mpiserve_service_describe(mpiserve_service *service, mpiserve_description *description,
                               int *replicas, int *head, int *transport);
 
@@ -275,9 +277,13 @@ int mpiserve_service_describe(mpiserve_service *service, mpiserve_description *d
  * and outputs must not be touched until the request has ended. Checked here,
  * without communication: MPISERVE_ENAME, _EDTYPE, _ESHAPE, _EROWS.
  *
- * Never waits. Requests are sent in the order of their submission. What cannot be
- * sent at once (4 requests are in flight, or memory at the inference rank must be
- * asked for first) is sent by later calls of test, wait, submit or cancel. */
+ * A service with several replicas gets each request at the one that will answer it
+ * first, as far as this rank knows; so requests may end in another order than they were
+ * submitted in. Those that use a buffer go home, and so do all if stickiness is 1.
+ *
+ * Never waits. Requests to one replica are sent in the order of their submission. What
+ * cannot be sent at once (4 requests are in flight there, or memory at the inference rank
+ * must be asked for first) is sent by later calls of test, wait, submit or cancel. */
 int mpiserve_submit(mpiserve_service *service, int n_inputs, const mpiserve_tensor *inputs,
                     int n_outputs, const mpiserve_tensor *outputs, mpiserve_request *request);
 

@@ -40,7 +40,7 @@ static void ask(msi_link *link, int64_t rows, int at, double seed) {
   uint64_t sequence;
   for (int64_t i = 0; i < rows; i++) in[i] = seed + (double)i;
   msi_cargo cargo = {.rows = rows, .input = {at}, .output = {at}, .inputs = {in}, .outputs = {out}};
-  msi_link_infer(link, &cargo, NULL, &sequence);
+  msi_link_infer(link, MSI_INFER, &cargo, NULL, &sequence);
   take_reply(link, &cargo);
   for (int64_t i = 0; i < rows; i++) wrong |= out[i] != (2 + link->place) * in[i];
 }

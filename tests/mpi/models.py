@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 import numpy as np
+from mpi4py import MPI
 
 WEIGHTS_MISSING = "the weights of this model are missing"
 
@@ -53,6 +54,18 @@ class Numbered:
     def __call__(self, x: np.ndarray) -> np.ndarray:
         self.calls += 1
         return np.full(len(x), self.calls, np.int64)
+
+
+class Sleeper:
+    """Sleeps for each row, longer on the last rank of the world: cores are no limit."""
+
+    def __init__(self, seconds: float, last: float = 1.0) -> None:
+        slow = MPI.COMM_WORLD.rank == MPI.COMM_WORLD.size - 1
+        self.seconds = seconds * (last if slow else 1.0)
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        time.sleep(len(x) * self.seconds)
+        return x
 
 
 class Broken:

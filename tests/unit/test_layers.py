@@ -71,9 +71,11 @@ PYTHON = {
     | {"bench.baseline", "bench.coupled", "bench.child", "bench.models", "bench.worker", "session"},
     "bench.latency": MEASURES
     | {"bench._native", "bench.coupled", "bench.models", "bench.rivals", "config", "session"},
+    "bench.strong_scaling": MEASURES
+    | {"bench._native", "bench.coupled", "bench.models", "partition", "session"},
     "bench.main": MEASURES
     | {"bench.job", "bench.latency", "bench.lockstep", "bench.overlap", "bench.plots"}
-    | {"bench.scale", "_broker", "session"},
+    | {"bench.scale", "bench.strong_scaling", "_broker", "session"},
     "cli": BASE
     | {
         "plan",
@@ -101,6 +103,7 @@ LEVELS = {
     "live": 2,
     "tensor": 2,
     "pool": 2,
+    "balance": 2,
     "batch": 2,
     "slot": 3,
     "world": 3,
@@ -115,9 +118,9 @@ LEVELS = {
     "serving": 8,
     "api": 9,
 }
-CLIENT_SIDE = {"client", "call", "link"}
+CLIENT_SIDE = {"client", "call", "link", "balance"}
 BROKER_SIDE = {"broker", "assembly", "port", "pool", "batch", "thread", "serving"}
-WITHOUT_MPI = ("error", "tensor", "slot", "batch", "pool", "wait", "live")
+WITHOUT_MPI = ("error", "tensor", "slot", "balance", "batch", "pool", "wait", "live")
 
 
 def module_name(path):
