@@ -163,6 +163,14 @@ def bench(
     plots: Annotated[
         str | None, typer.Option("--plots", metavar="DIR", help="Draw pictures into DIR.")
     ] = None,
+    case: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--case",
+            metavar="NAME",
+            help="latency, overlap, scale, lockstep or strong_scaling; may be repeated.",
+        ),
+    ] = None,
 ) -> None:
     """Measure mpiserve beside the floors and the rivals, on 2 ranks of one node, or of two."""
     try:
@@ -170,7 +178,7 @@ def bench(
     except Error as error:  # as in _exit
         print(f"mpiserve: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
-    raise typer.Exit(program.bench(quick, json, plots, hosts))
+    raise typer.Exit(program.bench(quick, json, plots, hosts, case or ()))
 
 
 @app.command()

@@ -6,12 +6,13 @@ import json
 import sys
 import tempfile
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 
 from mpi4py import MPI
 
 from mpiserve import _broker
-from mpiserve.bench import job, latency, lockstep, overlap, scale
+from mpiserve.bench import job, latency, lockstep, overlap, scale, strong_scaling
 from mpiserve.bench.machine import machine, version
 from mpiserve.bench.plan import Plan, plan
 from mpiserve.bench.report import Progress, Row, show, write_json
@@ -19,29 +20,52 @@ from mpiserve.errors import Error
 from mpiserve.session import check_world
 
 OK, FAILURE, USAGE = 0, 1, 2  # exit statuses
-PAIR, CREW = 2, 4  # ranks: one client and one server; three clients and one server
-LIMIT = 1200.0  # seconds for the second job
+PAIR = 2  # ranks: one client and one server
+LIMIT = 1200.0  # seconds for another job
+
+MEASURES = {
+    "latency": latency.measure,
+    "overlap": overlap.measure,
+    "lockstep": lockstep.measure,
+    "strong_scaling": strong_scaling.measure,
+}
+# Ranks of the world in which a case is measured; 0: in none.
+CASES = {
+    "latency": PAIR,
+    "overlap": PAIR,
+    "scale": 0,
+    "lockstep": lockstep.CLIENTS + 1,
+    "strong_scaling": strong_scaling.RANKS,
+}
 
 
-def bench(quick: bool, json_file: str | None, plots: str | None, hosts: bool = False) -> int:
+def bench(
+    quick: bool,
+    json_file: str | None,
+    plots: str | None,
+    hosts: bool = False,
+    cases: Sequence[str] = (),
+) -> int:
     """Measure, print tables, and write what was asked for; give the exit status.
 
-    A world of two ranks measures everything: it starts the job of four itself, when
-    its own MPI is over. A world of four measures only what needs four.
+    A world of two ranks measures all cases, or those that are given: when its own MPI is
+    over it starts a job for each that needs more ranks. A world of so many ranks
+    measures this case only. One rank will do where no case needs two.
     """
     comm = MPI.COMM_WORLD
-    problem = wrong(comm, plots, hosts)
+    cases = cases or [case for case, ranks in CASES.items() if comm.size in (PAIR, ranks)]
+    problem = wrong(comm, cases, plots, hosts)
     if problem:
         if comm.rank == 0:
             print(f"mpiserve: {problem}", file=sys.stderr)
         return USAGE
-    first, pair = comm.rank == 0, comm.size == PAIR
+    first = comm.rank == 0
     report: Row = {"machine": machine(), "mpi": _broker.mpi_runtime(), "rows": []}
     with Progress(shown=first) as progress:
         try:
-            measure(comm, plan(quick, hosts), progress, report["rows"], hosts)
-            more = first and pair and not hosts
-            failed = afterwards(plan(quick), progress, report["rows"]) if more else None
+            measure(comm, cases, plan(quick, hosts), progress, report["rows"], hosts)
+            others = [case for case in cases if CASES[case] != comm.size and not hosts]
+            failed = afterwards(others, plan(quick), progress, report["rows"]) if first else None
         except BaseException as error:
             give_up(comm, error)
             return FAILURE
@@ -52,7 +76,7 @@ def bench(quick: bool, json_file: str | None, plots: str | None, hosts: bool = F
     return FAILURE if failed else OK
 
 
-def wrong(comm: MPI.Comm, plots: str | None, hosts: bool) -> str | None:
+def wrong(comm: MPI.Comm, cases: Sequence[str], plots: str | None, hosts: bool) -> str | None:
     """Say what keeps the bench from starting, if anything does."""
     try:
         check_world(comm)
@@ -60,20 +84,30 @@ def wrong(comm: MPI.Comm, plots: str | None, hosts: bool) -> str | None:
         return error.text
     if hosts and comm.size != PAIR:
         return f"bench --hosts takes {PAIR} ranks, not {comm.size}"
-    if comm.size not in (PAIR, CREW):
-        return f"bench takes {PAIR} ranks (or {CREW}, for lock-step alone), not {comm.size}"
+    if unknown := [case for case in cases if case not in CASES]:
+        return f"bench --case {unknown[0]}: it is one of {', '.join(CASES)}"
+    if not hosts and not fits(comm.size, cases):
+        alone = (f"{ranks} for --case {case}" for case, ranks in CASES.items() if ranks > PAIR)
+        return f"bench takes {PAIR} ranks (or {', '.join(alone)} alone), not {comm.size}"
     node = comm.Split_type(MPI.COMM_TYPE_SHARED)
-    alone = node.size < comm.size
+    apart = node.size < comm.size
     node.Free()
-    if alone and not hosts:
+    if apart and not hosts:
         return "bench takes ranks of one node, but with --hosts"
-    if hosts and not alone:
+    if hosts and not apart:
         return "bench --hosts takes ranks of two nodes"
     if hosts and plots:
         return "bench --hosts draws no plots"
     if plots and not version("matplotlib"):
         return "--plots needs matplotlib: pip install 'mpiserve[bench]'"
     return None
+
+
+def fits(ranks: int, cases: Sequence[str]) -> bool:
+    """Tell whether a world of so many ranks can see to these cases."""
+    if ranks <= PAIR:
+        return bool(cases) and all(CASES[case] != PAIR or ranks == PAIR for case in cases)
+    return bool(cases) and all(CASES[case] == ranks for case in cases)
 
 
 def give_up(comm: MPI.Comm, error: BaseException) -> None:
@@ -87,37 +121,43 @@ def give_up(comm: MPI.Comm, error: BaseException) -> None:
 
 
 def measure(
-    comm: MPI.Comm, plan: Plan, progress: Progress, rows: list[Row], hosts: bool = False
+    comm: MPI.Comm,
+    cases: Sequence[str],
+    plan: Plan,
+    progress: Progress,
+    rows: list[Row],
+    hosts: bool = False,
 ) -> None:
     """Measure what needs this world, and end its MPI; rank 0 gets the rows."""
     if hosts:
         rows += latency.measure_wire(comm, plan, progress)
-    elif comm.size == CREW:
-        rows += lockstep.measure(comm, plan, progress)
     else:
-        rows += latency.measure(comm, plan, progress)
-        rows += overlap.measure(comm, plan, progress)
+        for case in cases:
+            if CASES[case] == comm.size:
+                rows += MEASURES[case](comm, plan, progress)
     MPI.Finalize()
 
 
-def afterwards(plan: Plan, progress: Progress, rows: list[Row]) -> Error | None:
+def afterwards(
+    cases: Sequence[str], plan: Plan, progress: Progress, rows: list[Row]
+) -> Error | None:
     """Measure what needs no MPI of ours. An error comes back, so that the rows so far are kept."""
     try:
-        rows += scale.measure(plan, progress)
-        rows += crew(plan, progress)
+        for case in cases:
+            rows += crew(case, plan, progress) if CASES[case] else scale.measure(plan, progress)
     except Error as error:
         return error
     return None
 
 
-def crew(plan: Plan, progress: Progress) -> list[Row]:
-    """Run the job of four ranks, and return its rows."""
-    progress.begin("lock-step", 1)
-    progress.step(f"a job of {CREW} ranks")
+def crew(case: str, plan: Plan, progress: Progress) -> list[Row]:
+    """Run the job of more ranks that a case needs, and return its rows."""
+    progress.begin(case, 1)
+    progress.step(f"a job of {CASES[case]} ranks")
     with tempfile.TemporaryDirectory(prefix="mpiserve-") as folder:
         file = Path(folder, "rows.json")
         quick = ["--quick"] if plan.quick else []
-        job.run(CREW, ["bench", *quick, "--json", str(file)], LIMIT)
+        job.run(CASES[case], ["bench", "--case", case, *quick, "--json", str(file)], LIMIT)
         return json.loads(file.read_text())["rows"]
 
 

@@ -59,6 +59,12 @@ def check_others(rows):
     if shutil.which("valgrind"):
         assert [row["clients"] for row in cases["scale_instructions"]] == [1, 64, 1024, 8192]
     assert {1, 2, 3} == {row["clients"] for row in cases["throughput"]}
+    check_strong_scaling(cases["strong_scaling"])
+
+
+def check_strong_scaling(rows):
+    assert [(row["services"], row["clients"]) for row in rows] == [(1, 16), (2, 16), (4, 16)]
+    assert all(row["unit"] == "requests/s" and row["authors_peak"] == 25279 for row in rows)
 
 
 def test_the_quick_bench_measures_every_case(mpiexec, tmp_path):
@@ -77,4 +83,5 @@ def test_a_world_of_another_size_is_refused_in_one_line(mpiexec):
     done = mpiexec(["-n", 3, *BENCH])
     assert done.returncode == 2
     said = [line for line in done.stderr.splitlines() if line.startswith("mpiserve: ")]
-    assert said == ["mpiserve: bench takes 2 ranks (or 4, for lock-step alone), not 3"]
+    alone = "4 for --case lockstep, 20 for --case strong_scaling alone"
+    assert said == [f"mpiserve: bench takes 2 ranks (or {alone}), not 3"]
