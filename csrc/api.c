@@ -117,7 +117,7 @@ static int check_open(MPI_Comm world, int role) {
   if (world == MPI_COMM_NULL) return msi_error(MPISERVE_EARG, "world is MPI_COMM_NULL");
   if (role != MPISERVE_SIMULATION && role != MPISERVE_INFERENCE)
     return msi_error(MPISERVE_EARG, "%d is no role", role);
-  return MPISERVE_OK;
+  return msi_world_check_closed(world);
 }
 
 /* Both roles come here with their registry, and open their windows together. */
@@ -161,9 +161,12 @@ static int open_any(MPI_Comm world, int role, int code, const char *text,
 }
 
 int mpiserve_open(MPI_Comm world, int role, mpiserve_session **session) {
+  mpiserve_session *made = NULL;
   if (!session) return null_argument("session");
-  *session = NULL;
-  return open_any(world, role, MPISERVE_OK, "", session);
+  int code = open_any(world, role, MPISERVE_OK, "", &made);
+  /* A handle of the session that is open must not be lost: it could not be closed any more. */
+  if (code != MPISERVE_ESTATE) *session = made;
+  return code;
 }
 
 /* Before MPI_Init, MPI_Comm_f2c() of Open MPI 4.1.4 aborts. */

@@ -35,6 +35,12 @@ int msi_error(int code, const char *format, ...) {
 
 const char *mpiserve_last_error(void) { return last_message; }
 
+int mpiserve_error(int code, const char *text) {
+  if (!text) text = mpiserve_strerror(code);
+  return text == last_message ? code
+                              : msi_error(code, "%s", text); /* printed onto itself: undefined */
+}
+
 const char *mpiserve_strerror(int code) {
   switch (code) {
 #define CASE(name, text) \

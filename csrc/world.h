@@ -30,6 +30,9 @@ typedef struct msi_world {
                       msi_world_publish() */
 } msi_world;
 
+/* MPISERVE_ESTATE if a session of the same ranks is open in this process. Local. */
+int msi_world_check_closed(MPI_Comm comm);
+
 /* Exchanges roles and checks that versions and thread levels fit. code and text
  * are this rank's own failure, or MPISERVE_OK. On failure world is freed. */
 int msi_world_open(msi_world *world, MPI_Comm comm, int role, int code, const char *text);

@@ -45,22 +45,6 @@ typedef struct call {
   parcel *parcels;
 } call;
 
-/* ---- errors ------------------------------------------------------------------ */
-
-static _Thread_local char own_text[MPISERVE_TEXT_SIZE];
-
-static int fail(int code, const char *text) {
-  snprintf(own_text, sizeof own_text, "%s", text);
-  return code;
-}
-
-/* Every function that is called from Fortran begins here: the last error is then its own. */
-static void begin(void) { own_text[0] = 0; }
-
-const char *mpiserve_fortran_last_error(void) {
-  return own_text[0] ? own_text : mpiserve_last_error();
-}
-
 /* ---- types ------------------------------------------------------------------- */
 
 static const struct {
@@ -113,7 +97,7 @@ static int no_dtype(const array *a, const mpiserve_spec *spec) {
            spec ? spec->name : a->name, (long long)a->bytes,
            spec ? mpiserve_dtype_name(spec->dtype) : "another",
            spec ? DECLARATIONS[spec->dtype] : "another type");
-  return fail(MPISERVE_EDTYPE, text);
+  return mpiserve_error(MPISERVE_EDTYPE, text);
 }
 
 /* Integers take the place of the dtypes that Fortran does not have. */
@@ -161,7 +145,7 @@ static int pack(const array *a, int comes_back, parcel **list, void **dense) {
   *dense = p ? malloc((size_t)(elements(a) * a->bytes) + 1) : NULL;
   if (!*dense) {
     free(p);
-    return fail(MPISERVE_ENOMEM, "no memory to pack a section of an array");
+    return mpiserve_error(MPISERVE_ENOMEM, "no memory to pack a section of an array");
   }
   *p = (parcel){.next = *list, .array = *a, .dense = *dense, .comes_back = comes_back};
   *list = p;
@@ -235,10 +219,10 @@ static uint64_t next_waiting(const mpiserve_session *session) {
 
 static int shape_of(const array *a, mpiserve_tensor *tensor) {
   if (a->rank > MPISERVE_MAX_DIMS)
-    return fail(MPISERVE_ESHAPE, "an array of more than 8 dimensions");
+    return mpiserve_error(MPISERVE_ESHAPE, "an array of more than 8 dimensions");
   if (a->rank > 0 && a->extents[a->rank - 1] < 0)
-    return fail(MPISERVE_ESHAPE,
-                "an assumed-size array has no last extent: pass a section, x(:, 1:n)");
+    return mpiserve_error(MPISERVE_ESHAPE,
+                          "an assumed-size array has no last extent: pass a section, x(:, 1:n)");
   /* The first index runs fastest here and the last one there: nothing is transposed. */
   tensor->ndim = a->rank ? a->rank : 1;
   tensor->shape[0] = 1; /* a scalar is one row */
@@ -262,7 +246,8 @@ static int to_tensor(const array *a, const mpiserve_spec *spec, int comes_back, 
 static int to_tensors(int n, const array *arrays, int n_specs, const mpiserve_spec *specs,
                       int comes_back, parcel **parcels, mpiserve_tensor *tensors) {
   int code = MPISERVE_OK;
-  if (n > MPISERVE_MAX_TENSORS) return fail(MPISERVE_ESHAPE, "more than 16 tensors in a call");
+  if (n > MPISERVE_MAX_TENSORS)
+    return mpiserve_error(MPISERVE_ESHAPE, "more than 16 tensors in a call");
   for (int i = 0; i < n && !code; i++)
     code = to_tensor(&arrays[i], spec_of(&arrays[i], i, n_specs, specs), comes_back, parcels,
                      &tensors[i]);
@@ -310,7 +295,6 @@ int mpiserve_fortran_infer(mpiserve_service *service, int n_inputs, const array 
                            int n_outputs, const array *outputs, double timeout,
                            mpiserve_stats *stats) {
   call c;
-  begin();
   int code = load(service, n_inputs, inputs, n_outputs, outputs, &c);
   if (!code)
     code = mpiserve_infer(service, n_inputs, c.inputs, n_outputs, c.outputs, timeout, stats);
@@ -321,7 +305,6 @@ int mpiserve_fortran_infer(mpiserve_service *service, int n_inputs, const array 
 int mpiserve_fortran_submit(mpiserve_session *session, mpiserve_service *service, int n_inputs,
                             const array *inputs, int n_outputs, const array *outputs, request *r) {
   call c;
-  begin();
   *r = (request){session, {0}};
   int code = load(service, n_inputs, inputs, n_outputs, outputs, &c);
   if (!code) code = mpiserve_submit(service, n_inputs, c.inputs, n_outputs, c.outputs, &r->id);
@@ -339,7 +322,6 @@ static void end(const request *r, uint64_t id, int code) {
 
 int mpiserve_fortran_wait(request *r, double timeout, mpiserve_stats *stats) {
   uint64_t id = r->id.id;
-  begin();
   int code = mpiserve_wait(r->session, &r->id, timeout, stats);
   end(r, id, code);
   return code;
@@ -347,7 +329,6 @@ int mpiserve_fortran_wait(request *r, double timeout, mpiserve_stats *stats) {
 
 int mpiserve_fortran_test(request *r, int *done, mpiserve_stats *stats) {
   uint64_t id = r->id.id;
-  begin();
   *done = 0;
   int code = mpiserve_test(r->session, &r->id, done, stats);
   end(r, id, code);
@@ -356,7 +337,6 @@ int mpiserve_fortran_test(request *r, int *done, mpiserve_stats *stats) {
 
 int mpiserve_fortran_cancel(request *r) {
   uint64_t id = r->id.id;
-  begin();
   int code = mpiserve_cancel(r->session, &r->id);
   end(r, id, code ? code : MPISERVE_ECANCELLED);
   return code;
@@ -365,7 +345,6 @@ int mpiserve_fortran_cancel(request *r) {
 /* Requests whose outputs are sections end here, so that these are written. */
 int mpiserve_fortran_close(mpiserve_session *session) {
   uint64_t id;
-  begin();
   while ((id = next_waiting(session))) {
     mpiserve_request r = {id};
     int code = mpiserve_wait(session, &r, MPISERVE_FOREVER, NULL);
@@ -380,15 +359,14 @@ static int check_comm(const CFI_cdesc_t *comm) {
   int structure = comm->type == CFI_type_struct || comm->type == CFI_type_other;
   if (comm->rank == 0 && comm->elem_len == sizeof(MPI_Fint) && (number || structure))
     return MPISERVE_OK;
-  return fail(MPISERVE_EARG, "a communicator is an integer or a type(MPI_Comm)");
+  return mpiserve_error(MPISERVE_EARG, "a communicator is an integer or a type(MPI_Comm)");
 }
 
 /* A handle that was lost could not be closed, and the world would wait for it in MPI_Finalize. */
 int mpiserve_fortran_open(const CFI_cdesc_t *comm, mpiserve_session **session) {
   int n;
-  begin();
   if (*session && !mpiserve_service_count(*session, &n))
-    return fail(MPISERVE_ESTATE, "this session is open: close it first");
+    return mpiserve_error(MPISERVE_ESTATE, "this session is open: close it first");
   *session = NULL;
   int code = check_comm(comm);
   return code ? code
@@ -396,7 +374,6 @@ int mpiserve_fortran_open(const CFI_cdesc_t *comm, mpiserve_session **session) {
 }
 
 int mpiserve_fortran_get_comm(mpiserve_session *session, const CFI_cdesc_t *comm) {
-  begin();
   int code = check_comm(comm);
   return code ? code : mpiserve_comm_f(session, (MPI_Fint *)comm->base_addr);
 }
@@ -406,11 +383,10 @@ int mpiserve_fortran_get_comm(mpiserve_session *session, const CFI_cdesc_t *comm
 int mpiserve_fortran_spec(mpiserve_service *service, int output, int i, char *name, int *dtype,
                           int *ndim, int64_t *shape) {
   mpiserve_description d;
-  begin();
   int code = mpiserve_service_describe(service, &d, NULL, NULL, NULL);
   if (code) return code;
   if (i < 0 || i >= (output ? d.n_outputs : d.n_inputs))
-    return fail(MPISERVE_EARG, "the signature has no tensor of this number");
+    return mpiserve_error(MPISERVE_EARG, "the signature has no tensor of this number");
   const mpiserve_spec *spec = &(output ? d.outputs : d.inputs)[i];
   memcpy(name, spec->name, sizeof spec->name);
   *dtype = spec->dtype;
@@ -424,7 +400,6 @@ int mpiserve_fortran_describe(mpiserve_service *service, char *name, char *engin
                               int *n_outputs, int64_t *max_batch_rows, int *replicas, int *head,
                               int *transport) {
   mpiserve_description d;
-  begin();
   int code = mpiserve_service_describe(service, &d, replicas, head, transport);
   if (code) return code;
   memcpy(name, d.name, sizeof d.name);
@@ -433,35 +408,4 @@ int mpiserve_fortran_describe(mpiserve_service *service, char *name, char *engin
   *n_outputs = d.n_outputs;
   *max_batch_rows = d.max_batch_rows;
   return MPISERVE_OK;
-}
-
-/* The other functions of mpiserve.h that the module calls: their errors are the last ones. */
-int mpiserve_fortran_find(mpiserve_session *session, const char *name, mpiserve_service **service) {
-  begin();
-  return mpiserve_service_find(session, name, service);
-}
-
-int mpiserve_fortran_at(mpiserve_session *session, int i, mpiserve_service **service) {
-  begin();
-  return mpiserve_service_at(session, i, service);
-}
-
-int mpiserve_fortran_count(mpiserve_session *session, int *count) {
-  begin();
-  return mpiserve_service_count(session, count);
-}
-
-int mpiserve_fortran_fail(mpiserve_session *session, const char *text) {
-  begin();
-  return mpiserve_fail(session, text);
-}
-
-int mpiserve_fortran_buffer_take(mpiserve_service *service, int64_t rows, mpiserve_buffer *buffer) {
-  begin();
-  return mpiserve_buffer_take(service, rows, buffer);
-}
-
-int mpiserve_fortran_buffer_give(mpiserve_service *service, mpiserve_buffer *buffer) {
-  begin();
-  return mpiserve_buffer_give(service, buffer);
 }

@@ -162,7 +162,7 @@ module mpiserve_c
       integer(c_int) :: code
     end function c_close
 
-    function c_fail(session, text) result(code) bind(c, name="mpiserve_fortran_fail")
+    function c_fail(session, text) result(code) bind(c, name="mpiserve_fail")
       import :: c_char, c_int, c_ptr
       implicit none
       type(c_ptr), value :: session
@@ -170,7 +170,7 @@ module mpiserve_c
       integer(c_int) :: code
     end function c_fail
 
-    function c_find(session, name, service) result(code) bind(c, name="mpiserve_fortran_find")
+    function c_find(session, name, service) result(code) bind(c, name="mpiserve_service_find")
       import :: c_char, c_int, c_ptr
       implicit none
       type(c_ptr), value :: session
@@ -179,7 +179,7 @@ module mpiserve_c
       integer(c_int) :: code
     end function c_find
 
-    function c_count(session, n) result(code) bind(c, name="mpiserve_fortran_count")
+    function c_count(session, n) result(code) bind(c, name="mpiserve_service_count")
       import :: c_int, c_ptr
       implicit none
       type(c_ptr), value :: session
@@ -187,7 +187,7 @@ module mpiserve_c
       integer(c_int) :: code
     end function c_count
 
-    function c_at(session, i, service) result(code) bind(c, name="mpiserve_fortran_at")
+    function c_at(session, i, service) result(code) bind(c, name="mpiserve_service_at")
       import :: c_int, c_ptr
       implicit none
       type(c_ptr), value :: session
@@ -220,7 +220,7 @@ module mpiserve_c
     end function c_spec
 
     function c_buffer_take(service, rows, taken) result(code) &
-        bind(c, name="mpiserve_fortran_buffer_take")
+        bind(c, name="mpiserve_buffer_take")
       import :: buffer, c_int, c_int64_t, c_ptr
       implicit none
       type(c_ptr), value :: service
@@ -230,7 +230,7 @@ module mpiserve_c
     end function c_buffer_take
 
     function c_buffer_give(service, taken) result(code) &
-        bind(c, name="mpiserve_fortran_buffer_give")
+        bind(c, name="mpiserve_buffer_give")
       import :: buffer, c_int, c_ptr
       implicit none
       type(c_ptr), value :: service
@@ -238,7 +238,7 @@ module mpiserve_c
       integer(c_int) :: code
     end function c_buffer_give
 
-    function c_last_error() result(text) bind(c, name="mpiserve_fortran_last_error")
+    function c_last_error() result(text) bind(c, name="mpiserve_last_error")
       import :: c_ptr
       implicit none
       type(c_ptr) :: text

@@ -196,6 +196,10 @@ const char *mpiserve_strerror(int code);
  * "" if there was none. Valid until this thread's next call. */
 const char *mpiserve_last_error(void);
 
+/* mpiserve_error: for layers over this library, such as bindings: make text this thread's
+ * last error (NULL: that of the code; beyond 1 KiB it is cut), and return code. */
+int mpiserve_error(int code, const char *text);
+
 /* mpiserve_dtype_name, mpiserve_dtype_size: "float32" and 4; NULL and 0 for a
  * number that is no dtype. */
 const char *mpiserve_dtype_name(int dtype);
@@ -210,7 +214,9 @@ size_t mpiserve_dtype_size(int dtype);
  * service (its model is loaded and warm). On inference ranks it returns when
  * the partition is known, and mpiserve_publish() must follow.
  *
- * Wrong arguments fail at once, where they are given. Else it fails on every
+ * Wrong arguments fail at once, where they are given, and so does a second session of the
+ * same ranks before the first is closed (MPISERVE_ESTATE, which leaves *session as it is;
+ * after other failures it is NULL). Else it fails on every
  * rank, with the same code, if any rank fails: MPISERVE_EVERSION,
  * MPISERVE_ETHREAD, MPISERVE_ECONFIG (also when an inference rank came with
  * mpiserve_open_failed()). MPISERVE_ETIMEOUT after MPISERVE_OPEN_TIMEOUT seconds

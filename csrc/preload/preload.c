@@ -113,11 +113,6 @@ void msp_begin(void) {
 
 /* ---- what a program that knows mpiserve calls -------------------------------------- */
 
-/* On a communicator of this rank alone, open_failed is how to set libmpiserve's text. */
-static int fail(int code, const char *text) {
-  return REAL(mpiserve_open_failed)(MPI_COMM_SELF, MPISERVE_SIMULATION, code, text);
-}
-
 static int is_world(MPI_Comm comm) {
   int how;
   if (comm == MPI_COMM_WORLD) return 1;
@@ -127,13 +122,16 @@ static int is_world(MPI_Comm comm) {
 
 static int hand_out(MPI_Comm world, int role, mpiserve_session **result) {
   if (role != MPISERVE_SIMULATION)
-    return fail(MPISERVE_EARG, "libmpiserve_world.so is preloaded, so that this is a simulation "
-                               "rank");
+    return mpiserve_error(MPISERVE_EARG,
+                          "libmpiserve_world.so is preloaded, so that this is a simulation "
+                          "rank");
   if (!is_world(world))
-    return fail(MPISERVE_EARG, "libmpiserve_world.so is preloaded: the world of a session is "
-                               "MPI_COMM_WORLD");
+    return mpiserve_error(MPISERVE_EARG,
+                          "libmpiserve_world.so is preloaded: the world of a session is "
+                          "MPI_COMM_WORLD");
   if (handed_out)
-    return fail(MPISERVE_ESTATE, "libmpiserve_world.so is preloaded: a program opens one session");
+    return mpiserve_error(MPISERVE_ESTATE,
+                          "libmpiserve_world.so is preloaded: a program opens one session");
   handed_out = 1;
   *result = session;
   return MPISERVE_OK;
@@ -157,7 +155,7 @@ MSP_PUBLIC int mpiserve_open_failed(MPI_Comm world, int role, int code, const ch
   if (!session || code >= 0) return REAL(mpiserve_open_failed)(world, role, code, text);
   if (!text) text = mpiserve_strerror(code);
   mpiserve_fail(session, text);
-  return fail(code, text);
+  return mpiserve_error(code, text);
 }
 
 MSP_PUBLIC int mpiserve_open_failed_f(MPI_Fint world, int role, int code, const char *text) {

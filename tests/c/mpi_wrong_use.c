@@ -17,6 +17,7 @@ enum { ROWS = 2, COLUMNS = 3 };
   } while (0)
 
 static const char NOT_OPEN[] = "not open: it was closed, or never opened";
+static const char ONE_AT_A_TIME[] = "these ranks have one at a time";
 static const char NO_REQUEST[] = "no such request: it has ended, or never was";
 
 static void serve(mpiserve_session *session) {
@@ -147,9 +148,21 @@ static void simulate(mpiserve_session *session) {
   EXPECT(mpiserve_fail(session, "x"), MPISERVE_ESTATE, NOT_OPEN);
 }
 
+/* At once, on each rank: nobody waits for the others. */
+static void open_again(mpiserve_session *session, MPI_Comm twin, int role) {
+  mpiserve_session *kept = session, *other = NULL;
+  EXPECT(mpiserve_open(MPI_COMM_WORLD, role, &kept), MPISERVE_ESTATE, ONE_AT_A_TIME);
+  CHECK(kept == session);
+  EXPECT(mpiserve_open(twin, role, &other), MPISERVE_ESTATE, ONE_AT_A_TIME);
+  EXPECT(mpiserve_open_failed(twin, role, MPISERVE_ECONFIG, "x"), MPISERVE_ESTATE, ONE_AT_A_TIME);
+  CHECK(!other);
+  EXPECT(mpiserve_open(MPI_COMM_SELF, role, &other), MPISERVE_ECONFIG, "at least one");
+}
+
 int main(int argc, char **argv) {
   int provided, rank, role = MPISERVE_SIMULATION;
   mpiserve_session *session = NULL;
+  MPI_Comm twin;
   EXPECT(mpiserve_open(MPI_COMM_WORLD, role, &session), MPISERVE_ESTATE, "MPI is not running");
   MPI_Init_thread(&argc, &argv, MPI_THREAD_SERIALIZED, &provided);
   MPI_Comm_rank(MPI_COMM_WORLD, &rank);
@@ -157,10 +170,12 @@ int main(int argc, char **argv) {
   EXPECT(mpiserve_open(MPI_COMM_WORLD, 2, &session), MPISERVE_EARG, "2 is no role");
   EXPECT(mpiserve_open(MPI_COMM_WORLD, role, NULL), MPISERVE_EARG, "session is NULL");
   role = rank ? MPISERVE_INFERENCE : MPISERVE_SIMULATION;
+  MPI_Comm_dup(MPI_COMM_WORLD, &twin);
   if (mpiserve_open(MPI_COMM_WORLD, role, &session)) {
     printf("open: %s\n", mpiserve_last_error());
     MPI_Abort(MPI_COMM_WORLD, 1);
   }
+  open_again(session, twin, role);
   if (role == MPISERVE_SIMULATION) {
     simulate(session);
   } else {
@@ -169,6 +184,7 @@ int main(int argc, char **argv) {
   }
   EXPECT(mpiserve_close(session), MPISERVE_ESTATE, NOT_OPEN);
   CHECK(mpiserve_close(NULL) == MPISERVE_OK);
+  MPI_Comm_free(&twin);
   MPI_Finalize();
   EXPECT(mpiserve_open(MPI_COMM_WORLD, role, &session), MPISERVE_ESTATE, "MPI is not running");
   return check_result();

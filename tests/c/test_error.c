@@ -26,6 +26,15 @@ static void test_the_code_comes_back_and_the_text_stays(void) {
   CHECK(!strcmp(mpiserve_last_error(), "second"));
 }
 
+static void test_a_layer_above_sets_the_text(void) {
+  CHECK(mpiserve_error(MPISERVE_ESHAPE, "100%s") == MPISERVE_ESHAPE);
+  CHECK(!strcmp(mpiserve_last_error(), "100%s"));
+  CHECK(mpiserve_error(MPISERVE_EARG, mpiserve_last_error()) == MPISERVE_EARG);
+  CHECK(!strcmp(mpiserve_last_error(), "100%s"));
+  CHECK(mpiserve_error(MPISERVE_EARG, NULL) == MPISERVE_EARG);
+  CHECK(!strcmp(mpiserve_last_error(), mpiserve_strerror(MPISERVE_EARG)));
+}
+
 static void test_a_text_that_is_too_long_is_cut(void) {
   static char text[8 * MPISERVE_TEXT_SIZE];
   memset(text, 'x', sizeof text - 1);
@@ -54,6 +63,7 @@ int main(void) {
   test_every_code_has_a_text_of_its_own();
   test_a_number_that_is_no_code();
   test_the_code_comes_back_and_the_text_stays();
+  test_a_layer_above_sets_the_text();
   test_a_text_that_is_too_long_is_cut();
   test_each_thread_has_its_own_text();
   return check_result();

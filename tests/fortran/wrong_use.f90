@@ -53,6 +53,8 @@ program wrong_use
   call expect(ierr, mpiserve_estate, "this session is open: close it first")
   call coupled%open(comm_text, ierr)
   call expect(ierr, mpiserve_estate, "this session is open: close it first")
+  call never%open(MPI_COMM_WORLD, ierr)
+  call expect(ierr, mpiserve_estate, "these ranks have one at a time; close it first")
 
   ! Handles and numbers.
   call coupled%get_comm(comm_real, ierr)

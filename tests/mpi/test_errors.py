@@ -7,11 +7,13 @@ import pytest
 from mpi.coupling import INFERENCE, couple, numbers, python, scaling, tensor
 from mpi.models import WEIGHTS_MISSING
 
+import mpiserve
 from mpiserve.errors import (
     ArgumentError,
     CancelledError,
     Code,
     DtypeError,
+    Error,
     ModelError,
     NotFoundError,
     PeerError,
@@ -28,6 +30,19 @@ def moody(**settings):
 
 def check_works(service):
     np.testing.assert_array_equal(service(np.full(3, 0.001)), np.full(3, 0.002))
+
+
+@pytest.mark.roles(simulation=1, inference=1)
+def test_a_second_session_of_a_world_that_has_one(world):
+    def simulate(session):
+        # The inference rank serves: nobody would ever come.
+        with pytest.raises(Error, match="these ranks have one at a time") as caught:
+            mpiserve.open(world.comm)
+        assert caught.value.code == Code.ESTATE
+        assert session.service("scale")(numbers(1, 4)).shape == (1, 4)
+
+    for _ in range(2):  # one after the other is fine
+        couple(world, {"scale": scaling()}, simulate)
 
 
 @pytest.mark.roles(simulation=2, inference=1)
