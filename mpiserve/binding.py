@@ -16,7 +16,7 @@ def bind(comm: MPI.Comm, threads: int) -> None:
     """Keep this rank to its share of the node's cores. Collective over comm.
 
     Args:
-        comm: The world.
+        comm: The world, or its inference ranks, if the others are bound by somebody else.
         threads: What this rank runs as an inference rank; 0 on a simulation rank.
     """
     node = comm.Split_type(MPI.COMM_TYPE_SHARED)

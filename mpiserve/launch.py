@@ -39,7 +39,7 @@ def serve(config_file: str) -> int:
         config = Config.load(config_file)
     except ConfigError as error:
         return _refuse(comm, error)
-    return _infer(comm, config)
+    return _infer(comm, config, bind_alone=config.partition.bind)
 
 
 def run(config_file: str, script: str, args: Sequence[str], *, replace_world: bool = False) -> int:
@@ -191,7 +191,13 @@ def _refuse(comm: MPI.Comm, error: ConfigError) -> int:
 def _threads(comm: MPI.Comm, config: Config, role: str) -> int:
     """The threads of this inference rank; 0 on a simulation rank. Collective."""
     before = comm.allgather(role)[: comm.rank].count(INFERENCE)
-    return seats(config)[before].service.threads if role == INFERENCE else 0
+    return _threads_of(config, before) if role == INFERENCE else 0
+
+
+def _threads_of(config: Config, position: int) -> int:
+    """The threads of an inference rank; 1 where there are too many of them, which others say."""
+    planned = seats(config)
+    return planned[position].service.threads if position < len(planned) else 1
 
 
 def _find(comm: MPI.Comm, script: str) -> None:
@@ -199,13 +205,15 @@ def _find(comm: MPI.Comm, script: str) -> None:
         raise ConfigError(Code.ECONFIG, f"{script}: no such file")
 
 
-def _infer(comm: MPI.Comm, config: Config) -> int:
+def _infer(comm: MPI.Comm, config: Config, *, bind_alone: bool = False) -> int:
     try:
         current = session.join(comm, INFERENCE, config)
     except Error as error:
         return _open_failed(comm, error)
     position = current.comm.rank
     try:
+        if bind_alone:  # simulation ranks of another program are its launcher's to bind
+            bind(current.comm, _threads_of(config, position))
         served = current.serve(Guard(current, partial(abort, comm)))
         current.close()
     except ConfigError as error:

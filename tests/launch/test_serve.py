@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 from coupling import (
     CONFIG,
@@ -176,3 +178,14 @@ def test_a_model_that_cannot_be_loaded(mpiexec, tmp_path):
         assert "twice" in line and "the weights are not there" in line
     assert "service twice, replica 0" in done.stderr and "cannot be served" in done.stderr
     assert 'raise OSError("the weights are not there")' in done.stderr
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core cannot be shared out")
+def test_bind_gives_its_ranks_cores_and_leaves_the_simulation_alone(mpiexec, tmp_path):
+    where = 'import os\nprint("cores", sorted(os.sched_getaffinity(0)), flush=True)\n'
+    write(tmp_path, SIMULATION + where, "[partition]\nbind = true\n" + CONFIG)
+    cores = sorted(os.sched_getaffinity(0))
+    done = mpiexec(["-n", 1, PYTHON, "sim.py", ":", "-n", 1, *SERVE, "c.toml"])
+    assert done.returncode == 0
+    assert f"cores {cores}\n" in done.stdout
+    assert f"bound to cores {cores[-1]}\n" in done.stderr
