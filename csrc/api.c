@@ -299,8 +299,8 @@ static int match(mpiserve_service *service, int n_inputs, const mpiserve_tensor 
 }
 
 static int submit(mpiserve_service *service, int n_inputs, const mpiserve_tensor *inputs,
-                  int n_outputs, const mpiserve_tensor *outputs, int timed,
-                  mpiserve_request *request) {
+                  int n_outputs, const mpiserve_tensor *outputs, const mpiserve_options *options,
+                  int timed, mpiserve_request *request) {
   void *in[MPISERVE_MAX_TENSORS], *out[MPISERVE_MAX_TENSORS];
   int64_t rows;
   int code = check_service(service);
@@ -308,12 +308,18 @@ static int submit(mpiserve_service *service, int n_inputs, const mpiserve_tensor
   if ((!inputs && n_inputs) || (!outputs && n_outputs)) return null_argument("inputs or outputs");
   *request = (mpiserve_request){0};
   code = match(service, n_inputs, inputs, n_outputs, outputs, &rows, in, out);
-  return code ? code : msi_call_submit(service, rows, in, out, timed, request);
+  return code ? code : msi_call_submit(service, rows, in, out, options, timed, request);
 }
 
 int mpiserve_submit(mpiserve_service *service, int n_inputs, const mpiserve_tensor *inputs,
                     int n_outputs, const mpiserve_tensor *outputs, mpiserve_request *request) {
-  return submit(service, n_inputs, inputs, n_outputs, outputs, 1, request);
+  return submit(service, n_inputs, inputs, n_outputs, outputs, NULL, 1, request);
+}
+
+int mpiserve_submit_with(mpiserve_service *service, int n_inputs, const mpiserve_tensor *inputs,
+                         int n_outputs, const mpiserve_tensor *outputs,
+                         const mpiserve_options *options, mpiserve_request *request) {
+  return submit(service, n_inputs, inputs, n_outputs, outputs, options, 1, request);
 }
 
 int mpiserve_test(mpiserve_session *session, mpiserve_request *request, int *done,
@@ -342,7 +348,7 @@ int mpiserve_infer(mpiserve_service *service, int n_inputs, const mpiserve_tenso
                    int n_outputs, const mpiserve_tensor *outputs, double timeout,
                    mpiserve_stats *stats) {
   mpiserve_request request;
-  int code = submit(service, n_inputs, inputs, n_outputs, outputs, stats != NULL, &request);
+  int code = submit(service, n_inputs, inputs, n_outputs, outputs, NULL, stats != NULL, &request);
   if (!code) code = msi_call_wait(service->client, &request, timeout, stats);
   if (code == MPISERVE_ETIMEOUT && request.id) msi_call_cancel(service->client, &request);
   return code;
@@ -377,6 +383,9 @@ static int check_description(const mpiserve_description *d) {
     return msi_error(MPISERVE_ECONFIG, "service '%s': at least one input and one output", d->name);
   if (d->max_batch_rows < 1 || d->max_batch_rows > INT32_MAX / 2 || d->max_delay_ns < 0)
     return msi_error(MPISERVE_ECONFIG, "service '%s': max_batch_rows or max_delay out of range",
+                     d->name);
+  if (d->max_queue_rows < 0 || d->on_full < MPISERVE_WAIT || d->on_full > MPISERVE_REJECT)
+    return msi_error(MPISERVE_ECONFIG, "service '%s': max_queue_rows or on_full out of range",
                      d->name);
   msi_layout layout;
   return msi_layout_init(&layout, d, 1);

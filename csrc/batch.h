@@ -8,40 +8,48 @@
 /* A request that waits at the head. */
 typedef struct msi_entry {
   uint64_t sequence;
-  uint32_t port, lane;
+  uint32_t lane;
+  uint8_t port;
+  int8_t priority; /* in the queue at least that of any behind it in its lane */
+  int8_t lease;    /* that is asked for */
+  uint8_t picked : 1, answered : 1;
   uint32_t rows;
   uint32_t input_row, output_row; /* in the slabs of its port, or MSI_IN_SLOT */
   uint32_t at;                    /* its first row in its batch */
-  int answered;
-  int32_t lease; /* that is asked for */
   int64_t taken_ns;
+  int64_t deadline_ns; /* 0: none */
 } msi_entry;
 
 #define MSI_IN_SLOT UINT32_MAX
 
-/* First in, first out; grows to the most requests that ever waited. */
+/* In the order of arrival; grows to the most requests that ever waited. */
 typedef struct msi_queue {
   msi_entry *entries;
   uint32_t first, n, capacity; /* capacity is a power of two */
   int64_t rows;                /* of all entries */
+  int full;                    /* somebody found no room in the last look around */
+  int ranked, timed;           /* since it was empty some had a priority, a deadline */
+  int passed;                  /* batches in a row that passed an older request */
 } msi_queue;
 
 int msi_queue_open(msi_queue *queue);
 void msi_queue_close(msi_queue *queue);
 int msi_queue_push(msi_queue *queue, msi_entry entry);
 msi_entry msi_queue_pop(msi_queue *queue);
+msi_entry msi_queue_remove(msi_queue *queue, uint32_t i);
 msi_entry *msi_queue_at(const msi_queue *queue, uint32_t i);
 
 typedef struct msi_policy {
   int64_t max_rows;
   int64_t max_delay_ns;
+  int64_t queue_rows; /* that may wait; 0: no limit */
 } msi_policy;
 
 typedef enum msi_close_reason {
   MSI_OPEN = 0,          /* wait for more */
-  MSI_CLOSED_ROWS = 1,   /* no more rows fit */
+  MSI_CLOSED_ROWS = 1,   /* no more rows fit, into the batch or the queue */
   MSI_CLOSED_CENSUS = 2, /* every client that can still ask has asked */
-  MSI_CLOSED_DELAY = 3   /* the oldest request has waited long enough */
+  MSI_CLOSED_DELAY = 3   /* a request has waited long enough */
 } msi_close_reason;
 
 /* Shall the batch be closed now? asked: clients with a request in the queue;
@@ -49,7 +57,17 @@ typedef enum msi_close_reason {
 msi_close_reason msi_batch_decide(const msi_policy *policy, const msi_queue *queue, uint32_t asked,
                                   uint32_t able, int64_t now_ns);
 
-/* How many requests from the front of the queue fit into one batch. */
-uint32_t msi_batch_fit(const msi_policy *policy, const msi_queue *queue, int64_t *rows);
+/* May so many rows join the queue? An empty one takes any request. */
+int msi_queue_admits(const msi_policy *policy, const msi_queue *queue, uint32_t rows);
+
+/* Marks the requests of the next batch and tells how many they are; all of them are among
+ * the first *span. Those of higher priority come first, but in every MSI_FAIR_TURN-th of
+ * the batches that leave older ones behind. */
+uint32_t msi_batch_pick(const msi_policy *policy, msi_queue *queue, uint32_t *span);
+
+/* Takes them out of the queue. */
+void msi_queue_take_picked(msi_queue *queue, uint32_t span);
+
+enum { MSI_FAIR_TURN = 8 };
 
 #endif

@@ -16,7 +16,8 @@ int msi_broker_open(msi_broker *broker, const msi_world *world,
                     const mpiserve_description *description, int place,
                     size_t bytes[MSI_TRANSPORTS]) {
   *broker = (msi_broker){.world = world, .description = description, .failed_rank = -1};
-  broker->policy = (msi_policy){description->max_batch_rows, description->max_delay_ns};
+  broker->policy = (msi_policy){description->max_batch_rows, description->max_delay_ns,
+                                description->max_queue_rows};
   int code = msi_assembly_open(&broker->assembly, broker->ports, description->max_batch_rows);
   broker->assembly.batch.service = place;
   if (!code) code = msi_queue_open(&broker->queue);
@@ -90,6 +91,11 @@ static void note_missing(msi_broker *broker) {
 }
 
 /* ---- requests ------------------------------------------------------------------- */
+
+/* Pairs with the client's release: it wants nothing of this request any more. */
+static int is_cancelled(const msi_slot *slot) {
+  return atomic_load_explicit(&slot->request.cancelled, memory_order_acquire) != 0;
+}
 
 static int refuse(msi_broker *broker, const msi_entry *entry, int code, const char *text) {
   broker->counters.requests++;
@@ -190,12 +196,42 @@ static int fits(const msi_port *port, msi_entry *entry, const msi_request_header
                    &entry->output_row);
 }
 
+/* Does a request that finds no room in the queue stay in its lane? */
+static int waits(const msi_broker *broker) {
+  return broker->policy.queue_rows && broker->description->on_full == MPISERVE_WAIT;
+}
+
+static int refuse_for_room(msi_broker *broker, const msi_entry *entry) {
+  char text[MPISERVE_TEXT_SIZE];
+  snprintf(text, sizeof text,
+           "service '%s': %lld rows wait already, max_queue_rows is %lld; ask again later, or "
+           "raise it",
+           broker->description->name, (long long)broker->queue.rows,
+           (long long)broker->policy.queue_rows);
+  broker->queue.full = 1;
+  broker->counters.rejected++;
+  return refuse(broker, entry, MPISERVE_EFULL, text);
+}
+
+/* Hosts have clocks of their own: over rma the client says how long. What is in a window
+ * is not trusted: the sum may be anything, but is defined, and never before now. */
+static int64_t deadline_of(const msi_entry *entry, int64_t deadline_ns) {
+  if (!deadline_ns) return 0;
+  if (entry->port == MPISERVE_RMA)
+    deadline_ns = (int64_t)((uint64_t)entry->taken_ns + (uint64_t)deadline_ns);
+  return deadline_ns > entry->taken_ns ? deadline_ns : entry->taken_ns;
+}
+
 static int on_infer(msi_broker *broker, msi_entry *entry, const msi_slot *slot) {
   msi_port *port = &broker->ports[entry->port];
   msi_lane *lane = &port->lanes[entry->lane];
   if (broker->failed_rank >= 0) return refuse_after_failure(broker, entry);
   if (!fits(port, entry, &slot->request))
     return refuse(broker, entry, MPISERVE_EROWS, "rows do not fit the lane");
+  if (!waits(broker) && !msi_queue_admits(&broker->policy, &broker->queue, entry->rows))
+    return refuse_for_room(broker, entry);
+  entry->priority = slot->request.priority > INT8_MIN ? slot->request.priority : 0;
+  entry->deadline_ns = deadline_of(entry, slot->request.deadline_ns);
   lane_join(broker, lane);
   lane->passing = slot->request.kind == MSI_VISIT;
   int code = msi_queue_push(&broker->queue, *entry);
@@ -205,7 +241,7 @@ static int on_infer(msi_broker *broker, msi_entry *entry, const msi_slot *slot) 
 
 static int on_fail(msi_broker *broker, const msi_entry *entry, const msi_slot *slot) {
   if (broker->failed_rank < 0) {
-    size_t bytes = slot->request.text_bytes;
+    size_t bytes = slot->request.rows;
     if (bytes > MSI_EAGER_BYTES) bytes = MSI_EAGER_BYTES;
     memcpy(broker->failed_text, slot->input, bytes);
     broker->failed_text[bytes] = 0;
@@ -237,8 +273,9 @@ static int64_t now_of(msi_broker *broker) {
 }
 
 static int take(msi_broker *broker, msi_port *port, uint32_t lane) {
-  msi_entry entry = {.port = (uint32_t)port->transport, .lane = lane, .taken_ns = now_of(broker)};
-  msi_slot *slot = msi_port_take(port, lane, &entry.sequence);
+  msi_entry entry = {.port = (uint8_t)port->transport, .lane = lane};
+  msi_slot *slot = msi_port_take(port, lane, &entry.sequence, &entry.taken_ns);
+  if (!entry.taken_ns) entry.taken_ns = now_of(broker);
   if (!slot)
     return refuse(broker, &entry, MPISERVE_ESTATE, "the lane is out of step with its doorbell");
   entry.rows = slot->request.rows;
@@ -258,35 +295,86 @@ static int take(msi_broker *broker, msi_port *port, uint32_t lane) {
   return code ? code : msi_port_reply(port, lane, entry.sequence, MPISERVE_OK, NULL);
 }
 
-static int poll(msi_broker *broker) {
-  int code = MPISERVE_OK;
-  broker->now_ns = 0;
-  for (int t = 0; t < MSI_TRANSPORTS && !code; t++) {
-    msi_port *port = &broker->ports[t];
-    if (!port->layout.lanes) continue;
-    if (t == MPISERVE_RMA) code = msi_window_progress(broker->window);
-    for (uint32_t lane = 0; !code && msi_port_rung(port, &lane);) code = take(broker, port, lane);
+static int wants_rows(const msi_slot *slot) {
+  return slot->request.kind == MSI_INFER || slot->request.kind == MSI_VISIT;
+}
+
+/* With on_full = wait, a request for which the queue has no room stays in its lane, and
+ * none of those that come after it in this round gets past it. Other kinds do. */
+static int has_to_wait(msi_broker *broker, msi_port *port, uint32_t lane) {
+  if (!waits(broker)) return 0;
+  const msi_slot *slot = msi_port_peek(port, lane);
+  if (!slot || !wants_rows(slot) || is_cancelled(slot)) return 0;
+  if (!broker->queue.full) {
+    if (msi_queue_admits(&broker->policy, &broker->queue, slot->request.rows)) return 0;
+    broker->queue.full = 1;
+    broker->turn_port = port->transport;
+    broker->turn_lane = lane;
+  }
+  msi_port_note(port, lane, now_of(broker));
+  return 1;
+}
+
+static int poll_lanes(msi_broker *broker, int transport, uint32_t from, uint32_t to) {
+  msi_port *port = &broker->ports[transport];
+  if (from >= to) return MPISERVE_OK;
+  int code = transport == MPISERVE_RMA ? msi_window_progress(broker->window) : MPISERVE_OK;
+  for (uint32_t lane = from; !code && msi_port_rung(port, &lane) && lane < to;) {
+    if (has_to_wait(broker, port, lane))
+      lane++;
+    else
+      code = take(broker, port, lane);
   }
   return code;
 }
 
+/* Once around, from who has waited for room in the queue longest. */
+static int poll(msi_broker *broker) {
+  int first = broker->turn_port, second = 1 - first;
+  uint32_t lane = broker->turn_lane;
+  broker->now_ns = 0;
+  broker->queue.full = 0;
+  int code = poll_lanes(broker, first, lane, broker->ports[first].layout.lanes);
+  if (!code) code = poll_lanes(broker, second, 0, broker->ports[second].layout.lanes);
+  return code ? code : poll_lanes(broker, first, 0, lane);
+}
+
 /* ---- batches --------------------------------------------------------------------- */
 
-/* Moves requests from the queue into the batch; cancelled ones end here. */
-static int collect(msi_broker *broker) {
-  int64_t rows;
-  uint32_t n = msi_batch_fit(&broker->policy, &broker->queue, &rows);
-  int code = msi_assembly_begin(&broker->assembly, n);
-  for (uint32_t i = 0; i < n && !code; i++) {
-    msi_entry entry = msi_queue_pop(&broker->queue);
-    msi_port *port = &broker->ports[entry.port];
-    lane_unqueue(broker, &port->lanes[entry.lane]);
-    msi_slot *slot = msi_port_slot(port, entry.lane, entry.sequence);
-    if (atomic_load_explicit(&slot->request.cancelled, memory_order_acquire))
-      code = refuse(broker, &entry, MPISERVE_ECANCELLED, NULL);
+static int drop(msi_broker *broker, uint32_t i, int cancelled) {
+  msi_entry entry = msi_queue_remove(&broker->queue, i);
+  lane_unqueue(broker, &broker->ports[entry.port].lanes[entry.lane]);
+  ++*(cancelled ? &broker->counters.cancelled : &broker->counters.dropped);
+  if (cancelled) return refuse(broker, &entry, MPISERVE_ECANCELLED, NULL);
+  return refuse(broker, &entry, MPISERVE_EDEADLINE,
+                "the deadline passed before the model could begin with the request");
+}
+
+/* Requests that nobody wants any more end here: no batch is closed for them. */
+static int drop_unwanted(msi_broker *broker) {
+  int code = MPISERVE_OK;
+  for (uint32_t i = 0; i < broker->queue.n && !code;) {
+    const msi_entry *e = msi_queue_at(&broker->queue, i);
+    int cancelled = is_cancelled(msi_port_slot(&broker->ports[e->port], e->lane, e->sequence));
+    if (cancelled || (e->deadline_ns && e->deadline_ns <= now_of(broker)))
+      code = drop(broker, i, cancelled);
     else
-      msi_assembly_add(&broker->assembly, &entry);
+      i++;
   }
+  return code;
+}
+
+/* Moves requests from the queue into the batch. */
+static int collect(msi_broker *broker) {
+  uint32_t span, n = msi_batch_pick(&broker->policy, &broker->queue, &span);
+  int code = msi_assembly_begin(&broker->assembly, n);
+  for (uint32_t i = 0; i < span && !code; i++) {
+    const msi_entry *e = msi_queue_at(&broker->queue, i);
+    if (!e->picked) continue;
+    lane_unqueue(broker, &broker->ports[e->port].lanes[e->lane]);
+    msi_assembly_add(&broker->assembly, e);
+  }
+  msi_queue_take_picked(&broker->queue, span);
   return code;
 }
 
@@ -299,11 +387,10 @@ static void count_batch(msi_broker *broker, msi_close_reason reason, int in_plac
   c->closed_by_delay += reason == MSI_CLOSED_DELAY;
 }
 
-/* The broker stays closed if all requests of the batch had been cancelled. */
 static int close_batch(msi_broker *broker, msi_close_reason reason, int lay_out) {
   if (reason == MSI_CLOSED_DELAY) note_missing(broker);
   int code = collect(broker);
-  if (code || !broker->assembly.n) return code;
+  if (code) return code;
   broker->closed_ns = now_of(broker);
   if (lay_out) code = msi_assembly_lay_out(&broker->assembly);
   if (code) return code;
@@ -322,7 +409,10 @@ int msi_broker_look(msi_broker *broker, int lay_out) {
   int code = poll(broker);
   if (code) return code;
   msi_close_reason reason = decide(broker);
-  return reason ? close_batch(broker, reason, lay_out) : MPISERVE_OK;
+  uint32_t n = broker->queue.n;
+  if (reason || broker->queue.timed) code = drop_unwanted(broker);
+  if (broker->queue.n < n) reason = decide(broker);
+  return reason && !code ? close_batch(broker, reason, lay_out) : code;
 }
 
 void msi_broker_mpi_take(msi_broker *broker) {

@@ -14,6 +14,8 @@ typedef struct msi_broker {
   msi_thread *thread; /* of the rank */
   msi_queue queue;    /* requests that wait for a batch */
   msi_queue tenants;  /* requests for leases that wait for room */
+  int turn_port;      /* where the next look around begins: who found no room has */
+  uint32_t turn_lane; /* waited longest */
   uint32_t asked;     /* lanes with a request in the queue */
   uint32_t able;      /* lanes that count in the census */
   uint32_t remaining; /* lanes whose client has not left */

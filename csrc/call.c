@@ -1,9 +1,12 @@
 #include "call.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "error.h"
+
+enum { MAX_PRIORITY = 100 };
 
 struct msi_call {
   uint32_t index, generation; /* its id is generation << 32 | index + 1 */
@@ -45,6 +48,7 @@ static msi_call *call_take(msi_client *client) {
   client->idle = call->next;
   call->next = NULL;
   call->abandoned = 0;
+  call->cargo.deadline_ns = 0;
   call->text[0] = 0;
   return call;
 }
@@ -157,10 +161,24 @@ static void call_end(msi_client *client, msi_call *call, int code) {
   if (call->abandoned) call_give(client, call);
 }
 
-/* Takes the next step of the first call in line. *sent is 0 if it has to wait. */
-static int step(msi_line *line, msi_call *call, int *sent) {
+static int is_late(const msi_call *call) {
+  return call->cargo.deadline_ns && msi_now() >= call->cargo.deadline_ns;
+}
+
+static int end_unsent(msi_client *client, msi_call *call) {
+  line_remove(line_of(client, call->link), call);
+  snprintf(call->text, sizeof call->text,
+           "the deadline passed while earlier requests of this rank were under way");
+  call_end(client, call, MPISERVE_EDEADLINE);
+  return MPISERVE_OK;
+}
+
+/* Takes the next step of the first call in line. *next is 0 if it has to wait. */
+static int step(msi_client *client, msi_line *line, msi_call *call, int *next) {
   msi_link *link = call->link;
-  *sent = 0;
+  *next = 1;
+  if (is_late(call)) return end_unsent(client, call);
+  *next = 0;
   if (lease_wanted(link, &call->cargo)) {
     int at = msi_link_lease_find(link, call->cargo.rows);
     if (at < 0) {
@@ -173,16 +191,16 @@ static int step(msi_line *line, msi_call *call, int *sent) {
   if (code) return code;
   line_remove(line, call);
   call->state = CALL_FLYING;
-  *sent = 1;
+  *next = 1;
   return code;
 }
 
 /* Sends what can be sent, in order: none passes one that was submitted before it. */
 static int advance(msi_client *client, msi_link *link) {
   msi_line *line = line_of(client, link);
-  int code = give_back(link), sent = 1;
-  while (!code && sent && line->first && line->first->state == CALL_QUEUED && msi_link_free(link))
-    code = step(line, line->first, &sent);
+  int code = give_back(link), next = 1;
+  while (!code && next && line->first && line->first->state == CALL_QUEUED && msi_link_free(link))
+    code = step(client, line, line->first, &next);
   return code;
 }
 
@@ -293,6 +311,23 @@ static void load(msi_call *call, int64_t rows, void *const *inputs, void *const 
     hold(link, &cargo->output, cargo->output.lease);
 }
 
+/* Not a number is out of range. */
+static int check_options(const mpiserve_options *options) {
+  if (!(options->deadline >= 0))
+    return msi_error(MPISERVE_EARG, "a deadline of %g s: it must be positive, or 0 for none",
+                     options->deadline);
+  if (options->priority < -MAX_PRIORITY || options->priority > MAX_PRIORITY)
+    return msi_error(MPISERVE_EARG, "priority %d is not in -%d to %d", (int)options->priority,
+                     MAX_PRIORITY, MAX_PRIORITY);
+  return MPISERVE_OK;
+}
+
+static void want(msi_call *call, const mpiserve_options *options) {
+  call->cargo.priority = (int8_t)(options ? options->priority : 0);
+  if (!options || options->deadline == 0 || options->deadline > 9e8) return;
+  call->cargo.deadline_ns = msi_deadline(options->deadline);
+}
+
 /* A call that has not been sent ends here. */
 static void withdraw(msi_client *client, msi_call *call) {
   line_remove(line_of(client, call->link), call);
@@ -346,17 +381,21 @@ static int choose(mpiserve_service *service, msi_call *call, int64_t rows, void 
 }
 
 int msi_call_submit(mpiserve_service *service, int64_t rows, void *const *inputs,
-                    void *const *outputs, int timed, mpiserve_request *request) {
+                    void *const *outputs, const mpiserve_options *options, int timed,
+                    mpiserve_request *request) {
   msi_client *client = service->client;
+  int code = options ? check_options(options) : MPISERVE_OK;
+  if (code) return code;
   msi_call *call = call_take(client);
   if (!call) return msi_error(MPISERVE_ENOMEM, "no memory for a request");
   call->submitted_ns = timed ? msi_now() : 0;
-  int code = choose(service, call, rows, inputs, outputs);
+  code = choose(service, call, rows, inputs, outputs);
   if (code) {
     call_give(client, call);
     return code;
   }
   load(call, rows, inputs, outputs);
+  want(call, options);
   call->state = CALL_QUEUED;
   line_push(line_of(client, call->link), call);
   code = advance(client, call->link);
@@ -378,14 +417,23 @@ static int report(msi_client *client, msi_call *call, mpiserve_request *request,
   return code;
 }
 
+static int overdue(const msi_call *call) {
+  if (!is_late(call)) return MPISERVE_OK;
+  return msi_error(MPISERVE_EDEADLINE, "no reply from rank %d by the deadline of the request",
+                   call->link->head);
+}
+
 static int wait_until_done(msi_client *client, msi_call *call, double timeout, msi_wait *wait,
                            const msi_bed *bed) {
   int64_t deadline = 0;
   for (;;) {
     int code = msi_call_progress(client, call->link);
     if (code || call->state == CALL_DONE) return code;
+    int paused = timeout == 0 || msi_wait_pause(wait, &client->patience, bed);
+    if (!paused) continue;
+    code = overdue(call);
+    if (code) return code;
     if (timeout == 0) return msi_error(MPISERVE_ETIMEOUT, "the request has not ended yet");
-    if (!msi_wait_pause(wait, &client->patience, bed)) continue;
     if (!deadline) deadline = msi_deadline(timeout);
     if (msi_now() > deadline)
       return msi_error(MPISERVE_ETIMEOUT, "no reply from rank %d within %g s", call->link->head,
@@ -404,7 +452,9 @@ int msi_call_wait(msi_client *client, mpiserve_request *request, double timeout,
   int bedded = call->state == CALL_FLYING && msi_link_bed(call->link, call->sequence, &bed);
   int code = wait_until_done(client, call, timeout, &wait, bedded ? &bed : NULL);
   msi_wait_end(&wait, &bed);
-  return code ? code : report(client, call, request, stats);
+  if (!code) return report(client, call, request, stats);
+  if (code == MPISERVE_EDEADLINE) msi_call_cancel(client, request);
+  return code;
 }
 
 int msi_call_cancel(msi_client *client, mpiserve_request *request) {

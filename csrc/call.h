@@ -41,10 +41,11 @@ typedef struct msi_client {
   mpiserve_counters counters;
 } msi_client;
 
-/* As mpiserve_submit(), _cancel() say, with checked tensors in the signature's order.
+/* As mpiserve_submit_with(), _cancel() say, with checked tensors in the signature's order.
  * timed: the total time is wanted in the end; two readings of the clock otherwise spared. */
 int msi_call_submit(mpiserve_service *service, int64_t rows, void *const *inputs,
-                    void *const *outputs, int timed, mpiserve_request *request);
+                    void *const *outputs, const mpiserve_options *options, int timed,
+                    mpiserve_request *request);
 int msi_call_cancel(msi_client *client, mpiserve_request *request);
 
 /* Ends with what the request ended with, or with MPISERVE_ETIMEOUT; a timeout

@@ -21,7 +21,9 @@
   X(MPISERVE_ETIMEOUT, "timed out") \
   X(MPISERVE_ECANCELLED, "request cancelled") \
   X(MPISERVE_EPEER, "another rank ended with an error") \
-  X(MPISERVE_ECLOSED, "session closed")
+  X(MPISERVE_ECLOSED, "session closed") \
+  X(MPISERVE_EFULL, "the queue is full") \
+  X(MPISERVE_EDEADLINE, "the deadline passed")
 
 static _Thread_local char last_message[2 * MPISERVE_TEXT_SIZE];
 

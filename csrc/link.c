@@ -119,10 +119,9 @@ static int post(msi_link *link, size_t payload_bytes, void *owner) {
 static msi_slot *fill(msi_link *link, msi_kind kind, int64_t rows, int lease) {
   msi_slot *slot = &link->slots[link->sent % MSI_SLOTS];
   slot->request.sequence = link->sent + 1;
-  slot->request.kind = (uint16_t)kind;
+  slot->request.kind = (uint8_t)kind;
   slot->request.rows = (uint32_t)rows;
-  slot->request.lease = lease;
-  slot->request.text_bytes = 0;
+  slot->request.lease = (int8_t)lease;
   atomic_store_explicit(&slot->request.cancelled, 0, memory_order_relaxed);
   return slot;
 }
@@ -132,7 +131,7 @@ int msi_link_send(msi_link *link, msi_kind kind, int64_t rows, int lease, const 
   msi_slot *slot = fill(link, kind, rows, lease);
   size_t bytes = text ? strnlen(text, MSI_EAGER_BYTES) : 0;
   if (bytes) memcpy(slot->input, text, bytes);
-  slot->request.text_bytes = (uint16_t)bytes;
+  if (bytes) slot->request.rows = (uint32_t)bytes;
   return post(link, bytes, owner);
 }
 
@@ -251,7 +250,11 @@ int msi_link_infer(msi_link *link, msi_kind kind, const msi_cargo *cargo, void *
                    uint64_t *sequence) {
   msi_slot *slot = fill(link, kind, cargo->rows, cargo->input.lease);
   slot->request.row = cargo->input.row;
-  slot->request.output_lease = cargo->output.lease;
+  slot->request.priority = cargo->priority;
+  slot->request.deadline_ns = cargo->deadline_ns;
+  if (cargo->deadline_ns && link->transport == MPISERVE_RMA) /* hosts have clocks of their own */
+    slot->request.deadline_ns -= msi_now();
+  slot->request.output_lease = (int8_t)cargo->output.lease;
   slot->request.output_row = cargo->output.row;
   size_t bytes = 0;
   int code = MPISERVE_OK;

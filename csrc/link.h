@@ -26,6 +26,8 @@ typedef struct msi_place {
 /* What a request moves. */
 typedef struct msi_cargo {
   int64_t rows;
+  int64_t deadline_ns; /* 0: none */
+  int8_t priority;
   msi_place input, output;
   void *inputs[MPISERVE_MAX_TENSORS], *outputs[MPISERVE_MAX_TENSORS];
 } msi_cargo;

@@ -120,8 +120,17 @@ msi_slot *msi_port_slot(const msi_port *port, uint32_t lane, uint64_t sequence) 
   return (msi_slot *)(port->memory + msi_slot_at(&port->layout, lane, sequence));
 }
 
+const msi_slot *msi_port_peek(const msi_port *port, uint32_t lane) {
+  uint64_t sequence = port->lanes[lane].taken + 1;
+  const msi_slot *slot = msi_port_slot(port, lane, sequence);
+  return slot->request.sequence == sequence ? slot : NULL;
+}
+
 /* The reply's line is wanted for writing soon: it is on its way while the request's is. */
-msi_slot *msi_port_take(msi_port *port, uint32_t lane, uint64_t *sequence) {
+msi_slot *msi_port_take(msi_port *port, uint32_t lane, uint64_t *sequence, int64_t *seen_ns) {
+  int64_t *noted = &port->lanes[lane].seen_ns[port->lanes[lane].taken % MSI_SLOTS];
+  *seen_ns = *noted;
+  *noted = 0;
   *sequence = ++port->lanes[lane].taken;
   port->seen[lane] = (uint8_t)*sequence;
   msi_slot *slot = msi_port_slot(port, lane, *sequence);
@@ -141,6 +150,17 @@ int msi_port_lease(msi_port *port, uint32_t lane, int i, uint32_t rows) {
 
 int msi_port_lease_once(const msi_port *port, msi_range range) {
   return range.begin + range.rows > port->pool.rows / 2;
+}
+
+void msi_port_note(msi_port *port, uint32_t lane, int64_t now_ns) {
+  msi_lane *l = &port->lanes[lane];
+  const uint8_t *at = port->memory + port->layout.bells_at + lane;
+  uint8_t bell = atomic_load_explicit((const _Atomic uint8_t *)at, memory_order_relaxed);
+  uint64_t pending = (uint8_t)(bell - (uint8_t)l->taken);
+  for (uint64_t i = 0; i < pending && i < MSI_SLOTS; i++) {
+    int64_t *noted = &l->seen_ns[(l->taken + i) % MSI_SLOTS];
+    if (!*noted) *noted = now_ns;
+  }
 }
 
 static MPI_Request *told(msi_port *port, uint32_t lane, uint64_t sequence) {

@@ -8,11 +8,12 @@
 #include "window.h"
 
 typedef struct msi_lane {
-  uint64_t taken;  /* sequence of the last request taken */
-  uint32_t queued; /* requests that wait for a batch */
-  uint8_t active;  /* counts in the census: attached, not idle, not gone */
-  uint8_t missed;  /* batches closed by delay, one after the other, without it */
-  uint8_t passing; /* counts only while it has a request in the queue */
+  uint64_t taken;             /* sequence of the last request taken */
+  int64_t seen_ns[MSI_SLOTS]; /* when its requests were seen, if before they were taken; or 0 */
+  uint32_t queued;            /* requests that wait for a batch */
+  uint8_t active;             /* counts in the census: attached, not idle, not gone */
+  uint8_t missed;             /* batches closed by delay, one after the other, without it */
+  uint8_t passing;            /* counts only while it has a request in the queue */
   uint8_t gone;
   msi_range leases[MSI_LEASES];
 } msi_lane;
@@ -27,7 +28,8 @@ typedef struct msi_port {
   int *clients;    /* world rank by lane */
   msi_lane *lanes;
   msi_pool pool;
-  MPI_Request *told; /* rma: of the last reply message, by lane and slot */
+  struct msi_port *next; /* of those that the broker thread watches */
+  MPI_Request *told;     /* rma: of the last reply message, by lane and slot */
 } msi_port;
 
 /* Lays the segment of this rank's service number place out, from byte begin of its memory on.
@@ -40,8 +42,15 @@ void msi_port_close(msi_port *port);
 /* The next lane, from *lane on, whose bell has rung: 1, or 0 if there is none. */
 int msi_port_rung(const msi_port *port, uint32_t *lane);
 
-/* Takes one request of a lane that has rung. NULL if the lane is out of step. */
-msi_slot *msi_port_take(msi_port *port, uint32_t lane, uint64_t *sequence);
+/* The request that msi_port_take() will take; NULL if the lane is out of step. */
+const msi_slot *msi_port_peek(const msi_port *port, uint32_t lane);
+
+/* Takes one request of a lane that has rung. NULL if the lane is out of step. seen_ns is
+ * when it was noted first, or 0. */
+msi_slot *msi_port_take(msi_port *port, uint32_t lane, uint64_t *sequence, int64_t *seen_ns);
+
+/* Notes when the requests of a lane that has rung were seen, but not yet taken. */
+void msi_port_note(msi_port *port, uint32_t lane, int64_t now_ns);
 
 msi_slot *msi_port_slot(const msi_port *port, uint32_t lane, uint64_t sequence);
 

@@ -27,7 +27,10 @@ int msi_serving_attach(msi_serving *serving, msi_window *window) {
     code = msi_broker_attach(broker, window, &serving->thread);
     remote |= broker->ports[MPISERVE_RMA].layout.lanes != 0;
   }
-  return code || !remote ? code : msi_thread_open(&serving->thread, window);
+  if (!code && remote) code = msi_thread_open(&serving->thread, window);
+  for (int i = 0; i < serving->n && !code; i++)
+    msi_thread_watch(&serving->thread, &serving->brokers[i].ports[MPISERVE_RMA]);
+  return code;
 }
 
 void msi_serving_close(msi_serving *serving) {

@@ -42,11 +42,12 @@ typedef struct msi_front {
 /* Written by the client before it rings; `cancelled` and `asleep` also after. */
 typedef struct msi_request_header {
   uint64_t sequence; /* n: guards against a lane out of step */
-  uint16_t kind;
-  uint16_t text_bytes;
-  uint32_t rows;
-  int32_t lease;            /* which lease of the lane holds the inputs; -1: they ride here */
-  int32_t output_lease;     /* and the outputs; -1: they will ride here */
+  uint8_t kind;
+  int8_t priority;
+  int8_t lease;             /* which lease of the lane holds the inputs; -1: they ride here */
+  int8_t output_lease;      /* and the outputs; -1: they will ride here */
+  uint32_t rows;            /* or the bytes of a text */
+  int64_t deadline_ns;      /* 0: none; shared: by the node's clock; rma: from now on */
   uint32_t row, output_row; /* of the leases: the first ones used */
   _Atomic uint32_t cancelled;
   _Atomic uint32_t asleep; /* 1: the client wants to be woken; 0: by it, or by who wakes it */

@@ -11,10 +11,18 @@
  * busy loop is worse on few cores and steals from the model. */
 enum { PERIOD_NS = 100000, IDLE_NS = 800000 };
 
+/* A deadline that comes over rma is counted from when its request was seen. */
+static void note_arrivals(const msi_thread *thread) {
+  int64_t now = msi_now();
+  for (msi_port *port = thread->ports; port; port = port->next)
+    for (uint32_t lane = 0; msi_port_rung(port, &lane); lane++) msi_port_note(port, lane, now);
+}
+
 /* The mutex is free while a model runs, and only then. */
 static int look(msi_thread *thread) {
   if (pthread_mutex_trylock(&thread->mutex)) return 0;
   msi_window_nudge(thread->window); /* an error will meet the rank's own next call */
+  note_arrivals(thread);
   thread->polls++;
   pthread_mutex_unlock(&thread->mutex);
   return 1;
@@ -41,6 +49,11 @@ int msi_thread_open(msi_thread *thread, msi_window *window) {
     return msi_error(MPISERVE_ENOMEM, "the broker thread could not be started");
   thread->started = 1;
   return MPISERVE_OK;
+}
+
+void msi_thread_watch(msi_thread *thread, msi_port *port) {
+  port->next = thread->ports;
+  thread->ports = port;
 }
 
 /* No condition variable: waking by one is a system call in every batch, while an

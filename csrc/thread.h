@@ -1,17 +1,18 @@
 /* thread: lets MPI make progress at an inference rank while its model runs, for
- * the sake of clients that Put and Get from other nodes. One thread at a time
- * calls MPI: MPI_THREAD_SERIALIZED is enough, and asking for more would break
- * MPICH worlds whose other ranks ask for less. */
+ * the sake of clients that Put and Get from other nodes, and notes when they ask. One thread at a
+ * time calls MPI: MPI_THREAD_SERIALIZED is enough, and asking for more would break MPICH worlds
+ * whose other ranks ask for less. */
 #ifndef MSI_THREAD_H
 #define MSI_THREAD_H
 
 #include <pthread.h>
 #include <stdatomic.h>
 
-#include "window.h"
+#include "port.h"
 
 typedef struct msi_thread {
   msi_window *window;
+  msi_port *ports; /* of those clients: a list */
   pthread_t id;
   pthread_mutex_t mutex; /* held by whoever calls MPI; by the rank itself but for models */
   int started;
@@ -22,6 +23,9 @@ typedef struct msi_thread {
 /* Starts it at rest if this head has clients over RMA and MPI allows threads;
  * MPISERVE_THREAD=off in the environment keeps it from starting. */
 int msi_thread_open(msi_thread *thread, msi_window *window);
+
+/* Lets it note when the clients of a port ask. At rest; the port outlives it. */
+void msi_thread_watch(msi_thread *thread, msi_port *port);
 
 /* At rest. */
 void msi_thread_close(msi_thread *thread);

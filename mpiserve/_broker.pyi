@@ -25,6 +25,8 @@ class Description:
         max_delay_us: float = 0,
         pool_bytes: int = 0,
         stickiness: float = 0,
+        max_queue_rows: int = 0,
+        on_full: str = "wait",
         overwrites: bool = False,
         replica: int = 0,
         error_code: int = 0,
@@ -75,12 +77,15 @@ class Service:
         *arrays: np.ndarray,
         out: np.ndarray | tuple[np.ndarray, ...] | None = None,
         timeout: float | None = None,
+        priority: int = 0,
         **named: np.ndarray,
     ) -> Any: ...
     def submit(
         self,
         *arrays: np.ndarray,
         out: np.ndarray | tuple[np.ndarray, ...] | None = None,
+        deadline: float | None = None,
+        priority: int = 0,
         **named: np.ndarray,
     ) -> Request: ...
     def empty_input(self, rows: int) -> Any: ...

@@ -54,7 +54,7 @@ cdef class Service:
     cdef mpiserve_stats _totals
     cdef int64_t _answered
 
-    def __call__(self, *arrays, out=None, timeout=None, **named):
+    def __call__(self, *arrays, out=None, timeout=None, priority=0, **named):
         """Ask, and wait for the answer.
 
         Args:
@@ -62,6 +62,7 @@ cdef class Service:
             out: Where to put the outputs: a writable C-contiguous array, or a tuple of
                 them if there are several; new arrays if not given.
             timeout: In seconds; None waits without end.
+            priority: As of submit.
             **named: Inputs by name.
 
         Returns:
@@ -69,36 +70,44 @@ cdef class Service:
 
         Raises:
             RequestTimeout: After which the request is cancelled.
+            QueueFullError: If the service rejects what its queue has no room for.
             ModelError: If the model raised; the text says what.
             ArgumentError, DtypeError: If the arrays do not fit; nothing was sent.
         """
-        cdef Request request = self._submit(arrays, named, out)
+        cdef Request request = self._submit(arrays, named, out, None, priority)
         try:
             return request.result(timeout)
         except errors.RequestTimeout:
             request.cancel()
             raise
 
-    def submit(self, *arrays, out=None, **named):
+    def submit(self, *arrays, out=None, deadline=None, priority=0, **named):
         """Begin a request and return it; the arrays must not change until it has ended.
 
         Args:
             *arrays: One array [rows, ...] per input, in the order of the signature.
             out: As of a call; the arrays must not be touched until it has ended.
+            deadline: In seconds from now. A request that has not ended by then ends with
+                DeadlineError, and if the model has not begun with it, never will.
+            priority: -100 to 100. Where more requests wait than a batch holds, higher
+                ones are computed first; those of one rank stay in their order.
             **named: Inputs by name.
 
         Raises:
-            ArgumentError, DtypeError: If the arrays do not fit; nothing was sent.
+            ArgumentError, DtypeError: If the arguments do not fit; nothing was sent.
         """
-        return self._submit(arrays, named, out)
+        return self._submit(arrays, named, out, deadline, priority)
 
-    cdef Request _submit(self, tuple arrays, dict named, object out):
+    cdef Request _submit(self, tuple arrays, dict named, object out, object deadline,
+                         object priority):
         cdef mpiserve_tensor inputs[16]
         cdef mpiserve_tensor outputs[16]
+        cdef mpiserve_options options
         cdef Request request = Request.__new__(Request)
         cdef int code, n = len(arrays), n_outputs = len(self._output_specs)
         cdef int64_t rows
         self._session._alive()
+        self._fill_options(&options, deadline, priority)
         request._service = self
         if n + len(named) > MPISERVE_MAX_TENSORS:
             raise errors.from_code(errors.Code.ESHAPE, f"{n + len(named)} inputs")
@@ -119,12 +128,24 @@ cdef class Service:
         )
         if rows * self._row_bytes > LARGE or self._far:
             with nogil:
-                code = mpiserve_submit(self._service, n, inputs, n_outputs, outputs,
-                                       &request._request)
+                code = mpiserve_submit_with(self._service, n, inputs, n_outputs, outputs,
+                                            &options, &request._request)
         else:
-            code = mpiserve_submit(self._service, n, inputs, n_outputs, outputs, &request._request)
+            code = mpiserve_submit_with(self._service, n, inputs, n_outputs, outputs,
+                                        &options, &request._request)
         check(code)
         return request
+
+    cdef int _fill_options(self, mpiserve_options *options, object deadline,
+                           object priority) except -1:
+        # 0 is none to the library, but not to whoever has no time left.
+        options.deadline = 0
+        if deadline is not None:
+            options.deadline = deadline
+            if options.deadline <= 0:
+                options.deadline = 1e-9
+        options.priority = priority
+        return 0
 
     cdef object _make_outputs(self, mpiserve_tensor *tensors, int64_t rows):
         made = [

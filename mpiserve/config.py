@@ -124,6 +124,8 @@ class ServiceConfig(_Table):
     max_delay_us: int = Field(200, ge=0, lt=2**31)
     pool_bytes: int = Field(0, ge=0)
     stickiness: float = Field(0.25, gt=0, le=1)
+    max_queue_rows: int = Field(0, ge=0, lt=2**62)
+    on_full: Literal["wait", "reject"] = "wait"
     threads: int = Field(1, ge=1)
     chunk_rows: int = Field(0, ge=0)
     warmup: Any = True  # a bool, or rows of the batches
@@ -217,6 +219,13 @@ class ServiceConfig(_Table):
         if info.data.get("backend") not in ("deepspeed", "torch"):
             raise ValueError("tasks are of the backends 'deepspeed' and 'torch'")
         return task
+
+    @field_validator("on_full")
+    @classmethod
+    def _check_on_full(cls, on_full: str, info: ValidationInfo) -> str:
+        if on_full == "reject" and not info.data.get("max_queue_rows", 1):
+            raise ValueError("'reject' needs max_queue_rows")
+        return on_full
 
     @field_validator("dtype")
     @classmethod

@@ -26,6 +26,8 @@ class Code(IntEnum):
     ECANCELLED = -15
     EPEER = -16
     ECLOSED = -17
+    EFULL = -18
+    EDEADLINE = -19
 
 
 class Error(Exception):
@@ -69,6 +71,14 @@ class RequestTimeout(Error, TimeoutError):
     """The time-out passed before the answer came."""
 
 
+class DeadlineError(RequestTimeout):
+    """The request's own deadline passed: it has ended, and cannot be waited for again."""
+
+
+class QueueFullError(Error):
+    """The service's queue is full, and its configuration says on_full = "reject"."""
+
+
 class CancelledError(Error):
     """The request was cancelled."""
 
@@ -94,6 +104,8 @@ _CLASSES: dict[int, type[Error]] = {
     Code.ECANCELLED: CancelledError,
     Code.EPEER: PeerError,
     Code.ECLOSED: ClosedError,
+    Code.EFULL: QueueFullError,
+    Code.EDEADLINE: DeadlineError,
 }
 
 

@@ -7,6 +7,7 @@ cdef extern from "mpiserve.h" nogil:
     ctypedef int MPI_Fint
     enum:
         MPISERVE_OK, MPISERVE_ETIMEOUT, MPISERVE_ECLOSED
+        MPISERVE_WAIT, MPISERVE_REJECT
         MPISERVE_SIMULATION, MPISERVE_INFERENCE
         MPISERVE_SHARED
         MPISERVE_BFLOAT16
@@ -17,6 +18,9 @@ cdef extern from "mpiserve.h" nogil:
         pass
     ctypedef struct mpiserve_request:
         uint64_t id
+    ctypedef struct mpiserve_options:
+        double deadline
+        int32_t priority
     ctypedef struct mpiserve_spec:
         char name[64]
         int32_t dtype, ndim
@@ -32,9 +36,9 @@ cdef extern from "mpiserve.h" nogil:
         int32_t n_inputs, n_outputs
         mpiserve_spec inputs[16]
         mpiserve_spec outputs[16]
-        int64_t max_batch_rows, max_delay_ns, pool_bytes
+        int64_t max_batch_rows, max_delay_ns, pool_bytes, max_queue_rows
         double stickiness
-        int32_t overwrites, replica, error
+        int32_t on_full, overwrites, replica, error
         char error_text[512]
     ctypedef struct mpiserve_buffer:
         uint64_t id
@@ -46,6 +50,7 @@ cdef extern from "mpiserve.h" nogil:
     ctypedef struct mpiserve_counters:
         int64_t requests, rows, errors, batches, batches_in_place
         int64_t closed_by_rows, closed_by_census, closed_by_delay
+        int64_t rejected, dropped, cancelled
         int64_t rma_operations, rma_to_simulation, thread_polls
     ctypedef struct mpiserve_batch:
         int64_t rows
@@ -68,8 +73,9 @@ cdef extern from "mpiserve.h" nogil:
     int mpiserve_service_at(mpiserve_session *, int, mpiserve_service **)
     int mpiserve_service_find(mpiserve_session *, const char *, mpiserve_service **)
     int mpiserve_service_describe(mpiserve_service *, mpiserve_description *, int *, int *, int *)
-    int mpiserve_submit(mpiserve_service *, int, const mpiserve_tensor *, int,
-                        const mpiserve_tensor *, mpiserve_request *)
+    int mpiserve_submit_with(mpiserve_service *, int, const mpiserve_tensor *, int,
+                             const mpiserve_tensor *, const mpiserve_options *,
+                             mpiserve_request *)
     int mpiserve_test(mpiserve_session *, mpiserve_request *, int *, mpiserve_stats *)
     int mpiserve_wait(mpiserve_session *, mpiserve_request *, double, mpiserve_stats *)
     int mpiserve_cancel(mpiserve_session *, mpiserve_request *)

@@ -29,6 +29,7 @@ logger = logging.getLogger("mpiserve")
 
 LOADING = 600.0  # seconds that ranks of one replica wait for each other to have loaded
 IDLE = 0.1  # seconds that a step waits for a batch
+EARLY = ("rejected", "dropped", "cancelled")  # how requests end that the model never sees
 TEXT = 500  # bytes of an error text that reach the other side
 
 
@@ -142,6 +143,8 @@ class Server:
         """Say in one line what this rank has done."""
         count = self.broker.counters()
         requests = f"{self._name()}: {count['requests']} requests, {count['errors']} failed"
+        early = [f"{count[key]} {key}" for key in EARLY if count[key]]
+        requests += f" ({', '.join(early)})" if early else ""
         if not count["batches"]:
             return requests
         return (
@@ -204,6 +207,8 @@ class Server:
             "max_delay_us": self.service.max_delay_us,
             "pool_bytes": self.service.pool_bytes,
             "stickiness": self.service.stickiness,
+            "max_queue_rows": self.service.max_queue_rows,
+            "on_full": self.service.on_full,
             "replica": self.seat.replica,
             **outcome,
         }

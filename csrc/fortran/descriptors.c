@@ -303,11 +303,13 @@ int mpiserve_fortran_infer(mpiserve_service *service, int n_inputs, const array 
 }
 
 int mpiserve_fortran_submit(mpiserve_session *session, mpiserve_service *service, int n_inputs,
-                            const array *inputs, int n_outputs, const array *outputs, request *r) {
+                            const array *inputs, int n_outputs, const array *outputs,
+                            const mpiserve_options *options, request *r) {
   call c;
   *r = (request){session, {0}};
   int code = load(service, n_inputs, inputs, n_outputs, outputs, &c);
-  if (!code) code = mpiserve_submit(service, n_inputs, c.inputs, n_outputs, c.outputs, &r->id);
+  if (!code)
+    code = mpiserve_submit_with(service, n_inputs, c.inputs, n_outputs, c.outputs, options, &r->id);
   if (code)
     unpack(c.parcels, code);
   else if (c.parcels)

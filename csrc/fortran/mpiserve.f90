@@ -23,11 +23,12 @@ module mpiserve
   public :: mpiserve_ok, mpiserve_earg, mpiserve_estate, mpiserve_empi, mpiserve_enomem, &
     mpiserve_ethread, mpiserve_eversion, mpiserve_econfig, mpiserve_enotfound, mpiserve_ename, &
     mpiserve_edtype, mpiserve_eshape, mpiserve_erows, mpiserve_emodel, mpiserve_etimeout, &
-    mpiserve_ecancelled, mpiserve_epeer, mpiserve_eclosed, mpiserve_bool, mpiserve_uint8, &
+    mpiserve_ecancelled, mpiserve_epeer, mpiserve_eclosed, mpiserve_efull, mpiserve_edeadline, &
+    mpiserve_bool, mpiserve_uint8, &
     mpiserve_int8, mpiserve_int16, mpiserve_int32, mpiserve_int64, mpiserve_float16, &
     mpiserve_bfloat16, mpiserve_float32, mpiserve_float64, mpiserve_shared, mpiserve_rma, &
     mpiserve_max_dims, mpiserve_max_tensors, mpiserve_name_size, mpiserve_forever
-  public :: request_stats, tensor, buffer
+  public :: request_stats, request_options, tensor, buffer
   public :: input, output, mpiserve_last_error, mpiserve_strerror, mpiserve_version
 
   !> One tensor of a signature. shape is as an array is declared here: the rows are last, -1.
@@ -70,14 +71,15 @@ module mpiserve
   contains
     procedure, private :: infer_forever, infer_within, infer_stats
     procedure, private :: infer_tensors_forever, infer_tensors_within, infer_tensors_stats
+    procedure, private :: submit_plain, submit_with, submit_tensors_plain, submit_tensors_with
     !> infer(input, output, [timeout, [stats,]] [ierr]): one input, one output. Blocking.
     generic :: infer => infer_forever, infer_within, infer_stats
     !> infer_tensors([input(a, "a"), ...], [output(b), ...], [timeout, [stats,]] [ierr]).
     generic :: infer_tensors => infer_tensors_forever, infer_tensors_within, infer_tensors_stats
-    !> submit(input, output, request, [ierr]): begin. Never waits.
-    procedure :: submit => service_submit
-    !> submit_tensors([input(a), ...], [output(b), ...], request, [ierr]).
-    procedure :: submit_tensors => service_submit_tensors
+    !> submit(input, output, [options,] request, [ierr]): begin. Never waits.
+    generic :: submit => submit_plain, submit_with
+    !> submit_tensors([input(a), ...], [output(b), ...], [options,] request, [ierr]).
+    generic :: submit_tensors => submit_tensors_plain, submit_tensors_with
     !> describe(info, [ierr]): the signature and more. Local.
     procedure :: describe => service_describe
     !> buffer_take(rows, buffer, [ierr]), buffer_give(buffer, [ierr]): as in mpiserve.h.
@@ -297,23 +299,43 @@ contains
       size(outputs, kind=c_int), outputs, timeout, stats), ierr)
   end subroutine infer_tensors_stats
 
-  subroutine service_submit(self, inputs, outputs, pending, ierr)
+  subroutine submit_plain(self, inputs, outputs, pending, ierr)
     class(service), intent(in) :: self
     type(*), dimension(..), intent(in) :: inputs
     type(*), dimension(..), intent(inout) :: outputs
     type(request), intent(out) :: pending
     integer, intent(out), optional :: ierr
-    call self%submit_tensors([input(inputs)], [output(outputs)], pending, ierr)
-  end subroutine service_submit
+    call self%submit_tensors_with([input(inputs)], [output(outputs)], request_options(), pending, &
+      ierr)
+  end subroutine submit_plain
 
-  subroutine service_submit_tensors(self, inputs, outputs, pending, ierr)
+  subroutine submit_with(self, inputs, outputs, options, pending, ierr)
+    class(service), intent(in) :: self
+    type(*), dimension(..), intent(in) :: inputs
+    type(*), dimension(..), intent(inout) :: outputs
+    type(request_options), intent(in) :: options
+    type(request), intent(out) :: pending
+    integer, intent(out), optional :: ierr
+    call self%submit_tensors_with([input(inputs)], [output(outputs)], options, pending, ierr)
+  end subroutine submit_with
+
+  subroutine submit_tensors_plain(self, inputs, outputs, pending, ierr)
     class(service), intent(in) :: self
     type(tensor), intent(in) :: inputs(:), outputs(:)
     type(request), intent(out) :: pending
     integer, intent(out), optional :: ierr
+    call self%submit_tensors_with(inputs, outputs, request_options(), pending, ierr)
+  end subroutine submit_tensors_plain
+
+  subroutine submit_tensors_with(self, inputs, outputs, options, pending, ierr)
+    class(service), intent(in) :: self
+    type(tensor), intent(in) :: inputs(:), outputs(:)
+    type(request_options), intent(in) :: options
+    type(request), intent(out) :: pending
+    integer, intent(out), optional :: ierr
     call finish(c_submit(self%session, self%handle, size(inputs, kind=c_int), inputs, &
-      size(outputs, kind=c_int), outputs, pending%handle), ierr)
-  end subroutine service_submit_tensors
+      size(outputs, kind=c_int), outputs, options, pending%handle), ierr)
+  end subroutine submit_tensors_with
 
   subroutine wait_forever(self, ierr)
     class(request), intent(inout) :: self

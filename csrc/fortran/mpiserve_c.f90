@@ -25,6 +25,8 @@ module mpiserve_c
   integer(c_int), parameter :: mpiserve_ecancelled = -15
   integer(c_int), parameter :: mpiserve_epeer = -16
   integer(c_int), parameter :: mpiserve_eclosed = -17
+  integer(c_int), parameter :: mpiserve_efull = -18
+  integer(c_int), parameter :: mpiserve_edeadline = -19
 
   !> Dtypes.
   integer(c_int), parameter :: mpiserve_bool = 0
@@ -68,6 +70,12 @@ module mpiserve_c
     character(kind=c_char) :: name(mpiserve_name_size)
   end type tensor
 
+  !> How a request is wanted; see mpiserve_submit_with() in mpiserve.h.
+  type, bind(c) :: request_options
+    real(c_double) :: deadline = 0      !< seconds from now; 0: none
+    integer(c_int32_t) :: priority = 0  !< -100 to 100: higher ones are computed first
+  end type request_options
+
   !> In-place memory of a service; see mpiserve_buffer_take() in mpiserve.h.
   type, bind(c) :: buffer
     integer(c_int64_t) :: id = 0
@@ -103,13 +111,14 @@ module mpiserve_c
       integer(c_int) :: code
     end function c_infer
 
-    function c_submit(session, service, n_inputs, inputs, n_outputs, outputs, made) &
+    function c_submit(session, service, n_inputs, inputs, n_outputs, outputs, options, made) &
         result(code) bind(c, name="mpiserve_fortran_submit")
-      import :: c_int, c_ptr, request_handle, tensor
+      import :: c_int, c_ptr, request_handle, request_options, tensor
       implicit none
       type(c_ptr), value :: session, service
       integer(c_int), value :: n_inputs, n_outputs
       type(tensor), intent(in) :: inputs(*), outputs(*)
+      type(request_options), intent(in) :: options
       type(request_handle), intent(out) :: made
       integer(c_int) :: code
     end function c_submit

@@ -67,7 +67,9 @@ typedef enum mpiserve_code {
   MPISERVE_ETIMEOUT = -14,   /* the time-out passed */
   MPISERVE_ECANCELLED = -15, /* the request was cancelled */
   MPISERVE_EPEER = -16,      /* another rank of the session ended with an error */
-  MPISERVE_ECLOSED = -17     /* the session closed before the request was answered */
+  MPISERVE_ECLOSED = -17,    /* the session closed before the request was answered */
+  MPISERVE_EFULL = -18,      /* the service's queue is full: ask again later */
+  MPISERVE_EDEADLINE = -19   /* the request's deadline passed; unlike ETIMEOUT, it has ended */
 } mpiserve_code;
 
 typedef enum mpiserve_dtype {
@@ -90,6 +92,12 @@ typedef enum mpiserve_transport {
   MPISERVE_RMA = 1     /* between nodes: MPI Put and Get with flush */
 } mpiserve_transport;
 
+/* What a head does with a request that its queue has no room for. */
+typedef enum mpiserve_on_full {
+  MPISERVE_WAIT = 0,  /* leaves it where it is until there is room */
+  MPISERVE_REJECT = 1 /* ends it with MPISERVE_EFULL */
+} mpiserve_on_full;
+
 typedef struct mpiserve_session mpiserve_session; /* opaque */
 typedef struct mpiserve_service mpiserve_service; /* opaque, owned by the session */
 
@@ -97,6 +105,12 @@ typedef struct mpiserve_service mpiserve_service; /* opaque, owned by the sessio
 typedef struct mpiserve_request {
   uint64_t id;
 } mpiserve_request;
+
+/* How a request is wanted; all zero is how mpiserve_submit() wants it. */
+typedef struct mpiserve_options {
+  double deadline;  /* seconds from now, after which it is not wanted; 0: no deadline */
+  int32_t priority; /* -100 to 100: higher ones are computed first; 0: as most are */
+} mpiserve_options;
 
 /* One tensor of a signature. shape[0] is -1 (the rows), the others are positive. */
 typedef struct mpiserve_spec {
@@ -128,6 +142,8 @@ typedef struct mpiserve_description {
   int64_t pool_bytes;     /* memory for payloads too large for a slot; 0: 256 MiB */
   double stickiness;      /* of clients: another replica is asked if it will answer in less than
                              1 - stickiness of the time; 0: 0.25; 1: none leaves its home */
+  int64_t max_queue_rows; /* that wait at the head for a batch; 0: no limit */
+  int32_t on_full;        /* mpiserve_on_full: what if they are more */
   int32_t overwrites;     /* 1: output i takes the place of input i in the window (echo) */
   int32_t replica;        /* 0, 1, ... within the service */
   int32_t error;          /* MPISERVE_OK, or why this replica can't serve */
@@ -163,6 +179,9 @@ typedef struct mpiserve_counters {
   int64_t closed_by_rows;   /* inference: why a batch was closed */
   int64_t closed_by_census;
   int64_t closed_by_delay;
+  int64_t rejected;          /* inference: of the errors, the queue was full */
+  int64_t dropped;           /* inference: ..., the deadline passed before the model began */
+  int64_t cancelled;         /* inference: ..., cancelled before the model began */
   int64_t rma_operations;    /* Put, Get and flush called by this rank */
   int64_t rma_to_simulation; /* of these, aimed at a simulation rank: always 0 */
   int64_t thread_polls;      /* progress calls made by the broker thread */
@@ -293,6 +312,22 @@ int mpiserve_service_describe(mpiserve_service *service, mpiserve_description *d
 int mpiserve_submit(mpiserve_service *service, int n_inputs, const mpiserve_tensor *inputs,
                     int n_outputs, const mpiserve_tensor *outputs, mpiserve_request *request);
 
+/* mpiserve_submit_with: the same, with a deadline and a priority; options may be NULL.
+ *
+ * A request that has not ended at its deadline ends with MPISERVE_EDEADLINE: in test or
+ * wait, and at the head if the model has not begun with it, which then never sees it.
+ * So a head that is late costs no model time. It counts the seconds from when it first
+ * saw the request; a request waits for others at most half of them.
+ *
+ * Where more requests wait than a batch holds, those of higher priority are taken first,
+ * and equal ones in the order in which they came. Of one simulation rank none
+ * overtakes an earlier one, which is given the later one's priority if that is higher.
+ * Every eighth batch is filled in the order of arrival: low priorities wait, but not for
+ * ever. MPISERVE_EARG if deadline or priority is out of range. */
+int mpiserve_submit_with(mpiserve_service *service, int n_inputs, const mpiserve_tensor *inputs,
+                         int n_outputs, const mpiserve_tensor *outputs,
+                         const mpiserve_options *options, mpiserve_request *request);
+
 /* mpiserve_test: has the request ended? done is 0 or 1. When 1, the call
  * returns how it ended, outputs hold the result if that is MPISERVE_OK, and the
  * request is no more. stats may be NULL. Non-blocking. */
@@ -305,9 +340,9 @@ int mpiserve_test(mpiserve_session *session, mpiserve_request *request, int *don
 int mpiserve_wait(mpiserve_session *session, mpiserve_request *request, double timeout,
                   mpiserve_stats *stats);
 
-/* mpiserve_cancel: give the request up. Its outputs may be reused when the call
- * returns, its inputs too. Waits only for what cannot be undone (never for the
- * model). The request is no more. */
+/* mpiserve_cancel: give the request up. A model that has not begun with it never sees it. Its
+ * outputs may be reused when the call returns, its inputs too. Waits only for what cannot be undone
+ * (never for the model). The request is no more. */
 int mpiserve_cancel(mpiserve_session *session, mpiserve_request *request);
 
 /* mpiserve_infer: submit and wait; after a time-out the request is cancelled. */

@@ -20,6 +20,7 @@ static mpiserve_description describe(const char *name) {
   snprintf(d.name, sizeof d.name, "%s", name);
   snprintf(d.engine, sizeof d.engine, "C");
   d.max_delay_ns = 200000;
+  d.max_queue_rows = 2 * MAX_ROWS;
   d.inputs[0] = spec;
   snprintf(spec.name, sizeof spec.name, "y");
   d.outputs[0] = spec;
@@ -74,7 +75,8 @@ static void ask(mpiserve_session *session, mpiserve_service **services, unsigned
     y[i] = calloc(COLUMNS * rows[i], sizeof(double));
     for (int64_t k = 0; k < COLUMNS * rows[i]; k++) x[i][k] = draw(seed) % 1000;
     mpiserve_tensor in = tensor(x[i], rows[i], COLUMNS), out = tensor(y[i], rows[i], COLUMNS);
-    CHECK(mpiserve_submit(services[i / 2 % 2], 1, &in, 1, &out, &requests[i]) == MPISERVE_OK);
+    mpiserve_options wish = {.deadline = i % 3 * 60, .priority = (int)(draw(seed) % 5) - 2};
+    CHECK(!mpiserve_submit_with(services[i / 2 % 2], 1, &in, 1, &out, &wish, &requests[i]));
   }
   for (int n = 0; n < IN_FLIGHT; n++) {
     int i = (n + 1) % IN_FLIGHT, factor = 1 + i / 2 % 2, wrong = 0;

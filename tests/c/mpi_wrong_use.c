@@ -90,6 +90,13 @@ static void give_wrong_tensors(mpiserve_service *echo) {
   EXPECT(mpiserve_submit(echo, 0, NULL, 1, &x, &request), MPISERVE_ESHAPE, "0 inputs given");
   EXPECT(mpiserve_submit(echo, 1, NULL, 1, &x, &request), MPISERVE_EARG, "is NULL");
   EXPECT(mpiserve_submit(echo, 1, &x, 1, &x, NULL), MPISERVE_EARG, "request is NULL");
+#define UNWANTED(options, text) \
+  EXPECT(mpiserve_submit_with(echo, 1, &x, 1, &x, &(mpiserve_options)options, &request), \
+         MPISERVE_EARG, text); \
+  CHECK(request.id == 0)
+  UNWANTED({-1}, "a deadline of -1 s");
+  UNWANTED({NAN}, "a deadline of");
+  UNWANTED({.priority = 101}, "priority 101 is not in -100 to 100");
 }
 
 static void end_twice(mpiserve_session *session, mpiserve_service *echo) {

@@ -40,6 +40,8 @@ static void ask(msi_link *link, int64_t rows, int at, double seed) {
   uint64_t sequence;
   for (int64_t i = 0; i < rows; i++) in[i] = seed + (double)i;
   msi_cargo cargo = {.rows = rows, .input = {at}, .output = {at}, .inputs = {in}, .outputs = {out}};
+  cargo.priority = (int8_t)(rows % 3);
+  cargo.deadline_ns = rows % 2 ? msi_deadline(60) : 0;
   msi_link_infer(link, MSI_INFER, &cargo, NULL, &sequence);
   take_reply(link, &cargo);
   for (int64_t i = 0; i < rows; i++) wrong |= out[i] != (2 + link->place) * in[i];
@@ -129,7 +131,8 @@ int main(void) {
                                 .inputs = {spec},
                                 .outputs = {spec},
                                 .max_batch_rows = CLIENTS * MAX_ROWS,
-                                .max_delay_ns = 1000000};
+                                .max_delay_ns = 1000000,
+                                .max_queue_rows = MAX_ROWS};
   mpiserve_description descriptions[SERVICES] = {twice, twice};
   descriptions[1].max_batch_rows = MAX_ROWS;
   pthread_t threads[CLIENTS + 1];

@@ -101,27 +101,175 @@ static void test_no_delay_closes_at_once(void) {
   msi_queue_close(&queue);
 }
 
-static void test_fit_takes_whole_requests_in_order(void) {
+/* ---- which requests make a batch --------------------------------------------------- */
+
+/* Takes the next batch: the sequence numbers of its requests as the digits of a number. */
+static int next_batch(msi_queue *queue) {
+  uint32_t span, n = msi_batch_pick(&policy, queue, &span), found = 0;
+  int digits = 0;
+  for (uint32_t i = 0; i < span; i++) {
+    const msi_entry *e = msi_queue_at(queue, i);
+    if (!e->picked) continue;
+    digits = 10 * digits + (int)e->sequence;
+    found++;
+  }
+  CHECK(found == n);
+  msi_queue_take_picked(queue, span);
+  return digits;
+}
+
+static void push(msi_queue *queue, uint64_t sequence, uint32_t rows, uint32_t lane, int priority) {
+  msi_entry e = entry(sequence, rows, 0);
+  e.lane = lane;
+  e.priority = (int8_t)priority;
+  CHECK(!msi_queue_push(queue, e));
+}
+
+static void test_a_batch_takes_whole_requests_in_order(void) {
   static const uint32_t sizes[] = {4, 5, 2, 1};
   msi_queue queue;
-  int64_t rows = -1;
   CHECK(!msi_queue_open(&queue));
-  CHECK(msi_batch_fit(&policy, &queue, &rows) == 0 && rows == 0);
-  for (uint32_t i = 0; i < 4; i++) msi_queue_push(&queue, entry(i, sizes[i], 0));
+  CHECK(next_batch(&queue) == 0);
+  for (uint32_t i = 0; i < 4; i++) push(&queue, i + 1, sizes[i], i, 0);
   /* The third does not fit; the fourth would, but must not overtake it. */
-  CHECK(msi_batch_fit(&policy, &queue, &rows) == 2 && rows == 9);
-  msi_queue_pop(&queue);
-  CHECK(msi_batch_fit(&policy, &queue, &rows) == 3 && rows == 8);
+  CHECK(next_batch(&queue) == 12 && queue.n == 2 && queue.rows == 3);
+  CHECK(next_batch(&queue) == 34 && queue.n == 0 && queue.rows == 0);
   msi_queue_close(&queue);
 }
 
 static void test_the_largest_request_fits_alone(void) {
   msi_queue queue;
-  int64_t rows;
   CHECK(!msi_queue_open(&queue));
-  msi_queue_push(&queue, entry(1, 10, 0));
-  msi_queue_push(&queue, entry(2, 1, 0));
-  CHECK(msi_batch_fit(&policy, &queue, &rows) == 1 && rows == 10);
+  push(&queue, 1, 10, 0, 0);
+  push(&queue, 2, 1, 1, 0);
+  CHECK(next_batch(&queue) == 1 && next_batch(&queue) == 2);
+  msi_queue_close(&queue);
+}
+
+static void test_higher_priorities_come_first_and_equal_ones_in_order(void) {
+  static const int priorities[] = {0, 5, -3, 5, 0, 7};
+  msi_queue queue;
+  CHECK(!msi_queue_open(&queue));
+  for (uint32_t i = 0; i < 6; i++) push(&queue, i + 1, 5, i, priorities[i]);
+  CHECK(next_batch(&queue) == 26 && queue.n == 4 && queue.rows == 20);
+  CHECK(next_batch(&queue) == 14);
+  CHECK(next_batch(&queue) == 35); /* all that is left: in the order of arrival */
+  CHECK(queue.n == 0 && queue.rows == 0 && !queue.ranked);
+  msi_queue_close(&queue);
+}
+
+static void test_none_overtakes_an_earlier_one_of_its_lane(void) {
+  msi_queue queue;
+  CHECK(!msi_queue_open(&queue));
+  push(&queue, 1, 5, 0, 0);
+  push(&queue, 2, 5, 1, -1);
+  push(&queue, 3, 5, 1, 1);
+  push(&queue, 4, 5, 0, 0);
+  CHECK(next_batch(&queue) == 23); /* the later one of lane 1 makes the earlier one urgent */
+  CHECK(next_batch(&queue) == 14);
+  push(&queue, 1, 5, 3, 0);
+  push(&queue, 2, 5, 1, -1);
+  push(&queue, 3, 5, 2, 1);
+  CHECK(next_batch(&queue) == 13); /* lane 2 is another one */
+  msi_queue_close(&queue);
+}
+
+static void test_a_large_request_is_not_passed_by_lower_ones(void) {
+  msi_queue queue;
+  CHECK(!msi_queue_open(&queue));
+  push(&queue, 1, 6, 0, 2);
+  push(&queue, 2, 6, 1, 1);
+  push(&queue, 3, 1, 2, 0);
+  CHECK(next_batch(&queue) == 1 && next_batch(&queue) == 23);
+  msi_queue_close(&queue);
+}
+
+static void test_the_lowest_is_served_within_so_many_batches(void) {
+  msi_queue queue;
+  int batches = 0, served = 0;
+  CHECK(!msi_queue_open(&queue));
+  push(&queue, 1, 10, 0, -100);
+  while (!served && batches < 3 * MSI_FAIR_TURN) {
+    push(&queue, 2, 10, 1, 100); /* never less than one that is preferred */
+    push(&queue, 3, 10, 2, 100);
+    served = next_batch(&queue) == 1;
+    batches++;
+  }
+  CHECK(batches == MSI_FAIR_TURN);
+  msi_queue_close(&queue);
+}
+
+/* Every request comes out once, each lane's in order, whatever was drawn. */
+static void test_nothing_is_lost_doubled_or_reordered_in_a_lane(void) {
+  enum { LANES = 7, TOTAL = 4000 };
+  msi_queue queue;
+  uint64_t last[LANES] = {0}, pushed = 0, taken = 0, seed = 1;
+  CHECK(!msi_queue_open(&queue));
+  while (taken < TOTAL && !check_failures) {
+    for (int i = 0; i < 5 && pushed < TOTAL; i++) {
+      seed = seed * 6364136223846793005U + 1442695040888963407U;
+      push(&queue, ++pushed, 1 + (seed >> 40) % 9, (seed >> 33) % LANES, (int)(seed >> 50) % 5 - 2);
+    }
+    uint32_t span, n = msi_batch_pick(&policy, &queue, &span);
+    CHECK(n > 0);
+    for (uint32_t i = 0; i < span; i++) {
+      const msi_entry *e = msi_queue_at(&queue, i);
+      if (!e->picked) continue;
+      CHECK(e->sequence > last[e->lane]);
+      last[e->lane] = e->sequence;
+      taken++;
+    }
+    msi_queue_take_picked(&queue, span);
+    CHECK(queue.n == pushed - taken);
+  }
+  CHECK(queue.n == 0 && queue.rows == 0);
+  msi_queue_close(&queue);
+}
+
+static void test_what_is_removed_leaves_the_others_in_order(void) {
+  msi_queue queue;
+  CHECK(!msi_queue_open(&queue));
+  for (uint32_t i = 1; i <= 4; i++) push(&queue, i, i, i, 0);
+  CHECK(msi_queue_remove(&queue, 2).sequence == 3 && queue.n == 3 && queue.rows == 7);
+  CHECK(next_batch(&queue) == 124);
+  msi_queue_close(&queue);
+}
+
+/* ---- limits and deadlines ------------------------------------------------------------- */
+
+static void test_a_limited_queue_takes_no_more_rows_but_any_request_when_empty(void) {
+  const msi_policy limited = {.max_rows = 10, .max_delay_ns = 500, .queue_rows = 6};
+  msi_queue queue;
+  CHECK(!msi_queue_open(&queue));
+  CHECK(msi_queue_admits(&limited, &queue, 10));
+  push(&queue, 1, 4, 0, 0);
+  CHECK(msi_queue_admits(&limited, &queue, 2) && !msi_queue_admits(&limited, &queue, 3));
+  CHECK(!msi_queue_admits(&limited, &queue, UINT32_MAX));
+  CHECK(msi_queue_admits(&policy, &queue, UINT32_MAX)); /* no limit */
+  msi_queue_close(&queue);
+}
+
+static void test_a_full_queue_closes_a_batch(void) {
+  msi_queue queue;
+  CHECK(!msi_queue_open(&queue));
+  push(&queue, 1, 4, 0, 0);
+  CHECK(msi_batch_decide(&policy, &queue, 1, 3, 0) == MSI_OPEN);
+  queue.full = 1; /* nobody else can come in */
+  CHECK(msi_batch_decide(&policy, &queue, 1, 3, 0) == MSI_CLOSED_ROWS);
+  msi_queue_close(&queue);
+}
+
+static void test_a_request_waits_for_others_half_of_its_time(void) {
+  msi_queue queue;
+  CHECK(!msi_queue_open(&queue));
+  msi_queue_push(&queue, entry(1, 1, 100));
+  msi_entry hurried = entry(2, 1, 200);
+  hurried.deadline_ns = 300;
+  msi_queue_push(&queue, hurried);
+  CHECK(msi_batch_decide(&policy, &queue, 2, 3, 249) == MSI_OPEN);
+  CHECK(msi_batch_decide(&policy, &queue, 2, 3, 250) == MSI_CLOSED_DELAY);
+  msi_queue_remove(&queue, 1);
+  CHECK(msi_batch_decide(&policy, &queue, 1, 3, 250) == MSI_OPEN);
   msi_queue_close(&queue);
 }
 
@@ -134,7 +282,16 @@ int main(void) {
   test_the_census_closes_a_batch();
   test_delay_counts_from_the_oldest_request();
   test_no_delay_closes_at_once();
-  test_fit_takes_whole_requests_in_order();
+  test_a_batch_takes_whole_requests_in_order();
   test_the_largest_request_fits_alone();
+  test_higher_priorities_come_first_and_equal_ones_in_order();
+  test_none_overtakes_an_earlier_one_of_its_lane();
+  test_a_large_request_is_not_passed_by_lower_ones();
+  test_the_lowest_is_served_within_so_many_batches();
+  test_nothing_is_lost_doubled_or_reordered_in_a_lane();
+  test_what_is_removed_leaves_the_others_in_order();
+  test_a_limited_queue_takes_no_more_rows_but_any_request_when_empty();
+  test_a_full_queue_closes_a_batch();
+  test_a_request_waits_for_others_half_of_its_time();
   return check_result();
 }

@@ -108,7 +108,7 @@ LEVELS = {
     "slot": 3,
     "world": 3,
     "window": 4,
-    "thread": 5,
+    "thread": 6,
     "link": 5,
     "port": 5,
     "call": 6,

@@ -46,7 +46,8 @@ class FakeBroker:
 
     def counters(self):
         names = ("closed_by_rows", "closed_by_census", "closed_by_delay", "errors")
-        return dict.fromkeys(names, 0) | {"requests": 6, "rows": 30, "batches": 2}
+        early = {"rejected": 2, "dropped": 0, "cancelled": 1}
+        return dict.fromkeys(names, 0) | {"requests": 6, "rows": 30, "batches": 2} | early
 
 
 class Model(Backend):
@@ -229,8 +230,8 @@ def test_the_end_is_one_line_of_what_was_done(make, caplog):
     this, _ = make(lambda x: x)
     this.serve()
     assert caplog.messages[-1].endswith(
-        "Model): 6 requests, 0 failed; 2 batches of 15.0 rows and 3.0 requests on average, "
-        "closed by rows 0, census 0, delay 0"
+        "Model): 6 requests, 0 failed (2 rejected, 1 cancelled); 2 batches of 15.0 rows and 3.0 "
+        "requests on average, closed by rows 0, census 0, delay 0"
     )
 
 
