@@ -94,8 +94,8 @@ static void give_wrong_tensors(mpiserve_service *echo) {
   EXPECT(mpiserve_submit_with(echo, 1, &x, 1, &x, &(mpiserve_options)options, &request), \
          MPISERVE_EARG, text); \
   CHECK(request.id == 0)
-  UNWANTED({-1}, "a deadline of -1 s");
-  UNWANTED({NAN}, "a deadline of");
+  UNWANTED({.deadline = -1}, "a deadline of -1 s");
+  UNWANTED({.deadline = NAN}, "a deadline of");
   UNWANTED({.priority = 101}, "priority 101 is not in -100 to 100");
 }
 
