@@ -60,11 +60,11 @@ def bench(
             print(f"mpiserve: {problem}", file=sys.stderr)
         return USAGE
     first = comm.rank == 0
+    others = [case for case in cases if CASES[case] != comm.size and not hosts]
     report: Row = {"machine": machine(), "mpi": _broker.mpi_runtime(), "rows": []}
     with Progress(shown=first) as progress:
         try:
             measure(comm, cases, plan(quick, hosts), progress, report["rows"], hosts)
-            others = [case for case in cases if CASES[case] != comm.size and not hosts]
             failed = afterwards(others, plan(quick), progress, report["rows"]) if first else None
         except BaseException as error:
             give_up(comm, error)
