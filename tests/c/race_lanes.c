@@ -92,7 +92,7 @@ static void post(int place) {
   msi_link link = made_up_link(&made, place, 0);
   link.sent = made.serving.brokers[place].ports[MPISERVE_SHARED].lanes[0].taken;
   msi_cargo cargo = {.rows = 1, .input = {-1}, .output = {-1}, .inputs = {in}, .outputs = {in}};
-  CHECK(!msi_link_infer(&link, &cargo, NULL, &sequence));
+  CHECK(!msi_link_infer(&link, MSI_INFER, &cargo, NULL, &sequence));
 }
 
 static int next_service(void) {
