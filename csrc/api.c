@@ -4,20 +4,9 @@
 
 #include <stdio.h>
 
-#include "client.h"
 #include "error.h"
 #include "live.h"
-#include "serving.h"
-
-struct mpiserve_session {
-  msi_world world;
-  msi_window window;
-  msi_client client;
-  msi_serving serving;
-  mpiserve_description *descriptions; /* inference ranks: what was published */
-  int published;                      /* inference ranks: how many services; 0: not yet */
-  int broken;                         /* opening failed on every rank: nobody waits for us */
-};
+#include "session.h"
 
 static const double FOREVER_SLICE = 1.0;
 
@@ -60,14 +49,14 @@ const char *mpiserve_mpi_runtime(void) {
 
 /* ---- session -------------------------------------------------------------------- */
 
-static int null_argument(const char *name) { return msi_error(MPISERVE_EARG, "%s is NULL", name); }
+int msi_null_argument(const char *name) { return msi_error(MPISERVE_EARG, "%s is NULL", name); }
 
 static int not_open(const char *what) {
   return msi_error(MPISERVE_ESTATE, "%s: it was closed, or never opened", what);
 }
 
 static int check_session(const mpiserve_session *session) {
-  if (!session) return null_argument("session");
+  if (!session) return msi_null_argument("session");
   return msi_live_has(session) ? MPISERVE_OK : not_open("the session is not open");
 }
 
@@ -80,7 +69,7 @@ static int owns(const mpiserve_session *session, const mpiserve_service *service
 }
 
 static int check_service(const mpiserve_service *service) {
-  if (!service) return null_argument("service");
+  if (!service) return msi_null_argument("service");
   for (int i = 0; i < MPISERVE_MAX_SESSIONS; i++) {
     const mpiserve_session *session = msi_live_at(i);
     if (session && owns(session, service)) return MPISERVE_OK;
@@ -96,7 +85,7 @@ static int check_role(const mpiserve_session *session, int role) {
                    role == MPISERVE_SIMULATION ? "simulation" : "inference", session->world.rank);
 }
 
-static int check_serving(const mpiserve_session *session) {
+int msi_check_serving(const mpiserve_session *session) {
   int code = check_role(session, MPISERVE_INFERENCE);
   if (code || session->published) return code;
   return msi_error(MPISERVE_ESTATE, "rank %d has not published its service", session->world.rank);
@@ -162,7 +151,7 @@ static int open_any(MPI_Comm world, int role, int code, const char *text,
 
 int mpiserve_open(MPI_Comm world, int role, mpiserve_session **session) {
   mpiserve_session *made = NULL;
-  if (!session) return null_argument("session");
+  if (!session) return msi_null_argument("session");
   int code = open_any(world, role, MPISERVE_OK, "", &made);
   /* A handle of the session that is open must not be lost: it could not be closed any more. */
   if (code != MPISERVE_ESTATE) *session = made;
@@ -188,14 +177,14 @@ int mpiserve_open_failed_f(MPI_Fint world, int role, int code, const char *text)
 
 int mpiserve_comm(mpiserve_session *session, MPI_Comm *comm) {
   int code = check_session(session);
-  if (code || !comm) return code ? code : null_argument("comm");
+  if (code || !comm) return code ? code : msi_null_argument("comm");
   *comm = session->world.peers;
   return MPISERVE_OK;
 }
 
 int mpiserve_comm_f(mpiserve_session *session, MPI_Fint *comm) {
   MPI_Comm c;
-  if (!comm) return null_argument("comm");
+  if (!comm) return msi_null_argument("comm");
   int code = mpiserve_comm(session, &c);
   if (!code) *comm = MPI_Comm_c2f(c);
   return code;
@@ -203,7 +192,7 @@ int mpiserve_comm_f(mpiserve_session *session, MPI_Fint *comm) {
 
 int mpiserve_role_of(mpiserve_session *session, int world_rank, int *role) {
   int code = check_session(session);
-  if (code || !role) return code ? code : null_argument("role");
+  if (code || !role) return code ? code : msi_null_argument("role");
   if (world_rank < 0 || world_rank >= session->world.size)
     return msi_error(MPISERVE_EARG, "rank %d is not in a world of %d", world_rank,
                      session->world.size);
@@ -213,7 +202,7 @@ int mpiserve_role_of(mpiserve_session *session, int world_rank, int *role) {
 
 int mpiserve_counters_get(mpiserve_session *session, mpiserve_counters *counters) {
   int code = check_session(session);
-  if (code || !counters) return code ? code : null_argument("counters");
+  if (code || !counters) return code ? code : msi_null_argument("counters");
   if (session->world.role == MPISERVE_SIMULATION)
     *counters = session->client.counters;
   else
@@ -250,14 +239,14 @@ int mpiserve_close(mpiserve_session *session) {
 
 int mpiserve_service_count(mpiserve_session *session, int *count) {
   int code = check_role(session, MPISERVE_SIMULATION);
-  if (code || !count) return code ? code : null_argument("count");
+  if (code || !count) return code ? code : msi_null_argument("count");
   *count = session->client.n_services;
   return MPISERVE_OK;
 }
 
 int mpiserve_service_at(mpiserve_session *session, int index, mpiserve_service **service) {
   int code = check_role(session, MPISERVE_SIMULATION);
-  if (code || !service) return code ? code : null_argument("service");
+  if (code || !service) return code ? code : msi_null_argument("service");
   *service = NULL;
   if (index < 0 || index >= session->client.n_services)
     return msi_error(MPISERVE_EARG, "service %d of %d", index, session->client.n_services);
@@ -266,7 +255,7 @@ int mpiserve_service_at(mpiserve_session *session, int index, mpiserve_service *
 
 int mpiserve_service_find(mpiserve_session *session, const char *name, mpiserve_service **service) {
   int code = check_role(session, MPISERVE_SIMULATION);
-  if (code || !name || !service) return code ? code : null_argument(name ? "service" : "name");
+  if (code || !name || !service) return code ? code : msi_null_argument(name ? "service" : "name");
   *service = NULL;
   code = msi_client_find(&session->client, name, service);
   return code ? code : msi_client_attach(*service);
@@ -304,8 +293,9 @@ static int submit(mpiserve_service *service, int n_inputs, const mpiserve_tensor
   void *in[MPISERVE_MAX_TENSORS], *out[MPISERVE_MAX_TENSORS];
   int64_t rows;
   int code = check_service(service);
-  if (code || !request) return code ? code : null_argument("request");
-  if ((!inputs && n_inputs) || (!outputs && n_outputs)) return null_argument("inputs or outputs");
+  if (code || !request) return code ? code : msi_null_argument("request");
+  if ((!inputs && n_inputs) || (!outputs && n_outputs))
+    return msi_null_argument("inputs or outputs");
   *request = (mpiserve_request){0};
   code = match(service, n_inputs, inputs, n_outputs, outputs, &rows, in, out);
   return code ? code : msi_call_submit(service, rows, in, out, options, timed, request);
@@ -325,7 +315,8 @@ int mpiserve_submit_with(mpiserve_service *service, int n_inputs, const mpiserve
 int mpiserve_test(mpiserve_session *session, mpiserve_request *request, int *done,
                   mpiserve_stats *stats) {
   int code = check_role(session, MPISERVE_SIMULATION);
-  if (code || !request || !done) return code ? code : null_argument(request ? "done" : "request");
+  if (code || !request || !done)
+    return code ? code : msi_null_argument(request ? "done" : "request");
   code = msi_call_wait(&session->client, request, 0, stats);
   *done = !request->id || code != MPISERVE_ETIMEOUT;
   return *done ? code : MPISERVE_OK;
@@ -334,13 +325,13 @@ int mpiserve_test(mpiserve_session *session, mpiserve_request *request, int *don
 int mpiserve_wait(mpiserve_session *session, mpiserve_request *request, double timeout,
                   mpiserve_stats *stats) {
   int code = check_role(session, MPISERVE_SIMULATION);
-  if (code || !request) return code ? code : null_argument("request");
+  if (code || !request) return code ? code : msi_null_argument("request");
   return msi_call_wait(&session->client, request, timeout, stats);
 }
 
 int mpiserve_cancel(mpiserve_session *session, mpiserve_request *request) {
   int code = check_role(session, MPISERVE_SIMULATION);
-  if (code || !request) return code ? code : null_argument("request");
+  if (code || !request) return code ? code : msi_null_argument("request");
   return msi_call_cancel(&session->client, request);
 }
 
@@ -356,7 +347,7 @@ int mpiserve_infer(mpiserve_service *service, int n_inputs, const mpiserve_tenso
 
 int mpiserve_buffer_take(mpiserve_service *service, int64_t rows, mpiserve_buffer *buffer) {
   int code = check_service(service);
-  if (code || !buffer) return code ? code : null_argument("buffer");
+  if (code || !buffer) return code ? code : msi_null_argument("buffer");
   *buffer = (mpiserve_buffer){0};
   int64_t limit = service->link->layout.max_rows;
   if (rows < 1 || rows > limit)
@@ -368,7 +359,7 @@ int mpiserve_buffer_take(mpiserve_service *service, int64_t rows, mpiserve_buffe
 
 int mpiserve_buffer_give(mpiserve_service *service, mpiserve_buffer *buffer) {
   int code = check_service(service);
-  if (code || !buffer) return code ? code : null_argument("buffer");
+  if (code || !buffer) return code ? code : msi_null_argument("buffer");
   return msi_client_buffer_give(service, buffer);
 }
 
@@ -431,7 +422,7 @@ static int publish(mpiserve_session *session, int n) {
 int mpiserve_publish_all(mpiserve_session *session, int n,
                          const mpiserve_description *descriptions) {
   int code = check_role(session, MPISERVE_INFERENCE), wrong = -1;
-  if (code || !descriptions) return code ? code : null_argument("descriptions");
+  if (code || !descriptions) return code ? code : msi_null_argument("descriptions");
   if (n < 1) return msi_error(MPISERVE_EARG, "%d services", n);
   if (session->published) return msi_error(MPISERVE_ESTATE, "published already");
   session->descriptions = calloc((size_t)n, sizeof *descriptions);
@@ -447,44 +438,44 @@ int mpiserve_publish_all(mpiserve_session *session, int n,
 
 int mpiserve_publish(mpiserve_session *session, const mpiserve_description *description) {
   int code = check_role(session, MPISERVE_INFERENCE);
-  if (code || !description) return code ? code : null_argument("description");
+  if (code || !description) return code ? code : msi_null_argument("description");
   return mpiserve_publish_all(session, 1, description);
 }
 
 int mpiserve_batch_next(mpiserve_session *session, double timeout, mpiserve_batch *batch) {
-  int code = check_serving(session);
-  if (code || !batch) return code ? code : null_argument("batch");
+  int code = msi_check_serving(session);
+  if (code || !batch) return code ? code : msi_null_argument("batch");
   return msi_serving_next(&session->serving, timeout, batch);
 }
 
 int mpiserve_batch_reply(mpiserve_session *session, const void *const *outputs) {
-  int code = check_serving(session);
-  if (code || !outputs) return code ? code : null_argument("outputs");
+  int code = msi_check_serving(session);
+  if (code || !outputs) return code ? code : msi_null_argument("outputs");
   return msi_broker_reply(session->serving.current, outputs);
 }
 
 int mpiserve_batch_reply_rows(mpiserve_session *session, int64_t rows, const void *const *outputs) {
-  int code = check_serving(session);
-  if (code || !outputs) return code ? code : null_argument("outputs");
+  int code = msi_check_serving(session);
+  if (code || !outputs) return code ? code : msi_null_argument("outputs");
   return msi_broker_reply_rows(session->serving.current, rows, outputs);
 }
 
 int mpiserve_batch_fail(mpiserve_session *session, int code, const char *text) {
-  int wrong = check_serving(session);
+  int wrong = msi_check_serving(session);
   if (wrong) return wrong;
   if (code >= 0) return msi_error(MPISERVE_EARG, "%d is not the code of an error", code);
   return msi_broker_fail(session->serving.current, code, text ? text : mpiserve_strerror(code));
 }
 
 int mpiserve_mpi_take(mpiserve_session *session) {
-  int wrong = check_serving(session);
-  if (!wrong) msi_broker_mpi_take(session->serving.current);
+  int wrong = msi_check_serving(session);
+  if (!wrong) msi_thread_rest(&session->serving.thread);
   return wrong;
 }
 
 int mpiserve_mpi_give(mpiserve_session *session) {
-  int wrong = check_serving(session);
-  if (!wrong) msi_broker_mpi_give(session->serving.current);
+  int wrong = msi_check_serving(session);
+  if (!wrong) msi_thread_wake(&session->serving.thread);
   return wrong;
 }
 
@@ -496,7 +487,7 @@ static int check_echo(const mpiserve_description *d) {
 }
 
 int mpiserve_serve_echo(mpiserve_session *session, double timeout) {
-  int code = check_serving(session);
+  int code = msi_check_serving(session);
   for (int i = 0; !code && i < session->published; i++)
     code = check_echo(&session->descriptions[i]);
   int64_t deadline = msi_deadline(timeout);
@@ -512,7 +503,7 @@ int mpiserve_serve_echo(mpiserve_session *session, double timeout) {
 }
 
 int mpiserve_peer_error(mpiserve_session *session, int *rank, int *remaining, char *text) {
-  int code = check_serving(session);
+  int code = msi_check_serving(session);
   if (code) return code;
   const msi_broker *witness = msi_serving_witness(&session->serving);
   if (rank) *rank = witness->failed_rank;

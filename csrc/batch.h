@@ -49,7 +49,8 @@ typedef enum msi_close_reason {
   MSI_OPEN = 0,          /* wait for more */
   MSI_CLOSED_ROWS = 1,   /* no more rows fit, into the batch or the queue */
   MSI_CLOSED_CENSUS = 2, /* every client that can still ask has asked */
-  MSI_CLOSED_DELAY = 3   /* a request has waited long enough */
+  MSI_CLOSED_DELAY = 3,  /* a request has waited long enough */
+  MSI_CLOSED_HELD = 4    /* requests are held: what has come is to join them */
 } msi_close_reason;
 
 /* Shall the batch be closed now? asked: clients with a request in the queue;

@@ -39,16 +39,11 @@ int msi_broker_attach(msi_broker *broker, msi_window *window, msi_thread *thread
   return code;
 }
 
-/* The model is done: MPI is ours again. */
-void msi_broker_rest(msi_broker *broker) {
-  if (broker->computing) msi_thread_rest(broker->thread);
-  broker->computing = 0;
-}
-
 void msi_broker_close(msi_broker *broker) {
   for (int t = 0; t < MSI_TRANSPORTS; t++) msi_port_close(&broker->ports[t]);
   msi_queue_close(&broker->queue);
   msi_queue_close(&broker->tenants);
+  msi_shelf_close(&broker->shelf);
   msi_assembly_close(&broker->assembly);
 }
 
@@ -97,7 +92,7 @@ static int is_cancelled(const msi_slot *slot) {
   return atomic_load_explicit(&slot->request.cancelled, memory_order_acquire) != 0;
 }
 
-static int refuse(msi_broker *broker, const msi_entry *entry, int code, const char *text) {
+int msi_broker_refuse(msi_broker *broker, const msi_entry *entry, int code, const char *text) {
   broker->counters.requests++;
   broker->counters.errors++;
   return msi_port_reply(&broker->ports[entry->port], entry->lane, entry->sequence, code, text);
@@ -107,7 +102,7 @@ static int refuse_after_failure(msi_broker *broker, const msi_entry *entry) {
   char text[MPISERVE_TEXT_SIZE + 64];
   snprintf(text, sizeof text, "simulation rank %d ended with an error: %s", broker->failed_rank,
            broker->failed_text);
-  return refuse(broker, entry, MPISERVE_EPEER, text);
+  return msi_broker_refuse(broker, entry, MPISERVE_EPEER, text);
 }
 
 static int reply_lease(msi_broker *broker, const msi_entry *entry) {
@@ -141,9 +136,10 @@ int msi_broker_refuse_late(msi_broker *broker, int64_t now) {
   while (!code && broker->tenants.n &&
          now - msi_queue_at(&broker->tenants, 0)->taken_ns > TENANT_LIMIT_NS) {
     msi_entry entry = msi_queue_pop(&broker->tenants);
-    code = refuse(broker, &entry, MPISERVE_ENOMEM,
-                  "no memory for the payload came free within 10 s: other requests hold it. "
-                  "Raise the service's pool_bytes, or take results before waiting for other ranks");
+    code = msi_broker_refuse(
+        broker, &entry, MPISERVE_ENOMEM,
+        "no memory for the payload came free within 10 s: other requests hold it. "
+        "Raise the service's pool_bytes, or take results before waiting for other ranks");
     if (!code) code = serve_tenants(broker);
   }
   return code;
@@ -157,20 +153,21 @@ static int lease_possible(const msi_port *port, const msi_entry *entry) {
 static int on_keep(msi_broker *broker, const msi_entry *entry) {
   msi_port *port = &broker->ports[entry->port];
   if (!lease_possible(port, entry))
-    return refuse(broker, entry, MPISERVE_EROWS, "a buffer that cannot be given");
+    return msi_broker_refuse(broker, entry, MPISERVE_EROWS, "a buffer that cannot be given");
   int given = msi_port_lease(port, entry->lane, entry->lease, entry->rows);
   if (given && !msi_port_lease_once(port, port->lanes[entry->lane].leases[entry->lease]))
     return reply_lease(broker, entry);
   msi_port_lease_drop(port, entry->lane, entry->lease);
-  return refuse(broker, entry, MPISERVE_ENOMEM,
-                "no room for a buffer of so many rows: raise the service's pool_bytes, or give "
-                "other buffers back");
+  return msi_broker_refuse(
+      broker, entry, MPISERVE_ENOMEM,
+      "no room for a buffer of so many rows: raise the service's pool_bytes, or give "
+      "other buffers back");
 }
 
 static int on_lease(msi_broker *broker, const msi_entry *entry) {
   msi_port *port = &broker->ports[entry->port];
   if (!lease_possible(port, entry))
-    return refuse(broker, entry, MPISERVE_EROWS, "a lease that cannot be given");
+    return msi_broker_refuse(broker, entry, MPISERVE_EROWS, "a lease that cannot be given");
   msi_port_lease_drop(port, entry->lane, entry->lease);
   int code = entry->rows ? msi_queue_push(&broker->tenants, *entry) : reply_lease(broker, entry);
   return code ? code : serve_tenants(broker);
@@ -210,7 +207,7 @@ static int refuse_for_room(msi_broker *broker, const msi_entry *entry) {
            (long long)broker->policy.queue_rows);
   broker->queue.full = 1;
   broker->counters.rejected++;
-  return refuse(broker, entry, MPISERVE_EFULL, text);
+  return msi_broker_refuse(broker, entry, MPISERVE_EFULL, text);
 }
 
 /* Hosts have clocks of their own: over rma the client says how long. What is in a window
@@ -227,7 +224,7 @@ static int on_infer(msi_broker *broker, msi_entry *entry, const msi_slot *slot) 
   msi_lane *lane = &port->lanes[entry->lane];
   if (broker->failed_rank >= 0) return refuse_after_failure(broker, entry);
   if (!fits(port, entry, &slot->request))
-    return refuse(broker, entry, MPISERVE_EROWS, "rows do not fit the lane");
+    return msi_broker_refuse(broker, entry, MPISERVE_EROWS, "rows do not fit the lane");
   if (!waits(broker) && !msi_queue_admits(&broker->policy, &broker->queue, entry->rows))
     return refuse_for_room(broker, entry);
   entry->priority = slot->request.priority > INT8_MIN ? slot->request.priority : 0;
@@ -253,6 +250,12 @@ static int on_fail(msi_broker *broker, const msi_entry *entry, const msi_slot *s
     lane_unqueue(broker, &broker->ports[waiting.port].lanes[waiting.lane]);
     code = refuse_after_failure(broker, &waiting);
   }
+  msi_held *held;
+  while (!code && (held = msi_shelf_any(&broker->shelf))) {
+    msi_entry entry = held->entry;
+    msi_broker_redeem(broker, held);
+    code = refuse_after_failure(broker, &entry);
+  }
   return code;
 }
 
@@ -277,7 +280,8 @@ static int take(msi_broker *broker, msi_port *port, uint32_t lane) {
   msi_slot *slot = msi_port_take(port, lane, &entry.sequence, &entry.taken_ns);
   if (!entry.taken_ns) entry.taken_ns = now_of(broker);
   if (!slot)
-    return refuse(broker, &entry, MPISERVE_ESTATE, "the lane is out of step with its doorbell");
+    return msi_broker_refuse(broker, &entry, MPISERVE_ESTATE,
+                             "the lane is out of step with its doorbell");
   entry.rows = slot->request.rows;
   entry.lease = slot->request.lease;
   int code = MPISERVE_OK;
@@ -290,7 +294,7 @@ static int take(msi_broker *broker, msi_port *port, uint32_t lane) {
     case MSI_REST: lane_pass(broker, &port->lanes[lane]); break;
     case MSI_FAIL: code = on_fail(broker, &entry, slot); break;
     case MSI_LEAVE: code = on_leave(broker, &entry); break;
-    default: return refuse(broker, &entry, MPISERVE_EARG, "a request of unknown kind");
+    default: return msi_broker_refuse(broker, &entry, MPISERVE_EARG, "a request of unknown kind");
   }
   return code ? code : msi_port_reply(port, lane, entry.sequence, MPISERVE_OK, NULL);
 }
@@ -329,7 +333,7 @@ static int poll_lanes(msi_broker *broker, int transport, uint32_t from, uint32_t
 }
 
 /* Once around, from who has waited for room in the queue longest. */
-static int poll(msi_broker *broker) {
+int msi_broker_poll(msi_broker *broker) {
   int first = broker->turn_port, second = 1 - first;
   uint32_t lane = broker->turn_lane;
   broker->now_ns = 0;
@@ -345,8 +349,8 @@ static int drop(msi_broker *broker, uint32_t i, int cancelled) {
   msi_entry entry = msi_queue_remove(&broker->queue, i);
   lane_unqueue(broker, &broker->ports[entry.port].lanes[entry.lane]);
   ++*(cancelled ? &broker->counters.cancelled : &broker->counters.dropped);
-  if (cancelled) return refuse(broker, &entry, MPISERVE_ECANCELLED, NULL);
-  return refuse(broker, &entry, MPISERVE_EDEADLINE,
+  if (cancelled) return msi_broker_refuse(broker, &entry, MPISERVE_ECANCELLED, NULL);
+  return msi_broker_refuse(broker, &entry, MPISERVE_EDEADLINE,
                 "the deadline passed before the model could begin with the request");
 }
 
@@ -401,12 +405,15 @@ static int close_batch(msi_broker *broker, msi_close_reason reason, int lay_out)
 
 static msi_close_reason decide(msi_broker *broker) {
   if (!broker->queue.n) return MSI_OPEN;
+  /* Others are under way: who comes now is to join them, and some of those who are
+   * missing wait for an answer. */
+  if (broker->shelf.n) return MSI_CLOSED_HELD;
   return msi_batch_decide(&broker->policy, &broker->queue, broker->asked, broker->able,
                           now_of(broker));
 }
 
 int msi_broker_look(msi_broker *broker, int lay_out) {
-  int code = poll(broker);
+  int code = msi_broker_poll(broker);
   if (code) return code;
   msi_close_reason reason = decide(broker);
   uint32_t n = broker->queue.n;
@@ -415,12 +422,15 @@ int msi_broker_look(msi_broker *broker, int lay_out) {
   return reason && !code ? close_batch(broker, reason, lay_out) : code;
 }
 
-void msi_broker_mpi_take(msi_broker *broker) {
-  if (broker->computing) msi_thread_rest(broker->thread);
+void msi_broker_settle(msi_broker *broker) {
+  broker->thread->owed -= broker->computing;
+  broker->computing = broker->open = 0;
+  msi_thread_wake(broker->thread); /* other services may hold requests */
 }
 
-void msi_broker_mpi_give(msi_broker *broker) {
-  if (broker->computing) msi_thread_wake(broker->thread);
+void msi_broker_redeem(msi_broker *broker, msi_held *held) {
+  msi_shelf_drop(&broker->shelf, held);
+  broker->thread->owed--;
 }
 
 /* ---- replies ------------------------------------------------------------------------ */
@@ -467,19 +477,19 @@ int msi_broker_reply_rows(msi_broker *broker, int64_t rows, const void *const *o
 
 int msi_broker_reply(msi_broker *broker, const void *const *outputs) {
   if (!broker->open) return no_batch();
-  msi_broker_rest(broker);
+  msi_thread_rest(broker->thread);
   int code = reply_within(broker, broker->assembly.batch.rows, outputs);
-  broker->open = 0;
+  msi_broker_settle(broker);
   return code;
 }
 
 int msi_broker_fail(msi_broker *broker, int code, const char *text) {
   if (!broker->open) return no_batch();
-  msi_broker_rest(broker);
+  msi_thread_rest(broker->thread);
   int failed = MPISERVE_OK;
   for (uint32_t i = 0; i < broker->assembly.n && !failed; i++)
     if (!broker->assembly.members[i].answered)
-      failed = refuse(broker, &broker->assembly.members[i], code, text);
-  broker->open = 0;
+      failed = msi_broker_refuse(broker, &broker->assembly.members[i], code, text);
+  msi_broker_settle(broker);
   return failed;
 }

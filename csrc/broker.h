@@ -3,6 +3,7 @@
 #define MSI_BROKER_H
 
 #include "assembly.h"
+#include "held.h"
 #include "thread.h"
 
 typedef struct msi_broker {
@@ -13,6 +14,7 @@ typedef struct msi_broker {
   msi_port ports[MSI_TRANSPORTS];
   msi_thread *thread; /* of the rank */
   msi_queue queue;    /* requests that wait for a batch */
+  msi_shelf shelf;    /* requests that are held */
   msi_queue tenants;  /* requests for leases that wait for room */
   int turn_port;      /* where the next look around begins: who found no room has */
   uint32_t turn_lane; /* waited longest */
@@ -22,7 +24,7 @@ typedef struct msi_broker {
   int failed_rank;    /* of a simulation rank that ended with an error, or -1 */
   char failed_text[MPISERVE_TEXT_SIZE];
   int open;      /* a batch was handed out and not answered */
-  int computing; /* ... and the thread was woken for it */
+  int computing; /* ... and is owed: an echo is not */
   msi_assembly assembly;
   int64_t now_ns; /* of this sweep, once it was asked for */
   int64_t closed_ns;
@@ -49,21 +51,26 @@ static inline int msi_broker_may_sleep(const msi_broker *broker) {
   return !broker->ports[MPISERVE_RMA].layout.lanes && !broker->queue.n;
 }
 
-/* The batch that was closed; until it is answered MPI belongs to the thread, or until rest. */
+/* The batch that was closed: it is owed until it is settled. */
 static inline void msi_broker_hand_out(msi_broker *broker, mpiserve_batch *batch) {
   *batch = broker->assembly.batch;
   broker->computing = 1;
-  msi_thread_wake(broker->thread);
+  broker->thread->owed++;
 }
-void msi_broker_rest(msi_broker *broker);
+void msi_broker_settle(msi_broker *broker);
 
 /* As mpiserve_batch_reply_rows(), _reply() and _fail() say. */
 int msi_broker_reply_rows(msi_broker *broker, int64_t rows, const void *const *outputs);
 int msi_broker_reply(msi_broker *broker, const void *const *outputs);
 int msi_broker_fail(msi_broker *broker, int code, const char *text);
 
-/* While a batch is open, for a caller that needs MPI itself; nothing at other times. */
-void msi_broker_mpi_take(msi_broker *broker);
-void msi_broker_mpi_give(msi_broker *broker);
+/* Takes what clients have asked. */
+int msi_broker_poll(msi_broker *broker);
+
+/* Answers a request with an error. */
+int msi_broker_refuse(msi_broker *broker, const msi_entry *entry, int code, const char *text);
+
+/* Ends a held request's ticket, because it is being answered. */
+void msi_broker_redeem(msi_broker *broker, msi_held *held);
 
 #endif

@@ -34,8 +34,7 @@ int msi_serving_attach(msi_serving *serving, msi_window *window) {
 }
 
 void msi_serving_close(msi_serving *serving) {
-  /* A batch that is open has left MPI to the thread. */
-  if (serving->current) msi_broker_rest(serving->current);
+  msi_thread_rest(&serving->thread); /* which has MPI if something is owed still */
   msi_thread_close(&serving->thread);
   for (int i = 0; i < serving->n; i++) msi_broker_close(&serving->brokers[i]);
   free(serving->brokers);
@@ -107,11 +106,23 @@ static int wait_for_batch(msi_serving *serving, double timeout, int lay_out) {
 int msi_serving_next(msi_serving *serving, double timeout, mpiserve_batch *batch) {
   if (serving->current->open)
     return msi_error(MPISERVE_ESTATE, "the last batch has not been answered");
+  msi_thread_rest(&serving->thread);
   int code = look(serving, batch != NULL);
   if (!code && !serving->current->open) code = wait_for_batch(serving, timeout, batch != NULL);
-  if (code || !batch) return code;
-  msi_broker_hand_out(serving->current, batch);
-  return MPISERVE_OK;
+  if (!code && batch) msi_broker_hand_out(serving->current, batch);
+  msi_thread_wake(&serving->thread);
+  return code;
+}
+
+int msi_serving_poll(msi_serving *serving) {
+  if (serving->current->open)
+    return msi_error(MPISERVE_ESTATE, "the last batch has not been answered");
+  msi_thread_rest(&serving->thread);
+  int code = MPISERVE_OK;
+  for (int i = 0; i < serving->n && !code; i++) code = msi_broker_poll(&serving->brokers[i]);
+  if (!code) code = refuse_late(serving, msi_now());
+  msi_thread_wake(&serving->thread);
+  return code;
 }
 
 void msi_serving_count(const msi_serving *serving, mpiserve_counters *counters) {

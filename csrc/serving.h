@@ -27,6 +27,9 @@ void msi_serving_close(msi_serving *serving);
  * with outputs NULL, which are the inputs. */
 int msi_serving_next(msi_serving *serving, double timeout, mpiserve_batch *batch);
 
+/* As mpiserve_poll() says. */
+int msi_serving_poll(msi_serving *serving);
+
 /* The sums over the services. */
 void msi_serving_count(const msi_serving *serving, mpiserve_counters *counters);
 

@@ -56,16 +56,6 @@ void msi_thread_watch(msi_thread *thread, msi_port *port) {
   thread->ports = port;
 }
 
-/* No condition variable: waking by one is a system call in every batch, while an
- * uncontended mutex is two atomic operations. */
-void msi_thread_wake(msi_thread *thread) {
-  if (thread->started) pthread_mutex_unlock(&thread->mutex);
-}
-
-void msi_thread_rest(msi_thread *thread) {
-  if (thread->started) pthread_mutex_lock(&thread->mutex);
-}
-
 void msi_thread_close(msi_thread *thread) {
   if (!thread->started) return;
   atomic_store_explicit(&thread->stop, 1, memory_order_relaxed);

@@ -16,6 +16,8 @@ typedef struct msi_thread {
   pthread_t id;
   pthread_mutex_t mutex; /* held by whoever calls MPI; by the rank itself but for models */
   int started;
+  int owed;  /* batches that are open and requests that are held: what is being computed */
+  int awake; /* MPI is the thread's, and not the rank's */
   atomic_int stop;
   _Atomic int64_t polls;
 } msi_thread;
@@ -30,8 +32,20 @@ void msi_thread_watch(msi_thread *thread, msi_port *port);
 /* At rest. */
 void msi_thread_close(msi_thread *thread);
 
-/* The caller leaves MPI to the thread, and calls none; the caller takes it back. */
-void msi_thread_wake(msi_thread *thread);
-void msi_thread_rest(msi_thread *thread);
+/* The caller leaves MPI to the thread, and calls none, if anything is owed; the caller takes
+ * it back, if the thread has it. */
+static inline void msi_thread_wake(msi_thread *thread) {
+  if (thread->awake || !thread->owed) return;
+  thread->awake = 1;
+  /* No condition variable: waking by one is a system call in every batch, while an
+   * uncontended mutex is two atomic operations. */
+  if (thread->started) pthread_mutex_unlock(&thread->mutex);
+}
+
+static inline void msi_thread_rest(msi_thread *thread) {
+  if (!thread->awake) return;
+  thread->awake = 0;
+  if (thread->started) pthread_mutex_lock(&thread->mutex);
+}
 
 #endif

@@ -24,7 +24,7 @@ from mpiserve.errors import (
 )
 
 if TYPE_CHECKING:
-    from mpiserve.backends.base import Backend
+    from mpiserve.backends.base import Backend, Steps
     from mpiserve.config import Config
     from mpiserve.session import Session, open
 
@@ -45,6 +45,7 @@ __all__ = [
     "PeerError",
     "RequestTimeout",
     "Session",
+    "Steps",
     "open",
 ]
 
@@ -60,6 +61,7 @@ _LATE = {
     "Backend": "mpiserve.backends.base",
     "Config": "mpiserve.config",
     "Session": "mpiserve.session",
+    "Steps": "mpiserve.backends.base",
     "open": "mpiserve.session",
 }
 

@@ -9,6 +9,7 @@ import weakref
 from collections import namedtuple
 from math import prod
 
+import numpy as np
 from mpi4py import MPI
 
 from mpiserve import errors
@@ -18,7 +19,7 @@ from mpiserve.tensor import Tensor
 cimport cython
 from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport int64_t
-from libc.stdlib cimport calloc, free
+from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memset
 from mpiserve._arrays cimport as_input, as_output, new_array, result_at, view_rows
 from mpiserve.libmpiserve cimport *
@@ -163,6 +164,35 @@ cdef class Batch:
     cdef readonly tuple inputs, outputs
 
 
+cdef class Ticket:
+    """A request that is answered after its batch: see Session.hold_batch.
+
+    Attributes:
+        row: Its first row in the batch.
+        rows: Their number.
+        client: The world rank that asked.
+        service: The place of the service, as of its batch.
+    """
+
+    cdef mpiserve_ticket _ticket
+
+    @property
+    def row(self):
+        return self._ticket.row
+
+    @property
+    def rows(self):
+        return self._ticket.rows
+
+    @property
+    def client(self):
+        return self._ticket.client
+
+    @property
+    def service(self):
+        return self._ticket.service
+
+
 cdef class Session:
     """One rank's membership of a coupled world; wraps mpiserve_session.
 
@@ -182,6 +212,7 @@ cdef class Session:
     cdef tuple _outputs  # and those of the batch that it answers now
     cdef dict _services, _batches
     cdef int64_t _rows
+    cdef int _requests
 
     def __init__(self, comm, role):
         cdef MPI_Fint world = comm.py2f(), peers
@@ -341,6 +372,7 @@ cdef class Session:
         made.requests = batch.requests
         made.in_place = batch.in_place
         self._rows = batch.rows
+        self._requests = batch.requests
         return made
 
     def reply(self, outputs):
@@ -359,10 +391,15 @@ cdef class Session:
         check(mpiserve_batch_reply_rows(self._session, rows, data))
 
     cdef int _find_results(self, const void **data, outputs) except -1:
+        return self._find_rows(data, self._outputs, outputs, self._rows)
+
+    cdef int _find_rows(
+        self, const void **data, tuple specs, outputs, int64_t rows
+    ) except -1:
         cdef int i = 0
         self._alive()
-        for dtype, shape in self._outputs:
-            data[i] = result_at(outputs[i], dtype, shape, self._rows)
+        for dtype, shape in specs:
+            data[i] = result_at(outputs[i], dtype, shape, rows)
             i += 1
         return 0
 
@@ -372,6 +409,59 @@ cdef class Session:
         cdef const char *message = data
         self._alive()
         check(mpiserve_batch_fail(self._session, code, message))
+
+    def hold_batch(self):
+        """End the batch without an answer: each request is to be answered by its ticket.
+
+        Returns:
+            A ticket for each of its requests. The batch's arrays are valid no longer.
+        """
+        self._alive()
+        cdef mpiserve_ticket *tickets = <mpiserve_ticket *>malloc(
+            max(1, self._requests) * sizeof(mpiserve_ticket)
+        )
+        cdef Ticket ticket
+        if tickets == NULL:
+            raise MemoryError
+        made = []
+        try:
+            check(mpiserve_batch_hold(self._session, tickets))
+            for i in range(self._requests):
+                ticket = Ticket.__new__(Ticket)
+                ticket._ticket = tickets[i]
+                made.append(ticket)
+        finally:
+            free(tickets)
+        return made
+
+    def wants(self, Ticket ticket):
+        """Tell whether anybody still waits for a held request; if not, it has been answered."""
+        cdef int wanted
+        self._alive()
+        check(mpiserve_ticket_wanted(self._session, &ticket._ticket, &wanted))
+        return bool(wanted)
+
+    def reply_ticket(self, Ticket ticket, outputs):
+        """Answer a held request: one C-contiguous array [ticket.rows, ...] per output."""
+        cdef const void *data[16]
+        specs = self._signatures[ticket._ticket.service][1]
+        self._find_rows(data, specs, outputs, ticket._ticket.rows)
+        check(mpiserve_ticket_reply(self._session, &ticket._ticket, data))
+
+    def fail_ticket(self, Ticket ticket, int code, text):
+        """Answer a held request with an error."""
+        cdef bytes data = text.encode()
+        cdef const char *message = data
+        self._alive()
+        check(mpiserve_ticket_fail(self._session, &ticket._ticket, code, message))
+
+    def poll(self):
+        """Hear what clients say, and form no batch."""
+        cdef int code
+        self._alive()
+        with nogil:
+            code = mpiserve_poll(self._session)
+        check(code)
 
     def serve_echo(self, double timeout):
         """Answer with copies of the inputs, in C, until the time-out."""

@@ -1,6 +1,10 @@
 """The simulation side of mpiserve._broker: services, buffers, requests."""
 
 
+# What a request does with its stream: the second number of the input `stream`.
+STREAM_OPENS, STREAM_READS, STREAM_ENDS = range(3)
+
+
 cdef class Buffer:
     """Memory of one mpiserve_buffer; given back when no array views it any more."""
 
@@ -49,10 +53,10 @@ cdef class Service:
     cdef readonly int64_t max_batch_rows
     cdef readonly int replicas, head
     cdef object _results
-    cdef list _input_specs, _output_specs, _buffers
+    cdef list _input_specs, _output_specs, _buffers, _endings
     cdef int64_t _row_bytes
     cdef mpiserve_stats _totals
-    cdef int64_t _answered
+    cdef int64_t _answered, _streams
 
     def __call__(self, *arrays, out=None, timeout=None, priority=0, **named):
         """Ask, and wait for the answer.
@@ -97,6 +101,54 @@ cdef class Service:
             ArgumentError, DtypeError: If the arguments do not fit; nothing was sent.
         """
         return self._submit(arrays, named, out, deadline, priority)
+
+    def stream(self, *arrays, timeout=None, **named):
+        """Ask for one row, and get its tokens as they come: a generator.
+
+        The service must have an input `stream`, and the outputs `tokens` and `lengths`.
+        Whoever stops before the end ends the stream at the server too: with `close()`, or
+        when the generator goes.
+
+        Args:
+            *arrays: One array [1, ...] per input but `stream`, in the order of the signature.
+            timeout: In seconds, for the next tokens; None waits without end.
+            **named: Inputs by name.
+
+        Yields:
+            The new tokens, an array of one dimension.
+
+        Raises:
+            RequestTimeout: After which the stream is ended.
+            ModelError: If the model raised, or has no such input.
+        """
+        cdef int64_t number
+        if "stream" not in [tensor.name for tensor in self.inputs]:
+            raise errors.from_code(
+                errors.Code.ENAME, f"service '{self.name}' has no input 'stream'"
+            )
+        self._streams += 1
+        number = self._streams
+        names = [tensor.name for tensor in self.inputs if tensor.name != "stream"]
+        named = dict(zip(names, arrays, strict=False)) | named
+        what, ended = STREAM_OPENS, False
+        try:
+            while not ended:
+                out = self(timeout=timeout, stream=np.array([[number, what]], np.int64), **named)
+                count = int(out.lengths[0])
+                ended = count == 0
+                if not ended:
+                    yield out.tokens[0, :count]
+                what = STREAM_READS
+        except errors.ModelError:
+            ended = True
+            raise
+        finally:
+            if not ended and self._session._session != NULL:
+                # Kept, because a request that nobody has is cancelled; not waited for.
+                self._endings = [one for one in self._endings if not one.done()]
+                self._endings.append(
+                    self.submit(stream=np.array([[number, STREAM_ENDS]], np.int64), **named)
+                )
 
     cdef Request _submit(self, tuple arrays, dict named, object out, object deadline,
                          object priority):
@@ -266,6 +318,7 @@ cdef make_service(Session session, mpiserve_service *found):
     service._output_specs = specs_of(service.outputs)
     service._row_bytes = sum(dtype.itemsize * prod(shape) for dtype, shape in service._input_specs)
     service._buffers = []
+    service._endings = []
     names = [tensor.name for tensor in service.outputs]
     service._results = namedtuple("Outputs", names, rename=True) if len(names) > 1 else None
     memset(&service._totals, 0, sizeof(service._totals))

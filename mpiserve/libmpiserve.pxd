@@ -57,6 +57,10 @@ cdef extern from "mpiserve.h" nogil:
         int32_t requests, in_place, service
         const void *inputs[16]
         void *outputs[16]
+    ctypedef struct mpiserve_ticket:
+        uint64_t id
+        int64_t row, rows
+        int32_t client, service
     const char *mpiserve_version()
     const char *mpiserve_mpi_build()
     const char *mpiserve_mpi_runtime()
@@ -86,6 +90,11 @@ cdef extern from "mpiserve.h" nogil:
     int mpiserve_batch_reply(mpiserve_session *, const void *const *)
     int mpiserve_batch_reply_rows(mpiserve_session *, int64_t, const void *const *)
     int mpiserve_batch_fail(mpiserve_session *, int, const char *)
+    int mpiserve_batch_hold(mpiserve_session *, mpiserve_ticket *)
+    int mpiserve_ticket_wanted(mpiserve_session *, mpiserve_ticket *, int *)
+    int mpiserve_ticket_reply(mpiserve_session *, mpiserve_ticket *, const void *const *)
+    int mpiserve_ticket_fail(mpiserve_session *, mpiserve_ticket *, int, const char *)
+    int mpiserve_poll(mpiserve_session *)
     int mpiserve_mpi_take(mpiserve_session *)
     int mpiserve_mpi_give(mpiserve_session *)
     int mpiserve_serve_echo(mpiserve_session *, double)

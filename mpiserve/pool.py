@@ -64,12 +64,15 @@ class Pool:
     def step(self, timeout: float = IDLE) -> bool:
         """Answer one batch of one service, or wait for one in vain; as Server.step."""
         try:
-            batch = self.broker.next_batch(timeout)
+            busy = any(server.busy for server in self.servers)
+            batch = self.broker.next_batch(0.0 if busy else timeout)
         except ClosedError:
             return False
         if batch is not None:
             self._batches[batch.service] += 1
             self.servers[batch.service].answer(batch)
+        for server in self.servers:
+            server.go_on()
         return True
 
     def summary(self) -> str:

@@ -18,6 +18,7 @@ from mpiserve.backends.group import agree
 from mpiserve.config import NAME_SIZE, TensorConfig
 from mpiserve.errors import ClosedError, Code, Error
 from mpiserve.partition import Seat
+from mpiserve.stepping import Stepper
 from mpiserve.tensor import Tensor
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ class Server:
         self._seen: set[str] = set()
         self._head: team.Head | None = None
         self._follower: team.Follower | None = None
+        self._stepper: Stepper | None = None
 
     def serve(self, watch: Callable[[], None] | None = None) -> None:
         """Load, announce, and answer until every simulation rank has left.
@@ -100,6 +102,8 @@ class Server:
             return self._description(error_code=Code.EMODEL, error_text=wrong)
         if self._shared:
             self._join()
+        elif self.backend.steps:
+            self._stepper = Stepper(self.broker, self.backend.steps, self._finished, self._failed)
         logger.info("%s is ready after %.1f s", self._name(), time.monotonic() - begin)
         if self.seat.tp_index:
             text = f"rank {self.seat.tp_index} of its replica, whose first rank answers"
@@ -108,7 +112,7 @@ class Server:
         return self._description(engine=engine, overwrites=self.backend.overwrites)
 
     def step(self, timeout: float = IDLE) -> bool:
-        """Answer one batch, or wait for one in vain.
+        """Answer one batch, or wait for one in vain; or go on with what runs in steps.
 
         Returns:
             False when every simulation rank has left.
@@ -117,15 +121,36 @@ class Server:
             if not self.failed and self.backend.native:
                 self.broker.serve_echo(timeout)
                 return True
-            batch = self.broker.next_batch(timeout)
+            if self._stepper and not self._stepper.room:
+                self.broker.poll()
+                batch = None
+            else:
+                batch = self.broker.next_batch(0.0 if self.busy else timeout)
         except ClosedError:
             return False
         if batch is not None:
             self.answer(batch)
+        self.go_on()
         return True
 
+    @property
+    def busy(self) -> bool:
+        """Whether there is something to go on with, so that it must not wait for requests."""
+        return self._stepper is not None and self._stepper.busy
+
+    def go_on(self) -> None:
+        """Take one step with what was begun, if the model works in steps."""
+        if self._stepper:
+            self._stepper.go_on()
+
     def answer(self, batch: _broker.Batch) -> None:
-        """Run the model on a batch and reply; an exception is the reply to all of it."""
+        """Run the model on a batch and reply; an exception is the reply to all of it.
+
+        A model that works in steps takes the requests, and they are answered by `go_on`.
+        """
+        if self._stepper:
+            self._stepper.take(batch)
+            return
 
         def done(rows: int) -> None:
             self.broker.reply_rows(rows, batch.outputs)
@@ -133,9 +158,7 @@ class Server:
         try:
             outputs = self._run(batch.inputs, batch.outputs, batch.rows, done)
         except (Exception, SystemExit) as error:
-            text = describe(error)
-            self._report(text, error)
-            self.broker.fail_batch(Code.EMODEL, text)
+            self.broker.fail_batch(Code.EMODEL, self._failed(error))
         else:
             self.broker.reply(outputs)
 
@@ -223,6 +246,9 @@ class Server:
         result = self._results(inputs, outputs, done)
         if result is outputs:
             return outputs
+        return self._finished(result, rows)
+
+    def _finished(self, result: Any, rows: int) -> list[np.ndarray]:
         results = ordered(result, self.service)
         return [
             checked(array, tensor, dtype, rows)
@@ -241,11 +267,13 @@ class Server:
             return self.backend.run_batch(inputs, outputs, done)
         return self._head.run(inputs) if self._head else self._part(inputs)
 
-    def _report(self, text: str, error: BaseException) -> None:
+    def _failed(self, error: BaseException) -> str:
         """Log each failure once: a model that fails at every step would fill the disk."""
+        text = describe(error)
         if text not in self._seen:
             self._seen.add(text)
             self._log("failed on a batch", error)
+        return text
 
     def _log(self, what: str, error: BaseException) -> None:
         """Log with a traceback, unless the error is our own: its text says all."""

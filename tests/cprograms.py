@@ -16,7 +16,7 @@ from pathlib import Path
 from jobs import ROOT, TO_LOG, Job, Target
 
 PROGRAMS = ROOT / "build/test-programs"
-WITHOUT_MPI = ("balance", "batch", "error", "pool", "slot", "tensor", "wait")
+WITHOUT_MPI = ("balance", "batch", "error", "held", "pool", "slot", "tensor", "wait")
 NO_MPI = [f"csrc/{name}.c" for name in WITHOUT_MPI]
 FLAGS = ["-std=c11", "-g", "-O1", "-fPIC", "-pthread", "-Wall", "-Wextra", "-Werror"]
 FLAGS += ["-Icsrc", "-Icsrc/include"]

@@ -198,6 +198,14 @@ typedef struct mpiserve_batch {
   void *outputs[MPISERVE_MAX_TENSORS]; /* where results may be written directly */
 } mpiserve_batch;
 
+/* A request that is answered after its batch: see mpiserve_batch_hold(). id 0 is none. */
+typedef struct mpiserve_ticket {
+  uint64_t id;
+  int64_t row, rows; /* its first row in the batch, and their number */
+  int32_t client;    /* the world rank that asked */
+  int32_t service;   /* as in its batch */
+} mpiserve_ticket;
+
 /* ---- library: any rank, at any time, local ------------------------------- */
 
 /* mpiserve_version: "major.minor.patch" of the library that is loaded. */
@@ -402,9 +410,35 @@ int mpiserve_batch_reply_rows(mpiserve_session *session, int64_t rows, const voi
  * code and text. */
 int mpiserve_batch_fail(mpiserve_session *session, int code, const char *text);
 
-/* mpiserve_mpi_take, mpiserve_mpi_give: while a batch is being answered MPI belongs to the
- * broker thread, and a model that calls MPI itself, among the ranks of its replica,
- * does so between these two. In pairs, from one thread at a time; not around calls of
+/* mpiserve_batch_hold: end the batch without an answer and keep its requests, each to be
+ * answered by a ticket when it is ready, in any order, also while another batch is open.
+ * tickets has room for batch->requests of them; the caller owns them. Those of requests that
+ * mpiserve_batch_reply_rows() has answered have id 0. The batch's inputs are valid no longer:
+ * copy them first. While requests are held, mpiserve_batch_next() gives what has come without
+ * waiting for others, so that it can join them. Local. MPISERVE_ENOMEM: the batch stays open. */
+int mpiserve_batch_hold(mpiserve_session *session, mpiserve_ticket *tickets);
+
+/* mpiserve_ticket_wanted: does anybody still wait for this request? wanted is 0 or 1. When
+ * 0, it was cancelled, or another simulation rank has failed: it has been answered, and
+ * the ticket is none. Clients are heard in mpiserve_batch_next() and mpiserve_poll(). Local. */
+int mpiserve_ticket_wanted(mpiserve_session *session, mpiserve_ticket *ticket, int *wanted);
+
+/* mpiserve_ticket_reply, mpiserve_ticket_fail: answer one request that is held; outputs[j] is
+ * [ticket->rows, ...] of output j, in the caller's memory, and copied. The ticket is none
+ * afterwards. MPISERVE_ESTATE: it has ended, as mpiserve_ticket_wanted() tells. Never wait. */
+int mpiserve_ticket_reply(mpiserve_session *session, mpiserve_ticket *ticket,
+                          const void *const *outputs);
+int mpiserve_ticket_fail(mpiserve_session *session, mpiserve_ticket *ticket, int code,
+                         const char *text);
+
+/* mpiserve_poll: hear what clients say, and form no batch: for a server that holds as many
+ * requests as it can take. Inference ranks; never waits. MPISERVE_ESTATE while a batch is
+ * open. */
+int mpiserve_poll(mpiserve_session *session);
+
+/* mpiserve_mpi_take, mpiserve_mpi_give: while a batch is being answered, or requests are held,
+ * MPI belongs to the broker thread, and a model that calls MPI itself, among the ranks of its
+ * replica, does so between these two. In pairs, from one thread at a time; not around calls of
  * this library. At other times they do nothing. Inference ranks; they wait for the
  * thread's own short calls only. MPISERVE_ESTATE before mpiserve_publish(). */
 int mpiserve_mpi_take(mpiserve_session *session);

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from difflib import get_close_matches
@@ -19,6 +20,48 @@ if TYPE_CHECKING:
     from mpiserve.config import ServiceConfig
 
 
+class Steps(ABC):
+    """Continuous batching: requests come and go one by one, while a model goes on in steps.
+
+    Called by one thread. A request is known by its key, from `begin` until a step gives its
+    results or it is dropped.
+    """
+
+    @property
+    @abstractmethod
+    def busy(self) -> bool:
+        """Whether there is something to go on with; if not, the server waits for requests."""
+
+    @property
+    def room(self) -> bool:
+        """Whether another request can begin; if not, those that come wait at the broker."""
+        return True
+
+    @abstractmethod
+    def begin(self, key: int, client: int, inputs: tuple[np.ndarray, ...]) -> None:
+        """Take a request. What this raises is the answer to it.
+
+        Args:
+            key: What the request is known by.
+            client: The world rank that asked.
+            inputs: One array [rows, ...] per input, which may be kept.
+        """
+
+    @abstractmethod
+    def step(self) -> Mapping[int, Any]:
+        """Go on a little; called all the time, a few times a second at least.
+
+        Returns:
+            By key, what the requests that have ended are answered with: as `Backend.run`
+            returns it, or an exception. What this raises is the answer to all requests, and
+            each is dropped.
+        """
+
+    @abstractmethod
+    def drop(self, key: int) -> None:
+        """Forget a request, which nobody wants any more."""
+
+
 class Backend:
     """Runs the model of one replica.
 
@@ -30,8 +73,11 @@ class Backend:
         service: The service's table of the configuration.
         comm: The ranks of this replica.
         local_rank: Position among the inference ranks of this node, to choose a device by.
+        steps: What takes requests one by one, if batches are not for this model; from
+            `load` on.
     """
 
+    steps: Steps | None = None
     native = False  # answered by the broker in C, without run()
     overwrites = False  # results lie where the inputs were; nothing is copied
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,10 +23,14 @@ INPUTS = {
         "top_k",
         "top_p",
         "seed",
+        "stream",
     ),
     "embed": ("tokens", "lengths"),
 }
-OPTIONS = {"generate": ("stop_tokens", "pad_token"), "embed": ("pooling", "normalize")}
+OPTIONS = {
+    "generate": ("stop_tokens", "pad_token", "stream_timeout_s"),
+    "embed": ("pooling", "normalize"),
+}
 POOLINGS = ("mean", "first", "last")
 
 
@@ -77,12 +80,6 @@ def empty(service: ServiceConfig, config: Any) -> torch.nn.Module:
     return model
 
 
-def create(service: ServiceConfig, model: torch.nn.Module, engine: Any, ranks: int) -> Task:
-    """Make what turns requests into calls of an engine around a model."""
-    kind = Generator if service.task == "generate" else Embedder
-    return kind(service, model, engine, ranks)
-
-
 class Task(ABC):
     """What a service does with the model; called with the tensors of its inputs.
 
@@ -119,12 +116,17 @@ class Task(ABC):
         if "tokens" not in self._names:
             raise ModelError(Code.EMODEL, f"task '{task}' needs an input 'tokens'")
 
-    def _named(self, tensors: tuple[torch.Tensor, ...]) -> dict[str, torch.Tensor]:
+    def named(self, tensors: tuple[torch.Tensor, ...]) -> dict[str, torch.Tensor]:
+        """Find the inputs by name, with lengths in any case.
+
+        Raises:
+            ModelError: For lengths and tokens that cannot be.
+        """
         named = dict(zip(self._names, tensors, strict=True))
         tokens = named["tokens"] = named["tokens"].long()
         full = tokens.new_full((len(tokens),), tokens.shape[1])
         lengths = named["lengths"] = named["lengths"].long() if "lengths" in named else full
-        used = _columns(tokens) < lengths[:, None]
+        used = columns(tokens) < lengths[:, None]
         size = self.model.config.vocab_size
         if bool((lengths < 0).any()) or bool((lengths > tokens.shape[1]).any()):
             raise ModelError(Code.EMODEL, f"lengths are 0 to {tokens.shape[1]}")
@@ -152,14 +154,14 @@ class Embedder(Task):
 
     def __call__(self, *tensors: torch.Tensor) -> torch.Tensor:
         """Embed the rows of a batch."""
-        named = self._named(tensors)
+        named = self.named(tensors)
         return self._embed(named["tokens"], named["lengths"])
 
     def _embed(self, tokens: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         import torch
 
         width = max(1, int(lengths.max()))
-        mask = _columns(tokens[:, :width]) < lengths[:, None]
+        mask = columns(tokens[:, :width]) < lengths[:, None]
         # What lies behind a row's tokens is arbitrary, and need not be one that the model knows.
         ids = torch.where(mask, tokens[:, :width], 0)
         states = self.engine(input_ids=ids, attention_mask=mask.long()).last_hidden_state
@@ -177,168 +179,13 @@ class Embedder(Task):
         return (states * weights).sum(1) / weights.sum(1).clamp(min=1e-9)
 
 
-class Generator(Task):
-    """Continues each row's prompt; all rows of a batch together, until each has ended."""
-
-    def _check(self) -> None:
-        super()._check()
-        outputs = {tensor.name: tensor for tensor in self.service.outputs}
-        if "tokens" not in outputs or not set(outputs) <= {"tokens", "lengths"}:
-            text = "task 'generate' has the outputs 'tokens' and, if wanted, 'lengths'"
-            raise ModelError(Code.EMODEL, text)
-        self._outputs = outputs
-        self._room = outputs["tokens"].shape[1]
-        config, options = self.model.config, self.service.options
-        stops = options.get("stop_tokens", config.eos_token_id)
-        stops = [] if stops is None else stops if isinstance(stops, list) else [stops]
-        self._stops = stops
-        self._pad = options.get("pad_token", config.pad_token_id or 0)
-        known = inspect.signature(self.model.forward).parameters
-        # Else the logits of a whole prompt are computed, of which the last are used.
-        self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in known else {}
-
-    def warm(self) -> None:
-        """Generate two tokens."""
-        import torch
-
-        one = torch.ones(1, dtype=torch.long)
-        self._generate({"tokens": torch.zeros(1, 1, dtype=torch.long), "lengths": one})
-
-    def __call__(self, *tensors: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Generate for the rows of a batch."""
-        return self._generate(self._named(tensors))
-
-    def _generate(self, named: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        import torch
-
-        run = Continuation(self, named)
-        while len(run.rows):
-            run.step()
-        results = {"tokens": run.tokens, "lengths": run.counts}
-        return {
-            name: results[name].to(getattr(torch, tensor.dtype))
-            for name, tensor in self._outputs.items()
-        }
-
-
-class Continuation:
-    """A batch in generation: rows that have ended leave it, so the others get faster."""
-
-    def __init__(self, task: Generator, named: dict[str, torch.Tensor]) -> None:
-        import torch
-
-        self._task = task
-        self._cache: Any = None
-        tokens, lengths = named["tokens"], named["lengths"]
-        n = len(tokens)
-        self.tokens = tokens.new_full((n, task._room), task._pad)
-        self.counts = tokens.new_zeros(n)
-        limits = named.get("max_new_tokens", self.counts).long()
-        self._limits = torch.where(limits > 0, limits, task._room).clamp(max=task._room)
-        self._samplers = samplers(named, n)
-        self._stops = tokens.new_tensor(task._stops)
-        self.rows = torch.nonzero(lengths > 0).flatten()
-        self._begin(tokens[self.rows], lengths[self.rows])
-
-    def _begin(self, tokens: torch.Tensor, lengths: torch.Tensor) -> None:
-        """Push prompts to the right, so that all rows go on in the same column."""
-        import torch
-
-        width = int(lengths.max()) if len(lengths) else 0
-        source = _columns(tokens[:, :width]) - (width - lengths)[:, None]
-        self._mask = (source >= 0).long()
-        self._ids = torch.where(source >= 0, tokens.gather(1, source.clamp(min=0)), 0)
-        self._positions = source.clamp(min=0)
-
-    def step(self) -> None:
-        """Add a token to each row that has not ended."""
-        output = self._task.engine(
-            input_ids=self._ids,
-            attention_mask=self._mask,
-            position_ids=self._positions,
-            past_key_values=self._cache,
-            use_cache=True,
-            **self._task._last_only,
-        )
-        self._cache = output.past_key_values
-        chosen = self._choose(output.logits[:, -1].float())
-        self.tokens[self.rows, self.counts[self.rows]] = chosen
-        self.counts[self.rows] += 1
-        self._advance(chosen)
-
-    def _advance(self, chosen: torch.Tensor) -> None:
-        import torch
-
-        full = self.counts[self.rows] >= self._limits[self.rows]
-        ended = torch.isin(chosen, self._stops) | full
-        self._ids = chosen[:, None]
-        self._positions = self._positions[:, -1:] + 1
-        self._mask = torch.cat([self._mask, self._mask.new_ones(len(chosen), 1)], 1)
-        if bool(ended.any()):
-            self._keep(torch.nonzero(~ended).flatten())
-
-    def _keep(self, stay: torch.Tensor) -> None:
-        self.rows = self.rows[stay]
-        self._ids, self._mask = self._ids[stay], self._mask[stay]
-        self._positions = self._positions[stay]
-        if len(stay):
-            self._cache.batch_select_indices(stay)
-
-    def _choose(self, logits: torch.Tensor) -> torch.Tensor:
-        chosen = logits.argmax(1)
-        for i, row in enumerate(self.rows.tolist()):
-            if row in self._samplers:
-                chosen[i] = self._samplers[row](logits[i])
-        if self._task.ranks > 1:
-            import torch.distributed as dist
-
-            # Ranks that went different ways would wait for each other for ever.
-            dist.broadcast(chosen, 0)
-        return chosen
-
-
-class Sampler:
-    """Draws the tokens of one row, from a stream of numbers of its own."""
-
-    def __init__(self, temperature: float, top_k: int, top_p: float, seed: int) -> None:
-        import torch
-
-        self._temperature = temperature
-        self._top_k = top_k
-        self._top_p = top_p if top_p > 0 else 1.0
-        self._stream = torch.Generator().manual_seed(seed)
-
-    def __call__(self, logits: torch.Tensor) -> torch.Tensor:
-        """Draw one."""
-        import torch
-
-        k = self._top_k if 0 < self._top_k < len(logits) else len(logits)
-        best, where = (logits.cpu() / self._temperature).topk(k)
-        weights = torch.softmax(best, 0)
-        # The fewest that make up top_p together, the likeliest always.
-        weights[(weights.cumsum(0) - weights) >= self._top_p] = 0
-        return where[torch.multinomial(weights, 1, generator=self._stream)[0]]
-
-
-def samplers(named: dict[str, torch.Tensor], rows: int) -> dict[int, Sampler]:
-    """Make a sampler for each row with a temperature; the others take the likeliest token."""
-
-    def at(name: str, row: int) -> Any:
-        return named[name][row].item() if name in named else 0
-
-    return {
-        row: Sampler(at("temperature", row), at("top_k", row), at("top_p", row), at("seed", row))
-        for row in range(rows)
-        if at("temperature", row) > 0
-    }
-
-
 def check(service: ServiceConfig, others: tuple[str, ...]) -> None:
     """Refuse options that neither the task nor the backend knows."""
     check_options(service, (*OPTIONS[service.task or ""], *others))
 
 
-def _columns(tokens: torch.Tensor) -> torch.Tensor:
+def columns(tokens: torch.Tensor) -> torch.Tensor:
+    """The numbers of the columns, as one row."""
     import torch
 
     return torch.arange(tokens.shape[1], device=tokens.device)[None, :]

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from mpiserve.backends.arrays import checked, dtype_of, zeros
-from mpiserve.backends.base import Backend, arranged, import_object
+from mpiserve.backends.base import Backend, Steps, arranged, import_object
 from mpiserve.errors import Code, ModelError
 
 if TYPE_CHECKING:
@@ -52,17 +52,27 @@ class ProcessedBackend(Backend):
         self._before = self._function("preprocess")
         self._after = self._function("postprocess")
         self._model.load()
+        if self._model.steps:
+            self.steps = ProcessedSteps(self._model.steps, self._prepared, self._finished)
 
     def run(self, inputs: tuple[np.ndarray, ...]) -> Any:
         """Run all three on a batch."""
-        rows, inner = len(inputs[0]), self._model.service
-        if self._before:
-            inputs = _fitting(self._before(*inputs), inner.inputs, rows, "preprocess, input")
-        room = zeros(inner.outputs, rows)
-        results: Any = self._model.run_batch(inputs, room, lambda _: None)
+        rows = len(inputs[0])
+        room = zeros(self._model.service.outputs, rows)
+        results = self._model.run_batch(self._prepared(inputs), room, lambda _: None)
+        return self._finished(results, rows)
+
+    def _prepared(self, inputs: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
+        if self._before is None:
+            return inputs
+        tensors = self._model.service.inputs
+        return _fitting(self._before(*inputs), tensors, len(inputs[0]), "preprocess, input")
+
+    def _finished(self, results: Any, rows: int) -> Any:
         if self._after is None:
             return results
-        return self._after(*_fitting(results, inner.outputs, rows, "output of the model"))
+        tensors = self._model.service.outputs
+        return self._after(*_fitting(results, tensors, rows, "output of the model"))
 
     def serving(self) -> AbstractContextManager[Any]:
         """Enclose the time of serving as the model wants it."""
@@ -76,6 +86,7 @@ class ProcessedBackend(Backend):
     def close(self) -> None:
         """Let the model go."""
         self._model.close()
+        self.steps = None
 
     def _function(self, key: str) -> Callable[..., Any] | None:
         spec = getattr(self.service, key)
@@ -85,6 +96,54 @@ class ProcessedBackend(Backend):
         if not callable(function):
             raise ModelError(Code.EMODEL, f"'{spec}' is not callable")
         return function
+
+
+class ProcessedSteps(Steps):
+    """Calls the functions for each request of a model that takes them one by one."""
+
+    def __init__(
+        self,
+        steps: Steps,
+        before: Callable[[tuple[np.ndarray, ...]], tuple[np.ndarray, ...]],
+        after: Callable[[Any, int], Any],
+    ) -> None:
+        self._steps = steps
+        self._before = before
+        self._after = after
+        self._rows: dict[int, int] = {}
+
+    @property
+    def busy(self) -> bool:
+        """As the model is."""
+        return self._steps.busy
+
+    @property
+    def room(self) -> bool:
+        """As the model has."""
+        return self._steps.room
+
+    def begin(self, key: int, client: int, inputs: tuple[np.ndarray, ...]) -> None:
+        """Prepare a request for the model."""
+        self._steps.begin(key, client, self._before(inputs))
+        self._rows[key] = len(inputs[0])
+
+    def step(self) -> dict[int, Any]:
+        """Let the model go on, and finish what has ended."""
+        return {key: self._finish(key, result) for key, result in self._steps.step().items()}
+
+    def drop(self, key: int) -> None:
+        """Forget a request."""
+        self._rows.pop(key, None)
+        self._steps.drop(key)
+
+    def _finish(self, key: int, result: Any) -> Any:
+        rows = self._rows.pop(key)
+        if isinstance(result, Exception):
+            return result
+        try:
+            return self._after(result, rows)
+        except Exception as error:
+            return error
 
 
 def _fitting(

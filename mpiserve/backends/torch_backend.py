@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from mpiserve.backends import language
 from mpiserve.backends.base import Backend, check_options, full_name, import_object, ordered
+from mpiserve.backends.generate import Generator
 from mpiserve.config import OBJECT, ServiceConfig
 from mpiserve.errors import ArgumentError, Code, ModelError
 
@@ -85,8 +86,7 @@ class TorchBackend(Backend):
         if compile_arguments is not None:
             self.compile(compile_arguments)
         if self.service.task:
-            ranks = self.service.tensor_parallel
-            self.module = language.create(self.service, module, self.module, ranks)
+            self.module = self._task(module)
             with self._inference():
                 self.module.warm()
 
@@ -101,6 +101,13 @@ class TorchBackend(Backend):
     def compile(self, arguments: dict[str, Any]) -> None:
         """Let the module be compiled when it is first called."""
         self.module = compiled(self.service, self.module, arguments)
+
+    def _task(self, module: torch.nn.Module) -> language.Task:
+        parts = (self.service, module, self.module, self.service.tensor_parallel)
+        if self.service.task == "embed":
+            return language.Embedder(*parts)
+        self.steps = Generator(*parts)
+        return self.steps
 
     def run(self, inputs: tuple[np.ndarray, ...]) -> list[np.ndarray]:
         """Call the module once, on tensors that view the batch."""
@@ -154,6 +161,7 @@ class TorchBackend(Backend):
     def close(self) -> None:
         """Free the module's memory."""
         self.__dict__.pop("module", None)
+        self.steps = None
 
     def _compile_arguments(self) -> dict[str, Any] | None:
         """Arguments of torch.compile, if the service asks for it.

@@ -150,7 +150,7 @@ with mpiserve.open() as session:
 
 
 def test_sixteen_clients_are_served_together(mpiexec, tmp_path):
-    clients, room = 16, 32
+    clients, room = 16, 24
     model = llama(tmp_path / "llama", width=256, layers=4)
     given = prompts(tmp_path, clients)
     # The first rank asks alone while the others count in the census: the delay is what it waits.
@@ -166,3 +166,68 @@ def test_sixteen_clients_are_served_together(mpiexec, tmp_path):
     alone, together = answers[0]["alone"], max(one["together"] for one in answers)
     print(f"one at a time {alone:.2f} s, together {together:.2f} s")
     assert together <= 0.35 * alone
+
+
+# Short prompts are asked for while a long one is under way; then one is read as it is written.
+ASK_MEANWHILE = """\
+import json
+import mpiserve
+import numpy as np
+
+with mpiserve.open() as session:
+    llama = session.service("llama")
+    prompts = np.load("prompts.npz")
+
+    def inputs(i, limit):
+        return prompts["tokens"][i : i + 1], prompts["lengths"][i : i + 1], np.array([limit])
+
+    def plain(i, limit):
+        return llama.submit(*inputs(i, limit), np.zeros((1, 2), np.int64))
+
+    meanwhile = 0
+    for _ in range(3):  # somebody else may have the core just now
+        long, count = plain(0, 0), 0
+        while not long.done():
+            short = plain(1, 1).result()
+            count += 1
+        meanwhile = max(meanwhile, count)
+    pieces = [piece.tolist() for piece in llama.stream(*inputs(2, 0))]
+    half = llama.stream(*inputs(3, 0), timeout=60)
+    first = next(half).tolist()
+    half.close()
+    after = llama.stream(*inputs(0, 5))
+    said = {"meanwhile": meanwhile, "long": long.result().tokens[0].tolist(), "pieces": pieces}
+    said |= {"short": short.tokens[0, :1].tolist(), "first": first}
+    said["after"] = np.concatenate(list(after)).tolist()
+    print(json.dumps(said), flush=True)
+"""
+
+
+def test_short_prompts_pass_long_ones_and_tokens_come_as_a_stream(mpiexec, tmp_path):
+    room = 32
+    model = llama(tmp_path / "llama", layers=4)
+    given = prompts(tmp_path, 4)
+    config = LLAMA.format(room=room, delay=200).replace(
+        '{ name = "lengths", dtype = "int64", shape = [-1] }]',
+        '{ name = "lengths", dtype = "int64", shape = [-1] },'
+        '{ name = "max_new_tokens", dtype = "int64", shape = [-1] },'
+        '{ name = "stream", dtype = "int64", shape = [-1, 2] }]',
+    )
+    wanted = f"shape = [-1, {room}] }}"
+    config = config.replace(
+        wanted, wanted + ', { name = "lengths", dtype = "int64", shape = [-1] }'
+    )
+    (tmp_path / "c.toml").write_text(config)
+    (tmp_path / "sim.py").write_text(ASK_MEANWHILE)
+
+    done = mpiexec(["-n", 2, *RUN, "c.toml", "sim.py"], timeout=100)
+
+    assert done.returncode == 0
+    (answer,) = said(done)
+    assert answer["meanwhile"] >= 3
+    assert answer["long"] == greedy(model, given[0], room)
+    assert answer["short"] == greedy(model, given[1], 1)
+    assert sum(answer["pieces"], []) == greedy(model, given[2], room)
+    assert len(answer["pieces"]) > 3
+    assert answer["first"] == greedy(model, given[3], room)[: len(answer["first"])]
+    assert answer["after"] == greedy(model, given[0], 5)

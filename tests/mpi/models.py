@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from mpi4py import MPI
 
+from mpiserve import Backend, Steps
+
 WEIGHTS_MISSING = "the weights of this model are missing"
 
 
@@ -87,3 +89,51 @@ def network(width: int = 32) -> Any:
     torch.manual_seed(7)
     layers = [torch.nn.Linear(5, width), torch.nn.GELU(), torch.nn.Linear(width, width)]
     return torch.nn.Sequential(*layers, torch.nn.Tanh(), torch.nn.Linear(width, 3))
+
+
+class Countdown(Backend):
+    """Answers each request after as many steps as it says, one that says inf when told to."""
+
+    def load(self) -> None:
+        self.steps = Counting()
+
+
+class Counting(Steps):
+    """Outputs: twice the input, and how many requests were dropped so far.
+
+    0 lets go who waits without end; -1 is refused; -2 makes the step fail.
+    """
+
+    def __init__(self) -> None:
+        self.jobs: dict[int, list[Any]] = {}
+        self.dropped = 0
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.jobs)
+
+    @property
+    def room(self) -> bool:
+        return len(self.jobs) < 8
+
+    def begin(self, key: int, client: int, inputs: tuple[np.ndarray, ...]) -> None:
+        steps = inputs[0].flat[0]
+        if steps == -1:
+            raise ValueError("minus one")
+        if steps == 0:
+            for job in self.jobs.values():
+                job[0] = min(job[0], 1)
+        self.jobs[key] = [steps, inputs[0]]
+
+    def step(self) -> dict[int, Any]:
+        time.sleep(0.0005)
+        for job in self.jobs.values():
+            job[0] -= 1
+        if any(job[0] == -3 for job in self.jobs.values()):
+            raise ValueError("minus two")
+        done = [key for key, job in self.jobs.items() if job[0] <= 0]
+        inputs = {key: self.jobs.pop(key)[1] for key in done}
+        return {key: (2 * x, np.full(x.shape, self.dropped, x.dtype)) for key, x in inputs.items()}
+
+    def drop(self, key: int) -> None:
+        self.dropped += self.jobs.pop(key, None) is not None

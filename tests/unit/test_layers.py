@@ -27,7 +27,10 @@ PYTHON = {
     "backends.base": BASE,
     "backends.group": set(),
     "backends.language": BASE | {"backends.base"},
-    "backends.torch_backend": BASE | {"backends", "backends.base", "backends.language"},
+    "backends.sequences": set(),
+    "backends.generate": BASE | {"backends.base", "backends.language", "backends.sequences"},
+    "backends.torch_backend": BASE
+    | {"backends", "backends.base", "backends.generate", "backends.language"},
     "backends.weights": BASE | {"backends.group"},
     "backends.deepspeed_backend": BASE
     | {"backends", "backends.base", "backends.group", "backends.torch_backend"}
@@ -40,10 +43,11 @@ PYTHON = {
     "backends": BASE | {"backends.base", "backends.processed"},
     "_arrays": {"errors"},
     "_broker": BASE | {"_arrays"},
+    "stepping": {"errors", "_broker", "backends.base"},
     "team": {"errors", "_broker", "backends.group"},
     "server": BASE
     | {"_broker", "backends", "backends.arrays", "backends.base", "backends.group", "partition"}
-    | {"team"},
+    | {"stepping", "team"},
     "pool": {"errors", "partition", "server", "_broker"},
     # A session hands itself over to its server in serve(); the server never looks back.
     "session": BASE | {"_broker", "_check", "partition", "pool", "server"},
@@ -105,6 +109,7 @@ LEVELS = {
     "pool": 2,
     "balance": 2,
     "batch": 2,
+    "held": 3,
     "slot": 3,
     "world": 3,
     "window": 4,
@@ -116,11 +121,14 @@ LEVELS = {
     "client": 7,
     "broker": 7,
     "serving": 8,
-    "api": 9,
+    "late": 9,
+    "session": 9,
+    "api": 10,
+    "tickets": 10,
 }
 CLIENT_SIDE = {"client", "call", "link", "balance"}
-BROKER_SIDE = {"broker", "assembly", "port", "pool", "batch", "thread", "serving"}
-WITHOUT_MPI = ("error", "tensor", "slot", "balance", "batch", "pool", "wait", "live")
+BROKER_SIDE = {"broker", "assembly", "port", "pool", "batch", "held", "thread", "serving", "late"}
+WITHOUT_MPI = ("error", "tensor", "slot", "balance", "batch", "pool", "wait", "live", "held")
 
 
 def module_name(path):

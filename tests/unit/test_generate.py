@@ -1,0 +1,272 @@
+"""Generation in steps: sequences that come and go, and streams, beside transformers itself."""
+
+import numpy as np
+import pytest
+import torch
+from language_models import VOCABULARY, greedy, llama
+
+from mpiserve import backends
+from mpiserve.config import Config
+from mpiserve.errors import ArgumentError, ModelError
+
+WIDTH, ROOM = 9, 12
+OPENS, READS, ENDS = range(3)
+
+
+def tensor(name, *shape):
+    return {"name": name, "dtype": "int64", "shape": [-1, *shape]}
+
+
+BASE = [tensor("tokens", WIDTH), tensor("lengths"), tensor("max_new_tokens")]
+STREAM = tensor("stream", 2)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("generate")
+
+
+@pytest.fixture(scope="module")
+def gpt(folder):
+    return llama(folder / "llama")
+
+
+@pytest.fixture
+def make(folder, gpt):
+    def build(*more, rows=4, outputs=("tokens", "lengths"), replicas=1, **options):
+        shapes = {"tokens": tensor("tokens", ROOM), "lengths": tensor("lengths")}
+        table = {"task": "generate", "model": "llama", "backend": "torch", "max_batch_rows": rows}
+        table["replicas"] = replicas
+        table |= {"inputs": [*BASE, *more], "outputs": [shapes[name] for name in outputs]}
+        config = Config.from_dict({"service": {"s": table | {"options": options}}}, folder=folder)
+        backend = backends.create(config.services[0])
+        backend.load()
+        return backend.steps
+
+    return build
+
+
+def prompt(seed):
+    random = np.random.default_rng(seed)
+    tokens, length = random.integers(1, VOCABULARY, (1, WIDTH)), random.integers(1, WIDTH + 1, 1)
+    return tokens, length, tokens[0, : length[0]]
+
+
+def ask(steps, key, seed, limit=0, stream=None):
+    tokens, lengths, _ = prompt(seed)
+    more = [] if stream is None else [np.array([stream])]
+    steps.begin(key, 0, (tokens, lengths, np.array([limit]), *more))
+
+
+def until(steps, *keys):
+    """Step until these are answered."""
+    said = {}
+    for _ in range(100):
+        said |= steps.step()
+        if said.keys() >= set(keys):
+            return said
+    raise AssertionError(f"{keys} were not answered, but {said.keys()}")
+
+
+def words(result):
+    return result["tokens"][0, : result["lengths"][0]].tolist()
+
+
+def test_sequences_that_join_and_leave_are_what_each_is_alone(make, gpt):
+    steps, said = make(), {}
+    limits = [ROOM, 2, 5, 1, ROOM, 3, 7, ROOM, 4, ROOM]
+    for key, limit in enumerate(limits):
+        ask(steps, key, key, limit)
+        for _ in range(key % 3):
+            said |= steps.step()
+    said |= until(steps, *(set(range(10)) - said.keys()))
+    for key, limit in enumerate(limits):
+        assert words(said[key]) == greedy(gpt, prompt(key)[2], limit)
+    assert not steps.busy
+
+
+def test_a_short_one_ends_before_a_long_one_that_was_there_first(make):
+    steps = make()
+    ask(steps, 1, 1)
+    steps.step()
+    ask(steps, 2, 2, limit=2)
+    assert until(steps, 2).keys() == {2}
+    assert until(steps, 1).keys() == {1}
+
+
+def test_so_many_run_as_a_batch_has_rows_and_the_others_wait(make, gpt):
+    steps = make(rows=2)
+    assert steps.room
+    for key in range(5):
+        ask(steps, key, key, limit=3)
+    assert not steps.room
+    assert steps.step() == {}
+    assert len(steps._running.lines) == 2
+    said = until(steps, *range(5))
+    assert all(words(said[key]) == greedy(gpt, prompt(key)[2], 3) for key in range(5))
+
+
+def test_what_is_dropped_leaves_at_once(make, gpt):
+    steps = make()
+    for key in range(3):
+        ask(steps, key, key)
+    steps.step()
+    steps.drop(1)
+    steps.step()
+    assert len(steps._running.lines) == 2
+    said = until(steps, 0, 2)
+    assert said.keys() == {0, 2}
+    assert words(said[2]) == greedy(gpt, prompt(2)[2], ROOM)
+
+
+def test_a_request_of_several_rows_is_answered_when_its_last_row_ends(make, gpt):
+    steps = make(rows=2)  # so its rows do not even run together
+    parts = [prompt(seed) for seed in range(3)]
+    tokens, lengths = (np.concatenate([part[i] for part in parts]) for i in range(2))
+    steps.begin(7, 0, (tokens, lengths, np.array([2, ROOM, 3])))
+    result = until(steps, 7)[7]
+    assert result["lengths"].tolist() == [2, ROOM, 3]
+    for row, limit in enumerate([2, ROOM, 3]):
+        new = result["tokens"][row, :limit].tolist()
+        assert new == greedy(gpt, parts[row][2], limit)
+
+
+def test_prompts_that_cannot_be_read_cost_themselves(make, gpt, monkeypatch):
+    steps = make()
+    ask(steps, 1, 1)
+    steps.step()
+    monkeypatch.setattr(steps._running, "join", lambda lines: 1 / 0)
+    ask(steps, 2, 2)
+    assert isinstance(until(steps, 2)[2], ZeroDivisionError)
+    monkeypatch.undo()
+    assert words(until(steps, 1)[1]) == greedy(gpt, prompt(1)[2], ROOM)
+
+
+def test_a_step_that_fails_leaves_nothing_behind(make, gpt, monkeypatch):
+    steps = make(STREAM)
+    ask(steps, 1, 1, stream=[5, OPENS])
+    until(steps, 1)
+    ask(steps, 2, 2, stream=[0, OPENS])
+    monkeypatch.setattr(steps._running, "step", lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        until(steps, 2)
+    monkeypatch.undo()
+    assert not steps.busy
+    ask(steps, 3, 3, stream=[0, OPENS])
+    assert words(until(steps, 3)[3]) == greedy(gpt, prompt(3)[2], ROOM)
+
+
+def test_a_stream_gives_each_token_once_and_then_none(make, gpt):
+    steps, got = make(STREAM), []
+    ask(steps, 0, 1, stream=[9, OPENS])
+    for key in range(100):
+        new = words(until(steps, key)[key])
+        got += new
+        if not new:
+            break
+        for _ in range(3 if key == 3 else 0):
+            steps.step()
+        ask(steps, key + 1, 0, stream=[9, READS])
+    assert got == greedy(gpt, prompt(1)[2], ROOM)
+    assert key < ROOM  # what came meanwhile was given together
+    assert not steps._streams
+
+
+def test_a_stream_is_its_clients_own(make):
+    steps = make(STREAM)
+    tokens, lengths, _ = prompt(1)
+    for client in (3, 4):
+        steps.begin(client, client, (tokens, lengths, np.array([0]), np.array([[1, OPENS]])))
+    assert until(steps, 3, 4).keys() == {3, 4}
+    with pytest.raises(ModelError, match="rank 5 has no stream 1: it ended, or was not read for"):
+        steps.begin(9, 5, (tokens, lengths, np.array([0]), np.array([[1, READS]])))
+
+
+def test_a_stream_that_is_ended_or_whose_reader_is_gone_is_dropped(make):
+    steps = make(STREAM)
+    ask(steps, 1, 1, stream=[1, OPENS])
+    ask(steps, 2, 2, stream=[2, OPENS])
+    until(steps, 1, 2)
+    ask(steps, 3, 1, stream=[1, ENDS])
+    assert words(until(steps, 3)[3]) == []
+    ask(steps, 4, 2, stream=[2, READS])
+    steps.drop(4)
+    steps.step()
+    assert not steps._running.lines
+    for number in (1, 2):
+        with pytest.raises(ModelError, match=f"no stream {number}"):
+            ask(steps, 5, 1, stream=[number, READS])
+
+
+def test_a_stream_that_is_not_read_is_dropped_after_a_while(make):
+    steps = make(STREAM, stream_timeout_s=0.01)
+    ask(steps, 1, 1, stream=[1, OPENS])
+    until(steps, 1)
+    for stream in list(steps._streams.values()):
+        stream.since -= 1.0
+    steps.step()
+    assert not steps._streams
+
+
+def test_mistakes_with_streams_are_named(make):
+    steps = make(STREAM)
+    ask(steps, 1, 1, stream=[1, OPENS])
+    with pytest.raises(ModelError, match="stream 1 of rank 0 is open already"):
+        ask(steps, 2, 1, stream=[1, OPENS])
+    with pytest.raises(ModelError, match="is being read"):
+        ask(steps, 2, 1, stream=[1, READS])
+    with pytest.raises(ModelError, match="opened, read or ended: 0, 1 or 2"):
+        ask(steps, 2, 1, stream=[1, 3])
+    two = [np.repeat(array, 2, axis=0) for array in (*prompt(1)[:2], np.array([0]))]
+    with pytest.raises(ModelError, match="has one row"):
+        steps.begin(3, 0, (*two, np.array([[2, OPENS], [3, OPENS]])))
+    with pytest.raises(ModelError, match="needs the output 'lengths'"):
+        make(STREAM, outputs=("tokens",))
+    with pytest.raises(ModelError, match="needs replicas = 1"):
+        make(STREAM, replicas=2)
+    with pytest.raises(ModelError, match=r"has the shape \[-1, 2\]"):
+        make(tensor("stream"))
+    with pytest.raises(ArgumentError, match="stream_timeout_s: must be a positive number"):
+        make(STREAM, stream_timeout_s=0)
+
+
+def test_prompts_of_no_tokens_end_at_once(make):
+    steps = make()
+    with torch.inference_mode():
+        steps.begin(1, 0, (np.zeros((1, WIDTH), np.int64), np.array([0]), np.array([0])))
+        assert words(steps.step()[1]) == []
+
+
+def from_text(text, *others):
+    """A tokenizer of bytes: tokens of a text, which ends at its first zero."""
+    lengths = (text != 0).sum(axis=1)
+    return text[:, :WIDTH].astype(np.int64) % VOCABULARY, lengths, *others
+
+
+def to_text(tokens, lengths):
+    return (np.where(np.arange(ROOM) < lengths[:, None], tokens + 32, 0)).astype(np.uint8)
+
+
+def test_texts_go_in_and_out_by_functions_of_the_users(folder, gpt):
+    text = {"name": "text", "dtype": "uint8"}
+    table = {
+        "task": "generate",
+        "model": "llama",
+        "backend": "torch",
+        "inputs": [text | {"shape": [-1, WIDTH]}, tensor("max_new_tokens")],
+        "outputs": [text | {"shape": [-1, ROOM]}],
+        "model_inputs": BASE,
+        "model_outputs": [tensor("tokens", ROOM), tensor("lengths")],
+        "preprocess": f"{__name__}:from_text",
+        "postprocess": f"{__name__}:to_text",
+    }
+    config = Config.from_dict({"service": {"s": table}}, folder=folder)
+    backend = backends.create(config.services[0])
+    backend.load()
+    for key, words in enumerate((b"simulate", b"infer")):
+        given = np.frombuffer(words.ljust(WIDTH, b"\0"), np.uint8)[None]
+        backend.steps.begin(key, 0, (given, np.array([3 + key])))
+    said = until(backend.steps, 0, 1)
+    for key, words in enumerate((b"simulate", b"infer")):
+        new = greedy(gpt, np.frombuffer(words, np.uint8).astype(np.int64) % VOCABULARY, 3 + key)
+        assert bytes(said[key][0]).rstrip(b"\0") == bytes(token + 32 for token in new)
