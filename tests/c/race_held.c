@@ -42,7 +42,7 @@ static void ask(msi_link *link, int i) {
   int64_t rows = 1 + i % 40;
   for (int64_t k = 0; k < rows; k++) in[k] = link->lane * 1000 + i + (double)k;
   msi_cargo cargo = {.rows = rows, .input = {-1}, .output = {-1}, .inputs = {in}, .outputs = {out}};
-  msi_link_infer(link, &cargo, NULL, &sequence);
+  msi_link_infer(link, MSI_INFER, &cargo, NULL, &sequence);
   if (i % 3 == 0) msi_link_cancel(link, sequence);
   int code = take_reply(link, &cargo);
   wrong |= code && (i % 3 || code != MPISERVE_ECANCELLED);
