@@ -8,7 +8,7 @@
 #include "live.h"
 #include "session.h"
 
-static const double FOREVER_SLICE = 1.0;
+enum { MAX_PRIORITY = 100 };
 
 /* ---- library ------------------------------------------------------------------ */
 
@@ -77,7 +77,7 @@ static int check_service(const mpiserve_service *service) {
   return not_open("the session of the service is not open");
 }
 
-static int check_role(const mpiserve_session *session, int role) {
+int msi_check_role(const mpiserve_session *session, int role) {
   int code = check_session(session);
   if (code) return code;
   if (session->world.role == role) return MPISERVE_OK;
@@ -86,7 +86,7 @@ static int check_role(const mpiserve_session *session, int role) {
 }
 
 int msi_check_serving(const mpiserve_session *session) {
-  int code = check_role(session, MPISERVE_INFERENCE);
+  int code = msi_check_role(session, MPISERVE_INFERENCE);
   if (code || session->published) return code;
   return msi_error(MPISERVE_ESTATE, "rank %d has not published its service", session->world.rank);
 }
@@ -110,14 +110,14 @@ static int check_open(MPI_Comm world, int role) {
 }
 
 /* Both roles come here with their registry, and open their windows together. */
-static int open_windows(mpiserve_session *session, const size_t bytes[MSI_TRANSPORTS]) {
+int msi_open_windows(mpiserve_session *session, const size_t bytes[MSI_TRANSPORTS]) {
   return msi_window_open(&session->window, &session->world, bytes);
 }
 
 static int open_simulation(mpiserve_session *session) {
   const size_t none[MSI_TRANSPORTS] = {0};
   int code = msi_world_publish(&session->world, 0, NULL);
-  if (!code) code = open_windows(session, none);
+  if (!code) code = msi_open_windows(session, none);
   /* Heads clear their lanes before anybody writes there. */
   if (!code) code = msi_world_barrier(&session->world);
   if (!code) code = msi_client_open(&session->client, &session->world, &session->window);
@@ -214,7 +214,7 @@ int mpiserve_counters_get(mpiserve_session *session, mpiserve_counters *counters
 }
 
 int mpiserve_fail(mpiserve_session *session, const char *text) {
-  int code = check_role(session, MPISERVE_SIMULATION);
+  int code = msi_check_role(session, MPISERVE_SIMULATION);
   return code ? code : msi_client_fail(&session->client, text ? text : "no reason given");
 }
 
@@ -238,14 +238,14 @@ int mpiserve_close(mpiserve_session *session) {
 /* ---- services and requests --------------------------------------------------------- */
 
 int mpiserve_service_count(mpiserve_session *session, int *count) {
-  int code = check_role(session, MPISERVE_SIMULATION);
+  int code = msi_check_role(session, MPISERVE_SIMULATION);
   if (code || !count) return code ? code : msi_null_argument("count");
   *count = session->client.n_services;
   return MPISERVE_OK;
 }
 
 int mpiserve_service_at(mpiserve_session *session, int index, mpiserve_service **service) {
-  int code = check_role(session, MPISERVE_SIMULATION);
+  int code = msi_check_role(session, MPISERVE_SIMULATION);
   if (code || !service) return code ? code : msi_null_argument("service");
   *service = NULL;
   if (index < 0 || index >= session->client.n_services)
@@ -254,7 +254,7 @@ int mpiserve_service_at(mpiserve_session *session, int index, mpiserve_service *
 }
 
 int mpiserve_service_find(mpiserve_session *session, const char *name, mpiserve_service **service) {
-  int code = check_role(session, MPISERVE_SIMULATION);
+  int code = msi_check_role(session, MPISERVE_SIMULATION);
   if (code || !name || !service) return code ? code : msi_null_argument(name ? "service" : "name");
   *service = NULL;
   code = msi_client_find(&session->client, name, service);
@@ -287,6 +287,17 @@ static int match(mpiserve_service *service, int n_inputs, const mpiserve_tensor 
   return code;
 }
 
+/* Not a number is out of range. */
+static int check_options(const mpiserve_options *options) {
+  if (!(options->deadline >= 0))
+    return msi_error(MPISERVE_EARG, "a deadline of %g s: it must be positive, or 0 for none",
+                     options->deadline);
+  if (options->priority < -MAX_PRIORITY || options->priority > MAX_PRIORITY)
+    return msi_error(MPISERVE_EARG, "priority %d is not in -%d to %d", (int)options->priority,
+                     MAX_PRIORITY, MAX_PRIORITY);
+  return MPISERVE_OK;
+}
+
 static int submit(mpiserve_service *service, int n_inputs, const mpiserve_tensor *inputs,
                   int n_outputs, const mpiserve_tensor *outputs, const mpiserve_options *options,
                   int timed, mpiserve_request *request) {
@@ -298,6 +309,7 @@ static int submit(mpiserve_service *service, int n_inputs, const mpiserve_tensor
     return msi_null_argument("inputs or outputs");
   *request = (mpiserve_request){0};
   code = match(service, n_inputs, inputs, n_outputs, outputs, &rows, in, out);
+  if (!code && options) code = check_options(options);
   return code ? code : msi_call_submit(service, rows, in, out, options, timed, request);
 }
 
@@ -314,7 +326,7 @@ int mpiserve_submit_with(mpiserve_service *service, int n_inputs, const mpiserve
 
 int mpiserve_test(mpiserve_session *session, mpiserve_request *request, int *done,
                   mpiserve_stats *stats) {
-  int code = check_role(session, MPISERVE_SIMULATION);
+  int code = msi_check_role(session, MPISERVE_SIMULATION);
   if (code || !request || !done)
     return code ? code : msi_null_argument(request ? "done" : "request");
   code = msi_call_wait(&session->client, request, 0, stats);
@@ -324,13 +336,13 @@ int mpiserve_test(mpiserve_session *session, mpiserve_request *request, int *don
 
 int mpiserve_wait(mpiserve_session *session, mpiserve_request *request, double timeout,
                   mpiserve_stats *stats) {
-  int code = check_role(session, MPISERVE_SIMULATION);
+  int code = msi_check_role(session, MPISERVE_SIMULATION);
   if (code || !request) return code ? code : msi_null_argument("request");
   return msi_call_wait(&session->client, request, timeout, stats);
 }
 
 int mpiserve_cancel(mpiserve_session *session, mpiserve_request *request) {
-  int code = check_role(session, MPISERVE_SIMULATION);
+  int code = msi_check_role(session, MPISERVE_SIMULATION);
   if (code || !request) return code ? code : msi_null_argument("request");
   return msi_call_cancel(&session->client, request);
 }
@@ -361,153 +373,4 @@ int mpiserve_buffer_give(mpiserve_service *service, mpiserve_buffer *buffer) {
   int code = check_service(service);
   if (code || !buffer) return code ? code : msi_null_argument("buffer");
   return msi_client_buffer_give(service, buffer);
-}
-
-/* ---- serving ------------------------------------------------------------------------ */
-
-static int check_description(const mpiserve_description *d) {
-  if (!d->name[0] || !memchr(d->name, 0, sizeof d->name))
-    return msi_error(MPISERVE_ECONFIG, "a service has no name, or one over %d bytes",
-                     MPISERVE_NAME_SIZE - 1);
-  if (d->error) return MPISERVE_OK;
-  if (d->n_inputs < 1 || d->n_outputs < 1)
-    return msi_error(MPISERVE_ECONFIG, "service '%s': at least one input and one output", d->name);
-  if (d->max_batch_rows < 1 || d->max_batch_rows > INT32_MAX / 2 || d->max_delay_ns < 0)
-    return msi_error(MPISERVE_ECONFIG, "service '%s': max_batch_rows or max_delay out of range",
-                     d->name);
-  if (d->max_queue_rows < 0 || d->on_full < MPISERVE_WAIT || d->on_full > MPISERVE_REJECT)
-    return msi_error(MPISERVE_ECONFIG, "service '%s': max_queue_rows or on_full out of range",
-                     d->name);
-  msi_layout layout;
-  return msi_layout_init(&layout, d, 1);
-}
-
-static int check_names(const mpiserve_description *descriptions, int n) {
-  for (int i = 0; i < n; i++)
-    if (!strcmp(descriptions[i].name, descriptions[n].name))
-      return msi_error(MPISERVE_ECONFIG, "service '%s' is published twice by one rank",
-                       descriptions[n].name);
-  return MPISERVE_OK;
-}
-
-/* A wrong description is published as a failed service: the world is waiting. */
-static int adopt(mpiserve_session *session, int n) {
-  mpiserve_description *mine = &session->descriptions[n];
-  int code = check_description(mine);
-  if (!code) code = check_names(session->descriptions, n);
-  if (code) {
-    mine->error = code;
-    snprintf(mine->error_text, MPISERVE_TEXT_SIZE, "%s", mpiserve_last_error());
-  }
-  if (mine->error) mine->n_inputs = mine->n_outputs = 0;
-  return code;
-}
-
-static int publish(mpiserve_session *session, int n) {
-  size_t bytes[MSI_TRANSPORTS];
-  int code = msi_world_publish(&session->world, n, session->descriptions);
-  session->broken = code != MPISERVE_OK;
-  if (code) return code;
-  session->published = n;
-  int opened =
-      msi_serving_open(&session->serving, &session->world, n, session->descriptions, bytes);
-  if (opened) bytes[MPISERVE_SHARED] = bytes[MPISERVE_RMA] = 0;
-  code = open_windows(session, bytes);
-  session->broken = code != MPISERVE_OK; /* on every rank */
-  if (!opened && !code) opened = msi_serving_attach(&session->serving, &session->window);
-  if (!code) code = msi_world_barrier(&session->world);
-  return opened ? opened : code;
-}
-
-int mpiserve_publish_all(mpiserve_session *session, int n,
-                         const mpiserve_description *descriptions) {
-  int code = check_role(session, MPISERVE_INFERENCE), wrong = -1;
-  if (code || !descriptions) return code ? code : msi_null_argument("descriptions");
-  if (n < 1) return msi_error(MPISERVE_EARG, "%d services", n);
-  if (session->published) return msi_error(MPISERVE_ESTATE, "published already");
-  session->descriptions = calloc((size_t)n, sizeof *descriptions);
-  if (!session->descriptions) return msi_error(MPISERVE_ENOMEM, "no memory for %d services", n);
-  memcpy(session->descriptions, descriptions, (size_t)n * sizeof *descriptions);
-  for (int i = 0; i < n; i++)
-    if (adopt(session, i) && wrong < 0) wrong = i;
-  code = publish(session, n);
-  if (code || wrong < 0) return code;
-  const mpiserve_description *first = &session->descriptions[wrong];
-  return msi_error(first->error, "%s", first->error_text);
-}
-
-int mpiserve_publish(mpiserve_session *session, const mpiserve_description *description) {
-  int code = check_role(session, MPISERVE_INFERENCE);
-  if (code || !description) return code ? code : msi_null_argument("description");
-  return mpiserve_publish_all(session, 1, description);
-}
-
-int mpiserve_batch_next(mpiserve_session *session, double timeout, mpiserve_batch *batch) {
-  int code = msi_check_serving(session);
-  if (code || !batch) return code ? code : msi_null_argument("batch");
-  return msi_serving_next(&session->serving, timeout, batch);
-}
-
-int mpiserve_batch_reply(mpiserve_session *session, const void *const *outputs) {
-  int code = msi_check_serving(session);
-  if (code || !outputs) return code ? code : msi_null_argument("outputs");
-  return msi_broker_reply(session->serving.current, outputs);
-}
-
-int mpiserve_batch_reply_rows(mpiserve_session *session, int64_t rows, const void *const *outputs) {
-  int code = msi_check_serving(session);
-  if (code || !outputs) return code ? code : msi_null_argument("outputs");
-  return msi_broker_reply_rows(session->serving.current, rows, outputs);
-}
-
-int mpiserve_batch_fail(mpiserve_session *session, int code, const char *text) {
-  int wrong = msi_check_serving(session);
-  if (wrong) return wrong;
-  if (code >= 0) return msi_error(MPISERVE_EARG, "%d is not the code of an error", code);
-  return msi_broker_fail(session->serving.current, code, text ? text : mpiserve_strerror(code));
-}
-
-int mpiserve_mpi_take(mpiserve_session *session) {
-  int wrong = msi_check_serving(session);
-  if (!wrong) msi_thread_rest(&session->serving.thread);
-  return wrong;
-}
-
-int mpiserve_mpi_give(mpiserve_session *session) {
-  int wrong = msi_check_serving(session);
-  if (!wrong) msi_thread_wake(&session->serving.thread);
-  return wrong;
-}
-
-static int check_echo(const mpiserve_description *d) {
-  msi_layout layout;
-  mpiserve_description copy = *d;
-  copy.overwrites = 1; /* which needs what echo needs */
-  return msi_layout_init(&layout, &copy, 1);
-}
-
-int mpiserve_serve_echo(mpiserve_session *session, double timeout) {
-  int code = msi_check_serving(session);
-  for (int i = 0; !code && i < session->published; i++)
-    code = check_echo(&session->descriptions[i]);
-  int64_t deadline = msi_deadline(timeout);
-  while (!code) {
-    double slice = timeout < 0 || timeout > FOREVER_SLICE ? FOREVER_SLICE : timeout;
-    code = msi_serving_next(&session->serving, slice, NULL);
-    if (!code) code = msi_broker_reply(session->serving.current, NULL);
-    if (code == MPISERVE_ETIMEOUT && msi_now() < deadline) code = MPISERVE_OK;
-    if (!code && session->serving.current->closed_ns > deadline)
-      code = msi_error(MPISERVE_ETIMEOUT, "time to return");
-  }
-  return code;
-}
-
-int mpiserve_peer_error(mpiserve_session *session, int *rank, int *remaining, char *text) {
-  int code = msi_check_serving(session);
-  if (code) return code;
-  const msi_broker *witness = msi_serving_witness(&session->serving);
-  if (rank) *rank = witness->failed_rank;
-  if (remaining) *remaining = (int)witness->remaining;
-  if (text) snprintf(text, MPISERVE_TEXT_SIZE, "%s", witness->failed_text);
-  return MPISERVE_OK;
 }

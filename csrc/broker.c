@@ -351,7 +351,7 @@ static int drop(msi_broker *broker, uint32_t i, int cancelled) {
   ++*(cancelled ? &broker->counters.cancelled : &broker->counters.dropped);
   if (cancelled) return msi_broker_refuse(broker, &entry, MPISERVE_ECANCELLED, NULL);
   return msi_broker_refuse(broker, &entry, MPISERVE_EDEADLINE,
-                "the deadline passed before the model could begin with the request");
+                           "the deadline passed before the model could begin with the request");
 }
 
 /* Requests that nobody wants any more end here: no batch is closed for them. */

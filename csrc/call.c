@@ -6,8 +6,6 @@
 
 #include "error.h"
 
-enum { MAX_PRIORITY = 100 };
-
 struct msi_call {
   uint32_t index, generation; /* its id is generation << 32 | index + 1 */
   enum {
@@ -311,17 +309,6 @@ static void load(msi_call *call, int64_t rows, void *const *inputs, void *const 
     hold(link, &cargo->output, cargo->output.lease);
 }
 
-/* Not a number is out of range. */
-static int check_options(const mpiserve_options *options) {
-  if (!(options->deadline >= 0))
-    return msi_error(MPISERVE_EARG, "a deadline of %g s: it must be positive, or 0 for none",
-                     options->deadline);
-  if (options->priority < -MAX_PRIORITY || options->priority > MAX_PRIORITY)
-    return msi_error(MPISERVE_EARG, "priority %d is not in -%d to %d", (int)options->priority,
-                     MAX_PRIORITY, MAX_PRIORITY);
-  return MPISERVE_OK;
-}
-
 static void want(msi_call *call, const mpiserve_options *options) {
   call->cargo.priority = (int8_t)(options ? options->priority : 0);
   if (!options || options->deadline == 0 || options->deadline > 9e8) return;
@@ -384,12 +371,10 @@ int msi_call_submit(mpiserve_service *service, int64_t rows, void *const *inputs
                     void *const *outputs, const mpiserve_options *options, int timed,
                     mpiserve_request *request) {
   msi_client *client = service->client;
-  int code = options ? check_options(options) : MPISERVE_OK;
-  if (code) return code;
   msi_call *call = call_take(client);
   if (!call) return msi_error(MPISERVE_ENOMEM, "no memory for a request");
   call->submitted_ns = timed ? msi_now() : 0;
-  code = choose(service, call, rows, inputs, outputs);
+  int code = choose(service, call, rows, inputs, outputs);
   if (code) {
     call_give(client, call);
     return code;

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from mpiserve.config import Config
     from mpiserve.session import Session, open
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"
 
 __all__ = [
     "ArgumentError",

@@ -34,7 +34,7 @@ extern "C" {
 #endif
 
 #define MPISERVE_VERSION_MAJOR 0
-#define MPISERVE_VERSION_MINOR 3
+#define MPISERVE_VERSION_MINOR 4
 #define MPISERVE_VERSION_PATCH 0
 
 /* Raised by every change after which a program must be compiled anew. It is the

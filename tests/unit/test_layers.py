@@ -124,7 +124,7 @@ LEVELS = {
     "late": 9,
     "session": 9,
     "api": 10,
-    "tickets": 10,
+    "api_serving": 10,
 }
 CLIENT_SIDE = {"client", "call", "link", "balance"}
 BROKER_SIDE = {"broker", "assembly", "port", "pool", "batch", "held", "thread", "serving", "late"}
