@@ -48,7 +48,7 @@ cdef class Service:
     cdef Session _session
     cdef mpiserve_service *_service
     cdef readonly str name, engine, transport
-    cdef bint _far  # over a network: its flushes may wait, and for ever if that is cut
+    cdef bint _far  # perhaps over a network: its flushes may wait, and for ever if that is cut
     cdef readonly tuple inputs, outputs
     cdef readonly int64_t max_batch_rows
     cdef readonly int replicas, head
@@ -313,7 +313,8 @@ cdef make_service(Session session, mpiserve_service *found):
     service.max_batch_rows = description.max_batch_rows
     service.replicas, service.head = replicas, head
     service.transport = "shared" if transport == MPISERVE_SHARED else "rma"
-    service._far = transport != MPISERVE_SHARED
+    # Of several replicas any may be asked, whatever the way to this rank's own is.
+    service._far = transport != MPISERVE_SHARED or replicas > 1
     service._input_specs = specs_of(service.inputs)
     service._output_specs = specs_of(service.outputs)
     service._row_bytes = sum(dtype.itemsize * prod(shape) for dtype, shape in service._input_specs)
