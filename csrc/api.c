@@ -1,8 +1,7 @@
 /* api: the public functions. They check arguments and call inward. */
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-#include <stdio.h>
 
 #include "error.h"
 #include "live.h"
@@ -109,15 +108,10 @@ static int check_open(MPI_Comm world, int role) {
   return msi_world_check_closed(world);
 }
 
-/* Both roles come here with their registry, and open their windows together. */
-int msi_open_windows(mpiserve_session *session, const size_t bytes[MSI_TRANSPORTS]) {
-  return msi_window_open(&session->window, &session->world, bytes);
-}
-
 static int open_simulation(mpiserve_session *session) {
   const size_t none[MSI_TRANSPORTS] = {0};
   int code = msi_world_publish(&session->world, 0, NULL);
-  if (!code) code = msi_open_windows(session, none);
+  if (!code) code = msi_window_open(&session->window, &session->world, none);
   /* Heads clear their lanes before anybody writes there. */
   if (!code) code = msi_world_barrier(&session->world);
   if (!code) code = msi_client_open(&session->client, &session->world, &session->window);

@@ -59,7 +59,7 @@ static int publish(mpiserve_session *session, int n) {
   int opened =
       msi_serving_open(&session->serving, &session->world, n, session->descriptions, bytes);
   if (opened) bytes[MPISERVE_SHARED] = bytes[MPISERVE_RMA] = 0;
-  code = msi_open_windows(session, bytes);
+  code = msi_window_open(&session->window, &session->world, bytes);
   session->broken = code != MPISERVE_OK; /* on every rank */
   if (!opened && !code) opened = msi_serving_attach(&session->serving, &session->window);
   if (!code) code = msi_world_barrier(&session->world);

@@ -87,11 +87,6 @@ static void note_missing(msi_broker *broker) {
 
 /* ---- requests ------------------------------------------------------------------- */
 
-/* Pairs with the client's release: it wants nothing of this request any more. */
-static int is_cancelled(const msi_slot *slot) {
-  return atomic_load_explicit(&slot->request.cancelled, memory_order_acquire) != 0;
-}
-
 int msi_broker_refuse(msi_broker *broker, const msi_entry *entry, int code, const char *text) {
   broker->counters.requests++;
   broker->counters.errors++;
@@ -308,7 +303,7 @@ static int wants_rows(const msi_slot *slot) {
 static int has_to_wait(msi_broker *broker, msi_port *port, uint32_t lane) {
   if (!waits(broker)) return 0;
   const msi_slot *slot = msi_port_peek(port, lane);
-  if (!slot || !wants_rows(slot) || is_cancelled(slot)) return 0;
+  if (!slot || !wants_rows(slot) || msi_slot_cancelled(slot)) return 0;
   if (!broker->queue.full) {
     if (msi_queue_admits(&broker->policy, &broker->queue, slot->request.rows)) return 0;
     broker->queue.full = 1;
@@ -359,7 +354,8 @@ static int drop_unwanted(msi_broker *broker) {
   int code = MPISERVE_OK;
   for (uint32_t i = 0; i < broker->queue.n && !code;) {
     const msi_entry *e = msi_queue_at(&broker->queue, i);
-    int cancelled = is_cancelled(msi_port_slot(&broker->ports[e->port], e->lane, e->sequence));
+    int cancelled =
+        msi_slot_cancelled(msi_port_slot(&broker->ports[e->port], e->lane, e->sequence));
     if (cancelled || (e->deadline_ns && e->deadline_ns <= now_of(broker)))
       code = drop(broker, i, cancelled);
     else
@@ -435,31 +431,38 @@ void msi_broker_redeem(msi_broker *broker, msi_held *held) {
 
 /* ---- replies ------------------------------------------------------------------------ */
 
-static int reply_member(msi_broker *broker, const msi_entry *m, const void *const *outputs,
-                        int64_t now) {
+int msi_broker_answer(msi_broker *broker, const msi_entry *m, const msi_origin *origin,
+                      const void *const *outputs, int64_t now) {
   msi_port *port = &broker->ports[m->port];
   msi_slot *slot;
   int code = msi_port_reply_begin(port, m->lane, m->sequence, &slot);
   if (code) return code;
   size_t bytes = msi_assembly_scatter(&broker->assembly, m, slot, outputs);
-  slot->reply.rows = (uint32_t)broker->assembly.batch.rows;
-  slot->reply.requests = broker->assembly.n;
+  slot->reply.rows = origin->rows;
+  slot->reply.requests = origin->requests;
   slot->reply.waiting_rows = (uint32_t)broker->queue.rows;
-  slot->reply.queue_ns = broker->closed_ns - m->taken_ns;
-  slot->reply.compute_ns = now - broker->closed_ns;
+  slot->reply.queue_ns = origin->closed_ns - m->taken_ns;
+  slot->reply.compute_ns = now - origin->closed_ns;
   broker->counters.requests++;
   broker->counters.rows += m->rows;
   return msi_port_reply_end(port, m->lane, m->sequence, bytes);
 }
 
+msi_origin msi_broker_origin(const msi_broker *broker) {
+  return (msi_origin){.closed_ns = broker->closed_ns,
+                      .rows = (uint32_t)broker->assembly.batch.rows,
+                      .requests = broker->assembly.n};
+}
+
 /* Answers the members whose rows are among the first ones. */
 static int reply_within(msi_broker *broker, int64_t rows, const void *const *outputs) {
   int64_t now = outputs ? msi_now() : broker->closed_ns; /* an echo computes nothing */
+  msi_origin origin = msi_broker_origin(broker);
   int code = MPISERVE_OK;
   for (uint32_t i = 0; i < broker->assembly.n && !code; i++) {
     msi_entry *m = &broker->assembly.members[i];
     if (m->answered || (int64_t)m->at + m->rows > rows) continue;
-    code = reply_member(broker, m, outputs, now);
+    code = msi_broker_answer(broker, m, &origin, outputs, now);
     m->answered = 1;
   }
   return code;

@@ -67,6 +67,13 @@ int msi_broker_fail(msi_broker *broker, int code, const char *text);
 /* Takes what clients have asked. */
 int msi_broker_poll(msi_broker *broker);
 
+/* Of the batch that is open. */
+msi_origin msi_broker_origin(const msi_broker *broker);
+
+/* Answers a request of such a batch with its rows of outputs, from row m->at on. */
+int msi_broker_answer(msi_broker *broker, const msi_entry *m, const msi_origin *origin,
+                      const void *const *outputs, int64_t now);
+
 /* Answers a request with an error. */
 int msi_broker_refuse(msi_broker *broker, const msi_entry *entry, int code, const char *text);
 

@@ -6,10 +6,15 @@
 #include "batch.h"
 #include "mpiserve.h"
 
+/* Of the batch that a request was in: when it was closed, and how large it was. */
+typedef struct msi_origin {
+  int64_t closed_ns;
+  uint32_t rows, requests;
+} msi_origin;
+
 typedef struct msi_held {
   msi_entry entry; /* at 0: its own rows are what it is answered with */
-  int64_t closed_ns;
-  int64_t batch_rows, batch_requests;
+  msi_origin origin;
   uint32_t generation; /* a ticket's id is generation << 32 | place + 1 */
   int taken;
   uint32_t next; /* free places: the next one */

@@ -7,10 +7,7 @@ static mpiserve_ticket hold(msi_broker *broker, const msi_entry *member) {
   mpiserve_ticket ticket = {
       .row = member->at, .rows = member->rows, .client = port->clients[member->lane]};
   if (member->answered) return ticket;
-  msi_held held = {.entry = *member,
-                   .closed_ns = broker->closed_ns,
-                   .batch_rows = broker->assembly.batch.rows,
-                   .batch_requests = broker->assembly.n};
+  msi_held held = {.entry = *member, .origin = msi_broker_origin(broker)};
   held.entry.at = 0;
   ticket.id = msi_shelf_put(&broker->shelf, &held);
   broker->thread->owed++;
@@ -53,25 +50,8 @@ int msi_late_wanted(msi_serving *serving, mpiserve_ticket *ticket, int *wanted) 
   }
   const msi_entry *entry = &held->entry;
   const msi_slot *slot = msi_port_slot(&broker->ports[entry->port], entry->lane, entry->sequence);
-  /* Pairs with the client's release, as when a batch is formed. */
-  *wanted = !atomic_load_explicit(&slot->request.cancelled, memory_order_acquire);
+  *wanted = !msi_slot_cancelled(slot);
   return *wanted ? MPISERVE_OK : msi_late_fail(serving, ticket, MPISERVE_ECANCELLED, NULL);
-}
-
-static int answer(msi_broker *broker, const msi_held *held, const void *const *outputs) {
-  const msi_entry *m = &held->entry;
-  msi_port *port = &broker->ports[m->port];
-  msi_slot *slot;
-  int code = msi_port_reply_begin(port, m->lane, m->sequence, &slot);
-  if (code) return code;
-  size_t bytes = msi_assembly_scatter(&broker->assembly, m, slot, outputs);
-  slot->reply.rows = (uint32_t)held->batch_rows;
-  slot->reply.requests = (uint32_t)held->batch_requests;
-  slot->reply.queue_ns = held->closed_ns - m->taken_ns;
-  slot->reply.compute_ns = msi_now() - held->closed_ns;
-  broker->counters.requests++;
-  broker->counters.rows += m->rows;
-  return msi_port_reply_end(port, m->lane, m->sequence, bytes);
 }
 
 int msi_late_reply(msi_serving *serving, mpiserve_ticket *ticket, const void *const *outputs) {
@@ -79,7 +59,7 @@ int msi_late_reply(msi_serving *serving, mpiserve_ticket *ticket, const void *co
   msi_held *held = find(serving, ticket, &broker);
   if (!held) return no_ticket();
   msi_thread_rest(broker->thread);
-  int code = answer(broker, held, outputs);
+  int code = msi_broker_answer(broker, &held->entry, &held->origin, outputs, msi_now());
   msi_broker_redeem(broker, held);
   ticket->id = 0;
   msi_thread_wake(broker->thread);

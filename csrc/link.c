@@ -29,6 +29,9 @@ static int find_segment(msi_link *link, const msi_head *head, uint32_t lanes) {
   return code;
 }
 
+/* Where the segment ends in the memory of its rank. */
+static size_t reach(const msi_link *link) { return link->layout.front_at + link->layout.bytes; }
+
 int msi_link_open(msi_link *link, msi_window *window, const msi_head *head) {
   const msi_world *world = window->world;
   *link = (msi_link){.window = window,
@@ -57,7 +60,7 @@ void msi_link_close(msi_link *link) {
   int held = 0;
   for (int i = MSI_SLOTS; i < MSI_LEASES; i++) held += msi_link_holds(link, i);
   if (link->alias && link->alias != link->memory && !held)
-    msi_window_unalias(link->alias, link->layout.front_at + link->layout.bytes);
+    msi_window_unalias(link->alias, reach(link));
   msi_window_ignore(&link->heard);
   if (link->transport == MPISERVE_RMA) free(link->slots);
   free(link->mailbox);
@@ -291,7 +294,7 @@ int msi_link_find_place(const msi_link *link, int outputs, int64_t rows, void *c
   const msi_side *side = outputs ? &link->layout.outputs : &link->layout.inputs;
   /* Unsigned: an address before the memory is far behind it. */
   uintptr_t into = (uintptr_t)data[0] - (uintptr_t)link->alias;
-  if (!link->alias || into >= link->layout.front_at + link->layout.bytes) return 0;
+  if (!link->alias || into >= reach(link)) return 0;
   for (int b = MSI_SLOTS; b < MSI_LEASES; b++) {
     const msi_lease *lease = &link->leases[b];
     uintptr_t from = (uintptr_t)data[0] - (uintptr_t)buffer_at(link, outputs, 0, lease->begin);
@@ -325,8 +328,7 @@ static int allocate_own(msi_link *link, int at, mpiserve_buffer *buffer) {
 
 int msi_link_map_buffer(msi_link *link, int at, mpiserve_buffer *buffer) {
   if (link->transport == MPISERVE_RMA) return allocate_own(link, at, buffer);
-  if (!link->alias)
-    link->alias = msi_window_alias(link->memory, link->layout.front_at + link->layout.bytes);
+  if (!link->alias) link->alias = msi_window_alias(link->memory, reach(link));
   for (int i = 0; i < link->layout.inputs.n; i++)
     buffer->inputs[i] = buffer_at(link, 0, i, link->leases[at].begin);
   for (int i = 0; i < link->layout.outputs.n; i++)

@@ -18,9 +18,6 @@ struct mpiserve_session {
 /* Is it open, on a rank of this role? */
 int msi_check_role(const mpiserve_session *session, int role);
 
-/* Makes the windows, with so many bytes of this rank's; all ranks fail if any does. Collective. */
-int msi_open_windows(mpiserve_session *session, const size_t bytes[MSI_TRANSPORTS]);
-
 /* Is it open, on an inference rank, and published? */
 int msi_check_serving(const mpiserve_session *session);
 

@@ -116,6 +116,11 @@ static inline size_t msi_slot_at(const msi_layout *layout, uint32_t lane, uint64
          (lane * (size_t)MSI_SLOTS + (sequence - 1) % MSI_SLOTS) * sizeof(msi_slot);
 }
 
+/* Pairs with the client's release: it wants nothing of this request any more. */
+static inline int msi_slot_cancelled(const msi_slot *slot) {
+  return atomic_load_explicit(&slot->request.cancelled, memory_order_acquire) != 0;
+}
+
 /* The half of a sequence number that a futex can wait for. */
 static inline _Atomic uint32_t *msi_low_half(_Atomic uint64_t *sequence) {
   const uint64_t one = 1;

@@ -1,11 +1,10 @@
 /* A head that holds requests and answers them one by one, in another order, and its clients as
  * threads of one process, some of whose requests are cancelled: for the thread sanitizer. */
-#include <pthread.h>
 #include <string.h>
 
-#include "bench/made_up.h"
 #include "check.h"
 #include "late.h"
+#include "race.h"
 
 enum { CLIENTS = 3, ROUNDS = 300, MAX_ROWS = 60, HELD = 64 };
 
@@ -107,15 +106,8 @@ int main(void) {
                                       .outputs = {spec},
                                       .max_batch_rows = CLIENTS * MAX_ROWS,
                                       .max_delay_ns = 100000};
-  pthread_t threads[CLIENTS + 1];
-  uint32_t lanes[CLIENTS];
   CHECK(!made_up_open(&made, CLIENTS, 1, &description));
-  pthread_create(&threads[CLIENTS], NULL, head, &made.serving);
-  for (uint32_t i = 0; i < CLIENTS; i++) {
-    lanes[i] = i;
-    pthread_create(&threads[i], NULL, client, &lanes[i]);
-  }
-  for (int i = 0; i <= CLIENTS; i++) pthread_join(threads[i], NULL);
+  race(&made, CLIENTS, head, client);
   CHECK(!wrong);
   CHECK(made.serving.brokers[0].shelf.n == 0);
   CHECK(made.serving.brokers[0].counters.errors == cancelled);

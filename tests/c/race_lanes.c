@@ -1,9 +1,8 @@
 /* A head of two services and its clients as threads of one process, for the thread sanitizer: who
  * may see what before what, in slots, leases, early answers and sleep. */
-#include <pthread.h>
 
-#include "bench/made_up.h"
 #include "check.h"
+#include "race.h"
 
 enum { CLIENTS = 3, SERVICES = 2, ROUNDS = 150, MAX_ROWS = 200 };
 
@@ -135,16 +134,9 @@ int main(void) {
                                 .max_queue_rows = MAX_ROWS};
   mpiserve_description descriptions[SERVICES] = {twice, twice};
   descriptions[1].max_batch_rows = MAX_ROWS;
-  pthread_t threads[CLIENTS + 1];
-  uint32_t lanes[CLIENTS];
   check_turns(descriptions);
   CHECK(!made_up_open(&made, CLIENTS, SERVICES, descriptions));
-  pthread_create(&threads[CLIENTS], NULL, head, &made.serving);
-  for (uint32_t i = 0; i < CLIENTS; i++) {
-    lanes[i] = i;
-    pthread_create(&threads[i], NULL, client, &lanes[i]);
-  }
-  for (int i = 0; i <= CLIENTS; i++) pthread_join(threads[i], NULL);
+  race(&made, CLIENTS, head, client);
   CHECK(!wrong);
   mpiserve_counters counters;
   msi_serving_count(&made.serving, &counters);
