@@ -5,6 +5,7 @@
 
 #include "error.h"
 #include "live.h"
+#include "reload.h"
 #include "session.h"
 
 enum { MAX_PRIORITY = 100 };
@@ -367,4 +368,27 @@ int mpiserve_buffer_give(mpiserve_service *service, mpiserve_buffer *buffer) {
   int code = check_service(service);
   if (code || !buffer) return code ? code : msi_null_argument("buffer");
   return msi_client_buffer_give(service, buffer);
+}
+
+static int find(mpiserve_session *session, const char *name, mpiserve_service **service) {
+  int code = msi_check_role(session, MPISERVE_SIMULATION);
+  if (code || !name) return code ? code : msi_null_argument("name");
+  return msi_client_find(&session->client, name, service);
+}
+
+int mpiserve_reload(mpiserve_session *session, const char *name, const char *version,
+                    double timeout) {
+  mpiserve_service *service;
+  int code = find(session, name, &service);
+  if (code) return code;
+  if (version && strlen(version) >= MPISERVE_NAME_SIZE)
+    return msi_error(MPISERVE_EARG, "the name of a version has over %d bytes",
+                     MPISERVE_NAME_SIZE - 1);
+  return msi_reload(service, version, timeout);
+}
+
+int mpiserve_unload(mpiserve_session *session, const char *name, double timeout) {
+  mpiserve_service *service;
+  int code = find(session, name, &service);
+  return code ? code : msi_unload(service, timeout);
 }

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "answer.h"
 #include "error.h"
 #include "late.h"
 #include "session.h"
@@ -100,20 +101,40 @@ int mpiserve_batch_next(mpiserve_session *session, double timeout, mpiserve_batc
 int mpiserve_batch_reply(mpiserve_session *session, const void *const *outputs) {
   int code = msi_check_serving(session);
   if (code || !outputs) return code ? code : msi_null_argument("outputs");
-  return msi_broker_reply(session->serving.current, outputs);
+  return msi_answer_all(session->serving.current, outputs);
 }
 
 int mpiserve_batch_reply_rows(mpiserve_session *session, int64_t rows, const void *const *outputs) {
   int code = msi_check_serving(session);
   if (code || !outputs) return code ? code : msi_null_argument("outputs");
-  return msi_broker_reply_rows(session->serving.current, rows, outputs);
+  return msi_answer_rows(session->serving.current, rows, outputs);
 }
 
 int mpiserve_batch_fail(mpiserve_session *session, int code, const char *text) {
   int wrong = msi_check_serving(session);
   if (wrong) return wrong;
   if (code >= 0) return msi_error(MPISERVE_EARG, "%d is not the code of an error", code);
-  return msi_broker_fail(session->serving.current, code, text ? text : mpiserve_strerror(code));
+  return msi_answer_fail(session->serving.current, code, text ? text : mpiserve_strerror(code));
+}
+
+int mpiserve_batch_clients(mpiserve_session *session, int32_t *clients) {
+  int code = msi_check_serving(session);
+  if (code || !clients) return code ? code : msi_null_argument("clients");
+  return msi_answer_clients(session->serving.current, clients);
+}
+
+int mpiserve_control_get(mpiserve_session *session, mpiserve_control *control) {
+  int code = msi_check_serving(session);
+  if (code || !control) return code ? code : msi_null_argument("control");
+  return msi_serving_control_get(&session->serving, control);
+}
+
+int mpiserve_control_reply(mpiserve_session *session, int service, int code, const char *text) {
+  int wrong = msi_check_serving(session);
+  if (wrong) return wrong;
+  if (code > 0) return msi_error(MPISERVE_EARG, "%d is not a code", code);
+  if (code && !text) text = mpiserve_strerror(code);
+  return msi_serving_control_reply(&session->serving, service, code, text);
 }
 
 int mpiserve_mpi_take(mpiserve_session *session) {
@@ -143,7 +164,7 @@ int mpiserve_serve_echo(mpiserve_session *session, double timeout) {
   while (!code) {
     double slice = timeout < 0 || timeout > FOREVER_SLICE ? FOREVER_SLICE : timeout;
     code = msi_serving_next(&session->serving, slice, NULL);
-    if (!code) code = msi_broker_reply(session->serving.current, NULL);
+    if (!code) code = msi_answer_all(session->serving.current, NULL);
     if (code == MPISERVE_ETIMEOUT && msi_now() < deadline) code = MPISERVE_OK;
     if (!code && session->serving.current->closed_ns > deadline)
       code = msi_error(MPISERVE_ETIMEOUT, "time to return");

@@ -22,6 +22,7 @@ int msi_broker_open(msi_broker *broker, const msi_world *world,
   broker->assembly.batch.service = place;
   if (!code) code = msi_queue_open(&broker->queue);
   if (!code) code = msi_queue_open(&broker->tenants);
+  if (!code) code = msi_control_open(&broker->control, broker->ports);
   for (int t = 0; t < MSI_TRANSPORTS && !code; t++) {
     code = msi_port_open(&broker->ports[t], world, t, description, place, bytes[t]);
     bytes[t] += broker->ports[t].layout.bytes;
@@ -44,6 +45,7 @@ void msi_broker_close(msi_broker *broker) {
   msi_queue_close(&broker->queue);
   msi_queue_close(&broker->tenants);
   msi_shelf_close(&broker->shelf);
+  msi_control_close(&broker->control);
   msi_assembly_close(&broker->assembly);
 }
 
@@ -254,6 +256,11 @@ static int on_fail(msi_broker *broker, const msi_entry *entry, const msi_slot *s
   return code;
 }
 
+static int on_control(msi_broker *broker, const msi_entry *entry) {
+  if (broker->failed_rank >= 0) return refuse_after_failure(broker, entry);
+  return msi_control_push(&broker->control, entry);
+}
+
 static int on_leave(msi_broker *broker, const msi_entry *entry) {
   msi_port *port = &broker->ports[entry->port];
   msi_lane *lane = &port->lanes[entry->lane];
@@ -285,6 +292,7 @@ static int take(msi_broker *broker, msi_port *port, uint32_t lane) {
     case MSI_INFER: return on_infer(broker, &entry, slot);
     case MSI_LEASE: return on_lease(broker, &entry);
     case MSI_KEEP: return on_keep(broker, &entry);
+    case MSI_CONTROL: return on_control(broker, &entry);
     case MSI_ATTACH: lane_join(broker, &port->lanes[lane]); break;
     case MSI_REST: lane_pass(broker, &port->lanes[lane]); break;
     case MSI_FAIL: code = on_fail(broker, &entry, slot); break;
@@ -411,6 +419,8 @@ static msi_close_reason decide(msi_broker *broker) {
 int msi_broker_look(msi_broker *broker, int lay_out) {
   int code = msi_broker_poll(broker);
   if (code) return code;
+  if (msi_control_news(&broker->control))
+    return msi_error(MPISERVE_ECONTROL, "a client asks for another model");
   msi_close_reason reason = decide(broker);
   uint32_t n = broker->queue.n;
   if (reason || broker->queue.timed) code = drop_unwanted(broker);
@@ -427,72 +437,4 @@ void msi_broker_settle(msi_broker *broker) {
 void msi_broker_redeem(msi_broker *broker, msi_held *held) {
   msi_shelf_drop(&broker->shelf, held);
   broker->thread->owed--;
-}
-
-/* ---- replies ------------------------------------------------------------------------ */
-
-int msi_broker_answer(msi_broker *broker, const msi_entry *m, const msi_origin *origin,
-                      const void *const *outputs, int64_t now) {
-  msi_port *port = &broker->ports[m->port];
-  msi_slot *slot;
-  int code = msi_port_reply_begin(port, m->lane, m->sequence, &slot);
-  if (code) return code;
-  size_t bytes = msi_assembly_scatter(&broker->assembly, m, slot, outputs);
-  slot->reply.rows = origin->rows;
-  slot->reply.requests = origin->requests;
-  slot->reply.waiting_rows = (uint32_t)broker->queue.rows;
-  slot->reply.queue_ns = origin->closed_ns - m->taken_ns;
-  slot->reply.compute_ns = now - origin->closed_ns;
-  broker->counters.requests++;
-  broker->counters.rows += m->rows;
-  return msi_port_reply_end(port, m->lane, m->sequence, bytes);
-}
-
-msi_origin msi_broker_origin(const msi_broker *broker) {
-  return (msi_origin){.closed_ns = broker->closed_ns,
-                      .rows = (uint32_t)broker->assembly.batch.rows,
-                      .requests = broker->assembly.n};
-}
-
-/* Answers the members whose rows are among the first ones. */
-static int reply_within(msi_broker *broker, int64_t rows, const void *const *outputs) {
-  int64_t now = outputs ? msi_now() : broker->closed_ns; /* an echo computes nothing */
-  msi_origin origin = msi_broker_origin(broker);
-  int code = MPISERVE_OK;
-  for (uint32_t i = 0; i < broker->assembly.n && !code; i++) {
-    msi_entry *m = &broker->assembly.members[i];
-    if (m->answered || (int64_t)m->at + m->rows > rows) continue;
-    code = msi_broker_answer(broker, m, &origin, outputs, now);
-    m->answered = 1;
-  }
-  return code;
-}
-
-static int no_batch(void) { return msi_error(MPISERVE_ESTATE, "there is no batch to answer"); }
-
-int msi_broker_reply_rows(msi_broker *broker, int64_t rows, const void *const *outputs) {
-  if (!broker->open) return no_batch();
-  msi_thread_rest(broker->thread);
-  int code = reply_within(broker, rows, outputs);
-  msi_thread_wake(broker->thread);
-  return code;
-}
-
-int msi_broker_reply(msi_broker *broker, const void *const *outputs) {
-  if (!broker->open) return no_batch();
-  msi_thread_rest(broker->thread);
-  int code = reply_within(broker, broker->assembly.batch.rows, outputs);
-  msi_broker_settle(broker);
-  return code;
-}
-
-int msi_broker_fail(msi_broker *broker, int code, const char *text) {
-  if (!broker->open) return no_batch();
-  msi_thread_rest(broker->thread);
-  int failed = MPISERVE_OK;
-  for (uint32_t i = 0; i < broker->assembly.n && !failed; i++)
-    if (!broker->assembly.members[i].answered)
-      failed = msi_broker_refuse(broker, &broker->assembly.members[i], code, text);
-  msi_broker_settle(broker);
-  return failed;
 }

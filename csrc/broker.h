@@ -3,6 +3,7 @@
 #define MSI_BROKER_H
 
 #include "assembly.h"
+#include "control.h"
 #include "held.h"
 #include "thread.h"
 
@@ -26,6 +27,7 @@ typedef struct msi_broker {
   int open;      /* a batch was handed out and not answered */
   int computing; /* ... and is owed: an echo is not */
   msi_assembly assembly;
+  msi_control control;
   int64_t now_ns; /* of this sweep, once it was asked for */
   int64_t closed_ns;
   mpiserve_counters counters;
@@ -59,20 +61,8 @@ static inline void msi_broker_hand_out(msi_broker *broker, mpiserve_batch *batch
 }
 void msi_broker_settle(msi_broker *broker);
 
-/* As mpiserve_batch_reply_rows(), _reply() and _fail() say. */
-int msi_broker_reply_rows(msi_broker *broker, int64_t rows, const void *const *outputs);
-int msi_broker_reply(msi_broker *broker, const void *const *outputs);
-int msi_broker_fail(msi_broker *broker, int code, const char *text);
-
 /* Takes what clients have asked. */
 int msi_broker_poll(msi_broker *broker);
-
-/* Of the batch that is open. */
-msi_origin msi_broker_origin(const msi_broker *broker);
-
-/* Answers a request of such a batch with its rows of outputs, from row m->at on. */
-int msi_broker_answer(msi_broker *broker, const msi_entry *m, const msi_origin *origin,
-                      const void *const *outputs, int64_t now);
 
 /* Answers a request with an error. */
 int msi_broker_refuse(msi_broker *broker, const msi_entry *entry, int code, const char *text);

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "error.h"
+#include "lease.h"
 
 struct msi_call {
   uint32_t index, generation; /* its id is generation << 32 | index + 1 */
@@ -13,6 +14,7 @@ struct msi_call {
     CALL_QUEUED,  /* in the line of its link */
     CALL_LEASING, /* first of its line; has asked for rows of the slabs */
     CALL_KEEPING, /* no request: a buffer is being asked for */
+    CALL_CONTROL, /* no request: another model is being asked for */
     CALL_FLYING,
     CALL_DONE
   } state;
@@ -87,69 +89,12 @@ static void line_remove(msi_line *line, msi_call *call) {
   call->next = NULL;
 }
 
-/* ---- leases ------------------------------------------------------------------- */
-
-static void hold(msi_link *link, msi_place *place, int lease) {
-  place->lease = lease;
-  link->leases[lease].users++;
-}
-
-static void let_go(msi_link *link, msi_place *place) {
-  if (place->lease < 0) return;
-  msi_lease *lease = &link->leases[place->lease];
-  place->lease = -1;
-  if (--lease->users == 0) lease->stale = lease->once;
-}
-
-/* Sides that are neither in place nor ride in the slot share one lease. */
-static int lease_wanted(const msi_link *link, const msi_cargo *cargo) {
-  return (cargo->input.lease < 0 && !msi_side_eager(&link->layout.inputs, cargo->rows)) ||
-         (cargo->output.lease < 0 && !msi_side_eager(&link->layout.outputs, cargo->rows));
-}
-
-static void hold_for_both(msi_link *link, msi_cargo *cargo, int lease) {
-  if (cargo->input.lease < 0 && !msi_side_eager(&link->layout.inputs, cargo->rows))
-    hold(link, &cargo->input, lease);
-  if (cargo->output.lease < 0 && !msi_side_eager(&link->layout.outputs, cargo->rows))
-    hold(link, &cargo->output, lease);
-}
-
-/* Sizes that repeat get exactly their rows, so that neighbours touch; sizes that
- * vary get some to spare, so that the next larger one need not ask again. */
-static int ask_lease(msi_call *call, int at) {
-  msi_link *link = call->link;
-  const msi_lease *lease = &link->leases[at];
-  int64_t rows = call->cargo.rows + (lease->renewed ? call->cargo.rows / 4 : 0);
-  int64_t limit = link->layout.max_rows;
-  hold_for_both(link, &call->cargo, at);
-  call->state = CALL_LEASING;
-  return msi_link_send(link, MSI_LEASE, rows < limit ? rows : limit, at, NULL, call);
-}
-
-/* May the link ask for rows? Not while it has some that others may be waiting for:
- * the question may keep the slot that giving them back needs. */
-static int may_ask(const msi_link *link) {
-  for (int i = 0; i < MSI_SLOTS; i++)
-    if (link->leases[i].once) return 0;
-  return 1;
-}
-
-static int give_back(msi_link *link) {
-  int code = MPISERVE_OK;
-  for (int i = 0; i < MSI_LEASES && !code; i++) {
-    if (!link->leases[i].stale || !msi_link_free(link)) continue;
-    link->leases[i] = (msi_lease){0};
-    code = msi_link_send(link, MSI_LEASE, 0, i, NULL, NULL);
-  }
-  return code;
-}
-
 /* ---- from submit to end ---------------------------------------------------------- */
 
 static void call_end(msi_client *client, msi_call *call, int code) {
   if (call->load) msi_balance_ended(call->load, call->cargo.rows);
-  let_go(call->link, &call->cargo.input);
-  let_go(call->link, &call->cargo.output);
+  msi_lease_let_go(call->link, &call->cargo.input);
+  msi_lease_let_go(call->link, &call->cargo.output);
   call->code = code;
   call->state = CALL_DONE;
   if (call->submitted_ns) call->stats.total_ns = msi_now() - call->submitted_ns;
@@ -171,19 +116,24 @@ static int end_unsent(msi_client *client, msi_call *call) {
   return MPISERVE_OK;
 }
 
+static int ask_rows(msi_call *call, int at) {
+  call->state = CALL_LEASING;
+  return msi_lease_ask(call->link, &call->cargo, at, call);
+}
+
 /* Takes the next step of the first call in line. *next is 0 if it has to wait. */
 static int step(msi_client *client, msi_line *line, msi_call *call, int *next) {
   msi_link *link = call->link;
   *next = 1;
   if (is_late(call)) return end_unsent(client, call);
   *next = 0;
-  if (lease_wanted(link, &call->cargo)) {
+  if (msi_lease_wanted(link, &call->cargo)) {
     int at = msi_link_lease_find(link, call->cargo.rows);
     if (at < 0) {
       at = msi_link_lease_spare(link);
-      return at < 0 || !may_ask(link) ? MPISERVE_OK : ask_lease(call, at);
+      return at < 0 || !msi_lease_may_ask(link) ? MPISERVE_OK : ask_rows(call, at);
     }
-    hold_for_both(link, &call->cargo, at);
+    msi_lease_hold_for_both(link, &call->cargo, at);
   }
   int code = msi_link_infer(link, call->kind, &call->cargo, call, &call->sequence);
   if (code) return code;
@@ -196,7 +146,7 @@ static int step(msi_client *client, msi_line *line, msi_call *call, int *next) {
 /* Sends what can be sent, in order: none passes one that was submitted before it. */
 static int advance(msi_client *client, msi_link *link) {
   msi_line *line = line_of(client, link);
-  int code = give_back(link), next = 1;
+  int code = msi_lease_give_back(link), next = 1;
   while (!code && next && line->first && line->first->state == CALL_QUEUED && msi_link_free(link))
     code = step(client, line, line->first, &next);
   return code;
@@ -229,12 +179,19 @@ static void on_keep(msi_call *call, const msi_reply_header *reply) {
   call->state = CALL_DONE;
 }
 
+static void on_control(msi_client *client, msi_call *call, const msi_reply_header *reply) {
+  call->code = reply->code;
+  call->state = CALL_DONE;
+  if (call->abandoned) call_give(client, call);
+}
+
 static void on_result(msi_client *client, msi_call *call, int slot) {
   msi_link *link = call->link;
   const msi_reply_header *reply = &link->slots[slot].reply;
   call->stats = (mpiserve_stats){.rows = call->cargo.rows,
                                  .batch_rows = reply->rows,
                                  .batch_requests = reply->requests,
+                                 .generation = reply->generation,
                                  .queue_ns = reply->queue_ns,
                                  .compute_ns = reply->compute_ns};
   int code = reply->code;
@@ -261,6 +218,8 @@ static void on_reply(msi_client *client, msi_link *link, int slot) {
     on_lease(client, call, reply);
   else if (call && call->state == CALL_KEEPING)
     on_keep(call, reply);
+  else if (call && call->state == CALL_CONTROL)
+    on_control(client, call, reply);
   else if (call)
     on_result(client, call, slot);
   msi_link_release(link, slot);
@@ -283,13 +242,16 @@ int msi_call_progress_all(msi_client *client) {
   return code;
 }
 
-int msi_call_wait_free(msi_client *client, msi_link *link) {
+int msi_call_wait_free(msi_client *client, msi_link *link, double timeout) {
   msi_wait wait = {0};
+  int64_t deadline = msi_deadline(timeout);
   int code = MPISERVE_OK;
   while (!code && !msi_link_free(link)) {
     code = msi_call_progress(client, link);
-    if (!code && msi_wait_pause(&wait, &client->patience, NULL))
-      code = msi_call_progress_all(client);
+    if (code || !msi_wait_pause(&wait, &client->patience, NULL)) continue;
+    code = msi_call_progress_all(client);
+    if (!code && msi_now() > deadline)
+      code = msi_error(MPISERVE_ETIMEOUT, "rank %d answers none of our requests", link->head);
   }
   return code;
 }
@@ -304,9 +266,9 @@ static void load(msi_call *call, int64_t rows, void *const *inputs, void *const 
   memcpy(cargo->inputs, inputs, (size_t)link->layout.inputs.n * sizeof *inputs);
   memcpy(cargo->outputs, outputs, (size_t)link->layout.outputs.n * sizeof *outputs);
   if (msi_link_find_place(link, 0, rows, inputs, &cargo->input))
-    hold(link, &cargo->input, cargo->input.lease);
+    msi_lease_hold(link, &cargo->input, cargo->input.lease);
   if (msi_link_find_place(link, 1, rows, outputs, &cargo->output))
-    hold(link, &cargo->output, cargo->output.lease);
+    msi_lease_hold(link, &cargo->output, cargo->output.lease);
 }
 
 static void want(msi_call *call, const mpiserve_options *options) {
@@ -319,8 +281,8 @@ static void want(msi_call *call, const mpiserve_options *options) {
 static void withdraw(msi_client *client, msi_call *call) {
   line_remove(line_of(client, call->link), call);
   if (call->load) msi_balance_ended(call->load, call->cargo.rows);
-  let_go(call->link, &call->cargo.input);
-  let_go(call->link, &call->cargo.output);
+  msi_lease_let_go(call->link, &call->cargo.input);
+  msi_lease_let_go(call->link, &call->cargo.output);
   call_give(client, call);
 }
 
@@ -467,7 +429,7 @@ void msi_call_cancel_all(msi_client *client) {
 }
 
 int msi_call_keep(msi_client *client, msi_link *link, int lease, int64_t rows) {
-  int code = msi_call_wait_free(client, link);
+  int code = msi_call_wait_free(client, link, MPISERVE_FOREVER);
   if (code) return code;
   msi_call *call = call_take(client);
   if (!call) return msi_error(MPISERVE_ENOMEM, "no memory for a request");
@@ -481,6 +443,22 @@ int msi_call_keep(msi_client *client, msi_link *link, int lease, int64_t rows) {
   }
   mpiserve_request request = request_of(call);
   return msi_call_wait(client, &request, MPISERVE_FOREVER, NULL);
+}
+
+int msi_call_control(msi_client *client, msi_link *link, int what, const char *text, double timeout,
+                     mpiserve_request *request) {
+  int code = msi_call_wait_free(client, link, timeout);
+  if (code) return code;
+  msi_call *call = call_take(client);
+  if (!call) return msi_error(MPISERVE_ENOMEM, "no memory for a request");
+  call->link = link;
+  call->state = CALL_CONTROL;
+  code = msi_link_send(link, MSI_CONTROL, 0, what, text, call);
+  if (code)
+    call_give(client, call);
+  else
+    *request = request_of(call);
+  return code;
 }
 
 int msi_call_give_buffer(msi_client *client, msi_link *link, int lease) {

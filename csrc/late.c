@@ -1,5 +1,6 @@
 #include "late.h"
 
+#include "answer.h"
 #include "error.h"
 
 static mpiserve_ticket hold(msi_broker *broker, const msi_entry *member) {
@@ -7,7 +8,7 @@ static mpiserve_ticket hold(msi_broker *broker, const msi_entry *member) {
   mpiserve_ticket ticket = {
       .row = member->at, .rows = member->rows, .client = port->clients[member->lane]};
   if (member->answered) return ticket;
-  msi_held held = {.entry = *member, .origin = msi_broker_origin(broker)};
+  msi_held held = {.entry = *member, .origin = msi_answer_origin(broker)};
   held.entry.at = 0;
   ticket.id = msi_shelf_put(&broker->shelf, &held);
   broker->thread->owed++;
@@ -59,7 +60,7 @@ int msi_late_reply(msi_serving *serving, mpiserve_ticket *ticket, const void *co
   msi_held *held = find(serving, ticket, &broker);
   if (!held) return no_ticket();
   msi_thread_rest(broker->thread);
-  int code = msi_broker_answer(broker, &held->entry, &held->origin, outputs, msi_now());
+  int code = msi_answer_member(broker, &held->entry, &held->origin, outputs, msi_now());
   msi_broker_redeem(broker, held);
   ticket->id = 0;
   msi_thread_wake(broker->thread);

@@ -196,7 +196,7 @@ int msi_port_reply(msi_port *port, uint32_t lane, uint64_t sequence, int code, c
   if (failed) return failed;
   size_t bytes = text ? strnlen(text, MSI_EAGER_BYTES) : 0;
   if (bytes) memcpy(slot->output, text, bytes);
-  slot->reply.code = code;
+  slot->reply.code = (int16_t)code;
   slot->reply.text_bytes = (uint32_t)bytes;
   return msi_port_reply_end(port, lane, sequence, bytes);
 }

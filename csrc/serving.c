@@ -10,7 +10,7 @@ int msi_serving_open(msi_serving *serving, const msi_world *world, int n,
   bytes[MPISERVE_SHARED] = bytes[MPISERVE_RMA] = 0;
   serving->brokers = calloc((size_t)n, sizeof *serving->brokers);
   if (!serving->brokers) return msi_error(MPISERVE_ENOMEM, "no memory for %d services", n);
-  serving->current = serving->turn = serving->brokers;
+  serving->current = serving->turn = serving->asked = serving->brokers;
   serving->last = serving->brokers + n - 1;
   int code = MPISERVE_OK;
   for (int i = 0; i < n && !code; i++) {
@@ -56,6 +56,7 @@ static int look(msi_serving *serving, int lay_out) {
     broker = serving->current = serving->turn;
     serving->turn = broker == serving->last ? serving->brokers : broker + 1;
     code = msi_broker_look(broker, lay_out);
+    if (code == MPISERVE_ECONTROL) serving->asked = broker;
     if (code || broker->open) return code;
   } while (++i < serving->n);
   if (!everybody_left(serving)) return MPISERVE_OK;
@@ -123,6 +124,21 @@ int msi_serving_poll(msi_serving *serving) {
   if (!code) code = refuse_late(serving, msi_now());
   msi_thread_wake(&serving->thread);
   return code;
+}
+
+int msi_serving_control_get(const msi_serving *serving, mpiserve_control *control) {
+  int code = msi_control_get(&serving->asked->control, control);
+  if (!code) control->service = (int32_t)(serving->asked - serving->brokers);
+  return code;
+}
+
+int msi_serving_control_reply(msi_serving *serving, int service, int code, const char *text) {
+  if (service < 0 || service >= serving->n)
+    return msi_error(MPISERVE_EARG, "service %d of %d", service, serving->n);
+  msi_thread_rest(&serving->thread);
+  int failed = msi_control_reply(&serving->brokers[service].control, code, text);
+  msi_thread_wake(&serving->thread);
+  return failed;
 }
 
 void msi_serving_count(const msi_serving *serving, mpiserve_counters *counters) {

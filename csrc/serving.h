@@ -11,6 +11,7 @@ typedef struct msi_serving {
   msi_broker *last;
   msi_broker *turn;    /* to look at next */
   msi_broker *current; /* of the batch that was handed out last; never NULL */
+  msi_broker *asked;   /* whose model a client wants to change, as was told last */
   msi_thread thread;
 } msi_serving;
 
@@ -29,6 +30,9 @@ int msi_serving_next(msi_serving *serving, double timeout, mpiserve_batch *batch
 
 /* As mpiserve_poll() says. */
 int msi_serving_poll(msi_serving *serving);
+/* As mpiserve_control_get() and mpiserve_control_reply() say. */
+int msi_serving_control_get(const msi_serving *serving, mpiserve_control *control);
+int msi_serving_control_reply(msi_serving *serving, int service, int code, const char *text);
 
 /* The sums over the services. */
 void msi_serving_count(const msi_serving *serving, mpiserve_counters *counters);

@@ -25,11 +25,12 @@ typedef enum msi_kind {
   MSI_ATTACH = 1, /* this client will use the service: count it in the census */
   MSI_LEASE = 2,  /* rows of the slabs, kept until replaced or taken back */
   MSI_INFER = 3,
-  MSI_FAIL = 4,  /* the client ended with an error; its text is the payload */
-  MSI_LEAVE = 5, /* the last word of a client */
-  MSI_KEEP = 6,  /* a lease that the client keeps as long as it likes: never lent, or none */
-  MSI_VISIT = 7, /* as MSI_INFER, of a client that counts in the census of another replica */
-  MSI_REST = 8   /* this client asks another replica now: do not wait for it */
+  MSI_FAIL = 4,   /* the client ended with an error; its text is the payload */
+  MSI_LEAVE = 5,  /* the last word of a client */
+  MSI_KEEP = 6,   /* a lease that the client keeps as long as it likes: never lent, or none */
+  MSI_VISIT = 7,  /* as MSI_INFER, of a client that counts in the census of another replica */
+  MSI_REST = 8,   /* this client asks another replica now: do not wait for it */
+  MSI_CONTROL = 9 /* another model: lease says what (mpiserve_change), the payload is a version */
 } msi_kind;
 
 /* The head's own line. */
@@ -56,9 +57,10 @@ typedef struct msi_request_header {
 /* Written by the head; sequence last. */
 typedef struct msi_reply_header {
   _Atomic uint64_t sequence; /* n: the reply to request n is complete */
-  int32_t code;
-  uint32_t rows;     /* of the batch, or of the lease */
-  uint32_t requests; /* of the batch */
+  int16_t code;
+  uint16_t generation; /* reply to MSI_INFER: of the model */
+  uint32_t rows;       /* of the batch, or of the lease */
+  uint32_t requests;   /* of the batch */
   union {
     uint32_t text_bytes;   /* of an error */
     uint32_t waiting_rows; /* reply to MSI_INFER: of all clients, left in the queue */

@@ -18,7 +18,7 @@ from mpiserve.tensor import Tensor
 
 cimport cython
 from cpython.exc cimport PyErr_CheckSignals
-from libc.stdint cimport int64_t
+from libc.stdint cimport int32_t, int64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memset
 from mpiserve._arrays cimport as_input, as_output, new_array, result_at, view_rows
@@ -121,12 +121,13 @@ cdef class Description:
     cdef mpiserve_description description
     cdef tuple inputs, outputs
 
-    def __init__(self, *, name, engine="", inputs=(), outputs=(), max_batch_rows=1, max_delay_us=0,
-                 pool_bytes=0, stickiness=0, max_queue_rows=0, on_full="wait", overwrites=False,
-                 replica=0, error_code=0, error_text=""):
+    def __init__(self, *, name, engine="", version="", inputs=(), outputs=(), max_batch_rows=1,
+                 max_delay_us=0, pool_bytes=0, stickiness=0, max_queue_rows=0, on_full="wait",
+                 overwrites=False, replica=0, error_code=0, error_text=""):
         memset(&self.description, 0, sizeof(self.description))
         copy_text(self.description.name, MPISERVE_NAME_SIZE, name)
         copy_text(self.description.engine, MPISERVE_NAME_SIZE, engine)
+        copy_text(self.description.version, MPISERVE_NAME_SIZE, version)
         copy_text(self.description.error_text, MPISERVE_TEXT_SIZE, error_text)
         self.description.n_inputs = len(inputs)
         self.description.n_outputs = len(outputs)
@@ -296,6 +297,27 @@ cdef class Session:
         check(mpiserve_service_find(self._session, data, &found))
         return self._wrap(found)
 
+    def reload(self, name, version, double timeout):
+        """Load another version of a service's model at all its replicas."""
+        cdef bytes service = name.encode(), wanted = version.encode()
+        cdef const char *service_text = service
+        cdef const char *version_text = wanted
+        cdef int code
+        self._alive()
+        with nogil:
+            code = mpiserve_reload(self._session, service_text, version_text, timeout)
+        check(code)
+
+    def unload(self, name, double timeout):
+        """Let the model of a service go at all its replicas."""
+        cdef bytes service = name.encode()
+        cdef const char *text = service
+        cdef int code
+        self._alive()
+        with nogil:
+            code = mpiserve_unload(self._session, text, timeout)
+        check(code)
+
     cdef _wrap(self, mpiserve_service *found):
         cdef mpiserve_description description
         check(mpiserve_service_describe(found, &description, NULL, NULL, NULL))
@@ -335,6 +357,7 @@ cdef class Session:
 
         Raises:
             ClosedError: If every simulation rank has left.
+            ControlError: Once for each, if a client asks for another model.
         """
         cdef mpiserve_batch batch
         cdef int code
@@ -471,6 +494,27 @@ cdef class Session:
             code = mpiserve_serve_echo(self._session, timeout)
         if code != MPISERVE_ETIMEOUT:
             check(code)
+
+    def batch_clients(self):
+        """Return an int32 array: the world rank that asked for each row of the batch."""
+        clients = np.empty(self._rows, np.int32)
+        cdef int32_t[::1] view = clients
+        self._alive()
+        check(mpiserve_batch_clients(self._session, &view[0]))
+        return clients
+
+    def control(self):
+        """Return (service, what, world rank, version) of what a client asks of a model."""
+        cdef mpiserve_control control
+        self._alive()
+        check(mpiserve_control_get(self._session, &control))
+        return control.service, control.what, control.client, text_of(control.version)
+
+    def control_reply(self, int service, int code, text):
+        """Answer it."""
+        cdef bytes data = text.encode()
+        self._alive()
+        check(mpiserve_control_reply(self._session, service, code, <const char *>data))
 
     def mpi_take(self):
         """Take MPI from the broker thread, while a batch is being answered."""

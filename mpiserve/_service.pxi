@@ -39,6 +39,7 @@ cdef class Service:
         inputs: The signature's inputs: (name, dtype, shape), shape[0] is -1.
         outputs: The signature's outputs.
         engine: The class that runs the model.
+        version: The name of the model's version at open; "" if it has none.
         max_batch_rows: The most rows of one request.
         replicas: How many can serve.
         head: The world rank that this rank asks.
@@ -47,7 +48,7 @@ cdef class Service:
 
     cdef Session _session
     cdef mpiserve_service *_service
-    cdef readonly str name, engine, transport
+    cdef readonly str name, engine, version, transport
     cdef bint _far  # perhaps over a network: its flushes may wait, and for ever if that is cut
     cdef readonly tuple inputs, outputs
     cdef readonly int64_t max_batch_rows
@@ -279,7 +280,9 @@ cdef class Service:
         Returns:
             requests, rows, batch_rows, batch_requests, queue_ns, compute_ns, total_ns.
         """
-        return {"requests": self._answered, **self._totals}
+        totals = {"requests": self._answered, **self._totals}
+        del totals["generation"]
+        return totals
 
     cdef int _add(self, const mpiserve_stats *stats) except -1:
         self._answered += 1
@@ -308,6 +311,7 @@ cdef make_service(Session session, mpiserve_service *found):
     service._service = found
     service.name = description.name.decode()
     service.engine = description.engine.decode()
+    service.version = description.version.decode()
     service.inputs = tensors_of(description.inputs, description.n_inputs)
     service.outputs = tensors_of(description.outputs, description.n_outputs)
     service.max_batch_rows = description.max_batch_rows
@@ -407,7 +411,7 @@ cdef class Request:
 
     @property
     def stats(self):
-        """What is known of the answered request, or None: rows, batch_rows, times in ns."""
+        """What is known of the answered request, or None: rows, batch_rows, times in ns, generation."""
         return None if not self._ended or self._error is not None else self._stats
 
     cdef int _end(self, int code) except -1:

@@ -46,6 +46,7 @@ NAME_SIZE = 64
 
 BACKENDS = ("deepspeed", "torch", "onnx", "python", "echo")
 TASKS = ("generate", "embed")
+VERSION = "{version}"  # in a model or an option: the name of a version stands there
 OBJECT = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")  # "module:object"
 
 
@@ -72,6 +73,21 @@ def _object(spec: str | None) -> str | None:
     if spec is not None and not OBJECT.fullmatch(spec):
         raise ValueError(f"must be 'module:callable', got '{spec}'")
     return spec
+
+
+def _version(version: str) -> str:
+    if not re.fullmatch(r"\w[\w.+-]*", version, re.ASCII) or len(version) >= NAME_SIZE:
+        raise ValueError(f"a version is letters, digits and any of _.+-, got '{version}'")
+    return version
+
+
+def _filled(value: Any, version: str) -> Any:
+    """Put the name of a version into all texts of a value."""
+    if isinstance(value, str):
+        return value.replace(VERSION, version)
+    if isinstance(value, dict):
+        return {key: _filled(item, version) for key, item in value.items()}
+    return [_filled(item, version) for item in value] if isinstance(value, list) else value
 
 
 def _shape(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -112,6 +128,8 @@ class ServiceConfig(_Table):
     preprocess: Annotated[str | None, AfterValidator(_object)] = None
     postprocess: Annotated[str | None, AfterValidator(_object)] = None
     options: dict[str, Any] = Field(default_factory=dict)
+    version: Annotated[str, Field(validate_default=True)] = ""
+    reload: Literal["beside", "in-place"] = "beside"
     inputs: Tensors
     outputs: Annotated[Tensors, Field(validate_default=True)] = ()
     model_inputs: Tensors | None = None
@@ -142,6 +160,28 @@ class ServiceConfig(_Table):
     def folder(self) -> Path:
         """Where the configuration lies: relative paths and modules are looked up there."""
         return self._folder
+
+    def of_version(self, version: str = "") -> ServiceConfig:
+        """Give the table for a version, whose name stands where {version} was.
+
+        Args:
+            version: Its name; that of the start if not given.
+
+        Raises:
+            ConfigError: If it is no name, or has no meaning here.
+        """
+        version = version or self.version
+        if not version:
+            return self
+        key = f"service.{self.name}.version"
+        if not self.version:
+            text = f"'{version}' has no meaning: neither model nor options say {VERSION}"
+            raise ConfigError(Code.ECONFIG, f"{key}: {text}")
+        try:
+            filled = {key: _filled(getattr(self, key), version) for key in ("model", "options")}
+            return self.model_copy(update=filled | {"version": _version(version)})
+        except ValueError as error:
+            raise ConfigError(Code.ECONFIG, f"{key}: {error}") from None
 
     @property
     def warmup_rows(self) -> tuple[int, ...]:
@@ -184,6 +224,18 @@ class ServiceConfig(_Table):
         if tensors is not None and not info.data.get(needed):
             raise ValueError(f"needs {needed}, which makes them differ from the signature")
         return tensors if tensors is None else cls._check_tensors(tensors, info)
+
+    @field_validator("version")
+    @classmethod
+    def _check_version(cls, version: str, info: ValidationInfo) -> str:
+        templates = [info.data.get("model"), info.data.get("options")]
+        if _filled(templates, "") == templates:
+            if version:
+                raise ValueError(f"neither model nor options say {VERSION}")
+            return version
+        if not version:
+            raise ValueError(f"missing; {VERSION} is in model or options, so say the first one")
+        return _version(version)
 
     @field_validator("inputs", "outputs")
     @classmethod

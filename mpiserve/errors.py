@@ -28,6 +28,7 @@ class Code(IntEnum):
     ECLOSED = -17
     EFULL = -18
     EDEADLINE = -19
+    ECONTROL = -20
 
 
 class Error(Exception):
@@ -91,6 +92,10 @@ class ClosedError(Error):
     """The session is closed."""
 
 
+class ControlError(Error):
+    """A client asks for another model; how a server learns of it, and no failure."""
+
+
 _CLASSES: dict[int, type[Error]] = {
     Code.EARG: ArgumentError,
     Code.ECONFIG: ConfigError,
@@ -106,6 +111,7 @@ _CLASSES: dict[int, type[Error]] = {
     Code.ECLOSED: ClosedError,
     Code.EFULL: QueueFullError,
     Code.EDEADLINE: DeadlineError,
+    Code.ECONTROL: ControlError,
 }
 
 

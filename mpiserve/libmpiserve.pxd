@@ -33,6 +33,7 @@ cdef extern from "mpiserve.h" nogil:
     ctypedef struct mpiserve_description:
         char name[64]
         char engine[64]
+        char version[64]
         int32_t n_inputs, n_outputs
         mpiserve_spec inputs[16]
         mpiserve_spec outputs[16]
@@ -47,6 +48,7 @@ cdef extern from "mpiserve.h" nogil:
         void *outputs[16]
     ctypedef struct mpiserve_stats:
         int64_t rows, batch_rows, batch_requests, queue_ns, compute_ns, total_ns
+        int64_t generation
     ctypedef struct mpiserve_counters:
         int64_t requests, rows, errors, batches, batches_in_place
         int64_t closed_by_rows, closed_by_census, closed_by_delay
@@ -61,6 +63,9 @@ cdef extern from "mpiserve.h" nogil:
         uint64_t id
         int64_t row, rows
         int32_t client, service
+    ctypedef struct mpiserve_control:
+        int32_t service, what, client
+        char version[64]
     const char *mpiserve_version()
     const char *mpiserve_mpi_build()
     const char *mpiserve_mpi_runtime()
@@ -85,6 +90,8 @@ cdef extern from "mpiserve.h" nogil:
     int mpiserve_cancel(mpiserve_session *, mpiserve_request *)
     int mpiserve_buffer_take(mpiserve_service *, int64_t, mpiserve_buffer *)
     int mpiserve_buffer_give(mpiserve_service *, mpiserve_buffer *)
+    int mpiserve_reload(mpiserve_session *, const char *, const char *, double)
+    int mpiserve_unload(mpiserve_session *, const char *, double)
     int mpiserve_publish_all(mpiserve_session *, int, const mpiserve_description *)
     int mpiserve_batch_next(mpiserve_session *, double, mpiserve_batch *)
     int mpiserve_batch_reply(mpiserve_session *, const void *const *)
@@ -95,6 +102,9 @@ cdef extern from "mpiserve.h" nogil:
     int mpiserve_ticket_reply(mpiserve_session *, mpiserve_ticket *, const void *const *)
     int mpiserve_ticket_fail(mpiserve_session *, mpiserve_ticket *, int, const char *)
     int mpiserve_poll(mpiserve_session *)
+    int mpiserve_batch_clients(mpiserve_session *, int32_t *)
+    int mpiserve_control_get(mpiserve_session *, mpiserve_control *)
+    int mpiserve_control_reply(mpiserve_session *, int, int, const char *)
     int mpiserve_mpi_take(mpiserve_session *)
     int mpiserve_mpi_give(mpiserve_session *)
     int mpiserve_serve_echo(mpiserve_session *, double)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from mpiserve.errors import ClosedError
+from mpiserve.errors import ClosedError, ControlError
 from mpiserve.partition import Seat
 from mpiserve.server import IDLE, Server
 
@@ -53,7 +53,7 @@ class Pool:
         ready = [server for server in self.servers if not server.failed]
         with ExitStack() as stack:
             for server in ready:
-                stack.enter_context(server.backend.serving())
+                stack.enter_context(server.serving())
             while self.step():
                 if watch:
                     watch()
@@ -63,16 +63,21 @@ class Pool:
 
     def step(self, timeout: float = IDLE) -> bool:
         """Answer one batch of one service, or wait for one in vain; as Server.step."""
+        batch = None
         try:
             busy = any(server.busy for server in self.servers)
             batch = self.broker.next_batch(0.0 if busy else timeout)
         except ClosedError:
             return False
+        except ControlError:
+            order = self.broker.control()
+            self.servers[order[0]].change(order)
         if batch is not None:
             self._batches[batch.service] += 1
             self.servers[batch.service].answer(batch)
         for server in self.servers:
             server.go_on()
+            server.look()
         return True
 
     def summary(self) -> str:

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mpiserve import backends
 from mpiserve.backends.arrays import checked, dtype_of, zeros
-from mpiserve.backends.base import ordered
+from mpiserve.backends.base import Backend, ordered
 from mpiserve.backends.group import agree
-from mpiserve.config import NAME_SIZE, TensorConfig
-from mpiserve.errors import ClosedError, Code, Error
+from mpiserve.config import NAME_SIZE, ServiceConfig, TensorConfig
+from mpiserve.errors import ClosedError, Code, ControlError, Error, ModelError
 from mpiserve.partition import Seat
 from mpiserve.stepping import Stepper
 from mpiserve.tensor import Tensor
+from mpiserve.versions import Changes, Order, Versions
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -52,7 +54,8 @@ class Server:
     ) -> None:
         self.broker = broker
         self.seat = seat
-        self.service = seat.service
+        self.service = seat.service.of_version()
+        self.backend = Backend(self.service)
         self.failed = False
         self._comm = comm
         self._local_rank = local_rank
@@ -61,6 +64,10 @@ class Server:
         self._head: team.Head | None = None
         self._follower: team.Follower | None = None
         self._stepper: Stepper | None = None
+        self._serving = ExitStack()  # what the backend needs while it serves
+        self._versions = Versions(seat.service, self._again, self._put)
+        aside = self._shared is None and self.service.reload == "beside"
+        self._changes = Changes(broker, self._versions, self._tell, aside, describe)
 
     def serve(self, watch: Callable[[], None] | None = None) -> None:
         """Load, announce, and answer until every simulation rank has left.
@@ -73,7 +80,7 @@ class Server:
             self._follower.serve(watch)
             self.backend.close()
             return
-        with nullcontext() if self.failed else self.backend.serving():
+        with self.serving():
             while self.step():
                 if watch:
                     watch()
@@ -91,7 +98,7 @@ class Server:
         """Load the model and warm it up; give what is to be published of it."""
         begin, wrong = time.monotonic(), ""
         try:
-            self._load()
+            self.backend = self._load(self.service)
         except (Exception, SystemExit) as error:
             self._log("cannot be served", error)
             wrong = describe(error)
@@ -109,7 +116,8 @@ class Server:
             text = f"rank {self.seat.tp_index} of its replica, whose first rank answers"
             return {"name": self.service.name, "error_code": Code.ESTATE, "error_text": text}
         engine = self.backend.engine.encode()[: NAME_SIZE - 1].decode(errors="ignore")
-        return self._description(engine=engine, overwrites=self.backend.overwrites)
+        version = self.service.version
+        return self._description(engine=engine, version=version, overwrites=self.backend.overwrites)
 
     def step(self, timeout: float = IDLE) -> bool:
         """Answer one batch, or wait for one in vain; or go on with what runs in steps.
@@ -117,20 +125,24 @@ class Server:
         Returns:
             False when every simulation rank has left.
         """
+        batch = None
         try:
             if not self.failed and self.backend.native:
                 self.broker.serve_echo(timeout)
-                return True
-            if self._stepper and not self._stepper.room:
+                batch = None
+            elif self._stepper and not self._stepper.room:
                 self.broker.poll()
                 batch = None
             else:
                 batch = self.broker.next_batch(0.0 if self.busy else timeout)
         except ClosedError:
             return False
+        except ControlError:
+            self.change(self.broker.control())
         if batch is not None:
             self.answer(batch)
         self.go_on()
+        self.look()
         return True
 
     @property
@@ -156,11 +168,29 @@ class Server:
             self.broker.reply_rows(rows, batch.outputs)
 
         try:
-            outputs = self._run(batch.inputs, batch.outputs, batch.rows, done)
+            if self.backend.wants_clients:
+                self.backend.clients = self.broker.batch_clients()
+            result = self._results(batch.inputs, batch.outputs, done)
+            outputs = self._checked(result, batch.outputs, batch.rows)
         except (Exception, SystemExit) as error:
             self.broker.fail_batch(Code.EMODEL, self._failed(error))
         else:
             self.broker.reply(outputs)
+
+    def change(self, order: Order) -> None:
+        """Do what a client asks of the model, or begin with it."""
+        self._changes.begin(order)
+
+    def look(self) -> None:
+        """See whether a version that is being loaded aside is ready."""
+        if self._changes.loading:
+            self._changes.look()
+
+    def serving(self) -> ExitStack:
+        """Enter what the backend needs while it serves; to be left at the end."""
+        if not self.failed:
+            self._serving.enter_context(self.backend.serving())
+        return self._serving
 
     def summary(self) -> str:
         """Say in one line what this rank has done."""
@@ -195,7 +225,8 @@ class Server:
         parts: tuple[Any, ...] = (self.broker, self._comm, self._part, self._inputs)
         seconds = self.service.peer_timeout_s
         if self.seat.tp_index:
-            self._follower = team.Follower(*parts, seconds, describe=describe)
+            change = self._follow
+            self._follower = team.Follower(*parts, seconds, describe=describe, change=change)
         else:
             self._head = team.Head(*parts, seconds)
 
@@ -208,18 +239,77 @@ class Server:
 
     def _name(self) -> str:
         engine = self.service.backend if self.failed else self.backend.engine
-        return f"service {self.service.name}, replica {self.seat.replica} ({engine})"
+        version = f" {self._versions.now.version}".rstrip()
+        return f"service {self.service.name}{version}, replica {self.seat.replica} ({engine})"
 
-    def _load(self) -> None:
-        limit_threads(self.service.threads)
-        self.backend = backends.create(self.service, self._comm, self._local_rank)
-        self.backend.load()
-        for rows in self.service.warmup_rows:
-            batch = zeros(self.service.inputs, rows), zeros(self.service.outputs, rows)
-            self._run(*batch, rows, lambda _: None)
+    def _load(self, service: ServiceConfig, old: Backend | None = None) -> Backend:
+        """Load a version and warm it up; beside the one that answers, if there is one."""
+        limit_threads(service.threads)
+        backend = backends.create(service, self._comm, self._local_rank)
+        try:
+            backend.load()
+            self._warm(backend, service, old)
+        except BaseException:
+            with suppress(Exception):  # of a model that is half loaded
+                backend.close()
+            raise
+        return backend
+
+    def _warm(self, backend: Backend, service: ServiceConfig, old: Backend | None) -> None:
+        if backend.wants_clients and self._shared:
+            raise ModelError(Code.EMODEL, "clients are known to replicas of one rank alone")
+        for rows in service.warmup_rows:
+            batch = zeros(service.inputs, rows), zeros(service.outputs, rows)
+            backend.clients = np.full(rows, -1, np.int32)
+            result = (
+                backend.run(batch[0]) if self._shared else backend.run_batch(*batch, lambda _: None)
+            )
+            self._checked(result, batch[1], rows)
+        if old:
+            backend.take_over(old)
         # Several ranks do the same with the same rows at a time, whatever suits each.
-        if self.service.warmup_rows and not self._shared:
-            self.backend.tune(*batch)
+        elif service.warmup_rows and not self._shared:
+            backend.tune(*batch)
+
+    def _again(self, service: ServiceConfig) -> Backend:
+        """Load a version at run time, in step with the other ranks of the replica."""
+        begin, wrong, backend = time.monotonic(), "", None
+        what = f"version {service.version}" if service.version else "the model anew"
+        try:
+            backend = self._load(service, self.backend)
+        except (Exception, SystemExit) as error:
+            self._log(f"cannot load {what}", error)
+            wrong = describe(error)
+        if self._shared:
+            wrong = agree(self._shared, wrong, LOADING)
+        if wrong or backend is None:
+            if backend:
+                backend.close()
+            raise ModelError(Code.EMODEL, wrong)
+        logger.info("%s loaded %s in %.1f s", self._name(), what, time.monotonic() - begin)
+        return backend
+
+    def _put(self, backend: Backend) -> None:
+        """Answer with another backend, between two batches."""
+        self._serving.close()
+        self.backend, old = backend, self.backend
+        if not self._follower:
+            self._serving.enter_context(backend.serving())
+        try:
+            old.close()
+        except Exception as error:  # the other one answers all the same
+            self._log("could not close the version before", error)
+        del old
+        gc.collect()  # models are full of circles
+        logger.info("%s answers now", self._name())
+
+    def _tell(self, what: int, version: str) -> None:
+        if self._head:
+            self._head.change(what, version)
+
+    def _follow(self, what: int, version: str) -> None:
+        with suppress(Exception):  # the head fails alike, and tells the client
+            self._versions.do(what, version)
 
     def _description(self, **outcome: Any) -> dict[str, Any]:
         return {
@@ -236,14 +326,9 @@ class Server:
             **outcome,
         }
 
-    def _run(
-        self,
-        inputs: tuple[np.ndarray, ...],
-        outputs: tuple[np.ndarray, ...],
-        rows: int,
-        done: Callable[[int], None],
+    def _checked(
+        self, result: Any, outputs: tuple[np.ndarray, ...], rows: int
     ) -> Sequence[np.ndarray]:
-        result = self._results(inputs, outputs, done)
         if result is outputs:
             return outputs
         return self._finished(result, rows)
@@ -263,9 +348,9 @@ class Server:
         outputs: tuple[np.ndarray, ...],
         done: Callable[[int], None],
     ) -> Any:
-        if not self._shared:
-            return self.backend.run_batch(inputs, outputs, done)
-        return self._head.run(inputs) if self._head else self._part(inputs)
+        if self._head:
+            return self._head.run(inputs)
+        return self.backend.run_batch(inputs, outputs, done)
 
     def _failed(self, error: BaseException) -> str:
         """Log each failure once: a model that fails at every step would fill the disk."""

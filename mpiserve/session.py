@@ -77,6 +77,36 @@ class Session:
         """
         return self._broker.service(name)
 
+    def reload(self, name: str, version: str = "", timeout: float | None = None) -> None:
+        """Load another version of a service's model while the simulation goes on.
+
+        Called by one simulation rank; not collective. Replicas answer with the version that
+        they have until all have loaded the new one. What any rank submits after this has
+        returned is answered by the new one.
+
+        Args:
+            name: Of the service.
+            version: A name, which the service's `model` or `options` give a meaning. If not
+                given, the version that is there is read again.
+            timeout: In seconds; None waits without end. After RequestTimeout nothing has
+                changed, or replicas change when their running batch has ended.
+
+        Raises:
+            ModelError: If a replica could not load it, with the reason. The version before
+                goes on everywhere; with `reload = "in-place"` at this replica alone.
+            ConfigError: If the version has no meaning for the service.
+            NotFoundError: If there is no such service.
+            Error: With code ESTATE, if another rank is reloading it.
+        """
+        self._broker.reload(name, version, -1.0 if timeout is None else timeout)
+
+    def unload(self, name: str, timeout: float | None = None) -> None:
+        """Free the memory of a service's model, at all replicas; on simulation ranks.
+
+        Requests, also those that wait, are ModelErrors from then on, until a `reload`.
+        """
+        self._broker.unload(name, -1.0 if timeout is None else timeout)
+
     def serve(self, watch: Callable[[], None] | None = None) -> bool:
         """Load this rank's model and answer until every simulation rank has left.
 
@@ -146,7 +176,10 @@ class Session:
             "role": self.role,
             "roles": {role: self._broker.roles.count(role) for role in (SIMULATION, INFERENCE)},
             "services": [
-                {key: getattr(service, key) for key in ("name", "engine", "replicas", "head")}
+                {
+                    key: getattr(service, key)
+                    for key in ("name", "engine", "version", "replicas", "head")
+                }
                 for service in services
             ],
             "transports": {service.name: service.transport for service in services},

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 ORDER, OUTCOME, ALIVE = 1, 2, 3  # tags
 KNOWN = 16  # numbers of rows whose arrays are kept
-RUN, GIVE_UP, STOP = 1, 2, 3  # what the head orders
+RUN, GIVE_UP, STOP, CHANGE = 1, 2, 3, 4  # what the head orders
 LATE = 5.0  # seconds that the others have when one rank has failed
 
 Arrays = tuple[np.ndarray, ...]
@@ -164,6 +164,21 @@ class Head(Team):
                 raise ended.error  # all alike: they are in step, and go on
         self._break(_differ(ended, texts))
 
+    def change(self, what: int, version: str) -> None:
+        """Have the followers change their model, as the head does next.
+
+        Raises:
+            ModelError: If the ranks are out of step.
+        """
+        if self.broken:
+            raise ModelError(Code.EMODEL, self.broken)
+        self._order(CHANGE, what)
+        text = np.zeros(TEXT, np.uint8)
+        data = version.encode()[:TEXT]
+        text[: len(data)] = np.frombuffer(data, np.uint8)
+        if not self.spread((text,)):
+            self._break(f"a rank did not take an order within {self.seconds:g} s")
+
     def stop(self) -> None:
         """Let the followers leave.
 
@@ -250,15 +265,18 @@ class Follower(Team):
 
     Args:
         describe: Puts an exception into one line.
+        change: Changes this rank's model as the head says; fails as the other ranks do.
     """
 
     def __init__(
         self,
         *args: Any,
         describe: Callable[[BaseException], str],
+        change: Callable[[int, str], None],
     ) -> None:
         super().__init__(*args)
         self._describe = describe
+        self._change = change
         self._running = self._stopped = self._closed = False
         self._sequence = 0
         self._limit = 0.0
@@ -311,7 +329,7 @@ class Follower(Team):
             self._running = False
             self.comm.Isend(np.zeros(0, np.uint8), dest=0, tag=ALIVE).Free()
         elif not self.broken:
-            self._begin(rows)
+            (self._begin if what == RUN else self._change_to)(rows)
 
     def _begin(self, rows: int) -> None:
         inputs = self.arrays(rows)
@@ -320,6 +338,13 @@ class Follower(Team):
             self._running = True
         else:
             self.broken = "the head went away in the middle of a batch"
+
+    def _change_to(self, what: int) -> None:
+        text = np.zeros(TEXT, np.uint8)
+        if self.spread((text,)):
+            self._change(what, text.tobytes().rstrip(b"\0").decode())
+        else:
+            self.broken = "the head went away in the middle of an order"
 
     def _tell(self, outcome: Outcome) -> None:
         message = np.zeros(8 + TEXT, np.uint8)

@@ -14,6 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "answer.h"
 #include "bench/made_up.h"
 
 enum { REHEARSALS = 64, FEATURES = 8, MAX_ROWS = 64 };
@@ -43,7 +44,7 @@ static void ask(void) {
   msi_cargo cargo = {.rows = 1, .input = {-1}, .output = {-1}, .inputs = {in}, .outputs = {out}};
   must(msi_link_infer(&speaker, MSI_INFER, &cargo, NULL, &sequence));
   must(msi_serving_next(&made.serving, 1.0, &batch));
-  must(msi_broker_reply(made.serving.brokers, batch.inputs));
+  must(msi_answer_all(made.serving.brokers, batch.inputs));
   int slot = msi_link_reply(&speaker);
   if (slot < 0) must(msi_error(MPISERVE_ESTATE, "the speaker got no reply"));
   must(msi_link_outputs(&speaker, slot, &cargo));

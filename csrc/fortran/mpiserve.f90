@@ -24,7 +24,7 @@ module mpiserve
     mpiserve_ethread, mpiserve_eversion, mpiserve_econfig, mpiserve_enotfound, mpiserve_ename, &
     mpiserve_edtype, mpiserve_eshape, mpiserve_erows, mpiserve_emodel, mpiserve_etimeout, &
     mpiserve_ecancelled, mpiserve_epeer, mpiserve_eclosed, mpiserve_efull, mpiserve_edeadline, &
-    mpiserve_bool, mpiserve_uint8, &
+    mpiserve_econtrol, mpiserve_bool, mpiserve_uint8, &
     mpiserve_int8, mpiserve_int16, mpiserve_int32, mpiserve_int64, mpiserve_float16, &
     mpiserve_bfloat16, mpiserve_float32, mpiserve_float64, mpiserve_shared, mpiserve_rma, &
     mpiserve_max_dims, mpiserve_max_tensors, mpiserve_name_size, mpiserve_forever
@@ -102,6 +102,10 @@ module mpiserve
     !> count(n, [ierr]) and at(i, service, [ierr]): the services of the world, i from 1. Local.
     procedure :: count => session_count
     procedure :: at => session_at
+    !> reload(name, version, timeout, [ierr]): another version of a model at all replicas, "" for
+    !> the same again; unload(name, timeout, [ierr]): let it go. One rank, blocking: mpiserve.h.
+    procedure :: reload => session_reload
+    procedure :: unload => session_unload
     !> fail(text, [ierr]): tell the others that this rank ended with an error; then close.
     procedure :: fail => session_fail
     !> close([ierr]): leave. Collective over world; waits for what is in flight.
@@ -230,6 +234,23 @@ contains
     found%session = self%handle
     call finish(c_at(self%handle, int(i - 1, c_int), found%handle), ierr)
   end subroutine session_at
+
+  subroutine session_reload(self, name, version, timeout, ierr)
+    class(session), intent(in) :: self
+    character(len=*), intent(in) :: name, version
+    real(c_double), intent(in) :: timeout
+    integer, intent(out), optional :: ierr
+    call finish(c_reload(self%handle, trim(name)//c_null_char, trim(version)//c_null_char, &
+      timeout), ierr)
+  end subroutine session_reload
+
+  subroutine session_unload(self, name, timeout, ierr)
+    class(session), intent(in) :: self
+    character(len=*), intent(in) :: name
+    real(c_double), intent(in) :: timeout
+    integer, intent(out), optional :: ierr
+    call finish(c_unload(self%handle, trim(name)//c_null_char, timeout), ierr)
+  end subroutine session_unload
 
   subroutine session_fail(self, text, ierr)
     class(session), intent(in) :: self

@@ -27,6 +27,7 @@ module mpiserve_c
   integer(c_int), parameter :: mpiserve_eclosed = -17
   integer(c_int), parameter :: mpiserve_efull = -18
   integer(c_int), parameter :: mpiserve_edeadline = -19
+  integer(c_int), parameter :: mpiserve_econtrol = -20
 
   !> Dtypes.
   integer(c_int), parameter :: mpiserve_bool = 0
@@ -56,6 +57,7 @@ module mpiserve_c
     integer(c_int64_t) :: queue_ns        !< at the head, from taken to batch closed
     integer(c_int64_t) :: compute_ns      !< the model, for the whole batch
     integer(c_int64_t) :: total_ns        !< at the client, from submit to reply seen
+    integer(c_int64_t) :: generation      !< of the model: 1, one more with each reload
   end type request_stats
 
   !> One tensor of a call: what input() and output() make.
@@ -178,6 +180,26 @@ module mpiserve_c
       character(kind=c_char), intent(in) :: text(*)
       integer(c_int) :: code
     end function c_fail
+
+    function c_reload(session, name, version, timeout) result(code) &
+        bind(c, name="mpiserve_reload")
+      import :: c_char, c_double, c_int, c_ptr
+      implicit none
+      type(c_ptr), value :: session
+      character(kind=c_char), intent(in) :: name(*), version(*)
+      real(c_double), value :: timeout
+      integer(c_int) :: code
+    end function c_reload
+
+    function c_unload(session, name, timeout) result(code) &
+        bind(c, name="mpiserve_unload")
+      import :: c_char, c_double, c_int, c_ptr
+      implicit none
+      type(c_ptr), value :: session
+      character(kind=c_char), intent(in) :: name(*)
+      real(c_double), value :: timeout
+      integer(c_int) :: code
+    end function c_unload
 
     function c_find(session, name, service) result(code) bind(c, name="mpiserve_service_find")
       import :: c_char, c_int, c_ptr

@@ -69,7 +69,8 @@ typedef enum mpiserve_code {
   MPISERVE_EPEER = -16,      /* another rank of the session ended with an error */
   MPISERVE_ECLOSED = -17,    /* the session closed before the request was answered */
   MPISERVE_EFULL = -18,      /* the service's queue is full: ask again later */
-  MPISERVE_EDEADLINE = -19   /* the request's deadline passed; unlike ETIMEOUT, it has ended */
+  MPISERVE_EDEADLINE = -19,  /* the request's deadline passed; unlike ETIMEOUT, it has ended */
+  MPISERVE_ECONTROL = -20    /* serving: a client asks for another model; no error */
 } mpiserve_code;
 
 typedef enum mpiserve_dtype {
@@ -133,7 +134,8 @@ typedef struct mpiserve_tensor {
 /* What an inference rank publishes. */
 typedef struct mpiserve_description {
   char name[MPISERVE_NAME_SIZE];
-  char engine[MPISERVE_NAME_SIZE]; /* what runs the model, for people and logs */
+  char engine[MPISERVE_NAME_SIZE];  /* what runs the model, for people and logs */
+  char version[MPISERVE_NAME_SIZE]; /* of the model, at open; "": it has no name */
   int32_t n_inputs, n_outputs;
   mpiserve_spec inputs[MPISERVE_MAX_TENSORS];
   mpiserve_spec outputs[MPISERVE_MAX_TENSORS];
@@ -167,6 +169,8 @@ typedef struct mpiserve_stats {
   int64_t queue_ns;       /* at the head, from taken to batch closed */
   int64_t compute_ns;     /* the model, for the whole batch */
   int64_t total_ns;       /* at the client, from submit to reply seen */
+  int64_t generation;     /* of the model at that replica: 1, one more with each reload, up to 65535
+                             and then from 0 on */
 } mpiserve_stats;
 
 /* Counters of this rank since open. */
@@ -205,6 +209,22 @@ typedef struct mpiserve_ticket {
   int32_t client;    /* the world rank that asked */
   int32_t service;   /* as in its batch */
 } mpiserve_ticket;
+
+/* What a head is to do about its model. */
+typedef enum mpiserve_change {
+  MPISERVE_LOAD = 1,  /* load a version beside the one that answers */
+  MPISERVE_SWAP = 2,  /* answer with the version that was loaded, and let the other go */
+  MPISERVE_DROP = 3,  /* let the version go that was loaded, if there is one */
+  MPISERVE_UNLOAD = 4 /* let the version go that answers; requests are errors from now on */
+} mpiserve_change;
+
+/* What a client asks of a head: see mpiserve_control_get(). */
+typedef struct mpiserve_control {
+  int32_t service;                  /* which of the services of this rank */
+  int32_t what;                     /* mpiserve_change */
+  int32_t client;                   /* the world rank that asks */
+  char version[MPISERVE_NAME_SIZE]; /* of MPISERVE_LOAD; "": the same again */
+} mpiserve_control;
 
 /* ---- library: any rank, at any time, local ------------------------------- */
 
@@ -377,6 +397,26 @@ int mpiserve_buffer_take(mpiserve_service *service, int64_t rows, mpiserve_buffe
  * until that has ended. MPISERVE_ESTATE: it was given back before. Never waits. */
 int mpiserve_buffer_give(mpiserve_service *service, mpiserve_buffer *buffer);
 
+/* mpiserve_reload: load another version of a service's model, while the simulation goes on.
+ * Called by one simulation rank, at any time; another one that does so meanwhile gets
+ * MPISERVE_ESTATE. version is a name that the configuration of the service gives a meaning;
+ * NULL or "": the one that is there, read again. Blocking, at most timeout seconds: first
+ * every replica loads, and answers with what it has meanwhile; then every replica changes
+ * between two batches. Other services take no notice.
+ *
+ * MPISERVE_OK: what any rank submits from now on is answered by this version. Else the
+ * text says which rank could not load it and why, and no replica has changed; but where
+ * the configuration has no memory for both versions, the others have. After
+ * MPISERVE_ETIMEOUT nothing has changed if loading took too long, and this rank's next
+ * requests may wait until it has ended; if it was a batch that did, its replica
+ * changes when that has ended.
+ *
+ * mpiserve_unload: let the model go and free its memory. Requests to the service, also those
+ * that wait, end with MPISERVE_EMODEL, until a reload. */
+int mpiserve_reload(mpiserve_session *session, const char *name, const char *version,
+                    double timeout);
+int mpiserve_unload(mpiserve_session *session, const char *name, double timeout);
+
 /* ---- serving: inference ranks ------------------------------------------------------ */
 
 /* mpiserve_publish: announce this rank's service, ready or failed
@@ -394,7 +434,8 @@ int mpiserve_publish_all(mpiserve_session *session, int n,
 
 /* mpiserve_batch_next: wait for a batch, at most timeout seconds
  * (MPISERVE_ETIMEOUT: call again). MPISERVE_ECLOSED: every simulation rank has
- * left; call mpiserve_close(). */
+ * left; call mpiserve_close(). MPISERVE_ECONTROL, once for each: a client asks for another
+ * model; see mpiserve_control_get(). */
 int mpiserve_batch_next(mpiserve_session *session, double timeout, mpiserve_batch *batch);
 
 /* mpiserve_batch_reply: answer the batch. outputs[j] is [rows, ...] of output
@@ -409,6 +450,19 @@ int mpiserve_batch_reply_rows(mpiserve_session *session, int64_t rows, const voi
 /* mpiserve_batch_fail: answer every request of the batch that has no answer yet with
  * code and text. */
 int mpiserve_batch_fail(mpiserve_session *session, int code, const char *text);
+
+/* mpiserve_batch_clients: the world rank that asked for each row of the batch, in
+ * clients[0] to clients[rows - 1]. Local; MPISERVE_ESTATE if no batch is open. */
+int mpiserve_batch_clients(mpiserve_session *session, int32_t *clients);
+
+/* mpiserve_control_get: what mpiserve_batch_next() has told of by MPISERVE_ECONTROL. Local.
+ * mpiserve_control_reply: answer it, with MPISERVE_OK when it was done, or a code and a text;
+ * at any later time, so that batches are answered meanwhile. The next one of this service is
+ * told of after that. A successful MPISERVE_SWAP begins a new generation: answers from now on
+ * carry it. A server that cannot change its model answers with MPISERVE_ESTATE. Both:
+ * MPISERVE_ESTATE if nothing is asked. */
+int mpiserve_control_get(mpiserve_session *session, mpiserve_control *control);
+int mpiserve_control_reply(mpiserve_session *session, int service, int code, const char *text);
 
 /* mpiserve_batch_hold: end the batch without an answer and keep its requests, each to be
  * answered by a ticket when it is ready, in any order, also while another batch is open.

@@ -8,7 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from difflib import get_close_matches
 from importlib import import_module
+from importlib.abc import SourceLoader
+from importlib.util import module_from_spec
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from mpiserve.errors import ArgumentError, Code, ModelError
@@ -80,6 +83,8 @@ class Backend:
     steps: Steps | None = None
     native = False  # answered by the broker in C, without run()
     overwrites = False  # results lie where the inputs were; nothing is copied
+    wants_clients = False  # `clients` is filled before each batch; of replicas of one rank
+    clients: np.ndarray  # int32 [rows]: the world rank that asked for each row; -1 at warm-up
 
     def __init__(
         self, service: ServiceConfig, comm: MPI.Comm | None = None, local_rank: int = 0
@@ -135,6 +140,9 @@ class Backend:
 
     def tune(self, inputs: tuple[np.ndarray, ...], outputs: tuple[np.ndarray, ...]) -> None:
         """Find out what suits the model; called once after warming up, with its largest batch."""
+
+    def take_over(self, old: Backend) -> None:
+        """Take what the version before had found out; called instead of `tune`."""
 
     def close(self) -> None:
         """Let the model go."""
@@ -206,6 +214,33 @@ def import_object(spec: str, folder: Path) -> Any:
         if not hasattr(error, "obj") or getattr(error.obj, "__name__", "") != module_name:
             raise
         raise ModelError(Code.EMODEL, f"'{spec}': the module has no '{name}'") from None
+
+
+def read_again(name: str) -> None:
+    """Read a module anew, if it was imported before.
+
+    What was made by the module before keeps it: importlib.reload would change it under the
+    version that still answers. Modules that it imports are not read again.
+    """
+    old = sys.modules.get(name)
+    if old is None or old.__spec__ is None:
+        return
+    new = module_from_spec(old.__spec__)
+    sys.modules[name] = new
+    try:
+        _execute(new, old.__spec__.loader)
+    except BaseException:
+        sys.modules[name] = old
+        raise
+
+
+def _execute(module: ModuleType, loader: Any) -> None:
+    if not isinstance(loader, SourceLoader):
+        loader.exec_module(module)
+        return
+    # Not the compiled file: it knows its source by size and second only.
+    path = loader.get_filename(module.__name__)
+    exec(loader.source_to_code(loader.get_data(path), path), module.__dict__)
 
 
 def check_options(service: ServiceConfig, known: Sequence[str]) -> None:

@@ -40,6 +40,7 @@ class DeepSpeedBackend(TorchBackend):
 
     engine_options = ("init_inference", "injection_policy")
     known_options = (*TorchBackend.known_options, *engine_options)
+    _in_world = False
 
     def read(self) -> torch.nn.Module:
         """Get the module; the head of a replica reads the weights, and shares them.
@@ -96,6 +97,7 @@ class DeepSpeedBackend(TorchBackend):
         if self.comm is not None and self.service.tensor_parallel > 1:
             seconds = self.service.peer_timeout_s
             open_torch_world(self.comm, self.device.type, seconds)
+            self._in_world = True
             options["tensor_parallel"] = {"tp_size": self.comm.size}
         # DeepSpeed's own default, float16, is not for CPUs: the dtype is always said.
         engine = deepspeed.init_inference(set_eval(module), dtype=self.dtype, **options)
@@ -108,7 +110,9 @@ class DeepSpeedBackend(TorchBackend):
     def close(self) -> None:
         """Free the module's memory, and the torch world of the replica if there is one."""
         super().close()
-        close_torch_world()
+        if self._in_world:
+            self._in_world = False
+            close_torch_world()
 
     def _options(self) -> dict[str, Any]:
         """Arguments of init_inference.

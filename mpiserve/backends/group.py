@@ -65,8 +65,13 @@ def complete(request: MPI.Request, seconds: float) -> bool:
     return True
 
 
+_worlds = 0  # models of this rank that use the torch world
+
+
 def open_torch_world(comm: MPI.Comm, device: str, seconds: float) -> None:
     """Make the ranks of a replica the world of torch.distributed. Collective over them.
+
+    There is one, which the versions of a model share; it goes when the last of them has closed it.
 
     DeepSpeed's own discovery asks MPI_COMM_WORLD with collectives, so that inference ranks
     which call it alone hang (0.19.8); it takes a world that is there already.
@@ -78,6 +83,10 @@ def open_torch_world(comm: MPI.Comm, device: str, seconds: float) -> None:
     """
     import torch.distributed as dist
 
+    global _worlds
+    _worlds += 1
+    if dist.is_initialized():
+        return
     host = _host(comm)
     limit = timedelta(seconds=seconds)
     store: Any = None
@@ -93,10 +102,12 @@ def open_torch_world(comm: MPI.Comm, device: str, seconds: float) -> None:
 
 
 def close_torch_world() -> None:
-    """Let the world go, if there is one."""
+    """Let the world go, if nobody else uses it."""
     import torch.distributed as dist
 
-    if dist.is_initialized():
+    global _worlds
+    _worlds -= 1
+    if not _worlds and dist.is_initialized():
         dist.destroy_process_group()
 
 

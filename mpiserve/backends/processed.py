@@ -52,12 +52,15 @@ class ProcessedBackend(Backend):
         self._before = self._function("preprocess")
         self._after = self._function("postprocess")
         self._model.load()
+        self.wants_clients = self._model.wants_clients
         if self._model.steps:
             self.steps = ProcessedSteps(self._model.steps, self._prepared, self._finished)
 
     def run(self, inputs: tuple[np.ndarray, ...]) -> Any:
         """Run all three on a batch."""
         rows = len(inputs[0])
+        if self.wants_clients:
+            self._model.clients = self.clients
         room = zeros(self._model.service.outputs, rows)
         results = self._model.run_batch(self._prepared(inputs), room, lambda _: None)
         return self._finished(results, rows)
@@ -82,6 +85,11 @@ class ProcessedBackend(Backend):
         """Let the model find out what suits it, with as many rows."""
         inner, rows = self._model.service, len(inputs[0])
         self._model.tune(zeros(inner.inputs, rows), zeros(inner.outputs, rows))
+
+    def take_over(self, old: Backend) -> None:
+        """Let the model take what its version before had found out."""
+        if isinstance(old, ProcessedBackend):
+            self._model.take_over(old._model)
 
     def close(self) -> None:
         """Let the model go."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from functools import partial
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 from mpiserve.backends.base import Backend, full_name, import_object
 from mpiserve.errors import Code, ModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     import numpy as np
 
@@ -18,7 +19,8 @@ class PythonBackend(Backend):
     """Calls `model = "module:callable"` with one array per input.
 
     A class is instantiated once, with the options as keyword arguments, and its
-    object is called. A function gets the options with every call.
+    object is called. A function gets the options with every call. One with an argument
+    `clients` gets the world rank that asked for each row there.
     """
 
     _call: Callable[..., Any]
@@ -44,7 +46,18 @@ class PythonBackend(Backend):
         if not callable(self._call):
             raise ModelError(Code.EMODEL, f"'{self.service.model}' is not callable")
         self._engine = full_name(found)
+        self.wants_clients = "clients" in arguments_of(self._call)
 
     def run(self, inputs: tuple[np.ndarray, ...]) -> Any:
         """Call it."""
+        if self.wants_clients:
+            return self._call(*inputs, clients=self.clients)
         return self._call(*inputs)
+
+
+def arguments_of(function: Callable[..., Any]) -> Collection[str]:
+    """Name the arguments of a callable; none of one that hides them, as numpy's do."""
+    try:
+        return signature(function).parameters
+    except (TypeError, ValueError):
+        return ()

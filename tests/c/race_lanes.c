@@ -1,6 +1,8 @@
 /* A head of two services and its clients as threads of one process, for the thread sanitizer: who
- * may see what before what, in slots, leases, early answers and sleep. */
+ * may see what before what, in slots, leases, early answers, orders to change a model and sleep. */
+#include <pthread.h>
 
+#include "answer.h"
 #include "check.h"
 #include "race.h"
 
@@ -59,6 +61,9 @@ static void *client(void *argument) {
     if (i % 50 < SERVICES) lease(link, 60 + i / 5);
     ask(link, 1 + i % 20, -1, lane * 1000 + i);
     ask(link, 50 + i / 5, 0, lane * 1000 + i);
+    if (i % 100 >= SERVICES) continue;
+    msi_link_send(link, MSI_CONTROL, 0, MPISERVE_SWAP, "version", NULL);
+    take_reply(link, NULL);
   }
   for (int s = 0; s < SERVICES; s++) {
     msi_link_send(&links[s], MSI_LEAVE, 0, -1, NULL, NULL);
@@ -72,15 +77,21 @@ static void *head(void *argument) {
   mpiserve_batch batch;
   int code;
   while ((code = msi_serving_next(serving, 60, &batch)) != MPISERVE_ECLOSED) {
+    if (code == MPISERVE_ECONTROL) {
+      mpiserve_control order;
+      wrong |= msi_serving_control_get(serving, &order) || strcmp(order.version, "version");
+      wrong |= msi_serving_control_reply(serving, order.service, MPISERVE_OK, NULL) != 0;
+      continue;
+    }
     msi_broker *broker = &serving->brokers[batch.service];
     const double *in = batch.inputs[0];
     double *out = batch.outputs[0];
     for (int64_t i = 0; i < batch.rows; i++) {
       out[i] = (2 + batch.service) * in[i];
       if (i == batch.rows / 2)
-        wrong |= msi_broker_reply_rows(broker, i + 1, (const void *const *)batch.outputs) != 0;
+        wrong |= msi_answer_rows(broker, i + 1, (const void *const *)batch.outputs) != 0;
     }
-    wrong |= code != 0 || msi_broker_reply(broker, (const void *const *)batch.outputs) != 0;
+    wrong |= code != 0 || msi_answer_all(broker, (const void *const *)batch.outputs) != 0;
   }
   return NULL;
 }
@@ -102,7 +113,7 @@ static int next_service(void) {
 
 static void reply(int place) {
   const mpiserve_batch *batch = &made.serving.brokers[place].assembly.batch;
-  CHECK(!msi_broker_reply(&made.serving.brokers[place], batch->inputs));
+  CHECK(!msi_answer_all(&made.serving.brokers[place], batch->inputs));
 }
 
 /* Of a service that always has something to do and one that seldom has: each has its turn. */
@@ -142,6 +153,8 @@ int main(void) {
   msi_serving_count(&made.serving, &counters);
   CHECK(counters.errors == 0);
   CHECK(counters.requests == 2 * CLIENTS * SERVICES * ROUNDS);
+  for (int s = 0; s < SERVICES; s++)
+    CHECK(made.serving.brokers[s].control.generation == 1 + CLIENTS * SERVICES * ROUNDS / 100);
   made_up_close(&made);
   return check_result();
 }

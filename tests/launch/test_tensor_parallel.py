@@ -18,6 +18,10 @@ class Pair(mpiserve.Backend):
     def load(self):
         if self.service.options.get("fails_at") == self.comm.rank:
             raise RuntimeError("no weights on this rank")
+        version = self.service.options.get("version", "2")
+        if version == "bad" and self.comm.rank == 1:
+            raise RuntimeError("no such version on this rank")
+        self.factor = 2 if version == "bad" else int(version)
 
     def run(self, inputs):
         what = inputs[0][0, 0]
@@ -31,7 +35,7 @@ class Pair(mpiserve.Backend):
             os.kill(os.getpid(), signal.SIGKILL)
         # A rank that got other rows than the head shows in what it says of them.
         assert (inputs[0] == inputs[0][0, 0]).all()
-        return inputs[0] * 2
+        return inputs[0] * self.factor
 
 
 def twice(x):
@@ -75,6 +79,12 @@ with mpiserve.open() as session:
     for rows in range(1, 40):
         x = np.full((rows, 30), rows, np.float32)
         assert (raises(x) == 2 * x).all()
+    for version in ("bad", "3", "2"):
+        try:
+            session.reload("raises", version, timeout=60)
+        except mpiserve.ModelError as error:
+            print(error, flush=True)
+        print("reloaded:", raises(np.ones((4, 30), np.float32))[0, 0], flush=True)
     for what in (4, -1, 5, -2, 6):
         ask(raises, what)
     for what in (7, -3, 8):
@@ -84,6 +94,10 @@ with mpiserve.open() as session:
 
 SAID = """\
 service 'halfway' on rank 5 could not be loaded: tensor-parallel rank 1: RuntimeError: no weights
+service 'raises' on rank 1: tensor-parallel rank 1: RuntimeError: no such version on this rank;
+reloaded: 2
+reloaded: 3
+reloaded: 2
 raises 4: right
 raises -1: ModelError: ValueError: bad everywhere
 raises 5: right
@@ -141,7 +155,9 @@ def test_failures_come_to_the_client_and_other_services_go_on(mpiexec, tmp_path)
     pair = {"backend": "models:Pair", "settings": PAIR}
     halfway = {"backend": "models:Pair", "settings": f"{PAIR}\noptions = {{ fails_at = 1 }}"}
     twice = {"backend": "python", "settings": 'model = "models:twice"'}
-    services = {"raises": pair, "hangs": pair, "halfway": halfway, "twice": twice}
+    versions = f'{PAIR}\nversion = "2"\noptions = {{ version = "{{version}}" }}'
+    raises = {"backend": "models:Pair", "settings": versions}
+    services = {"raises": raises, "hangs": pair, "halfway": halfway, "twice": twice}
     config = "".join(SERVICE.format(name=name, **table) for name, table in services.items())
     write(tmp_path, config, SIMULATION)
 

@@ -26,8 +26,8 @@ class Block(torch.nn.Module):
         return x + self.fc2(torch.tanh(self.fc1(x)))
 
 
-def blocks():
-    torch.manual_seed(5)
+def blocks(seed=5):
+    torch.manual_seed(seed)
     return torch.nn.Sequential(Block(), Block())
 """
 
@@ -45,13 +45,14 @@ max_delay_us = {delay}
 SHARDED = """
 [service.blocks]
 model = "some_blocks:blocks"
+version = "blocks"
 inputs = [{ name = "x", dtype = "float32", shape = [-1, 8] }]
 outputs = [{ name = "y", dtype = "float32", shape = [-1, 8] }]
 tensor_parallel = 2
 max_batch_rows = 64
 
 [service.blocks.options]
-weights = "blocks.safetensors"
+weights = "{version}.safetensors"
 injection_policy = { "some_blocks:Block" = [".fc2"] }
 
 """
@@ -68,6 +69,12 @@ with mpiserve.open() as session:
     new = llama(prompts["tokens"], prompts["lengths"])
     answer = {"y": blocks(x).tolist(), "engine": blocks.engine, "new": new.tolist()}
     print(json.dumps(answer), flush=True)
+    for version in ("absent", "others"):
+        try:
+            session.reload("blocks", version, timeout=100)
+        except mpiserve.ModelError as error:
+            print(json.dumps({"error": str(error)}), flush=True)
+        print(json.dumps({"y": blocks(x).tolist()}), flush=True)
 """
 
 
@@ -90,10 +97,14 @@ def test_sharded_models_answer_as_whole_ones_and_one_rank_reads_the_weights(mpie
     given, room = prompts(tmp_path, 3), 8
     for name in ("head", "other"):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "some_blocks.py").write_text(BLOCKS.replace("manual_seed(5)", "seed()"))
+        (tmp_path / name / "some_blocks.py").write_text(
+            BLOCKS.replace("manual_seed(seed)", "seed()")
+        )
         config = SHARDED + LLAMA.format(room=room, delay=200) + "tensor_parallel = 2\n"
         (tmp_path / name / "c.toml").write_text(config)
-    save_file(blocks.state_dict(), tmp_path / "head/blocks.safetensors")
+    others = scope["blocks"](6)
+    for version, made in (("blocks", blocks), ("others", others)):
+        save_file(made.state_dict(), tmp_path / f"head/{version}.safetensors")
     model = llama(tmp_path / "head/llama", tie_word_embeddings=True)
     (tmp_path / "sim.py").write_text(ASK_BOTH)
 
@@ -101,10 +112,12 @@ def test_sharded_models_answer_as_whole_ones_and_one_rank_reads_the_weights(mpie
     done = mpiexec(["-n", 1, PYTHON, "sim.py", *head, *other, *head, *other], timeout=170)
 
     assert done.returncode == 0
-    (answer,) = said(done)
+    answer, error, after_error, reloaded = said(done)
+    assert "absent.safetensors" in error["error"]
     x = np.random.default_rng(4).standard_normal((5, 8), dtype=np.float32)
     with torch.inference_mode():
-        np.testing.assert_allclose(answer["y"], blocks(torch.from_numpy(x)), atol=1e-5)
+        for made, got in ((blocks, answer), (blocks, after_error), (others, reloaded)):
+            np.testing.assert_allclose(got["y"], made(torch.from_numpy(x)), atol=1e-5)
     assert answer["engine"] == "deepspeed.inference.engine.InferenceEngine"
     assert answer["new"] == [greedy(model, prompt, room) for prompt in given]
 

@@ -137,3 +137,33 @@ class Counting(Steps):
 
     def drop(self, key: int) -> None:
         self.dropped += self.jobs.pop(key, None) is not None
+
+
+class Versioned:
+    """Answers with its version and its process; versions that are no number go wrong."""
+
+    def __init__(self, version: str) -> None:
+        if version == "missing":
+            raise RuntimeError(WEIGHTS_MISSING)
+        time.sleep(0.02 if version == "1" else 0.3)
+        self.version = version
+
+    def __call__(self, x: np.ndarray) -> list[np.ndarray]:
+        if self.version == "wide":
+            return [np.hstack([x, x]), np.ones(len(x)), np.ones(len(x))]
+        rows = np.ones(len(x))
+        return [3 * x, rows * float(self.version), rows * os.getpid()]
+
+
+class Sequences:
+    """Adds up what each client has sent: a state between calls."""
+
+    def __init__(self) -> None:
+        self.sums: dict[int, float] = {}
+
+    def __call__(self, x: np.ndarray, clients: np.ndarray) -> np.ndarray:
+        sums = np.empty(len(x))
+        for i, client in enumerate(clients):
+            sums[i] = self.sums.get(int(client), 0.0) + x[i]
+            self.sums[int(client)] = sums[i]
+        return sums

@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 
 from mpiserve import Backend, backends
 from mpiserve.backends import torch_backend
+from mpiserve.backends.base import import_object, read_again
 from mpiserve.config import Config
 from mpiserve.errors import ArgumentError, ModelError
 
@@ -417,3 +418,23 @@ def test_an_error_inside_a_model_file_is_not_mistaken_for_a_missing_one(make, fo
     (folder / "broken.py").write_text("import no_such_library\n")
     with pytest.raises(ModuleNotFoundError, match="no_such_library"):
         make("torch", "broken:build")
+
+
+def test_a_module_that_is_read_again_leaves_the_one_before_as_it_was(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    path = tmp_path / "read_twice.py"
+    path.write_text("FACTOR = 2\ndef f(x): return FACTOR * x\n")
+    first = import_object("read_twice:f", tmp_path)
+    # Within a second, and as many bytes: what was compiled before would be taken for this one.
+    path.write_text("FACTOR = 3\ndef f(x): return FACTOR * x\n")
+    read_again("read_twice")
+    assert import_object("read_twice:f", tmp_path)(1) == 3
+    assert first(1) == 2
+    path.write_text("FACTOR = ")
+    with pytest.raises(SyntaxError):
+        read_again("read_twice")
+    assert import_object("read_twice:f", tmp_path)(1) == 3
+    path.unlink()
+    with pytest.raises(FileNotFoundError):
+        read_again("read_twice")
+    read_again("never_imported")

@@ -199,3 +199,41 @@ def test_a_service_has_as_many_replicas_as_its_pool_has_ranks(load):
     config = load(CHEMISTRY + "\n[pool.p]\nranks = 3\nservices = ['chemistry']\n")
     assert config.service["chemistry"].replicas == 3
     assert [group.key for group in config.groups] == ["pool.p.ranks"]
+
+
+def versioned(**table):
+    io = [{"name": "x", "dtype": "float32", "shape": [-1, 2]}]
+    base = {"backend": "python", "model": "m:f", "inputs": io, "outputs": io}
+    return Config.from_dict({"service": {"s": base | table}}).services[0]
+
+
+def test_a_version_stands_where_the_service_says():
+    options = {"weights": "w-{version}.bin", "more": {"list": ["{version}", 7, "{x}"]}}
+    service = versioned(model="m:net_{version}", options=options, version="1")
+    second = service.of_version("2.b-rc+1")
+    assert second.model == "m:net_2.b-rc+1"
+    assert second.options == {
+        "weights": "w-2.b-rc+1.bin",
+        "more": {"list": ["2.b-rc+1", 7, "{x}"]},
+    }
+    assert (second.version, second.name, second.folder) == ("2.b-rc+1", "s", service.folder)
+    assert service.of_version().model == "m:net_1"
+    assert service.model == "m:net_{version}"
+
+
+@pytest.mark.parametrize("version", ["../2", "a b", "", ".x", "v" * 64])
+def test_a_version_is_a_plain_name(version):
+    match = "missing" if not version else "a version is letters"
+    with pytest.raises(ConfigError, match=rf"service\.s\.version: {match}"):
+        versioned(model="m:net_{version}", version=version)
+    if version:
+        with pytest.raises(ConfigError, match=r"service\.s\.version: a version is letters"):
+            versioned(model="m:net_{version}", version="1").of_version(version)
+
+
+def test_a_version_must_have_a_meaning():
+    with pytest.raises(ConfigError, match=r"version: neither model nor options say \{version\}"):
+        versioned(version="1")
+    with pytest.raises(ConfigError, match="'2' has no meaning"):
+        versioned().of_version("2")
+    assert versioned().of_version().model == "m:f"

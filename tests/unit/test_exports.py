@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 import mpiserve
-from mpiserve import config, errors
+from mpiserve import config, errors, versions
 
 ROOT = Path(__file__).resolve().parents[2]
 HEADER = (ROOT / "csrc/include/mpiserve.h").read_text()
@@ -69,6 +69,12 @@ def test_error_codes_are_those_of_the_header():
 def test_dtypes_are_those_of_the_header():
     names = {name.upper(): number for number, name in enumerate(config.DTYPES)}
     assert names == enum("mpiserve_dtype", "MPISERVE_")
+
+
+def test_changes_of_a_model_are_those_of_the_header():
+    assert {change.name: change.value for change in versions.Change} == enum(
+        "mpiserve_change", "MPISERVE_"
+    )
 
 
 def in_fortran() -> dict[str, int]:

@@ -44,10 +44,11 @@ PYTHON = {
     "_arrays": {"errors"},
     "_broker": BASE | {"_arrays"},
     "stepping": {"errors", "_broker", "backends.base"},
+    "versions": BASE | {"_broker", "backends.base"},
     "team": {"errors", "_broker", "backends.group"},
     "server": BASE
     | {"_broker", "backends", "backends.arrays", "backends.base", "backends.group", "partition"}
-    | {"stepping", "team"},
+    | {"stepping", "team", "versions"},
     "pool": {"errors", "partition", "server", "_broker"},
     # A session hands itself over to its server in serve(); the server never looks back.
     "session": BASE | {"_broker", "_check", "partition", "pool", "server"},
@@ -116,18 +117,23 @@ LEVELS = {
     "thread": 6,
     "link": 5,
     "port": 5,
-    "call": 6,
+    "lease": 6,
+    "call": 7,
     "assembly": 6,
-    "client": 7,
+    "control": 6,
+    "client": 8,
+    "reload": 8,
     "broker": 7,
+    "answer": 8,
     "serving": 8,
     "late": 9,
     "session": 9,
     "api": 10,
     "api_serving": 10,
 }
-CLIENT_SIDE = {"client", "call", "link", "balance"}
-BROKER_SIDE = {"broker", "assembly", "port", "pool", "batch", "held", "thread", "serving", "late"}
+CLIENT_SIDE = {"client", "call", "lease", "link", "balance", "reload"}
+BROKER_SIDE = {"broker", "assembly", "control", "port", "pool", "batch", "held", "thread"}
+BROKER_SIDE |= {"answer", "serving", "late"}
 WITHOUT_MPI = ("error", "tensor", "slot", "balance", "batch", "pool", "wait", "live", "held")
 
 
