@@ -324,7 +324,6 @@ static int has_to_wait(msi_broker *broker, msi_port *port, uint32_t lane) {
 
 static int poll_lanes(msi_broker *broker, int transport, uint32_t from, uint32_t to) {
   msi_port *port = &broker->ports[transport];
-  if (from >= to) return MPISERVE_OK;
   int code = transport == MPISERVE_RMA ? msi_window_progress(broker->window) : MPISERVE_OK;
   for (uint32_t lane = from; !code && msi_port_rung(port, &lane) && lane < to;) {
     if (has_to_wait(broker, port, lane))
@@ -341,9 +340,10 @@ int msi_broker_poll(msi_broker *broker) {
   uint32_t lane = broker->turn_lane;
   broker->now_ns = 0;
   broker->queue.full = 0;
-  int code = poll_lanes(broker, first, lane, broker->ports[first].layout.lanes);
-  if (!code) code = poll_lanes(broker, second, 0, broker->ports[second].layout.lanes);
-  return code ? code : poll_lanes(broker, first, 0, lane);
+  uint32_t firsts = broker->ports[first].layout.lanes, seconds = broker->ports[second].layout.lanes;
+  int code = firsts ? poll_lanes(broker, first, lane, firsts) : MPISERVE_OK;
+  if (seconds && !code) code = poll_lanes(broker, second, 0, seconds);
+  return lane && !code ? poll_lanes(broker, first, 0, lane) : code;
 }
 
 /* ---- batches --------------------------------------------------------------------- */
