@@ -467,7 +467,7 @@ int msi_call_give_buffer(msi_client *client, msi_link *link, int lease) {
     link->leases[lease] = (msi_lease){0};
     return MPISERVE_OK;
   }
-  *(link->leases[lease].users ? &link->leases[lease].once : &link->leases[lease].stale) = 1;
+  msi_lease_end(link, lease);
   return advance(client, link);
 }
 

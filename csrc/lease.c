@@ -5,11 +5,23 @@ void msi_lease_hold(msi_link *link, msi_place *place, int lease) {
   link->leases[lease].users++;
 }
 
+static void give_up(msi_link *link, msi_lease *lease) {
+  link->stale += !lease->stale;
+  lease->stale = 1;
+}
+
 void msi_lease_let_go(msi_link *link, msi_place *place) {
   if (place->lease < 0) return;
   msi_lease *lease = &link->leases[place->lease];
   place->lease = -1;
-  if (--lease->users == 0) lease->stale = lease->once;
+  if (--lease->users == 0 && lease->once) give_up(link, lease);
+}
+
+void msi_lease_end(msi_link *link, int lease) {
+  if (link->leases[lease].users)
+    link->leases[lease].once = 1;
+  else
+    give_up(link, &link->leases[lease]);
 }
 
 /* Sides that are neither in place nor ride in the slot share one lease. */
@@ -44,9 +56,10 @@ int msi_lease_may_ask(const msi_link *link) {
 
 int msi_lease_give_back(msi_link *link) {
   int code = MPISERVE_OK;
-  for (int i = 0; i < MSI_LEASES && !code; i++) {
+  for (int i = 0; link->stale && i < MSI_LEASES && !code; i++) {
     if (!link->leases[i].stale || !msi_link_free(link)) continue;
     link->leases[i] = (msi_lease){0};
+    link->stale--;
     code = msi_link_send(link, MSI_LEASE, 0, i, NULL, NULL);
   }
   return code;

@@ -47,6 +47,7 @@ typedef struct msi_link {
   int taken[MSI_SLOTS];    /* is the slot? */
   void *owners[MSI_SLOTS]; /* of the slots taken; NULL: the reply interests nobody */
   msi_lease leases[MSI_LEASES];
+  int stale;              /* leases that are */
   void *own[MSI_BUFFERS]; /* rma: memory of the buffers */
   uint8_t *mailbox;       /* rma: where the next message goes */
   MPI_Request heard;      /* rma: its receive, posted while replies are owed */

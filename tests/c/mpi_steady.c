@@ -154,8 +154,9 @@ int main(int argc, char **argv) {
   printf("rank %d: %ld allocations, %ld sleeps and wakes\n", rank, allocations, sleeps);
   /* Over rma MPI allocates as it likes, below Put and Isend. */
   if (transport && !strcmp(transport, "shared")) CHECK(allocations == 0);
-  /* Nobody sleeps while the other one answers, unless they share a core: then now and then. */
-  if (sysconf(_SC_NPROCESSORS_ONLN) > 1) CHECK(sleeps < ROUNDS / 10);
+  /* Nobody sleeps while the other one answers, unless they share a core: then now and
+   * then. Of six times ROUNDS requests. */
+  if (sysconf(_SC_NPROCESSORS_ONLN) > 1) CHECK(sleeps < ROUNDS / 2);
   MPI_Finalize();
   return check_result();
 }
