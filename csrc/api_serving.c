@@ -137,6 +137,17 @@ int mpiserve_control_reply(mpiserve_session *session, int service, int code, con
   return msi_serving_control_reply(&session->serving, service, code, text);
 }
 
+int mpiserve_rest(mpiserve_session *session, int service, int resting) {
+  int code = msi_check_serving(session);
+  return code ? code : msi_serving_rest(&session->serving, service, resting != 0);
+}
+
+int mpiserve_queue_get(mpiserve_session *session, int service, int64_t *rows) {
+  int code = msi_check_serving(session);
+  if (code || !rows) return code ? code : msi_null_argument("rows");
+  return msi_serving_queue_get(&session->serving, service, rows);
+}
+
 int mpiserve_mpi_take(mpiserve_session *session) {
   int wrong = msi_check_serving(session);
   if (!wrong) msi_thread_rest(&session->serving.thread);

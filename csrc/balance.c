@@ -1,5 +1,7 @@
 #include "balance.h"
 
+#include <float.h>
+
 static const double DEFAULT_STICKINESS = 0.25;
 
 /* The weight of a new measurement: a few requests are enough to learn, one is not. */
@@ -51,7 +53,8 @@ static int overdue(const msi_balance *balance) {
   int found = -1;
   for (int i = 0; i < balance->n; i++) {
     const msi_load *load = &balance->loads[i];
-    double due = load->unseen / ((load->known ? TRY_KNOWN : TRY_UNKNOWN) * (balance->n - 1));
+    double every = load->known && !load->resting ? TRY_KNOWN : TRY_UNKNOWN;
+    double due = load->unseen / (every * (balance->n - 1));
     if (load->rows || due < most) continue;
     most = due;
     found = i;
@@ -59,20 +62,40 @@ static int overdue(const msi_balance *balance) {
   return found;
 }
 
-int msi_balance_choose(const msi_balance *balance, int64_t rows) {
-  if (balance->n < 2 || balance->leave <= 0) return balance->home;
-  int chosen = overdue(balance);
-  if (chosen >= 0) return chosen;
-  double least = fastest(balance);
-  double best = balance->leave * expected(balance, balance->home, least, rows);
-  chosen = balance->home;
+/* Of those that do not rest the one that answers first; -1: all rest. */
+static int soonest(const msi_balance *balance, int64_t rows) {
+  double least = fastest(balance), best = DBL_MAX;
+  int chosen = -1;
   for (int i = 0; i < balance->n; i++) {
     double time = expected(balance, i, least, rows);
-    if (i == balance->home || time >= best) continue;
+    if (i == balance->home) time *= balance->leave;
+    if (balance->loads[i].resting || time > best || (time == best && i != balance->home)) continue;
     best = time;
     chosen = i;
   }
   return chosen;
+}
+
+/* Of those that rest: in turn. */
+static int longest_unseen(const msi_balance *balance, int except) {
+  int chosen = -1;
+  for (int i = 0; i < balance->n; i++)
+    if (i != except && (chosen < 0 || balance->loads[i].unseen > balance->loads[chosen].unseen))
+      chosen = i;
+  return chosen;
+}
+
+int msi_balance_choose(const msi_balance *balance, int64_t rows) {
+  int home = balance->home;
+  if (balance->n < 2 || (balance->leave <= 0 && !balance->loads[home].resting)) return home;
+  int chosen = overdue(balance);
+  if (chosen < 0) chosen = soonest(balance, rows);
+  return chosen < 0 ? longest_unseen(balance, -1) : chosen;
+}
+
+int msi_balance_another(const msi_balance *balance, int i, int64_t rows) {
+  int chosen = soonest(balance, rows);
+  return chosen < 0 || chosen == i ? longest_unseen(balance, i) : chosen;
 }
 
 static double between(double low, double value, double high) {
@@ -97,5 +120,5 @@ void msi_balance_measure(msi_load *load, int64_t own_rows, int64_t batch_rows, i
   load->row_ns += weight * (row_ns - load->row_ns);
   load->others_rows += weight * ((double)(batch_rows - own_rows + waiting) - load->others_rows);
   load->known = 1;
-  load->stale = 0;
+  load->stale = load->resting = 0;
 }

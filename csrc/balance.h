@@ -13,6 +13,7 @@ typedef struct msi_load {
   double unseen;      /* time since it was asked last, in times that a request takes there */
   int known;          /* it has answered */
   int stale;          /* the next answer counts for more than what was known */
+  int resting;        /* it answered last that the service rests there */
 } msi_load;
 
 typedef struct msi_balance {
@@ -27,8 +28,12 @@ typedef struct msi_balance {
 void msi_balance_init(msi_balance *balance, msi_load *loads, int n, int home, double stickiness,
                       int client);
 
-/* Where a request of so many rows should go. */
+/* Where a request of so many rows should go. What rests is tried now and then; if all do, the
+ * one that was not asked for longest. */
 int msi_balance_choose(const msi_balance *balance, int64_t rows);
+
+/* Where it should go after replica i has said that it rests; there are others. */
+int msi_balance_another(const msi_balance *balance, int i, int64_t rows);
 
 /* It goes to replica i. */
 void msi_balance_sent(msi_balance *balance, int i, int64_t rows);

@@ -102,6 +102,12 @@ static int refuse_after_failure(msi_broker *broker, const msi_entry *entry) {
   return msi_broker_refuse(broker, entry, MPISERVE_EPEER, text);
 }
 
+/* One that the service rests for has not ended: its client asks elsewhere. */
+static int turn_away(msi_broker *broker, const msi_entry *entry) {
+  if (broker->failed_rank >= 0) return refuse_after_failure(broker, entry);
+  return msi_port_reply(&broker->ports[entry->port], entry->lane, entry->sequence, MSI_RESTS, NULL);
+}
+
 static int reply_lease(msi_broker *broker, const msi_entry *entry) {
   msi_port *port = &broker->ports[entry->port];
   msi_slot *slot;
@@ -219,7 +225,7 @@ static int64_t deadline_of(const msi_entry *entry, int64_t deadline_ns) {
 static int on_infer(msi_broker *broker, msi_entry *entry, const msi_slot *slot) {
   msi_port *port = &broker->ports[entry->port];
   msi_lane *lane = &port->lanes[entry->lane];
-  if (broker->failed_rank >= 0) return refuse_after_failure(broker, entry);
+  if (broker->shut) return turn_away(broker, entry);
   if (!fits(port, entry, &slot->request))
     return msi_broker_refuse(broker, entry, MPISERVE_EROWS, "rows do not fit the lane");
   if (!waits(broker) && !msi_queue_admits(&broker->policy, &broker->queue, entry->rows))
@@ -233,6 +239,16 @@ static int on_infer(msi_broker *broker, msi_entry *entry, const msi_slot *slot) 
   return code;
 }
 
+static int turn_all_away(msi_broker *broker) {
+  int code = MPISERVE_OK;
+  while (broker->queue.n && !code) {
+    msi_entry waiting = msi_queue_pop(&broker->queue);
+    lane_unqueue(broker, &broker->ports[waiting.port].lanes[waiting.lane]);
+    code = turn_away(broker, &waiting);
+  }
+  return code;
+}
+
 static int on_fail(msi_broker *broker, const msi_entry *entry, const msi_slot *slot) {
   if (broker->failed_rank < 0) {
     size_t bytes = slot->request.rows;
@@ -240,13 +256,9 @@ static int on_fail(msi_broker *broker, const msi_entry *entry, const msi_slot *s
     memcpy(broker->failed_text, slot->input, bytes);
     broker->failed_text[bytes] = 0;
     broker->failed_rank = broker->ports[entry->port].clients[entry->lane];
+    broker->shut = 1;
   }
-  int code = MPISERVE_OK;
-  while (broker->queue.n && !code) {
-    msi_entry waiting = msi_queue_pop(&broker->queue);
-    lane_unqueue(broker, &broker->ports[waiting.port].lanes[waiting.lane]);
-    code = refuse_after_failure(broker, &waiting);
-  }
+  int code = turn_all_away(broker);
   msi_held *held;
   while (!code && (held = msi_shelf_any(&broker->shelf))) {
     msi_entry entry = held->entry;
@@ -259,6 +271,11 @@ static int on_fail(msi_broker *broker, const msi_entry *entry, const msi_slot *s
 static int on_control(msi_broker *broker, const msi_entry *entry) {
   if (broker->failed_rank >= 0) return refuse_after_failure(broker, entry);
   return msi_control_push(&broker->control, entry);
+}
+
+/* Where the service rests nobody asks, so nobody counts. */
+static void on_attach(msi_broker *broker, msi_lane *lane) {
+  if (!broker->resting) lane_join(broker, lane);
 }
 
 static int on_leave(msi_broker *broker, const msi_entry *entry) {
@@ -293,7 +310,7 @@ static int take(msi_broker *broker, msi_port *port, uint32_t lane) {
     case MSI_LEASE: return on_lease(broker, &entry);
     case MSI_KEEP: return on_keep(broker, &entry);
     case MSI_CONTROL: return on_control(broker, &entry);
-    case MSI_ATTACH: lane_join(broker, &port->lanes[lane]); break;
+    case MSI_ATTACH: on_attach(broker, &port->lanes[lane]); break;
     case MSI_REST: lane_pass(broker, &port->lanes[lane]); break;
     case MSI_FAIL: code = on_fail(broker, &entry, slot); break;
     case MSI_LEAVE: code = on_leave(broker, &entry); break;
@@ -426,6 +443,17 @@ int msi_broker_look(msi_broker *broker, int lay_out) {
   if (reason || broker->queue.timed) code = drop_unwanted(broker);
   if (broker->queue.n < n) reason = decide(broker);
   return reason && !code ? close_batch(broker, reason, lay_out) : code;
+}
+
+int msi_broker_rest(msi_broker *broker, int resting) {
+  broker->resting = resting;
+  broker->shut = resting || broker->failed_rank >= 0;
+  if (!resting) return MPISERVE_OK;
+  int code = turn_all_away(broker);
+  for (int t = 0; t < MSI_TRANSPORTS; t++)
+    for (uint32_t l = 0; l < broker->ports[t].layout.lanes; l++)
+      lane_rest(broker, &broker->ports[t].lanes[l]);
+  return code;
 }
 
 void msi_broker_settle(msi_broker *broker) {

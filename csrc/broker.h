@@ -22,6 +22,8 @@ typedef struct msi_broker {
   uint32_t asked;     /* lanes with a request in the queue */
   uint32_t able;      /* lanes that count in the census */
   uint32_t remaining; /* lanes whose client has not left */
+  int shut;           /* requests are turned away: a rank has failed, or the service rests */
+  int resting;        /* the service does, on this rank */
   int failed_rank;    /* of a simulation rank that ended with an error, or -1 */
   char failed_text[MPISERVE_TEXT_SIZE];
   int open;      /* a batch was handed out and not answered */
@@ -60,6 +62,9 @@ static inline void msi_broker_hand_out(msi_broker *broker, mpiserve_batch *batch
   broker->thread->owed++;
 }
 void msi_broker_settle(msi_broker *broker);
+
+/* The service rests here: who asks, and who waits, is to ask another replica. Or no longer. */
+int msi_broker_rest(msi_broker *broker, int resting);
 
 /* Takes what clients have asked. */
 int msi_broker_poll(msi_broker *broker);

@@ -4,32 +4,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "again.h"
 #include "error.h"
 #include "lease.h"
-
-struct msi_call {
-  uint32_t index, generation; /* its id is generation << 32 | index + 1 */
-  enum {
-    CALL_IDLE,
-    CALL_QUEUED,  /* in the line of its link */
-    CALL_LEASING, /* first of its line; has asked for rows of the slabs */
-    CALL_KEEPING, /* no request: a buffer is being asked for */
-    CALL_CONTROL, /* no request: another model is being asked for */
-    CALL_FLYING,
-    CALL_DONE
-  } state;
-  int code;
-  int abandoned; /* cancelled: nobody wants the end */
-  msi_link *link;
-  msi_kind kind;  /* MSI_INFER or MSI_VISIT */
-  msi_load *load; /* of the replica; NULL: there is no other */
-  uint64_t sequence;
-  int64_t submitted_ns;
-  msi_cargo cargo;
-  mpiserve_stats stats;
-  char text[MSI_EAGER_BYTES + 1];
-  msi_call *next; /* of the free list, or of the line */
-};
 
 /* ---- calls ------------------------------------------------------------------- */
 
@@ -210,11 +187,27 @@ static void keep_text(msi_call *call, const msi_link *link, int slot) {
   call->text[bytes] = 0;
 }
 
+/* The service rests at that head: the request goes to the end of another line. */
+static void on_rests(msi_client *client, msi_call *call) {
+  int code = msi_again(client, call);
+  if (!code) {
+    call->state = CALL_QUEUED;
+    line_push(line_of(client, call->link), call);
+    code = advance(client, call->link);
+    if (!code || call->state != CALL_QUEUED) return;
+    line_remove(line_of(client, call->link), call);
+    snprintf(call->text, sizeof call->text, "%s", mpiserve_last_error());
+  }
+  call_end(client, call, code);
+}
+
 static void on_reply(msi_client *client, msi_link *link, int slot) {
   msi_call *call = link->owners[slot];
   const msi_reply_header *reply = &link->slots[slot].reply;
   if (call && reply->code) keep_text(call, link, slot);
-  if (call && call->state == CALL_LEASING)
+  if (call && reply->code == MSI_RESTS)
+    on_rests(client, call);
+  else if (call && call->state == CALL_LEASING)
     on_lease(client, call, reply);
   else if (call && call->state == CALL_KEEPING)
     on_keep(call, reply);
@@ -260,15 +253,10 @@ int msi_call_wait_free(msi_client *client, msi_link *link, double timeout) {
 
 static void load(msi_call *call, int64_t rows, void *const *inputs, void *const *outputs) {
   msi_cargo *cargo = &call->cargo;
-  msi_link *link = call->link;
   cargo->rows = rows;
-  cargo->input = cargo->output = (msi_place){.lease = -1};
-  memcpy(cargo->inputs, inputs, (size_t)link->layout.inputs.n * sizeof *inputs);
-  memcpy(cargo->outputs, outputs, (size_t)link->layout.outputs.n * sizeof *outputs);
-  if (msi_link_find_place(link, 0, rows, inputs, &cargo->input))
-    msi_lease_hold(link, &cargo->input, cargo->input.lease);
-  if (msi_link_find_place(link, 1, rows, outputs, &cargo->output))
-    msi_lease_hold(link, &cargo->output, cargo->output.lease);
+  memcpy(cargo->inputs, inputs, (size_t)call->link->layout.inputs.n * sizeof *inputs);
+  memcpy(cargo->outputs, outputs, (size_t)call->link->layout.outputs.n * sizeof *outputs);
+  msi_lease_place(call->link, cargo);
 }
 
 static void want(msi_call *call, const mpiserve_options *options) {
@@ -307,7 +295,7 @@ static int aim(mpiserve_service *service, msi_call *call, int64_t rows, int chos
   call->link = service->choices[chosen];
   call->load = &service->balance.loads[chosen];
   int code = MPISERVE_OK, busy = service->balance.loads[service->seat].rows > 0;
-  if (chosen != service->seat && !busy) {
+  if (chosen != service->seat && !busy && !call->load->resting) {
     code = leave_seat(service->client, service->choices[service->seat]);
     service->seat = chosen;
   }
@@ -324,7 +312,7 @@ static int choose(mpiserve_service *service, msi_call *call, int64_t rows, void 
   if (service->balance.n < 2) return MPISERVE_OK;
   int home = service->balance.home;
   return aim(service, call, rows,
-             bound_to_home(service, rows, inputs, outputs)
+             bound_to_home(service, rows, inputs, outputs) && !service->balance.loads[home].resting
                  ? home
                  : msi_balance_choose(&service->balance, rows));
 }
@@ -370,14 +358,23 @@ static int overdue(const msi_call *call) {
                    call->link->head);
 }
 
+/* Nobody wakes us there any more: naps it is. */
+static const msi_bed *get_up(msi_wait *wait, const msi_bed *bed) {
+  if (bed) msi_wait_end(wait, bed);
+  wait->armed = 0;
+  return NULL;
+}
+
 static int wait_until_done(msi_client *client, msi_call *call, double timeout, msi_wait *wait,
                            const msi_bed *bed) {
   int64_t deadline = 0;
+  const msi_link *link = call->link;
   for (;;) {
     int code = msi_call_progress(client, call->link);
     if (code || call->state == CALL_DONE) return code;
     int paused = timeout == 0 || msi_wait_pause(wait, &client->patience, bed);
     if (!paused) continue;
+    if (call->link != link) bed = get_up(wait, bed); /* it was sent to another replica */
     code = overdue(call);
     if (code) return code;
     if (timeout == 0) return msi_error(MPISERVE_ETIMEOUT, "the request has not ended yet");

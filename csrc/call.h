@@ -2,44 +2,7 @@
 #ifndef MSI_CALL_H
 #define MSI_CALL_H
 
-#include "balance.h"
-#include "link.h"
-
-typedef struct msi_call msi_call;
-
-struct mpiserve_service {
-  struct msi_client *client;
-  const char *name;
-  const msi_head *head; /* of the replica that is this rank's home; NULL: none can serve */
-  msi_link *link;       /* to that head; buffers are there */
-  int replicas;         /* that can serve */
-  msi_link **choices;   /* to each of these, near ones first */
-  msi_balance balance;  /* of the choices */
-  int seat;             /* choice in whose census this rank counts */
-  int attached;
-};
-
-/* The calls of a link that have not been sent yet, in the order of submission. */
-typedef struct msi_line {
-  msi_call *first, *last;
-} msi_line;
-
-typedef struct msi_client {
-  const msi_world *world;
-  msi_window *window;
-  msi_patience patience;
-  int n_links;
-  msi_link *links; /* to every head of the world */
-  msi_line *lines; /* of each link */
-  int n_services;
-  mpiserve_service *services;
-  msi_link **choices; /* of all services */
-  msi_load *loads;    /* of these */
-  uint32_t n_calls;
-  msi_call **calls; /* all that were ever needed at the same time */
-  msi_call *idle;   /* free list */
-  mpiserve_counters counters;
-} msi_client;
+#include "calls.h"
 
 /* As mpiserve_submit_with(), _cancel() say, with checked tensors in the signature's order.
  * timed: the total time is wanted in the end; two readings of the clock otherwise spared. */

@@ -132,12 +132,25 @@ static int drain(msi_client *client, int at) {
   return code;
 }
 
+static int is_idle(const msi_client *client) {
+  for (int i = 0; i < client->n_links; i++)
+    if (client->links[i].in_flight || client->lines[i].first) return 0;
+  return 1;
+}
+
+/* What one head turns away goes to another, which may have been waited for already. */
+static int drain_all(msi_client *client) {
+  int code = MPISERVE_OK;
+  while (!code && !is_idle(client))
+    for (int i = 0; i < client->n_links && !code; i++) code = drain(client, i);
+  return code;
+}
+
 static int to_all(msi_client *client, msi_kind kind, const char *text) {
   int code = MPISERVE_OK;
   for (int i = 0; i < client->n_links && !code; i++)
     code = send_control(client, &client->links[i], kind, text);
-  for (int i = 0; i < client->n_links && !code; i++) code = drain(client, i);
-  return code;
+  return code ? code : drain_all(client);
 }
 
 int msi_client_fail(msi_client *client, const char *text) {
@@ -146,8 +159,7 @@ int msi_client_fail(msi_client *client, const char *text) {
 }
 
 int msi_client_close(msi_client *client) {
-  int code = MPISERVE_OK;
-  for (int i = 0; i < client->n_links && !code; i++) code = drain(client, i);
+  int code = drain_all(client);
   if (!code) code = to_all(client, MSI_LEAVE, NULL);
   for (int i = 0; i < client->n_links; i++) msi_link_close(&client->links[i]);
   msi_call_close(client);

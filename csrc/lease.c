@@ -24,6 +24,14 @@ void msi_lease_end(msi_link *link, int lease) {
     give_up(link, &link->leases[lease]);
 }
 
+void msi_lease_place(msi_link *link, msi_cargo *cargo) {
+  cargo->input = cargo->output = (msi_place){.lease = -1};
+  if (msi_link_find_place(link, 0, cargo->rows, cargo->inputs, &cargo->input))
+    msi_lease_hold(link, &cargo->input, cargo->input.lease);
+  if (msi_link_find_place(link, 1, cargo->rows, cargo->outputs, &cargo->output))
+    msi_lease_hold(link, &cargo->output, cargo->output.lease);
+}
+
 /* Sides that are neither in place nor ride in the slot share one lease. */
 int msi_lease_wanted(const msi_link *link, const msi_cargo *cargo) {
   return (cargo->input.lease < 0 && !msi_side_eager(&link->layout.inputs, cargo->rows)) ||

@@ -12,6 +12,9 @@ void msi_lease_let_go(msi_link *link, msi_place *place);
 /* It is to be given back, as soon as no request uses it. */
 void msi_lease_end(msi_link *link, int lease);
 
+/* The tensors of a request as they lie for this link: those in its buffers are in place. */
+void msi_lease_place(msi_link *link, msi_cargo *cargo);
+
 /* Does a request need rows that it has not got? Both sides then use one lease. */
 int msi_lease_wanted(const msi_link *link, const msi_cargo *cargo);
 void msi_lease_hold_for_both(msi_link *link, msi_cargo *cargo, int lease);

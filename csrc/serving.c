@@ -126,6 +126,28 @@ int msi_serving_poll(msi_serving *serving) {
   return code;
 }
 
+static int check_place(const msi_serving *serving, int service) {
+  if (service >= 0 && service < serving->n) return MPISERVE_OK;
+  return msi_error(MPISERVE_EARG, "service %d of %d", service, serving->n);
+}
+
+int msi_serving_rest(msi_serving *serving, int service, int resting) {
+  int code = check_place(serving, service);
+  if (code) return code;
+  if (serving->brokers[service].open)
+    return msi_error(MPISERVE_ESTATE, "the last batch has not been answered");
+  msi_thread_rest(&serving->thread);
+  code = msi_broker_rest(&serving->brokers[service], resting);
+  msi_thread_wake(&serving->thread);
+  return code;
+}
+
+int msi_serving_queue_get(const msi_serving *serving, int service, int64_t *rows) {
+  int code = check_place(serving, service);
+  if (!code) *rows = serving->brokers[service].queue.rows;
+  return code;
+}
+
 int msi_serving_control_get(const msi_serving *serving, mpiserve_control *control) {
   int code = msi_control_get(&serving->asked->control, control);
   if (!code) control->service = (int32_t)(serving->asked - serving->brokers);
@@ -133,8 +155,8 @@ int msi_serving_control_get(const msi_serving *serving, mpiserve_control *contro
 }
 
 int msi_serving_control_reply(msi_serving *serving, int service, int code, const char *text) {
-  if (service < 0 || service >= serving->n)
-    return msi_error(MPISERVE_EARG, "service %d of %d", service, serving->n);
+  int wrong = check_place(serving, service);
+  if (wrong) return wrong;
   msi_thread_rest(&serving->thread);
   int failed = msi_control_reply(&serving->brokers[service].control, code, text);
   msi_thread_wake(&serving->thread);

@@ -33,6 +33,10 @@ typedef enum msi_kind {
   MSI_CONTROL = 9 /* another model: lease says what (mpiserve_change), the payload is a version */
 } msi_kind;
 
+/* The code of a reply to MSI_INFER that is no end of the request: the service rests here, ask
+ * another replica. Never told to users. */
+enum { MSI_RESTS = 1 };
+
 /* The head's own line. */
 typedef struct msi_front {
   _Atomic uint32_t asleep; /* 1: set by the head; 0: by it, or by who rings and wakes it. Used in

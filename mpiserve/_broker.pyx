@@ -516,6 +516,21 @@ cdef class Session:
         self._alive()
         check(mpiserve_control_reply(self._session, service, code, <const char *>data))
 
+    def rest(self, int service, resting):
+        """Let one of this rank's services rest here, or serve again."""
+        cdef int code, rests = bool(resting)
+        self._alive()
+        with nogil:
+            code = mpiserve_rest(self._session, service, rests)
+        check(code)
+
+    def queue_rows(self, int service):
+        """Return the rows that wait here for a batch of a service."""
+        cdef int64_t rows
+        self._alive()
+        check(mpiserve_queue_get(self._session, service, &rows))
+        return rows
+
     def mpi_take(self):
         """Take MPI from the broker thread, while a batch is being answered."""
         cdef int code

@@ -105,6 +105,8 @@ cdef extern from "mpiserve.h" nogil:
     int mpiserve_batch_clients(mpiserve_session *, int32_t *)
     int mpiserve_control_get(mpiserve_session *, mpiserve_control *)
     int mpiserve_control_reply(mpiserve_session *, int, int, const char *)
+    int mpiserve_rest(mpiserve_session *, int, int)
+    int mpiserve_queue_get(mpiserve_session *, int, int64_t *)
     int mpiserve_mpi_take(mpiserve_session *)
     int mpiserve_mpi_give(mpiserve_session *)
     int mpiserve_serve_echo(mpiserve_session *, double)

@@ -490,6 +490,22 @@ int mpiserve_ticket_fail(mpiserve_session *session, mpiserve_ticket *ticket, int
  * open. */
 int mpiserve_poll(mpiserve_session *session);
 
+/* mpiserve_rest: one of the services of this rank (0, 1, ...) rests here, or no longer does: for
+ * ranks that hold the models of some of their services only. Requests to it, those that wait
+ * for a batch included, are sent on by their clients to another replica and end there: nobody
+ * is told. Requests that are held are to be answered all the same. Clients try a replica that
+ * rests now and then, and so learn when it serves again. Let another replica serve before the
+ * last one rests: requests go round among all of them until one serves or their time is over,
+ * and with no other replica they are MPISERVE_EMODEL.
+ *
+ * resting is 0 or 1; as it is already: nothing changes. Inference ranks; never waits.
+ * MPISERVE_ESTATE while a batch of it is open, MPISERVE_EARG if there is no such service. */
+int mpiserve_rest(mpiserve_session *session, int service, int resting);
+
+/* mpiserve_queue_get: the rows that wait here for a batch of a service of this rank, as far as
+ * they were heard of. Inference ranks; local. MPISERVE_EARG if there is no such service. */
+int mpiserve_queue_get(mpiserve_session *session, int service, int64_t *rows);
+
 /* mpiserve_mpi_take, mpiserve_mpi_give: while a batch is being answered, or requests are held,
  * MPI belongs to the broker thread, and a model that calls MPI itself, among the ranks of its
  * replica, does so between these two. In pairs, from one thread at a time; not around calls of

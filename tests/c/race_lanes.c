@@ -1,5 +1,6 @@
 /* A head of two services and its clients as threads of one process, for the thread sanitizer: who
- * may see what before what, in slots, leases, early answers, orders to change a model and sleep. */
+ * may see what before what, in slots, leases, early answers, orders to change a model, rest and
+ * sleep. */
 #include <pthread.h>
 
 #include "answer.h"
@@ -20,12 +21,14 @@ static void wait_reply(msi_link *link) {
   msi_wait_end(&wait, &bed);
 }
 
-static void take_reply(msi_link *link, const msi_cargo *cargo) {
+/* 1: the service rests there. */
+static int take_reply(msi_link *link, const msi_cargo *cargo) {
   wait_reply(link);
-  int slot = msi_link_reply(link);
-  wrong |= link->slots[slot].reply.code != 0;
-  if (cargo) msi_link_outputs(link, slot, cargo);
+  int slot = msi_link_reply(link), code = link->slots[slot].reply.code;
+  wrong |= code != 0 && (code != MSI_RESTS || !cargo);
+  if (cargo && !code) msi_link_outputs(link, slot, cargo);
   msi_link_release(link, slot);
+  return code == MSI_RESTS;
 }
 
 static void lease(msi_link *link, int64_t rows) {
@@ -43,8 +46,9 @@ static void ask(msi_link *link, int64_t rows, int at, double seed) {
   msi_cargo cargo = {.rows = rows, .input = {at}, .output = {at}, .inputs = {in}, .outputs = {out}};
   cargo.priority = (int8_t)(rows % 3);
   cargo.deadline_ns = rows % 2 ? msi_deadline(60) : 0;
-  msi_link_infer(link, MSI_INFER, &cargo, NULL, &sequence);
-  take_reply(link, &cargo);
+  do {
+    msi_link_infer(link, MSI_INFER, &cargo, NULL, &sequence);
+  } while (take_reply(link, &cargo));
   for (int64_t i = 0; i < rows; i++) wrong |= out[i] != (2 + link->place) * in[i];
 }
 
@@ -72,6 +76,13 @@ static void *client(void *argument) {
   return NULL;
 }
 
+/* For a few looks; it is the only replica, so clients ask it again. */
+static void rest(msi_serving *serving, int service) {
+  wrong |= msi_serving_rest(serving, service, 1) != 0;
+  for (int i = 0; i < 20; i++) wrong |= msi_serving_poll(serving) != 0;
+  wrong |= msi_serving_rest(serving, service, 0) != 0;
+}
+
 static void *head(void *argument) {
   msi_serving *serving = argument;
   mpiserve_batch batch;
@@ -92,6 +103,7 @@ static void *head(void *argument) {
         wrong |= msi_answer_rows(broker, i + 1, (const void *const *)batch.outputs) != 0;
     }
     wrong |= code != 0 || msi_answer_all(broker, (const void *const *)batch.outputs) != 0;
+    if (broker->counters.batches % 10 == 0) rest(serving, batch.service);
   }
   return NULL;
 }

@@ -140,7 +140,58 @@ static void test_clients_try_others_at_different_times(void) {
   for (int step = 0; step < 9; step++) CHECK(tries[step] <= 2);
 }
 
+static void answer_that_it_rests(int i) {
+  msi_balance_ended(&loads[i], 1);
+  loads[i].resting = 1;
+}
+
+/* A home that rests is left, tried now and then, and gone back to when it serves. */
+static void test_what_rests_is_tried_now_and_then(void) {
+  for (int sticky = 0; sticky < 2; sticky++) {
+    int asked[3] = {0};
+    msi_balance_init(&balance, loads, 3, 0, sticky, 0);
+    for (int i = 0; i < 800; i++) {
+      int chosen = ask();
+      asked[chosen]++;
+      if (chosen == 1) {
+        answer(1, 100, 0);
+        continue;
+      }
+      answer_that_it_rests(chosen);
+      int other = msi_balance_another(&balance, chosen, 1);
+      CHECK(other != chosen);
+    }
+    CHECK(asked[1] > 650);
+    CHECK(asked[0] > 20 && asked[0] < 70 && asked[2] > 20 && asked[2] < 70); /* 1 in 16 */
+    while (loads[0].resting) answer(ask(), 100, 0);
+    int back = 0;
+    for (int i = 0; i < 200; i++) {
+      int chosen = ask();
+      back += chosen == 0;
+      answer(chosen, 100, 0);
+    }
+    CHECK(back > 150);
+  }
+}
+
+/* Each is asked in turn, so that the one that serves again is found. */
+static void test_all_that_rest_are_asked_in_turn(void) {
+  int asked[3] = {0};
+  start(3, 0);
+  for (int i = 0, at = ask(); i < 300; i++) {
+    answer_that_it_rests(at);
+    int next = msi_balance_another(&balance, at, 1);
+    CHECK(next != at);
+    msi_balance_sent(&balance, next, 1);
+    at = next;
+    asked[at]++;
+  }
+  for (int i = 0; i < 3; i++) CHECK(asked[i] >= 90);
+}
+
 int main(void) {
+  test_what_rests_is_tried_now_and_then();
+  test_all_that_rest_are_asked_in_turn();
   test_equals_stay_at_home();
   test_a_slow_home_is_left_and_tried_at_times();
   test_a_home_that_is_fast_again_is_gone_back_to();

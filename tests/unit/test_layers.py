@@ -118,20 +118,22 @@ LEVELS = {
     "link": 5,
     "port": 5,
     "lease": 6,
-    "call": 7,
+    "call": 9,
+    "calls": 7,
+    "again": 8,
     "assembly": 6,
     "control": 6,
-    "client": 8,
-    "reload": 8,
+    "client": 10,
+    "reload": 10,
     "broker": 7,
     "answer": 8,
     "serving": 8,
     "late": 9,
-    "session": 9,
-    "api": 10,
-    "api_serving": 10,
+    "session": 11,
+    "api": 12,
+    "api_serving": 12,
 }
-CLIENT_SIDE = {"client", "call", "lease", "link", "balance", "reload"}
+CLIENT_SIDE = {"client", "call", "calls", "again", "lease", "link", "balance", "reload"}
 BROKER_SIDE = {"broker", "assembly", "control", "port", "pool", "batch", "held", "thread"}
 BROKER_SIDE |= {"answer", "serving", "late"}
 WITHOUT_MPI = ("error", "tensor", "slot", "balance", "batch", "pool", "wait", "live", "held")
