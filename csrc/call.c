@@ -120,12 +120,19 @@ static int step(msi_client *client, msi_line *line, msi_call *call, int *next) {
   return code;
 }
 
+static int send_order(msi_line *line, msi_call *call) {
+  line_remove(line, call);
+  call->state = CALL_CONTROL;
+  return msi_link_send(call->link, MSI_CONTROL, 0, call->what, call->text, call);
+}
+
 /* Sends what can be sent, in order: none passes one that was submitted before it. */
 static int advance(msi_client *client, msi_link *link) {
   msi_line *line = line_of(client, link);
   int code = msi_lease_give_back(link), next = 1;
-  while (!code && next && line->first && line->first->state == CALL_QUEUED && msi_link_free(link))
-    code = step(client, line, line->first, &next);
+  while (!code && next && line->first && line->first->state <= CALL_ORDER && msi_link_free(link))
+    code = line->first->state == CALL_ORDER ? send_order(line, line->first)
+                                            : step(client, line, line->first, &next);
   return code;
 }
 
@@ -235,16 +242,13 @@ int msi_call_progress_all(msi_client *client) {
   return code;
 }
 
-int msi_call_wait_free(msi_client *client, msi_link *link, double timeout) {
+int msi_call_wait_free(msi_client *client, msi_link *link) {
   msi_wait wait = {0};
-  int64_t deadline = msi_deadline(timeout);
   int code = MPISERVE_OK;
   while (!code && !msi_link_free(link)) {
     code = msi_call_progress(client, link);
-    if (code || !msi_wait_pause(&wait, &client->patience, NULL)) continue;
-    code = msi_call_progress_all(client);
-    if (!code && msi_now() > deadline)
-      code = msi_error(MPISERVE_ETIMEOUT, "rank %d answers none of our requests", link->head);
+    if (!code && msi_wait_pause(&wait, &client->patience, NULL))
+      code = msi_call_progress_all(client);
   }
   return code;
 }
@@ -405,7 +409,8 @@ int msi_call_cancel(msi_client *client, mpiserve_request *request) {
   msi_call *call = call_find(client, request);
   if (!call) return msi_error(MPISERVE_ESTATE, "no such request: it has ended, or never was");
   *request = (mpiserve_request){0};
-  if (call->state == CALL_QUEUED) {
+  /* Other orders than to load are given still: replicas would be left with two versions. */
+  if (call->state == CALL_QUEUED || (call->state == CALL_ORDER && call->what == MPISERVE_LOAD)) {
     msi_link *link = call->link;
     withdraw(client, call);
     return advance(client, link);
@@ -426,7 +431,7 @@ void msi_call_cancel_all(msi_client *client) {
 }
 
 int msi_call_keep(msi_client *client, msi_link *link, int lease, int64_t rows) {
-  int code = msi_call_wait_free(client, link, MPISERVE_FOREVER);
+  int code = msi_call_wait_free(client, link);
   if (code) return code;
   msi_call *call = call_take(client);
   if (!call) return msi_error(MPISERVE_ENOMEM, "no memory for a request");
@@ -442,20 +447,19 @@ int msi_call_keep(msi_client *client, msi_link *link, int lease, int64_t rows) {
   return msi_call_wait(client, &request, MPISERVE_FOREVER, NULL);
 }
 
-int msi_call_control(msi_client *client, msi_link *link, int what, const char *text, double timeout,
+int msi_call_control(msi_client *client, msi_link *link, int what, const char *version,
                      mpiserve_request *request) {
-  int code = msi_call_wait_free(client, link, timeout);
-  if (code) return code;
   msi_call *call = call_take(client);
   if (!call) return msi_error(MPISERVE_ENOMEM, "no memory for a request");
   call->link = link;
-  call->state = CALL_CONTROL;
-  code = msi_link_send(link, MSI_CONTROL, 0, what, text, call);
-  if (code)
-    call_give(client, call);
-  else
-    *request = request_of(call);
-  return code;
+  call->load = NULL;
+  call->cargo.input = call->cargo.output = (msi_place){.lease = -1};
+  call->what = what;
+  snprintf(call->text, sizeof call->text, "%s", version ? version : "");
+  call->state = CALL_ORDER;
+  line_push(line_of(client, link), call);
+  *request = request_of(call);
+  return advance(client, link);
 }
 
 int msi_call_give_buffer(msi_client *client, msi_link *link, int lease) {

@@ -19,8 +19,10 @@ int msi_call_wait(msi_client *client, mpiserve_request *request, double timeout,
 /* Asks for rows to be kept as buffer lease, and waits for the answer. */
 int msi_call_keep(msi_client *client, msi_link *link, int lease, int64_t rows);
 
-/* Asks a head to change its model (mpiserve_change); the request is to be waited for. */
-int msi_call_control(msi_client *client, msi_link *link, int what, const char *text, double timeout,
+/* Asks a head to change its model (mpiserve_change), when the calls before have been sent; the
+ * request is to be waited for. Cancelled before it was sent it is sent all the same, but
+ * MPISERVE_LOAD. */
+int msi_call_control(msi_client *client, msi_link *link, int what, const char *version,
                      mpiserve_request *request);
 
 /* Gives a buffer lease back, now or as soon as a slot is free. */
@@ -37,6 +39,6 @@ int msi_call_progress(msi_client *client, msi_link *link);
 int msi_call_progress_all(msi_client *client);
 
 /* Waits until the next slot of the link is free. Heads answer in the end. */
-int msi_call_wait_free(msi_client *client, msi_link *link, double timeout);
+int msi_call_wait_free(msi_client *client, msi_link *link);
 
 #endif

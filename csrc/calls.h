@@ -24,14 +24,16 @@ struct msi_call {
   enum {
     CALL_IDLE,
     CALL_QUEUED,  /* in the line of its link */
+    CALL_ORDER,   /* no request, in the line too: asks for another model */
     CALL_LEASING, /* first of its line; has asked for rows of the slabs */
     CALL_KEEPING, /* no request: a buffer is being asked for */
-    CALL_CONTROL, /* no request: another model is being asked for */
+    CALL_CONTROL, /* an order that was sent */
     CALL_FLYING,
     CALL_DONE
   } state;
   int code;
   int abandoned; /* cancelled: nobody wants the end */
+  int what;      /* mpiserve_change, of an order; its text is the version */
   msi_link *link;
   msi_kind kind;  /* MSI_INFER or MSI_VISIT */
   msi_load *load; /* of the replica; NULL: there is no other */

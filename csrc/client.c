@@ -109,7 +109,7 @@ int msi_client_find(msi_client *client, const char *name, mpiserve_service **ser
 /* ---- control ------------------------------------------------------------------- */
 
 static int send_control(msi_client *client, msi_link *link, msi_kind kind, const char *text) {
-  int code = msi_call_wait_free(client, link, MPISERVE_FOREVER);
+  int code = msi_call_wait_free(client, link);
   return code ? code : msi_link_send(link, kind, 0, -1, text, NULL);
 }
 

@@ -11,8 +11,6 @@ static int is_replica(const mpiserve_service *service, int head) {
   return !d->error && !strcmp(d->name, service->name);
 }
 
-static const double DROP_PATIENCE = 10.0; /* seconds, for a slot that requests have */
-
 static double left(int64_t deadline) {
   if (deadline == INT64_MAX) return MPISERVE_FOREVER;
   int64_t ns = deadline - msi_now();
@@ -28,7 +26,7 @@ static int note(int first, int code, const mpiserve_service *service, int rank, 
 }
 
 static int take_answer(msi_client *client, mpiserve_request *request, double timeout) {
-  if (!request->id) return MPISERVE_OK; /* it was not sent */
+  if (!request->id) return MPISERVE_OK; /* it was not given */
   int code = msi_call_wait(client, request, timeout, NULL);
   if (request->id) msi_call_cancel(client, request);
   return code;
@@ -43,8 +41,7 @@ static int ask(const mpiserve_service *service, int what, const char *version, i
   int code = MPISERVE_OK;
   for (int h = 0; h < client->n_links; h++) {
     if (!is_replica(service, h)) continue;
-    double patience = what == MPISERVE_DROP ? DROP_PATIENCE : left(deadline);
-    int failed = msi_call_control(client, &client->links[h], what, version, patience, &requests[h]);
+    int failed = msi_call_control(client, &client->links[h], what, version, &requests[h]);
     code = note(code, failed, service, client->links[h].head, text);
   }
   for (int h = 0; h < client->n_links; h++) {
