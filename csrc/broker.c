@@ -436,8 +436,11 @@ static msi_close_reason decide(msi_broker *broker) {
 int msi_broker_look(msi_broker *broker, int lay_out) {
   int code = msi_broker_poll(broker);
   if (code) return code;
-  if (msi_control_news(&broker->control))
-    return msi_error(MPISERVE_ECONTROL, "a client asks for another model");
+  if (broker->control.waiting.n) {
+    if (msi_control_news(&broker->control))
+      return msi_error(MPISERVE_ECONTROL, "a client asks for another model");
+    if (msi_control_pauses(&broker->control)) return MPISERVE_OK;
+  }
   msi_close_reason reason = decide(broker);
   uint32_t n = broker->queue.n;
   if (reason || broker->queue.timed) code = drop_unwanted(broker);

@@ -18,6 +18,13 @@ int msi_control_push(msi_control *control, const msi_entry *entry) {
                         "a change of unknown kind");
 }
 
+int msi_control_news(msi_control *control) { return !control->told && (control->told = 1); }
+
+int msi_control_pauses(const msi_control *control) {
+  int what = msi_queue_at(&control->waiting, 0)->lease;
+  return what == MPISERVE_SWAP || what == MPISERVE_UNLOAD;
+}
+
 static int none(void) { return msi_error(MPISERVE_ESTATE, "no client asks for a change"); }
 
 int msi_control_get(const msi_control *control, mpiserve_control *order) {

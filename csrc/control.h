@@ -19,10 +19,11 @@ void msi_control_close(msi_control *control);
 /* Takes one, which stays in its slot; entry->lease says what is asked. */
 int msi_control_push(msi_control *control, const msi_entry *entry);
 
-/* Is there one that the server has not been told of? Once for each. */
-static inline int msi_control_news(msi_control *control) {
-  return control->waiting.n && !control->told && (control->told = 1);
-}
+/* While any waits. Is there one that the server has not been told of? Once for each. */
+int msi_control_news(msi_control *control);
+
+/* While any waits. Is the model that answers to go? What comes is then for the next one. */
+int msi_control_pauses(const msi_control *control);
 
 /* As mpiserve_control_get() and _reply() say. */
 int msi_control_get(const msi_control *control, mpiserve_control *order);

@@ -67,7 +67,9 @@ class Server:
         self._serving = ExitStack()  # what the backend needs while it serves
         self._versions = Versions(seat.service, self._again, self._put)
         aside = self._shared is None and self.service.reload == "beside"
-        self._changes = Changes(broker, self._versions, self._tell, aside, describe)
+        self._changes = Changes(
+            broker, self._versions, self._tell, aside, lambda: self.idle, describe
+        )
 
     def serve(self, watch: Callable[[], None] | None = None) -> None:
         """Load, announce, and answer until every simulation rank has left.
@@ -109,8 +111,8 @@ class Server:
             return self._description(error_code=Code.EMODEL, error_text=wrong)
         if self._shared:
             self._join()
-        elif self.backend.steps:
-            self._stepper = Stepper(self.broker, self.backend.steps, self._finished, self._failed)
+        else:
+            self._stepper = self._stepper_of(self.backend)
         logger.info("%s is ready after %.1f s", self._name(), time.monotonic() - begin)
         if self.seat.tp_index:
             text = f"rank {self.seat.tp_index} of its replica, whose first rank answers"
@@ -150,6 +152,11 @@ class Server:
         """Whether there is something to go on with, so that it must not wait for requests."""
         return self._stepper is not None and self._stepper.busy
 
+    @property
+    def idle(self) -> bool:
+        """Whether every request that the model took has its answer."""
+        return self._stepper is None or self._stepper.idle
+
     def go_on(self) -> None:
         """Take one step with what was begun, if the model works in steps."""
         if self._stepper:
@@ -182,8 +189,8 @@ class Server:
         self._changes.begin(order)
 
     def look(self) -> None:
-        """See whether a version that is being loaded aside is ready."""
-        if self._changes.loading:
+        """See whether a change of the model that was begun can end."""
+        if self._changes.pending:
             self._changes.look()
 
     def serving(self) -> ExitStack:
@@ -290,9 +297,12 @@ class Server:
         return backend
 
     def _put(self, backend: Backend) -> None:
-        """Answer with another backend, between two batches."""
+        """Answer with another backend, between two batches, while no request is held."""
         self._serving.close()
         self.backend, old = backend, self.backend
+        if backend.steps and old.steps:
+            backend.steps.take_over(old.steps)
+        self._stepper = self._stepper_of(backend)
         if not self._follower:
             self._serving.enter_context(backend.serving())
         try:
@@ -302,6 +312,12 @@ class Server:
         del old
         gc.collect()  # models are full of circles
         logger.info("%s answers now", self._name())
+
+    def _stepper_of(self, backend: Backend) -> Stepper | None:
+        """Make what leads a model that works in steps; several ranks run batches alone."""
+        if not backend.steps or self._shared:
+            return None
+        return Stepper(self.broker, backend.steps, self._finished, self._failed)
 
     def _tell(self, what: int, version: str) -> None:
         if self._head:

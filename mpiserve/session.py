@@ -89,7 +89,7 @@ class Session:
             version: A name, which the service's `model` or `options` give a meaning. If not
                 given, the version that is there is read again.
             timeout: In seconds; None waits without end. After RequestTimeout nothing has
-                changed, or replicas change when their running batch has ended.
+                changed, or replicas change when what they have begun has ended.
 
         Raises:
             ModelError: If a replica could not load it, with the reason. The version before

@@ -45,6 +45,11 @@ class Stepper:
         return self._steps.busy
 
     @property
+    def idle(self) -> bool:
+        """Whether nothing runs, and nothing is held."""
+        return not self._held and not self._steps.busy
+
+    @property
     def room(self) -> bool:
         """Whether more requests can begin; if not, they are to wait at the broker."""
         return self._steps.room

@@ -119,6 +119,7 @@ class Changes:
         versions: Of its model.
         tell: Has the other ranks of the replica do the same.
         aside: Whether loading may go on in a thread, while batches are answered.
+        idle: Tells whether the model has answered all that it has taken.
         describe: Puts an exception into one line.
     """
 
@@ -128,22 +129,25 @@ class Changes:
         versions: Versions,
         tell: Callable[[int, str], None],
         aside: bool,
+        idle: Callable[[], bool],
         describe: Callable[[BaseException], str],
     ) -> None:
         self._broker = broker
         self._versions = versions
         self._tell = tell
         self._aside = aside
+        self._idle = idle
         self._describe = describe
         self._owner = -1  # the client whose version is loaded, and does not answer yet
         self._order: Order = 0, 0, -1, ""
         self._error: BaseException | None = None
         self._thread: threading.Thread | None = None
+        self._waiting = False  # for the model to be idle
 
     @property
-    def loading(self) -> bool:
-        """Whether a version is being loaded in a thread."""
-        return self._thread is not None
+    def pending(self) -> bool:
+        """Whether something was begun that has not ended."""
+        return self._thread is not None or self._waiting
 
     def begin(self, order: Order) -> None:
         """Do what a client asks, or begin with it."""
@@ -156,14 +160,20 @@ class Changes:
         elif what == Change.LOAD and self._aside:
             self._thread = threading.Thread(target=self._do, args=(what, version), daemon=True)
             self._thread.start()
+        elif what in (Change.SWAP, Change.UNLOAD) and not self._idle():
+            self._waiting = True  # the broker gives no batch of this service meanwhile
         else:
             self._do(what, version)
             self._finish()
 
     def look(self) -> None:
-        """See whether the thread is done."""
+        """See whether the thread is done, or the model idle, so that it may go."""
         if self._thread and not self._thread.is_alive():
             self._thread = None
+            self._finish()
+        elif self._waiting and self._idle():
+            self._waiting = False
+            self._do(*self._order[1::2])
             self._finish()
 
     def _do(self, what: int, version: str) -> None:

@@ -402,17 +402,18 @@ int mpiserve_buffer_give(mpiserve_service *service, mpiserve_buffer *buffer);
  * MPISERVE_ESTATE. version is a name that the configuration of the service gives a meaning;
  * NULL or "": the one that is there, read again. Blocking, at most timeout seconds: first
  * every replica loads, and answers with what it has meanwhile; then every replica changes
- * between two batches. Other services take no notice.
+ * between two batches, when requests that are held have ended. Other services take no notice.
  *
  * MPISERVE_OK: what any rank submits from now on is answered by this version. Else the
  * text says which rank could not load it and why, and no replica has changed; but where
  * the configuration has no memory for both versions, the others have. After
  * MPISERVE_ETIMEOUT nothing has changed if loading took too long, and this rank's next
- * requests may wait until it has ended; if it was a batch that did, its replica
- * changes when that has ended.
+ * requests may wait until it has ended; if it was a batch, or requests of this rank that were
+ * submitted before, the replica changes when these have ended.
  *
  * mpiserve_unload: let the model go and free its memory. Requests to the service, also those
- * that wait, end with MPISERVE_EMODEL, until a reload. */
+ * that wait in its queue, end with MPISERVE_EMODEL, until a reload. After MPISERVE_ETIMEOUT
+ * it comes to pass later. */
 int mpiserve_reload(mpiserve_session *session, const char *name, const char *version,
                     double timeout);
 int mpiserve_unload(mpiserve_session *session, const char *name, double timeout);
@@ -457,10 +458,11 @@ int mpiserve_batch_clients(mpiserve_session *session, int32_t *clients);
 
 /* mpiserve_control_get: what mpiserve_batch_next() has told of by MPISERVE_ECONTROL. Local.
  * mpiserve_control_reply: answer it, with MPISERVE_OK when it was done, or a code and a text;
- * at any later time, so that batches are answered meanwhile. The next one of this service is
- * told of after that. A successful MPISERVE_SWAP begins a new generation: answers from now on
- * carry it. A server that cannot change its model answers with MPISERVE_ESTATE. Both:
- * MPISERVE_ESTATE if nothing is asked. */
+ * at any later time. Batches are answered meanwhile; of MPISERVE_SWAP and MPISERVE_UNLOAD the
+ * service forms none until the answer, so that requests that are held can end first. The next
+ * one of this service is told of after that. A successful MPISERVE_SWAP begins a new generation:
+ * answers from now on carry it. A server that cannot change its model answers with MPISERVE_ESTATE.
+ * Both: MPISERVE_ESTATE if nothing is asked. */
 int mpiserve_control_get(mpiserve_session *session, mpiserve_control *control);
 int mpiserve_control_reply(mpiserve_session *session, int service, int code, const char *text);
 

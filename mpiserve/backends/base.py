@@ -64,6 +64,12 @@ class Steps(ABC):
     def drop(self, key: int) -> None:
         """Forget a request, which nobody wants any more."""
 
+    def take_over(self, old: Steps) -> None:  # noqa: B027 - most have nothing to take
+        """Take what clients may come back for, of a version that has ended all requests.
+
+        Called once, before the first request, by a reload that loads beside the old version.
+        """
+
 
 class Backend:
     """Runs the model of one replica.

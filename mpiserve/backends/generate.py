@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -145,6 +145,13 @@ class Generator(Task, Steps):
                 lines = [*lines, self._streams.pop(name).line]
         for line in lines:
             line.ended = True
+
+    def take_over(self, old: Steps) -> None:
+        """Take the streams, which have ended but were not read to their end."""
+        if not isinstance(old, Generator):
+            return
+        for name, stream in old._streams.items():
+            self._streams[name] = replace(stream, since=time.monotonic())
 
     def _forget(self) -> None:
         self._running.clear()

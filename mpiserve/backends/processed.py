@@ -144,6 +144,11 @@ class ProcessedSteps(Steps):
         self._rows.pop(key, None)
         self._steps.drop(key)
 
+    def take_over(self, old: Steps) -> None:
+        """Let the model take what clients may come back for."""
+        if isinstance(old, ProcessedSteps):
+            self._steps.take_over(old._steps)
+
     def _finish(self, key: int, result: Any) -> Any:
         rows = self._rows.pop(key)
         if isinstance(result, Exception):

@@ -244,3 +244,68 @@ def test_short_prompts_pass_long_ones_and_tokens_come_as_a_stream(mpiexec, tmp_p
     assert len(answer["pieces"]) > 3
     assert answer["first"] == greedy(model, given[3], room)[: len(answer["first"])]
     assert answer["after"] == greedy(model, given[0], 5)
+
+
+# One rank reads a stream, and reloads in the middle of it; the other has always two prompts there.
+ASK_OVER_A_RELOAD = """\
+import json
+import mpiserve
+import numpy as np
+
+with mpiserve.open() as session:
+    comm, llama = session.comm, session.service("llama")
+    prompts = np.load("prompts.npz")
+
+    def inputs(i):
+        return prompts["tokens"][i : i + 1], prompts["lengths"][i : i + 1]
+
+    def ask(i):
+        return i, llama.submit(*inputs(i), np.zeros((1, 2), np.int64))
+
+    def end(i, request):
+        tokens = request.result(timeout=100).tokens[0].tolist()
+        return {"version": request.stats["generation"], "prompt": i, "tokens": tokens}
+
+    if comm.rank == 0:
+        stream = llama.stream(*inputs(2))
+        pieces = [next(stream).tolist()]
+        comm.Barrier()
+        session.reload("llama", "2", timeout=100)
+        pieces += [piece.tolist() for piece in stream]
+        print(json.dumps({"answers": [end(*ask(0))], "pieces": pieces}), flush=True)
+    else:
+        flying, answers = [ask(0), ask(1)], []
+        comm.Barrier()
+        while not answers or answers[-1]["version"] == 1:
+            answers.append(end(*flying.pop(0)))
+            flying.append(ask(len(answers) % 2))
+        answers += [end(*one) for one in flying]
+        print(json.dumps({"answers": answers}), flush=True)
+"""
+
+
+def test_tokens_are_those_of_the_version_that_took_the_prompt(mpiexec, tmp_path):
+    room = 48
+    models = {seed: llama(tmp_path / f"llama-{seed}", seed=seed) for seed in (1, 2)}
+    given = prompts(tmp_path, 3)
+    config = LLAMA.format(room=room, delay=200).replace(
+        '"llama"\n', '"llama-{version}"\nversion = "1"\n', 1
+    )
+    config = config.replace(
+        "}]\noutputs", '},{ name = "stream", dtype = "int64", shape = [-1, 2] }]\noutputs'
+    )
+    lengths = ', { name = "lengths", dtype = "int64", shape = [-1] }]\nmax'
+    (tmp_path / "c.toml").write_text(config.replace("]\nmax", lengths))
+    (tmp_path / "sim.py").write_text(ASK_OVER_A_RELOAD)
+
+    done = mpiexec(["-n", 3, *RUN, "c.toml", "sim.py"], timeout=100)
+
+    assert done.returncode == 0
+    reader, other = sorted(said(done), key=lambda one: "pieces" not in one)
+    assert reader["answers"][0]["version"] == 2, "reload() had returned"
+    versions = [one["version"] for one in other["answers"]]
+    assert versions == sorted(versions)
+    assert versions[:2] == [1, 1], "they were there before"
+    for one in reader["answers"] + other["answers"]:
+        assert one["tokens"] == greedy(models[one["version"]], given[one["prompt"]], room)
+    assert sum(reader["pieces"], []) == greedy(models[1], given[2], room)

@@ -95,16 +95,17 @@ class Countdown(Backend):
     """Answers each request after as many steps as it says, one that says inf when told to."""
 
     def load(self) -> None:
-        self.steps = Counting()
+        self.steps = Counting(1 + int(self.service.options.get("version", 1)))
 
 
 class Counting(Steps):
-    """Outputs: twice the input, and how many requests were dropped so far.
+    """Outputs: a multiple of the input, and how many requests were dropped so far.
 
     0 lets go who waits without end; -1 is refused; -2 makes the step fail.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, factor: int) -> None:
+        self.factor = factor
         self.jobs: dict[int, list[Any]] = {}
         self.dropped = 0
 
@@ -133,7 +134,8 @@ class Counting(Steps):
             raise ValueError("minus two")
         done = [key for key, job in self.jobs.items() if job[0] <= 0]
         inputs = {key: self.jobs.pop(key)[1] for key in done}
-        return {key: (2 * x, np.full(x.shape, self.dropped, x.dtype)) for key, x in inputs.items()}
+        counts = {key: np.full(x.shape, self.dropped, x.dtype) for key, x in inputs.items()}
+        return {key: (self.factor * x, counts[key]) for key, x in inputs.items()}
 
     def drop(self, key: int) -> None:
         self.dropped += self.jobs.pop(key, None) is not None

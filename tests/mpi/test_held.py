@@ -2,18 +2,19 @@
 
 import numpy as np
 import pytest
-from mpi.coupling import INFERENCE, couple, tensor
+from mpi.coupling import INFERENCE, couple, numbers, scaling, tensor
 
-from mpiserve.errors import ModelError, PeerError
+from mpiserve.errors import ModelError, PeerError, RequestTimeout
 
 ROWS = [1, 100]  # in the slot, and in leased rows
 END = np.inf
 
 
-def countdown():
+def countdown(**settings):
     x, y, dropped = (tensor(name, "float64", 2) for name in ("x", "y", "dropped"))
     table = {"backend": "models:Countdown", "inputs": [x], "outputs": [y, dropped]}
-    return {"countdown": table | {"warmup": False, "max_batch_rows": 128, "max_delay_us": 100}}
+    table |= {"warmup": False, "max_batch_rows": 128, "max_delay_us": 100}
+    return {"countdown": table | settings}
 
 
 def asked(value, rows):
@@ -112,3 +113,112 @@ def test_many_requests_end_once_each_with_their_own_rows(world):
         assert service.totals()["requests"] == 60
 
     couple(world, countdown(), simulate)
+
+
+LONG = 600  # steps: more than a version takes to be loaded
+LIMIT = 60
+
+
+def version_of(request, x):
+    """Check that one version answered a request; tell which."""
+    y = request.result(timeout=LIMIT).y
+    version = request.stats["generation"]
+    np.testing.assert_array_equal(y, (1 + version) * x)
+    return version
+
+
+def begin(service, steps, rows=ROWS):
+    """Ask for what ends after so many steps; when this returns, the model has it."""
+    long = [(service.submit(x), x) for x in (asked(steps, n) for n in rows)]
+    service(asked(1, 1))
+    return long
+
+
+def reload_when_others_hold(session, service):
+    session.comm.Barrier()
+    session.reload("countdown", "2", timeout=LIMIT)
+    x = asked(2, 3)
+    assert version_of(service.submit(x), x) == 2
+
+
+def hold_until_reloaded(session, service):
+    long, versions = begin(service, LONG), []
+    session.comm.Barrier()
+    while 2 not in versions:
+        x = asked(2, 3)
+        versions.append(version_of(service.submit(x), x))
+    assert versions == sorted(versions)
+    assert all(request.done() for request, _ in long), "version 1 is gone"
+    assert [version_of(*one) for one in long] == [1, 1]
+
+
+def ask_until_reloaded(session, other):
+    session.comm.Barrier()
+    everybody, count = session.comm.Ibarrier(), 0
+    while not everybody.Test():
+        x = numbers(3, 4, start=count)
+        np.testing.assert_array_equal(other(x), 2 * x + 1)
+        count += 1
+    assert count > LONG // 20, "another service goes on while this one waits for its requests"
+
+
+def cancel_what_is_in_the_way(session, service):
+    """A reload that is out of time comes to pass when what it waits for has ended."""
+    ((forever, _),) = begin(service, END, rows=[1])
+    # After this one the order to change finds the slot taken that is its.
+    service(asked(1, 1))
+    with pytest.raises(RequestTimeout):
+        session.reload("countdown", "3", timeout=1.0)
+    x = asked(2, 3)
+    after = service.submit(x)
+    with pytest.raises(RequestTimeout):
+        after.result(timeout=0.1)
+    forever.cancel()
+    assert version_of(after, x) == 3
+
+
+def unload_what_is_busy(session, service):
+    long = begin(service, LONG // 4)
+    session.unload("countdown", timeout=LIMIT)
+    assert {version_of(*one) for one in long} == {3}
+    with pytest.raises(ModelError, match="'countdown' has no model now"):
+        service(asked(1, 1))
+    session.reload("countdown", "1", timeout=LIMIT)
+    x = asked(2, 3)
+    np.testing.assert_array_equal(service(x).y, 2 * x)
+
+
+@pytest.mark.roles(simulation=3, inference=1)
+def test_what_is_held_ends_on_the_version_that_took_it(world):
+    def simulate(session):
+        service, comm = session.service("countdown"), session.comm
+        if comm.rank == 0:
+            reload_when_others_hold(session, service)
+        elif comm.rank == 1:
+            hold_until_reloaded(session, service)
+        else:
+            ask_until_reloaded(session, session.service("scale"))
+            return
+        comm.Ibarrier().Wait()
+        if comm.rank == 0:
+            cancel_what_is_in_the_way(session, service)
+            unload_what_is_busy(session, service)
+
+    services = countdown(version="1", options={"version": "{version}"}) | {"scale": scaling()}
+    couple(world, services, simulate, pool={"both": {"services": [*services]}})
+
+
+@pytest.mark.roles(simulation=3, inference=1)
+@pytest.mark.parametrize("reload", ["beside", "in-place"])
+def test_a_rank_of_one_service_changes_what_works_in_steps(world, reload):
+    def simulate(session):
+        service, comm = session.service("countdown"), session.comm
+        if comm.rank == 0:
+            reload_when_others_hold(session, service)
+        elif comm.rank == 1:
+            hold_until_reloaded(session, service)
+        else:
+            comm.Barrier()
+
+    settings = {"version": "1", "options": {"version": "{version}"}, "reload": reload}
+    couple(world, countdown(**settings), simulate)
