@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, TypeVar
 
 from mpi4py import MPI
 
 from mpiserve.bench.models import FEATURES
+from mpiserve.bench.places import apart
 from mpiserve.config import Config
 from mpiserve.partition import INFERENCE, SIMULATION
 from mpiserve.session import Session, join
@@ -69,14 +70,25 @@ def serve(comm: MPI.Comm, service: Config) -> None:
 
 
 def couple(
-    comm: MPI.Comm, transport: str, service: Config, ask: Callable[[Session], T]
+    comm: MPI.Comm,
+    transport: str,
+    service: Config,
+    ask: Callable[[Session], T],
+    bound: bool = False,
 ) -> T | None:
     """Run ask on the simulation ranks of a session of its own. Collective.
+
+    Args:
+        comm: The ranks of the benchmark.
+        transport: What the session uses.
+        service: What is served.
+        ask: Called with the session.
+        bound: Give the rank that serves a core of its own.
 
     Returns:
         What ask returned; None on the rank that serves.
     """
-    with forced(transport):
+    with forced(transport), apart(comm, serves(comm)) if bound else nullcontext():
         if serves(comm):
             serve(comm, service)
             return None

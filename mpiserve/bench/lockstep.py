@@ -1,7 +1,7 @@
 """Three clients in lock-step and one server: how well batches use the model's core.
 
 In short turns, so that what the machine does meanwhile hits all alike: the network in a process
-without MPI, mpiserve, and a ZeroMQ worker.
+without MPI, mpiserve, and a ZeroMQ worker. Then once more with a core for the rank that serves.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from mpi4py import MPI
@@ -21,10 +21,14 @@ from mpiserve.bench.child import Child
 from mpiserve.bench.coupled import SERVICE, couple, network, rest
 from mpiserve.bench.machine import version
 from mpiserve.bench.models import features
+from mpiserve.bench.places import anywhere
 from mpiserve.bench.plan import Plan
 from mpiserve.bench.report import Progress
 from mpiserve.bench.worker import STOP
 from mpiserve.session import Session
+
+if TYPE_CHECKING:
+    import zmq
 
 CLIENTS = 3
 ROWS = 1024  # of each client
@@ -40,14 +44,34 @@ Speeds = dict[tuple[str, int], list[float]]  # rows per second of each turn, by 
 
 def measure(comm: MPI.Comm, plan: Plan, progress: Progress) -> list[dict[str, Any]]:
     """Measure throughput and census. Collective over 4 ranks; rank 0 gets the rows."""
-    progress.begin("lock-step", CLIENTS + 2)
-    found = couple(comm, TRANSPORT, network(), lambda session: Turns(session, plan).run(progress))
+    progress.begin("lock-step", CLIENTS + 3)
+    found = turns(comm, plan, progress, range(1, CLIENTS + 1))
+    chunk = found[1] if found else 0
+    bound = turns(comm, plan, progress, (CLIENTS,), chunk, bound=True)
     progress.step("census")
     census = census_wait(comm, plan)
-    if comm.rank > 0 or found is None:
+    if comm.rank > 0 or found is None or bound is None:
         return []
-    speeds, chunk = found
-    return [*throughput_rows(speeds), efficiency_row(speeds, chunk), census]
+    efficiency = [efficiency_row(*found, bind=False), efficiency_row(*bound, bind=True)]
+    return [*throughput_rows(found[0]), *efficiency, census]
+
+
+def turns(
+    comm: MPI.Comm,
+    plan: Plan,
+    progress: Progress,
+    clients: Sequence[int],
+    chunk: int = 0,
+    bound: bool = False,
+) -> tuple[Speeds, int] | None:
+    """Compare the systems for some numbers of clients; give speeds, and the best chunk."""
+    return couple(
+        comm,
+        TRANSPORT,
+        network(),
+        lambda session: Turns(session, plan).run(progress, clients, chunk),
+        bound=bound,
+    )
 
 
 class Turns:
@@ -58,16 +82,24 @@ class Turns:
         self.steps, self.rounds = (3, 2) if plan.quick else (STEPS, ROUNDS)
         self.speeds: Speeds = defaultdict(list)
 
-    def run(self, progress: Progress) -> tuple[Speeds, int]:
-        """Measure everything; give the speeds and the best chunk of the baseline."""
+    def run(self, progress: Progress, clients: Sequence[int], chunk: int) -> tuple[Speeds, int]:
+        """Measure everything; give the speeds and the best chunk of the baseline.
+
+        Args:
+            progress: Told of every step.
+            clients: How many ask; measured for each of these numbers.
+            chunk: The best chunk, if it is known.
+        """
         with ExitStack() as stack:
             child = None
             if self.comm.rank == 0:
-                child = stack.enter_context(Child("baseline", str(CLIENTS * ROWS)))
+                with anywhere():
+                    child = stack.enter_context(Child("baseline", str(CLIENTS * ROWS)))
             zeromq = stack.enter_context(self.zeromq())
-            progress.step("in process, while the other ranks sleep")
-            chunk = self.best_chunk(child)
-            for active in range(1, CLIENTS + 1):
+            if not chunk:
+                progress.step("in process, while the other ranks sleep")
+                chunk = self.best_chunk(child)
+            for active in clients:
                 progress.step(f"{active} clients")
                 ours = self.client() if self.comm.rank < active else None
                 for _ in range(self.rounds):
@@ -75,7 +107,8 @@ class Turns:
                         self.alone("in_process", child, chunk)
                     self.turn("mpiserve", active, ours)
                     if zeromq:
-                        self.turn("zeromq", active, zeromq)
+                        with anywhere():
+                            self.turn("zeromq", active, zeromq)
         return self.speeds, chunk
 
     def best_chunk(self, child: Child | None) -> int:
@@ -120,16 +153,9 @@ class Turns:
         if not self.comm.bcast(version("pyzmq")):
             yield None
             return
-        import zmq
-
         with ExitStack() as stack:
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="mpiserve-"))
-            address = self.comm.bcast(f"ipc://{folder}/zeromq")
-            if self.comm.rank == 0:
-                stack.enter_context(Child("worker", address, str(ROWS))).hear()
-            rest(self.comm)
-            socket = stack.enter_context(stack.enter_context(zmq.Context()).socket(zmq.REQ))
-            socket.connect(address)
+            with anywhere():  # the worker, and ZeroMQ's threads
+                socket = self.connect(stack)
             x = features(ROWS)
 
             def step() -> None:
@@ -141,6 +167,19 @@ class Turns:
             if self.comm.rank == 0:
                 socket.send(STOP)
                 socket.recv()
+
+    def connect(self, stack: ExitStack) -> zmq.Socket[bytes]:
+        """Start the worker on rank 0, and connect every rank to it."""
+        import zmq
+
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="mpiserve-"))
+        address = self.comm.bcast(f"ipc://{folder}/zeromq")
+        if self.comm.rank == 0:
+            stack.enter_context(Child("worker", address, str(ROWS))).hear()
+        rest(self.comm)
+        socket = stack.enter_context(stack.enter_context(zmq.Context()).socket(zmq.REQ))
+        socket.connect(address)
+        return socket
 
 
 def census_wait(comm: MPI.Comm, plan: Plan) -> dict[str, Any]:
@@ -196,7 +235,7 @@ def throughput_rows(speeds: Speeds) -> list[dict[str, Any]]:
     ]
 
 
-def efficiency_row(speeds: Speeds, chunk: int) -> dict[str, Any]:
+def efficiency_row(speeds: Speeds, chunk: int, bind: bool) -> dict[str, Any]:
     """Compare mpiserve with the best that the network does in process, turn by turn."""
     ours = np.array(speeds["mpiserve", CLIENTS])
     alone = np.array(speeds["in_process", 0])
@@ -206,13 +245,15 @@ def efficiency_row(speeds: Speeds, chunk: int) -> dict[str, Any]:
         "rows": ROWS,
         "model": "mlp",
         "transport": TRANSPORT,
+        "bind": bind,
         "value": round(median(ours / alone), 4),
         "unit": "ratio",
         "rows_per_s": round(median(ours)),
         "in_process_rows_per_s": round(median(alone)),
         "in_process_chunk": chunk,
-        "in_process_naive_rows_per_s": round(median(speeds["0", 0])),
     }
+    if ("0", 0) in speeds:
+        row["in_process_naive_rows_per_s"] = round(median(speeds["0", 0]))
     if ("zeromq", CLIENTS) in speeds:
         row["zeromq_rows_per_s"] = round(median(speeds["zeromq", CLIENTS]))
     return row

@@ -161,7 +161,7 @@ def throughput(report: Row, path: Path) -> Path:
     for place, system in enumerate(systems):
         plot_bars(axes, [row for row in rows if row["system"] == system], place, len(systems))
     for row in report["rows"]:
-        if row["case"] == "batch_efficiency":
+        if row["case"] == "batch_efficiency" and not row["bind"]:
             plot_references(axes, row)
     finish_throughput(axes, sorted({row["clients"] for row in rows}))
     title = f"Rows per second, {rows[0]['rows']} rows of each client a step"

@@ -53,7 +53,8 @@ def check_others(rows):
         assert row["unit"]
         cases.setdefault(row["case"], []).append(row)
     assert len(cases["overlap"]) == 4
-    assert len(cases["batch_efficiency"]) == len(cases["census_wait"]) == 1
+    assert [row["bind"] for row in cases["batch_efficiency"]] == [False, True]
+    assert len(cases["census_wait"]) == 1
     assert 1 <= cases["census_wait"][0]["batch_requests_min"] <= 3
     assert [row["clients"] for row in cases["scale_memory"]] == [64, 1024, 8192]
     if shutil.which("valgrind"):

@@ -66,14 +66,23 @@ PYTHON = {
     "bench._native": {"errors"},
     "bench.baseline": {"bench.models"},
     "bench.plots": {"bench.report"},
-    "bench.coupled": {"bench.models", "config", "partition", "session"},
+    "bench.places": {"binding"},
+    "bench.coupled": {"bench.models", "bench.places", "config", "partition", "session"},
     "bench.scale": MEASURES | {"bench.job"},
     "bench.rivals": MEASURES,
     "bench.overlap": MEASURES | {"bench.coupled", "session"},
     "bench.worker": {"bench.models"},
     "bench.child": {"bench", "bench.job", "errors"},
     "bench.lockstep": MEASURES
-    | {"bench.baseline", "bench.coupled", "bench.child", "bench.models", "bench.worker", "session"},
+    | {
+        "bench.baseline",
+        "bench.coupled",
+        "bench.places",
+        "bench.child",
+        "bench.models",
+        "bench.worker",
+        "session",
+    },
     "bench.latency": MEASURES
     | {"bench._native", "bench.coupled", "bench.models", "bench.rivals", "config", "session"},
     "bench.strong_scaling": MEASURES
