@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from mpiserve.backends.base import Backend, Steps
     from mpiserve.config import Config
     from mpiserve.session import Session, open
+    from mpiserve.text import decode_text, encode_text
 
 __version__ = "0.4.0"
 
@@ -50,6 +51,8 @@ __all__ = [
     "RequestTimeout",
     "Session",
     "Steps",
+    "decode_text",
+    "encode_text",
     "open",
 ]
 
@@ -66,6 +69,8 @@ _LATE = {
     "Config": "mpiserve.config",
     "Session": "mpiserve.session",
     "Steps": "mpiserve.backends.base",
+    "decode_text": "mpiserve.text",
+    "encode_text": "mpiserve.text",
     "open": "mpiserve.session",
 }
 

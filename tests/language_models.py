@@ -49,6 +49,21 @@ def bert(path: Path, *, seed: int = 0) -> Any:
     return model
 
 
+def tokenizer(path: Path) -> None:
+    """Write a tokenizer beside a model: a token for each character, the last one for é."""
+    import transformers
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+
+    letters = [*map(chr, range(32, 31 + VOCABULARY)), "é"]
+    words = Tokenizer(models.WordLevel({letter: i for i, letter in enumerate(letters)}, "?"))
+    words.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    words.decoder = decoders.Fuse()
+    made = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=words, unk_token="?", clean_up_tokenization_spaces=False
+    )
+    made.save_pretrained(path)
+
+
 def greedy(model: Any, prompt: Any, room: int) -> list[int]:
     """Continue one prompt as transformers does: the reference."""
     import torch

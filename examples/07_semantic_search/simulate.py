@@ -5,28 +5,12 @@ from pathlib import Path
 
 import numpy as np
 from runs import QUESTIONS, RUNS, simulate
-from tokenizers import Tokenizer
 
 import mpiserve
 
 OUT = Path(__file__).resolve().parent / "out"
-WIDTH = 64  # tokens of a line, as in coupling.toml
+WIDTH = 256  # bytes of a line, as in coupling.toml
 SHOWN = 3
-
-
-def tokenizer():
-    """Return the model's own tokenizer, which needs no torch."""
-    made = Tokenizer.from_file(str(OUT / "model/tokenizer.json"))
-    made.enable_truncation(WIDTH)
-    made.enable_padding(length=WIDTH)
-    return made
-
-
-def tokenize(made, lines):
-    """Turn lines into the tensors of the service."""
-    encoded = made.encode_batch(lines)
-    tokens = np.array([one.ids for one in encoded]).reshape(-1, WIDTH)
-    return tokens, np.array([sum(one.attention_mask) for one in encoded])
 
 
 def reference(lines):
@@ -72,9 +56,9 @@ def ask(session):
     lines = {i: simulate(RUNS[i]) for i in mine}
     if session.comm.rank == 0:
         lines |= {question: question for question in QUESTIONS}
-    tensors = tokenize(tokenizer(), list(lines.values()))
+    rows = mpiserve.encode_text(lines.values(), WIDTH)
     # There is one service, unless somebody compares several.
-    return lines, {one.name: session.service(one.name)(*tensors) for one in session.services}
+    return lines, {one.name: session.service(one.name)(rows) for one in session.services}
 
 
 def assemble(everything, name):

@@ -44,12 +44,13 @@ class Generator(Task, Steps):
     def _check(self) -> None:
         super()._check()
         outputs = {tensor.name: tensor for tensor in self.service.outputs}
-        if "tokens" not in outputs or not set(outputs) <= {"tokens", "lengths"}:
-            text = "task 'generate' has the outputs 'tokens' and, if wanted, 'lengths'"
+        first = outputs.get("tokens") or outputs.get("text")
+        if not first or not set(outputs) <= {"tokens", "lengths", "text"}:
+            text = "task 'generate' has the outputs 'tokens' or 'text', and 'lengths' if wanted"
             raise ModelError(Code.EMODEL, text)
         self._check_stream(outputs)
         self._outputs = outputs
-        self._room = outputs["tokens"].shape[1]
+        self._room = first.shape[1]
         config, options = self.model.config, self.service.options
         stops = options.get("stop_tokens", config.eos_token_id)
         stops = [] if stops is None else stops if isinstance(stops, list) else [stops]
@@ -67,8 +68,8 @@ class Generator(Task, Steps):
     def _check_stream(self, outputs: dict[str, Any]) -> None:
         tensors = [tensor for tensor in self.service.inputs if tensor.name == "stream"]
         self._streaming = bool(tensors)
-        if tensors and ("lengths" not in outputs or tensors[0].shape != (-1, 2)):
-            text = "the input 'stream' has the shape [-1, 2], and needs the output 'lengths'"
+        if tensors and ({*outputs} != {"tokens", "lengths"} or tensors[0].shape != (-1, 2)):
+            text = "the input 'stream' is of shape [-1, 2]; its outputs are 'tokens' and 'lengths'"
             raise ModelError(Code.EMODEL, text)
         if tensors and self.service.replicas > 1:
             # The requests of one stream may go to different replicas.
@@ -213,15 +214,18 @@ class Generator(Task, Steps):
 
     def _results(self, parts: Sequence[tuple[list[int], int]]) -> dict[str, np.ndarray]:
         """Put the tokens of each row, from a place on, into the arrays of the signature."""
-        tokens = np.full((len(parts), self._room), self._pad, self._outputs["tokens"].dtype)
-        counts = []
-        for row, (line, begin) in enumerate(parts):
-            part = line[begin:]
-            tokens[row, : len(part)] = part
-            counts.append(len(part))
-        results = {"tokens": tokens}
+        lines, results = [line[begin:] for line, begin in parts], {}
+        if "tokens" in self._outputs:
+            shape = len(lines), self._room
+            tokens = np.full(shape, self._pad, self._outputs["tokens"].dtype)
+            for row, line in zip(tokens, lines, strict=True):
+                row[: len(line)] = line
+            results["tokens"] = tokens
         if "lengths" in self._outputs:
+            counts = [len(line) for line in lines]
             results["lengths"] = np.array(counts, self._outputs["lengths"].dtype)
+        if self._texts and "text" in self._outputs:
+            results["text"] = self._texts.write(lines, self._outputs["text"].shape[1])
         return results
 
     # ---- streams

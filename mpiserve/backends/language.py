@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mpiserve.backends.base import check_options
+from mpiserve.backends.texts import Texts
 from mpiserve.config import ServiceConfig
 from mpiserve.errors import ArgumentError, Code, ModelError
 
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
 NOT_THERE = "task '{task}' needs transformers: pip install 'mpiserve[language]'"
 INPUTS = {
     "generate": (
+        "text",
         "tokens",
         "lengths",
         "max_new_tokens",
@@ -25,7 +28,7 @@ INPUTS = {
         "seed",
         "stream",
     ),
-    "embed": ("tokens", "lengths"),
+    "embed": ("text", "tokens", "lengths"),
 }
 OPTIONS = {
     "generate": ("stop_tokens", "pad_token", "stream_timeout_s"),
@@ -113,8 +116,23 @@ class Task(ABC):
                 names = ", ".join(INPUTS[task])
                 text = f"task '{task}' has no input '{tensor.name}' (one of: {names})"
                 raise ModelError(Code.EMODEL, text)
-        if "tokens" not in self._names:
-            raise ModelError(Code.EMODEL, f"task '{task}' needs an input 'tokens'")
+        if ("tokens" in self._names) == ("text" in self._names):
+            text = f"task '{task}' needs an input 'tokens' or an input 'text', and not both"
+            raise ModelError(Code.EMODEL, text)
+        if "text" in self._names and "lengths" in self._names:
+            raise ModelError(Code.EMODEL, "an input 'text' has no 'lengths': a zero byte ends it")
+        self._texts = self._tokenizer()
+
+    def _tokenizer(self) -> Texts | None:
+        tensors = (*self.service.inputs, *self.service.outputs)
+        texts = [tensor for tensor in tensors if tensor.name == "text"]
+        if not texts:
+            return None
+        if any(tensor.dtype != "uint8" or len(tensor.shape) != 2 for tensor in texts):
+            raise ModelError(Code.EMODEL, "'text' is a tensor of uint8, [-1, bytes]")
+        most = getattr(self.model.config, "max_position_embeddings", None) or sys.maxsize
+        path = self.service.folder / str(self.service.model)
+        return Texts(path, most, cuts=self.service.task == "embed")
 
     def named(self, tensors: tuple[torch.Tensor, ...]) -> dict[str, torch.Tensor]:
         """Find the inputs by name, with lengths in any case.
@@ -123,6 +141,8 @@ class Task(ABC):
             ModelError: For lengths and tokens that cannot be.
         """
         named = dict(zip(self._names, tensors, strict=True))
+        if self._texts and "text" in named:
+            named["tokens"], named["lengths"] = self._texts.read(named.pop("text"))
         tokens = named["tokens"] = named["tokens"].long()
         full = tokens.new_full((len(tokens),), tokens.shape[1])
         lengths = named["lengths"] = named["lengths"].long() if "lengths" in named else full

@@ -220,11 +220,11 @@ def test_mistakes_with_streams_are_named(make):
     two = [np.repeat(array, 2, axis=0) for array in (*prompt(1)[:2], np.array([0]))]
     with pytest.raises(ModelError, match="has one row"):
         steps.begin(3, 0, (*two, np.array([[2, OPENS], [3, OPENS]])))
-    with pytest.raises(ModelError, match="needs the output 'lengths'"):
+    with pytest.raises(ModelError, match="outputs are 'tokens' and 'lengths'"):
         make(STREAM, outputs=("tokens",))
     with pytest.raises(ModelError, match="needs replicas = 1"):
         make(STREAM, replicas=2)
-    with pytest.raises(ModelError, match=r"has the shape \[-1, 2\]"):
+    with pytest.raises(ModelError, match=r"is of shape \[-1, 2\]"):
         make(tensor("stream"))
     with pytest.raises(ArgumentError, match="stream_timeout_s: must be a positive number"):
         make(STREAM, stream_timeout_s=0)

@@ -155,8 +155,11 @@ MISTAKES = [
         "task 'generate' has no input 'heat' (one of",
     ),
     ({"inputs": [LENGTHS]}, "task 'generate' needs an input 'tokens'"),
-    ({"outputs": [LENGTHS]}, "task 'generate' has the outputs 'tokens' and"),
-    ({"outputs": [tensor("vector", "float32", 3)]}, "task 'generate' has the outputs 'tokens' and"),
+    ({"outputs": [LENGTHS]}, "task 'generate' has the outputs 'tokens' or 'text'"),
+    (
+        {"outputs": [tensor("vector", "float32", 3)]},
+        "task 'generate' has the outputs 'tokens' or 'text'",
+    ),
 ]
 
 

@@ -15,6 +15,7 @@ BASE = {"errors", "tensor", "config"}
 MEASURES = {"bench", "bench.machine", "bench.plan", "bench.report", "bench.stats", "errors"}
 PYTHON = {
     "errors": set(),
+    "text": {"errors"},
     "tensor": set(),
     "_check": {"errors"},
     "config": {"errors"},
@@ -26,7 +27,8 @@ PYTHON = {
     "doctor": BASE | {"_broker", "_check", "findings", "launch", "server"},
     "backends.base": BASE,
     "backends.group": set(),
-    "backends.language": BASE | {"backends.base"},
+    "backends.texts": {"errors", "text"},
+    "backends.language": BASE | {"backends.base", "backends.texts"},
     "backends.sequences": set(),
     "backends.generate": BASE | {"backends.base", "backends.language", "backends.sequences"},
     "backends.torch_backend": BASE
