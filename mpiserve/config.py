@@ -337,10 +337,29 @@ class PartitionConfig(_Table):
 
 
 class PoolConfig(_Table):
-    """One table `[pool.NAME]`: ranks each of which serves all of these services."""
+    """One table `[pool.NAME]`: ranks that serve all of these services, or some in turn."""
 
     ranks: int = Field(1, ge=1)
     services: Annotated[tuple[StrictStr, ...], BeforeValidator(_tuple)]
+    loaded: Annotated[int | None, Field(ge=1)] = None
+    interval_s: float = Field(0.5, gt=0, le=3600)
+    hysteresis: float = Field(1.5, ge=1, le=1000)
+    least_s: float = Field(5.0, ge=0, le=86400)
+
+    @model_validator(mode="after")
+    def _check_loaded(self) -> PoolConfig:
+        if self.loaded is None:
+            for key in ("interval_s", "hysteresis", "least_s"):
+                if key in self.model_fields_set:
+                    raise ValueError(f"{key} needs loaded: otherwise ranks hold all services")
+            return self
+        if self.loaded >= len(self.services):
+            text = f"loaded = {self.loaded}, but there are {len(self.services)} services"
+            raise ValueError(f"{text}: leave it out, and each rank holds all of them")
+        if self.ranks * self.loaded < len(self.services):
+            places = f"{self.ranks} ranks that hold {self.loaded}"
+            raise ValueError(f"{places} are too few for {len(self.services)} services")
+        return self
 
 
 class Group(NamedTuple):
@@ -351,12 +370,14 @@ class Group(NamedTuple):
         replicas: Of each of them.
         tensor_parallel: Ranks of a replica.
         key: Of the configuration, that says how many replicas there are.
+        pool: The table of their pool, if they have one.
     """
 
     services: tuple[ServiceConfig, ...]
     replicas: int
     tensor_parallel: int
     key: str
+    pool: PoolConfig | None = None
 
 
 class Config(_Table):
@@ -387,7 +408,7 @@ class Config(_Table):
             pool = self.pool.get(pool_of.get(name, ""))
             key = f"pool.{pool_of[name]}.ranks" if pool else f"service.{name}.replicas"
             members = tuple(self.service[member] for member in (pool.services if pool else (name,)))
-            groups[key] = Group(members, service.replicas, service.tensor_parallel, key)
+            groups[key] = Group(members, service.replicas, service.tensor_parallel, key, pool)
         return tuple(groups.values())
 
     @field_validator("service")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from mpiserve.config import Config, ServiceConfig
+from mpiserve.config import Config, PoolConfig, ServiceConfig
 from mpiserve.errors import ConfigError
 
 SIMULATION = "simulation"
@@ -18,6 +18,7 @@ class Seat(NamedTuple):
     services: tuple[ServiceConfig, ...]
     replica: int
     tp_index: int
+    pool: PoolConfig | None = None
 
     @property
     def service(self) -> ServiceConfig:
@@ -38,7 +39,7 @@ def seats(config: Config) -> list[Seat]:
     """
     last = max(group.replicas for group in config.groups)
     return [
-        Seat(group.services, replica, index)
+        Seat(group.services, replica, index, group.pool)
         for replica in range(last)
         for group in config.groups
         if replica < group.replicas

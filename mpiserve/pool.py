@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mpiserve.errors import ClosedError, ControlError
 from mpiserve.partition import Seat
@@ -49,7 +49,8 @@ class Pool:
 
     def serve(self, watch: Callable[[], None] | None = None) -> None:
         """Load, announce, and answer until every simulation rank has left; as Server.serve."""
-        self.broker.publish(*[server.prepare() for server in self.servers])
+        self.broker.publish(*self._prepare())
+        self._begin()
         ready = [server for server in self.servers if not server.failed]
         with ExitStack() as stack:
             for server in ready:
@@ -58,8 +59,19 @@ class Pool:
                 if watch:
                     watch()
         logger.info("%s", self.summary())
+        self._end()
         for server in ready:
             server.backend.close()
+
+    def _prepare(self) -> list[dict[str, Any]]:
+        """Load the models; give what is to be published of each service."""
+        return [server.prepare() for server in self.servers]
+
+    def _begin(self) -> None:
+        """Do what comes between announcing and answering."""
+
+    def _end(self) -> None:
+        """Do what comes when every simulation rank has left."""
 
     def step(self, timeout: float = IDLE) -> bool:
         """Answer one batch of one service, or wait for one in vain; as Server.step."""
@@ -73,12 +85,18 @@ class Pool:
             order = self.broker.control()
             self.servers[order[0]].change(order)
         if batch is not None:
-            self._batches[batch.service] += 1
-            self.servers[batch.service].answer(batch)
+            self._answer(batch)
+        self._go_on()
+        return True
+
+    def _answer(self, batch: _broker.Batch) -> None:
+        self._batches[batch.service] += 1
+        self.servers[batch.service].answer(batch)
+
+    def _go_on(self) -> None:
         for server in self.servers:
             server.go_on()
             server.look()
-        return True
 
     def summary(self) -> str:
         """Say in one line what this rank has done."""

@@ -21,7 +21,7 @@ from mpiserve.errors import ClosedError, Code, ControlError, Error, ModelError
 from mpiserve.partition import Seat
 from mpiserve.stepping import Stepper
 from mpiserve.tensor import Tensor
-from mpiserve.versions import Changes, Order, Versions
+from mpiserve.versions import Changes, Order, Resting, Unloaded, Versions
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -57,6 +57,7 @@ class Server:
         self.service = seat.service.of_version()
         self.backend = Backend(self.service)
         self.failed = False
+        self.resting = False  # the model was given up, for another one of an adaptive pool
         self._comm = comm
         self._local_rank = local_rank
         self._dtypes = [dtype_of(tensor) for tensor in self.service.outputs]
@@ -193,6 +194,32 @@ class Server:
         if self._changes.pending:
             self._changes.look()
 
+    @property
+    def changing(self) -> bool:
+        """Whether a client is changing the version."""
+        return self._changes.open
+
+    def rest(self) -> None:
+        """Let the model go, until `put`; nothing is to be under way."""
+        self.resting = True
+        if not isinstance(self.backend, Unloaded):
+            self._put(Resting(self._versions.now))
+
+    def load_again(self) -> Backend:
+        """Load the version that answers elsewhere; in any thread, and nothing is changed here.
+
+        Raises:
+            Exception: Whatever the model raises.
+        """
+        if isinstance(self.backend, Unloaded):
+            return Unloaded(self._versions.now)
+        return self._load(self._versions.now)
+
+    def put(self, backend: Backend) -> None:
+        """Answer with what `load_again` gave."""
+        self.resting = False
+        self._put(backend)
+
     def serving(self) -> ExitStack:
         """Enter what the backend needs while it serves; to be left at the end."""
         if not self.failed:
@@ -280,6 +307,8 @@ class Server:
 
     def _again(self, service: ServiceConfig) -> Backend:
         """Load a version at run time, in step with the other ranks of the replica."""
+        if self.resting:
+            return Resting(service)  # it is loaded when this rank takes the service
         begin, wrong, backend = time.monotonic(), "", None
         what = f"version {service.version}" if service.version else "the model anew"
         try:
@@ -311,7 +340,8 @@ class Server:
             self._log("could not close the version before", error)
         del old
         gc.collect()  # models are full of circles
-        logger.info("%s answers now", self._name())
+        if not self.resting:
+            logger.info("%s answers now", self._name())
 
     def _stepper_of(self, backend: Backend) -> Stepper | None:
         """Make what leads a model that works in steps; several ranks run batches alone."""

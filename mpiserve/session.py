@@ -124,6 +124,7 @@ class Session:
                 close would wait for it for ever.
         """
         # server and session are of one layer; this is the only way between them.
+        from mpiserve.moving import AdaptivePool
         from mpiserve.pool import Pool
         from mpiserve.server import Server, refuse
 
@@ -137,11 +138,15 @@ class Session:
             raise
         _broker.keep_freed_memory()
         replica = self._replica_comm(seat)
-        kind = Pool if len(seat.services) > 1 else Server
-        server = kind(self._broker, seat, replica, self._local_rank())
+        parts = self._broker, seat, replica, self._local_rank()
+        ranks = [replica, *self._pool_comm(seat)]
+        if seat.pool and seat.pool.loaded:
+            server: Server | Pool = AdaptivePool(*parts, pool=ranks[1], settings=seat.pool)
+        else:
+            server = (Pool if len(seat.services) > 1 else Server)(*parts)
         server.serve(watch)
-        if not server.broken:
-            replica.Free()
+        for comm in ranks if not server.broken else ():
+            comm.Free()
         return not server.failed
 
     def fail(self, error: BaseException | str) -> None:
@@ -214,6 +219,17 @@ class Session:
         seats = assign(self._config, self.comm.size) if self._config else []
         heads = [(s.service.name, s.replica) for s in seats]
         return self.comm.Split(heads.index((seat.service.name, seat.replica)), seat.tp_index)
+
+    def _pool_comm(self, seat: Seat) -> list[MPI.Comm]:
+        """The ranks of an adaptive pool. Collective, where there is any."""
+        config = self._config
+        if config is None or not any(pool.loaded for pool in config.pool.values()):
+            return []
+        mine = bool(seat.pool and seat.pool.loaded)
+        names = [service.name for service in config.services]
+        color = names.index(seat.service.name) if mine else MPI.UNDEFINED
+        comm = self.comm.Split(color, seat.replica)
+        return [comm] if mine else []
 
     def _local_rank(self) -> int:
         node = self.comm.Split_type(MPI.COMM_TYPE_SHARED)

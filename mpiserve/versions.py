@@ -36,6 +36,14 @@ class Unloaded(Backend):
         raise ModelError(Code.EMODEL, text)
 
 
+class Resting(Backend):
+    """Stands where a model was that a rank of an adaptive pool has given up."""
+
+    def run(self, inputs: Any) -> Any:
+        """Refuse; the broker gives no batch of a service that rests."""
+        raise ModelError(Code.EMODEL, f"service '{self.service.name}' rests on this rank")
+
+
 class Versions:
     """The version that answers at this rank, and perhaps one that is to.
 
@@ -148,6 +156,11 @@ class Changes:
     def pending(self) -> bool:
         """Whether something was begun that has not ended."""
         return self._thread is not None or self._waiting
+
+    @property
+    def open(self) -> bool:
+        """Whether a client has begun to change the version, and has not ended it."""
+        return self.pending or self._owner != -1
 
     def begin(self, order: Order) -> None:
         """Do what a client asks, or begin with it."""

@@ -77,6 +77,32 @@ class Sleeper:
         return x
 
 
+class Paced:
+    """Multiplies, and sleeps as many seconds as the first number says.
+
+    A rank of one test loads it so many times at most, and never holds two.
+    """
+
+    loads: dict[tuple[str, float], int] = {}
+    held: dict[str, int] = {}
+
+    def __init__(self, test: str, factor: float, times: int = 1000) -> None:
+        Paced.loads[test, factor] = Paced.loads.get((test, factor), 0) + 1
+        if Paced.loads[test, factor] > times:
+            raise RuntimeError(WEIGHTS_MISSING)
+        Paced.held[test] = Paced.held.get(test, 0) + 1
+        assert Paced.held[test] == 1, "the other one was to be let go first"
+        self.test, self.factor = test, factor
+
+    def __del__(self) -> None:
+        if hasattr(self, "test"):
+            Paced.held[self.test] -= 1
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        time.sleep(float(x.flat[0]))
+        return self.factor * x
+
+
 class Broken:
     def __init__(self) -> None:
         raise RuntimeError(WEIGHTS_MISSING)

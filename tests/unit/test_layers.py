@@ -51,9 +51,12 @@ PYTHON = {
     "server": BASE
     | {"_broker", "backends", "backends.arrays", "backends.base", "backends.group", "partition"}
     | {"stepping", "team", "versions"},
+    "adaptive": {"config"},
     "pool": {"errors", "partition", "server", "_broker"},
+    "moving": BASE
+    | {"_broker", "adaptive", "backends.base", "backends.group", "partition", "pool", "server"},
     # A session hands itself over to its server in serve(); the server never looks back.
-    "session": BASE | {"_broker", "_check", "partition", "pool", "server"},
+    "session": BASE | {"_broker", "_check", "partition", "pool", "server"} | {"moving"},
     "binding": {"partition"},
     "wire": set(),
     "launch": BASE | {"_check", "binding", "partition", "server", "session", "wire"},

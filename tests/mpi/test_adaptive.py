@@ -1,0 +1,132 @@
+"""Pools whose ranks hold some of their services at a time, and move as the load does."""
+
+import logging
+import re
+import time
+
+import numpy as np
+import pytest
+from mpi.coupling import INFERENCE, couple, python, tensor
+from mpi.models import WEIGHTS_MISSING
+
+from mpiserve import ModelError
+
+NAP, FLYING = 0.01, 4  # seconds of each request; requests of a client and service under way
+SETTLE, COUNT = 0.7, 0.5  # seconds
+FACTORS = {"a": 3.0, "b": 5.0, "c": 7.0}
+MOVES = re.compile(r"moves of the pool: (\d+)")  # in the log of the rank that decides
+WORLD = pytest.mark.roles(simulation=2, inference=3)
+
+
+def paced(test, name, **options):
+    x, y = tensor("x", "float32", 1), tensor("y", "float32", 1)
+    options = {"test": test, "factor": FACTORS[name], **options}
+    return python("Paced", [x], [y], max_batch_rows=1, options=options)
+
+
+def pool(services, ranks, **settings):
+    table = {"ranks": ranks, "services": list(services), "loaded": 1}
+    return {"adaptive": table | {"interval_s": 0.05, "least_s": 0.1} | settings}
+
+
+def rates(session, *names, settle=SETTLE, count=COUNT):
+    """Keep services busy; requests per second that each answers to all clients together."""
+    services = [session.service(name) for name in names]
+    flying, answered = [[] for _ in services], np.zeros(len(services))
+    nap = np.full((1, 1), NAP, np.float32)
+    session.comm.Barrier()
+    begin = time.monotonic()
+    while (now := time.monotonic() - begin) < settle + count or any(flying):
+        for i, service in enumerate(services):
+            right = np.float32(FACTORS[names[i]]) * nap
+            done = [request for request in flying[i] if request.done()]
+            assert all((request.result() == right).all() for request in done)
+            flying[i] = [request for request in flying[i] if request not in done]
+            answered[i] += len(done) if settle < now < settle + count else 0
+            while now < settle + count and len(flying[i]) < FLYING:
+                flying[i].append(service.submit(nap))
+        time.sleep(NAP / 10)
+    everywhere = np.zeros_like(answered)
+    session.comm.Allreduce(answered, everywhere)
+    return everywhere / count
+
+
+@WORLD
+@pytest.mark.timeout(60)
+def test_a_rank_moves_to_the_service_that_is_asked_and_back(world, caplog):
+    """Sleeping models of one request a batch: cores are no limit, ranks are."""
+
+    def simulate(session):
+        _, one = rates(session, "a", "b", settle=0.2)
+        (two,) = rates(session, "b")
+        (back,) = rates(session, "a")
+        said = f"b: {one:.0f} requests/s on one rank, {two:.0f} alone; a: {back:.0f} alone"
+        print(said)
+        assert two >= 1.6 * one, said
+        assert back >= 1.6 * one, said
+
+    with caplog.at_level(logging.INFO, "mpiserve"):
+        services = {name: paced("back", name) for name in "ab"}
+        counters = couple(world, services, simulate, pool=pool("ab", 3))
+    if world.role == INFERENCE:
+        assert counters["errors"] == 0
+    if world.role == INFERENCE and MOVES.search(caplog.text):  # who decides
+        moves = [r.getMessage() for r in caplog.records if r.getMessage().startswith("mov")]
+        assert moves[0].startswith("moving pool rank ") and "from a to b: load a 0." in moves[0]
+        assert moves[1].startswith("moved pool rank ")
+
+
+@WORLD
+@pytest.mark.timeout(60)
+def test_nothing_is_lost_while_ranks_move_to_and_fro(world, caplog):
+    def simulate(session):
+        draw = np.random.default_rng(session.comm.rank)
+        begin = time.monotonic()
+        asked = 0
+        while session.comm.allreduce(time.monotonic() - begin < 1.5):
+            names = "ab"[asked // 8 % 2] * 12 + "ab"
+            requests = [(n, x, session.service(n).submit(x)) for n in names for x in [made(draw)]]
+            requests[0][2].cancel()
+            for name, x, request in requests[1:]:
+                y = request.result(timeout=30)
+                np.testing.assert_array_equal(y, np.float32(FACTORS[name]) * x)
+            asked += 1
+
+    def made(draw):
+        """Rows that ride in a slot, and rows that do not."""
+        rows = int(draw.choice([1, 150]))
+        return (0.001 + 0.001 * draw.random((rows, 1))).astype(np.float32)
+
+    services = {name: paced("fro", name) | {"max_batch_rows": 150} for name in "ab"}
+    settings = {"interval_s": 0.02, "least_s": 0.02, "hysteresis": 1.0}
+    with caplog.at_level(logging.INFO, "mpiserve"):
+        counters = couple(world, services, simulate, pool=pool("ab", 3, **settings))
+    if world.role == INFERENCE:
+        assert counters["errors"] == counters["cancelled"]
+        assert not MOVES.search(caplog.text) or int(MOVES.search(caplog.text)[1]) >= 4
+
+
+@WORLD
+@pytest.mark.timeout(60)
+def test_a_rank_that_cannot_load_goes_back_to_what_it_had(world, caplog):
+    def simulate(session):
+        with pytest.raises(ModelError, match=WEIGHTS_MISSING):
+            session.service("c")
+        one, _ = rates(session, "b", "a", settle=0.2)
+        (alone,) = rates(session, "b")
+        assert alone <= 1.4 * one, "no other rank could load it"
+        (back,) = rates(session, "a", settle=0.2)
+        assert back >= 1.6 * one
+
+    # b is loaded once by each rank, at start; c by none.
+    services = {"a": paced("fail", "a"), "b": paced("fail", "b", times=1)}
+    services["c"] = paced("fail", "c", times=0)
+    with caplog.at_level(logging.INFO, "mpiserve"):
+        counters = couple(world, services, simulate, pool=pool("abc", 3))
+    if world.role == INFERENCE:
+        assert counters["errors"] == 0
+    if world.role == INFERENCE and MOVES.search(caplog.text):
+        failed = [r.getMessage() for r in caplog.records if "could not move" in r.getMessage()]
+        assert failed == [
+            f"could not move pool rank {rank} from a to b; it holds a" for rank in (0, 2)
+        ]
