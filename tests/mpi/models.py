@@ -86,7 +86,8 @@ class Paced:
     loads: dict[tuple[str, float], int] = {}
     held: dict[str, int] = {}
 
-    def __init__(self, test: str, factor: float, times: int = 1000) -> None:
+    def __init__(self, test: str, factor: float | str, times: int = 1000) -> None:
+        factor = float(factor)
         Paced.loads[test, factor] = Paced.loads.get((test, factor), 0) + 1
         if Paced.loads[test, factor] > times:
             raise RuntimeError(WEIGHTS_MISSING)

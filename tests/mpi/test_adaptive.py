@@ -97,7 +97,7 @@ def test_nothing_is_lost_while_ranks_move_to_and_fro(world, caplog):
         rows = int(draw.choice([1, 150]))
         return (0.001 + 0.001 * draw.random((rows, 1))).astype(np.float32)
 
-    services = {name: paced("fro", name) | {"max_batch_rows": 150} for name in "ab"}
+    services = {name: paced("lost", name) | {"max_batch_rows": 150} for name in "ab"}
     settings = {"interval_s": 0.02, "least_s": 0.02, "hysteresis": 1.0}
     with caplog.at_level(logging.INFO, "mpiserve"):
         counters = couple(world, services, simulate, pool=pool("ab", 3, **settings))
@@ -130,3 +130,29 @@ def test_a_rank_that_cannot_load_goes_back_to_what_it_had(world, caplog):
         assert failed == [
             f"could not move pool rank {rank} from a to b; it holds a" for rank in (0, 2)
         ]
+
+
+@WORLD
+@pytest.mark.timeout(60)
+def test_a_version_is_remembered_where_the_service_rests(world):
+    def simulate(session):
+        a = session.service("a")
+        nap = np.full((1, 1), NAP, np.float32)
+        rates(session, "b", settle=0.5, count=0.1)  # two ranks hold b now
+        assert a(nap) == np.float32(3) * nap
+        session.comm.Barrier()
+        if session.comm.rank == 0:
+            session.reload("a", version="3.5", timeout=30)
+        session.comm.Barrier()
+        begin, answers = time.monotonic(), []
+        while session.comm.allreduce(time.monotonic() - begin < 1.0):  # and two hold a
+            requests = [a.submit(nap) for _ in range(2 * FLYING)]
+            answers += [request.result(timeout=30) for request in requests]
+        assert all(answer == np.float32(3.5) * nap for answer in answers)
+
+    versioned = {"version": "3", "reload": "in-place"}
+    services = {"a": paced("reload", "a", factor="{version}") | versioned}
+    services["b"] = paced("reload", "b")
+    counters = couple(world, services, simulate, pool=pool("ab", 3))
+    if world.role == INFERENCE:
+        assert counters["errors"] == 0

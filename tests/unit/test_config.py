@@ -195,6 +195,23 @@ def test_a_wrong_pool_is_one_line(line, text):
     assert line("".join(tables) + f"[pool.p]\n{text}\n") == f"coupling.toml: pool: {POOLS[text]}"
 
 
+ADAPTIVE = {
+    "loaded = 2": "loaded = 2, but there are 2 services: "
+    "leave it out, and each rank holds all of them",
+    "loaded = 1": "1 ranks that hold 1 are too few for 2 services",
+    "loaded = 0": "must be greater than or equal to 1, got 0",
+    "hysteresis = 2.0": "hysteresis needs loaded: otherwise ranks hold all services",
+}
+
+
+@pytest.mark.parametrize("text", ADAPTIVE)
+def test_a_wrong_adaptive_pool_is_one_line(line, text):
+    other = CHEMISTRY.replace("service.chemistry", "service.other")
+    said = line(CHEMISTRY + other + f"[pool.p]\nservices = ['chemistry', 'other']\n{text}\n")
+    key = ".loaded" if text == "loaded = 0" else ""
+    assert said == f"coupling.toml: pool.p{key}: {ADAPTIVE[text]}"
+
+
 def test_a_service_has_as_many_replicas_as_its_pool_has_ranks(load):
     config = load(CHEMISTRY + "\n[pool.p]\nranks = 3\nservices = ['chemistry']\n")
     assert config.service["chemistry"].replicas == 3
