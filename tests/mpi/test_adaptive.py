@@ -12,7 +12,7 @@ from mpi.models import WEIGHTS_MISSING
 from mpiserve import ModelError
 
 NAP, FLYING = 0.01, 4  # seconds of each request; requests of a client and service under way
-SETTLE, COUNT = 0.7, 0.5  # seconds
+SETTLE, COUNT = 0.7, 0.4  # seconds
 FACTORS = {"a": 3.0, "b": 5.0, "c": 7.0}
 MOVES = re.compile(r"moves of the pool: (\d+)")  # in the log of the rank that decides
 WORLD = pytest.mark.roles(simulation=2, inference=3)
@@ -81,16 +81,14 @@ def test_a_rank_moves_to_the_service_that_is_asked_and_back(world, caplog):
 def test_nothing_is_lost_while_ranks_move_to_and_fro(world, caplog):
     def simulate(session):
         draw = np.random.default_rng(session.comm.rank)
-        begin = time.monotonic()
-        asked = 0
-        while session.comm.allreduce(time.monotonic() - begin < 1.5):
-            names = "ab"[asked // 8 % 2] * 12 + "ab"
+        for k in range(50):
+            session.comm.Barrier()
+            names = "ab"[k // 10 % 2] * 12 + "ab"
             requests = [(n, x, session.service(n).submit(x)) for n in names for x in [made(draw)]]
             requests[0][2].cancel()
             for name, x, request in requests[1:]:
                 y = request.result(timeout=30)
                 np.testing.assert_array_equal(y, np.float32(FACTORS[name]) * x)
-            asked += 1
 
     def made(draw):
         """Rows that ride in a slot, and rows that do not."""
@@ -103,7 +101,7 @@ def test_nothing_is_lost_while_ranks_move_to_and_fro(world, caplog):
         counters = couple(world, services, simulate, pool=pool("ab", 3, **settings))
     if world.role == INFERENCE:
         assert counters["errors"] == counters["cancelled"]
-        assert not MOVES.search(caplog.text) or int(MOVES.search(caplog.text)[1]) >= 4
+        assert not MOVES.search(caplog.text) or int(MOVES.search(caplog.text)[1]) >= 2
 
 
 @WORLD
@@ -113,9 +111,9 @@ def test_a_rank_that_cannot_load_goes_back_to_what_it_had(world, caplog):
         with pytest.raises(ModelError, match=WEIGHTS_MISSING):
             session.service("c")
         one, _ = rates(session, "b", "a", settle=0.2)
-        (alone,) = rates(session, "b")
+        (alone,) = rates(session, "b", settle=0.5)
         assert alone <= 1.4 * one, "no other rank could load it"
-        (back,) = rates(session, "a", settle=0.2)
+        (back,) = rates(session, "a")
         assert back >= 1.6 * one
 
     # b is loaded once by each rank, at start; c by none.
@@ -145,7 +143,7 @@ def test_a_version_is_remembered_where_the_service_rests(world):
             session.reload("a", version="3.5", timeout=30)
         session.comm.Barrier()
         begin, answers = time.monotonic(), []
-        while session.comm.allreduce(time.monotonic() - begin < 1.0):  # and two hold a
+        while session.comm.allreduce(time.monotonic() - begin < 0.8):  # and two hold a
             requests = [a.submit(nap) for _ in range(2 * FLYING)]
             answers += [request.result(timeout=30) for request in requests]
         assert all(answer == np.float32(3.5) * nap for answer in answers)
