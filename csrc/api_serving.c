@@ -110,10 +110,16 @@ int mpiserve_batch_reply_rows(mpiserve_session *session, int64_t rows, const voi
   return msi_answer_rows(session->serving.current, rows, outputs);
 }
 
+/* Replies have 16 bits for it. */
+static int check_code(int code) {
+  if (code < 0 && code >= INT16_MIN) return MPISERVE_OK;
+  return msi_error(MPISERVE_EARG, "%d is not the code of an error", code);
+}
+
 int mpiserve_batch_fail(mpiserve_session *session, int code, const char *text) {
   int wrong = msi_check_serving(session);
+  if (!wrong) wrong = check_code(code);
   if (wrong) return wrong;
-  if (code >= 0) return msi_error(MPISERVE_EARG, "%d is not the code of an error", code);
   return msi_answer_fail(session->serving.current, code, text ? text : mpiserve_strerror(code));
 }
 
@@ -131,8 +137,8 @@ int mpiserve_control_get(mpiserve_session *session, mpiserve_control *control) {
 
 int mpiserve_control_reply(mpiserve_session *session, int service, int code, const char *text) {
   int wrong = msi_check_serving(session);
+  if (!wrong && code) wrong = check_code(code);
   if (wrong) return wrong;
-  if (code > 0) return msi_error(MPISERVE_EARG, "%d is not a code", code);
   if (code && !text) text = mpiserve_strerror(code);
   return msi_serving_control_reply(&session->serving, service, code, text);
 }
@@ -219,7 +225,8 @@ int mpiserve_ticket_fail(mpiserve_session *session, mpiserve_ticket *ticket, int
                          const char *text) {
   int wrong = msi_check_serving(session);
   if (wrong || !ticket) return wrong ? wrong : msi_null_argument("ticket");
-  if (code >= 0) return msi_error(MPISERVE_EARG, "%d is not the code of an error", code);
+  wrong = check_code(code);
+  if (wrong) return wrong;
   return msi_late_fail(&session->serving, ticket, code, text ? text : mpiserve_strerror(code));
 }
 

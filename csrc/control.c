@@ -42,6 +42,6 @@ int msi_control_reply(msi_control *control, int code, const char *text) {
   if (!control->waiting.n) return none();
   msi_entry first = msi_queue_pop(&control->waiting);
   control->told = 0;
-  control->generation += first.lease == MPISERVE_SWAP && !code;
+  control->generation += first.lease == MPISERVE_SWAP && !code && control->generation < UINT16_MAX;
   return msi_port_reply(&control->ports[first.port], first.lane, first.sequence, code, text);
 }

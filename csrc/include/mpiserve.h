@@ -449,7 +449,7 @@ int mpiserve_batch_reply(mpiserve_session *session, const void *const *outputs);
 int mpiserve_batch_reply_rows(mpiserve_session *session, int64_t rows, const void *const *outputs);
 
 /* mpiserve_batch_fail: answer every request of the batch that has no answer yet with
- * code and text. */
+ * code, -1 to -32768, and text. */
 int mpiserve_batch_fail(mpiserve_session *session, int code, const char *text);
 
 /* mpiserve_batch_clients: the world rank that asked for each row of the batch, in

@@ -39,6 +39,8 @@ static void serve(mpiserve_session *session) {
   EXPECT(mpiserve_batch_reply(session, (const void *const *)batch.outputs), MPISERVE_ESTATE,
          "no batch");
   EXPECT(mpiserve_batch_fail(session, 1, "x"), MPISERVE_EARG, "not the code of an error");
+  EXPECT(mpiserve_batch_fail(session, -32769, "x"), MPISERVE_EARG, "not the code of an error");
+  EXPECT(mpiserve_control_reply(session, 0, 1, "x"), MPISERVE_EARG, "not the code of an error");
   while (mpiserve_serve_echo(session, MPISERVE_FOREVER) != MPISERVE_ECLOSED) continue;
 }
 
