@@ -312,7 +312,8 @@ class Server:
         begin, wrong, backend = time.monotonic(), "", None
         what = f"version {service.version}" if service.version else "the model anew"
         try:
-            backend = self._load(service, self.backend)
+            old = None if isinstance(self.backend, Unloaded) else self.backend
+            backend = self._load(service, old)
         except (Exception, SystemExit) as error:
             self._log(f"cannot load {what}", error)
             wrong = describe(error)

@@ -162,25 +162,35 @@ def ask_until_reloaded(session, other):
     assert count > LONG // 20, "another service goes on while this one waits for its requests"
 
 
-def cancel_what_is_in_the_way(session, service):
-    """A reload that is out of time comes to pass when what it waits for has ended."""
+def begin_a_reload_that_waits(session, service, version):
+    """It is out of time, and comes to pass when what is in the way has ended."""
     ((forever, _),) = begin(service, END, rows=[1])
-    # After this one the order to change finds the slot taken that is its.
-    service(asked(1, 1))
+    if version == 4:
+        service(asked(1, 1))  # now the slot is taken that the order to change needs
     with pytest.raises(RequestTimeout):
-        session.reload("countdown", "3", timeout=1.0)
-    x = asked(2, 3)
-    after = service.submit(x)
-    with pytest.raises(RequestTimeout):
-        after.result(timeout=0.1)
-    forever.cancel()
-    assert version_of(after, x) == 3
+        session.reload("countdown", str(version), timeout=1.0)
+    return forever
+
+
+def cancel_what_is_in_the_way(session, service, version):
+    x, first = asked(2, 3), session.comm.rank == 0
+    forever = begin_a_reload_that_waits(session, service, version) if first else None
+    session.comm.Barrier()
+    if version == 3 or first:
+        after = service.submit(x)
+        with pytest.raises(RequestTimeout):
+            after.result(timeout=0.1)
+    session.comm.Barrier()
+    if forever:
+        forever.cancel()
+    if version == 3 or first:
+        assert version_of(after, x) == version
 
 
 def unload_what_is_busy(session, service):
     long = begin(service, LONG // 4)
     session.unload("countdown", timeout=LIMIT)
-    assert {version_of(*one) for one in long} == {3}
+    assert {version_of(*one) for one in long} == {4}
     with pytest.raises(ModelError, match="'countdown' has no model now"):
         service(asked(1, 1))
     session.reload("countdown", "1", timeout=LIMIT)
@@ -198,10 +208,11 @@ def test_what_is_held_ends_on_the_version_that_took_it(world):
             hold_until_reloaded(session, service)
         else:
             ask_until_reloaded(session, session.service("scale"))
-            return
-        comm.Ibarrier().Wait()
+        if comm.rank < 2:
+            comm.Ibarrier().Wait()
+        for version in (3, 4):
+            cancel_what_is_in_the_way(session, service, version)
         if comm.rank == 0:
-            cancel_what_is_in_the_way(session, service)
             unload_what_is_busy(session, service)
 
     services = countdown(version="1", options={"version": "{version}"}) | {"scale": scaling()}
