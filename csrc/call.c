@@ -208,13 +208,21 @@ static void on_rests(msi_client *client, msi_call *call) {
   call_end(client, call, code);
 }
 
+/* Is a reply with a code to be dealt with as others are? */
+static int on_code(msi_client *client, msi_call *call, int slot) {
+  if (call->link->slots[slot].reply.code == MSI_RESTS) {
+    on_rests(client, call);
+    return 0;
+  }
+  keep_text(call, call->link, slot);
+  return 1;
+}
+
 static void on_reply(msi_client *client, msi_link *link, int slot) {
   msi_call *call = link->owners[slot];
   const msi_reply_header *reply = &link->slots[slot].reply;
-  if (call && reply->code) keep_text(call, link, slot);
-  if (call && reply->code == MSI_RESTS)
-    on_rests(client, call);
-  else if (call && call->state == CALL_LEASING)
+  if (call && reply->code && !on_code(client, call, slot)) call = NULL;
+  if (call && call->state == CALL_LEASING)
     on_lease(client, call, reply);
   else if (call && call->state == CALL_KEEPING)
     on_keep(call, reply);

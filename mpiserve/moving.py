@@ -240,6 +240,8 @@ class AdaptivePool(Pool):
         """Take leave of the others: no message is left on its way."""
         if self._loading:
             self._loading.wait()
+            if self._loading.backend:
+                self._loading.backend.close()
         others = set(range(self._channel.comm.size)) - {self._channel.comm.rank}
         for rank in others if self._channel.comm.rank == LEADER else {LEADER}:
             self._channel.send(rank, END)

@@ -20,6 +20,24 @@ static const char NOT_OPEN[] = "not open: it was closed, or never opened";
 static const char ONE_AT_A_TIME[] = "these ranks have one at a time";
 static const char NO_REQUEST[] = "no such request: it has ended, or never was";
 
+/* Until the client has seen it. */
+static void rest(mpiserve_session *session) {
+  mpiserve_batch batch;
+  int64_t rows;
+  int seen = 0;
+  EXPECT(mpiserve_rest(session, 2, 1), MPISERVE_EARG, "service 2 of 2");
+  EXPECT(mpiserve_queue_get(session, -1, &rows), MPISERVE_EARG, "service -1 of 2");
+  EXPECT(mpiserve_queue_get(session, 0, NULL), MPISERVE_EARG, "rows is NULL");
+  CHECK(mpiserve_rest(session, 0, 1) == MPISERVE_OK);
+  while (!seen) {
+    CHECK(mpiserve_batch_next(session, 0.001, &batch) == MPISERVE_ETIMEOUT);
+    MPI_Iprobe(0, 0, MPI_COMM_WORLD, &seen, MPI_STATUS_IGNORE);
+  }
+  MPI_Recv(NULL, 0, MPI_BYTE, 0, 0, MPI_COMM_WORLD, MPI_STATUS_IGNORE);
+  CHECK(mpiserve_rest(session, 0, 0) == MPISERVE_OK);
+  MPI_Send(NULL, 0, MPI_BYTE, 0, 0, MPI_COMM_WORLD);
+}
+
 static void serve(mpiserve_session *session) {
   mpiserve_description d = {.name = "echo", .n_inputs = 1, .n_outputs = 1, .max_batch_rows = 8};
   d.inputs[0] = d.outputs[0] =
@@ -27,6 +45,7 @@ static void serve(mpiserve_session *session) {
   mpiserve_batch batch;
   int ended;
   EXPECT(mpiserve_batch_next(session, 0, &batch), MPISERVE_ESTATE, "has not published");
+  EXPECT(mpiserve_rest(session, 0, 1), MPISERVE_ESTATE, "has not published");
   EXPECT(mpiserve_service_count(session, &ended), MPISERVE_EARG, "for simulation ranks");
   EXPECT(mpiserve_publish(session, NULL), MPISERVE_EARG, "description is NULL");
   EXPECT(mpiserve_publish_all(session, 1, NULL), MPISERVE_EARG, "descriptions is NULL");
@@ -41,6 +60,7 @@ static void serve(mpiserve_session *session) {
   EXPECT(mpiserve_batch_fail(session, 1, "x"), MPISERVE_EARG, "not the code of an error");
   EXPECT(mpiserve_batch_fail(session, -32769, "x"), MPISERVE_EARG, "not the code of an error");
   EXPECT(mpiserve_control_reply(session, 0, 1, "x"), MPISERVE_EARG, "not the code of an error");
+  rest(session);
   while (mpiserve_serve_echo(session, MPISERVE_FOREVER) != MPISERVE_ECLOSED) continue;
 }
 
@@ -140,9 +160,20 @@ static void close_with_requests(mpiserve_session *session, mpiserve_service *ech
   }
 }
 
+static void ask_who_rests(mpiserve_session *session, mpiserve_service *echo) {
+  double data[ROWS * COLUMNS] = {0};
+  mpiserve_tensor x = tensor(data);
+  EXPECT(mpiserve_rest(session, 0, 1), MPISERVE_EARG, "for inference ranks");
+  EXPECT(mpiserve_infer(echo, 1, &x, 1, &x, MPISERVE_FOREVER, NULL), MPISERVE_EMODEL,
+         "rests at its only replica, rank 1");
+  MPI_Send(NULL, 0, MPI_BYTE, 1, 0, MPI_COMM_WORLD);
+  MPI_Recv(NULL, 0, MPI_BYTE, 1, 0, MPI_COMM_WORLD, MPI_STATUS_IGNORE);
+}
+
 static void simulate(mpiserve_session *session) {
   mpiserve_service *echo;
   CHECK(mpiserve_service_find(session, "echo", &echo) == MPISERVE_OK);
+  ask_who_rests(session, echo);
   give_wrong_handles(session);
   give_wrong_tensors(echo);
   end_twice(session, echo);
