@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from mpi.coupling import INFERENCE, couple, python, tensor
 from mpi.models import WEIGHTS_MISSING
+from mpi.test_held import asked, countdown
 
 from mpiserve import ModelError
 
@@ -143,7 +144,7 @@ def test_a_version_is_remembered_where_the_service_rests(world):
             session.reload("a", version="3.5", timeout=30)
         session.comm.Barrier()
         begin, answers = time.monotonic(), []
-        while session.comm.allreduce(time.monotonic() - begin < 0.8):  # and two hold a
+        while session.comm.allreduce(time.monotonic() - begin < 0.6):  # and two hold a
             requests = [a.submit(nap) for _ in range(2 * FLYING)]
             answers += [request.result(timeout=30) for request in requests]
         assert all(answer == np.float32(3.5) * nap for answer in answers)
@@ -154,3 +155,24 @@ def test_a_version_is_remembered_where_the_service_rests(world):
     counters = couple(world, services, simulate, pool=pool("ab", 3))
     if world.role == INFERENCE:
         assert counters["errors"] == 0
+
+
+@WORLD
+@pytest.mark.timeout(60)
+def test_requests_that_are_held_are_answered_before_a_rank_moves(world, caplog):
+    def simulate(session):
+        a, x = session.service("countdown"), asked(600, 3)  # steps of half a millisecond or more
+        held = a.submit(x)
+        rates(session, "b", settle=0.0, count=0.5)
+        np.testing.assert_array_equal(held.result(timeout=30).y, 2 * x)
+        x = asked(2, 100)
+        for _ in range(20):
+            np.testing.assert_array_equal(a(x).y, 2 * x)
+
+    services = countdown() | {"b": paced("held", "b")}
+    table = pool(services, 3, interval_s=0.02, hysteresis=1.0)
+    with caplog.at_level(logging.INFO, "mpiserve"):
+        counters = couple(world, services, simulate, pool=table)
+    if world.role == INFERENCE:
+        assert counters["errors"] == 0
+        assert not MOVES.search(caplog.text) or int(MOVES.search(caplog.text)[1]) >= 1
