@@ -170,12 +170,8 @@ class AdaptivePool(Pool):
         self._loading: Loading | None = None
         self._look_at = 0.0
         self._moves = 0
-        self._ended: set[int] = set()
-
-    @property
-    def broken(self) -> bool:  # type: ignore[override]
-        """Whether messages of the pool may be under way for ever."""
-        return len(self._ended) < self._channel.comm.size - 1
+        self._ended: set[int] = set()  # ranks that have said that they send no more
+        self.broken = True  # messages of the pool may be under way
 
     # ---- start and end
 
@@ -242,18 +238,16 @@ class AdaptivePool(Pool):
             self._loading.wait()
             if self._loading.backend:
                 self._loading.backend.close()
-        others = set(range(self._channel.comm.size)) - {self._channel.comm.rank}
-        for rank in others if self._channel.comm.rank == LEADER else {LEADER}:
+        leads = self._channel.comm.rank == LEADER
+        others = set(range(1, self._channel.comm.size)) if leads else {LEADER}
+        for rank in others:
             self._channel.send(rank, END)
-        if self._channel.comm.rank != LEADER:
-            others = {LEADER}
-        heard: set[int] = set()
         pause, limit = Pause(), time.monotonic() + LOADING
-        while heard != others and time.monotonic() < limit:
-            heard |= {rank for rank, what, _ in self._channel.hear() if what == END}
+        while self._ended != others and time.monotonic() < limit:
+            # Some have come before: that of a rank which saw sooner that all have left.
+            self._ended |= {rank for rank, what, _ in self._channel.hear() if what == END}
             pause()
-        if heard == others and self._channel.wait_sent(LOADING):
-            self._ended = set(range(1, self._channel.comm.size))
+        self.broken = self._ended != others or not self._channel.wait_sent(LOADING)
 
     # ---- at work
 
@@ -303,7 +297,9 @@ class AdaptivePool(Pool):
 
     def _take(self, rank: int, what: int, numbers: list[float], now: float) -> None:
         n = len(self.servers)
-        if what == MOVE:
+        if what == END:
+            self._ended.add(rank)
+        elif what == MOVE:
             self._order = int(numbers[0]), int(numbers[1])
             self._loading = None
         elif self._policy and what == REPORT:
