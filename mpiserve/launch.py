@@ -229,7 +229,22 @@ def _infer(comm: MPI.Comm, config: Config, *, bind_alone: bool = False) -> int:
         logger.critical("this inference rank failed", exc_info=error)
         abort(comm, FAILURE)
         raise
-    return OK if served else FAILURE
+    status = OK if served else FAILURE
+    if current.stuck:
+        _leave(status)
+    return status
+
+
+def _leave(status: int) -> NoReturn:
+    """End a rank whose threads may wait for another rank for ever.
+
+    Destructors would not wait, but end it with a signal: "terminate called without an active
+    exception", status 134 (torch 2.13.0, gloo; not each time).
+    """
+    MPI.Finalize()
+    logging.shutdown()
+    sys.stdout.flush()
+    os._exit(status)
 
 
 def _open_failed(comm: MPI.Comm, error: Error) -> int:

@@ -34,6 +34,8 @@ class Session:
     Attributes:
         role: "simulation" or "inference".
         comm: The ranks of this role, in the order of the world.
+        stuck: Whether something of this rank may wait for ever, after it has served: it worked
+            together with others, one of which fell out of step.
     """
 
     def __init__(self, broker: _broker.Session, config: Config | None = None) -> None:
@@ -41,6 +43,7 @@ class Session:
         self._config = config
         self._served = False
         self._closed = False
+        self.stuck = False
         self.role: str = broker.role
         self.comm: MPI.Comm = broker.comm
         if self.role == SIMULATION:
@@ -145,7 +148,8 @@ class Session:
         else:
             server = (Pool if len(seat.services) > 1 else Server)(*parts)
         server.serve(watch)
-        for comm in ranks if not server.broken else ():
+        self.stuck = server.broken
+        for comm in ranks if not self.stuck else ():
             comm.Free()
         return not server.failed
 

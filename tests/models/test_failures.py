@@ -176,4 +176,6 @@ def test_every_failure_comes_to_the_client_and_other_services_go_on(mpiexec, tmp
     assert len(said) == len(SAID)
     for line, (name, text) in zip(said, SAID, strict=True):
         assert line.startswith(f"{name}: ") and text in line
-    assert done.returncode == 1  # of the ranks whose model could not be loaded
+    # Of the ranks whose model could not be loaded; MPICH kills those that end after them.
+    assert done.returncode == 1 or (done.returncode == 9 and "signal 9" in done.stdout)
+    assert "terminate called" not in done.stderr
