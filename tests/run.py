@@ -10,7 +10,8 @@ several hosts of this machine), and fortran, which is launch for MPIs with a For
 that --fortran names, which run nothing else but cluster/test_debian.py. Exit status 0: nothing
 failed. The last line is the count. --quick saves time: launch and fortran run with one transport
 under the first MPI and with the other under the second, the modules of examples each under one of
-the MPIs, and cluster and fortran run beside the other suites.
+the MPIs, those of mpi in turns with one transport under the first MPI and with the other under the
+second, and cluster and fortran run beside the other suites.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from threading import Lock
 
@@ -212,13 +214,15 @@ def plan(suite: str, target: Target | None, first: Target, args: argparse.Namesp
     if suite == "models" and target is not first:
         return []  # what is the MPIs' part, tests/launch has; these take their time
     found = collect(target, suite, args.k)
-    jobs = [
-        job
-        for name in transports(suite, target, args)
-        for job in pytest_jobs(suite, target, name, args.k, found)
-    ]
+    names = transports(suite, target, args)
+    jobs = [pytest_jobs(suite, target, name, args.k, found) for name in names]
+    if args.quick and suite == "mpi":
+        return [
+            one[(i + target.number) % len(one)] for i, one in enumerate(zip(*jobs, strict=True))
+        ]
+    flat = list(chain.from_iterable(jobs))
     by_module = args.quick and suite == "examples"
-    return jobs[target.number :: len(args.mpi)] if by_module else jobs
+    return flat[target.number :: len(args.mpi)] if by_module else flat
 
 
 def transports(suite: str, target: Target, args: argparse.Namespace) -> list[str]:
