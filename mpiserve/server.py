@@ -132,10 +132,8 @@ class Server:
         try:
             if not self.failed and self.backend.native:
                 self.broker.serve_echo(timeout)
-                batch = None
             elif self._stepper and not self._stepper.room:
                 self.broker.poll()
-                batch = None
             else:
                 batch = self.broker.next_batch(0.0 if self.busy else timeout)
         except ClosedError:

@@ -9,6 +9,7 @@
 #include <sched.h>
 #include <stdarg.h>
 #include <stdlib.h>
+#include <sys/resource.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -18,7 +19,15 @@
 enum { REHEARSALS = 200, ROUNDS = 10000, ROWS = 200 };
 
 static int counting;
-static long allocations, sleeps;
+static long allocations, sleeps, disturbed;
+
+/* What else the machine does takes the core away, and the other rank then answers late. */
+static void count_from_now(int on) {
+  struct rusage usage;
+  getrusage(RUSAGE_SELF, &usage);
+  disturbed += on ? -usage.ru_nivcsw : usage.ru_nivcsw;
+  counting = on;
+}
 
 #ifdef __SANITIZE_ADDRESS__ /* which has these names itself */
 static int skipped(void) { return 1; }
@@ -97,10 +106,10 @@ static void count(mpiserve_session *session, mpiserve_service *service, int64_t 
   mpiserve_tensor out = {NULL, in_place ? buffer.outputs[0] : to, MPISERVE_FLOAT64, 1, {rows}};
   repeat(service, REHEARSALS, &in, &out);
   pipeline(session, service, REHEARSALS, &in, &out);
-  counting = 1;
+  count_from_now(1);
   repeat(service, ROUNDS, &in, &out);
   pipeline(session, service, ROUNDS, &in, &out);
-  counting = 0;
+  count_from_now(0);
   CHECK(!mpiserve_buffer_give(service, &buffer));
 }
 
@@ -134,9 +143,9 @@ static void serve(void) {
          counters.requests < REHEARSALS / 2)
     code = mpiserve_serve_echo(session, 0);
   CHECK(code == MPISERVE_ETIMEOUT);
-  counting = 1;
+  count_from_now(1);
   code = mpiserve_serve_echo(session, MPISERVE_FOREVER);
-  counting = 0;
+  count_from_now(0);
   CHECK(code == MPISERVE_ECLOSED);
   CHECK(!mpiserve_close(session));
 }
@@ -151,12 +160,12 @@ int main(int argc, char **argv) {
     simulate();
   else
     serve();
-  printf("rank %d: %ld allocations, %ld sleeps and wakes\n", rank, allocations, sleeps);
+  printf("rank %d: %ld allocations, %ld sleeps and wakes, %ld times disturbed\n", rank, allocations,
+         sleeps, disturbed);
   /* Over rma MPI allocates as it likes, below Put and Isend. */
   if (transport && !strcmp(transport, "shared")) CHECK(allocations == 0);
-  /* Nobody sleeps while the other one answers, unless they share a core: then now and
-   * then. Of six times ROUNDS requests. */
-  if (sysconf(_SC_NPROCESSORS_ONLN) > 1) CHECK(sleeps < ROUNDS / 2);
+  /* Nobody sleeps while the other one answers, unless a core is shared: then now and then. */
+  if (sysconf(_SC_NPROCESSORS_ONLN) > 1) CHECK(sleeps < ROUNDS / 10 + disturbed);
   MPI_Finalize();
   return check_result();
 }

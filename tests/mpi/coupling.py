@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 FOLDER = Path(__file__).resolve().parent  # where models.py lies
 SIMULATION = "simulation"
 INFERENCE = "inference"
+NAP, FLYING = 0.01, 4  # seconds of each request; requests of a client and service under way
 
 
 def tensor(name: str, dtype: str, *shape: int) -> dict[str, Any]:
@@ -69,3 +71,34 @@ def numbers(rows: int, *shape: int, start: float = 0.0) -> np.ndarray:
     """Rows that all differ."""
     count = rows * int(np.prod(shape))
     return (start + np.arange(count, dtype=np.float64)).reshape(rows, *shape)
+
+
+def keep_busy(
+    current: session.Session, factors: dict[str, float], *, settle: float, count: float
+) -> np.ndarray:
+    """Keep services busy; requests per second that each answers to all clients together.
+
+    Args:
+        current: The session of a simulation rank.
+        factors: By service, what its answer is of what it gets: the seconds that it sleeps.
+        settle: Seconds that do not count.
+        count: Seconds that do, after these.
+    """
+    services = [current.service(name) for name in factors]
+    flying: list[list[Any]] = [[] for _ in services]
+    answered, nap = np.zeros(len(services)), np.full((1, 1), NAP, np.float32)
+    current.comm.Barrier()
+    begin = time.monotonic()
+    while (now := time.monotonic() - begin) < settle + count or any(flying):
+        for i, (service, factor) in enumerate(zip(services, factors.values(), strict=True)):
+            right = np.float32(factor) * nap
+            done = [request for request in flying[i] if request.done()]
+            assert all((request.result() == right).all() for request in done)
+            flying[i] = [request for request in flying[i] if request not in done]
+            answered[i] += len(done) if settle < now < settle + count else 0
+            while now < settle + count and len(flying[i]) < FLYING:
+                flying[i].append(service.submit(nap))
+        time.sleep(NAP / 10)
+    everywhere = np.zeros_like(answered)
+    current.comm.Allreduce(answered, everywhere)
+    return everywhere / count

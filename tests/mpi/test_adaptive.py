@@ -6,13 +6,12 @@ import time
 
 import numpy as np
 import pytest
-from mpi.coupling import INFERENCE, couple, python, tensor
+from mpi.coupling import FLYING, INFERENCE, NAP, couple, keep_busy, python, tensor
 from mpi.models import WEIGHTS_MISSING
 from mpi.test_held import asked, countdown
 
 from mpiserve import ModelError
 
-NAP, FLYING = 0.01, 4  # seconds of each request; requests of a client and service under way
 SETTLE, COUNT = 0.7, 0.4  # seconds
 FACTORS = {"a": 3.0, "b": 5.0, "c": 7.0}
 MOVES = re.compile(r"moves of the pool: (\d+)")  # in the log of the rank that decides
@@ -31,25 +30,8 @@ def pool(services, ranks, **settings):
 
 
 def rates(session, *names, settle=SETTLE, count=COUNT):
-    """Keep services busy; requests per second that each answers to all clients together."""
-    services = [session.service(name) for name in names]
-    flying, answered = [[] for _ in services], np.zeros(len(services))
-    nap = np.full((1, 1), NAP, np.float32)
-    session.comm.Barrier()
-    begin = time.monotonic()
-    while (now := time.monotonic() - begin) < settle + count or any(flying):
-        for i, service in enumerate(services):
-            right = np.float32(FACTORS[names[i]]) * nap
-            done = [request for request in flying[i] if request.done()]
-            assert all((request.result() == right).all() for request in done)
-            flying[i] = [request for request in flying[i] if request not in done]
-            answered[i] += len(done) if settle < now < settle + count else 0
-            while now < settle + count and len(flying[i]) < FLYING:
-                flying[i].append(service.submit(nap))
-        time.sleep(NAP / 10)
-    everywhere = np.zeros_like(answered)
-    session.comm.Allreduce(answered, everywhere)
-    return everywhere / count
+    factors = {name: FACTORS[name] for name in names}
+    return keep_busy(session, factors, settle=settle, count=count)
 
 
 def soon(session, name, least):

@@ -1,10 +1,8 @@
 """Ranks that serve several services: each request gets the answer of its own model."""
 
-import time
-
 import numpy as np
 import pytest
-from mpi.coupling import INFERENCE, couple, numbers, python, scaling, tensor
+from mpi.coupling import INFERENCE, couple, keep_busy, numbers, python, scaling, tensor
 from mpi.models import WEIGHTS_MISSING
 
 from mpiserve import ModelError
@@ -91,29 +89,8 @@ def test_every_rank_of_a_pool_serves_all_of_its_services(world):
         assert counters["requests"] > 0 and counters["errors"] == 0
 
 
-NAP, FLYING = 0.01, 4  # seconds of each request; requests of a client and service under way
-SETTLE, COUNT = 0.3, 1.2  # seconds
-
-
 def rates(session, *names):
-    """Keep services busy; requests per second that each answers to all clients together."""
-    services = [session.service(name) for name in names]
-    flying, answered = [[] for _ in services], np.zeros(len(services))
-    nap = np.full((1, 1), NAP, np.float32)
-    session.comm.Barrier()
-    begin = time.monotonic()
-    while (now := time.monotonic() - begin) < SETTLE + COUNT or any(flying):
-        for i, service in enumerate(services):
-            done = [request for request in flying[i] if request.done()]
-            assert all((request.result() == 2 * nap).all() for request in done)
-            flying[i] = [request for request in flying[i] if request not in done]
-            answered[i] += len(done) if SETTLE < now < SETTLE + COUNT else 0
-            while now < SETTLE + COUNT and len(flying[i]) < FLYING:
-                flying[i].append(service.submit(nap))
-        time.sleep(NAP / 10)
-    everywhere = np.zeros_like(answered)
-    session.comm.Allreduce(answered, everywhere)
-    return everywhere / COUNT
+    return keep_busy(session, dict.fromkeys(names, 2), settle=0.3, count=1.2)
 
 
 @pytest.mark.roles(simulation=2, inference=2)
