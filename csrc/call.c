@@ -26,6 +26,7 @@ static msi_call *call_take(msi_client *client) {
   call->next = NULL;
   call->abandoned = 0;
   call->cargo.deadline_ns = 0;
+  call->stats = (mpiserve_stats){0}; /* of the request that had the place before */
   call->text[0] = 0;
   return call;
 }
@@ -126,14 +127,26 @@ static int send_order(msi_line *line, msi_call *call) {
   return msi_link_send(call->link, MSI_CONTROL, 0, call->what, call->text, call);
 }
 
-/* Sends what can be sent, in order: none passes one that was submitted before it. */
+static int can_send(const msi_link *link, const msi_line *line) {
+  return line->first && line->first->state <= CALL_ORDER && msi_link_free(link);
+}
+
+/* Sends what can be sent, in order: none passes one that was submitted before it. Rows are given
+ * back after each: one that ends unsent may leave some that the next one waits for. */
 static int advance(msi_client *client, msi_link *link) {
   msi_line *line = line_of(client, link);
   int code = msi_lease_give_back(link), next = 1;
-  while (!code && next && line->first && line->first->state <= CALL_ORDER && msi_link_free(link))
+  while (!code && next && can_send(link, line)) {
     code = line->first->state == CALL_ORDER ? send_order(line, line->first)
                                             : step(client, line, line->first, &next);
+    if (!code) code = msi_lease_give_back(link);
+  }
   return code;
+}
+
+/* Is something to be sent that no reply will remind us of? */
+static int has_unsent(msi_client *client, const msi_link *link) {
+  return link->stale || line_of(client, link)->first;
 }
 
 static void lease_granted(msi_link *link, int at, const msi_reply_header *reply) {
@@ -240,13 +253,15 @@ int msi_call_progress(msi_client *client, msi_link *link) {
     on_reply(client, link, slot);
     any = 1;
   }
-  return any && !code ? advance(client, link) : code;
+  return !code && (any || has_unsent(client, link)) ? advance(client, link) : code;
 }
 
 int msi_call_progress_all(msi_client *client) {
   int code = msi_window_nudge(client->window);
-  for (int i = 0; i < client->n_links && !code; i++)
-    if (client->links[i].in_flight) code = msi_call_progress(client, &client->links[i]);
+  for (int i = 0; i < client->n_links && !code; i++) {
+    msi_link *link = &client->links[i];
+    if (link->in_flight || has_unsent(client, link)) code = msi_call_progress(client, link);
+  }
   return code;
 }
 
