@@ -44,9 +44,32 @@ void msi_assembly_add(msi_assembly *assembly, const msi_entry *entry) {
 
 /* ---- in place ------------------------------------------------------------------ */
 
-/* Do the inputs cover one range of the slabs without a gap? Ranges of requests never
- * overlap, so first, last and sum decide. */
-static int one_range(const msi_assembly *assembly, uint32_t *begin) {
+static int reads(const msi_lane *lane, const msi_entry *m) {
+  for (int i = 0; i < lane->n_read; i++) {
+    const msi_range *other = &lane->read[i];
+    if (other->begin < m->input_row + m->rows && m->input_row < other->begin + other->rows)
+      return 1;
+  }
+  return 0;
+}
+
+/* Is each row read by one request? Leases of two lanes never overlap, but requests of one lane
+ * may name the same rows of a buffer. */
+static int disjoint(msi_assembly *assembly) {
+  assembly->round++;
+  for (uint32_t i = 0; i < assembly->n; i++) {
+    const msi_entry *m = &assembly->members[i];
+    msi_lane *lane = &assembly->ports[m->port].lanes[m->lane];
+    if (lane->round != assembly->round) lane->n_read = 0;
+    lane->round = assembly->round;
+    if (lane->n_read == MSI_SLOTS || reads(lane, m)) return 0;
+    lane->read[lane->n_read++] = (msi_range){m->input_row, m->rows};
+  }
+  return 1;
+}
+
+/* Do the inputs cover one range of the slabs, without a gap and each row once? */
+static int one_range(msi_assembly *assembly, uint32_t *begin) {
   uint32_t first = UINT32_MAX, end = 0;
   for (uint32_t i = 0; i < assembly->n; i++) {
     const msi_entry *m = &assembly->members[i];
@@ -55,7 +78,7 @@ static int one_range(const msi_assembly *assembly, uint32_t *begin) {
     if (m->input_row + m->rows > end) end = m->input_row + m->rows;
   }
   *begin = first;
-  return end - first == assembly->batch.rows;
+  return end - first == assembly->batch.rows && (assembly->n == 1 || disjoint(assembly));
 }
 
 /* Do the outputs lie in the slabs in the order of the batch? */

@@ -12,6 +12,7 @@ typedef struct msi_assembly {
   int64_t max_rows;
   msi_entry *members;
   uint32_t n, capacity;
+  uint32_t round; /* counts the looks for rows that are read twice */
   mpiserve_batch batch;
   uint8_t *gathered_in[MPISERVE_MAX_TENSORS], *gathered_out[MPISERVE_MAX_TENSORS];
 } msi_assembly;

@@ -58,6 +58,11 @@ static void lane_join(msi_broker *broker, msi_lane *lane) {
   broker->able++;
 }
 
+/* Where the service rests nobody asks, so nobody counts. */
+static void lane_attach(msi_broker *broker, msi_lane *lane) {
+  if (!broker->resting) lane_join(broker, lane);
+}
+
 static void lane_rest(msi_broker *broker, msi_lane *lane) {
   broker->able -= lane->active;
   lane->active = 0;
@@ -120,13 +125,30 @@ static int reply_lease(msi_broker *broker, const msi_entry *entry) {
   return msi_port_reply_end(port, entry->lane, entry->sequence, 0);
 }
 
+/* Who waits for rows cannot ask until a batch gives some back: the census counts it as one that
+ * has asked, or each batch would wait for its delay. */
+static int await_rows(msi_broker *broker, const msi_entry *entry) {
+  msi_lane *lane = &broker->ports[entry->port].lanes[entry->lane];
+  int code = msi_queue_push(&broker->tenants, *entry);
+  if (code) return code;
+  lane_attach(broker, lane);
+  lane_queue(broker, lane);
+  return MPISERVE_OK;
+}
+
+static msi_entry end_wait(msi_broker *broker) {
+  msi_entry entry = msi_queue_pop(&broker->tenants);
+  lane_unqueue(broker, &broker->ports[entry.port].lanes[entry.lane]);
+  return entry;
+}
+
 /* In turn, so that a large request is not passed for ever by small ones. */
 static int serve_tenants(msi_broker *broker) {
   int code = MPISERVE_OK;
   while (broker->tenants.n && !code) {
     msi_entry *first = msi_queue_at(&broker->tenants, 0);
     if (!msi_port_lease(&broker->ports[first->port], first->lane, first->lease, first->rows)) break;
-    msi_entry entry = msi_queue_pop(&broker->tenants);
+    msi_entry entry = end_wait(broker);
     code = reply_lease(broker, &entry);
   }
   return code;
@@ -138,7 +160,7 @@ int msi_broker_refuse_late(msi_broker *broker, int64_t now) {
   int code = MPISERVE_OK;
   while (!code && broker->tenants.n &&
          now - msi_queue_at(&broker->tenants, 0)->taken_ns > TENANT_LIMIT_NS) {
-    msi_entry entry = msi_queue_pop(&broker->tenants);
+    msi_entry entry = end_wait(broker);
     code = msi_broker_refuse(
         broker, &entry, MPISERVE_ENOMEM,
         "no memory for the payload came free within 10 s: other requests hold it. "
@@ -172,7 +194,7 @@ static int on_lease(msi_broker *broker, const msi_entry *entry) {
   if (!lease_possible(port, entry))
     return msi_broker_refuse(broker, entry, MPISERVE_EROWS, "a lease that cannot be given");
   msi_port_lease_drop(port, entry->lane, entry->lease);
-  int code = entry->rows ? msi_queue_push(&broker->tenants, *entry) : reply_lease(broker, entry);
+  int code = entry->rows ? await_rows(broker, entry) : reply_lease(broker, entry);
   return code ? code : serve_tenants(broker);
 }
 
@@ -222,18 +244,18 @@ static int64_t deadline_of(const msi_entry *entry, int64_t deadline_ns) {
   return deadline_ns > entry->taken_ns ? deadline_ns : entry->taken_ns;
 }
 
-static int on_infer(msi_broker *broker, msi_entry *entry, const msi_slot *slot) {
+static int on_infer(msi_broker *broker, msi_entry *entry, const msi_request_header *request) {
   msi_port *port = &broker->ports[entry->port];
   msi_lane *lane = &port->lanes[entry->lane];
   if (broker->shut) return turn_away(broker, entry);
-  if (!fits(port, entry, &slot->request))
+  if (!fits(port, entry, request))
     return msi_broker_refuse(broker, entry, MPISERVE_EROWS, "rows do not fit the lane");
   if (!waits(broker) && !msi_queue_admits(&broker->policy, &broker->queue, entry->rows))
     return refuse_for_room(broker, entry);
-  entry->priority = slot->request.priority > INT8_MIN ? slot->request.priority : 0;
-  entry->deadline_ns = deadline_of(entry, slot->request.deadline_ns);
+  entry->priority = request->priority > INT8_MIN ? request->priority : 0;
+  entry->deadline_ns = deadline_of(entry, request->deadline_ns);
   lane_join(broker, lane);
-  lane->passing = slot->request.kind == MSI_VISIT;
+  lane->passing = request->kind == MSI_VISIT;
   int code = msi_queue_push(&broker->queue, *entry);
   if (!code) lane_queue(broker, lane);
   return code;
@@ -249,11 +271,11 @@ static int turn_all_away(msi_broker *broker) {
   return code;
 }
 
-static int on_fail(msi_broker *broker, const msi_entry *entry, const msi_slot *slot) {
+static int on_fail(msi_broker *broker, const msi_entry *entry) {
   if (broker->failed_rank < 0) {
-    size_t bytes = slot->request.rows;
-    if (bytes > MSI_EAGER_BYTES) bytes = MSI_EAGER_BYTES;
-    memcpy(broker->failed_text, slot->input, bytes);
+    const msi_port *port = &broker->ports[entry->port];
+    size_t bytes = entry->rows < MSI_EAGER_BYTES ? entry->rows : MSI_EAGER_BYTES;
+    memcpy(broker->failed_text, msi_port_slot(port, entry->lane, entry->sequence)->input, bytes);
     broker->failed_text[bytes] = 0;
     broker->failed_rank = broker->ports[entry->port].clients[entry->lane];
     broker->shut = 1;
@@ -273,11 +295,6 @@ static int on_control(msi_broker *broker, const msi_entry *entry) {
   return msi_control_push(&broker->control, entry);
 }
 
-/* Where the service rests nobody asks, so nobody counts. */
-static void on_attach(msi_broker *broker, msi_lane *lane) {
-  if (!broker->resting) lane_join(broker, lane);
-}
-
 static int on_leave(msi_broker *broker, const msi_entry *entry) {
   msi_port *port = &broker->ports[entry->port];
   msi_lane *lane = &port->lanes[entry->lane];
@@ -294,43 +311,48 @@ static int64_t now_of(msi_broker *broker) {
   return broker->now_ns;
 }
 
-static int take(msi_broker *broker, msi_port *port, uint32_t lane) {
-  msi_entry entry = {.port = (uint8_t)port->transport, .lane = lane};
-  msi_slot *slot = msi_port_take(port, lane, &entry.sequence, &entry.taken_ns);
+static int take(msi_broker *broker, msi_port *port, uint32_t lane,
+                const msi_request_header *request) {
+  msi_entry entry = {.port = (uint8_t)port->transport,
+                     .lane = lane,
+                     .rows = request->rows,
+                     .lease = request->lease};
+  entry.sequence = msi_port_take(port, lane, &entry.taken_ns);
   if (!entry.taken_ns) entry.taken_ns = now_of(broker);
-  if (!slot)
+  if (request->sequence != entry.sequence)
     return msi_broker_refuse(broker, &entry, MPISERVE_ESTATE,
                              "the lane is out of step with its doorbell");
-  entry.rows = slot->request.rows;
-  entry.lease = slot->request.lease;
   int code = MPISERVE_OK;
-  switch (slot->request.kind) {
+  switch (request->kind) {
     case MSI_VISIT:
-    case MSI_INFER: return on_infer(broker, &entry, slot);
+    case MSI_INFER: return on_infer(broker, &entry, request);
     case MSI_LEASE: return on_lease(broker, &entry);
     case MSI_KEEP: return on_keep(broker, &entry);
     case MSI_CONTROL: return on_control(broker, &entry);
-    case MSI_ATTACH: on_attach(broker, &port->lanes[lane]); break;
+    case MSI_ATTACH: lane_attach(broker, &port->lanes[lane]); break;
     case MSI_REST: lane_pass(broker, &port->lanes[lane]); break;
-    case MSI_FAIL: code = on_fail(broker, &entry, slot); break;
+    case MSI_FAIL: code = on_fail(broker, &entry); break;
     case MSI_LEAVE: code = on_leave(broker, &entry); break;
     default: return msi_broker_refuse(broker, &entry, MPISERVE_EARG, "a request of unknown kind");
   }
   return code ? code : msi_port_reply(port, lane, entry.sequence, MPISERVE_OK, NULL);
 }
 
-static int wants_rows(const msi_slot *slot) {
-  return slot->request.kind == MSI_INFER || slot->request.kind == MSI_VISIT;
+/* Is it for the queue? What is cancelled or out of step is not. */
+static int is_for_queue(const msi_port *port, uint32_t lane, const msi_request_header *request) {
+  uint64_t sequence = port->lanes[lane].taken + 1;
+  int infers = request->kind == MSI_INFER || request->kind == MSI_VISIT;
+  return infers && request->sequence == sequence &&
+         !msi_slot_cancelled(msi_port_slot(port, lane, sequence));
 }
 
 /* With on_full = wait, a request for which the queue has no room stays in its lane, and
  * none of those that come after it in this round gets past it. Other kinds do. */
-static int has_to_wait(msi_broker *broker, msi_port *port, uint32_t lane) {
-  if (!waits(broker)) return 0;
-  const msi_slot *slot = msi_port_peek(port, lane);
-  if (!slot || !wants_rows(slot) || msi_slot_cancelled(slot)) return 0;
+static int has_to_wait(msi_broker *broker, msi_port *port, uint32_t lane,
+                       const msi_request_header *request) {
+  if (!waits(broker) || !is_for_queue(port, lane, request)) return 0;
   if (!broker->queue.full) {
-    if (msi_queue_admits(&broker->policy, &broker->queue, slot->request.rows)) return 0;
+    if (msi_queue_admits(&broker->policy, &broker->queue, request->rows)) return 0;
     broker->queue.full = 1;
     broker->turn_port = port->transport;
     broker->turn_lane = lane;
@@ -342,11 +364,12 @@ static int has_to_wait(msi_broker *broker, msi_port *port, uint32_t lane) {
 static int poll_lanes(msi_broker *broker, int transport, uint32_t from, uint32_t to) {
   msi_port *port = &broker->ports[transport];
   int code = transport == MPISERVE_RMA ? msi_window_progress(broker->window) : MPISERVE_OK;
+  msi_request_header request;
   for (uint32_t lane = from; !code && msi_port_rung(port, &lane) && lane < to;) {
-    if (has_to_wait(broker, port, lane))
+    if (!msi_port_read(port, lane, &request) || has_to_wait(broker, port, lane, &request))
       lane++;
     else
-      code = take(broker, port, lane);
+      code = take(broker, port, lane, &request);
   }
   return code;
 }

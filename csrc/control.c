@@ -32,7 +32,7 @@ int msi_control_get(const msi_control *control, mpiserve_control *order) {
   const msi_entry *first = msi_queue_at(&control->waiting, 0);
   const msi_port *port = &control->ports[first->port];
   const msi_slot *slot = msi_port_slot(port, first->lane, first->sequence);
-  size_t bytes = slot->request.rows;
+  size_t bytes = first->rows; /* of the copy: the slot may have changed */
   *order = (mpiserve_control){.what = first->lease, .client = port->clients[first->lane]};
   memcpy(order->version, slot->input, bytes < MPISERVE_NAME_SIZE ? bytes : MPISERVE_NAME_SIZE - 1);
   return MPISERVE_OK;
@@ -42,6 +42,6 @@ int msi_control_reply(msi_control *control, int code, const char *text) {
   if (!control->waiting.n) return none();
   msi_entry first = msi_queue_pop(&control->waiting);
   control->told = 0;
-  control->generation += first.lease == MPISERVE_SWAP && !code && control->generation < UINT16_MAX;
+  control->generation += first.lease == MPISERVE_SWAP && !code; /* 0 follows 65535 */
   return msi_port_reply(&control->ports[first.port], first.lane, first.sequence, code, text);
 }

@@ -120,22 +120,31 @@ msi_slot *msi_port_slot(const msi_port *port, uint32_t lane, uint64_t sequence) 
   return (msi_slot *)(port->memory + msi_slot_at(&port->layout, lane, sequence));
 }
 
-const msi_slot *msi_port_peek(const msi_port *port, uint32_t lane) {
-  uint64_t sequence = port->lanes[lane].taken + 1;
-  const msi_slot *slot = msi_port_slot(port, lane, sequence);
-  return slot->request.sequence == sequence ? slot : NULL;
+static uint8_t slot_bit(uint64_t sequence) { return (uint8_t)(1 << (sequence - 1) % MSI_SLOTS); }
+
+/* Volatile: else the compiler may read a word again after it was checked. The order does not
+ * matter; all of it was visible before the doorbell. */
+int msi_port_read(const msi_port *port, uint32_t lane, msi_request_header *request) {
+  enum { WORDS = offsetof(msi_request_header, cancelled) / sizeof(uint64_t) };
+  uint64_t sequence = port->lanes[lane].taken + 1, copy[WORDS];
+  if (port->lanes[lane].open & slot_bit(sequence)) return 0;
+  const volatile uint64_t *from = (const volatile uint64_t *)msi_port_slot(port, lane, sequence);
+  for (int i = 0; i < WORDS; i++) copy[i] = from[i];
+  memcpy(request, copy, sizeof copy);
+  return 1;
 }
 
 /* The reply's line is wanted for writing soon: it is on its way while the request's is. */
-msi_slot *msi_port_take(msi_port *port, uint32_t lane, uint64_t *sequence, int64_t *seen_ns) {
-  int64_t *noted = &port->lanes[lane].seen_ns[port->lanes[lane].taken % MSI_SLOTS];
+uint64_t msi_port_take(msi_port *port, uint32_t lane, int64_t *seen_ns) {
+  msi_lane *l = &port->lanes[lane];
+  int64_t *noted = &l->seen_ns[l->taken % MSI_SLOTS];
   *seen_ns = *noted;
   *noted = 0;
-  *sequence = ++port->lanes[lane].taken;
-  port->seen[lane] = (uint8_t)*sequence;
-  msi_slot *slot = msi_port_slot(port, lane, *sequence);
-  __builtin_prefetch(&slot->reply, 1);
-  return slot->request.sequence == *sequence ? slot : NULL;
+  uint64_t sequence = ++l->taken;
+  l->open |= slot_bit(sequence);
+  port->seen[lane] = (uint8_t)sequence;
+  __builtin_prefetch(&msi_port_slot(port, lane, sequence)->reply, 1);
+  return sequence;
 }
 
 void msi_port_lease_drop(msi_port *port, uint32_t lane, int i) {
@@ -179,6 +188,7 @@ int msi_port_reply_begin(msi_port *port, uint32_t lane, uint64_t sequence, msi_s
 
 int msi_port_reply_end(msi_port *port, uint32_t lane, uint64_t sequence, size_t payload_bytes) {
   msi_reply_header *reply = &msi_port_slot(port, lane, sequence)->reply;
+  port->lanes[lane].open &= (uint8_t)~slot_bit(sequence);
   /* The client reads code and rows after it has seen this. */
   atomic_store_explicit(&reply->sequence, sequence, memory_order_release);
   if (!port->told) {

@@ -10,11 +10,15 @@
 typedef struct msi_lane {
   uint64_t taken;             /* sequence of the last request taken */
   int64_t seen_ns[MSI_SLOTS]; /* when its requests were seen, if before they were taken; or 0 */
-  uint32_t queued;            /* requests that wait for a batch */
+  uint32_t queued;            /* requests that wait for a batch, or for rows */
   uint8_t active;             /* counts in the census: attached, not idle, not gone */
   uint8_t missed;             /* batches closed by delay, one after the other, without it */
   uint8_t passing;            /* counts only while it has a request in the queue */
   uint8_t gone;
+  uint8_t open;   /* a bit for each slot whose request has no reply yet */
+  uint8_t n_read; /* of the batch of this round: which rows its requests read */
+  uint32_t round;
+  msi_range read[MSI_SLOTS];
   msi_range leases[MSI_LEASES];
 } msi_lane;
 
@@ -42,12 +46,15 @@ void msi_port_close(msi_port *port);
 /* The next lane, from *lane on, whose bell has rung: 1, or 0 if there is none. */
 int msi_port_rung(const msi_port *port, uint32_t *lane);
 
-/* The request that msi_port_take() will take; NULL if the lane is out of step. */
-const msi_slot *msi_port_peek(const msi_port *port, uint32_t lane);
+/* Copies the header of the request that msi_port_take() will take, each word read once: a client
+ * may write there at any time, so what was checked must be what is used. `cancelled` and `asleep`
+ * are not copied. 0 if there is none: the request before in the same slot has no reply yet, so
+ * that a client that breaks the rules has MSI_SLOTS requests at the head as all others. */
+int msi_port_read(const msi_port *port, uint32_t lane, msi_request_header *request);
 
-/* Takes one request of a lane that has rung. NULL if the lane is out of step. seen_ns is
- * when it was noted first, or 0. */
-msi_slot *msi_port_take(msi_port *port, uint32_t lane, uint64_t *sequence, int64_t *seen_ns);
+/* Takes one request of a lane that has rung: its sequence. seen_ns is when it was noted first,
+ * or 0. */
+uint64_t msi_port_take(msi_port *port, uint32_t lane, int64_t *seen_ns);
 
 /* Notes when the requests of a lane that has rung were seen, but not yet taken. */
 void msi_port_note(msi_port *port, uint32_t lane, int64_t now_ns);

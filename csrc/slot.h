@@ -89,6 +89,7 @@ typedef struct msi_slot {
   uint8_t output[MSI_EAGER_BYTES];
 } msi_slot;
 
+_Static_assert(offsetof(msi_request_header, cancelled) % sizeof(uint64_t) == 0, "whole words");
 _Static_assert(sizeof(msi_front) == MSI_ALIGN, "one cache line");
 _Static_assert(sizeof(msi_request_header) + MSI_EAGER_BYTES == 7 * MSI_ALIGN, "one writer a line");
 _Static_assert(sizeof(msi_reply_header) + MSI_EAGER_BYTES == 7 * MSI_ALIGN, "one writer a line");
