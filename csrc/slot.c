@@ -30,6 +30,16 @@ static size_t place(const msi_side *side, uint32_t rows, size_t at, size_t *offs
   return at;
 }
 
+/* Before anything is multiplied. */
+static int check_bytes(const msi_layout *layout, const mpiserve_description *d) {
+  size_t row = layout->inputs.total_row_bytes + layout->outputs.total_row_bytes;
+  if (row <= MSI_MOST_BYTES / layout->pool_rows) return MPISERVE_OK;
+  return msi_error(MPISERVE_ECONFIG,
+                   "service '%s': its memory is %u rows of %zu bytes, more than 2^%d bytes: lower "
+                   "max_batch_rows or pool_bytes",
+                   d->name, layout->pool_rows, row, MSI_MOST_BITS);
+}
+
 static int overlay(msi_layout *layout, const char *service) {
   const msi_side *in = &layout->inputs, *out = &layout->outputs;
   for (int i = 0; i < out->n; i++) {
@@ -50,6 +60,8 @@ int msi_layout_init(msi_layout *layout, const mpiserve_description *description,
   if (!code) code = msi_side_init(&layout->outputs, "output", d->n_outputs, d->outputs);
   if (code || !lanes) return code;
   layout->pool_rows = pool_rows(layout, d);
+  code = check_bytes(layout, d);
+  if (code) return code;
   layout->bells_at = sizeof(msi_front);
   layout->lanes_at = align_up(layout->bells_at + lanes);
   size_t at = layout->lanes_at + lanes * sizeof(msi_slot) * MSI_SLOTS;

@@ -60,10 +60,27 @@ static int spec_check(const char *what, const mpiserve_spec *spec) {
   return MPISERVE_OK;
 }
 
-static size_t spec_row_bytes(const mpiserve_spec *spec) {
-  size_t bytes = dtypes[spec->dtype].size;
-  for (int d = 1; d < spec->ndim; d++) bytes *= (size_t)spec->shape[d];
-  return bytes;
+static int row_too_large(const char *what, const mpiserve_spec *spec) {
+  char shape[128];
+  return msi_error(MPISERVE_ESHAPE, "%s '%s': a row of %s %s has more than 2^%d bytes", what,
+                   spec->name, dtypes[spec->dtype].name,
+                   shape_text(shape, sizeof shape, spec->ndim, spec->shape), MSI_MOST_BITS);
+}
+
+/* The product may exceed every integer: it is checked before it is made. */
+static int spec_row_bytes(const char *what, const mpiserve_spec *spec, size_t *bytes) {
+  *bytes = dtypes[spec->dtype].size;
+  for (int d = 1; d < spec->ndim; d++) {
+    if ((size_t)spec->shape[d] > MSI_MOST_BYTES / *bytes) return row_too_large(what, spec);
+    *bytes *= (size_t)spec->shape[d];
+  }
+  return MPISERVE_OK;
+}
+
+static int spec_find(const msi_side *side, const char *name) {
+  for (int i = 0; i < side->n; i++)
+    if (!strcmp(side->specs[i].name, name)) return i;
+  return -1;
 }
 
 int msi_side_init(msi_side *side, const char *what, int n, const mpiserve_spec *specs) {
@@ -73,16 +90,13 @@ int msi_side_init(msi_side *side, const char *what, int n, const mpiserve_spec *
   for (int i = 0; i < n; i++) {
     int code = spec_check(what, &specs[i]);
     if (code) return code;
-    side->row_bytes[i] = spec_row_bytes(&specs[i]);
+    if (spec_find(side, specs[i].name) < i)
+      return msi_error(MPISERVE_ENAME, "two %ss are named '%s'", what, specs[i].name);
+    code = spec_row_bytes(what, &specs[i], &side->row_bytes[i]);
+    if (code) return code;
     side->total_row_bytes += side->row_bytes[i];
   }
   return MPISERVE_OK;
-}
-
-static int spec_find(const msi_side *side, const char *name) {
-  for (int i = 0; i < side->n; i++)
-    if (!strcmp(side->specs[i].name, name)) return i;
-  return -1;
 }
 
 /* The tensors of the signature, for messages: "state, pressure". */

@@ -5,6 +5,11 @@
 
 #include "mpiserve.h"
 
+/* The most bytes of a row, and of a segment: more than a machine has, and so few that sums and
+ * products of them do not overflow. */
+enum { MSI_MOST_BITS = 47 };
+#define MSI_MOST_BYTES ((size_t)1 << MSI_MOST_BITS)
+
 /* One side (inputs or outputs) of a signature, and what follows from it. */
 typedef struct msi_side {
   const char *what; /* "input" or "output", for messages */

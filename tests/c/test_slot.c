@@ -56,6 +56,14 @@ static void test_a_wrong_signature_is_refused(void) {
   CHECK(msi_layout_init(&layout, &description, 1) == MPISERVE_EDTYPE);
 }
 
+static void test_a_segment_that_no_memory_holds_is_refused(void) {
+  mpiserve_description description = description_of(1 << 20);
+  msi_layout layout;
+  description.inputs[0].shape[1] = 1 << 24;
+  CHECK(msi_layout_init(&layout, &description, 1) == MPISERVE_ECONFIG);
+  CHECK_TEXT(mpiserve_last_error(), "lower max_batch_rows or pool_bytes");
+}
+
 static uint32_t pool_rows(int64_t max_rows, uint32_t lanes, int64_t pool_bytes) {
   mpiserve_description description = description_of(max_rows);
   msi_layout layout;
@@ -154,6 +162,7 @@ int main(void) {
   test_pieces_begin_at_cache_lines();
   test_no_lanes_take_no_memory();
   test_a_wrong_signature_is_refused();
+  test_a_segment_that_no_memory_holds_is_refused();
   test_rows_of_the_slabs();
   test_what_rides_in_a_slot();
   test_outputs_that_overwrite_lie_with_the_inputs();

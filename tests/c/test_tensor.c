@@ -84,6 +84,29 @@ static void test_signatures_that_are_wrong(void) {
   CHECK(init_code(spec) == MPISERVE_ENAME);
 }
 
+/* The products of the last two are 2^64 and more: to 64 bits they are 0. */
+static void test_rows_that_no_memory_holds(void) {
+  mpiserve_spec spec = {.name = "y", .dtype = MPISERVE_FLOAT64, .ndim = 4};
+  const int64_t lengths[][3] = {
+      {1 << 22, 1 << 22, 2}, {1 << 30, 1 << 30, 2}, {1 << 30, 1 << 30, 1 << 30}};
+  memcpy(spec.shape, (int64_t[]){-1, 1 << 22, 1 << 22, 1}, 4 * sizeof(int64_t));
+  CHECK(init_code(spec) == MPISERVE_OK);
+  for (int i = 0; i < 3; i++) {
+    memcpy(spec.shape + 1, lengths[i], sizeof lengths[i]);
+    CHECK(init_code(spec) == MPISERVE_ESHAPE);
+    CHECK_TEXT(mpiserve_last_error(), "output 'y': a row of float64 [rows, ");
+    CHECK_TEXT(mpiserve_last_error(), "has more than 2^47 bytes");
+  }
+}
+
+static void test_two_tensors_of_one_name(void) {
+  mpiserve_spec twice[] = {specs[0], specs[1]};
+  msi_side side;
+  memcpy(twice[1].name, "x", 2);
+  CHECK(msi_side_init(&side, "input", 2, twice) == MPISERVE_ENAME);
+  CHECK_TEXT(mpiserve_last_error(), "two inputs are named 'x'");
+}
+
 static void test_number_of_tensors_of_a_signature(void) {
   mpiserve_spec many[MPISERVE_MAX_TENSORS];
   msi_side side;
@@ -188,6 +211,8 @@ int main(void) {
   test_dtypes();
   test_bytes_of_a_row();
   test_signatures_that_are_wrong();
+  test_rows_that_no_memory_holds();
+  test_two_tensors_of_one_name();
   test_number_of_tensors_of_a_signature();
   test_matches_by_position_and_by_name();
   test_names();
