@@ -49,48 +49,6 @@ const char *mpiserve_mpi_runtime(void) {
 
 /* ---- session -------------------------------------------------------------------- */
 
-int msi_null_argument(const char *name) { return msi_error(MPISERVE_EARG, "%s is NULL", name); }
-
-static int not_open(const char *what) {
-  return msi_error(MPISERVE_ESTATE, "%s: it was closed, or never opened", what);
-}
-
-static int check_session(const mpiserve_session *session) {
-  if (!session) return msi_null_argument("session");
-  return msi_live_has(session) ? MPISERVE_OK : not_open("the session is not open");
-}
-
-/* Services lie in an array of their session. */
-static int owns(const mpiserve_session *session, const mpiserve_service *service) {
-  if (session->world.role != MPISERVE_SIMULATION) return 0;
-  uintptr_t first = (uintptr_t)session->client.services, at = (uintptr_t)service;
-  size_t bytes = (size_t)session->client.n_services * sizeof *service;
-  return at >= first && at - first < bytes && (at - first) % sizeof *service == 0;
-}
-
-static int check_service(const mpiserve_service *service) {
-  if (!service) return msi_null_argument("service");
-  for (int i = 0; i < MPISERVE_MAX_SESSIONS; i++) {
-    const mpiserve_session *session = msi_live_at(i);
-    if (session && owns(session, service)) return MPISERVE_OK;
-  }
-  return not_open("the session of the service is not open");
-}
-
-int msi_check_role(const mpiserve_session *session, int role) {
-  int code = check_session(session);
-  if (code) return code;
-  if (session->world.role == role) return MPISERVE_OK;
-  return msi_error(MPISERVE_EARG, "this is for %s ranks, and rank %d is one of the others",
-                   role == MPISERVE_SIMULATION ? "simulation" : "inference", session->world.rank);
-}
-
-int msi_check_serving(const mpiserve_session *session) {
-  int code = msi_check_role(session, MPISERVE_INFERENCE);
-  if (code || session->published) return code;
-  return msi_error(MPISERVE_ESTATE, "rank %d has not published its service", session->world.rank);
-}
-
 static int check_mpi(void) {
   int started = 0, ended = 0;
   MPI_Initialized(&started);
@@ -101,7 +59,7 @@ static int check_mpi(void) {
 }
 
 static int check_open(MPI_Comm world, int role) {
-  int code = check_mpi();
+  int code = msi_live_forked() ? msi_not_open("") : check_mpi();
   if (code) return code;
   if (world == MPI_COMM_NULL) return msi_error(MPISERVE_EARG, "world is MPI_COMM_NULL");
   if (role != MPISERVE_SIMULATION && role != MPISERVE_INFERENCE)
@@ -171,7 +129,7 @@ int mpiserve_open_failed_f(MPI_Fint world, int role, int code, const char *text)
 }
 
 int mpiserve_comm(mpiserve_session *session, MPI_Comm *comm) {
-  int code = check_session(session);
+  int code = msi_check_session(session);
   if (code || !comm) return code ? code : msi_null_argument("comm");
   *comm = session->world.peers;
   return MPISERVE_OK;
@@ -186,7 +144,7 @@ int mpiserve_comm_f(mpiserve_session *session, MPI_Fint *comm) {
 }
 
 int mpiserve_role_of(mpiserve_session *session, int world_rank, int *role) {
-  int code = check_session(session);
+  int code = msi_check_session(session);
   if (code || !role) return code ? code : msi_null_argument("role");
   if (world_rank < 0 || world_rank >= session->world.size)
     return msi_error(MPISERVE_EARG, "rank %d is not in a world of %d", world_rank,
@@ -196,7 +154,9 @@ int mpiserve_role_of(mpiserve_session *session, int world_rank, int *role) {
 }
 
 int mpiserve_counters_get(mpiserve_session *session, mpiserve_counters *counters) {
-  int code = check_session(session);
+  MSI_TURN turn = NULL;
+  int code = msi_check_session(session);
+  if (!code) code = msi_take_turn(session, &turn);
   if (code || !counters) return code ? code : msi_null_argument("counters");
   if (session->world.role == MPISERVE_SIMULATION)
     *counters = session->client.counters;
@@ -209,17 +169,21 @@ int mpiserve_counters_get(mpiserve_session *session, mpiserve_counters *counters
 }
 
 int mpiserve_fail(mpiserve_session *session, const char *text) {
-  int code = msi_check_role(session, MPISERVE_SIMULATION);
+  MSI_TURN turn = NULL;
+  int code = msi_enter(session, MPISERVE_SIMULATION, &turn);
   return code ? code : msi_client_fail(&session->client, text ? text : "no reason given");
 }
 
 /* Nobody may free a window that another rank still uses: all meet first. */
 int mpiserve_close(mpiserve_session *session) {
   if (!session) return MPISERVE_OK;
-  int code = check_session(session), ended = 0;
+  int code = msi_check_session(session), ended = 0;
   if (code) return code;
   MPI_Finalized(&ended);
   if (ended) return msi_error(MPISERVE_ESTATE, "close comes before MPI_Finalize");
+  mpiserve_session *turn; /* which ends with the session */
+  code = msi_take_turn(session, &turn);
+  if (code) return code;
   if (session->world.role == MPISERVE_SIMULATION) code = msi_client_close(&session->client);
   int met = session->broken ? MPISERVE_OK : msi_world_barrier(&session->world);
   if (session->published) msi_serving_close(&session->serving);
@@ -252,13 +216,15 @@ int mpiserve_service_find(mpiserve_session *session, const char *name, mpiserve_
   int code = msi_check_role(session, MPISERVE_SIMULATION);
   if (code || !name || !service) return code ? code : msi_null_argument(name ? "service" : "name");
   *service = NULL;
-  code = msi_client_find(&session->client, name, service);
+  MSI_TURN turn = NULL;
+  code = msi_take_turn(session, &turn);
+  if (!code) code = msi_client_find(&session->client, name, service);
   return code ? code : msi_client_attach(*service);
 }
 
 int mpiserve_service_describe(mpiserve_service *service, mpiserve_description *description,
                               int *replicas, int *head, int *transport) {
-  int code = check_service(service);
+  int code = msi_check_service(service);
   if (code) return code;
   if (description) *description = service->head->description;
   if (replicas) *replicas = service->replicas;
@@ -293,37 +259,41 @@ static int check_options(const mpiserve_options *options) {
   return MPISERVE_OK;
 }
 
+/* In a turn of the session. */
 static int submit(mpiserve_service *service, int n_inputs, const mpiserve_tensor *inputs,
                   int n_outputs, const mpiserve_tensor *outputs, const mpiserve_options *options,
                   int timed, mpiserve_request *request) {
   void *in[MPISERVE_MAX_TENSORS], *out[MPISERVE_MAX_TENSORS];
   int64_t rows;
-  int code = check_service(service);
-  if (code || !request) return code ? code : msi_null_argument("request");
   if ((!inputs && n_inputs) || (!outputs && n_outputs))
     return msi_null_argument("inputs or outputs");
   *request = (mpiserve_request){0};
-  code = match(service, n_inputs, inputs, n_outputs, outputs, &rows, in, out);
+  int code = match(service, n_inputs, inputs, n_outputs, outputs, &rows, in, out);
   if (!code && options) code = check_options(options);
   return code ? code : msi_call_submit(service, rows, in, out, options, timed, request);
 }
 
 int mpiserve_submit(mpiserve_service *service, int n_inputs, const mpiserve_tensor *inputs,
                     int n_outputs, const mpiserve_tensor *outputs, mpiserve_request *request) {
-  return submit(service, n_inputs, inputs, n_outputs, outputs, NULL, 1, request);
+  return mpiserve_submit_with(service, n_inputs, inputs, n_outputs, outputs, NULL, request);
 }
 
 int mpiserve_submit_with(mpiserve_service *service, int n_inputs, const mpiserve_tensor *inputs,
                          int n_outputs, const mpiserve_tensor *outputs,
                          const mpiserve_options *options, mpiserve_request *request) {
+  MSI_TURN turn = NULL;
+  int code = msi_enter_service(service, &turn);
+  if (code || !request) return code ? code : msi_null_argument("request");
   return submit(service, n_inputs, inputs, n_outputs, outputs, options, 1, request);
 }
 
 int mpiserve_test(mpiserve_session *session, mpiserve_request *request, int *done,
                   mpiserve_stats *stats) {
-  int code = msi_check_role(session, MPISERVE_SIMULATION);
+  MSI_TURN turn = NULL;
+  int code = msi_enter(session, MPISERVE_SIMULATION, &turn);
   if (code || !request || !done)
     return code ? code : msi_null_argument(request ? "done" : "request");
+  if (stats) *stats = (mpiserve_stats){0};
   code = msi_call_wait(&session->client, request, 0, stats);
   *done = !request->id || code != MPISERVE_ETIMEOUT;
   return *done ? code : MPISERVE_OK;
@@ -331,13 +301,17 @@ int mpiserve_test(mpiserve_session *session, mpiserve_request *request, int *don
 
 int mpiserve_wait(mpiserve_session *session, mpiserve_request *request, double timeout,
                   mpiserve_stats *stats) {
-  int code = msi_check_role(session, MPISERVE_SIMULATION);
+  MSI_TURN turn = NULL;
+  int code = msi_enter(session, MPISERVE_SIMULATION, &turn);
+  if (!code) code = msi_check_timeout(timeout);
   if (code || !request) return code ? code : msi_null_argument("request");
+  if (stats) *stats = (mpiserve_stats){0};
   return msi_call_wait(&session->client, request, timeout, stats);
 }
 
 int mpiserve_cancel(mpiserve_session *session, mpiserve_request *request) {
-  int code = msi_check_role(session, MPISERVE_SIMULATION);
+  MSI_TURN turn = NULL;
+  int code = msi_enter(session, MPISERVE_SIMULATION, &turn);
   if (code || !request) return code ? code : msi_null_argument("request");
   return msi_call_cancel(&session->client, request);
 }
@@ -345,15 +319,21 @@ int mpiserve_cancel(mpiserve_session *session, mpiserve_request *request) {
 int mpiserve_infer(mpiserve_service *service, int n_inputs, const mpiserve_tensor *inputs,
                    int n_outputs, const mpiserve_tensor *outputs, double timeout,
                    mpiserve_stats *stats) {
+  MSI_TURN turn = NULL;
   mpiserve_request request;
-  int code = submit(service, n_inputs, inputs, n_outputs, outputs, NULL, stats != NULL, &request);
+  int code = msi_enter_service(service, &turn);
+  if (!code) code = msi_check_timeout(timeout);
+  if (code) return code;
+  if (stats) *stats = (mpiserve_stats){0};
+  code = submit(service, n_inputs, inputs, n_outputs, outputs, NULL, stats != NULL, &request);
   if (!code) code = msi_call_wait(service->client, &request, timeout, stats);
   if (code == MPISERVE_ETIMEOUT && request.id) msi_call_cancel(service->client, &request);
   return code;
 }
 
 int mpiserve_buffer_take(mpiserve_service *service, int64_t rows, mpiserve_buffer *buffer) {
-  int code = check_service(service);
+  MSI_TURN turn = NULL;
+  int code = msi_enter_service(service, &turn);
   if (code || !buffer) return code ? code : msi_null_argument("buffer");
   *buffer = (mpiserve_buffer){0};
   int64_t limit = service->link->layout.max_rows;
@@ -365,21 +345,26 @@ int mpiserve_buffer_take(mpiserve_service *service, int64_t rows, mpiserve_buffe
 }
 
 int mpiserve_buffer_give(mpiserve_service *service, mpiserve_buffer *buffer) {
-  int code = check_service(service);
+  MSI_TURN turn = NULL;
+  int code = msi_enter_service(service, &turn);
   if (code || !buffer) return code ? code : msi_null_argument("buffer");
   return msi_client_buffer_give(service, buffer);
 }
 
-static int find(mpiserve_session *session, const char *name, mpiserve_service **service) {
-  int code = msi_check_role(session, MPISERVE_SIMULATION);
+/* What a reload and an unload begin with. */
+static int enter_named(mpiserve_session *session, const char *name, double timeout,
+                       mpiserve_service **service, mpiserve_session **turn) {
+  int code = msi_enter(session, MPISERVE_SIMULATION, turn);
+  if (!code) code = msi_check_timeout(timeout);
   if (code || !name) return code ? code : msi_null_argument("name");
   return msi_client_find(&session->client, name, service);
 }
 
 int mpiserve_reload(mpiserve_session *session, const char *name, const char *version,
                     double timeout) {
+  MSI_TURN turn = NULL;
   mpiserve_service *service;
-  int code = find(session, name, &service);
+  int code = enter_named(session, name, timeout, &service, &turn);
   if (code) return code;
   if (version && strlen(version) >= MPISERVE_NAME_SIZE)
     return msi_error(MPISERVE_EARG, "the name of a version has over %d bytes",
@@ -388,7 +373,8 @@ int mpiserve_reload(mpiserve_session *session, const char *name, const char *ver
 }
 
 int mpiserve_unload(mpiserve_session *session, const char *name, double timeout) {
+  MSI_TURN turn = NULL;
   mpiserve_service *service;
-  int code = find(session, name, &service);
+  int code = enter_named(session, name, timeout, &service, &turn);
   return code ? code : msi_unload(service, timeout);
 }

@@ -23,6 +23,9 @@ static int check_description(const mpiserve_description *d) {
   if (d->max_batch_rows < 1 || d->max_batch_rows > INT32_MAX / 2 || d->max_delay_ns < 0)
     return msi_error(MPISERVE_ECONFIG, "service '%s': max_batch_rows or max_delay out of range",
                      d->name);
+  if (d->pool_bytes < 0 || !(d->stickiness >= 0 && d->stickiness <= 1))
+    return msi_error(MPISERVE_ECONFIG, "service '%s': pool_bytes or stickiness out of range",
+                     d->name);
   if (d->max_queue_rows < 0 || d->on_full < MPISERVE_WAIT || d->on_full > MPISERVE_REJECT)
     return msi_error(MPISERVE_ECONFIG, "service '%s': max_queue_rows or on_full out of range",
                      d->name);
@@ -69,7 +72,8 @@ static int publish(mpiserve_session *session, int n) {
 
 int mpiserve_publish_all(mpiserve_session *session, int n,
                          const mpiserve_description *descriptions) {
-  int code = msi_check_role(session, MPISERVE_INFERENCE), wrong = -1;
+  MSI_TURN turn = NULL;
+  int code = msi_enter(session, MPISERVE_INFERENCE, &turn), wrong = -1;
   if (code || !descriptions) return code ? code : msi_null_argument("descriptions");
   if (n < 1) return msi_error(MPISERVE_EARG, "%d services", n);
   if (session->published) return msi_error(MPISERVE_ESTATE, "published already");
@@ -93,19 +97,23 @@ int mpiserve_publish(mpiserve_session *session, const mpiserve_description *desc
 /* ---- batches ------------------------------------------------------------------------ */
 
 int mpiserve_batch_next(mpiserve_session *session, double timeout, mpiserve_batch *batch) {
-  int code = msi_check_serving(session);
+  MSI_TURN turn = NULL;
+  int code = msi_enter_serving(session, &turn);
+  if (!code) code = msi_check_timeout(timeout);
   if (code || !batch) return code ? code : msi_null_argument("batch");
   return msi_serving_next(&session->serving, timeout, batch);
 }
 
 int mpiserve_batch_reply(mpiserve_session *session, const void *const *outputs) {
-  int code = msi_check_serving(session);
+  MSI_TURN turn = NULL;
+  int code = msi_enter_serving(session, &turn);
   if (code || !outputs) return code ? code : msi_null_argument("outputs");
   return msi_answer_all(session->serving.current, outputs);
 }
 
 int mpiserve_batch_reply_rows(mpiserve_session *session, int64_t rows, const void *const *outputs) {
-  int code = msi_check_serving(session);
+  MSI_TURN turn = NULL;
+  int code = msi_enter_serving(session, &turn);
   if (code || !outputs) return code ? code : msi_null_argument("outputs");
   return msi_answer_rows(session->serving.current, rows, outputs);
 }
@@ -117,26 +125,30 @@ static int check_code(int code) {
 }
 
 int mpiserve_batch_fail(mpiserve_session *session, int code, const char *text) {
-  int wrong = msi_check_serving(session);
+  MSI_TURN turn = NULL;
+  int wrong = msi_enter_serving(session, &turn);
   if (!wrong) wrong = check_code(code);
   if (wrong) return wrong;
   return msi_answer_fail(session->serving.current, code, text ? text : mpiserve_strerror(code));
 }
 
 int mpiserve_batch_clients(mpiserve_session *session, int32_t *clients) {
-  int code = msi_check_serving(session);
+  MSI_TURN turn = NULL;
+  int code = msi_enter_serving(session, &turn);
   if (code || !clients) return code ? code : msi_null_argument("clients");
   return msi_answer_clients(session->serving.current, clients);
 }
 
 int mpiserve_control_get(mpiserve_session *session, mpiserve_control *control) {
-  int code = msi_check_serving(session);
+  MSI_TURN turn = NULL;
+  int code = msi_enter_serving(session, &turn);
   if (code || !control) return code ? code : msi_null_argument("control");
   return msi_serving_control_get(&session->serving, control);
 }
 
 int mpiserve_control_reply(mpiserve_session *session, int service, int code, const char *text) {
-  int wrong = msi_check_serving(session);
+  MSI_TURN turn = NULL;
+  int wrong = msi_enter_serving(session, &turn);
   if (!wrong && code) wrong = check_code(code);
   if (wrong) return wrong;
   if (code && !text) text = mpiserve_strerror(code);
@@ -144,24 +156,28 @@ int mpiserve_control_reply(mpiserve_session *session, int service, int code, con
 }
 
 int mpiserve_rest(mpiserve_session *session, int service, int resting) {
-  int code = msi_check_serving(session);
+  MSI_TURN turn = NULL;
+  int code = msi_enter_serving(session, &turn);
   return code ? code : msi_serving_rest(&session->serving, service, resting != 0);
 }
 
 int mpiserve_queue_get(mpiserve_session *session, int service, int64_t *rows) {
-  int code = msi_check_serving(session);
+  MSI_TURN turn = NULL;
+  int code = msi_enter_serving(session, &turn);
   if (code || !rows) return code ? code : msi_null_argument("rows");
   return msi_serving_queue_get(&session->serving, service, rows);
 }
 
 int mpiserve_mpi_take(mpiserve_session *session) {
-  int wrong = msi_check_serving(session);
+  MSI_TURN turn = NULL;
+  int wrong = msi_enter_serving(session, &turn);
   if (!wrong) msi_thread_rest(&session->serving.thread);
   return wrong;
 }
 
 int mpiserve_mpi_give(mpiserve_session *session) {
-  int wrong = msi_check_serving(session);
+  MSI_TURN turn = NULL;
+  int wrong = msi_enter_serving(session, &turn);
   if (!wrong) msi_thread_wake(&session->serving.thread);
   return wrong;
 }
@@ -174,7 +190,9 @@ static int check_echo(const mpiserve_description *d) {
 }
 
 int mpiserve_serve_echo(mpiserve_session *session, double timeout) {
-  int code = msi_check_serving(session);
+  MSI_TURN turn = NULL;
+  int code = msi_enter_serving(session, &turn);
+  if (!code) code = msi_check_timeout(timeout);
   for (int i = 0; !code && i < session->published; i++)
     code = check_echo(&session->descriptions[i]);
   int64_t deadline = msi_deadline(timeout);
@@ -190,7 +208,8 @@ int mpiserve_serve_echo(mpiserve_session *session, double timeout) {
 }
 
 int mpiserve_peer_error(mpiserve_session *session, int *rank, int *remaining, char *text) {
-  int code = msi_check_serving(session);
+  MSI_TURN turn = NULL;
+  int code = msi_enter_serving(session, &turn);
   if (code) return code;
   const msi_broker *witness = msi_serving_witness(&session->serving);
   if (rank) *rank = witness->failed_rank;
@@ -202,20 +221,23 @@ int mpiserve_peer_error(mpiserve_session *session, int *rank, int *remaining, ch
 /* ---- requests that are answered after their batch ------------------------------------ */
 
 int mpiserve_batch_hold(mpiserve_session *session, mpiserve_ticket *tickets) {
-  int code = msi_check_serving(session);
+  MSI_TURN turn = NULL;
+  int code = msi_enter_serving(session, &turn);
   if (code || !tickets) return code ? code : msi_null_argument("tickets");
   return msi_late_hold(&session->serving, tickets);
 }
 
 int mpiserve_ticket_wanted(mpiserve_session *session, mpiserve_ticket *ticket, int *wanted) {
-  int code = msi_check_serving(session);
+  MSI_TURN turn = NULL;
+  int code = msi_enter_serving(session, &turn);
   if (code || !ticket) return code ? code : msi_null_argument("ticket");
   return wanted ? msi_late_wanted(&session->serving, ticket, wanted) : msi_null_argument("wanted");
 }
 
 int mpiserve_ticket_reply(mpiserve_session *session, mpiserve_ticket *ticket,
                           const void *const *outputs) {
-  int code = msi_check_serving(session);
+  MSI_TURN turn = NULL;
+  int code = msi_enter_serving(session, &turn);
   if (code || !ticket) return code ? code : msi_null_argument("ticket");
   return outputs ? msi_late_reply(&session->serving, ticket, outputs)
                  : msi_null_argument("outputs");
@@ -223,7 +245,8 @@ int mpiserve_ticket_reply(mpiserve_session *session, mpiserve_ticket *ticket,
 
 int mpiserve_ticket_fail(mpiserve_session *session, mpiserve_ticket *ticket, int code,
                          const char *text) {
-  int wrong = msi_check_serving(session);
+  MSI_TURN turn = NULL;
+  int wrong = msi_enter_serving(session, &turn);
   if (wrong || !ticket) return wrong ? wrong : msi_null_argument("ticket");
   wrong = check_code(code);
   if (wrong) return wrong;
@@ -231,6 +254,7 @@ int mpiserve_ticket_fail(mpiserve_session *session, mpiserve_ticket *ticket, int
 }
 
 int mpiserve_poll(mpiserve_session *session) {
-  int code = msi_check_serving(session);
+  MSI_TURN turn = NULL;
+  int code = msi_enter_serving(session, &turn);
   return code ? code : msi_serving_poll(&session->serving);
 }

@@ -1,5 +1,6 @@
 #include "live.h"
 
+#include <pthread.h>
 #include <stdatomic.h>
 #include <stddef.h>
 
@@ -8,7 +9,21 @@
 /* Sessions of several threads open and close at any time; each is used by one thread. */
 static _Atomic(mpiserve_session *) table[MPISERVE_MAX_SESSIONS];
 
+static atomic_int forked;
+
+/* A child that used its copy of a session would take the parent's answers, and its lane. */
+static void forget_all(void) {
+  for (int i = 0; i < MPISERVE_MAX_SESSIONS; i++)
+    if (atomic_exchange(&table[i], NULL)) atomic_store(&forked, 1);
+}
+
+static void watch_forks(void) { pthread_atfork(NULL, NULL, forget_all); }
+
+int msi_live_forked(void) { return atomic_load(&forked); }
+
 int msi_live_add(mpiserve_session *session) {
+  static pthread_once_t once = PTHREAD_ONCE_INIT;
+  pthread_once(&once, watch_forks);
   for (int i = 0; i < MPISERVE_MAX_SESSIONS; i++) {
     mpiserve_session *none = NULL;
     if (atomic_compare_exchange_strong(&table[i], &none, session)) return MPISERVE_OK;

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from mpiserve.session import Session, open
     from mpiserve.text import decode_text, encode_text
 
-__version__ = "0.4.0"
+__version__ = "0.5.0"
 
 __all__ = [
     "ArgumentError",

@@ -14,11 +14,15 @@
  *   - Handles are checked: NULL is MPISERVE_EARG; a session that is not open, or
  *     a service of one, is MPISERVE_ESTATE; so is a request that has ended. Pointers
  *     to data cannot be checked.
- *   - A session and all that belongs to it is used by one thread at a time.
+ *   - A session and all that belongs to it is used by one thread at a time. Threads may take
+ *     turns; a call while another thread is in one is MPISERVE_ESTATE and does nothing.
  *     MPI_THREAD_SINGLE is enough on simulation ranks, and
  *     MPI_THREAD_SERIALIZED on inference ranks.
+ *   - A session belongs to the process that opened it. In a child that was forked from it every
+ *     call is MPISERVE_ESTATE, mpiserve_open() too, and the child's end changes nothing.
  *   - Times are in seconds (double) in arguments and nanoseconds (_ns) in
- *     structs. A time-out of MPISERVE_FOREVER waits without end.
+ *     structs. A time-out below 0, such as MPISERVE_FOREVER, waits without end; one that is not
+ *     a number is MPISERVE_EARG.
  *   - Tensors are dense and C-contiguous. The first dimension is the row
  *     (batch) dimension; the first dimension of a signature is -1.
  */
@@ -34,12 +38,12 @@ extern "C" {
 #endif
 
 #define MPISERVE_VERSION_MAJOR 0
-#define MPISERVE_VERSION_MINOR 4
+#define MPISERVE_VERSION_MINOR 5
 #define MPISERVE_VERSION_PATCH 0
 
 /* Raised by every change after which a program must be compiled anew. It is the
- * number in the soname, libmpiserve.so.2, so the loader refuses a wrong pair. */
-#define MPISERVE_ABI_VERSION 2
+ * number in the soname, libmpiserve.so.3, so the loader refuses a wrong pair. */
+#define MPISERVE_ABI_VERSION 3
 
 #define MPISERVE_FOREVER (-1.0)  /* as a time-out: wait without end */
 #define MPISERVE_MAX_DIMS 8      /* dimensions of a tensor, rows included */
@@ -161,7 +165,8 @@ typedef struct mpiserve_buffer {
   void *outputs[MPISERVE_MAX_TENSORS];
 } mpiserve_buffer;
 
-/* What is known of an answered request. */
+/* What is known of an answered request. All zero after a call that ended none, and 0 in what
+ * the head did not get to do where it ended with an error. */
 typedef struct mpiserve_stats {
   int64_t rows;
   int64_t batch_rows;     /* rows of the batch in which it was computed */
@@ -369,8 +374,10 @@ int mpiserve_wait(mpiserve_session *session, mpiserve_request *request, double t
                   mpiserve_stats *stats);
 
 /* mpiserve_cancel: give the request up. A model that has not begun with it never sees it. Its
- * outputs may be reused when the call returns, its inputs too. Waits only for what cannot be undone
- * (never for the model). The request is no more. */
+ * tensors may be reused when the call returns. But rows of a buffer are memory of the head,
+ * which a model that has begun goes on to read and to write: leave them alone until the buffer
+ * was given back, and take another one. Waits only for what cannot be undone (never for the
+ * model). The request is no more. */
 int mpiserve_cancel(mpiserve_session *session, mpiserve_request *request);
 
 /* mpiserve_infer: submit and wait; after a time-out the request is cancelled. */
