@@ -301,7 +301,8 @@ static int on_leave(msi_broker *broker, const msi_entry *entry) {
   lane_rest(broker, lane);
   broker->remaining -= !lane->gone;
   lane->gone = 1;
-  for (int i = 0; i < MSI_LEASES; i++) msi_port_lease_drop(port, entry->lane, i);
+  /* Buffers that were not given back stay the client's: it may look at them after close. */
+  for (int i = 0; i < MSI_SLOTS; i++) msi_port_lease_drop(port, entry->lane, i);
   return serve_tenants(broker);
 }
 

@@ -374,10 +374,9 @@ int mpiserve_wait(mpiserve_session *session, mpiserve_request *request, double t
                   mpiserve_stats *stats);
 
 /* mpiserve_cancel: give the request up. A model that has not begun with it never sees it. Its
- * tensors may be reused when the call returns. But rows of a buffer are memory of the head,
- * which a model that has begun goes on to read and to write: leave them alone until the buffer
- * was given back, and take another one. Waits only for what cannot be undone (never for the
- * model). The request is no more. */
+ * tensors may be reused when the call returns, but for rows of a buffer: see
+ * mpiserve_buffer_take(). Waits only for what cannot be undone (never for the model). The request
+ * is no more. */
 int mpiserve_cancel(mpiserve_session *session, mpiserve_request *request);
 
 /* mpiserve_infer: submit and wait; after a time-out the request is cancelled. */
@@ -392,6 +391,11 @@ int mpiserve_infer(mpiserve_service *service, int n_inputs, const mpiserve_tenso
  * inputs of a call are in place if they begin at one row of one buffer, or else are
  * copied; so are outputs. Inputs and outputs need not be of one buffer. A service
  * that overwrites (mpiserve_description) has its results where the inputs were.
+ *
+ * Such rows are memory of the head. When a request that uses them is given up, by
+ * mpiserve_cancel(), by a deadline that passed or after a time-out of mpiserve_infer(), a model
+ * that has begun with it goes on to read and to write them. Give the buffer back then and take
+ * another one: nobody else gets the rows before the model has ended.
  *
  * Blocking: the head answers between two batches. MPISERVE_EROWS beyond
  * max_batch_rows; MPISERVE_ENOMEM if 8 buffers of this service are taken, or its
