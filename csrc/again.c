@@ -5,13 +5,6 @@
 #include "error.h"
 #include "lease.h"
 
-/* The loads of all services follow each other. */
-static mpiserve_service *service_of(const msi_client *client, const msi_load *load) {
-  mpiserve_service *service = client->services;
-  while (!service->balance.n || load >= service->balance.loads + service->balance.n) service++;
-  return service;
-}
-
 /* A head that rests has counted us out. One that we sit at and that is busy with requests of
  * ours goes on counting us: elsewhere this one is a visit. */
 static void aim(mpiserve_service *service, msi_call *call, int chosen) {
@@ -24,14 +17,14 @@ static void aim(mpiserve_service *service, msi_call *call, int chosen) {
 
 /* The caller's tensors are as they were, wherever they lie: if that is a buffer of the head
  * that rests, they are copied to the other one, and results are copied back. */
-int msi_again(msi_client *client, msi_call *call) {
+int msi_again(msi_call *call) {
   if (call->abandoned) return MPISERVE_ECANCELLED;
   if (!call->load) {
     snprintf(call->text, sizeof call->text, "the service rests at its only replica, rank %d",
              call->link->head);
     return MPISERVE_EMODEL;
   }
-  mpiserve_service *service = service_of(client, call->load);
+  mpiserve_service *service = call->service;
   int from = (int)(call->load - service->balance.loads);
   call->load->resting = 1;
   msi_balance_ended(call->load, call->cargo.rows);

@@ -5,6 +5,6 @@
 #include "calls.h"
 
 /* Aims it at another replica, whose line it then is to join; or the code that it ends with. */
-int msi_again(msi_client *client, msi_call *call);
+int msi_again(msi_call *call);
 
 #endif

@@ -75,6 +75,7 @@ static void call_end(msi_client *client, msi_call *call, int code) {
   msi_lease_let_go(call->link, &call->cargo.output);
   call->code = code;
   call->state = CALL_DONE;
+  call->stats.rows = call->cargo.rows;
   if (call->submitted_ns) call->stats.total_ns = msi_now() - call->submitted_ns;
   client->counters.requests++;
   client->counters.rows += call->cargo.rows;
@@ -185,8 +186,7 @@ static void on_control(msi_client *client, msi_call *call, const msi_reply_heade
 static void on_result(msi_client *client, msi_call *call, int slot) {
   msi_link *link = call->link;
   const msi_reply_header *reply = &link->slots[slot].reply;
-  call->stats = (mpiserve_stats){.rows = call->cargo.rows,
-                                 .batch_rows = reply->rows,
+  call->stats = (mpiserve_stats){.batch_rows = reply->rows,
                                  .batch_requests = reply->requests,
                                  .generation = reply->generation,
                                  .queue_ns = reply->queue_ns,
@@ -209,7 +209,7 @@ static void keep_text(msi_call *call, const msi_link *link, int slot) {
 
 /* The service rests at that head: the request goes to the end of another line. */
 static void on_rests(msi_client *client, msi_call *call) {
-  int code = msi_again(client, call);
+  int code = msi_again(call);
   if (!code) {
     call->state = CALL_QUEUED;
     line_push(line_of(client, call->link), call);
@@ -351,6 +351,7 @@ int msi_call_submit(mpiserve_service *service, int64_t rows, void *const *inputs
   msi_call *call = call_take(client);
   if (!call) return msi_error(MPISERVE_ENOMEM, "no memory for a request");
   call->submitted_ns = timed ? msi_now() : 0;
+  call->service = service;
   int code = choose(service, call, rows, inputs, outputs);
   if (code) {
     call_give(client, call);

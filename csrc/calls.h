@@ -32,8 +32,9 @@ struct msi_call {
     CALL_DONE
   } state;
   int code;
-  int abandoned; /* cancelled: nobody wants the end */
-  int what;      /* mpiserve_change, of an order; its text is the version */
+  int abandoned;             /* cancelled: nobody wants the end */
+  int what;                  /* mpiserve_change, of an order; its text is the version */
+  mpiserve_service *service; /* of a request */
   msi_link *link;
   msi_kind kind;  /* MSI_INFER or MSI_VISIT */
   msi_load *load; /* of the replica; NULL: there is no other */

@@ -225,11 +225,42 @@ int msi_client_buffer_take(mpiserve_service *service, int64_t rows, mpiserve_buf
   return code;
 }
 
+static int is_within(const void *data, const void *memory, size_t bytes) {
+  return (uintptr_t)data - (uintptr_t)memory < bytes; /* before it: far behind it, unsigned */
+}
+
+static int names_memory(const msi_call *call, const mpiserve_buffer *buffer) {
+  const msi_side *in = &call->link->layout.inputs, *out = &call->link->layout.outputs;
+  size_t rows = (size_t)buffer->rows;
+  for (int i = 0; i < in->n; i++)
+    if (is_within(call->cargo.inputs[i], buffer->inputs[i], rows * in->row_bytes[i])) return 1;
+  for (int i = 0; i < out->n; i++)
+    if (is_within(call->cargo.outputs[i], buffer->outputs[i], rows * out->row_bytes[i])) return 1;
+  return 0;
+}
+
+/* Does a request that somebody waits for use the memory of a buffer? */
+static int is_used(const mpiserve_service *service, const mpiserve_buffer *buffer) {
+  const msi_client *client = service->client;
+  for (uint32_t i = 0; i < client->n_calls; i++) {
+    const msi_call *call = client->calls[i];
+    int goes_on =
+        (call->state == CALL_QUEUED || call->state == CALL_LEASING || call->state == CALL_FLYING) &&
+        !call->abandoned;
+    if (goes_on && call->service == service && names_memory(call, buffer)) return 1;
+  }
+  return 0;
+}
+
 int msi_client_buffer_give(mpiserve_service *service, mpiserve_buffer *buffer) {
   msi_link *link = service->link;
   uint64_t at = buffer->id - 1;
   if (at < MSI_SLOTS || at >= MSI_LEASES || !msi_link_holds(link, (int)at))
     return msi_error(MPISERVE_ESTATE, "no such buffer: it was given back, or never taken");
+  if (is_used(service, buffer))
+    return msi_error(MPISERVE_ESTATE,
+                     "service '%s': a request uses the buffer: wait for it, or cancel it, first",
+                     service->name);
   *buffer = (mpiserve_buffer){0};
   return msi_call_give_buffer(service->client, link, (int)at);
 }

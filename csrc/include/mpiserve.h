@@ -405,7 +405,8 @@ int mpiserve_buffer_take(mpiserve_service *service, int64_t rows, mpiserve_buffe
 
 /* mpiserve_buffer_give: give it back; the memory must not be touched any more, and
  * buffer is none (id 0). A cancelled request that still uses it at the head keeps it
- * until that has ended. MPISERVE_ESTATE: it was given back before. Never waits. */
+ * until that has ended. MPISERVE_ESTATE: it was given back before, or a request that was neither
+ * waited for nor cancelled uses it. Never waits. */
 int mpiserve_buffer_give(mpiserve_service *service, mpiserve_buffer *buffer);
 
 /* mpiserve_reload: load another version of a service's model, while the simulation goes on.

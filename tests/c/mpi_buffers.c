@@ -115,6 +115,25 @@ static void test_a_cancelled_request_keeps_its_buffer(mpiserve_session *session,
   }
 }
 
+static void test_a_request_that_goes_on_keeps_its_buffer(mpiserve_session *session,
+                                                         mpiserve_service *service) {
+  static double mine[ROWS * COLUMNS];
+  for (int outputs = 0; outputs < 2; outputs++) {
+    mpiserve_buffer a, b;
+    mpiserve_request request;
+    CHECK(!mpiserve_buffer_take(service, ROWS, &a) && !mpiserve_buffer_take(service, ROWS, &b));
+    fill(a.inputs[0], ROWS, 1);
+    mpiserve_tensor in = tensor(outputs ? mine : a.inputs[0], ROWS);
+    mpiserve_tensor out = tensor(outputs ? a.outputs[0] : mine, ROWS);
+    CHECK(!mpiserve_submit(service, 1, &in, 1, &out, &request));
+    CHECK(mpiserve_buffer_give(service, &a) == MPISERVE_ESTATE);
+    CHECK_TEXT(mpiserve_last_error(), "a request uses the buffer");
+    CHECK(!mpiserve_buffer_give(service, &b));
+    CHECK(!mpiserve_wait(session, &request, 60, NULL));
+    CHECK(!mpiserve_buffer_give(service, &a));
+  }
+}
+
 static void test_wrong_use(mpiserve_service *service) {
   mpiserve_buffer buffers[MAX_BUFFERS], more = {0};
   CHECK(mpiserve_buffer_take(NULL, 1, &more) == MPISERVE_EARG);
@@ -144,6 +163,7 @@ static void simulate(int rank) {
     test_the_other_half_is_left_alone(twice);
     test_requests_share_a_buffer(session, twice);
     test_a_cancelled_request_keeps_its_buffer(session, twice);
+    test_a_request_that_goes_on_keeps_its_buffer(session, twice);
     test_wrong_use(twice);
   }
   CHECK(!mpiserve_buffer_take(twice, 10, &kept));
