@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -20,7 +18,16 @@ from pydantic import (
     model_validator,
 )
 
-from mpiserve.errors import Code, ConfigError
+from mpiserve.config_checks import (
+    MAX_RANKS,
+    Location,
+    key_of,
+    line_error,
+    shown,
+    value_problem,
+)
+from mpiserve.config_file import read_tables
+from mpiserve.errors import ConfigError
 from mpiserve.service_config import (
     DTYPES,
     MAX_DIMS,
@@ -54,7 +61,7 @@ class PartitionConfig(Table):
     """The table `[partition]`: which ranks of one program infer."""
 
     placement: Literal["tail", "per-node", "dedicated"] = "tail"
-    per_node: Annotated[int | None, Field(ge=1)] = None
+    per_node: Annotated[int | None, Field(ge=1, le=MAX_RANKS)] = None
     bind: bool = False
     ranks: Annotated[tuple[StrictInt, ...] | None, BeforeValidator(as_tuple)] = None
 
@@ -63,11 +70,13 @@ class PartitionConfig(Table):
     def _check_ranks(cls, ranks: tuple[int, ...] | None) -> tuple[int, ...] | None:
         if ranks == ():
             raise ValueError("at least one rank must infer")
+        seen: set[int] = set()
         for rank in ranks or ():
             if rank < 0:
                 raise ValueError(f"rank {rank} is negative")
-            if (ranks or ()).count(rank) > 1:
+            if rank in seen:
                 raise ValueError(f"rank {rank} is listed twice")
+            seen.add(rank)
         return ranks
 
     @model_validator(mode="after")
@@ -82,9 +91,9 @@ class PartitionConfig(Table):
 class PoolConfig(Table):
     """One table `[pool.NAME]`: ranks that serve all of these services, or some in turn."""
 
-    ranks: int = Field(1, ge=1)
+    ranks: int = Field(1, ge=1, le=MAX_RANKS)
     services: Annotated[tuple[StrictStr, ...], BeforeValidator(as_tuple)]
-    loaded: Annotated[int | None, Field(ge=1)] = None
+    loaded: Annotated[int | None, Field(ge=1, le=MAX_RANKS)] = None
     interval_s: float = Field(0.5, gt=0, le=3600)
     hysteresis: float = Field(1.5, ge=1, le=1000)
     least_s: float = Field(5.0, ge=0, le=86400)
@@ -191,14 +200,7 @@ class Config(Table):
         Raises:
             ConfigError: In one line, with the file and the key.
         """
-        try:
-            data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise _error(path, (error.strerror or str(error)).lower()) from None
-        except tomllib.TOMLDecodeError as error:
-            raise _error(path, _syntax(str(error))) from None
-        except UnicodeDecodeError:
-            raise _error(path, "not UTF-8 text, as TOML must be") from None
+        data = read_tables(path)
         return cls.from_dict(data, source=str(path), folder=Path(path).resolve().parent)
 
     @classmethod
@@ -210,10 +212,12 @@ class Config(Table):
         Raises:
             ConfigError: In one line, with the source and the key.
         """
+        if unfit := value_problem(data):
+            raise line_error(source, f"{key_of(unfit[0])}: {unfit[1]}")
         try:
             config = cls.model_validate(data)
         except ValidationError as error:
-            raise _error(source, _first_line(error)) from None
+            raise line_error(source, _first_line(error)) from None
         config._source = source
         for pool in config.pool.values():
             for name in pool.services:
@@ -226,7 +230,7 @@ class Config(Table):
 
     def error(self, key: str, text: str) -> ConfigError:
         """Make the error for a key of this file."""
-        return _error(self._source, f"{key}: {text}")
+        return line_error(self._source, f"{key}: {text}")
 
 
 def _check_pooled(pool: str, name: str, service: ServiceConfig) -> None:
@@ -236,28 +240,12 @@ def _check_pooled(pool: str, name: str, service: ServiceConfig) -> None:
         raise ValueError(f"'{pool}' has the replicas of the service '{name}': its ranks")
 
 
-def _error(source: str | Path, text: str) -> ConfigError:
-    return ConfigError(Code.ECONFIG, f"{source}: {text}")
-
-
-def _syntax(text: str) -> str:
-    where = re.search(r"\s*\(at (.+)\)$", text)
-    if not where:
-        return text
-    return f"{where.group(1)}: {text[: where.start()]}"
-
-
 def _first_line(error: ValidationError) -> str:
     problems = error.errors(include_url=False)
     # A misspelt key is also a missing one: the misspelling is what helps.
     problems = [p for p in problems if p["type"] == "extra_forbidden"] or problems
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    return f"{_key(problems[0]['loc'])}: {_reason(problems[0])}{more}"
-
-
-def _key(location: tuple[int | str, ...]) -> str:
-    parts = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in location]
-    return "".join(parts).lstrip(".")
+    return f"{key_of(problems[0]['loc']) or 'the whole'}: {_reason(problems[0])}{more}"
 
 
 def _reason(problem: Any) -> str:
@@ -270,12 +258,14 @@ def _reason(problem: Any) -> str:
     if kind == "value_error":
         return str(problem["ctx"]["error"])
     if kind in ("model_type", "dict_type"):
-        return f"must be a table, got {given!r}"
+        return f"must be a table, got {shown(given)}"
     text = text.replace("Input should be", "must be").replace("valid tuple", "list")
-    return f"{text.replace('a valid ', 'a ').replace('a integer', 'an integer')}, got {given!r}"
+    return (
+        f"{text.replace('a valid ', 'a ').replace('a integer', 'an integer')}, got {shown(given)}"
+    )
 
 
-def _keys_at(location: tuple[int | str, ...]) -> list[str]:
+def _keys_at(location: Location) -> list[str]:
     """The keys that the table at this place of the file may have."""
     if not location:
         return list(Config.model_fields)

@@ -47,13 +47,18 @@ def seats(config: Config) -> list[Seat]:
     ]
 
 
+def count(config: Config) -> int:
+    """Count the inference ranks, however many there would be."""
+    return sum(group.replicas * group.tensor_parallel for group in config.groups)
+
+
 def assign(config: Config, n_inference: int) -> list[Seat]:
     """Give each of n inference ranks its seat.
 
     Raises:
         ConfigError: If there are more or fewer ranks than seats.
     """
-    needed = len(seats(config))
+    needed = count(config)
     if n_inference < needed:
         raise _too_few(config, n_inference, f"{_ranks(n_inference)} serve")
     if n_inference > needed:
@@ -73,7 +78,7 @@ def roles(config: Config, world_size: int, nodes: Sequence[int] | None = None) -
     Raises:
         ConfigError: If the services do not fit into the world.
     """
-    needed = len(seats(config))
+    needed = count(config)
     if needed >= world_size:
         spare = f"leaves {world_size - 1} beside a simulation rank"
         raise _too_few(config, world_size - 1, f"the world of {_ranks(world_size)} {spare}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from difflib import get_close_matches
+from math import prod
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,6 +20,19 @@ from pydantic import (
     field_validator,
 )
 
+from mpiserve.config_checks import (
+    MAX_BYTES,
+    MAX_PARALLEL,
+    MAX_RANKS,
+    MAX_ROWS,
+    MAX_SECONDS,
+    MAX_THREADS,
+    MAX_WARMUPS,
+    cut,
+    name_problem,
+    shape_problem,
+    shown,
+)
 from mpiserve.errors import Code, ConfigError
 
 # In the order of mpiserve_dtype: the position is the number.
@@ -34,6 +48,7 @@ DTYPES = (
     "float32",
     "float64",
 )
+DTYPE_BYTES = dict(zip(DTYPES, (1, 1, 1, 2, 4, 8, 2, 2, 4, 8), strict=True))
 MODEL_DTYPES = ("float16", "bfloat16", "float32", "float64")
 MAX_DIMS = 8
 MAX_TENSORS = 16
@@ -42,39 +57,38 @@ NAME_SIZE = 64
 BACKENDS = ("deepspeed", "torch", "onnx", "python", "echo")
 TASKS = ("generate", "embed")
 VERSION = "{version}"  # in a model or an option: the name of a version stands there
-OBJECT = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")  # "module:object"
+# "module:object" or "folder/file.py:object"
+OBJECT = re.compile(r"(?:[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*|[^:]*\w\.py):[A-Za-z_]\w*")
 
 
 def suggest(word: str, known: tuple[str, ...] | list[str]) -> str:
     """Help with a name that is unknown."""
-    near = get_close_matches(word, known, 1)
-    return f"(did you mean '{near[0]}'?)" if near else f"(one of: {', '.join(known)})"
+    near = get_close_matches(word[:NAME_SIZE], known, 1)
+    return f"(did you mean '{near[0]}'?)" if near else f"(one of: {cut(', '.join(known), 400)})"
 
 
 def _dtype(name: str) -> str:
     if name not in DTYPES:
-        raise ValueError(f"unknown dtype '{name}' {suggest(name, DTYPES)}")
+        raise ValueError(f"unknown dtype {shown(name)} {suggest(name, DTYPES)}")
     return name
 
 
 def check_name(name: str) -> str:
     """Refuse a name that C could not hold."""
-    if not 0 < len(name.encode()) < NAME_SIZE:
-        raise ValueError(
-            f"a name has 1 to {NAME_SIZE - 1} bytes, '{name}' has {len(name.encode())}"
-        )
+    if problem := name_problem(name, NAME_SIZE):
+        raise ValueError(problem)
     return name
 
 
 def _object(spec: str | None) -> str | None:
     if spec is not None and not OBJECT.fullmatch(spec):
-        raise ValueError(f"must be 'module:callable', got '{spec}'")
+        raise ValueError(f"must be 'module:callable' or 'file.py:callable', got {shown(spec)}")
     return spec
 
 
 def _version(version: str) -> str:
     if not re.fullmatch(r"\w[\w.+-]*", version, re.ASCII) or len(version) >= NAME_SIZE:
-        raise ValueError(f"a version is letters, digits and any of _.+-, got '{version}'")
+        raise ValueError(f"a version is letters, digits and any of _.+-, got {shown(version)}")
     return version
 
 
@@ -88,12 +102,8 @@ def _filled(value: Any, version: str) -> Any:
 
 
 def _shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    if not shape or shape[0] != -1:
-        raise ValueError(f"the first dimension is the rows and must be -1, got {list(shape)}")
-    if any(size < 1 for size in shape[1:]):
-        raise ValueError(f"every dimension after the first must be positive, got {list(shape)}")
-    if len(shape) > MAX_DIMS:
-        raise ValueError(f"at most {MAX_DIMS} dimensions, got {len(shape)}")
+    if problem := shape_problem(shape, MAX_DIMS):
+        raise ValueError(problem)
     return shape
 
 
@@ -105,7 +115,7 @@ def as_tuple(value: Any) -> Any:
 class Table(BaseModel):
     """What all tables have in common: no other keys, no other types."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class TensorConfig(Table):
@@ -114,6 +124,11 @@ class TensorConfig(Table):
     name: Annotated[str, AfterValidator(check_name)]
     dtype: Annotated[str, AfterValidator(_dtype)]
     shape: Annotated[tuple[StrictInt, ...], BeforeValidator(as_tuple), AfterValidator(_shape)]
+
+    @property
+    def row_bytes(self) -> int:
+        """The bytes of a row."""
+        return prod(self.shape[1:]) * DTYPE_BYTES[self.dtype]
 
 
 Tensors = Annotated[tuple[TensorConfig, ...], BeforeValidator(as_tuple)]
@@ -134,18 +149,18 @@ class ServiceConfig(Table):
     outputs: Annotated[Tensors, Field(validate_default=True)] = ()
     model_inputs: Tensors | None = None
     model_outputs: Tensors | None = None
-    replicas: int = Field(1, ge=1)
-    tensor_parallel: int = Field(1, ge=1)
-    peer_timeout_s: float = Field(300.0, gt=0)
+    replicas: int = Field(1, ge=1, le=MAX_RANKS)
+    tensor_parallel: int = Field(1, ge=1, le=MAX_PARALLEL)
+    peer_timeout_s: float = Field(300.0, gt=0, le=MAX_SECONDS)
     dtype: str = "float32"
-    max_batch_rows: int = Field(4096, ge=1, lt=2**30)
+    max_batch_rows: int = Field(4096, ge=1, lt=MAX_ROWS, validate_default=True)
     max_delay_us: int = Field(200, ge=0, lt=2**31)
-    pool_bytes: int = Field(0, ge=0)
+    pool_bytes: int = Field(0, ge=0, le=MAX_BYTES)
     stickiness: float = Field(0.25, gt=0, le=1)
     max_queue_rows: int = Field(0, ge=0, lt=2**62)
     on_full: Literal["wait", "reject"] = "wait"
-    threads: int = Field(1, ge=1)
-    chunk_rows: int = Field(0, ge=0)
+    threads: int = Field(1, ge=1, le=MAX_THREADS)
+    chunk_rows: int = Field(0, ge=0, lt=MAX_ROWS)
     warmup: Any = True  # a bool, or rows of the batches
 
     _name: str = PrivateAttr("")
@@ -184,6 +199,11 @@ class ServiceConfig(Table):
             raise ConfigError(Code.ECONFIG, f"{key}: {error}") from None
 
     @property
+    def row_bytes(self) -> int:
+        """The bytes of a row of all tensors."""
+        return sum(tensor.row_bytes for tensor in (*self.inputs, *self.outputs))
+
+    @property
     def warmup_rows(self) -> tuple[int, ...]:
         """Rows of the batches that the model sees before the service is announced."""
         if isinstance(self.warmup, tuple):
@@ -202,7 +222,7 @@ class ServiceConfig(Table):
         if backend in BACKENDS or OBJECT.fullmatch(backend):
             return backend
         raise ValueError(
-            f"unknown backend '{backend}' {suggest(backend, BACKENDS)}; "
+            f"unknown backend {shown(backend)} {suggest(backend, BACKENDS)}; "
             "a class of your own is named as 'module:Class'"
         )
 
@@ -253,6 +273,17 @@ class ServiceConfig(Table):
                 raise ValueError(f"two tensors are named '{name}'")
         return tensors
 
+    @field_validator("max_batch_rows")
+    @classmethod
+    def _check_rows(cls, rows: int, info: ValidationInfo) -> int:
+        tensors = [*info.data.get("inputs", ()), *info.data.get("outputs", ())]
+        row = sum(tensor.row_bytes for tensor in tensors)
+        if rows * row > MAX_BYTES:
+            raise ValueError(
+                f"{rows} rows of {row} bytes are {rows * row} bytes, at most {MAX_BYTES}: lower it"
+            )
+        return rows
+
     @field_validator("tensor_parallel")
     @classmethod
     def _check_parallel(cls, ranks: int, info: ValidationInfo) -> int:
@@ -267,7 +298,7 @@ class ServiceConfig(Table):
         if task is None:
             return task
         if task not in TASKS:
-            raise ValueError(f"unknown task '{task}' {suggest(task, TASKS)}")
+            raise ValueError(f"unknown task {shown(task)} {suggest(task, TASKS)}")
         if info.data.get("backend") not in ("deepspeed", "torch"):
             raise ValueError("tasks are of the backends 'deepspeed' and 'torch'")
         return task
@@ -283,7 +314,7 @@ class ServiceConfig(Table):
     @classmethod
     def _check_dtype(cls, dtype: str) -> str:
         if dtype not in MODEL_DTYPES:
-            raise ValueError(f"unknown model dtype '{dtype}' {suggest(dtype, MODEL_DTYPES)}")
+            raise ValueError(f"unknown model dtype {shown(dtype)} {suggest(dtype, MODEL_DTYPES)}")
         return dtype
 
     @field_validator("warmup")
@@ -292,10 +323,12 @@ class ServiceConfig(Table):
         if isinstance(warmup, bool):
             return warmup
         if not isinstance(warmup, list) or not all(type(rows) is int for rows in warmup):
-            raise ValueError(f"must be true, false or a list of rows, got {warmup!r}")
+            raise ValueError(f"must be true, false or a list of rows, got {shown(warmup)}")
+        if len(warmup) > MAX_WARMUPS:
+            raise ValueError(f"at most {MAX_WARMUPS} batches, got {len(warmup)}")
         limit = info.data.get("max_batch_rows", 2**31)
         if not all(0 < rows <= limit for rows in warmup):
-            raise ValueError(f"rows must be 1 to max_batch_rows, got {warmup}")
+            raise ValueError(f"rows must be 1 to max_batch_rows, got {shown(warmup)}")
         return tuple(warmup)
 
 
