@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mpiserve import __version__
+from mpiserve import __version__, terminal
 from mpiserve.errors import Error
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode="rich" if terminal.live() else None,
 )
 
 ConfigFile = Annotated[str, typer.Argument(metavar="CONFIG", help="The TOML file of the services.")]
@@ -55,16 +56,40 @@ def serve(config: ConfigFile) -> None:
 
 
 @app.command()
-def check(config: ConfigFile) -> None:
+def check(
+    config: ConfigFile,
+    load: Annotated[
+        bool, typer.Option("--load", help="Load every model on this machine, and warm it up.")
+    ] = False,
+) -> None:
     """Check CONFIG and list its services, without MPI."""
-    from rich.console import Console
     from rich.table import Table
 
+    checked = _checked(config)
+    _look(checked)
+    if load:
+        from mpiserve import trial
+
+        raise typer.Exit(trial.try_all(checked))
     table = Table("service", "replicas", "backend", "model")
-    for service in _checked(config).services:
+    for service in checked.services:
         count, model = str(service.replicas), service.model or "-"
         table.add_row(service.name, count, service.backend, model)
-    Console().print(table)
+    terminal.console().print(table)
+
+
+def _look(config: Config) -> None:
+    """Print what CONFIG names and is not there: one line if it cannot work, else warnings."""
+    from mpiserve.static_check import findings
+
+    found = findings(config)
+    wrong = [finding for finding in found if finding.sure]
+    if wrong:
+        more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+        with _usage():
+            raise config.error(wrong[0].key, wrong[0].text + more)
+    for finding in found:
+        print(f"mpiserve: warning: {config.error(finding.key, finding.text)}", file=sys.stderr)
 
 
 Ranks = Annotated[int, typer.Option("-n", help="Ranks of the world.")]
@@ -201,7 +226,6 @@ def doctor(
 def info() -> None:
     """Print versions, the MPI library, transports and the thread level."""
     from mpi4py import MPI
-    from rich.console import Console
     from rich.table import Table
 
     rows = [("mpiserve", __version__), *_mpi_rows(), ("Python", sys.version.split()[0])]
@@ -211,7 +235,8 @@ def info() -> None:
     table = Table(show_header=False)
     for row in rows:
         table.add_row(*row)
-    Console(width=max(80, max(len(value) for _, value in rows) + 30)).print(table)
+    width = max(80, max(len(value) for _, value in rows) + 30)
+    terminal.console(width=width).print(table)
 
 
 def _mpi_rows() -> list[tuple[str, str]]:

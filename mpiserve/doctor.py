@@ -7,16 +7,15 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import numpy as np
 from mpi4py import MPI
 
-from mpiserve import _broker, _check
+from mpiserve import _broker, _check, terminal
 from mpiserve.config import Config
 from mpiserve.findings import Facts, Finding, find, mixed_levels, nodes
 from mpiserve.launch import abort
-from mpiserve.server import dtype_of
+from mpiserve.static_check import window_bytes
 
 PREFIXES = ("MPISERVE_", "OMP_", "OMPI_", "PMI", "SLURM_", "CUDA_", "MV2_", "PALS_")
 OK, FOUND = 0, 1  # exit statuses
@@ -24,7 +23,6 @@ PATIENCE = 5.0  # seconds that the others let rank 0 speak before they end the j
 PAUSE = 0.3  # seconds that the target of a measured operation calls nothing
 BARRIERS = 31
 ROUNDS = 20  # of the exchange of clocks; the fastest one counts
-POOL = 256 << 20  # of a service whose pool_bytes is 0
 
 
 def doctor(config: Config | None = None) -> int:
@@ -145,19 +143,7 @@ def window(config: Config | None) -> int:
     """The bytes of the largest memory of a rank in a window, about; 0 without one."""
     if config is None:
         return 0
-    return max(
-        sum(
-            max(service.pool_bytes or POOL, 2 * service.max_batch_rows * row_bytes(service))
-            for service in group.services
-        )
-        for group in config.groups
-    )
-
-
-def row_bytes(service: Any) -> int:
-    """The bytes of a row of all tensors of a service."""
-    tensors = (*service.inputs, *service.outputs)
-    return sum(int(np.prod(t.shape[1:])) * dtype_of(t).itemsize for t in tensors)
+    return max(window_bytes(group.services) for group in config.groups)
 
 
 def _speaks(comm: MPI.Intracomm, first: Facts) -> bool:
@@ -168,7 +154,6 @@ def _speaks(comm: MPI.Intracomm, first: Facts) -> bool:
 
 def show(world: list[Facts], progress: Mapping[str, float], found: list[Finding]) -> None:
     """Print what there is, and what is wrong with it."""
-    from rich.console import Console
     from rich.table import Table
 
     table = Table("node", "ranks", "cores", "/dev/shm free", "GPUs", title="mpiserve doctor")
@@ -177,8 +162,7 @@ def show(world: list[Facts], progress: Mapping[str, float], found: list[Finding]
         shm = f"{min(facts.shm for facts in ranks) / 2**20:.0f} MiB"
         numbers = str(len(ranks)), f"{len(cores)} of {ranks[0].node_cores}", shm
         table.add_row(ranks[0].host, *numbers, str(ranks[0].gpus))
-    console = Console(width=110)
-    console.print(table)
+    terminal.console(width=110).print(table)
     first = world[0]
     print(f"{_check.short(first.library)}, thread level {first.level}")
     pairs = [a.node == b.node for a in world for b in world if a.rank < b.rank]

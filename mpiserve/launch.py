@@ -16,12 +16,13 @@ from typing import NoReturn
 
 from mpi4py import MPI
 
-from mpiserve import _check, session, wire
+from mpiserve import _check, session, terminal, wire
 from mpiserve.binding import bind
 from mpiserve.config import Config
 from mpiserve.errors import Code, ConfigError, Error, PeerError
 from mpiserve.partition import INFERENCE, seats
 from mpiserve.session import Session
+from mpiserve.static_check import findings
 
 OK, FAILURE, USAGE = 0, 1, 2  # exit statuses
 GRACE = 10.0  # seconds, if MPISERVE_GRACE does not say
@@ -211,6 +212,9 @@ def _infer(comm: MPI.Comm, config: Config, *, bind_alone: bool = False) -> int:
     except Error as error:
         return _open_failed(comm, error)
     position = current.comm.rank
+    terminal.silence_libraries()
+    if position == 0:
+        _look(config)
     try:
         if bind_alone:  # simulation ranks of another program are its launcher's to bind
             bind(current.comm, _threads_of(config, position))
@@ -233,6 +237,13 @@ def _infer(comm: MPI.Comm, config: Config, *, bind_alone: bool = False) -> int:
     if current.stuck:
         _leave(status)
     return status
+
+
+def _look(config: Config) -> None:
+    """Say what is not there before anything is loaded: that may take minutes."""
+    for finding in findings(config):
+        level = logging.ERROR if finding.sure else logging.WARNING
+        logger.log(level, "%s", config.error(finding.key, finding.text))
 
 
 def _leave(status: int) -> NoReturn:

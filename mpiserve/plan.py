@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import groupby
 
+from mpiserve import terminal
 from mpiserve.config import Config
 from mpiserve.errors import ArgumentError, Code
 from mpiserve.partition import INFERENCE, SIMULATION, Seat, replica_of, roles, seats
@@ -87,7 +88,6 @@ def ranges(numbers: Iterable[int], between: str = ",") -> str:
 
 def show(made: Plan) -> None:
     """Print a plan as a table: a line for each inference rank, and one for all that simulate."""
-    from rich.console import Console
     from rich.table import Table
 
     table = Table("rank", "node", "does", "for ranks", "over")
@@ -101,4 +101,4 @@ def show(made: Plan) -> None:
         over = ", ".join(f"{word} {count}" for count, word in counts if count)
         what = f"{seat.name}, replica {seat.replica}"
         table.add_row(str(rank), str(made.nodes[rank]), what, ranges(asked_by) or "none", over)
-    Console().print(table)
+    terminal.console().print(table)

@@ -57,6 +57,7 @@ class Server:
         self.service = seat.service.of_version()
         self.backend = Backend(self.service)
         self.failed = False
+        self.loaded = 0.0  # when the newest backend was, by the clock of time.monotonic
         self.resting = False  # the model was given up, for another one of an adaptive pool
         self._comm = comm
         self._local_rank = local_rank
@@ -280,6 +281,7 @@ class Server:
         backend = backends.create(service, self._comm, self._local_rank)
         try:
             backend.load()
+            self.loaded = time.monotonic()
             self._warm(backend, service, old)
         except BaseException:
             with suppress(Exception):  # of a model that is half loaded

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
-from mpiserve.backends.base import Backend, read_again
+from mpiserve.backends.base import Backend, module_of, read_again
 from mpiserve.errors import Code, Error, ModelError
 
 if TYPE_CHECKING:
@@ -114,7 +114,8 @@ class Versions:
 
     def _fresh(self, service: ServiceConfig) -> Backend:
         named = (service.backend, service.model, service.preprocess, service.postprocess)
-        for module in {spec.partition(":")[0] for spec in named if spec and ":" in spec}:
+        specs = [spec for spec in named if spec and ":" in spec]
+        for module in {module_of(spec, service.folder) for spec in specs}:
             read_again(module)
         return self._make(service)
 

@@ -1,54 +1,17 @@
 """What the example shows of itself: progress, picture, fields, result and a table."""
 
 import json
-from contextlib import nullcontext
 
 import h5py
 import kinetics
 import numpy as np
 import transport
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+
+from mpiserve import terminal
 
 NAMES = ("temperature", "fuel", "oxidizer")
 FRONT = 0.5 * (1.0 + kinetics.BURNT_TEMPERATURE)  # the isotherm that is drawn as the front
-
-
-class Bar:
-    """Progress bars on the rank that shows them; a line now and then where there is no terminal."""
-
-    def __init__(self, shown):
-        self._shown = shown
-        self._console = Console()
-        live = shown and self._console.is_terminal
-        self._progress = self._bars() if live else None
-        self._text, self._steps, self._done, self._task = "", 0, 0, None
-
-    def _bars(self):
-        columns = (TextColumn("{task.description:<28}"), BarColumn(), MofNCompleteColumn())
-        return Progress(*columns, TimeElapsedColumn(), console=self._console, refresh_per_second=4)
-
-    def __enter__(self):
-        (self._progress or nullcontext()).__enter__()
-        return self
-
-    def __exit__(self, *error):
-        (self._progress or nullcontext()).__exit__(*error)
-
-    def begin(self, text, steps):
-        """Start a new bar."""
-        self._text, self._steps, self._done = text, steps, 0
-        if self._progress:
-            self._task = self._progress.add_task(text, total=steps)
-
-    def step(self):
-        """Advance the newest bar by one."""
-        self._done += 1
-        if self._progress:
-            self._progress.advance(self._task)
-        elif self._shown and self._done * 5 // self._steps > (self._done - 1) * 5 // self._steps:
-            self._console.print(f"{self._text}: step {self._done} of {self._steps}")
 
 
 def write(folder, result, fields, *, picture=True):
@@ -172,10 +135,10 @@ def print_table(result, written):
     table = Table(title="Reacting flow: network against reference", show_header=False)
     for name, text in rows(result):
         table.add_row(name, text)
-    console = Console(soft_wrap=True)
+    console = terminal.console()
     console.print(table)
     for path in written:
-        console.print(f"{path.name}: {path}", highlight=False)
+        console.print(f"{path.name}: {path}", highlight=False, soft_wrap=True)
 
 
 def rows(result):

@@ -17,6 +17,8 @@ import report
 from mpi4py import MPI
 from transport import Grid, Transport, initial_state
 
+from mpiserve import terminal
+
 OUT = Path(__file__).resolve().with_name("out")
 
 
@@ -156,7 +158,7 @@ def simulate(session, options):
         "max_rel_error_temperature": None,
         "speedup": None,
     }
-    with report.Bar(grid.comm.rank == 0) as bar:
+    with terminal.Progress(shown=grid.comm.rank == 0) as bar:
         found, fields, history = run_coupled(grid, transport, service, options.steps, bar)
         result |= found | broker_figures(session, service)
         if options.reference:

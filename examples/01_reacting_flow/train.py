@@ -4,6 +4,7 @@ python train.py            # a few minutes on 2 cores; writes weights.safetensor
 """
 
 import argparse
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
@@ -11,9 +12,9 @@ import chemistry
 import kinetics
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import track
 from safetensors.torch import save_file
+
+from mpiserve.terminal import Progress
 
 SEED = 20
 CHUNK = 1000
@@ -39,7 +40,16 @@ def integrate(states: np.ndarray, workers: int) -> np.ndarray:
     chunks = np.split(states, range(CHUNK, len(states), CHUNK))
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         results = pool.map(kinetics.integrate_cells, chunks)
-        return np.concatenate(list(track(results, "integrating", total=len(chunks))))
+        return np.concatenate(list(tracked(results, "integrating", len(chunks))))
+
+
+def tracked(items: Iterable, text: str, steps: int) -> Iterator:
+    """Yield items, and show how far it is."""
+    with Progress() as progress:
+        progress.begin(text, steps)
+        for item in items:
+            yield item
+            progress.step()
 
 
 class Data:
@@ -81,7 +91,7 @@ def fit(module: chemistry.Chemistry, data: Data, rounds: int) -> None:
     """Minimise the loss over all data: first by Adam, then by L-BFGS for the last digits."""
     adam = torch.optim.Adam(module.parameters(), lr=5e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, 500)
-    for _ in track(range(500), "Adam"):
+    for _ in tracked(range(500), "Adam", 500):
         adam.zero_grad()
         data.loss(module).backward()
         adam.step()
@@ -96,7 +106,7 @@ def fit(module: chemistry.Chemistry, data: Data, rounds: int) -> None:
         loss.backward()
         return loss
 
-    for _ in track(range(rounds), "L-BFGS"):
+    for _ in tracked(range(rounds), "L-BFGS", rounds):
         lbfgs.step(closure)
 
 
@@ -105,7 +115,7 @@ def report(module: chemistry.Chemistry, states: np.ndarray, reacted: np.ndarray)
     with torch.inference_mode():
         found = module(torch.from_numpy(states.astype(np.float32))).numpy()
     error = np.abs(found[:, 0] - reacted[:, 0])
-    Console().print(
+    print(
         f"held-out temperature after one substep: mean error {error.mean():.2e}, "
         f"99.9 % below {np.quantile(error, 0.999):.2e}, largest {error.max():.2e} "
         f"(fresh gas 1, burnt gas {kinetics.BURNT_TEMPERATURE:g})"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mpiserve.backends.base import Backend, import_object
 from mpiserve.errors import Code, ModelError
@@ -22,6 +22,27 @@ _BUILT_IN = {
 }
 
 
+def known_options(service: ServiceConfig) -> tuple[str, ...] | None:
+    """The options that a service's backend knows, without importing what runs its models.
+
+    Returns:
+        None where any may be right: for keyword arguments, and classes of the user's.
+    """
+    if service.backend not in _BUILT_IN:
+        return None
+    kind = _built_in(service.backend)
+    if service.task:
+        from mpiserve.backends.language import OPTIONS
+
+        return (*OPTIONS[service.task], *kind.engine_options)
+    return kind.known_options
+
+
+def _built_in(backend: str) -> Any:
+    module, name = _BUILT_IN[backend]
+    return getattr(import_module(module), name)
+
+
 def create(service: ServiceConfig, comm: MPI.Comm | None = None, local_rank: int = 0) -> Backend:
     """Make the backend that a service names; its model is not loaded yet.
 
@@ -33,8 +54,7 @@ def create(service: ServiceConfig, comm: MPI.Comm | None = None, local_rank: int
 
         return ProcessedBackend(service, create, comm, local_rank)
     if service.backend in _BUILT_IN:
-        module, name = _BUILT_IN[service.backend]
-        kind = getattr(import_module(module), name)
+        kind = _built_in(service.backend)
     else:
         kind = import_object(service.backend, service.folder)
     if not (isinstance(kind, type) and issubclass(kind, Backend)):

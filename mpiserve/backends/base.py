@@ -9,10 +9,11 @@ from contextlib import AbstractContextManager, nullcontext
 from difflib import get_close_matches
 from importlib import import_module
 from importlib.abc import SourceLoader
-from importlib.util import module_from_spec
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
+from zlib import crc32
 
 from mpiserve.errors import ArgumentError, Code, ModelError
 
@@ -201,16 +202,20 @@ def _by_name(result: Mapping[str, Any], names: Sequence[str], what: str) -> list
 
 
 def import_object(spec: str, folder: Path) -> Any:
-    """Import "module:object"; the module may lie in the configuration's folder.
+    """Import "module:object" or "file.py:object".
+
+    A module may lie in the configuration's folder, and the path of a file begins there. The file
+    finds modules beside it, as a script does.
 
     Raises:
-        ModelError: If there is no such module, or no such object in it.
+        ModelError: If there is no such module or file, or no such object in it.
     """
-    module_name, _, name = spec.partition(":")
+    place, _, name = spec.partition(":")
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
+    module_name = module_of(spec, folder)
     try:
-        return getattr(import_module(module_name), name)
+        return getattr(_imported(place, module_name, folder), name)
     except ModuleNotFoundError as error:
         if error.name != module_name.split(".")[0] and error.name != module_name:
             raise
@@ -220,6 +225,55 @@ def import_object(spec: str, folder: Path) -> Any:
         if not hasattr(error, "obj") or getattr(error.obj, "__name__", "") != module_name:
             raise
         raise ModelError(Code.EMODEL, f"'{spec}': the module has no '{name}'") from None
+
+
+def module_of(spec: str, folder: Path) -> str:
+    """Name the module of "module:object" or "file.py:object" in sys.modules.
+
+    That of a file is named as it would be by an import, unless another module has this name.
+    """
+    place = spec.partition(":")[0]
+    if not place.endswith(".py"):
+        return place
+    path = (folder / place).resolve()
+    taken = sys.modules.get(path.stem)
+    origin = getattr(taken, "__file__", None) if taken else _origin(path.stem)
+    free = taken is None and origin is None
+    if path.stem.isidentifier() and (free or _same(origin, path)):
+        return path.stem
+    return f"{path.stem}_{crc32(str(path).encode(errors='surrogateescape')):08x}"
+
+
+def _origin(name: str) -> str | None:
+    try:
+        found = find_spec(name)
+    except ValueError:  # a module without one, or no name
+        return None
+    return found.origin or str(found.submodule_search_locations) if found else None
+
+
+def _same(origin: str | None, path: Path) -> bool:
+    return origin is not None and Path(origin).resolve() == path
+
+
+def _imported(place: str, name: str, folder: Path) -> ModuleType:
+    if not place.endswith(".py"):
+        return import_module(name)
+    path = (folder / place).resolve()
+    if not path.is_file():
+        raise ModelError(Code.EMODEL, f"{path}: no such file")
+    if str(path.parent) not in sys.path:
+        sys.path.insert(1, str(path.parent))
+    if name in sys.modules:
+        return sys.modules[name]
+    module = module_from_spec(spec_from_file_location(name, path))  # type: ignore[arg-type]
+    sys.modules[name] = module
+    try:
+        module.__spec__.loader.exec_module(module)  # type: ignore[union-attr]
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
 
 
 def read_again(name: str) -> None:

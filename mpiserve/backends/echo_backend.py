@@ -13,12 +13,13 @@ if TYPE_CHECKING:
 class EchoBackend(Backend):
     """Answers without Python: what remains is the cost of mpiserve itself."""
 
+    known_options: tuple[str, ...] = ()
     native = True
     overwrites = True
 
     def load(self) -> None:
         """Refuse options: there are none."""
-        check_options(self.service, ())
+        check_options(self.service, self.known_options)
 
     def run(self, inputs: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
         """Do in Python what the broker does in C."""

@@ -37,6 +37,7 @@ class OnnxBackend(Backend):
     tables by provider.
     """
 
+    known_options = ("providers", "provider_options")
     _session: onnxruntime.InferenceSession
 
     @property
@@ -50,7 +51,7 @@ class OnnxBackend(Backend):
         Raises:
             ModelError: If there is no such file, or it is no model, or another one.
         """
-        check_options(self.service, ("providers", "provider_options"))
+        check_options(self.service, self.known_options)
         try:
             import onnxruntime
         except ModuleNotFoundError:

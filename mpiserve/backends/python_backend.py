@@ -23,6 +23,7 @@ class PythonBackend(Backend):
     `clients` gets the world rank that asked for each row there.
     """
 
+    known_options = None  # the callable's own
     _call: Callable[..., Any]
     _engine = ""
 

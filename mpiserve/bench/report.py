@@ -7,10 +7,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
+
+from mpiserve import terminal
 
 Row = dict[str, Any]
 
@@ -29,7 +30,7 @@ class Progress:
 
     def __init__(self, shown: bool) -> None:
         self.shown = shown
-        self.console = Console(stderr=True, quiet=not shown)
+        self.console = terminal.console(stderr=True, quiet=not shown)
         self._task = TaskID(0)
         self._steps = self._done = 0
         columns = (BarColumn(30), MofNCompleteColumn(), TextColumn("{task.description}"))
@@ -79,8 +80,7 @@ def write_json(path: Path, report: Row) -> None:
 
 def show(report: Row) -> None:
     """Print the tables of a run."""
-    # Open MPI gives ranks a terminal of its own, even where the output goes to a file.
-    console = Console(width=WIDTH, force_terminal=False)
+    console = terminal.console(width=WIDTH)
     latencies = [row for row in report["rows"] if "p50_us" in row]
     if latencies:
         console.print(latency_table(latencies))

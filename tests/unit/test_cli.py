@@ -20,6 +20,7 @@ outputs = [{name = "rate",  dtype = "float32", shape = [-1, 3]}]
 def invoke(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "coupling.toml").write_text(CONFIG)
+    (tmp_path / "chemistry.py").write_text("def build():\n    pass\n")
     return lambda *args: CliRunner().invoke(app, args)
 
 

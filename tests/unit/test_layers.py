@@ -24,10 +24,14 @@ PYTHON = {
     "config": {"errors", "config_checks", "config_file", "service_config"},
     "programs": {"errors"},
     "partition": BASE,
-    "plan": BASE | {"partition"},
+    "terminal": set(),
+    "source": set(),
+    "static_check": {"backends", "config", "config_checks", "service_config", "source"},
+    "trial": BASE | {"partition", "server", "service_config", "terminal"},
+    "plan": BASE | {"partition", "terminal"},
     "jobscript": {"errors", "partition", "plan"},
     "findings": {"_check"},
-    "doctor": BASE | {"_broker", "_check", "findings", "launch", "server"},
+    "doctor": BASE | {"_broker", "_check", "findings", "launch", "static_check", "terminal"},
     "backends.base": BASE,
     "backends.group": set(),
     "backends.texts": {"errors", "text"},
@@ -45,7 +49,7 @@ PYTHON = {
     "backends.echo_backend": BASE | {"backends.base"},
     "backends.arrays": BASE,
     "backends.processed": BASE | {"backends.arrays", "backends.base"},
-    "backends": BASE | {"backends.base", "backends.processed"},
+    "backends": BASE | {"backends.base", "backends.language", "backends.processed"},
     "_arrays": {"errors"},
     "_broker": BASE | {"_arrays"},
     "stepping": {"errors", "_broker", "backends.base"},
@@ -62,14 +66,15 @@ PYTHON = {
     "session": BASE | {"_broker", "_check", "partition", "pool", "server"} | {"moving"},
     "binding": {"partition"},
     "wire": set(),
-    "launch": BASE | {"_check", "binding", "partition", "server", "session", "wire"},
+    "launch": BASE
+    | {"_check", "binding", "partition", "server", "session", "static_check", "terminal", "wire"},
     # The benchmark is a user of all of it, and nobody but the command line uses the benchmark.
     "bench": set(),
     "bench.plan": set(),
     "bench.stats": set(),
     "bench.models": set(),
     "bench.machine": set(),
-    "bench.report": set(),
+    "bench.report": {"terminal"},
     "bench.job": {"errors"},
     "bench._native": {"errors"},
     "bench.baseline": {"bench.models"},
@@ -110,6 +115,9 @@ PYTHON = {
         "session",
         "launch",
         "programs",
+        "static_check",
+        "terminal",
+        "trial",
     }
     | {"bench", "bench.main"},
     "__main__": {"cli"},
@@ -245,6 +253,7 @@ def test_torch_is_imported_late_and_by_backends_and_the_benchmark_only(name):
 @pytest.mark.parametrize(
     "name",
     ["errors", "tensor", "config", "partition", "plan", "jobscript", "programs", "_check", "cli"]
+    + ["source", "static_check", "terminal", "trial"]
     + [f"bench.{name}" for name in ("models", "baseline", "job", "plots", "scale")],
 )
 def test_modules_that_need_no_mpi_do_not_start_it(name):

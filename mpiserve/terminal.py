@@ -1,0 +1,163 @@
+"""What is printed for people: colours and bars on a terminal of theirs, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+WIDTH = 120  # of tables where nothing says how wide a line may be
+# Launchers give their ranks a terminal, whatever they themselves write to.
+LAUNCHED = (
+    "OMPI_COMM_WORLD_SIZE",
+    "PMI_SIZE",
+    "PMI_RANK",
+    "PMIX_RANK",
+    "MV2_COMM_WORLD_SIZE",
+    "PALS_RANKID",
+    "ALPS_APP_PE",
+    "SLURM_PROCID",
+    "FLUX_TASK_RANK",
+    "JSM_NAMESPACE_RANK",
+)
+BATCH = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "FLUX_JOB_ID", "COBALT_JOBID", "JOB_ID")
+# Bars of libraries, of several ranks at a time, in a log.
+SILENT = {"TQDM_DISABLE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+
+EVERY = 10.0  # seconds without a line of progress, at most
+LEAST = 1.0  # seconds between two lines
+PARTS = 10  # of a stage, a line each
+
+
+def live(environ: Mapping[str, str] = os.environ, *, stream: Any = None) -> bool:
+    """Tell whether somebody looks at a terminal, so that colours and bars are of use.
+
+    Not with NO_COLOR or TERM=dumb, in CI, in jobs of batch systems, or under a launcher of MPI;
+    in these three with FORCE_COLOR.
+
+    Args:
+        environ: The environment.
+        stream: What is written to; stdout, if not given.
+    """
+    if environ.get("NO_COLOR") or environ.get("TERM") in ("dumb", "unknown"):
+        return False
+    if environ.get("FORCE_COLOR", "0") not in ("", "0"):
+        return True
+    if any(environ.get(name) for name in (*LAUNCHED, *BATCH)):
+        return False
+    if environ.get("CI", "").lower() not in ("", "0", "false"):
+        return False
+    stream = sys.stdout if stream is None else stream
+    try:
+        return bool(stream.isatty())
+    except (AttributeError, ValueError):  # no stream, or a closed one
+        return False
+
+
+def console(*, stderr: bool = False, quiet: bool = False, width: int | None = None) -> Console:
+    """Make the console of rich that everything is printed by.
+
+    Args:
+        stderr: Write to stderr, not to stdout.
+        quiet: Print nothing.
+        width: Of a line, at least where it is not a terminal's.
+    """
+    from rich.console import Console
+
+    shown = live(stream=sys.stderr if stderr else sys.stdout)
+    if not shown and width is None and not os.environ.get("COLUMNS", "").isdigit():
+        width = WIDTH
+    # "Interactive" is what moves the cursor.
+    return Console(
+        stderr=stderr,
+        quiet=quiet,
+        width=width,
+        force_terminal=shown,
+        force_interactive=shown,
+        color_system="auto" if shown else None,
+        no_color=not shown,
+        # What is printed are names and texts of the user's.
+        markup=False,
+        emoji=False,
+    )
+
+
+class Pace:
+    """Says which steps of a long stage deserve a line: the last, and some on the way.
+
+    A tenth of the steps is worth one, but not two within a second; so are 10 seconds.
+    """
+
+    def __init__(self, steps: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._steps = max(1, steps)
+        self._clock = clock
+        self._last, self._part = clock(), 0
+
+    def due(self, done: int) -> bool:
+        """Tell whether a line is due after so many steps."""
+        now, part = self._clock(), done * PARTS // self._steps
+        passed = now - self._last
+        if done < self._steps and passed < EVERY and (part == self._part or passed < LEAST):
+            return False
+        self._last, self._part = now, part
+        return True
+
+
+class Progress:
+    """How far a program is: bars on a terminal, a line now and then elsewhere.
+
+    A context manager.
+
+    Args:
+        shown: Whether this process shows it; on one rank it does.
+    """
+
+    def __init__(self, *, shown: bool = True) -> None:
+        self._shown = shown
+        self.console = console(quiet=not shown)
+        self._bars = _bars(self.console) if shown and self.console.is_terminal else None
+        self._text, self._steps, self._done, self._task = "", 0, 0, 0
+        self._pace = Pace(1)
+
+    def __enter__(self) -> Progress:
+        if self._bars:
+            self._bars.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._bars:
+            self._bars.stop()
+
+    def begin(self, text: str, steps: int) -> None:
+        """Begin a stage."""
+        self._text, self._steps, self._done, self._pace = text, steps, 0, Pace(steps)
+        if self._bars:
+            self._task = self._bars.add_task(text, total=steps)
+
+    def step(self) -> None:
+        """One step more of the newest stage is done."""
+        self._done += 1
+        if self._bars:
+            self._bars.advance(self._task)
+        elif self._shown and self._pace.due(self._done):
+            text = f"{self._text}: step {self._done} of {self._steps}"
+            self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def _bars(where: Console) -> Any:
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bars
+
+    columns = (TextColumn("{task.description:<28}"), BarColumn(), MofNCompleteColumn())
+    return Bars(*columns, TimeElapsedColumn(), console=where, refresh_per_second=4)
+
+
+def silence_libraries() -> None:
+    """Let libraries that are imported from now on draw no bars; what is set already stays."""
+    for name, value in SILENT.items():
+        os.environ.setdefault(name, value)
