@@ -115,9 +115,17 @@ def jobscript(
     site: Annotated[str, typer.Option(help="slurm, pbs, lsf, flux or mpirun.")],
     ranks_per_node: RanksPerNode = None,
     mpi: Annotated[str, typer.Option(help="openmpi or mpich.")] = "openmpi",
-    time: Annotated[str, typer.Option(help="Limit, HH:MM:SS.")] = "00:15:00",
+    time: Annotated[
+        str, typer.Option(help="Limit: HH:MM:SS, D-HH:MM:SS, minutes, 90m, 2h, 1d12h. Default 15m.")
+    ] = "",
     gpus_per_node: Annotated[int, typer.Option(help="For the inference ranks.")] = 0,
     het: Annotated[bool, typer.Option(help="Slurm: a heterogeneous job.")] = False,
+    account: Annotated[str, typer.Option(help="Account, project or bank.")] = "",
+    partition: Annotated[str, typer.Option("--partition", "--queue", help="Where it runs.")] = "",
+    module: Annotated[list[str] | None, typer.Option(help="To load; may be repeated.")] = None,
+    env: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="To set; may be repeated.")
+    ] = None,
 ) -> None:
     """Print a job script for a batch system. Options come before CONFIG."""
     from mpiserve import jobscript as writer
@@ -126,7 +134,10 @@ def jobscript(
     with _usage():
         made = make(_checked(config), ranks, ranks_per_node)
         command = shlex.join(["python", "-m", "mpiserve", *sys.argv[1:]])
-        job = writer.Job(config, program, made, mpi, time, gpus_per_node, het, command)
+        job = writer.Job(
+            *(config, program, made, mpi, time, gpus_per_node, het, command),
+            *(account, partition, module or (), env or ()),
+        )
         print(writer.jobscript(site, job), end="")
 
 

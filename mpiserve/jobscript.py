@@ -6,6 +6,7 @@ any other is a program of its own beside `python -m mpiserve serve`.
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,10 @@ PMI = {"openmpi": "pmix", "mpich": "pmi2"}  # srun's --mpi
 SERVE = '"$python" -m mpiserve serve "$config"'
 # A file of the ranks' programs, for what starts them: its lines follow, then END.
 RANKS_FILE = ("ranks=$(mktemp ranks.XXXXXX)", "trap 'rm -f \"$ranks\"' EXIT", 'cat >"$ranks" <<END')
+MODULES = """
+# Before what is strict: a module's own script may use variables that are not set.
+{lines}
+"""
 BODY = """
 set -euo pipefail
 {folder}
@@ -27,6 +32,11 @@ config={config}
 # No threads but the ranks themselves; those of the models are in the configuration.
 export OMP_NUM_THREADS=1
 """
+UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
+TIMES = "HH:MM:SS, D-HH:MM:SS, minutes, or such as 90m, 2h, 1d12h"
+DEFAULT_TIME = "00:15:00"
+LONGEST = 366 * 86400
+WORD = re.compile(r"[A-Za-z0-9_][\w.,:/@+=-]*", re.ASCII)  # of an account, a queue, a module
 
 
 @dataclass(frozen=True)
@@ -38,20 +48,33 @@ class Job:
         program: The simulation: a Python script and its arguments, or any other command.
         plan: The partition. `run` finds the same one from the configuration.
         mpi: "openmpi" or "mpich".
-        time: The limit, HH:MM:SS.
+        time: The limit, in any of TIMES; a quarter of an hour, if not given.
         gpus_per_node: For the inference ranks.
         het: Slurm: a part of the job for each role, with nodes of its own.
         made_by: The command that makes this script, for its first lines.
+        account: Who pays, if that has to be said: account, project or bank.
+        partition: The partition, or queue, if not the site's own.
+        modules: To load.
+        env: Variables to set, each NAME=VALUE.
     """
 
     config: str
     program: Sequence[str]
     plan: Plan
     mpi: str = "openmpi"
-    time: str = "00:15:00"
+    time: str = ""
     gpus_per_node: int = 0
     het: bool = False
     made_by: str = ""
+    account: str = ""
+    partition: str = ""
+    modules: Sequence[str] = ()
+    env: Sequence[str] = ()
+
+    @property
+    def seconds(self) -> int:
+        """The limit of time."""
+        return seconds_of(self.time or DEFAULT_TIME)
 
     @property
     def spmd(self) -> bool:
@@ -109,7 +132,71 @@ def jobscript(site: str, job: Job) -> str:
     if job.het and (site != "slurm" or not job.plan.dedicated()):
         text = "a heterogeneous job is one of Slurm, whose inference ranks have nodes of their own"
         raise ArgumentError(Code.EARG, f"{text}: placement = 'dedicated' gives them some")
+    check(site, job)
     return SITES[site](job)
+
+
+def check(site: str, job: Job) -> None:
+    """Refuse what would not arrive in the script as it was meant.
+
+    Raises:
+        ArgumentError: Naming the option.
+    """
+    if job.mpi not in PMI:
+        raise ArgumentError(Code.EARG, f"--mpi {job.mpi!r}: {' or '.join(PMI)}")
+    if job.gpus_per_node < 0:
+        raise ArgumentError(Code.EARG, f"--gpus-per-node {job.gpus_per_node}: at least 0")
+    for word in (job.config, *job.program, *job.env, job.made_by):
+        if not word.isprintable():
+            raise ArgumentError(Code.EARG, f"{word!r}: a script holds no such characters")
+    named = [("account", job.account), ("partition", job.partition)]
+    for option, word in [*named, *(("module", word) for word in job.modules)]:
+        if word and not WORD.fullmatch(word):
+            raise ArgumentError(
+                Code.EARG, f"--{option} {word!r}: must be letters, digits, _.,:/@+=-"
+            )
+    for setting in job.env:
+        if not re.fullmatch(r"[A-Za-z_]\w*=.*", setting, re.ASCII):
+            raise ArgumentError(Code.EARG, f"--env {setting!r}: must be NAME=VALUE")
+    if not 0 < job.seconds <= LONGEST:
+        raise ArgumentError(Code.EARG, f"--time {job.time!r}: must be over 0, up to a year")
+    if site in IN_FILES and not job.spmd:
+        for word in (job.config, *job.program):
+            if shlex.quote(word) != word:
+                text = f"{word!r}: two programs under {site} take no such characters"
+                raise ArgumentError(Code.EARG, f"{text}: name a script of yours that has them")
+
+
+def seconds_of(time: str) -> int:
+    """Read a limit of time.
+
+    Raises:
+        ArgumentError: If it is in none of the forms that all sites understand alike.
+    """
+    clock = re.fullmatch(
+        r"(?:(?:(\d+)d?-)?(\d+):(\d\d):(\d\d)|(\d+)d?-(\d+)(?::(\d\d))?)", time, re.ASCII
+    )
+    if clock:
+        days, hours, minutes, seconds, day, hour, minute = (
+            int(part or 0) for part in clock.groups()
+        )
+        return 86400 * (days + day) + 3600 * (hours + hour) + 60 * (minutes + minute) + seconds
+    if re.fullmatch(r"\d+", time, re.ASCII):
+        return 60 * int(time[:9])
+    if re.fullmatch(r"(\d+d)?(\d+h)?(\d+m)?(\d+s)?", time, re.ASCII) and time:
+        return sum(int(n[:9]) * UNITS[unit] for n, unit in re.findall(r"(\d+)([dhms])", time))
+    raise ArgumentError(Code.EARG, f"--time {time[:40]!r}: must be {TIMES}")
+
+
+def clock_of(seconds: int) -> str:
+    """Write a time as HH:MM:SS."""
+    return f"{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}"
+
+
+def whose(job: Job, account: str, partition: str) -> list[str]:
+    """Write the directives of account and partition, if they are said."""
+    pairs = ((account, job.account), (partition, job.partition))
+    return [f"{flag}{word}" for flag, word in pairs if word]
 
 
 def head(job: Job, what: str, submit: str, directives: Sequence[str], folder: str) -> str:
@@ -123,12 +210,22 @@ def head(job: Job, what: str, submit: str, directives: Sequence[str], folder: st
         "#",
         *directives,
     ]
-    return "\n".join(lines) + "\n" + BODY.format(folder=folder, config=shlex.quote(job.config))
+    modules = "\n".join(f"module load {shlex.quote(name)} || exit 1" for name in job.modules)
+    before = MODULES.format(lines=modules) if modules else ""
+    body = BODY.format(folder=folder, config=shlex.quote(job.config))
+    after = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in settings(job))
+    return "\n".join(lines) + "\n" + before + body + after
+
+
+def settings(job: Job) -> list[tuple[str, str]]:
+    """The variables that the script sets."""
+    pairs = [setting.partition("=") for setting in job.env]
+    return [(name, value) for name, _, value in pairs]
 
 
 def slurm(job: Job) -> str:
     """Write a job script for Slurm: srun of one program, of two, or of a job of two parts."""
-    directives = ["#SBATCH --job-name=mpiserve", f"#SBATCH --time={job.time}"]
+    directives = ["#SBATCH --job-name=mpiserve", f"#SBATCH --time={clock_of(job.seconds)}"]
     directives += ["#SBATCH --output=%x-%j.log"]
     folder = 'cd "${SLURM_SUBMIT_DIR:?this is a job script: submit it with sbatch}"'
     kind = slurm_het if job.het else slurm_run if job.spmd else slurm_multi_prog
@@ -149,7 +246,7 @@ def slurm_resources(job: Job, role: str | None = None) -> list[str]:
     ]
     if job.gpus_per_node and role != SIMULATION:
         lines.append(f"#SBATCH --gpus-per-node={job.gpus_per_node}")
-    return lines
+    return lines + whose(job, "#SBATCH --account=", "#SBATCH --partition=")
 
 
 def srun(job: Job) -> str:
@@ -203,8 +300,9 @@ def pbs(job: Job) -> str:
         "#PBS -N mpiserve",
         f"#PBS -l select={job.nodes}:ncpus={cores}:mpiprocs={job.plan.per_node}{gpus}",
         "#PBS -l place=scatter",
-        f"#PBS -l walltime={job.time}",
+        f"#PBS -l walltime={clock_of(job.seconds)}",
         "#PBS -j oe",
+        *whose(job, "#PBS -A ", "#PBS -q "),
     ]
     folder = 'cd "${PBS_O_WORKDIR:?this is a job script: submit it with qsub}"'
     text = head(job, "PBS Pro", "qsub -- SCRIPT", directives, folder)
@@ -213,12 +311,13 @@ def pbs(job: Job) -> str:
 
 def lsf(job: Job) -> str:
     """Write a job script for LSF with jsrun: a resource set is a node."""
-    hours, minutes, _ = job.time.split(":")
+    hours, minutes = divmod(minutes_of(job), 60)
     directives = [
         "#BSUB -J mpiserve",
         f"#BSUB -nnodes {job.nodes}",
-        f"#BSUB -W {hours}:{minutes}",
+        f"#BSUB -W {hours:02}:{minutes:02}",
         "#BSUB -o mpiserve-%J.log",
+        *whose(job, "#BSUB -P ", "#BSUB -q "),
     ]
     folder = 'cd "${LS_SUBCWD:?this is a job script: submit it with bsub}"'
     text = head(job, "LSF, jsrun", "bsub SCRIPT", directives, folder)
@@ -258,8 +357,9 @@ def flux(job: Job) -> str:
         "#flux: --job-name=mpiserve",
         f"#flux: --nodes={job.nodes}",
         "#flux: --exclusive",
-        f"#flux: --time-limit={minutes_of(job.time)}m",
+        f"#flux: --time-limit={minutes_of(job)}m",
         "#flux: --output=mpiserve-{{id}}.log",
+        *whose(job, "#flux: --bank=", "#flux: --queue="),
     ]
     text = head(job, "Flux", "flux batch SCRIPT", directives, 'cd "${FLUX_SUBMIT_DIR:-$PWD}"')
     flags = f"--nodes={job.nodes} --ntasks={job.ranks} --cores-per-task={job.threads}"
@@ -281,14 +381,18 @@ def flux(job: Job) -> str:
     return "\n".join([text, *choose, ""])
 
 
-def minutes_of(time: str) -> int:
-    """The minutes of HH:MM:SS, rounded up."""
-    hours, minutes, seconds = map(int, time.split(":"))
-    return 60 * hours + minutes + (seconds > 0)
+def minutes_of(job: Job) -> int:
+    """The minutes of the limit, rounded up."""
+    return -(-job.seconds // 60)
 
 
 def mpirun(job: Job) -> str:
     """Write a script for mpiexec alone, with a hostfile."""
+    if job.account or job.partition or job.time:
+        text = (
+            "mpirun knows no --account, no --partition and no --time: the shell's timeout has one"
+        )
+        raise ArgumentError(Code.EARG, text)
     flag = "-f" if job.mpi == "mpich" else "--map-by slot --hostfile"
     line = f"HOST:{job.plan.per_node}" if job.mpi == "mpich" else f"HOST slots={job.plan.per_node}"
     hint = f"# HOSTFILE names {job.nodes} hosts, a line for each: {line}"
@@ -297,4 +401,5 @@ def mpirun(job: Job) -> str:
     return f'{text}\n"${{MPIEXEC:-mpiexec}}" {flag} "$hostfile" {job.parts()}\n'
 
 
+IN_FILES = ("slurm", "lsf", "flux")  # where two programs are lines of a file, or of a text
 SITES = {"slurm": slurm, "pbs": pbs, "lsf": lsf, "flux": flux, "mpirun": mpirun}

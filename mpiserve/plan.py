@@ -11,6 +11,8 @@ from mpiserve.config import Config
 from mpiserve.errors import ArgumentError, Code
 from mpiserve.partition import INFERENCE, SIMULATION, Seat, replica_of, roles, seats
 
+MOST = 2**23  # ranks of a world; no machine has as many cores
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -59,6 +61,8 @@ def plan(config: Config, ranks: int, per_node: int | None = None) -> Plan:
     per_node = ranks if per_node is None else per_node
     if ranks < 1 or per_node < 1:
         raise ArgumentError(Code.EARG, f"{ranks} ranks, {per_node} a node: at least 1 of both")
+    if ranks > MOST:
+        raise ArgumentError(Code.EARG, f"{ranks} ranks: at most {MOST}")
     nodes = [rank // per_node for rank in range(ranks)]
     chosen = roles(config, ranks, nodes)
     inference = [rank for rank in range(ranks) if chosen[rank] == INFERENCE]

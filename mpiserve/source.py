@@ -116,10 +116,13 @@ def _submodule(parent: ModuleSpec, name: str) -> ModuleSpec:
     found = PathFinder.find_spec(name, list(places)) if places is not None else None
     if found is not None:
         return found
-    source = ""
-    if parent.origin and parent.origin.endswith(".py"):
+    if parent.origin is None:
+        source = ""  # a folder without a file of its own
+    elif parent.origin.endswith(".py"):
         source = Path(parent.origin).read_text(encoding="utf-8", errors="replace")
-    if not source and places is None or "sys.modules" in source or "__path__" in source:
+    else:
+        source = "sys.modules"  # compiled, and may do anything
+    if "sys.modules" in source or "__path__" in source:
         raise Unknown(f"only an import can tell whether there is a module '{name}'")
     raise Missing(f"no module '{name}'")
 

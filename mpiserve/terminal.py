@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 WIDTH = 120  # of tables where nothing says how wide a line may be
+HEIGHT = 50
 # Launchers give their ranks a terminal, whatever they themselves write to.
 LAUNCHED = (
     "OMPI_COMM_WORLD_SIZE",
@@ -70,13 +71,14 @@ def console(*, stderr: bool = False, quiet: bool = False, width: int | None = No
     from rich.console import Console
 
     shown = live(stream=sys.stderr if stderr else sys.stdout)
-    if not shown and width is None and not os.environ.get("COLUMNS", "").isdigit():
-        width = WIDTH
-    # "Interactive" is what moves the cursor.
+    if not shown and width is None:
+        columns = os.environ.get("COLUMNS", "")
+        width = int(columns) if columns.isdecimal() and 0 < int(columns) < 10000 else WIDTH
     return Console(
         stderr=stderr,
         quiet=quiet,
         width=width,
+        height=None if shown else HEIGHT,  # else rich takes 80 columns with TERM=dumb
         force_terminal=shown,
         force_interactive=shown,
         color_system="auto" if shown else None,

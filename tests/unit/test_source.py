@@ -1,0 +1,75 @@
+import pytest
+
+from mpiserve import source
+
+PACKAGE = {
+    "plain.py": "def f(x): pass\nclass C: pass\nvalue = 3\nimport os as system\n",
+    "maybe.py": "try:\n    from nowhere import g\nexcept ImportError:\n    def g(): pass\n",
+    "star.py": "from plain import *\nfrom maybe import *\n",
+    "made.py": "globals()['anything'] = 3\n",
+    "lazy.py": "def __getattr__(name): pass\n",
+    "setting.py": "class S:\n    def m(self):\n        setattr(self, 'x', 1)\n",
+    "circle.py": "from circle import *\n",
+    "broken.py": "def f(:\n",
+    "boom.py": "def f(): pass\nraise SystemExit('run')\n",
+    "encoded.py": "# -*- coding: latin-1 -*-\ndef f(): 'caf\xe9'\n",
+    "sub/file.py": "from . import no\ndef f(a): pass\n",
+    "pack/__init__.py": "from .inner import deep\nfrom pack.inner import deep as again\n",
+    "pack/inner.py": "def deep(a, b=1, *, c, **d): pass\n",
+    "pack/other.py": "raise SystemExit('run')\n",
+}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name, text in PACKAGE.items():
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text, encoding="latin-1")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "spec",
+    ["plain:f", "plain:C", "plain:value", "plain:system", "maybe:g", "star:f", "star:g", "boom:f"]
+    + ["pack:deep", "pack:again", "pack:inner", "pack.inner:deep", "./plain.py:f", "sub/file.py:f"]
+    + ["torch.nn:ReLU", "numpy:mean", "encoded:f", "lazy:__getattr__"],
+)
+def test_what_is_there_is_found(folder, spec):
+    source.find(spec, folder)
+
+
+@pytest.mark.parametrize(
+    ("spec", "text"),
+    [
+        ("plain:g", "the module has no 'g'"),
+        ("plain:valeu", r"did you mean 'value'\?"),
+        ("nowhere_at_all:f", "no module 'nowhere_at_all'"),
+        ("pack.nowhere:f", "no module 'pack.nowhere'"),
+        ("plain.inner:f", "no module 'plain.inner'"),
+        ("pack:shallow", "the module has no 'shallow'"),
+        ("star:h", "the module has no 'h'"),
+        ("setting:x", "the module has no 'x'"),
+        ("torch.nn:RelU", "the module has no 'RelU'"),
+        ("broken:f", r"broken\.py: line 1: "),
+        ("./nowhere.py:f", "no such file"),
+    ],
+)
+def test_what_is_not_there_is_told(folder, spec, text):
+    with pytest.raises(source.Missing, match=text):
+        source.find(spec, folder)
+
+
+@pytest.mark.parametrize(
+    "spec", ["made:anything", "lazy:anything", "circle:f", "sys:path", "os.path:join"]
+)
+def test_what_only_an_import_can_tell_is_not_refused(folder, spec):
+    with pytest.raises(source.Unknown):
+        source.find(spec, folder)
+
+
+def test_arguments_are_those_of_the_definition(folder):
+    node = source.find("pack:deep", folder)
+    assert str(source.signature(node)) == "(a, b=None, *, c, **d)"
+    assert str(source.signature(source.find("plain:C", folder))) == "()"
+    assert source.signature(source.find("torch.nn:ReLU", folder)).parameters.keys() == {"inplace"}
