@@ -16,7 +16,7 @@ from typing import NoReturn
 
 from mpi4py import MPI
 
-from mpiserve import _check, session, terminal, wire
+from mpiserve import _check, environment, session, wire
 from mpiserve.binding import bind
 from mpiserve.config import Config
 from mpiserve.errors import Code, ConfigError, Error, PeerError
@@ -175,10 +175,7 @@ def abort(comm: MPI.Comm, status: int) -> None:
 
 def grace() -> float:
     """Seconds that simulation ranks have to leave after one of them failed."""
-    try:
-        return float(os.environ.get("MPISERVE_GRACE", GRACE))
-    except ValueError:
-        return GRACE
+    return environment.seconds("MPISERVE_GRACE", GRACE)
 
 
 def _refuse(comm: MPI.Comm, error: ConfigError) -> int:
@@ -212,7 +209,6 @@ def _infer(comm: MPI.Comm, config: Config, *, bind_alone: bool = False) -> int:
     except Error as error:
         return _open_failed(comm, error)
     position = current.comm.rank
-    terminal.silence_libraries()
     if position == 0:
         _look(config)
     try:

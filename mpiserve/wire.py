@@ -15,6 +15,8 @@ import threading
 from collections.abc import Callable
 from typing import NamedTuple
 
+from mpiserve import environment
+
 LIMIT = 30.0  # seconds without a sign of life, if MPISERVE_LOST does not say
 PERIOD = 0.5  # seconds between two looks
 ESTABLISHED, CLOSED = 1, 7  # states of tcp_info
@@ -39,10 +41,7 @@ class Peer(NamedTuple):
 
 def limit() -> float:
     """Seconds that a host may be silent: MPISERVE_LOST, 0 for ever."""
-    try:
-        return max(0.0, float(os.environ.get("MPISERVE_LOST", LIMIT)))
-    except ValueError:
-        return LIMIT
+    return environment.seconds("MPISERVE_LOST", LIMIT)
 
 
 def watch(end: Callable[[str], None], seconds: float) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from mpiserve.backends.base import Backend, import_object
 from mpiserve.errors import Code, ModelError
+from mpiserve.terminal import silence_libraries
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -49,6 +50,7 @@ def create(service: ServiceConfig, comm: MPI.Comm | None = None, local_rank: int
     Raises:
         ModelError: If a class of the user's cannot be found or is no Backend.
     """
+    silence_libraries()
     if service.preprocess or service.postprocess:
         from mpiserve.backends.processed import ProcessedBackend
 

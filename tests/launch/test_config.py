@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from coupling import CONFIG, PYTHON, RUN, SERVE, write
+from coupling import SIMULATION as SIMULATION_THAT_IS_RIGHT
 
 MISSPELT = CONFIG + "max_delay = 100\n"
 NO_MODEL = CONFIG.replace('model = "model:twice"\n', "")
@@ -75,3 +76,51 @@ def test_a_script_that_is_not_there(mpiexec, tmp_path):
     done = mpiexec(["-n", 2, *RUN, "c.toml", "other.py"])
     assert done.returncode == 2
     assert done.stderr.count("mpiserve: other.py: no such file") == 1
+
+
+ABSENT = """
+[service.absent]
+backend = "python"
+model = "model:nowhere"
+inputs = [{ name = "x", dtype = "float32", shape = [-1, 3] }]
+outputs = [{ name = "y", dtype = "float32", shape = [-1, 3] }]
+"""
+BARS = """\
+import tqdm
+
+for _ in tqdm.tqdm(range(3), "a bar"):
+    pass
+
+
+def twice(x):
+    return 2 * x
+"""
+LINES = """
+import sys
+from mpiserve import terminal
+
+with terminal.Progress(shown=rank == 0) as progress:
+    progress.begin("work", 100)
+    for _ in range(100):
+        progress.step()
+for stream in (sys.stdout, sys.stderr):
+    print("a terminal" if stream.isatty() else "no terminal", file=stream)
+"""
+
+
+def test_what_is_not_there_is_said_before_models_are_loaded_and_in_plain_lines(mpiexec, tmp_path):
+    """The other services go on. Launchers give ranks a terminal, but nobody looks at it."""
+    write(tmp_path, SIMULATION_THAT_IS_RIGHT + LINES, CONFIG + ABSENT)
+    (tmp_path / "model.py").write_text(BARS)
+    done = mpiexec(["-n", 3, *RUN, "c.toml", "sim.py"])
+    lines = done.stderr.splitlines()
+    early = [
+        at for at, line in enumerate(lines) if "c.toml: service.absent.model: 'model:now" in line
+    ]
+    ready = [at for at, line in enumerate(lines) if "service twice" in line and "is ready" in line]
+    assert early < ready and len(early) == 1
+    assert "simulation rank 0 of 1 is right" in done.stdout
+    assert "work: step 100 of 100" in done.stdout
+    for text in (done.stdout, done.stderr):
+        assert "\x1b" not in text and "\r" not in text.replace("\r\n", "\n")
+        assert "a bar" not in text

@@ -49,7 +49,7 @@ PYTHON = {
     "backends.echo_backend": BASE | {"backends.base"},
     "backends.arrays": BASE,
     "backends.processed": BASE | {"backends.arrays", "backends.base"},
-    "backends": BASE | {"backends.base", "backends.language", "backends.processed"},
+    "backends": BASE | {"backends.base", "backends.language", "backends.processed", "terminal"},
     "_arrays": {"errors"},
     "_broker": BASE | {"_arrays"},
     "stepping": {"errors", "_broker", "backends.base"},
@@ -65,9 +65,11 @@ PYTHON = {
     # A session hands itself over to its server in serve(); the server never looks back.
     "session": BASE | {"_broker", "_check", "partition", "pool", "server"} | {"moving"},
     "binding": {"partition"},
-    "wire": set(),
+    "environment": set(),
+    "wire": {"environment"},
     "launch": BASE
-    | {"_check", "binding", "partition", "server", "session", "static_check", "terminal", "wire"},
+    | {"_check", "binding", "environment", "partition", "server", "session", "static_check"}
+    | {"wire"},
     # The benchmark is a user of all of it, and nobody but the command line uses the benchmark.
     "bench": set(),
     "bench.plan": set(),

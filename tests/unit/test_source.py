@@ -12,7 +12,7 @@ PACKAGE = {
     "circle.py": "from circle import *\n",
     "broken.py": "def f(:\n",
     "boom.py": "def f(): pass\nraise SystemExit('run')\n",
-    "encoded.py": "# -*- coding: latin-1 -*-\ndef f(): 'caf\xe9'\n",
+    "encoded.py": "# -*- coding: latin-1 -*-\ndef f(): 'Z\xfcrich'\n",
     "sub/file.py": "from . import no\ndef f(a): pass\n",
     "pack/__init__.py": "from .inner import deep\nfrom pack.inner import deep as again\n",
     "pack/inner.py": "def deep(a, b=1, *, c, **d): pass\n",
@@ -43,7 +43,7 @@ def test_what_is_there_is_found(folder, spec):
     ("spec", "text"),
     [
         ("plain:g", "the module has no 'g'"),
-        ("plain:valeu", r"did you mean 'value'\?"),
+        ("plain:valuee", r"did you mean 'value'\?"),
         ("nowhere_at_all:f", "no module 'nowhere_at_all'"),
         ("pack.nowhere:f", "no module 'pack.nowhere'"),
         ("plain.inner:f", "no module 'plain.inner'"),
