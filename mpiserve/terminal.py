@@ -70,7 +70,10 @@ def console(*, stderr: bool = False, quiet: bool = False, width: int | None = No
     """
     from rich.console import Console
 
-    shown = live(stream=sys.stderr if stderr else sys.stdout)
+    stream: Any = sys.stderr if stderr else sys.stdout
+    if hasattr(stream, "reconfigure"):
+        stream.reconfigure(errors="backslashreplace")  # a name may have what the locale has not
+    shown = live(stream=stream)
     if not shown and width is None:
         columns = os.environ.get("COLUMNS", "")
         width = int(columns) if columns.isdecimal() and 0 < int(columns) < 10000 else WIDTH

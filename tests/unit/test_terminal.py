@@ -1,4 +1,6 @@
 import io
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -105,3 +107,18 @@ def test_a_log_is_as_wide_as_its_tables(monkeypatch, columns, width):
     monkeypatch.setenv("COLUMNS", columns)
     assert terminal.console().width == width
     assert terminal.console(width=90).width == 90
+
+
+C_LOCALE = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+
+@pytest.mark.parametrize("setting", [{"PYTHONIOENCODING": "ascii"}, C_LOCALE], ids=["ascii", "C"])
+def test_a_name_that_the_locale_cannot_write_is_spelled_out(tmp_path, setting):
+    text = '[service."é"]\nbackend = "echo"\n'
+    text += 'inputs = [{ name = "x", dtype = "float32", shape = [-1] }]\n'
+    (tmp_path / "c.toml").write_text(text, encoding="utf-8")
+    command = [sys.executable, "-m", "mpiserve", "check", "c.toml"]
+    env = os.environ | setting
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"\\xe9" in done.stdout
