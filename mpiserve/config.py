@@ -179,6 +179,7 @@ class Config(Table):
     ) -> dict[str, PoolConfig]:
         services, seen = info.data.get("service", {}), set()
         for key, pool in pools.items():
+            check_name(key)
             if not pool.services:
                 raise ValueError(f"'{key}' has no services")
             for name in pool.services:

@@ -10,6 +10,8 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 from mpiserve import backends, source
+from mpiserve.backends.deepspeed_backend import ELSEWHERE
+from mpiserve.backends.language import INPUTS
 from mpiserve.config import OBJECT, Config, ServiceConfig
 from mpiserve.config_checks import cut, shown
 from mpiserve.service_config import suggest
@@ -68,7 +70,13 @@ def window_bytes(services: Sequence[ServiceConfig]) -> int:
 def _of_service(service: ServiceConfig) -> Iterator[Finding]:
     key = f"service.{service.name}"
     for finding in chain(
-        _backend(service), _options(service), _model(service), _functions(service), _here(service)
+        _backend(service),
+        _options(service),
+        _engine_options(service),
+        _model(service),
+        _task(service),
+        _functions(service),
+        _here(service),
     ):
         yield finding._replace(key=f"{key}.{finding.key}")
 
@@ -92,6 +100,37 @@ def _options(service: ServiceConfig) -> Iterator[Finding]:
             yield Finding(key, f"unknown key {hint}")
         elif wanted := _wanted(name, value):
             yield Finding(key, f"must be {wanted}, got {shown(value)}")
+
+
+def _engine_options(service: ServiceConfig) -> Iterator[Finding]:
+    """Arguments of DeepSpeed that have a key elsewhere, and classes of its policy."""
+    arguments, policy = (
+        value if isinstance(value, dict) else {}
+        for value in map(service.options.get, ("init_inference", "injection_policy"))
+    )
+    for name, instead in ELSEWHERE.items():
+        if name in arguments:
+            yield Finding(f"options.init_inference.{name}", f"set {instead}")
+    for name in policy:
+        if OBJECT.fullmatch(name):
+            yield from _found("options.injection_policy", name, service)
+        else:
+            yield Finding("options.injection_policy", f"must be 'module:Class', got {shown(name)}")
+
+
+def _task(service: ServiceConfig) -> Iterator[Finding]:
+    """The tensors by whose names a task knows what they are."""
+    if service.task is None:
+        return
+    key = "model_inputs" if service.model_inputs else "inputs"
+    names = [tensor.name for tensor in service.model_inputs or service.inputs]
+    for name in names:
+        if name not in INPUTS[service.task]:
+            hint = suggest(name, INPUTS[service.task])
+            yield Finding(key, f"task '{service.task}' has no input {shown(name)} {hint}")
+    if ("tokens" in names) == ("text" in names):
+        text = f"task '{service.task}' needs an input 'tokens' or an input 'text', and not both"
+        yield Finding(key, text)
 
 
 def _wanted(name: str, value: Any) -> str:

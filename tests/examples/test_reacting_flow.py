@@ -49,6 +49,9 @@ def test_coupled_run_agrees_with_the_reference(run, tmp_path):
     picture = (tmp_path / "picture.png").read_bytes()
     assert picture.startswith(b"\x89PNG")
     assert "result.json" in printed
+    # Open MPI gives ranks a terminal; what arrives here is a log.
+    assert "\x1b" not in printed and "\r" not in printed.replace("\r\n", "\n")
+    assert f"coupled to the network: step {STEPS} of {STEPS}" in printed
 
 
 def test_run_without_reference_and_picture_says_that_it_has_none(run, tmp_path):

@@ -9,6 +9,7 @@ from mpiserve import backends
 from mpiserve.backends.base import import_object, module_of, read_again
 from mpiserve.config import Config
 from mpiserve.errors import ConfigError, ModelError
+from mpiserve.versions import Versions
 
 IO = [{"name": "x", "dtype": "float32", "shape": [-1]}]
 ONES = np.ones(1, np.float32)
@@ -82,6 +83,21 @@ def test_a_file_is_read_again(folder):
     read_again(module_of(spec, folder))
     assert import_object(spec, folder)(ONES) == 9
     assert first(ONES) == 3
+
+
+def test_a_reload_reads_files_again(folder):
+    def make(table):
+        backend = backends.create(table)
+        backend.load()
+        answers.append(float(backend.run((ONES,))[0]))
+        return backend
+
+    answers = []
+    versions = Versions(service(folder, model="./by_path.py:f"), make, lambda backend: None)
+    versions.load("")
+    (folder / "by_path.py").write_text("def f(x):\n    return 8 * x\n")
+    versions.load("")
+    assert answers == [2, 8]
 
 
 def test_what_is_not_there_is_named(folder):

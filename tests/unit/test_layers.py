@@ -26,7 +26,8 @@ PYTHON = {
     "partition": BASE,
     "terminal": set(),
     "source": set(),
-    "static_check": {"backends", "config", "config_checks", "service_config", "source"},
+    "static_check": {"backends", "backends.deepspeed_backend", "backends.language"}
+    | {"config", "config_checks", "service_config", "source"},
     "trial": BASE | {"partition", "server", "service_config", "terminal"},
     "plan": BASE | {"partition", "terminal"},
     "jobscript": {"errors", "partition", "plan"},

@@ -69,6 +69,8 @@ def test_what_is_right_is_not_complained_of(found, table):
 
 
 FILE = {"backend": "torch", "model": "model.onnx"}
+EMBEDS = {"backend": "torch", "model": "folder", "task": "embed"}
+SHARDED = {"backend": "deepspeed"}
 BUILT = {"backend": "torch", "model": "models:build"}
 WRONG = [
     ({"model": "model:twice"}, "service.s.model: 'model:twice': no module 'model' in"),
@@ -104,6 +106,11 @@ WRONG = [
     ({"backend": "torch", "model": "folder", "task": "embed", "inputs": TOKENS}, "no config.json"),
     ({"backend": "deepspeed", "model": "gone", "task": "embed"}, "gone: no such directory"),
     ({"backend": "deepspeed", "model": "mo dels:build"}, "a callable is named 'module:callable'"),
+    (EMBEDS | {"inputs": IO}, "service.s.inputs: task 'embed' has no input 'x' (one of: text, tok"),
+    (EMBEDS | {"inputs": [TOKENS[0], TOKENS[0] | {"name": "text"}]}, "and not both"),
+    (BUILT | SHARDED | {"options": {"init_inference": {"dtype": 1}}}, "set dtype of the service"),
+    (BUILT | SHARDED | {"options": {"injection_policy": {"models:Blokk": []}}}, "has no 'Blokk'"),
+    (BUILT | SHARDED | {"options": {"injection_policy": {"Block": []}}}, "must be 'module:Class'"),
     (
         {"backend": "deepspeed", "model": "folder", "task": "embed", "options": {"poling": "mean"}},
         "options.poling: unknown key (did you mean 'pooling'?)",
