@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
@@ -84,14 +85,16 @@ def find(spec: str, folder: Path) -> Definition | None:
     try:
         module = _file(folder / place) if place.endswith(".py") else _module(place, folder)
         return _lookup(module, name, MAX_STEPS)
-    except RecursionError:
-        raise Unknown(f"{place} is nested too deeply to be read") from None
+    except (Missing, Unknown):
+        raise
+    except Exception as error:  # of a finder, or of a file of any kind: an import may do better
+        raise Unknown(f"its source cannot be read: {type(error).__name__}: {error}") from None
     finally:
         sys.path.remove(str(folder))
 
 
 def _file(path: Path) -> _Module:
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise Missing(f"{path}: no such file")
     return _Module(path.stem, path, False)
 
@@ -180,7 +183,7 @@ def _tree(path: Path) -> ast.Module:
         return ast.parse(path.read_bytes())
     except SyntaxError as error:
         raise Missing(f"{path.name}: line {error.lineno}: {error.msg}") from None
-    except (OSError, ValueError, MemoryError) as error:
+    except ValueError as error:  # a zero byte
         raise Missing(f"{path.name}: {error}") from None
 
 

@@ -156,14 +156,14 @@ def _model(service: ServiceConfig) -> Iterator[Finding]:
 
 
 def _model_file(service: ServiceConfig, model: str) -> Iterator[Finding]:
-    path = service.folder / model
-    if service.task and not (path / "config.json").is_file():
-        text = "no config.json in it" if path.is_dir() else "no such directory"
+    path = service.folder / model  # os.path, as Path raises for a name that is too long
+    if service.task and not os.path.isfile(path / "config.json"):
+        text = "no config.json in it" if os.path.isdir(path) else "no such directory"
         kind = "needs a Hugging Face directory, or 'module:callable'"
-        yield Finding("model", f"{path}: {text}; task '{service.task}' {kind}")
-    elif path.is_dir() and not service.task:
+        yield Finding("model", f"{cut(str(path), 300)}: {text}; task '{service.task}' {kind}")
+    elif os.path.isdir(path) and not service.task:
         yield Finding("model", f"{path} is a directory: say task = 'generate' or 'embed'")
-    elif not path.exists():
+    elif not os.path.exists(path):
         hint = "" if ":" not in model else "; a callable is named 'module:callable'"
         yield Finding("model", f"{cut(str(path), 300)}: no such file{hint}")
     for option in ("arguments", "weights"):
@@ -175,7 +175,7 @@ def _weights(service: ServiceConfig) -> Iterator[Finding]:
     weights = service.options.get("weights")
     if service.backend == "python" or not isinstance(weights, str):
         return
-    if not (service.folder / weights).exists():
+    if not os.path.exists(service.folder / weights):
         yield Finding("options.weights", f"{cut(str(service.folder / weights), 300)}: no such file")
 
 
@@ -256,10 +256,10 @@ def _bound(
 def _here(service: ServiceConfig) -> Iterator[Finding]:
     """What this machine lacks, and the one of the job may have."""
     module, package = NEEDS.get(service.backend, ("", ""))
-    if module and find_spec(module) is None:
+    if module and not _installed(module):
         text = f"'{service.backend}' needs {module}, which is not here: pip install '{package}'"
         yield Finding("backend", text, sure=False)
-    if service.task and find_spec("transformers") is None:
+    if service.task and not _installed("transformers"):
         text = "needs transformers, which is not here: pip install 'mpiserve[language]'"
         yield Finding("task", text, sure=False)
     cores = os.cpu_count() or service.threads
@@ -268,8 +268,18 @@ def _here(service: ServiceConfig) -> Iterator[Finding]:
         yield Finding("threads", text, sure=False)
 
 
+def _installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ValueError:  # it is imported, and hides where from
+        return True
+
+
 def _memory(config: Config) -> Iterator[Finding]:
-    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError):  # not everywhere
+        return
     for group in config.groups:
         needed = window_bytes(group.services)
         if needed > whole:

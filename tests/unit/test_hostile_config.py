@@ -204,6 +204,11 @@ def test_a_text_is_a_line(check, text):
     for key in ("backend", "model", "preprocess", "version", "dtype", "on_full", "task"):
         check(changed(f"service.a.{key}", value))
     check(changed("service.a.options", {"factor": value}))
+    for backend in ("torch", "onnx", "deepspeed"):
+        wanted = {"backend": backend, "model": value, "options": {}}
+        if backend == "torch":
+            wanted |= {"model": "model:before", "options": {"weights": value, "arguments": {}}}
+        check(document({"service": {"a": SERVICE | wanted}}))
     assert check(changed("service.a.options", {value: 1}))[0] == 2
     assert check(changed("service.a.inputs.0.dtype", value))[0] == 2
     assert check(changed(f"service.a.{value.replace('.', ',')}x", value))[0] == 2

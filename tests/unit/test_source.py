@@ -11,6 +11,7 @@ PACKAGE = {
     "setting.py": "class S:\n    def m(self):\n        setattr(self, 'x', 1)\n",
     "circle.py": "from circle import *\n",
     "broken.py": "def f(:\n",
+    "deep.py": "x = " + "(" * 150 + ")" * 150 + "\n" + "x = " + "-" * 9000 + "1\n",
     "boom.py": "def f(): pass\nraise SystemExit('run')\n",
     "encoded.py": "# -*- coding: latin-1 -*-\ndef f(): 'Z\xfcrich'\n",
     "sub/file.py": "from . import no\ndef f(a): pass\n",
@@ -61,7 +62,7 @@ def test_what_is_not_there_is_told(folder, spec, text):
 
 
 @pytest.mark.parametrize(
-    "spec", ["made:anything", "lazy:anything", "circle:f", "sys:path", "os.path:join"]
+    "spec", ["made:anything", "lazy:anything", "circle:f", "deep:f", "sys:path", "os.path:join"]
 )
 def test_what_only_an_import_can_tell_is_not_refused(folder, spec):
     with pytest.raises(source.Unknown):
