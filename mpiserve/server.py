@@ -22,6 +22,7 @@ from mpiserve.partition import Seat
 from mpiserve.stepping import Stepper
 from mpiserve.tensor import Tensor
 from mpiserve.versions import Changes, Order, Resting, Unloaded, Versions
+from mpiserve.warmup import Warmup, WarmupError
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -32,6 +33,7 @@ logger = logging.getLogger("mpiserve")
 
 LOADING = 600.0  # seconds that ranks of one replica wait for each other to have loaded
 IDLE = 0.1  # seconds that a step waits for a batch
+READ_ONLY = ' (a model that writes to its input needs input_memory = "copy")'
 EARLY = ("rejected", "dropped", "cancelled")  # how requests end that the model never sees
 TEXT = 500  # bytes of an error text that reach the other side
 
@@ -41,6 +43,7 @@ class Server:
 
     Attributes:
         backend: What runs the model.
+        place: Which of the services of this rank it is: 0, 1, ...
         failed: Whether the model could not be loaded. The rank then stays, so that
             the world can close, and every call of a client is an error.
     """
@@ -51,9 +54,11 @@ class Server:
         seat: Seat,
         comm: MPI.Comm | None = None,
         local_rank: int = 0,
+        place: int = 0,
     ) -> None:
         self.broker = broker
         self.seat = seat
+        self.place = place
         self.service = seat.service.of_version()
         self.backend = Backend(self.service)
         self.failed = False
@@ -62,6 +67,8 @@ class Server:
         self._local_rank = local_rank
         self._dtypes = [dtype_of(tensor) for tensor in self.service.outputs]
         self._seen: set[str] = set()
+        self._rows = ""  # what clients were told of them
+        self._announced = False
         self._head: team.Head | None = None
         self._follower: team.Follower | None = None
         self._stepper: Stepper | None = None
@@ -114,13 +121,17 @@ class Server:
             self._join()
         else:
             self._stepper = self._stepper_of(self.backend)
-        logger.info("%s is ready after %.1f s", self._name(), time.monotonic() - begin)
+        seconds = time.monotonic() - begin
+        logger.info("%s is ready after %.1f s, rows %s", self._name(), seconds, self._kind)
         if self.seat.tp_index:
             text = f"rank {self.seat.tp_index} of its replica, whose first rank answers"
             return {"name": self.service.name, "error_code": Code.ESTATE, "error_text": text}
         engine = self.backend.engine.encode()[: NAME_SIZE - 1].decode(errors="ignore")
         version = self.service.version
-        return self._description(engine=engine, version=version, overwrites=self.backend.overwrites)
+        self._rows = self._kind
+        return self._description(
+            engine=engine, version=version, overwrites=self.backend.overwrites, rows=self._rows
+        )
 
     def step(self, timeout: float = IDLE) -> bool:
         """Answer one batch, or wait for one in vain; or go on with what runs in steps.
@@ -176,7 +187,7 @@ class Server:
         try:
             if self.backend.wants_clients:
                 self.backend.clients = self.broker.batch_clients()
-            result = self._results(batch.inputs, batch.outputs, done)
+            result = self._results(self.backend.given(batch.inputs), batch.outputs, done)
             outputs = self._checked(result, batch.outputs, batch.rows)
         except (Exception, SystemExit) as error:
             self.broker.fail_batch(Code.EMODEL, self._failed(error))
@@ -222,6 +233,8 @@ class Server:
         """Enter what the backend needs while it serves; to be left at the end."""
         if not self.failed:
             self._serving.enter_context(self.backend.serving())
+            self._announced = True
+            self._agree_rows()
         return self._serving
 
     def summary(self) -> str:
@@ -264,7 +277,7 @@ class Server:
 
     def _part(self, inputs: tuple[np.ndarray, ...]) -> list[Any]:
         """Run this rank's part; nothing is written to the broker's memory until all agree."""
-        return ordered(self.backend.run(inputs), self.service)
+        return ordered(self.backend.run(self.backend.given(inputs)), self.service)
 
     def _inputs(self, rows: int) -> tuple[np.ndarray, ...]:
         return zeros(self.service.inputs, rows)
@@ -288,20 +301,23 @@ class Server:
         return backend
 
     def _warm(self, backend: Backend, service: ServiceConfig, old: Backend | None) -> None:
-        if backend.wants_clients and self._shared:
-            raise ModelError(Code.EMODEL, "clients are known to replicas of one rank alone")
-        for rows in service.warmup_rows:
-            batch = zeros(service.inputs, rows), zeros(service.outputs, rows)
-            backend.clients = np.full(rows, -1, np.int32)
-            result = (
-                backend.run(batch[0]) if self._shared else backend.run_batch(*batch, lambda _: None)
-            )
-            self._checked(result, batch[1], rows)
-        if old:
-            backend.take_over(old)
-        # Several ranks do the same with the same rows at a time, whatever suits each.
-        elif service.warmup_rows and not self._shared:
-            backend.tune(*batch)
+        warmup = Warmup(backend, service, self._shared)
+        warmup(old)
+        for remark in warmup.remarks:
+            if remark not in self._seen and not self.seat.replica and not self.seat.tp_index:
+                logger.warning("service %s: %s", service.name, remark)
+            self._seen.add(remark)
+
+    @property
+    def _kind(self) -> str:
+        return "together" if self.backend.together else "independent"
+
+    def _agree_rows(self) -> None:
+        """Batch as the model that answers needs it, which may be of another kind than the first."""
+        if self._announced and self._rows != self._kind:
+            self._rows = self._kind
+            self.broker.set_rows(self.place, self._rows)
+            logger.info("%s answers requests with rows %s now", self._name(), self._rows)
 
     def _again(self, service: ServiceConfig) -> Backend:
         """Load a version at run time, in step with the other ranks of the replica."""
@@ -328,6 +344,7 @@ class Server:
         """Answer with another backend, between two batches, while no request is held."""
         self._serving.close()
         self.backend, old = backend, self.backend
+        self._agree_rows()
         if backend.steps and old.steps:
             backend.steps.take_over(old.steps)
         self._stepper = self._stepper_of(backend)
@@ -400,6 +417,8 @@ class Server:
     def _failed(self, error: BaseException) -> str:
         """Log each failure once: a model that fails at every step would fill the disk."""
         text = describe(error)
+        if isinstance(error, ValueError) and "read-only" in text:
+            text += READ_ONLY
         if text not in self._seen:
             self._seen.add(text)
             self._log("failed on a batch", error)
@@ -407,7 +426,8 @@ class Server:
 
     def _log(self, what: str, error: BaseException) -> None:
         """Log with a traceback, unless the error is our own: its text says all."""
-        trace = None if isinstance(error, Error) else error
+        cause = error.__cause__ if isinstance(error, WarmupError) else error
+        trace = None if isinstance(cause, Error) else cause
         logger.error("%s %s: %s", self._name(), what, describe(error), exc_info=trace)
 
 

@@ -46,12 +46,14 @@ PYTHON = {
     "backends": BASE | {"backends.base", "backends.processed"},
     "_arrays": {"errors"},
     "_broker": BASE | {"_arrays"},
+    "probe": set(),
+    "warmup": BASE | {"backends.arrays", "backends.base", "backends.group", "probe"},
     "stepping": {"errors", "_broker", "backends.base"},
     "versions": BASE | {"_broker", "backends.base"},
     "team": {"errors", "_broker", "backends.group"},
     "server": BASE
     | {"_broker", "backends", "backends.arrays", "backends.base", "backends.group", "partition"}
-    | {"stepping", "team", "versions"},
+    | {"stepping", "team", "versions", "warmup"},
     "adaptive": {"config"},
     "pool": {"errors", "partition", "server", "_broker"},
     "moving": BASE

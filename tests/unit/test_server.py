@@ -124,7 +124,7 @@ def test_the_model_is_warm_before_the_service_is_announced(make):
 
     this, broker = make(function, warmup=True, max_batch_rows=16)
     this.start()
-    assert rows == [1, 16]
+    assert {1, 16} <= set(rows)
     assert broker.published
 
 
