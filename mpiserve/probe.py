@@ -151,8 +151,8 @@ class Probe:
             self.finding = Finding(why)
             return self.finding
         every = np.arange(len(self._rows[0]))
-        self._compare(every, "again: it is random, or has a state", False)
-        self._random = bool(self.finding.why)
+        self._compare(_mixed(every), "in another order", True)
+        self._compare_again(every)
         for how, index in _pieces(every):
             self._compare(index, how, True)
         if why and not self.finding.why:
@@ -195,6 +195,14 @@ class Probe:
                 break
         return why
 
+    def _compare_again(self, every: np.ndarray) -> None:
+        """Compare with all rows once more, after others; a random model proves nothing."""
+        ordered, self.finding = self.finding, Finding()
+        self._compare(every, "again: it is random, or has a state", False)
+        self._random = bool(self.finding.why)
+        if not self._random:
+            self.finding = ordered
+
     def _compare(self, index: np.ndarray, how: str, proves: bool) -> None:
         """Compare the results of some of the rows with those that they had among all."""
         rows = tuple(array[index] for array in self._rows)
@@ -209,10 +217,9 @@ class Probe:
             self._see(_say(name, text, how), proves)
 
     def _see(self, why: str, proves: bool) -> None:
-        """Keep what says most: the first proof; but of a random model nothing proves anything."""
-        if why and (
-            not self.finding.why or (proves and not self._random and not self.finding.proven)
-        ):
+        """Keep what says most: the first proof, or the first doubt."""
+        known = self.finding
+        if why and (not known.why or (proves and not known.proven and not self._random)):
             self.finding = Finding(why, proves)
 
 
@@ -221,15 +228,17 @@ def _say(name: str, text: str, how: str) -> str:
 
 
 def _pieces(every: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-    """Give parts of the rows: single ones, a cut, another order."""
+    """Give parts of the rows: single ones, and the two sides of a cut."""
     cut = max(1, len(every) // 3)
     yield "alone", every[:1]
     yield "without those before them", every[cut:]
     yield "without those behind them", every[:cut]
-    backwards = every[::-1]
-    many = len(every) > 3  # of fewer a random order may be the same one
-    yield "in another order", np.random.default_rng(SEED).permutation(every) if many else backwards
     yield "alone", every[-1:]
+
+
+def _mixed(every: np.ndarray) -> np.ndarray:
+    """Give another order; a random one of few might be the same."""
+    return np.random.default_rng(SEED).permutation(every) if len(every) > 3 else every[::-1]
 
 
 def _differ(expected: np.ndarray, result: np.ndarray, whole: np.ndarray, eps: float) -> str:
