@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
@@ -12,17 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mpiserve import backends
 from mpiserve.backends.arrays import checked, dtype_of, zeros
 from mpiserve.backends.base import Backend, ordered
-from mpiserve.backends.group import agree
 from mpiserve.config import NAME_SIZE, ServiceConfig, TensorConfig
 from mpiserve.errors import ClosedError, Code, ControlError, Error, ModelError
+from mpiserve.loading import Loader, cause_of
 from mpiserve.partition import Seat
 from mpiserve.stepping import Stepper
 from mpiserve.tensor import Tensor
 from mpiserve.versions import Changes, Order, Resting, Unloaded, Versions
-from mpiserve.warmup import Warmup, WarmupError
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -31,7 +28,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("mpiserve")
 
-LOADING = 600.0  # seconds that ranks of one replica wait for each other to have loaded
 IDLE = 0.1  # seconds that a step waits for a batch
 READ_ONLY = ' (a model that writes to its input needs input_memory = "copy")'
 EARLY = ("rejected", "dropped", "cancelled")  # how requests end that the model never sees
@@ -64,7 +60,7 @@ class Server:
         self.failed = False
         self.resting = False  # the model was given up, for another one of an adaptive pool
         self._comm = comm
-        self._local_rank = local_rank
+        self._loader = Loader(comm, local_rank, describe, self._note)
         self._dtypes = [dtype_of(tensor) for tensor in self.service.outputs]
         self._seen: set[str] = set()
         self._rows = ""  # what clients were told of them
@@ -108,12 +104,10 @@ class Server:
         """Load the model and warm it up; give what is to be published of it."""
         begin, wrong = time.monotonic(), ""
         try:
-            self.backend = self._load(self.service)
+            self.backend = self._loader.load(self.service)
         except (Exception, SystemExit) as error:
             self._log("cannot be served", error)
             wrong = describe(error)
-        if self._shared:
-            wrong = agree(self._shared, wrong, LOADING)
         if wrong:
             self.failed = True
             return self._description(error_code=Code.EMODEL, error_text=wrong)
@@ -222,7 +216,7 @@ class Server:
         """
         if isinstance(self.backend, Unloaded):
             return Unloaded(self._versions.now)
-        return self._load(self._versions.now)
+        return self._loader.load(self._versions.now)
 
     def put(self, backend: Backend) -> None:
         """Answer with what `load_again` gave."""
@@ -287,26 +281,11 @@ class Server:
         version = f" {self._versions.now.version}".rstrip()
         return f"service {self.service.name}{version}, replica {self.seat.replica} ({engine})"
 
-    def _load(self, service: ServiceConfig, old: Backend | None = None) -> Backend:
-        """Load a version and warm it up; beside the one that answers, if there is one."""
-        limit_threads(service.threads)
-        backend = backends.create(service, self._comm, self._local_rank)
-        try:
-            backend.load()
-            self._warm(backend, service, old)
-        except BaseException:
-            with suppress(Exception):  # of a model that is half loaded
-                backend.close()
-            raise
-        return backend
-
-    def _warm(self, backend: Backend, service: ServiceConfig, old: Backend | None) -> None:
-        warmup = Warmup(backend, service, self._shared)
-        warmup(old)
-        for remark in warmup.remarks:
-            if remark not in self._seen and not self.seat.replica and not self.seat.tp_index:
-                logger.warning("service %s: %s", service.name, remark)
-            self._seen.add(remark)
+    def _note(self, remark: str) -> None:
+        """Log what is to be known of a model, once for all replicas and versions."""
+        if remark not in self._seen and not self.seat.replica and not self.seat.tp_index:
+            logger.warning("service %s: %s", self.service.name, remark)
+        self._seen.add(remark)
 
     @property
     def _kind(self) -> str:
@@ -323,20 +302,14 @@ class Server:
         """Load a version at run time, in step with the other ranks of the replica."""
         if self.resting:
             return Resting(service)  # it is loaded when this rank takes the service
-        begin, wrong, backend = time.monotonic(), "", None
+        begin = time.monotonic()
         what = f"version {service.version}" if service.version else "the model anew"
         try:
             old = None if isinstance(self.backend, Unloaded) else self.backend
-            backend = self._load(service, old)
+            backend = self._loader.load(service, old)
         except (Exception, SystemExit) as error:
             self._log(f"cannot load {what}", error)
-            wrong = describe(error)
-        if self._shared:
-            wrong = agree(self._shared, wrong, LOADING)
-        if wrong or backend is None:
-            if backend:
-                backend.close()
-            raise ModelError(Code.EMODEL, wrong)
+            raise ModelError(Code.EMODEL, describe(error)) from None
         logger.info("%s loaded %s in %.1f s", self._name(), what, time.monotonic() - begin)
         return backend
 
@@ -426,9 +399,7 @@ class Server:
 
     def _log(self, what: str, error: BaseException) -> None:
         """Log with a traceback, unless the error is our own: its text says all."""
-        cause = error.__cause__ if isinstance(error, WarmupError) else error
-        trace = None if isinstance(cause, Error) else cause
-        logger.error("%s %s: %s", self._name(), what, describe(error), exc_info=trace)
+        logger.error("%s %s: %s", self._name(), what, describe(error), exc_info=cause_of(error))
 
 
 def refuse(broker: _broker.Session, name: str, error: Error) -> None:
@@ -452,9 +423,3 @@ def describe(error: BaseException) -> str:
     if not isinstance(error, Error):
         text = f"{type(error).__name__}: {text}" if text else type(error).__name__
     return text.encode()[:TEXT].decode(errors="ignore")
-
-
-def limit_threads(threads: int) -> None:
-    """Tell libraries that are loaded from now on how many threads they may start."""
-    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-        os.environ[variable] = str(threads)

@@ -25,6 +25,7 @@ HINT = (
     'warm-up runs on zeros: if the model cannot, set warmup = "file.npz" with rows that it can '
     "run on, or warmup = false"
 )
+UNKNOWN = "unknown"
 COPIED = {"changes": "the model changes its input", "keeps": "the model keeps its input"}
 
 
@@ -37,7 +38,7 @@ class Found(NamedTuple):
 
     Attributes:
         rows: Whether the rows of a request belong together.
-        memory: What it does to its inputs, as in COPIED; "unknown", or "" for nothing.
+        memory: What it does to its inputs, as in COPIED; UNKNOWN, or "" for nothing.
     """
 
     rows: Finding
@@ -59,33 +60,46 @@ class Warmup:
     """
 
     def __init__(self, backend: Backend, service: ServiceConfig, comm: MPI.Comm | None) -> None:
-        if backend.wants_clients and comm:
-            raise ModelError(Code.EMODEL, "clients are known to replicas of one rank alone")
-        self._backend = backend
+        self.backend = backend
         self._service = service
         self._comm = comm
-        self._examples = self._agreed(partial(examples, service))
+        self._examples: Arrays | None = None
         self._calls = Calls(self._run)
         self._failed: BaseException | None = None  # on one row
+        self._found: Found | None = None
         self.remarks: list[str] = []
 
-    def __call__(self, old: Backend | None = None) -> None:
-        """Warm the model up, in step with the other ranks of the replica.
+    def look(self) -> None:
+        """Warm the model up and look at it: this rank's part, which waits for no other rank.
+
+        Raises:
+            Exception: Whatever the model raises.
+        """
+        backend, service = self.backend, self._service
+        if backend.wants_clients and self._comm:
+            raise ModelError(Code.EMODEL, "clients are known to replicas of one rank alone")
+        self._examples = examples(service)
+        if backend.native or backend.steps:
+            for rows in service.warmup_rows:
+                self._run(self._rows(rows))
+        else:
+            backend.together = backend.copies = True  # nothing is cut or kept while we look
+            self._found = self._look()
+
+    def settle(self, old: Backend | None = None) -> None:
+        """Choose how the model is asked, with the other ranks of the replica when all have looked.
 
         Args:
             old: The version that answers, if there is one.
 
         Raises:
-            ModelError: If the model fails, or the configuration is against what was found.
+            ModelError: If the configuration is against what was found; on every rank alike.
         """
-        backend, service = self._backend, self._service
-        if backend.native or backend.steps:
-            for rows in service.warmup_rows:
-                self._run(self._rows(rows))
-            backend.together = service.rows == "together"
+        backend, service = self.backend, self._service
+        if self._found:
+            self._choose(self._agreed(self._found, self._comm) if self._comm else self._found)
         else:
-            backend.together = backend.copies = True  # nothing is cut or kept while we look
-            self._settle(self._look())
+            backend.together = service.rows == "together"
         if old:
             backend.take_over(old)
         # Several ranks do the same with the same rows at a time, whatever suits each.
@@ -98,7 +112,7 @@ class Warmup:
 
     def _run(self, inputs: Arrays) -> list[np.ndarray]:
         """Run one batch as it will be run, and check what comes."""
-        backend, service, rows = self._backend, self._service, len(inputs[0])
+        backend, service, rows = self.backend, self._service, len(inputs[0])
         backend.clients = np.full(rows, -1, np.int32)
         room = zeros(service.outputs, rows)
         result = backend.run(inputs) if self._comm else backend.run_batch(inputs, room, _ignore)
@@ -140,11 +154,11 @@ class Warmup:
         service = self._service
         alone = service.max_batch_rows == 1  # every batch is one row: nothing to find out
         if not service.warmup_rows:
-            return Found(Finding() if alone else Finding(OFF), "unknown")
+            return Found(Finding() if alone else Finding(OFF), UNKNOWN)
         bytes_ = sum(array.nbytes for array in zeros(service.inputs, 1))
         looked = size(service.max_batch_rows, bytes_)
         names = [tensor.name for tensor in service.outputs]
-        probe = Probe(self._calls, names, _eps(service, self._backend))
+        probe = Probe(self._calls, names, _eps(service, self.backend))
         for rows in service.warmup_rows:
             if rows <= looked:
                 self._try(rows)
@@ -152,7 +166,7 @@ class Warmup:
         for rows in service.warmup_rows:
             if rows > looked and not probe.repeat(rows):
                 self._try(rows)
-        return self._agree(probe.finding)
+        return self._sum_up(probe.finding)
 
     def _find(self, probe: Probe, rows: int) -> None:
         """Look at the rows, or only at what becomes of the inputs if that is all to be known."""
@@ -161,7 +175,7 @@ class Warmup:
             probe.find(candidates)
         else:
             _attempt(lambda: self._calls(next(candidates)))
-        if _attempt(lambda: self._backend.writes(self._rows(rows))):
+        if _attempt(lambda: self.backend.writes(self._rows(rows))):
             self._calls.changed = True
 
     def _candidates(self, rows: int) -> Iterator[Arrays]:
@@ -169,38 +183,23 @@ class Warmup:
             return iter([repeated(self._examples, rows)])
         return random_rows(zeros(self._service.inputs, rows))
 
-    def _agree(self, finding: Finding) -> Found:
-        """Make what was found that of all ranks of the replica."""
-        failed = self._failed
-        if failed and not finding.proven:
-            finding = Finding(f"it fails on 1 row: {_short(failed)}")
+    def _sum_up(self, finding: Finding) -> Found:
+        if self._failed and not finding.proven:
+            finding = Finding(f"it fails on 1 row: {_short(self._failed)}")
         calls = self._calls
-        changes, keeps = calls.changed, calls.kept
-        if self._comm:
-            said = partial(agree, self._comm, seconds=self._service.peer_timeout_s)
-            proven = bool(said("proven" if finding.proven else ""))
-            finding = Finding(said(finding.why), proven)
-            changes, keeps = bool(said("x" * changes)), bool(said("x" * keeps))
-        return Found(finding, "changes" if changes else "keeps" if keeps else "")
+        return Found(finding, "changes" if calls.changed else "keeps" if calls.kept else "")
 
-    def _agreed(self, do: Callable[[], Arrays | None]) -> Arrays | None:
-        """Do something on all ranks, or on none."""
-        if not self._comm:
-            return do()
-        result, text = None, ""
-        try:
-            result = do()
-        except Exception as error:
-            text = str(error) if isinstance(error, Error) else f"{type(error).__name__}: {error}"
-        if text := agree(self._comm, text, self._service.peer_timeout_s):
-            raise ModelError(Code.EMODEL, text)
-        return result
+    def _agreed(self, found: Found, comm: MPI.Comm) -> Found:
+        """Make what was found that of all ranks of the replica."""
+        said = partial(agree, comm, seconds=self._service.peer_timeout_s)
+        proven = bool(said("proven" if found.rows.proven else ""))
+        kinds = [kind for kind in (*COPIED, UNKNOWN) if said(kind if found.memory == kind else "")]
+        return Found(Finding(said(found.rows.why), proven), [*kinds, ""][0])
 
     # ---- what follows from it
 
-    def _settle(self, found: Found) -> None:
-        """Choose how the model is asked, by what was found and what the configuration says."""
-        service, backend = self._service, self._backend
+    def _choose(self, found: Found) -> None:
+        service, backend = self._service, self.backend
         for key, text in _against(service, found):
             raise ModelError(Code.EMODEL, f"service.{service.name}.{key}: {text}")
         rows, memory = service.rows, service.input_memory

@@ -5,7 +5,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from mpiserve import Backend, server
+from mpiserve import Backend, loading, server
 from mpiserve.config import Config
 from mpiserve.errors import ClosedError, Code, Error
 from mpiserve.partition import Seat
@@ -78,7 +78,7 @@ def make(monkeypatch):
             "outputs": [{"name": name, **FLOATS} for name in names],
         } | table
         service = Config.from_dict({"service": {"s": table}}).services[0]
-        monkeypatch.setattr(server.backends, "import_object", lambda *_: Model)
+        monkeypatch.setattr(loading.backends, "import_object", lambda *_: Model)
         broker = FakeBroker(*batches)
         return server.Server(broker, Seat((service,), 1, 0)), broker
 

@@ -31,7 +31,8 @@ def warm(model, *args, comm=None, old=None, **table):
     backend = backends.create(service)
     backend.load()
     done = warmup.Warmup(backend, service, comm)
-    done(old)
+    done.look()
+    done.settle(old)
     return backend, done.remarks
 
 
@@ -296,7 +297,9 @@ def test_looking_costs_a_few_rows():
     backend = backends.create(service)
     backend.load()
     backend.module.register_forward_pre_hook(lambda _, args: counts.append(len(args[0])))
-    warmup.Warmup(backend, service, None)()
+    warm = warmup.Warmup(backend, service, None)
+    warm.look()
+    warm.settle()
     assert counts.count(service.max_batch_rows) == 1
     assert len(counts) < 12
     assert sum(counts) < service.max_batch_rows + 300
