@@ -1,11 +1,13 @@
 """Rows that belong together, and inputs that are written to or kept, are found at warm-up."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
 import row_models
 import torch
+from language_models import onnx_file
 
 from mpiserve import backends, warmup
 from mpiserve.config import Config
@@ -303,3 +305,37 @@ def test_looking_costs_a_few_rows():
     assert counts.count(service.max_batch_rows) == 1
     assert len(counts) < 12
     assert sum(counts) < service.max_batch_rows + 300
+
+
+# ---- onnx
+
+
+def onnx_mean(path):
+    """Write x - mean(x) over the rows."""
+    from onnx import TensorProto, checker, helper, save
+
+    mean = helper.make_node("ReduceMean", ["x"], ["m"], axes=[0], keepdims=1)
+    less = helper.make_node("Sub", ["x", "m"], ["y"])
+    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["n", 2]) for n in "xy"]
+    graph = helper.make_graph([mean, less], "mean", ends[:1], ends[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    checker.check_model(model)
+    save(model, path)
+
+
+def test_onnx_models_are_looked_at_alike(tmp_path):
+    onnx_mean(tmp_path / "mean.onnx")
+    onnx_file(tmp_path / "net.onnx", torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Tanh()))
+    for name, together in ("mean", True), ("net", False):
+        service = service_of("x", "onnx").model_copy(update={"model": f"{tmp_path}/{name}.onnx"})
+        backend = backends.create(service)
+        backend.load()
+        this = warmup.Warmup(backend, service, None)
+        this.look()
+        this.settle()
+        assert (backend.together, backend.copies) == (together, False)
+        with pytest.raises(ModelError, match=r"rows: 'independent'") if together else nullcontext():
+            wrong = service.model_copy(update={"rows": "independent"})
+            other = warmup.Warmup(backend, wrong, None)
+            other.look()
+            other.settle()
