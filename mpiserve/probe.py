@@ -16,6 +16,7 @@ ROWS = 40  # of a look: more than models pad to, or split at
 FEW = 8  # of rows that are large
 LARGE = 64 << 10  # bytes of a row, from which on it is
 CLOSE = 100  # times eps and the largest magnitude: what rounding may change
+BLOCK = 1 << 20  # bytes that are compared at a time
 SEED = 13
 RANDOM = "two calls with the same rows differ: it is random, or has a state"
 EPS = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23, "float64": 2.0**-52}
@@ -60,6 +61,7 @@ class Calls:
         return self._call(rows, count)
 
     def _call(self, rows: Arrays, count: int) -> list[np.ndarray]:
+        rows = tuple(_grown(array, count) for array in rows)
         given = tuple(_copy(array, count, self._writable) for array in rows)
         owners = [weakref.ref(array.base) for array in given]
         results = [_apart(result, given) for result in self._run(given)]
@@ -86,6 +88,12 @@ def _repeats(copy: np.ndarray, array: np.ndarray) -> bool:
 
 def _apart(result: np.ndarray, given: Arrays) -> np.ndarray:
     return result.copy() if any(np.may_share_memory(result, array) for array in given) else result
+
+
+def _grown(array: np.ndarray, rows: int) -> np.ndarray:
+    """Repeat the rows of an array: steps of a few bytes would take long."""
+    times = min(-(-rows // len(array)), BLOCK // array.nbytes)
+    return np.concatenate([array] * times) if times > 1 else array
 
 
 def blocks(array: np.ndarray, rows: int) -> Iterator[np.ndarray]:
@@ -174,8 +182,9 @@ class Probe:
             self._see(f"it fails on {rows} random rows: {_text(error)}", False)
             return False
         for name, whole, result in zip(self._names, self._whole, results, strict=True):
-            for part in blocks(result, len(whole)):
-                text = _differ(whole[: len(part)], part, whole, self._eps)
+            many = _grown(whole, rows)
+            for part in blocks(result, len(many)):
+                text = _differ(many[: len(part)], part, whole, self._eps)
                 self._see(_say(name, text, f"among {rows}"), True)
         return True
 
