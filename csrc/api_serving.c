@@ -29,6 +29,8 @@ static int check_description(const mpiserve_description *d) {
   if (d->max_queue_rows < 0 || d->on_full < MPISERVE_WAIT || d->on_full > MPISERVE_REJECT)
     return msi_error(MPISERVE_ECONFIG, "service '%s': max_queue_rows or on_full out of range",
                      d->name);
+  if (d->rows < MPISERVE_INDEPENDENT || d->rows > MPISERVE_TOGETHER)
+    return msi_error(MPISERVE_ECONFIG, "service '%s': rows is %d", d->name, d->rows);
   msi_layout layout;
   return msi_layout_init(&layout, d, 1);
 }
@@ -159,6 +161,15 @@ int mpiserve_rest(mpiserve_session *session, int service, int resting) {
   MSI_TURN turn = NULL;
   int code = msi_enter_serving(session, &turn);
   return code ? code : msi_serving_rest(&session->serving, service, resting != 0);
+}
+
+int mpiserve_rows_set(mpiserve_session *session, int service, int rows) {
+  MSI_TURN turn = NULL;
+  int code = msi_enter_serving(session, &turn);
+  if (code) return code;
+  if (rows != MPISERVE_INDEPENDENT && rows != MPISERVE_TOGETHER)
+    return msi_error(MPISERVE_EARG, "rows is %d", rows);
+  return msi_serving_rows_set(&session->serving, service, rows);
 }
 
 int mpiserve_queue_get(mpiserve_session *session, int service, int64_t *rows) {

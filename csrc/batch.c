@@ -86,9 +86,14 @@ static int is_due(const msi_policy *policy, const msi_queue *queue, int64_t now_
 msi_close_reason msi_batch_decide(const msi_policy *policy, const msi_queue *queue, uint32_t asked,
                                   uint32_t able, int64_t now_ns) {
   if (!queue->n) return MSI_OPEN;
-  if (queue->rows >= policy->max_rows || queue->full) return MSI_CLOSED_ROWS;
+  if (policy->together || queue->rows >= policy->max_rows || queue->full) return MSI_CLOSED_ROWS;
   if (asked >= able) return MSI_CLOSED_CENSUS;
   return is_due(policy, queue, now_ns) ? MSI_CLOSED_DELAY : MSI_OPEN;
+}
+
+/* May a request make so many rows of a batch that has n others? */
+static int joins(const msi_policy *policy, uint32_t n, int64_t rows) {
+  return policy->together ? !n : rows <= policy->max_rows;
 }
 
 static uint32_t pick_by_arrival(const msi_policy *policy, msi_queue *queue) {
@@ -96,7 +101,7 @@ static uint32_t pick_by_arrival(const msi_policy *policy, msi_queue *queue) {
   int64_t rows = 0;
   for (; n < queue->n; n++) {
     msi_entry *e = msi_queue_at(queue, n);
-    if ((rows += e->rows) > policy->max_rows) break;
+    if (!joins(policy, n, rows += e->rows)) break;
     e->picked = 1;
   }
   return n;
@@ -121,7 +126,7 @@ static uint32_t pick_by_priority(const msi_policy *policy, msi_queue *queue, uin
     for (uint32_t i = 0; i < queue->n; i++) {
       msi_entry *e = msi_queue_at(queue, i);
       if (e->priority != level) continue;
-      if ((rows += e->rows) > policy->max_rows) return n;
+      if (!joins(policy, n, rows += e->rows)) return n;
       e->picked = 1;
       n++;
       if (i >= *span) *span = i + 1;
@@ -130,7 +135,7 @@ static uint32_t pick_by_priority(const msi_policy *policy, msi_queue *queue, uin
 }
 
 uint32_t msi_batch_pick(const msi_policy *policy, msi_queue *queue, uint32_t *span) {
-  int fits = queue->rows <= policy->max_rows;
+  int fits = queue->n < 2 || (!policy->together && queue->rows <= policy->max_rows);
   if (fits || !queue->ranked || queue->passed == MSI_FAIR_TURN - 1) {
     queue->passed = 0;
     return *span = pick_by_arrival(policy, queue);

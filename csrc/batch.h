@@ -43,11 +43,12 @@ typedef struct msi_policy {
   int64_t max_rows;
   int64_t max_delay_ns;
   int64_t queue_rows; /* that may wait; 0: no limit */
+  int together;       /* a batch is one request, which waits for nobody */
 } msi_policy;
 
 typedef enum msi_close_reason {
   MSI_OPEN = 0,          /* wait for more */
-  MSI_CLOSED_ROWS = 1,   /* no more rows fit, into the batch or the queue */
+  MSI_CLOSED_ROWS = 1,   /* no more rows may join: the batch, or the queue, is full */
   MSI_CLOSED_CENSUS = 2, /* every client that can still ask has asked */
   MSI_CLOSED_DELAY = 3,  /* a request has waited long enough */
   MSI_CLOSED_HELD = 4    /* requests are held: what has come is to join them */

@@ -16,8 +16,9 @@ int msi_broker_open(msi_broker *broker, const msi_world *world,
                     const mpiserve_description *description, int place,
                     size_t bytes[MSI_TRANSPORTS]) {
   *broker = (msi_broker){.world = world, .description = description, .failed_rank = -1};
-  broker->policy = (msi_policy){description->max_batch_rows, description->max_delay_ns,
-                                description->max_queue_rows};
+  broker->policy =
+      (msi_policy){description->max_batch_rows, description->max_delay_ns,
+                   description->max_queue_rows, description->rows == MPISERVE_TOGETHER};
   int code = msi_assembly_open(&broker->assembly, broker->ports, description->max_batch_rows);
   broker->assembly.batch.service = place;
   if (!code) code = msi_queue_open(&broker->queue);

@@ -142,6 +142,15 @@ int msi_serving_rest(msi_serving *serving, int service, int resting) {
   return code;
 }
 
+int msi_serving_rows_set(msi_serving *serving, int service, int rows) {
+  int code = check_place(serving, service);
+  if (code) return code;
+  if (serving->brokers[service].open)
+    return msi_error(MPISERVE_ESTATE, "the last batch has not been answered");
+  serving->brokers[service].policy.together = rows == MPISERVE_TOGETHER;
+  return MPISERVE_OK;
+}
+
 int msi_serving_queue_get(const msi_serving *serving, int service, int64_t *rows) {
   int code = check_place(serving, service);
   if (!code) *rows = serving->brokers[service].queue.rows;

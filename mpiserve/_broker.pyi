@@ -28,6 +28,7 @@ class Description:
         stickiness: float = 0,
         max_queue_rows: int = 0,
         on_full: str = "wait",
+        rows: str = "independent",
         overwrites: bool = False,
         replica: int = 0,
         error_code: int = 0,
@@ -77,6 +78,7 @@ class Session:
     def control(self) -> tuple[int, int, int, str]: ...
     def control_reply(self, service: int, code: int, text: str) -> None: ...
     def rest(self, service: int, resting: bool) -> None: ...
+    def set_rows(self, service: int, rows: str) -> None: ...
     def queue_rows(self, service: int) -> int: ...
     def mpi_take(self) -> None: ...
     def mpi_give(self) -> None: ...
@@ -87,6 +89,7 @@ class Service:
     engine: str
     version: str
     transport: str
+    rows: str
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     max_batch_rows: int

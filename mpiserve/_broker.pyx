@@ -24,6 +24,7 @@ from libc.string cimport memset
 from mpiserve._arrays cimport as_input, as_output, new_array, result_at, view_rows
 from mpiserve.libmpiserve cimport *
 
+ROWS = ("independent", "together")  # in the order of mpiserve_rows
 _ROLES = {"simulation": MPISERVE_SIMULATION, "inference": MPISERVE_INFERENCE}
 
 cdef enum:
@@ -422,6 +423,11 @@ cdef class Session:
         with nogil:
             code = mpiserve_rest(self._session, service, rests)
         check(code)
+
+    def set_rows(self, int service, rows):
+        """Say whether requests of one of this rank's services may share a batch from now on."""
+        self._alive()
+        check(mpiserve_rows_set(self._session, service, ROWS.index(rows)))
 
     def queue_rows(self, int service):
         """Return the rows that wait here for a batch of a service."""

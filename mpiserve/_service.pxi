@@ -44,11 +44,13 @@ cdef class Service:
         replicas: How many can serve.
         head: The world rank that this rank asks.
         transport: "shared" or "rma".
+        rows: Whether requests share batches, at open: "independent", or "together" if each is
+            a call of the model.
     """
 
     cdef Session _session
     cdef mpiserve_service *_service
-    cdef readonly str name, engine, version, transport
+    cdef readonly str name, engine, version, transport, rows
     cdef bint _far  # perhaps over a network: its flushes may wait, and for ever if that is cut
     cdef readonly tuple inputs, outputs
     cdef readonly int64_t max_batch_rows
@@ -312,6 +314,7 @@ cdef make_service(Session session, mpiserve_service *found):
     service.name = description.name.decode()
     service.engine = description.engine.decode()
     service.version = description.version.decode()
+    service.rows = ROWS[description.rows]
     service.inputs = tensors_of(description.inputs, description.n_inputs)
     service.outputs = tensors_of(description.outputs, description.n_outputs)
     service.max_batch_rows = description.max_batch_rows

@@ -34,7 +34,7 @@ cdef class Description:
 
     def __init__(self, *, name, engine="", version="", inputs=(), outputs=(), max_batch_rows=1,
                  max_delay_us=0, pool_bytes=0, stickiness=0, max_queue_rows=0, on_full="wait",
-                 overwrites=False, replica=0, error_code=0, error_text=""):
+                 rows="independent", overwrites=False, replica=0, error_code=0, error_text=""):
         memset(&self.description, 0, sizeof(self.description))
         copy_text(self.description.name, MPISERVE_NAME_SIZE, name)
         copy_text(self.description.engine, MPISERVE_NAME_SIZE, engine)
@@ -50,6 +50,7 @@ cdef class Description:
         self.description.stickiness = stickiness
         self.description.max_queue_rows = max_queue_rows
         self.description.on_full = MPISERVE_REJECT if on_full == "reject" else MPISERVE_WAIT
+        self.description.rows = ROWS.index(rows)
         self.description.overwrites = overwrites
         self.description.replica = replica
         self.description.error = error_code

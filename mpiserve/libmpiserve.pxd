@@ -8,6 +8,7 @@ cdef extern from "mpiserve.h" nogil:
     enum:
         MPISERVE_OK, MPISERVE_ETIMEOUT, MPISERVE_ECLOSED
         MPISERVE_WAIT, MPISERVE_REJECT
+        MPISERVE_INDEPENDENT, MPISERVE_TOGETHER
         MPISERVE_SIMULATION, MPISERVE_INFERENCE
         MPISERVE_SHARED
         MPISERVE_BFLOAT16
@@ -39,7 +40,7 @@ cdef extern from "mpiserve.h" nogil:
         mpiserve_spec outputs[16]
         int64_t max_batch_rows, max_delay_ns, pool_bytes, max_queue_rows
         double stickiness
-        int32_t on_full, overwrites, replica, error
+        int32_t on_full, rows, overwrites, replica, error
         char error_text[512]
     ctypedef struct mpiserve_buffer:
         uint64_t id
@@ -106,6 +107,7 @@ cdef extern from "mpiserve.h" nogil:
     int mpiserve_control_get(mpiserve_session *, mpiserve_control *)
     int mpiserve_control_reply(mpiserve_session *, int, int, const char *)
     int mpiserve_rest(mpiserve_session *, int, int)
+    int mpiserve_rows_set(mpiserve_session *, int, int)
     int mpiserve_queue_get(mpiserve_session *, int, int64_t *)
     int mpiserve_mpi_take(mpiserve_session *)
     int mpiserve_mpi_give(mpiserve_session *)

@@ -15,8 +15,9 @@ from mpi4py import MPI
 from mpiserve.adaptive import Move, Policy, Report, first_holders
 from mpiserve.backends.group import Pause, complete
 from mpiserve.errors import Code, Error, PeerError
+from mpiserve.loading import LOADING
 from mpiserve.pool import Pool
-from mpiserve.server import IDLE, LOADING, describe
+from mpiserve.server import IDLE, describe
 
 if TYPE_CHECKING:
     from mpiserve import _broker

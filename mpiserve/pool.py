@@ -39,7 +39,7 @@ class Pool:
     ) -> None:
         self.broker = broker
         seats = [Seat((service,), seat.replica, 0) for service in seat.services]
-        self.servers = [Server(broker, one, comm, local_rank) for one in seats]
+        self.servers = [Server(broker, one, comm, local_rank, i) for i, one in enumerate(seats)]
         self._batches = [0] * len(seats)
 
     @property

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
@@ -12,12 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mpiserve import backends
 from mpiserve.backends.arrays import checked, dtype_of, zeros
 from mpiserve.backends.base import Backend, ordered
-from mpiserve.backends.group import agree
 from mpiserve.config import NAME_SIZE, ServiceConfig, TensorConfig
 from mpiserve.errors import ClosedError, Code, ControlError, Error, ModelError
+from mpiserve.loading import Loader, cause_of
 from mpiserve.partition import Seat
 from mpiserve.stepping import Stepper
 from mpiserve.tensor import Tensor
@@ -30,8 +28,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("mpiserve")
 
-LOADING = 600.0  # seconds that ranks of one replica wait for each other to have loaded
 IDLE = 0.1  # seconds that a step waits for a batch
+READ_ONLY = ' (a model that writes to its input needs input_memory = "copy")'
 EARLY = ("rejected", "dropped", "cancelled")  # how requests end that the model never sees
 TEXT = 500  # bytes of an error text that reach the other side
 
@@ -41,6 +39,7 @@ class Server:
 
     Attributes:
         backend: What runs the model.
+        place: Which of the services of this rank it is: 0, 1, ...
         failed: Whether the model could not be loaded. The rank then stays, so that
             the world can close, and every call of a client is an error.
     """
@@ -51,18 +50,21 @@ class Server:
         seat: Seat,
         comm: MPI.Comm | None = None,
         local_rank: int = 0,
+        place: int = 0,
     ) -> None:
         self.broker = broker
         self.seat = seat
+        self.place = place
         self.service = seat.service.of_version()
         self.backend = Backend(self.service)
         self.failed = False
-        self.loaded = 0.0  # when the newest backend was, by the clock of time.monotonic
         self.resting = False  # the model was given up, for another one of an adaptive pool
         self._comm = comm
-        self._local_rank = local_rank
+        self._loader = Loader(comm, local_rank, describe, self._note)
         self._dtypes = [dtype_of(tensor) for tensor in self.service.outputs]
         self._seen: set[str] = set()
+        self._rows = ""  # what clients were told of them
+        self._announced = False
         self._head: team.Head | None = None
         self._follower: team.Follower | None = None
         self._stepper: Stepper | None = None
@@ -102,12 +104,10 @@ class Server:
         """Load the model and warm it up; give what is to be published of it."""
         begin, wrong = time.monotonic(), ""
         try:
-            self.backend = self._load(self.service)
+            self.backend = self._loader.load(self.service)
         except (Exception, SystemExit) as error:
             self._log("cannot be served", error)
             wrong = describe(error)
-        if self._shared:
-            wrong = agree(self._shared, wrong, LOADING)
         if wrong:
             self.failed = True
             return self._description(error_code=Code.EMODEL, error_text=wrong)
@@ -115,13 +115,17 @@ class Server:
             self._join()
         else:
             self._stepper = self._stepper_of(self.backend)
-        logger.info("%s is ready after %.1f s", self._name(), time.monotonic() - begin)
+        seconds = time.monotonic() - begin
+        logger.info("%s is ready after %.1f s, rows %s", self._name(), seconds, self._kind)
         if self.seat.tp_index:
             text = f"rank {self.seat.tp_index} of its replica, whose first rank answers"
             return {"name": self.service.name, "error_code": Code.ESTATE, "error_text": text}
         engine = self.backend.engine.encode()[: NAME_SIZE - 1].decode(errors="ignore")
         version = self.service.version
-        return self._description(engine=engine, version=version, overwrites=self.backend.overwrites)
+        self._rows = self._kind
+        return self._description(
+            engine=engine, version=version, overwrites=self.backend.overwrites, rows=self._rows
+        )
 
     def step(self, timeout: float = IDLE) -> bool:
         """Answer one batch, or wait for one in vain; or go on with what runs in steps.
@@ -177,7 +181,7 @@ class Server:
         try:
             if self.backend.wants_clients:
                 self.backend.clients = self.broker.batch_clients()
-            result = self._results(batch.inputs, batch.outputs, done)
+            result = self._results(self.backend.given(batch.inputs), batch.outputs, done)
             outputs = self._checked(result, batch.outputs, batch.rows)
         except (Exception, SystemExit) as error:
             self.broker.fail_batch(Code.EMODEL, self._failed(error))
@@ -212,7 +216,7 @@ class Server:
         """
         if isinstance(self.backend, Unloaded):
             return Unloaded(self._versions.now)
-        return self._load(self._versions.now)
+        return self._loader.load(self._versions.now)
 
     def put(self, backend: Backend) -> None:
         """Answer with what `load_again` gave."""
@@ -223,6 +227,8 @@ class Server:
         """Enter what the backend needs while it serves; to be left at the end."""
         if not self.failed:
             self._serving.enter_context(self.backend.serving())
+            self._announced = True
+            self._agree_rows()
         return self._serving
 
     def summary(self) -> str:
@@ -265,7 +271,7 @@ class Server:
 
     def _part(self, inputs: tuple[np.ndarray, ...]) -> list[Any]:
         """Run this rank's part; nothing is written to the broker's memory until all agree."""
-        return ordered(self.backend.run(inputs), self.service)
+        return ordered(self.backend.run(self.backend.given(inputs)), self.service)
 
     def _inputs(self, rows: int) -> tuple[np.ndarray, ...]:
         return zeros(self.service.inputs, rows)
@@ -275,54 +281,35 @@ class Server:
         version = f" {self._versions.now.version}".rstrip()
         return f"service {self.service.name}{version}, replica {self.seat.replica} ({engine})"
 
-    def _load(self, service: ServiceConfig, old: Backend | None = None) -> Backend:
-        """Load a version and warm it up; beside the one that answers, if there is one."""
-        limit_threads(service.threads)
-        backend = backends.create(service, self._comm, self._local_rank)
-        try:
-            backend.load()
-            self.loaded = time.monotonic()
-            self._warm(backend, service, old)
-        except BaseException:
-            with suppress(Exception):  # of a model that is half loaded
-                backend.close()
-            raise
-        return backend
+    def _note(self, remark: str) -> None:
+        """Log what is to be known of a model, once for all replicas and versions."""
+        if remark not in self._seen and not self.seat.replica and not self.seat.tp_index:
+            logger.warning("service %s: %s", self.service.name, remark)
+        self._seen.add(remark)
 
-    def _warm(self, backend: Backend, service: ServiceConfig, old: Backend | None) -> None:
-        if backend.wants_clients and self._shared:
-            raise ModelError(Code.EMODEL, "clients are known to replicas of one rank alone")
-        for rows in service.warmup_rows:
-            batch = zeros(service.inputs, rows), zeros(service.outputs, rows)
-            backend.clients = np.full(rows, -1, np.int32)
-            result = (
-                backend.run(batch[0]) if self._shared else backend.run_batch(*batch, lambda _: None)
-            )
-            self._checked(result, batch[1], rows)
-        if old:
-            backend.take_over(old)
-        # Several ranks do the same with the same rows at a time, whatever suits each.
-        elif service.warmup_rows and not self._shared:
-            backend.tune(*batch)
+    @property
+    def _kind(self) -> str:
+        return "together" if self.backend.together else "independent"
+
+    def _agree_rows(self) -> None:
+        """Batch as the model that answers needs it, which may be of another kind than the first."""
+        if self._announced and self._rows != self._kind:
+            self._rows = self._kind
+            self.broker.set_rows(self.place, self._rows)
+            logger.info("%s answers requests with rows %s now", self._name(), self._rows)
 
     def _again(self, service: ServiceConfig) -> Backend:
         """Load a version at run time, in step with the other ranks of the replica."""
         if self.resting:
             return Resting(service)  # it is loaded when this rank takes the service
-        begin, wrong, backend = time.monotonic(), "", None
+        begin = time.monotonic()
         what = f"version {service.version}" if service.version else "the model anew"
         try:
             old = None if isinstance(self.backend, Unloaded) else self.backend
-            backend = self._load(service, old)
+            backend = self._loader.load(service, old)
         except (Exception, SystemExit) as error:
             self._log(f"cannot load {what}", error)
-            wrong = describe(error)
-        if self._shared:
-            wrong = agree(self._shared, wrong, LOADING)
-        if wrong or backend is None:
-            if backend:
-                backend.close()
-            raise ModelError(Code.EMODEL, wrong)
+            raise ModelError(Code.EMODEL, describe(error)) from None
         logger.info("%s loaded %s in %.1f s", self._name(), what, time.monotonic() - begin)
         return backend
 
@@ -330,6 +317,7 @@ class Server:
         """Answer with another backend, between two batches, while no request is held."""
         self._serving.close()
         self.backend, old = backend, self.backend
+        self._agree_rows()
         if backend.steps and old.steps:
             backend.steps.take_over(old.steps)
         self._stepper = self._stepper_of(backend)
@@ -402,6 +390,8 @@ class Server:
     def _failed(self, error: BaseException) -> str:
         """Log each failure once: a model that fails at every step would fill the disk."""
         text = describe(error)
+        if isinstance(error, ValueError) and "read-only" in text:
+            text += READ_ONLY
         if text not in self._seen:
             self._seen.add(text)
             self._log("failed on a batch", error)
@@ -409,8 +399,7 @@ class Server:
 
     def _log(self, what: str, error: BaseException) -> None:
         """Log with a traceback, unless the error is our own: its text says all."""
-        trace = None if isinstance(error, Error) else error
-        logger.error("%s %s: %s", self._name(), what, describe(error), exc_info=trace)
+        logger.error("%s %s: %s", self._name(), what, describe(error), exc_info=cause_of(error))
 
 
 def refuse(broker: _broker.Session, name: str, error: Error) -> None:
@@ -434,9 +423,3 @@ def describe(error: BaseException) -> str:
     if not isinstance(error, Error):
         text = f"{type(error).__name__}: {text}" if text else type(error).__name__
     return text.encode()[:TEXT].decode(errors="ignore")
-
-
-def limit_threads(threads: int) -> None:
-    """Tell libraries that are loaded from now on how many threads they may start."""
-    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-        os.environ[variable] = str(threads)

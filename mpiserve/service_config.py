@@ -161,7 +161,9 @@ class ServiceConfig(Table):
     on_full: Literal["wait", "reject"] = "wait"
     threads: int = Field(1, ge=1, le=MAX_THREADS)
     chunk_rows: int = Field(0, ge=0, lt=MAX_ROWS)
-    warmup: Any = True  # a bool, or rows of the batches
+    rows: Literal["independent", "together"] | None = None  # found out at warm-up
+    input_memory: Literal["view", "copy"] | None = None  # likewise
+    warmup: Any = True  # a bool, rows of the batches, or a file of examples
 
     _name: str = PrivateAttr("")
     _folder: Path = PrivateAttr(Path("."))
@@ -208,7 +210,9 @@ class ServiceConfig(Table):
         """Rows of the batches that the model sees before the service is announced."""
         if isinstance(self.warmup, tuple):
             return self.warmup
-        return tuple(sorted({1, self.max_batch_rows})) if self.warmup else ()
+        if self.warmup is False:
+            return ()
+        return tuple(sorted({1, self.max_batch_rows}))
 
     def of_model(self) -> ServiceConfig:
         """The service as its model sees it, between preprocess and postprocess."""
@@ -317,13 +321,25 @@ class ServiceConfig(Table):
             raise ValueError(f"unknown model dtype {shown(dtype)} {suggest(dtype, MODEL_DTYPES)}")
         return dtype
 
+    @field_validator("rows")
+    @classmethod
+    def _check_together(cls, rows: str | None, info: ValidationInfo) -> str | None:
+        if rows == "together" and info.data.get("chunk_rows"):
+            raise ValueError("'together' is against chunk_rows, which cuts requests; remove one")
+        if rows == "together" and info.data.get("task") == "generate":
+            raise ValueError("'together' cannot be: the task 'generate' runs sequences of all")
+        return rows
+
     @field_validator("warmup")
     @classmethod
-    def _check_warmup(cls, warmup: Any, info: ValidationInfo) -> bool | tuple[int, ...]:
+    def _check_warmup(cls, warmup: Any, info: ValidationInfo) -> bool | str | tuple[int, ...]:
         if isinstance(warmup, bool):
             return warmup
+        if isinstance(warmup, str) and warmup.endswith(".npz"):
+            return warmup
         if not isinstance(warmup, list) or not all(type(rows) is int for rows in warmup):
-            raise ValueError(f"must be true, false or a list of rows, got {shown(warmup)}")
+            kinds = "true, false, a list of rows or a .npz file"
+            raise ValueError(f"must be {kinds}, got {shown(warmup)}")
         if len(warmup) > MAX_WARMUPS:
             raise ValueError(f"at most {MAX_WARMUPS} batches, got {len(warmup)}")
         limit = info.data.get("max_batch_rows", 2**31)

@@ -187,7 +187,7 @@ class Session:
             "services": [
                 {
                     key: getattr(service, key)
-                    for key in ("name", "engine", "version", "replicas", "head")
+                    for key in ("name", "engine", "version", "rows", "replicas", "head")
                 }
                 for service in services
             ],

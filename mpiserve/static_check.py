@@ -74,6 +74,7 @@ def _of_service(service: ServiceConfig) -> Iterator[Finding]:
         _options(service),
         _engine_options(service),
         _model(service),
+        _warmup(service),
         _task(service),
         _functions(service),
         _here(service),
@@ -177,6 +178,11 @@ def _weights(service: ServiceConfig) -> Iterator[Finding]:
         return
     if not os.path.exists(service.folder / weights):
         yield Finding("options.weights", f"{cut(str(service.folder / weights), 300)}: no such file")
+
+
+def _warmup(service: ServiceConfig) -> Iterator[Finding]:
+    if isinstance(service.warmup, str) and not os.path.isfile(service.folder / service.warmup):
+        yield Finding("warmup", f"{cut(str(service.folder / service.warmup), 300)}: no such file")
 
 
 def _factory(service: ServiceConfig, node: source.Definition | None) -> Iterator[Finding]:

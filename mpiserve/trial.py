@@ -10,8 +10,8 @@ from typing import NamedTuple
 from mpiserve import terminal
 from mpiserve.config import Config, ServiceConfig
 from mpiserve.errors import Error
-from mpiserve.partition import Seat
-from mpiserve.server import Server, describe
+from mpiserve.loading import Loader
+from mpiserve.server import describe
 from mpiserve.service_config import BACKENDS
 
 OK, FAILURE = 0, 1  # exit statuses
@@ -56,19 +56,22 @@ def _try(service: ServiceConfig) -> Outcome:
         note = f", on 1 rank in place of {service.tensor_parallel}"
         service = service.model_copy(update={"tensor_parallel": 1})
     begin = time.monotonic()
-    server = Server(None, Seat((service,), 0, 0))  # type: ignore[arg-type]  # no world, no broker
+    remarks: list[str] = []
+    loader = Loader(None, 0, describe, remarks.append)
     try:
-        backend = server.load_again()
+        backend = loader.load(service.of_version())
     except (Exception, SystemExit) as error:
         if not isinstance(error, Error):
             traceback.print_exc()
         return Outcome(service.name, load=time.monotonic() - begin, error=describe(error))
-    end, loaded = time.monotonic(), server.loaded
+    end, loaded = time.monotonic(), loader.loaded
     engine = backend.engine
     backend.close()
     outputs = ", ".join(f"{t.name} {t.dtype} {list(t.shape)}" for t in service.outputs)
     if not service.warmup_rows:
         outputs = "not asked: warmup = false"
+    for remark in remarks:
+        print(f"mpiserve: service {service.name}: {remark}", file=sys.stderr)
     return Outcome(service.name, engine, loaded - begin, end - loaded, outputs + note)
 
 

@@ -103,6 +103,12 @@ typedef enum mpiserve_on_full {
   MPISERVE_REJECT = 1 /* ends it with MPISERVE_EFULL */
 } mpiserve_on_full;
 
+/* What the rows of a request are to each other, for the model. */
+typedef enum mpiserve_rows {
+  MPISERVE_INDEPENDENT = 0, /* nothing: requests are merged into batches, which may be cut */
+  MPISERVE_TOGETHER = 1     /* one field: a batch is one request, and waits for no other */
+} mpiserve_rows;
+
 typedef struct mpiserve_session mpiserve_session; /* opaque */
 typedef struct mpiserve_service mpiserve_service; /* opaque, owned by the session */
 
@@ -150,6 +156,7 @@ typedef struct mpiserve_description {
                              1 - stickiness of the time; 0: 0.25; 1: none leaves its home */
   int64_t max_queue_rows; /* that wait at the head for a batch; 0: no limit */
   int32_t on_full;        /* mpiserve_on_full: what if they are more */
+  int32_t rows;           /* mpiserve_rows: may requests share a batch? */
   int32_t overwrites;     /* 1: output i takes the place of input i in the window (echo) */
   int32_t replica;        /* 0, 1, ... within the service */
   int32_t error;          /* MPISERVE_OK, or why this replica can't serve */
@@ -515,6 +522,13 @@ int mpiserve_poll(mpiserve_session *session);
  * resting is 0 or 1; as it is already: nothing changes. Inference ranks; never waits.
  * MPISERVE_ESTATE while a batch of it is open, MPISERVE_EARG if there is no such service. */
 int mpiserve_rest(mpiserve_session *session, int service, int resting);
+
+/* mpiserve_rows_set: from the next batch of a service of this rank (0, 1, ...) on, its rows are
+ * independent, or together (mpiserve_rows): where mpiserve_reload() brings a model of another
+ * kind than the description said. Clients are not told: what mpiserve_service_describe() gives
+ * is of open. Inference ranks; local. MPISERVE_ESTATE while a batch of it is open, MPISERVE_EARG
+ * if there is no such service or kind. */
+int mpiserve_rows_set(mpiserve_session *session, int service, int rows);
 
 /* mpiserve_queue_get: the rows that wait here for a batch of a service of this rank, as far as
  * they were heard of. Inference ranks; local. MPISERVE_EARG if there is no such service. */

@@ -90,6 +90,8 @@ class Backend:
     steps: Steps | None = None
     native = False  # answered by the broker in C, without run()
     overwrites = False  # results lie where the inputs were; nothing is copied
+    together = False  # the rows of a batch are one request, which is not to be cut
+    copies = False  # the inputs of each batch are its own, to be written to and kept
     wants_clients = False  # `clients` is filled before each batch; of replicas of one rank
     clients: np.ndarray  # int32 [rows]: the world rank that asked for each row; -1 at warm-up
 
@@ -105,15 +107,29 @@ class Backend:
         """What runs the model, for people and logs: "package.module.Class"."""
         return full_name(type(self))
 
+    @property
+    def arithmetic(self) -> Sequence[str]:
+        """Floating dtypes in which the model computes, beside those of the signature."""
+        return ()
+
     def load(self) -> None:
         """Make the model ready to run."""
+
+    def given(self, inputs: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
+        """Give what the model is called with for the inputs of a batch: these, or copies."""
+        return tuple(array.copy() for array in inputs) if self.copies else inputs
+
+    def writes(self, inputs: tuple[np.ndarray, ...]) -> bool:
+        """Run the model; tell whether it is known to write to its inputs, whatever they are."""
+        return False
 
     def run(self, inputs: tuple[np.ndarray, ...]) -> Any:
         """Run the model on one batch.
 
         Args:
             inputs: One array [rows, ...] per input of the signature, in its order.
-                They view the broker's memory and are valid until this returns.
+                They view the broker's memory, are read-only, and are valid until this
+                returns; or they are copies, if `copies` is set.
 
         Returns:
             One array [rows, ...] per output of the signature: a sequence in its

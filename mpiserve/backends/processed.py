@@ -34,6 +34,7 @@ class ProcessedBackend(Backend):
     ) -> None:
         super().__init__(service, comm, local_rank)
         self._model = create(service.of_model(), comm, local_rank)
+        self._model.copies = True  # the arrays of each batch are new
         if self._model.native:
             text = f"the backend '{service.backend}' answers in C, without functions"
             raise ModelError(Code.EMODEL, text)
@@ -42,6 +43,12 @@ class ProcessedBackend(Backend):
     def engine(self) -> str:
         """That of the model."""
         return self._model.engine
+
+    @property
+    def arithmetic(self) -> Sequence[str]:
+        """Those of the model, and between it and the functions."""
+        inner = self._model.service
+        return [*self._model.arithmetic, *(t.dtype for t in (*inner.inputs, *inner.outputs))]
 
     def load(self) -> None:
         """Import the functions, and load the model.
@@ -61,6 +68,7 @@ class ProcessedBackend(Backend):
         rows = len(inputs[0])
         if self.wants_clients:
             self._model.clients = self.clients
+        self._model.together = self.together
         room = zeros(self._model.service.outputs, rows)
         results = self._model.run_batch(self._prepared(inputs), room, lambda _: None)
         return self._finished(results, rows)
@@ -83,12 +91,18 @@ class ProcessedBackend(Backend):
 
     def tune(self, inputs: tuple[np.ndarray, ...], outputs: tuple[np.ndarray, ...]) -> None:
         """Let the model find out what suits it, with as many rows."""
-        inner, rows = self._model.service, len(inputs[0])
-        self._model.tune(zeros(inner.inputs, rows), zeros(inner.outputs, rows))
+        room = zeros(self._model.service.outputs, len(inputs[0]))
+        self._model.together = self.together
+        self._model.tune(self._prepared(self.given(inputs)), room)
+
+    def writes(self, inputs: tuple[np.ndarray, ...]) -> bool:
+        """As of the model, which may get what came in."""
+        return self._model.writes(self._prepared(inputs))
 
     def take_over(self, old: Backend) -> None:
         """Let the model take what its version before had found out."""
         if isinstance(old, ProcessedBackend):
+            self._model.together = self.together
             self._model.take_over(old._model)
 
     def close(self) -> None:

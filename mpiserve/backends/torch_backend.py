@@ -19,7 +19,7 @@ from mpiserve.config import OBJECT, ServiceConfig
 from mpiserve.errors import ArgumentError, Code, ModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     import numpy as np
     import torch
@@ -124,7 +124,7 @@ class TorchBackend(Backend):
         rows, chunk = len(inputs[0]), self.chunk_rows
         with self._inference():
             tensors, targets = self._views(inputs), self._views(outputs)
-            if rows <= chunk or not chunk:
+            if rows <= chunk or not chunk or self.together:
                 self._put(self._call(tensors), targets)
                 return outputs
             for begin in range(0, rows, chunk):
@@ -142,13 +142,15 @@ class TorchBackend(Backend):
         """Measure which number of rows at a time is fastest, unless the service says it."""
         if self.service.chunk_rows or self.service.task or self.device.type != "cpu":
             return
+        if self.together:
+            return
         rows = len(inputs[0])
         times = dict.fromkeys([rows, *(chunk for chunk in CHUNKS if chunk < rows)], inf)
         end = perf_counter() + TUNE_SECONDS
         # In rounds: what disturbs the machine for a while disturbs all alike.
         for chunk in TUNE_ROUNDS * [*times]:
             self.chunk_rows, begin = chunk, perf_counter()
-            self.run_batch(inputs, outputs, ignore)
+            self.run_batch(self.given(inputs), outputs, ignore)
             times[chunk] = min(times[chunk], perf_counter() - begin)
             if perf_counter() > end:
                 break
@@ -167,6 +169,29 @@ class TorchBackend(Backend):
         """Free the module's memory."""
         self.__dict__.pop("module", None)
         self.steps = None
+
+    @property
+    def arithmetic(self) -> Sequence[str]:
+        """That of the service and of the weights; on GPUs perhaps with fewer bits."""
+        torch = self._torch
+        weights: Any = getattr(self.module, "parameters", tuple)()
+        dtypes = {weight.dtype for weight in weights if weight.is_floating_point()} | {self.dtype}
+        names = [str(dtype).removeprefix("torch.") for dtype in dtypes]
+        backends = (torch.backends.cuda.matmul, torch.backends.cudnn)
+        if self.device.type == "cuda" and any(backend.allow_tf32 for backend in backends):
+            names.append("float16")  # TF32 has as many bits
+        return names
+
+    def writes(self, inputs: tuple[np.ndarray, ...]) -> bool:
+        """Ask torch, which counts what is written to a tensor outside of inference mode."""
+        torch = self._torch
+        with torch.inference_mode(False):
+            tensors = [tensor_of(array) for array in inputs]
+        before = [tensor._version for tensor in tensors]
+        # As it was written: such tensors are another case, for which it would be compiled again.
+        with torch.compiler.set_stance("force_eager"), self._inference():
+            self._call(tensors)
+        return before != [tensor._version for tensor in tensors]
 
     def _compile_arguments(self) -> dict[str, Any] | None:
         """Arguments of torch.compile, if the service asks for it.
@@ -203,6 +228,8 @@ class TorchBackend(Backend):
 
     def _views(self, arrays: tuple[np.ndarray, ...]) -> list[torch.Tensor]:
         """View arrays as tensors. The broker gives the same arrays for the same rows again."""
+        if self.copies:
+            return [tensor_of(array) for array in arrays]
         known = self._known.get(id(arrays))
         if known is None or known[0] is not arrays:
             if len(self._known) >= MAX_KNOWN:

@@ -35,7 +35,7 @@ def config(backend: str, shape: list[int], kind: str, **keys: Any) -> Config:
     return Config.from_dict({"service": {SERVICE: service}}, source="mpiserve bench")
 
 
-def doubles(backend: str, rows: int, **keys: Any) -> Config:
+def doubles(backend: str, rows: int, /, **keys: Any) -> Config:
     """Make the configuration of a service of doubles, up to so many of them."""
     return config(backend, [-1], "float64", max_batch_rows=rows, **keys)
 

@@ -29,7 +29,8 @@ def measure(comm: MPI.Comm, plan: Plan, progress: Progress) -> list[dict[str, An
     for transport, calls in cases:
         progress.step(f"overlap {transport}, calls in between: {calls}")
         model = {"model": "mpiserve.bench.models:Busy", "options": {"ms": MODEL_MS}}
-        service = doubles("python", ROWS, warmup=False, **model)
+        known = {"warmup": False, "rows": "independent", "input_memory": "view"}
+        service = doubles("python", ROWS, **known, **model)
         found = couple(comm, transport, service, partial(ask, plan, calls == "test"))
         if found is not None:
             rows.append(row(found, transport, calls))

@@ -28,6 +28,10 @@ static void rest(mpiserve_session *session) {
   EXPECT(mpiserve_rest(session, 2, 1), MPISERVE_EARG, "service 2 of 2");
   EXPECT(mpiserve_queue_get(session, -1, &rows), MPISERVE_EARG, "service -1 of 2");
   EXPECT(mpiserve_queue_get(session, 0, NULL), MPISERVE_EARG, "rows is NULL");
+  EXPECT(mpiserve_rows_set(session, 2, MPISERVE_TOGETHER), MPISERVE_EARG, "service 2 of 2");
+  EXPECT(mpiserve_rows_set(session, 0, 2), MPISERVE_EARG, "rows is 2");
+  CHECK(mpiserve_rows_set(session, 0, MPISERVE_TOGETHER) == MPISERVE_OK);
+  CHECK(mpiserve_rows_set(session, 0, MPISERVE_INDEPENDENT) == MPISERVE_OK);
   CHECK(mpiserve_rest(session, 0, 1) == MPISERVE_OK);
   while (!seen) {
     CHECK(mpiserve_batch_next(session, 0.001, &batch) == MPISERVE_ETIMEOUT);
@@ -46,6 +50,7 @@ static void serve(mpiserve_session *session) {
   int ended;
   EXPECT(mpiserve_batch_next(session, 0, &batch), MPISERVE_ESTATE, "has not published");
   EXPECT(mpiserve_rest(session, 0, 1), MPISERVE_ESTATE, "has not published");
+  EXPECT(mpiserve_rows_set(session, 0, 1), MPISERVE_ESTATE, "has not published");
   EXPECT(mpiserve_service_count(session, &ended), MPISERVE_EARG, "for simulation ranks");
   EXPECT(mpiserve_publish(session, NULL), MPISERVE_EARG, "description is NULL");
   EXPECT(mpiserve_publish_all(session, 1, NULL), MPISERVE_EARG, "descriptions is NULL");

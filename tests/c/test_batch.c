@@ -104,8 +104,8 @@ static void test_no_delay_closes_at_once(void) {
 /* ---- which requests make a batch --------------------------------------------------- */
 
 /* Takes the next batch: the sequence numbers of its requests as the digits of a number. */
-static int next_batch(msi_queue *queue) {
-  uint32_t span, n = msi_batch_pick(&policy, queue, &span), found = 0;
+static int next_batch_by(const msi_policy *by, msi_queue *queue) {
+  uint32_t span, n = msi_batch_pick(by, queue, &span), found = 0;
   int digits = 0;
   for (uint32_t i = 0; i < span; i++) {
     const msi_entry *e = msi_queue_at(queue, i);
@@ -117,6 +117,8 @@ static int next_batch(msi_queue *queue) {
   msi_queue_take_picked(queue, span);
   return digits;
 }
+
+static int next_batch(msi_queue *queue) { return next_batch_by(&policy, queue); }
 
 static void push(msi_queue *queue, uint64_t sequence, uint32_t rows, uint32_t lane, int priority) {
   msi_entry e = entry(sequence, rows, 0);
@@ -273,6 +275,38 @@ static void test_a_request_waits_for_others_half_of_its_time(void) {
   msi_queue_close(&queue);
 }
 
+/* ---- rows that belong together ----------------------------------------------------- */
+
+static const msi_policy whole = {.max_rows = 10, .max_delay_ns = 500, .together = 1};
+
+static void test_rows_that_belong_together_wait_for_nobody_and_join_nobody(void) {
+  msi_queue queue;
+  CHECK(!msi_queue_open(&queue));
+  CHECK(msi_batch_decide(&whole, &queue, 0, 3, 0) == MSI_OPEN);
+  for (uint32_t i = 1; i <= 3; i++) push(&queue, i, 1, i, 0);
+  CHECK(msi_batch_decide(&whole, &queue, 1, 3, 0) == MSI_CLOSED_ROWS);
+  for (int i = 1; i <= 3; i++) CHECK(next_batch_by(&whole, &queue) == i);
+  CHECK(!queue.n && !queue.rows && msi_batch_decide(&whole, &queue, 3, 3, 0) == MSI_OPEN);
+  msi_queue_close(&queue);
+}
+
+static void test_whole_requests_have_their_turns_by_priority(void) {
+  static const int priorities[] = {0, 5, -3, 5};
+  msi_queue queue;
+  CHECK(!msi_queue_open(&queue));
+  for (uint32_t i = 0; i < 4; i++) push(&queue, i + 1, 1, i, priorities[i]);
+  CHECK(next_batch_by(&whole, &queue) == 2 && next_batch_by(&whole, &queue) == 4);
+  CHECK(next_batch_by(&whole, &queue) == 1 && next_batch_by(&whole, &queue) == 3);
+  push(&queue, 9, 1, 0, -100);
+  int batches = 1;
+  for (; batches < 3 * MSI_FAIR_TURN; batches++) {
+    push(&queue, 1, 1, 1, 100);
+    if (next_batch_by(&whole, &queue) == 9) break;
+  }
+  CHECK(batches == MSI_FAIR_TURN); /* the lowest too, in the end */
+  msi_queue_close(&queue);
+}
+
 int main(void) {
   test_first_in_is_first_out();
   test_order_survives_wrap_and_growth();
@@ -293,5 +327,7 @@ int main(void) {
   test_a_limited_queue_takes_no_more_rows_but_any_request_when_empty();
   test_a_full_queue_closes_a_batch();
   test_a_request_waits_for_others_half_of_its_time();
+  test_rows_that_belong_together_wait_for_nobody_and_join_nobody();
+  test_whole_requests_have_their_turns_by_priority();
   return check_result();
 }

@@ -28,7 +28,9 @@ def tensor(name: str, dtype: str, *shape: int) -> dict[str, Any]:
 def python(model: str, inputs: list[Any], outputs: list[Any], **settings: Any) -> dict[str, Any]:
     """Describe a service of a callable of models.py."""
     service = {"backend": "python", "model": f"models:{model}", "inputs": inputs}
-    return service | {"outputs": outputs, "warmup": False} | settings
+    # As they are written: nothing is found out without warm-up.
+    known = {"warmup": False, "rows": "independent", "input_memory": "view"}
+    return service | {"outputs": outputs} | known | settings
 
 
 def scaling(**settings: Any) -> dict[str, Any]:

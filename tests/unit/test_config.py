@@ -69,6 +69,7 @@ def test_warm_up_takes_one_row_and_a_full_batch(load):
     assert load(CHEMISTRY + "max_batch_rows = 1").services[0].warmup_rows == (1,)
     assert load(CHEMISTRY + "warmup = false").services[0].warmup_rows == ()
     assert load(CHEMISTRY + "warmup = [8, 16]").services[0].warmup_rows == (8, 16)
+    assert load(CHEMISTRY + 'warmup = "rows.npz"').services[0].warmup_rows == (1, 4096)
 
 
 def test_echo_needs_no_model_and_no_outputs(load):
@@ -109,7 +110,11 @@ WRONG = {
     "task = 'chat'": "task: unknown task 'chat' (one of: generate, embed)",
     "backend = 'python'\ntask = 'embed'": "task: tasks are of the backends 'deepspeed' and",
     "warmup = [0]": "warmup: rows must be 1 to max_batch_rows, got [0]",
-    "warmup = 3": "warmup: must be true, false or a list of rows, got 3",
+    'warmup = "rows.csv"': "warmup: must be true, false, a list of rows or a .npz file, got",
+    'rows = "merged"': "rows: must be 'independent' or 'together', got 'merged'",
+    'chunk_rows = 8\nrows = "together"': "rows: 'together' is against chunk_rows, which cuts",
+    'input_memory = "mine"': "input_memory: must be 'view' or 'copy', got 'mine'",
+    "warmup = 3": "warmup: must be true, false, a list of rows or a .npz file, got 3",
     "options = 3": "options: must be a table, got 3",
 }
 

@@ -53,16 +53,20 @@ PYTHON = {
     "backends": BASE | {"backends.base", "backends.language", "backends.processed", "terminal"},
     "_arrays": {"errors"},
     "_broker": BASE | {"_arrays"},
+    "probe": set(),
+    "warmup": BASE | {"backends.arrays", "backends.base", "backends.group", "probe"},
+    "loading": BASE | {"backends", "backends.base", "backends.group", "warmup"},
     "stepping": {"errors", "_broker", "backends.base"},
     "versions": BASE | {"_broker", "backends.base"},
     "team": {"errors", "_broker", "backends.group"},
     "server": BASE
     | {"_broker", "backends", "backends.arrays", "backends.base", "backends.group", "partition"}
-    | {"stepping", "team", "versions"},
+    | {"loading", "stepping", "team", "versions"},
     "adaptive": {"config"},
     "pool": {"errors", "partition", "server", "_broker"},
     "moving": BASE
-    | {"_broker", "adaptive", "backends.base", "backends.group", "partition", "pool", "server"},
+    | {"_broker", "adaptive", "backends.base", "backends.group", "partition", "pool", "server"}
+    | {"loading"},
     # A session hands itself over to its server in serve(); the server never looks back.
     "session": BASE | {"_broker", "_check", "partition", "pool", "server"} | {"moving"},
     "binding": {"partition"},

@@ -1,0 +1,325 @@
+"""What a model does with the rows and the memory of its inputs, found out by calling it.
+
+Pure but for the calls: no MPI, no configuration, and the same rows at every start.
+"""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+ROWS = 40  # of a look: more than models pad to, or split at
+FEW = 8  # of rows that are large
+LARGE = 64 << 10  # bytes of a row, from which on it is
+CLOSE = 100  # times eps and the largest magnitude: what rounding may change
+BLOCK = 1 << 20  # bytes that are compared at a time
+SEED = 13
+RANDOM = "two calls with the same rows differ: it is random, or has a state"
+EPS = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23, "float64": 2.0**-52}
+# Factors of normally distributed numbers, 0 for numbers from 0 to 1; how many integers there are.
+# Integers are 0 or 1: more may be beyond the end of a table that they are looked up in.
+KINDS = ((1.0, 2), (0.0, 2), (100.0, 2), (1.0, 1), (0.0, 1))
+
+Arrays = tuple[np.ndarray, ...]
+Run = Callable[[Arrays], Sequence[np.ndarray]]
+Call = Callable[..., Sequence[np.ndarray]]  # of rows, and perhaps of how many: see Calls
+
+
+class Calls:
+    """Calls a model with arrays as a batch has them, and sees what becomes of these.
+
+    Args:
+        run: Runs the model; it must keep no array itself.
+
+    Attributes:
+        changed: Whether the model has written to an input.
+        kept: Whether it has kept one, or a view of one.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._writable = False
+        self.changed = self.kept = False
+
+    def __call__(self, rows: Arrays, count: int = 0) -> list[np.ndarray]:
+        """Call the model with a copy of the rows, or with so many: the same over and over.
+
+        Returns:
+            Its results, valid until the next call.
+        """
+        count = count or len(rows[0])
+        try:
+            return self._call(rows, count)
+        except ValueError as error:
+            if self._writable or "read-only" not in str(error):
+                raise
+        self.changed = self._writable = True
+        return self._call(rows, count)
+
+    def _call(self, rows: Arrays, count: int) -> list[np.ndarray]:
+        rows = tuple(_grown(array, count) for array in rows)
+        given = tuple(_copy(array, count, self._writable) for array in rows)
+        owners = [weakref.ref(array.base) for array in given]
+        results = [_apart(result, given) for result in self._run(given)]
+        pairs = zip(given, rows, strict=True)
+        self.changed = self.changed or not all(_repeats(*pair) for pair in pairs)
+        del given, pairs
+        self.kept = self.kept or _alive(owners)
+        return results
+
+
+def _copy(array: np.ndarray, rows: int, writable: bool) -> np.ndarray:
+    """Make a view of fresh memory: numpy makes that the base of all views of the view."""
+    memory = np.empty(rows * array[:1].nbytes, np.uint8)
+    view = memory.view(array.dtype).reshape(rows, *array.shape[1:])
+    for part in blocks(view, len(array)):
+        part[:] = array[: len(part)]
+    view.flags.writeable = writable
+    return view
+
+
+def _repeats(copy: np.ndarray, array: np.ndarray) -> bool:
+    return all(_identical(part, array[: len(part)]) for part in blocks(copy, len(array)))
+
+
+def _apart(result: np.ndarray, given: Arrays) -> np.ndarray:
+    return result.copy() if any(np.may_share_memory(result, array) for array in given) else result
+
+
+def _grown(array: np.ndarray, rows: int) -> np.ndarray:
+    """Repeat the rows of an array: steps of a few bytes would take long."""
+    times = min(-(-rows // len(array)), BLOCK // array.nbytes)
+    return np.concatenate([array] * times) if times > 1 else array
+
+
+def blocks(array: np.ndarray, rows: int) -> Iterator[np.ndarray]:
+    """Cut an array into parts of so many rows; the last one may have fewer."""
+    return (array[begin : begin + rows] for begin in range(0, len(array), rows))
+
+
+def _bytes(array: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+
+
+def _identical(a: np.ndarray, b: np.ndarray) -> bool:
+    return np.array_equal(_bytes(a), _bytes(b))
+
+
+def _alive(owners: Sequence[weakref.ref[Any]]) -> bool:
+    if all(owner() is None for owner in owners):
+        return False
+    gc.collect()  # what only a circle keeps nobody sees again
+    return any(owner() is not None for owner in owners)
+
+
+class Finding(NamedTuple):
+    """Whether a row's results depend on the rows beside it.
+
+    Attributes:
+        why: What shows that they do, or why nobody can tell; "" if they do not.
+        proven: Whether they do.
+    """
+
+    why: str = ""
+    proven: bool = False
+
+
+class Probe:
+    """Compares a model's results of the same rows in different company.
+
+    Args:
+        call: Runs the model: `Calls`, or as that does.
+        names: Of its outputs, for people.
+        eps: Of the coarsest arithmetic in which it computes.
+
+    Attributes:
+        finding: What is known so far.
+    """
+
+    def __init__(self, call: Call, names: Sequence[str], eps: float) -> None:
+        self._call = call
+        self._names = names
+        self._eps = eps
+        self._rows: Arrays = ()
+        self._whole: Sequence[np.ndarray] = ()
+        self._random = False  # or has a state
+        self.finding = Finding()
+
+    def find(self, candidates: Iterator[Arrays]) -> Finding:
+        """Compare on the first rows that tell something.
+
+        All that can be called is called, whatever is found: ranks that run a model together
+        stay in step.
+        """
+        why = self._choose(candidates)
+        if not self._rows:
+            self.finding = Finding(why)
+            return self.finding
+        every = np.arange(len(self._rows[0]))
+        self._compare(_mixed(every), "in another order", True)
+        self._compare_again(every)
+        for how, index in _pieces(every):
+            self._compare(index, how, True)
+        if why and not self.finding.why:
+            self.finding = Finding(why)
+        return self.finding
+
+    def repeat(self, rows: int) -> bool:
+        """Compare in so many rows, those of `find` over and over.
+
+        Returns:
+            Whether the model could be called.
+        """
+        if not self._rows:
+            return False
+        try:
+            results = self._call(self._rows, rows)
+        except (Exception, SystemExit) as error:
+            self._see(f"it fails on {rows} random rows: {_text(error)}", False)
+            return False
+        for name, whole, result in zip(self._names, self._whole, results, strict=True):
+            many = _grown(whole, rows)
+            for part in blocks(result, len(many)):
+                text = _differ(many[: len(part)], part, whole, self._eps)
+                self._see(_say(name, text, f"among {rows}"), True)
+        return True
+
+    def _choose(self, candidates: Iterator[Arrays]) -> str:
+        """Keep the rows whose results tell most; say what is missing in them."""
+        most, why = 0, ""
+        for rows in candidates:
+            try:
+                results = self._call(rows)
+            except (Exception, SystemExit) as error:
+                why = why or f"it fails on random rows: {_text(error)}"
+                continue
+            much, lacks = _telling(results)
+            if much > most:
+                most, why, self._rows = much, lacks, rows
+                self._whole = [result.copy() for result in results]
+            if not lacks:
+                break
+        return why
+
+    def _compare_again(self, every: np.ndarray) -> None:
+        """Compare with all rows once more, after others; a random model proves nothing."""
+        ordered, self.finding = self.finding, Finding()
+        self._compare(every, "again", False)
+        self._random = bool(self.finding.why)
+        # Without the numbers, which are others at each start.
+        self.finding = Finding(RANDOM) if self._random else ordered
+
+    def _compare(self, index: np.ndarray, how: str, proves: bool) -> None:
+        """Compare the results of some of the rows with those that they had among all."""
+        rows = tuple(array[index] for array in self._rows)
+        try:
+            results = self._call(rows)
+        except (Exception, SystemExit) as error:
+            plural = "s" if len(index) > 1 else ""
+            self._see(f"it fails on {len(index)} row{plural}: {_text(error)}", False)
+            return
+        for name, whole, result in zip(self._names, self._whole, results, strict=True):
+            text = _differ(whole[index], result, whole, self._eps)
+            self._see(_say(name, text, how), proves)
+
+    def _see(self, why: str, proves: bool) -> None:
+        """Keep what says most: the first proof, or the first doubt."""
+        known = self.finding
+        if why and (not known.why or (proves and not known.proven and not self._random)):
+            self.finding = Finding(why, proves)
+
+
+def _say(name: str, text: str, how: str) -> str:
+    return f"output '{name}' {text} for the same rows {how}" if text else ""
+
+
+def _pieces(every: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    """Give parts of the rows: single ones, and the two sides of a cut."""
+    cut = max(1, len(every) // 3)
+    yield "alone", every[:1]
+    yield "without those before them", every[cut:]
+    yield "without those behind them", every[:cut]
+    yield "alone", every[-1:]
+
+
+def _mixed(every: np.ndarray) -> np.ndarray:
+    """Give another order; a random one of few might be the same."""
+    return np.random.default_rng(SEED).permutation(every) if len(every) > 3 else every[::-1]
+
+
+def _differ(expected: np.ndarray, result: np.ndarray, whole: np.ndarray, eps: float) -> str:
+    """Say how far results are from what they should be; "" within rounding."""
+    if expected.dtype.name not in EPS:
+        wrong = int((expected != result).sum())
+        return f"differs in {wrong} of {result.size} numbers" if wrong else ""
+    a, b, every = (np.asarray(array, np.float64) for array in (expected, result, whole))
+    finite = np.isfinite(a) & np.isfinite(b)
+    if not np.array_equal(a[~finite], b[~finite], equal_nan=True):
+        return "has other numbers that are not finite"
+    largest = max(np.abs(x[np.isfinite(x)]).max(initial=0.0) for x in (every, b))
+    far = np.abs(a[finite] - b[finite]).max(initial=0.0)
+    near = CLOSE * max(eps, EPS[expected.dtype.name]) * largest
+    return f"differs by {far:.3g} (the largest is {largest:.3g})" if far > near else ""
+
+
+def _telling(results: Sequence[np.ndarray]) -> tuple[int, str]:
+    """Tell how much results would show, 1 to 3, and what is missing."""
+    floats = [np.asarray(x, np.float64) for x in results if x.dtype.name in EPS]
+    if not all(np.isfinite(x).any() for x in floats):
+        return 1, "its results on random rows are not finite"
+    if all(_identical(x[1:], x[:-1]) for x in results):
+        return 2, "its results are the same on all random rows"
+    return 3, ""
+
+
+def _text(error: BaseException) -> str:
+    """Put an exception into a few words; its own may be broken."""
+    try:
+        words = " ".join(str(error).split())[:200]
+    except Exception:
+        words = ""
+    return f"{type(error).__name__}: {words}" if words else type(error).__name__
+
+
+def size(limit: int, row_bytes: int) -> int:
+    """Choose how many rows are looked at, of at most so many."""
+    return min(limit, FEW if row_bytes > LARGE else ROWS)
+
+
+def random_rows(like: Sequence[np.ndarray]) -> Iterator[Arrays]:
+    """Make rows of several kinds, of the shapes and dtypes of some arrays."""
+    floats = [array.dtype.name in EPS for array in like]
+    for factor, integers in KINDS if any(floats) else KINDS[:1]:
+        if integers == 1 and all(floats):
+            return
+        random = np.random.default_rng(SEED)
+        yield tuple(_random(random, array, factor, integers) for array in like)
+
+
+def _random(
+    random: np.random.Generator, like: np.ndarray, factor: float, integers: int
+) -> np.ndarray:
+    if like.dtype.name in EPS:
+        values = (
+            factor * random.standard_normal(like.shape) if factor else random.random(like.shape)
+        )
+        return np.asarray(values, like.dtype)
+    whole = random.integers(0, integers, like.shape)
+    if integers > 1:  # so that no two neighbours are the same row
+        whole.reshape(len(whole), -1)[:, 0] = np.arange(len(whole)) % integers
+    return whole.astype(like.dtype)
+
+
+def example_rows(examples: Arrays, rows: int) -> Iterator[Arrays]:
+    """Take rows of examples, over and over if there are fewer."""
+    yield repeated(examples, rows)
+
+
+def repeated(arrays: Arrays, rows: int) -> Arrays:
+    """Make arrays of so many rows, those of others over and over."""
+    index = np.arange(rows) % len(arrays[0])
+    return tuple(array[index] for array in arrays)
