@@ -24,6 +24,7 @@ static msi_call *call_take(msi_client *client) {
   msi_call *call = client->idle;
   client->idle = call->next;
   call->next = NULL;
+  call->service = NULL;
   call->abandoned = 0;
   call->cargo.deadline_ns = 0;
   call->stats = (mpiserve_stats){0}; /* of the request that had the place before */

@@ -34,7 +34,7 @@ struct msi_call {
   int code;
   int abandoned;             /* cancelled: nobody wants the end */
   int what;                  /* mpiserve_change, of an order; its text is the version */
-  mpiserve_service *service; /* of a request */
+  mpiserve_service *service; /* of a request; NULL: it is none */
   msi_link *link;
   msi_kind kind;  /* MSI_INFER or MSI_VISIT */
   msi_load *load; /* of the replica; NULL: there is no other */

@@ -244,10 +244,8 @@ static int is_used(const mpiserve_service *service, const mpiserve_buffer *buffe
   const msi_client *client = service->client;
   for (uint32_t i = 0; i < client->n_calls; i++) {
     const msi_call *call = client->calls[i];
-    int goes_on =
-        (call->state == CALL_QUEUED || call->state == CALL_LEASING || call->state == CALL_FLYING) &&
-        !call->abandoned;
-    if (goes_on && call->service == service && names_memory(call, buffer)) return 1;
+    int waited_for = call->service == service && call->state != CALL_IDLE && !call->abandoned;
+    if (waited_for && names_memory(call, buffer)) return 1;
   }
   return 0;
 }

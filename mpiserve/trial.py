@@ -9,8 +9,7 @@ from typing import NamedTuple
 
 from mpiserve import terminal
 from mpiserve.config import Config, ServiceConfig
-from mpiserve.errors import Error
-from mpiserve.loading import Loader
+from mpiserve.loading import Loader, cause_of
 from mpiserve.server import describe
 from mpiserve.service_config import BACKENDS
 
@@ -61,8 +60,8 @@ def _try(service: ServiceConfig) -> Outcome:
     try:
         backend = loader.load(service.of_version())
     except (Exception, SystemExit) as error:
-        if not isinstance(error, Error):
-            traceback.print_exc()
+        if cause := cause_of(error):
+            traceback.print_exception(cause)
         return Outcome(service.name, load=time.monotonic() - begin, error=describe(error))
     end, loaded = time.monotonic(), loader.loaded
     engine = backend.engine

@@ -28,7 +28,7 @@ PYTHON = {
     "source": set(),
     "static_check": {"backends", "backends.deepspeed_backend", "backends.language"}
     | {"config", "config_checks", "service_config", "source"},
-    "trial": BASE | {"partition", "server", "service_config", "terminal"},
+    "trial": BASE | {"loading", "server", "service_config", "terminal"},
     "plan": BASE | {"partition", "terminal"},
     "jobscript": {"errors", "partition", "plan"},
     "findings": {"_check"},
@@ -162,6 +162,7 @@ LEVELS = {
     "serving": 8,
     "late": 9,
     "session": 11,
+    "turn": 12,
     "api": 12,
     "api_serving": 12,
 }
