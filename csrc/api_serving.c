@@ -199,6 +199,14 @@ int mpiserve_peer_error(mpiserve_session *session, int *rank, int *remaining, ch
   return MPISERVE_OK;
 }
 
+int mpiserve_waiting_get(mpiserve_session *session, int *why, char *text) {
+  char unwanted[MPISERVE_TEXT_SIZE];
+  int code = msi_check_serving(session);
+  if (code || !why) return code ? code : msi_null_argument("why");
+  *why = msi_serving_waiting(&session->serving, text ? text : unwanted);
+  return MPISERVE_OK;
+}
+
 /* ---- requests that are answered after their batch ------------------------------------ */
 
 int mpiserve_batch_hold(mpiserve_session *session, mpiserve_ticket *tickets) {

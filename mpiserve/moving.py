@@ -15,8 +15,9 @@ from mpi4py import MPI
 from mpiserve.adaptive import Move, Policy, Report, first_holders
 from mpiserve.backends.group import Pause, complete
 from mpiserve.errors import Code, Error, PeerError
+from mpiserve.failure import check_interrupt, describe
 from mpiserve.pool import Pool
-from mpiserve.server import IDLE, LOADING, describe
+from mpiserve.server import IDLE, LOADING
 
 if TYPE_CHECKING:
     from mpiserve import _broker
@@ -138,7 +139,7 @@ class Loading:
     def _load(self) -> None:
         try:
             self.backend = self.server.load_again()
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
             self.error = error
 
 
@@ -220,7 +221,8 @@ class AdaptivePool(Pool):
             server = self.servers[s]
             try:
                 server.put(server.load_again())
-            except (Exception, SystemExit) as error:
+            except BaseException as error:
+                check_interrupt()
                 server.failed = True
                 text = describe(error)
                 described[s] |= {"error_code": Code.EMODEL, "error_text": text}
@@ -237,7 +239,7 @@ class AdaptivePool(Pool):
         if self._loading:
             self._loading.wait()
             if self._loading.backend:
-                self._loading.backend.close()
+                self._loading.server.let_go(self._loading.backend)
         leads = self._channel.comm.rank == LEADER
         others = set(range(1, self._channel.comm.size)) if leads else {LEADER}
         for rank in others:
@@ -356,7 +358,7 @@ class AdaptivePool(Pool):
         server = loading.server
         if loading.error is None and server.backend is not loading.before:
             if loading.backend:  # another version was asked for meanwhile, or none
-                loading.backend.close()
+                server.let_go(loading.backend)
             self._loading = Loading(server)
             return
         at = self.servers.index(server)

@@ -15,6 +15,9 @@ BASE = {"errors", "tensor", "config"}
 MEASURES = {"bench", "bench.machine", "bench.plan", "bench.report", "bench.stats", "errors"}
 PYTHON = {
     "errors": set(),
+    "failure": {"errors"},
+    "logs": {"errors", "failure"},
+    "notices": {"_broker"},
     "text": {"errors"},
     "tensor": set(),
     "_check": {"errors"},
@@ -27,7 +30,7 @@ PYTHON = {
     "findings": {"_check"},
     "doctor": BASE | {"_broker", "_check", "findings", "launch", "server"},
     "backends.base": BASE,
-    "backends.group": set(),
+    "backends.group": {"failure"},
     "backends.texts": {"errors", "text"},
     "backends.language": BASE | {"backends.base", "backends.texts"},
     "backends.sequences": set(),
@@ -37,30 +40,35 @@ PYTHON = {
     "backends.weights": BASE | {"backends.group"},
     "backends.deepspeed_backend": BASE
     | {"backends", "backends.base", "backends.group", "backends.torch_backend"}
-    | {"backends.language", "backends.weights"},
+    | {"backends.language", "backends.weights", "failure"},
     "backends.onnx_backend": BASE | {"backends.base"},
     "backends.python_backend": BASE | {"backends.base"},
     "backends.echo_backend": BASE | {"backends.base"},
     "backends.arrays": BASE,
-    "backends.processed": BASE | {"backends.arrays", "backends.base"},
+    "backends.processed": BASE | {"backends.arrays", "backends.base", "failure"},
     "backends": BASE | {"backends.base", "backends.processed"},
     "_arrays": {"errors"},
-    "_broker": BASE | {"_arrays"},
-    "stepping": {"errors", "_broker", "backends.base"},
-    "versions": BASE | {"_broker", "backends.base"},
-    "team": {"errors", "_broker", "backends.group"},
+    "_broker": BASE | {"_arrays", "failure"},
+    "splitting": {"errors", "failure", "_broker"},
+    "stepping": {"errors", "failure", "splitting", "_broker", "backends.base"},
+    "versions": BASE | {"_broker", "backends.base", "failure"},
+    "team": {"errors", "_broker", "backends.group", "failure"},
     "server": BASE
     | {"_broker", "backends", "backends.arrays", "backends.base", "backends.group", "partition"}
-    | {"stepping", "team", "versions"},
+    | {"failure", "logs", "notices", "splitting", "stepping", "team", "versions"},
     "adaptive": {"config"},
-    "pool": {"errors", "partition", "server", "_broker"},
+    "pool": {"errors", "notices", "partition", "server", "_broker"},
     "moving": BASE
-    | {"_broker", "adaptive", "backends.base", "backends.group", "partition", "pool", "server"},
+    | {"_broker", "adaptive", "backends.base", "backends.group", "partition", "pool", "server"}
+    | {"failure"},
     # A session hands itself over to its server in serve(); the server never looks back.
-    "session": BASE | {"_broker", "_check", "partition", "pool", "server"} | {"moving"},
+    "session": BASE
+    | {"_broker", "_check", "partition", "pool", "server"}
+    | {"failure", "moving", "notices"},
     "binding": {"partition"},
     "wire": set(),
-    "launch": BASE | {"_check", "binding", "partition", "server", "session", "wire"},
+    "launch": BASE
+    | {"_check", "binding", "failure", "logs", "partition", "server", "session", "wire"},
     # The benchmark is a user of all of it, and nobody but the command line uses the benchmark.
     "bench": set(),
     "bench.plan": set(),

@@ -18,7 +18,11 @@ class FakeBroker:
 
     def __init__(self, *batches):
         self.batches = [
-            SimpleNamespace(rows=len(batch[0]), inputs=tuple(batch), outputs=()) if batch else None
+            SimpleNamespace(
+                rows=len(batch[0]), requests=1, service=0, inputs=tuple(batch), outputs=()
+            )
+            if batch
+            else None
             for batch in batches
         ]
         self.published = None
@@ -38,6 +42,12 @@ class FakeBroker:
 
     def fail_batch(self, code, text):
         self.answers.append((code, text))
+
+    def queue_rows(self, service):
+        return 0
+
+    def waiting(self):
+        return 0, ""
 
     def serve_echo(self, timeout):
         self.echoed += 1
