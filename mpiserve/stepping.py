@@ -73,7 +73,7 @@ class Stepper:
 
     @property
     def _apart(self) -> bool:
-        return self._alone or bool(self._groups)
+        return bool(self._groups) or (self._alone and bool(self._held))
 
     def take(self, batch: _broker.Batch) -> None:
         """Hold the requests of a batch, and begin them."""
@@ -85,6 +85,7 @@ class Stepper:
         if self._apart:
             self._groups.append(taken)
         else:
+            self._alone = False
             self._begin(taken)
 
     def go_on(self) -> None:
