@@ -68,6 +68,7 @@ class Server:
         self._follower: team.Follower | None = None
         self._stepper: Stepper | None = None
         self._engine = ""  # of the model that answers, once it is loaded
+        self._native = False  # ..., which the broker answers for
         self._failures = Failures(self._name)
         self._splitter = Splitter(broker, self._run_rows, self._failures.once)
         self._silence = notices.Silence(broker)
@@ -111,7 +112,8 @@ class Server:
         try:
             with notices.loading(self._name()):
                 self.backend = self._load(self.service)
-            self._engine = engine_of(self.backend)
+            self._engine, self._native = engine_of(self.backend), self.backend.native
+            overwrites = bool(self.backend.overwrites)
         except BaseException as error:
             check_interrupt()
             self._failures.log("cannot be served", error)
@@ -132,7 +134,7 @@ class Server:
         return self._description(
             engine=one_line(self._engine, NAME_SIZE - 1),
             version=self.service.version,
-            overwrites=bool(self.backend.overwrites),
+            overwrites=overwrites,
         )
 
     def step(self, timeout: float = IDLE) -> bool:
@@ -143,7 +145,7 @@ class Server:
         """
         batch = None
         try:
-            if not self.failed and self.backend.native:
+            if self._native and not self.failed:
                 self.broker.serve_echo(timeout)
             elif self._stepper and not self._stepper.room:
                 self.broker.poll()
@@ -355,7 +357,7 @@ class Server:
         """Answer with another backend, between two batches, while no request is held."""
         self._leave()
         self.backend, old = backend, self.backend
-        self._engine = engine_of(backend)
+        self._engine, self._native = engine_of(backend), backend.native
         if backend.steps and old.steps:
             what = "could not take over what the version before had begun"
             self._failures.attempt(what, backend.steps.take_over, old.steps)

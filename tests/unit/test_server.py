@@ -1,4 +1,7 @@
+import asyncio
 import logging
+import os
+import signal
 from types import SimpleNamespace
 
 import ml_dtypes
@@ -8,6 +11,7 @@ import pytest
 from mpiserve import Backend, server
 from mpiserve.config import Config
 from mpiserve.errors import ClosedError, Code, Error
+from mpiserve.failure import interrupts
 from mpiserve.partition import Seat
 
 FLOATS = {"dtype": "float32", "shape": [-1, 2]}
@@ -156,6 +160,11 @@ def test_a_strided_result_is_made_dense(make):
     assert broker.answers == [True]
 
 
+class Mute(Exception):
+    def __str__(self):
+        raise KeyboardInterrupt
+
+
 WRONG = {
     "output 'y': expected float32 [3, 2], got float64 [3, 2]": lambda x: x.astype(float),
     "output 'y': expected float32 [3, 2], got float32 [2, 2]": lambda x: x[1:],
@@ -168,6 +177,9 @@ WRONG = {
     "KeyError: 'k'": raises(KeyError("k")),
     "AssertionError": raises(AssertionError()),
     "SystemExit: 3": raises(SystemExit(3)),
+    "KeyboardInterrupt: of the model": raises(KeyboardInterrupt("of the model")),
+    "CancelledError": raises(asyncio.CancelledError()),
+    "Mute: (its text cannot be read: KeyboardInterrupt)": raises(Mute()),
 }
 
 
@@ -177,6 +189,48 @@ def test_a_failure_answers_its_batch_and_the_service_lives_on(make, text):
     this.serve()
     assert broker.answers == [(Code.EMODEL, text)] * 2
     assert not this.failed
+
+
+def test_ctrl_c_while_a_model_runs_ends_the_rank(make):
+    def function(x):
+        os.kill(os.getpid(), signal.SIGINT)
+        return sum(range(10**6))
+
+    this, broker = make(function, batch(), batch())
+    with pytest.raises(KeyboardInterrupt), interrupts():
+        this.serve()
+    assert broker.answers == []
+
+
+class Awkward(Model):
+    """Raises wherever it may."""
+
+    @property
+    def engine(self):
+        raise GeneratorExit
+
+    def serving(self):
+        raise KeyboardInterrupt
+
+    def close(self):
+        raise asyncio.CancelledError
+
+
+def test_what_raises_around_batches_is_logged_and_batches_are_answered(make, monkeypatch, caplog):
+    this, broker = make(lambda x: x, batch())
+    monkeypatch.setattr(server.backends, "import_object", lambda *_: Awkward)
+    this.serve()
+    assert len(broker.answers) == 1 and broker.published["engine"] == "Awkward"
+    for text in ("cannot enter what it needs to serve: Keyb", "could not close a model: Canc"):
+        assert f"replica 1 (Awkward) {text}" in caplog.text
+
+
+def test_the_log_names_the_configured_model_until_it_is_loaded(make, caplog):
+    caplog.set_level(logging.INFO, "mpiserve")
+    this, _ = make(lambda x: x, load_error=GeneratorExit("no"), model="there:it")
+    this.serve()
+    name = f"service s, replica 1 ({__name__}:Model there:it)"
+    assert caplog.messages[:2] == [f"loading {name}", f"{name} cannot be served: GeneratorExit: no"]
 
 
 def test_a_long_error_text_fits_into_a_reply(make):
