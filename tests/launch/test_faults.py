@@ -131,6 +131,11 @@ class Fresh:
         return 2 * x
 
 
+class Alike(mpiserve.Backend):
+    def run(self, inputs):
+        return guilty(inputs[0])
+
+
 def small(x):
     return 2 * x
 """
@@ -192,6 +197,8 @@ with mpiserve.open() as session:
     alone("named", {1: 5}, lambda x: rank)
     alone("chunked", {1: 4})
     alone("stepwise", {1: 7})
+    alone("alike", {1: 6})
+    alone("alike", {0: 2, 2: 9})
     failed = session.comm.allreduce(len(ask("whole", {1: 5}, lambda x: 2 * x)))
     assert failed > 1, failed
     for rounds in range(2):
@@ -241,12 +248,14 @@ def models(tmp_path):
         backend = "" if "backend" in settings else 'backend = "python"\n'
         tables.append(TABLE.format(name=name, settings=backend + settings))
     pool = f"[pool.all]\nservices = {list(SERVICES)}\n"
+    alike = 'backend = "models:Alike"\ntensor_parallel = 2'
+    tables.append(TABLE.format(name="alike", settings=alike))
     (tmp_path / "c.toml").write_text(pool + "".join(tables))
     (tmp_path / "sim.py").write_text(GUILTY)
 
 
 def test_only_the_guilty_request_fails_whatever_its_model_raises(mpiexec, models):
-    done = mpiexec(["-n", 4, *RUN, "c.toml", "sim.py"], timeout=100)
+    done = mpiexec(["-n", 6, *RUN, "c.toml", "sim.py"], timeout=100)
     for rank in range(3):
         assert f"rank {rank} is right" in done.stdout
     for bad, text in SAID.items():
