@@ -36,10 +36,9 @@ def serve(config_file: str) -> int:
     comm = MPI.COMM_WORLD
     start_logging(comm.rank)
     wire.watch(lose, wire.limit())
-    try:
-        config = Config.load(config_file)
-    except ConfigError as error:
-        return _refuse(comm, error)
+    config = session.read(config_file)
+    if isinstance(config, Error):
+        return _refuse(comm, config)
     return _infer(comm, config, bind_alone=config.partition.bind)
 
 
@@ -170,7 +169,7 @@ def grace() -> float:
         return GRACE
 
 
-def _refuse(comm: MPI.Comm, error: ConfigError) -> int:
+def _refuse(comm: MPI.Comm, error: Error) -> int:
     try:
         first = session.refuse(comm, error)
     except Error as other:

@@ -317,7 +317,7 @@ def agree(comm: MPI.Comm, config: Config | str | Path) -> tuple[Config, str]:
         ConfigError: On every rank alike.
     """
     check_world(comm)
-    outcome = comm.bcast(_outcome(config) if comm.rank == 0 else None)
+    outcome = comm.bcast(read(config) if comm.rank == 0 else None)
     if isinstance(outcome, Error):
         raise outcome
     return outcome, roles(outcome, comm.size, _nodes(comm, outcome))[comm.rank]
@@ -389,8 +389,8 @@ def where(error: BaseException) -> str:
     return one_line(f"{kind_of(error)}: {text}", TEXT - len(place.encode())) + place
 
 
-def _outcome(config: Config | str | Path) -> Config | Error:
-    """Nothing that goes wrong on rank 0 may leave the others waiting."""
+def read(config: Config | str | Path) -> Config | Error:
+    """Read a configuration, or give what is wrong: no rank may leave the others waiting."""
     try:
         return config if isinstance(config, Config) else Config.load(config)
     except Error as error:
