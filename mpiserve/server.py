@@ -374,8 +374,7 @@ class Server:
         """Make what leads a model that works in steps; several ranks run batches alone."""
         if not backend.steps or self._shared:
             return None
-        split = self.service.split_failed
-        return Stepper(self.broker, backend.steps, self._finished, self._failures.once, split)
+        return Stepper(self.broker, backend.steps, self._finished, self._failures.once)
 
     def _tell(self, what: int, version: str) -> None:
         if self._head:

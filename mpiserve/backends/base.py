@@ -56,9 +56,8 @@ class Steps(ABC):
 
         Returns:
             By key, what the requests that have ended are answered with: as `Backend.run`
-            returns it, or an exception. If this raises, each request is dropped, and begins
-            anew with others, or in the end alone: then this is the answer to it. With
-            `split_failed = false` it is the answer to all.
+            returns it, or an exception. What this raises is the answer to all requests, and
+            each is dropped.
         """
 
     @abstractmethod

@@ -50,7 +50,7 @@ PYTHON = {
     "_arrays": {"errors"},
     "_broker": BASE | {"_arrays", "failure"},
     "splitting": {"errors", "failure", "_broker"},
-    "stepping": {"errors", "failure", "splitting", "_broker", "backends.base"},
+    "stepping": {"errors", "failure", "_broker", "backends.base"},
     "versions": BASE | {"_broker", "backends.base", "failure"},
     "team": {"errors", "_broker", "backends.group", "failure"},
     "server": BASE

@@ -1,4 +1,4 @@
-"""Requests that a model takes one by one: a step that fails costs who makes it fail."""
+"""Requests that a model takes one by one: nothing that it raises ends more than they."""
 
 from types import SimpleNamespace
 
@@ -40,7 +40,7 @@ class Model(Steps):
     """Answers a value after as many steps as it says; a step fails with a negative one."""
 
     def __init__(self):
-        self.held, self.steps, self.most, self.trouble = {}, 0, 0, set()
+        self.held, self.steps, self.trouble = {}, 0, set()
 
     def _may(self, what):
         if what in self.trouble:
@@ -64,7 +64,6 @@ class Model(Steps):
 
     def step(self):
         self.steps += 1
-        self.most = max(self.most, len(self.held))
         for held in self.held.values():
             held[0] -= 1
         bad = [value for _, value in self.held.values() if value < 0]
@@ -80,14 +79,14 @@ class Model(Steps):
 
 @pytest.fixture
 def world():
-    def make(split=True):
+    def make():
         broker, model, reports = Broker(), Model(), []
 
         def report(error):
             reports.append(str(error))
             return str(error)
 
-        return broker, model, Stepper(broker, model, lambda x, rows: [x], report, split), reports
+        return broker, model, Stepper(broker, model, lambda x, rows: [x], report), reports
 
     return make
 
@@ -111,40 +110,21 @@ def test_requests_join_and_each_is_answered_when_it_has_ended(world):
     assert model.steps == 3
 
 
-def test_a_step_that_fails_costs_the_guilty_ones_alone(world):
+def test_a_step_that_fails_fails_what_runs_and_nothing_else(world):
     broker, model, stepper, _ = world()
-    broker.ask(stepper, a=2, b=1, c=-1, d=3, e=-2, f=1)
-    run(stepper)
-    assert broker.answers == {"a": 2, "b": 1, "c": "-1", "d": 3, "e": "-2", "f": 1}
-    assert model.steps < 2 * 6 * 3
-
-
-def test_nothing_joins_the_requests_of_a_step_that_failed_until_they_have_ended(world):
-    broker, model, stepper, _ = world()
-    broker.ask(stepper, a=3, b=-1)
-    stepper.go_on()
-    assert not stepper.room and stepper.busy and not stepper.idle
-    broker.ask(stepper, c=1)  # as the ranks of a pool do
-    run(stepper)
-    assert broker.answers == {"a": 3, "b": "-1", "c": 1}
-    assert [*broker.answers][-1] == "c" and model.most == 2
-    assert stepper.room
-
-
-def test_cancelled_requests_do_not_begin_again(world):
-    broker, model, stepper, _ = world()
-    broker.ask(stepper, a=3, b=-1, c=2)
-    stepper.go_on()
-    broker.cancelled |= {"a", "c"}
-    run(stepper)
-    assert broker.answers == {"b": "-1"}
-
-
-def test_without_splitting_all_requests_fail(world):
-    broker, model, stepper, _ = world(split=False)
     broker.ask(stepper, a=2, b=-1)
     run(stepper)
-    assert broker.answers == {"a": "-1", "b": "-1"} and model.steps == 1
+    broker.ask(stepper, c=1)
+    run(stepper)
+    assert broker.answers == {"a": "-1", "b": "-1", "c": 1}
+
+
+def test_cancelled_requests_are_dropped(world):
+    broker, model, stepper, _ = world()
+    broker.ask(stepper, a=3, b=2)
+    broker.cancelled.add("a")
+    run(stepper)
+    assert broker.answers == {"b": 2} and not model.held
 
 
 def test_what_fails_at_its_beginning_fails_alone(world):
@@ -170,7 +150,7 @@ def test_a_model_that_cannot_say_what_it_is_fails_what_it_has(world, what):
 
 @pytest.mark.parametrize("results", [None, 3, {77: 1.0}, {0: KeyboardInterrupt("mine")}])
 def test_results_that_are_none_are_failures(world, results):
-    broker, model, stepper, reports = world(split=False)
+    broker, model, stepper, reports = world()
     broker.ask(stepper, a=1)
     model.step = lambda: results
     stepper.go_on()
