@@ -229,6 +229,15 @@ int mpiserve_peer_error(mpiserve_session *session, int *rank, int *remaining, ch
   return MPISERVE_OK;
 }
 
+int mpiserve_waiting_get(mpiserve_session *session, int *why, char *text) {
+  char unwanted[MPISERVE_TEXT_SIZE];
+  MSI_TURN turn = NULL;
+  int code = msi_enter_serving(session, &turn);
+  if (code || !why) return code ? code : msi_null_argument("why");
+  *why = msi_serving_waiting(&session->serving, text ? text : unwanted);
+  return MPISERVE_OK;
+}
+
 /* ---- requests that are answered after their batch ------------------------------------ */
 
 int mpiserve_batch_hold(mpiserve_session *session, mpiserve_ticket *tickets) {

@@ -1,7 +1,9 @@
+#define _GNU_SOURCE
 #include "error.h"
 
 #include <stdarg.h>
 #include <stdio.h>
+#include <string.h>
 
 #define CODES(X) \
   X(MPISERVE_OK, "success") \
@@ -28,11 +30,22 @@
 
 static _Thread_local char last_message[2 * MPISERVE_TEXT_SIZE];
 
+size_t msi_text_bytes(const char *text, size_t most) {
+  size_t bytes = strnlen(text, most + 1);
+  if (bytes <= most) return bytes;
+  for (bytes = most; bytes && ((unsigned char)text[bytes] & 0xc0) == 0x80;) bytes--;
+  return bytes;
+}
+
 int msi_error(int code, const char *format, ...) {
+  char text[sizeof last_message + 1];
   va_list args;
   va_start(args, format);
-  vsnprintf(last_message, sizeof last_message, format, args);
+  vsnprintf(text, sizeof text, format, args); /* may print what was the last one */
   va_end(args);
+  size_t bytes = msi_text_bytes(text, sizeof last_message - 1);
+  memcpy(last_message, text, bytes);
+  last_message[bytes] = 0;
   return code;
 }
 

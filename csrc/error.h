@@ -8,4 +8,7 @@
  * return msi_error(MPISERVE_EARG, "rows is %d", rows). */
 int msi_error(int code, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
+/* Bytes of a text, at most so many: where it is cut, between two characters of UTF-8. */
+size_t msi_text_bytes(const char *text, size_t most);
+
 #endif

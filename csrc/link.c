@@ -132,7 +132,7 @@ static msi_slot *fill(msi_link *link, msi_kind kind, int64_t rows, int lease) {
 int msi_link_send(msi_link *link, msi_kind kind, int64_t rows, int lease, const char *text,
                   void *owner) {
   msi_slot *slot = fill(link, kind, rows, lease);
-  size_t bytes = text ? strnlen(text, MSI_EAGER_BYTES) : 0;
+  size_t bytes = text ? msi_text_bytes(text, MSI_EAGER_BYTES) : 0;
   if (bytes) memcpy(slot->input, text, bytes);
   if (bytes) slot->request.rows = (uint32_t)bytes;
   return post(link, bytes, owner);

@@ -204,7 +204,7 @@ int msi_port_reply(msi_port *port, uint32_t lane, uint64_t sequence, int code, c
   msi_slot *slot;
   int failed = msi_port_reply_begin(port, lane, sequence, &slot);
   if (failed) return failed;
-  size_t bytes = text ? strnlen(text, MSI_EAGER_BYTES) : 0;
+  size_t bytes = text ? msi_text_bytes(text, MSI_EAGER_BYTES) : 0;
   if (bytes) memcpy(slot->output, text, bytes);
   slot->reply.code = (int16_t)code;
   slot->reply.text_bytes = (uint32_t)bytes;

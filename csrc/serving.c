@@ -1,8 +1,15 @@
 #include "serving.h"
 
+#include <stdarg.h>
+#include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "error.h"
+
+enum { MOST_NAMED = 8 }; /* ranks of a text */
+
+static const double WAIT_NOTICE = 10;
 
 int msi_serving_open(msi_serving *serving, const msi_world *world, int n,
                      const mpiserve_description *descriptions, size_t bytes[MSI_TRANSPORTS]) {
@@ -20,6 +27,22 @@ int msi_serving_open(msi_serving *serving, const msi_world *world, int n,
   return code;
 }
 
+/* A broker whose clients have not all left, if there is one. */
+static const msi_broker *waited_for(const msi_serving *serving) {
+  int i = 0;
+  while (i < serving->n - 1 && !serving->brokers[i].remaining) i++;
+  return &serving->brokers[i];
+}
+
+/* Seconds until a wait is long; 0 of the environment: never. */
+static int64_t notice_limit(void) {
+  const char *text = getenv("MPISERVE_WAIT_NOTICE");
+  char *end = NULL;
+  double seconds = text ? strtod(text, &end) : 0;
+  if (!text || end == text || *end || !(seconds >= 0)) seconds = WAIT_NOTICE;
+  return seconds > 0 && seconds < 1e9 ? (int64_t)(seconds * 1e9) : INT64_MAX;
+}
+
 int msi_serving_attach(msi_serving *serving, msi_window *window) {
   int code = MPISERVE_OK, remote = 0;
   for (int i = 0; i < serving->n && !code; i++) {
@@ -30,6 +53,7 @@ int msi_serving_attach(msi_serving *serving, msi_window *window) {
   if (!code && remote) code = msi_thread_open(&serving->thread, window);
   for (int i = 0; i < serving->n && !code; i++)
     msi_thread_watch(&serving->thread, &serving->brokers[i].ports[MPISERVE_RMA]);
+  serving->silence = (msi_silence){notice_limit(), msi_now(), 0, waited_for(serving)->remaining};
   return code;
 }
 
@@ -39,12 +63,6 @@ void msi_serving_close(msi_serving *serving) {
   for (int i = 0; i < serving->n; i++) msi_broker_close(&serving->brokers[i]);
   free(serving->brokers);
   *serving = (msi_serving){0};
-}
-
-static int everybody_left(const msi_serving *serving) {
-  for (int i = 0; i < serving->n; i++)
-    if (serving->brokers[i].remaining) return 0;
-  return 1;
 }
 
 /* Looks at each broker once, or until one closes a batch: the next look begins behind it, so
@@ -59,7 +77,7 @@ static int look(msi_serving *serving, int lay_out) {
     if (code == MPISERVE_ECONTROL) serving->asked = broker;
     if (code || broker->open) return code;
   } while (++i < serving->n);
-  if (!everybody_left(serving)) return MPISERVE_OK;
+  if (waited_for(serving)->remaining) return MPISERVE_OK;
   return msi_error(MPISERVE_ECLOSED, "every simulation rank has left the session");
 }
 
@@ -80,6 +98,76 @@ static int refuse_late(msi_serving *serving, int64_t now) {
   return code;
 }
 
+/* ---- whom it waits for --------------------------------------------------------------- */
+
+/* How many requests and batches there were; -1 while there are requests without an answer. */
+static int64_t heard(const msi_serving *serving) {
+  int64_t n = 0;
+  for (int i = 0; i < serving->n; i++) {
+    const msi_broker *broker = &serving->brokers[i];
+    if (broker->queue.n || broker->shelf.n || broker->open) return -1;
+    n += broker->counters.requests + broker->counters.batches;
+  }
+  return n;
+}
+
+static int is_long(msi_silence *silence, int64_t heard, uint32_t remaining) {
+  int64_t now = msi_now();
+  if (heard < 0 || heard != silence->heard || remaining != silence->remaining)
+    *silence = (msi_silence){silence->limit_ns, now, heard, remaining};
+  return now - silence->since_ns >= silence->limit_ns;
+}
+
+/* Appends to a text of MPISERVE_TEXT_SIZE bytes, while there is room. */
+__attribute__((format(printf, 2, 3))) static void append(char *text, const char *format, ...) {
+  size_t n = strlen(text);
+  va_list args;
+  va_start(args, format);
+  vsnprintf(text + n, MPISERVE_TEXT_SIZE - n, format, args);
+  va_end(args);
+}
+
+static void append_ranks(const msi_broker *broker, char *text) {
+  uint32_t named = 0;
+  append(text, broker->remaining == 1 ? "simulation rank" : "simulation ranks");
+  for (int t = 0; t < MSI_TRANSPORTS; t++) {
+    const msi_port *port = &broker->ports[t];
+    for (uint32_t l = 0; l < port->layout.lanes && named < MOST_NAMED; l++)
+      if (!port->lanes[l].gone) append(text, named++ ? ", %d" : " %d", port->clients[l]);
+  }
+  if (broker->remaining > named) append(text, " and %u more", broker->remaining - named);
+}
+
+int msi_serving_waiting(msi_serving *serving, char *text) {
+  const msi_broker *broker = waited_for(serving);
+  uint32_t lanes = broker->ports[0].layout.lanes + broker->ports[1].layout.lanes;
+  int64_t n = heard(serving);
+  text[0] = 0;
+  if (!is_long(&serving->silence, n, broker->remaining) || !broker->remaining)
+    return MPISERVE_WAITS_NOT;
+  if (broker->remaining < lanes) {
+    append_ranks(broker, text);
+    append(text, broker->remaining == 1 ? " has" : " have");
+    append(text,
+           " not left the session, and %u others have; did the program call MPI_Finalize "
+           "without mpiserve_close?",
+           lanes - broker->remaining);
+    return MPISERVE_WAITS_TO_LEAVE;
+  }
+  append(text, n ? "no request any more" : "no request yet");
+  append(text, n ? "; did the program call MPI_Finalize without mpiserve_close?"
+                 : "; does the simulation use MPI_COMM_WORLD without libmpiserve_world.so?");
+  append(text, " Or it computes: this rank waits for ");
+  append_ranks(broker, text);
+  return n ? MPISERVE_WAITS_ON : MPISERVE_WAITS_TO_BEGIN;
+}
+
+static int no_batch(msi_serving *serving, double timeout) {
+  char text[MPISERVE_TEXT_SIZE];
+  const char *colon = msi_serving_waiting(serving, text) ? ": " : "";
+  return msi_error(MPISERVE_ETIMEOUT, "no batch within %g s%s%s", timeout, colon, text);
+}
+
 /* Between two looks that found nothing. */
 static int pause_for(msi_serving *serving, double timeout, msi_wait *wait, msi_bed *bed,
                      int64_t *deadline) {
@@ -88,7 +176,7 @@ static int pause_for(msi_serving *serving, double timeout, msi_wait *wait, msi_b
   if (code) return code;
   if (!*deadline) *deadline = msi_deadline(timeout);
   if (msi_now() <= *deadline) return MPISERVE_OK;
-  return msi_error(MPISERVE_ETIMEOUT, "no batch within %g s", timeout);
+  return no_batch(serving, timeout);
 }
 
 static int wait_for_batch(msi_serving *serving, double timeout, int lay_out) {

@@ -4,6 +4,14 @@
 
 #include "broker.h"
 
+/* Of the clients, since when. */
+typedef struct msi_silence {
+  int64_t limit_ns; /* after which it is long: MPISERVE_WAIT_NOTICE */
+  int64_t since_ns;
+  int64_t heard; /* requests and batches until then */
+  uint32_t remaining;
+} msi_silence;
+
 typedef struct msi_serving {
   msi_patience patience;
   int n;
@@ -13,6 +21,7 @@ typedef struct msi_serving {
   msi_broker *current; /* of the batch that was handed out last; never NULL */
   msi_broker *asked;   /* whose model a client wants to change, as was told last */
   msi_thread thread;
+  msi_silence silence;
 } msi_serving;
 
 /* First half of publishing: what memory each transport needs. Local. descriptions must
@@ -39,6 +48,9 @@ int msi_serving_queue_get(const msi_serving *serving, int service, int64_t *rows
 /* As mpiserve_control_get() and mpiserve_control_reply() say. */
 int msi_serving_control_get(const msi_serving *serving, mpiserve_control *control);
 int msi_serving_control_reply(msi_serving *serving, int service, int code, const char *text);
+
+/* As mpiserve_waiting_get() says; local. */
+int msi_serving_waiting(msi_serving *serving, char *text);
 
 /* The sums over the services. */
 void msi_serving_count(const msi_serving *serving, mpiserve_counters *counters);

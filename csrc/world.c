@@ -8,6 +8,8 @@
 #include "error.h"
 #include "tensor.h"
 
+enum { MOST_NAMED = 8 }; /* ranks of a text */
+
 /* What every rank tells every other at open. */
 typedef struct hello {
   char version[16];
@@ -65,6 +67,28 @@ static int64_t open_deadline(void) {
   return msi_deadline(seconds && atof(seconds) > 0 ? atof(seconds) : 600);
 }
 
+/* Who did not come MPI does not say. After open the inference ranks are known, which publish
+ * when they have loaded: the simulation ranks wait for them. */
+static int not_all_came(const msi_world *world, const char *what) {
+  char ranks[MPISERVE_TEXT_SIZE] = "";
+  int named = 0;
+  for (int r = 0; world->n_simulation && r < world->size; r++) {
+    if (world->roles[r] != MPISERVE_INFERENCE || named == MOST_NAMED) continue;
+    size_t n = strlen(ranks);
+    snprintf(ranks + n, sizeof ranks - n, named++ ? ", %d" : " %d", r);
+  }
+  if (named)
+    return msi_error(MPISERVE_ETIMEOUT,
+                     "rank %d: not every inference rank (%s%s) came to %s in time: is a model "
+                     "still loading? (MPISERVE_OPEN_TIMEOUT sets the limit in seconds)",
+                     world->rank, ranks + 1, named < MOST_NAMED ? "" : " ...", what);
+  return msi_error(MPISERVE_ETIMEOUT,
+                   "rank %d: not every rank of the world came to %s in time; does each "
+                   "rank take part, by mpiserve_open or with libmpiserve_world.so? "
+                   "(MPISERVE_OPEN_TIMEOUT sets the limit in seconds)",
+                   world->rank, what);
+}
+
 /* Completes a nonblocking collective. Ranks may come minutes apart (models are
  * being loaded), so this sleeps where MPI_Wait would burn a core. */
 static int complete(msi_world *world, MPI_Request *request, int64_t deadline, const char *what) {
@@ -74,10 +98,7 @@ static int complete(msi_world *world, MPI_Request *request, int64_t deadline, co
     if (failed) return msi_mpi_error(failed, what);
     if (done) return MPISERVE_OK;
     if (msi_wait_pause(&wait, &world->patience, NULL) && msi_now() > deadline)
-      return msi_error(MPISERVE_ETIMEOUT,
-                       "rank %d: not every rank of the world came to %s in time; does each "
-                       "rank take part? (MPISERVE_OPEN_TIMEOUT sets the limit in seconds)",
-                       world->rank, what);
+      return not_all_came(world, what);
   }
 }
 

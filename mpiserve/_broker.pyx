@@ -12,7 +12,7 @@ from math import prod
 import numpy as np
 from mpi4py import MPI
 
-from mpiserve import errors
+from mpiserve import errors, failure
 from mpiserve._arrays import DTYPE_CODES, DTYPES
 from mpiserve.tensor import Tensor
 
@@ -72,6 +72,11 @@ def mpi_runtime():
 cdef str text_of(const char *text):
     # The library cuts long texts at a byte, which may be inside a character.
     return (<bytes>text).decode("utf-8", "replace")
+
+
+cdef bytes line_of(str text):
+    # Of any origin: with an end of C's inside, or what UTF-8 cannot say.
+    return failure.one_line(text, MPISERVE_TEXT_SIZE - 1).encode()
 
 
 cdef int check(int code) except -1:
@@ -136,7 +141,7 @@ cdef class Session:
     def open_failed(comm, role, code, text):
         """Make every rank's open raise this error. Collective; called in place of it."""
         cdef MPI_Fint world = comm.py2f()
-        cdef bytes data = text.encode()
+        cdef bytes data = line_of(text)
         cdef const char *message = data
         cdef int number = _ROLES[role], reason = code, result
         with nogil:
@@ -157,7 +162,7 @@ cdef class Session:
 
     def fail(self, text):
         """Announce that this simulation rank ended with an error."""
-        cdef bytes data = text.encode()
+        cdef bytes data = line_of(text)
         cdef const char *message = data
         cdef int code
         self._alive()
@@ -328,7 +333,7 @@ cdef class Session:
 
     def fail_batch(self, int code, text):
         """Answer every request of the batch with an error."""
-        cdef bytes data = text.encode()
+        cdef bytes data = line_of(text)
         cdef const char *message = data
         self._alive()
         check(mpiserve_batch_fail(self._session, code, message))
@@ -373,7 +378,7 @@ cdef class Session:
 
     def fail_ticket(self, Ticket ticket, int code, text):
         """Answer a held request with an error."""
-        cdef bytes data = text.encode()
+        cdef bytes data = line_of(text)
         cdef const char *message = data
         self._alive()
         check(mpiserve_ticket_fail(self._session, &ticket._ticket, code, message))
@@ -412,7 +417,7 @@ cdef class Session:
 
     def control_reply(self, int service, int code, text):
         """Answer it."""
-        cdef bytes data = text.encode()
+        cdef bytes data = line_of(text)
         self._alive()
         check(mpiserve_control_reply(self._session, service, code, <const char *>data))
 
@@ -456,6 +461,14 @@ cdef class Session:
         self._alive()
         check(mpiserve_peer_error(self._session, &rank, &remaining, text))
         return rank, remaining, text_of(text)
+
+    def waiting(self):
+        """Return (mpiserve_waits, text): whom this rank has waited for since long, if it has."""
+        cdef int why
+        cdef char text[512]
+        self._alive()
+        check(mpiserve_waiting_get(self._session, &why, text))
+        return why, text_of(text)
 
 
 include "_service.pxi"

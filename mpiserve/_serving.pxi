@@ -14,7 +14,10 @@ cdef int fill_specs(mpiserve_spec *specs, object tensors) except -1:
 
 
 cdef int copy_text(char *to, size_t size, str text) except -1:
-    cdef bytes data = text.encode()[: size - 1]
+    return copy_bytes(to, size, text.encode()[: size - 1])
+
+
+cdef int copy_bytes(char *to, size_t size, bytes data) except -1:
     cdef const char *start = data
     memset(to, 0, size)
     for i in range(len(data)):
@@ -37,9 +40,13 @@ cdef class Description:
                  rows="independent", overwrites=False, replica=0, error_code=0, error_text=""):
         memset(&self.description, 0, sizeof(self.description))
         copy_text(self.description.name, MPISERVE_NAME_SIZE, name)
-        copy_text(self.description.engine, MPISERVE_NAME_SIZE, engine)
+        copy_bytes(
+            self.description.engine,
+            MPISERVE_NAME_SIZE,
+            failure.one_line(engine, MPISERVE_NAME_SIZE - 1).encode(),
+        )
         copy_text(self.description.version, MPISERVE_NAME_SIZE, version)
-        copy_text(self.description.error_text, MPISERVE_TEXT_SIZE, error_text)
+        copy_bytes(self.description.error_text, MPISERVE_TEXT_SIZE, line_of(error_text))
         self.description.n_inputs = len(inputs)
         self.description.n_outputs = len(outputs)
         fill_specs(self.description.inputs, inputs)

@@ -68,6 +68,10 @@ class ModelError(Error):
     """The model failed: while it was loaded, or on this batch."""
 
 
+class CausedError(ModelError):
+    """The model failed by an exception of its own, the cause: its traceback helps."""
+
+
 class RequestTimeout(Error, TimeoutError):
     """The time-out passed before the answer came."""
 

@@ -7,7 +7,6 @@ import os
 import runpy
 import sys
 import time
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -20,6 +19,8 @@ from mpiserve import _check, environment, session, wire
 from mpiserve.binding import bind
 from mpiserve.config import Config
 from mpiserve.errors import Code, ConfigError, Error, PeerError
+from mpiserve.failure import describe, text_of, trace_of
+from mpiserve.logs import start_logging
 from mpiserve.partition import INFERENCE, seats
 from mpiserve.session import Session
 from mpiserve.static_check import findings
@@ -36,10 +37,9 @@ def serve(config_file: str) -> int:
     comm = MPI.COMM_WORLD
     start_logging(comm.rank)
     wire.watch(lose, wire.limit())
-    try:
-        config = Config.load(config_file)
-    except ConfigError as error:
-        return _refuse(comm, error)
+    config = session.read(config_file)
+    if isinstance(config, Error):
+        return _refuse(comm, config)
     return _infer(comm, config, bind_alone=config.partition.bind)
 
 
@@ -73,16 +73,6 @@ def complain(error: Error, *, quiet: bool = False) -> int:
     if not quiet:
         print(f"mpiserve: {error}", file=sys.stderr, flush=True)
     return USAGE if isinstance(error, ConfigError) else FAILURE
-
-
-def start_logging(rank: int) -> None:
-    """Send the log to stderr, from the level MPISERVE_LOG on (default info)."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter(f"mpiserve rank {rank}: %(message)s"))
-    logger.handlers = [handler]
-    logger.propagate = False
-    level = logging.getLevelNamesMapping().get(os.environ.get("MPISERVE_LOG", "info").upper())
-    logger.setLevel(logging.INFO if level is None else level)
 
 
 class Guard:
@@ -144,14 +134,13 @@ class Reporter:
         if error is self._last:
             return
         self._last = error
-        if isinstance(error, PeerError):  # that rank prints its own
-            logger.error("ended, because %s", error)
+        if issubclass(type(error), PeerError):  # that rank prints its own
+            logger.error("ended, because %s", describe(error))
             return
         trace = error.__traceback__
         while trace and trace.tb_frame.f_code.co_filename != self._script:
             trace = trace.tb_next
-        lines = traceback.format_exception(type(error), error, trace or error.__traceback__)
-        logger.error("ended by an exception\n%s", "".join(lines).rstrip())
+        logger.error("ended by an exception\n%s", trace_of(error, trace))
 
 
 def lose(text: str) -> None:
@@ -178,7 +167,7 @@ def grace() -> float:
     return environment.seconds("MPISERVE_GRACE", GRACE)
 
 
-def _refuse(comm: MPI.Comm, error: ConfigError) -> int:
+def _refuse(comm: MPI.Comm, error: Error) -> int:
     try:
         first = session.refuse(comm, error)
     except Error as other:
@@ -226,7 +215,7 @@ def _infer(comm: MPI.Comm, config: Config, *, bind_alone: bool = False) -> int:
         raise
     except BaseException as error:
         # The simulation ranks wait for this one, which can do nothing more for them.
-        logger.critical("this inference rank failed", exc_info=error)
+        logger.critical("this inference rank failed\n%s", trace_of(error))
         abort(comm, FAILURE)
         raise
     status = OK if served else FAILURE
@@ -324,7 +313,7 @@ def _execute(
     try:
         runpy.run_path(script, run_name="__main__")
     except SystemExit as error:
-        return _exit_status(error), error if error.code else None
+        return _exit_status(error), None if session.is_success(error) else error
     except BaseException as error:
         show(error)
         return FAILURE, error
@@ -334,5 +323,8 @@ def _execute(
 def _exit_status(error: SystemExit) -> int:
     if error.code is None or isinstance(error.code, int):
         return error.code or OK
-    print(error.code, file=sys.stderr, flush=True)
+    try:
+        print(error.code, file=sys.stderr, flush=True)
+    except BaseException:
+        print(text_of(error.code), file=sys.stderr, flush=True)
     return FAILURE

@@ -113,3 +113,4 @@ cdef extern from "mpiserve.h" nogil:
     int mpiserve_mpi_give(mpiserve_session *)
     int mpiserve_serve_echo(mpiserve_session *, double)
     int mpiserve_peer_error(mpiserve_session *, int *, int *, char *)
+    int mpiserve_waiting_get(mpiserve_session *, int *, char *)

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 from mpiserve import backends
 from mpiserve.backends.base import Backend
 from mpiserve.backends.group import agree
-from mpiserve.errors import Code, Error, ModelError
-from mpiserve.warmup import Warmup, WarmupError
+from mpiserve.errors import CausedError, Code
+from mpiserve.failure import check_interrupt, describe
+from mpiserve.warmup import Warmup
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 LOADING = 600.0  # seconds that ranks of one replica wait for each other to have loaded
 
 
-class FailedTogetherError(ModelError):
+class FailedTogetherError(CausedError):
     """A rank of the replica could not load; the cause is this rank's own error, if it has one."""
 
 
@@ -32,7 +33,6 @@ class Loader:
     Args:
         comm: The ranks of the replica.
         local_rank: Position among the inference ranks of this node.
-        describe: Puts an exception into one line.
         remark: Takes what the user should know of a model, one line each.
 
     Attributes:
@@ -43,12 +43,10 @@ class Loader:
         self,
         comm: MPI.Comm | None,
         local_rank: int,
-        describe: Callable[[BaseException], str],
         remark: Callable[[str], None],
     ) -> None:
         self._comm = comm
         self._local_rank = local_rank
-        self._describe = describe
         self._remark = remark
         self.loaded = 0.0
 
@@ -77,8 +75,9 @@ class Loader:
         warmup, wrong, cause = None, "", None
         try:
             warmup = self._make(service, shared)
-        except (Exception, SystemExit) as error:
-            wrong, cause = self._describe(error), error
+        except BaseException as error:
+            check_interrupt()
+            wrong, cause = describe(error), error
         wrong = agree(shared, wrong, LOADING)
         if warmup and not wrong:
             return warmup
@@ -100,14 +99,6 @@ class Loader:
         return warmup
 
 
-def cause_of(error: BaseException) -> BaseException | None:
-    """Find what to show the traceback of; none of our own errors: their text says all."""
-    cause: BaseException | None = error
-    while isinstance(cause, (WarmupError, FailedTogetherError)):
-        cause = cause.__cause__
-    return None if isinstance(cause, Error) else cause
-
-
 def limit_threads(threads: int) -> None:
     """Tell libraries that are loaded from now on how many threads they may start."""
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
@@ -115,5 +106,5 @@ def limit_threads(threads: int) -> None:
 
 
 def _close(backend: Backend) -> None:
-    with suppress(Exception):  # of a model that is half loaded
+    with suppress(BaseException):  # of a model that is half loaded
         backend.close()

@@ -15,9 +15,10 @@ from mpi4py import MPI
 from mpiserve.adaptive import Move, Policy, Report, first_holders
 from mpiserve.backends.group import Pause, complete
 from mpiserve.errors import Code, Error, PeerError
+from mpiserve.failure import check_interrupt, describe
 from mpiserve.loading import LOADING
 from mpiserve.pool import Pool
-from mpiserve.server import IDLE, describe
+from mpiserve.server import IDLE
 
 if TYPE_CHECKING:
     from mpiserve import _broker
@@ -139,7 +140,7 @@ class Loading:
     def _load(self) -> None:
         try:
             self.backend = self.server.load_again()
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
             self.error = error
 
 
@@ -221,7 +222,8 @@ class AdaptivePool(Pool):
             server = self.servers[s]
             try:
                 server.put(server.load_again())
-            except (Exception, SystemExit) as error:
+            except BaseException as error:
+                check_interrupt()
                 server.failed = True
                 text = describe(error)
                 described[s] |= {"error_code": Code.EMODEL, "error_text": text}
@@ -238,7 +240,7 @@ class AdaptivePool(Pool):
         if self._loading:
             self._loading.wait()
             if self._loading.backend:
-                self._loading.backend.close()
+                self._loading.server.let_go(self._loading.backend)
         leads = self._channel.comm.rank == LEADER
         others = set(range(1, self._channel.comm.size)) if leads else {LEADER}
         for rank in others:
@@ -357,7 +359,7 @@ class AdaptivePool(Pool):
         server = loading.server
         if loading.error is None and server.backend is not loading.before:
             if loading.backend:  # another version was asked for meanwhile, or none
-                loading.backend.close()
+                server.let_go(loading.backend)
             self._loading = Loading(server)
             return
         at = self.servers.index(server)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
+from mpiserve import notices
 from mpiserve.errors import ClosedError, ControlError
 from mpiserve.partition import Seat
 from mpiserve.server import IDLE, Server
@@ -41,6 +41,7 @@ class Pool:
         seats = [Seat((service,), seat.replica, 0) for service in seat.services]
         self.servers = [Server(broker, one, comm, local_rank, i) for i, one in enumerate(seats)]
         self._batches = [0] * len(seats)
+        self._silence = notices.Silence(broker)
 
     @property
     def failed(self) -> bool:
@@ -49,19 +50,19 @@ class Pool:
 
     def serve(self, watch: Callable[[], None] | None = None) -> None:
         """Load, announce, and answer until every simulation rank has left; as Server.serve."""
-        self.broker.publish(*self._prepare())
+        descriptions = self._prepare()
+        with notices.publishing():
+            self.broker.publish(*descriptions)
         self._begin()
-        ready = [server for server in self.servers if not server.failed]
-        with ExitStack() as stack:
-            for server in ready:
-                stack.enter_context(server.serving())
-            while self.step():
-                if watch:
-                    watch()
+        for server in self.servers:
+            server.enter()
+        while self.step():
+            if watch:
+                watch()
         logger.info("%s", self.summary())
         self._end()
-        for server in ready:
-            server.backend.close()
+        for server in reversed(self.servers):
+            server.close()
 
     def _prepare(self) -> list[dict[str, Any]]:
         """Load the models; give what is to be published of each service."""
@@ -75,7 +76,7 @@ class Pool:
 
     def step(self, timeout: float = IDLE) -> bool:
         """Answer one batch of one service, or wait for one in vain; as Server.step."""
-        batch = None
+        batch, busy = None, False
         try:
             busy = any(server.busy for server in self.servers)
             batch = self.broker.next_batch(0.0 if busy else timeout)
@@ -86,6 +87,8 @@ class Pool:
             self.servers[order[0]].change(order)
         if batch is not None:
             self._answer(batch)
+        elif not busy:
+            self._silence.look()
         self._go_on()
         return True
 

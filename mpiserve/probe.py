@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mpiserve.failure import check_interrupt, describe
+
 ROWS = 40  # of a look: more than models pad to, or split at
 FEW = 8  # of rows that are large
 LARGE = 64 << 10  # bytes of a row, from which on it is
@@ -178,8 +180,9 @@ class Probe:
             return False
         try:
             results = self._call(self._rows, rows)
-        except (Exception, SystemExit) as error:
-            self._see(f"it fails on {rows} random rows: {_text(error)}", False)
+        except BaseException as error:
+            check_interrupt()
+            self._see(f"it fails on {rows} random rows: {describe(error)}", False)
             return False
         for name, whole, result in zip(self._names, self._whole, results, strict=True):
             many = _grown(whole, rows)
@@ -194,8 +197,9 @@ class Probe:
         for rows in candidates:
             try:
                 results = self._call(rows)
-            except (Exception, SystemExit) as error:
-                why = why or f"it fails on random rows: {_text(error)}"
+            except BaseException as error:
+                check_interrupt()
+                why = why or f"it fails on random rows: {describe(error)}"
                 continue
             much, lacks = _telling(results)
             if much > most:
@@ -218,9 +222,10 @@ class Probe:
         rows = tuple(array[index] for array in self._rows)
         try:
             results = self._call(rows)
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
+            check_interrupt()
             plural = "s" if len(index) > 1 else ""
-            self._see(f"it fails on {len(index)} row{plural}: {_text(error)}", False)
+            self._see(f"it fails on {len(index)} row{plural}: {describe(error)}", False)
             return
         for name, whole, result in zip(self._names, self._whole, results, strict=True):
             text = _differ(whole[index], result, whole, self._eps)
@@ -274,15 +279,6 @@ def _telling(results: Sequence[np.ndarray]) -> tuple[int, str]:
     if all(_identical(x[1:], x[:-1]) for x in results):
         return 2, "its results are the same on all random rows"
     return 3, ""
-
-
-def _text(error: BaseException) -> str:
-    """Put an exception into a few words; its own may be broken."""
-    try:
-        words = " ".join(str(error).split())[:200]
-    except Exception:
-        words = ""
-    return f"{type(error).__name__}: {words}" if words else type(error).__name__
 
 
 def size(limit: int, row_bytes: int) -> int:

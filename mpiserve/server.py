@@ -6,17 +6,21 @@ import gc
 import logging
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mpiserve import notices
 from mpiserve.backends.arrays import checked, dtype_of, zeros
 from mpiserve.backends.base import Backend, ordered
 from mpiserve.config import NAME_SIZE, ServiceConfig, TensorConfig
 from mpiserve.errors import ClosedError, Code, ControlError, Error, ModelError
-from mpiserve.loading import Loader, cause_of
+from mpiserve.failure import check_interrupt, describe, one_line
+from mpiserve.loading import Loader
+from mpiserve.logs import Failures
 from mpiserve.partition import Seat
+from mpiserve.splitting import Splitter
 from mpiserve.stepping import Stepper
 from mpiserve.tensor import Tensor
 from mpiserve.versions import Changes, Order, Resting, Unloaded, Versions
@@ -30,8 +34,6 @@ logger = logging.getLogger("mpiserve")
 
 IDLE = 0.1  # seconds that a step waits for a batch
 READ_ONLY = ' (a model that writes to its input needs input_memory = "copy")'
-EARLY = ("rejected", "dropped", "cancelled")  # how requests end that the model never sees
-TEXT = 500  # bytes of an error text that reach the other side
 
 
 class Server:
@@ -60,20 +62,26 @@ class Server:
         self.failed = False
         self.resting = False  # the model was given up, for another one of an adaptive pool
         self._comm = comm
-        self._loader = Loader(comm, local_rank, describe, self._note)
+        self._loader = Loader(comm, local_rank, self._note)
         self._dtypes = [dtype_of(tensor) for tensor in self.service.outputs]
-        self._seen: set[str] = set()
+        self._remarks: set[str] = set()
         self._rows = ""  # what clients were told of them
         self._announced = False
         self._head: team.Head | None = None
         self._follower: team.Follower | None = None
         self._stepper: Stepper | None = None
-        self._serving = ExitStack()  # what the backend needs while it serves
-        self._versions = Versions(seat.service, self._again, self._put)
-        aside = self._shared is None and self.service.reload == "beside"
-        self._changes = Changes(
-            broker, self._versions, self._tell, aside, lambda: self.idle, describe
+        self._engine = ""  # of the model that answers, once it is loaded
+        self._native = False  # ..., which the broker answers for
+        self._failures = Failures(self._name)
+        self._splitter = Splitter(broker, self._run_rows, self._report)
+        self._silence = notices.Silence(broker)
+        self._alone: notices.Alone | None = notices.Alone(
+            self.service.name, self.service.max_batch_rows
         )
+        self._serving = ExitStack()  # what the backend needs while it serves
+        self._versions = Versions(seat.service, self._again, self._put, self.let_go)
+        aside = self._shared is None and self.service.reload == "beside"
+        self._changes = Changes(broker, self._versions, self._tell, aside, lambda: self.idle)
 
     def serve(self, watch: Callable[[], None] | None = None) -> None:
         """Load, announce, and answer until every simulation rank has left.
@@ -84,29 +92,34 @@ class Server:
         self.start()
         if self._follower:
             self._follower.serve(watch)
-            self.backend.close()
+            self.let_go(self.backend)
             return
-        with self.serving():
-            while self.step():
-                if watch:
-                    watch()
+        self.enter()
+        while self.step():
+            if watch:
+                watch()
         logger.info("%s", self.summary())
         if self._head:
             self._head.stop()
-        if not self.failed:
-            self.backend.close()
+        self.close()
 
     def start(self) -> None:
         """Load the model, warm it up and announce the service: ready, or why not."""
-        self.broker.publish(self.prepare())
+        description = self.prepare()
+        with notices.publishing():
+            self.broker.publish(description)
 
     def prepare(self) -> dict[str, Any]:
         """Load the model and warm it up; give what is to be published of it."""
         begin, wrong = time.monotonic(), ""
         try:
-            self.backend = self._loader.load(self.service)
-        except (Exception, SystemExit) as error:
-            self._log("cannot be served", error)
+            with notices.loading(self._name()):
+                self.backend = self._loader.load(self.service)
+            self._engine, self._native = engine_of(self.backend), self.backend.native
+            overwrites = bool(self.backend.overwrites)
+        except BaseException as error:
+            check_interrupt()
+            self._failures.log("cannot be served", error)
             wrong = describe(error)
         if wrong:
             self.failed = True
@@ -120,11 +133,12 @@ class Server:
         if self.seat.tp_index:
             text = f"rank {self.seat.tp_index} of its replica, whose first rank answers"
             return {"name": self.service.name, "error_code": Code.ESTATE, "error_text": text}
-        engine = self.backend.engine.encode()[: NAME_SIZE - 1].decode(errors="ignore")
-        version = self.service.version
         self._rows = self._kind
         return self._description(
-            engine=engine, version=version, overwrites=self.backend.overwrites, rows=self._rows
+            engine=one_line(self._engine, NAME_SIZE - 1),
+            version=self.service.version,
+            overwrites=overwrites,
+            rows=self._rows,
         )
 
     def step(self, timeout: float = IDLE) -> bool:
@@ -135,7 +149,7 @@ class Server:
         """
         batch = None
         try:
-            if not self.failed and self.backend.native:
+            if self._native and not self.failed:
                 self.broker.serve_echo(timeout)
             elif self._stepper and not self._stepper.room:
                 self.broker.poll()
@@ -147,6 +161,8 @@ class Server:
             self.change(self.broker.control())
         if batch is not None:
             self.answer(batch)
+        elif not self.busy:
+            self._silence.look()
         self.go_on()
         self.look()
         return True
@@ -167,13 +183,17 @@ class Server:
             self._stepper.go_on()
 
     def answer(self, batch: _broker.Batch) -> None:
-        """Run the model on a batch and reply; an exception is the reply to all of it.
+        """Run the model on a batch and reply; an exception is the reply to who caused it.
 
         A model that works in steps takes the requests, and they are answered by `go_on`.
         """
         if self._stepper:
             self._stepper.take(batch)
             return
+        if self._alone and not self.backend.together:
+            waiting = self.broker.queue_rows(batch.service)
+            if not self._alone.look(batch.requests, batch.rows, waiting):
+                self._alone = None
 
         def done(rows: int) -> None:
             self.broker.reply_rows(rows, batch.outputs)
@@ -183,8 +203,9 @@ class Server:
                 self.backend.clients = self.broker.batch_clients()
             result = self._results(self.backend.given(batch.inputs), batch.outputs, done)
             outputs = self._checked(result, batch.outputs, batch.rows)
-        except (Exception, SystemExit) as error:
-            self.broker.fail_batch(Code.EMODEL, self._failed(error))
+        except BaseException as error:
+            check_interrupt()
+            self._fail(batch, self._report(error))
         else:
             self.broker.reply(outputs)
 
@@ -223,28 +244,32 @@ class Server:
         self.resting = False
         self._put(backend)
 
-    def serving(self) -> ExitStack:
-        """Enter what the backend needs while it serves; to be left at the end."""
+    def enter(self) -> None:
+        """Enter what the backend needs while it serves."""
         if not self.failed:
-            self._serving.enter_context(self.backend.serving())
+            what = "cannot enter what it needs to serve"
+            self._failures.attempt(
+                what, lambda: self._serving.enter_context(self.backend.serving())
+            )
             self._announced = True
             self._agree_rows()
-        return self._serving
+
+    def close(self) -> None:
+        """Let the model go, and what it needed; called once, at the end."""
+        self._leave()
+        if not self.failed:
+            self.let_go(self.backend)
+
+    def _leave(self) -> None:
+        self._failures.attempt("could not leave what it needed to serve", self._serving.close)
+
+    def let_go(self, backend: Backend) -> None:
+        """Close a model, which keeps nobody from an answer if it raises."""
+        self._failures.attempt("could not close a model", backend.close)
 
     def summary(self) -> str:
         """Say in one line what this rank has done."""
-        count = self.broker.counters()
-        requests = f"{self._name()}: {count['requests']} requests, {count['errors']} failed"
-        early = [f"{count[key]} {key}" for key in EARLY if count[key]]
-        requests += f" ({', '.join(early)})" if early else ""
-        if not count["batches"]:
-            return requests
-        return (
-            f"{requests}; {count['batches']} batches of {count['rows'] / count['batches']:.1f} "
-            f"rows and {count['requests'] / count['batches']:.1f} requests on average, closed by "
-            f"rows {count['closed_by_rows']}, census {count['closed_by_census']}, "
-            f"delay {count['closed_by_delay']}"
-        )
+        return notices.summary(self._name(), self.broker.counters())
 
     @property
     def broken(self) -> bool:
@@ -265,7 +290,7 @@ class Server:
         seconds = self.service.peer_timeout_s
         if self.seat.tp_index:
             change = self._follow
-            self._follower = team.Follower(*parts, seconds, describe=describe, change=change)
+            self._follower = team.Follower(*parts, seconds, change=change)
         else:
             self._head = team.Head(*parts, seconds)
 
@@ -277,15 +302,16 @@ class Server:
         return zeros(self.service.inputs, rows)
 
     def _name(self) -> str:
-        engine = self.service.backend if self.failed else self.backend.engine
         version = f" {self._versions.now.version}".rstrip()
+        model = self._versions.now.model or ""
+        engine = self._engine or one_line(f"{self.service.backend} {model}")
         return f"service {self.service.name}{version}, replica {self.seat.replica} ({engine})"
 
     def _note(self, remark: str) -> None:
         """Log what is to be known of a model, once for all replicas and versions."""
-        if remark not in self._seen and not self.seat.replica and not self.seat.tp_index:
+        if remark not in self._remarks and not self.seat.replica and not self.seat.tp_index:
             logger.warning("service %s: %s", self.service.name, remark)
-        self._seen.add(remark)
+        self._remarks.add(remark)
 
     @property
     def _kind(self) -> str:
@@ -306,27 +332,28 @@ class Server:
         what = f"version {service.version}" if service.version else "the model anew"
         try:
             old = None if isinstance(self.backend, Unloaded) else self.backend
-            backend = self._loader.load(service, old)
-        except (Exception, SystemExit) as error:
-            self._log(f"cannot load {what}", error)
+            with notices.loading(f"{what} of {self._name()}"):
+                backend = self._loader.load(service, old)
+        except BaseException as error:
+            check_interrupt()
+            self._failures.log(f"cannot load {what}", error)
             raise ModelError(Code.EMODEL, describe(error)) from None
         logger.info("%s loaded %s in %.1f s", self._name(), what, time.monotonic() - begin)
         return backend
 
     def _put(self, backend: Backend) -> None:
         """Answer with another backend, between two batches, while no request is held."""
-        self._serving.close()
+        self._leave()
         self.backend, old = backend, self.backend
+        self._engine, self._native = engine_of(backend), backend.native
         self._agree_rows()
         if backend.steps and old.steps:
-            backend.steps.take_over(old.steps)
+            what = "could not take over what the version before had begun"
+            self._failures.attempt(what, backend.steps.take_over, old.steps)
         self._stepper = self._stepper_of(backend)
         if not self._follower:
-            self._serving.enter_context(backend.serving())
-        try:
-            old.close()
-        except Exception as error:  # the other one answers all the same
-            self._log("could not close the version before", error)
+            self.enter()
+        self.let_go(old)  # what fails there does not keep the other one from answering
         del old
         gc.collect()  # models are full of circles
         if not self.resting:
@@ -336,15 +363,17 @@ class Server:
         """Make what leads a model that works in steps; several ranks run batches alone."""
         if not backend.steps or self._shared:
             return None
-        return Stepper(self.broker, backend.steps, self._finished, self._failed)
+        return Stepper(self.broker, backend.steps, self._finished, self._report)
 
     def _tell(self, what: int, version: str) -> None:
         if self._head:
             self._head.change(what, version)
 
     def _follow(self, what: int, version: str) -> None:
-        with suppress(Exception):  # the head fails alike, and tells the client
+        try:
             self._versions.do(what, version)
+        except BaseException:  # the head fails alike, and tells the client
+            check_interrupt()
 
     def _description(self, **outcome: Any) -> dict[str, Any]:
         return {
@@ -387,19 +416,26 @@ class Server:
             return self._head.run(inputs)
         return self.backend.run_batch(inputs, outputs, done)
 
-    def _failed(self, error: BaseException) -> str:
-        """Log each failure once: a model that fails at every step would fill the disk."""
-        text = describe(error)
-        if isinstance(error, ValueError) and "read-only" in text:
-            text += READ_ONLY
-        if text not in self._seen:
-            self._seen.add(text)
-            self._log("failed on a batch", error)
-        return text
+    def _run_rows(
+        self, inputs: tuple[np.ndarray, ...], clients: np.ndarray
+    ) -> Sequence[np.ndarray]:
+        """Run the model on rows of requests whose batch is over."""
+        if self.backend.wants_clients:
+            self.backend.clients = clients
+        outputs = zeros(self.service.outputs, len(clients))
+        result = self._results(self.backend.given(inputs), outputs, lambda _: None)
+        return self._checked(result, outputs, len(clients))
 
-    def _log(self, what: str, error: BaseException) -> None:
-        """Log with a traceback, unless the error is our own: its text says all."""
-        logger.error("%s %s: %s", self._name(), what, describe(error), exc_info=cause_of(error))
+    def _report(self, error: BaseException) -> str:
+        """Log a failure of a batch, and put it into one line."""
+        text = self._failures.once(error)
+        return text + READ_ONLY if isinstance(error, ValueError) and "read-only" in text else text
+
+    def _fail(self, batch: _broker.Batch, text: str) -> None:
+        """Answer a batch that failed: with what is right for each request, or the error."""
+        split = self.service.split_failed and batch.requests > 1 and not self.broken
+        if not (split and self._splitter.split(batch)):
+            self.broker.fail_batch(Code.EMODEL, text)
 
 
 def refuse(broker: _broker.Session, name: str, error: Error) -> None:
@@ -417,9 +453,10 @@ def signature(tensor: TensorConfig) -> Tensor:
     return Tensor(tensor.name, tensor.dtype, tensor.shape)
 
 
-def describe(error: BaseException) -> str:
-    """Put an exception into one line that fits into an error reply."""
-    text = " ".join(str(error).split())
-    if not isinstance(error, Error):
-        text = f"{type(error).__name__}: {text}" if text else type(error).__name__
-    return text.encode()[:TEXT].decode(errors="ignore")
+def engine_of(backend: Backend) -> str:
+    """Name what runs a model, which a class of the user's says."""
+    try:
+        return one_line(backend.engine)
+    except BaseException:
+        check_interrupt()
+        return one_line(type(backend).__qualname__)

@@ -159,6 +159,7 @@ class ServiceConfig(Table):
     stickiness: float = Field(0.25, gt=0, le=1)
     max_queue_rows: int = Field(0, ge=0, lt=2**62)
     on_full: Literal["wait", "reject"] = "wait"
+    split_failed: bool = True
     threads: int = Field(1, ge=1, le=MAX_THREADS)
     chunk_rows: int = Field(0, ge=0, lt=MAX_ROWS)
     rows: Literal["independent", "together"] | None = None  # found out at warm-up

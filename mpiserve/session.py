@@ -8,15 +8,17 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from mpi4py import MPI
 
-from mpiserve import _broker, _check
+from mpiserve import _broker, _check, notices
 from mpiserve.config import Config
 from mpiserve.errors import ArgumentError, Code, ConfigError, Error
+from mpiserve.failure import TEXT, describe, interrupts, kind_of, one_line, text_of
 from mpiserve.partition import INFERENCE, SIMULATION, Seat, assign, by_node, roles
 
 logger = logging.getLogger("mpiserve")
@@ -147,7 +149,8 @@ class Session:
             server: Server | Pool = AdaptivePool(*parts, pool=ranks[1], settings=seat.pool)
         else:
             server = (Pool if len(seat.services) > 1 else Server)(*parts)
-        server.serve(watch)
+        with interrupts():
+            server.serve(watch)
         self.stuck = server.broken
         for comm in ranks if not self.stuck else ():
             comm.Free()
@@ -314,7 +317,7 @@ def agree(comm: MPI.Comm, config: Config | str | Path) -> tuple[Config, str]:
         ConfigError: On every rank alike.
     """
     check_world(comm)
-    outcome = comm.bcast(_outcome(config) if comm.rank == 0 else None)
+    outcome = comm.bcast(read(config) if comm.rank == 0 else None)
     if isinstance(outcome, Error):
         raise outcome
     return outcome, roles(outcome, comm.size, _nodes(comm, outcome))[comm.rank]
@@ -324,7 +327,9 @@ def join(comm: MPI.Comm, role: str, config: Config | None = None) -> Session:
     """Join with a role that is known. Collective."""
     _Process.attempted = True
     check_world(comm)
-    session = Session(_broker.Session(comm, role), config)
+    with notices.opening(comm.size) if role == INFERENCE else nullcontext():
+        broker = _broker.Session(comm, role)
+    session = Session(broker, config)
     _Process.session = session
     return session
 
@@ -368,28 +373,30 @@ def _check_under_run(comm: MPI.Comm, config: object) -> None:
 
 def is_success(error: BaseException) -> bool:
     """Whether an exception is a program's ordinary end."""
-    return isinstance(error, SystemExit) and not error.code
+    if not isinstance(error, SystemExit):
+        return False
+    return error.code is None or (isinstance(error.code, int) and not error.code)
 
 
 def where(error: BaseException) -> str:
     """Put an exception and the place where it was raised into one line."""
     if isinstance(error, SystemExit):
-        return f"the program ended with status {error.code}"
-    text = " ".join(str(error).split()) or "no text"
+        return one_line(f"the program ended with status {text_of(error.code)}")
     frames = traceback.extract_tb(error.__traceback__)
     places = [frame for frame in frames if not frame.filename.endswith(".pyx")]
     place = f" ({Path(places[-1].filename).name}:{places[-1].lineno})" if places else ""
-    return f"{type(error).__name__}: {text}{place}"
+    text = text_of(error) or "no text"
+    return one_line(f"{kind_of(error)}: {text}", TEXT - len(place.encode())) + place
 
 
-def _outcome(config: Config | str | Path) -> Config | Error:
-    """Nothing that goes wrong on rank 0 may leave the others waiting."""
+def read(config: Config | str | Path) -> Config | Error:
+    """Read a configuration, or give what is wrong: no rank may leave the others waiting."""
     try:
         return config if isinstance(config, Config) else Config.load(config)
     except Error as error:
         return error
     except Exception as error:
-        return ConfigError(Code.ECONFIG, f"{config}: {type(error).__name__}: {error}")
+        return ConfigError(Code.ECONFIG, f"{config}: {describe(error)}")
 
 
 def _nodes(comm: MPI.Comm, config: Config) -> list[int] | None:

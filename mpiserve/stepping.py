@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mpiserve.errors import Code
+from mpiserve.errors import Code, ModelError
+from mpiserve.failure import check_interrupt
 
 if TYPE_CHECKING:
     from mpiserve import _broker
@@ -42,17 +43,17 @@ class Stepper:
     @property
     def busy(self) -> bool:
         """Whether there is something to go on with."""
-        return self._steps.busy
+        return self._ask("busy")
 
     @property
     def idle(self) -> bool:
         """Whether nothing runs, and nothing is held."""
-        return not self._held and not self._steps.busy
+        return not self._held and not self.busy
 
     @property
     def room(self) -> bool:
         """Whether more requests can begin; if not, they are to wait at the broker."""
-        return self._steps.room
+        return self._ask("room")
 
     def take(self, batch: _broker.Batch) -> None:
         """Hold the requests of a batch, and begin them."""
@@ -66,12 +67,23 @@ class Stepper:
         self._forget()
         self._advance()
 
+    def _ask(self, what: str) -> bool:
+        """Ask the model what it is; one that cannot say fails what it has."""
+        try:
+            return bool(getattr(self._steps, what))
+        except BaseException as error:
+            check_interrupt()
+            self._report(error)
+            self._fail_all(error)
+            return False
+
     def _begin(self, ticket: _broker.Ticket, inputs: tuple[np.ndarray, ...]) -> None:
         key = next(self._keys)
         self._held[key] = ticket
         try:
             self._steps.begin(key, ticket.client, inputs)
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
+            check_interrupt()
             self._fail(key, error)
 
     def _forget(self) -> None:
@@ -79,26 +91,42 @@ class Stepper:
         for key, ticket in list(self._held.items()):
             if not self._broker.wants(ticket):
                 del self._held[key]
-                self._steps.drop(key)
+                self._drop(key)
+
+    def _drop(self, key: int) -> None:
+        try:
+            self._steps.drop(key)
+        except BaseException as error:
+            check_interrupt()
+            self._report(error)
+
+    def _fail_all(self, error: BaseException) -> None:
+        for key in list(self._held):
+            self._drop(key)
+            self._fail(key, error)
 
     def _advance(self) -> None:
         try:
-            results = self._steps.step()
-        except (Exception, SystemExit) as error:
-            for key in list(self._held):
-                self._steps.drop(key)
-                self._fail(key, error)
+            results = dict(self._steps.step())
+        except BaseException as error:
+            check_interrupt()
+            self._fail_all(error)
             return
         for key, result in results.items():
             self._answer(key, result)
 
     def _answer(self, key: int, result: Any) -> None:
-        if isinstance(result, Exception):
+        if key not in self._held:
+            text = "a step has given the result of a request that it does not have"
+            self._report(ModelError(Code.EMODEL, text))
+            return
+        if isinstance(result, BaseException):
             self._fail(key, result)
             return
         try:
             outputs = self._finish(result, self._held[key].rows)
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
+            check_interrupt()
             self._fail(key, error)
             return
         self._broker.reply_ticket(self._held.pop(key), outputs)

@@ -19,6 +19,7 @@ from mpi4py import MPI
 
 from mpiserve.backends.group import LONGEST, SHORTEST, TEXT, Pause, complete
 from mpiserve.errors import ClosedError, Code, ModelError, PeerError
+from mpiserve.failure import describe
 
 if TYPE_CHECKING:
     from mpiserve import _broker
@@ -67,7 +68,7 @@ class Part:
             inputs = self._jobs.get()
             try:
                 self._outcome = Outcome(result=self._run(inputs))
-            except (Exception, SystemExit) as error:
+            except BaseException as error:
                 self._outcome = Outcome(error=error)
             self._ended.set()
 
@@ -256,7 +257,7 @@ def _differ(mine: Outcome | None, texts: dict[int, str]) -> str:
         if text:
             return f"tensor-parallel rank {rank}: {text}"
     if mine and mine.error is not None:
-        return f"tensor-parallel rank 0: {type(mine.error).__name__}: {mine.error}"
+        return f"tensor-parallel rank 0: {describe(mine.error)}"
     return "a rank did not end its part in time"
 
 
@@ -264,18 +265,15 @@ class Follower(Team):
     """Follows the head's orders until every simulation rank has left.
 
     Args:
-        describe: Puts an exception into one line.
         change: Changes this rank's model as the head says; fails as the other ranks do.
     """
 
     def __init__(
         self,
         *args: Any,
-        describe: Callable[[BaseException], str],
         change: Callable[[int, str], None],
     ) -> None:
         super().__init__(*args)
-        self._describe = describe
         self._change = change
         self._running = self._stopped = self._closed = False
         self._sequence = 0
@@ -350,7 +348,7 @@ class Follower(Team):
         message = np.zeros(8 + TEXT, np.uint8)
         message[:8].view(np.int64)[0] = self._sequence
         if outcome.error is not None:
-            text = self._describe(outcome.error).encode()[:TEXT]
+            text = describe(outcome.error).encode()[:TEXT]
             message[8 : 8 + len(text)] = np.frombuffer(text, np.uint8)
         if not self.broken:
             complete(self.comm.Isend(message, dest=0, tag=OUTCOME), self.seconds)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import sys
 import time
-import traceback
 from typing import NamedTuple
 
 from mpiserve import terminal
 from mpiserve.config import Config, ServiceConfig
-from mpiserve.loading import Loader, cause_of
-from mpiserve.server import describe
+from mpiserve.failure import cause_of, check_interrupt, describe, interrupts, trace_of
+from mpiserve.loading import Loader
 from mpiserve.service_config import BACKENDS
 
 OK, FAILURE = 0, 1  # exit statuses
@@ -38,7 +37,8 @@ class Outcome(NamedTuple):
 
 def try_all(config: Config) -> int:
     """Load, warm up and let go of each model in turn; print a table, and what failed."""
-    outcomes = [_try(service) for service in config.services]
+    with interrupts():
+        outcomes = [_try(service) for service in config.services]
     _show(outcomes)
     failed = [outcome for outcome in outcomes if outcome.error]
     for outcome in failed:
@@ -56,12 +56,13 @@ def _try(service: ServiceConfig) -> Outcome:
         service = service.model_copy(update={"tensor_parallel": 1})
     begin = time.monotonic()
     remarks: list[str] = []
-    loader = Loader(None, 0, describe, remarks.append)
+    loader = Loader(None, 0, remarks.append)
     try:
         backend = loader.load(service.of_version())
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
+        check_interrupt()
         if cause := cause_of(error):
-            traceback.print_exception(cause)
+            print(trace_of(cause), file=sys.stderr)
         return Outcome(service.name, load=time.monotonic() - begin, error=describe(error))
     end, loaded = time.monotonic(), loader.loaded
     engine = backend.engine

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mpiserve.backends.base import Backend, module_of, read_again
 from mpiserve.errors import Code, Error, ModelError
+from mpiserve.failure import check_interrupt, code_of, describe
 
 if TYPE_CHECKING:
     from mpiserve import _broker
@@ -51,6 +52,7 @@ class Versions:
         service: Its table, as it is written in the configuration.
         make: Loads a version, ready to answer.
         put: Makes a backend the one that answers, and lets the one before go.
+        let_go: Closes a backend that is not to answer; does not raise.
     """
 
     def __init__(
@@ -58,10 +60,12 @@ class Versions:
         service: ServiceConfig,
         make: Callable[[ServiceConfig], Backend],
         put: Callable[[Backend], None],
+        let_go: Callable[[Backend], None],
     ) -> None:
         self._service = service
         self._make = make
         self._put = put
+        self._let_go = let_go
         self._next: tuple[ServiceConfig, Backend | None] | None = None
         self.now = service.of_version()
 
@@ -95,7 +99,7 @@ class Versions:
     def drop(self) -> None:
         """Let go of what was loaded, if there is anything."""
         if self._next and self._next[1]:
-            self._next[1].close()
+            self._let_go(self._next[1])
         self._next = None
 
     def unload(self) -> None:
@@ -108,7 +112,8 @@ class Versions:
         self._put(Unloaded(self.now))
         try:
             return self._fresh(wanted)
-        except (Exception, SystemExit):
+        except BaseException:
+            check_interrupt()
             self._put(self._fresh(self.now))
             raise
 
@@ -129,7 +134,6 @@ class Changes:
         tell: Has the other ranks of the replica do the same.
         aside: Whether loading may go on in a thread, while batches are answered.
         idle: Tells whether the model has answered all that it has taken.
-        describe: Puts an exception into one line.
     """
 
     def __init__(
@@ -139,14 +143,12 @@ class Changes:
         tell: Callable[[int, str], None],
         aside: bool,
         idle: Callable[[], bool],
-        describe: Callable[[BaseException], str],
     ) -> None:
         self._broker = broker
         self._versions = versions
         self._tell = tell
         self._aside = aside
         self._idle = idle
-        self._describe = describe
         self._owner = -1  # the client whose version is loaded, and does not answer yet
         self._order: Order = 0, 0, -1, ""
         self._error: BaseException | None = None
@@ -195,8 +197,9 @@ class Changes:
         try:
             self._tell(what, version)
             self._versions.do(what, version)
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
             self._error = error
+            check_interrupt()
 
     def _finish(self) -> None:
         service, what, client, _ = self._order
@@ -206,6 +209,4 @@ class Changes:
         if self._error is None:
             self._broker.control_reply(service, Code.OK, "")
             return
-        error = self._error
-        code = error.code if isinstance(error, Error) else Code.EMODEL
-        self._broker.control_reply(service, code, self._describe(error))
+        self._broker.control_reply(service, code_of(self._error), describe(self._error))

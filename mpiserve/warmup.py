@@ -12,7 +12,8 @@ import numpy as np
 from mpiserve.backends.arrays import checked, dtype_of, zeros
 from mpiserve.backends.base import Backend, ordered
 from mpiserve.backends.group import agree
-from mpiserve.errors import Code, Error, ModelError
+from mpiserve.errors import CausedError, Code, Error, ModelError
+from mpiserve.failure import check_interrupt, describe
 from mpiserve.probe import EPS, Arrays, Calls, Finding, Probe, random_rows, repeated, size
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ UNKNOWN = "unknown"
 COPIED = {"changes": "the model changes its input", "keeps": "the model keeps its input"}
 
 
-class WarmupError(ModelError):
+class WarmupError(CausedError):
     """The model raised while it was warming up; the cause is what it raised."""
 
 
@@ -135,7 +136,8 @@ class Warmup:
         """
         try:
             self._calls(self._rows(rows))
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
+            check_interrupt()
             if rows > 1 or self._service.max_batch_rows == 1:
                 self._raise(self._failed or error)
             if isinstance(self._service.warmup, tuple):
@@ -146,7 +148,7 @@ class Warmup:
     def _raise(self, error: BaseException) -> None:
         if isinstance(error, Error) or self._examples:
             raise error
-        raise WarmupError(Code.EMODEL, f"{_short(error)}; {HINT}") from error
+        raise WarmupError(Code.EMODEL, f"{describe(error)}; {HINT}") from error
 
     # ---- what there is to find
 
@@ -185,7 +187,7 @@ class Warmup:
 
     def _sum_up(self, finding: Finding) -> Found:
         if self._failed and not finding.proven:
-            finding = Finding(f"it fails on 1 row: {_short(self._failed)}")
+            finding = Finding(f"it fails on 1 row: {describe(self._failed)}")
         calls = self._calls
         return Found(finding, "changes" if calls.changed else "keeps" if calls.kept else "")
 
@@ -257,13 +259,9 @@ def _attempt(do: Callable[[], Any]) -> Any:
     """Call a model on what it need not be able to run on."""
     try:
         return do()
-    except (Exception, SystemExit):
+    except BaseException:
+        check_interrupt()
         return None
-
-
-def _short(error: BaseException) -> str:
-    text = " ".join(str(error).split())[:200]
-    return text if isinstance(error, Error) else f"{type(error).__name__}: {text}"
 
 
 # ---- examples -----------------------------------------------------------------------------
@@ -280,7 +278,7 @@ def examples(service: ServiceConfig) -> Arrays | None:
     try:
         return _read(service)
     except (OSError, BadZipFile, ValueError, Error) as error:
-        text = error.text if isinstance(error, Error) else _short(error)
+        text = error.text if isinstance(error, Error) else describe(error)
         text = f"service.{service.name}.warmup: {service.warmup}: {text}"
         raise ModelError(Code.EMODEL, text) from None
 

@@ -238,6 +238,14 @@ typedef struct mpiserve_control {
   char version[MPISERVE_NAME_SIZE]; /* of MPISERVE_LOAD; "": the same again */
 } mpiserve_control;
 
+/* What an inference rank has waited for since long: see mpiserve_waiting_get(). */
+typedef enum mpiserve_waits {
+  MPISERVE_WAITS_NOT = 0,      /* not for long */
+  MPISERVE_WAITS_TO_BEGIN = 1, /* no request has come yet */
+  MPISERVE_WAITS_ON = 2,       /* no request comes any more, and nobody has left */
+  MPISERVE_WAITS_TO_LEAVE = 3  /* some simulation ranks have left, and others do not */
+} mpiserve_waits;
+
 /* ---- library: any rank, at any time, local ------------------------------- */
 
 /* mpiserve_version: "major.minor.patch" of the library that is loaded. */
@@ -453,7 +461,8 @@ int mpiserve_publish_all(mpiserve_session *session, int n,
                          const mpiserve_description *descriptions);
 
 /* mpiserve_batch_next: wait for a batch, at most timeout seconds
- * (MPISERVE_ETIMEOUT: call again). MPISERVE_ECLOSED: every simulation rank has
+ * (MPISERVE_ETIMEOUT: call again; after a long silence its text is that of
+ * mpiserve_waiting_get()). MPISERVE_ECLOSED: every simulation rank has
  * left; call mpiserve_close(). MPISERVE_ECONTROL, once for each: a client asks for another
  * model; see mpiserve_control_get(). */
 int mpiserve_batch_next(mpiserve_session *session, double timeout, mpiserve_batch *batch);
@@ -552,6 +561,13 @@ int mpiserve_serve_echo(mpiserve_session *session, double timeout);
  * world rank or -1; remaining is the number of simulation ranks that have not
  * left yet; text is of MPISERVE_TEXT_SIZE bytes. Local. */
 int mpiserve_peer_error(mpiserve_session *session, int *rank, int *remaining, char *text);
+
+/* mpiserve_waiting_get: has nothing come from any simulation rank for MPISERVE_WAIT_NOTICE
+ * seconds (environment, read when the services are published; default 10; 0: never)? why is
+ * an mpiserve_waits. Text, of MPISERVE_TEXT_SIZE bytes or NULL, says whom this rank waits
+ * for, by world rank, and what may have happened; "" if it does not wait. To be asked now and
+ * then, when mpiserve_batch_next() has given none. Inference ranks; local. */
+int mpiserve_waiting_get(mpiserve_session *session, int *why, char *text);
 
 #ifdef __cplusplus
 }

@@ -11,7 +11,8 @@ from mpiserve.backends.base import import_object
 from mpiserve.backends.group import agree, close_torch_world, open_torch_world
 from mpiserve.backends.torch_backend import TorchBackend, compiled, load_module, set_eval
 from mpiserve.config import OBJECT
-from mpiserve.errors import ArgumentError, Code, Error, ModelError
+from mpiserve.errors import ArgumentError, Code, ModelError
+from mpiserve.failure import check_interrupt, describe
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -78,13 +79,13 @@ class DeepSpeedBackend(TorchBackend):
         Raises:
             ModelError: On every rank, if it raised on any.
         """
-        result, wrong, cause = None, "", None
+        result, wrong = None, ""
+        cause: BaseException | None = None
         try:
             result = do()
-        except Exception as error:
-            text = " ".join(str(error).split())
-            wrong = text if isinstance(error, Error) else f"{type(error).__name__}: {text}"
-            cause = error
+        except BaseException as error:
+            check_interrupt()
+            wrong, cause = describe(error), error
         wrong = agree(comm, wrong, self.service.peer_timeout_s)
         if wrong:
             raise ModelError(Code.EMODEL, wrong) from cause

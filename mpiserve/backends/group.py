@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mpiserve.failure import one_line
+
 if TYPE_CHECKING:
     from mpi4py import MPI
 
@@ -45,7 +47,7 @@ def agree(comm: MPI.Comm, error: str, seconds: float) -> str:
         "", or what the ranks say that have failed.
     """
     mine, all_texts = np.zeros(TEXT, np.uint8), np.zeros((comm.size, TEXT), np.uint8)
-    data = error.encode()[:TEXT]
+    data = one_line(error, TEXT).encode()
     mine[: len(data)] = np.frombuffer(data, np.uint8)
     if not complete(comm.Iallgather(mine, all_texts), seconds):
         return f"the ranks of the replica did not all come within {seconds:g} s"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from mpiserve.backends.arrays import checked, dtype_of, zeros
 from mpiserve.backends.base import Backend, Steps, arranged, import_object
 from mpiserve.errors import Code, ModelError
+from mpiserve.failure import check_interrupt
 
 if TYPE_CHECKING:
     import numpy as np
@@ -165,11 +166,12 @@ class ProcessedSteps(Steps):
 
     def _finish(self, key: int, result: Any) -> Any:
         rows = self._rows.pop(key)
-        if isinstance(result, Exception):
+        if isinstance(result, BaseException):
             return result
         try:
             return self._after(result, rows)
-        except Exception as error:
+        except BaseException as error:
+            check_interrupt()
             return error
 
 

@@ -234,7 +234,9 @@ class TorchBackend(Backend):
         if known is None or known[0] is not arrays:
             if len(self._known) >= MAX_KNOWN:
                 self._known.clear()
-            known = self._known[id(arrays)] = (arrays, [tensor_of(array) for array in arrays])
+            known = (arrays, [tensor_of(array) for array in arrays])
+            if not arrays[0].flags.owndata:  # the broker's memory: no other comes again
+                self._known[id(arrays)] = known
         return known[1]
 
     def _array(self, tensor: torch.Tensor) -> np.ndarray:

@@ -44,6 +44,13 @@ static void test_a_text_that_is_too_long_is_cut(void) {
   CHECK(!strncmp(mpiserve_last_error(), text, length));
 }
 
+static void test_a_cut_is_between_two_characters(void) {
+  const char *text = "a\xc3\xa4\xe2\x98\x83\xf0\x9f\x98\x80"; /* of 1, 2, 3 and 4 bytes */
+  const size_t kept[] = {0, 1, 1, 3, 3, 3, 6, 6, 6, 6, 10, 10};
+  for (size_t most = 0; most < sizeof kept / sizeof *kept; most++)
+    CHECK(msi_text_bytes(text, most) == kept[most]);
+}
+
 static void *fail_in_thread(void *unused) {
   CHECK(!strcmp(mpiserve_last_error(), ""));
   msi_error(MPISERVE_EMPI, "of the thread");
@@ -65,6 +72,7 @@ int main(void) {
   test_the_code_comes_back_and_the_text_stays();
   test_a_layer_above_sets_the_text();
   test_a_text_that_is_too_long_is_cut();
+  test_a_cut_is_between_two_characters();
   test_each_thread_has_its_own_text();
   return check_result();
 }

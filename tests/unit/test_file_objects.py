@@ -93,7 +93,8 @@ def test_a_reload_reads_files_again(folder):
         return backend
 
     answers = []
-    versions = Versions(service(folder, model="./by_path.py:f"), make, lambda backend: None)
+    nothing = lambda _: None  # noqa: E731
+    versions = Versions(service(folder, model="./by_path.py:f"), make, nothing, nothing)
     versions.load("")
     (folder / "by_path.py").write_text("def f(x):\n    return 8 * x\n")
     versions.load("")

@@ -15,6 +15,9 @@ BASE = {"errors", "tensor", "config"}
 MEASURES = {"bench", "bench.machine", "bench.plan", "bench.report", "bench.stats", "errors"}
 PYTHON = {
     "errors": set(),
+    "failure": {"errors"},
+    "logs": {"errors", "failure"},
+    "notices": {"_broker"},
     "text": {"errors"},
     "tensor": set(),
     "_check": {"errors"},
@@ -28,13 +31,13 @@ PYTHON = {
     "source": set(),
     "static_check": {"backends", "backends.deepspeed_backend", "backends.language"}
     | {"config", "config_checks", "service_config", "source"},
-    "trial": BASE | {"loading", "server", "service_config", "terminal"},
+    "trial": BASE | {"failure", "loading", "service_config", "terminal"},
     "plan": BASE | {"partition", "terminal"},
     "jobscript": {"errors", "partition", "plan"},
     "findings": {"_check"},
     "doctor": BASE | {"_broker", "_check", "findings", "launch", "static_check", "terminal"},
     "backends.base": BASE,
-    "backends.group": set(),
+    "backends.group": {"failure"},
     "backends.texts": {"errors", "text"},
     "backends.language": BASE | {"backends.base", "backends.texts"},
     "backends.sequences": set(),
@@ -44,37 +47,40 @@ PYTHON = {
     "backends.weights": BASE | {"backends.group"},
     "backends.deepspeed_backend": BASE
     | {"backends", "backends.base", "backends.group", "backends.torch_backend"}
-    | {"backends.language", "backends.weights"},
+    | {"backends.language", "backends.weights", "failure"},
     "backends.onnx_backend": BASE | {"backends.base"},
     "backends.python_backend": BASE | {"backends.base"},
     "backends.echo_backend": BASE | {"backends.base"},
     "backends.arrays": BASE,
-    "backends.processed": BASE | {"backends.arrays", "backends.base"},
+    "backends.processed": BASE | {"backends.arrays", "backends.base", "failure"},
     "backends": BASE | {"backends.base", "backends.language", "backends.processed", "terminal"},
     "_arrays": {"errors"},
-    "_broker": BASE | {"_arrays"},
-    "probe": set(),
-    "warmup": BASE | {"backends.arrays", "backends.base", "backends.group", "probe"},
-    "loading": BASE | {"backends", "backends.base", "backends.group", "warmup"},
-    "stepping": {"errors", "_broker", "backends.base"},
-    "versions": BASE | {"_broker", "backends.base"},
-    "team": {"errors", "_broker", "backends.group"},
+    "_broker": BASE | {"_arrays", "failure"},
+    "probe": {"failure"},
+    "warmup": BASE | {"backends.arrays", "backends.base", "backends.group", "failure", "probe"},
+    "loading": BASE | {"backends", "backends.base", "backends.group", "failure", "warmup"},
+    "splitting": {"errors", "failure", "_broker"},
+    "stepping": {"errors", "failure", "_broker", "backends.base"},
+    "versions": BASE | {"_broker", "backends.base", "failure"},
+    "team": {"errors", "_broker", "backends.group", "failure"},
     "server": BASE
-    | {"_broker", "backends", "backends.arrays", "backends.base", "backends.group", "partition"}
-    | {"loading", "stepping", "team", "versions"},
+    | {"_broker", "backends.arrays", "backends.base", "partition"}
+    | {"failure", "loading", "logs", "notices", "splitting", "stepping", "team", "versions"},
     "adaptive": {"config"},
-    "pool": {"errors", "partition", "server", "_broker"},
+    "pool": {"errors", "notices", "partition", "server", "_broker"},
     "moving": BASE
     | {"_broker", "adaptive", "backends.base", "backends.group", "partition", "pool", "server"}
-    | {"loading"},
+    | {"failure", "loading"},
     # A session hands itself over to its server in serve(); the server never looks back.
-    "session": BASE | {"_broker", "_check", "partition", "pool", "server"} | {"moving"},
+    "session": BASE
+    | {"_broker", "_check", "partition", "pool", "server"}
+    | {"failure", "moving", "notices"},
     "binding": {"partition"},
     "environment": set(),
     "wire": {"environment"},
     "launch": BASE
-    | {"_check", "binding", "environment", "partition", "server", "session", "static_check"}
-    | {"wire"},
+    | {"_check", "binding", "environment", "failure", "logs", "partition", "session"}
+    | {"static_check", "wire"},
     # The benchmark is a user of all of it, and nobody but the command line uses the benchmark.
     "bench": set(),
     "bench.plan": set(),

@@ -1,13 +1,17 @@
+import asyncio
 import logging
+import os
+import signal
 from types import SimpleNamespace
 
 import ml_dtypes
 import numpy as np
 import pytest
 
-from mpiserve import Backend, loading, server
+from mpiserve import Backend, backends, failure, loading, server
 from mpiserve.config import Config
 from mpiserve.errors import ClosedError, Code, Error
+from mpiserve.failure import interrupts
 from mpiserve.partition import Seat
 
 FLOATS = {"dtype": "float32", "shape": [-1, 2]}
@@ -18,7 +22,11 @@ class FakeBroker:
 
     def __init__(self, *batches):
         self.batches = [
-            SimpleNamespace(rows=len(batch[0]), inputs=tuple(batch), outputs=()) if batch else None
+            SimpleNamespace(
+                rows=len(batch[0]), requests=1, service=0, inputs=tuple(batch), outputs=()
+            )
+            if batch
+            else None
             for batch in batches
         ]
         self.published = None
@@ -38,6 +46,12 @@ class FakeBroker:
 
     def fail_batch(self, code, text):
         self.answers.append((code, text))
+
+    def queue_rows(self, service):
+        return 0
+
+    def waiting(self):
+        return 0, ""
 
     def serve_echo(self, timeout):
         self.echoed += 1
@@ -146,6 +160,11 @@ def test_a_strided_result_is_made_dense(make):
     assert broker.answers == [True]
 
 
+class Mute(Exception):
+    def __str__(self):
+        raise KeyboardInterrupt
+
+
 WRONG = {
     "output 'y': expected float32 [3, 2], got float64 [3, 2]": lambda x: x.astype(float),
     "output 'y': expected float32 [3, 2], got float32 [2, 2]": lambda x: x[1:],
@@ -158,6 +177,9 @@ WRONG = {
     "KeyError: 'k'": raises(KeyError("k")),
     "AssertionError": raises(AssertionError()),
     "SystemExit: 3": raises(SystemExit(3)),
+    "KeyboardInterrupt: of the model": raises(KeyboardInterrupt("of the model")),
+    "CancelledError": raises(asyncio.CancelledError()),
+    "Mute: (its text cannot be read: KeyboardInterrupt)": raises(Mute()),
 }
 
 
@@ -169,10 +191,52 @@ def test_a_failure_answers_its_batch_and_the_service_lives_on(make, text):
     assert not this.failed
 
 
+def test_ctrl_c_while_a_model_runs_ends_the_rank(make):
+    def function(x):
+        os.kill(os.getpid(), signal.SIGINT)
+        return sum(range(10**6))
+
+    this, broker = make(function, batch(), batch())
+    with pytest.raises(KeyboardInterrupt), interrupts():
+        this.serve()
+    assert broker.answers == []
+
+
+class Awkward(Model):
+    """Raises wherever it may."""
+
+    @property
+    def engine(self):
+        raise GeneratorExit
+
+    def serving(self):
+        raise KeyboardInterrupt
+
+    def close(self):
+        raise asyncio.CancelledError
+
+
+def test_what_raises_around_batches_is_logged_and_batches_are_answered(make, monkeypatch, caplog):
+    this, broker = make(lambda x: x, batch())
+    monkeypatch.setattr(backends, "import_object", lambda *_: Awkward)
+    this.serve()
+    assert len(broker.answers) == 1 and broker.published["engine"] == "Awkward"
+    for text in ("cannot enter what it needs to serve: Keyb", "could not close a model: Canc"):
+        assert f"replica 1 (Awkward) {text}" in caplog.text
+
+
+def test_the_log_names_the_configured_model_until_it_is_loaded(make, caplog):
+    caplog.set_level(logging.INFO, "mpiserve")
+    this, _ = make(lambda x: x, load_error=GeneratorExit("no"), model="there:it")
+    this.serve()
+    name = f"service s, replica 1 ({__name__}:Model there:it)"
+    assert caplog.messages[:2] == [f"loading {name}", f"{name} cannot be served: GeneratorExit: no"]
+
+
 def test_a_long_error_text_fits_into_a_reply(make):
     this, broker = make(raises(ValueError("\N{SNOWMAN}" * 1000)), batch())
     this.serve()
-    assert len(broker.answers[0][1].encode()) <= server.TEXT
+    assert len(broker.answers[0][1].encode()) <= failure.TEXT
 
 
 def test_a_failure_is_logged_once_per_text(make, caplog):
@@ -282,11 +346,11 @@ def test_a_version_of_another_kind_changes_how_requests_are_batched(make):
     told = []
     broker.set_rows = lambda *what: told.append(what)
     this.start()
-    with this.serving():
-        assert told == []
-        Model.function = staticmethod(lambda x: x - x.mean(0))
-        this.put(this.load_again())
-        this.put(this.load_again())
+    this.enter()
+    assert told == []
+    Model.function = staticmethod(lambda x: x - x.mean(0))
+    this.put(this.load_again())
+    this.put(this.load_again())
     assert told == [(0, "together")]
 
 

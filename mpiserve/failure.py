@@ -1,0 +1,111 @@
+"""What the user's code raises, put into words: no exception, whatever it does, ends the job."""
+
+from __future__ import annotations
+
+import re
+import signal
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+from mpiserve.errors import CausedError, Code, Error
+
+TEXT = 400  # bytes of a line: it fits whole into an error reply
+TRACE = 20_000  # characters of a traceback
+# A terminal obeys the first ones, C ends at a NUL, and the last ones cannot be encoded.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+_name: Callable[[type], str] = type.__dict__["__name__"].__get__  # whatever a metaclass says
+
+
+def one_line(text: str, size: int = TEXT) -> str:
+    """Put a text into one line of at most so many bytes, which can be encoded and printed."""
+    return _printable(" ".join(text[: 8 * size].split())).encode()[:size].decode(errors="ignore")
+
+
+def describe(error: BaseException) -> str:
+    """Put an exception into one line that fits into an error reply; never "", never raises."""
+    kind, text = kind_of(error), text_of(error)
+    if text and issubclass(type(error), Error):
+        return text
+    return one_line(f"{kind}: {text}" if text else kind)
+
+
+def kind_of(error: BaseException) -> str:
+    """Name the class of an exception."""
+    return one_line(_name(type(error))) or "an exception"
+
+
+def text_of(thing: object) -> str:
+    """Put the text of anything into one line; "" if it has none."""
+    try:
+        return one_line(str.__str__(str(thing)))
+    except BaseException as error:
+        check_interrupt()
+        return f"(its text cannot be read: {kind_of(error)})"
+
+
+def code_of(error: BaseException) -> int:
+    """Find the code with which a reply tells of an exception."""
+    code = vars(error).get("code") if issubclass(type(error), Error) else None
+    return code if isinstance(code, Code) and code < 0 else Code.EMODEL
+
+
+def cause_of(error: BaseException | None) -> BaseException | None:
+    """Find what to show the traceback of; none of our own errors: their text says all."""
+    while error is not None and issubclass(type(error), CausedError):
+        error = error.__cause__
+    return None if error is None or issubclass(type(error), Error) else error
+
+
+def trace_of(error: BaseException, trace: Any = None) -> str:
+    """Write a traceback out, from `trace` on; never raises, and is never very long."""
+    try:
+        lines = traceback.format_exception(type(error), error, trace or error.__traceback__)
+        text = _printable("".join(lines).rstrip())
+    except BaseException:
+        check_interrupt()
+        text = f"{describe(error)} (its traceback cannot be written)"
+    if len(text) <= TRACE:
+        return text
+    return f"{text[: TRACE // 2]}\n[...]\n{text[-TRACE // 2 :]}"
+
+
+def _printable(text: str) -> str:
+    return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+_interrupted = False
+
+
+@contextmanager
+def interrupts() -> Iterator[None]:
+    """Tell Ctrl-C from a KeyboardInterrupt that a model raises, as long as this lasts."""
+    global _interrupted
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, _interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        _interrupted = False
+
+
+def check_interrupt() -> None:
+    """Go on only if it was not Ctrl-C that ended the user's code.
+
+    Raises:
+        KeyboardInterrupt: If it was.
+    """
+    if _interrupted:
+        raise KeyboardInterrupt
+
+
+def _interrupt(_number: int, _frame: object) -> NoReturn:
+    global _interrupted
+    _interrupted = True
+    raise KeyboardInterrupt

@@ -1,0 +1,74 @@
+"""What the log says once, and when."""
+
+import logging
+import math
+
+import pytest
+
+from mpiserve import notices
+from mpiserve.notices import Alarm, Alone, Silence
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("3", 3), ("0", math.inf), ("soon", 10), ("-1", 10), ("nan", 10)]
+)
+def test_the_limit_is_of_the_environment(monkeypatch, text, seconds):
+    monkeypatch.setenv("MPISERVE_WAIT_NOTICE", text)
+    assert notices.limit() == seconds
+
+
+class Broker:
+    """Says what a test wants."""
+
+    state = 0, ""
+
+    def waiting(self):
+        return self.state
+
+
+def test_a_silence_is_told_once_of_each_kind(monkeypatch, caplog):
+    monkeypatch.setattr(notices, "LOOK", 0)
+    broker = Broker()
+    silence = Silence(broker)
+    for state in [(0, ""), (1, "none yet"), (1, "none yet"), (0, ""), (2, "none"), (1, "none yet")]:
+        broker.state = state
+        silence.look()
+    assert caplog.messages == ["none yet", "none"]
+
+
+def test_long_work_is_told_again_and_short_work_not(monkeypatch):
+    monkeypatch.setenv("MPISERVE_WAIT_NOTICE", "0.01")
+    said, once = [], []
+    with Alarm(said.append, again=True), Alarm(once.append):
+        while len(said) < 3:
+            pass
+    assert said == sorted(said) and len(once) == 1
+    monkeypatch.setenv("MPISERVE_WAIT_NOTICE", "0")
+    with Alarm(said.append), pytest.raises(StopIteration):
+        raise StopIteration
+
+
+def test_batches_of_one_request_are_told_once_if_others_wait(caplog):
+    alone = Alone("s", 64)
+    looks = [alone.look(1, 64, 64 * (i % 2)) for i in range(2 * notices.ALONE)]
+    assert looks == [True] * (len(looks) - 1) + [False]
+    assert caplog.messages == [
+        "service s: batches hold one request each: max_batch_rows = 64 is below the 128 rows of "
+        "requests that were there together; raise it"
+    ]
+
+
+def test_batches_that_merge_or_that_nobody_waits_for_are_not(caplog):
+    alone = Alone("s", 64)
+    assert all(alone.look(1, 64, 64) for _ in range(notices.ALONE - 1))
+    assert not alone.look(2, 64, 64)
+    alone = Alone("s", 64)
+    assert all(alone.look(1, 64, 0) for _ in range(notices.WATCHED - 1))
+    assert not alone.look(1, 64, 0)
+    assert not caplog.messages
+
+
+def test_loading_is_said_before_it_begins(caplog):
+    caplog.set_level(logging.INFO, "mpiserve")
+    with notices.loading("service s"):
+        assert caplog.messages == ["loading service s"]
