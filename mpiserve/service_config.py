@@ -57,6 +57,13 @@ def _dtype(name: str) -> str:
     return name
 
 
+def _convert(convert: bool | None, info: ValidationInfo) -> bool | None:
+    dtype = info.data.get("dtype", "float32")
+    if convert is not None and dtype not in MODEL_DTYPES:
+        raise ValueError(f"a tensor of {dtype} is never converted")
+    return convert
+
+
 def check_name(name: str) -> str:
     """Refuse a name that C could not hold."""
     if not 0 < len(name.encode()) < NAME_SIZE:
@@ -114,6 +121,7 @@ class TensorConfig(Table):
     name: Annotated[str, AfterValidator(check_name)]
     dtype: Annotated[str, AfterValidator(_dtype)]
     shape: Annotated[tuple[StrictInt, ...], BeforeValidator(as_tuple), AfterValidator(_shape)]
+    convert: Annotated[bool | None, AfterValidator(_convert)] = None  # None: do it, and say so
 
 
 Tensors = Annotated[tuple[TensorConfig, ...], BeforeValidator(as_tuple)]
@@ -137,7 +145,7 @@ class ServiceConfig(Table):
     replicas: int = Field(1, ge=1)
     tensor_parallel: int = Field(1, ge=1)
     peer_timeout_s: float = Field(300.0, gt=0)
-    dtype: str = "float32"
+    dtype: str | None = None  # the model's own
     max_batch_rows: int = Field(4096, ge=1, lt=2**30)
     max_delay_us: int = Field(200, ge=0, lt=2**31)
     pool_bytes: int = Field(0, ge=0)
@@ -245,6 +253,8 @@ class ServiceConfig(Table):
             return _mirrored(tensors, inputs)
         if not tensors:
             raise ValueError("missing")
+        if info.data.get("backend") in ("onnx", "python", "echo"):
+            _check_kept(tensors, info.data["backend"])
         if len(tensors) > MAX_TENSORS:
             raise ValueError(f"at most {MAX_TENSORS} tensors, got {len(tensors)}")
         names = [tensor.name for tensor in tensors]
@@ -281,7 +291,11 @@ class ServiceConfig(Table):
 
     @field_validator("dtype")
     @classmethod
-    def _check_dtype(cls, dtype: str) -> str:
+    def _check_dtype(cls, dtype: str | None, info: ValidationInfo) -> str | None:
+        if dtype is None:
+            return None
+        if info.data.get("backend") in ("onnx", "python", "echo"):
+            raise ValueError(f"the backend '{info.data['backend']}' converts no model")
         if dtype not in MODEL_DTYPES:
             raise ValueError(f"unknown model dtype '{dtype}' {suggest(dtype, MODEL_DTYPES)}")
         return dtype
@@ -297,6 +311,13 @@ class ServiceConfig(Table):
         if not all(0 < rows <= limit for rows in warmup):
             raise ValueError(f"rows must be 1 to max_batch_rows, got {warmup}")
         return tuple(warmup)
+
+
+def _check_kept(tensors: Tensors, backend: str) -> None:
+    for tensor in tensors:
+        if tensor.convert:
+            text = f"convert at '{tensor.name}': the backend '{backend}' converts nothing"
+            raise ValueError(f"{text}; preprocess and postprocess can")
 
 
 def _mirrored(outputs: Tensors, inputs: Tensors) -> Tensors:

@@ -202,6 +202,7 @@ def test_what_needs_a_gpu_says_so(make, option):
         make(options={"init_inference": {option: True}})
 
 
-def test_float16_needs_a_gpu(make):
-    with pytest.raises(ArgumentError, match="float16 on GPUs alone"):
-        make(dtype="float16")
+def test_a_dtype_reaches_the_weights_and_not_what_the_model_keeps_in_another(make):
+    model = make(dtype="bfloat16").module.model
+    assert {tensor.dtype for tensor in model.parameters()} == {torch.bfloat16}
+    assert model.model.rotary_emb.inv_freq.dtype == torch.float32

@@ -32,12 +32,19 @@ PYTHON = {
     "backends.language": BASE | {"backends.base", "backends.texts"},
     "backends.sequences": set(),
     "backends.generate": BASE | {"backends.base", "backends.language", "backends.sequences"},
+    "backends.dtypes": {"errors"},
+    "backends.file_kinds": set(),
+    "backends.saved_weights": BASE | {"backends", "backends.dtypes", "backends.file_kinds"},
+    "backends.model_files": BASE
+    | {"backends", "backends.base", "backends.dtypes", "backends.file_kinds"}
+    | {"backends.language", "backends.saved_weights"},
     "backends.torch_backend": BASE
-    | {"backends", "backends.base", "backends.generate", "backends.language"},
+    | {"backends", "backends.base", "backends.dtypes", "backends.generate", "backends.language"}
+    | {"backends.model_files"},
     "backends.weights": BASE | {"backends.group"},
     "backends.deepspeed_backend": BASE
-    | {"backends", "backends.base", "backends.group", "backends.torch_backend"}
-    | {"backends.language", "backends.weights"},
+    | {"backends", "backends.base", "backends.dtypes", "backends.group", "backends.language"}
+    | {"backends.model_files", "backends.torch_backend", "backends.weights"},
     "backends.onnx_backend": BASE | {"backends.base"},
     "backends.python_backend": BASE | {"backends.base"},
     "backends.echo_backend": BASE | {"backends.base"},

@@ -1,0 +1,193 @@
+"""Weights of safetensors files, into the module that they belong to."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mpiserve.backends import dtypes, file_kinds
+from mpiserve.config import ServiceConfig
+from mpiserve.errors import Code, ModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    import torch
+
+logger = logging.getLogger("mpiserve")
+
+COMPILED = "_orig_mod."  # torch.compile puts it before the names of what it wraps
+PARALLEL = "module."  # DataParallel and DistributedDataParallel, before all names
+SHOWN = 3  # names in an error
+
+State = dict[str, "torch.Tensor"]
+
+
+def load(service: ServiceConfig, module: torch.nn.Module, path: Path) -> None:
+    """Fill a module from a safetensors file, or an index of several.
+
+    Names that torch.compile and DataParallel made longer are known by their short forms. Tied
+    tensors may be there once.
+
+    Args:
+        service: Which may say a dtype, in which the module is already.
+        module: It is changed.
+        path: Of the file.
+
+    Raises:
+        ModelError: If it is no such file, or not the module's weights.
+    """
+    found = {_plain(name): tensor for name, tensor in _read(path).items()}
+    found = _without(PARALLEL, found, path)
+    state = module.state_dict()
+    wanted = {_plain(name): name for name in state}
+    if all(name.startswith(PARALLEL) for name in wanted):
+        wanted = {name.removeprefix(PARALLEL): full for name, full in wanted.items()}
+    mine = {name: state[full] for name, full in wanted.items()}
+    _check_names(path, mine, found)
+    for name, tensor in found.items():
+        _check_one(path, name, tensor, mine[name], service)
+    _check_tied(path, mine, found)
+    module.load_state_dict({wanted[name]: found[name] for name in found}, strict=False)
+
+
+def _read(path: Path) -> State:
+    if not path.is_file():
+        raise ModelError(Code.EMODEL, f"{path}: no such file")
+    if path.name.endswith(".index.json"):
+        return _shards(path)
+    return _file(path)
+
+
+def _file(path: Path) -> State:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise ModelError(Code.EMODEL, f"{path}: no such file")
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        what = file_kinds.describe(path) or str(error)
+        text = f"{path.name}: no safetensors file, as options.weights names: {what}"
+        raise ModelError(Code.EMODEL, text) from None
+
+
+def _shards(path: Path) -> State:
+    try:
+        places: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+    except (ValueError, KeyError, TypeError):
+        text = f"{path.name}: no index of safetensors files: it has no 'weight_map'"
+        raise ModelError(Code.EMODEL, text) from None
+    found: State = {}
+    for name in sorted(set(places.values())):
+        found |= _file(path.parent / name)
+    if missing := [name for name in places if name not in found]:
+        text = f"{path.name}: its files lack {_list(missing)}"
+        raise ModelError(Code.EMODEL, text)
+    return {name: found[name] for name in places}
+
+
+def _plain(name: str) -> str:
+    return name.replace(COMPILED, "")
+
+
+def _without(prefix: str, found: State, path: Path) -> State:
+    if not found or not all(name.startswith(prefix) for name in found):
+        return found
+    logger.info("%s: all names begin with '%s', which is left out", path.name, prefix)
+    return {name.removeprefix(prefix): tensor for name, tensor in found.items()}
+
+
+def _check_names(path: Path, mine: State, found: State) -> None:
+    filled = [mine[name] for name in found if name in mine]
+    there = {_storage(value) for value in filled if _is_whole(value)}
+    lacking = [name for name in mine if name not in found and _storage(mine[name]) not in there]
+    more = [name for name in found if name not in mine]
+    if not lacking and not more:
+        return
+    parts = []
+    if lacking:
+        parts.append(f"lacks {len(lacking)} of its {len(mine)} tensors ({_list(lacking)})")
+    if more:
+        parts.append(f"has {len(more)} that the module does not have ({_list(more)})")
+    text = f"{path.name} does not fit the module: it {' and '.join(parts)}"
+    if prefix := _prefix(mine, found):
+        text += f". Names differ by '{prefix}': save the state of that part alone, without it"
+    raise ModelError(Code.EMODEL, text)
+
+
+def _prefix(mine: State, found: State) -> str:
+    """What all names of the file begin with, if the module has them without it; or ""."""
+    first = next(iter(found), "")
+    for end in (i + 1 for i, letter in enumerate(first) if letter == "."):
+        cut = first[:end]
+        if all(name.startswith(cut) and name[end:] in mine for name in found):
+            return cut
+    return ""
+
+
+def _check_one(
+    path: Path, name: str, tensor: torch.Tensor, mine: Any, service: ServiceConfig
+) -> None:
+    if not hasattr(mine, "shape"):
+        text = f"{path.name}: '{name}' is no tensor of the module, but {type(mine).__name__}"
+        raise ModelError(Code.EMODEL, text)
+    if mine.is_meta:
+        text = f"{path.name}: '{name}' of the module is on the device 'meta'; build it on the CPU"
+        raise ModelError(Code.EMODEL, text)
+    if tensor.shape != mine.shape:
+        shapes = f"{list(tensor.shape)} in the file and {list(mine.shape)} in the module"
+        raise ModelError(Code.EMODEL, f"{path.name}: '{name}' is {shapes}")
+    if tensor.dtype is mine.dtype:
+        return
+    kinds = f"{dtypes.short(tensor.dtype)} in the file and {dtypes.short(mine.dtype)} in the module"
+    text = f"{path.name}: '{name}' is {kinds}"
+    if not _converts(tensor.dtype, mine.dtype):
+        raise ModelError(Code.EMODEL, f"{text}; make them the same")
+    if dtypes.loses(tensor.dtype, mine.dtype):
+        if not service.dtype:
+            text += ", which would lose digits; build the module in that dtype, or"
+            text += f" set dtype = '{dtypes.short(mine.dtype)}'"
+            raise ModelError(Code.EMODEL, text)
+        dtypes.check_values(name, tensor, mine.dtype, f"service.{service.name}.dtype")
+
+
+def _converts(source: torch.dtype, wanted: torch.dtype) -> bool:
+    """Whether values are numbers of one kind: real, or complex."""
+    both_real = dtypes.is_float(source) and dtypes.is_float(wanted)
+    return both_real or (source.is_complex and wanted.is_complex)
+
+
+def _check_tied(path: Path, mine: State, found: State) -> None:
+    """Refuse different values for what is one tensor: the last one would win."""
+    import torch
+
+    first: dict[tuple[int, ...], str] = {}
+    for name, tensor in found.items():
+        key = (mine[name].data_ptr(), *mine[name].shape, *mine[name].stride())
+        other = first.setdefault(key, name)
+        if mine[name].numel() and not torch.equal(found[other], tensor):
+            text = f"'{other}' and '{name}' are one tensor of the module, and differ in the file"
+            raise ModelError(Code.EMODEL, f"{path.name}: {text}")
+
+
+def _storage(value: Any) -> int:
+    """Tell tensors apart that are not tied; what a state holds besides is tied to nothing."""
+    address = value.untyped_storage().data_ptr() if hasattr(value, "untyped_storage") else 0
+    return address or id(value)
+
+
+def _is_whole(value: Any) -> bool:
+    """Whether a tensor is all of its memory, so that who fills it fills those tied to it."""
+    if not hasattr(value, "untyped_storage"):
+        return False
+    return bool(value.untyped_storage().nbytes() == value.numel() * value.element_size())
+
+
+def _list(names: Iterable[str]) -> str:
+    names = list(names)
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(f"'{name}'" for name in names[:SHOWN]) + more
