@@ -114,9 +114,14 @@ def compare(module: torch.nn.Module, before: Held, values: bool) -> None:
     """
     for name, tensor in held(module).items():
         old = before.get(name, tensor)
-        if tensor.dtype is not old.dtype or (values and not _same(tensor, old)):
-            text = f"DeepSpeed changes '{name}' from {short(old.dtype)} to {short(tensor.dtype)}"
-            raise ModelError(Code.EMODEL, f"{text}: set backend = 'torch' for this model")
+        if tensor.dtype is not old.dtype:
+            what = f"'{name}' from {short(old.dtype)} to {short(tensor.dtype)}"
+        elif values and not _same(tensor, old):
+            what = f"the values of '{name}'"
+        else:
+            continue
+        text = f"DeepSpeed changes {what}: set backend = 'torch' for this model"
+        raise ModelError(Code.EMODEL, text)
 
 
 def converted(tensor: torch.Tensor, wanted: torch.dtype, what: str) -> torch.Tensor:

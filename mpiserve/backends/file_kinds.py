@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 HEAD = 512  # bytes that tell a kind
 CHECKPOINTS = ("state_dict", "model_state_dict", "model")  # where trainers put the weights
-TOML = 'model = "module:callable", options = {{ weights = "{name}" }}'
+TOML = 'model = "module:callable" and options = {{ weights = "{name}" }}'
 BUILDS = "the callable returns the module without its weights"
-SAVE = "torch.jit.save(torch.jit.script(module), 'net.pt')"
+EXPORT = "save it by torch.export, with dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)"
 STARTS = (
     (b"\x89HDF\r\n", "an HDF5 file, as Keras writes; convert it to ONNX, and set backend = 'onnx'"),
     (b"GGUF", "a GGUF file of llama.cpp; a language model is a Hugging Face directory here"),
@@ -60,8 +60,6 @@ def describe(path: Path) -> str:
         return _archive(path)
     if head[:1] == b"\x80" and head[1] <= pickle.HIGHEST_PROTOCOL:
         return _pickle(path, path.read_bytes())
-    if path.suffix == ".onnx":
-        return "named as an ONNX file; for one set backend = 'onnx'"
     if path.suffix == ".json" and path.name.endswith(".safetensors.index.json"):
         return f"an index of weights alone. Write {TOML.format(name=path.name)}; {BUILDS}"
     return ""
@@ -128,8 +126,9 @@ def _pickle(path: Path, data: bytes) -> str:
         return f"{type(found).__name__} of torch.save, and neither a module nor its weights"
     what = f"a checkpoint, with weights in '{key}'" if key else "a state_dict: weights alone"
     part = f"['{key}']" if key else ""
-    text = f"{what}. Convert it: from safetensors.torch import save_file; save_file({{k: v.clone()"
-    text += f" for k, v in torch.load('{path.name}', weights_only=True){part}.items()}}, '{safe}')"
+    text = f"{what}. Convert it: from safetensors.torch import save_file; "
+    text += "save_file({k: v.contiguous().clone() for k, v in "
+    text += f"torch.load('{path.name}', weights_only=True){part}.items()}}, '{safe}')"
     return f"{text}. Write {TOML.format(name=safe)}; {BUILDS}"
 
 
@@ -139,7 +138,7 @@ def _whole(path: Path, data: bytes) -> str:
     safe = path.with_suffix(".safetensors").name
     text = f"a pickle{of}, which can run any code when it is read, so it is not read here. Where it"
     text += f" was made: safetensors.torch.save_model(module, '{safe}')"
-    return f"{text}. Write {TOML.format(name=safe)}; {BUILDS}. Or {SAVE}"
+    return f"{text}. Write {TOML.format(name=safe)}; {BUILDS}. Or {EXPORT}"
 
 
 def _get(found: Any, name: str) -> Any:

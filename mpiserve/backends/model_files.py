@@ -82,6 +82,8 @@ def _read(service: ServiceConfig, path: Path) -> torch.nn.Module:
         _in_dtype(service, module)
         return module
     what = file_kinds.describe(path)
+    if not what and path.suffix == ".onnx":
+        what = "named as an ONNX file; for one set backend = 'onnx'"
     if what:
         raise ModelError(Code.EMODEL, f"{path.name} is {what}")
     text = f"{path.name}: torch cannot load it (of no kind that is known); a model is {KINDS}"
@@ -152,4 +154,4 @@ def _range(program: Any, rows: Any) -> tuple[int, int]:
         return 0, 2**63
     # torch writes 2 for dimensions that it has not tried with 0 and 1, and takes them all the same.
     least = 1 if limits.lower == 2 else int(limits.lower)
-    return least, int(limits.upper) if limits.upper.is_finite else 2**63
+    return least, int(limits.upper) if limits.upper.is_Integer else 2**63

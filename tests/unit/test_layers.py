@@ -45,7 +45,7 @@ PYTHON = {
     "backends.deepspeed_backend": BASE
     | {"backends", "backends.base", "backends.dtypes", "backends.group", "backends.language"}
     | {"backends.model_files", "backends.torch_backend", "backends.weights"},
-    "backends.onnx_backend": BASE | {"backends.base"},
+    "backends.onnx_backend": BASE | {"backends", "backends.base", "backends.file_kinds"},
     "backends.python_backend": BASE | {"backends.base"},
     "backends.echo_backend": BASE | {"backends.base"},
     "backends.arrays": BASE,
