@@ -211,6 +211,7 @@ class TorchBackend(Backend):
         if not self._gradients:
             self._gradients = True
             self._known.clear()  # their tensors are of inference mode
+            self._as_they_are = False
             text = "the model asks for gradients, and so runs under no_grad, not in inference mode"
             logger.info("service %s: %s", self.service.name, text)
         return result
@@ -301,7 +302,8 @@ class TorchBackend(Backend):
         wanted = self._targets[i]
         if tensor.dtype is not wanted:
             tensor = dtypes.converted(tensor, wanted, f"input '{self.service.inputs[i].name}'")
-        return tensor.to(self.device)
+        # A tensor of its own for each call: backward() would add to the gradients of the last one.
+        return tensor.detach().to(self.device)
 
     def _converted(self, tensor: Any, wanted: torch.dtype, output: TensorConfig) -> torch.Tensor:
         """Convert what may be, as the signature has it; what is left will be refused."""

@@ -141,6 +141,13 @@ class Direct(nn.Module):
             return torch.autograd.grad((x**4).sum(), x)[0]
 
 
+class Backward(nn.Module):
+    def forward(self, x):
+        with torch.enable_grad():
+            (x.requires_grad_(True) ** 4).sum().backward()
+            return x.grad
+
+
 def in_inference_mode():
     with torch.inference_mode():
         return Forces()
@@ -385,7 +392,7 @@ def test_what_has_no_meaning_is_an_error_of_the_configuration(make, table, text)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("model", ["Forces", "Direct", "in_inference_mode"])
+@pytest.mark.parametrize("model", ["Forces", "Direct", "Backward", "in_inference_mode"])
 def test_a_model_may_ask_for_gradients(make, models, caplog, kind, model):
     caplog.set_level(logging.INFO, "mpiserve")
     backend = make(kind, model, chunk_rows=2)
@@ -395,8 +402,9 @@ def test_a_model_may_ask_for_gradients(make, models, caplog, kind, model):
         expected = getattr(models, model.replace("in_inference_mode", "Forces"))()
         expected = expected(torch.from_numpy(rows()).clone()).numpy()
     with backend.serving():  # as without warm-up
-        for _ in range(2):
-            backend.run_batch((rows(),), place, lambda _: None)
+        batch = (rows(),)
+        for _ in range(3):
+            backend.run_batch(batch, place, lambda _: None)
             np.testing.assert_allclose(place[0], expected, rtol=1e-5, atol=1e-6)
     with backend.serving():
         np.testing.assert_allclose(backend.run((rows(),))[0], expected, rtol=1e-5, atol=1e-6)
