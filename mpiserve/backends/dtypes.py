@@ -146,13 +146,14 @@ def converted(tensor: torch.Tensor, wanted: torch.dtype, what: str) -> torch.Ten
 def without_inference(module: torch.nn.Module) -> None:
     """Replace tensors that were made in inference mode: autograd refuses them for ever."""
     import torch
+    from torch.nn.parameter import is_lazy
 
     new: dict[int, torch.Tensor] = {}
     for part in module.modules():
         places: tuple[dict[str, Any], ...] = (part._parameters, part._buffers)
         for place in places:
             for name, tensor in list(place.items()):
-                if tensor is None or not tensor.is_inference():
+                if tensor is None or is_lazy(tensor) or not tensor.is_inference():
                     continue
                 if id(tensor) not in new:
                     copy = tensor.clone()
@@ -161,8 +162,19 @@ def without_inference(module: torch.nn.Module) -> None:
                 place[name] = new[id(tensor)]
 
 
+def without_values(module: torch.nn.Module) -> str:
+    """Name a tensor that has no values: of a lazy layer, or on the device "meta"; else ""."""
+    from torch.nn.parameter import is_lazy
+
+    named = chain(module.named_parameters(), module.named_buffers())
+    return next((name for name, tensor in named if is_lazy(tensor) or tensor.is_meta), "")
+
+
 def _tensors(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    return chain(module.named_parameters(), module.named_buffers())
+    from torch.nn.parameter import is_lazy
+
+    named = chain(module.named_parameters(), module.named_buffers())
+    return ((name, tensor) for name, tensor in named if not is_lazy(tensor))
 
 
 def _arithmetic(tensor: torch.Tensor) -> torch.dtype | None:
@@ -186,7 +198,9 @@ def _target(tensor: torch.Tensor, wanted: torch.dtype) -> torch.dtype | None:
 def _same(tensor: torch.Tensor, old: torch.Tensor) -> bool:
     import torch
 
-    if tensor.data_ptr() == old.data_ptr() or tensor.device != old.device:
+    # Sparse tensors and those of other classes have no memory to look at.
+    plain = type(tensor) is torch.Tensor and tensor.layout is torch.strided
+    if not plain or tensor.device != old.device or tensor.data_ptr() == old.data_ptr():
         return True
     parts = (part.contiguous().reshape(-1).view(torch.uint8) for part in (tensor, old))
     return torch.equal(*parts)
@@ -208,6 +222,7 @@ def check_values(name: str, tensor: torch.Tensor, target: torch.dtype, key: str)
 
     if not loses(tensor.dtype, target) or not tensor.numel():
         return
+    tensor = _stored(tensor)
     result = tensor.to(target)
     if bool((tensor.isfinite() & ~result.isfinite()).any()):
         lost = f"holds numbers beyond {torch.finfo(target).max:.1e}"
@@ -217,3 +232,12 @@ def check_values(name: str, tensor: torch.Tensor, target: torch.dtype, key: str)
         return
     text = f"'{name}' ({short(tensor.dtype)}) {lost} in {short(target)}"
     raise ModelError(Code.EMODEL, f"{key}: {text}; leave dtype out: the model then keeps its own")
+
+
+def _stored(tensor: torch.Tensor) -> torch.Tensor:
+    """The numbers that a tensor holds, of a sparse one too."""
+    import torch
+
+    if tensor.layout is torch.strided:
+        return tensor
+    return tensor.coalesce().values() if tensor.layout is torch.sparse_coo else tensor.values()

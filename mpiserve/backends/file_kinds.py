@@ -37,6 +37,14 @@ def is_exported(path: Path) -> bool:
     )
 
 
+def is_safetensors(path: Path) -> bool:
+    """Whether a file begins as safetensors do."""
+    with path.open("rb") as file:
+        head = file.read(HEAD)
+    length = int.from_bytes(head[:8], "little")
+    return head[8:9] == b"{" and 8 + length <= path.stat().st_size
+
+
 def describe(path: Path) -> str:
     """Say in one line what a file is, and what to write so that its model can be served.
 
@@ -54,10 +62,12 @@ def describe(path: Path) -> str:
             return text
     if head[4:8] == b"TFL3":
         return "a TensorFlow Lite file; convert it to ONNX, and set backend = 'onnx'"
-    if _is_safetensors(path, head):
+    if is_safetensors(path):
         return f"safetensors: weights alone. Write {TOML.format(name=path.name)}; {BUILDS}"
     if zipfile.is_zipfile(path):
         return _archive(path)
+    if head.startswith(b"PK\x03\x04"):
+        return "an archive that is cut off: copy or write it again"
     if head[:1] == b"\x80" and head[1] <= pickle.HIGHEST_PROTOCOL:
         return _pickle(path, path.read_bytes())
     if path.suffix == ".json" and path.name.endswith(".safetensors.index.json"):
@@ -72,17 +82,15 @@ def _holds(path: Path, part: str) -> bool:
 def _members(path: Path) -> list[str]:
     if not zipfile.is_zipfile(path):
         return []
-    with zipfile.ZipFile(path) as archive:
-        return archive.namelist()
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.namelist()
+    except zipfile.BadZipFile:
+        return []
 
 
 def _is_compiled(path: Path) -> bool:
     return _holds(path, "/data/aotinductor/")
-
-
-def _is_safetensors(path: Path, head: bytes) -> bool:
-    length = int.from_bytes(head[:8], "little")
-    return head[8:9] == b"{" and 8 + length <= path.stat().st_size
 
 
 def _directory(path: Path) -> str:

@@ -53,10 +53,9 @@ def _built(service: ServiceConfig, model: str, weights: bool) -> torch.nn.Module
     _in_dtype(service, module)
     if weights and "weights" in service.options:
         saved_weights.load(service, module, service.folder / service.options["weights"])
-    for name, tensor in dtypes.held(module).items():
-        if tensor.is_meta:
-            text = f"'{model}': '{name}' is on the device 'meta', without values"
-            raise ModelError(Code.EMODEL, text)
+    if weights and (name := dtypes.without_values(module)):
+        text = f"'{model}': '{name}' has no values: it is on the device 'meta' or of a lazy layer"
+        raise ModelError(Code.EMODEL, f"{text}; return a module that is built, or give it weights")
     return module
 
 

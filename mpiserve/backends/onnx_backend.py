@@ -142,5 +142,5 @@ def _compare(side: str, mine: TensorConfig, model: Any) -> None:
     if shape and shape[0] > 0 and shape[1:] == list(mine.shape[1:]):
         text += f". It was exported for {shape[0]} rows alone; export it with free rows: {DYNAMIC}"
     elif fits:
-        text += "; nothing is converted: say so there, and in preprocess or postprocess"
+        text += "; the backend 'onnx' converts nothing: preprocess and postprocess can"
     raise ModelError(Code.EMODEL, text)

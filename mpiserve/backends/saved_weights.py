@@ -54,11 +54,9 @@ def load(service: ServiceConfig, module: torch.nn.Module, path: Path) -> None:
 
 
 def _read(path: Path) -> State:
-    if not path.is_file():
-        raise ModelError(Code.EMODEL, f"{path}: no such file")
-    if path.name.endswith(".index.json"):
-        return _shards(path)
-    return _file(path)
+    if path.is_dir():
+        raise ModelError(Code.EMODEL, f"{path} is a directory: options.weights names a file in it")
+    return _shards(path) if path.name.endswith(".index.json") else _file(path)
 
 
 def _file(path: Path) -> State:
@@ -70,12 +68,16 @@ def _file(path: Path) -> State:
     try:
         return load_file(path)
     except SafetensorError as error:
-        what = file_kinds.describe(path) or str(error)
+        what = file_kinds.describe(path)
+        if not what or file_kinds.is_safetensors(path):
+            what = f"it is broken or cut off ({error})"
         text = f"{path.name}: no safetensors file, as options.weights names: {what}"
         raise ModelError(Code.EMODEL, text) from None
 
 
 def _shards(path: Path) -> State:
+    if not path.is_file():
+        raise ModelError(Code.EMODEL, f"{path}: no such file")
     try:
         places: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
     except (ValueError, KeyError, TypeError):
@@ -132,13 +134,13 @@ def _prefix(mine: State, found: State) -> str:
 def _check_one(
     path: Path, name: str, tensor: torch.Tensor, mine: Any, service: ServiceConfig
 ) -> None:
-    if not hasattr(mine, "shape"):
+    if not hasattr(mine, "is_meta"):
         text = f"{path.name}: '{name}' is no tensor of the module, but {type(mine).__name__}"
         raise ModelError(Code.EMODEL, text)
     if mine.is_meta:
         text = f"{path.name}: '{name}' of the module is on the device 'meta'; build it on the CPU"
         raise ModelError(Code.EMODEL, text)
-    if tensor.shape != mine.shape:
+    if not _is_lazy(mine) and tensor.shape != mine.shape:
         shapes = f"{list(tensor.shape)} in the file and {list(mine.shape)} in the module"
         raise ModelError(Code.EMODEL, f"{path.name}: '{name}' is {shapes}")
     if tensor.dtype is mine.dtype:
@@ -167,22 +169,38 @@ def _check_tied(path: Path, mine: State, found: State) -> None:
 
     first: dict[tuple[int, ...], str] = {}
     for name, tensor in found.items():
-        key = (mine[name].data_ptr(), *mine[name].shape, *mine[name].stride())
-        other = first.setdefault(key, name)
-        if mine[name].numel() and not torch.equal(found[other], tensor):
+        value = mine[name]
+        if _is_lazy(value) or value.layout is not torch.strided or not value.numel():
+            continue
+        other = first.setdefault((value.data_ptr(), *value.shape, *value.stride()), name)
+        if not torch.equal(found[other], tensor):
             text = f"'{other}' and '{name}' are one tensor of the module, and differ in the file"
             raise ModelError(Code.EMODEL, f"{path.name}: {text}")
 
 
 def _storage(value: Any) -> int:
     """Tell tensors apart that are not tied; what a state holds besides is tied to nothing."""
-    address = value.untyped_storage().data_ptr() if hasattr(value, "untyped_storage") else 0
+    address = value.untyped_storage().data_ptr() if _has_storage(value) else 0
     return address or id(value)
+
+
+def _has_storage(value: Any) -> bool:
+    import torch
+
+    is_tensor = isinstance(value, torch.Tensor) and not _is_lazy(value)
+    return is_tensor and value.layout is torch.strided
+
+
+def _is_lazy(value: Any) -> bool:
+    """Whether a tensor takes its shape from the weights that it gets."""
+    from torch.nn.parameter import is_lazy
+
+    return bool(is_lazy(value))
 
 
 def _is_whole(value: Any) -> bool:
     """Whether a tensor is all of its memory, so that who fills it fills those tied to it."""
-    if not hasattr(value, "untyped_storage"):
+    if not _has_storage(value):
         return False
     return bool(value.untyped_storage().nbytes() == value.numel() * value.element_size())
 

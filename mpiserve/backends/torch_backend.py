@@ -33,6 +33,7 @@ TUNE_ROUNDS = 5
 TUNE_SECONDS = 2.0  # a model that is slower is not measured so often
 TUNE_GAIN = 0.97  # of the time of all rows at once: a chunk must be worth it
 MAX_KNOWN = 256  # batches whose views are kept
+DTYPES = re.compile(r"same dtype|scalar type")  # of an error of torch
 NEEDS_GRADIENTS = re.compile(r"inference tensor|grad", re.IGNORECASE)
 _NOTHING = nullcontext()
 
@@ -85,10 +86,14 @@ class TorchBackend(Backend):
         self.chunk_rows = self.service.chunk_rows
         compile_arguments = self._compile_arguments()
         # What is made in inference mode, as when a model comes back while serving, stays so.
+        default = torch.get_default_dtype()
         with torch.inference_mode(False):
             module = self.read()
             self._look_at_dtypes(module)
             self.module = self.prepare(module)
+        if torch.get_default_dtype() is not default:
+            text = "the model has changed torch's default dtype for all models of this rank"
+            logger.warning("service %s: %s", self.service.name, text)
         self._engine = full_name(type(self.module))
         if compile_arguments is not None:
             self.compile(compile_arguments)
@@ -198,12 +203,18 @@ class TorchBackend(Backend):
             return gradients()
         return _NOTHING if self._torch.is_inference_mode_enabled() else self.serving()
 
-    def _with_gradients(self, error: RuntimeError, tensors: list[torch.Tensor]) -> Any:
+    def _again(self, error: RuntimeError, tensors: list[torch.Tensor]) -> Any:
         """Call a model again that failed in inference mode, where no gradients can be had.
 
         Raises:
             RuntimeError: The error itself, if it is of another kind.
+            ModelError: If it is about dtypes, with those that the model got.
         """
+        if DTYPES.search(str(error)):
+            got = [f"'{one.name}' {one.dtype}" for one in self.service.inputs]
+            mine = f"in {dtypes.short(self.dtype)}" if self.dtype else "in no dtype of its own"
+            text = f"{str(error).splitlines()[0]}; the inputs are {', '.join(got)}, and the model"
+            raise ModelError(Code.EMODEL, f"{text} computes {mine}") from error
         if not (self._torch.is_inference_mode_enabled() and NEEDS_GRADIENTS.search(str(error))):
             raise error
         with gradients():
@@ -253,7 +264,7 @@ class TorchBackend(Backend):
         try:
             result = self.module(*tensors)
         except RuntimeError as error:
-            result = self._with_gradients(error, tensors)
+            result = self._again(error, tensors)
         return [
             tensor
             if type(tensor) is self._torch.Tensor and tensor.dtype is wanted

@@ -102,6 +102,20 @@ class Lookup(nn.Module):
         return self.table(index)
 
 
+class Sparse(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Linear(2, 2)
+        self.register_buffer("links", torch.tensor([[0.0, 3.0], [0.0, 0.0]]).to_sparse())
+
+    def forward(self, x):
+        return torch.sparse.mm(self.links, self.net(x).T).T
+
+
+def sparse():
+    return seeded(Sparse)
+
+
 class Float8(nn.Module):
     def __init__(self):
         super().__init__()
@@ -121,6 +135,11 @@ def quantised():
     from torch.ao.quantization import quantize_dynamic
 
     return quantize_dynamic(plain(), {nn.Linear}, dtype=torch.qint8)
+
+
+def default_dtype():
+    torch.set_default_dtype(torch.float64)
+    return nn.Linear(2, 2)
 
 
 class Forces(nn.Module):
@@ -234,6 +253,24 @@ def test_the_dtype_that_a_model_has_changes_nothing(make, models, kind, model):
     np.testing.assert_array_equal(
         backend.run((rows(),))[0], alone(getattr(models, model)(), rows())
     )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_sparse_buffers_are_kept_and_converted(make, models, kind):
+    for dtype in ("float32", "float64"):
+        backend = make(kind, "sparse", dtype=dtype)
+        assert tensors(backend)["links"].dtype == getattr(torch, dtype)
+        np.testing.assert_allclose(
+            backend.run((rows(),))[0], alone(models.sparse(), rows()), rtol=1e-5, atol=1e-6
+        )
+
+
+def test_a_model_that_changes_the_default_dtype_is_named(make, caplog):
+    try:
+        make("torch", "default_dtype")
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert "changed torch's default dtype for all models of this rank" in caplog.text
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -373,8 +410,10 @@ def test_floats_never_become_integers_nor_integers_floats(make, convert):
     floats = (np.zeros((5, 2), np.float32),)
     with pytest.raises(ModelError, match="expected float32 .*, got int64"):
         make("torch", "Whole", y={"convert": convert}).run_batch((rows(),), floats, print)
-    with pytest.raises(RuntimeError, match="dtype"):
-        make("torch", "plain", {"dtype": "int64"}).run((np.ones((2, 2), np.int64),))
+    for model, dtype, mine in (("plain", "int64", "in float32"), ("mixed", "float64", "in no dty")):
+        backend = make("torch", model, {"dtype": dtype})
+        with pytest.raises(ModelError, match=rf"; the inputs are 'x' {dtype}, .* computes {mine}"):
+            backend.run((np.ones((2, 2), dtype),))
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,10 @@ def wrapped():
     return nn.DataParallel(net())
 
 
+def lazy():
+    return nn.Sequential(nn.LazyLinear(4), nn.Tanh(), nn.LazyLinear(2))
+
+
 def on_meta():
     with torch.device("meta"):
         return net()
@@ -131,6 +135,9 @@ def write(path, models, kind):
         archive(path, "readme.txt")
     elif kind == "aotinductor":
         archive(path, "m/archive_format", "m/data/aotinductor/model/a.so")
+    elif kind == "cut":
+        torch.save(state, path)
+        path.write_bytes(path.read_bytes()[:700])
     else:
         starts = {"hdf5": b"\x89HDF\r\n\x1a\n0000", "empty": b"", "lfs": b"version https://git-lfs"}
         path.write_bytes(starts[kind])
@@ -149,6 +156,7 @@ SAID = {
     "hdf5": "net.pt is an HDF5 file, as Keras writes",
     "zip": "net.pt is a zip archive that holds readme.txt, and no model",
     "aotinductor": "net.pt is a package that AOTInductor compiled, for one machine",
+    "cut": "net.pt is an archive that is cut off: copy or write it again",
     "empty": "net.pt is an empty file",
     "lfs": "net.pt is a pointer of Git LFS, without the file: run 'git lfs pull'",
 }
@@ -335,6 +343,12 @@ def test_weights_of_another_kind_of_file_are_named(make, models, tmp_path):
     write(tmp_path / "net.pt", models, "state")
     with pytest.raises(ModelError, match=r"^net.pt: no safetensors file, .*: a state_dict: .*Conv"):
         make("file_models:net", "net.pt")
+    save_file(models.net().state_dict(), tmp_path / "w.safetensors")
+    (tmp_path / "w.safetensors").write_bytes((tmp_path / "w.safetensors").read_bytes()[:-9])
+    with pytest.raises(ModelError, match=r"^w.safetensors: no safetensors file, .*: it is broken"):
+        make("file_models:net", "w.safetensors")
+    with pytest.raises(ModelError, match="is a directory: options.weights names a file in it"):
+        make("file_models:net", ".")
     with pytest.raises(ModelError, match="gone.safetensors: no such file"):
         make("file_models:net", "gone.safetensors")
     (tmp_path / "index.index.json").write_text("[]")
@@ -343,8 +357,12 @@ def test_weights_of_another_kind_of_file_are_named(make, models, tmp_path):
 
 
 def test_a_module_without_values_is_refused(make, models, tmp_path):
-    with pytest.raises(ModelError, match="'0.weight' is on the device 'meta', without values"):
+    with pytest.raises(ModelError, match="'0.weight' has no values: it is on the device 'meta'"):
         make("file_models:on_meta")
     save_file(models.net().state_dict(), tmp_path / "w.safetensors")
+    with pytest.raises(ModelError, match="'0.weight' has no values: .* or of a lazy layer"):
+        make("file_models:lazy")
+    (result,) = make("file_models:lazy", "w.safetensors").run((rows(),))
+    np.testing.assert_array_equal(result, alone(models.net(), rows()))
     with pytest.raises(ModelError, match="' of the module is on the device 'meta'"):
         make("file_models:on_meta", "w.safetensors")
