@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("mpiserve")
 
 COMPILED = "_orig_mod."  # torch.compile puts it before the names of what it wraps
-PARALLEL = "module."  # DataParallel and DistributedDataParallel, before all names
+PARALLEL = "module."  # DataParallel and its kind, before all names
 SHOWN = 3  # names in an error
 
 State = dict[str, "torch.Tensor"]
@@ -39,18 +39,14 @@ def load(service: ServiceConfig, module: torch.nn.Module, path: Path) -> None:
     Raises:
         ModelError: If it is no such file, or not the module's weights.
     """
-    found = {_plain(name): tensor for name, tensor in _read(path).items()}
-    found = _without(PARALLEL, found, path)
-    state = module.state_dict()
-    wanted = {_plain(name): name for name in state}
-    if all(name.startswith(PARALLEL) for name in wanted):
-        wanted = {name.removeprefix(PARALLEL): full for name, full in wanted.items()}
-    mine = {name: state[full] for name, full in wanted.items()}
-    _check_names(path, mine, found)
-    for name, tensor in found.items():
-        _check_one(path, name, tensor, mine[name], service)
+    mine = module.state_dict()
+    found = _renamed(path, _read(path), mine)
+    for name in found.keys() & mine.keys():
+        _check_one(path, name, found[name], mine[name], service)
     _check_tied(path, mine, found)
-    module.load_state_dict({wanted[name]: found[name] for name in found}, strict=False)
+    # torch says what is missing: modules may know older names, and do without some.
+    missing, more = module.load_state_dict(found, strict=False)
+    _check_names(path, mine, found, missing, more)
 
 
 def _read(path: Path) -> State:
@@ -92,29 +88,39 @@ def _shards(path: Path) -> State:
     return {name: found[name] for name in places}
 
 
-def _plain(name: str) -> str:
-    return name.replace(COMPILED, "")
+def _renamed(path: Path, found: State, mine: State) -> State:
+    """Give tensors of a file the names that they have in the module."""
+    known = {short: name for name, short in _short(mine).items()}
+    names = {name: known.get(short, short) for name, short in _short(found).items()}
+    if any(name in mine for name in found):  # not all are longer, so that none is
+        names = {name: name if name in mine else new for name, new in names.items()}
+    if changed := [name for name in found if name not in mine and names[name] in mine]:
+        text = "is taken as" if len(changed) == 1 else "and others are taken as"
+        logger.info("%s: '%s' %s '%s'", path.name, changed[0], text, names[changed[0]])
+    return {names[name]: tensor for name, tensor in found.items()}
 
 
-def _without(prefix: str, found: State, path: Path) -> State:
-    if not found or not all(name.startswith(prefix) for name in found):
-        return found
-    logger.info("%s: all names begin with '%s', which is left out", path.name, prefix)
-    return {name.removeprefix(prefix): tensor for name, tensor in found.items()}
+def _short(names: Iterable[str]) -> dict[str, str]:
+    """Names without what torch.compile put into them, or DataParallel before all of them."""
+    short = {name: name.replace(COMPILED, "") for name in names}
+    if not all(name.startswith(PARALLEL) for name in short.values()):
+        return short
+    return {name: one.removeprefix(PARALLEL) for name, one in short.items()}
 
 
-def _check_names(path: Path, mine: State, found: State) -> None:
+def _check_names(
+    path: Path, mine: State, found: State, missing: list[str], more: list[str]
+) -> None:
     filled = [mine[name] for name in found if name in mine]
     there = {_storage(value) for value in filled if _is_whole(value)}
-    lacking = [name for name in mine if name not in found and _storage(mine[name]) not in there]
-    more = [name for name in found if name not in mine]
-    if not lacking and not more:
-        return
+    lacking = [name for name in missing if _storage(mine.get(name)) not in there]
     parts = []
     if lacking:
         parts.append(f"lacks {len(lacking)} of its {len(mine)} tensors ({_list(lacking)})")
     if more:
         parts.append(f"has {len(more)} that the module does not have ({_list(more)})")
+    if not parts:
+        return
     text = f"{path.name} does not fit the module: it {' and '.join(parts)}"
     if prefix := _prefix(mine, found):
         text += f". Names differ by '{prefix}': save the state of that part alone, without it"
@@ -169,8 +175,8 @@ def _check_tied(path: Path, mine: State, found: State) -> None:
 
     first: dict[tuple[int, ...], str] = {}
     for name, tensor in found.items():
-        value = mine[name]
-        if _is_lazy(value) or value.layout is not torch.strided or not value.numel():
+        value = mine.get(name)
+        if value is None or not _has_storage(value) or not value.numel():
             continue
         other = first.setdefault((value.data_ptr(), *value.shape, *value.stride()), name)
         if not torch.equal(found[other], tensor):

@@ -47,6 +47,16 @@ def wrapped():
     return nn.DataParallel(net())
 
 
+class Normed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.module = nn.utils.parametrizations.weight_norm(nn.Linear(2, 2))
+        self.norm = nn.BatchNorm1d(2)
+
+    def forward(self, x):
+        return self.norm(self.module(x))
+
+
 def lazy():
     return nn.Sequential(nn.LazyLinear(4), nn.Tanh(), nn.LazyLinear(2))
 
@@ -273,6 +283,20 @@ def test_names_that_wrappers_made_longer_are_known(make, models, tmp_path, prefi
     save_file(state, tmp_path / "w.safetensors")
     (result,) = make(f"file_models:{model}", "w.safetensors").run((rows(),))
     np.testing.assert_array_equal(result, alone(module, rows()))
+
+
+def test_what_torch_knows_of_older_names_is_known(make, models, tmp_path):
+    module = models.Normed()
+    state = {name: tensor for name, tensor in module.state_dict().items() if "batches" not in name}
+    for new, old in (("original0", "weight_g"), ("original1", "weight_v")):
+        state[f"module.{old}"] = state.pop(f"module.parametrizations.weight.{new}")
+    save_file(state, tmp_path / "w.safetensors")
+    (result,) = make("file_models:Normed", "w.safetensors").run((rows(),))
+    np.testing.assert_array_equal(result, alone(module, rows()))
+    del state["norm.weight"]
+    save_file(state, tmp_path / "w.safetensors")
+    with pytest.raises(ModelError, match=r"it lacks 1 of its 8 tensors \('norm.weight'\)$"):
+        make("file_models:Normed", "w.safetensors")
 
 
 def test_weights_in_several_files_are_found_by_their_index(make, models, tmp_path):
