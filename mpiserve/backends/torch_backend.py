@@ -7,12 +7,12 @@ import os
 import re
 import shutil
 import warnings
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from math import inf
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from mpiserve.backends import dtypes, language
+from mpiserve.backends import dtypes, gradients, language
 from mpiserve.backends.base import Backend, check_options, full_name, ordered
 from mpiserve.backends.generate import Generator
 from mpiserve.backends.model_files import load_module
@@ -20,7 +20,7 @@ from mpiserve.config import ServiceConfig, TensorConfig
 from mpiserve.errors import ArgumentError, Code, ModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     import numpy as np
     import torch
@@ -34,12 +34,11 @@ TUNE_SECONDS = 2.0  # a model that is slower is not measured so often
 TUNE_GAIN = 0.97  # of the time of all rows at once: a chunk must be worth it
 MAX_KNOWN = 256  # batches whose views are kept
 DTYPES = re.compile(r"same dtype|scalar type")  # of an error of torch
-NEEDS_GRADIENTS = re.compile(r"inference tensor|grad", re.IGNORECASE)
 _NOTHING = nullcontext()
 
 
 class TorchBackend(Backend):
-    """Runs an nn.Module in inference mode, or under no_grad if it needs gradients inside.
+    """Runs an nn.Module in inference mode, or under no_grad if it asks for gradients.
 
     `model` is "module:callable" giving the module, a .pt2 file of torch.export, or
     a TorchScript file. Options: `arguments`, a table of keyword arguments of the
@@ -56,7 +55,8 @@ class TorchBackend(Backend):
     module: Any
     dtype: torch.dtype | None = None
     _engine = ""
-    _gradients = False  # the model needs them while it infers
+    _gradients = False  # the model asks for them while it infers
+    _watches = 0  # calls that are watched still
 
     @property
     def engine(self) -> str:
@@ -97,6 +97,8 @@ class TorchBackend(Backend):
         self._engine = full_name(type(self.module))
         if compile_arguments is not None:
             self.compile(compile_arguments)
+        elif not self.service.task and gradients.can_be_watched(module):
+            self._watches = gradients.CALLS
         if self.service.task:
             self.module = self._task(module)
             with self._inference():
@@ -200,7 +202,7 @@ class TorchBackend(Backend):
 
     def _inference(self) -> AbstractContextManager[Any]:
         if self._gradients:
-            return gradients()
+            return gradients.allowed()
         return _NOTHING if self._torch.is_inference_mode_enabled() else self.serving()
 
     def _again(self, error: RuntimeError, tensors: list[torch.Tensor]) -> Any:
@@ -215,9 +217,21 @@ class TorchBackend(Backend):
             mine = f"in {dtypes.short(self.dtype)}" if self.dtype else "in no dtype of its own"
             text = f"{str(error).splitlines()[0]}; the inputs are {', '.join(got)}, and the model"
             raise ModelError(Code.EMODEL, f"{text} computes {mine}") from error
-        if not (self._torch.is_inference_mode_enabled() and NEEDS_GRADIENTS.search(str(error))):
+        if not (self._torch.is_inference_mode_enabled() and gradients.FAILED.search(str(error))):
             raise error
-        with gradients():
+        return self._with_gradients(tensors)
+
+    def _watched(self, tensors: list[torch.Tensor]) -> Any:
+        """Call the model, and call it again if it asks for gradients where it gets none."""
+        self._watches -= 1
+        if not self._torch.is_inference_mode_enabled():
+            return self.module(*tensors)
+        result, asked = gradients.watched(lambda: self.module(*tensors))
+        return self._with_gradients(tensors) if asked else result
+
+    def _with_gradients(self, tensors: list[torch.Tensor]) -> Any:
+        """Call the model where it can have gradients, and let it have them from now on."""
+        with gradients.allowed():
             result = self.module(*[tensor.clone() for tensor in tensors])
         if not self._gradients:
             self._gradients = True
@@ -262,7 +276,7 @@ class TorchBackend(Backend):
         if not self._as_they_are:
             tensors = [self._moved(i, tensor) for i, tensor in enumerate(tensors)]
         try:
-            result = self.module(*tensors)
+            result = self._watched(tensors) if self._watches else self.module(*tensors)
         except RuntimeError as error:
             result = self._again(error, tensors)
         return [
@@ -335,15 +349,6 @@ class TorchBackend(Backend):
         if output.convert is None:
             return mine is self.dtype or not dtypes.loses(mine, wanted)
         return output.convert
-
-
-@contextmanager
-def gradients() -> Iterator[None]:
-    """Compute without gradients, but so that a model can ask for them inside."""
-    import torch
-
-    with torch.inference_mode(False), torch.no_grad():
-        yield
 
 
 def ignore(_rows: int) -> None:

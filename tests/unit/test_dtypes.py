@@ -16,6 +16,7 @@ from mpiserve.errors import ConfigError, ModelError
 MODELS = """
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 
 
 def seeded(build):
@@ -165,6 +166,19 @@ class Backward(nn.Module):
         with torch.enable_grad():
             (x.requires_grad_(True) ** 4).sum().backward()
             return x.grad
+
+
+class Jacobian(nn.Module):
+    def forward(self, x):  # zeros in inference mode
+        return torch.autograd.functional.jacobian(lambda x: (x**4).sum(), x)
+
+
+class Tangent(nn.Module):
+    def forward(self, x):  # None in inference mode
+        with forward_ad.dual_level():
+            dual = forward_ad.make_dual(x, torch.ones_like(x))
+            tangent = forward_ad.unpack_dual(torch.tanh(dual)).tangent
+            return torch.zeros_like(x) if tangent is None else tangent
 
 
 def in_inference_mode():
@@ -430,8 +444,11 @@ def test_what_has_no_meaning_is_an_error_of_the_configuration(make, table, text)
         make(table.pop("kind", "torch"), "plain", **table)
 
 
+ASKING = ["Forces", "Direct", "Backward", "Jacobian", "Tangent", "in_inference_mode"]
+
+
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("model", ["Forces", "Direct", "Backward", "in_inference_mode"])
+@pytest.mark.parametrize("model", ASKING)
 def test_a_model_may_ask_for_gradients(make, models, caplog, kind, model):
     caplog.set_level(logging.INFO, "mpiserve")
     backend = make(kind, model, chunk_rows=2)
@@ -448,6 +465,9 @@ def test_a_model_may_ask_for_gradients(make, models, caplog, kind, model):
     with backend.serving():
         np.testing.assert_allclose(backend.run((rows(),))[0], expected, rtol=1e-5, atol=1e-6)
     assert caplog.text.count("asks for gradients") == 1
+    caplog.clear()
+    make(kind, "plain").run((rows(),))
+    assert "gradients" not in caplog.text
 
 
 def test_a_model_that_comes_back_while_serving_can_ask_for_gradients(make):

@@ -34,13 +34,14 @@ PYTHON = {
     "backends.generate": BASE | {"backends.base", "backends.language", "backends.sequences"},
     "backends.dtypes": {"errors"},
     "backends.file_kinds": set(),
+    "backends.gradients": set(),
     "backends.saved_weights": BASE | {"backends", "backends.dtypes", "backends.file_kinds"},
     "backends.model_files": BASE
     | {"backends", "backends.base", "backends.dtypes", "backends.file_kinds"}
     | {"backends.language", "backends.saved_weights"},
     "backends.torch_backend": BASE
     | {"backends", "backends.base", "backends.dtypes", "backends.generate", "backends.language"}
-    | {"backends.model_files"},
+    | {"backends.gradients", "backends.model_files"},
     "backends.weights": BASE | {"backends.group"},
     "backends.deepspeed_backend": BASE
     | {"backends", "backends.base", "backends.dtypes", "backends.group", "backends.language"}
