@@ -133,7 +133,7 @@ def test_models_of_several_dtypes_compute_as_they_do_alone(mpiexec, tmp_path):
         for name, (model, settings, dtype) in SERVICES.items()
     )
     (tmp_path / "c.toml").write_text(text + POOL)
-    done = mpiexec(["-n", 4, *RUN, "c.toml", "sim.py"], timeout=150)
+    done = mpiexec(["-n", 4, *RUN, "c.toml", "sim.py"], timeout=170)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "input 'x': row 4 has 1e+300, and float32 ends at 3.4e+38"
     said = [line for line in done.stderr.splitlines() if "converted" in line]
