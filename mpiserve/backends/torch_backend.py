@@ -217,7 +217,8 @@ class TorchBackend(Backend):
             mine = f"in {dtypes.short(self.dtype)}" if self.dtype else "in no dtype of its own"
             text = f"{str(error).splitlines()[0]}; the inputs are {', '.join(got)}, and the model"
             raise ModelError(Code.EMODEL, f"{text} computes {mine}") from error
-        if not (self._torch.is_inference_mode_enabled() and gradients.FAILED.search(str(error))):
+        asks = not self.service.task and gradients.FAILED.search(str(error))
+        if not (asks and self._torch.is_inference_mode_enabled()):
             raise error
         return self._with_gradients(tensors)
 
