@@ -73,6 +73,13 @@ def _dtype(name: str) -> str:
     return name
 
 
+def _convert(convert: bool | None, info: ValidationInfo) -> bool | None:
+    dtype = info.data.get("dtype", "float32")
+    if convert is not None and dtype not in MODEL_DTYPES:
+        raise ValueError(f"a tensor of {dtype} is never converted")
+    return convert
+
+
 def check_name(name: str) -> str:
     """Refuse a name that C could not hold."""
     if problem := name_problem(name, NAME_SIZE):
@@ -124,6 +131,7 @@ class TensorConfig(Table):
     name: Annotated[str, AfterValidator(check_name)]
     dtype: Annotated[str, AfterValidator(_dtype)]
     shape: Annotated[tuple[StrictInt, ...], BeforeValidator(as_tuple), AfterValidator(_shape)]
+    convert: Annotated[bool | None, AfterValidator(_convert)] = None  # None: do it, and say so
 
     @property
     def row_bytes(self) -> int:
@@ -152,7 +160,7 @@ class ServiceConfig(Table):
     replicas: int = Field(1, ge=1, le=MAX_RANKS)
     tensor_parallel: int = Field(1, ge=1, le=MAX_PARALLEL)
     peer_timeout_s: float = Field(300.0, gt=0, le=MAX_SECONDS)
-    dtype: str = "float32"
+    dtype: str | None = None  # the model's own
     max_batch_rows: int = Field(4096, ge=1, lt=MAX_ROWS, validate_default=True)
     max_delay_us: int = Field(200, ge=0, lt=2**31)
     pool_bytes: int = Field(0, ge=0, le=MAX_BYTES)
@@ -270,6 +278,8 @@ class ServiceConfig(Table):
             return _mirrored(tensors, inputs)
         if not tensors:
             raise ValueError("missing")
+        if info.data.get("backend") in ("onnx", "python", "echo"):
+            _check_kept(tensors, info.data["backend"])
         if len(tensors) > MAX_TENSORS:
             raise ValueError(f"at most {MAX_TENSORS} tensors, got {len(tensors)}")
         names = [tensor.name for tensor in tensors]
@@ -317,7 +327,11 @@ class ServiceConfig(Table):
 
     @field_validator("dtype")
     @classmethod
-    def _check_dtype(cls, dtype: str) -> str:
+    def _check_dtype(cls, dtype: str | None, info: ValidationInfo) -> str | None:
+        if dtype is None:
+            return None
+        if info.data.get("backend") in ("onnx", "python", "echo"):
+            raise ValueError(f"the backend '{info.data['backend']}' converts no model")
         if dtype not in MODEL_DTYPES:
             raise ValueError(f"unknown model dtype {shown(dtype)} {suggest(dtype, MODEL_DTYPES)}")
         return dtype
@@ -347,6 +361,13 @@ class ServiceConfig(Table):
         if not all(0 < rows <= limit for rows in warmup):
             raise ValueError(f"rows must be 1 to max_batch_rows, got {shown(warmup)}")
         return tuple(warmup)
+
+
+def _check_kept(tensors: Tensors, backend: str) -> None:
+    for tensor in tensors:
+        if tensor.convert:
+            text = f"convert at '{tensor.name}': the backend '{backend}' converts nothing"
+            raise ValueError(f"{text}; preprocess and postprocess can")
 
 
 def _mirrored(outputs: Tensors, inputs: Tensors) -> Tensors:

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import logging
 import os
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from mpiserve.backends import language, weights
+from mpiserve.backends import dtypes, language, weights
 from mpiserve.backends.base import import_object
 from mpiserve.backends.group import agree, close_torch_world, open_torch_world
-from mpiserve.backends.torch_backend import TorchBackend, compiled, load_module, set_eval
+from mpiserve.backends.model_files import load_module
+from mpiserve.backends.torch_backend import TorchBackend, compiled, set_eval
 from mpiserve.config import OBJECT
 from mpiserve.errors import ArgumentError, Code, ModelError
 from mpiserve.failure import check_interrupt, describe
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     import torch
     from mpi4py import MPI
 
 
+CASTS = ("float", "half", "bfloat16")  # methods by which DeepSpeed converts a module
 GPU_ONLY = ("replace_with_kernel_inject", "enable_cuda_graph")
 ELSEWHERE = {
     "dtype": "dtype of the service itself",
@@ -100,9 +103,20 @@ class DeepSpeedBackend(TorchBackend):
             open_torch_world(self.comm, self.device.type, seconds)
             self._in_world = True
             options["tensor_parallel"] = {"tp_size": self.comm.size}
-        # DeepSpeed's own default, float16, is not for CPUs: the dtype is always said.
-        engine = deepspeed.init_inference(set_eval(module), dtype=self.dtype, **options)
+        before = dtypes.held(module)
+        with without_casts(module):
+            dtype = self._said_dtype()
+            engine = deepspeed.init_inference(set_eval(module), dtype=dtype, **options)
+        if not options.get("replace_with_kernel_inject"):  # which makes other modules
+            whole = self.service.tensor_parallel == 1 and "injection_policy" not in options
+            dtypes.compare(engine.module, before, whole)
         return set_eval(engine)
+
+    def _said_dtype(self) -> torch.dtype:
+        """The dtype that DeepSpeed hears: it refuses some, but is kept from converting anyway."""
+        known = ["float32", "bfloat16", "float16"][: 2 if self.device.type == "cpu" else 3]
+        said = self.dtype is not None and dtypes.short(self.dtype) in known
+        return self.dtype if said and self.dtype else self._torch.float32
 
     def compile(self, arguments: dict[str, Any]) -> None:
         """Let the module in the engine be compiled when it is first called."""
@@ -132,15 +146,28 @@ class DeepSpeedBackend(TorchBackend):
                 if options.get(name):
                     text = f"{key}.options.init_inference.{name}: needs a GPU, and there is none"
                     raise ArgumentError(Code.EARG, text)
-            if self.service.dtype == "float16":
-                text = f"{key}.dtype: DeepSpeed runs float16 on GPUs alone, and there is none"
-                raise ArgumentError(Code.EARG, text)
         if policy := self.service.options.get("injection_policy"):
             options["injection_policy"] = {
                 import_object(name, self.service.folder): tuple(layers)
                 for name, layers in policy.items()
             }
         return options
+
+
+@contextmanager
+def without_casts(module: torch.nn.Module) -> Iterator[None]:
+    """Keep DeepSpeed from converting a module, which is in the dtypes that it is to have.
+
+    DeepSpeed 0.19.8 calls one of its methods, by the dtype of `init_inference`, float16 if not
+    given: layers of another dtype, and buffers such as those of rotary embeddings, lose digits.
+    """
+    for name in CASTS:
+        module.__dict__[name] = lambda: module
+    try:
+        yield
+    finally:
+        for name in CASTS:
+            del module.__dict__[name]
 
 
 def import_deepspeed(device: str) -> Any:

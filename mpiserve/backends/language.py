@@ -38,7 +38,7 @@ POOLINGS = ("mean", "first", "last")
 
 
 def read_directory(service: ServiceConfig, path: Path) -> torch.nn.Module:
-    """Read the model of a directory, in the service's own arithmetic; nothing is fetched.
+    """Read the model of a directory, in the dtype of the service or its own; nothing is fetched.
 
     Raises:
         ModelError: If the service has no task, transformers is missing, or weights are.
@@ -57,7 +57,7 @@ def read_directory(service: ServiceConfig, path: Path) -> torch.nn.Module:
     transformers.utils.logging.disable_progress_bar()
     generates = service.task == "generate"
     kind: Any = transformers.AutoModelForCausalLM if generates else transformers.AutoModel
-    dtype = getattr(torch, service.dtype)
+    dtype = getattr(torch, service.dtype or "", "auto")
     model, loaded = kind.from_pretrained(
         path, dtype=dtype, local_files_only=True, output_loading_info=True
     )
@@ -77,7 +77,8 @@ def empty(service: ServiceConfig, config: Any) -> torch.nn.Module:
     generates = service.task == "generate"
     kind: Any = transformers.AutoModelForCausalLM if generates else transformers.AutoModel
     with torch.device("meta"):
-        model = kind.from_config(config, dtype=getattr(torch, service.dtype))
+        # Without values to look at, the head's configuration says what it has found.
+        model = kind.from_config(config, dtype=getattr(torch, service.dtype or "", config.dtype))
     model = model.to_empty(device="cpu")
     model.tie_weights()  # which to_empty takes apart
     return model

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mpiserve.backends import file_kinds
 from mpiserve.backends.base import Backend, check_options
 from mpiserve.config import TensorConfig
 from mpiserve.errors import ArgumentError, Code, ModelError
@@ -14,6 +15,7 @@ from mpiserve.errors import ArgumentError, Code, ModelError
 if TYPE_CHECKING:
     import onnxruntime
 
+DYNAMIC = "torch.onnx.export(module, (x,), path, dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))"
 DTYPES = {
     "tensor(bool)": "bool",
     "tensor(uint8)": "uint8",
@@ -65,9 +67,15 @@ class OnnxBackend(Backend):
         settings.inter_op_num_threads = 1
         # Else its threads spin for the next call, on cores that the simulation wants.
         settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        self._session = onnxruntime.InferenceSession(
-            path, settings, providers=self._providers(onnxruntime.get_available_providers())
-        )
+        providers = self._providers(onnxruntime.get_available_providers())
+        try:
+            self._session = onnxruntime.InferenceSession(path, settings, providers=providers)
+        except Exception as error:  # of a class for each reason, and with the addresses of sources
+            if what := file_kinds.describe(path):
+                raise ModelError(Code.EMODEL, f"{path.name} is {what}") from None
+            text = " ".join(str(error).split()).removeprefix("[ONNXRuntimeError] : ")
+            text = f"{path.name}: onnxruntime cannot load it ({text[:200]})"
+            raise ModelError(Code.EMODEL, text) from error
         self._check("input", self.service.inputs, self._session.get_inputs())
         self._check("output", self.service.outputs, self._session.get_outputs())
         self._inputs = [tensor.name for tensor in self.service.inputs]
@@ -128,7 +136,12 @@ def _compare(side: str, mine: TensorConfig, model: Any) -> None:
     fits = len(shape) == len(mine.shape) and all(
         theirs in (-1, length) for theirs, length in zip(shape, mine.shape, strict=True)
     )
-    if dtype != mine.dtype or not fits:
-        expected = f"the signature says {mine.dtype} {list(mine.shape)}"
-        text = f"{side} '{mine.name}': the model has {dtype} {shape}, {expected}"
-        raise ModelError(Code.EMODEL, text)
+    if dtype == mine.dtype and fits:
+        return
+    expected = f"the signature says {mine.dtype} {list(mine.shape)}"
+    text = f"{side} '{mine.name}': the model has {dtype} {shape}, {expected}"
+    if shape and shape[0] > 0 and shape[1:] == list(mine.shape[1:]):
+        text += f". It was exported for {shape[0]} rows alone; export it with free rows: {DYNAMIC}"
+    elif fits:
+        text += "; the backend 'onnx' converts nothing: preprocess and postprocess can"
+    raise ModelError(Code.EMODEL, text)

@@ -1,21 +1,22 @@
-"""torch modules: from a factory, a TorchScript file or an exported program."""
+"""torch modules on the batches of a service."""
 
 from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
 import warnings
 from contextlib import AbstractContextManager, nullcontext
 from math import inf
-from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from mpiserve.backends import language
-from mpiserve.backends.base import Backend, check_options, full_name, import_object, ordered
+from mpiserve.backends import dtypes, gradients, language
+from mpiserve.backends.base import Backend, check_options, full_name, ordered
 from mpiserve.backends.generate import Generator
-from mpiserve.config import OBJECT, ServiceConfig
+from mpiserve.backends.model_files import load_module
+from mpiserve.config import ServiceConfig, TensorConfig
 from mpiserve.errors import ArgumentError, Code, ModelError
 
 if TYPE_CHECKING:
@@ -32,22 +33,30 @@ TUNE_ROUNDS = 5
 TUNE_SECONDS = 2.0  # a model that is slower is not measured so often
 TUNE_GAIN = 0.97  # of the time of all rows at once: a chunk must be worth it
 MAX_KNOWN = 256  # batches whose views are kept
+DTYPES = re.compile(r"same dtype|scalar type")  # of an error of torch
 _NOTHING = nullcontext()
 
 
 class TorchBackend(Backend):
-    """Runs an nn.Module in inference mode.
+    """Runs an nn.Module in inference mode, or under no_grad if it asks for gradients.
 
     `model` is "module:callable" giving the module, a .pt2 file of torch.export, or
     a TorchScript file. Options: `arguments`, a table of keyword arguments of the
-    callable; `weights`, a safetensors file that is loaded into its module; and `compile`,
-    which is true, a mode of `torch.compile`, or a table of its arguments.
+    callable; `weights`, a safetensors file, or an index of several, that is loaded into its
+    module; and `compile`, which is true, a mode of `torch.compile`, or a table of its arguments.
+
+    Attributes:
+        dtype: In which the module computes; None if its parameters are of several, or it has
+            none.
     """
 
     known_options: tuple[str, ...] = ("arguments", "weights", "compile")
     engine_options: tuple[str, ...] = ()  # of these, what a task's model takes too
     module: Any
+    dtype: torch.dtype | None = None
     _engine = ""
+    _gradients = False  # the model asks for them while it infers
+    _watches = 0  # calls that are watched still
 
     @property
     def engine(self) -> str:
@@ -70,33 +79,38 @@ class TorchBackend(Backend):
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         torch.set_num_threads(self.service.threads)
         self.device = choose_device(self.local_rank)
-        self.dtype: torch.dtype = getattr(torch, self.service.dtype)
         self._torch = torch
+        self._said: set[str] = set()
         self._known: dict[int, tuple[tuple[np.ndarray, ...], list[torch.Tensor]]] = {}
         self._wanted = [getattr(torch, output.dtype) for output in self.service.outputs]
-        inputs = [getattr(torch, tensor.dtype) for tensor in self.service.inputs]
-        self._as_they_are = self.device.type == "cpu" and all(
-            dtype == self.dtype or not dtype.is_floating_point for dtype in inputs
-        )
         self.chunk_rows = self.service.chunk_rows
         compile_arguments = self._compile_arguments()
-        module = self.read()
-        self.module = self.prepare(module)
+        # What is made in inference mode, as when a model comes back while serving, stays so.
+        default = torch.get_default_dtype()
+        with torch.inference_mode(False):
+            module = self.read()
+            self._look_at_dtypes(module)
+            self.module = self.prepare(module)
+        if torch.get_default_dtype() is not default:
+            text = "the model has changed torch's default dtype for all models of this rank"
+            logger.warning("service %s: %s", self.service.name, text)
         self._engine = full_name(type(self.module))
         if compile_arguments is not None:
             self.compile(compile_arguments)
+        elif not self.service.task and gradients.can_be_watched(module):
+            self._watches = gradients.CALLS
         if self.service.task:
             self.module = self._task(module)
             with self._inference():
                 self.module.warm()
 
     def read(self) -> torch.nn.Module:
-        """Get the module, on the CPU."""
+        """Get the module, on the CPU and in the dtype that the service says."""
         return load_module(self.service)
 
     def prepare(self, module: torch.nn.Module) -> Any:
         """Make a loaded module ready to be called."""
-        return set_eval(module).to(device=self.device, dtype=self.dtype)
+        return set_eval(module).to(self.device)
 
     def compile(self, arguments: dict[str, Any]) -> None:
         """Let the module be compiled when it is first called."""
@@ -136,7 +150,7 @@ class TorchBackend(Backend):
 
     def serving(self) -> AbstractContextManager[Any]:
         """Enter inference mode once for all batches."""
-        return self._torch.inference_mode()
+        return _NOTHING if self._gradients else self._torch.inference_mode()
 
     def tune(self, inputs: tuple[np.ndarray, ...], outputs: tuple[np.ndarray, ...]) -> None:
         """Measure which number of rows at a time is fastest, unless the service says it."""
@@ -212,18 +226,92 @@ class TorchBackend(Backend):
         return arguments
 
     def _inference(self) -> AbstractContextManager[Any]:
+        if self._gradients:
+            return gradients.allowed()
         return _NOTHING if self._torch.is_inference_mode_enabled() else self.serving()
+
+    def _again(self, error: RuntimeError, tensors: list[torch.Tensor]) -> Any:
+        """Call a model again that failed in inference mode, where no gradients can be had.
+
+        Raises:
+            RuntimeError: The error itself, if it is of another kind.
+            ModelError: If it is about dtypes, with those that the model got.
+        """
+        if DTYPES.search(str(error)):
+            got = [f"'{one.name}' {one.dtype}" for one in self.service.inputs]
+            mine = f"in {dtypes.short(self.dtype)}" if self.dtype else "in no dtype of its own"
+            text = f"{str(error).splitlines()[0]}; the inputs are {', '.join(got)}, and the model"
+            raise ModelError(Code.EMODEL, f"{text} computes {mine}") from error
+        asks = not self.service.task and gradients.FAILED.search(str(error))
+        if not (asks and self._torch.is_inference_mode_enabled()):
+            raise error
+        return self._with_gradients(tensors)
+
+    def _watched(self, tensors: list[torch.Tensor]) -> Any:
+        """Call the model, and call it again if it asks for gradients where it gets none."""
+        self._watches -= 1
+        if not self._torch.is_inference_mode_enabled():
+            return self.module(*tensors)
+        result, asked = gradients.watched(lambda: self.module(*tensors))
+        return self._with_gradients(tensors) if asked else result
+
+    def _with_gradients(self, tensors: list[torch.Tensor]) -> Any:
+        """Call the model where it can have gradients, and let it have them from now on."""
+        with gradients.allowed():
+            result = self.module(*[tensor.clone() for tensor in tensors])
+        if not self._gradients:
+            self._gradients = True
+            self._known.clear()  # their tensors are of inference mode
+            self._as_they_are = False
+            text = "the model asks for gradients, and so runs under no_grad, not in inference mode"
+            logger.info("service %s: %s", self.service.name, text)
+        return result
+
+    def _look_at_dtypes(self, module: torch.nn.Module) -> None:
+        """See in which dtype the module computes, and which inputs have to be converted."""
+        self.dtype = getattr(self._torch, self.service.dtype or "", dtypes.own(module))
+        self._targets = [self._target(tensor) for tensor in self.service.inputs]
+        inputs = [getattr(self._torch, tensor.dtype) for tensor in self.service.inputs]
+        self._as_they_are = self.device.type == "cpu" and self._targets == inputs
+        for tensor, theirs, mine in zip(self.service.inputs, inputs, self._targets, strict=True):
+            if theirs is not mine:
+                what = f"input '{tensor.name}' is {tensor.dtype}, and the model computes in"
+                self._tell(tensor, f"{what} {dtypes.short(mine)}", theirs, mine)
+
+    def _target(self, tensor: TensorConfig) -> torch.dtype:
+        theirs: torch.dtype = getattr(self._torch, tensor.dtype)
+        # A task knows its inputs by name, and what to do with them.
+        fixed = self.service.task or tensor.convert is False or self.dtype is None
+        return theirs if fixed or not dtypes.is_float(theirs) else self.dtype or theirs
+
+    def _tell(
+        self, tensor: TensorConfig, what: str, source: torch.dtype, wanted: torch.dtype
+    ) -> None:
+        """Say once what a conversion loses, unless the configuration asks for it."""
+        follows = self.comm is not None and self.service.tensor_parallel > 1 and self.comm.rank
+        if tensor.convert or follows or what in self._said:
+            return
+        self._said.add(what)
+        level = logging.WARNING if dtypes.loses(source, wanted) else logging.INFO
+        text = f"{what}: it is converted, {dtypes.loss(source, wanted)}"
+        hint = "convert = true at the tensor says that this is wanted"
+        logger.log(level, "service %s: %s (%s)", self.service.name, text, hint)
 
     def _call(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
         """Call the module; give tensors in the order and of the dtypes of the signature."""
         if not self._as_they_are:
-            tensors = [self._moved(tensor) for tensor in tensors]
-        outputs = ordered(self.module(*tensors), self.service)
+            tensors = [self._moved(i, tensor) for i, tensor in enumerate(tensors)]
+        try:
+            result = self._watched(tensors) if self._watches else self.module(*tensors)
+        except RuntimeError as error:
+            result = self._again(error, tensors)
         return [
             tensor
             if type(tensor) is self._torch.Tensor and tensor.dtype is wanted
-            else self._converted(tensor, wanted)
-            for tensor, wanted in zip(outputs, self._wanted, strict=True)
+            else self._converted(tensor, wanted, output)
+            for tensor, wanted, output in zip(
+                ordered(result, self.service), self._wanted, self.service.outputs, strict=True
+            )
         ]
 
     def _views(self, arrays: tuple[np.ndarray, ...]) -> list[torch.Tensor]:
@@ -254,23 +342,43 @@ class TorchBackend(Backend):
         for i, target in enumerate(targets):
             result = results[i]
             if result.shape != target.shape or result.dtype is not target.dtype:
-                name = self.service.outputs[i].name
-                text = f"output '{name}': expected {short(target)}, got {short(result)}"
-                raise ModelError(Code.EMODEL, text)
+                raise ModelError(Code.EMODEL, self._refused(i, result, target))
             target.copy_(result)
 
-    def _moved(self, tensor: torch.Tensor) -> torch.Tensor:
-        wanted = self.dtype if tensor.is_floating_point() else tensor.dtype
-        return tensor.to(device=self.device, dtype=wanted)
+    def _refused(self, i: int, result: torch.Tensor, target: torch.Tensor) -> str:
+        output = self.service.outputs[i]
+        text = f"output '{output.name}': expected {short(target)}, got {short(result)}"
+        floats = dtypes.is_float(result.dtype) and dtypes.is_float(target.dtype)
+        if result.dtype is target.dtype or not floats:
+            return text
+        return f"{text}; set its dtype, or convert = true there, which loses digits"
 
-    def _converted(self, tensor: Any, wanted: torch.dtype) -> torch.Tensor:
-        """What is in the model's own arithmetic is converted; other dtypes must be right."""
+    def _moved(self, i: int, tensor: torch.Tensor) -> torch.Tensor:
+        wanted = self._targets[i]
+        if tensor.dtype is not wanted:
+            tensor = dtypes.converted(tensor, wanted, f"input '{self.service.inputs[i].name}'")
+        # A tensor of its own for each call: backward() would add to the gradients of the last one.
+        return tensor.detach().to(self.device)
+
+    def _converted(self, tensor: Any, wanted: torch.dtype, output: TensorConfig) -> torch.Tensor:
+        """Convert what may be, as the signature has it; what is left will be refused."""
         if not isinstance(tensor, self._torch.Tensor):
             text = f"the model must return tensors, not {type(tensor).__name__}"
             raise ModelError(Code.EMODEL, text)
-        if tensor.dtype == self.dtype and wanted.is_floating_point:
-            return tensor.to(wanted)
-        return tensor
+        mine = tensor.dtype
+        if mine is wanted or not self._may_convert(mine, wanted, output):
+            return tensor
+        what = f"output '{output.name}' is {output.dtype}, and the model gives"
+        self._tell(output, f"{what} {dtypes.short(mine)}", mine, wanted)
+        return dtypes.converted(tensor, wanted, f"output '{output.name}'")
+
+    def _may_convert(self, mine: torch.dtype, wanted: torch.dtype, output: TensorConfig) -> bool:
+        """Unless it is said, digits are lost of the model's own arithmetic alone."""
+        if not (dtypes.is_float(mine) and dtypes.is_float(wanted)):
+            return False
+        if output.convert is None:
+            return mine is self.dtype or not dtypes.loses(mine, wanted)
+        return output.convert
 
 
 def ignore(_rows: int) -> None:
@@ -323,61 +431,6 @@ def compiled(service: ServiceConfig, module: torch.nn.Module, arguments: dict[st
     except (TypeError, RuntimeError) as error:
         text = str(error).splitlines()[0]
         raise ArgumentError(Code.EARG, f"{key}: {text}") from None
-
-
-def load_module(service: ServiceConfig, weights: bool = True) -> torch.nn.Module:
-    """Load a service's model as a module, on the CPU.
-
-    Args:
-        service: The service's table.
-        weights: Whether to read the weights of a module that is built first.
-
-    Raises:
-        ModelError: If it is not of a kind that torch can run.
-    """
-    model = service.model or ""
-    if OBJECT.fullmatch(model):
-        return _built(service, model, weights)
-    for option in service.options:
-        if option in ("arguments", "weights"):
-            text = f"service.{service.name}.options.{option}: needs a model 'module:callable'"
-            raise ArgumentError(Code.EARG, text)
-    return _read(service, service.folder / model)
-
-
-def _built(service: ServiceConfig, model: str, weights: bool) -> torch.nn.Module:
-    import torch
-
-    module = import_object(model, service.folder)(**service.options.get("arguments", {}))
-    if not isinstance(module, torch.nn.Module):
-        text = f"'{model}' must return a torch.nn.Module, not {type(module).__name__}"
-        raise ModelError(Code.EMODEL, text)
-    if weights and "weights" in service.options:
-        from safetensors.torch import load_file
-
-        module.load_state_dict(load_file(service.folder / service.options["weights"]))
-    return module
-
-
-def _read(service: ServiceConfig, path: Path) -> torch.nn.Module:
-    import torch
-
-    if path.is_dir():
-        return language.read_directory(service, path)
-    if service.task:
-        text = f"{path}: no such directory; task '{service.task}' needs one of Hugging Face's"
-        raise ModelError(Code.EMODEL, text)
-    if not path.is_file():
-        raise ModelError(Code.EMODEL, f"{path}: no such file")
-    if path.suffix == ".pt2":
-        return torch.export.load(path).module()
-    try:
-        return torch.jit.load(str(path), map_location="cpu")
-    except RuntimeError as error:
-        kinds = "'module:callable', a .pt2 file of torch.export, or a TorchScript file"
-        reason = str(error).splitlines()[0]
-        text = f"{path.name}: torch cannot load it ({reason}); a model is {kinds}"
-        raise ModelError(Code.EMODEL, text) from error
 
 
 def set_eval(module: torch.nn.Module) -> torch.nn.Module:

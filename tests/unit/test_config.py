@@ -42,7 +42,7 @@ def test_defaults_are_those_of_the_design(load):
     config = load(CHEMISTRY)
     service = config.service["chemistry"]
     assert config.partition.placement == "tail"
-    assert (service.name, service.backend, service.dtype) == ("chemistry", "deepspeed", "float32")
+    assert (service.name, service.backend, service.dtype) == ("chemistry", "deepspeed", None)
     assert (service.replicas, service.max_batch_rows, service.max_delay_us) == (1, 4096, 200)
     assert service.inputs[0].shape == (-1, 3)
 

@@ -34,7 +34,6 @@ SERVICE = {
     "replicas": 1,
     "tensor_parallel": 1,
     "peer_timeout_s": 3.0,
-    "dtype": "float32",
     "max_batch_rows": 64,
     "max_delay_us": 200,
     "pool_bytes": 0,

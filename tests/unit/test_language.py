@@ -1,5 +1,6 @@
 """Tasks of language models, on small ones with random weights, beside transformers itself."""
 
+import copy
 import shutil
 
 import numpy as np
@@ -202,6 +203,16 @@ def test_what_needs_a_gpu_says_so(make, option):
         make(options={"init_inference": {option: True}})
 
 
-def test_float16_needs_a_gpu(make):
-    with pytest.raises(ArgumentError, match="float16 on GPUs alone"):
-        make(dtype="float16")
+def test_a_dtype_reaches_the_weights_and_not_what_the_model_keeps_in_another(make):
+    model = make(dtype="bfloat16").module.model
+    assert {tensor.dtype for tensor in model.parameters()} == {torch.bfloat16}
+    assert model.model.rotary_emb.inv_freq.dtype == torch.float32
+
+
+def test_without_a_dtype_a_directory_keeps_that_of_its_files(make, gpt, folder):
+    copy.deepcopy(gpt).bfloat16().save_pretrained(folder / "bf16")
+    for dtype, expected in ((None, torch.bfloat16), ("float32", torch.float32)):
+        backend = make("embed", model="bf16", inputs=[TOKENS, LENGTHS], dtype=dtype)
+        model = backend.module.model
+        assert {tensor.dtype for tensor in model.parameters()} == {expected}
+        assert backend.run((np.ones((1, WIDTH), np.int64), np.array([2])))[0].dtype == np.float32

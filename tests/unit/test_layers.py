@@ -42,13 +42,21 @@ PYTHON = {
     "backends.language": BASE | {"backends.base", "backends.texts"},
     "backends.sequences": set(),
     "backends.generate": BASE | {"backends.base", "backends.language", "backends.sequences"},
+    "backends.dtypes": {"errors"},
+    "backends.file_kinds": set(),
+    "backends.gradients": set(),
+    "backends.saved_weights": BASE | {"backends", "backends.dtypes", "backends.file_kinds"},
+    "backends.model_files": BASE
+    | {"backends", "backends.base", "backends.dtypes", "backends.file_kinds"}
+    | {"backends.language", "backends.saved_weights"},
     "backends.torch_backend": BASE
-    | {"backends", "backends.base", "backends.generate", "backends.language"},
+    | {"backends", "backends.base", "backends.dtypes", "backends.generate", "backends.language"}
+    | {"backends.gradients", "backends.model_files"},
     "backends.weights": BASE | {"backends.group"},
     "backends.deepspeed_backend": BASE
-    | {"backends", "backends.base", "backends.group", "backends.torch_backend"}
-    | {"backends.language", "backends.weights", "failure"},
-    "backends.onnx_backend": BASE | {"backends.base"},
+    | {"backends", "backends.base", "backends.dtypes", "backends.group", "backends.language"}
+    | {"backends.model_files", "backends.torch_backend", "backends.weights", "failure"},
+    "backends.onnx_backend": BASE | {"backends", "backends.base", "backends.file_kinds"},
     "backends.python_backend": BASE | {"backends.base"},
     "backends.echo_backend": BASE | {"backends.base"},
     "backends.arrays": BASE,

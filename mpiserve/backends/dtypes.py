@@ -1,0 +1,243 @@
+"""Dtypes of a module: what is converted, because the configuration says so, and what is lost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+from mpiserve.errors import ArgumentError, Code, ModelError
+
+if TYPE_CHECKING:
+    import torch
+
+# A complex number is computed in the arithmetic of its parts. Other kinds (integers, bool,
+# float8, quantised) store values in a way of their own and are never converted.
+ARITHMETIC = {
+    "float16": "float16",
+    "bfloat16": "bfloat16",
+    "float32": "float32",
+    "float64": "float64",
+    "complex32": "float16",
+    "complex64": "float32",
+    "complex128": "float64",
+}
+COMPLEX = {"float32": "complex64", "float64": "complex128"}
+DIGITS = {"bfloat16": 2, "float16": 3, "float32": 7, "float64": 16}
+
+Held = dict[str, "torch.Tensor"]
+
+
+def short(dtype: torch.dtype) -> str:
+    """Name a dtype as a configuration does."""
+    return str(dtype).removeprefix("torch.")
+
+
+def is_float(dtype: torch.dtype) -> bool:
+    """Whether values of a dtype are numbers that may be converted from and to others."""
+    return short(dtype) in DIGITS
+
+
+def loses(source: torch.dtype, wanted: torch.dtype) -> bool:
+    """Whether a dtype cannot hold every value of another one."""
+    import torch
+
+    return torch.promote_types(source, wanted) is not wanted
+
+
+def loss(source: torch.dtype, wanted: torch.dtype) -> str:
+    """Say what a conversion does to values."""
+    import torch
+
+    if not loses(source, wanted):
+        return f"which loses nothing, but has the {DIGITS[short(source)]} digits of {short(source)}"
+    before, after = DIGITS[short(source)], DIGITS[short(wanted)]
+    limits = torch.finfo(wanted)
+    text = f"of {before} digits {after} remain" if after < before else f"{after} digits remain"
+    if limits.max >= torch.finfo(source).max:
+        return text
+    tiny = f"below {limits.smallest_normal:.1e} it loses digits or becomes 0"
+    return f"{text}, {tiny}, and a number beyond {limits.max:.1e} is an error"
+
+
+def held(module: torch.nn.Module) -> Held:
+    """The tensors of a module, parameters and buffers, by name; tied ones once."""
+    return {name: tensor.detach() for name, tensor in _tensors(module)}
+
+
+def own(module: torch.nn.Module) -> torch.dtype | None:
+    """The dtype in which a module computes: of all its parameters, or None if they differ."""
+    dtypes = {_arithmetic(tensor) for tensor in module.parameters()} - {None}
+    return dtypes.pop() if len(dtypes) == 1 else None
+
+
+def convert(module: torch.nn.Module, wanted: torch.dtype, key: str) -> None:
+    """Bring a module to the dtype that the configuration says.
+
+    Numbers of other dtypes are converted, complex ones to complex ones. A module whose parameters
+    have the dtype already is left alone, with all its buffers.
+
+    Args:
+        module: It is changed.
+        wanted: The dtype.
+        key: Of the configuration, for errors.
+
+    Raises:
+        ArgumentError: If the module mixes dtypes, so that this would lose some on purpose.
+        ModelError: If it loses more than digits.
+    """
+    if own(module) is wanted:
+        return
+    tensors = {name: tensor for name, tensor in _tensors(module) if _arithmetic(tensor)}
+    found = {_arithmetic(tensor) for tensor in tensors.values()}
+    for name, tensor in tensors.items():
+        target = _target(tensor, wanted)
+        if target is None:
+            text = f"'{name}' is {short(tensor.dtype)}, which has no {short(wanted)}"
+            raise ArgumentError(Code.EARG, f"{key}: {text}; leave {key.split('.')[-1]} out")
+        if len(found) > 1 and loses(tensor.dtype, target):
+            raise ArgumentError(Code.EARG, f"{key}: {_mixed(tensors, wanted)}")
+        check_values(name, tensor, target, key)
+    module._apply(lambda tensor: tensor.to(_target(tensor, wanted) or tensor.dtype))
+
+
+def compare(module: torch.nn.Module, before: Held, values: bool) -> None:
+    """Make sure that DeepSpeed left the tensors of a module as they were.
+
+    Args:
+        module: As it is now.
+        before: Its tensors before.
+        values: Whether values must be the same too: not of what is shared among ranks.
+
+    Raises:
+        ModelError: If it changed one.
+    """
+    for name, tensor in held(module).items():
+        old = before.get(name, tensor)
+        if tensor.dtype is not old.dtype:
+            what = f"'{name}' from {short(old.dtype)} to {short(tensor.dtype)}"
+        elif values and not _same(tensor, old):
+            what = f"the values of '{name}'"
+        else:
+            continue
+        text = f"DeepSpeed changes {what}: set backend = 'torch' for this model"
+        raise ModelError(Code.EMODEL, text)
+
+
+def converted(tensor: torch.Tensor, wanted: torch.dtype, what: str) -> torch.Tensor:
+    """Convert numbers to another floating dtype.
+
+    Raises:
+        ModelError: If a finite number has become infinite; `what` names the tensor.
+    """
+    import torch
+
+    result = tensor.to(wanted)
+    if not loses(tensor.dtype, wanted) or bool(result.isfinite().all()):
+        return result
+    beyond = tensor.isfinite() & ~result.isfinite()
+    if bool(beyond.any()):
+        row, value = int(beyond.nonzero()[0, 0]), float(tensor[beyond][0])
+        limit = f"{short(wanted)} ends at {torch.finfo(wanted).max:.1e}"
+        raise ModelError(Code.EMODEL, f"{what}: row {row} has {value:g}, and {limit}")
+    return result
+
+
+def without_inference(module: torch.nn.Module) -> None:
+    """Replace tensors that were made in inference mode: autograd refuses them for ever."""
+    import torch
+    from torch.nn.parameter import is_lazy
+
+    new: dict[int, torch.Tensor] = {}
+    for part in module.modules():
+        places: tuple[dict[str, Any], ...] = (part._parameters, part._buffers)
+        for place in places:
+            for name, tensor in list(place.items()):
+                if tensor is None or is_lazy(tensor) or not tensor.is_inference():
+                    continue
+                if id(tensor) not in new:
+                    copy = tensor.clone()
+                    is_parameter = isinstance(tensor, torch.nn.Parameter)
+                    new[id(tensor)] = torch.nn.Parameter(copy, False) if is_parameter else copy
+                place[name] = new[id(tensor)]
+
+
+def without_values(module: torch.nn.Module) -> str:
+    """Name a tensor that has no values: of a lazy layer, or on the device "meta"; else ""."""
+    from torch.nn.parameter import is_lazy
+
+    named = chain(module.named_parameters(), module.named_buffers())
+    return next((name for name, tensor in named if is_lazy(tensor) or tensor.is_meta), "")
+
+
+def _tensors(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    from torch.nn.parameter import is_lazy
+
+    named = chain(module.named_parameters(), module.named_buffers())
+    return ((name, tensor) for name, tensor in named if not is_lazy(tensor))
+
+
+def _arithmetic(tensor: torch.Tensor) -> torch.dtype | None:
+    import torch
+
+    name = ARITHMETIC.get(short(tensor.dtype))
+    return getattr(torch, name) if name else None
+
+
+def _target(tensor: torch.Tensor, wanted: torch.dtype) -> torch.dtype | None:
+    """What a tensor becomes; None if it has no such form, or is not of numbers."""
+    import torch
+
+    if not tensor.is_complex():
+        return wanted if is_float(tensor.dtype) else None
+    if _arithmetic(tensor) is wanted:
+        return tensor.dtype
+    return getattr(torch, COMPLEX.get(short(wanted), ""), None)
+
+
+def _same(tensor: torch.Tensor, old: torch.Tensor) -> bool:
+    import torch
+
+    # Sparse tensors and those of other classes have no memory to look at.
+    plain = type(tensor) is torch.Tensor and tensor.layout is torch.strided
+    if not plain or tensor.device != old.device or tensor.data_ptr() == old.data_ptr():
+        return True
+    parts = (part.contiguous().reshape(-1).view(torch.uint8) for part in (tensor, old))
+    return torch.equal(*parts)
+
+
+def _mixed(tensors: Held, wanted: torch.dtype) -> str:
+    """Say which dtypes a module mixes, with a tensor of each."""
+    names: dict[str, str] = {}
+    for name, tensor in tensors.items():
+        names.setdefault(short(tensor.dtype), name)
+    kinds = " and ".join(f"{dtype} ('{name}')" for dtype, name in names.items())
+    text = f"the model holds {kinds}, and to make all {short(wanted)} would lose digits"
+    return f"{text}; leave dtype out: it then keeps its own"
+
+
+def check_values(name: str, tensor: torch.Tensor, target: torch.dtype, key: str) -> None:
+    """Refuse a conversion that makes numbers infinite, or a whole tensor zero."""
+    import torch
+
+    if not loses(tensor.dtype, target) or not tensor.numel():
+        return
+    tensor = _stored(tensor)
+    result = tensor.to(target)
+    if bool((tensor.isfinite() & ~result.isfinite()).any()):
+        lost = f"holds numbers beyond {torch.finfo(target).max:.1e}"
+    elif not bool(result.any()) and bool(tensor.any()):
+        lost = "becomes all zero"
+    else:
+        return
+    text = f"'{name}' ({short(tensor.dtype)}) {lost} in {short(target)}"
+    raise ModelError(Code.EMODEL, f"{key}: {text}; leave dtype out: the model then keeps its own")
+
+
+def _stored(tensor: torch.Tensor) -> torch.Tensor:
+    """The numbers that a tensor holds, of a sparse one too."""
+    import torch
+
+    if tensor.layout is torch.strided:
+        return tensor
+    return tensor.coalesce().values() if tensor.layout is torch.sparse_coo else tensor.values()

@@ -1,0 +1,178 @@
+"""What a file is that is no model, and what to write instead; nothing is unpickled."""
+
+from __future__ import annotations
+
+import pickle
+import pickletools
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+HEAD = 512  # bytes that tell a kind
+CHECKPOINTS = ("state_dict", "model_state_dict", "model")  # where trainers put the weights
+TOML = 'model = "module:callable" and options = {{ weights = "{name}" }}'
+BUILDS = "the callable returns the module without its weights"
+EXPORT = "save it by torch.export, with dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)"
+STARTS = (
+    (b"\x89HDF\r\n", "an HDF5 file, as Keras writes; convert it to ONNX, and set backend = 'onnx'"),
+    (b"GGUF", "a GGUF file of llama.cpp; a language model is a Hugging Face directory here"),
+    (b"version https://git-lfs", "a pointer of Git LFS, without the file: run 'git lfs pull'"),
+    (b"\x93NUMPY", "an array of numpy, and no model"),
+    (b"\x7fELF", "a compiled library; name a module:callable that loads it"),
+)
+
+
+def is_torchscript(path: Path) -> bool:
+    """Whether a file is TorchScript, whatever its name."""
+    return _holds(path, "/constants.pkl") and _holds(path, "/code/")
+
+
+def is_exported(path: Path) -> bool:
+    """Whether a file is a program of torch.export, whatever its name."""
+    return not _is_compiled(path) and (
+        _holds(path, "/models/") or _holds(path, "serialized_exported_program.json")
+    )
+
+
+def is_safetensors(path: Path) -> bool:
+    """Whether a file begins as safetensors do."""
+    with path.open("rb") as file:
+        head = file.read(HEAD)
+    length = int.from_bytes(head[:8], "little")
+    return head[8:9] == b"{" and 8 + length <= path.stat().st_size
+
+
+def describe(path: Path) -> str:
+    """Say in one line what a file is, and what to write so that its model can be served.
+
+    Returns:
+        "" if that cannot be told.
+    """
+    if path.is_dir():
+        return _directory(path)
+    with path.open("rb") as file:
+        head = file.read(HEAD)
+    if not head:
+        return "an empty file"
+    for start, text in STARTS:
+        if head.startswith(start):
+            return text
+    if head[4:8] == b"TFL3":
+        return "a TensorFlow Lite file; convert it to ONNX, and set backend = 'onnx'"
+    if is_safetensors(path):
+        return f"safetensors: weights alone. Write {TOML.format(name=path.name)}; {BUILDS}"
+    if zipfile.is_zipfile(path):
+        return _archive(path)
+    if head.startswith(b"PK\x03\x04"):
+        return "an archive that is cut off: copy or write it again"
+    if head[:1] == b"\x80" and head[1] <= pickle.HIGHEST_PROTOCOL:
+        return _pickle(path, path.read_bytes())
+    if path.suffix == ".json" and path.name.endswith(".safetensors.index.json"):
+        return f"an index of weights alone. Write {TOML.format(name=path.name)}; {BUILDS}"
+    return ""
+
+
+def _holds(path: Path, part: str) -> bool:
+    return any(part in f"/{name}" for name in _members(path))
+
+
+def _members(path: Path) -> list[str]:
+    if not zipfile.is_zipfile(path):
+        return []
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.namelist()
+    except zipfile.BadZipFile:
+        return []
+
+
+def _is_compiled(path: Path) -> bool:
+    return _holds(path, "/data/aotinductor/")
+
+
+def _directory(path: Path) -> str:
+    if (path / "saved_model.pb").is_file():
+        return "a SavedModel of TensorFlow; convert it to ONNX, and set backend = 'onnx'"
+    if (path / "config.json").is_file():
+        return "a directory: say what it is for, task = 'generate' or 'embed'"
+    return "a directory without config.json, so none of Hugging Face's; name a file in it"
+
+
+def _archive(path: Path) -> str:
+    if _is_compiled(path):
+        text = "a package that AOTInductor compiled, for one machine. Save the program itself, with"
+        return f"{text} torch.export.save, and set options.compile = true"
+    if is_exported(path) or is_torchscript(path):
+        kind = "a program of torch.export" if is_exported(path) else "TorchScript"
+        return f"{kind}; for one set backend = 'deepspeed' or 'torch'"
+    members = _members(path)
+    for name in members:
+        if name.endswith("/data.pkl"):
+            with zipfile.ZipFile(path) as archive:
+                return _pickle(path, archive.read(name))
+    if "model.weights.h5" in members:
+        return "a Keras file; convert it to ONNX, and set backend = 'onnx'"
+    if members and all(name.endswith(".npy") for name in members):
+        return "arrays of numpy, and no model"
+    return f"a zip archive that holds {', '.join(members[:3]) or 'nothing'}, and no model"
+
+
+def _pickle(path: Path, data: bytes) -> str:
+    """Tell weights from a whole module: torch reads weights without running any code."""
+    import torch
+
+    try:
+        found = torch.load(path, weights_only=True, map_location="meta")
+    except Exception:  # whatever a pickle that is no weights makes of it
+        return _whole(path, data)
+    safe = path.with_suffix(".safetensors").name
+    key = next((name for name in CHECKPOINTS if _is_state(_get(found, name))), "")
+    if not key and not _is_state(found):
+        return f"{type(found).__name__} of torch.save, and neither a module nor its weights"
+    what = f"a checkpoint, with weights in '{key}'" if key else "a state_dict: weights alone"
+    part = f"['{key}']" if key else ""
+    text = f"{what}. Convert it: from safetensors.torch import save_file; "
+    text += "save_file({k: v.contiguous().clone() for k, v in "
+    text += f"torch.load('{path.name}', weights_only=True){part}.items()}}, '{safe}')"
+    return f"{text}. Write {TOML.format(name=safe)}; {BUILDS}"
+
+
+def _whole(path: Path, data: bytes) -> str:
+    names = [name for name in _globals(data) if not name.startswith(("torch._", "collections"))]
+    of = f" of {names[0]}" if names else ""
+    safe = path.with_suffix(".safetensors").name
+    text = f"a pickle{of}, which can run any code when it is read, so it is not read here. Where it"
+    text += f" was made: safetensors.torch.save_model(module, '{safe}')"
+    return f"{text}. Write {TOML.format(name=safe)}; {BUILDS}. Or {EXPORT}"
+
+
+def _get(found: Any, name: str) -> Any:
+    return found.get(name) if isinstance(found, dict) else None
+
+
+def _is_state(found: Any) -> bool:
+    import torch
+
+    return (
+        isinstance(found, dict)
+        and bool(found)
+        and all(isinstance(value, torch.Tensor) for value in found.values())
+    )
+
+
+def _globals(data: bytes) -> Iterator[str]:
+    """Name what a pickle would import, without reading it as one."""
+    texts: list[str] = []
+    try:
+        for code, argument, _ in pickletools.genops(data):
+            if code.name == "GLOBAL":
+                yield str(argument).replace(" ", ".")
+            elif code.name == "STACK_GLOBAL":
+                yield ".".join(texts[-2:])
+            elif isinstance(argument, str):
+                texts.append(argument)
+    except ValueError:  # it is broken, or goes on as something else
+        return

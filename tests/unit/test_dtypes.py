@@ -1,0 +1,491 @@
+"""What is converted of a module and of the tensors of a service, and what is said of it."""
+
+import logging
+import sys
+
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+
+from mpiserve import backends
+from mpiserve.backends import dtypes
+from mpiserve.config import Config
+from mpiserve.errors import ConfigError, ModelError
+
+MODELS = """
+import torch
+from torch import nn
+from torch.autograd import forward_ad
+
+
+def seeded(build):
+    torch.manual_seed(5)
+    return build()
+
+
+def plain():
+    return seeded(lambda: nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 2)))
+
+
+def half():
+    return plain().half()
+
+
+def double():
+    return plain().double()
+
+
+class MixedLayers(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Linear(2, 2)
+        self.b = nn.Linear(2, 2, dtype=torch.float64)
+
+    def forward(self, x):
+        return self.b(self.a(x).double()).float()
+
+
+def mixed():
+    return seeded(MixedLayers)
+
+
+class Constants(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Linear(2, 2)
+        self.register_buffer("tiny", torch.tensor([1e-300, 3.0], dtype=torch.float64))
+        self.register_buffer("table", torch.tensor([2**53 + 1, 7]))
+        self.register_buffer("mask", torch.tensor([True, False]))
+
+    def forward(self, x):
+        far = (self.a(x).double() * self.tiny / 1e-300).float()
+        return far + (self.table - 2**53).float() * self.mask
+
+
+def constants():
+    return seeded(Constants)
+
+
+class Spectral(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(2))
+        self.weight = nn.Parameter(torch.randn(2, 2, dtype=torch.complex64))
+        self.register_buffer("shift", torch.tensor([1j, 2j]))
+
+    def forward(self, x):
+        return torch.view_as_real(torch.fft.fft(x * self.scale) @ self.weight + self.shift).sum(-1)
+
+
+def spectral():
+    return seeded(Spectral)
+
+
+class Statistics(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(2, affine=False)
+        self.norm.running_mean = torch.tensor([1 / 3, 1e10 + 1 / 3], dtype=torch.float64)
+        self.norm.running_var = torch.tensor([1.0, 1e-60], dtype=torch.float64)
+
+    def forward(self, x):
+        mean, var = self.norm.running_mean, self.norm.running_var
+        return ((x - mean) * var).float() + self.norm.num_batches_tracked
+
+
+class Lookup(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(4, 2, dtype=torch.float64)
+
+    def forward(self, index):
+        return self.table(index)
+
+
+class Sparse(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Linear(2, 2)
+        self.register_buffer("links", torch.tensor([[0.0, 3.0], [0.0, 0.0]]).to_sparse())
+
+    def forward(self, x):
+        return torch.sparse.mm(self.links, self.net(x).T).T
+
+
+def sparse():
+    return seeded(Sparse)
+
+
+class Float8(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(0.5))
+        weight = torch.randn(2, 2).to(torch.float8_e4m3fn)
+        self.weight = nn.Parameter(weight, requires_grad=False)
+
+    def forward(self, x):
+        return x @ self.weight.float() * self.scale
+
+
+def float8():
+    return seeded(Float8)
+
+
+def quantised():
+    from torch.ao.quantization import quantize_dynamic
+
+    return quantize_dynamic(plain(), {nn.Linear}, dtype=torch.qint8)
+
+
+def default_dtype():
+    torch.set_default_dtype(torch.float64)
+    return nn.Linear(2, 2)
+
+
+class Forces(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = plain()
+
+    def forward(self, x):
+        with torch.enable_grad():
+            x = x.detach().requires_grad_(True)
+            return torch.autograd.grad((self.net(x) ** 4).sum(), x)[0]
+
+
+class Direct(nn.Module):
+    def forward(self, x):
+        with torch.enable_grad():
+            x.requires_grad_(True)
+            return torch.autograd.grad((x**4).sum(), x)[0]
+
+
+class Backward(nn.Module):
+    def forward(self, x):
+        with torch.enable_grad():
+            (x.requires_grad_(True) ** 4).sum().backward()
+            return x.grad
+
+
+class Jacobian(nn.Module):
+    def forward(self, x):  # zeros in inference mode
+        return torch.autograd.functional.jacobian(lambda x: (x**4).sum(), x)
+
+
+class Tangent(nn.Module):
+    def forward(self, x):  # None in inference mode
+        with forward_ad.dual_level():
+            dual = forward_ad.make_dual(x, torch.ones_like(x))
+            tangent = forward_ad.unpack_dual(torch.tanh(dual)).tangent
+            return torch.zeros_like(x) if tangent is None else tangent
+
+
+def in_inference_mode():
+    with torch.inference_mode():
+        return Forces()
+
+
+class ToDouble(nn.Module):
+    def forward(self, x):
+        return x.double()
+
+
+class Whole(nn.Module):
+    def forward(self, x):
+        return (x * 2).long()
+"""
+KINDS = ("torch", "deepspeed")
+FLOAT = {"dtype": "float32", "shape": [-1, 2]}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    path = tmp_path_factory.mktemp("dtypes")
+    (path / "dtype_models.py").write_text(MODELS)
+    sys.path.insert(0, str(path))
+    import dtype_models
+
+    yield dtype_models
+    sys.path.remove(str(path))
+    del sys.modules["dtype_models"]
+
+
+@pytest.fixture
+def make(models, tmp_path):
+    """A backend of a model of this file, loaded; x and y are updates of its tensors."""
+
+    def build(kind, model, x=None, y=None, **table):
+        table |= {"backend": kind, "model": model if ":" in model else f"dtype_models:{model}"}
+        table["inputs"] = [FLOAT | {"name": "x"} | (x or {})]
+        table["outputs"] = [FLOAT | {"name": "y"} | (y or {})]
+        service = Config.from_dict({"service": {"s": table}}, folder=tmp_path).services[0]
+        made = backends.create(service)
+        made.load()
+        return made
+
+    return build
+
+
+def rows(dtype="float32"):
+    return np.random.default_rng(1).standard_normal((5, 2)).astype(dtype)
+
+
+def alone(module, x):
+    """What the model gives without mpiserve."""
+    with torch.inference_mode():
+        return module.eval()(torch.from_numpy(x)).numpy()
+
+
+def bytes_of(tensor):
+    return tensor.reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+def tensors(backend):
+    module = backend.module
+    return dtypes.held(getattr(module, "module", module))
+
+
+KEPT = ["plain", "mixed", "constants", "spectral", "Statistics", "float8", "quantised"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("model", KEPT)
+def test_a_model_keeps_its_own_dtypes(make, models, kind, model):
+    backend, module = make(kind, model), getattr(models, model)()
+    np.testing.assert_array_equal(backend.run((rows(),))[0], alone(module, rows()))
+    for name, tensor in dtypes.held(module).items():
+        kept = tensors(backend)[name]
+        assert kept.dtype == tensor.dtype
+        assert bytes_of(kept) == bytes_of(tensor)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("model", ["plain", "constants", "spectral", "float8"])
+def test_the_dtype_that_a_model_has_changes_nothing(make, models, kind, model):
+    backend = make(kind, model, dtype="float32")
+    np.testing.assert_array_equal(
+        backend.run((rows(),))[0], alone(getattr(models, model)(), rows())
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_sparse_buffers_are_kept_and_converted(make, models, kind):
+    for dtype in ("float32", "float64"):
+        backend = make(kind, "sparse", dtype=dtype)
+        assert tensors(backend)["links"].dtype == getattr(torch, dtype)
+        np.testing.assert_allclose(
+            backend.run((rows(),))[0], alone(models.sparse(), rows()), rtol=1e-5, atol=1e-6
+        )
+
+
+def test_a_model_that_changes_the_default_dtype_is_named(make, caplog):
+    try:
+        make("torch", "default_dtype")
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert "changed torch's default dtype for all models of this rank" in caplog.text
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_float64_is_computed_by_both_backends(make, models, kind):
+    double = {"dtype": "float64"}
+    for model, table in (("plain", {"dtype": "float64"}), ("double", {})):
+        backend = make(kind, model, double, double, **table)
+        expected = alone(models.plain().double(), rows("float64"))
+        np.testing.assert_array_equal(backend.run((rows("float64"),))[0], expected)
+    lookup = make(kind, "Lookup", {"dtype": "int64", "shape": [-1]}, double)
+    index = np.array([3, 0])
+    np.testing.assert_array_equal(
+        lookup.run((index,))[0], tensors(lookup)["table.weight"].numpy()[index]
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_complex_weights_go_to_complex_ones(make, models, kind):
+    backend = make(kind, "spectral", {"dtype": "float64"}, {"dtype": "float64"}, dtype="float64")
+    module = models.spectral()
+    module.weight.data, module.shift = module.weight.data.cdouble(), module.shift.cdouble()
+    expected = alone(module.double(), rows("float64"))
+    np.testing.assert_array_equal(backend.run((rows("float64"),))[0], expected)
+    with pytest.raises(Exception, match=r"s\.dtype: 'weight' is complex64, which has no bfloat16"):
+        make(kind, "spectral", dtype="bfloat16")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_dtype_for_a_model_that_mixes_them_is_an_error(make, models, kind):
+    text = r"^service\.s\.dtype: the model holds float32 \('a.weight'\) and float64 \('b.weight'\)"
+    for dtype in ("float32", "bfloat16"):
+        with pytest.raises(Exception, match=text):
+            make(kind, "mixed", dtype=dtype)
+    with pytest.raises(Exception, match=r"float64 \('tiny'\), and to make all float16 would lose"):
+        make(kind, "constants", dtype="float16")
+    # Nothing is lost where all become wider.
+    assert {t.dtype for t in tensors(make(kind, "mixed", dtype="float64")).values()} == {
+        torch.float64
+    }
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(1e38, "holds numbers beyond 6.6e.04"), (1e-30, "becomes all zero")]
+)
+def test_weights_that_a_dtype_cannot_hold_are_an_error(models, value, text):
+    module = torch.nn.Linear(2, 2, bias=False)
+    with torch.no_grad():
+        module.weight.fill_(value)
+    with pytest.raises(ModelError, match=rf"^k: 'weight' \(float32\) {text}"):
+        dtypes.convert(module, torch.float16, "k")
+    assert module.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_half_weights_stay_half_on_a_cpu(make, models, kind):
+    backend = make(kind, "half")
+    expected = alone(models.half(), rows("float16")).astype("float32")
+    np.testing.assert_array_equal(backend.run((rows(),))[0], expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_converted_is_said_once_with_what_it_loses(make, models, caplog, kind):
+    caplog.set_level(logging.INFO, "mpiserve")
+    double = {"dtype": "float64"}
+    backend = make(kind, "plain", double, double)
+    for _ in range(3):
+        (result,) = backend.run((rows("float64"),))
+    expected = alone(models.plain(), rows("float64").astype("float32"))
+    np.testing.assert_array_equal(result, expected.astype("float64"))
+    said = [record.getMessage() for record in caplog.records if "converted" in record.getMessage()]
+    assert [line.split(":")[0] for line in said] == ["service s"] * 2
+    assert "input 'x' is float64, and the model computes in float32: it is converted" in said[0]
+    assert "of 16 digits 7 remain, below 1.2e-38 " in said[0]
+    assert "output 'y' is float64, and the model gives float32: " in said[1]
+    assert "7 digits of float32" in said[1]
+    assert all("convert = true" in line for line in said)
+    caplog.clear()
+    wanted = {"dtype": "float64", "convert": True}
+    np.testing.assert_array_equal(
+        make(kind, "plain", wanted, wanted).run((rows("float64"),))[0], result
+    )
+    assert "convert" not in caplog.text
+
+
+def test_nothing_is_said_where_nothing_is_converted(make, caplog):
+    caplog.set_level(logging.INFO, "mpiserve")
+    make("torch", "plain").run((rows(),))
+    make("torch", "mixed").run((rows(),))
+    make("torch", "Lookup", {"dtype": "int64", "shape": [-1]}, {"dtype": "float64"})
+    assert "convert" not in caplog.text
+
+
+@pytest.mark.parametrize("convert", [None, True])
+def test_a_number_that_would_become_infinite_is_an_error(make, models, convert):
+    backend = make("torch", "plain", {"dtype": "float64", "convert": convert})
+    batch = rows("float64")
+    batch[3, 1] = -1e300
+    with pytest.raises(ModelError, match=r"^input 'x': row 3 has -1e.300, and float32 ends at 3.4"):
+        backend.run((batch,))
+    batch[3, 1], batch[2, 0] = np.inf, np.nan  # as they were
+    expected = alone(models.plain(), batch.astype("float32"))
+    np.testing.assert_array_equal(backend.run((batch,))[0], expected)
+    backend = make("torch", "torch.nn:Identity", y={"dtype": "float16", "convert": True})
+    with pytest.raises(ModelError, match=r"^output 'y': row 0 has 70000, and float16 ends at 6.6"):
+        backend.run((np.full((2, 2), 7e4, np.float32),))
+    bf16 = make("torch", "torch.nn:Identity", y={"dtype": "bfloat16", "convert": True})
+    assert bf16.run((rows(),))[0].dtype == ml_dtypes.bfloat16
+
+
+def test_convert_false_hands_over_what_there_is(make, models):
+    backend = make("torch", "Statistics", {"dtype": "float64", "convert": False})
+    np.testing.assert_array_equal(
+        backend.run((rows("float64"),))[0], alone(models.Statistics(), rows("float64"))
+    )
+    place = (np.zeros((5, 2)),)
+    with pytest.raises(ModelError, match=r"expected float64 \[5, 2\], got float32"):
+        make("torch", "plain", y={"dtype": "float64", "convert": False}).run_batch(
+            (rows(),), place, print
+        )
+
+
+def test_digits_of_a_result_are_lost_only_if_it_is_said(make):
+    place = (np.zeros((5, 2), np.float32),)
+    text = r"output 'y': expected float32 \[5, 2\], got float64 \[5, 2\]; .*convert = true"
+    with pytest.raises(ModelError, match=text):
+        make("torch", "ToDouble").run_batch((rows(),), place, print)
+    backend = make("torch", "ToDouble", y={"convert": True})
+    assert backend.run_batch((rows(),), place, print) is place
+    np.testing.assert_array_equal(place[0], rows())
+
+
+@pytest.mark.parametrize("convert", [None, True])
+def test_floats_never_become_integers_nor_integers_floats(make, convert):
+    place = (np.zeros((5, 2), np.int64),)
+    with pytest.raises(ModelError, match="expected int64 .*, got float32"):
+        make("torch", "plain", y={"dtype": "int64"}).run_batch((rows(),), place, print)
+    floats = (np.zeros((5, 2), np.float32),)
+    with pytest.raises(ModelError, match="expected float32 .*, got int64"):
+        make("torch", "Whole", y={"convert": convert}).run_batch((rows(),), floats, print)
+    for model, dtype, mine in (("plain", "int64", "in float32"), ("mixed", "float64", "in no dty")):
+        backend = make("torch", model, {"dtype": dtype})
+        with pytest.raises(ModelError, match=rf"; the inputs are 'x' {dtype}, .* computes {mine}"):
+            backend.run((np.ones((2, 2), dtype),))
+
+
+@pytest.mark.parametrize(
+    ("table", "text"),
+    [
+        ({"x": {"dtype": "int64", "convert": True}}, "a tensor of int64 is never converted"),
+        ({"kind": "python", "x": {"convert": True}}, "the backend 'python' converts nothing"),
+        ({"kind": "python", "dtype": "float32"}, "dtype: the backend 'python' converts no model"),
+        ({"dtype": "complex64"}, "unknown model dtype 'complex64'"),
+    ],
+)
+def test_what_has_no_meaning_is_an_error_of_the_configuration(make, table, text):
+    with pytest.raises(ConfigError, match=text):
+        make(table.pop("kind", "torch"), "plain", **table)
+
+
+ASKING = ["Forces", "Direct", "Backward", "Jacobian", "Tangent", "in_inference_mode"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("model", ASKING)
+def test_a_model_may_ask_for_gradients(make, models, caplog, kind, model):
+    caplog.set_level(logging.INFO, "mpiserve")
+    backend = make(kind, model, chunk_rows=2)
+    place = (np.zeros((5, 2), np.float32),)
+    torch.manual_seed(5)
+    with torch.no_grad():
+        expected = getattr(models, model.replace("in_inference_mode", "Forces"))()
+        expected = expected(torch.from_numpy(rows()).clone()).numpy()
+    with backend.serving():  # as without warm-up
+        batch = (rows(),)
+        for _ in range(3):
+            backend.run_batch(batch, place, lambda _: None)
+            np.testing.assert_allclose(place[0], expected, rtol=1e-5, atol=1e-6)
+    with backend.serving():
+        np.testing.assert_allclose(backend.run((rows(),))[0], expected, rtol=1e-5, atol=1e-6)
+    assert caplog.text.count("asks for gradients") == 1
+    caplog.clear()
+    make(kind, "plain").run((rows(),))
+    assert "gradients" not in caplog.text
+
+
+def test_a_model_that_comes_back_while_serving_can_ask_for_gradients(make):
+    with torch.inference_mode():
+        backend = make("torch", "Forces")
+    assert not any(tensor.is_inference() for tensor in tensors(backend).values())
+    assert np.isfinite(backend.run((rows(),))[0]).all()
+
+
+def test_deepspeed_that_changes_a_tensor_is_found_out(models):
+    module = models.mixed()
+    before = dtypes.held(module)
+    dtypes.compare(module, before, True)
+    module.float()
+    with pytest.raises(ModelError, match=r"'b.weight' from float64 to float32: set backend = 'tor"):
+        dtypes.compare(module, before, True)
+    module = models.plain()
+    before = dtypes.held(module)
+    module[0].bias.data = module[0].bias.data + 1
+    with pytest.raises(ModelError, match=r"DeepSpeed changes the values of '0.bias': set"):
+        dtypes.compare(module, before, True)
