@@ -29,9 +29,15 @@ PYTHON = {
     "backends.base": BASE,
     "backends.group": set(),
     "backends.texts": {"errors", "text"},
-    "backends.language": BASE | {"backends.base", "backends.texts"},
-    "backends.sequences": set(),
-    "backends.generate": BASE | {"backends.base", "backends.language", "backends.sequences"},
+    "backends.model_limits": set(),
+    "backends.caches": {"errors"},
+    "backends.language": BASE | {"backends.base", "backends.model_limits", "backends.texts"},
+    "backends.generation_settings": BASE | {"backends.texts"},
+    "backends.sequences": {"errors", "backends.caches", "backends.generation_settings"},
+    "backends.self_check": BASE | {"backends.model_limits", "backends.sequences"},
+    "backends.generate": BASE
+    | {"backends.base", "backends.generation_settings", "backends.language"}
+    | {"backends.self_check", "backends.sequences"},
     "backends.torch_backend": BASE
     | {"backends", "backends.base", "backends.generate", "backends.language"},
     "backends.weights": BASE | {"backends.group"},
