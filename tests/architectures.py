@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import re
+import shutil
+import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
@@ -323,3 +326,29 @@ def _generated(steps: Any, tokens: Any, lengths: Any) -> list[list[int]]:
         if isinstance(one, Exception):
             raise one
     return [said[key]["tokens"][0].tolist() for key in range(len(lengths))]
+
+
+def table(folder: Path) -> list[str]:
+    """Return the rows of the table in docs/language-models.md, a line for each kind."""
+    rows = []
+    for name in names():
+        try:
+            said = outcome(name, folder / name)
+        except Exception as error:
+            said = f"not tried: no small model of it could be made ({type(error).__name__})"
+        shutil.rmtree(folder / name, ignore_errors=True)
+        what, _, why = said.partition(": ")
+        rows.append(f"| `{name}` | {what} | {reason(why)} |")
+    return rows
+
+
+def reason(text: str) -> str:
+    """Shorten why a model is refused, to what was seen; without numbers, which vary."""
+    found = re.search(r"one by one, (.*?)\)?$", text)
+    short = (found.group(1) if found else text).replace("|", "/")
+    return re.sub(r"\S+ % off, where .*", "logits are off, with its own state too", short)[:140]
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as place:
+        print(*table(Path(place)), sep="\n")

@@ -81,9 +81,7 @@ def _refuse(service: ServiceConfig, path: Path, config: Any) -> None:
     why, generates = "", service.task == "generate"
     if config.is_encoder_decoder:
         why = "has an encoder and a decoder, and the tasks serve models that are one of them"
-    elif (
-        service.task == "generate" and type(config) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING
-    ):
+    elif generates and type(config) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
         why = "is not one that continues text in transformers (no causal language model)"
     if why:
         raise ModelError(Code.EMODEL, f"{path.name}: {name} {why}")
