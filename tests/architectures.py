@@ -333,7 +333,8 @@ def table(folder: Path) -> list[str]:
     rows = []
     for name in names():
         try:
-            said = outcome(name, folder / name)
+            with contextlib.redirect_stdout(None):  # some print
+                said = outcome(name, folder / name)
         except Exception as error:
             said = f"not tried: no small model of it could be made ({type(error).__name__})"
         shutil.rmtree(folder / name, ignore_errors=True)
@@ -346,7 +347,7 @@ def reason(text: str) -> str:
     """Shorten why a model is refused, to what was seen; without numbers, which vary."""
     found = re.search(r"one by one, (.*?)\)?$", text)
     short = (found.group(1) if found else text).replace("|", "/")
-    return re.sub(r"\S+ % off, where .*", "logits are off, with its own state too", short)[:140]
+    return re.sub(r"^logits are \S+ % off.*", "its logits are off, one by one too", short)[:140]
 
 
 if __name__ == "__main__":
