@@ -15,7 +15,7 @@ import torch
 from language_models import bert, greedy
 
 from mpiserve import backends
-from mpiserve.backends import self_check
+from mpiserve.backends import model_limits, self_check
 from mpiserve.config import Config
 from mpiserve.errors import ModelError
 
@@ -169,6 +169,13 @@ def test_the_cache_has_the_name_that_the_model_gives_it(tmp_path):
         "cache",
         "past_key_values",
     )
+
+
+def test_tokens_are_those_that_the_model_has_vectors_for(tmp_path):
+    model = architectures.model("llama")
+    model.resize_token_embeddings(40)
+    model.config.vocab_size = 64
+    assert model_limits.vocabulary(model) == 40
 
 
 EMBEDS = ["llama", "mistral", "mamba", "xlm-roberta", "bert", "gpt2", "rwkv"]

@@ -313,6 +313,23 @@ def test_mistakes_with_streams_are_named(make):
         make(STREAM, stream_timeout_s=0)
 
 
+def test_fewer_new_tokens_than_none_are_refused(make):
+    with pytest.raises(ModelError, match="max_new_tokens is -1; it is at least 0"):
+        ask(make(), 1, 1, limit=-1)
+
+
+def test_a_stream_that_fails_says_so_when_it_is_read(make, gpt):
+    steps = make(STREAM)
+    tokens, length = clean(1)
+    steps.begin(1, 0, (tokens, length, np.array([0]), np.array([[4, OPENS]])))
+    until(steps, 1)
+    steps._running._engine = lambda **inputs: 1 / 0
+    steps.step()
+    ask(steps, 2, 1, stream=[4, READS])
+    assert isinstance(until(steps, 2)[2], ZeroDivisionError)
+    assert not steps._streams
+
+
 def test_prompts_of_no_tokens_end_at_once(make):
     steps = make()
     with torch.inference_mode():
