@@ -33,6 +33,8 @@ KINDS: dict[str, tuple[tuple[type, ...], str]] = {
     "provider_options": ((dict,), "a table"),
     "stop_tokens": ((list,), "a list"),
     "pad_token": ((int,), "a number"),
+    "generation": ((dict,), "a table"),
+    "self_check": ((bool,), "true or false"),
     "stream_timeout_s": (NUMBER, "a number of seconds"),
     "pooling": ((str,), "a text"),
     "normalize": ((bool,), "true or false"),

@@ -62,8 +62,8 @@ class DeepSpeedBackend(TorchBackend):
         described = bool(service.task) and not OBJECT.fullmatch(service.model or "")
         module = self._agreed(comm, lambda: self._read_part(head, described))
         if described:
-            config = comm.bcast(module.config if head else None)
-            module = self._agreed(comm, lambda: module or language.empty(service, config))
+            description = comm.bcast(language.description(module) if head else None)
+            module = self._agreed(comm, lambda: module or language.empty(service, description))
         expected = comm.bcast(weights.manifest(module) if head else None)
         self._agreed(comm, lambda: weights.compare(module, expected))
         weights.share(comm, module, service.peer_timeout_s)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mpiserve.backends.base import Steps
+from mpiserve.backends.generation_settings import Settings
 from mpiserve.backends.language import Task
-from mpiserve.backends.sequences import Line, Running, Sampler
+from mpiserve.backends.self_check import trusted
+from mpiserve.backends.sequences import Line, Sampler, Sequences
 from mpiserve.errors import ArgumentError, Code, ModelError
 
 if TYPE_CHECKING:
@@ -51,15 +52,8 @@ class Generator(Task, Steps):
         self._check_stream(outputs)
         self._outputs = outputs
         self._room = first.shape[1]
-        config, options = self.model.config, self.service.options
-        stops = options.get("stop_tokens", config.eos_token_id)
-        stops = [] if stops is None else stops if isinstance(stops, list) else [stops]
-        self._pad = options.get("pad_token", config.pad_token_id or 0)
-        known = inspect.signature(self.model.forward).parameters
-        # Else the logits of a whole prompt are computed, of which the last are used.
-        last_only = {"logits_to_keep": 1} if "logits_to_keep" in known else {}
-        device = next(self.model.parameters()).device
-        self._running = Running(self.engine, stops, self.ranks, device, **last_only)
+        self._settings = Settings(self.service, self.model, draws="temperature" in self._names)
+        self._running: Sequences
         self._waiting: list[Line] = []
         self._jobs: dict[int, list[Line]] = {}
         self._streams: dict[tuple[int, int], Stream] = {}
@@ -81,11 +75,9 @@ class Generator(Task, Steps):
         self._stream_timeout = timeout
 
     def warm(self) -> None:
-        """Generate two tokens."""
-        line = Line([0], min(2, self._room))
-        self._jobs[WHOLE_BATCH] = [line]
-        self._waiting.append(line)
-        self._finish()
+        """Find out how sequences are to be continued, by continuing some."""
+        stops, most = self._settings.stops, self.positions
+        self._running = trusted(self.service, self.model, self.engine, stops, self.ranks, most)
 
     def __call__(self, *tensors: torch.Tensor) -> dict[str, torch.Tensor]:
         """Generate for the rows of a batch, until all have ended."""
@@ -131,6 +123,7 @@ class Generator(Task, Steps):
         except BaseException:
             self._forget()
             raise
+        self._fail_jobs()
         said, self._said = self._said, {}
         for key, lines in list(self._jobs.items()):
             if all(line.ended for line in lines):
@@ -178,11 +171,26 @@ class Generator(Task, Steps):
         zeros = [0] * len(prompts)
         limits = named["max_new_tokens"].tolist() if "max_new_tokens" in named else zeros
         draws = samplers(named, len(prompts))
-        lines = []
-        for prompt, length, limit, draw in zip(prompts, lengths, limits, draws, strict=True):
-            most = min(int(limit), self._room) if limit > 0 else self._room
-            lines.append(Line(prompt[:length], most, draw, ended=not length))
-        return lines
+        rows = zip(prompts, lengths, limits, draws, strict=True)
+        return [
+            self._line(prompt[:length], int(limit), draw) for prompt, length, limit, draw in rows
+        ]
+
+    def _line(self, prompt: list[int], limit: int, draw: Sampler | None) -> Line:
+        if limit < 0:
+            raise ModelError(Code.EMODEL, f"max_new_tokens is {limit}; it is at least 0")
+        most = min(limit, self._room) if limit else self._room
+        # The last token is not read any more.
+        if prompt and len(prompt) + most - 1 > self.positions:
+            left = self.positions + 1 - len(prompt)
+            hint = f"max_new_tokens may be {left} at most" if left > 0 else "shorten the prompt"
+            text = (
+                f"a prompt of {len(prompt)} tokens and {most} new ones; "
+                f"the model has {self.positions} positions: {hint}"
+            )
+            raise ModelError(Code.EMODEL, text)
+        rules = self._settings.rules(prompt, most) if prompt else None
+        return Line(prompt, most, draw, rules=rules, ended=not prompt)
 
     def _advance(self) -> None:
         for line in [line for line in self._waiting if line.ended]:
@@ -194,21 +202,18 @@ class Generator(Task, Steps):
         space = self.service.max_batch_rows - old
         new, self._waiting = self._waiting[:space], self._waiting[space:]
         if new:
-            self._join(new)
+            self._running.join(new)
         self._running.sweep()
 
-    def _join(self, new: list[Line]) -> None:
-        """What fails on a prompt costs those who came with it, not those who run."""
-        try:
-            self._running.join(new)
-        except Exception as error:
-            if self.ranks > 1:
-                raise  # they must stay in step, whichever failed
-            joined = set(new)
-            keys = [k for k, lines in self._jobs.items() if not joined.isdisjoint(lines)]
-            streams = [s for s in self._streams.values() if s.line in joined]
-            keys += [s.reader for s in streams if s.reader is not None]
-            for key in keys:
+    def _fail_jobs(self) -> None:
+        """Answer those whose sequences failed with the reason."""
+        for key, lines in list(self._jobs.items()):
+            if errors := [line.error for line in lines if line.error]:
+                self.drop(key)
+                self._said[key] = errors[0]
+        for stream in list(self._streams.values()):
+            if stream.line.error and stream.reader is not None:
+                error, key = stream.line.error, stream.reader
                 self.drop(key)
                 self._said[key] = error
 
@@ -217,7 +222,7 @@ class Generator(Task, Steps):
         lines, results = [line[begin:] for line, begin in parts], {}
         if "tokens" in self._outputs:
             shape = len(lines), self._room
-            tokens = np.full(shape, self._pad, self._outputs["tokens"].dtype)
+            tokens = np.full(shape, self._settings.pad, self._outputs["tokens"].dtype)
             for row, line in zip(tokens, lines, strict=True):
                 row[: len(line)] = line
             results["tokens"] = tokens

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import sys
+import logging
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mpiserve.backends.base import check_options
+from mpiserve.backends.model_limits import distance, positions, vocabulary
 from mpiserve.backends.texts import Texts
 from mpiserve.config import ServiceConfig
 from mpiserve.errors import ArgumentError, Code, ModelError
 
 if TYPE_CHECKING:
     import torch
+
+logger = logging.getLogger("mpiserve")
 
 NOT_THERE = "task '{task}' needs transformers: pip install 'mpiserve[language]'"
 INPUTS = {
@@ -31,7 +34,7 @@ INPUTS = {
     "embed": ("text", "tokens", "lengths"),
 }
 OPTIONS = {
-    "generate": ("stop_tokens", "pad_token", "stream_timeout_s"),
+    "generate": ("stop_tokens", "pad_token", "stream_timeout_s", "generation", "self_check"),
     "embed": ("pooling", "normalize"),
 }
 POOLINGS = ("mean", "first", "last")
@@ -56,6 +59,7 @@ def read_directory(service: ServiceConfig, path: Path) -> torch.nn.Module:
         raise ModelError(Code.EMODEL, NOT_THERE.format(task=service.task)) from None
     transformers.utils.logging.disable_progress_bar()
     generates = service.task == "generate"
+    _refuse(service, path, transformers.AutoConfig.from_pretrained(path, local_files_only=True))
     kind: Any = transformers.AutoModelForCausalLM if generates else transformers.AutoModel
     dtype = getattr(torch, service.dtype or "", "auto")
     model, loaded = kind.from_pretrained(
@@ -69,11 +73,31 @@ def read_directory(service: ServiceConfig, path: Path) -> torch.nn.Module:
     return model
 
 
-def empty(service: ServiceConfig, config: Any) -> torch.nn.Module:
-    """Make the model that a directory's configuration describes, without values."""
+def _refuse(service: ServiceConfig, path: Path, config: Any) -> None:
+    """Refuse kinds of models that the tasks do not know, by their names."""
+    import transformers
+
+    name = (getattr(config, "architectures", None) or [type(config).__name__])[0]
+    why, generates = "", service.task == "generate"
+    if config.is_encoder_decoder:
+        why = "has an encoder and a decoder, and the tasks serve models that are one of them"
+    elif generates and type(config) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
+        why = "is not one that continues text in transformers (no causal language model)"
+    if why:
+        raise ModelError(Code.EMODEL, f"{path.name}: {name} {why}")
+
+
+def description(module: Any) -> tuple[Any, Any]:
+    """What `empty` needs to make the same model elsewhere."""
+    return module.config, getattr(module, "generation_config", None)
+
+
+def empty(service: ServiceConfig, described: tuple[Any, Any]) -> torch.nn.Module:
+    """Make the model that a directory describes, without values."""
     import torch
     import transformers
 
+    config, generation_config = described
     generates = service.task == "generate"
     kind: Any = transformers.AutoModelForCausalLM if generates else transformers.AutoModel
     with torch.device("meta"):
@@ -81,6 +105,8 @@ def empty(service: ServiceConfig, config: Any) -> torch.nn.Module:
         model = kind.from_config(config, dtype=getattr(torch, service.dtype or "", config.dtype))
     model = model.to_empty(device="cpu")
     model.tie_weights()  # which to_empty takes apart
+    if generation_config is not None:
+        model.generation_config = generation_config
     return model
 
 
@@ -99,6 +125,7 @@ class Task(ABC):
         self.model = model
         self.engine = engine
         self.ranks = ranks
+        self.positions = positions(model)
         self._names = [tensor.name for tensor in service.inputs]
         self._check()
 
@@ -131,9 +158,8 @@ class Task(ABC):
             return None
         if any(tensor.dtype != "uint8" or len(tensor.shape) != 2 for tensor in texts):
             raise ModelError(Code.EMODEL, "'text' is a tensor of uint8, [-1, bytes]")
-        most = getattr(self.model.config, "max_position_embeddings", None) or sys.maxsize
         path = self.service.folder / str(self.service.model)
-        return Texts(path, most, cuts=self.service.task == "embed")
+        return Texts(path, self.positions, cuts=self.service.task == "embed")
 
     def named(self, tensors: tuple[torch.Tensor, ...]) -> dict[str, torch.Tensor]:
         """Find the inputs by name, with lengths in any case.
@@ -148,7 +174,7 @@ class Task(ABC):
         full = tokens.new_full((len(tokens),), tokens.shape[1])
         lengths = named["lengths"] = named["lengths"].long() if "lengths" in named else full
         used = columns(tokens) < lengths[:, None]
-        size = self.model.config.vocab_size
+        size = vocabulary(self.model)
         if bool((lengths < 0).any()) or bool((lengths > tokens.shape[1]).any()):
             raise ModelError(Code.EMODEL, f"lengths are 0 to {tokens.shape[1]}")
         if bool(((tokens < 0) | (tokens >= size))[used].any()):
@@ -168,17 +194,54 @@ class Embedder(Task):
             raise ArgumentError(Code.EARG, f"{key}: must be one of: {', '.join(POOLINGS)}")
 
     def warm(self) -> None:
-        """Embed one token."""
+        """Find out whether rows of different lengths go together, by embedding some."""
+        self._by_length = False
+        if self._far():
+            self._by_length = True
+            far = self._far()
+            name = type(self.model).__name__
+            if far:
+                text = f"{name}: a row's vector depends on the other rows of a batch: {far}"
+                raise ModelError(Code.EMODEL, text)
+            logger.warning(
+                "service %s: %s needs rows of one length: they are run in groups",
+                self.service.name,
+                name,
+            )
+
+    def _far(self) -> str:
+        """Embed rows together and alone; say how far they are from each other, or ""."""
         import torch
 
-        self._embed(torch.zeros(1, 1, dtype=torch.long), torch.ones(1, dtype=torch.long))
+        longest, device = min(6, self.positions), next(self.model.parameters()).device
+        size = vocabulary(self.model)
+        random = torch.Generator().manual_seed(size)
+        ids = torch.randint(min(3, size - 1), size, (3, longest), generator=random).to(device)
+        lengths = torch.tensor([longest, min(2, longest), longest], device=device)
+        together = self._embed(ids, lengths).float()
+        alone = [self._embed(ids[i : i + 1, :n], lengths[i : i + 1]) for i, n in enumerate(lengths)]
+        wanted = torch.cat(alone).float()
+        return distance(together, wanted, next(self.model.parameters()).dtype)
 
     def __call__(self, *tensors: torch.Tensor) -> torch.Tensor:
         """Embed the rows of a batch."""
         named = self.named(tensors)
+        longest = int(named["lengths"].max())
+        if longest > self.positions:
+            text = f"a row of {longest} tokens; the model has {self.positions} positions"
+            raise ModelError(Code.EMODEL, text)
         return self._embed(named["tokens"], named["lengths"])
 
     def _embed(self, tokens: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        import torch
+
+        if not self._by_length:
+            return self._vectors(tokens, lengths)
+        parts = [(lengths == length).nonzero()[:, 0] for length in lengths.unique()]
+        vectors = torch.cat([self._vectors(tokens[rows], lengths[rows]) for rows in parts])
+        return vectors[torch.cat(parts).argsort()]
+
+    def _vectors(self, tokens: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         import torch
 
         width = max(1, int(lengths.max()))
@@ -186,8 +249,12 @@ class Embedder(Task):
         # What lies behind a row's tokens is arbitrary, and need not be one that the model knows.
         ids = torch.where(mask, tokens[:, :width], 0)
         states = self.engine(input_ids=ids, attention_mask=mask.long()).last_hidden_state
-        pooled = self._pool(states, mask, lengths)
-        return torch.nn.functional.normalize(pooled, dim=1) if self._normalize else pooled
+        pooled = self._pool(states.float(), mask, lengths)
+        # A row of no tokens has no states: what the model makes of it may be anything.
+        pooled = torch.where(lengths[:, None] > 0, pooled, 0)
+        if self._normalize:
+            pooled = torch.nn.functional.normalize(pooled, dim=1)
+        return pooled.to(states.dtype)
 
     def _pool(
         self, states: torch.Tensor, mask: torch.Tensor, lengths: torch.Tensor

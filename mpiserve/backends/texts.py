@@ -31,14 +31,14 @@ class Texts:
         import transformers
 
         try:
-            self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(
+            self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(
                 path, local_files_only=True
             )
         except (OSError, ValueError) as error:
             reason = str(error).splitlines()[0]
             text = f"{path}: no tokenizer, which tensors of text need ({reason})"
             raise ModelError(Code.EMODEL, text) from None
-        self._most = min(most, self._tokenizer.model_max_length)
+        self._most = min(most, self.tokenizer.model_max_length)
         self._cuts = cuts
 
     def read(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -59,7 +59,7 @@ class Texts:
         if not text:
             return []
         cut = {"truncation": True, "max_length": self._most} if self._cuts else {}
-        tokens: list[int] = self._tokenizer(text, verbose=False, **cut)["input_ids"]
+        tokens: list[int] = self.tokenizer(text, verbose=False, **cut)["input_ids"]
         if len(tokens) > self._most:
             what = f"a text of {len(tokens)} tokens; the model takes {self._most}"
             raise ModelError(Code.EMODEL, what)
@@ -72,7 +72,7 @@ class Texts:
         """
         rows = np.zeros((len(lines), width), np.uint8)
         for row, line in zip(rows, lines, strict=True):
-            text: str = self._tokenizer.decode(line, skip_special_tokens=True)
+            text: str = self.tokenizer.decode(line, skip_special_tokens=True)
             fits = text.encode()[:width].decode(errors="ignore").encode()
             row[: len(fits)] = np.frombuffer(fits, np.uint8)
         return rows

@@ -131,18 +131,101 @@ def test_a_request_of_several_rows_is_answered_when_its_last_row_ends(make, gpt)
         assert new == greedy(gpt, parts[row][2], limit)
 
 
-def test_prompts_that_cannot_be_read_cost_themselves(make, gpt, monkeypatch):
+POISON = 77  # a token that the engine cannot read
+
+
+class Engine:
+    """A model that raises on batches with a certain token, when asked to."""
+
+    def __init__(self, model, steps_too=False):
+        self.model, self.steps_too = model, steps_too
+
+    def __call__(self, **inputs):
+        one_token = inputs["input_ids"].shape[1] == 1
+        if self.poisoned(inputs["input_ids"]) and (self.steps_too or not one_token):
+            raise ValueError("a token that nobody can read")
+        return self.model(**inputs)
+
+    def poisoned(self, ids):
+        return bool((ids == POISON).any())
+
+
+def clean(seed):
+    tokens, length, _ = prompt(seed)
+    tokens[tokens == POISON] = 1
+    return tokens, length
+
+
+def test_a_prompt_that_cannot_be_read_costs_itself_alone(make, gpt):
+    steps = make()
+    steps._running._engine = Engine(gpt)
+    given = [clean(seed) for seed in range(4)]
+    given[2][0][0, 0] = POISON
+    steps.begin(0, 0, (*given[0], np.array([0])))
+    steps.step()
+    for key in (1, 2, 3):
+        steps.begin(key, 0, (*given[key], np.array([0])))
+    said = until(steps, 0, 1, 2, 3)
+    assert "nobody can read" in str(said.pop(2))
+    for key, result in said.items():
+        tokens, length = given[key]
+        assert words(result) == greedy(gpt, tokens[0, : length[0]], ROOM)
+
+
+def test_a_step_that_fails_costs_the_sequence_that_makes_it_fail(make, gpt):
+    free = {}
+    for seed in range(20):
+        tokens, length = clean(seed)
+        free[seed] = greedy(gpt, tokens[0, : length[0]], ROOM)
+    guilty = next(seed for seed in free if POISON in free[seed][1:-1])
+    others = [seed for seed in free if POISON not in free[seed]][:3]
+    steps = make()
+    steps._running._engine = Engine(gpt, steps_too=True)
+    for seed in (guilty, *others):
+        steps.begin(seed, 0, (*clean(seed), np.array([0])))
+    said = until(steps, guilty, *others)
+    assert "nobody can read" in str(said[guilty])
+    assert [words(said[seed]) for seed in others] == [free[seed] for seed in others]
+
+
+def test_caches_that_cannot_be_joined_cost_those_that_came(make, gpt, monkeypatch):
     steps = make()
     ask(steps, 1, 1)
     steps.step()
-    monkeypatch.setattr(steps._running, "join", lambda lines: 1 / 0)
+    running, concatenate = steps._running, steps._running._concatenate
+
+    def torn(mask, cache):
+        monkeypatch.undo()
+        concatenate(mask, cache)
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(running, "_concatenate", torn)
     ask(steps, 2, 2)
-    assert isinstance(until(steps, 2)[2], ZeroDivisionError)
-    monkeypatch.undo()
-    assert words(until(steps, 1)[1]) == greedy(gpt, prompt(1)[2], ROOM)
+    said = until(steps, 1, 2)
+    assert isinstance(said[2], MemoryError)
+    assert words(said[1]) == greedy(gpt, prompt(1)[2], ROOM)
 
 
-def test_a_step_that_fails_leaves_nothing_behind(make, gpt, monkeypatch):
+def test_logits_that_are_no_numbers_are_an_error(make, gpt):
+    steps = make()
+
+    class Nan(Engine):
+        def __call__(self, **inputs):
+            output = self.model(**inputs)
+            output.logits[(inputs["input_ids"] == POISON).any(1)] = float("nan")
+            return output
+
+    steps._running._engine = Nan(gpt)
+    given = [clean(seed) for seed in range(2)]
+    given[0][0][0, 0] = POISON
+    for key in range(2):
+        steps.begin(key, 0, (*given[key], np.array([4])))
+    said = until(steps, 0, 1)
+    assert "logits are not numbers" in str(said[0])
+    assert words(said[1]) == greedy(gpt, given[1][0][0, : given[1][1][0]], 4)
+
+
+def test_a_step_of_the_whole_that_fails_leaves_nothing_behind(make, gpt, monkeypatch):
     steps = make(STREAM)
     ask(steps, 1, 1, stream=[5, OPENS])
     until(steps, 1)
@@ -228,6 +311,23 @@ def test_mistakes_with_streams_are_named(make):
         make(tensor("stream"))
     with pytest.raises(ArgumentError, match="stream_timeout_s: must be a positive number"):
         make(STREAM, stream_timeout_s=0)
+
+
+def test_fewer_new_tokens_than_none_are_refused(make):
+    with pytest.raises(ModelError, match="max_new_tokens is -1; it is at least 0"):
+        ask(make(), 1, 1, limit=-1)
+
+
+def test_a_stream_that_fails_says_so_when_it_is_read(make, gpt):
+    steps = make(STREAM)
+    tokens, length = clean(1)
+    steps.begin(1, 0, (tokens, length, np.array([0]), np.array([[4, OPENS]])))
+    until(steps, 1)
+    steps._running._engine = lambda **inputs: 1 / 0
+    steps.step()
+    ask(steps, 2, 1, stream=[4, READS])
+    assert isinstance(until(steps, 2)[2], ZeroDivisionError)
+    assert not steps._streams
 
 
 def test_prompts_of_no_tokens_end_at_once(make):

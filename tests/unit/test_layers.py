@@ -39,9 +39,15 @@ PYTHON = {
     "backends.base": BASE,
     "backends.group": {"failure"},
     "backends.texts": {"errors", "text"},
-    "backends.language": BASE | {"backends.base", "backends.texts"},
-    "backends.sequences": set(),
-    "backends.generate": BASE | {"backends.base", "backends.language", "backends.sequences"},
+    "backends.model_limits": set(),
+    "backends.caches": {"errors"},
+    "backends.language": BASE | {"backends.base", "backends.model_limits", "backends.texts"},
+    "backends.generation_settings": BASE | {"backends.texts"},
+    "backends.sequences": {"errors", "backends.caches", "backends.generation_settings"},
+    "backends.self_check": BASE | {"backends.model_limits", "backends.sequences"},
+    "backends.generate": BASE
+    | {"backends.base", "backends.generation_settings", "backends.language"}
+    | {"backends.self_check", "backends.sequences"},
     "backends.dtypes": {"errors"},
     "backends.file_kinds": set(),
     "backends.gradients": set(),
