@@ -26,6 +26,13 @@ _VENDORS = (
 )
 
 
+# pip and uv keep wheels that they have built, and know nothing of MPI.
+REBUILD = (
+    "MPICC=... pip install --force-reinstall --no-deps --no-cache-dir --no-build-isolation "
+    "--no-binary mpiserve mpiserve"
+)
+
+
 def vendor(text: str) -> tuple[str, str]:
     """Find the vendor and the major version in an MPI library's own text."""
     for name, pattern in _VENDORS:
@@ -47,7 +54,7 @@ def mpi_mismatch(build: str, runtime: str) -> str | None:
         return None
     return (
         f"mpiserve was built with {short(build)}, but runs with {short(runtime)}: "
-        "rebuild it, or start it with the MPI that it was built with"
+        f"start it with the MPI that it was built with, or rebuild it: {REBUILD}"
     )
 
 

@@ -112,7 +112,7 @@ static int trouble_of(const array *a, int i) {
   if (a->trouble == NO_MEMORY)
     return mpiserve_error(MPISERVE_ENOMEM, "no memory to copy the values of an input");
   if (a->trouble == NO_ROW_DIMS) {
-    snprintf(text, sizeof text, "row_dims is %d, but the array has %d dimensions", a->row_dims,
+    snprintf(text, sizeof text, "row_dims is not 1 to %d, the number of dimensions of the array",
              a->rank);
     return mpiserve_error(MPISERVE_EARG, text);
   }

@@ -67,7 +67,7 @@ contains
     integer(c_int) :: n
     n = 0
     if (present(row_dims)) n = int(row_dims, c_int)
-    if (present(row_dims) .and. n == 0) n = -1_c_int
+    if (present(row_dims) .and. n == 0) n = -1_c_int  ! 0: not given
   end function c_row_dims
 
   ! ---- requests -----------------------------------------------------------------------------
