@@ -266,6 +266,8 @@ program lifetimes
   call coupled%find("two", two)
 {calls}
   call dummies(x, wide(::2), cells%b, table(2, :), n)
+  call answer_into(cells_y%b)
+  call check(all(cells_y%b == 2 * x), "dummies: a component is answered into")
   call coupled%close()
   call MPI_Finalize()
   print "(i0, a, i0, a)", calls, " checks, ", failures, " failures"
@@ -282,6 +284,13 @@ contains
     call two%infer_tensors([input(component), input(across)], [output(y), output(z)])
     call check(all(y == 2 * component) .and. all(z == 3 * across), "dummies: component, across")
   end subroutine dummies
+
+  subroutine answer_into(dummy)
+    real(real64), intent(inout), target :: dummy(:)
+    call one%submit(x, dummy, pending)
+    call spoil_stack(100)
+    call pending%wait()
+  end subroutine answer_into
 end program lifetimes
 """
 
@@ -437,7 +446,7 @@ def blocks() -> tuple[str, str]:
 
 
 def checks() -> int:
-    return 11 * len(INPUTS) + 6 * len(OUTPUTS) + 6 * len(COPIES) + 2
+    return 11 * len(INPUTS) + 6 * len(OUTPUTS) + 6 * len(COPIES) + 3
 
 
 def test_right_values_or_an_error(mpiexec, tmp_path):
