@@ -25,7 +25,7 @@ BUILT_FROM := setup.py pyproject.toml $(wildcard csrc/*.[ch] csrc/*.map csrc/*/*
     csrc/install/*.in csrc/preload/*.py \
     mpiserve/*.px[di] mpiserve/*.pyx mpiserve/*/*.pyx)
 INSTALLED := $(BUILT_FROM) $(shell find mpiserve -name '*.py' -o -name '*.pyi')
-C_FILES := csrc/*.[ch] csrc/include/*.h csrc/bench/*.[ch] csrc/fortran/*.c csrc/preload/*.[ch] $(wildcard tests/c/*.[ch] tests/c/*/*.h tests/legacy/*.c examples/*/*.c)
+C_FILES := csrc/*.[ch] csrc/include/*.h csrc/bench/*.[ch] csrc/fortran/*.[ch] csrc/preload/*.[ch] $(wildcard tests/c/*.[ch] tests/c/*/*.h tests/legacy/*.c examples/*/*.c)
 PY_FILES := setup.py csrc mpiserve tests examples
 SHELL_FILES := .ci/run $(wildcard tests/*.sh) $(wildcard jobscripts/*)
 

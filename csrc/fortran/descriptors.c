@@ -1,43 +1,22 @@
-/* descriptors: what mpiserve.f90 needs of C. Fortran passes arrays of any type, kind and
+/* descriptors: what the Fortran module needs of C. Fortran passes arrays of any type, kind and
  * rank as descriptors; here they become tensors of mpiserve.h. Sections that are not
  * contiguous are packed before the call, and unpacked after it.
  *
  * Compiled with the C compiler that belongs to the Fortran compiler, whose header
  * ISO_Fortran_binding.h is. Uses the public interface only. */
 #include <ISO_Fortran_binding.h>
-#include <pthread.h>
-#include <stdatomic.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "mpiserve.h"
-
-/* An array of the program. A mirror of type(tensor). */
-typedef struct array {
-  char *base;
-  int64_t bytes; /* of an element */
-  int32_t type;  /* CFI_type_... */
-  int32_t rank;
-  int64_t extents[MPISERVE_MAX_DIMS], strides[MPISERVE_MAX_DIMS]; /* strides in bytes */
-  char name[MPISERVE_NAME_SIZE];                                  /* "": by position */
-} array;
+#include "arrays.h"
 
 /* Mirrors type(request). */
 typedef struct request {
   mpiserve_session *session;
   mpiserve_request id;
 } request;
-
-/* A section, and the dense copy of it that takes part in the call. */
-typedef struct parcel {
-  struct parcel *next;
-  array array;
-  void *dense;
-  int comes_back; /* an output */
-  mpiserve_session *session;
-  uint64_t id; /* of the request */
-} parcel;
 
 /* One call: its arrays as tensors. */
 typedef struct call {
@@ -109,138 +88,65 @@ static int as_signature(int dtype, const mpiserve_spec *spec) {
   return same ? spec->dtype : dtype;
 }
 
-/* ---- sections ------------------------------------------------------------------ */
-
-/* How many leading dimensions lie without a gap; *block is their size in bytes. */
-static int dense_dims(const array *a, int64_t *block) {
-  int d = 0;
-  *block = a->bytes;
-  while (d < a->rank && (a->extents[d] == 1 || a->strides[d] == *block)) *block *= a->extents[d++];
-  return d;
-}
-
-static int64_t elements(const array *a) {
-  int64_t n = 1;
-  for (int d = 0; d < a->rank; d++) n *= a->extents[d];
-  return n;
-}
-
-/* Copies a section to dense memory (or back), block by block. */
-static void copy(const array *a, char *dense, int back) {
-  int64_t block, index[MPISERVE_MAX_DIMS] = {0};
-  int first = dense_dims(a, &block), d = first;
-  if (!elements(a)) return;
-  while (1) {
-    char *at = a->base;
-    for (int k = first; k < a->rank; k++) at += index[k] * a->strides[k];
-    memcpy(back ? at : dense, back ? dense : at, (size_t)block);
-    dense += block;
-    for (d = first; d < a->rank && ++index[d] == a->extents[d]; d++) index[d] = 0;
-    if (d == a->rank) return;
-  }
-}
-
-static int pack(const array *a, int comes_back, parcel **list, void **dense) {
-  parcel *p = malloc(sizeof *p);
-  *dense = p ? malloc((size_t)(elements(a) * a->bytes) + 1) : NULL;
-  if (!*dense) {
-    free(p);
-    return mpiserve_error(MPISERVE_ENOMEM, "no memory to pack a section of an array");
-  }
-  *p = (parcel){.next = *list, .array = *a, .dense = *dense, .comes_back = comes_back};
-  *list = p;
-  if (!comes_back) copy(a, *dense, 0);
-  return MPISERVE_OK;
-}
-
-/* What was packed goes: outputs to where they belong, if the call went well. */
-static void unpack(parcel *list, int code) {
-  while (list) {
-    parcel *p = list;
-    list = p->next;
-    if (code == MPISERVE_OK && p->comes_back) copy(&p->array, p->dense, 1);
-    free(p->dense);
-    free(p);
-  }
-}
-
-/* ---- parcels of requests that have not ended ----------------------------------- */
-
-/* Of all sessions, each of which may be another thread's. Most programs have none. */
-static parcel *waiting;
-static atomic_int n_waiting;
-static pthread_mutex_t waiting_lock = PTHREAD_MUTEX_INITIALIZER;
-
-static void keep(parcel *list, mpiserve_session *session, uint64_t id) {
-  pthread_mutex_lock(&waiting_lock);
-  while (list) {
-    parcel *p = list;
-    list = p->next;
-    p->session = session;
-    p->id = id;
-    p->next = waiting;
-    waiting = p;
-    atomic_fetch_add(&n_waiting, 1);
-  }
-  pthread_mutex_unlock(&waiting_lock);
-}
-
-static parcel *take(const mpiserve_session *session, uint64_t id) {
-  parcel *list = NULL;
-  if (!atomic_load(&n_waiting)) return NULL;
-  pthread_mutex_lock(&waiting_lock);
-  for (parcel **at = &waiting; *at;) {
-    parcel *p = *at;
-    if (p->session != session || p->id != id) {
-      at = &p->next;
-      continue;
-    }
-    *at = p->next;
-    p->next = list;
-    list = p;
-    atomic_fetch_sub(&n_waiting, 1);
-  }
-  pthread_mutex_unlock(&waiting_lock);
-  return list;
-}
-
-/* A request of the session that has parcels; 0: none. */
-static uint64_t next_waiting(const mpiserve_session *session) {
-  uint64_t id = 0;
-  if (!atomic_load(&n_waiting)) return 0;
-  pthread_mutex_lock(&waiting_lock);
-  for (parcel *p = waiting; p && !id; p = p->next)
-    if (p->session == session) id = p->id;
-  pthread_mutex_unlock(&waiting_lock);
-  return id;
-}
-
 /* ---- arrays become tensors ------------------------------------------------------ */
 
 static int shape_of(const array *a, mpiserve_tensor *tensor) {
-  if (a->rank > MPISERVE_MAX_DIMS)
-    return mpiserve_error(MPISERVE_ESHAPE, "an array of more than 8 dimensions");
-  if (a->rank > 0 && a->extents[a->rank - 1] < 0)
-    return mpiserve_error(MPISERVE_ESHAPE,
-                          "an assumed-size array has no last extent: pass a section, x(:, 1:n)");
+  int inner = a->rank - a->row_dims;
+  for (int d = 0; d < a->rank; d++)
+    if (a->extents[d] < 0)
+      return mpiserve_error(MPISERVE_ESHAPE,
+                            "an assumed-size array has no last extent: pass a section, x(:, 1:n)");
   /* The first index runs fastest here and the last one there: nothing is transposed. */
-  tensor->ndim = a->rank ? a->rank : 1;
+  tensor->ndim = inner + 1;
   tensor->shape[0] = 1; /* a scalar is one row */
-  for (int d = 0; d < a->rank; d++) tensor->shape[a->rank - 1 - d] = a->extents[d];
+  for (int d = inner; d < a->rank; d++) tensor->shape[0] *= a->extents[d];
+  for (int d = 0; d < inner; d++) tensor->shape[inner - d] = a->extents[d];
   return MPISERVE_OK;
 }
 
-static int to_tensor(const array *a, const mpiserve_spec *spec, int comes_back, parcel **parcels,
-                     mpiserve_tensor *tensor) {
-  int64_t block;
-  int dtype = dtype_of(a), code = shape_of(a, tensor);
+/* What was found when the array was described; the i-th, from 0, of its side. */
+static int trouble_of(const array *a, int i) {
+  char text[MPISERVE_TEXT_SIZE];
+  if (a->rank > MPISERVE_MAX_DIMS)
+    return mpiserve_error(MPISERVE_ESHAPE, "an array of more than 8 dimensions");
+  if (a->trouble == NO_MEMORY)
+    return mpiserve_error(MPISERVE_ENOMEM, "no memory to copy the values of an input");
+  if (a->trouble == NO_ROW_DIMS) {
+    snprintf(text, sizeof text, "row_dims is not 1 to %d, the number of dimensions of the array",
+             a->rank);
+    return mpiserve_error(MPISERVE_EARG, text);
+  }
+  if (a->trouble != LOST) return MPISERVE_OK;
+  snprintf(
+      text, sizeof text,
+      "output %d%s%s: the compiler passes a copy of this array, which is gone before the "
+      "answer comes; it does so for components of arrays of a derived type. Give a whole array "
+      "or a section of one, and copy the answer from there; or call infer()",
+      i + 1, a->name[0] ? ", " : "", a->name);
+  return mpiserve_error(MPISERVE_EARG, text);
+}
+
+/* The values that input() has copied now belong to this call. */
+static int take_values(const array *a, parcel **parcels) {
+  void *values = msi_values_take(a->copy);
+  if (values) return msi_parcel(values, a, parcels);
+  return mpiserve_error(MPISERVE_ESTATE,
+                        "what input() gives is for one call, and this has been used: call input() "
+                        "anew");
+}
+
+static int to_tensor(const array *a, int i, const mpiserve_spec *spec, int comes_back,
+                     parcel **parcels, mpiserve_tensor *tensor) {
+  int dtype = dtype_of(a), code = trouble_of(a, i);
+  if (!code) code = shape_of(a, tensor);
   if (!code && dtype < 0) code = no_dtype(a, spec);
   if (code) return code;
   tensor->name = a->name[0] ? a->name : NULL;
   tensor->dtype = as_signature(dtype, spec);
   tensor->data = a->base;
-  if (!a->base || dense_dims(a, &block) == a->rank) return MPISERVE_OK;
-  return pack(a, comes_back, parcels, &tensor->data);
+  if (a->copy) return take_values(a, parcels);
+  if (!a->base || msi_is_dense(a)) return MPISERVE_OK;
+  return msi_pack(a, comes_back, parcels, &tensor->data);
 }
 
 static int to_tensors(int n, const array *arrays, int n_specs, const mpiserve_spec *specs,
@@ -249,7 +155,7 @@ static int to_tensors(int n, const array *arrays, int n_specs, const mpiserve_sp
   if (n > MPISERVE_MAX_TENSORS)
     return mpiserve_error(MPISERVE_ESHAPE, "more than 16 tensors in a call");
   for (int i = 0; i < n && !code; i++)
-    code = to_tensor(&arrays[i], spec_of(&arrays[i], i, n_specs, specs), comes_back, parcels,
+    code = to_tensor(&arrays[i], i, spec_of(&arrays[i], i, n_specs, specs), comes_back, parcels,
                      &tensors[i]);
   return code;
 }
@@ -263,7 +169,13 @@ static int ambiguous(int n, const array *arrays) {
   return 0;
 }
 
-/* Afterwards unpack() or keep() is due, also after an error. */
+/* Of a call that failed before it took them all. */
+static void drop_values(int n, const array *arrays) {
+  for (int i = 0; i < n; i++)
+    if (arrays[i].copy) free(msi_values_take(arrays[i].copy));
+}
+
+/* Afterwards msi_unpack() or msi_keep() is due, also after an error. */
 static int load(mpiserve_service *service, int n_inputs, const array *inputs, int n_outputs,
                 const array *outputs, call *c) {
   mpiserve_description d;
@@ -275,20 +187,73 @@ static int load(mpiserve_service *service, int n_inputs, const array *inputs, in
   if (!code) code = to_tensors(n_inputs, inputs, d.n_inputs, d.inputs, 0, &c->parcels, c->inputs);
   if (!code)
     code = to_tensors(n_outputs, outputs, d.n_outputs, d.outputs, 1, &c->parcels, c->outputs);
+  if (code) drop_values(n_inputs, inputs);
   return code;
 }
 
 /* ---- called from Fortran --------------------------------------------------------- */
 
-/* mpiserve_fortran_array: describe any array; name may be NULL. */
-void mpiserve_fortran_array(const CFI_cdesc_t *x, const char *name, array *a) {
+/* The first row_dims dimensions count rows; 0: the last one. Rows come last. */
+static void describe(const CFI_cdesc_t *x, int row_dims, array *a) {
+  int first = row_dims > 0 ? row_dims : 0;
   *a = (array){.base = x->base_addr, .bytes = (int64_t)x->elem_len, .type = x->type};
   a->rank = x->rank;
-  for (int d = 0; d < x->rank && d < MPISERVE_MAX_DIMS; d++) {
-    a->extents[d] = x->dim[d].extent;
-    a->strides[d] = x->dim[d].sm;
+  a->row_dims = row_dims ? row_dims : x->rank > 0;
+  if (row_dims < 0 || row_dims > x->rank) a->trouble = NO_ROW_DIMS;
+  if (a->trouble || x->rank > MPISERVE_MAX_DIMS) return;
+  for (int d = 0; d < x->rank; d++) {
+    a->extents[d] = x->dim[(d + first) % x->rank].extent;
+    a->strides[d] = x->dim[(d + first) % x->rank].sm;
   }
-  snprintf(a->name, sizeof a->name, "%s", name ? name : "");
+}
+
+/* mpiserve_fortran_array: an array that is there until the call has ended, as is the dummy
+ * argument of a blocking one. */
+void mpiserve_fortran_array(const CFI_cdesc_t *x, const char *name, int row_dims, array *a) {
+  describe(x, row_dims, a);
+  snprintf(a->name, sizeof a->name, "%s", name);
+}
+
+/* mpiserve_fortran_input: one that may be a temporary of the compiler's. */
+void mpiserve_fortran_input(const CFI_cdesc_t *x, const char *name, int row_dims, array *a) {
+  mpiserve_fortran_array(x, name, row_dims, a);
+  msi_copy_values(a);
+}
+
+/* mpiserve_fortran_output: one that is to be there until the request has ended. */
+void mpiserve_fortran_output(const CFI_cdesc_t *x, const char *name, int row_dims, int is_copy,
+                             array *a) {
+  mpiserve_fortran_array(x, name, row_dims, a);
+  if (is_copy && !a->trouble) a->trouble = LOST;
+}
+
+/* The descriptors of gfortran for its own procedures. */
+typedef struct gfortran_descriptor {
+  void *base;
+  size_t offset;
+  struct {
+    size_t elem_len;
+    int version;
+    signed char rank, type;
+    short attribute;
+  } dtype;
+  ptrdiff_t span;
+  struct {
+    ptrdiff_t stride, lower, upper;
+  } dim[15];
+} gfortran_descriptor;
+
+/* c_is_copy: a procedure of Fortran for its caller, so x is what the compiler itself uses. gfortran
+ * passes components of arrays of a derived type as dense copies, though their elements' distance
+ * would do. Its temporaries begin at index 0, arrays of the program at 1, as the standard says. */
+void mpiserve_fortran_is_copy_(const void *x, int *is_copy) {
+  *is_copy = 0;
+#ifdef ISO_FORTRAN_BINDING_H /* by gfortran's header */
+  const gfortran_descriptor *own = x;
+  *is_copy = own->dtype.rank > 0 && own->dim[0].lower == 0;
+#else
+  (void)x;
+#endif
 }
 
 int mpiserve_fortran_infer(mpiserve_service *service, int n_inputs, const array *inputs,
@@ -298,7 +263,7 @@ int mpiserve_fortran_infer(mpiserve_service *service, int n_inputs, const array 
   int code = load(service, n_inputs, inputs, n_outputs, outputs, &c);
   if (!code)
     code = mpiserve_infer(service, n_inputs, c.inputs, n_outputs, c.outputs, timeout, stats);
-  unpack(c.parcels, code);
+  msi_unpack(c.parcels, code);
   return code;
 }
 
@@ -311,15 +276,15 @@ int mpiserve_fortran_submit(mpiserve_session *session, mpiserve_service *service
   if (!code)
     code = mpiserve_submit_with(service, n_inputs, c.inputs, n_outputs, c.outputs, options, &r->id);
   if (code)
-    unpack(c.parcels, code);
+    msi_unpack(c.parcels, code);
   else if (c.parcels)
-    keep(c.parcels, session, r->id.id);
+    msi_keep(c.parcels, session, r->id.id);
   return code;
 }
 
 /* Has the request ended? MPISERVE_ESTATE: it had before, perhaps by mpiserve_fail(). */
 static void end(const request *r, uint64_t id, int code) {
-  if (!r->id.id || code == MPISERVE_ESTATE) unpack(take(r->session, id), code);
+  if (!r->id.id || code == MPISERVE_ESTATE) msi_unpack(msi_take(r->session, id), code);
 }
 
 int mpiserve_fortran_wait(request *r, double timeout, mpiserve_stats *stats) {
@@ -347,12 +312,31 @@ int mpiserve_fortran_cancel(request *r) {
 /* Requests whose outputs are sections end here, so that these are written. */
 int mpiserve_fortran_close(mpiserve_session *session) {
   uint64_t id;
-  while ((id = next_waiting(session))) {
+  while ((id = msi_next_waiting(session))) {
     mpiserve_request r = {id};
     int code = mpiserve_wait(session, &r, MPISERVE_FOREVER, NULL);
-    unpack(take(session, id), code);
+    msi_unpack(msi_take(session, id), code);
   }
+  msi_places_drop(session, NULL, 0);
   return mpiserve_close(session);
+}
+
+/* Buffers: input() knows their memory. */
+int mpiserve_fortran_buffer_take(mpiserve_session *session, mpiserve_service *service, int64_t rows,
+                                 mpiserve_buffer *buffer) {
+  int code = mpiserve_buffer_take(service, rows, buffer);
+  if (code) return code;
+  code = msi_place_add(session, service, buffer);
+  if (code) mpiserve_buffer_give(service, buffer);
+  return code;
+}
+
+int mpiserve_fortran_buffer_give(mpiserve_session *session, mpiserve_service *service,
+                                 mpiserve_buffer *buffer) {
+  uint64_t id = buffer->id;
+  int code = mpiserve_buffer_give(service, buffer);
+  if (!code) msi_places_drop(session, service, id);
+  return code;
 }
 
 /* A communicator is an integer (mpif.h, use mpi) or a type(MPI_Comm), which holds just that. */

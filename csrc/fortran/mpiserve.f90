@@ -1,22 +1,30 @@
 !> mpiserve for Fortran: a simulation rank asks models.
 !>
 !> The words, the codes and the rules are those of mpiserve.h; this file says what differs.
-!>   - Every procedure has ierr, optional and last: MPISERVE_OK or another code. Without it an
+!>   - Every procedure has ierr, optional: MPISERVE_OK or another code. Without it an
 !>     error is an error stop with the text. mpiserve_last_error() gives the text of the last one.
 !>   - Arrays are of any rank. x(3, n) is the tensor [n, 3] of a signature: the first index runs
 !>     fastest here and the last one there, so nothing is transposed, and the rows are the last
 !>     dimension here. A scalar is one row of a tensor [-1]. Messages show shapes as the signature.
 !>   - Kinds: logical(c_bool), integer(int8), (int16), (int32), (int64), real(real32), (real64).
 !>     integer(int8) also holds the bits of uint8, integer(int16) those of float16 and bfloat16.
-!>   - A section that is not contiguous is packed into memory of its own, and unpacked. All other
-!>     arrays take part in a call where they lie: until an asynchronous request has ended its
-!>     arrays must exist, its inputs must not change, its outputs must not be touched. Give them
-!>     the target or asynchronous attribute, and never give an expression.
+!>   - row_dims = n: the first n dimensions count rows, together; the array is transposed on the way.
+!>   - infer takes any arrays and expressions. The others read inputs when input() or submit() is
+!>     called: any expression is right, and inputs may change afterwards. Only the in-place memory
+!>     of a buffer is read later.
+!>   - Outputs of submit and submit_tensors must exist, and not be touched, until the request has
+!>     ended. Give them the target or asynchronous attribute. Where the compiler passes a copy of
+!>     an output, as gfortran does of components of arrays of a derived type, output() and submit()
+!>     are MPISERVE_EARG. A section that is not contiguous is packed, and unpacked at the end.
+!>   - What input() gives is for one call; a second one is MPISERVE_ESTATE.
+!>   - Time-outs are real(real32) or real(real64), in seconds; mpiserve_forever is none.
 !>   - Communicators are integers, of mpif.h or module mpi, or type(MPI_Comm) of mpi_f08.
 module mpiserve
-  use, intrinsic :: iso_c_binding, only: c_char, c_double, c_f_pointer, c_int, c_int64_t, &
+  use, intrinsic :: iso_c_binding, only: c_char, c_double, c_float, c_int, c_int64_t, &
     c_null_char, c_null_ptr, c_ptr
   use mpiserve_c
+  use mpiserve_errors
+  use mpiserve_requests
   implicit none
   private
 
@@ -28,7 +36,7 @@ module mpiserve
     mpiserve_int8, mpiserve_int16, mpiserve_int32, mpiserve_int64, mpiserve_float16, &
     mpiserve_bfloat16, mpiserve_float32, mpiserve_float64, mpiserve_shared, mpiserve_rma, &
     mpiserve_max_dims, mpiserve_max_tensors, mpiserve_name_size, mpiserve_forever
-  public :: request_stats, request_options, tensor, buffer
+  public :: request_stats, request_options, tensor, buffer, request
   public :: input, output, mpiserve_last_error, mpiserve_strerror, mpiserve_version
 
   !> One tensor of a signature. shape is as an array is declared here: the rows are last, -1.
@@ -49,34 +57,24 @@ module mpiserve
     integer(c_int) :: transport = -1            !< mpiserve_shared or mpiserve_rma
   end type service_info
 
-  !> An asynchronous request. Copies of it are the same request, which ends once.
-  type, public :: request
-    private
-    type(request_handle) :: handle
-  contains
-    procedure, private :: wait_forever, wait_within, wait_stats, test_plain, test_stats
-    !> wait([timeout, [stats,]] [ierr]): until it has ended, at most timeout seconds. Blocking.
-    generic :: wait => wait_forever, wait_within, wait_stats
-    !> test(done, [stats,] [ierr]): has it ended? Then ierr is how. Not blocking.
-    generic :: test => test_plain, test_stats
-    !> cancel([ierr]): give it up.
-    procedure :: cancel => request_cancel
-  end type request
-
   !> A service of a session, which owns it.
   type, public :: service
     private
     type(c_ptr) :: handle = c_null_ptr
     type(c_ptr) :: session = c_null_ptr
   contains
-    procedure, private :: infer_forever, infer_within, infer_stats
-    procedure, private :: infer_tensors_forever, infer_tensors_within, infer_tensors_stats
+    procedure, private :: infer_forever, infer_within, infer_within_single
+    procedure, private :: infer_stats, infer_stats_single
+    procedure, private :: infer_tensors_forever, infer_tensors_within, infer_tensors_within_single
+    procedure, private :: infer_tensors_stats, infer_tensors_stats_single
     procedure, private :: submit_plain, submit_with, submit_tensors_plain, submit_tensors_with
-    !> infer(input, output, [timeout, [stats,]] [ierr]): one input, one output. Blocking.
-    generic :: infer => infer_forever, infer_within, infer_stats
+    !> infer(input, output, [timeout, [stats,]] [ierr,] [row_dims]): one of each. Blocking.
+    generic :: infer => infer_forever, infer_within, infer_within_single, infer_stats, &
+      infer_stats_single
     !> infer_tensors([input(a, "a"), ...], [output(b), ...], [timeout, [stats,]] [ierr]).
-    generic :: infer_tensors => infer_tensors_forever, infer_tensors_within, infer_tensors_stats
-    !> submit(input, output, [options,] request, [ierr]): begin. Never waits.
+    generic :: infer_tensors => infer_tensors_forever, infer_tensors_within, &
+      infer_tensors_within_single, infer_tensors_stats, infer_tensors_stats_single
+    !> submit(input, output, [options,] request, [ierr,] [row_dims]): begin. Never waits.
     generic :: submit => submit_plain, submit_with
     !> submit_tensors([input(a), ...], [output(b), ...], [options,] request, [ierr]).
     generic :: submit_tensors => submit_tensors_plain, submit_tensors_with
@@ -104,8 +102,10 @@ module mpiserve
     procedure :: at => session_at
     !> reload(name, version, timeout, [ierr]): another version of a model at all replicas, "" for
     !> the same again; unload(name, timeout, [ierr]): let it go. One rank, blocking: mpiserve.h.
-    procedure :: reload => session_reload
-    procedure :: unload => session_unload
+    procedure, private :: session_reload, session_reload_single
+    procedure, private :: session_unload, session_unload_single
+    generic :: reload => session_reload, session_reload_single
+    generic :: unload => session_unload, session_unload_single
     !> fail(text, [ierr]): tell the others that this rank ended with an error; then close.
     procedure :: fail => session_fail
     !> close([ierr]): leave. Collective over world; waits for what is in flight.
@@ -113,82 +113,6 @@ module mpiserve
   end type session
 
 contains
-
-  ! ---- texts and errors -----------------------------------------------------------------
-
-  !> The details of this thread's last failure.
-  function mpiserve_last_error() result(text)
-    character(len=:), allocatable :: text
-    text = from_c(c_last_error())
-  end function mpiserve_last_error
-
-  !> The fixed English text of a code.
-  function mpiserve_strerror(code) result(text)
-    integer, intent(in) :: code
-    character(len=:), allocatable :: text
-    text = from_c(c_strerror(int(code, c_int)))
-  end function mpiserve_strerror
-
-  !> "major.minor.patch" of the library that is loaded.
-  function mpiserve_version() result(text)
-    character(len=:), allocatable :: text
-    text = from_c(c_version())
-  end function mpiserve_version
-
-  function from_c(address) result(text)
-    type(c_ptr), intent(in) :: address
-    character(len=:), allocatable :: text
-    character(kind=c_char), pointer :: letters(:)
-    call c_f_pointer(address, letters, [c_strlen(address)])
-    text = joined(letters)
-  end function from_c
-
-  !> Letters up to the first zero.
-  pure function joined(letters) result(text)
-    character(kind=c_char), intent(in) :: letters(:)
-    character(len=:), allocatable :: text
-    integer :: i, n
-    n = size(letters)
-    do i = size(letters), 1, -1
-      if (letters(i) == c_null_char) n = i - 1
-    end do
-    allocate (character(len=n) :: text)
-    do i = 1, n
-      text(i:i) = letters(i)
-    end do
-  end function joined
-
-  subroutine finish(code, ierr)
-    integer(c_int), intent(in) :: code
-    integer, intent(out), optional :: ierr
-    if (present(ierr)) then
-      ierr = int(code)
-    else if (code /= mpiserve_ok) then
-      error stop "mpiserve: "//mpiserve_last_error()
-    end if
-  end subroutine finish
-
-  ! ---- tensors of a call ------------------------------------------------------------------
-
-  !> An input of infer_tensors or submit_tensors. Without a name its position says which.
-  function input(x, name) result(made)
-    type(*), dimension(..), intent(in) :: x
-    character(len=*), intent(in), optional :: name
-    type(tensor) :: made
-    if (present(name)) then
-      call c_array(x, trim(name)//c_null_char, made)
-    else
-      call c_array(x, c_null_char, made)
-    end if
-  end function input
-
-  !> An output of infer_tensors or submit_tensors.
-  function output(x, name) result(made)
-    type(*), dimension(..), intent(inout) :: x
-    character(len=*), intent(in), optional :: name
-    type(tensor) :: made
-    made = input(x, name)
-  end function output
 
   ! ---- sessions ----------------------------------------------------------------------------
 
@@ -244,6 +168,14 @@ contains
       timeout), ierr)
   end subroutine session_reload
 
+  subroutine session_reload_single(self, name, version, timeout, ierr)
+    class(session), intent(in) :: self
+    character(len=*), intent(in) :: name, version
+    real(c_float), intent(in) :: timeout
+    integer, intent(out), optional :: ierr
+    call self%session_reload(name, version, real(timeout, c_double), ierr)
+  end subroutine session_reload_single
+
   subroutine session_unload(self, name, timeout, ierr)
     class(session), intent(in) :: self
     character(len=*), intent(in) :: name
@@ -251,6 +183,14 @@ contains
     integer, intent(out), optional :: ierr
     call finish(c_unload(self%handle, trim(name)//c_null_char, timeout), ierr)
   end subroutine session_unload
+
+  subroutine session_unload_single(self, name, timeout, ierr)
+    class(session), intent(in) :: self
+    character(len=*), intent(in) :: name
+    real(c_float), intent(in) :: timeout
+    integer, intent(out), optional :: ierr
+    call self%session_unload(name, real(timeout, c_double), ierr)
+  end subroutine session_unload_single
 
   subroutine session_fail(self, text, ierr)
     class(session), intent(in) :: self
@@ -267,32 +207,61 @@ contains
 
   ! ---- services: requests ------------------------------------------------------------------
 
-  subroutine infer_forever(self, inputs, outputs, ierr)
+  subroutine infer_forever(self, inputs, outputs, ierr, row_dims)
     class(service), intent(in) :: self
     type(*), dimension(..), intent(in) :: inputs
     type(*), dimension(..), intent(inout) :: outputs
     integer, intent(out), optional :: ierr
-    call self%infer_tensors_forever([input(inputs)], [output(outputs)], ierr)
+    integer, intent(in), optional :: row_dims
+    call self%infer_tensors_within([whole(inputs, row_dims)], [whole(outputs, row_dims)], &
+      mpiserve_forever, ierr)
   end subroutine infer_forever
 
-  subroutine infer_within(self, inputs, outputs, timeout, ierr)
+  subroutine infer_within(self, inputs, outputs, timeout, ierr, row_dims)
     class(service), intent(in) :: self
     type(*), dimension(..), intent(in) :: inputs
     type(*), dimension(..), intent(inout) :: outputs
     real(c_double), intent(in) :: timeout
     integer, intent(out), optional :: ierr
-    call self%infer_tensors_within([input(inputs)], [output(outputs)], timeout, ierr)
+    integer, intent(in), optional :: row_dims
+    call self%infer_tensors_within([whole(inputs, row_dims)], [whole(outputs, row_dims)], &
+      timeout, ierr)
   end subroutine infer_within
 
-  subroutine infer_stats(self, inputs, outputs, timeout, stats, ierr)
+  subroutine infer_within_single(self, inputs, outputs, timeout, ierr, row_dims)
+    class(service), intent(in) :: self
+    type(*), dimension(..), intent(in) :: inputs
+    type(*), dimension(..), intent(inout) :: outputs
+    real(c_float), intent(in) :: timeout
+    integer, intent(out), optional :: ierr
+    integer, intent(in), optional :: row_dims
+    call self%infer_tensors_within([whole(inputs, row_dims)], [whole(outputs, row_dims)], &
+      real(timeout, c_double), ierr)
+  end subroutine infer_within_single
+
+  subroutine infer_stats(self, inputs, outputs, timeout, stats, ierr, row_dims)
     class(service), intent(in) :: self
     type(*), dimension(..), intent(in) :: inputs
     type(*), dimension(..), intent(inout) :: outputs
     real(c_double), intent(in) :: timeout
     type(request_stats), intent(inout) :: stats
     integer, intent(out), optional :: ierr
-    call self%infer_tensors_stats([input(inputs)], [output(outputs)], timeout, stats, ierr)
+    integer, intent(in), optional :: row_dims
+    call self%infer_tensors_stats([whole(inputs, row_dims)], [whole(outputs, row_dims)], &
+      timeout, stats, ierr)
   end subroutine infer_stats
+
+  subroutine infer_stats_single(self, inputs, outputs, timeout, stats, ierr, row_dims)
+    class(service), intent(in) :: self
+    type(*), dimension(..), intent(in) :: inputs
+    type(*), dimension(..), intent(inout) :: outputs
+    real(c_float), intent(in) :: timeout
+    type(request_stats), intent(inout) :: stats
+    integer, intent(out), optional :: ierr
+    integer, intent(in), optional :: row_dims
+    call self%infer_tensors_stats([whole(inputs, row_dims)], [whole(outputs, row_dims)], &
+      real(timeout, c_double), stats, ierr)
+  end subroutine infer_stats_single
 
   subroutine infer_tensors_forever(self, inputs, outputs, ierr)
     class(service), intent(in) :: self
@@ -310,6 +279,14 @@ contains
       size(outputs, kind=c_int), outputs, timeout), ierr)
   end subroutine infer_tensors_within
 
+  subroutine infer_tensors_within_single(self, inputs, outputs, timeout, ierr)
+    class(service), intent(in) :: self
+    type(tensor), intent(in) :: inputs(:), outputs(:)
+    real(c_float), intent(in) :: timeout
+    integer, intent(out), optional :: ierr
+    call self%infer_tensors_within(inputs, outputs, real(timeout, c_double), ierr)
+  end subroutine infer_tensors_within_single
+
   subroutine infer_tensors_stats(self, inputs, outputs, timeout, stats, ierr)
     class(service), intent(in) :: self
     type(tensor), intent(in) :: inputs(:), outputs(:)
@@ -320,24 +297,35 @@ contains
       size(outputs, kind=c_int), outputs, timeout, stats), ierr)
   end subroutine infer_tensors_stats
 
-  subroutine submit_plain(self, inputs, outputs, pending, ierr)
+  subroutine infer_tensors_stats_single(self, inputs, outputs, timeout, stats, ierr)
+    class(service), intent(in) :: self
+    type(tensor), intent(in) :: inputs(:), outputs(:)
+    real(c_float), intent(in) :: timeout
+    type(request_stats), intent(inout) :: stats
+    integer, intent(out), optional :: ierr
+    call self%infer_tensors_stats(inputs, outputs, real(timeout, c_double), stats, ierr)
+  end subroutine infer_tensors_stats_single
+
+  subroutine submit_plain(self, inputs, outputs, pending, ierr, row_dims)
     class(service), intent(in) :: self
     type(*), dimension(..), intent(in) :: inputs
-    type(*), dimension(..), intent(inout) :: outputs
+    type(*), dimension(..), intent(inout), target :: outputs
     type(request), intent(out) :: pending
     integer, intent(out), optional :: ierr
-    call self%submit_tensors_with([input(inputs)], [output(outputs)], request_options(), pending, &
-      ierr)
+    integer, intent(in), optional :: row_dims
+    call self%submit_with(inputs, outputs, request_options(), pending, ierr, row_dims)
   end subroutine submit_plain
 
-  subroutine submit_with(self, inputs, outputs, options, pending, ierr)
+  subroutine submit_with(self, inputs, outputs, options, pending, ierr, row_dims)
     class(service), intent(in) :: self
     type(*), dimension(..), intent(in) :: inputs
-    type(*), dimension(..), intent(inout) :: outputs
+    type(*), dimension(..), intent(inout), target :: outputs
     type(request_options), intent(in) :: options
     type(request), intent(out) :: pending
     integer, intent(out), optional :: ierr
-    call self%submit_tensors_with([input(inputs)], [output(outputs)], options, pending, ierr)
+    integer, intent(in), optional :: row_dims
+    call begin(self%session, self%handle, [input(inputs, row_dims=row_dims)], &
+      [output(outputs, row_dims=row_dims)], options, pending, ierr)
   end subroutine submit_with
 
   subroutine submit_tensors_plain(self, inputs, outputs, pending, ierr)
@@ -345,7 +333,7 @@ contains
     type(tensor), intent(in) :: inputs(:), outputs(:)
     type(request), intent(out) :: pending
     integer, intent(out), optional :: ierr
-    call self%submit_tensors_with(inputs, outputs, request_options(), pending, ierr)
+    call begin(self%session, self%handle, inputs, outputs, request_options(), pending, ierr)
   end subroutine submit_tensors_plain
 
   subroutine submit_tensors_with(self, inputs, outputs, options, pending, ierr)
@@ -354,57 +342,8 @@ contains
     type(request_options), intent(in) :: options
     type(request), intent(out) :: pending
     integer, intent(out), optional :: ierr
-    call finish(c_submit(self%session, self%handle, size(inputs, kind=c_int), inputs, &
-      size(outputs, kind=c_int), outputs, options, pending%handle), ierr)
+    call begin(self%session, self%handle, inputs, outputs, options, pending, ierr)
   end subroutine submit_tensors_with
-
-  subroutine wait_forever(self, ierr)
-    class(request), intent(inout) :: self
-    integer, intent(out), optional :: ierr
-    call finish(c_wait(self%handle, mpiserve_forever), ierr)
-  end subroutine wait_forever
-
-  subroutine wait_within(self, timeout, ierr)
-    class(request), intent(inout) :: self
-    real(c_double), intent(in) :: timeout
-    integer, intent(out), optional :: ierr
-    call finish(c_wait(self%handle, timeout), ierr)
-  end subroutine wait_within
-
-  subroutine wait_stats(self, timeout, stats, ierr)
-    class(request), intent(inout) :: self
-    real(c_double), intent(in) :: timeout
-    type(request_stats), intent(inout) :: stats
-    integer, intent(out), optional :: ierr
-    call finish(c_wait(self%handle, timeout, stats), ierr)
-  end subroutine wait_stats
-
-  subroutine test_plain(self, done, ierr)
-    class(request), intent(inout) :: self
-    logical, intent(out) :: done
-    integer, intent(out), optional :: ierr
-    integer(c_int) :: ended, code
-    code = c_test(self%handle, ended)
-    done = ended /= 0
-    call finish(code, ierr)
-  end subroutine test_plain
-
-  subroutine test_stats(self, done, stats, ierr)
-    class(request), intent(inout) :: self
-    logical, intent(out) :: done
-    type(request_stats), intent(inout) :: stats
-    integer, intent(out), optional :: ierr
-    integer(c_int) :: ended, code
-    code = c_test(self%handle, ended, stats)
-    done = ended /= 0
-    call finish(code, ierr)
-  end subroutine test_stats
-
-  subroutine request_cancel(self, ierr)
-    class(request), intent(inout) :: self
-    integer, intent(out), optional :: ierr
-    call finish(c_cancel(self%handle), ierr)
-  end subroutine request_cancel
 
   ! ---- services: what they are, and their memory --------------------------------------------
 
@@ -446,13 +385,13 @@ contains
     integer, intent(in) :: rows
     type(buffer), intent(out) :: taken
     integer, intent(out), optional :: ierr
-    call finish(c_buffer_take(self%handle, int(rows, c_int64_t), taken), ierr)
+    call finish(c_buffer_take(self%session, self%handle, int(rows, c_int64_t), taken), ierr)
   end subroutine service_buffer_take
 
   subroutine service_buffer_give(self, taken, ierr)
     class(service), intent(in) :: self
     type(buffer), intent(inout) :: taken
     integer, intent(out), optional :: ierr
-    call finish(c_buffer_give(self%handle, taken), ierr)
+    call finish(c_buffer_give(self%session, self%handle, taken), ierr)
   end subroutine service_buffer_give
 end module mpiserve

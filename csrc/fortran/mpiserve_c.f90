@@ -69,6 +69,9 @@ module mpiserve_c
     integer(c_int32_t) :: rank
     integer(c_int64_t) :: extents(mpiserve_max_dims)
     integer(c_int64_t) :: strides(mpiserve_max_dims)
+    integer(c_int32_t) :: row_dims
+    integer(c_int32_t) :: trouble
+    integer(c_int64_t) :: copy
     character(kind=c_char) :: name(mpiserve_name_size)
   end type tensor
 
@@ -93,13 +96,40 @@ module mpiserve_c
   end type request_handle
 
   interface
-    subroutine c_array(x, name, made) bind(c, name="mpiserve_fortran_array")
-      import :: c_char, tensor
+    subroutine c_array(x, name, row_dims, made) bind(c, name="mpiserve_fortran_array")
+      import :: c_char, c_int, tensor
+      implicit none
+      type(*), dimension(..), intent(in), target :: x
+      character(kind=c_char), intent(in) :: name(*)
+      integer(c_int), value :: row_dims
+      type(tensor), intent(out) :: made
+    end subroutine c_array
+
+    subroutine c_input(x, name, row_dims, made) bind(c, name="mpiserve_fortran_input")
+      import :: c_char, c_int, tensor
       implicit none
       type(*), dimension(..), intent(in) :: x
       character(kind=c_char), intent(in) :: name(*)
+      integer(c_int), value :: row_dims
       type(tensor), intent(out) :: made
-    end subroutine c_array
+    end subroutine c_input
+
+    subroutine c_output(x, name, row_dims, is_copy, made) bind(c, name="mpiserve_fortran_output")
+      import :: c_char, c_int, tensor
+      implicit none
+      type(*), dimension(..), intent(in), target :: x
+      character(kind=c_char), intent(in) :: name(*)
+      integer(c_int), value :: row_dims, is_copy
+      type(tensor), intent(out) :: made
+    end subroutine c_output
+
+    !> Not bind(c): x comes as the compiler's own descriptor. Is it a copy of the actual argument?
+    subroutine mpiserve_fortran_is_copy(x, is_copy)
+      import :: c_int
+      implicit none
+      type(*), dimension(..), intent(in) :: x
+      integer(c_int), intent(out) :: is_copy
+    end subroutine mpiserve_fortran_is_copy
 
     function c_infer(service, n_inputs, inputs, n_outputs, outputs, timeout, stats) &
         result(code) bind(c, name="mpiserve_fortran_infer")
@@ -250,21 +280,21 @@ module mpiserve_c
       integer(c_int) :: code
     end function c_spec
 
-    function c_buffer_take(service, rows, taken) result(code) &
-        bind(c, name="mpiserve_buffer_take")
+    function c_buffer_take(session, service, rows, taken) result(code) &
+        bind(c, name="mpiserve_fortran_buffer_take")
       import :: buffer, c_int, c_int64_t, c_ptr
       implicit none
-      type(c_ptr), value :: service
+      type(c_ptr), value :: session, service
       integer(c_int64_t), value :: rows
       type(buffer), intent(inout) :: taken
       integer(c_int) :: code
     end function c_buffer_take
 
-    function c_buffer_give(service, taken) result(code) &
-        bind(c, name="mpiserve_buffer_give")
+    function c_buffer_give(session, service, taken) result(code) &
+        bind(c, name="mpiserve_fortran_buffer_give")
       import :: buffer, c_int, c_ptr
       implicit none
-      type(c_ptr), value :: service
+      type(c_ptr), value :: session, service
       type(buffer), intent(inout) :: taken
       integer(c_int) :: code
     end function c_buffer_give

@@ -8,17 +8,21 @@ from jobs import ROOT
 GUIDE = (ROOT / "docs/fortran.md").read_text()
 
 
+# What the snippets use and do not declare.
+MORE = """\
+type(service) :: gas, columns
+real :: t(9), y4(3, 9), rho(9), flux(3, 9)
+real, target :: fields(4, 5, 3), rates(4, 5, 3), fluxes(4, 5, 3)
+"""
+
+
 def test_the_snippets_are_one_program(tmp_path):
-    first, tensors, memory = re.findall(r"^```fortran\n(.*?)^```$", GUIDE, re.DOTALL | re.MULTILINE)
+    first, *others = re.findall(r"^```fortran\n(.*?)^```$", GUIDE, re.DOTALL | re.MULTILINE)
     uses = re.findall(r"^use .*\n", first, re.MULTILINE)
-    declared = re.findall(r"^[\w, ()]+ :: .*\n", first + memory, re.MULTILINE)
-    more = ["type(service) :: gas\n", "real :: t(9), y4(3, 9), rho(9), flux(3, 9)\n"]
-    body = [
-        line + "\n"
-        for line in (first + tensors.replace("input(y,", "input(y4,") + memory).splitlines()
-        if line.startswith("call ")
-    ]
-    parts = ["program guide\n", "use, intrinsic :: iso_c_binding\n", *uses, *declared, *more]
+    text = "".join([first, *others]).replace("my_input(y,", "my_input(y4,")
+    declared = re.findall(r"^[\w, ()]+ :: .*\n", text, re.MULTILINE)
+    body = [line + "\n" for line in text.splitlines() if line.startswith("call ")]
+    parts = ["program guide\n", "use, intrinsic :: iso_c_binding\n", *uses, *declared, MORE]
     (tmp_path / "guide.f90").write_text("".join([*parts, *body, "end program guide\n"]))
-    assert len(body) == 15
+    assert len(body) == 18
     compile_fortran(tmp_path / "guide.f90")

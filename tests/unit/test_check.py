@@ -32,6 +32,7 @@ def test_another_mpi_is_named_with_the_one_of_the_build(build, runtime):
     assert _check.short(build) in text
     assert "Open MPI v5.0.11" in text
     assert "\n" not in text
+    assert "--no-cache-dir --no-build-isolation" in text
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,54 @@
+/* arrays: what the C files of the Fortran module share. Each is a mirror of, or serves,
+ * type(tensor) of mpiserve_c.f90. Only the public interface of mpiserve.h is used. */
+#ifndef MSI_ARRAYS_H
+#define MSI_ARRAYS_H
+
+#include <stdint.h>
+
+#include "mpiserve.h"
+
+/* An array of the program. A mirror of type(tensor). */
+typedef struct array {
+  char *base;
+  int64_t bytes; /* of an element */
+  int32_t type;  /* CFI_type_... */
+  int32_t rank;
+  int64_t extents[MPISERVE_MAX_DIMS], strides[MPISERVE_MAX_DIMS]; /* strides in bytes */
+  int32_t row_dims; /* the last so many dimensions count rows, as one */
+  int32_t trouble;  /* enum trouble */
+  uint64_t copy;    /* of msi_values_keep(): base is this copy; 0: the program's memory */
+  char name[MPISERVE_NAME_SIZE]; /* "": by position */
+} array;
+
+/* What input() and output() found, for the call to tell. */
+enum trouble { FINE, LOST, NO_MEMORY, NO_ROW_DIMS };
+
+/* A dense copy of an array that takes part in a call. */
+typedef struct parcel {
+  struct parcel *next;
+  array array; /* where it comes from */
+  void *dense;
+  int comes_back; /* an output */
+  mpiserve_session *session;
+  uint64_t id; /* of the request */
+} parcel;
+
+/* sections.c: arrays with gaps, or in another order, and their dense copies. */
+int64_t msi_elements(const array *a);
+int msi_is_dense(const array *a);
+void msi_copy(const array *a, char *dense, int back);
+int msi_pack(const array *a, int comes_back, parcel **list, void **dense);
+int msi_parcel(void *dense, const array *a, parcel **list); /* takes dense, also on failure */
+void msi_unpack(parcel *list, int code);
+void msi_keep(parcel *list, mpiserve_session *session, uint64_t id);
+parcel *msi_take(const mpiserve_session *session, uint64_t id);
+uint64_t msi_next_waiting(const mpiserve_session *session);
+
+/* inputs.c: values of inputs from input() to the call, and in-place memory. */
+void msi_copy_values(array *a);
+void *msi_values_take(uint64_t id); /* NULL: they were taken, or dropped */
+int msi_place_add(mpiserve_session *session, mpiserve_service *service, const mpiserve_buffer *b);
+void msi_places_drop(const mpiserve_session *session, const mpiserve_service *service,
+                     uint64_t buffer); /* service NULL: all */
+
+#endif

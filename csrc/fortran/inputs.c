@@ -1,0 +1,129 @@
+/* inputs: what input() says of an array must be true until the call, which may come when the
+ * array is no more: the compiler makes temporaries of expressions and sections, and they die
+ * with the statement, or sooner. So values are copied; but not those of in-place memory, which
+ * is the library's own. */
+#include <pthread.h>
+#include <stdlib.h>
+
+#include "arrays.h"
+
+enum { KEPT = 1024 }; /* values that no call has taken; then the oldest are dropped */
+
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+
+/* ---- values -------------------------------------------------------------------- */
+
+static struct {
+  uint64_t id;
+  void *values;
+} kept[KEPT];
+
+static uint64_t values_keep(void *values) {
+  static uint64_t last;
+  pthread_mutex_lock(&lock);
+  uint64_t id = ++last;
+  void *dropped = kept[id % KEPT].values;
+  kept[id % KEPT].id = id;
+  kept[id % KEPT].values = values;
+  pthread_mutex_unlock(&lock);
+  free(dropped);
+  return id;
+}
+
+void *msi_values_take(uint64_t id) {
+  void *values = NULL;
+  pthread_mutex_lock(&lock);
+  if (kept[id % KEPT].id == id) {
+    values = kept[id % KEPT].values;
+    kept[id % KEPT].values = NULL;
+  }
+  pthread_mutex_unlock(&lock);
+  return values;
+}
+
+/* ---- in-place memory ------------------------------------------------------------ */
+
+/* The inputs of a buffer that is taken. */
+typedef struct place {
+  struct place *next;
+  const mpiserve_session *session;
+  const mpiserve_service *service;
+  uint64_t buffer;
+  int n;
+  struct {
+    const char *begin, *end;
+  } inputs[MPISERVE_MAX_TENSORS];
+} place;
+
+static place *places;
+
+static int64_t bytes_of_row(const mpiserve_spec *spec) {
+  int64_t bytes = mpiserve_dtype_size(spec->dtype);
+  for (int d = 1; d < spec->ndim; d++) bytes *= spec->shape[d];
+  return bytes;
+}
+
+int msi_place_add(mpiserve_session *session, mpiserve_service *service, const mpiserve_buffer *b) {
+  mpiserve_description d;
+  int code = mpiserve_service_describe(service, &d, NULL, NULL, NULL);
+  place *p = code ? NULL : malloc(sizeof *p);
+  if (!code && !p) code = mpiserve_error(MPISERVE_ENOMEM, "no memory for a buffer");
+  if (code) return code;
+  *p = (place){.session = session, .service = service, .buffer = b->id, .n = d.n_inputs};
+  for (int i = 0; i < d.n_inputs; i++) {
+    p->inputs[i].begin = b->inputs[i];
+    p->inputs[i].end = p->inputs[i].begin + b->rows * bytes_of_row(&d.inputs[i]);
+  }
+  pthread_mutex_lock(&lock);
+  p->next = places;
+  places = p;
+  pthread_mutex_unlock(&lock);
+  return MPISERVE_OK;
+}
+
+void msi_places_drop(const mpiserve_session *session, const mpiserve_service *service,
+                     uint64_t buffer) {
+  pthread_mutex_lock(&lock);
+  for (place **at = &places; *at;) {
+    place *p = *at;
+    if (p->session == session && (!service || (p->service == service && p->buffer == buffer))) {
+      *at = p->next;
+      free(p);
+    } else {
+      at = &p->next;
+    }
+  }
+  pthread_mutex_unlock(&lock);
+}
+
+static int in_place(const array *a) {
+  const char *end = a->base + msi_elements(a) * a->bytes;
+  int found = 0;
+  pthread_mutex_lock(&lock);
+  for (place *p = places; p && !found; p = p->next)
+    for (int i = 0; i < p->n && !found; i++)
+      found = a->base >= p->inputs[i].begin && end <= p->inputs[i].end;
+  pthread_mutex_unlock(&lock);
+  return found;
+}
+
+/* ---- both ------------------------------------------------------------------------ */
+
+/* From here on a is its copy, without gaps. */
+void msi_copy_values(array *a) {
+  if (a->trouble || !a->base || a->rank > MPISERVE_MAX_DIMS || msi_elements(a) <= 0) return;
+  if (msi_is_dense(a) && in_place(a)) return;
+  char *dense = malloc((size_t)(msi_elements(a) * a->bytes));
+  if (!dense) {
+    a->trouble = NO_MEMORY;
+    return;
+  }
+  msi_copy(a, dense, 0);
+  a->base = dense;
+  a->copy = values_keep(dense);
+  int64_t stride = a->bytes;
+  for (int d = 0; d < a->rank; d++) {
+    a->strides[d] = stride;
+    stride *= a->extents[d];
+  }
+}

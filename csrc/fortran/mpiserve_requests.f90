@@ -1,0 +1,147 @@
+!> The arrays of a call, and requests that have been submitted. Programs use module mpiserve.
+module mpiserve_requests
+  use, intrinsic :: iso_c_binding, only: c_double, c_float, c_int, c_null_char, c_ptr
+  use mpiserve_c
+  use mpiserve_errors, only: finish
+  implicit none
+  private
+  public :: input, output, whole, begin
+
+  !> An asynchronous request. Copies of it are the same request, which ends once.
+  type, public :: request
+    private
+    type(request_handle) :: handle
+  contains
+    procedure, private :: wait_forever, wait_within, wait_within_single
+    procedure, private :: wait_stats, wait_stats_single, test_plain, test_stats
+    !> wait([timeout, [stats,]] [ierr]): until it has ended, at most timeout seconds. Blocking.
+    generic :: wait => wait_forever, wait_within, wait_within_single, wait_stats, wait_stats_single
+    !> test(done, [stats,] [ierr]): has it ended? Then ierr is how. Not blocking.
+    generic :: test => test_plain, test_stats
+    !> cancel([ierr]): give it up.
+    procedure :: cancel => request_cancel
+  end type request
+
+contains
+
+  ! ---- tensors of a call ------------------------------------------------------------------
+
+  !> An input of infer_tensors or submit_tensors, for one call: the values that x has now. Without
+  !> a name its position says which. The first row_dims dimensions count rows; else the last one.
+  function input(x, name, row_dims) result(made)
+    type(*), dimension(..), intent(in) :: x
+    character(len=*), intent(in), optional :: name
+    integer, intent(in), optional :: row_dims
+    type(tensor) :: made
+    call c_input(x, c_name(name), c_row_dims(row_dims), made)
+  end function input
+
+  !> An output of infer_tensors or submit_tensors: the answer goes to x itself.
+  function output(x, name, row_dims) result(made)
+    type(*), dimension(..), intent(inout), target :: x
+    character(len=*), intent(in), optional :: name
+    integer, intent(in), optional :: row_dims
+    type(tensor) :: made
+    integer(c_int) :: is_copy
+    call mpiserve_fortran_is_copy(x, is_copy)
+    call c_output(x, c_name(name), c_row_dims(row_dims), is_copy, made)
+  end function output
+
+  !> An input or output of the caller's: x is there until the call has ended.
+  function whole(x, row_dims) result(made)
+    type(*), dimension(..), intent(in), target :: x
+    integer, intent(in), optional :: row_dims
+    type(tensor) :: made
+    call c_array(x, c_null_char, c_row_dims(row_dims), made)
+  end function whole
+
+  pure function c_name(name) result(text)
+    character(len=*), intent(in), optional :: name
+    character(len=:), allocatable :: text
+    text = c_null_char
+    if (present(name)) text = trim(name)//c_null_char
+  end function c_name
+
+  pure function c_row_dims(row_dims) result(n)
+    integer, intent(in), optional :: row_dims
+    integer(c_int) :: n
+    n = 0
+    if (present(row_dims)) n = int(row_dims, c_int)
+    if (present(row_dims) .and. n == 0) n = -1_c_int  ! 0: not given
+  end function c_row_dims
+
+  ! ---- requests -----------------------------------------------------------------------------
+
+  subroutine begin(session, service, inputs, outputs, options, pending, ierr)
+    type(c_ptr), intent(in) :: session, service
+    type(tensor), intent(in) :: inputs(:), outputs(:)
+    type(request_options), intent(in) :: options
+    type(request), intent(out) :: pending
+    integer, intent(out), optional :: ierr
+    call finish(c_submit(session, service, size(inputs, kind=c_int), inputs, &
+      size(outputs, kind=c_int), outputs, options, pending%handle), ierr)
+  end subroutine begin
+
+  subroutine wait_forever(self, ierr)
+    class(request), intent(inout) :: self
+    integer, intent(out), optional :: ierr
+    call finish(c_wait(self%handle, mpiserve_forever), ierr)
+  end subroutine wait_forever
+
+  subroutine wait_within(self, timeout, ierr)
+    class(request), intent(inout) :: self
+    real(c_double), intent(in) :: timeout
+    integer, intent(out), optional :: ierr
+    call finish(c_wait(self%handle, timeout), ierr)
+  end subroutine wait_within
+
+  subroutine wait_within_single(self, timeout, ierr)
+    class(request), intent(inout) :: self
+    real(c_float), intent(in) :: timeout
+    integer, intent(out), optional :: ierr
+    call finish(c_wait(self%handle, real(timeout, c_double)), ierr)
+  end subroutine wait_within_single
+
+  subroutine wait_stats(self, timeout, stats, ierr)
+    class(request), intent(inout) :: self
+    real(c_double), intent(in) :: timeout
+    type(request_stats), intent(inout) :: stats
+    integer, intent(out), optional :: ierr
+    call finish(c_wait(self%handle, timeout, stats), ierr)
+  end subroutine wait_stats
+
+  subroutine wait_stats_single(self, timeout, stats, ierr)
+    class(request), intent(inout) :: self
+    real(c_float), intent(in) :: timeout
+    type(request_stats), intent(inout) :: stats
+    integer, intent(out), optional :: ierr
+    call finish(c_wait(self%handle, real(timeout, c_double), stats), ierr)
+  end subroutine wait_stats_single
+
+  subroutine test_plain(self, done, ierr)
+    class(request), intent(inout) :: self
+    logical, intent(out) :: done
+    integer, intent(out), optional :: ierr
+    integer(c_int) :: ended, code
+    code = c_test(self%handle, ended)
+    done = ended /= 0
+    call finish(code, ierr)
+  end subroutine test_plain
+
+  subroutine test_stats(self, done, stats, ierr)
+    class(request), intent(inout) :: self
+    logical, intent(out) :: done
+    type(request_stats), intent(inout) :: stats
+    integer, intent(out), optional :: ierr
+    integer(c_int) :: ended, code
+    code = c_test(self%handle, ended, stats)
+    done = ended /= 0
+    call finish(code, ierr)
+  end subroutine test_stats
+
+  subroutine request_cancel(self, ierr)
+    class(request), intent(inout) :: self
+    integer, intent(out), optional :: ierr
+    call finish(c_cancel(self%handle), ierr)
+  end subroutine request_cancel
+end module mpiserve_requests

@@ -1,0 +1,146 @@
+/* sections: arrays with gaps, or whose dimensions come in another order than their memory, and the
+ * dense copies of them that take part in calls. Outputs go back when their request ends. */
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "arrays.h"
+
+/* How many leading dimensions lie without a gap; *block is their size in bytes. */
+static int dense_dims(const array *a, int64_t *block) {
+  int d = 0;
+  *block = a->bytes;
+  while (d < a->rank && (a->extents[d] == 1 || a->strides[d] == *block)) *block *= a->extents[d++];
+  return d;
+}
+
+int msi_is_dense(const array *a) {
+  int64_t block;
+  return dense_dims(a, &block) == a->rank;
+}
+
+int64_t msi_elements(const array *a) {
+  int64_t n = 1;
+  for (int d = 0; d < a->rank; d++) n *= a->extents[d];
+  return n;
+}
+
+#define LINE(size) \
+  case size: \
+    for (int64_t i = 0; i < n; i++) memcpy(to + i * to_step, from + i * step, size); \
+    return
+
+/* n blocks. With a size that the compiler knows there is no call for each. */
+static void copy_line(char *to, int64_t to_step, const char *from, int64_t step, int64_t n,
+                      int64_t block) {
+  switch (block) {
+    LINE(1);
+    LINE(2);
+    LINE(4);
+    LINE(8);
+  }
+  for (int64_t i = 0; i < n; i++) memcpy(to + i * to_step, from + i * step, (size_t)block);
+}
+
+/* Copies a section to dense memory (or back), line by line. */
+void msi_copy(const array *a, char *dense, int back) {
+  int64_t block, index[MPISERVE_MAX_DIMS] = {0};
+  int first = dense_dims(a, &block), d = first;
+  int64_t n = first < a->rank ? a->extents[first] : 1,
+          step = first < a->rank ? a->strides[first] : 0;
+  if (!msi_elements(a)) return;
+  while (1) {
+    char *at = a->base;
+    for (int k = first + 1; k < a->rank; k++) at += index[k] * a->strides[k];
+    if (back)
+      copy_line(at, step, dense, block, n, block);
+    else
+      copy_line(dense, block, at, step, n, block);
+    dense += n * block;
+    for (d = first + 1; d < a->rank && ++index[d] == a->extents[d]; d++) index[d] = 0;
+    if (d >= a->rank) return;
+  }
+}
+
+int msi_parcel(void *dense, const array *a, parcel **list) {
+  parcel *p = dense ? malloc(sizeof *p) : NULL;
+  if (!p) {
+    free(dense);
+    return mpiserve_error(MPISERVE_ENOMEM, "no memory to pack a section of an array");
+  }
+  *p = (parcel){.next = *list, .array = *a, .dense = dense};
+  *list = p;
+  return MPISERVE_OK;
+}
+
+int msi_pack(const array *a, int comes_back, parcel **list, void **dense) {
+  *dense = malloc((size_t)(msi_elements(a) * a->bytes) + 1);
+  int code = msi_parcel(*dense, a, list);
+  if (code) return code;
+  (*list)->comes_back = comes_back;
+  if (!comes_back) msi_copy(a, *dense, 0);
+  return MPISERVE_OK;
+}
+
+/* What was packed goes: outputs to where they belong, if the call went well. */
+void msi_unpack(parcel *list, int code) {
+  while (list) {
+    parcel *p = list;
+    list = p->next;
+    if (code == MPISERVE_OK && p->comes_back) msi_copy(&p->array, p->dense, 1);
+    free(p->dense);
+    free(p);
+  }
+}
+
+/* ---- parcels of requests that have not ended ----------------------------------- */
+
+/* Of all sessions, each of which may be another thread's. Most programs have none. */
+static parcel *waiting;
+static atomic_int n_waiting;
+static pthread_mutex_t waiting_lock = PTHREAD_MUTEX_INITIALIZER;
+
+void msi_keep(parcel *list, mpiserve_session *session, uint64_t id) {
+  pthread_mutex_lock(&waiting_lock);
+  while (list) {
+    parcel *p = list;
+    list = p->next;
+    p->session = session;
+    p->id = id;
+    p->next = waiting;
+    waiting = p;
+    atomic_fetch_add(&n_waiting, 1);
+  }
+  pthread_mutex_unlock(&waiting_lock);
+}
+
+parcel *msi_take(const mpiserve_session *session, uint64_t id) {
+  parcel *list = NULL;
+  if (!atomic_load(&n_waiting)) return NULL;
+  pthread_mutex_lock(&waiting_lock);
+  for (parcel **at = &waiting; *at;) {
+    parcel *p = *at;
+    if (p->session != session || p->id != id) {
+      at = &p->next;
+      continue;
+    }
+    *at = p->next;
+    p->next = list;
+    list = p;
+    atomic_fetch_sub(&n_waiting, 1);
+  }
+  pthread_mutex_unlock(&waiting_lock);
+  return list;
+}
+
+/* A request of the session that has parcels; 0: none. */
+uint64_t msi_next_waiting(const mpiserve_session *session) {
+  uint64_t id = 0;
+  if (!atomic_load(&n_waiting)) return 0;
+  pthread_mutex_lock(&waiting_lock);
+  for (parcel *p = waiting; p && !id; p = p->next)
+    if (p->session == session) id = p->id;
+  pthread_mutex_unlock(&waiting_lock);
+  return id;
+}

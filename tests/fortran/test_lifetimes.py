@@ -1,0 +1,481 @@
+"""Arrays whose memory the compiler makes for one call: right values, or an error that says so."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+from coupling import SERVE, compile_fortran
+
+from mpiserve import programs
+
+N = 5  # elements of each array
+
+CONFIG = """\
+[service.one]
+backend = "python"
+model = "model:one"
+inputs = [{ name = "a", dtype = "float64", shape = [-1] }]
+outputs = [{ name = "p", dtype = "float64", shape = [-1] }]
+[service.two]
+backend = "python"
+model = "model:two"
+inputs = [{ name = "a", dtype = "float64", shape = [-1] },
+          { name = "b", dtype = "float64", shape = [-1] }]
+outputs = [{ name = "p", dtype = "float64", shape = [-1] },
+           { name = "q", dtype = "float64", shape = [-1] }]
+[pool.both]
+services = ["one", "two"]
+"""
+
+MODEL = """\
+def one(a):
+    return 2 * a
+
+
+def two(a, b):
+    return 2 * a, 3 * b
+"""
+
+# Every way to give N numbers that the compiler may put into memory of its own.
+INPUTS = {
+    "whole": "x",
+    "component": "cells%b",
+    "component of an allocatable array": "heap%b",
+    "component of a section": "cells(::1)%b",
+    "component of a component": "nests%cell%b",
+    "component of an element of a component": "nests%pair(2)%b",
+    "allocatable component": "box%values",
+    "component of an allocatable component": "box%cells%b",
+    "component of a polymorphic array": "poly%b",
+    "pointer to a component": "to_component",
+    "pointer to a section": "to_section",
+    "contiguous pointer": "to_whole",
+    "section with a stride": "wide(::2)",
+    "section from behind": "x(n:1:-1)",
+    "section across": "table(2, :)",
+    "vector subscript": "x(order)",
+    "vector subscript of a component": "cells(order)%b",
+    "expression": "x + 1",
+    "parentheses": "(x)",
+    "function": "made(n)",
+    "allocatable function": "allocated_by(n)",
+    "pointer function": "pointed_by()",
+    "constant": "[1d0, 2d0, 3d0, 4d0, 5d0]",
+    "parameter": "numbers",
+    "merge": "merge(to_whole, to_section, x > 2)",
+    "reshape": "reshape(table(1:1, :), [n])",
+    "conversion": "real(whole_numbers, real64)",
+    "real parts": "real(complexes)",
+    "block of an expression": "-cells%b * wide(::2)",
+}
+
+# Where an answer can be written; those of COPIES may be refused, but by infer().
+OUTPUTS = {
+    "whole": "y",
+    "allocatable": "later",
+    "section with a stride": "wide_y(::2)",
+    "section from behind": "y(n:1:-1)",
+    "section across": "table_y(2, :)",
+    "pointer to a section": "to_section_y",
+    "contiguous pointer": "to_whole_y",
+    "allocatable component": "box_y%values",
+    "pointer function": "pointed_y()",
+}
+COPIES = {
+    "component": "cells_y%b",
+    "component of an allocatable array": "heap_y%b",
+    "component of a component": "nests_y%cell%b",
+    "component of a component's element": "nests_y%pair(2)%b",
+    "component of an allocatable component": "box_y%cells%b",
+    "component of a polymorphic array": "poly_y%b",
+    "pointer to a component": "to_component_y",
+}
+
+PROGRAM = """\
+module memory
+  use, intrinsic :: iso_fortran_env, only: real32, real64
+  use mpiserve
+  implicit none
+  integer, parameter :: n = {n}
+  real(real64), parameter :: numbers(n) = [3d0, 1d0, 4d0, 1d0, 5d0]
+  type cell
+    real(real64) :: a = -1, b = -1
+  end type cell
+  type, extends(cell) :: large
+    integer :: more(3) = 0
+  end type large
+  type nest
+    integer :: before = 0
+    type(cell) :: cell, pair(3)
+  end type nest
+  type box_of
+    real(real64), allocatable :: values(:)
+    type(cell), allocatable :: cells(:)
+  end type box_of
+  type(session) :: coupled
+  type(service) :: one, two
+  type(request) :: pending
+  type(request_stats) :: stats
+  type(tensor) :: inputs(2), outputs(2)
+  integer :: order(n) = [2, 5, 1, 3, 4], whole_numbers(n) = [7, 6, 5, 4, 3]
+  real(real64), target :: x(n), wide(2 * n), table(3, n), y(n), wide_y(2 * n), table_y(3, n)
+  real(real64), target :: column(n)
+  complex(real64) :: complexes(n)
+  type(cell), target :: cells(n), cells_y(n)
+  type(nest), target :: nests(n), nests_y(n)
+  type(box_of), target :: box, box_y
+  type(cell), allocatable, target :: heap(:), heap_y(:)
+  class(cell), allocatable, target :: poly(:), poly_y(:)
+  real(real64), allocatable, target :: later(:)
+  real(real64), pointer :: to_component(:), to_section(:), to_component_y(:), to_section_y(:)
+  real(real64), pointer, contiguous :: to_whole(:), to_whole_y(:)
+  real(real64) :: a(n), b(n), z(n)
+  integer :: ierr, failures = 0, calls = 0
+contains
+  subroutine set_up()
+    allocate (heap(n), heap_y(n), later(n), box%values(n), box%cells(n), box_y%values(n))
+    allocate (box_y%cells(n))
+    allocate (large :: poly(n), poly_y(n))
+    to_component => heap%b
+    to_section => table(3, :)
+    to_whole => column
+    to_component_y => heap_y%b
+    to_section_y => table_y(3, :)
+    to_whole_y => later
+  end subroutine set_up
+
+  !> The sources have their values again.
+  subroutine restore()
+    integer :: i
+    do i = 1, n
+      x(i) = i
+      wide(2 * i - 1:2 * i) = [10 + i, -1]
+      column(i) = 15 + i
+      table(:, i) = [20 + i, 30 + i, 40 + i]
+      complexes(i) = cmplx(50 + i, -1, real64)
+      cells(i)%b = 60 + i
+      heap(i)%b = 70 + i
+      nests(i)%cell%b = 80 + i
+      nests(i)%pair(2)%b = 90 + i
+      box%values(i) = 100 + i
+      box%cells(i)%b = 110 + i
+      poly(i)%b = 120 + i
+    end do
+  end subroutine restore
+
+  !> The sources change, and memory that was free is used for something else.
+  subroutine spoil()
+    real(real64), allocatable :: junk(:)
+    integer :: i
+    x = -9
+    wide = -9
+    table = -9
+    column = -9
+    cells%b = -9
+    heap%b = -9
+    nests%cell%b = -9
+    nests%pair(2)%b = -9
+    box%values = -9
+    box%cells%b = -9
+    poly%b = -9
+    do i = 1, 40
+      allocate (junk(mod(i, 20) + 1))
+      junk = -9
+      if (mod(i, 7) == 0) call spoil_stack(8 * i)
+      deallocate (junk)
+    end do
+  end subroutine spoil
+
+  subroutine spoil_stack(m)
+    integer, intent(in) :: m
+    real(real64) :: junk(m)
+    junk = -9
+    if (sum(junk) > 0) print *, junk
+  end subroutine spoil_stack
+
+  function made(m) result(values)
+    integer, intent(in) :: m
+    real(real64) :: values(m)
+    integer :: i
+    values = [(i * i, i=1, m)]
+  end function made
+
+  function allocated_by(m) result(values)
+    integer, intent(in) :: m
+    real(real64), allocatable :: values(:)
+    values = made(m) + 1
+  end function allocated_by
+
+  function pointed_by() result(values)
+    real(real64), pointer :: values(:)
+    values => table(1, :)
+  end function pointed_by
+
+  function pointed_y() result(values)
+    real(real64), pointer :: values(:)
+    values => table_y(1, :)
+  end function pointed_y
+
+  subroutine clear()
+    y = -1
+    z = -1
+    wide_y = -1
+    table_y = -1
+    later = -1
+    cells_y%a = -1
+    cells_y%b = -1
+    heap_y%b = -1
+    nests_y%cell%b = -1
+    nests_y%pair(2)%b = -1
+    box_y%values = -1
+    box_y%cells%b = -1
+    poly_y%b = -1
+  end subroutine clear
+
+  subroutine check(right, label)
+    logical, intent(in) :: right
+    character(len=*), intent(in) :: label
+    calls = calls + 1
+    if (right) return
+    failures = failures + 1
+    print "(2a)", "wrong: ", label
+  end subroutine check
+
+  !> Refused, if the compiler passed a copy; pointers may come through it as they are.
+  subroutine right_or_refused(right, label)
+    logical, intent(in) :: right
+    character(len=*), intent(in) :: label
+    logical :: refused
+    refused = .false.
+    if (ierr == mpiserve_earg) refused = index(mpiserve_last_error(), "a copy of this array") > 0
+    call check(refused .or. (ierr == mpiserve_ok .and. right), label)
+  end subroutine right_or_refused
+end module memory
+
+program lifetimes
+  use mpi_f08
+  use memory
+  implicit none
+  call MPI_Init()
+  call set_up()
+  call restore()
+  call clear()
+  call coupled%open(MPI_COMM_WORLD)
+  call coupled%find("one", one)
+  call coupled%find("two", two)
+{calls}
+  call dummies(x, wide(::2), cells%b, table(2, :), n)
+  call answer_into(cells_y%b)
+  call check(all(cells_y%b == 2 * x), "dummies: a component is answered into")
+  call coupled%close()
+  call MPI_Finalize()
+  print "(i0, a, i0, a)", calls, " checks, ", failures, " failures"
+contains
+{procedures}
+  !> Arguments of arguments: what they are copies of lives as long as this procedure.
+  subroutine dummies(shaped, section, component, across, m)
+    integer, intent(in) :: m
+    real(real64), intent(in) :: shaped(:), section(:), component(:), across(m)
+    b = section
+    call two%submit_tensors([input(shaped), input(section)], [output(y), output(z)], pending)
+    call pending%wait()
+    call check(all(y == 2 * shaped) .and. all(z == 3 * section), "dummies: shaped, section")
+    call two%infer_tensors([input(component), input(across)], [output(y), output(z)])
+    call check(all(y == 2 * component) .and. all(z == 3 * across), "dummies: component, across")
+  end subroutine dummies
+
+  subroutine answer_into(dummy)
+    real(real64), intent(inout), target :: dummy(:)
+    call one%submit(x, dummy, pending)
+    call spoil_stack(100)
+    call pending%wait()
+  end subroutine answer_into
+end program lifetimes
+"""
+
+INPUT = """
+  subroutine input_{i}()
+    a = {e}
+    call one%infer({e}, y)
+    call check(all(y == 2 * a), "{label}: infer")
+    call one%infer({e}, y, 60.0)
+    call check(all(y == 2 * a), "{label}: infer, time-out")
+    call one%infer({e}, y, 60d0, stats)
+    call check(all(y == 2 * a) .and. stats%rows == n, "{label}: infer, stats")
+    call two%infer_tensors([input({e}), &
+      input({e})], &
+      [output(y), output(z)])
+    call check(all(y == 2 * a) .and. all(z == 3 * a), "{label}: infer_tensors")
+    call two%infer_tensors([input({e}, "b"), &
+      input({e}, "a")], &
+      [output(y), output(z)], 60.0)
+    call check(all(y == 2 * a) .and. all(z == 3 * a), "{label}: infer_tensors, time-out")
+    call two%infer_tensors([input({e}), input(x + 1)], &
+      [output(y), output(z)], 60d0, stats)
+    call check(all(y == 2 * a) .and. all(z == 3 * (x + 1)), "{label}: infer_tensors, stats")
+    inputs = [input({e}), &
+      input({e})]
+    call spoil()
+    call two%infer_tensors(inputs, [output(y), output(z)])
+    call check(all(y == 2 * a) .and. all(z == 3 * a), "{label}: infer_tensors, later")
+    call restore()
+    call one%submit({e}, y, pending)
+    call spoil()
+    call pending%wait()
+    call check(all(y == 2 * a), "{label}: submit")
+    call restore()
+    call one%submit({e}, y, request_options(deadline=60d0), pending)
+    call spoil()
+    call pending%wait(60.0, stats)
+    call check(all(y == 2 * a), "{label}: submit, options")
+    call restore()
+    call two%submit_tensors([input({e}), &
+      input({e})], &
+      [output(y), output(z)], pending)
+    call spoil()
+    call pending%wait(60d0)
+    call check(all(y == 2 * a) .and. all(z == 3 * a), "{label}: submit_tensors")
+    call restore()
+    call two%submit_tensors([input({e}), &
+      input({e})], &
+      [output(y), output(z)], &
+      request_options(priority=1), pending)
+    call spoil()
+    call pending%wait(60.0)
+    call check(all(y == 2 * a) .and. all(z == 3 * a), "{label}: submit_tensors, options")
+    call restore()
+  end subroutine input_{i}
+"""
+
+OUTPUT = """
+  subroutine output_{i}()
+    call clear()
+    call one%infer(x, {e})
+    b = {e}
+    call check(all(b == 2 * x), "{label}: infer")
+    call clear()
+    call two%infer_tensors([input(x), input(x)], &
+      [output({e}), output(z)])
+    b = {e}
+    call check(all(b == 2 * x) .and. all(z == 3 * x), "{label}: infer_tensors")
+    call clear()
+    outputs = [output(z), output({e})]
+    call spoil_stack(100)
+    call two%infer_tensors([input(x), input(x)], outputs, 60.0, stats)
+    b = {e}
+    call check(all(b == 3 * x) .and. all(z == 2 * x), "{label}: infer_tensors, later")
+    call clear()
+    call one%submit(x, {e}, pending)
+    call spoil_stack(100)
+    call pending%wait()
+    b = {e}
+    call check(all(b == 2 * x), "{label}: submit")
+    call clear()
+    call one%submit(x, {e}, request_options(priority=1), pending)
+    call spoil_stack(100)
+    call pending%wait()
+    b = {e}
+    call check(all(b == 2 * x), "{label}: submit, options")
+    call clear()
+    call two%submit_tensors([input(x), input(x)], &
+      [output({e}), output(z)], pending)
+    call spoil_stack(100)
+    call pending%wait()
+    b = {e}
+    call check(all(b == 2 * x) .and. all(z == 3 * x), "{label}: submit_tensors")
+  end subroutine output_{i}
+"""
+
+COPY = """
+  subroutine copy_{i}()
+    call clear()
+    call one%infer(x, {e}, 60.0)
+    call check(all({e} == 2 * x), "{label}: infer")
+    call clear()
+    call two%infer_tensors([input(x), input(x)], [output({e}), output(z)], ierr)
+    call right_or_refused(all({e} == 2 * x), "{label}: infer_tensors")
+    call clear()
+    call two%infer_tensors([input(x), input(x)], [output(z), output({e})], 60.0, stats, ierr)
+    call right_or_refused(all({e} == 3 * x), "{label}: infer_tensors, stats")
+    call clear()
+    call one%submit(x, {e}, pending, ierr)
+    if (ierr == mpiserve_ok) call pending%wait()
+    call right_or_refused(all({e} == 2 * x), "{label}: submit")
+    call clear()
+    call one%submit(x, {e}, request_options(), pending, ierr)
+    if (ierr == mpiserve_ok) call pending%wait()
+    call right_or_refused(all({e} == 2 * x), "{label}: submit, options")
+    call clear()
+    call two%submit_tensors([input(x), input(x)], [output(z), output({e})], pending, ierr)
+    if (ierr == mpiserve_ok) call pending%wait()
+    call right_or_refused(all({e} == 3 * x), "{label}: submit_tensors")
+  end subroutine copy_{i}
+"""
+
+# What is no variable cannot take an answer: the compiler says so.
+NEVER = ["x + 1", "(x)", "x([1, 3])", "numbers", "made(2)", "[x]", "1.0"]
+
+REFUSED = """\
+subroutine sub()
+  use mpiserve
+  type(service) :: s
+  type(request) :: r
+  type(tensor) :: t
+  real :: x(4)
+  real, parameter :: numbers(2) = 1
+  {statement}
+contains
+  function made(n)
+    real :: made(n)
+    made = 1
+  end function made
+end subroutine sub
+"""
+
+
+def blocks() -> tuple[str, str]:
+    """Return the calls and the procedures of the program."""
+    parts = [("input", INPUT, INPUTS), ("output", OUTPUT, OUTPUTS), ("copy", COPY, COPIES)]
+    named = [
+        (f"{kind}_{i}", template.format(i=i, e=expression, label=f"{kind}, {label}"))
+        for kind, template, table in parts
+        for i, (label, expression) in enumerate(table.items())
+    ]
+    return "\n".join(f"  call {name}()" for name, _ in named), "".join(text for _, text in named)
+
+
+def checks() -> int:
+    return 11 * len(INPUTS) + 6 * len(OUTPUTS) + 6 * len(COPIES) + 3
+
+
+def test_right_values_or_an_error(mpiexec, tmp_path):
+    (tmp_path / "model.py").write_text(MODEL)
+    (tmp_path / "c.toml").write_text(CONFIG)
+    calls, procedures = blocks()
+    source = tmp_path / "lifetimes.f90"
+    source.write_text(PROGRAM.format(n=N, calls=calls, procedures=procedures))
+    # What the optimizer makes of it with one transport, checks of the compiler with the other.
+    rma = os.environ["MPISERVE_TRANSPORT"] == "rma"
+    flags = "-O1" if rma else "-fcheck=all,no-array-temps"
+    program = compile_fortran(source, "-Wno-surprising", "-Wno-uninitialized", flags)
+    done = mpiexec(["-n", 1, program, ":", "-n", 1, *SERVE, "c.toml"])
+    assert done.returncode == 0
+    assert done.stdout == f"{checks()} checks, 0 failures\n"
+
+
+def test_the_compiler_refuses_outputs_that_are_no_variables(tmp_path):
+    mpifort = shutil.which("mpifort", path=f"{sys.prefix}/bin")
+    flags = programs.fflags().split()
+    statements = ["t = output({})", "call s%submit(x, {}, r)", "call s%infer(x, {})"]
+    accepted = []
+    for statement in ["t = output(x)", "call s%submit(x, x, r)"] + [
+        text.format(never) for text in statements for never in NEVER
+    ]:
+        (tmp_path / "a.f90").write_text(REFUSED.format(statement=statement))
+        command = [mpifort, "-std=f2018", "-fsyntax-only", *flags, "a.f90"]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        if done.returncode == 0:
+            accepted.append(statement)
+        assert "internal compiler error" not in done.stderr
+    assert accepted == ["t = output(x)", "call s%submit(x, x, r)"]

@@ -1,0 +1,68 @@
+"""Which MPI a build takes, and the name of its wheel: what setup.py finds, without the build."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from jobs import ROOT
+
+# setup.py as in an environment that has no MPI of its own, such as that of an isolated build.
+READ = """\
+import runpy, sys
+import Cython.Build, setuptools
+setuptools.setup = lambda **given: None
+Cython.Build.cythonize = lambda *modules, **given: []
+sys.prefix = sys.argv[1]
+names = runpy.run_path("setup.py")
+mpicc = names["find_mpicc"]()
+print(mpicc, names["which_mpi"](mpicc))
+"""
+
+
+@pytest.fixture
+def found(tmp_path):
+    """Return how setup.py finds the wrapper, with environments active and others of no MPI."""
+
+    def run(prefix: Path, **env: str) -> list[str]:
+        kept = {k: v for k, v in os.environ.items() if k not in ("MPICC", "VIRTUAL_ENV")}
+        system = make_mpicc(tmp_path / "system", '#define MPICH_VERSION "4.0.2"')
+        kept["PATH"] = f"{system}:{kept['PATH']}"
+        command = [sys.executable, "-c", READ, str(prefix)]
+        done = subprocess.run(command, cwd=ROOT, env=kept | env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.split()
+
+    return run
+
+
+def make_mpicc(prefix: Path, *defines: str) -> Path:
+    """Write a wrapper that finds an mpi.h of its own; return its folder."""
+    folder = prefix / "bin"
+    folder.mkdir(parents=True, exist_ok=True)
+    (prefix / "mpi.h").write_text("\n".join(defines) + "\n")
+    (folder / "mpicc").write_text(f'#!/bin/sh\nexec cc -I{prefix} "$@"\n')
+    (folder / "mpicc").chmod(0o755)
+    return folder
+
+
+def test_an_isolated_build_takes_the_wrapper_of_the_active_environment(found, tmp_path):
+    active = make_mpicc(tmp_path / "active", "#define OPEN_MPI 1", "#define OMPI_MAJOR_VERSION 5")
+    system = tmp_path / "system/bin/mpicc"
+    env = {"VIRTUAL_ENV": str(tmp_path / "active")}
+    assert found(tmp_path / "none", **env) == [f"{active}/mpicc", "openmpi5"]
+    assert found(tmp_path / "none") == [str(system), "mpich4"]
+    assert found(tmp_path / "none", **env, MPICC=str(system)) == [str(system), "mpich4"]
+
+
+def test_the_environment_that_builds_comes_first(found, tmp_path):
+    own = make_mpicc(tmp_path / "own", "#define I_MPI_VERSION 2021", "#define MPICH_VERSION 3")
+    make_mpicc(tmp_path / "active", "#define OPEN_MPI 1")
+    env = {"VIRTUAL_ENV": str(tmp_path / "active")}
+    assert found(tmp_path / "own", **env) == [f"{own}/mpicc", "impi2021"]
+
+
+def test_an_unknown_mpi_has_a_name(found, tmp_path):
+    make_mpicc(tmp_path / "own")
+    assert found(tmp_path / "own")[1] == "mpi"
