@@ -23,7 +23,6 @@ typedef struct asked {
   uint8_t *own, *copy; /* memory that is not in a buffer; its inputs row by row */
   taken *in_buffer, *out_buffer;
   int64_t in_at, out_at; /* first rows there */
-  int lost;              /* a buffer was given back under it: its outputs are not ours */
   double deadline;
   int64_t least; /* generation */
   mpiserve_request request;
@@ -130,7 +129,7 @@ static void fill(asked *a, uint64_t *number) {
 static void leave_inputs(asked *a, int spoil) {
   taken *t = a->in_buffer;
   a->in_buffer = NULL;
-  if (!t || a->lost) return;
+  if (!t) return;
   count(t->ins, a->in_at, a->rows, -1);
   for (int64_t i = a->in_at; i < a->in_at + a->rows && spoil; i++) {
     t->spoilt[i] = 1;
@@ -140,7 +139,7 @@ static void leave_inputs(asked *a, int spoil) {
 }
 
 static void leave_outputs(asked *a) {
-  if (a->out_buffer && !a->lost) count(a->out_buffer->outs, a->out_at, a->rows, -1);
+  if (a->out_buffer) count(a->out_buffer->outs, a->out_at, a->rows, -1);
   a->out_buffer = NULL;
 }
 
@@ -156,14 +155,14 @@ static void forget(asked *a) {
 static void give_up(asked *a) {
   a->request.id = 0;
   leave_inputs(a, 1);
-  if (!a->lost) rows_set(&a->s->out, a->out, 0, a->rows, SCRIBBLE);
+  rows_set(&a->s->out, a->out, 0, a->rows, SCRIBBLE);
   a->state = GIVEN_UP;
 }
 
 /* Has somebody written to it since? */
 static void check_given_up(const asked *a) {
   uint8_t row[MAX_ROW_BYTES];
-  for (int64_t i = 0; i < a->rows && !a->lost; i++) {
+  for (int64_t i = 0; i < a->rows; i++) {
     row_get(&a->s->out, a->out, i, row);
     for (size_t j = 0; j < a->s->out.row; j++)
       if (row[j] != SCRIBBLE) {
@@ -210,7 +209,7 @@ static int is_answered(const asked *a, int64_t generation) {
 
 static void check_inputs(const asked *a) {
   uint8_t row[MAX_ROW_BYTES];
-  for (int64_t i = 0; i < a->rows && !a->lost && !a->s->d.overwrites; i++) {
+  for (int64_t i = 0; i < a->rows && !a->s->d.overwrites; i++) {
     row_get(&a->s->in, a->in, i, row);
     if (!memcmp(row, a->copy + (size_t)i * a->s->in.row, a->s->in.row)) continue;
     wrong("inputs were changed, row %lld: %s", (long long)i, name_of(a));
@@ -220,7 +219,7 @@ static void check_inputs(const asked *a) {
 
 static void check_answer(const asked *a, int64_t generation) {
   check_inputs(a);
-  if (a->lost || is_answered(a, generation)) return;
+  if (is_answered(a, generation)) return;
   wrong("%lld of %lld rows are right: %s", (long long)right_rows(a, generation ? generation : 1),
         (long long)a->rows, name_of(a));
 }

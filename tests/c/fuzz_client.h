@@ -211,26 +211,27 @@ static void take(client *c) {
   rows_set(&s->in, t->b.inputs, 0, rows, NOBODYS);
 }
 
-/* Requests that are given up are looked at once more; others go on, but their memory is not
- * ours any more. */
+static int is_used(const client *c, const taken *t) {
+  for (int i = 0; i < MAX_ASKED; i++) {
+    const asked *a = &c->asked[i];
+    if (a->state == ALIVE && (a->in_buffer == t || a->out_buffer == t)) return 1;
+  }
+  return 0;
+}
+
+/* Requests that were given up may use it still, at the head. */
 static void part_with(client *c, const taken *t) {
   for (int i = 0; i < MAX_ASKED; i++) {
     asked *a = &c->asked[i];
     if (a->state == FREE || (a->in_buffer != t && a->out_buffer != t)) continue;
-    if (a->state == GIVEN_UP) {
-      check_given_up(a);
-      forget(a);
-    } else {
-      if (a->in_buffer && a->in_buffer != t) leave_inputs(a, 0);
-      if (a->out_buffer && a->out_buffer != t) leave_outputs(a);
-      a->lost = 1;
-    }
+    check_given_up(a);
+    forget(a);
   }
 }
 
 static void give(client *c) {
   taken *t = &c->taken[pick(&c->d, MAX_TAKEN)];
-  if (!t->used) return;
+  if (!t->used || is_used(c, t)) return;
   part_with(c, t);
   doing("give a buffer of %lld rows back", (long long)t->b.rows);
   must(mpiserve_buffer_give(c->services[t->number], &t->b), "buffer_give");
@@ -306,7 +307,7 @@ static void look_at_the_end(client *c) {
     int may_fail = a->state == ALIVE &&
                    (a->deadline > 0 || a->s->fails || a->s->changes ||
                     a->s->d.on_full == MPISERVE_REJECT || a->s->rester >= 0 || c->w->failing >= 0);
-    if (a->state == ALIVE && !(may_fail && !a->lost && untouched(a)) &&
+    if (a->state == ALIVE && !(may_fail && untouched(a)) &&
         !(may_fail && a->s->d.overwrites && a->in_buffer))
       check_answer(a, 0);
     if (a->state != FREE) forget(a);

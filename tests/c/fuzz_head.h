@@ -35,6 +35,13 @@ typedef struct head {
 
 /* ---- what reaches the model ------------------------------------------------------------- */
 
+static const char *hex(const uint8_t *row, size_t bytes) {
+  enum { SHOWN = 24 };
+  static char text[3 * SHOWN + 1];
+  for (size_t i = 0; i < SHOWN && i < bytes; i++) snprintf(text + 3 * i, 4, "%02x ", row[i]);
+  return text;
+}
+
 static void look_at_row(head *h, const model *m, const uint8_t *row, int64_t at, int client) {
   if (client < 0 || h->w->roles[client] != MPISERVE_SIMULATION) {
     wrong("row %lld of a batch of '%s' is of nobody (client %d)", (long long)at, m->s->d.name,
@@ -44,8 +51,8 @@ static void look_at_row(head *h, const model *m, const uint8_t *row, int64_t at,
   } else if (memchr(row, SCRIBBLE, m->s->in.row)) {
     h->changes_in_place++; /* it was cancelled: nobody gets to see what becomes of it */
   } else {
-    wrong("row %lld of a batch of '%s' was not submitted by rank %d", (long long)at, m->s->d.name,
-          client);
+    wrong("row %lld of a batch of '%s' was not submitted by rank %d: %s", (long long)at,
+          m->s->d.name, client, hex(row, m->s->in.row));
   }
 }
 
@@ -308,6 +315,15 @@ static void check_counters(const head *h) {
     wrong("batches are closed for no reason");
 }
 
+/* Those that a client's failure has ended. */
+static void forget_held(head *h) {
+  for (int wanted; h->n_held; free(h->held[--h->n_held].rows)) {
+    must(mpiserve_ticket_wanted(h->session, &h->held[h->n_held - 1].ticket, &wanted),
+         "ticket_wanted");
+    if (wanted) wrong("every client has left, but a request is held");
+  }
+}
+
 static void serve(const world *w, mpiserve_session *session) {
   static head h;
   h = (head){.w = w, .session = session, .d = {mix(me.seed) + (uint64_t)me.rank + 1}};
@@ -315,7 +331,7 @@ static void serve(const world *w, mpiserve_session *session) {
   publish(&h);
   while (!code) code = step(&h);
   if (code != MPISERVE_ECLOSED) must(code, "batch_next");
-  if (h.n_held) wrong("every client has left, but %d of their requests are held", h.n_held);
+  forget_held(&h);
   check_counters(&h);
   doing("close");
   must(mpiserve_close(session), "close");
