@@ -44,6 +44,7 @@ class Job:
     timeout: float
     ranks: int = 1
     tests: list[str] = field(default_factory=list)  # empty: one test, told by the exit status
+    again: str = ""  # the command that runs one of them, which comes behind it
 
     @property
     def folder(self) -> Path:
