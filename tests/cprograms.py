@@ -9,7 +9,6 @@ tests/c/fuzz.c is a random program, of which each seed is a test.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import subprocess
@@ -18,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from jobs import ROOT, TO_LOG, Job, Target
+from jobs import ROOT, TO_LOG, Job, Target, reports
 
 PROGRAMS = ROOT / "build/test-programs"
 BUILT: set[str] = set()  # libraries, by this process
@@ -75,8 +74,8 @@ def race_jobs(target: Target, keyword: str) -> list[Job]:
 
 def c_mpi_job(target: Target, transport: str, suite: str, program: Path, ranks: int) -> Job:
     """One program on so many ranks."""
-    path, n = program.relative_to(ROOT), ["-n", str(ranks)]
-    python = target.prefix.relative_to(ROOT) / "bin/python"
+    path, python = (os.path.relpath(p, ROOT) for p in (program, target.python))
+    n = ["-n", str(ranks)]
     return Job(
         title=f"{target.name} {transport} {suite}/{program.name} n={ranks}",
         command=[target.env["MPIEXEC"], *n, "sh", "-c", TO_LOG, "sh", str(program)],
@@ -129,7 +128,7 @@ def sessions(job: Job, first: int, seeds: int, seconds: float) -> Iterator[Job]:
             tests=[f"seed {seed}"],
         )
         yield one
-        begun = [json.loads(line)["test"] for line in (one.folder / "report.0").open()]
-        if begun[-1].startswith("the last was"):
+        begun = [entry["test"] for entry in reports(one.folder, 0)]
+        if not begun or begun[-1].startswith("the last was"):
             return
         seed = int(begun[-1].split()[-1]) + 1

@@ -20,7 +20,6 @@ second, and cluster and fortran run beside the other suites.
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import shutil
 import sys
@@ -35,7 +34,7 @@ from threading import Lock
 
 import mpijob
 from cprograms import c_jobs, c_mpi_jobs, fuzz_jobs, race_jobs
-from jobs import LOGS, ROOT, TO_LOG, Job, Target
+from jobs import LOGS, ROOT, TO_LOG, Job, Target, reports
 
 SUITES = ("unit", "c", "asan", "tsan", "fuzz", "harness", "mpi", "launch", "models", "examples")
 SUITES += ("cluster", "fortran")
@@ -104,13 +103,6 @@ class Summary:
 
 def exit_outcome(code: int) -> str:
     return {0: "passed", 77: "skipped"}.get(code, "failed")
-
-
-def reports(folder: Path, rank: int) -> list[dict]:
-    """Return what one rank reported; the last line of a killed one may be torn."""
-    path = folder / f"report.{rank}"
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def outcomes(job: Job, code: int) -> dict[str, str]:
