@@ -78,15 +78,15 @@ static inline void must(int code, const char *what) {
 /* ---- rows ---------------------------------------------------------------------------------- */
 
 enum {
-  SCRIBBLE = 0xEE, /* over what a request that was given up may not touch any more */
-  NOBODYS = 0xDD,  /* rows of a buffer that were never submitted */
-  UNWRITTEN = 0xCC /* outputs before the answer */
+  UNWRITTEN = 0xCC, /* outputs before the answer */
+  NOBODYS = 0xDD,   /* rows of a buffer that were never submitted */
+  ENDED = 0xEE      /* outputs of a request that has ended without an answer */
 };
 enum { KEY = 8, TELLING = 12 }; /* rows of so many bytes tell who made them */
 
 static inline uint8_t plain(uint64_t x) {
   uint8_t byte = (uint8_t)(x >> 40);
-  return byte == SCRIBBLE || byte == NOBODYS ? byte ^ 0x11 : byte;
+  return byte == NOBODYS ? 0 : byte;
 }
 
 /* All bytes follow from the first ones, so that a head can tell a row that is torn, or mixed

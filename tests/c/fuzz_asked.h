@@ -12,11 +12,11 @@ typedef struct taken {
   int used, number; /* of the service */
   mpiserve_buffer b;
   int ins[MAX_ROWS], outs[MAX_ROWS]; /* requests that have the row as input, as output */
-  int spoilt[MAX_ROWS];              /* scribbled over while a head may read it: never again */
+  int spoilt[MAX_ROWS];              /* a head may be at it still: not to be used again */
 } taken;
 
 typedef struct asked {
-  enum { FREE, ALIVE, GIVEN_UP } state; /* given up: nobody may write to its outputs */
+  enum { FREE, ALIVE, OVER } state; /* over: nobody may write to its outputs */
   const service *s;
   int64_t rows;
   void *in[MAX_SIDE], *out[MAX_SIDE];
@@ -55,8 +55,8 @@ static int may_be_input(const service *s, const taken *t, int64_t at, int64_t ro
 }
 
 static int may_be_output(const service *s, const taken *t, int64_t at, int64_t rows) {
-  if (sum(t->outs, at, rows)) return 0;
-  return !s->d.overwrites || !(sum(t->ins, at, rows) + sum(t->spoilt, at, rows));
+  if (sum(t->outs, at, rows) + sum(t->spoilt, at, rows)) return 0;
+  return !s->d.overwrites || !sum(t->ins, at, rows);
 }
 
 static void point(const side *s, void *const *base, int64_t at, void **data) {
@@ -126,16 +126,9 @@ static void fill(asked *a, uint64_t *number) {
 /* ---- end --------------------------------------------------------------------------------------
  */
 
-static void leave_inputs(asked *a, int spoil) {
-  taken *t = a->in_buffer;
+static void leave_inputs(asked *a) {
+  if (a->in_buffer) count(a->in_buffer->ins, a->in_at, a->rows, -1);
   a->in_buffer = NULL;
-  if (!t) return;
-  count(t->ins, a->in_at, a->rows, -1);
-  for (int64_t i = a->in_at; i < a->in_at + a->rows && spoil; i++) {
-    t->spoilt[i] = 1;
-    if (!t->ins[i] && !(a->s->d.overwrites && t->outs[i]))
-      rows_set(&a->s->in, t->b.inputs, i, 1, SCRIBBLE);
-  }
 }
 
 static void leave_outputs(asked *a) {
@@ -144,29 +137,39 @@ static void leave_outputs(asked *a) {
 }
 
 static void forget(asked *a) {
-  leave_inputs(a, 0);
+  leave_inputs(a);
   leave_outputs(a);
   free(a->own);
   free(a->copy);
   *a = (asked){.state = FREE};
 }
 
-/* "Its outputs may be reused when the call returns, its inputs too." */
+/* It has ended without an answer. All of its tensors may be used again. */
+static void close_case(asked *a) {
+  leave_inputs(a);
+  rows_set(&a->s->out, a->out, 0, a->rows, ENDED);
+  a->state = OVER;
+}
+
+/* The head may not know yet: rows of buffers are not to be used again. */
 static void give_up(asked *a) {
   a->request.id = 0;
-  leave_inputs(a, 1);
-  rows_set(&a->s->out, a->out, 0, a->rows, SCRIBBLE);
-  a->state = GIVEN_UP;
+  if (a->in_buffer) count(a->in_buffer->spoilt, a->in_at, a->rows, 1);
+  if (a->out_buffer) count(a->out_buffer->spoilt, a->out_at, a->rows, 1);
+  if (a->out_buffer)
+    forget(a);
+  else
+    close_case(a);
 }
 
 /* Has somebody written to it since? */
-static void check_given_up(const asked *a) {
+static void check_over(const asked *a) {
   uint8_t row[MAX_ROW_BYTES];
   for (int64_t i = 0; i < a->rows; i++) {
     row_get(&a->s->out, a->out, i, row);
     for (size_t j = 0; j < a->s->out.row; j++)
-      if (row[j] != SCRIBBLE) {
-        wrong("outputs of a request that was given up were written, row %lld: %s", (long long)i,
+      if (row[j] != ENDED) {
+        wrong("outputs were written after the request has ended, row %lld: %s", (long long)i,
               name_of(a));
         return;
       }

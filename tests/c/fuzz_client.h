@@ -18,6 +18,8 @@ typedef struct client {
   taken taken[MAX_TAKEN];
 } client;
 
+static const mpiserve_stats NOT_WRITTEN = {-1, -1, -1, -1, -1, -1, -1};
+
 static void *kept[1 << 12]; /* buffers that were not given back belong to the process */
 static int n_kept;
 
@@ -34,7 +36,7 @@ static int is_expected(const client *c, const asked *a, int code) {
   return (code == MPISERVE_EMODEL || code <= -1000) && ours && (s->fails || s->changes);
 }
 
-static void check_stats(const client *c, const asked *a, const mpiserve_stats *s) {
+static void check_stats(const asked *a, const mpiserve_stats *s) {
   int64_t generation = s->generation;
   if (s->rows != a->rows || s->batch_rows < s->rows || s->batch_rows > a->s->d.max_batch_rows ||
       s->batch_requests < 1 || s->queue_ns < 0 || s->compute_ns < 0 || s->total_ns < 0)
@@ -42,19 +44,24 @@ static void check_stats(const client *c, const asked *a, const mpiserve_stats *s
           (long long)s->rows, (long long)s->batch_rows, (long long)s->batch_requests,
           (long long)s->queue_ns, (long long)s->compute_ns, (long long)s->total_ns, name_of(a));
   if (generation < a->least) wrong("generation %lld: %s", (long long)generation, name_of(a));
-  (void)c;
 }
 
-/* Of a request that ended with an error they are empty, or its own. */
+static int is_empty(const mpiserve_stats *s) {
+  const mpiserve_stats none = {0};
+  return !memcmp(s, &none, sizeof none);
+}
+
+/* They tell what the head got to do. */
 static void check_stats_of_error(const asked *a, const mpiserve_stats *s) {
-  if (s->rows && s->rows != a->rows)
+  if ((s->rows && s->rows != a->rows) || s->batch_rows || s->batch_requests || s->generation ||
+      s->compute_ns)
     wrong("statistics of %lld rows with an error: %s", (long long)s->rows, name_of(a));
 }
 
 static void end(client *c, asked *a, int code, const mpiserve_stats *stats) {
   if (a->request.id) wrong("it has ended, but its id is not 0: %s", name_of(a));
   if (!code) {
-    if (stats) check_stats(c, a, stats);
+    if (stats) check_stats(a, stats);
     check_answer(a, stats ? stats->generation : 0);
     forget(a);
     return;
@@ -62,7 +69,15 @@ static void end(client *c, asked *a, int code, const mpiserve_stats *stats) {
   if (!is_expected(c, a, code)) wrong("%d, %s: %s", code, mpiserve_last_error(), name_of(a));
   if (stats) check_stats_of_error(a, stats);
   check_inputs(a);
-  give_up(a);
+  if (code == MPISERVE_EDEADLINE)
+    give_up(a);
+  else
+    close_case(a);
+}
+
+/* The call ended no request. */
+static void time_out(const asked *a, const mpiserve_stats *stats) {
+  if (stats && !is_empty(stats)) wrong("statistics without an end: %s", name_of(a));
 }
 
 /* ---- submit -------------------------------------------------------------------------------- */
@@ -126,7 +141,7 @@ static void submit(client *c) {
 
 static void infer(client *c) {
   mpiserve_tensor in[MAX_SIDE], out[MAX_SIDE];
-  mpiserve_stats stats = {0}, *wanted = chance(&c->d, 50) ? &stats : NULL;
+  mpiserve_stats stats = NOT_WRITTEN, *wanted = chance(&c->d, 50) ? &stats : NULL;
   asked *a = prepare(c);
   if (!a) return;
   const mpiserve_description *d = &a->s->d;
@@ -137,7 +152,7 @@ static void infer(client *c) {
   int code = mpiserve_infer(c->services[a->s->number], d->n_inputs, in, d->n_outputs, out, timeout,
                             wanted);
   if (code == MPISERVE_ETIMEOUT && timeout >= 0)
-    give_up(a);
+    time_out(a, wanted), give_up(a);
   else
     end(c, a, code, wanted);
 }
@@ -146,11 +161,13 @@ static void infer(client *c) {
  */
 
 static void wait_for(client *c, asked *a, double timeout) {
-  mpiserve_stats stats = {0}, *wanted = chance(&c->d, 70) ? &stats : NULL;
+  mpiserve_stats stats = NOT_WRITTEN, *wanted = chance(&c->d, 70) ? &stats : NULL;
   doing("wait %g s for %s", timeout, name_of(a));
   int code = mpiserve_wait(c->session, &a->request, timeout, wanted);
-  if (code == MPISERVE_ETIMEOUT && timeout >= 0 && a->request.id) return;
-  end(c, a, code, wanted);
+  if (code == MPISERVE_ETIMEOUT && timeout >= 0 && a->request.id)
+    time_out(a, wanted);
+  else
+    end(c, a, code, wanted);
 }
 
 static void wait_for_one(client *c) {
@@ -163,7 +180,7 @@ static void wait_for_all(client *c) {
 }
 
 static void test(client *c) {
-  mpiserve_stats stats = {0};
+  mpiserve_stats stats = NOT_WRITTEN;
   asked *a = one_that(c, ALIVE);
   int done = -1;
   if (!a) return;
@@ -173,6 +190,8 @@ static void test(client *c) {
     end(c, a, code, &stats);
   else if (code || done)
     wrong("test: %d, done is %d", code, done);
+  else
+    time_out(a, &stats);
 }
 
 static void cancel(client *c) {
@@ -185,9 +204,9 @@ static void cancel(client *c) {
 }
 
 static void look_again(client *c) {
-  asked *a = one_that(c, GIVEN_UP);
+  asked *a = one_that(c, OVER);
   if (!a) return;
-  check_given_up(a);
+  check_over(a);
   forget(a);
 }
 
@@ -224,7 +243,7 @@ static void part_with(client *c, const taken *t) {
   for (int i = 0; i < MAX_ASKED; i++) {
     asked *a = &c->asked[i];
     if (a->state == FREE || (a->in_buffer != t && a->out_buffer != t)) continue;
-    check_given_up(a);
+    check_over(a);
     forget(a);
   }
 }
@@ -303,7 +322,7 @@ static void work(client *c) {
 static void look_at_the_end(client *c) {
   for (int i = 0; i < MAX_ASKED; i++) {
     asked *a = &c->asked[i];
-    if (a->state == GIVEN_UP) check_given_up(a);
+    if (a->state == OVER) check_over(a);
     int may_fail = a->state == ALIVE &&
                    (a->deadline > 0 || a->s->fails || a->s->changes ||
                     a->s->d.on_full == MPISERVE_REJECT || a->s->rester >= 0 || c->w->failing >= 0);
