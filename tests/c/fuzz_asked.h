@@ -72,19 +72,27 @@ static taken *find_taken(dice *d, taken *all, const service *s, int64_t rows) {
   return NULL;
 }
 
-static void place_input(dice *d, asked *a, taken *t) {
-  if (!t) return;
-  int64_t at = pick(d, (int)(t->b.rows - a->rows) + 1);
+/* Anywhere, or so that requests of this size touch or have the same rows. */
+static int64_t find_at(dice *d, const asked *a, const taken *t) {
+  if (chance(d, 50)) return pick(d, (int)(t->b.rows - a->rows) + 1);
+  return a->rows * pick(d, (int)(t->b.rows / a->rows));
+}
+
+static void put_input(asked *a, taken *t, int64_t at) {
   if (!may_be_input(a->s, t, at, a->rows)) return;
   a->in_buffer = t;
   a->in_at = at;
   point(&a->s->in, t->b.inputs, at, a->in);
 }
 
+static void place_input(dice *d, asked *a, taken *t) {
+  if (t) put_input(a, t, find_at(d, a, t));
+}
+
 static void place_output(dice *d, asked *a, taken *t) {
   if (!t) return;
   int same = t == a->in_buffer && (a->s->d.overwrites || chance(d, 50));
-  int64_t at = same ? a->in_at : pick(d, (int)(t->b.rows - a->rows) + 1);
+  int64_t at = same ? a->in_at : find_at(d, a, t);
   if (!may_be_output(a->s, t, at, a->rows)) return;
   a->out_buffer = t;
   a->out_at = at;

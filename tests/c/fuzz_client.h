@@ -95,18 +95,29 @@ static asked *one_that(client *c, int state) {
   return NULL;
 }
 
-static asked *prepare(client *c) {
+static asked *begin(client *c, const service *s, int64_t rows) {
   asked *a = spare(c);
+  if (a) *a = (asked){.state = ALIVE, .s = s, .rows = rows, .least = c->least[s->number]};
+  return a;
+}
+
+static asked *prepare(client *c) {
   const service *s = &c->w->services[pick(&c->d, c->w->n)];
+  asked *a = begin(c, s, log_pick(&c->d, (int)s->d.max_batch_rows));
   if (!a) return NULL;
-  *a = (asked){.state = ALIVE, .s = s, .least = c->least[s->number]};
-  a->rows = log_pick(&c->d, (int)s->d.max_batch_rows);
   if (chance(&c->d, 50)) place_input(&c->d, a, find_taken(&c->d, c->taken, s, a->rows));
   if (chance(&c->d, 50)) place_output(&c->d, a, find_taken(&c->d, c->taken, s, a->rows));
   place_own(a);
   fill(a, &c->number);
   return a;
 }
+
+/* What is handed over with a request. */
+typedef struct handed {
+  mpiserve_service *service;
+  int n_in, n_out;
+  mpiserve_tensor in[MAX_SIDE], out[MAX_SIDE];
+} handed;
 
 /* By position or, in another order, by name. */
 static void tensors_of(client *c, int n, const mpiserve_spec *specs, void *const *data,
@@ -120,37 +131,57 @@ static void tensors_of(client *c, int n, const mpiserve_spec *specs, void *const
   }
 }
 
-static void submit(client *c) {
-  mpiserve_tensor in[MAX_SIDE], out[MAX_SIDE];
-  asked *a = prepare(c);
-  if (!a) return;
+static handed hand(client *c, const asked *a) {
   const mpiserve_description *d = &a->s->d;
-  mpiserve_options options = {0};
-  if (chance(&c->d, 30))
-    a->deadline = options.deadline = ANY_OF(&c->d, 1e-6, 1e-4, 3e-3, 3e-2, 600);
-  if (chance(&c->d, 30)) options.priority = pick(&c->d, 201) - 100;
-  tensors_of(c, d->n_inputs, d->inputs, a->in, a->rows, in);
-  tensors_of(c, d->n_outputs, d->outputs, a->out, a->rows, out);
+  handed x = {c->services[a->s->number], d->n_inputs, d->n_outputs, {{0}}, {{0}}};
+  tensors_of(c, x.n_in, d->inputs, a->in, a->rows, x.in);
+  tensors_of(c, x.n_out, d->outputs, a->out, a->rows, x.out);
+  return x;
+}
+
+static void send(client *c, asked *a, const mpiserve_options *options) {
+  handed x = hand(c, a);
+  a->deadline = options ? options->deadline : 0;
   doing("submit %s", name_of(a));
-  int code = mpiserve_submit_with(c->services[a->s->number], d->n_inputs, in, d->n_outputs, out,
-                                  a->deadline || options.priority ? &options : NULL, &a->request);
+  int code = mpiserve_submit_with(x.service, x.n_in, x.in, x.n_out, x.out, options, &a->request);
   must(code, "submit");
   if (!code && !a->request.id) wrong("a request without an id");
   if (code) give_up(a);
 }
 
+static void submit(client *c) {
+  asked *a = prepare(c);
+  mpiserve_options options = {0};
+  if (!a) return;
+  if (chance(&c->d, 50)) options.deadline = ANY_OF(&c->d, 1e-6, 1e-4, 3e-3, 3e-2, 600);
+  if (chance(&c->d, 50)) options.priority = pick(&c->d, 201) - 100;
+  send(c, a, chance(&c->d, 50) ? &options : NULL);
+}
+
+/* Pieces of a buffer, one after the other, as programs have them that work on parts of their
+ * data; some of them twice, some never. */
+static void submit_pieces(client *c) {
+  enum { PIECES = 3 };
+  const service *s = &c->w->services[pick(&c->d, c->w->n)];
+  taken *t = find_taken(&c->d, c->taken, s, PIECES);
+  for (int i = 0; i < PIECES && t; i++) {
+    asked *a = begin(c, s, t->b.rows / PIECES);
+    if (!a) return;
+    put_input(a, t, a->rows * pick(&c->d, PIECES));
+    place_own(a);
+    fill(a, &c->number);
+    send(c, a, NULL);
+  }
+}
+
 static void infer(client *c) {
-  mpiserve_tensor in[MAX_SIDE], out[MAX_SIDE];
   mpiserve_stats stats = NOT_WRITTEN, *wanted = chance(&c->d, 50) ? &stats : NULL;
   asked *a = prepare(c);
   if (!a) return;
-  const mpiserve_description *d = &a->s->d;
+  handed x = hand(c, a);
   double timeout = ANY_OF(&c->d, 0, 1e-4, 2e-3, MPISERVE_FOREVER, MPISERVE_FOREVER);
-  tensors_of(c, d->n_inputs, d->inputs, a->in, a->rows, in);
-  tensors_of(c, d->n_outputs, d->outputs, a->out, a->rows, out);
   doing("infer %s within %g s", name_of(a), timeout);
-  int code = mpiserve_infer(c->services[a->s->number], d->n_inputs, in, d->n_outputs, out, timeout,
-                            wanted);
+  int code = mpiserve_infer(x.service, x.n_in, x.in, x.n_out, x.out, timeout, wanted);
   if (code == MPISERVE_ETIMEOUT && timeout >= 0)
     time_out(a, wanted), give_up(a);
   else
@@ -292,8 +323,10 @@ static void describe(client *c) {
 
 static void work(client *c) {
   int x = pick(&c->d, 100);
-  if (x < 35)
+  if (x < 32)
     submit(c);
+  else if (x < 35)
+    submit_pieces(c);
   else if (x < 43)
     infer(c);
   else if (x < 53)
