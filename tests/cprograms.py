@@ -23,7 +23,7 @@ PROGRAMS = ROOT / "build/test-programs"
 BUILT: set[str] = set()  # libraries, by this process
 WITHOUT_MPI = ("balance", "batch", "error", "held", "pool", "slot", "tensor", "wait")
 NO_MPI = [f"csrc/{name}.c" for name in WITHOUT_MPI]
-FUZZ_RANKS = (3, 4, 5)
+FUZZ_RANKS = (3, 4, 5, 2)
 FLAGS = ["-std=c11", "-g", "-O1", "-fPIC", "-pthread", "-Wall", "-Wextra", "-Werror"]
 FLAGS += ["-Icsrc", "-Icsrc/include"]
 # Fences are no concern of the one place that has one: it only decides who sleeps.
@@ -110,7 +110,7 @@ def fuzz_jobs(
         name = f"{suite}-{target.name}"
         program = c_programs([target.mpicc], library, [ROOT / "tests/c/fuzz.c"], name)[0]
         for transport in transports:
-            ranks = FUZZ_RANKS[(target.number + turn + transports.index(transport)) % 3]
+            ranks = FUZZ_RANKS[(target.number + turn + transports.index(transport)) % 4]
             job = c_mpi_job(target, transport, suite, program, ranks)
             yield from sessions(job, first, seeds, seconds)
 

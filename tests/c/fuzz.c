@@ -19,7 +19,7 @@ static int number_from(const char *variable, int otherwise) {
   return text ? atoi(text) : otherwise;
 }
 
-/* ---- what tests/run.py reads ----------------------------------------------------------------- */
+/* ---- what tests/run.py reads ------------------------------------------------------------ */
 
 /* As conftest.py does: see outcomes() in tests/run.py. */
 static void report(const char *outcome, const char *what) {
@@ -34,8 +34,7 @@ static void report(const char *outcome, const char *what) {
   fclose(file);
 }
 
-/* ---- the watchdog -------------------------------------------------------------------------------
- */
+/* ---- the watchdog ----------------------------------------------------------------------- */
 
 /* Every rank says where it is; then the job ends. */
 static void hangs(int signal) {
@@ -46,8 +45,7 @@ static void hangs(int signal) {
   _exit(128 + signal);
 }
 
-/* ---- sessions
- * -------------------------------------------------------------------------------------- */
+/* ---- sessions --------------------------------------------------------------------------- */
 
 static void run(const char *program, uint64_t seed) {
   me.seed = seed;

@@ -14,7 +14,7 @@
 enum { MAX_RANKS = 8, MAX_HEADS = 2, MAX_SERVICES = 3, MAX_SIDE = 3, MAX_ROWS = 200 };
 enum { BATCH_BYTES = 256 << 10, ELEMENTS = 512, MAX_ROW_BYTES = MAX_SIDE * ELEMENTS * 8 };
 
-/* ---- dice ------------------------------------------------------------------------------ */
+/* ---- dice ------------------------------------------------------------------------------- */
 
 typedef struct dice {
   uint64_t state;
@@ -40,7 +40,7 @@ static inline int log_pick(dice *d, int most) {
   return 1 + pick(d, limit < most ? limit : most);
 }
 
-/* ---- what this rank does ------------------------------------------------------------------ */
+/* ---- what this rank does ---------------------------------------------------------------- */
 
 static struct {
   uint64_t seed;
@@ -75,7 +75,7 @@ static inline void must(int code, const char *what) {
   if (code) wrong("%s: %d, %s", what, code, mpiserve_last_error());
 }
 
-/* ---- rows ---------------------------------------------------------------------------------- */
+/* ---- rows ------------------------------------------------------------------------------- */
 
 enum {
   UNWRITTEN = 0xCC, /* outputs before the answer */

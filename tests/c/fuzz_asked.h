@@ -26,6 +26,7 @@ typedef struct asked {
   double deadline;
   int64_t least; /* generation */
   mpiserve_request request;
+  uint64_t id; /* that it had */
 } asked;
 
 static const char *name_of(const asked *a) {
@@ -36,7 +37,7 @@ static const char *name_of(const asked *a) {
   return text;
 }
 
-/* ---- rows of buffers ---------------------------------------------------------------------- */
+/* ---- rows of buffers -------------------------------------------------------------------- */
 
 static int64_t sum(const int *counts, int64_t from, int64_t rows) {
   int64_t n = 0;
@@ -99,7 +100,7 @@ static void place_output(dice *d, asked *a, taken *t) {
   point(&a->s->out, t->b.outputs, at, a->out);
 }
 
-/* ---- begin ----------------------------------------------------------------------------------- */
+/* ---- begin ------------------------------------------------------------------------------ */
 
 static void place_own(asked *a) {
   size_t in = (size_t)a->rows * a->s->in.row, out = (size_t)a->rows * a->s->out.row;
@@ -131,8 +132,7 @@ static void fill(asked *a, uint64_t *number) {
   if (a->out_buffer) count(a->out_buffer->outs, a->out_at, a->rows, 1);
 }
 
-/* ---- end --------------------------------------------------------------------------------------
- */
+/* ---- end -------------------------------------------------------------------------------- */
 
 static void leave_inputs(asked *a) {
   if (a->in_buffer) count(a->in_buffer->ins, a->in_at, a->rows, -1);
@@ -184,8 +184,7 @@ static void check_over(const asked *a) {
   }
 }
 
-/* ---- answers -----------------------------------------------------------------------------------
- */
+/* ---- answers ---------------------------------------------------------------------------- */
 
 /* Rows that are the answer of the model of a generation. */
 static int64_t right_rows(const asked *a, int64_t generation) {

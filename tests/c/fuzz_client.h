@@ -23,16 +23,16 @@ static const mpiserve_stats NOT_WRITTEN = {-1, -1, -1, -1, -1, -1, -1};
 static void *kept[1 << 12]; /* buffers that were not given back belong to the process */
 static int n_kept;
 
-/* ---- how requests may end ----------------------------------------------------------------- */
+/* ---- how requests may end --------------------------------------------------------------- */
 
 static int is_expected(const client *c, const asked *a, int code) {
   const char *text = mpiserve_last_error();
   const service *s = a->s;
-  int ours = strstr(text, "fuzz:") != NULL, both = s->on[0] && s->on[1];
+  int ours = strstr(text, "fuzz:") != NULL;
   if (code == MPISERVE_EDEADLINE) return a->deadline > 0 && a->deadline < 1;
   if (code == MPISERVE_EFULL) return s->d.max_queue_rows && s->d.on_full == MPISERVE_REJECT;
   if (code == MPISERVE_EPEER) return c->w->failing >= 0;
-  if (code == MPISERVE_EMODEL && s->rester >= 0 && !both && strstr(text, "rests")) return 1;
+  if (code == MPISERVE_EMODEL && s->rester >= 0 && s->able < 2 && strstr(text, "rests")) return 1;
   return (code == MPISERVE_EMODEL || code <= -1000) && ours && (s->fails || s->changes);
 }
 
@@ -58,14 +58,7 @@ static void check_stats_of_error(const asked *a, const mpiserve_stats *s) {
     wrong("statistics of %lld rows with an error: %s", (long long)s->rows, name_of(a));
 }
 
-static void end(client *c, asked *a, int code, const mpiserve_stats *stats) {
-  if (a->request.id) wrong("it has ended, but its id is not 0: %s", name_of(a));
-  if (!code) {
-    if (stats) check_stats(a, stats);
-    check_answer(a, stats ? stats->generation : 0);
-    forget(a);
-    return;
-  }
+static void end_with_error(client *c, asked *a, int code, const mpiserve_stats *stats) {
   if (!is_expected(c, a, code)) wrong("%d, %s: %s", code, mpiserve_last_error(), name_of(a));
   if (stats) check_stats_of_error(a, stats);
   check_inputs(a);
@@ -75,12 +68,29 @@ static void end(client *c, asked *a, int code, const mpiserve_stats *stats) {
     close_case(a);
 }
 
+static void end_with_answer(asked *a, const mpiserve_stats *stats) {
+  if (stats) check_stats(a, stats);
+  check_answer(a, stats ? stats->generation : 0);
+  forget(a);
+}
+
+static void end(client *c, asked *a, int code, const mpiserve_stats *stats) {
+  mpiserve_request copy = {a->id};
+  if (a->request.id) wrong("it has ended, but its id is not 0: %s", name_of(a));
+  if (code)
+    end_with_error(c, a, code, stats);
+  else
+    end_with_answer(a, stats);
+  if (copy.id && mpiserve_cancel(c->session, &copy) != MPISERVE_ESTATE)
+    wrong("a request that has ended can be cancelled");
+}
+
 /* The call ended no request. */
 static void time_out(const asked *a, const mpiserve_stats *stats) {
   if (stats && !is_empty(stats)) wrong("statistics without an end: %s", name_of(a));
 }
 
-/* ---- submit -------------------------------------------------------------------------------- */
+/* ---- submit ----------------------------------------------------------------------------- */
 
 static asked *spare(client *c) {
   for (int i = 0; i < MAX_ASKED; i++)
@@ -146,6 +156,7 @@ static void send(client *c, asked *a, const mpiserve_options *options) {
   int code = mpiserve_submit_with(x.service, x.n_in, x.in, x.n_out, x.out, options, &a->request);
   must(code, "submit");
   if (!code && !a->request.id) wrong("a request without an id");
+  a->id = a->request.id;
   if (code) give_up(a);
 }
 
@@ -188,8 +199,7 @@ static void infer(client *c) {
     end(c, a, code, wanted);
 }
 
-/* ---- test, wait, cancel ------------------------------------------------------------------------
- */
+/* ---- test, wait, cancel ----------------------------------------------------------------- */
 
 static void wait_for(client *c, asked *a, double timeout) {
   mpiserve_stats stats = NOT_WRITTEN, *wanted = chance(&c->d, 70) ? &stats : NULL;
@@ -225,13 +235,16 @@ static void test(client *c) {
     time_out(a, &stats);
 }
 
-static void cancel(client *c) {
-  asked *a = one_that(c, ALIVE);
-  if (!a) return;
+static void cancel_one(client *c, asked *a) {
   doing("cancel %s", name_of(a));
   must(mpiserve_cancel(c->session, &a->request), "cancel");
   if (a->request.id) wrong("it was cancelled, but its id is not 0: %s", name_of(a));
   give_up(a);
+}
+
+static void cancel(client *c) {
+  asked *a = one_that(c, ALIVE);
+  if (a) cancel_one(c, a);
 }
 
 static void look_again(client *c) {
@@ -241,8 +254,7 @@ static void look_again(client *c) {
   forget(a);
 }
 
-/* ---- buffers ------------------------------------------------------------------------------------
- */
+/* ---- buffers ---------------------------------------------------------------------------- */
 
 static void take(client *c) {
   const service *s = &c->w->services[pick(&c->d, c->w->n)];
@@ -279,8 +291,7 @@ static void part_with(client *c, const taken *t) {
   }
 }
 
-static void give(client *c) {
-  taken *t = &c->taken[pick(&c->d, MAX_TAKEN)];
+static void give_one(client *c, taken *t) {
   if (!t->used || is_used(c, t)) return;
   part_with(c, t);
   doing("give a buffer of %lld rows back", (long long)t->b.rows);
@@ -289,8 +300,19 @@ static void give(client *c) {
   t->used = 0;
 }
 
-/* ---- other models
- * ---------------------------------------------------------------------------------- */
+static void give(client *c) { give_one(c, &c->taken[pick(&c->d, MAX_TAKEN)]); }
+
+/* Gives all up that use a buffer, and then the buffer itself. */
+static void give_used(client *c) {
+  taken *t = &c->taken[pick(&c->d, MAX_TAKEN)];
+  for (int i = 0; i < MAX_ASKED && t->used; i++) {
+    asked *a = &c->asked[i];
+    if (a->state == ALIVE && (a->in_buffer == t || a->out_buffer == t)) cancel_one(c, a);
+  }
+  give_one(c, t);
+}
+
+/* ---- other models ----------------------------------------------------------------------- */
 
 static void reload(client *c) {
   const service *s = &c->w->services[pick(&c->d, c->w->n)];
@@ -307,8 +329,7 @@ static void reload(client *c) {
   wrong("reload or unload of '%s': %d, %s", s->d.name, code, mpiserve_last_error());
 }
 
-/* ---- the life of a client
- * ----------------------------------------------------------------------------- */
+/* ---- the life of a client --------------------------------------------------------------- */
 
 static void describe(client *c) {
   mpiserve_description d;
@@ -316,7 +337,7 @@ static void describe(client *c) {
   const service *s = &c->w->services[number];
   must(mpiserve_service_describe(c->services[number], &d, &replicas, &head, &transport),
        "service_describe");
-  if (strcmp(d.name, s->d.name) || replicas != s->on[0] + s->on[1] ||
+  if (strcmp(d.name, s->d.name) || replicas != s->able ||
       memcmp(d.inputs, s->d.inputs, sizeof d.inputs))
     wrong("'%s' is described as '%s'", s->d.name, d.name);
 }
@@ -331,18 +352,20 @@ static void work(client *c) {
     infer(c);
   else if (x < 53)
     test(c);
-  else if (x < 65)
+  else if (x < 64)
     wait_for_one(c);
-  else if (x < 67)
+  else if (x < 66)
     wait_for_all(c);
-  else if (x < 77)
+  else if (x < 74)
     cancel(c);
-  else if (x < 87)
+  else if (x < 82)
     look_again(c);
-  else if (x < 91)
+  else if (x < 89)
     take(c);
-  else if (x < 95)
+  else if (x < 92)
     give(c);
+  else if (x < 95)
+    give_used(c);
   else if (x < 96)
     reload(c);
   else if (x < 97)
@@ -395,7 +418,8 @@ static void simulate(const world *w, mpiserve_session *session) {
     c.least[i] = 1;
     must(mpiserve_service_find(session, w->services[i].d.name, &c.services[i]), "service_find");
   }
-  for (int i = 0; i < w->operations; i++) work(&c);
+  int fails = w->failing == w->index[me.rank];
+  for (int i = 0; i < w->operations / (1 + fails); i++) work(&c);
   leave(&c);
 }
 

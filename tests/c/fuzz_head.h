@@ -75,7 +75,7 @@ static void compute(const model *m, const mpiserve_batch *batch, int64_t from, i
   }
 }
 
-/* ---- held requests ------------------------------------------------------------------------- */
+/* ---- held requests ---------------------------------------------------------------------- */
 
 static void own_outputs(const side *s, int64_t rows, void **outputs) {
   for (int i = 0; i < s->n; i++) outputs[i] = malloc((size_t)rows * s->bytes[i]);
@@ -145,7 +145,7 @@ static void hold(head *h, const model *m, const mpiserve_batch *batch) {
   free(rows);
 }
 
-/* ---- batches -------------------------------------------------------------------------------- */
+/* ---- batches ---------------------------------------------------------------------------- */
 
 static int fail(head *h) {
   int code = chance(&h->d, 50) ? MPISERVE_EMODEL : -1000 - pick(&h->d, 30000);
@@ -192,7 +192,7 @@ static void answer(head *h, const mpiserve_batch *batch) {
     reply(h, m, batch);
 }
 
-/* ---- other models --------------------------------------------------------------------------- */
+/* ---- other models ----------------------------------------------------------------------- */
 
 static void hear_order(head *h) {
   mpiserve_control control;
@@ -234,8 +234,7 @@ static void obey(head *h, int number) {
        "control_reply");
 }
 
-/* ---- rest ---------------------------------------------------------------------------------------
- */
+/* ---- rest ------------------------------------------------------------------------------- */
 
 static void rest_or_not(head *h, int number) {
   model *m = &h->models[number];
@@ -248,8 +247,7 @@ static void rest_or_not(head *h, int number) {
   if (rows < 0 || (m->resting && rows)) wrong("%lld rows wait where nobody may", (long long)rows);
 }
 
-/* ---- the life of a head -------------------------------------------------------------------------
- */
+/* ---- the life of a head ----------------------------------------------------------------- */
 
 static int waits_for_us(const head *h) {
   int asked = h->n_held > 0;
@@ -297,6 +295,7 @@ static void publish(head *h) {
     if (!s->on[at]) continue;
     all[h->n] = s->d;
     all[h->n].replica = at && s->on[0];
+    if (s->broken == at) all[h->n].error = MPISERVE_EMODEL;
     h->models[h->n++] = (model){.s = s, .generation = 1};
   }
   must(mpiserve_publish_all(h->session, h->n, all), "publish");

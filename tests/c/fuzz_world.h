@@ -16,6 +16,8 @@ typedef struct service {
   int number;
   int echo;          /* outputs are the inputs */
   int on[MAX_HEADS]; /* is it served there? */
+  int broken;        /* head where its model could not be loaded; -1: none */
+  int able;          /* replicas that can serve */
   int rester;        /* head where it rests now and then; -1: nowhere */
   int fails, holds;  /* percent of batches */
   int changes;       /* its model is changed, by the first client */
@@ -72,7 +74,7 @@ static inline void make_signature(dice *d, service *s) {
   s->out = side_of(s->d.n_outputs, s->d.outputs);
 }
 
-/* ---- limits ------------------------------------------------------------------------------ */
+/* ---- limits ----------------------------------------------------------------------------- */
 
 static inline void make_limits(dice *d, service *s) {
   size_t row = s->in.row + s->out.row, most = BATCH_BYTES / row;
@@ -87,13 +89,15 @@ static inline void make_limits(dice *d, service *s) {
 
 static inline void make_habits(dice *d, service *s, int heads) {
   int both = s->on[0] && s->on[1];
+  s->broken = both && chance(d, 15) ? pick(d, heads) : -1;
+  s->able = both && s->broken < 0 ? 2 : 1;
   s->fails = (int)ANY_OF(d, 0, 0, 5, 20);
   s->holds = (int)ANY_OF(d, 0, 0, 30, 80);
   s->changes = chance(d, 30);
-  s->rester = chance(d, both ? 40 : 5) ? (both ? pick(d, heads) : s->on[1]) : -1;
+  s->rester = s->broken < 0 && chance(d, both ? 40 : 5) ? (both ? pick(d, heads) : s->on[1]) : -1;
 }
 
-/* ---- the world ----------------------------------------------------------------------------- */
+/* ---- the world -------------------------------------------------------------------------- */
 
 /* Every head serves something. */
 static inline void place_services(dice *d, world *w) {
@@ -137,8 +141,7 @@ static inline world make_world(uint64_t seed, int ranks) {
   return w;
 }
 
-/* ---- rows of a service ------------------------------------------------------------------------
- */
+/* ---- rows of a service ------------------------------------------------------------------ */
 
 static inline void row_get(const side *s, void *const *data, int64_t at, uint8_t *row) {
   for (int i = 0; i < s->n; row += s->bytes[i++])
