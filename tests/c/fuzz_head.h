@@ -262,7 +262,7 @@ static int all_echo(const head *h) {
 }
 
 static void between_batches(head *h) {
-  end_some_held(h, 30, -1);
+  end_some_held(h, h->w->patience, -1);
   for (int i = 0; i < h->n; i++) {
     if (h->models[i].asked && chance(&h->d, 30)) obey(h, i);
     rest_or_not(h, i);
