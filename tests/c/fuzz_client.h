@@ -291,8 +291,18 @@ static void part_with(client *c, const taken *t) {
   }
 }
 
+static void give_too_early(client *c, taken *t) {
+  doing("give a buffer of %lld rows back that is in use", (long long)t->b.rows);
+  int code = mpiserve_buffer_give(c->services[t->number], &t->b);
+  if (code != MPISERVE_ESTATE || !t->b.id) wrong("a buffer that is in use was taken back");
+}
+
 static void give_one(client *c, taken *t) {
-  if (!t->used || is_used(c, t)) return;
+  if (!t->used) return;
+  if (is_used(c, t)) {
+    give_too_early(c, t);
+    return;
+  }
   part_with(c, t);
   doing("give a buffer of %lld rows back", (long long)t->b.rows);
   must(mpiserve_buffer_give(c->services[t->number], &t->b), "buffer_give");
