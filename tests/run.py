@@ -208,7 +208,8 @@ def plan(
     if suite in ("c", "asan"):
         return c_mpi_jobs(suite, target, args.transport, args.k)
     if suite == "fuzz":
-        return fuzz_jobs(target, args.transport, args.seed, args.seeds, args.seconds)
+        jobs = fuzz_jobs(target, args.transport, args.seed, args.seeds, args.seconds)
+        return jobs if args.k in "fuzz.c" else []
     if suite in ("unit", "tsan") or not any(ROOT.glob(f"tests/{suite}/test_*.py")):
         return []
     if suite == "models" and target is not first:
