@@ -384,17 +384,19 @@ static void work(client *c) {
     usleep((unsigned)pick(&c->d, 1000));
 }
 
-/* What was in flight has ended: answered in full, or with a code that nobody asked for. */
+static int may_have_failed(const client *c, const asked *a) {
+  return a->deadline > 0 || a->s->fails || a->s->changes || a->s->d.on_full == MPISERVE_REJECT ||
+         a->s->rester >= 0 || c->w->failing >= 0;
+}
+
+/* What was in flight has ended: answered in full, or with a code that nobody asked for. A head
+ * that fails a batch may have written to rows of buffers before. */
 static void look_at_the_end(client *c) {
   for (int i = 0; i < MAX_ASKED; i++) {
     asked *a = &c->asked[i];
+    int failed = a->state == ALIVE && may_have_failed(c, a) && (a->out_buffer || untouched(a));
     if (a->state == OVER) check_over(a);
-    int may_fail = a->state == ALIVE &&
-                   (a->deadline > 0 || a->s->fails || a->s->changes ||
-                    a->s->d.on_full == MPISERVE_REJECT || a->s->rester >= 0 || c->w->failing >= 0);
-    if (a->state == ALIVE && !(may_fail && untouched(a)) &&
-        !(may_fail && a->s->d.overwrites && a->in_buffer))
-      check_answer(a, 0);
+    if (a->state == ALIVE && !failed) check_answer(a, 0);
     if (a->state != FREE) forget(a);
   }
 }
