@@ -31,7 +31,7 @@ SHELL_FILES := .ci/run $(wildcard tests/*.sh) $(wildcard jobscripts/*)
 
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: help build install demo bench test test-mpi test-cluster test-c asan tsan lint format docs clean
+.PHONY: help build install demo bench test test-mpi test-cluster test-c asan tsan fuzz lint format docs clean
 
 help:
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*##/\t/' | expand -t 12
@@ -75,6 +75,11 @@ asan: build/stamp.$(MPI)  ## the C tests with address and undefined-behaviour sa
 
 tsan: build/stamp.$(MPI)  ## head and clients as threads, with the thread sanitizer
 	@$(BASE)/bin/python tests/run.py tsan --mpi $(MPI)=$(ENV) $(TESTS)
+
+# FUZZ="--seeds 100 --seconds 9999", "--seed 17" and the like: see tests/run.py
+fuzz: build/stamp.openmpi build/stamp.mpich  ## a random program over the C interface, for ten minutes
+	@$(BASE)/bin/python tests/run.py fuzz --mpi openmpi=$(BASE) mpich=$(BASE)-mpich \
+	    --seconds 70 --minutes 600 $(FUZZ)
 
 lint: build/stamp.openmpi $(BASE)/stamp.tools  ## check style, types and spelling
 	$(BASE)/bin/ruff check $(PY_FILES)

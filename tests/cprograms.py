@@ -4,6 +4,7 @@ tests/c/test_*.c test files of the library that call no MPI; they are compiled w
 tests/c/mpi_*.c run on as many ranks as a comment in each says ("ranks: 4").
 tests/c/race_*.c are several ranks as threads of one process, for the thread sanitizer; they are
 linked with an MPI and call none of it. Exit status 0: passed, 77: skipped, else failed.
+tests/c/fuzz.c is a random program, of which each seed is a test.
 """
 
 from __future__ import annotations
@@ -11,13 +12,18 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
-from jobs import ROOT, TO_LOG, Job, Target
+from jobs import ROOT, TO_LOG, Job, Target, reports
 
 PROGRAMS = ROOT / "build/test-programs"
+BUILT: set[str] = set()  # libraries, by this process
 WITHOUT_MPI = ("balance", "batch", "error", "held", "pool", "slot", "tensor", "wait")
 NO_MPI = [f"csrc/{name}.c" for name in WITHOUT_MPI]
+FUZZ_RANKS = (3, 4, 5, 2)
 FLAGS = ["-std=c11", "-g", "-O1", "-fPIC", "-pthread", "-Wall", "-Wextra", "-Werror"]
 FLAGS += ["-Icsrc", "-Icsrc/include"]
 # Fences are no concern of the one place that has one: it only decides who sleeps.
@@ -37,7 +43,9 @@ def c_programs(cc: list[str], library: list[str], sources: list[Path], name: str
     """Compile the library's files once and every program against them."""
     folder = PROGRAMS / name
     flags = list(ASAN) if "asan" in name else list(TSAN) if "tsan" in name else []
-    compile_c(cc, library, folder / "libmpiserve_tested.so", ["-shared", *flags])
+    if name not in BUILT:
+        compile_c(cc, library, folder / "libmpiserve_tested.so", ["-shared", *flags])
+    BUILT.add(name)
     flags += [f"-L{folder}", "-lmpiserve_tested", f"-Wl,-rpath,{folder}", "-lm"]
     for source in sources:
         compile_c(cc, [str(source)], folder / source.stem, flags)
@@ -64,6 +72,20 @@ def race_jobs(target: Target, keyword: str) -> list[Job]:
     return [Job(f"tsan/{p.name}", [*wrap, str(p)], env, 120) for p in programs]
 
 
+def c_mpi_job(target: Target, transport: str, suite: str, program: Path, ranks: int) -> Job:
+    """One program on so many ranks."""
+    path, python = (os.path.relpath(p, ROOT) for p in (program, target.python))
+    n = ["-n", str(ranks)]
+    return Job(
+        title=f"{target.name} {transport} {suite}/{program.name} n={ranks}",
+        command=[target.env["MPIEXEC"], *n, "sh", "-c", TO_LOG, "sh", str(program)],
+        env=target.env | {"MPISERVE_TRANSPORT": transport},
+        timeout=120,
+        ranks=ranks,
+        again=f"MPISERVE_TRANSPORT={transport} {python} tests/mpijob.py {' '.join(n)} {path}",
+    )
+
+
 def c_mpi_jobs(suite: str, target: Target, transports: list[str], keyword: str) -> list[Job]:
     """The programs tests/c/mpi_*.c, on as many ranks as a comment in each says."""
     sources = [path for path in sorted(ROOT.glob("tests/c/mpi_*.c")) if keyword in path.name]
@@ -75,9 +97,38 @@ def c_mpi_jobs(suite: str, target: Target, transports: list[str], keyword: str) 
         ranks = re.search(r"ranks: (\d+)", source.read_text())
         if ranks is None:
             raise RuntimeError(f"{source}: a comment must say how many ranks it needs: ranks: 4")
-        command = [target.env["MPIEXEC"], "-n", ranks[1], "sh", "-c", TO_LOG, "sh", str(program)]
-        for transport in transports:
-            title = f"{target.name} {transport} {suite}/{program.name} n={ranks[1]}"
-            env = target.env | {"MPISERVE_TRANSPORT": transport}
-            jobs.append(Job(title, command, env, 120, int(ranks[1])))
+        jobs += [c_mpi_job(target, t, suite, program, int(ranks[1])) for t in transports]
     return jobs
+
+
+def fuzz_jobs(
+    target: Target, transports: list[str], first: int, seeds: int, seconds: float
+) -> Iterator[Job]:
+    """The random program, plain and with sanitizers: so many seeds of each, in so many seconds."""
+    library = [str(path) for path in sorted(ROOT.glob("csrc/*.c"))]
+    for turn, suite in enumerate(("c", "asan")):
+        name = f"{suite}-{target.name}"
+        program = c_programs([target.mpicc], library, [ROOT / "tests/c/fuzz.c"], name)[0]
+        for transport in transports:
+            ranks = FUZZ_RANKS[(target.number + turn + transports.index(transport)) % 4]
+            job = c_mpi_job(target, transport, suite, program, ranks)
+            yield from sessions(job, first, seeds, seconds)
+
+
+def sessions(job: Job, first: int, seeds: int, seconds: float) -> Iterator[Job]:
+    """One job for all seeds; behind one that hangs or crashes, another for those that are left."""
+    seed, end = first, time.monotonic() + seconds
+    while seed < first + seeds and (left := end - time.monotonic()) > 0:
+        arguments = [str(seed), str(first + seeds - seed), f"{left:.1f}"]
+        one = replace(
+            job,
+            title=f"{job.title} {seed}",
+            command=[*job.command, *arguments],
+            timeout=left + 120,
+            tests=[f"seed {seed}"],
+        )
+        yield one
+        begun = [entry["test"] for entry in reports(one.folder, 0)]
+        if not begun or begun[-1].startswith("the last was"):
+            return
+        seed = int(begun[-1].split()[-1]) + 1

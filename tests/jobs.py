@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -44,7 +45,15 @@ class Job:
     timeout: float
     ranks: int = 1
     tests: list[str] = field(default_factory=list)  # empty: one test, told by the exit status
+    again: str = ""  # the command that runs one of them, which comes behind it
 
     @property
     def folder(self) -> Path:
         return LOGS / re.sub(r"[^\w.=-]+", "_", self.title)
+
+
+def reports(folder: Path, rank: int) -> list[dict]:
+    """Return what one rank reported; the last line of a killed one may be torn."""
+    path = folder / f"report.{rank}"
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]

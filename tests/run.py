@@ -2,9 +2,12 @@
 
     python tests/run.py [SUITE ...] [--mpi NAME=ENVIRONMENT ...] [--fortran NAME=ENVIRONMENT ...]
                         [--transport NAME ...] [--quick] [-k NAME] [--minutes LIMIT]
+                        [--seed FIRST] [--seeds NUMBER] [--seconds LIMIT]
 
-Suites: unit (pytest), c, asan and tsan (C programs, plain and with sanitizers), mpi (pytest, each
-module once per number of ranks that its tests declare), harness, launch, models and examples
+Suites: unit (pytest), c, asan and tsan (C programs, plain and with sanitizers), fuzz (the random
+program tests/c/fuzz.c, plain and with sanitizers, each with --seeds from --seed on, which is new
+each time, for --seconds), mpi (pytest, each module once per number of ranks that its tests
+declare), harness, launch, models and examples
 (pytest; these start MPI jobs themselves, models under the first MPI alone), cluster (the same, on
 several hosts of this machine), and fortran, which is launch for MPIs with a Fortran wrapper: those
 that --fortran names, which run nothing else but cluster/test_debian.py. Exit status 0: nothing
@@ -17,7 +20,6 @@ second, and cluster and fortran run beside the other suites.
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import shutil
 import sys
@@ -27,14 +29,13 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import chain
-from pathlib import Path
 from threading import Lock
 
 import mpijob
-from cprograms import c_jobs, c_mpi_jobs, race_jobs
-from jobs import LOGS, ROOT, TO_LOG, Job, Target
+from cprograms import c_jobs, c_mpi_jobs, fuzz_jobs, race_jobs
+from jobs import LOGS, ROOT, TO_LOG, Job, Target, reports
 
-SUITES = ("unit", "c", "asan", "tsan", "harness", "mpi", "launch", "models", "examples")
+SUITES = ("unit", "c", "asan", "tsan", "fuzz", "harness", "mpi", "launch", "models", "examples")
 SUITES += ("cluster", "fortran")
 ONE_TRANSPORT = ("harness", "models", "examples", "cluster")
 IN_TURNS = ("launch", "fortran")
@@ -80,6 +81,8 @@ class Summary:
         for test, outcome in bad.items():
             note = f"  ({NOT_RUN})" if outcome == NOT_RUN else ""
             self.failures.append(job.title if test == job.title else f"{job.title}  {test}{note}")
+            if job.again:
+                self.failures.append(f"  again: {job.again} {test.partition('seed ')[2]}".rstrip())
         if bad:
             show(job)
 
@@ -99,13 +102,6 @@ class Summary:
 
 def exit_outcome(code: int) -> str:
     return {0: "passed", 77: "skipped"}.get(code, "failed")
-
-
-def reports(folder: Path, rank: int) -> list[dict]:
-    """Return what one rank reported; the last line of a killed one may be torn."""
-    path = folder / f"report.{rank}"
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def outcomes(job: Job, code: int) -> dict[str, str]:
@@ -191,7 +187,9 @@ def pytest_jobs(
     return jobs
 
 
-def plan(suite: str, target: Target | None, first: Target, args: argparse.Namespace) -> list[Job]:
+def plan(
+    suite: str, target: Target | None, first: Target, args: argparse.Namespace
+) -> Iterable[Job]:
     """Return the jobs of a suite under one MPI, or those that need none."""
     debian = target is not None and target.fortran
     if suite == "cluster":
@@ -209,6 +207,9 @@ def plan(suite: str, target: Target | None, first: Target, args: argparse.Namesp
         return c_jobs(suite, args.k) if suite in ("c", "asan") else []
     if suite in ("c", "asan"):
         return c_mpi_jobs(suite, target, args.transport, args.k)
+    if suite == "fuzz":
+        jobs = fuzz_jobs(target, args.transport, args.seed, args.seeds, args.seconds)
+        return jobs if args.k in "fuzz.c" else []
     if suite in ("unit", "tsan") or not any(ROOT.glob(f"tests/{suite}/test_*.py")):
         return []
     if suite == "models" and target is not first:
@@ -244,6 +245,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("-k", default="", metavar="EXPRESSION")
     parser.add_argument("--minutes", type=float, default=60.0)
+    parser.add_argument("--seed", type=int, default=int(time.time()))
+    parser.add_argument("--seeds", type=int, default=1000)
+    parser.add_argument("--seconds", type=float, default=6.0)
     args = parser.parse_args()
     if not set(args.suite) <= set(SUITES):
         parser.error(f"the suites are {', '.join(SUITES)}")

@@ -1,0 +1,334 @@
+/* fuzz_head: an inference rank of the random program. It looks at each row that reaches its
+ * model, and answers in all ways there are. */
+#ifndef FUZZ_HEAD_H
+#define FUZZ_HEAD_H
+
+#include <unistd.h>
+
+#include "fuzz_world.h"
+
+enum { MAX_HELD = 64 };
+
+/* A request that is answered later. */
+typedef struct held {
+  mpiserve_ticket ticket;
+  uint8_t *rows; /* its inputs, row by row */
+} held;
+
+typedef struct model {
+  const service *s;
+  int64_t generation;
+  int loaded, unloaded, resting;
+  int asked; /* mpiserve_change; 0: nothing */
+} model;
+
+typedef struct head {
+  const world *w;
+  mpiserve_session *session;
+  dice d;
+  int n;
+  model models[MAX_SERVICES];
+  int n_held;
+  held held[MAX_HELD];
+} head;
+
+/* ---- what reaches the model ------------------------------------------------------------- */
+
+static const char *hex(const uint8_t *row, size_t bytes) {
+  enum { SHOWN = 24 };
+  static char text[3 * SHOWN + 1];
+  for (size_t i = 0; i < SHOWN && i < bytes; i++) snprintf(text + 3 * i, 4, "%02x ", row[i]);
+  return text;
+}
+
+static void look_at_row(const head *h, const model *m, const uint8_t *row, int64_t at, int client) {
+  if (client < 0 || h->w->roles[client] != MPISERVE_SIMULATION) {
+    wrong("row %lld of a batch of '%s' is of nobody (client %d)", (long long)at, m->s->d.name,
+          client);
+  } else if (!row_right(row, m->s->in.row, client)) {
+    wrong("row %lld of a batch of '%s' was not submitted by rank %d: %s", (long long)at,
+          m->s->d.name, client, hex(row, m->s->in.row));
+  }
+}
+
+static void look_at_batch(const head *h, const model *m, const mpiserve_batch *batch) {
+  int32_t clients[2 * MAX_ROWS];
+  uint8_t row[MAX_ROW_BYTES];
+  if (batch->rows < 1 || batch->rows > m->s->d.max_batch_rows || batch->requests < 1)
+    wrong("a batch of %lld rows, %d requests", (long long)batch->rows, batch->requests);
+  memset(clients, -1, sizeof clients);
+  must(mpiserve_batch_clients(h->session, clients), "batch_clients");
+  for (int64_t i = 0; i < batch->rows; i++) {
+    row_get(&m->s->in, (void *const *)batch->inputs, i, row);
+    look_at_row(h, m, row, i, clients[i]);
+  }
+}
+
+/* Where outputs may lie over inputs, a row is read before it is written. */
+static void compute(const model *m, const mpiserve_batch *batch, int64_t from, int64_t to,
+                    void *const *outputs) {
+  uint8_t in[MAX_ROW_BYTES], out[MAX_ROW_BYTES];
+  for (int64_t i = from; i < to; i++) {
+    row_get(&m->s->in, (void *const *)batch->inputs, i, in);
+    row_answer(m->s, in, m->generation, out);
+    row_put(&m->s->out, outputs, i, out);
+  }
+}
+
+/* ---- held requests ---------------------------------------------------------------------- */
+
+static void own_outputs(const side *s, int64_t rows, void **outputs) {
+  for (int i = 0; i < s->n; i++) outputs[i] = malloc((size_t)rows * s->bytes[i]);
+}
+
+static void free_outputs(const side *s, void **outputs) {
+  for (int i = 0; i < s->n; i++) free(outputs[i]);
+}
+
+static void reply_late(head *h, const model *m, held *one) {
+  void *outputs[MAX_SIDE];
+  uint8_t out[MAX_ROW_BYTES];
+  own_outputs(&m->s->out, one->ticket.rows, outputs);
+  for (int64_t i = 0; i < one->ticket.rows; i++) {
+    row_answer(m->s, one->rows + (size_t)i * m->s->in.row, m->generation, out);
+    row_put(&m->s->out, outputs, i, out);
+  }
+  must(mpiserve_ticket_reply(h->session, &one->ticket, (const void *const *)outputs),
+       "ticket_reply");
+  free_outputs(&m->s->out, outputs);
+}
+
+/* Ends one that is held. It may have ended by itself: it was cancelled, or a client failed. */
+static void end_held(head *h, int at) {
+  held *one = &h->held[at];
+  model *m = &h->models[one->ticket.service];
+  int wanted;
+  doing("end a held request of rank %d, %lld rows", one->ticket.client,
+        (long long)one->ticket.rows);
+  must(mpiserve_ticket_wanted(h->session, &one->ticket, &wanted), "ticket_wanted");
+  if (wanted && chance(&h->d, m->s->fails))
+    must(mpiserve_ticket_fail(h->session, &one->ticket, MPISERVE_EMODEL, "fuzz: a ticket"),
+         "ticket_fail");
+  else if (wanted)
+    reply_late(h, m, one);
+  if (one->ticket.id) wrong("the ticket of a request that has ended is still one");
+  free(one->rows);
+  *one = h->held[--h->n_held];
+}
+
+static void end_some_held(head *h, int percent, int number) {
+  for (int i = h->n_held; i-- > 0;)
+    if ((number < 0 || h->held[i].ticket.service == number) && chance(&h->d, percent))
+      end_held(h, i);
+}
+
+static void keep(head *h, const model *m, const mpiserve_batch *batch, const uint8_t *rows,
+                 const mpiserve_ticket *ticket) {
+  if (!ticket->id) return;
+  if (ticket->service != batch->service || ticket->row < 0 || ticket->rows < 1 ||
+      ticket->row + ticket->rows > batch->rows)
+    wrong("a ticket of rows %lld + %lld in a batch of %lld", (long long)ticket->row,
+          (long long)ticket->rows, (long long)batch->rows);
+  size_t bytes = (size_t)ticket->rows * m->s->in.row;
+  held *one = &h->held[h->n_held++];
+  *one = (held){*ticket, malloc(bytes)};
+  memcpy(one->rows, rows + (size_t)ticket->row * m->s->in.row, bytes);
+}
+
+static void hold(head *h, const model *m, const mpiserve_batch *batch) {
+  mpiserve_ticket tickets[MAX_HELD];
+  uint8_t *rows = malloc((size_t)batch->rows * m->s->in.row);
+  for (int64_t i = 0; i < batch->rows; i++)
+    row_get(&m->s->in, (void *const *)batch->inputs, i, rows + (size_t)i * m->s->in.row);
+  must(mpiserve_batch_hold(h->session, tickets), "batch_hold");
+  for (int i = 0; i < batch->requests; i++) keep(h, m, batch, rows, &tickets[i]);
+  free(rows);
+}
+
+/* ---- batches ---------------------------------------------------------------------------- */
+
+static int fail(head *h) {
+  int code = chance(&h->d, 50) ? MPISERVE_EMODEL : -1000 - pick(&h->d, 30000);
+  return mpiserve_batch_fail(h->session, code, "fuzz: a batch");
+}
+
+/* The first rows, in some pieces, to memory of our own or where the batch has its own. */
+static void reply(head *h, const model *m, const mpiserve_batch *batch) {
+  void *own[MAX_SIDE], *const *outputs = batch->outputs;
+  int64_t done = 0;
+  own_outputs(&m->s->out, batch->rows, own);
+  if (chance(&h->d, 40)) outputs = own;
+  while (chance(&h->d, 30) && done < batch->rows) {
+    int64_t more = done + log_pick(&h->d, (int)(batch->rows - done));
+    compute(m, batch, done, more, outputs);
+    must(mpiserve_batch_reply_rows(h->session, more, (const void *const *)outputs), "reply_rows");
+    done = more;
+  }
+  if (done && chance(&h->d, m->s->fails)) {
+    must(fail(h), "batch_fail");
+  } else if (outputs == own && h->n_held + batch->requests <= MAX_HELD &&
+             chance(&h->d, m->s->holds / 4)) {
+    hold(h, m, batch);
+  } else {
+    compute(m, batch, done, batch->rows, outputs);
+    must(mpiserve_batch_reply(h->session, (const void *const *)outputs), "batch_reply");
+  }
+  free_outputs(&m->s->out, own);
+}
+
+static void answer(head *h, const mpiserve_batch *batch) {
+  const model *m = &h->models[batch->service];
+  doing("answer a batch of '%s': %lld rows, %d requests", m->s->d.name, (long long)batch->rows,
+        batch->requests);
+  look_at_batch(h, m, batch);
+  if (chance(&h->d, h->w->slow)) usleep((unsigned)pick(&h->d, h->w->slow_us));
+  if (m->unloaded)
+    must(mpiserve_batch_fail(h->session, MPISERVE_EMODEL, "fuzz: unloaded"), "batch_fail");
+  else if (chance(&h->d, m->s->fails))
+    must(fail(h), "batch_fail");
+  else if (h->n_held + batch->requests <= MAX_HELD && chance(&h->d, m->s->holds))
+    hold(h, m, batch);
+  else
+    reply(h, m, batch);
+}
+
+/* ---- other models ----------------------------------------------------------------------- */
+
+static void hear_order(head *h) {
+  mpiserve_control control;
+  must(mpiserve_control_get(h->session, &control), "control_get");
+  if (control.service < 0 || control.service >= h->n || control.what < MPISERVE_LOAD ||
+      control.what > MPISERVE_UNLOAD || h->w->index[control.client] != 0)
+    wrong("an order %d for service %d by rank %d", control.what, control.service, control.client);
+  if (control.what == MPISERVE_LOAD && strcmp(control.version, "fuzz"))
+    wrong("an order for version '%s'", control.version);
+  if (h->models[control.service].asked) wrong("told of an order before the one before has ended");
+  h->models[control.service].asked = control.what;
+}
+
+static int change(head *h, model *m, int what) {
+  if (what == MPISERVE_LOAD) {
+    if (chance(&h->d, 20)) return MPISERVE_EMODEL;
+    m->loaded = 1;
+  } else if (what == MPISERVE_SWAP) {
+    if (!m->loaded) return MPISERVE_ESTATE;
+    m->loaded = m->unloaded = 0;
+    m->generation++;
+  } else if (what == MPISERVE_DROP) {
+    m->loaded = 0;
+  } else {
+    m->unloaded = 1;
+  }
+  return MPISERVE_OK;
+}
+
+/* What is held ends with the model that it began with. */
+static void obey(head *h, int number) {
+  model *m = &h->models[number];
+  int what = m->asked;
+  doing("order %d for '%s'", what, m->s->d.name);
+  if (what == MPISERVE_SWAP || what == MPISERVE_UNLOAD) end_some_held(h, 100, number);
+  int code = change(h, m, what);
+  m->asked = 0;
+  must(mpiserve_control_reply(h->session, number, code, code ? "fuzz: an order" : NULL),
+       "control_reply");
+}
+
+/* ---- rest ------------------------------------------------------------------------------- */
+
+static void rest_or_not(head *h, int number) {
+  model *m = &h->models[number];
+  int64_t rows = -1;
+  if (m->s->rester != h->w->index[me.rank] || !chance(&h->d, 10)) return;
+  m->resting = !m->resting;
+  doing("'%s' rests: %d", m->s->d.name, m->resting);
+  must(mpiserve_rest(h->session, number, m->resting), "rest");
+  must(mpiserve_queue_get(h->session, number, &rows), "queue_get");
+  if (rows < 0 || (m->resting && rows)) wrong("%lld rows wait where nobody may", (long long)rows);
+}
+
+/* ---- the life of a head ----------------------------------------------------------------- */
+
+static int waits_for_us(const head *h) {
+  int asked = h->n_held > 0;
+  for (int i = 0; i < h->n; i++) asked |= h->models[i].asked;
+  return asked;
+}
+
+static int all_echo(const head *h) {
+  for (int i = 0; i < h->n; i++)
+    if (!h->models[i].s->echo) return 0;
+  return 1;
+}
+
+static void between_batches(head *h) {
+  end_some_held(h, h->w->patience, -1);
+  for (int i = 0; i < h->n; i++) {
+    if (h->models[i].asked && chance(&h->d, 30)) obey(h, i);
+    rest_or_not(h, i);
+  }
+  if (chance(&h->d, 5)) must(mpiserve_poll(h->session), "poll");
+}
+
+static int next(head *h, mpiserve_batch *batch) {
+  double timeout = waits_for_us(h) ? ANY_OF(&h->d, 0, 5e-4) : ANY_OF(&h->d, 0, 5e-4, 1e-2, 0.2);
+  doing("batch_next, %g s", timeout);
+  return mpiserve_batch_next(h->session, timeout, batch);
+}
+
+static int step(head *h) {
+  mpiserve_batch batch;
+  between_batches(h);
+  int echoes = all_echo(h) && chance(&h->d, 30);
+  int code = echoes ? mpiserve_serve_echo(h->session, 1e-3) : next(h, &batch);
+  if (!code && !echoes) answer(h, &batch);
+  if (code == MPISERVE_ECONTROL) hear_order(h);
+  if (code == MPISERVE_ETIMEOUT || code == MPISERVE_ECONTROL) return MPISERVE_OK;
+  return code;
+}
+
+static void publish(head *h) {
+  mpiserve_description all[MAX_SERVICES];
+  int at = h->w->index[me.rank];
+  for (int i = 0; i < h->w->n; i++) {
+    const service *s = &h->w->services[i];
+    if (!s->on[at]) continue;
+    all[h->n] = s->d;
+    all[h->n].replica = at && s->on[0];
+    if (s->broken == at) all[h->n].error = MPISERVE_EMODEL;
+    h->models[h->n++] = (model){.s = s, .generation = 1};
+  }
+  must(mpiserve_publish_all(h->session, h->n, all), "publish");
+}
+
+static void check_counters(const head *h) {
+  mpiserve_counters c;
+  must(mpiserve_counters_get(h->session, &c), "counters_get");
+  if (c.rma_to_simulation) wrong("%lld operations at a client", (long long)c.rma_to_simulation);
+  if (c.batches != c.closed_by_rows + c.closed_by_census + c.closed_by_delay && !c.batches)
+    wrong("batches are closed for no reason");
+}
+
+/* Those that a client's failure has ended. */
+static void forget_held(head *h) {
+  for (int wanted; h->n_held; free(h->held[--h->n_held].rows)) {
+    must(mpiserve_ticket_wanted(h->session, &h->held[h->n_held - 1].ticket, &wanted),
+         "ticket_wanted");
+    if (wanted) wrong("every client has left, but a request is held");
+  }
+}
+
+static void serve(const world *w, mpiserve_session *session) {
+  static head h;
+  h = (head){.w = w, .session = session, .d = {mix(me.seed) + (uint64_t)me.rank + 1}};
+  int code = MPISERVE_OK;
+  publish(&h);
+  while (!code) code = step(&h);
+  if (code != MPISERVE_ECLOSED) must(code, "batch_next");
+  forget_held(&h);
+  check_counters(&h);
+  doing("close");
+  must(mpiserve_close(session), "close");
+}
+
+#endif

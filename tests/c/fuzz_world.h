@@ -1,0 +1,172 @@
+/* fuzz_world: roles, services and habits, all from one seed, the same on each rank. */
+#ifndef FUZZ_WORLD_H
+#define FUZZ_WORLD_H
+
+#include "fuzz.h"
+
+/* One side of a signature. */
+typedef struct side {
+  int n;
+  size_t bytes[MAX_SIDE], row; /* of a row: of each tensor, and of all */
+} side;
+
+typedef struct service {
+  mpiserve_description d;
+  side in, out;
+  int number;
+  int echo;          /* outputs are the inputs */
+  int on[MAX_HEADS]; /* is it served there? */
+  int broken;        /* head where its model could not be loaded; -1: none */
+  int able;          /* replicas that can serve */
+  int rester;        /* head where it rests now and then; -1: nowhere */
+  int fails, holds;  /* percent of batches */
+  int changes;       /* its model is changed, by the first client */
+} service;
+
+typedef struct world {
+  int heads, clients, roles[MAX_RANKS];
+  int index[MAX_RANKS]; /* among the ranks of its role */
+  int n;
+  service services[MAX_SERVICES];
+  int slow, slow_us; /* percent of batches, and how long at most */
+  int patience;      /* percent of what is held that ends after each batch */
+  int operations;    /* of each client */
+  int failing;       /* client that ends with an error; -1: none */
+  int leaves_flying; /* clients close with requests in flight */
+} world;
+
+/* ---- signatures ------------------------------------------------------------------------- */
+
+static inline size_t row_bytes(const mpiserve_spec *spec) {
+  size_t bytes = mpiserve_dtype_size(spec->dtype);
+  for (int i = 1; i < spec->ndim; i++) bytes *= (size_t)spec->shape[i];
+  return bytes;
+}
+
+static inline side side_of(int n, const mpiserve_spec *specs) {
+  side s = {.n = n};
+  for (int i = 0; i < n; i++) s.row += s.bytes[i] = row_bytes(&specs[i]);
+  return s;
+}
+
+static inline void make_spec(dice *d, mpiserve_spec *spec, const char *letter, int i) {
+  int left = log_pick(d, ELEMENTS);
+  snprintf(spec->name, sizeof spec->name, "%s%d", letter, i);
+  spec->dtype = pick(d, MPISERVE_FLOAT64 + 1);
+  spec->ndim = 1 + pick(d, 4);
+  spec->shape[0] = -1;
+  for (int k = 1; k < spec->ndim; left /= (int)spec->shape[k++])
+    spec->shape[k] = k == spec->ndim - 1 ? left : log_pick(d, left);
+}
+
+/* Outputs of an echo, or of a service that overwrites, are as its inputs. */
+static inline void make_signature(dice *d, service *s) {
+  s->d.n_inputs = 1 + pick(d, MAX_SIDE);
+  s->d.n_outputs = 1 + pick(d, MAX_SIDE);
+  s->echo = chance(d, 15);
+  s->d.overwrites = chance(d, s->echo ? 50 : 10);
+  for (int i = 0; i < s->d.n_inputs; i++) make_spec(d, &s->d.inputs[i], "x", i);
+  for (int i = 0; i < s->d.n_outputs; i++) make_spec(d, &s->d.outputs[i], "y", i);
+  if (s->echo || s->d.overwrites) {
+    s->d.n_outputs = s->d.n_inputs;
+    memcpy(s->d.outputs, s->d.inputs, sizeof s->d.outputs);
+  }
+  s->in = side_of(s->d.n_inputs, s->d.inputs);
+  s->out = side_of(s->d.n_outputs, s->d.outputs);
+}
+
+/* ---- limits ----------------------------------------------------------------------------- */
+
+static inline void make_limits(dice *d, service *s) {
+  size_t row = s->in.row + s->out.row, most = BATCH_BYTES / row;
+  int64_t rows = s->d.max_batch_rows = log_pick(d, most < MAX_ROWS ? (int)most : MAX_ROWS);
+  int64_t pool = (int64_t)ANY_OF(d, 0, 2, 2, 3, 8) * rows;
+  s->d.pool_bytes = (pool ? pool + pick(d, (int)rows) : 0) * (int64_t)row;
+  s->d.max_delay_ns = (int64_t)ANY_OF(d, 0, 1e5, 2e6, 2e7);
+  s->d.stickiness = ANY_OF(d, 0, 0.5, 1);
+  s->d.max_queue_rows = chance(d, 50) ? 0 : log_pick(d, 2 * (int)rows);
+  s->d.on_full = pick(d, 2);
+}
+
+static inline void make_habits(dice *d, service *s, int heads) {
+  int both = s->on[0] && s->on[1];
+  s->broken = both && chance(d, 15) ? pick(d, heads) : -1;
+  s->able = both && s->broken < 0 ? 2 : 1;
+  s->fails = (int)ANY_OF(d, 0, 0, 5, 20);
+  s->holds = (int)ANY_OF(d, 0, 0, 30, 80);
+  s->changes = chance(d, 30);
+  s->rester = s->broken < 0 && chance(d, both ? 40 : 5) ? (both ? pick(d, heads) : s->on[1]) : -1;
+}
+
+/* ---- the world -------------------------------------------------------------------------- */
+
+/* Every head serves something. */
+static inline void place_services(dice *d, world *w) {
+  int served[MAX_HEADS] = {0};
+  for (int i = 0; i < w->n; i++)
+    for (int h = 0, only = pick(d, w->heads + 1); h < w->heads; h++)
+      served[h] += w->services[i].on[h] = only == h || only == w->heads;
+  for (int h = 0; h < w->heads; h++)
+    if (!served[h]) w->services[pick(d, w->n)].on[h] = 1;
+}
+
+static inline void make_roles(dice *d, world *w, int ranks) {
+  w->heads = ranks > 2 ? 1 + pick(d, MAX_HEADS) : 1;
+  w->clients = ranks - w->heads;
+  for (int left = w->heads; left > 0;) {
+    int *role = &w->roles[pick(d, ranks)];
+    left -= *role == MPISERVE_SIMULATION;
+    *role = MPISERVE_INFERENCE;
+  }
+  for (int r = 0, n[2] = {0, 0}; r < ranks; r++) w->index[r] = n[w->roles[r]]++;
+}
+
+static inline world make_world(uint64_t seed, int ranks) {
+  dice d = {mix(seed)};
+  world w = {.n = 1 + pick(&d, MAX_SERVICES)};
+  make_roles(&d, &w, ranks);
+  place_services(&d, &w);
+  for (int i = 0; i < w.n; i++) {
+    service *s = &w.services[i];
+    s->number = i;
+    snprintf(s->d.name, sizeof s->d.name, "service %d", i);
+    make_signature(&d, s);
+    make_limits(&d, s);
+    make_habits(&d, s, w.heads);
+  }
+  w.slow = (int)ANY_OF(&d, 0, 10, 40);
+  w.slow_us = (int)ANY_OF(&d, 200, 2000, 8000);
+  w.patience = (int)ANY_OF(&d, 3, 30, 60);
+  w.operations = 100 + pick(&d, 200);
+  w.failing = chance(&d, 15) ? pick(&d, w.clients) : -1;
+  w.leaves_flying = chance(&d, 50);
+  return w;
+}
+
+/* ---- rows of a service ------------------------------------------------------------------ */
+
+static inline void row_get(const side *s, void *const *data, int64_t at, uint8_t *row) {
+  for (int i = 0; i < s->n; row += s->bytes[i++])
+    memcpy(row, (uint8_t *)data[i] + (size_t)at * s->bytes[i], s->bytes[i]);
+}
+
+static inline void row_put(const side *s, void *const *data, int64_t at, const uint8_t *row) {
+  for (int i = 0; i < s->n; row += s->bytes[i++])
+    memcpy((uint8_t *)data[i] + (size_t)at * s->bytes[i], row, s->bytes[i]);
+}
+
+static inline void rows_set(const side *s, void *const *data, int64_t at, int64_t rows, int byte) {
+  for (int i = 0; i < s->n; i++)
+    memset((uint8_t *)data[i] + (size_t)at * s->bytes[i], byte, (size_t)rows * s->bytes[i]);
+}
+
+/* The model: bytes of the input row, in another order, changed by place and generation. */
+static inline void row_answer(const service *s, const uint8_t *in, int64_t generation,
+                              uint8_t *out) {
+  for (size_t j = 0; j < s->out.row; j++)
+    out[j] = (uint8_t)(in[(5 * j + j / s->in.row) % s->in.row] ^
+                       (31 * j + 113 * (size_t)generation + 7 * (size_t)s->number));
+  if (s->echo) memcpy(out, in, s->out.row);
+}
+
+#endif
