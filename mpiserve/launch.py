@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import runpy
@@ -296,6 +297,9 @@ def _simulate(script: str, args: Sequence[str]) -> int:
     session.launched_by_run(show)
     status, error = _execute(script, args, show)
     current = session.latest()
+    if current and current.forked:
+        atexit._run_exitfuncs()
+        session.end_child(None, status)
     try:
         if not session.attempted():
             current = session.open()
@@ -317,15 +321,8 @@ def _execute(
     try:
         runpy.run_path(script, run_name="__main__")
     except SystemExit as error:
-        return _exit_status(error), error if error.code else None
+        return session.exit_status(error), error if error.code else None
     except BaseException as error:
         show(error)
         return FAILURE, error
     return OK, None
-
-
-def _exit_status(error: SystemExit) -> int:
-    if error.code is None or isinstance(error.code, int):
-        return error.code or OK
-    print(error.code, file=sys.stderr, flush=True)
-    return FAILURE

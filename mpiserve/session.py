@@ -8,9 +8,10 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 from mpi4py import MPI
 
@@ -30,6 +31,9 @@ class Session:
 
     A context manager. When its body ends with an exception on a simulation rank,
     the other ranks learn of it, and the world closes without a hang.
+
+    Threads may use it at the same time. A forked child may not: all calls are errors there,
+    and its end is no event of the session.
 
     Attributes:
         role: "simulation" or "inference".
@@ -58,6 +62,8 @@ class Session:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if self.forked:
+            return
         if error is None or is_success(error):
             self.close()
             return
@@ -65,6 +71,11 @@ class Session:
             # Said now, because the other ranks may be stuck, and the job be aborted.
             _Process.on_error(error)
         self.abandon(error)
+
+    @property
+    def forked(self) -> bool:
+        """Whether this process was forked from the one that opened the session."""
+        return self._broker.forked
 
     @property
     def services(self) -> tuple[_broker.Service, ...]:
@@ -101,14 +112,14 @@ class Session:
             NotFoundError: If there is no such service.
             Error: With code ESTATE, if another rank is reloading it.
         """
-        self._broker.reload(name, version, -1.0 if timeout is None else timeout)
+        self._broker.reload(name, version, timeout)
 
     def unload(self, name: str, timeout: float | None = None) -> None:
         """Free the memory of a service's model, at all replicas; on simulation ranks.
 
         Requests, also those that wait, are ModelErrors from then on, until a `reload`.
         """
-        self._broker.unload(name, -1.0 if timeout is None else timeout)
+        self._broker.unload(name, timeout)
 
     def serve(self, watch: Callable[[], None] | None = None) -> bool:
         """Load this rank's model and answer until every simulation rank has left.
@@ -147,7 +158,12 @@ class Session:
             server: Server | Pool = AdaptivePool(*parts, pool=ranks[1], settings=seat.pool)
         else:
             server = (Pool if len(seat.services) > 1 else Server)(*parts)
-        server.serve(watch)
+        try:
+            server.serve(watch)
+        except BaseException as error:
+            if self.forked:  # by a model, and came out of it: the rank itself goes on
+                end_child(error)
+            raise
         self.stuck = server.broken
         for comm in ranks if not self.stuck else ():
             comm.Free()
@@ -159,6 +175,8 @@ class Session:
 
     def abandon(self, error: BaseException | str) -> None:
         """Tell the other ranks of an error and leave. Nothing that fails here hides it."""
+        if self.forked:
+            return
         try:
             if not self._closed and self.role == SIMULATION:
                 self.fail(error)
@@ -215,7 +233,7 @@ class Session:
 
     def _at_exit(self) -> None:
         """A program that forgot to close, or died: the other ranks wait for it."""
-        if not MPI.Is_finalized():
+        if not self.forked and not MPI.Is_finalized():
             error = getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
             self.abandon(error) if error else self.close()
 
@@ -369,6 +387,34 @@ def _check_under_run(comm: MPI.Comm, config: object) -> None:
 def is_success(error: BaseException) -> bool:
     """Whether an exception is a program's ordinary end."""
     return isinstance(error, SystemExit) and not error.code
+
+
+def end_child(error: BaseException | None, status: int = 0) -> NoReturn:
+    """End a forked child that came out of the code that forked it, and nothing else.
+
+    Its status is that of a program that ends so. MPI must not see the end: it belongs to the
+    parent, and MPI_Finalize of a child hangs (Open MPI 5) or breaks the parent's (MPICH 5).
+    """
+    while error is not None and not isinstance(error, SystemExit):
+        if not isinstance(error, Error) or error.code != Code.ESTATE or error.__context__ is None:
+            traceback.print_exception(error)
+            status = 1
+            break
+        error = error.__context__
+    if isinstance(error, SystemExit):
+        status = exit_status(error)
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(Exception):
+            stream.flush()
+    os._exit(status)
+
+
+def exit_status(error: SystemExit) -> int:
+    """What a program ends with; a text is printed, as Python does."""
+    if error.code is None or isinstance(error.code, int):
+        return error.code or 0
+    print(error.code, file=sys.stderr, flush=True)
+    return 1
 
 
 def where(error: BaseException) -> str:
