@@ -59,22 +59,25 @@ cdef int code_of(cnp.ndarray array) noexcept:
     return _codes[number] if 0 <= number < MAX_TYPES else -1
 
 
-cdef str where(str service, str name):
-    """What errors begin with; the name of an input, or None for the array of an output."""
-    return f"service '{service}', " + ("out" if name is None else f"input '{name}'")
+cdef str where(str service, list names, int i):
+    """What errors begin with: input i of those names, or an array for an output."""
+    if names is None:
+        return f"service '{service}', out"
+    return f"service '{service}', input '{names[i] if i < len(names) else i}'"
 
 
-cdef int describe(mpiserve_tensor *tensor, cnp.ndarray array, str service, str name) except -1:
+cdef int describe(mpiserve_tensor *tensor, cnp.ndarray array, str service, list names,
+                  int i) except -1:
     cdef int d, code = code_of(array), ndim = cnp.PyArray_NDIM(array)
     if code < 0:
         raise errors.from_code(
             errors.Code.EDTYPE,
-            f"{where(service, name)}: dtype {array.dtype} is not supported: "
+            f"{where(service, names, i)}: dtype {array.dtype} is not supported: "
             + foreign.advice(array.dtype),
         )
     if ndim > MPISERVE_MAX_DIMS:
         raise errors.from_code(
-            errors.Code.ESHAPE, f"{where(service, name)}: an array of {ndim} dimensions"
+            errors.Code.ESHAPE, f"{where(service, names, i)}: an array of {ndim} dimensions"
         )
     tensor.name = NULL
     tensor.dtype = code
@@ -85,24 +88,26 @@ cdef int describe(mpiserve_tensor *tensor, cnp.ndarray array, str service, str n
     return 0
 
 
-cdef object as_input(mpiserve_tensor *tensor, object value, str service, str name):
-    """Describe an input; returns the array that must stay alive."""
-    array = value if type(value) is np.ndarray else foreign.as_input(value, where(service, name))
+cdef object as_input(mpiserve_tensor *tensor, object value, str service, list names, int i):
+    """Describe input i of those names; returns the array that must stay alive."""
+    array = value if type(value) is np.ndarray else (
+        foreign.as_input(value, where(service, names, i))
+    )
     if not cnp.PyArray_IS_C_CONTIGUOUS(array):
         array = np.ascontiguousarray(array)
-    describe(tensor, array, service, name)
+    describe(tensor, array, service, names, i)
     return array
 
 
 cdef int as_output(mpiserve_tensor *tensor, object value, str service) except -1:
     """Describe memory that the caller gave for results: it is used as it is, or refused."""
-    array = value if type(value) is np.ndarray else foreign.as_output(value, where(service, None))
+    array = value if type(value) is np.ndarray else foreign.as_output(value, where(service, None, 0))
     if not cnp.PyArray_IS_C_CONTIGUOUS(array) or not cnp.PyArray_ISWRITEABLE(array):
         raise errors.from_code(
             errors.Code.EARG,
             f"service '{service}': out must be a writable C-contiguous array, one per output",
         )
-    return describe(tensor, array, service, None)
+    return describe(tensor, array, service, None, 0)
 
 
 cdef int check_apart(mpiserve_tensor *tensors, int n, str service) except -1:

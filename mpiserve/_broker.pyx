@@ -87,7 +87,7 @@ cdef bytes encode(str text):
     return text.encode()
 
 
-cdef int check(int code) except -1:
+cdef inline int check(int code) except -1:
     if code != MPISERVE_OK:
         raise errors.from_code(code, text_of(mpiserve_last_error()))
     return 0
@@ -104,6 +104,7 @@ cdef tuple tensors_of(mpiserve_spec *specs, int n):
     ])
 
 
+include "_fork.pxi"
 include "_lock.pxi"
 include "_serving.pxi"
 
@@ -134,7 +135,8 @@ cdef class Session(Handle):
     def __init__(self, comm, role):
         cdef MPI_Fint world = comm.py2f(), peers
         cdef int code, number = _ROLES[role], other
-        check_not_forked(0)
+        if forks:
+            refuse_fork()
         lock_init(&self._lock)
         with nogil:
             code = mpiserve_open_f(world, number, &self._session)

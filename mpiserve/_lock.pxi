@@ -1,4 +1,4 @@
-"""Who may enter a session of mpiserve._broker: one thread at a time, and no forked child."""
+"""Who may enter a session of mpiserve._broker: one thread at a time."""
 
 cdef extern from *:
     """
@@ -72,11 +72,6 @@ cdef extern from *:
       pthread_cond_init(&l->turn, NULL);
     }
 
-    /* Not os.register_at_fork: a library may fork too. */
-    static unsigned forks;
-    static void count_fork(void) { forks++; }
-    static int watch_forks(void) { return pthread_atfork(NULL, NULL, count_fork); }
-
     static double clock_now(void) {
       struct timespec t;
       clock_gettime(CLOCK_MONOTONIC, &t);
@@ -89,8 +84,6 @@ cdef extern from *:
     """
     ctypedef struct lock:
         pass
-    unsigned forks
-    int watch_forks()
     void lock_init(lock *)
     bint lock_try(lock *) noexcept nogil
     void lock_give(lock *) noexcept nogil
@@ -98,19 +91,6 @@ cdef extern from *:
     double clock_now() noexcept nogil
     void nap(double) noexcept nogil
     int sched_yield() noexcept nogil
-
-if watch_forks():
-    raise MemoryError
-
-cdef str FORKED = (
-    "this process was forked from the one that opened the session, and only that one may use it"
-)
-
-
-cdef int check_not_forked(unsigned born) except -1:
-    if forks != born:
-        raise errors.from_code(errors.Code.ESTATE, FORKED)
-    return 0
 
 
 @cython.no_gc_clear
@@ -141,29 +121,28 @@ cdef class Handle:
     cdef lock _lock
     cdef bint _busy  # two threads have met here: waits are cut into looks
     cdef bint _closing
-    cdef unsigned _born  # the forks before it was opened
     cdef list _leftovers
 
-    @property
-    def forked(self):
-        """Whether this process is a fork of the one that opened the session."""
-        return forks != self._born
-
-    cdef int _enter(self) except -1:
+    @cython.final
+    cdef inline int _enter(self) except -1:
         """Take the session for one call. Until it is left, no Python code may run."""
-        self._take()
-        while self._leftovers is not None:
-            self._give_back()
-        if self._session == NULL:
-            lock_give(&self._lock)
-            raise errors.from_code(errors.Code.ESTATE, "the session is closed")
+        if forks or not lock_try(&self._lock):
+            self._take_slowly()
+        if self._session == NULL or self._leftovers is not None:
+            self._look_around()
         return 0
 
+    @cython.final
     cdef int _take(self) except -1:
+        if forks or not lock_try(&self._lock):
+            self._take_slowly()
+        return 0
+
+    @cython.final
+    cdef int _take_slowly(self) except -1:
         cdef bint taken
-        check_not_forked(self._born)
-        if lock_try(&self._lock):
-            return 0
+        if forks:
+            refuse_fork()
         self._busy = True
         while True:
             with nogil:
@@ -172,11 +151,22 @@ cdef class Handle:
                 return 0
             PyErr_CheckSignals()
 
-    cdef int _leave(self, int code) except -1:
+    @cython.final
+    cdef inline int _leave(self, int code) except -1:
         """Let others enter; raise what the call has returned."""
         lock_give(&self._lock)
         return check(code)
 
+    @cython.final
+    cdef int _look_around(self) except -1:
+        while self._leftovers is not None:
+            self._give_back()
+        if self._session == NULL:
+            lock_give(&self._lock)
+            raise errors.from_code(errors.Code.ESTATE, "the session is closed")
+        return 0
+
+    @cython.final
     cdef int _give_back(self) except -1:
         cdef Leftover leftover
         cdef list leftovers = self._leftovers
@@ -188,10 +178,12 @@ cdef class Handle:
         leftover = leftovers = None
         return self._take()
 
+    @cython.final
     cdef bint _holds(self) noexcept:
         """Whether the library still knows what belongs to the session."""
-        return forks == self._born and (self._session != NULL or self._closing)
+        return not forks and (self._session != NULL or self._closing)
 
+    @cython.final
     cdef int _drop(self, Leftover leftover) except -1:
         """Give back what a destructor has; it must not wait."""
         if self._session != NULL and lock_try(&self._lock):

@@ -7,13 +7,18 @@ cdef enum:
     GOES_ON = 1  # no code of the library
 
 
+cdef object ZERO = 0
+
+
 cdef int64_t whole(object value, str what) except? -1:
     """Check a whole number, and that it is one."""
+    if value is ZERO:
+        return 0
     try:
         return value if type(value) is int else index(value)
     except (TypeError, OverflowError):
         raise errors.from_code(
-            errors.Code.EARG, f"{what} is {value!r}: it must be a whole number"
+            errors.Code.EARG, f"{what} is {value!r:.60}: it must be a whole number"
         ) from None
 
 
@@ -42,12 +47,15 @@ cdef double seconds_of(object value, str what) except? -2:
 
 
 cdef double number_of(object value, str what) except? -1:
-    """Refuse arrays: numpy makes a number of one that has one element."""
+    """Refuse arrays too: numpy makes a number of one that has one element."""
     if type(value) is float:
         return value
-    if getattr(value, "ndim", 0):
-        raise errors.from_code(errors.Code.EARG, f"{what} is an array: it must be a number")
-    return float(value)
+    try:
+        if not getattr(value, "ndim", 0):
+            return <double>value
+    except (TypeError, OverflowError):
+        pass
+    raise errors.from_code(errors.Code.EARG, f"{what} is {value!r:.60}: it must be a number")
 
 
 cdef bint is_named(tuple arrays):
@@ -93,7 +101,7 @@ cdef class Request:
     cdef Service _service
     cdef mpiserve_request _request
     cdef object _outputs
-    cdef tuple _kept  # what the library reads until the end
+    cdef tuple _inputs, _kept  # what the library reads until the end; copies of inputs, names
     cdef str _text
     cdef mpiserve_stats _stats
     cdef int _code
@@ -145,6 +153,7 @@ cdef class Request:
             raise errors.from_code(self._code, self._text)
         return self._outputs
 
+    @cython.final
     cdef int _wait(self, double seconds) except -1:
         cdef Session session = self._session
         cdef int code = GOES_ON
@@ -182,6 +191,7 @@ cdef class Request:
         """What is known of the answered request, or None: rows, batch_rows, times in ns, generation."""
         return self._stats if self._ended and self._code == MPISERVE_OK else None
 
+    @cython.final
     cdef int _end(self, int code) except -1:
         """Note how it ended, by the code of a call; a call may also fail, and it goes on."""
         if self._request.id:
@@ -191,8 +201,9 @@ cdef class Request:
             return self._finish(code, None)
         return self._finish(code, text_of(mpiserve_last_error()))
 
+    @cython.final
     cdef int _finish(self, int code, str text) except -1:
-        self._kept = None
+        self._inputs = self._kept = None
         if code != MPISERVE_OK:
             self._outputs = None
         self._code, self._text = code, text
@@ -205,5 +216,5 @@ cdef class Request:
         if not self._ended and self._request.id and self._session._holds():
             leftover = Leftover.__new__(Leftover)
             leftover.request = self._request
-            leftover.kept = (self._outputs, self._kept)
+            leftover.kept = (self._inputs, self._outputs, self._kept)
             self._session._drop(leftover)

@@ -170,7 +170,7 @@ cdef class Service:
             ended = True
             raise
         finally:
-            if not ended and self._session._session != NULL and not self._session.forked:
+            if not ended and self._session._session != NULL and not forks:
                 # Kept, because a request that nobody has is cancelled; not waited for.
                 self._endings = [one for one in self._endings if not one.done()]
                 named["stream"] = np.array([[number, STREAM_ENDS]], np.int64)
@@ -221,19 +221,20 @@ cdef class Service:
         cdef int code, n = len(arrays), n_outputs = len(self._output_specs)
         cdef int64_t rows
         cdef Session session = self._session
-        cdef list kept = []
+        cdef tuple kept = None
         if is_named(arrays):
             named, arrays, n = self._by_name(arrays, named, []), (), 0
         self._fill_options(&options, deadline, priority)
         if n + len(named) > MPISERVE_MAX_TENSORS:
             raise errors.from_code(errors.Code.ESHAPE, f"{n + len(named)} inputs")
         for i in range(n):
-            name = self._names[i] if i < len(self._names) else str(i)
-            kept.append(as_input(&inputs[i], arrays[i], self.name, name))
+            array = as_input(&inputs[i], arrays[i], self.name, self._names, i)
+            if array is not arrays[i]:
+                kept = keep(kept, array)
         for name, value in named.items():
             encoded = encode(name)
-            kept.append(encoded)
-            kept.append(as_input(&inputs[n], value, self.name, name))
+            array = as_input(&inputs[n], value, self.name, [name], 0)
+            kept = keep(keep(kept, encoded), array)
             inputs[n].name = <const char *>encoded
             n += 1
         rows = inputs[0].shape[0] if n and inputs[0].ndim else 0
@@ -242,7 +243,7 @@ cdef class Service:
         request._outputs = self._make_outputs(outputs, rows) if out is None else (
             self._check_outputs(outputs, out)
         )
-        request._kept = tuple(kept)  # not the list, which the garbage collector may empty
+        request._inputs, request._kept = arrays, kept
         session._enter()
         if rows * self._row_bytes > LARGE or self._far:
             with nogil:
@@ -313,7 +314,8 @@ cdef class Service:
 
     cdef object _half(self, int64_t rows, bint outputs):
         cdef Buffer buffer
-        check_not_forked(self._session._born)
+        if forks:
+            refuse_fork()
         for reference in self._buffers:
             buffer = reference()
             if buffer is not None and buffer._buffer.rows == rows and (
@@ -364,6 +366,11 @@ cdef class Service:
 
     def __repr__(self):
         return f"<service {self.name!r} on rank {self.head}, {self.transport}>"
+
+
+cdef tuple keep(tuple things, object thing):
+    """Add to what is kept. Not to a list, which the garbage collector may empty."""
+    return (thing,) if things is None else things + (thing,)
 
 
 cdef list specs_of(tuple tensors):

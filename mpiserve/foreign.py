@@ -39,7 +39,10 @@ def as_input(value: Any, where: str) -> np.ndarray:
         return _of_tensor(_plain(value, where), where)
     if hasattr(value, "__dlpack__") and not hasattr(value, "__array__"):
         return _of_dlpack(value, where)
-    return np.asarray(value)
+    array = np.asarray(value)
+    if array.dtype == object and array.ndim == 0:
+        raise _wrong(where, f"a {type(value).__name__} is no array")
+    return array
 
 
 def as_output(value: Any, where: str) -> np.ndarray:
@@ -80,11 +83,10 @@ def _wrong(where: str, text: str) -> ArgumentError:
 
 
 def _unmasked(value: np.ma.MaskedArray, where: str) -> np.ndarray:
-    count = int(np.count_nonzero(np.ma.getmask(value)))
+    count = np.count_nonzero(np.ma.getmask(value))
     if count:
-        raise _wrong(
-            where, f"{count} values are masked, and a model cannot see a mask: .filled() them"
-        )
+        text = f"{count} of {value.size} values are masked, and a model cannot see a mask"
+        raise _wrong(where, f"{text}: use .filled()")
     return np.ma.getdata(value, subok=False)
 
 

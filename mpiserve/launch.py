@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import logging
 import os
 import runpy
@@ -297,9 +296,8 @@ def _simulate(script: str, args: Sequence[str]) -> int:
     session.launched_by_run(show)
     status, error = _execute(script, args, show)
     current = session.latest()
-    if current and current.forked:
-        atexit._run_exitfuncs()
-        session.end_child(None, status)
+    if session.is_forked():
+        return status
     try:
         if not session.attempted():
             current = session.open()

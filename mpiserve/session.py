@@ -24,6 +24,7 @@ logger = logging.getLogger("mpiserve")
 
 _check.require(_check.mpi_mismatch(_broker.mpi_build(), _broker.mpi_runtime()))
 _check.require(_check.mpi_mismatch(_broker.mpi_runtime(), MPI.Get_library_version()))
+atexit.register(_broker.keep_mpi)
 
 
 class Session:
@@ -62,7 +63,7 @@ class Session:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self.forked:
+        if _broker.is_forked():
             return
         if error is None or is_success(error):
             self.close()
@@ -71,11 +72,6 @@ class Session:
             # Said now, because the other ranks may be stuck, and the job be aborted.
             _Process.on_error(error)
         self.abandon(error)
-
-    @property
-    def forked(self) -> bool:
-        """Whether this process was forked from the one that opened the session."""
-        return self._broker.forked
 
     @property
     def services(self) -> tuple[_broker.Service, ...]:
@@ -161,7 +157,7 @@ class Session:
         try:
             server.serve(watch)
         except BaseException as error:
-            if self.forked:  # by a model, and came out of it: the rank itself goes on
+            if _broker.is_forked():  # by a model, and came out of it: the rank itself goes on
                 end_child(error)
             raise
         self.stuck = server.broken
@@ -175,7 +171,7 @@ class Session:
 
     def abandon(self, error: BaseException | str) -> None:
         """Tell the other ranks of an error and leave. Nothing that fails here hides it."""
-        if self.forked:
+        if _broker.is_forked():
             return
         try:
             if not self._closed and self.role == SIMULATION:
@@ -233,7 +229,7 @@ class Session:
 
     def _at_exit(self) -> None:
         """A program that forgot to close, or died: the other ranks wait for it."""
-        if not self.forked and not MPI.Is_finalized():
+        if not _broker.is_forked() and not MPI.Is_finalized():
             error = getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
             self.abandon(error) if error else self.close()
 
@@ -282,6 +278,11 @@ def latest() -> Session | None:
 def attempted() -> bool:
     """Whether this process tried to open a session."""
     return _Process.attempted
+
+
+def is_forked() -> bool:
+    """Whether this process was forked from a rank, and is none itself."""
+    return _broker.is_forked()
 
 
 def launched_by_run(show: Callable[[BaseException], None]) -> None:
@@ -389,12 +390,9 @@ def is_success(error: BaseException) -> bool:
     return isinstance(error, SystemExit) and not error.code
 
 
-def end_child(error: BaseException | None, status: int = 0) -> NoReturn:
-    """End a forked child that came out of the code that forked it, and nothing else.
-
-    Its status is that of a program that ends so. MPI must not see the end: it belongs to the
-    parent, and MPI_Finalize of a child hangs (Open MPI 5) or breaks the parent's (MPICH 5).
-    """
+def end_child(error: BaseException | None) -> NoReturn:
+    """End a forked child that came out of a model, with the status of a program that ends so."""
+    status = 0
     while error is not None and not isinstance(error, SystemExit):
         if not isinstance(error, Error) or error.code != Code.ESTATE or error.__context__ is None:
             traceback.print_exception(error)
