@@ -56,7 +56,8 @@ def as_output(value: Any, where: str) -> np.ndarray:
     if isinstance(value, np.ndarray):
         return np.asarray(value)
     if not is_tensor(value):
-        raise _wrong(where, "it must be an array of numpy or a tensor of torch, one per output")
+        text = "must be a writable C-contiguous array, or a tensor of torch, one per output"
+        raise ArgumentError(Code.EARG, f"{where} {text}")
     if value.requires_grad:
         raise _wrong(where, "it requires grad, and autograd would not see results: .detach() it")
     plain = _plain(value, where)

@@ -92,11 +92,11 @@ def test_results_of_bfloat16_are_seen_too():
         (torch.zeros(3, 2, requires_grad=True), "detach"),
         (torch.zeros(3, 2, device="meta"), "no data"),
         (conjugate().imag, "negates"),
-        ([[0.0]], "array of numpy or a tensor of torch"),
+        ([[0.0]], "must be a writable C-contiguous array"),
     ],
 )
 def test_what_would_hide_results_is_refused(value, text):
-    with pytest.raises(ArgumentError, match=f"here: .*{text}"):
+    with pytest.raises(ArgumentError, match=f"here.*{text}"):
         foreign.as_output(value, "here")
 
 
