@@ -3,8 +3,9 @@
 from mpiserve.libmpiserve cimport mpiserve_tensor
 
 
-cdef object as_input(mpiserve_tensor *tensor, object value, str service)
-cdef object as_output(mpiserve_tensor *tensor, object array, str service)
+cdef object as_input(mpiserve_tensor *tensor, object value, str service, list names, int i)
+cdef int as_output(mpiserve_tensor *tensor, object value, str service) except -1
+cdef int check_apart(mpiserve_tensor *tensors, int n, str service) except -1
 cdef object new_array(object dtype, tuple shape, Py_ssize_t rows)
 cdef object view_rows(const void *data, object dtype, tuple shape, Py_ssize_t rows, bint writable,
                       object owner)

@@ -7,7 +7,7 @@ Everything here is on the path of each request: it goes by numpy's C interface.
 import ml_dtypes
 import numpy as np
 
-from mpiserve import errors
+from mpiserve import errors, foreign
 
 cimport numpy as cnp
 from cpython.ref cimport Py_INCREF
@@ -59,15 +59,25 @@ cdef int code_of(cnp.ndarray array) noexcept:
     return _codes[number] if 0 <= number < MAX_TYPES else -1
 
 
-cdef int describe(mpiserve_tensor *tensor, cnp.ndarray array, str service) except -1:
+cdef str where(str service, list names, int i):
+    """What errors begin with: input i of those names, or an array for an output."""
+    if names is None:
+        return f"service '{service}', out"
+    return f"service '{service}', input '{names[i] if i < len(names) else i}'"
+
+
+cdef int describe(mpiserve_tensor *tensor, cnp.ndarray array, str service, list names,
+                  int i) except -1:
     cdef int d, code = code_of(array), ndim = cnp.PyArray_NDIM(array)
     if code < 0:
         raise errors.from_code(
-            errors.Code.EDTYPE, f"service '{service}': dtype {array.dtype} is not supported"
+            errors.Code.EDTYPE,
+            f"{where(service, names, i)}: dtype {array.dtype} is not supported: "
+            + foreign.advice(array.dtype),
         )
     if ndim > MPISERVE_MAX_DIMS:
         raise errors.from_code(
-            errors.Code.ESHAPE, f"service '{service}': an array of {ndim} dimensions"
+            errors.Code.ESHAPE, f"{where(service, names, i)}: an array of {ndim} dimensions"
         )
     tensor.name = NULL
     tensor.dtype = code
@@ -78,26 +88,52 @@ cdef int describe(mpiserve_tensor *tensor, cnp.ndarray array, str service) excep
     return 0
 
 
-cdef object as_input(mpiserve_tensor *tensor, object value, str service):
-    """Describe an input; returns the array that must stay alive."""
-    array = value if cnp.PyArray_Check(value) else np.asarray(value)
+cdef object as_input(mpiserve_tensor *tensor, object value, str service, list names, int i):
+    """Describe input i of those names; returns the array that must stay alive."""
+    array = value if type(value) is np.ndarray else (
+        foreign.as_input(value, where(service, names, i))
+    )
     if not cnp.PyArray_IS_C_CONTIGUOUS(array):
         array = np.ascontiguousarray(array)
-    describe(tensor, array, service)
+    describe(tensor, array, service, names, i)
     return array
 
 
-cdef object as_output(mpiserve_tensor *tensor, object array, str service):
-    """Describe an array that the caller gave for results: it is used as it is, or refused."""
-    if not cnp.PyArray_Check(array) or not cnp.PyArray_IS_C_CONTIGUOUS(array) or (
-        not cnp.PyArray_ISWRITEABLE(array)
-    ):
+cdef int as_output(mpiserve_tensor *tensor, object value, str service) except -1:
+    """Describe memory that the caller gave for results: it is used as it is, or refused."""
+    array = value if type(value) is np.ndarray else foreign.as_output(value, where(service, None, 0))
+    if not cnp.PyArray_IS_C_CONTIGUOUS(array) or not cnp.PyArray_ISWRITEABLE(array):
         raise errors.from_code(
             errors.Code.EARG,
             f"service '{service}': out must be a writable C-contiguous array, one per output",
         )
-    describe(tensor, array, service)
-    return array
+    return describe(tensor, array, service, None, 0)
+
+
+cdef int check_apart(mpiserve_tensor *tensors, int n, str service) except -1:
+    """Refuse outputs that share memory: one would hide the other."""
+    cdef int i, j
+    for i in range(n):
+        for j in range(i):
+            if begin(&tensors[i]) < end(&tensors[j]) and begin(&tensors[j]) < end(&tensors[i]):
+                raise errors.from_code(
+                    errors.Code.EARG,
+                    f"service '{service}': arrays {j} and {i} of out share memory: "
+                    "each output needs its own",
+                )
+    return 0
+
+
+cdef size_t begin(mpiserve_tensor *tensor) noexcept:
+    return <size_t>tensor.data
+
+
+cdef size_t end(mpiserve_tensor *tensor) noexcept:
+    cdef size_t size = DTYPES[tensor.dtype].itemsize
+    cdef int d
+    for d in range(tensor.ndim):
+        size *= tensor.shape[d]
+    return begin(tensor) + size
 
 
 cdef object make(object dtype, tuple shape, Py_ssize_t rows, void *data, int flags):

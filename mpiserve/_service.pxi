@@ -1,13 +1,18 @@
-"""The simulation side of mpiserve._broker: services, buffers, requests."""
+"""The simulation side of mpiserve._broker: services and buffers."""
 
 
 # What a request does with its stream: the second number of the input `stream`.
 STREAM_OPENS, STREAM_READS, STREAM_ENDS = range(3)
 
+# Keywords that are no inputs.
+OPTIONS = ("out", "timeout", "deadline", "priority")
 
+
+@cython.no_gc_clear
 cdef class Buffer:
     """Memory of one mpiserve_buffer; given back when no array views it any more."""
 
+    cdef Session _session
     cdef Service _service
     cdef mpiserve_buffer _buffer
     cdef bint _inputs_free, _outputs_free
@@ -23,16 +28,22 @@ cdef class Buffer:
         return views[0] if len(views) == 1 else tuple(views)
 
     def __dealloc__(self):
+        cdef Leftover leftover
         # The window itself is gone after close; its memory is kept for those who look at it.
-        if self._buffer.id and self._service._session._session != NULL:
-            mpiserve_buffer_give(self._service._service, &self._buffer)
+        if self._buffer.id and self._session._holds():
+            leftover = Leftover.__new__(Leftover)
+            leftover.service = self._service._service
+            leftover.buffer = self._buffer
+            self._session._drop(leftover)
 
 
 cdef class Service:
     """A named model that this simulation rank can ask.
 
-    Arrays are matched to the signature by position or by name, must have its dtype,
-    and are copied first if they are not C-contiguous.
+    Inputs are what numpy takes for an array, or CPU tensors of torch. They are matched to the
+    signature by position or by name, or by the keys of a dict that is the only argument
+    by position. They must have its dtype, and are copied first if they are not C-contiguous.
+    An input with the name of an option, such as `timeout`, is given by position or in a dict.
 
     Attributes:
         name: Of the service.
@@ -57,6 +68,8 @@ cdef class Service:
     cdef readonly int replicas, head
     cdef object _results
     cdef list _input_specs, _output_specs, _buffers, _endings
+    cdef list _names  # of the inputs
+    cdef dict _ambiguous  # the positions of inputs that are called as an option
     cdef int64_t _row_bytes
     cdef mpiserve_stats _totals
     cdef int64_t _answered, _streams
@@ -65,15 +78,17 @@ cdef class Service:
         """Ask, and wait for the answer.
 
         Args:
-            *arrays: One array [rows, ...] per input, in the order of the signature.
+            *arrays: One array [rows, ...] per input, in the order of the signature, or one
+                dict of them by name.
             out: Where to put the outputs: a writable C-contiguous array, or a tuple of
-                them if there are several; new arrays if not given.
+                them if there are several, or CPU tensors of torch; new arrays if not given.
             timeout: In seconds; None waits without end.
             priority: As of submit.
             **named: Inputs by name.
 
         Returns:
-            The output array [rows, ...], or a named tuple if there are several.
+            The output array [rows, ...], or a named tuple if there are several. Those given as
+            `out` are given back.
 
         Raises:
             RequestTimeout: After which the request is cancelled.
@@ -81,7 +96,11 @@ cdef class Service:
             ModelError: If the model raised; the text says what.
             ArgumentError, DtypeError: If the arrays do not fit; nothing was sent.
         """
-        cdef Request request = self._submit(arrays, named, out, None, priority)
+        cdef Request request
+        if self._ambiguous:
+            self._check_options(arrays, {"out": out, "timeout": timeout, "priority": priority})
+        seconds_of(timeout, "timeout")
+        request = self._submit(arrays, named, out, None, priority)
         try:
             return request.result(timeout)
         except errors.RequestTimeout:
@@ -92,10 +111,12 @@ cdef class Service:
         """Begin a request and return it; the arrays must not change until it has ended.
 
         Args:
-            *arrays: One array [rows, ...] per input, in the order of the signature.
+            *arrays: One array [rows, ...] per input, in the order of the signature, or one
+                dict of them by name.
             out: As of a call; the arrays must not be touched until it has ended.
-            deadline: In seconds from now. A request that has not ended by then ends with
-                DeadlineError, and if the model has not begun with it, never will.
+            deadline: In seconds from now; with 0 or less there is no time left. A request that
+                has not ended by then ends with DeadlineError, and if the model has not begun
+                with it, never will.
             priority: -100 to 100. Where more requests wait than a batch holds, higher
                 ones are computed first; those of one rank stay in their order.
             **named: Inputs by name.
@@ -103,6 +124,8 @@ cdef class Service:
         Raises:
             ArgumentError, DtypeError: If the arguments do not fit; nothing was sent.
         """
+        if self._ambiguous:
+            self._check_options(arrays, {"out": out, "deadline": deadline, "priority": priority})
         return self._submit(arrays, named, out, deadline, priority)
 
     def stream(self, *arrays, timeout=None, **named):
@@ -125,18 +148,21 @@ cdef class Service:
             ModelError: If the model raised, or has no such input.
         """
         cdef int64_t number
-        if "stream" not in [tensor.name for tensor in self.inputs]:
+        names = [tensor.name for tensor in self.inputs if tensor.name != "stream"]
+        if len(names) == len(self.inputs):
             raise errors.from_code(
                 errors.Code.ENAME, f"service '{self.name}' has no input 'stream'"
             )
+        if self._ambiguous:
+            self._check_options(arrays, {"timeout": timeout})
+        named = self._by_name(arrays, named, names)
         self._streams += 1
         number = self._streams
-        names = [tensor.name for tensor in self.inputs if tensor.name != "stream"]
-        named = dict(zip(names, arrays, strict=False)) | named
         what, ended = STREAM_OPENS, False
         try:
             while not ended:
-                out = self(timeout=timeout, stream=np.array([[number, what]], np.int64), **named)
+                named["stream"] = np.array([[number, what]], np.int64)
+                out = self(named, timeout=timeout)
                 count = int(out.lengths[0])
                 ended = count == 0
                 if not ended:
@@ -146,12 +172,47 @@ cdef class Service:
             ended = True
             raise
         finally:
-            if not ended and self._session._session != NULL:
+            if not ended and self._session._session != NULL and not forks:
                 # Kept, because a request that nobody has is cancelled; not waited for.
                 self._endings = [one for one in self._endings if not one.done()]
-                self._endings.append(
-                    self.submit(stream=np.array([[number, STREAM_ENDS]], np.int64), **named)
+                named["stream"] = np.array([[number, STREAM_ENDS]], np.int64)
+                self._endings.append(self.submit(named))
+
+    cdef int _check_options(self, tuple arrays, dict options) except -1:
+        """Refuse an option that may be meant as the input of that name."""
+        given = arrays[0] if is_named(arrays) else ()
+        for name, at in self._ambiguous.items():
+            value = options.get(name)
+            if value is None or (name == "priority" and type(value) is int):
+                continue
+            if not given and at >= len(arrays) or given and name not in given:
+                raise errors.from_code(
+                    errors.Code.EARG,
+                    f"service '{self.name}' has an input '{name}', and {name}=... is an option: "
+                    f"give the input by position or in a dict, as in service({{'{name}': ...}})",
                 )
+        return 0
+
+    cdef dict _by_name(self, tuple arrays, dict named, list names):
+        """Put inputs that were given by position, or in a dict, to those given by name."""
+        cdef dict given
+        if is_named(arrays):
+            given = arrays[0]
+        elif len(arrays) <= len(names):
+            given = dict(zip(names, arrays, strict=False))
+        else:
+            raise errors.from_code(
+                errors.Code.ESHAPE,
+                f"service '{self.name}': {len(arrays)} arrays for inputs {', '.join(names)}",
+            )
+        for name in given:
+            if type(name) is not str or name in named:
+                raise errors.from_code(
+                    errors.Code.ENAME,
+                    f"service '{self.name}': input {name!r} is "
+                    + ("given twice" if name in named else "no name"),
+                )
+        return given | named
 
     cdef Request _submit(self, tuple arrays, dict named, object out, object deadline,
                          object priority):
@@ -161,26 +222,31 @@ cdef class Service:
         cdef Request request = Request.__new__(Request)
         cdef int code, n = len(arrays), n_outputs = len(self._output_specs)
         cdef int64_t rows
-        self._session._alive()
+        cdef Session session = self._session
+        cdef tuple kept = None
+        if is_named(arrays):
+            named, arrays, n = self._by_name(arrays, named, []), (), 0
         self._fill_options(&options, deadline, priority)
-        request._service = self
         if n + len(named) > MPISERVE_MAX_TENSORS:
             raise errors.from_code(errors.Code.ESHAPE, f"{n + len(named)} inputs")
-        request._inputs = arrays
         for i in range(n):
-            array = as_input(&inputs[i], arrays[i], self.name)
+            array = as_input(&inputs[i], arrays[i], self.name, self._names, i)
             if array is not arrays[i]:
-                request._keep(array)
+                kept = keep(kept, array)
         for name, value in named.items():
-            request._keep(as_input(&inputs[n], value, self.name))
-            encoded = name.encode()
-            request._keep(encoded)
+            encoded = encode(name)
+            array = as_input(&inputs[n], value, self.name, [name], 0)
+            kept = keep(keep(kept, encoded), array)
             inputs[n].name = <const char *>encoded
             n += 1
         rows = inputs[0].shape[0] if n and inputs[0].ndim else 0
+        request._service = self
+        request._session = session
         request._outputs = self._make_outputs(outputs, rows) if out is None else (
             self._check_outputs(outputs, out)
         )
+        request._inputs, request._kept = arrays, kept
+        session._enter()
         if rows * self._row_bytes > LARGE or self._far:
             with nogil:
                 code = mpiserve_submit_with(self._service, n, inputs, n_outputs, outputs,
@@ -188,31 +254,31 @@ cdef class Service:
         else:
             code = mpiserve_submit_with(self._service, n, inputs, n_outputs, outputs,
                                         &options, &request._request)
-        check(code)
+        session._leave(code)
         return request
 
     cdef int _fill_options(self, mpiserve_options *options, object deadline,
                            object priority) except -1:
-        # 0 is none to the library, but not to whoever has no time left.
+        cdef int64_t level = whole(priority, "priority")
         options.deadline = 0
         if deadline is not None:
-            options.deadline = deadline
-            if options.deadline <= 0:
-                options.deadline = 1e-9
-        options.priority = priority
+            options.deadline = deadline_of(deadline)
+        if level < -100 or level > 100:
+            raise errors.from_code(errors.Code.EARG, f"priority {level} is not in -100 to 100")
+        options.priority = <int32_t>level
         return 0
 
     cdef object _make_outputs(self, mpiserve_tensor *tensors, int64_t rows):
-        made = [
-            as_output(&tensors[i], new_array(dtype, shape, rows), self.name)
-            for i, (dtype, shape) in enumerate(self._output_specs)
-        ]
+        made = [new_array(dtype, shape, rows) for dtype, shape in self._output_specs]
+        for i in range(len(made)):
+            as_output(&tensors[i], made[i], self.name)
         return made[0] if self._results is None else self._results(*made)
 
     cdef object _check_outputs(self, mpiserve_tensor *tensors, object out):
         cdef int i
         if self._results is None:
-            return as_output(&tensors[0], out, self.name)
+            as_output(&tensors[0], out, self.name)
+            return out
         if not isinstance(out, tuple) or len(out) != len(self._output_specs):
             raise errors.from_code(
                 errors.Code.EARG,
@@ -220,6 +286,7 @@ cdef class Service:
             )
         for i in range(len(out)):
             as_output(&tensors[i], out[i], self.name)
+        check_apart(tensors, len(out), self.name)
         return self._results(*out)
 
     def empty_input(self, rows):
@@ -236,7 +303,7 @@ cdef class Service:
         Raises:
             Error: With code ENOMEM, if too many are taken or the pool is full.
         """
-        return self._half(rows, False)
+        return self._half(whole(rows, "rows"), False)
 
     def empty_output(self, rows):
         """Take memory for results, to be given as `out`; otherwise like `empty_input`.
@@ -245,11 +312,12 @@ cdef class Service:
         are one buffer. Services that overwrite their inputs, as echo does, need that to
         copy nothing: the result then is where the input was.
         """
-        return self._half(rows, True)
+        return self._half(whole(rows, "rows"), True)
 
     cdef object _half(self, int64_t rows, bint outputs):
         cdef Buffer buffer
-        self._session._alive()
+        if forks:
+            refuse_fork()
         for reference in self._buffers:
             buffer = reference()
             if buffer is not None and buffer._buffer.rows == rows and (
@@ -268,9 +336,11 @@ cdef class Service:
         cdef Buffer buffer = Buffer.__new__(Buffer)
         cdef int code
         buffer._service = self
+        buffer._session = self._session
+        self._session._enter()
         with nogil:
             code = mpiserve_buffer_take(self._service, rows, &buffer._buffer)
-        check(code)
+        self._session._leave(code)
         buffer._inputs_free = buffer._outputs_free = True
         self._buffers = [known for known in self._buffers if known() is not None]
         self._buffers.append(weakref.ref(buffer))
@@ -300,6 +370,11 @@ cdef class Service:
         return f"<service {self.name!r} on rank {self.head}, {self.transport}>"
 
 
+cdef tuple keep(tuple things, object thing):
+    """Add to what is kept. Not to a list, which the garbage collector may empty."""
+    return (thing,) if things is None else things + (thing,)
+
+
 cdef list specs_of(tuple tensors):
     return [(DTYPES[DTYPE_CODES[t.dtype]], tuple(t.shape[1:])) for t in tensors]
 
@@ -308,7 +383,8 @@ cdef make_service(Session session, mpiserve_service *found):
     cdef mpiserve_description description
     cdef int replicas, head, transport
     cdef Service service = Service.__new__(Service)
-    check(mpiserve_service_describe(found, &description, &replicas, &head, &transport))
+    session._enter()
+    session._leave(mpiserve_service_describe(found, &description, &replicas, &head, &transport))
     service._session = session
     service._service = found
     service.name = description.name.decode()
@@ -327,107 +403,11 @@ cdef make_service(Session session, mpiserve_service *found):
     service._row_bytes = sum(dtype.itemsize * prod(shape) for dtype, shape in service._input_specs)
     service._buffers = []
     service._endings = []
+    service._names = [tensor.name for tensor in service.inputs]
+    service._ambiguous = {
+        tensor.name: i for i, tensor in enumerate(service.inputs) if tensor.name in OPTIONS
+    }
     names = [tensor.name for tensor in service.outputs]
     service._results = namedtuple("Outputs", names, rename=True) if len(names) > 1 else None
     memset(&service._totals, 0, sizeof(service._totals))
     return service
-
-
-@cython.freelist(8)
-cdef class Request:
-    """One request under way."""
-
-    cdef Service _service
-    cdef mpiserve_request _request
-    cdef object _inputs, _outputs, _error
-    cdef list _kept
-    cdef mpiserve_stats _stats
-    cdef bint _ended
-
-    cdef int _keep(self, object thing) except -1:
-        """Keep alive what the library reads until the end."""
-        if self._kept is None:
-            self._kept = []
-        self._kept.append(thing)
-        return 0
-
-    def done(self):
-        """Tell whether it has ended, without waiting."""
-        cdef int done = 1, code
-        if self._ended:
-            return True
-        self._service._session._alive()
-        if self._service._far:
-            with nogil:
-                code = mpiserve_test(self._service._session._session, &self._request, &done,
-                                     &self._stats)
-        else:
-            code = mpiserve_test(self._service._session._session, &self._request, &done,
-                                 &self._stats)
-        if done:
-            self._end(code)
-        return self._ended
-
-    def result(self, timeout=None):
-        """Wait for the answer; a second call gives it again.
-
-        Args:
-            timeout: In seconds; None waits without end. After RequestTimeout the
-                request goes on, and can be waited for again.
-        """
-        cdef double left = -1.0 if timeout is None else max(0.0, timeout)
-        cdef double piece
-        cdef int code = MPISERVE_ETIMEOUT
-        cdef mpiserve_session *session
-        while not self._ended:
-            self._service._session._alive()
-            session = self._service._session._session
-            piece = SLICE if left < 0 or left > SLICE else left
-            with nogil:
-                code = mpiserve_wait(session, &self._request, piece, &self._stats)
-            if code != MPISERVE_ETIMEOUT or not self._request.id:
-                self._end(code)
-                break
-            if left >= 0:
-                left -= piece
-                if left <= 0:
-                    raise errors.RequestTimeout(
-                        errors.Code.ETIMEOUT,
-                        f"service '{self._service.name}': no reply from rank "
-                        f"{self._service.head} within {timeout} s",
-                    )
-            PyErr_CheckSignals()
-        if self._error is not None:
-            raise self._error
-        return self._outputs
-
-    def cancel(self):
-        """Give it up; nothing happens if it has ended."""
-        if self._ended:
-            return
-        self._service._session._alive()
-        code = mpiserve_cancel(self._service._session._session, &self._request)
-        self._ended = True
-        self._inputs = self._outputs = self._kept = None
-        self._error = errors.from_code(errors.Code.ECANCELLED, "the request was cancelled")
-        check(code)
-
-    @property
-    def stats(self):
-        """What is known of the answered request, or None: rows, batch_rows, times in ns, generation."""
-        return None if not self._ended or self._error is not None else self._stats
-
-    cdef int _end(self, int code) except -1:
-        self._ended = True
-        self._inputs = self._kept = None
-        if code == MPISERVE_OK:
-            self._service._add(&self._stats)
-        else:
-            self._outputs = None
-            self._error = errors.from_code(code, text_of(mpiserve_last_error()))
-        return 0
-
-    def __dealloc__(self):
-        # Nobody can ask for the answer any more, and its arrays are about to go.
-        if not self._ended and self._request.id and self._service._session._session != NULL:
-            mpiserve_cancel(self._service._session._session, &self._request)

@@ -1,6 +1,10 @@
 """The inference side of mpiserve._broker: what a rank publishes, batches, tickets."""
 
 
+cdef enum:
+    MAX_BATCHES = 256  # whose arrays are kept for the next batch of the same rows
+
+
 cdef int fill_specs(mpiserve_spec *specs, object tensors) except -1:
     if len(tensors) > MPISERVE_MAX_TENSORS:
         raise errors.ConfigError(errors.Code.ECONFIG, f"over {MPISERVE_MAX_TENSORS} tensors")
@@ -111,3 +115,50 @@ cdef class Ticket:
     @property
     def service(self):
         return self._ticket.service
+
+
+cdef list tickets_of(mpiserve_ticket *tickets, int n):
+    cdef Ticket ticket
+    made = []
+    for i in range(n):
+        ticket = Ticket.__new__(Ticket)
+        ticket._ticket = tickets[i]
+        made.append(ticket)
+    return made
+
+
+cdef Batch batch_of(Session session, mpiserve_batch *batch):
+    """Find or make the arrays. Rows that repeat lie at the same place: all is there."""
+    cdef Batch made
+    key = (batch.service, <size_t>batch.inputs[0], <size_t>batch.outputs[0], batch.rows)
+    made = session._batches.get(key)
+    inputs, session._outputs = session._signatures[batch.service]
+    if made is None:
+        if len(session._batches) >= MAX_BATCHES:
+            session._batches.clear()
+        made = Batch.__new__(Batch)
+        made.service = batch.service
+        made.rows = batch.rows
+        made.inputs = views_of(<void **>batch.inputs, inputs, batch.rows, False)
+        made.outputs = views_of(batch.outputs, session._outputs, batch.rows, True)
+        session._batches[key] = made
+    made.requests = batch.requests
+    made.in_place = batch.in_place
+    session._rows = batch.rows
+    session._requests = batch.requests
+    return made
+
+
+cdef tuple views_of(void **data, tuple specs, int64_t rows, bint writable):
+    return tuple([
+        view_rows(data[i], dtype, shape, rows, writable, None)
+        for i, (dtype, shape) in enumerate(specs)
+    ])
+
+
+cdef int find_rows(const void **data, tuple specs, outputs, int64_t rows) except -1:
+    cdef int i = 0
+    for dtype, shape in specs:
+        data[i] = result_at(outputs[i], dtype, shape, rows)
+        i += 1
+    return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import threading
@@ -77,12 +78,14 @@ def _printable(text: str) -> str:
 
 
 _interrupted = False
+_server = 0  # the process that serves, if one does: a model may fork others
 
 
 @contextmanager
 def interrupts() -> Iterator[None]:
     """Tell Ctrl-C from a KeyboardInterrupt that a model raises, as long as this lasts."""
-    global _interrupted
+    global _interrupted, _server
+    _server = os.getpid()
     main = threading.current_thread() is threading.main_thread()
     if not main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield
@@ -96,13 +99,18 @@ def interrupts() -> Iterator[None]:
 
 
 def check_interrupt() -> None:
-    """Go on only if it was not Ctrl-C that ended the user's code.
+    """Go on only if it was not Ctrl-C that ended the user's code, nor the end of a child.
+
+    Called where an exception of that code is handled.
 
     Raises:
         KeyboardInterrupt: If it was.
+        BaseException: The one that is handled, in a process that a model has forked: it is to end.
     """
     if _interrupted:
         raise KeyboardInterrupt
+    if _server and os.getpid() != _server:
+        raise
 
 
 def _interrupt(_number: int, _frame: object) -> NoReturn:

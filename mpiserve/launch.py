@@ -19,7 +19,7 @@ from mpiserve import _check, environment, session, wire
 from mpiserve.binding import bind
 from mpiserve.config import Config
 from mpiserve.errors import Code, ConfigError, Error, PeerError
-from mpiserve.failure import describe, text_of, trace_of
+from mpiserve.failure import describe, trace_of
 from mpiserve.logs import start_logging
 from mpiserve.partition import INFERENCE, seats
 from mpiserve.session import Session
@@ -292,6 +292,8 @@ def _simulate(script: str, args: Sequence[str]) -> int:
     session.launched_by_run(show)
     status, error = _execute(script, args, show)
     current = session.latest()
+    if session.is_forked():
+        return status
     try:
         if not session.attempted():
             current = session.open()
@@ -313,18 +315,8 @@ def _execute(
     try:
         runpy.run_path(script, run_name="__main__")
     except SystemExit as error:
-        return _exit_status(error), None if session.is_success(error) else error
+        return session.exit_status(error), None if session.is_success(error) else error
     except BaseException as error:
         show(error)
         return FAILURE, error
     return OK, None
-
-
-def _exit_status(error: SystemExit) -> int:
-    if error.code is None or isinstance(error.code, int):
-        return error.code or OK
-    try:
-        print(error.code, file=sys.stderr, flush=True)
-    except BaseException:
-        print(text_of(error.code), file=sys.stderr, flush=True)
-    return FAILURE

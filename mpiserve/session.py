@@ -8,10 +8,10 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 from mpi4py import MPI
 
@@ -25,6 +25,7 @@ logger = logging.getLogger("mpiserve")
 
 _check.require(_check.mpi_mismatch(_broker.mpi_build(), _broker.mpi_runtime()))
 _check.require(_check.mpi_mismatch(_broker.mpi_runtime(), MPI.Get_library_version()))
+atexit.register(_broker.keep_mpi)
 
 
 class Session:
@@ -32,6 +33,9 @@ class Session:
 
     A context manager. When its body ends with an exception on a simulation rank,
     the other ranks learn of it, and the world closes without a hang.
+
+    Threads may use it at the same time. A forked child may not: all calls are errors there,
+    and its end is no event of the session.
 
     Attributes:
         role: "simulation" or "inference".
@@ -60,6 +64,8 @@ class Session:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if _broker.is_forked():
+            return
         if error is None or is_success(error):
             self.close()
             return
@@ -103,14 +109,14 @@ class Session:
             NotFoundError: If there is no such service.
             Error: With code ESTATE, if another rank is reloading it.
         """
-        self._broker.reload(name, version, -1.0 if timeout is None else timeout)
+        self._broker.reload(name, version, timeout)
 
     def unload(self, name: str, timeout: float | None = None) -> None:
         """Free the memory of a service's model, at all replicas; on simulation ranks.
 
         Requests, also those that wait, are ModelErrors from then on, until a `reload`.
         """
-        self._broker.unload(name, -1.0 if timeout is None else timeout)
+        self._broker.unload(name, timeout)
 
     def serve(self, watch: Callable[[], None] | None = None) -> bool:
         """Load this rank's model and answer until every simulation rank has left.
@@ -149,8 +155,13 @@ class Session:
             server: Server | Pool = AdaptivePool(*parts, pool=ranks[1], settings=seat.pool)
         else:
             server = (Pool if len(seat.services) > 1 else Server)(*parts)
-        with interrupts():
-            server.serve(watch)
+        try:
+            with interrupts():
+                server.serve(watch)
+        except BaseException as error:
+            if _broker.is_forked():  # by a model, and came out of it: the rank itself goes on
+                end_child(error)
+            raise
         self.stuck = server.broken
         for comm in ranks if not self.stuck else ():
             comm.Free()
@@ -162,6 +173,8 @@ class Session:
 
     def abandon(self, error: BaseException | str) -> None:
         """Tell the other ranks of an error and leave. Nothing that fails here hides it."""
+        if _broker.is_forked():
+            return
         try:
             if not self._closed and self.role == SIMULATION:
                 self.fail(error)
@@ -218,7 +231,7 @@ class Session:
 
     def _at_exit(self) -> None:
         """A program that forgot to close, or died: the other ranks wait for it."""
-        if not MPI.Is_finalized():
+        if not _broker.is_forked() and not MPI.Is_finalized():
             error = getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
             self.abandon(error) if error else self.close()
 
@@ -267,6 +280,11 @@ def latest() -> Session | None:
 def attempted() -> bool:
     """Whether this process tried to open a session."""
     return _Process.attempted
+
+
+def is_forked() -> bool:
+    """Whether this process was forked from a rank, and is none itself."""
+    return _broker.is_forked()
 
 
 def launched_by_run(show: Callable[[BaseException], None]) -> None:
@@ -376,6 +394,34 @@ def is_success(error: BaseException) -> bool:
     if not isinstance(error, SystemExit):
         return False
     return error.code is None or (isinstance(error.code, int) and not error.code)
+
+
+def end_child(error: BaseException | None) -> NoReturn:
+    """End a forked child that came out of a model, with the status of a program that ends so."""
+    status = 0
+    while error is not None and not isinstance(error, SystemExit):
+        if not isinstance(error, Error) or error.code != Code.ESTATE or error.__context__ is None:
+            traceback.print_exception(error)
+            status = 1
+            break
+        error = error.__context__
+    if isinstance(error, SystemExit):
+        status = exit_status(error)
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(Exception):
+            stream.flush()
+    os._exit(status)
+
+
+def exit_status(error: SystemExit) -> int:
+    """What a program ends with; a text is printed, as Python does."""
+    if error.code is None or isinstance(error.code, int):
+        return error.code or 0
+    try:
+        print(error.code, file=sys.stderr, flush=True)
+    except BaseException:
+        print(text_of(error.code), file=sys.stderr, flush=True)
+    return 1
 
 
 def where(error: BaseException) -> str:
