@@ -27,7 +27,7 @@ BUILT_FROM := setup.py pyproject.toml $(wildcard csrc/*.[ch] csrc/*.map csrc/*/*
 INSTALLED := $(BUILT_FROM) $(shell find mpiserve -name '*.py' -o -name '*.pyi')
 C_FILES := csrc/*.[ch] csrc/include/*.h csrc/bench/*.[ch] csrc/fortran/*.[ch] csrc/preload/*.[ch] $(wildcard tests/c/*.[ch] tests/c/*/*.h tests/legacy/*.c examples/*/*.c)
 PY_FILES := setup.py csrc mpiserve tests examples
-SHELL_FILES := .ci/run $(wildcard tests/*.sh) $(wildcard jobscripts/*)
+SHELL_FILES := .ci/run tests/gpu/run tests/gpu/bundle $(wildcard tests/*.sh) $(wildcard jobscripts/*)
 
 .DELETE_ON_ERROR:
 .SECONDARY:

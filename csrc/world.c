@@ -61,10 +61,18 @@ int msi_mpi_error(int mpi_code, const char *call) {
   return msi_error(MPISERVE_EMPI, "%s: %s", call, text);
 }
 
+/* Seconds; 600 if there is no text, 0 if it is no positive number. */
+static double limit_of(const char *text) {
+  if (!text || !*text) return 600;
+  char *end;
+  double seconds = strtod(text, &end);
+  return *end || !(seconds > 0) ? 0 : seconds;
+}
+
 /* The time after which open and publish give up on a rank that does not come. */
 static int64_t open_deadline(void) {
-  const char *seconds = getenv("MPISERVE_OPEN_TIMEOUT");
-  return msi_deadline(seconds && atof(seconds) > 0 ? atof(seconds) : 600);
+  double seconds = limit_of(getenv("MPISERVE_OPEN_TIMEOUT"));
+  return msi_deadline(seconds > 0 ? seconds : 600);
 }
 
 /* Who did not come MPI does not say. After open the inference ranks are known, which publish
@@ -245,6 +253,10 @@ static int agree(msi_world *world, int code, const char *text) {
 }
 
 int msi_world_open(msi_world *world, MPI_Comm comm, int role, int code, const char *text) {
+  if (!code && !limit_of(getenv("MPISERVE_OPEN_TIMEOUT"))) {
+    code = MPISERVE_ECONFIG; /* all are told, as of any failure of a rank */
+    text = "MPISERVE_OPEN_TIMEOUT is to be a number of seconds above 0";
+  }
   *world = (msi_world){.comm = MPI_COMM_NULL,
                        .peers = MPI_COMM_NULL,
                        .node = MPI_COMM_NULL,
