@@ -72,6 +72,14 @@ def test_a_script_that_never_opens_gets_its_arguments(mpiexec, tmp_path):
     assert lines(done.stdout) == ["__main__ got ['--steps', '3', '-n', 'a b']"] * 2
 
 
+def test_an_open_timeout_that_is_no_number_is_said(mpiexec, tmp_path, monkeypatch):
+    write(tmp_path)
+    monkeypatch.setenv("MPISERVE_OPEN_TIMEOUT", "10s")
+    result = mpiexec(["-n", 2, *RUN, "c.toml", "sim.py"], timeout=60)
+    assert result.returncode == 2
+    assert "MPISERVE_OPEN_TIMEOUT is to be a number of seconds above 0" in result.stderr
+
+
 def test_the_exit_status_is_that_of_the_script(mpiexec, tmp_path):
     write(tmp_path, EXITS)
     done = mpiexec(["-n", 3, *RUN, "c.toml", "sim.py"])
