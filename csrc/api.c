@@ -290,10 +290,10 @@ int mpiserve_submit_with(mpiserve_service *service, int n_inputs, const mpiserve
 int mpiserve_test(mpiserve_session *session, mpiserve_request *request, int *done,
                   mpiserve_stats *stats) {
   MSI_TURN turn = NULL;
+  if (stats) *stats = (mpiserve_stats){0};
   int code = msi_enter(session, MPISERVE_SIMULATION, &turn);
   if (code || !request || !done)
     return code ? code : msi_null_argument(request ? "done" : "request");
-  if (stats) *stats = (mpiserve_stats){0};
   code = msi_call_wait(&session->client, request, 0, stats);
   *done = !request->id || code != MPISERVE_ETIMEOUT;
   return *done ? code : MPISERVE_OK;
@@ -302,10 +302,10 @@ int mpiserve_test(mpiserve_session *session, mpiserve_request *request, int *don
 int mpiserve_wait(mpiserve_session *session, mpiserve_request *request, double timeout,
                   mpiserve_stats *stats) {
   MSI_TURN turn = NULL;
+  if (stats) *stats = (mpiserve_stats){0};
   int code = msi_enter(session, MPISERVE_SIMULATION, &turn);
   if (!code) code = msi_check_timeout(timeout);
   if (code || !request) return code ? code : msi_null_argument("request");
-  if (stats) *stats = (mpiserve_stats){0};
   return msi_call_wait(&session->client, request, timeout, stats);
 }
 
@@ -320,14 +320,14 @@ int mpiserve_infer(mpiserve_service *service, int n_inputs, const mpiserve_tenso
                    int n_outputs, const mpiserve_tensor *outputs, double timeout,
                    mpiserve_stats *stats) {
   MSI_TURN turn = NULL;
-  mpiserve_request request;
+  mpiserve_request request = {0};
+  if (stats) *stats = (mpiserve_stats){0};
   int code = msi_enter_service(service, &turn);
   if (!code) code = msi_check_timeout(timeout);
   if (code) return code;
-  if (stats) *stats = (mpiserve_stats){0};
   code = submit(service, n_inputs, inputs, n_outputs, outputs, NULL, stats != NULL, &request);
   if (!code) code = msi_call_wait(service->client, &request, timeout, stats);
-  if (code == MPISERVE_ETIMEOUT && request.id) msi_call_cancel(service->client, &request);
+  if (code && request.id) msi_call_cancel(service->client, &request); /* its tensors go now */
   return code;
 }
 

@@ -13,7 +13,7 @@ static const double FOREVER_SLICE = 1.0;
 
 /* ---- publishing --------------------------------------------------------------------- */
 
-static int check_description(const mpiserve_description *d) {
+static int check_description(const mpiserve_description *d, uint32_t clients) {
   if (!d->name[0] || !memchr(d->name, 0, sizeof d->name))
     return msi_error(MPISERVE_ECONFIG, "a service has no name, or one over %d bytes",
                      MPISERVE_NAME_SIZE - 1);
@@ -32,7 +32,7 @@ static int check_description(const mpiserve_description *d) {
   if (d->rows < MPISERVE_INDEPENDENT || d->rows > MPISERVE_TOGETHER)
     return msi_error(MPISERVE_ECONFIG, "service '%s': rows is %d", d->name, d->rows);
   msi_layout layout;
-  return msi_layout_init(&layout, d, 1);
+  return msi_layout_init(&layout, d, clients); /* over one transport: as large as it gets */
 }
 
 static int check_names(const mpiserve_description *descriptions, int n) {
@@ -46,7 +46,9 @@ static int check_names(const mpiserve_description *descriptions, int n) {
 /* A wrong description is published as a failed service: the world is waiting. */
 static int adopt(mpiserve_session *session, int n) {
   mpiserve_description *mine = &session->descriptions[n];
-  int code = check_description(mine);
+  mine->engine[sizeof mine->engine - 1] = mine->version[sizeof mine->version - 1] = 0;
+  mine->error_text[sizeof mine->error_text - 1] = 0;
+  int code = check_description(mine, (uint32_t)session->world.n_simulation);
   if (!code) code = check_names(session->descriptions, n);
   if (code) {
     mine->error = code;
@@ -206,6 +208,7 @@ int mpiserve_serve_echo(mpiserve_session *session, double timeout) {
   if (!code) code = msi_check_timeout(timeout);
   for (int i = 0; !code && i < session->published; i++)
     code = check_echo(&session->descriptions[i]);
+  if (code) return code;
   int64_t deadline = msi_deadline(timeout);
   while (!code) {
     double slice = timeout < 0 || timeout > FOREVER_SLICE ? FOREVER_SLICE : timeout;

@@ -132,6 +132,7 @@ static int await_rows(msi_broker *broker, const msi_entry *entry) {
   msi_lane *lane = &broker->ports[entry->port].lanes[entry->lane];
   int code = msi_queue_push(&broker->tenants, *entry);
   if (code) return code;
+  if (!lane->active) lane->passing = 1; /* until its request says more */
   lane_attach(broker, lane);
   lane_queue(broker, lane);
   return MPISERVE_OK;
@@ -171,8 +172,10 @@ int msi_broker_refuse_late(msi_broker *broker, int64_t now) {
   return code;
 }
 
+/* Rows of a request that is under way stay the lane's: its results go there. */
 static int lease_possible(const msi_port *port, const msi_entry *entry) {
-  return entry->lease >= 0 && entry->lease < MSI_LEASES && entry->rows <= port->layout.max_rows;
+  return entry->lease >= 0 && entry->lease < MSI_LEASES && entry->rows <= port->layout.max_rows &&
+         !msi_port_is_used(port, entry->lane, entry->lease);
 }
 
 /* A buffer stays for as long as its user likes: it may not be lent, nor waited for. */
@@ -257,6 +260,7 @@ static int on_infer(msi_broker *broker, msi_entry *entry, const msi_request_head
   entry->deadline_ns = deadline_of(entry, request->deadline_ns);
   lane_join(broker, lane);
   lane->passing = request->kind == MSI_VISIT;
+  msi_port_use(port, entry->lane, entry->sequence, request->lease, request->output_lease);
   int code = msi_queue_push(&broker->queue, *entry);
   if (!code) lane_queue(broker, lane);
   return code;
@@ -303,7 +307,8 @@ static int on_leave(msi_broker *broker, const msi_entry *entry) {
   broker->remaining -= !lane->gone;
   lane->gone = 1;
   /* Buffers that were not given back stay the client's: it may look at them after close. */
-  for (int i = 0; i < MSI_SLOTS; i++) msi_port_lease_drop(port, entry->lane, i);
+  for (int i = 0; i < MSI_SLOTS; i++)
+    if (!msi_port_is_used(port, entry->lane, i)) msi_port_lease_drop(port, entry->lane, i);
   return serve_tenants(broker);
 }
 
@@ -367,8 +372,12 @@ static int poll_lanes(msi_broker *broker, int transport, uint32_t from, uint32_t
   msi_port *port = &broker->ports[transport];
   int code = transport == MPISERVE_RMA ? msi_window_progress(broker->window) : MPISERVE_OK;
   msi_request_header request;
+  uint32_t last = UINT32_MAX, left = 0;
   for (uint32_t lane = from; !code && msi_port_rung(port, &lane) && lane < to;) {
-    if (!msi_port_read(port, lane, &request) || has_to_wait(broker, port, lane, &request))
+    if (lane != last) left = MSI_SLOTS; /* no lane rings for more in one round */
+    last = lane;
+    if (!left-- || !msi_port_read(port, lane, &request) ||
+        has_to_wait(broker, port, lane, &request))
       lane++;
     else
       code = take(broker, port, lane, &request);
@@ -460,6 +469,7 @@ static msi_close_reason decide(msi_broker *broker) {
 
 int msi_broker_look(msi_broker *broker, int lay_out) {
   int code = msi_broker_poll(broker);
+  if (!code && broker->tenants.n) code = msi_broker_refuse_late(broker, now_of(broker));
   if (code) return code;
   if (broker->control.waiting.n) {
     if (msi_control_news(&broker->control))
@@ -473,10 +483,19 @@ int msi_broker_look(msi_broker *broker, int lay_out) {
   return reason && !code ? close_batch(broker, reason, lay_out) : code;
 }
 
+/* Who waits for rows counts again, as having asked. */
+static int rejoin_waiting(msi_broker *broker) {
+  for (uint32_t i = 0; i < broker->tenants.n; i++) {
+    const msi_entry *waiting = msi_queue_at(&broker->tenants, i);
+    lane_join(broker, &broker->ports[waiting->port].lanes[waiting->lane]);
+  }
+  return MPISERVE_OK;
+}
+
 int msi_broker_rest(msi_broker *broker, int resting) {
   broker->resting = resting;
   broker->shut = resting || broker->failed_rank >= 0;
-  if (!resting) return MPISERVE_OK;
+  if (!resting) return rejoin_waiting(broker);
   int code = turn_all_away(broker);
   for (int t = 0; t < MSI_TRANSPORTS; t++)
     for (uint32_t l = 0; l < broker->ports[t].layout.lanes; l++)

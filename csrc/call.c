@@ -8,6 +8,8 @@
 #include "error.h"
 #include "lease.h"
 
+enum { TESTS_PER_LOOK = 16 }; /* at all links */
+
 /* ---- calls ------------------------------------------------------------------- */
 
 static msi_call *call_take(msi_client *client) {
@@ -302,6 +304,16 @@ static void withdraw(msi_client *client, msi_call *call) {
   call_give(client, call);
 }
 
+/* The caller gets no request, so that nobody may touch its tensors any more. */
+static void give_up(msi_client *client, msi_call *call) {
+  if (call->state == CALL_QUEUED)
+    withdraw(client, call);
+  else if (call->state == CALL_DONE)
+    call_give(client, call);
+  else
+    call->abandoned = 1;
+}
+
 /* Memory that is used in place belongs to home. */
 static int bound_to_home(const mpiserve_service *service, int64_t rows, void *const *inputs,
                          void *const *outputs) {
@@ -363,8 +375,8 @@ int msi_call_submit(mpiserve_service *service, int64_t rows, void *const *inputs
   call->state = CALL_QUEUED;
   line_push(line_of(client, call->link), call);
   code = advance(client, call->link);
-  if (code && call->state == CALL_QUEUED)
-    withdraw(client, call);
+  if (code)
+    give_up(client, call);
   else
     *request = request_of(call);
   return code;
@@ -394,6 +406,12 @@ static const msi_bed *get_up(msi_wait *wait, const msi_bed *bed) {
   return NULL;
 }
 
+/* A client that tests one request for long has others too: rows to give back, what to send. */
+static int not_ended(msi_client *client) {
+  int code = ++client->tests % TESTS_PER_LOOK ? MPISERVE_OK : msi_call_progress_all(client);
+  return code ? code : msi_error(MPISERVE_ETIMEOUT, "the request has not ended yet");
+}
+
 static int wait_until_done(msi_client *client, msi_call *call, double timeout, msi_wait *wait,
                            const msi_bed *bed) {
   int64_t deadline = 0;
@@ -406,7 +424,7 @@ static int wait_until_done(msi_client *client, msi_call *call, double timeout, m
     if (call->link != link) bed = get_up(wait, bed); /* it was sent to another replica */
     code = overdue(call);
     if (code) return code;
-    if (timeout == 0) return msi_error(MPISERVE_ETIMEOUT, "the request has not ended yet");
+    if (timeout == 0) return not_ended(client);
     if (!deadline) deadline = msi_deadline(timeout);
     if (msi_now() > deadline)
       return msi_error(MPISERVE_ETIMEOUT, "no reply from rank %d within %g s", call->link->head,
@@ -426,7 +444,10 @@ int msi_call_wait(msi_client *client, mpiserve_request *request, double timeout,
   int code = wait_until_done(client, call, timeout, &wait, bedded ? &bed : NULL);
   msi_wait_end(&wait, &bed);
   if (!code) return report(client, call, request, stats);
-  if (code == MPISERVE_EDEADLINE) msi_call_cancel(client, request);
+  if (code == MPISERVE_EDEADLINE) {
+    if (stats) stats->rows = call->cargo.rows; /* it has ended, with nothing more to tell */
+    msi_call_cancel(client, request);
+  }
   return code;
 }
 

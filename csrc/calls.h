@@ -65,6 +65,7 @@ typedef struct msi_client {
   uint32_t n_calls;
   msi_call **calls; /* all that were ever needed at the same time */
   msi_call *idle;   /* free list */
+  unsigned tests;   /* looks without waiting */
   mpiserve_counters counters;
 } msi_client;
 

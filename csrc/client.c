@@ -229,23 +229,35 @@ static int is_within(const void *data, const void *memory, size_t bytes) {
   return (uintptr_t)data - (uintptr_t)memory < bytes; /* before it: far behind it, unsigned */
 }
 
-static int names_memory(const msi_call *call, const mpiserve_buffer *buffer) {
-  const msi_side *in = &call->link->layout.inputs, *out = &call->link->layout.outputs;
+/* Does an address lie in one of the tensors of a buffer? */
+static int is_of_buffer(const void *data, const mpiserve_buffer *buffer, const msi_layout *layout) {
+  const msi_side *in = &layout->inputs, *out = &layout->outputs;
   size_t rows = (size_t)buffer->rows;
   for (int i = 0; i < in->n; i++)
-    if (is_within(call->cargo.inputs[i], buffer->inputs[i], rows * in->row_bytes[i])) return 1;
+    if (is_within(data, buffer->inputs[i], rows * in->row_bytes[i])) return 1;
   for (int i = 0; i < out->n; i++)
-    if (is_within(call->cargo.outputs[i], buffer->outputs[i], rows * out->row_bytes[i])) return 1;
+    if (is_within(data, buffer->outputs[i], rows * out->row_bytes[i])) return 1;
   return 0;
 }
 
-/* Does a request that somebody waits for use the memory of a buffer? */
+static int names_buffer(const msi_call *call, const mpiserve_buffer *buffer,
+                        const msi_layout *layout) {
+  const msi_layout *its = &call->link->layout;
+  for (int i = 0; i < its->inputs.n; i++)
+    if (is_of_buffer(call->cargo.inputs[i], buffer, layout)) return 1;
+  for (int i = 0; i < its->outputs.n; i++)
+    if (is_of_buffer(call->cargo.outputs[i], buffer, layout)) return 1;
+  return 0;
+}
+
+/* Does a request use the memory of a buffer, as whatever tensor and of whatever service, that was
+ * neither waited for nor cancelled? */
 static int is_used(const mpiserve_service *service, const mpiserve_buffer *buffer) {
   const msi_client *client = service->client;
   for (uint32_t i = 0; i < client->n_calls; i++) {
     const msi_call *call = client->calls[i];
-    int waited_for = call->service == service && call->state != CALL_IDLE && !call->abandoned;
-    if (waited_for && names_memory(call, buffer)) return 1;
+    int goes_on = call->service && call->state != CALL_IDLE && !call->abandoned;
+    if (goes_on && names_buffer(call, buffer, &service->link->layout)) return 1;
   }
   return 0;
 }

@@ -53,8 +53,7 @@ const char *mpiserve_last_error(void) { return last_message; }
 
 int mpiserve_error(int code, const char *text) {
   if (!text) text = mpiserve_strerror(code);
-  return text == last_message ? code
-                              : msi_error(code, "%s", text); /* printed onto itself: undefined */
+  return msi_error(code, "%s", text);
 }
 
 const char *mpiserve_strerror(int code) {

@@ -13,8 +13,8 @@ static atomic_int forked;
 
 /* A child that used its copy of a session would take the parent's answers, and its lane. */
 static void forget_all(void) {
-  for (int i = 0; i < MPISERVE_MAX_SESSIONS; i++)
-    if (atomic_exchange(&table[i], NULL)) atomic_store(&forked, 1);
+  for (int i = 0; i < MPISERVE_MAX_SESSIONS; i++) atomic_store(&table[i], NULL);
+  atomic_store(&forked, 1); /* MPI is the parent's too: there can be no session here */
 }
 
 static void watch_forks(void) { pthread_atfork(NULL, NULL, forget_all); }

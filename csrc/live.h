@@ -9,7 +9,7 @@
 int msi_live_add(mpiserve_session *session);
 void msi_live_remove(const mpiserve_session *session);
 
-/* Was this process forked from one that had sessions open? They are none of the child's. */
+/* Was this process forked from one that has used sessions? They are none of the child's. */
 int msi_live_forked(void);
 
 /* The n-th place of the table: NULL where no session is. */

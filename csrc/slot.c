@@ -33,7 +33,8 @@ static size_t place(const msi_side *side, uint32_t rows, size_t at, size_t *offs
 /* Before anything is multiplied. */
 static int check_bytes(const msi_layout *layout, const mpiserve_description *d) {
   size_t row = layout->inputs.total_row_bytes + layout->outputs.total_row_bytes;
-  if (row <= MSI_MOST_BYTES / layout->pool_rows) return MPISERVE_OK;
+  /* A service that has failed has no tensors, and perhaps no rows. */
+  if (!row || !layout->pool_rows || row <= MSI_MOST_BYTES / layout->pool_rows) return MPISERVE_OK;
   return msi_error(MPISERVE_ECONFIG,
                    "service '%s': its memory is %u rows of %zu bytes, more than 2^%d bytes: lower "
                    "max_batch_rows or pool_bytes",

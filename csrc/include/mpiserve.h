@@ -15,8 +15,8 @@
  *     a service of one, is MPISERVE_ESTATE; so is a request that has ended. Pointers
  *     to data cannot be checked.
  *   - A session and all that belongs to it is used by one thread at a time. Threads may take
- *     turns; a call while another thread is in one is MPISERVE_ESTATE and does nothing.
- *     MPI_THREAD_SINGLE is enough on simulation ranks, and
+ *     turns, which needs MPI_THREAD_SERIALIZED; a call while another thread is in one is
+ *     MPISERVE_ESTATE and does nothing. Else MPI_THREAD_SINGLE is enough on simulation ranks, and
  *     MPI_THREAD_SERIALIZED on inference ranks.
  *   - A session belongs to the process that opened it. In a child that was forked from it every
  *     call is MPISERVE_ESTATE, mpiserve_open() too, and the child's end changes nothing.

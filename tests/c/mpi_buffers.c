@@ -116,16 +116,19 @@ static void test_a_cancelled_request_keeps_its_buffer(mpiserve_session *session,
 }
 
 static void test_a_request_that_goes_on_keeps_its_buffer(mpiserve_session *session,
-                                                         mpiserve_service *service) {
+                                                         mpiserve_service *service,
+                                                         mpiserve_service *other) {
   static double mine[ROWS * COLUMNS];
-  for (int outputs = 0; outputs < 2; outputs++) {
+  for (int use = 0; use < 5; use++) { /* as input, output, either where the other lies; elsewhere */
     mpiserve_buffer a, b;
     mpiserve_request request;
+    mpiserve_service *asked = use == 4 ? other : service;
     CHECK(!mpiserve_buffer_take(service, ROWS, &a) && !mpiserve_buffer_take(service, ROWS, &b));
     fill(a.inputs[0], ROWS, 1);
-    mpiserve_tensor in = tensor(outputs ? mine : a.inputs[0], ROWS);
-    mpiserve_tensor out = tensor(outputs ? a.outputs[0] : mine, ROWS);
-    CHECK(!mpiserve_submit(service, 1, &in, 1, &out, &request));
+    fill(a.outputs[0], ROWS, 1);
+    mpiserve_tensor in = tensor(use % 2 ? mine : use == 2 ? a.outputs[0] : a.inputs[0], ROWS);
+    mpiserve_tensor out = tensor(use % 2 ? use == 3 ? a.inputs[0] : a.outputs[0] : mine, ROWS);
+    CHECK(!mpiserve_submit(asked, 1, &in, 1, &out, &request));
     CHECK(mpiserve_buffer_give(service, &a) == MPISERVE_ESTATE);
     CHECK_TEXT(mpiserve_last_error(), "a request uses the buffer");
     CHECK(!mpiserve_buffer_give(service, &b));
@@ -163,7 +166,7 @@ static void simulate(int rank) {
     test_the_other_half_is_left_alone(twice);
     test_requests_share_a_buffer(session, twice);
     test_a_cancelled_request_keeps_its_buffer(session, twice);
-    test_a_request_that_goes_on_keeps_its_buffer(session, twice);
+    test_a_request_that_goes_on_keeps_its_buffer(session, twice, echo);
     test_wrong_use(twice);
   }
   CHECK(!mpiserve_buffer_take(twice, 10, &kept));

@@ -33,7 +33,11 @@ static void serve(mpiserve_session *session) {
   mpiserve_spec spec = {.name = "x", .dtype = MPISERVE_FLOAT64, .ndim = 1, .shape = {-1}};
   mpiserve_description d = {.name = "twice", .n_inputs = 1, .n_outputs = 1, .max_batch_rows = 64};
   d.inputs[0] = d.outputs[0] = spec;
-  CHECK(mpiserve_publish(session, &d) == MPISERVE_OK);
+  mpiserve_description rowless = d, broken = {.name = "broken", .error = MPISERVE_EMODEL};
+  snprintf(rowless.name, sizeof rowless.name, "rowless");
+  rowless.max_batch_rows = 0;
+  mpiserve_description all[] = {d, broken, rowless};
+  EXPECT(mpiserve_publish_all(session, 3, all), MPISERVE_ECONFIG, "max_batch_rows");
   EXPECT(mpiserve_serve_echo(session, NAN), MPISERVE_EARG, "not a number");
   mpiserve_batch batch;
   EXPECT(mpiserve_batch_next(session, -NAN, &batch), MPISERVE_EARG, "not a number");
@@ -134,6 +138,19 @@ static void use_fork(mpiserve_session *session, mpiserve_service *twice) {
   CHECK(ask(twice, 7) == MPISERVE_OK);
 }
 
+/* Nor may a child open a session of its own: MPI is the parent's. */
+static void fork_without_session(void) {
+  int status = -1;
+  fflush(stdout);
+  pid_t child = fork();
+  if (child == 0) {
+    mpiserve_session *other = NULL;
+    EXPECT(mpiserve_open(MPI_COMM_SELF, MPISERVE_SIMULATION, &other), MPISERVE_ESTATE, "forked");
+    LEAVE(check_result());
+  }
+  CHECK(waitpid(child, &status, 0) == child && WIFEXITED(status) && !WEXITSTATUS(status));
+}
+
 /* ---- numbers ------------------------------------------------------------------------------ */
 
 static void give_no_numbers(mpiserve_session *session, mpiserve_service *twice) {
@@ -151,7 +168,9 @@ static void give_no_numbers(mpiserve_session *session, mpiserve_service *twice) 
 }
 
 static void simulate(mpiserve_session *session) {
-  mpiserve_service *twice;
+  mpiserve_service *twice, *none;
+  EXPECT(mpiserve_service_find(session, "broken", &none), MPISERVE_EMODEL, "could not be loaded");
+  EXPECT(mpiserve_service_find(session, "rowless", &none), MPISERVE_EMODEL, "max_batch_rows");
   CHECK(mpiserve_service_find(session, "twice", &twice) == MPISERVE_OK);
   give_no_numbers(session, twice);
   use_threads(twice);
@@ -171,6 +190,7 @@ int main(int argc, char **argv) {
   else
     simulate(session);
   CHECK(mpiserve_close(session) == MPISERVE_OK);
+  if (role == MPISERVE_SIMULATION) fork_without_session();
   MPI_Finalize();
   return check_result();
 }
