@@ -34,12 +34,12 @@ static const msi_broker *waited_for(const msi_serving *serving) {
   return &serving->brokers[i];
 }
 
-/* Seconds until a wait is long; 0 of the environment: never. */
+/* Until a wait is long; 0 or less in the environment: never. As Python reads it. */
 static int64_t notice_limit(void) {
   const char *text = getenv("MPISERVE_WAIT_NOTICE");
   char *end = NULL;
   double seconds = text ? strtod(text, &end) : 0;
-  if (!text || end == text || *end || !(seconds >= 0)) seconds = WAIT_NOTICE;
+  if (!text || end == text || *end || seconds != seconds) seconds = WAIT_NOTICE;
   return seconds > 0 && seconds < 1e9 ? (int64_t)(seconds * 1e9) : INT64_MAX;
 }
 

@@ -34,10 +34,25 @@ cdef extern from *:
 
     static uintptr_t entry(const ElfW(Dyn) *dynamic, ElfW(Sxword) tag, uintptr_t base) {
       for (; dynamic->d_tag != DT_NULL; dynamic++)
-        if (dynamic->d_tag == tag)
-          return tag == DT_PLTRELSZ || dynamic->d_un.d_ptr >= base ? dynamic->d_un.d_ptr
-                                                                   : base + dynamic->d_un.d_ptr;
+        if (dynamic->d_tag == tag) {
+          int is_size = tag == DT_PLTRELSZ || tag == DT_RELASZ;
+          uintptr_t value = dynamic->d_un.d_ptr;
+          return is_size || value >= base ? value : base + value;
+        }
       return 0;
+    }
+
+    static void leave_out_of(const ElfW(Dyn) *dynamic, uintptr_t base, ElfW(Sxword) table,
+                             ElfW(Sxword) bytes) {
+      const ElfW(Rela) *calls = (const ElfW(Rela) *)entry(dynamic, table, base);
+      const ElfW(Sym) *symbols = (const ElfW(Sym) *)entry(dynamic, DT_SYMTAB, base);
+      const char *names = (const char *)entry(dynamic, DT_STRTAB, base);
+      if (!calls || !symbols || !names) return;
+      for (size_t n = entry(dynamic, bytes, base) / sizeof *calls; n; n--, calls++) {
+        size_t symbol = calls->r_info >> 32;
+        if (symbol && !strcmp(names + symbols[symbol].st_name, "MPI_Finalize"))
+          replace_call(base + calls->r_offset);
+      }
     }
 
     static int leave_out(struct dl_phdr_info *info, size_t size, void *unused) {
@@ -47,13 +62,8 @@ cdef extern from *:
         if (info->dlpi_phdr[i].p_type == PT_DYNAMIC)
           dynamic = (const ElfW(Dyn) *)(base + info->dlpi_phdr[i].p_vaddr);
       if (!dynamic || !base) return 0;
-      const ElfW(Rela) *calls = (const ElfW(Rela) *)entry(dynamic, DT_JMPREL, base);
-      const ElfW(Sym) *symbols = (const ElfW(Sym) *)entry(dynamic, DT_SYMTAB, base);
-      const char *names = (const char *)entry(dynamic, DT_STRTAB, base);
-      if (!calls || !symbols || !names) return 0;
-      for (size_t n = entry(dynamic, DT_PLTRELSZ, base) / sizeof *calls; n; n--, calls++)
-        if (!strcmp(names + symbols[calls->r_info >> 32].st_name, "MPI_Finalize"))
-          replace_call(base + calls->r_offset);
+      leave_out_of(dynamic, base, DT_JMPREL, DT_PLTRELSZ);
+      leave_out_of(dynamic, base, DT_RELA, DT_RELASZ); /* of a module compiled with -fno-plt */
       return (void)size, (void)unused, 0;
     }
 

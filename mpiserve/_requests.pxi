@@ -123,7 +123,7 @@ cdef class Request:
         else:
             code = mpiserve_test(session, &self._request, &done, &self._stats)
         lock_give(&self._session._lock)
-        if done:
+        if done or code != MPISERVE_OK:
             self._end(code)
         return self._ended
 

@@ -39,7 +39,10 @@ def as_input(value: Any, where: str) -> np.ndarray:
         return _of_tensor(_plain(value, where), where)
     if hasattr(value, "__dlpack__") and not hasattr(value, "__array__"):
         return _of_dlpack(value, where)
-    array = np.asarray(value)
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError) as error:  # a list that is ragged; memory of a device
+        raise _wrong(where, f"numpy makes no array of it: {error}") from None
     if array.dtype == object and array.ndim == 0:
         raise _wrong(where, f"a {type(value).__name__} is no array")
     return array

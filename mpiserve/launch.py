@@ -198,9 +198,9 @@ def _infer(comm: MPI.Comm, config: Config, *, bind_alone: bool = False) -> int:
     except Error as error:
         return _open_failed(comm, error)
     position = current.comm.rank
-    if position == 0:
-        _look(config)
     try:
+        if position == 0:
+            _look(config)
         if bind_alone:  # simulation ranks of another program are its launcher's to bind
             bind(current.comm, _threads_of(config, position))
         served = current.serve(Guard(current, partial(abort, comm)))

@@ -12,7 +12,7 @@ from mpiserve import backends
 from mpiserve.backends.base import Backend
 from mpiserve.backends.group import agree
 from mpiserve.errors import CausedError, Code
-from mpiserve.failure import check_interrupt, describe
+from mpiserve.failure import check_interrupt, describe, one_line
 from mpiserve.warmup import Warmup
 
 if TYPE_CHECKING:
@@ -66,6 +66,7 @@ class Loader:
             raise
         for text in warmup.remarks:
             self._remark(text)
+        warmup.backend.warmed()
         return warmup.backend
 
     def _looked_at(self, service: ServiceConfig, shared: MPI.Comm | None) -> Warmup:
@@ -97,6 +98,15 @@ class Loader:
             _close(backend)
             raise
         return warmup
+
+
+def engine_of(backend: Backend) -> str:
+    """Name what runs a model, which a class of the user's says."""
+    try:
+        return one_line(backend.engine)
+    except BaseException:
+        check_interrupt()
+        return one_line(type(backend).__qualname__)
 
 
 def limit_threads(threads: int) -> None:

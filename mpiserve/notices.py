@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import threading
 import time
 from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING
+
+from mpiserve.environment import seconds
 
 if TYPE_CHECKING:
     from mpiserve import _broker
@@ -33,13 +34,8 @@ PUBLISHING = "is ready, and has waited %g s for the other inference ranks, which
 
 def limit() -> float:
     """Seconds after which a wait is long; as libmpiserve reads the variable."""
-    try:
-        seconds = float(os.environ.get("MPISERVE_WAIT_NOTICE", NOTICE))
-    except ValueError:
-        return NOTICE
-    if seconds == 0:
-        return math.inf
-    return seconds if seconds > 0 else NOTICE
+    value = seconds("MPISERVE_WAIT_NOTICE", NOTICE)
+    return value or math.inf
 
 
 class Alarm:

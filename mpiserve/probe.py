@@ -18,6 +18,8 @@ ROWS = 40  # of a look: more than models pad to, or split at
 FEW = 8  # of rows that are large
 LARGE = 64 << 10  # bytes of a row, from which on it is
 CLOSE = 100  # times eps and the largest magnitude: what rounding may change
+COARSE = 8, 0.01  # times eps, and more: at most so much, where eps itself is large
+GROSS = 1e-3  # of the largest magnitude: no rounding in float32 or better
 BLOCK = 1 << 20  # bytes that are compared at a time
 SEED = 13
 RANDOM = "two calls with the same rows differ: it is random, or has a state"
@@ -36,15 +38,16 @@ class Calls:
 
     Args:
         run: Runs the model; it must keep no array itself.
+        writable: Whether it gets arrays that it may write to.
 
     Attributes:
         changed: Whether the model has written to an input.
         kept: Whether it has kept one, or a view of one.
     """
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, writable: bool = False) -> None:
         self._run = run
-        self._writable = False
+        self._writable = writable
         self.changed = self.kept = False
 
     def __call__(self, rows: Arrays, count: int = 0) -> list[np.ndarray]:
@@ -124,10 +127,12 @@ class Finding(NamedTuple):
     Attributes:
         why: What shows that they do, or why nobody can tell; "" if they do not.
         proven: Whether they do.
+        gross: Whether by more than rounding may ever change.
     """
 
     why: str = ""
     proven: bool = False
+    gross: bool = False
 
 
 class Probe:
@@ -187,8 +192,8 @@ class Probe:
         for name, whole, result in zip(self._names, self._whole, results, strict=True):
             many = _grown(whole, rows)
             for part in blocks(result, len(many)):
-                text = _differ(many[: len(part)], part, whole, self._eps)
-                self._see(_say(name, text, f"among {rows}"), True)
+                text, gross = _differ(many[: len(part)], part, whole, self._eps)
+                self._see(_say(name, text, f"among {rows}"), True, gross)
         return True
 
     def _choose(self, candidates: Iterator[Arrays]) -> str:
@@ -228,14 +233,15 @@ class Probe:
             self._see(f"it fails on {len(index)} row{plural}: {describe(error)}", False)
             return
         for name, whole, result in zip(self._names, self._whole, results, strict=True):
-            text = _differ(whole[index], result, whole, self._eps)
-            self._see(_say(name, text, how), proves)
+            text, gross = _differ(whole[index], result, whole, self._eps)
+            self._see(_say(name, text, how), proves, gross)
 
-    def _see(self, why: str, proves: bool) -> None:
-        """Keep what says most: the first proof, or the first doubt."""
+    def _see(self, why: str, proves: bool, gross: bool = False) -> None:
+        """Keep what says most: the first gross proof, the first proof, or the first doubt."""
         known = self.finding
-        if why and (not known.why or (proves and not known.proven and not self._random)):
-            self.finding = Finding(why, proves)
+        more = proves and not self._random and (proves, gross) > (known.proven, known.gross)
+        if why and (not known.why or more):
+            self.finding = Finding(why, proves, proves and gross)
 
 
 def _say(name: str, text: str, how: str) -> str:
@@ -256,19 +262,23 @@ def _mixed(every: np.ndarray) -> np.ndarray:
     return np.random.default_rng(SEED).permutation(every) if len(every) > 3 else every[::-1]
 
 
-def _differ(expected: np.ndarray, result: np.ndarray, whole: np.ndarray, eps: float) -> str:
-    """Say how far results are from what they should be; "" within rounding."""
+def _differ(
+    expected: np.ndarray, result: np.ndarray, whole: np.ndarray, eps: float
+) -> tuple[str, bool]:
+    """Say how far results are from what they should be, "" within rounding; and whether grossly."""
     if expected.dtype.name not in EPS:
         wrong = int((expected != result).sum())
-        return f"differs in {wrong} of {result.size} numbers" if wrong else ""
+        return f"differs in {wrong} of {result.size} numbers" if wrong else "", True
     a, b, every = (np.asarray(array, np.float64) for array in (expected, result, whole))
     finite = np.isfinite(a) & np.isfinite(b)
     if not np.array_equal(a[~finite], b[~finite], equal_nan=True):
-        return "has other numbers that are not finite"
+        return "has other numbers that are not finite", True
     largest = max(np.abs(x[np.isfinite(x)]).max(initial=0.0) for x in (every, b))
     far = np.abs(a[finite] - b[finite]).max(initial=0.0)
-    near = CLOSE * max(eps, EPS[expected.dtype.name]) * largest
-    return f"differs by {far:.3g} (the largest is {largest:.3g})" if far > near else ""
+    eps = max(eps, EPS[expected.dtype.name])
+    near = min(CLOSE * eps, COARSE[0] * eps + COARSE[1]) * largest
+    text = f"differs by {far:.3g} (the largest is {largest:.3g})" if far > near else ""
+    return text, bool(far > GROSS * largest)
 
 
 def _telling(results: Sequence[np.ndarray]) -> tuple[int, str]:

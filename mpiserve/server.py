@@ -17,7 +17,7 @@ from mpiserve.backends.base import Backend, ordered
 from mpiserve.config import NAME_SIZE, ServiceConfig, TensorConfig
 from mpiserve.errors import ClosedError, Code, ControlError, Error, ModelError
 from mpiserve.failure import check_interrupt, describe, one_line
-from mpiserve.loading import Loader
+from mpiserve.loading import Loader, engine_of
 from mpiserve.logs import Failures
 from mpiserve.partition import Seat
 from mpiserve.splitting import Splitter
@@ -201,7 +201,7 @@ class Server:
         try:
             if self.backend.wants_clients:
                 self.backend.clients = self.broker.batch_clients()
-            result = self._results(self.backend.given(batch.inputs), batch.outputs, done)
+            result = self._results(self._given(batch.inputs), batch.outputs, done)
             outputs = self._checked(result, batch.outputs, batch.rows)
         except BaseException as error:
             check_interrupt()
@@ -319,6 +319,8 @@ class Server:
 
     def _agree_rows(self) -> None:
         """Batch as the model that answers needs it, which may be of another kind than the first."""
+        if isinstance(self.backend, (Resting, Unloaded)):
+            return  # which answer nothing
         if self._announced and self._rows != self._kind:
             self._rows = self._kind
             self.broker.set_rows(self.place, self._rows)
@@ -423,8 +425,12 @@ class Server:
         if self.backend.wants_clients:
             self.backend.clients = clients
         outputs = zeros(self.service.outputs, len(clients))
-        result = self._results(self.backend.given(inputs), outputs, lambda _: None)
+        result = self._results(self._given(inputs), outputs, lambda _: None)
         return self._checked(result, outputs, len(clients))
+
+    def _given(self, inputs: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
+        """Copies, if the model needs some; ranks that run it together make their own."""
+        return inputs if self._head else self.backend.given(inputs)
 
     def _report(self, error: BaseException) -> str:
         """Log a failure of a batch, and put it into one line."""
@@ -451,12 +457,3 @@ def refuse(broker: _broker.Session, name: str, error: Error) -> None:
 def signature(tensor: TensorConfig) -> Tensor:
     """A tensor as the broker publishes it."""
     return Tensor(tensor.name, tensor.dtype, tensor.shape)
-
-
-def engine_of(backend: Backend) -> str:
-    """Name what runs a model, which a class of the user's says."""
-    try:
-        return one_line(backend.engine)
-    except BaseException:
-        check_interrupt()
-        return one_line(type(backend).__qualname__)

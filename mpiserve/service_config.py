@@ -221,6 +221,8 @@ class ServiceConfig(Table):
             return self.warmup
         if self.warmup is False:
             return ()
+        if self.rows == "together":  # perhaps it takes whole fields alone
+            return (self.max_batch_rows,)
         return tuple(sorted({1, self.max_batch_rows}))
 
     def of_model(self) -> ServiceConfig:

@@ -81,7 +81,9 @@ def find(spec: str, folder: Path) -> Definition | None:
         Unknown: If only an import can tell.
     """
     place, _, name = spec.partition(":")
-    sys.path.insert(0, str(folder))  # where the model will be looked for, too
+    before = list(sys.path)
+    own = [str((folder / place).parent)] if place.endswith(".py") else []
+    sys.path[:0] = [str(folder), *own]  # where the model will be looked for, too
     try:
         module = _file(folder / place) if place.endswith(".py") else _module(place, folder)
         return _lookup(module, name, MAX_STEPS)
@@ -90,7 +92,7 @@ def find(spec: str, folder: Path) -> Definition | None:
     except Exception as error:  # of a finder, or of a file of any kind: an import may do better
         raise Unknown(f"its source cannot be read: {type(error).__name__}: {error}") from None
     finally:
-        sys.path.remove(str(folder))
+        sys.path[:] = before
 
 
 def _file(path: Path) -> _Module:
@@ -165,8 +167,8 @@ def _from_stars(module: _Module, names: _Names, name: str, steps: int) -> Defini
     for star in names.stars:
         try:
             return _imported(module, star, name, steps)
-        except Missing:
-            continue
+        except Missing as error:
+            unknown = unknown or "no module" in str(error)  # a path that only running it makes
         except Unknown:
             unknown = True
     if module.package and PathFinder.find_spec(f"{module.name}.{name}", [str(module.path.parent)]):

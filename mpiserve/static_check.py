@@ -31,7 +31,7 @@ KINDS: dict[str, tuple[tuple[type, ...], str]] = {
     "injection_policy": ((dict,), "a table"),
     "providers": ((list,), "a list"),
     "provider_options": ((dict,), "a table"),
-    "stop_tokens": ((list,), "a list"),
+    "stop_tokens": ((int, list), "a number, or a list of them"),
     "pad_token": ((int,), "a number"),
     "generation": ((dict,), "a table"),
     "self_check": ((bool,), "true or false"),

@@ -75,7 +75,7 @@ class Stepper:
             check_interrupt()
             self._report(error)
             self._fail_all(error)
-            return False
+            return what == "room"  # else nobody would ever be told why
 
     def _begin(self, ticket: _broker.Ticket, inputs: tuple[np.ndarray, ...]) -> None:
         key = next(self._keys)

@@ -7,6 +7,7 @@ a collective of the model because another one failed, still answers.
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 import time
@@ -49,6 +50,7 @@ class Part:
 
     def __init__(self, run: Run) -> None:
         self._run = run
+        self._process = os.getpid()
         self._jobs: queue.SimpleQueue[Arrays] = queue.SimpleQueue()
         self._outcome: Outcome | None = None
         self._ended = threading.Event()
@@ -70,6 +72,8 @@ class Part:
                 self._outcome = Outcome(result=self._run(inputs))
             except BaseException as error:
                 self._outcome = Outcome(error=error)
+            if os.getpid() != self._process:  # a child of the model's came out of it: no rank
+                os._exit(int(self._outcome.error is not None))
             self._ended.set()
 
 

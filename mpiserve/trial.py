@@ -9,7 +9,7 @@ from typing import NamedTuple
 from mpiserve import terminal
 from mpiserve.config import Config, ServiceConfig
 from mpiserve.failure import cause_of, check_interrupt, describe, interrupts, trace_of
-from mpiserve.loading import Loader
+from mpiserve.loading import Loader, engine_of
 from mpiserve.service_config import BACKENDS
 
 OK, FAILURE = 0, 1  # exit statuses
@@ -65,8 +65,12 @@ def _try(service: ServiceConfig) -> Outcome:
             print(trace_of(cause), file=sys.stderr)
         return Outcome(service.name, load=time.monotonic() - begin, error=describe(error))
     end, loaded = time.monotonic(), loader.loaded
-    engine = backend.engine
-    backend.close()
+    engine = engine_of(backend)
+    try:
+        backend.close()
+    except BaseException as error:
+        check_interrupt()
+        remarks.append(f"could not close its model: {describe(error)}")
     outputs = ", ".join(f"{t.name} {t.dtype} {list(t.shape)}" for t in service.outputs)
     if not service.warmup_rows:
         outputs = "not asked: warmup = false"

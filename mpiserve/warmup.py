@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 OFF = "nothing is found out without warm-up"
 HINT = (
     'warm-up runs on zeros: if the model cannot, set warmup = "file.npz" with rows that it can '
-    "run on, or warmup = false"
+    "run on, warmup = [N] if it takes N rows alone, or warmup = false"
 )
 UNKNOWN = "unknown"
 COPIED = {"changes": "the model changes its input", "keeps": "the model keeps its input"}
@@ -65,7 +65,7 @@ class Warmup:
         self._service = service
         self._comm = comm
         self._examples: Arrays | None = None
-        self._calls = Calls(self._run)
+        self._calls = Calls(self._run, service.input_memory == "copy")
         self._failed: BaseException | None = None  # on one row
         self._found: Found | None = None
         self.remarks: list[str] = []
@@ -196,7 +196,8 @@ class Warmup:
         said = partial(agree, comm, seconds=self._service.peer_timeout_s)
         proven = bool(said("proven" if found.rows.proven else ""))
         kinds = [kind for kind in (*COPIED, UNKNOWN) if said(kind if found.memory == kind else "")]
-        return Found(Finding(said(found.rows.why), proven), [*kinds, ""][0])
+        gross = bool(said("gross" if found.rows.gross else ""))
+        return Found(Finding(said(found.rows.why), proven, gross), [*kinds, ""][0])
 
     # ---- what follows from it
 
@@ -207,8 +208,8 @@ class Warmup:
         rows, memory = service.rows, service.input_memory
         backend.together = rows == "together" or (rows is None and bool(found.rows.why))
         backend.copies = memory == "copy" or (memory is None and bool(found.memory))
-        if rows is None and found.rows.why:
-            self.remarks.append(_about_rows(found.rows))
+        if (rows is None and found.rows.why) or (rows == "independent" and found.rows.proven):
+            self.remarks.append(_about_rows(found.rows, rows))
         if memory is None and found.memory:
             self.remarks.append(_about_memory(found.memory))
 
@@ -216,16 +217,20 @@ class Warmup:
 def _against(service: ServiceConfig, found: Found) -> Iterator[tuple[str, str]]:
     """Give the key that contradicts what was found, and what to do."""
     why = f"the rows of a request belong together ({found.rows.why})"
-    if service.rows == "independent" and found.rows.proven:
+    if service.rows == "independent" and found.rows.gross:
         yield "rows", f"'independent', but {why}; set rows = \"together\", or remove it"
-    if service.rows is None and service.chunk_rows and found.rows.proven:
+    if service.rows is None and service.chunk_rows and found.rows.gross:
         yield "chunk_rows", f"cuts requests, but {why}; remove it"
     if service.input_memory == "view" and found.memory in COPIED:
         text = f"'view', but {COPIED[found.memory]}; set input_memory = \"copy\", or remove it"
         yield "input_memory", text
 
 
-def _about_rows(finding: Finding) -> str:
+def _about_rows(finding: Finding, rows: str | None) -> str:
+    if rows:
+        return (
+            f'rows = "independent" is taken at its word, though {finding.why}: by rounding, perhaps'
+        )
     if finding.proven:
         return (
             f"the rows of a request belong together: {finding.why}. So each request is a call of "
@@ -248,7 +253,8 @@ def _about_memory(memory: str) -> str:
 def _eps(service: ServiceConfig, backend: Backend) -> float:
     """Of the coarsest arithmetic on the way of a row."""
     tensors = [tensor.dtype for tensor in (*service.inputs, *service.outputs)]
-    return max((EPS[name] for name in [*tensors, *backend.arithmetic] if name in EPS), default=0.0)
+    inside = list(backend.arithmetic) or ["float32"]  # of the user's own nothing is known
+    return max((EPS[name] for name in [*tensors, *inside] if name in EPS), default=0.0)
 
 
 def _ignore(_rows: int) -> None:

@@ -167,6 +167,9 @@ class Backend:
     def take_over(self, old: Backend) -> None:
         """Take what the version before had found out; called instead of `tune`."""
 
+    def warmed(self) -> None:
+        """Hear that warm-up is over: what comes now are requests."""
+
     def close(self) -> None:
         """Let the model go."""
 
@@ -252,11 +255,11 @@ def module_of(spec: str, folder: Path) -> str:
     if not place.endswith(".py"):
         return place
     path = (folder / place).resolve()
-    taken = sys.modules.get(path.stem)
-    origin = getattr(taken, "__file__", None) if taken else _origin(path.stem)
-    free = taken is None and origin is None
-    if path.stem.isidentifier() and (free or _same(origin, path)):
-        return path.stem
+    if path.stem.isidentifier():
+        taken = sys.modules.get(path.stem)
+        origin = getattr(taken, "__file__", None) if taken else _origin(path.stem)
+        if (taken is None and origin is None) or _same(origin, path):
+            return path.stem
     return f"{path.stem}_{crc32(str(path).encode(errors='surrogateescape')):08x}"
 
 

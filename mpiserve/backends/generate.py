@@ -134,6 +134,7 @@ class Generator(Task, Steps):
     def drop(self, key: int) -> None:
         """Forget a request; a stream with the one that reads it."""
         lines = self._jobs.pop(key, [])
+        self._said.pop(key, None)
         for name, stream in list(self._streams.items()):
             if stream.reader == key:
                 lines = [*lines, self._streams.pop(name).line]

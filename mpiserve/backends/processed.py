@@ -100,6 +100,10 @@ class ProcessedBackend(Backend):
         """As of the model, which may get what came in."""
         return self._model.writes(self._prepared(inputs))
 
+    def warmed(self) -> None:
+        """Tell the model."""
+        self._model.warmed()
+
     def take_over(self, old: Backend) -> None:
         """Let the model take what its version before had found out."""
         if isinstance(old, ProcessedBackend):
@@ -165,8 +169,8 @@ class ProcessedSteps(Steps):
             self._steps.take_over(old._steps)
 
     def _finish(self, key: int, result: Any) -> Any:
-        rows = self._rows.pop(key)
-        if isinstance(result, BaseException):
+        rows = self._rows.pop(key, None)
+        if rows is None or isinstance(result, BaseException):
             return result
         try:
             return self._after(result, rows)

@@ -193,7 +193,12 @@ class Joined(Sequences):
         mask, cache = (positions >= 0).long(), new_cache(self._model.config)
         logits = self._forward(ids, mask, positions.clamp(min=0), cache)
         self._merge(lines, mask, cache)
-        self._choose(lines, logits)
+        try:
+            self._choose(lines, logits)
+        except BaseException:  # they are to be read again, or to fail: once each
+            self.lines, had = [line for line in self.lines if line not in lines], self.lines
+            self._keep([i for i, line in enumerate(had) if line not in lines])
+            raise
 
     def advance(self) -> None:
         """Call the model once for all."""
@@ -213,6 +218,10 @@ class Joined(Sequences):
         if len(stay) == len(self.lines):
             return
         self.lines = [self.lines[i] for i in stay]
+        self._keep(stay)
+
+    def _keep(self, stay: list[int]) -> None:
+        """Leave these rows in the cache, and the columns that are somebody's."""
         if not stay:
             self._cache = None
             return

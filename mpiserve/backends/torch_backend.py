@@ -56,6 +56,7 @@ class TorchBackend(Backend):
     dtype: torch.dtype | None = None
     _engine = ""
     _gradients = False  # the model asks for them while it infers
+    _can_be_watched = False
     _watches = 0  # calls that are watched still
 
     @property
@@ -98,7 +99,8 @@ class TorchBackend(Backend):
         if compile_arguments is not None:
             self.compile(compile_arguments)
         elif not self.service.task and gradients.can_be_watched(module):
-            self._watches = gradients.CALLS
+            self._can_be_watched = True
+            self.warmed()
         if self.service.task:
             self.module = self._task(module)
             with self._inference():
@@ -178,6 +180,10 @@ class TorchBackend(Backend):
         """Take the rows at a time: measured beside a model at work they would say little."""
         if isinstance(old, TorchBackend):
             self.chunk_rows = old.chunk_rows
+
+    def warmed(self) -> None:
+        """Watch the first calls again, which are requests now."""
+        self._watches = gradients.CALLS if self._can_be_watched else 0
 
     def close(self) -> None:
         """Free the module's memory."""

@@ -77,7 +77,7 @@ def test_c_program_of_running_md(mpiexec, tmp_path):
     env = mpijob.settings()
     env["PATH"] = f"{Path(sys.executable).parent}:{env['PATH']}"
     compiler = env.get("MPICC", "mpicc")
-    build = running("sh", "mpicc").replace("mpicc", compiler)
+    build = running("sh", "mpicc simulation.c").replace("mpicc", compiler)
     done = mpijob.run(["sh", "-e", "-c", build], timeout=60, env=env, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
 

@@ -154,6 +154,8 @@ SERVICES = {
 TABLE = """
 [service.{name}]
 {settings}
+rows = "independent"
+input_memory = "view"
 inputs = [{{ name = "x", dtype = "float32", shape = [-1, 3] }}]
 outputs = [{{ name = "y", dtype = "float32", shape = [-1, 3] }}]
 max_delay_us = 100000

@@ -123,7 +123,7 @@ SAID = [
     ("missing", "none.onnx: no such file"),
     ("misfit", "input 'x': the model has float32 [-1, 4], the signature says float32 [-1, 3]"),
     ("alien", "ValueError: The checkpoint you are trying to load has model type `mamba9`"),
-    ("unfit", "w.safetensors does not fit the module: it lacks 3 of its 4 tensors ('fc1.bias'"),
+    ("unfit", "w.safetensors: 'fc1.weight' is [4, 3] in the file and [8, 3] in the module"),
     ("too_big", "MemoryError: Unable to allocate 8.00 PiB"),
     ("raises", "right"),
     ("raises", f"{OUT_OF_STEP}tensor-parallel rank 1: ValueError: bad at one rank"),

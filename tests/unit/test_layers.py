@@ -17,7 +17,7 @@ PYTHON = {
     "errors": set(),
     "failure": {"errors"},
     "logs": {"errors", "failure"},
-    "notices": {"_broker"},
+    "notices": {"_broker", "environment"},
     "text": {"errors"},
     "tensor": set(),
     "_check": {"errors"},

@@ -10,7 +10,7 @@ from mpiserve.notices import Alarm, Alone, Silence
 
 
 @pytest.mark.parametrize(
-    ("text", "seconds"), [("3", 3), ("0", math.inf), ("soon", 10), ("-1", 10), ("nan", 10)]
+    ("text", "seconds"), [("3", 3), ("0", math.inf), ("soon", 10), ("-1", math.inf), ("nan", 10)]
 )
 def test_the_limit_is_of_the_environment(monkeypatch, text, seconds):
     monkeypatch.setenv("MPISERVE_WAIT_NOTICE", text)

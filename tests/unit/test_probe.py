@@ -78,7 +78,7 @@ def test_a_model_that_always_fails_is_called_a_few_times():
         raise ValueError("no")
 
     finding, _ = look(fails)
-    assert finding == ("it fails on random rows: ValueError: no", False)
+    assert finding == ("it fails on random rows: ValueError: no", False, False)
     assert len(count) <= len(probe.KINDS)
 
 
