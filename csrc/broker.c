@@ -172,16 +172,33 @@ int msi_broker_refuse_late(msi_broker *broker, int64_t now) {
   return code;
 }
 
-/* Rows of a request that is under way stay the lane's: its results go there. */
-static int lease_possible(const msi_port *port, const msi_entry *entry) {
-  return entry->lease >= 0 && entry->lease < MSI_LEASES && entry->rows <= port->layout.max_rows &&
-         !msi_port_is_used(port, entry->lane, entry->lease);
+static int lies_in(const msi_entry *e, const msi_entry *by, const msi_range *range) {
+  return e->port == by->port && e->lane == by->lane &&
+         (e->input_row - range->begin < range->rows || e->output_row - range->begin < range->rows);
+}
+
+/* Rows of a request that waits or is held stay its lane's, whatever the client asks: its results
+ * go there. */
+static int is_used(const msi_broker *broker, const msi_entry *by, int lease) {
+  const msi_range *range = &broker->ports[by->port].lanes[by->lane].leases[lease];
+  for (uint32_t i = 0; range->rows && i < broker->queue.n; i++)
+    if (lies_in(msi_queue_at(&broker->queue, i), by, range)) return 1;
+  for (uint32_t i = 0; broker->shelf.n && i < broker->shelf.used; i++)
+    if (broker->shelf.places[i].taken && lies_in(&broker->shelf.places[i].entry, by, range))
+      return 1;
+  return 0;
+}
+
+static int lease_possible(const msi_broker *broker, const msi_entry *entry) {
+  return entry->lease >= 0 && entry->lease < MSI_LEASES &&
+         entry->rows <= broker->ports[entry->port].layout.max_rows &&
+         !is_used(broker, entry, entry->lease);
 }
 
 /* A buffer stays for as long as its user likes: it may not be lent, nor waited for. */
 static int on_keep(msi_broker *broker, const msi_entry *entry) {
   msi_port *port = &broker->ports[entry->port];
-  if (!lease_possible(port, entry))
+  if (!lease_possible(broker, entry))
     return msi_broker_refuse(broker, entry, MPISERVE_EROWS, "a buffer that cannot be given");
   int given = msi_port_lease(port, entry->lane, entry->lease, entry->rows);
   if (given && !msi_port_lease_once(port, port->lanes[entry->lane].leases[entry->lease]))
@@ -195,7 +212,7 @@ static int on_keep(msi_broker *broker, const msi_entry *entry) {
 
 static int on_lease(msi_broker *broker, const msi_entry *entry) {
   msi_port *port = &broker->ports[entry->port];
-  if (!lease_possible(port, entry))
+  if (!lease_possible(broker, entry))
     return msi_broker_refuse(broker, entry, MPISERVE_EROWS, "a lease that cannot be given");
   msi_port_lease_drop(port, entry->lane, entry->lease);
   int code = entry->rows ? await_rows(broker, entry) : reply_lease(broker, entry);
@@ -260,7 +277,6 @@ static int on_infer(msi_broker *broker, msi_entry *entry, const msi_request_head
   entry->deadline_ns = deadline_of(entry, request->deadline_ns);
   lane_join(broker, lane);
   lane->passing = request->kind == MSI_VISIT;
-  msi_port_use(port, entry->lane, entry->sequence, request->lease, request->output_lease);
   int code = msi_queue_push(&broker->queue, *entry);
   if (!code) lane_queue(broker, lane);
   return code;
@@ -308,7 +324,7 @@ static int on_leave(msi_broker *broker, const msi_entry *entry) {
   lane->gone = 1;
   /* Buffers that were not given back stay the client's: it may look at them after close. */
   for (int i = 0; i < MSI_SLOTS; i++)
-    if (!msi_port_is_used(port, entry->lane, i)) msi_port_lease_drop(port, entry->lane, i);
+    if (!is_used(broker, entry, i)) msi_port_lease_drop(port, entry->lane, i);
   return serve_tenants(broker);
 }
 
@@ -372,15 +388,14 @@ static int poll_lanes(msi_broker *broker, int transport, uint32_t from, uint32_t
   msi_port *port = &broker->ports[transport];
   int code = transport == MPISERVE_RMA ? msi_window_progress(broker->window) : MPISERVE_OK;
   msi_request_header request;
-  uint32_t last = UINT32_MAX, left = 0;
+  uint32_t last = to, left = 0; /* that a lane may ring for in one round */
   for (uint32_t lane = from; !code && msi_port_rung(port, &lane) && lane < to;) {
-    if (lane != last) left = MSI_SLOTS; /* no lane rings for more in one round */
+    if (lane != last) left = MSI_SLOTS;
     last = lane;
-    if (!left-- || !msi_port_read(port, lane, &request) ||
-        has_to_wait(broker, port, lane, &request))
-      lane++;
-    else
+    if (left-- && msi_port_read(port, lane, &request) && !has_to_wait(broker, port, lane, &request))
       code = take(broker, port, lane, &request);
+    else
+      lane++;
   }
   return code;
 }

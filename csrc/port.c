@@ -134,19 +134,6 @@ int msi_port_read(const msi_port *port, uint32_t lane, msi_request_header *reque
   return 1;
 }
 
-void msi_port_use(msi_port *port, uint32_t lane, uint64_t sequence, int input, int output) {
-  int8_t *uses = port->lanes[lane].uses[(sequence - 1) % MSI_SLOTS];
-  uses[0] = (int8_t)input;
-  uses[1] = (int8_t)output;
-}
-
-int msi_port_is_used(const msi_port *port, uint32_t lane, int lease) {
-  const msi_lane *l = &port->lanes[lane];
-  for (int i = 0; i < MSI_SLOTS; i++)
-    if ((l->open >> i & 1) && (l->uses[i][0] == lease || l->uses[i][1] == lease)) return 1;
-  return 0;
-}
-
 /* The reply's line is wanted for writing soon: it is on its way while the request's is. */
 uint64_t msi_port_take(msi_port *port, uint32_t lane, int64_t *seen_ns) {
   msi_lane *l = &port->lanes[lane];
@@ -155,7 +142,6 @@ uint64_t msi_port_take(msi_port *port, uint32_t lane, int64_t *seen_ns) {
   *noted = 0;
   uint64_t sequence = ++l->taken;
   l->open |= slot_bit(sequence);
-  msi_port_use(port, lane, sequence, -1, -1);
   port->seen[lane] = (uint8_t)sequence;
   __builtin_prefetch(&msi_port_slot(port, lane, sequence)->reply, 1);
   return sequence;

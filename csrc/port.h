@@ -15,9 +15,8 @@ typedef struct msi_lane {
   uint8_t missed;             /* batches closed by delay, one after the other, without it */
   uint8_t passing;            /* counts only while it has a request in the queue */
   uint8_t gone;
-  uint8_t open;              /* a bit for each slot whose request has no reply yet */
-  int8_t uses[MSI_SLOTS][2]; /* by these requests: leases of inputs and outputs, or < 0 */
-  uint8_t n_read;            /* of the batch of this round: which rows its requests read */
+  uint8_t open;   /* a bit for each slot whose request has no reply yet */
+  uint8_t n_read; /* of the batch of this round: which rows its requests read */
   uint32_t round;
   msi_range read[MSI_SLOTS];
   msi_range leases[MSI_LEASES];
@@ -59,10 +58,6 @@ uint64_t msi_port_take(msi_port *port, uint32_t lane, int64_t *seen_ns);
 
 /* Notes when the requests of a lane that has rung were seen, but not yet taken. */
 void msi_port_note(msi_port *port, uint32_t lane, int64_t now_ns);
-
-/* Notes which leases the request of a slot uses, until its reply; does a request use this one? */
-void msi_port_use(msi_port *port, uint32_t lane, uint64_t sequence, int input, int output);
-int msi_port_is_used(const msi_port *port, uint32_t lane, int lease);
 
 msi_slot *msi_port_slot(const msi_port *port, uint32_t lane, uint64_t sequence);
 
