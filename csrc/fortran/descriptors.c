@@ -128,8 +128,8 @@ static int trouble_of(const array *a, int i) {
 
 /* The values that input() has copied now belong to this call. */
 static int take_values(const array *a, parcel **parcels) {
-  void *values = msi_values_take(a->copy);
-  if (values) return msi_parcel(values, a, parcels);
+  void *values = msf_values_take(a->copy);
+  if (values) return msf_parcel(values, a, parcels);
   return mpiserve_error(MPISERVE_ESTATE,
                         "what input() gives is for one call, and this has been used: call input() "
                         "anew");
@@ -145,8 +145,8 @@ static int to_tensor(const array *a, int i, const mpiserve_spec *spec, int comes
   tensor->dtype = as_signature(dtype, spec);
   tensor->data = a->base;
   if (a->copy) return take_values(a, parcels);
-  if (!a->base || msi_is_dense(a)) return MPISERVE_OK;
-  return msi_pack(a, comes_back, parcels, &tensor->data);
+  if (!a->base || msf_is_dense(a)) return MPISERVE_OK;
+  return msf_pack(a, comes_back, parcels, &tensor->data);
 }
 
 static int to_tensors(int n, const array *arrays, int n_specs, const mpiserve_spec *specs,
@@ -172,10 +172,10 @@ static int ambiguous(int n, const array *arrays) {
 /* Of a call that failed before it took them all. */
 static void drop_values(int n, const array *arrays) {
   for (int i = 0; i < n; i++)
-    if (arrays[i].copy) free(msi_values_take(arrays[i].copy));
+    if (arrays[i].copy) free(msf_values_take(arrays[i].copy));
 }
 
-/* Afterwards msi_unpack() or msi_keep() is due, also after an error. */
+/* Afterwards msf_unpack() or msf_keep() is due, also after an error. */
 static int load(mpiserve_service *service, int n_inputs, const array *inputs, int n_outputs,
                 const array *outputs, call *c) {
   mpiserve_description d;
@@ -217,7 +217,7 @@ void mpiserve_fortran_array(const CFI_cdesc_t *x, const char *name, int row_dims
 /* mpiserve_fortran_input: one that may be a temporary of the compiler's. */
 void mpiserve_fortran_input(const CFI_cdesc_t *x, const char *name, int row_dims, array *a) {
   mpiserve_fortran_array(x, name, row_dims, a);
-  msi_copy_values(a);
+  msf_copy_values(a);
 }
 
 /* mpiserve_fortran_output: one that is to be there until the request has ended. */
@@ -263,7 +263,7 @@ int mpiserve_fortran_infer(mpiserve_service *service, int n_inputs, const array 
   int code = load(service, n_inputs, inputs, n_outputs, outputs, &c);
   if (!code)
     code = mpiserve_infer(service, n_inputs, c.inputs, n_outputs, c.outputs, timeout, stats);
-  msi_unpack(c.parcels, code);
+  msf_unpack(c.parcels, code);
   return code;
 }
 
@@ -276,15 +276,16 @@ int mpiserve_fortran_submit(mpiserve_session *session, mpiserve_service *service
   if (!code)
     code = mpiserve_submit_with(service, n_inputs, c.inputs, n_outputs, c.outputs, options, &r->id);
   if (code)
-    msi_unpack(c.parcels, code);
+    msf_unpack(c.parcels, code);
   else if (c.parcels)
-    msi_keep(c.parcels, session, r->id.id);
+    msf_keep(c.parcels, session, r->id.id);
   return code;
 }
 
-/* Has the request ended? MPISERVE_ESTATE: it had before, perhaps by mpiserve_fail(). */
+/* Only a request that has ended has no number. MPISERVE_ESTATE may say that another thread is in a
+ * call: then the library still uses what was packed. */
 static void end(const request *r, uint64_t id, int code) {
-  if (!r->id.id || code == MPISERVE_ESTATE) msi_unpack(msi_take(r->session, id), code);
+  if (!r->id.id) msf_unpack(msf_take(r->session, id), code);
 }
 
 int mpiserve_fortran_wait(request *r, double timeout, mpiserve_stats *stats) {
@@ -309,16 +310,30 @@ int mpiserve_fortran_cancel(request *r) {
   return code;
 }
 
-/* Requests whose outputs are sections end here, so that these are written. */
-int mpiserve_fortran_close(mpiserve_session *session) {
-  uint64_t id;
-  while ((id = msi_next_waiting(session))) {
+/* Requests whose outputs are sections end before the session does, so that these are written. */
+static int end_waiting(mpiserve_session *session) {
+  uint64_t id, after = 0;
+  while ((id = msf_next_waiting(session, after))) {
     mpiserve_request r = {id};
-    int code = mpiserve_wait(session, &r, MPISERVE_FOREVER, NULL);
-    msi_unpack(msi_take(session, id), code);
+    int done = 1, code = mpiserve_wait(session, &r, MPISERVE_FOREVER, NULL);
+    if (code == MPISERVE_ESTATE) {
+      done = 0; /* and so it stays, but for a request that has ended, by mpiserve_fail() */
+      code = mpiserve_test(session, &r, &done, NULL);
+    }
+    if (!done && code) return code;
+    if (!r.id) msf_unpack(msf_take(session, id), code);
+    if (done) after = id;
   }
-  msi_places_drop(session, NULL, 0);
-  return mpiserve_close(session);
+  return MPISERVE_OK;
+}
+
+int mpiserve_fortran_close(mpiserve_session *session) {
+  int code = end_waiting(session);
+  if (!code) code = mpiserve_close(session);
+  if (code == MPISERVE_ESTATE) return code; /* nothing has happened */
+  msf_unpack(msf_take_all(session), MPISERVE_ESTATE);
+  msf_places_drop(session, NULL, 0);
+  return code;
 }
 
 /* Buffers: input() knows their memory. */
@@ -326,7 +341,7 @@ int mpiserve_fortran_buffer_take(mpiserve_session *session, mpiserve_service *se
                                  mpiserve_buffer *buffer) {
   int code = mpiserve_buffer_take(service, rows, buffer);
   if (code) return code;
-  code = msi_place_add(session, service, buffer);
+  code = msf_place_add(session, service, buffer);
   if (code) mpiserve_buffer_give(service, buffer);
   return code;
 }
@@ -335,7 +350,7 @@ int mpiserve_fortran_buffer_give(mpiserve_session *session, mpiserve_service *se
                                  mpiserve_buffer *buffer) {
   uint64_t id = buffer->id;
   int code = mpiserve_buffer_give(service, buffer);
-  if (!code) msi_places_drop(session, service, id);
+  if (!code) msf_places_drop(session, service, id);
   return code;
 }
 
