@@ -119,9 +119,11 @@ static int trouble_of(const array *a, int i) {
   if (a->trouble != LOST) return MPISERVE_OK;
   snprintf(
       text, sizeof text,
-      "output %d%s%s: the compiler passes a copy of this array, which is gone before the "
-      "answer comes; it does so for components of arrays of a derived type. Give a whole array "
-      "or a section of one, and copy the answer from there; or call infer()",
+      "output %d%s%s: it seems that the compiler passes a copy of this array, which is gone before "
+      "the answer comes; it does so for components of arrays of a derived type, and what a "
+      "function "
+      "gives with lower bounds of 0 looks the same. Give a whole array or a section of one, y(:), "
+      "and copy the answer from there; or call infer()",
       i + 1, a->name[0] ? ", " : "", a->name);
   return mpiserve_error(MPISERVE_EARG, text);
 }
@@ -220,11 +222,19 @@ void mpiserve_fortran_input(const CFI_cdesc_t *x, const char *name, int row_dims
   msf_copy_values(a);
 }
 
-/* mpiserve_fortran_output: one that is to be there until the request has ended. */
+/* mpiserve_fortran_output: one that is to be there until the request has ended. What the compiler
+ * copies it makes dense. */
 void mpiserve_fortran_output(const CFI_cdesc_t *x, const char *name, int row_dims, int is_copy,
                              array *a) {
+  array in_order;
   mpiserve_fortran_array(x, name, row_dims, a);
-  if (is_copy && !a->trouble) a->trouble = LOST;
+  describe(x, 0, &in_order);
+  if (is_copy && !a->trouble && msf_is_dense(&in_order)) a->trouble = LOST;
+}
+
+/* mpiserve_fortran_is_elsewhere: than at first. */
+int mpiserve_fortran_is_elsewhere(const CFI_cdesc_t *x, const void *first) {
+  return x->base_addr != first;
 }
 
 /* The descriptors of gfortran for its own procedures. */
@@ -243,18 +253,22 @@ typedef struct gfortran_descriptor {
   } dim[15];
 } gfortran_descriptor;
 
-/* c_is_copy: a procedure of Fortran for its caller, so x is what the compiler itself uses. gfortran
- * passes components of arrays of a derived type as dense copies, though their elements' distance
- * would do. Its temporaries begin at index 0, arrays of the program at 1, as the standard says. */
-void mpiserve_fortran_is_copy_(const void *x, int *is_copy) {
-  *is_copy = 0;
-#ifdef ISO_FORTRAN_BINDING_H /* by gfortran's header */
-  const gfortran_descriptor *own = x;
-  *is_copy = own->dtype.rank > 0 && own->dim[0].lower == 0;
-#else
-  (void)x;
-#endif
+/* Called by a procedure of Fortran for its caller, so x is what gfortran itself uses. It passes
+ * components of arrays of a derived type as dense copies, though their elements' distance would do.
+ * All dimensions of its temporaries begin at 0; those of arrays of the program at 1, as the
+ * standard says, but for what functions of type pointer give. */
+static void is_copy(const gfortran_descriptor *x, int *copy) {
+  ptrdiff_t stride = 1;
+  *copy = x->dtype.rank > 0 && x->offset == 0;
+  for (int d = 0; d < x->dtype.rank && *copy; d++) {
+    *copy = x->dim[d].lower == 0 && x->dim[d].stride == stride;
+    stride *= x->dim[d].upper + 1;
+  }
 }
+
+/* mpiserve_fortran_gfortran_probe: as an address, since the names that compilers give to procedures
+ * which are not bind(c) depend on their flags. */
+void (*mpiserve_fortran_gfortran_probe(void))(void) { return (void (*)(void))is_copy; }
 
 int mpiserve_fortran_infer(mpiserve_service *service, int n_inputs, const array *inputs,
                            int n_outputs, const array *outputs, double timeout,
