@@ -46,8 +46,10 @@ parcel *msf_take_all(const mpiserve_session *session);
 uint64_t msf_next_waiting(const mpiserve_session *session, uint64_t after);
 
 /* inputs.c: values of inputs from input() to the call, and in-place memory. */
+enum { MSF_KEPT = 1024 }; /* values that no call has taken; then the oldest are dropped */
 void msf_copy_values(array *a);
 void *msf_values_take(uint64_t id); /* NULL: they were taken, or dropped */
+void msf_values_drop(void);         /* all */
 int msf_place_add(mpiserve_session *session, mpiserve_service *service, const mpiserve_buffer *b);
 void msf_places_drop(const mpiserve_session *session, const mpiserve_service *service,
                      uint64_t buffer); /* service NULL: all */

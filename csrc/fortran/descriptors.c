@@ -5,6 +5,7 @@
  * Compiled with the C compiler that belongs to the Fortran compiler, whose header
  * ISO_Fortran_binding.h is. Uses the public interface only. */
 #include <ISO_Fortran_binding.h>
+#include <stdatomic.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -132,9 +133,12 @@ static int trouble_of(const array *a, int i) {
 static int take_values(const array *a, parcel **parcels) {
   void *values = msf_values_take(a->copy);
   if (values) return msf_parcel(values, a, parcels);
-  return mpiserve_error(MPISERVE_ESTATE,
-                        "what input() gives is for one call, and this has been used: call input() "
-                        "anew");
+  char text[MPISERVE_TEXT_SIZE];
+  snprintf(text, sizeof text,
+           "what input() gives is for one call: this has been used, or dropped, since input() was "
+           "called %d times after it, or the last session was closed; call input() anew",
+           MSF_KEPT);
+  return mpiserve_error(MPISERVE_ESTATE, text);
 }
 
 static int to_tensor(const array *a, int i, const mpiserve_spec *spec, int comes_back,
@@ -192,6 +196,9 @@ static int load(mpiserve_service *service, int n_inputs, const array *inputs, in
   if (code) drop_values(n_inputs, inputs);
   return code;
 }
+
+/* Sessions of this interface. */
+static atomic_int n_open;
 
 /* ---- called from Fortran --------------------------------------------------------- */
 
@@ -347,6 +354,7 @@ int mpiserve_fortran_close(mpiserve_session *session) {
   if (code == MPISERVE_ESTATE) return code; /* nothing has happened */
   msf_unpack(msf_take_all(session), MPISERVE_ESTATE);
   msf_places_drop(session, NULL, 0);
+  if (session && atomic_fetch_sub(&n_open, 1) == 1) msf_values_drop();
   return code;
 }
 
@@ -384,8 +392,10 @@ int mpiserve_fortran_open(const CFI_cdesc_t *comm, mpiserve_session **session) {
     return mpiserve_error(MPISERVE_ESTATE, "this session is open: close it first");
   *session = NULL;
   int code = check_comm(comm);
-  return code ? code
-              : mpiserve_open_f(*(const MPI_Fint *)comm->base_addr, MPISERVE_SIMULATION, session);
+  if (code) return code;
+  code = mpiserve_open_f(*(const MPI_Fint *)comm->base_addr, MPISERVE_SIMULATION, session);
+  if (*session) atomic_fetch_add(&n_open, 1);
+  return code;
 }
 
 int mpiserve_fortran_get_comm(mpiserve_session *session, const CFI_cdesc_t *comm) {

@@ -7,8 +7,6 @@
 
 #include "arrays.h"
 
-enum { KEPT = 1024 }; /* values that no call has taken; then the oldest are dropped */
-
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
 /* ---- values -------------------------------------------------------------------- */
@@ -16,15 +14,15 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static struct {
   uint64_t id;
   void *values;
-} kept[KEPT];
+} kept[MSF_KEPT];
 
 static uint64_t values_keep(void *values) {
   static uint64_t last;
   pthread_mutex_lock(&lock);
   uint64_t id = ++last;
-  void *dropped = kept[id % KEPT].values;
-  kept[id % KEPT].id = id;
-  kept[id % KEPT].values = values;
+  void *dropped = kept[id % MSF_KEPT].values;
+  kept[id % MSF_KEPT].id = id;
+  kept[id % MSF_KEPT].values = values;
   pthread_mutex_unlock(&lock);
   free(dropped);
   return id;
@@ -33,12 +31,22 @@ static uint64_t values_keep(void *values) {
 void *msf_values_take(uint64_t id) {
   void *values = NULL;
   pthread_mutex_lock(&lock);
-  if (kept[id % KEPT].id == id) {
-    values = kept[id % KEPT].values;
-    kept[id % KEPT].values = NULL;
+  if (kept[id % MSF_KEPT].id == id) {
+    values = kept[id % MSF_KEPT].values;
+    kept[id % MSF_KEPT].values = NULL;
   }
   pthread_mutex_unlock(&lock);
   return values;
+}
+
+void msf_values_drop(void) {
+  for (int i = 0; i < MSF_KEPT; i++) {
+    pthread_mutex_lock(&lock);
+    void *values = kept[i].values;
+    kept[i].values = NULL;
+    pthread_mutex_unlock(&lock);
+    free(values);
+  }
 }
 
 /* ---- in-place memory ------------------------------------------------------------ */
