@@ -16,7 +16,7 @@ program threads
   wide_x = 3
   wide_y = -1
   x = 1
-  call MPI_Init_thread(MPI_THREAD_MULTIPLE, provided)
+  call MPI_Init_thread(MPI_THREAD_SERIALIZED, provided)
   call coupled%open(MPI_COMM_WORLD)
   call coupled%find("held", held)
   call held%submit(wide_x(::2), wide_y(::2), pending)
