@@ -1,7 +1,7 @@
 /* arrays: what the C files of the Fortran module share. Each is a mirror of, or serves,
  * type(tensor) of mpiserve_c.f90. Only the public interface of mpiserve.h is used. */
-#ifndef MSI_ARRAYS_H
-#define MSI_ARRAYS_H
+#ifndef MSF_ARRAYS_H
+#define MSF_ARRAYS_H
 
 #include <stdint.h>
 
@@ -16,7 +16,7 @@ typedef struct array {
   int64_t extents[MPISERVE_MAX_DIMS], strides[MPISERVE_MAX_DIMS]; /* strides in bytes */
   int32_t row_dims; /* the last so many dimensions count rows, as one */
   int32_t trouble;  /* enum trouble */
-  uint64_t copy;    /* of msi_values_keep(): base is this copy; 0: the program's memory */
+  uint64_t copy;    /* of msf_values_keep(): base is this copy; 0: the program's memory */
   char name[MPISERVE_NAME_SIZE]; /* "": by position */
 } array;
 
@@ -34,21 +34,24 @@ typedef struct parcel {
 } parcel;
 
 /* sections.c: arrays with gaps, or in another order, and their dense copies. */
-int64_t msi_elements(const array *a);
-int msi_is_dense(const array *a);
-void msi_copy(const array *a, char *dense, int back);
-int msi_pack(const array *a, int comes_back, parcel **list, void **dense);
-int msi_parcel(void *dense, const array *a, parcel **list); /* takes dense, also on failure */
-void msi_unpack(parcel *list, int code);
-void msi_keep(parcel *list, mpiserve_session *session, uint64_t id);
-parcel *msi_take(const mpiserve_session *session, uint64_t id);
-uint64_t msi_next_waiting(const mpiserve_session *session);
+int64_t msf_elements(const array *a);
+int msf_is_dense(const array *a);
+void msf_copy(const array *a, char *dense, int back);
+int msf_pack(const array *a, int comes_back, parcel **list, void **dense);
+int msf_parcel(void *dense, const array *a, parcel **list); /* takes dense, also on failure */
+void msf_unpack(parcel *list, int code);
+void msf_keep(parcel *list, mpiserve_session *session, uint64_t id);
+parcel *msf_take(const mpiserve_session *session, uint64_t id);
+parcel *msf_take_all(const mpiserve_session *session);
+uint64_t msf_next_waiting(const mpiserve_session *session, uint64_t after);
 
 /* inputs.c: values of inputs from input() to the call, and in-place memory. */
-void msi_copy_values(array *a);
-void *msi_values_take(uint64_t id); /* NULL: they were taken, or dropped */
-int msi_place_add(mpiserve_session *session, mpiserve_service *service, const mpiserve_buffer *b);
-void msi_places_drop(const mpiserve_session *session, const mpiserve_service *service,
+enum { MSF_KEPT = 1024 }; /* values that no call has taken; then the oldest are dropped */
+void msf_copy_values(array *a);
+void *msf_values_take(uint64_t id); /* NULL: they were taken, or dropped */
+void msf_values_drop(void);         /* all */
+int msf_place_add(mpiserve_session *session, mpiserve_service *service, const mpiserve_buffer *b);
+void msf_places_drop(const mpiserve_session *session, const mpiserve_service *service,
                      uint64_t buffer); /* service NULL: all */
 
 #endif

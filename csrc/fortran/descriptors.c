@@ -5,6 +5,7 @@
  * Compiled with the C compiler that belongs to the Fortran compiler, whose header
  * ISO_Fortran_binding.h is. Uses the public interface only. */
 #include <ISO_Fortran_binding.h>
+#include <stdatomic.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -119,20 +120,25 @@ static int trouble_of(const array *a, int i) {
   if (a->trouble != LOST) return MPISERVE_OK;
   snprintf(
       text, sizeof text,
-      "output %d%s%s: the compiler passes a copy of this array, which is gone before the "
-      "answer comes; it does so for components of arrays of a derived type. Give a whole array "
-      "or a section of one, and copy the answer from there; or call infer()",
+      "output %d%s%s: it seems that the compiler passes a copy of this array, which is gone before "
+      "the answer comes; it does so for components of arrays of a derived type, and what a "
+      "function "
+      "gives with lower bounds of 0 looks the same. Give a whole array or a section of one, y(:), "
+      "and copy the answer from there; or call infer()",
       i + 1, a->name[0] ? ", " : "", a->name);
   return mpiserve_error(MPISERVE_EARG, text);
 }
 
 /* The values that input() has copied now belong to this call. */
 static int take_values(const array *a, parcel **parcels) {
-  void *values = msi_values_take(a->copy);
-  if (values) return msi_parcel(values, a, parcels);
-  return mpiserve_error(MPISERVE_ESTATE,
-                        "what input() gives is for one call, and this has been used: call input() "
-                        "anew");
+  void *values = msf_values_take(a->copy);
+  if (values) return msf_parcel(values, a, parcels);
+  char text[MPISERVE_TEXT_SIZE];
+  snprintf(text, sizeof text,
+           "what input() gives is for one call: this has been used, or dropped, since input() was "
+           "called %d times after it, or the last session was closed; call input() anew",
+           MSF_KEPT);
+  return mpiserve_error(MPISERVE_ESTATE, text);
 }
 
 static int to_tensor(const array *a, int i, const mpiserve_spec *spec, int comes_back,
@@ -145,8 +151,8 @@ static int to_tensor(const array *a, int i, const mpiserve_spec *spec, int comes
   tensor->dtype = as_signature(dtype, spec);
   tensor->data = a->base;
   if (a->copy) return take_values(a, parcels);
-  if (!a->base || msi_is_dense(a)) return MPISERVE_OK;
-  return msi_pack(a, comes_back, parcels, &tensor->data);
+  if (!a->base || msf_is_dense(a)) return MPISERVE_OK;
+  return msf_pack(a, comes_back, parcels, &tensor->data);
 }
 
 static int to_tensors(int n, const array *arrays, int n_specs, const mpiserve_spec *specs,
@@ -172,10 +178,10 @@ static int ambiguous(int n, const array *arrays) {
 /* Of a call that failed before it took them all. */
 static void drop_values(int n, const array *arrays) {
   for (int i = 0; i < n; i++)
-    if (arrays[i].copy) free(msi_values_take(arrays[i].copy));
+    if (arrays[i].copy) free(msf_values_take(arrays[i].copy));
 }
 
-/* Afterwards msi_unpack() or msi_keep() is due, also after an error. */
+/* Afterwards msf_unpack() or msf_keep() is due, also after an error. */
 static int load(mpiserve_service *service, int n_inputs, const array *inputs, int n_outputs,
                 const array *outputs, call *c) {
   mpiserve_description d;
@@ -190,6 +196,9 @@ static int load(mpiserve_service *service, int n_inputs, const array *inputs, in
   if (code) drop_values(n_inputs, inputs);
   return code;
 }
+
+/* Sessions of this interface. */
+static atomic_int n_open;
 
 /* ---- called from Fortran --------------------------------------------------------- */
 
@@ -217,14 +226,22 @@ void mpiserve_fortran_array(const CFI_cdesc_t *x, const char *name, int row_dims
 /* mpiserve_fortran_input: one that may be a temporary of the compiler's. */
 void mpiserve_fortran_input(const CFI_cdesc_t *x, const char *name, int row_dims, array *a) {
   mpiserve_fortran_array(x, name, row_dims, a);
-  msi_copy_values(a);
+  msf_copy_values(a);
 }
 
-/* mpiserve_fortran_output: one that is to be there until the request has ended. */
+/* mpiserve_fortran_output: one that is to be there until the request has ended. What the compiler
+ * copies it makes dense. */
 void mpiserve_fortran_output(const CFI_cdesc_t *x, const char *name, int row_dims, int is_copy,
                              array *a) {
+  array in_order;
   mpiserve_fortran_array(x, name, row_dims, a);
-  if (is_copy && !a->trouble) a->trouble = LOST;
+  describe(x, 0, &in_order);
+  if (is_copy && !a->trouble && msf_is_dense(&in_order)) a->trouble = LOST;
+}
+
+/* mpiserve_fortran_is_elsewhere: than at first. */
+int mpiserve_fortran_is_elsewhere(const CFI_cdesc_t *x, const void *first) {
+  return x->base_addr != first;
 }
 
 /* The descriptors of gfortran for its own procedures. */
@@ -243,18 +260,22 @@ typedef struct gfortran_descriptor {
   } dim[15];
 } gfortran_descriptor;
 
-/* c_is_copy: a procedure of Fortran for its caller, so x is what the compiler itself uses. gfortran
- * passes components of arrays of a derived type as dense copies, though their elements' distance
- * would do. Its temporaries begin at index 0, arrays of the program at 1, as the standard says. */
-void mpiserve_fortran_is_copy_(const void *x, int *is_copy) {
-  *is_copy = 0;
-#ifdef ISO_FORTRAN_BINDING_H /* by gfortran's header */
-  const gfortran_descriptor *own = x;
-  *is_copy = own->dtype.rank > 0 && own->dim[0].lower == 0;
-#else
-  (void)x;
-#endif
+/* Called by a procedure of Fortran for its caller, so x is what gfortran itself uses. It passes
+ * components of arrays of a derived type as dense copies, though their elements' distance would do.
+ * All dimensions of its temporaries begin at 0; those of arrays of the program at 1, as the
+ * standard says, but for what functions of type pointer give. */
+static void is_copy(const gfortran_descriptor *x, int *copy) {
+  ptrdiff_t stride = 1;
+  *copy = x->dtype.rank > 0 && x->offset == 0;
+  for (int d = 0; d < x->dtype.rank && *copy; d++) {
+    *copy = x->dim[d].lower == 0 && x->dim[d].stride == stride;
+    stride *= x->dim[d].upper + 1;
+  }
 }
+
+/* mpiserve_fortran_gfortran_probe: as an address, since the names that compilers give to procedures
+ * which are not bind(c) depend on their flags. */
+void (*mpiserve_fortran_gfortran_probe(void))(void) { return (void (*)(void))is_copy; }
 
 int mpiserve_fortran_infer(mpiserve_service *service, int n_inputs, const array *inputs,
                            int n_outputs, const array *outputs, double timeout,
@@ -263,7 +284,7 @@ int mpiserve_fortran_infer(mpiserve_service *service, int n_inputs, const array 
   int code = load(service, n_inputs, inputs, n_outputs, outputs, &c);
   if (!code)
     code = mpiserve_infer(service, n_inputs, c.inputs, n_outputs, c.outputs, timeout, stats);
-  msi_unpack(c.parcels, code);
+  msf_unpack(c.parcels, code);
   return code;
 }
 
@@ -276,15 +297,16 @@ int mpiserve_fortran_submit(mpiserve_session *session, mpiserve_service *service
   if (!code)
     code = mpiserve_submit_with(service, n_inputs, c.inputs, n_outputs, c.outputs, options, &r->id);
   if (code)
-    msi_unpack(c.parcels, code);
+    msf_unpack(c.parcels, code);
   else if (c.parcels)
-    msi_keep(c.parcels, session, r->id.id);
+    msf_keep(c.parcels, session, r->id.id);
   return code;
 }
 
-/* Has the request ended? MPISERVE_ESTATE: it had before, perhaps by mpiserve_fail(). */
+/* Only a request that has ended has no number. MPISERVE_ESTATE may say that another thread is in a
+ * call: then the library still uses what was packed. */
 static void end(const request *r, uint64_t id, int code) {
-  if (!r->id.id || code == MPISERVE_ESTATE) msi_unpack(msi_take(r->session, id), code);
+  if (!r->id.id) msf_unpack(msf_take(r->session, id), code);
 }
 
 int mpiserve_fortran_wait(request *r, double timeout, mpiserve_stats *stats) {
@@ -309,16 +331,31 @@ int mpiserve_fortran_cancel(request *r) {
   return code;
 }
 
-/* Requests whose outputs are sections end here, so that these are written. */
-int mpiserve_fortran_close(mpiserve_session *session) {
-  uint64_t id;
-  while ((id = msi_next_waiting(session))) {
+/* Requests whose outputs are sections end before the session does, so that these are written. */
+static int end_waiting(mpiserve_session *session) {
+  uint64_t id, after = 0;
+  while ((id = msf_next_waiting(session, after))) {
     mpiserve_request r = {id};
-    int code = mpiserve_wait(session, &r, MPISERVE_FOREVER, NULL);
-    msi_unpack(msi_take(session, id), code);
+    int done = 1, code = mpiserve_wait(session, &r, MPISERVE_FOREVER, NULL);
+    if (code == MPISERVE_ESTATE) {
+      done = 0; /* and so it stays, but for a request that has ended, by mpiserve_fail() */
+      code = mpiserve_test(session, &r, &done, NULL);
+    }
+    if (!done && code) return code;
+    if (!r.id) msf_unpack(msf_take(session, id), code);
+    if (done) after = id;
   }
-  msi_places_drop(session, NULL, 0);
-  return mpiserve_close(session);
+  return MPISERVE_OK;
+}
+
+int mpiserve_fortran_close(mpiserve_session *session) {
+  int code = end_waiting(session);
+  if (!code) code = mpiserve_close(session);
+  if (code == MPISERVE_ESTATE) return code; /* nothing has happened */
+  msf_unpack(msf_take_all(session), MPISERVE_ESTATE);
+  msf_places_drop(session, NULL, 0);
+  if (session && atomic_fetch_sub(&n_open, 1) == 1) msf_values_drop();
+  return code;
 }
 
 /* Buffers: input() knows their memory. */
@@ -326,7 +363,7 @@ int mpiserve_fortran_buffer_take(mpiserve_session *session, mpiserve_service *se
                                  mpiserve_buffer *buffer) {
   int code = mpiserve_buffer_take(service, rows, buffer);
   if (code) return code;
-  code = msi_place_add(session, service, buffer);
+  code = msf_place_add(session, service, buffer);
   if (code) mpiserve_buffer_give(service, buffer);
   return code;
 }
@@ -335,7 +372,7 @@ int mpiserve_fortran_buffer_give(mpiserve_session *session, mpiserve_service *se
                                  mpiserve_buffer *buffer) {
   uint64_t id = buffer->id;
   int code = mpiserve_buffer_give(service, buffer);
-  if (!code) msi_places_drop(session, service, id);
+  if (!code) msf_places_drop(session, service, id);
   return code;
 }
 
@@ -355,8 +392,10 @@ int mpiserve_fortran_open(const CFI_cdesc_t *comm, mpiserve_session **session) {
     return mpiserve_error(MPISERVE_ESTATE, "this session is open: close it first");
   *session = NULL;
   int code = check_comm(comm);
-  return code ? code
-              : mpiserve_open_f(*(const MPI_Fint *)comm->base_addr, MPISERVE_SIMULATION, session);
+  if (code) return code;
+  code = mpiserve_open_f(*(const MPI_Fint *)comm->base_addr, MPISERVE_SIMULATION, session);
+  if (*session) atomic_fetch_add(&n_open, 1);
+  return code;
 }
 
 int mpiserve_fortran_get_comm(mpiserve_session *session, const CFI_cdesc_t *comm) {

@@ -7,8 +7,6 @@
 
 #include "arrays.h"
 
-enum { KEPT = 1024 }; /* values that no call has taken; then the oldest are dropped */
-
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
 /* ---- values -------------------------------------------------------------------- */
@@ -16,29 +14,39 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static struct {
   uint64_t id;
   void *values;
-} kept[KEPT];
+} kept[MSF_KEPT];
 
 static uint64_t values_keep(void *values) {
   static uint64_t last;
   pthread_mutex_lock(&lock);
   uint64_t id = ++last;
-  void *dropped = kept[id % KEPT].values;
-  kept[id % KEPT].id = id;
-  kept[id % KEPT].values = values;
+  void *dropped = kept[id % MSF_KEPT].values;
+  kept[id % MSF_KEPT].id = id;
+  kept[id % MSF_KEPT].values = values;
   pthread_mutex_unlock(&lock);
   free(dropped);
   return id;
 }
 
-void *msi_values_take(uint64_t id) {
+void *msf_values_take(uint64_t id) {
   void *values = NULL;
   pthread_mutex_lock(&lock);
-  if (kept[id % KEPT].id == id) {
-    values = kept[id % KEPT].values;
-    kept[id % KEPT].values = NULL;
+  if (kept[id % MSF_KEPT].id == id) {
+    values = kept[id % MSF_KEPT].values;
+    kept[id % MSF_KEPT].values = NULL;
   }
   pthread_mutex_unlock(&lock);
   return values;
+}
+
+void msf_values_drop(void) {
+  for (int i = 0; i < MSF_KEPT; i++) {
+    pthread_mutex_lock(&lock);
+    void *values = kept[i].values;
+    kept[i].values = NULL;
+    pthread_mutex_unlock(&lock);
+    free(values);
+  }
 }
 
 /* ---- in-place memory ------------------------------------------------------------ */
@@ -63,7 +71,7 @@ static int64_t bytes_of_row(const mpiserve_spec *spec) {
   return bytes;
 }
 
-int msi_place_add(mpiserve_session *session, mpiserve_service *service, const mpiserve_buffer *b) {
+int msf_place_add(mpiserve_session *session, mpiserve_service *service, const mpiserve_buffer *b) {
   mpiserve_description d;
   int code = mpiserve_service_describe(service, &d, NULL, NULL, NULL);
   place *p = code ? NULL : malloc(sizeof *p);
@@ -81,7 +89,7 @@ int msi_place_add(mpiserve_session *session, mpiserve_service *service, const mp
   return MPISERVE_OK;
 }
 
-void msi_places_drop(const mpiserve_session *session, const mpiserve_service *service,
+void msf_places_drop(const mpiserve_session *session, const mpiserve_service *service,
                      uint64_t buffer) {
   pthread_mutex_lock(&lock);
   for (place **at = &places; *at;) {
@@ -97,7 +105,7 @@ void msi_places_drop(const mpiserve_session *session, const mpiserve_service *se
 }
 
 static int in_place(const array *a) {
-  const char *end = a->base + msi_elements(a) * a->bytes;
+  const char *end = a->base + msf_elements(a) * a->bytes;
   int found = 0;
   pthread_mutex_lock(&lock);
   for (place *p = places; p && !found; p = p->next)
@@ -110,15 +118,15 @@ static int in_place(const array *a) {
 /* ---- both ------------------------------------------------------------------------ */
 
 /* From here on a is its copy, without gaps. */
-void msi_copy_values(array *a) {
-  if (a->trouble || !a->base || a->rank > MPISERVE_MAX_DIMS || msi_elements(a) <= 0) return;
-  if (msi_is_dense(a) && in_place(a)) return;
-  char *dense = malloc((size_t)(msi_elements(a) * a->bytes));
+void msf_copy_values(array *a) {
+  if (a->trouble || !a->base || a->rank > MPISERVE_MAX_DIMS || msf_elements(a) <= 0) return;
+  if (msf_is_dense(a) && in_place(a)) return;
+  char *dense = malloc((size_t)(msf_elements(a) * a->bytes));
   if (!dense) {
     a->trouble = NO_MEMORY;
     return;
   }
-  msi_copy(a, dense, 0);
+  msf_copy(a, dense, 0);
   a->base = dense;
   a->copy = values_keep(dense);
   int64_t stride = a->bytes;

@@ -1,8 +1,8 @@
 !> What module mpiserve needs of C: the codes and numbers of mpiserve.h, the types that both
 !> sides see, and the functions of descriptors.c. Programs use module mpiserve.
 module mpiserve_c
-  use, intrinsic :: iso_c_binding, only: c_char, c_double, c_int, c_int32_t, c_int64_t, &
-    c_null_ptr, c_ptr, c_size_t
+  use, intrinsic :: iso_c_binding, only: c_char, c_double, c_funptr, c_int, c_int32_t, &
+    c_int64_t, c_null_ptr, c_ptr, c_size_t
   implicit none
   public
 
@@ -95,6 +95,16 @@ module mpiserve_c
     integer(c_int64_t) :: id = 0
   end type request_handle
 
+  abstract interface
+    !> Not bind(c): x comes as the compiler's own descriptor. Is it a copy of the actual argument?
+    subroutine gfortran_probe(x, is_copy)
+      import :: c_int
+      implicit none
+      type(*), dimension(..), intent(in) :: x
+      integer(c_int), intent(out) :: is_copy
+    end subroutine gfortran_probe
+  end interface
+
   interface
     subroutine c_array(x, name, row_dims, made) bind(c, name="mpiserve_fortran_array")
       import :: c_char, c_int, tensor
@@ -123,13 +133,20 @@ module mpiserve_c
       type(tensor), intent(out) :: made
     end subroutine c_output
 
-    !> Not bind(c): x comes as the compiler's own descriptor. Is it a copy of the actual argument?
-    subroutine mpiserve_fortran_is_copy(x, is_copy)
-      import :: c_int
+    !> The address of a gfortran_probe.
+    function c_gfortran_probe() result(address) bind(c, name="mpiserve_fortran_gfortran_probe")
+      import :: c_funptr
       implicit none
-      type(*), dimension(..), intent(in) :: x
-      integer(c_int), intent(out) :: is_copy
-    end subroutine mpiserve_fortran_is_copy
+      type(c_funptr) :: address
+    end function c_gfortran_probe
+
+    function c_is_elsewhere(x, first) result(code) bind(c, name="mpiserve_fortran_is_elsewhere")
+      import :: c_int, c_ptr
+      implicit none
+      type(*), dimension(..), intent(in), target :: x
+      type(c_ptr), value :: first
+      integer(c_int) :: code
+    end function c_is_elsewhere
 
     function c_infer(service, n_inputs, inputs, n_outputs, outputs, timeout, stats) &
         result(code) bind(c, name="mpiserve_fortran_infer")

@@ -1,6 +1,8 @@
 !> The arrays of a call, and requests that have been submitted. Programs use module mpiserve.
 module mpiserve_requests
-  use, intrinsic :: iso_c_binding, only: c_double, c_float, c_int, c_null_char, c_ptr
+  use, intrinsic :: iso_c_binding, only: c_double, c_f_procpointer, c_float, c_int, c_loc, &
+    c_null_char, c_ptr
+  use, intrinsic :: iso_fortran_env, only: compiler_version
   use mpiserve_c
   use mpiserve_errors, only: finish
   implicit none
@@ -43,9 +45,35 @@ contains
     integer, intent(in), optional :: row_dims
     type(tensor) :: made
     integer(c_int) :: is_copy
-    call mpiserve_fortran_is_copy(x, is_copy)
+    procedure(gfortran_probe), pointer :: probe
+    if (index(compiler_version(), "GCC") == 1) then
+      call c_f_procpointer(c_gfortran_probe(), probe)
+      call probe(x, is_copy)
+    else
+      is_copy = copies_are_made()
+    end if
     call c_output(x, c_name(name), c_row_dims(row_dims), is_copy, made)
   end function output
+
+  !> Does the compiler pass components of arrays of a derived type as copies? Which outputs are
+  !> such copies is not known then, but that those with gaps are not.
+  function copies_are_made() result(made)
+    type cell
+      real(c_double) :: a, b
+    end type cell
+    type(cell), target :: cells(2)
+    integer(c_int) :: made
+    cells%b = 0
+    made = is_elsewhere(cells%b, c_loc(cells(1)%b))
+  end function copies_are_made
+
+  !> Not bind(c), as output() is not.
+  function is_elsewhere(x, first) result(answer)
+    type(*), dimension(..), intent(inout), target :: x
+    type(c_ptr), intent(in) :: first
+    integer(c_int) :: answer
+    answer = c_is_elsewhere(x, first)
+  end function is_elsewhere
 
   !> An input or output of the caller's: x is there until the call has ended.
   function whole(x, row_dims) result(made)

@@ -15,12 +15,12 @@ static int dense_dims(const array *a, int64_t *block) {
   return d;
 }
 
-int msi_is_dense(const array *a) {
+int msf_is_dense(const array *a) {
   int64_t block;
   return dense_dims(a, &block) == a->rank;
 }
 
-int64_t msi_elements(const array *a) {
+int64_t msf_elements(const array *a) {
   int64_t n = 1;
   for (int d = 0; d < a->rank; d++) n *= a->extents[d];
   return n;
@@ -44,12 +44,12 @@ static void copy_line(char *to, int64_t to_step, const char *from, int64_t step,
 }
 
 /* Copies a section to dense memory (or back), line by line. */
-void msi_copy(const array *a, char *dense, int back) {
+void msf_copy(const array *a, char *dense, int back) {
   int64_t block, index[MPISERVE_MAX_DIMS] = {0};
   int first = dense_dims(a, &block), d = first;
   int64_t n = first < a->rank ? a->extents[first] : 1,
           step = first < a->rank ? a->strides[first] : 0;
-  if (!msi_elements(a)) return;
+  if (!msf_elements(a)) return;
   while (1) {
     char *at = a->base;
     for (int k = first + 1; k < a->rank; k++) at += index[k] * a->strides[k];
@@ -63,7 +63,7 @@ void msi_copy(const array *a, char *dense, int back) {
   }
 }
 
-int msi_parcel(void *dense, const array *a, parcel **list) {
+int msf_parcel(void *dense, const array *a, parcel **list) {
   parcel *p = dense ? malloc(sizeof *p) : NULL;
   if (!p) {
     free(dense);
@@ -74,21 +74,21 @@ int msi_parcel(void *dense, const array *a, parcel **list) {
   return MPISERVE_OK;
 }
 
-int msi_pack(const array *a, int comes_back, parcel **list, void **dense) {
-  *dense = malloc((size_t)(msi_elements(a) * a->bytes) + 1);
-  int code = msi_parcel(*dense, a, list);
+int msf_pack(const array *a, int comes_back, parcel **list, void **dense) {
+  *dense = malloc((size_t)(msf_elements(a) * a->bytes) + 1);
+  int code = msf_parcel(*dense, a, list);
   if (code) return code;
   (*list)->comes_back = comes_back;
-  if (!comes_back) msi_copy(a, *dense, 0);
+  if (!comes_back) msf_copy(a, *dense, 0);
   return MPISERVE_OK;
 }
 
 /* What was packed goes: outputs to where they belong, if the call went well. */
-void msi_unpack(parcel *list, int code) {
+void msf_unpack(parcel *list, int code) {
   while (list) {
     parcel *p = list;
     list = p->next;
-    if (code == MPISERVE_OK && p->comes_back) msi_copy(&p->array, p->dense, 1);
+    if (code == MPISERVE_OK && p->comes_back) msf_copy(&p->array, p->dense, 1);
     free(p->dense);
     free(p);
   }
@@ -101,7 +101,7 @@ static parcel *waiting;
 static atomic_int n_waiting;
 static pthread_mutex_t waiting_lock = PTHREAD_MUTEX_INITIALIZER;
 
-void msi_keep(parcel *list, mpiserve_session *session, uint64_t id) {
+void msf_keep(parcel *list, mpiserve_session *session, uint64_t id) {
   pthread_mutex_lock(&waiting_lock);
   while (list) {
     parcel *p = list;
@@ -115,13 +115,13 @@ void msi_keep(parcel *list, mpiserve_session *session, uint64_t id) {
   pthread_mutex_unlock(&waiting_lock);
 }
 
-parcel *msi_take(const mpiserve_session *session, uint64_t id) {
+static parcel *take(const mpiserve_session *session, uint64_t id, int all) {
   parcel *list = NULL;
   if (!atomic_load(&n_waiting)) return NULL;
   pthread_mutex_lock(&waiting_lock);
   for (parcel **at = &waiting; *at;) {
     parcel *p = *at;
-    if (p->session != session || p->id != id) {
+    if (p->session != session || (!all && p->id != id)) {
       at = &p->next;
       continue;
     }
@@ -134,13 +134,17 @@ parcel *msi_take(const mpiserve_session *session, uint64_t id) {
   return list;
 }
 
-/* A request of the session that has parcels; 0: none. */
-uint64_t msi_next_waiting(const mpiserve_session *session) {
+parcel *msf_take(const mpiserve_session *session, uint64_t id) { return take(session, id, 0); }
+
+parcel *msf_take_all(const mpiserve_session *session) { return take(session, 0, 1); }
+
+/* The first request after this number of the session that has parcels; 0: none. */
+uint64_t msf_next_waiting(const mpiserve_session *session, uint64_t after) {
   uint64_t id = 0;
   if (!atomic_load(&n_waiting)) return 0;
   pthread_mutex_lock(&waiting_lock);
-  for (parcel *p = waiting; p && !id; p = p->next)
-    if (p->session == session) id = p->id;
+  for (parcel *p = waiting; p; p = p->next)
+    if (p->session == session && p->id > after && (!id || p->id < id)) id = p->id;
   pthread_mutex_unlock(&waiting_lock);
   return id;
 }

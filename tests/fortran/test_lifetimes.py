@@ -81,8 +81,15 @@ OUTPUTS = {
     "contiguous pointer": "to_whole_y",
     "allocatable component": "box_y%values",
     "pointer function": "pointed_y()",
+    "allocatable from 0": "from_zero",
+    "section across from 0": "grid(:, 0)",
+    "pointer from 0": "to_zero",
+    "contiguous pointer from 0": "to_grid",
+    "component from 0": "box_y%fixed",
+    "pointer function, section from 0": "strided_y()",
 }
 COPIES = {
+    "pointer function from 0": "zeroed_y()",
     "component": "cells_y%b",
     "component of an allocatable array": "heap_y%b",
     "component of a component": "nests_y%cell%b",
@@ -112,6 +119,7 @@ module memory
   type box_of
     real(real64), allocatable :: values(:)
     type(cell), allocatable :: cells(:)
+    real(real64) :: fixed(0:n - 1)
   end type box_of
   type(session) :: coupled
   type(service) :: one, two
@@ -127,9 +135,10 @@ module memory
   type(box_of), target :: box, box_y
   type(cell), allocatable, target :: heap(:), heap_y(:)
   class(cell), allocatable, target :: poly(:), poly_y(:)
-  real(real64), allocatable, target :: later(:)
+  real(real64), allocatable, target :: later(:), from_zero(:), grid(:, :)
   real(real64), pointer :: to_component(:), to_section(:), to_component_y(:), to_section_y(:)
-  real(real64), pointer, contiguous :: to_whole(:), to_whole_y(:)
+  real(real64), pointer :: to_zero(:)
+  real(real64), pointer, contiguous :: to_whole(:), to_whole_y(:), to_grid(:)
   real(real64) :: a(n), b(n), z(n)
   integer :: ierr, failures = 0, calls = 0
 contains
@@ -137,6 +146,9 @@ contains
     allocate (heap(n), heap_y(n), later(n), box%values(n), box%cells(n), box_y%values(n))
     allocate (box_y%cells(n))
     allocate (large :: poly(n), poly_y(n))
+    allocate (from_zero(0:n - 1), grid(0:n - 1, -1:1))
+    to_zero(0:n - 1) => wide_y(::2)
+    to_grid(0:n - 1) => grid(:, 1)
     to_component => heap%b
     to_section => table(3, :)
     to_whole => column
@@ -217,7 +229,20 @@ contains
     values => table_y(1, :)
   end function pointed_y
 
+  function zeroed_y() result(values)
+    real(real64), pointer :: values(:)
+    values(0:n - 1) => from_zero
+  end function zeroed_y
+
+  function strided_y() result(values)
+    real(real64), pointer :: values(:)
+    values(0:n - 1) => table_y(2, :)
+  end function strided_y
+
   subroutine clear()
+    from_zero = -1
+    grid = -1
+    box_y%fixed = -1
     y = -1
     z = -1
     wide_y = -1
@@ -266,6 +291,7 @@ program lifetimes
   call coupled%find("two", two)
 {calls}
   call dummies(x, wide(::2), cells%b, table(2, :), n)
+  call from_0(from_zero, grid, n)
   call answer_into(cells_y%b)
   call check(all(cells_y%b == 2 * x), "dummies: a component is answered into")
   call coupled%close()
@@ -284,6 +310,24 @@ contains
     call two%infer_tensors([input(component), input(across)], [output(y), output(z)])
     call check(all(y == 2 * component) .and. all(z == 3 * across), "dummies: component, across")
   end subroutine dummies
+
+  !> Arrays whose bounds begin at 0, as those with halos do.
+  subroutine from_0(shaped, halo, m)
+    integer, intent(in) :: m
+    real(real64), intent(inout), target :: shaped(0:), halo(0:m - 1, 0:2)
+    call one%submit(x, shaped, pending)
+    call spoil_stack(100)
+    call pending%wait()
+    call check(all(shaped == 2 * x), "from 0: shaped")
+    call one%submit(reshape(x, [m, 1]), halo(0:, 0:0), pending, row_dims=2)
+    call spoil_stack(100)
+    call pending%wait()
+    call check(all(halo(:, 0) == 2 * x), "from 0: halo")
+    call one%submit(spread(x, 2, 3), halo, pending, row_dims=2)
+    call spoil_stack(100)
+    call pending%wait()
+    call check(all(halo == 2 * spread(x, 2, 3)), "from 0: two dimensions")
+  end subroutine from_0
 
   subroutine answer_into(dummy)
     real(real64), intent(inout), target :: dummy(:)
@@ -446,7 +490,7 @@ def blocks() -> tuple[str, str]:
 
 
 def checks() -> int:
-    return 11 * len(INPUTS) + 6 * len(OUTPUTS) + 6 * len(COPIES) + 3
+    return 11 * len(INPUTS) + 6 * len(OUTPUTS) + 6 * len(COPIES) + 6
 
 
 def test_right_values_or_an_error(mpiexec, tmp_path):

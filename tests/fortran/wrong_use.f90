@@ -103,7 +103,7 @@ program wrong_use
   call twice%infer(x, y, ierr, row_dims=1)
   call expect(ierr, mpiserve_eshape, "shape is [3, 4], the signature says [rows, 3]")
 
-  ! What input() gives is for one call; most of what no call takes is dropped.
+  ! What input() gives is for one call; most of what no call takes is dropped, the rest at the end.
   given = [input(x)]
   call twice%infer_tensors(given, [output(y)])
   call twice%infer_tensors(given, [output(y)], ierr)
@@ -118,7 +118,7 @@ program wrong_use
     given = [input(x)]
   end do
   call twice%infer_tensors(first, [output(y)], ierr)
-  call expect(ierr, mpiserve_estate, "is for one call")
+  call expect(ierr, mpiserve_estate, "dropped, since input() was called 1024 times after it")
   call twice%infer_tensors(given, [output(y)])
 
   ! In-place memory is not copied: it is read when the call is.
@@ -172,6 +172,7 @@ program wrong_use
   call twice%submit(x, y, again)
   call twice%submit(x, wide(1:6:2, :), pending)
   copy = coupled
+  given = [input(x)]
   call coupled%close()
   call check(all(y == 2) .and. all(wide(1:6:2, :) == 2) .and. all(wide(2:6:2, :) == -1))
 
@@ -188,6 +189,8 @@ program wrong_use
   call expect(ierr, mpiserve_estate, "the session of the service is not open")
   call twice%describe(info, ierr)
   call expect(ierr, mpiserve_estate, "the session of the service is not open")
+  call twice%infer_tensors(given, [output(y)], ierr)
+  call expect(ierr, mpiserve_estate, "or the last session was closed")
   call copy%count(n, ierr)
   call expect(ierr, mpiserve_estate, "the session is not open")
   call copy%close(ierr)
