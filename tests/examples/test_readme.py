@@ -56,7 +56,7 @@ def test_codes_of_the_error_table_exist():
 def test_commands_without_mpi_jobs(tmp_path):
     (tmp_path / "coupling.toml").write_text(blocks("toml")[0])
     commands = re.findall(r"`python -m mpiserve ([^`]+)`", README.read_text())
-    assert {command.split()[0] for command in commands} == {"plan", "info"}
+    assert {command.split()[0] for command in commands} == {"check", "plan", "info"}
     for command in commands:
         words = [sys.executable, "-m", "mpiserve", *command.split()]
         done = mpijob.run(words, timeout=60, env=mpijob.settings(), cwd=tmp_path)
