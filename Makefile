@@ -21,11 +21,11 @@ EXAMPLE := examples/01_reacting_flow
 # The wheels of MPI have no Fortran: its tests run with those of Debian's MPIs that are there.
 FORTRAN := $(foreach name,openmpi mpich,$(if $(shell command -v mpifort.$(name)),system-$(name)))
 
-BUILT_FROM := setup.py pyproject.toml $(wildcard csrc/*.[ch] csrc/*.map csrc/*/*.[ch] csrc/Makefile csrc/fortran/*.f90 \
+BUILT_FROM := setup.py pyproject.toml $(wildcard csrc/*.map csrc/*/*.[ch] csrc/Makefile csrc/fortran/*.f90 \
     csrc/install/*.in csrc/preload/*.py \
     mpiserve/*.px[di] mpiserve/*.pyx mpiserve/*/*.pyx)
 INSTALLED := $(BUILT_FROM) $(shell find mpiserve -name '*.py' -o -name '*.pyi')
-C_FILES := csrc/*.[ch] csrc/include/*.h csrc/bench/*.[ch] csrc/fortran/*.[ch] csrc/preload/*.[ch] $(wildcard tests/c/*.[ch] tests/c/*/*.h tests/legacy/*.c examples/*/*.c)
+C_FILES := $(wildcard csrc/*/*.[ch]) $(wildcard tests/c/*.[ch] tests/c/*/*.h tests/legacy/*.c examples/*/*.c)
 PY_FILES := setup.py csrc mpiserve tests examples
 SHELL_FILES := .ci/run tests/gpu/run tests/gpu/bundle $(wildcard tests/*.sh) $(wildcard jobscripts/*)
 

@@ -113,7 +113,7 @@ def by_node(config: Config) -> bool:
 def replica_of(
     rank: int, replicas: Sequence[int], nodes: Sequence[int], roles: Sequence[str]
 ) -> int:
-    """Choose the replica that a simulation rank asks, as csrc/client.c does.
+    """Choose the replica that a simulation rank asks, as csrc/client/client.c does.
 
     Args:
         rank: The simulation rank, of the world.

@@ -2,6 +2,8 @@
 
 import ast
 import re
+from collections import defaultdict
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -153,44 +155,16 @@ PYTHON = {
 CYTHON = {"_arrays", "_broker", "bench._native"}  # the pyx files
 LATE = {"torch", "deepspeed", "safetensors", "transformers", "onnxruntime"}
 
-# A file may include what has a lower number; the sides never meet below api.
-LEVELS = {
-    "mpiserve": 0,
-    "error": 1,
-    "wait": 1,
-    "live": 2,
-    "tensor": 2,
-    "pool": 2,
-    "balance": 2,
-    "batch": 2,
-    "held": 3,
-    "slot": 3,
-    "world": 3,
-    "window": 4,
-    "thread": 6,
-    "link": 5,
-    "port": 5,
-    "lease": 6,
-    "call": 9,
-    "calls": 7,
-    "again": 8,
-    "assembly": 6,
-    "control": 6,
-    "client": 10,
-    "reload": 10,
-    "broker": 7,
-    "answer": 8,
-    "serving": 8,
-    "late": 9,
-    "session": 11,
-    "turn": 12,
-    "api": 12,
-    "api_serving": 12,
+# csrc/: a file may include, and call, files of its own room and of these.
+C_ROOMS = {
+    "include": set(),
+    "base": {"include"},
+    "protocol": {"include", "base"},
+    "mpi": {"include", "base", "protocol"},
+    "client": {"include", "base", "protocol", "mpi"},
+    "head": {"include", "base", "protocol", "mpi"},
+    "api": {"include", "base", "protocol", "mpi", "client", "head"},
 }
-CLIENT_SIDE = {"client", "call", "calls", "again", "lease", "link", "balance", "reload"}
-BROKER_SIDE = {"broker", "assembly", "control", "port", "pool", "batch", "held", "thread"}
-BROKER_SIDE |= {"answer", "serving", "late"}
-WITHOUT_MPI = ("error", "tensor", "slot", "balance", "batch", "pool", "wait", "live", "held")
 
 
 def module_name(path):
@@ -289,53 +263,112 @@ def test_modules_that_need_no_mpi_do_not_start_it(name):
     assert not {m for m, _ in imported_at_once(tree_of(name)) if m.startswith("mpi4py.MPI")}
 
 
-def c_files():
-    return sorted(path for path in CSRC.iterdir() if path.suffix in (".c", ".h"))
+def c_files(root=CSRC):
+    """The text of each C file of the library by room and name, without comments and strings."""
+    paths = sorted(path for room in C_ROOMS for path in (root / room).glob("*.[ch]"))
+    noise = r'(#include "[^"]*")|"(?:\\.|[^"\\])*"|/\*.*?\*/|//[^\n]*'
+    return {
+        path.relative_to(root).as_posix(): re.sub(
+            noise, lambda found: found[1] or '""', path.read_text(), flags=re.DOTALL
+        )
+        for path in paths
+    }
 
 
-def code_of(path):
-    """A C file without its comments."""
-    return re.sub(r"/\*.*?\*/|//[^\n]*", "", path.read_text(), flags=re.DOTALL)
+def module(file):
+    return file.rpartition(".")[0]
 
 
-def included(path):
-    names = re.findall(r'#include "(?:\w+/)*(\w+)\.h"', code_of(path))
-    return set(names) - {path.stem}
+def c_calls(files):
+    """Yield (module, module, function): who uses whose function."""
+    definition = r"^(?!static\b)[a-z][\w *]*?\b((?:msi|mpiserve)_\w+)\([^;{]*\)\s*\{"
+    home = {
+        function: module(file)
+        for file, text in files.items()
+        for function in re.findall(definition, text, re.MULTILINE)
+    }
+    for file, text in files.items():
+        if file.startswith("include/"):
+            continue  # declares what api defines
+        for function in set(re.findall(r"\b(?:msi|mpiserve)_\w+", text)) & home.keys():
+            if home[function] != module(file):
+                yield module(file), home[function], function
 
 
-def test_every_c_file_has_its_layer():
-    assert {path.stem for path in c_files()} <= set(LEVELS)
+def c_includes(files):
+    for file, text in files.items():
+        for included in re.findall(r'#include "([^"]*)"', text):
+            place = included if "/" in included else f"include/{included}"
+            yield module(file), module(place), f'#include "{included}"'
 
 
-@pytest.mark.parametrize("path", c_files(), ids=lambda path: path.name)
-def test_c_files_include_only_lower_layers(path):
-    level = LEVELS[path.stem]
-    assert {name for name in included(path) if LEVELS[name] >= level} == set()
+def wrong_directions(files):
+    """What crosses from one room into another that it must not know."""
+    uses = [*c_calls(files), *c_includes(files)]
+    rooms = [(user.split("/")[0], used.split("/")[0], what) for user, used, what in uses]
+    return [
+        (user, used, what)
+        for user, used, what in rooms
+        if user != used and used not in C_ROOMS.get(user, ())
+    ]
 
 
-@pytest.mark.parametrize("path", c_files(), ids=lambda path: path.name)
-def test_client_and_broker_never_include_each_other(path):
-    for mine, other in ((CLIENT_SIDE, BROKER_SIDE), (BROKER_SIDE, CLIENT_SIDE)):
-        if path.stem in mine:
-            assert not included(path) & other
+def test_every_c_folder_is_a_room_or_no_part_of_the_library():
+    beside = {"bench", "fortran", "install", "preload"}
+    assert {path.name for path in CSRC.iterdir() if path.is_dir()} == {*C_ROOMS, *beside}
+    assert not list(CSRC.glob("*.[ch]"))
 
 
-@pytest.mark.parametrize("path", c_files(), ids=lambda path: path.name)
-def test_only_window_calls_rma(path):
-    calls = re.findall(
-        r"\bMPI_(?:Win_\w+|R?Put|R?Get|R?Accumulate|Fetch_and_op)\s*\(", code_of(path)
-    )
-    assert not calls or path.name == "window.c"
+def test_c_files_know_only_lower_rooms():
+    assert wrong_directions(c_files()) == []
 
 
-@pytest.mark.parametrize("name", WITHOUT_MPI)
-def test_policy_and_arithmetic_call_no_mpi(name):
-    for path in c_files():
-        if path.stem == name:
-            assert not re.findall(r"\bMPI_[A-Z]\w*\s*\(", code_of(path))
+def test_no_c_files_call_each_other_in_a_circle():
+    graph = defaultdict(set)
+    for user, used, _ in c_calls(c_files()):
+        graph[user].add(used)
+    TopologicalSorter(graph).prepare()
 
 
-@pytest.mark.parametrize("path", c_files(), ids=lambda path: path.name)
-def test_the_library_never_prints_exits_or_aborts(path):
+@pytest.mark.parametrize(
+    ("room", "line", "found"),
+    [
+        ("client", '#include "head/batch.h"', ("client", "head")),
+        ("base", '#include "protocol/slot.h"', ("base", "protocol")),
+        ("head", "int f(void) { return msi_client_close(0); }", ("head", "client")),
+        ("mpi", "int f(void) { return mpiserve_close(0); }", ("mpi", "api")),
+    ],
+)
+def test_a_planted_wrong_include_or_call_is_found(room, line, found):
+    files = c_files() | {f"{room}/planted.c": line}
+    assert found in {(user, used) for user, used, _ in wrong_directions(files)}
+
+
+def test_a_planted_circle_is_found():
+    files = c_files() | {
+        "base/one.c": "int msi_one(void) { return msi_two(); }",
+        "base/two.c": "int msi_two(void) { return msi_one(); }",
+    }
+    graph = defaultdict(set)
+    for user, used, _ in c_calls(files):
+        graph[user].add(used)
+    with pytest.raises(CycleError):
+        TopologicalSorter(graph).prepare()
+
+
+def test_only_the_room_mpi_calls_mpi():
+    for file, text in c_files().items():
+        calls = re.findall(r"\bMPI_[A-Z]\w*\s*\(", text)
+        assert not calls or file.startswith("mpi/"), (file, calls)
+
+
+def test_only_window_calls_rma():
+    rma = r"\bMPI_(?:Win_\w+|R?Put|R?Get|R?Accumulate|Fetch_and_op)\s*\("
+    for file, text in c_files().items():
+        assert not re.findall(rma, text) or file == "mpi/window.c", file
+
+
+def test_the_library_never_prints_exits_or_aborts():
     calls = r"\b(?:printf|puts|putchar|perror|f(?:printf|puts)|exit|_exit|abort|MPI_Abort)\s*\("
-    assert not re.findall(calls, code_of(path))
+    for file, text in c_files().items():
+        assert not re.findall(calls, text), file
