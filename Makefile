@@ -23,7 +23,7 @@ FORTRAN := $(foreach name,openmpi mpich,$(if $(shell command -v mpifort.$(name))
 
 BUILT_FROM := setup.py pyproject.toml $(wildcard csrc/*.map csrc/*/*.[ch] csrc/Makefile csrc/fortran/*.f90 \
     csrc/install/*.in csrc/preload/*.py \
-    mpiserve/*.px[di] mpiserve/*.pyx mpiserve/*/*.pyx)
+    $(wildcard mpiserve/*/*.px[di] mpiserve/*/*.pyx))
 INSTALLED := $(BUILT_FROM) $(shell find mpiserve -name '*.py' -o -name '*.pyi')
 C_FILES := $(wildcard csrc/*/*.[ch]) $(wildcard tests/c/*.[ch] tests/c/*/*.h tests/legacy/*.c examples/*/*.c)
 PY_FILES := setup.py csrc mpiserve tests examples
@@ -98,7 +98,7 @@ docs:  ## check links, paths and make targets in the documents
 	$(PYTHON) tests/check_docs.py
 
 clean:  ## remove what was built (environments stay)
-	rm -rf build dist *.egg-info mpiserve/*.so mpiserve/_*.c $(addprefix mpiserve/,include lib share) examples/*/out
+	rm -rf build dist *.egg-info mpiserve/_lib/*.so mpiserve/_lib/*.c $(addprefix mpiserve/,include lib share) examples/*/out
 	rm -f mpiserve/bench/*.so mpiserve/bench/_native.c mpiserve/bench/scale
 
 # ---- environments --------------------------------------------------------------------------

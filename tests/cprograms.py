@@ -65,7 +65,11 @@ def c_jobs(suite: str, keyword: str) -> list[Job]:
     """The programs tests/c/test_*.c, which need no MPI."""
     sources = [path for path in sorted(ROOT.glob("tests/c/test_*.c")) if keyword in path.name]
     cc = [os.environ.get("CC", "cc"), "-Itests/c/no_mpi"]
-    programs = c_programs(cc, library_sources("base", "protocol", *POLICY), sources, suite) if sources else []
+    programs = (
+        c_programs(cc, library_sources("base", "protocol", *POLICY), sources, suite)
+        if sources
+        else []
+    )
     wrap = ["sh", "-c", TO_LOG, "sh"]
     return [Job(f"{suite}/{p.name}", [*wrap, str(p)], dict(os.environ), 60) for p in programs]
 
