@@ -28,7 +28,7 @@ class Code(IntEnum):
     ECLOSED = -17
     EFULL = -18
     EDEADLINE = -19
-    ECONTROL = -20
+    ECHANGE = -20
 
 
 class Error(Exception):
@@ -96,8 +96,8 @@ class ClosedError(Error):
     """The session is closed."""
 
 
-class ControlError(Error):
-    """A client asks for another model; how a server learns of it, and no failure."""
+class ChangeError(Error):
+    """A client asks for a change of the model. A server receives it; it is not a failure."""
 
 
 _CLASSES: dict[int, type[Error]] = {
@@ -115,7 +115,7 @@ _CLASSES: dict[int, type[Error]] = {
     Code.ECLOSED: ClosedError,
     Code.EFULL: QueueFullError,
     Code.EDEADLINE: DeadlineError,
-    Code.ECONTROL: ControlError,
+    Code.ECHANGE: ChangeError,
 }
 
 

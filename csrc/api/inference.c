@@ -74,8 +74,7 @@ static int publish(mpiserve_session *session, int n) {
   return opened ? opened : code;
 }
 
-int mpiserve_publish_all(mpiserve_session *session, int n,
-                         const mpiserve_description *descriptions) {
+int mpiserve_publish(mpiserve_session *session, int n, const mpiserve_description *descriptions) {
   MSI_TURN turn = NULL;
   int code = msi_enter(session, MPISERVE_INFERENCE, &turn), wrong = -1;
   if (code || !descriptions) return code ? code : msi_null_argument("descriptions");
@@ -90,12 +89,6 @@ int mpiserve_publish_all(mpiserve_session *session, int n,
   if (code || wrong < 0) return code;
   const mpiserve_description *first = &session->descriptions[wrong];
   return msi_error(first->error, "%s", first->error_text);
-}
-
-int mpiserve_publish(mpiserve_session *session, const mpiserve_description *description) {
-  int code = msi_check_role(session, MPISERVE_INFERENCE);
-  if (code || !description) return code ? code : msi_null_argument("description");
-  return mpiserve_publish_all(session, 1, description);
 }
 
 /* ---- batches ------------------------------------------------------------------------ */
@@ -143,26 +136,26 @@ int mpiserve_batch_clients(mpiserve_session *session, int32_t *clients) {
   return msi_answer_clients(session->serving.current, clients);
 }
 
-int mpiserve_control_get(mpiserve_session *session, mpiserve_control *control) {
+int mpiserve_change_get(mpiserve_session *session, mpiserve_change_request *change) {
   MSI_TURN turn = NULL;
   int code = msi_enter_serving(session, &turn);
-  if (code || !control) return code ? code : msi_null_argument("control");
-  return msi_serving_control_get(&session->serving, control);
+  if (code || !change) return code ? code : msi_null_argument("change");
+  return msi_serving_change_get(&session->serving, change);
 }
 
-int mpiserve_control_reply(mpiserve_session *session, int service, int code, const char *text) {
+int mpiserve_change_reply(mpiserve_session *session, int service, int code, const char *text) {
   MSI_TURN turn = NULL;
   int wrong = msi_enter_serving(session, &turn);
   if (!wrong && code) wrong = check_code(code);
   if (wrong) return wrong;
   if (code && !text) text = mpiserve_strerror(code);
-  return msi_serving_control_reply(&session->serving, service, code, text);
+  return msi_serving_change_reply(&session->serving, service, code, text);
 }
 
-int mpiserve_rest(mpiserve_session *session, int service, int resting) {
+int mpiserve_suspend(mpiserve_session *session, int service, int suspended) {
   MSI_TURN turn = NULL;
   int code = msi_enter_serving(session, &turn);
-  return code ? code : msi_serving_rest(&session->serving, service, resting != 0);
+  return code ? code : msi_serving_suspend(&session->serving, service, suspended != 0);
 }
 
 int mpiserve_rows_set(mpiserve_session *session, int service, int rows) {

@@ -85,13 +85,8 @@ static int submit(mpiserve_service *service, int n_inputs, const mpiserve_tensor
 }
 
 int mpiserve_submit(mpiserve_service *service, int n_inputs, const mpiserve_tensor *inputs,
-                    int n_outputs, const mpiserve_tensor *outputs, mpiserve_request *request) {
-  return mpiserve_submit_with(service, n_inputs, inputs, n_outputs, outputs, NULL, request);
-}
-
-int mpiserve_submit_with(mpiserve_service *service, int n_inputs, const mpiserve_tensor *inputs,
-                         int n_outputs, const mpiserve_tensor *outputs,
-                         const mpiserve_options *options, mpiserve_request *request) {
+                    int n_outputs, const mpiserve_tensor *outputs, const mpiserve_options *options,
+                    mpiserve_request *request) {
   MSI_TURN turn = NULL;
   int code = msi_enter_service(service, &turn);
   if (code || !request) return code ? code : msi_null_argument("request");

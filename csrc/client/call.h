@@ -4,7 +4,7 @@
 
 #include "client/calls.h"
 
-/* As mpiserve_submit_with(), _cancel() say, with checked tensors in the signature's order.
+/* As mpiserve_submit(), _cancel() say, with checked tensors in the signature's order.
  * timed: the total time is wanted in the end; two readings of the clock otherwise spared. */
 int msi_call_submit(mpiserve_service *service, int64_t rows, void *const *inputs,
                     void *const *outputs, const mpiserve_options *options, int timed,

@@ -295,7 +295,7 @@ int mpiserve_fortran_submit(mpiserve_session *session, mpiserve_service *service
   *r = (request){session, {0}};
   int code = load(service, n_inputs, inputs, n_outputs, outputs, &c);
   if (!code)
-    code = mpiserve_submit_with(service, n_inputs, c.inputs, n_outputs, c.outputs, options, &r->id);
+    code = mpiserve_submit(service, n_inputs, c.inputs, n_outputs, c.outputs, options, &r->id);
   if (code)
     msf_unpack(c.parcels, code);
   else if (c.parcels)

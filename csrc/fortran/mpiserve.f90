@@ -32,7 +32,7 @@ module mpiserve
     mpiserve_ethread, mpiserve_eversion, mpiserve_econfig, mpiserve_enotfound, mpiserve_ename, &
     mpiserve_edtype, mpiserve_eshape, mpiserve_erows, mpiserve_emodel, mpiserve_etimeout, &
     mpiserve_ecancelled, mpiserve_epeer, mpiserve_eclosed, mpiserve_efull, mpiserve_edeadline, &
-    mpiserve_econtrol, mpiserve_bool, mpiserve_uint8, &
+    mpiserve_echange, mpiserve_bool, mpiserve_uint8, &
     mpiserve_int8, mpiserve_int16, mpiserve_int32, mpiserve_int64, mpiserve_float16, &
     mpiserve_bfloat16, mpiserve_float32, mpiserve_float64, mpiserve_shared, mpiserve_rma, &
     mpiserve_max_dims, mpiserve_max_tensors, mpiserve_name_size, mpiserve_forever

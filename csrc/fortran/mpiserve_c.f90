@@ -27,7 +27,7 @@ module mpiserve_c
   integer(c_int), parameter :: mpiserve_eclosed = -17
   integer(c_int), parameter :: mpiserve_efull = -18
   integer(c_int), parameter :: mpiserve_edeadline = -19
-  integer(c_int), parameter :: mpiserve_econtrol = -20
+  integer(c_int), parameter :: mpiserve_echange = -20
 
   !> Dtypes.
   integer(c_int), parameter :: mpiserve_bool = 0
@@ -75,7 +75,7 @@ module mpiserve_c
     character(kind=c_char) :: name(mpiserve_name_size)
   end type tensor
 
-  !> How a request is wanted; see mpiserve_submit_with() in mpiserve.h.
+  !> How a request is wanted; see mpiserve_submit() in mpiserve.h.
   type, bind(c) :: request_options
     real(c_double) :: deadline = 0      !< seconds from now; 0: none
     integer(c_int32_t) :: priority = 0  !< -100 to 100: higher ones are computed first

@@ -488,7 +488,7 @@ int msi_broker_look(msi_broker *broker, int lay_out) {
   if (code) return code;
   if (broker->control.waiting.n) {
     if (msi_control_news(&broker->control))
-      return msi_error(MPISERVE_ECONTROL, "a client asks for another model");
+      return msi_error(MPISERVE_ECHANGE, "a client asks for another model");
     if (msi_control_pauses(&broker->control)) return MPISERVE_OK;
   }
   msi_close_reason reason = decide(broker);

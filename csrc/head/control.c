@@ -27,13 +27,13 @@ int msi_control_pauses(const msi_control *control) {
 
 static int none(void) { return msi_error(MPISERVE_ESTATE, "no client asks for a change"); }
 
-int msi_control_get(const msi_control *control, mpiserve_control *order) {
+int msi_control_get(const msi_control *control, mpiserve_change_request *order) {
   if (!control->waiting.n) return none();
   const msi_entry *first = msi_queue_at(&control->waiting, 0);
   const msi_port *port = &control->ports[first->port];
   const msi_slot *slot = msi_port_slot(port, first->lane, first->sequence);
   size_t bytes = first->rows; /* of the copy: the slot may have changed */
-  *order = (mpiserve_control){.what = first->lease, .client = port->clients[first->lane]};
+  *order = (mpiserve_change_request){.what = first->lease, .client = port->clients[first->lane]};
   memcpy(order->version, slot->input, bytes < MPISERVE_NAME_SIZE ? bytes : MPISERVE_NAME_SIZE - 1);
   return MPISERVE_OK;
 }

@@ -25,8 +25,8 @@ int msi_control_news(msi_control *control);
 /* While any waits. Is the model that answers to go? What comes is then for the next one. */
 int msi_control_pauses(const msi_control *control);
 
-/* As mpiserve_control_get() and _reply() say. */
-int msi_control_get(const msi_control *control, mpiserve_control *order);
+/* As mpiserve_change_get() and _reply() say. */
+int msi_control_get(const msi_control *control, mpiserve_change_request *order);
 int msi_control_reply(msi_control *control, int code, const char *text);
 
 #endif

@@ -74,7 +74,7 @@ static int look(msi_serving *serving, int lay_out) {
     broker = serving->current = serving->turn;
     serving->turn = broker == serving->last ? serving->brokers : broker + 1;
     code = msi_broker_look(broker, lay_out);
-    if (code == MPISERVE_ECONTROL) serving->asked = broker;
+    if (code == MPISERVE_ECHANGE) serving->asked = broker;
     if (code || broker->open) return code;
   } while (++i < serving->n);
   if (waited_for(serving)->remaining) return MPISERVE_OK;
@@ -219,7 +219,7 @@ static int check_place(const msi_serving *serving, int service) {
   return msi_error(MPISERVE_EARG, "service %d of %d", service, serving->n);
 }
 
-int msi_serving_rest(msi_serving *serving, int service, int resting) {
+int msi_serving_suspend(msi_serving *serving, int service, int resting) {
   int code = check_place(serving, service);
   if (code) return code;
   if (serving->brokers[service].open)
@@ -251,13 +251,13 @@ int msi_serving_queue_get(const msi_serving *serving, int service, int64_t *rows
   return code;
 }
 
-int msi_serving_control_get(const msi_serving *serving, mpiserve_control *control) {
-  int code = msi_control_get(&serving->asked->control, control);
-  if (!code) control->service = (int32_t)(serving->asked - serving->brokers);
+int msi_serving_change_get(const msi_serving *serving, mpiserve_change_request *change) {
+  int code = msi_control_get(&serving->asked->control, change);
+  if (!code) change->service = (int32_t)(serving->asked - serving->brokers);
   return code;
 }
 
-int msi_serving_control_reply(msi_serving *serving, int service, int code, const char *text) {
+int msi_serving_change_reply(msi_serving *serving, int service, int code, const char *text) {
   int wrong = check_place(serving, service);
   if (wrong) return wrong;
   msi_thread_rest(&serving->thread);

@@ -74,7 +74,7 @@ typedef enum mpiserve_code {
   MPISERVE_ECLOSED = -17,    /* the session closed before the request was answered */
   MPISERVE_EFULL = -18,      /* the service's queue is full: ask again later */
   MPISERVE_EDEADLINE = -19,  /* the request's deadline passed; unlike ETIMEOUT, it has ended */
-  MPISERVE_ECONTROL = -20    /* serving: a client asks for another model; no error */
+  MPISERVE_ECHANGE = -20     /* serving: a client asks for another model; no error */
 } mpiserve_code;
 
 typedef enum mpiserve_dtype {
@@ -117,7 +117,7 @@ typedef struct mpiserve_request {
   uint64_t id;
 } mpiserve_request;
 
-/* How a request is wanted; all zero is how mpiserve_submit() wants it. */
+/* Options of a request. All zero is the same as no options. */
 typedef struct mpiserve_options {
   double deadline;  /* seconds from now, after which it is not wanted; 0: no deadline */
   int32_t priority; /* -100 to 100: higher ones are computed first; 0: as most are */
@@ -230,13 +230,13 @@ typedef enum mpiserve_change {
   MPISERVE_UNLOAD = 4 /* let the version go that answers; requests are errors from now on */
 } mpiserve_change;
 
-/* What a client asks of a head: see mpiserve_control_get(). */
-typedef struct mpiserve_control {
+/* What a client asks of a head: see mpiserve_change_get(). */
+typedef struct mpiserve_change_request {
   int32_t service;                  /* which of the services of this rank */
   int32_t what;                     /* mpiserve_change */
   int32_t client;                   /* the world rank that asks */
   char version[MPISERVE_NAME_SIZE]; /* of MPISERVE_LOAD; "": the same again */
-} mpiserve_control;
+} mpiserve_change_request;
 
 /* What an inference rank has waited for since long: see mpiserve_waiting_get(). */
 typedef enum mpiserve_waits {
@@ -251,8 +251,8 @@ typedef enum mpiserve_waits {
 /* mpiserve_version: "major.minor.patch" of the library that is loaded. */
 const char *mpiserve_version(void);
 
-/* mpiserve_mpi_version: the MPI library's own text, at build time (of the
- * mpi.h that was compiled against) and at run time. Both are static. */
+/* mpiserve_mpi_build, mpiserve_mpi_runtime: the MPI library's own text about itself, at build
+ * time (of the mpi.h that was compiled against) and at run time. Both are static. */
 const char *mpiserve_mpi_build(void);
 const char *mpiserve_mpi_runtime(void);
 
@@ -356,25 +356,21 @@ int mpiserve_service_describe(mpiserve_service *service, mpiserve_description *d
  *
  * Never waits. Requests to one replica are sent in the order of their submission. What
  * cannot be sent at once (4 requests are in flight there, or memory at the inference rank
- * must be asked for first) is sent by later calls of test, wait, submit or cancel. */
-int mpiserve_submit(mpiserve_service *service, int n_inputs, const mpiserve_tensor *inputs,
-                    int n_outputs, const mpiserve_tensor *outputs, mpiserve_request *request);
-
-/* mpiserve_submit_with: the same, with a deadline and a priority; options may be NULL.
+ * must be asked for first) is sent by later calls of test, wait, submit or cancel.
  *
- * A request that has not ended at its deadline ends with MPISERVE_EDEADLINE: in test or
- * wait, and at the head if the model has not begun with it, which then never sees it.
- * So a head that is late costs no model time. It counts the seconds from when it first
- * saw the request; a request waits for others at most half of them.
+ * options may be NULL: no deadline, and priority 0. A request that has not ended at its deadline
+ * ends with MPISERVE_EDEADLINE: in test or wait, and at the head if the model has not begun with
+ * it, which then never sees it. So a head that is late costs no model time. It counts the seconds
+ * from when it first saw the request; a request waits for others at most half of them.
  *
  * Where more requests wait than a batch holds, those of higher priority are taken first,
  * and equal ones in the order in which they came. Of one simulation rank none
  * overtakes an earlier one, which is given the later one's priority if that is higher.
  * Every eighth batch is filled in the order of arrival: low priorities wait, but not for
  * ever. MPISERVE_EARG if deadline or priority is out of range. */
-int mpiserve_submit_with(mpiserve_service *service, int n_inputs, const mpiserve_tensor *inputs,
-                         int n_outputs, const mpiserve_tensor *outputs,
-                         const mpiserve_options *options, mpiserve_request *request);
+int mpiserve_submit(mpiserve_service *service, int n_inputs, const mpiserve_tensor *inputs,
+                    int n_outputs, const mpiserve_tensor *outputs, const mpiserve_options *options,
+                    mpiserve_request *request);
 
 /* mpiserve_test: has the request ended? done is 0 or 1. When 1, the call
  * returns how it ended, outputs hold the result if that is MPISERVE_OK, and the
@@ -447,24 +443,19 @@ int mpiserve_unload(mpiserve_session *session, const char *name, double timeout)
 
 /* ---- serving: inference ranks ------------------------------------------------------ */
 
-/* mpiserve_publish: announce this rank's service, ready or failed
+/* mpiserve_publish: announce the n services of this rank, each ready or failed
  * (description->error). Collective over the world, whose simulation ranks are
  * in mpiserve_open(). Replicas of one service must agree in signature and
- * limits: MPISERVE_ECONFIG. */
-int mpiserve_publish(mpiserve_session *session, const mpiserve_description *description);
-
-/* mpiserve_publish_all: the same for a rank that serves n services, each ready or failed.
- * The batches of mpiserve_batch_next() then say which service they are of, and services
- * with a batch that is ready are served in turn. MPISERVE_ECONFIG if two of them have
- * one name; as of any description that is wrong, the others are served all the same. */
-int mpiserve_publish_all(mpiserve_session *session, int n,
-                         const mpiserve_description *descriptions);
+ * limits: MPISERVE_ECONFIG, also if two of the n have one name. A wrong
+ * description makes only its own service fail. mpiserve_batch_next() serves
+ * services with a ready batch in turn, and names the service of each batch. */
+int mpiserve_publish(mpiserve_session *session, int n, const mpiserve_description *descriptions);
 
 /* mpiserve_batch_next: wait for a batch, at most timeout seconds
  * (MPISERVE_ETIMEOUT: call again; after a long silence its text is that of
  * mpiserve_waiting_get()). MPISERVE_ECLOSED: every simulation rank has
- * left; call mpiserve_close(). MPISERVE_ECONTROL, once for each: a client asks for another
- * model; see mpiserve_control_get(). */
+ * left; call mpiserve_close(). MPISERVE_ECHANGE, once for each: a client asks for another
+ * model; see mpiserve_change_get(). */
 int mpiserve_batch_next(mpiserve_session *session, double timeout, mpiserve_batch *batch);
 
 /* mpiserve_batch_reply: answer the batch. outputs[j] is [rows, ...] of output
@@ -484,15 +475,15 @@ int mpiserve_batch_fail(mpiserve_session *session, int code, const char *text);
  * clients[0] to clients[rows - 1]. Local; MPISERVE_ESTATE if no batch is open. */
 int mpiserve_batch_clients(mpiserve_session *session, int32_t *clients);
 
-/* mpiserve_control_get: what mpiserve_batch_next() has told of by MPISERVE_ECONTROL. Local.
- * mpiserve_control_reply: answer it, with MPISERVE_OK when it was done, or a code and a text;
+/* mpiserve_change_get: what mpiserve_batch_next() has told of by MPISERVE_ECHANGE. Local.
+ * mpiserve_change_reply: answer it, with MPISERVE_OK when it was done, or a code and a text;
  * at any later time. Batches are answered meanwhile; of MPISERVE_SWAP and MPISERVE_UNLOAD the
  * service forms none until the answer, so that requests that are held can end first. The next
  * one of this service is told of after that. A successful MPISERVE_SWAP begins a new generation:
  * answers from now on carry it. A server that cannot change its model answers with MPISERVE_ESTATE.
  * Both: MPISERVE_ESTATE if nothing is asked. */
-int mpiserve_control_get(mpiserve_session *session, mpiserve_control *control);
-int mpiserve_control_reply(mpiserve_session *session, int service, int code, const char *text);
+int mpiserve_change_get(mpiserve_session *session, mpiserve_change_request *change);
+int mpiserve_change_reply(mpiserve_session *session, int service, int code, const char *text);
 
 /* mpiserve_batch_hold: end the batch without an answer and keep its requests, each to be
  * answered by a ticket when it is ready, in any order, also while another batch is open.
@@ -520,7 +511,7 @@ int mpiserve_ticket_fail(mpiserve_session *session, mpiserve_ticket *ticket, int
  * open. */
 int mpiserve_poll(mpiserve_session *session);
 
-/* mpiserve_rest: one of the services of this rank (0, 1, ...) rests here, or no longer does: for
+/* mpiserve_suspend: one of the services of this rank (0, 1, ...) rests here, or no longer does: for
  * ranks that hold the models of some of their services only. Requests to it, those that wait
  * for a batch included, are sent on by their clients to another replica and end there: nobody
  * is told. Requests that are held are to be answered all the same. Clients try a replica that
@@ -528,9 +519,9 @@ int mpiserve_poll(mpiserve_session *session);
  * last one rests: requests go round among all of them until one serves or their time is over,
  * and with no other replica they are MPISERVE_EMODEL.
  *
- * resting is 0 or 1; as it is already: nothing changes. Inference ranks; never waits.
+ * suspended is 0 or 1; as it is already: nothing changes. Inference ranks; never waits.
  * MPISERVE_ESTATE while a batch of it is open, MPISERVE_EARG if there is no such service. */
-int mpiserve_rest(mpiserve_session *session, int service, int resting);
+int mpiserve_suspend(mpiserve_session *session, int service, int suspended);
 
 /* mpiserve_rows_set: from the next batch of a service of this rank (0, 1, ...) on, its rows are
  * independent, or together (mpiserve_rows): where mpiserve_reload() brings a model of another

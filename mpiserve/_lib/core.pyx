@@ -286,7 +286,7 @@ cdef class Session(Handle):
         try:
             self._enter()
             with nogil:
-                code = mpiserve_publish_all(self._session, n, all)
+                code = mpiserve_publish(self._session, n, all)
             self._leave(code)
         finally:
             free(all)
@@ -299,7 +299,7 @@ cdef class Session(Handle):
 
         Raises:
             ClosedError: If every simulation rank has left.
-            ControlError: Once for each, if a client asks for another model.
+            ChangeError: Once for each, if a client asks for another model.
         """
         cdef mpiserve_batch batch
         cdef int code
@@ -396,25 +396,25 @@ cdef class Session(Handle):
         self._leave(mpiserve_batch_clients(self._session, &view[0]))
         return clients
 
-    def control(self):
+    def change_get(self):
         """Return (service, what, world rank, version) of what a client asks of a model."""
-        cdef mpiserve_control control
+        cdef mpiserve_change_request change
         self._enter()
-        self._leave(mpiserve_control_get(self._session, &control))
-        return control.service, control.what, control.client, text_of(control.version)
+        self._leave(mpiserve_change_get(self._session, &change))
+        return change.service, change.what, change.client, text_of(change.version)
 
-    def control_reply(self, int service, int code, text):
+    def change_reply(self, int service, int code, text):
         """Answer it."""
         cdef bytes data = line_of(text)
         self._enter()
-        self._leave(mpiserve_control_reply(self._session, service, code, <const char *>data))
+        self._leave(mpiserve_change_reply(self._session, service, code, <const char *>data))
 
-    def rest(self, int service, resting):
-        """Let one of this rank's services rest here, or serve again."""
-        cdef int code, rests = bool(resting)
+    def suspend(self, int service, suspended):
+        """Suspend one of this rank's services here, or resume it."""
+        cdef int code, yes = bool(suspended)
         self._enter()
         with nogil:
-            code = mpiserve_rest(self._session, service, rests)
+            code = mpiserve_suspend(self._session, service, yes)
         self._leave(code)
 
     def set_rows(self, int service, rows):

@@ -249,11 +249,11 @@ cdef class Service:
         session._enter()
         if rows * self._row_bytes > LARGE or self._far:
             with nogil:
-                code = mpiserve_submit_with(self._service, n, inputs, n_outputs, outputs,
-                                            &options, &request._request)
+                code = mpiserve_submit(self._service, n, inputs, n_outputs, outputs,
+                                       &options, &request._request)
         else:
-            code = mpiserve_submit_with(self._service, n, inputs, n_outputs, outputs,
-                                        &options, &request._request)
+            code = mpiserve_submit(self._service, n, inputs, n_outputs, outputs,
+                                   &options, &request._request)
         session._leave(code)
         return request
 

@@ -232,7 +232,7 @@ class AdaptivePool(Pool):
     def _begin(self) -> None:
         for s, server in enumerate(self.servers):
             if s not in self._holds and not server.failed:
-                self.broker.rest(s, True)
+                self.broker.suspend(s, True)
         self._meter = Meter(len(self.servers))
 
     def _end(self) -> None:
@@ -346,7 +346,7 @@ class AdaptivePool(Pool):
                 return  # to another version: first things first
             if gives in self._holds:
                 self._holds.discard(gives)
-                self.broker.rest(gives, True)
+                self.broker.suspend(gives, True)
             if gives >= 0 and not self.servers[gives].idle:
                 return  # with requests that are held
             if gives >= 0:
@@ -366,7 +366,7 @@ class AdaptivePool(Pool):
         if loading.error is None and loading.backend:
             server.put(loading.backend)
             self._holds.add(at)
-            self.broker.rest(at, False)
+            self.broker.suspend(at, False)
         else:
             error = loading.error or Error(Code.EMODEL, "nothing was loaded")
             logger.error("%s cannot be loaded: %s", server.service.name, describe(error))

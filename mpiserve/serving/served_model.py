@@ -16,7 +16,7 @@ from mpiserve.backends.base import Backend, ordered
 from mpiserve.config import NAME_SIZE, ServiceConfig, TensorConfig
 from mpiserve.config.partition import Seat
 from mpiserve.config.tensor import Tensor
-from mpiserve.errors import ClosedError, Code, ControlError, Error, ModelError
+from mpiserve.errors import ChangeError, ClosedError, Code, Error, ModelError
 from mpiserve.failure import check_interrupt, describe, one_line
 from mpiserve.observe import notices
 from mpiserve.observe.log import Failures
@@ -158,8 +158,8 @@ class Server:
                 batch = self.broker.next_batch(0.0 if self.busy else timeout)
         except ClosedError:
             return False
-        except ControlError:
-            self.change(self.broker.control())
+        except ChangeError:
+            self.change(self.broker.change_get())
         if batch is not None:
             self.answer(batch)
         elif not self.busy:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from mpiserve.config.partition import Seat
-from mpiserve.errors import ClosedError, ControlError
+from mpiserve.errors import ChangeError, ClosedError
 from mpiserve.observe import notices
 from mpiserve.serving.served_model import IDLE, Server
 
@@ -82,8 +82,8 @@ class Pool:
             batch = self.broker.next_batch(0.0 if busy else timeout)
         except ClosedError:
             return False
-        except ControlError:
-            order = self.broker.control()
+        except ChangeError:
+            order = self.broker.change_get()
             self.servers[order[0]].change(order)
         if batch is not None:
             self._answer(batch)

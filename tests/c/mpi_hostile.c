@@ -221,15 +221,15 @@ static void serve(mpiserve_session *session) {
                             .max_batch_rows = MAX_ROWS,
                             .max_delay_ns = 100000};
   mpiserve_batch batch;
-  mpiserve_control control;
+  mpiserve_change_request change;
   int code;
-  CHECK(mpiserve_publish(session, &d) == MPISERVE_OK);
+  CHECK(mpiserve_publish(session, 1, &d) == MPISERVE_OK);
   while ((code = mpiserve_batch_next(session, 1, &batch)) != MPISERVE_ECLOSED) {
-    CHECK(code == MPISERVE_OK || code == MPISERVE_ETIMEOUT || code == MPISERVE_ECONTROL);
+    CHECK(code == MPISERVE_OK || code == MPISERVE_ETIMEOUT || code == MPISERVE_ECHANGE);
     if (code == MPISERVE_OK) answer(session, &batch);
-    if (code != MPISERVE_ECONTROL) continue;
-    CHECK(mpiserve_control_get(session, &control) == MPISERVE_OK && control.client == 0);
-    CHECK(!mpiserve_control_reply(session, control.service, MPISERVE_ESTATE, "no other model"));
+    if (code != MPISERVE_ECHANGE) continue;
+    CHECK(mpiserve_change_get(session, &change) == MPISERVE_OK && change.client == 0);
+    CHECK(!mpiserve_change_reply(session, change.service, MPISERVE_ESTATE, "no other model"));
   }
 }
 

@@ -19,8 +19,8 @@ static int take_reply(msi_link *link) {
 static void swap(msi_link *link) {
   mpiserve_batch batch;
   msi_link_send(link, MSI_CONTROL, 0, MPISERVE_SWAP, NULL, NULL);
-  CHECK(msi_serving_next(&made.serving, 0, &batch) == MPISERVE_ECONTROL);
-  CHECK(msi_serving_control_reply(&made.serving, 0, MPISERVE_OK, NULL) == MPISERVE_OK);
+  CHECK(msi_serving_next(&made.serving, 0, &batch) == MPISERVE_ECHANGE);
+  CHECK(msi_serving_change_reply(&made.serving, 0, MPISERVE_OK, NULL) == MPISERVE_OK);
   take_reply(link);
 }
 

@@ -78,9 +78,9 @@ static void *client(void *argument) {
 
 /* For a few looks; it is the only replica, so clients ask it again. */
 static void rest(msi_serving *serving, int service) {
-  wrong |= msi_serving_rest(serving, service, 1) != 0;
+  wrong |= msi_serving_suspend(serving, service, 1) != 0;
   for (int i = 0; i < 20; i++) wrong |= msi_serving_poll(serving) != 0;
-  wrong |= msi_serving_rest(serving, service, 0) != 0;
+  wrong |= msi_serving_suspend(serving, service, 0) != 0;
 }
 
 static void *head(void *argument) {
@@ -88,10 +88,10 @@ static void *head(void *argument) {
   mpiserve_batch batch;
   int code;
   while ((code = msi_serving_next(serving, 60, &batch)) != MPISERVE_ECLOSED) {
-    if (code == MPISERVE_ECONTROL) {
-      mpiserve_control order;
-      wrong |= msi_serving_control_get(serving, &order) || strcmp(order.version, "version");
-      wrong |= msi_serving_control_reply(serving, order.service, MPISERVE_OK, NULL) != 0;
+    if (code == MPISERVE_ECHANGE) {
+      mpiserve_change_request order;
+      wrong |= msi_serving_change_get(serving, &order) || strcmp(order.version, "version");
+      wrong |= msi_serving_change_reply(serving, order.service, MPISERVE_OK, NULL) != 0;
       continue;
     }
     msi_broker *broker = &serving->brokers[batch.service];
