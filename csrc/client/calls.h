@@ -10,12 +10,12 @@ typedef struct msi_call msi_call;
 struct mpiserve_service {
   struct msi_client *client;
   const char *name;
-  const msi_head *head; /* of the replica that is this rank's home; NULL: none can serve */
-  msi_link *link;       /* to that head; buffers are there */
-  int replicas;         /* that can serve */
-  msi_link **choices;   /* to each of these, near ones first */
-  msi_balance balance;  /* of the choices */
-  int seat;             /* choice in whose census this rank counts */
+  const msi_head *head;   /* of the replica that is this rank's home; NULL: none can serve */
+  msi_endpoint *endpoint; /* to that head; buffers are there */
+  int replicas;           /* that can serve */
+  msi_endpoint **choices; /* to each of these, near ones first */
+  msi_balance balance;    /* of the choices */
+  int seat;               /* choice in whose census this rank counts */
   int attached;
 };
 
@@ -23,7 +23,7 @@ struct msi_call {
   uint32_t index, generation; /* its id is generation << 32 | index + 1 */
   enum {
     CALL_IDLE,
-    CALL_QUEUED,  /* in the line of its link */
+    CALL_QUEUED,  /* in the line of its endpoint */
     CALL_ORDER,   /* no request, in the line too: asks for another model */
     CALL_LEASING, /* first of its line; has asked for rows of the slabs */
     CALL_KEEPING, /* no request: a buffer is being asked for */
@@ -35,18 +35,18 @@ struct msi_call {
   int abandoned;             /* cancelled: nobody wants the end */
   int what;                  /* mpiserve_change, of an order; its text is the version */
   mpiserve_service *service; /* of a request; NULL: it is none */
-  msi_link *link;
+  msi_endpoint *endpoint;
   msi_kind kind;  /* MSI_INFER or MSI_VISIT */
   msi_load *load; /* of the replica; NULL: there is no other */
   uint64_t sequence;
   int64_t submitted_ns;
-  msi_cargo cargo;
+  msi_payload payload;
   mpiserve_stats stats;
   char text[MSI_EAGER_BYTES + 1];
   msi_call *next; /* of the free list, or of the line */
 };
 
-/* The calls of a link that have not been sent yet, in the order of submission. */
+/* The calls of an endpoint that have not been sent yet, in the order of submission. */
 typedef struct msi_line {
   msi_call *first, *last;
 } msi_line;
@@ -54,14 +54,14 @@ typedef struct msi_line {
 typedef struct msi_client {
   const msi_world *world;
   msi_window *window;
-  msi_patience patience;
-  int n_links;
-  msi_link *links; /* to every head of the world */
-  msi_line *lines; /* of each link */
+  msi_backoff backoff;
+  int n_endpoints;
+  msi_endpoint *endpoints; /* to every head of the world */
+  msi_line *lines;         /* of each endpoint */
   int n_services;
   mpiserve_service *services;
-  msi_link **choices; /* of all services */
-  msi_load *loads;    /* of these */
+  msi_endpoint **choices; /* of all services */
+  msi_load *loads;        /* of these */
   uint32_t n_calls;
   msi_call **calls; /* all that were ever needed at the same time */
   msi_call *idle;   /* free list */

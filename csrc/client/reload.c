@@ -36,17 +36,17 @@ static int take_answer(msi_client *client, mpiserve_request *request, double tim
 static int ask(const mpiserve_service *service, int what, const char *version, int64_t deadline,
                char *text) {
   msi_client *client = service->client;
-  mpiserve_request *requests = calloc((size_t)client->n_links, sizeof *requests);
+  mpiserve_request *requests = calloc((size_t)client->n_endpoints, sizeof *requests);
   if (!requests) return msi_error(MPISERVE_ENOMEM, "no memory to ask the replicas");
   int code = MPISERVE_OK;
-  for (int h = 0; h < client->n_links; h++) {
+  for (int h = 0; h < client->n_endpoints; h++) {
     if (!is_replica(service, h)) continue;
-    int failed = msi_call_control(client, &client->links[h], what, version, &requests[h]);
-    code = note(code, failed, service, client->links[h].head, text);
+    int failed = msi_call_change(client, &client->endpoints[h], what, version, &requests[h]);
+    code = note(code, failed, service, client->endpoints[h].head, text);
   }
-  for (int h = 0; h < client->n_links; h++) {
+  for (int h = 0; h < client->n_endpoints; h++) {
     int failed = take_answer(client, &requests[h], left(deadline));
-    code = note(code, failed, service, client->links[h].head, text);
+    code = note(code, failed, service, client->endpoints[h].head, text);
   }
   free(requests);
   return code;
