@@ -110,7 +110,7 @@ int main(void) {
   CHECK(!made_up_open(&made, CLIENTS, 1, &description));
   race(&made, CLIENTS, head, client);
   CHECK(!wrong);
-  CHECK(made.serving.brokers[0].table.n == 0);
+  CHECK(made.serving.brokers[0].tickets.n == 0);
   CHECK(made.serving.brokers[0].counters.errors == cancelled);
   CHECK(made.serving.brokers[0].counters.requests == CLIENTS * ROUNDS);
   made_up_close(&made);
