@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from mpi4py import MPI
 
-from mpiserve.backends.torch.torch_world import Pause, complete
 from mpiserve.errors import Code, Error, PeerError
 from mpiserve.failure import check_interrupt, describe
+from mpiserve.mpi.requests import Pause, complete
 from mpiserve.serving.loading import LOADING
 from mpiserve.serving.pool_policy import Move, Policy, Report, first_holders
 from mpiserve.serving.served_model import IDLE
