@@ -17,7 +17,7 @@ from mpi4py import MPI
 
 from mpiserve._lib import core
 from mpiserve.config import Config
-from mpiserve.config.partition import INFERENCE, SIMULATION, Seat, assign, by_node, roles
+from mpiserve.config.partition import INFERENCE, SIMULATION, Assignment, assign, by_node, roles
 from mpiserve.errors import ArgumentError, Code, ConfigError, Error
 from mpiserve.failure import TEXT, describe, interrupts, kind_of, one_line, text_of
 from mpiserve.mpi import check
@@ -145,18 +145,18 @@ class Session:
         if self._config is None:
             raise Error(Code.ESTATE, "an inference rank is opened with a configuration")
         try:
-            seat = assign(self._config, self.comm.size)[self.comm.rank]
+            assignment = assign(self._config, self.comm.size)[self.comm.rank]
         except ConfigError as error:
             refuse(self._broker, self._config.services[0].name, error)
             raise
         core.keep_freed_memory()
-        replica = self._replica_comm(seat)
-        parts = self._broker, seat, replica, self._local_rank()
-        ranks = [replica, *self._pool_comm(seat)]
-        if seat.pool and seat.pool.loaded:
-            server: Server | Pool = AdaptivePool(*parts, pool=ranks[1], settings=seat.pool)
+        replica = self._replica_comm(assignment)
+        parts = self._broker, assignment, replica, self._local_rank()
+        ranks = [replica, *self._pool_comm(assignment)]
+        if assignment.pool and assignment.pool.loaded:
+            server: Server | Pool = AdaptivePool(*parts, pool=ranks[1], settings=assignment.pool)
         else:
-            server = (Pool if len(seat.services) > 1 else Server)(*parts)
+            server = (Pool if len(assignment.services) > 1 else Server)(*parts)
         try:
             with interrupts():
                 server.serve(watch)
@@ -237,20 +237,21 @@ class Session:
             error = getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
             self.abandon(error) if error else self.close()
 
-    def _replica_comm(self, seat: Seat) -> MPI.Comm:
-        seats = assign(self._config, self.comm.size) if self._config else []
-        heads = [(s.service.name, s.replica) for s in seats]
-        return self.comm.Split(heads.index((seat.service.name, seat.replica)), seat.tp_index)
+    def _replica_comm(self, assignment: Assignment) -> MPI.Comm:
+        every = assign(self._config, self.comm.size) if self._config else []
+        replicas = [(each.service.name, each.replica) for each in every]
+        color = replicas.index((assignment.service.name, assignment.replica))
+        return self.comm.Split(color, assignment.tp_index)
 
-    def _pool_comm(self, seat: Seat) -> list[MPI.Comm]:
+    def _pool_comm(self, assignment: Assignment) -> list[MPI.Comm]:
         """The ranks of an adaptive pool. Collective, where there is any."""
         config = self._config
         if config is None or not any(pool.loaded for pool in config.pool.values()):
             return []
-        mine = bool(seat.pool and seat.pool.loaded)
+        mine = bool(assignment.pool and assignment.pool.loaded)
         names = [service.name for service in config.services]
-        color = names.index(seat.service.name) if mine else MPI.UNDEFINED
-        comm = self.comm.Split(color, seat.replica)
+        color = names.index(assignment.service.name) if mine else MPI.UNDEFINED
+        comm = self.comm.Split(color, assignment.replica)
         return [comm] if mine else []
 
     def _local_rank(self) -> int:

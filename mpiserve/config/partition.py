@@ -12,7 +12,7 @@ SIMULATION = "simulation"
 INFERENCE = "inference"
 
 
-class Seat(NamedTuple):
+class Assignment(NamedTuple):
     """What one inference rank does: a rank of one replica of a service, or of each of a pool's."""
 
     services: tuple[ServiceConfig, ...]
@@ -31,7 +31,7 @@ class Seat(NamedTuple):
         return " + ".join(service.name for service in self.services)
 
 
-def seats(config: Config) -> list[Seat]:
+def assignments(config: Config) -> list[Assignment]:
     """List what the inference ranks do, in their order.
 
     First replicas of all services and pools come first, then the second ones, so that a
@@ -39,7 +39,7 @@ def seats(config: Config) -> list[Seat]:
     """
     last = max(group.replicas for group in config.groups)
     return [
-        Seat(group.services, replica, index, group.pool)
+        Assignment(group.services, replica, index, group.pool)
         for replica in range(last)
         for group in config.groups
         if replica < group.replicas
@@ -52,11 +52,11 @@ def count(config: Config) -> int:
     return sum(group.replicas * group.tensor_parallel for group in config.groups)
 
 
-def assign(config: Config, n_inference: int) -> list[Seat]:
-    """Give each of n inference ranks its seat.
+def assign(config: Config, n_inference: int) -> list[Assignment]:
+    """Give each of n inference ranks its assignment.
 
     Raises:
-        ConfigError: If there are more or fewer ranks than seats.
+        ConfigError: If there are more or fewer ranks than assignments.
     """
     needed = count(config)
     if n_inference < needed:
@@ -64,7 +64,7 @@ def assign(config: Config, n_inference: int) -> list[Seat]:
     if n_inference > needed:
         text = f"the services take {_ranks(needed)}, but {_ranks(n_inference)} serve"
         raise config.error("service", f"{text}: raise replicas, or start fewer")
-    return seats(config)
+    return assignments(config)
 
 
 def roles(config: Config, world_size: int, nodes: Sequence[int] | None = None) -> list[str]:

@@ -94,7 +94,7 @@ class Job:
     @property
     def threads(self) -> int:
         """The cores that a rank needs, of those that need most."""
-        return max(seat.service.threads for seat in self.plan.serving.values())
+        return max(assignment.service.threads for assignment in self.plan.serving.values())
 
     def simulation(self) -> str:
         """Write the simulation's own command. Arguments of the job script follow it."""

@@ -8,7 +8,14 @@ from itertools import groupby
 
 from mpiserve import terminal
 from mpiserve.config import Config
-from mpiserve.config.partition import INFERENCE, SIMULATION, Seat, replica_of, roles, seats
+from mpiserve.config.partition import (
+    INFERENCE,
+    SIMULATION,
+    Assignment,
+    assignments,
+    replica_of,
+    roles,
+)
 from mpiserve.errors import ArgumentError, Code
 
 MOST = 2**23  # ranks of a world; no machine has as many cores
@@ -22,14 +29,14 @@ class Plan:
         roles: "simulation" or "inference", by rank.
         nodes: The number of the node, by rank; ranks fill the nodes in their order.
         per_node: The most ranks of a node.
-        serving: The seat of each inference rank.
+        serving: The assignment of each inference rank.
         asking: The inference rank that each simulation rank asks, by service.
     """
 
     roles: tuple[str, ...]
     nodes: tuple[int, ...]
     per_node: int
-    serving: dict[int, Seat]
+    serving: dict[int, Assignment]
     asking: dict[str, dict[int, int]]
 
     def ranks(self, role: str) -> list[int]:
@@ -66,11 +73,14 @@ def plan(config: Config, ranks: int, per_node: int | None = None) -> Plan:
     nodes = [rank // per_node for rank in range(ranks)]
     chosen = roles(config, ranks, nodes)
     inference = [rank for rank in range(ranks) if chosen[rank] == INFERENCE]
-    serving = dict(zip(inference, seats(config), strict=True))
+    serving = dict(zip(inference, assignments(config), strict=True))
     asking = {}
     for service in config.services:
-        mine = [(rank, seat) for rank, seat in serving.items() if service in seat.services]
-        heads = [rank for rank, seat in mine if seat.tp_index == 0]
+        heads = [
+            rank
+            for rank, assignment in serving.items()
+            if service in assignment.services and assignment.tp_index == 0
+        ]
         asking[service.name] = {
             rank: replica_of(rank, heads, nodes, chosen)
             for rank in range(ranks)
@@ -98,11 +108,11 @@ def show(made: Plan) -> None:
     simulation = made.ranks(SIMULATION)
     nodes = sorted({made.nodes[rank] for rank in simulation})
     table.add_row(ranges(simulation), ranges(nodes), "simulation", "", "")
-    for rank, seat in made.serving.items():
+    for rank, assignment in made.serving.items():
         asked_by = made.clients(rank)
         near = sum(made.nodes[client] == made.nodes[rank] for client in asked_by)
         counts = [(near, "shared"), (len(asked_by) - near, "rma")]
         over = ", ".join(f"{word} {count}" for count, word in counts if count)
-        what = f"{seat.name}, replica {seat.replica}"
+        what = f"{assignment.name}, replica {assignment.replica}"
         table.add_row(str(rank), str(made.nodes[rank]), what, ranges(asked_by) or "none", over)
     terminal.console().print(table)

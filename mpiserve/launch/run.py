@@ -17,7 +17,7 @@ from mpi4py import MPI
 
 from mpiserve import session
 from mpiserve.config import Config, environment
-from mpiserve.config.partition import INFERENCE, seats
+from mpiserve.config.partition import INFERENCE, assignments
 from mpiserve.errors import Code, ConfigError, Error, PeerError
 from mpiserve.failure import describe, trace_of
 from mpiserve.launch.static_check import findings
@@ -184,7 +184,7 @@ def _threads(comm: MPI.Comm, config: Config, role: str) -> int:
 
 def _threads_of(config: Config, position: int) -> int:
     """The threads of an inference rank; 1 where there are too many of them, which others say."""
-    planned = seats(config)
+    planned = assignments(config)
     return planned[position].service.threads if position < len(planned) else 1
 
 
