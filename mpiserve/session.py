@@ -6,12 +6,11 @@ import atexit
 import logging
 import os
 import sys
-import traceback
 from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NoReturn
+from typing import Any
 
 from mpi4py import MPI
 
@@ -19,7 +18,7 @@ from mpiserve._lib import core
 from mpiserve.config import Config
 from mpiserve.config.partition import INFERENCE, SIMULATION, Assignment, assign, by_node, roles
 from mpiserve.errors import ArgumentError, Code, ConfigError, Error
-from mpiserve.failure import TEXT, describe, interrupts, kind_of, one_line, text_of
+from mpiserve.failure import describe, end_child, interrupts, is_success, located
 from mpiserve.mpi import check
 from mpiserve.observe import notices
 
@@ -171,7 +170,7 @@ class Session:
 
     def fail(self, error: BaseException | str) -> None:
         """Tell the other ranks that this simulation rank ended with an error."""
-        self._broker.fail(error if isinstance(error, str) else where(error))
+        self._broker.fail(error if isinstance(error, str) else located(error))
 
     def abandon(self, error: BaseException | str) -> None:
         """Tell the other ranks of an error and leave. Nothing that fails here hides it."""
@@ -262,7 +261,7 @@ class Session:
 
 
 def _log_error(error: BaseException) -> None:
-    logger.error("leaving the session after %s", where(error))
+    logger.error("leaving the session after %s", located(error))
 
 
 class _Process:
@@ -390,52 +389,6 @@ def _check_under_run(comm: MPI.Comm, config: object) -> None:
         raise ArgumentError(Code.EARG, "under `run` the world of a session is MPI_COMM_WORLD")
     if _Process.attempted and not _Process.prepared:
         raise Error(Code.ESTATE, "under `run` a program opens one session")
-
-
-def is_success(error: BaseException) -> bool:
-    """Whether an exception is a program's ordinary end."""
-    if not isinstance(error, SystemExit):
-        return False
-    return error.code is None or (isinstance(error.code, int) and not error.code)
-
-
-def end_child(error: BaseException | None) -> NoReturn:
-    """End a forked child that came out of a model, with the status of a program that ends so."""
-    status = 0
-    while error is not None and not isinstance(error, SystemExit):
-        if not isinstance(error, Error) or error.code != Code.ESTATE or error.__context__ is None:
-            traceback.print_exception(error)
-            status = 1
-            break
-        error = error.__context__
-    if isinstance(error, SystemExit):
-        status = exit_status(error)
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(Exception):
-            stream.flush()
-    os._exit(status)
-
-
-def exit_status(error: SystemExit) -> int:
-    """What a program ends with; a text is printed, as Python does."""
-    if error.code is None or isinstance(error.code, int):
-        return error.code or 0
-    try:
-        print(error.code, file=sys.stderr, flush=True)
-    except BaseException:
-        print(text_of(error.code), file=sys.stderr, flush=True)
-    return 1
-
-
-def where(error: BaseException) -> str:
-    """Put an exception and the place where it was raised into one line."""
-    if isinstance(error, SystemExit):
-        return one_line(f"the program ended with status {text_of(error.code)}")
-    frames = traceback.extract_tb(error.__traceback__)
-    places = [frame for frame in frames if not frame.filename.endswith(".pyx")]
-    place = f" ({Path(places[-1].filename).name}:{places[-1].lineno})" if places else ""
-    text = text_of(error) or "no text"
-    return one_line(f"{kind_of(error)}: {text}", TEXT - len(place.encode())) + place
 
 
 def read(config: Config | str | Path) -> Config | Error:

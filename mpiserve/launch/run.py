@@ -19,7 +19,7 @@ from mpiserve import session
 from mpiserve.config import Config, environment
 from mpiserve.config.partition import INFERENCE, assignments
 from mpiserve.errors import Code, ConfigError, Error, PeerError
-from mpiserve.failure import describe, trace_of
+from mpiserve.failure import describe, exit_status, is_success, trace_of
 from mpiserve.launch.static_check import findings
 from mpiserve.mpi import check, host_watch
 from mpiserve.mpi.affinity import bind
@@ -316,7 +316,7 @@ def _execute(
     try:
         runpy.run_path(script, run_name="__main__")
     except SystemExit as error:
-        return session.exit_status(error), None if session.is_success(error) else error
+        return exit_status(error), None if is_success(error) else error
     except BaseException as error:
         show(error)
         return FAILURE, error
