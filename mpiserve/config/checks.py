@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from math import prod
 from typing import Any
 
@@ -47,15 +48,23 @@ def _rest(text: str, most: int) -> str:
     return f"... ({len(text)} characters)" if len(text) > most else ""
 
 
-def one_line(text: str, most: int = LINE) -> str:
+def escaped(text: str, most: int = LINE) -> str:
     """Write out what would break a line or move a terminal's cursor."""
     escaped = "".join(char if char.isprintable() else repr(char)[1:-1] for char in text[:most])
     return escaped + _rest(text, most)
 
 
+def suggest(word: str, known: Sequence[str]) -> str:
+    """Name the known word that is closest to an unknown one, or all known words."""
+    if not known:
+        return "(there are none)"
+    near = get_close_matches(word[:SHOWN], known, 1)
+    return f"(did you mean '{near[0]}'?)" if near else f"(one of: {cut(', '.join(known), 400)})"
+
+
 def line_error(source: object, text: str) -> ConfigError:
     """Make the error of a file."""
-    return ConfigError(Code.ECONFIG, f"{one_line(str(source))}: {one_line(text)}")
+    return ConfigError(Code.ECONFIG, f"{escaped(str(source))}: {escaped(text)}")
 
 
 def key_of(location: Location) -> str:

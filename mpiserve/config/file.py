@@ -24,6 +24,7 @@ from mpiserve.config.checks import (
     key_of,
     line_error,
     shown,
+    suggest,
     value_problem,
 )
 from mpiserve.config.reader import read_tables
@@ -33,7 +34,6 @@ from mpiserve.config.service import (
     TensorConfig,
     as_tuple,
     check_name,
-    suggest,
 )
 from mpiserve.errors import ConfigError
 

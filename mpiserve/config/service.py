@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from difflib import get_close_matches
 from math import prod
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -28,10 +27,10 @@ from mpiserve.config.checks import (
     MAX_SECONDS,
     MAX_THREADS,
     MAX_WARMUPS,
-    cut,
     name_problem,
     shape_problem,
     shown,
+    suggest,
 )
 from mpiserve.errors import Code, ConfigError
 
@@ -59,12 +58,6 @@ TASKS = ("generate", "embed")
 VERSION = "{version}"  # in a model or an option: the name of a version stands there
 # "module:object" or "folder/file.py:object"
 OBJECT = re.compile(r"(?:[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*|[^:]*\w\.py):[A-Za-z_]\w*")
-
-
-def suggest(word: str, known: tuple[str, ...] | list[str]) -> str:
-    """Help with a name that is unknown."""
-    near = get_close_matches(word[:NAME_SIZE], known, 1)
-    return f"(did you mean '{near[0]}'?)" if near else f"(one of: {cut(', '.join(known), 400)})"
 
 
 def _dtype(name: str) -> str:
