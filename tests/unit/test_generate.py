@@ -301,7 +301,7 @@ def test_mistakes_with_streams_are_named(make):
     with pytest.raises(ModelError, match="must be 0 .open., 1 .read. or 2 .end., got"):
         ask(steps, 2, 1, stream=[1, 3])
     two = [np.repeat(array, 2, axis=0) for array in (*prompt(1)[:2], np.array([0]))]
-    with pytest.raises(ModelError, match="has one row"):
+    with pytest.raises(ModelError, match="must have one row"):
         steps.begin(3, 0, (*two, np.array([[2, OPENS], [3, OPENS]])))
     with pytest.raises(ModelError, match="outputs are 'tokens' and 'lengths'"):
         make(STREAM, outputs=("tokens",))
