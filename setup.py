@@ -150,14 +150,14 @@ def replace(source: Path, target: Path) -> None:
 
 
 def extension(name: str) -> Extension:
-    """Describe a Cython module that links libmpiserve, which lies beside it."""
+    """Describe a Cython module of mpiserve/_lib, which links libmpiserve."""
     return Extension(
         name,
         [name.replace(".", "/") + ".pyx"],
         include_dirs=[str(HEADER.parent), numpy.get_include()],
         define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")],
         libraries=["mpiserve"],
-        extra_link_args=["-Wl,-rpath,$ORIGIN/lib"],
+        extra_link_args=["-Wl,-rpath,$ORIGIN/../lib"],
         depends=[str(HEADER)],
     )
 
@@ -189,9 +189,9 @@ setup(
     author="the mpiserve developers",
     python_requires=">=3.11",
     packages=find_packages(include=["mpiserve*"]),
-    package_data={"mpiserve": ["py.typed", "*.pyi"]},
+    package_data={"mpiserve": ["py.typed"], "mpiserve._lib": ["*.pyi"]},
     ext_modules=cythonize(
-        [extension("mpiserve._arrays"), extension("mpiserve._broker"), native()],
+        [extension("mpiserve._lib.arrays"), extension("mpiserve._lib.core"), native()],
         language_level=3,
     ),
     cmdclass={"build": Build, "build_ext": BuildExt, "bdist_wheel": Wheel},

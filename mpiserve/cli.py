@@ -68,7 +68,7 @@ def check(
     checked = _checked(config)
     _look(checked)
     if load:
-        from mpiserve import trial
+        from mpiserve.tools import trial
 
         raise typer.Exit(trial.try_all(checked))
     table = Table("service", "replicas", "backend", "model")
@@ -80,7 +80,7 @@ def check(
 
 def _look(config: Config) -> None:
     """Print what CONFIG names and is not there: one line if it cannot work, else warnings."""
-    from mpiserve.static_check import findings
+    from mpiserve.launch.static_check import findings
 
     found = findings(config)
     wrong = [finding for finding in found if finding.sure]
@@ -101,7 +101,7 @@ RanksPerNode = Annotated[
 @app.command()
 def plan(config: ConfigFile, ranks: Ranks, ranks_per_node: RanksPerNode = None) -> None:
     """Show which rank of a world would do what, and who asks whom, without MPI."""
-    from mpiserve import plan as program
+    from mpiserve.launch import plan as program
 
     with _usage():
         program.show(program.plan(_checked(config), ranks, ranks_per_node))
@@ -128,8 +128,8 @@ def jobscript(
     ] = None,
 ) -> None:
     """Print a job script for a batch system. Options come before CONFIG."""
-    from mpiserve import jobscript as writer
-    from mpiserve.plan import plan as make
+    from mpiserve.launch import jobscript as writer
+    from mpiserve.launch.plan import plan as make
 
     with _usage():
         made = make(_checked(config), ranks, ranks_per_node)
@@ -173,7 +173,7 @@ def config(
     ] = False,
 ) -> None:
     """Print what a program in C, C++ or Fortran is compiled and linked with, on one line."""
-    from mpiserve import programs
+    from mpiserve.tools import build_flags
 
     wanted = {name for name, asked in locals().items() if asked is True}
     order = ("cflags", "fflags", "libs", "flibs", "cmake_dir", "pkg_config_dir", "world")
@@ -181,7 +181,7 @@ def config(
         print("mpiserve: config prints what its options ask for: see --help", file=sys.stderr)
         raise typer.Exit(2)
     try:
-        print(*(getattr(programs, name)() for name in order if name in wanted))
+        print(*(getattr(build_flags, name)() for name in order if name in wanted))
     except Error as error:
         print(f"mpiserve: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
@@ -226,7 +226,7 @@ def doctor(
     """Look for what is wrong with a set-up, on the ranks that it is started on."""
     checked = _checked(config) if config else None
     try:
-        from mpiserve import doctor as program
+        from mpiserve.tools import doctor as program
     except (Error, ImportError) as error:
         print(f"mpiserve: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
@@ -253,12 +253,12 @@ def info() -> None:
 def _mpi_rows() -> list[tuple[str, str]]:
     from mpi4py import MPI
 
-    from mpiserve import _check
+    from mpiserve.mpi import check
 
     runtime = MPI.Get_library_version()
     rows = [
-        ("MPI library", _check.short(runtime)),
-        ("thread level", _check.thread_level(MPI)),
+        ("MPI library", check.short(runtime)),
+        ("thread level", check.thread_level(MPI)),
         ("world", f"{MPI.COMM_WORLD.size} rank(s)"),
         ("transport", f"{os.environ.get('MPISERVE_TRANSPORT', 'auto')} (of shared, rma)"),
     ]
@@ -268,17 +268,17 @@ def _mpi_rows() -> list[tuple[str, str]]:
 def _build_rows(runtime: str) -> list[tuple[str, str]]:
     from mpi4py import MPI
 
-    from mpiserve import _check
+    from mpiserve.mpi import check
 
     try:
-        from mpiserve import _broker
+        from mpiserve._lib import core
     except ImportError as error:
         return [("built with", f"not built, or not for this MPI: {error}")]
     problems = (
-        _check.mpi_mismatch(_broker.mpi_build(), runtime),
-        _check.world_mismatch(MPI.COMM_WORLD.size, runtime, os.environ),
+        check.mpi_mismatch(core.mpi_build(), runtime),
+        check.world_mismatch(MPI.COMM_WORLD.size, runtime, os.environ),
     )
-    rows = [("built with", _check.short(_broker.mpi_build()))]
+    rows = [("built with", check.short(core.mpi_build()))]
     return rows + [("problem", problem) for problem in problems if problem]
 
 
@@ -291,8 +291,8 @@ def _version(package: str) -> str:
 
 def _exit(program: str, *args: object, **options: object) -> None:
     try:
-        from mpiserve import launch
+        from mpiserve.launch import run
     except Error as error:  # the MPI is not the one that mpiserve was built with
         print(f"mpiserve: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
-    raise typer.Exit(getattr(launch, program)(*args, **options))
+    raise typer.Exit(getattr(run, program)(*args, **options))

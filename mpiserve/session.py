@@ -15,17 +15,19 @@ from typing import Any, NoReturn
 
 from mpi4py import MPI
 
-from mpiserve import _broker, _check, notices
+from mpiserve._lib import core
 from mpiserve.config import Config
+from mpiserve.config.partition import INFERENCE, SIMULATION, Seat, assign, by_node, roles
 from mpiserve.errors import ArgumentError, Code, ConfigError, Error
 from mpiserve.failure import TEXT, describe, interrupts, kind_of, one_line, text_of
-from mpiserve.partition import INFERENCE, SIMULATION, Seat, assign, by_node, roles
+from mpiserve.mpi import check
+from mpiserve.observe import notices
 
 logger = logging.getLogger("mpiserve")
 
-_check.require(_check.mpi_mismatch(_broker.mpi_build(), _broker.mpi_runtime()))
-_check.require(_check.mpi_mismatch(_broker.mpi_runtime(), MPI.Get_library_version()))
-atexit.register(_broker.keep_mpi)
+check.require(check.mpi_mismatch(core.mpi_build(), core.mpi_runtime()))
+check.require(check.mpi_mismatch(core.mpi_runtime(), MPI.Get_library_version()))
+atexit.register(core.keep_mpi)
 
 
 class Session:
@@ -44,7 +46,7 @@ class Session:
             together with others, one of which fell out of step.
     """
 
-    def __init__(self, broker: _broker.Session, config: Config | None = None) -> None:
+    def __init__(self, broker: core.Session, config: Config | None = None) -> None:
         self._broker = broker
         self._config = config
         self._served = False
@@ -64,7 +66,7 @@ class Session:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if _broker.is_forked():
+        if core.is_forked():
             return
         if error is None or is_success(error):
             self.close()
@@ -75,11 +77,11 @@ class Session:
         self.abandon(error)
 
     @property
-    def services(self) -> tuple[_broker.Service, ...]:
+    def services(self) -> tuple[core.Service, ...]:
         """The services of the world; on simulation ranks."""
         return tuple(self._broker.services())
 
-    def service(self, name: str) -> _broker.Service:
+    def service(self, name: str) -> core.Service:
         """Find a service; on simulation ranks.
 
         Raises:
@@ -135,9 +137,9 @@ class Session:
                 close would wait for it for ever.
         """
         # server and session are of one layer; this is the only way between them.
-        from mpiserve.moving import AdaptivePool
-        from mpiserve.pool import Pool
-        from mpiserve.server import Server, refuse
+        from mpiserve.serving.adaptive_pool import AdaptivePool
+        from mpiserve.serving.served_model import Server, refuse
+        from mpiserve.serving.worker import Pool
 
         self._served = True
         if self._config is None:
@@ -147,7 +149,7 @@ class Session:
         except ConfigError as error:
             refuse(self._broker, self._config.services[0].name, error)
             raise
-        _broker.keep_freed_memory()
+        core.keep_freed_memory()
         replica = self._replica_comm(seat)
         parts = self._broker, seat, replica, self._local_rank()
         ranks = [replica, *self._pool_comm(seat)]
@@ -159,7 +161,7 @@ class Session:
             with interrupts():
                 server.serve(watch)
         except BaseException as error:
-            if _broker.is_forked():  # by a model, and came out of it: the rank itself goes on
+            if core.is_forked():  # by a model, and came out of it: the rank itself goes on
                 end_child(error)
             raise
         self.stuck = server.broken
@@ -173,7 +175,7 @@ class Session:
 
     def abandon(self, error: BaseException | str) -> None:
         """Tell the other ranks of an error and leave. Nothing that fails here hides it."""
-        if _broker.is_forked():
+        if core.is_forked():
             return
         try:
             if not self._closed and self.role == SIMULATION:
@@ -195,9 +197,9 @@ class Session:
         counters = self._broker.counters()
         services = self._broker.services() if self.role == SIMULATION else []
         return {
-            "version": _broker.version(),
-            "mpi": _check.short(_broker.mpi_runtime()),
-            "thread_level": _check.thread_level(MPI),
+            "version": core.version(),
+            "mpi": check.short(core.mpi_runtime()),
+            "thread_level": check.thread_level(MPI),
             "role": self.role,
             "roles": {role: self._broker.roles.count(role) for role in (SIMULATION, INFERENCE)},
             "services": [
@@ -223,7 +225,7 @@ class Session:
         self._broker.close()
 
     def _refuse(self, text: str) -> None:
-        from mpiserve.server import refuse
+        from mpiserve.serving.served_model import refuse
 
         self._served = True
         name = self._config.services[0].name if self._config else "service"
@@ -231,7 +233,7 @@ class Session:
 
     def _at_exit(self) -> None:
         """A program that forgot to close, or died: the other ranks wait for it."""
-        if not _broker.is_forked() and not MPI.Is_finalized():
+        if not core.is_forked() and not MPI.Is_finalized():
             error = getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
             self.abandon(error) if error else self.close()
 
@@ -284,7 +286,7 @@ def attempted() -> bool:
 
 def is_forked() -> bool:
     """Whether this process was forked from a rank, and is none itself."""
-    return _broker.is_forked()
+    return core.is_forked()
 
 
 def launched_by_run(show: Callable[[BaseException], None]) -> None:
@@ -346,7 +348,7 @@ def join(comm: MPI.Comm, role: str, config: Config | None = None) -> Session:
     _Process.attempted = True
     check_world(comm)
     with notices.opening(comm.size) if role == INFERENCE else nullcontext():
-        broker = _broker.Session(comm, role)
+        broker = core.Session(comm, role)
     session = Session(broker, config)
     _Process.session = session
     return session
@@ -361,7 +363,7 @@ def refuse(comm: MPI.Comm, error: Error) -> bool:
     _Process.attempted = True
     check_world(comm)
     try:
-        _broker.Session.open_failed(comm, INFERENCE, int(error.code), error.text)
+        core.Session.open_failed(comm, INFERENCE, int(error.code), error.text)
     except Error as raised:
         # The others get the first one's text behind its rank.
         return error.text.startswith(raised.text)
@@ -376,7 +378,7 @@ def check_world(comm: MPI.Comm) -> None:
     """
     if comm.size == 1 and MPI.Comm.Compare(comm, MPI.COMM_WORLD) <= MPI.CONGRUENT:
         library = MPI.Get_library_version()
-        _check.require(_check.world_mismatch(MPI.COMM_WORLD.size, library, os.environ))
+        check.require(check.world_mismatch(MPI.COMM_WORLD.size, library, os.environ))
 
 
 def _check_under_run(comm: MPI.Comm, config: object) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import mpijob
 from jobs import Target
 
-from mpiserve import programs
+from mpiserve.tools import build_flags
 
 PYTHON = sys.executable
 RUN = (PYTHON, "-m", "mpiserve", "run")
@@ -74,7 +74,7 @@ def is_mpich() -> bool:
 
 def compile_simulation(source: Path, *flags: str) -> Path:
     """Compile a C simulation as a user does, with the installed package."""
-    flags = (*flags, *programs.cflags().split(), *programs.libs().split())
+    flags = (*flags, *build_flags.cflags().split(), *build_flags.libs().split())
     return compiled(
         [Target("", Path(sys.prefix)).mpicc, "-std=c11", "-Wall", "-Wextra"], source, flags
     )
@@ -82,7 +82,7 @@ def compile_simulation(source: Path, *flags: str) -> Path:
 
 def compile_fortran(source: Path, *flags: str) -> Path:
     """The same for a Fortran simulation, with the wrapper of this environment's MPI."""
-    flags = (*flags, *programs.fflags().split(), *programs.flibs().split())
+    flags = (*flags, *build_flags.fflags().split(), *build_flags.flibs().split())
     # Debian's mpifort.mpich says -O2, with which the largest program takes 40 s in place of 5.
     command = [f"{sys.prefix}/bin/mpifort", "-std=f2018", "-Wall", "-Werror", "-g", "-O0"]
     return compiled(command, source, flags)

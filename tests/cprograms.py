@@ -15,20 +15,29 @@ import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 from jobs import ROOT, TO_LOG, Job, Target, reports
 
 PROGRAMS = ROOT / "build/test-programs"
 BUILT: set[str] = set()  # libraries, by this process
-WITHOUT_MPI = ("balance", "batch", "error", "held", "pool", "slot", "tensor", "wait")
-NO_MPI = [f"csrc/{name}.c" for name in WITHOUT_MPI]
+ROOMS = ("base", "protocol", "mpi", "client", "head", "api")  # of the library, as in csrc/Makefile
+# Of client and head, what the tests without MPI link with.
+POLICY = ("client/balance", "head/batch", "head/row_pool", "head/ticket_table")
 FUZZ_RANKS = (3, 4, 5, 2)
 FLAGS = ["-std=c11", "-g", "-O1", "-fPIC", "-pthread", "-Wall", "-Wextra", "-Werror"]
 FLAGS += ["-Icsrc", "-Icsrc/include"]
 # Fences are no concern of the one place that has one: it only decides who sleeps.
 TSAN = ["-fsanitize=thread", "-Wno-tsan"]
 ASAN = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
+
+
+def library_sources(*places: str) -> list[str]:
+    """The library's C files: all those of a room, or one by name."""
+    paths = [ROOT / "csrc" / place for place in places]
+    found = [path.glob("*.c") if path.is_dir() else [path.with_suffix(".c")] for path in paths]
+    return [str(path) for path in sorted(chain.from_iterable(found))]
 
 
 def compile_c(cc: list[str], sources: list[str], output: Path, flags: list[str]) -> None:
@@ -56,7 +65,11 @@ def c_jobs(suite: str, keyword: str) -> list[Job]:
     """The programs tests/c/test_*.c, which need no MPI."""
     sources = [path for path in sorted(ROOT.glob("tests/c/test_*.c")) if keyword in path.name]
     cc = [os.environ.get("CC", "cc"), "-Itests/c/no_mpi"]
-    programs = c_programs(cc, NO_MPI, sources, suite) if sources else []
+    programs = (
+        c_programs(cc, library_sources("base", "protocol", *POLICY), sources, suite)
+        if sources
+        else []
+    )
     wrap = ["sh", "-c", TO_LOG, "sh"]
     return [Job(f"{suite}/{p.name}", [*wrap, str(p)], dict(os.environ), 60) for p in programs]
 
@@ -64,7 +77,7 @@ def c_jobs(suite: str, keyword: str) -> list[Job]:
 def race_jobs(target: Target, keyword: str) -> list[Job]:
     """The programs tests/c/race_*.c, under the thread sanitizer."""
     sources = [path for path in sorted(ROOT.glob("tests/c/race_*.c")) if keyword in path.name]
-    library = [str(path) for path in sorted(ROOT.glob("csrc/*.c"))]
+    library = library_sources(*ROOMS)
     programs = c_programs([target.mpicc], library, sources, "tsan") if sources else []
     wrap = ["sh", "-c", TO_LOG, "sh"]
     # Open MPI's UCX would hook itself into each new thread, before the sanitizer knows of it.
@@ -89,7 +102,7 @@ def c_mpi_job(target: Target, transport: str, suite: str, program: Path, ranks: 
 def c_mpi_jobs(suite: str, target: Target, transports: list[str], keyword: str) -> list[Job]:
     """The programs tests/c/mpi_*.c, on as many ranks as a comment in each says."""
     sources = [path for path in sorted(ROOT.glob("tests/c/mpi_*.c")) if keyword in path.name]
-    library = [str(path) for path in sorted(ROOT.glob("csrc/*.c"))]
+    library = library_sources(*ROOMS)
     name = f"{suite}-{target.name}"
     programs = c_programs([target.mpicc], library, sources, name) if sources else []
     jobs = []
@@ -105,7 +118,7 @@ def fuzz_jobs(
     target: Target, transports: list[str], first: int, seeds: int, seconds: float
 ) -> Iterator[Job]:
     """The random program, plain and with sanitizers: so many seeds of each, in so many seconds."""
-    library = [str(path) for path in sorted(ROOT.glob("csrc/*.c"))]
+    library = library_sources(*ROOMS)
     for turn, suite in enumerate(("c", "asan")):
         name = f"{suite}-{target.name}"
         program = c_programs([target.mpicc], library, [ROOT / "tests/c/fuzz.c"], name)[0]

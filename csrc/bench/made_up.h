@@ -5,9 +5,9 @@
 
 #include <stdlib.h>
 
-#include "error.h"
-#include "link.h"
-#include "serving.h"
+#include "base/error.h"
+#include "client/endpoint.h"
+#include "head/serving.h"
 
 typedef struct msi_made_up {
   msi_world world;

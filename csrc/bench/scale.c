@@ -14,8 +14,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "answer.h"
 #include "bench/made_up.h"
+#include "head/reply.h"
 
 enum { REHEARSALS = 64, FEATURES = 8, MAX_ROWS = 64 };
 

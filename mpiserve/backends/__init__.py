@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from mpiserve.config import ServiceConfig
 
 _BUILT_IN = {
-    "deepspeed": ("mpiserve.backends.deepspeed_backend", "DeepSpeedBackend"),
-    "torch": ("mpiserve.backends.torch_backend", "TorchBackend"),
-    "onnx": ("mpiserve.backends.onnx_backend", "OnnxBackend"),
-    "python": ("mpiserve.backends.python_backend", "PythonBackend"),
-    "echo": ("mpiserve.backends.echo_backend", "EchoBackend"),
+    "deepspeed": ("mpiserve.backends.torch.deepspeed_backend", "DeepSpeedBackend"),
+    "torch": ("mpiserve.backends.torch.torch_backend", "TorchBackend"),
+    "onnx": ("mpiserve.backends.onnx", "OnnxBackend"),
+    "python": ("mpiserve.backends.python", "PythonBackend"),
+    "echo": ("mpiserve.backends.echo", "EchoBackend"),
 }
 
 
@@ -33,7 +33,7 @@ def known_options(service: ServiceConfig) -> tuple[str, ...] | None:
         return None
     kind = _built_in(service.backend)
     if service.task:
-        from mpiserve.backends.language import OPTIONS
+        from mpiserve.backends.language.huggingface import OPTIONS
 
         return (*OPTIONS[service.task], *kind.engine_options)
     return kind.known_options
@@ -52,7 +52,7 @@ def create(service: ServiceConfig, comm: MPI.Comm | None = None, local_rank: int
     """
     silence_libraries()
     if service.preprocess or service.postprocess:
-        from mpiserve.backends.processed import ProcessedBackend
+        from mpiserve.backends.pre_post import ProcessedBackend
 
         return ProcessedBackend(service, create, comm, local_rank)
     if service.backend in _BUILT_IN:

@@ -13,7 +13,7 @@ from mpi4py import MPI
 from mpiserve.bench.models import FEATURES
 from mpiserve.bench.places import apart
 from mpiserve.config import Config
-from mpiserve.partition import INFERENCE, SIMULATION
+from mpiserve.config.partition import INFERENCE, SIMULATION
 from mpiserve.session import Session, join
 
 TRANSPORTS = ("shared", "rma")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from mpi4py import MPI
 
-from mpiserve import _broker
+from mpiserve._lib import core
 from mpiserve.bench import job, latency, lockstep, overlap, scale, strong_scaling
 from mpiserve.bench.machine import machine, version
 from mpiserve.bench.plan import Plan, plan
@@ -61,7 +61,7 @@ def bench(
         return USAGE
     first = comm.rank == 0
     others = [case for case in cases if CASES[case] != comm.size and not hosts]
-    report: Row = {"machine": machine(), "mpi": _broker.mpi_runtime(), "rows": []}
+    report: Row = {"machine": machine(), "mpi": core.mpi_runtime(), "rows": []}
     with Progress(shown=first) as progress:
         try:
             measure(comm, cases, plan(quick, hosts), progress, report["rows"], hosts)

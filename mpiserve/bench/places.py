@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from mpi4py import MPI
 
-from mpiserve.binding import bind
+from mpiserve.mpi.affinity import bind
 
 CORES = os.sched_getaffinity(0)  # where the launcher lets this process run
 

@@ -17,7 +17,7 @@ from mpiserve.bench import _native
 from mpiserve.bench.coupled import doubles, rest
 from mpiserve.bench.plan import Plan
 from mpiserve.bench.report import Progress
-from mpiserve.partition import INFERENCE
+from mpiserve.config.partition import INFERENCE
 from mpiserve.session import join
 
 CLIENTS = 16

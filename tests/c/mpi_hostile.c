@@ -6,8 +6,8 @@
 #include <mpi.h>
 #include <unistd.h>
 
+#include "api/session.h"
 #include "check.h"
-#include "session.h"
 
 enum {
   HEAD = 3,

@@ -1,8 +1,8 @@
 /* More reloads than a generation counts, in one thread that is both the head and its client. */
 #include <string.h>
 
-#include "answer.h"
 #include "check.h"
+#include "head/reply.h"
 #include "race.h"
 
 enum { GENERATIONS = 65536 };

@@ -3,7 +3,7 @@
 #include <string.h>
 
 #include "check.h"
-#include "late.h"
+#include "head/tickets.h"
 #include "race.h"
 
 enum { CLIENTS = 3, ROUNDS = 300, MAX_ROWS = 60, HELD = 64 };

@@ -3,8 +3,8 @@
  * sleep. */
 #include <pthread.h>
 
-#include "answer.h"
 #include "check.h"
+#include "head/reply.h"
 #include "race.h"
 
 enum { CLIENTS = 3, SERVICES = 2, ROUNDS = 150, MAX_ROWS = 200 };

@@ -1,4 +1,4 @@
-#include "balance.h"
+#include "client/balance.h"
 
 #include "check.h"
 

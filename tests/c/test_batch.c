@@ -1,4 +1,4 @@
-#include "batch.h"
+#include "head/batch.h"
 
 #include "check.h"
 

@@ -1,4 +1,4 @@
-#include "slot.h"
+#include "protocol/slot.h"
 
 #include <stdlib.h>
 

@@ -1,4 +1,4 @@
-#include "tensor.h"
+#include "protocol/tensor.h"
 
 #include "check.h"
 

@@ -11,7 +11,7 @@ import pytest
 from examples.scripts import ARGUMENTS, EXAMPLE, ROOT, make
 
 from mpiserve.config import Config
-from mpiserve.plan import plan
+from mpiserve.launch.plan import plan
 
 # In place of every launcher: what it was told, and the files that it was told of.
 LAUNCHER = """\

@@ -12,7 +12,7 @@ import pytest
 from coupling import CONFIG, SERVE, write
 from jobs import ROOT, Target
 
-from mpiserve import programs
+from mpiserve.tools import build_flags
 
 MPICC = Target("", Path(sys.prefix)).mpicc
 SOURCE = ROOT / "tests/legacy/heat.c"
@@ -39,14 +39,14 @@ def legacy(mpiexec, tmp_path):
 
     def compiled(*defines):
         program = tmp_path / "-".join(["heat", *defines])
-        flags = programs.cflags().split() + programs.libs().split() if defines else []
+        flags = build_flags.cflags().split() + build_flags.libs().split() if defines else []
         command = [MPICC, "-Wall", "-Wextra", *(f"-D{name}" for name in defines)]
         subprocess.run([*command, SOURCE, *flags, "-o", program], check=True)
         return program
 
     def run(program, beside="", ranks=3, transport="auto"):
         mine = ["-n", ranks, program]
-        preloaded = ["-n", ranks, "env", f"LD_PRELOAD={programs.world()}", program]
+        preloaded = ["-n", ranks, "env", f"LD_PRELOAD={build_flags.world()}", program]
         serve = ["-n", 1, *SERVE, "c.toml"]
         parts = {
             "": mine,
@@ -116,7 +116,7 @@ def test_an_open_that_fails_ends_the_code_with_the_reason(legacy, tmp_path):
 
 def test_without_inference_ranks_the_reason_is_said(legacy, mpiexec):
     program = legacy.compiled()
-    done = mpiexec(["-n", 2, "env", f"LD_PRELOAD={programs.world()}", program])
+    done = mpiexec(["-n", 2, "env", f"LD_PRELOAD={build_flags.world()}", program])
     assert done.returncode not in (0, 124)
     assert done.stderr.count("all 2 ranks of the world are simulation ranks") == 1
 
@@ -138,14 +138,14 @@ def test_each_function_that_takes_a_communicator_has_a_wrapper(tmp_path):
     takes = {name for name, args in declared if re.search(r"\bMPI_Comm\b(?!\s*\*)", args)}
     assert len(takes) > 100
     assert {"MPI_Send", "MPI_Comm_split", "MPI_Win_allocate_shared", "MPI_File_open"} <= takes
-    names = exported(programs.world())
+    names = exported(build_flags.world())
     assert takes - names == UNTOUCHED & takes
     assert {"MPI_Init", "MPI_Init_thread"} <= names
     assert not UNTOUCHED & names
 
 
 def test_the_library_exports_nothing_but_wrappers():
-    names = {name.removeprefix("mpiserve_").lower() for name in exported(programs.world())}
+    names = {name.removeprefix("mpiserve_").lower() for name in exported(build_flags.world())}
     ours = {"open", "open_f", "open_failed", "open_failed_f"}
     assert ours <= names
     assert {name for name in names if not name.startswith(("mpi_", "mpix_"))} == ours
@@ -153,6 +153,6 @@ def test_the_library_exports_nothing_but_wrappers():
 
 def test_programs_without_mpi_run_with_it():
     done = subprocess.run(
-        [shutil.which("env"), f"LD_PRELOAD={programs.world()}", "true"], capture_output=True
+        [shutil.which("env"), f"LD_PRELOAD={build_flags.world()}", "true"], capture_output=True
     )
     assert done.returncode == 0 and not done.stderr

@@ -9,7 +9,7 @@ import pytest
 from jobs import Target
 
 import mpiserve
-from mpiserve import programs
+from mpiserve.tools import build_flags
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("MPISERVE_TRANSPORT") == "rma", reason="no transport is used"
@@ -49,7 +49,7 @@ def build(folder: Path, name: str) -> Path:
     """A program with the sources that are installed, of which gfortran is the compiler name."""
     sources = Path(mpiserve.__file__).parent / "share/mpiserve/fortran"
     mpicc = Target("", Path(sys.prefix)).mpicc
-    flags = programs.cflags().split()
+    flags = build_flags.cflags().split()
     c_files = [sources / f"{file}.c" for file in C_FILES]
     subprocess.run([mpicc, "-c", *flags, *c_files], cwd=folder, check=True)
     for module in MODULES:
@@ -58,7 +58,7 @@ def build(folder: Path, name: str) -> Path:
     (folder / "another.f90").write_text(PROGRAM)
     files = [*(f"{file}.o" for file in C_FILES), *(f"{m}.f90" for m in MODULES), "another.f90"]
     command = [f"{sys.prefix}/bin/mpifort", "-std=f2018", "-fno-underscoring", *files]
-    subprocess.run([*command, *programs.libs().split(), "-o", "another"], cwd=folder, check=True)
+    subprocess.run([*command, *build_flags.libs().split(), "-o", "another"], cwd=folder, check=True)
     return folder / "another"
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from coupling import SERVE, compile_fortran
 
-from mpiserve import programs
+from mpiserve.tools import build_flags
 
 MEMORY = Path(__file__).with_name("memory.f90")
 
@@ -334,7 +334,7 @@ def test_right_values_or_an_error(mpiexec, tmp_path):
 
 def test_the_compiler_refuses_outputs_that_are_no_variables(tmp_path):
     mpifort = shutil.which("mpifort", path=f"{sys.prefix}/bin")
-    flags = programs.fflags().split()
+    flags = build_flags.fflags().split()
     statements = ["t = output({})", "call s%submit(x, {}, r)", "call s%infer(x, {})"]
     accepted = []
     for statement in ["t = output(x)", "call s%submit(x, x, r)"] + [

@@ -12,13 +12,13 @@ import pytest
 from coupling import SERVE, write
 from jobs import ROOT
 
-from mpiserve import programs
+from mpiserve.tools import build_flags
 
 MPIFORT = shutil.which("mpifort", path=f"{sys.prefix}/bin")
 SOURCE = ROOT / "tests/legacy/heat.F90"
 # pytest-mpi would skip a test of the name "mpi".
 INTERFACES = {"mpif.h": [], "module mpi": ["-DMODULE"], "module mpi_f08": ["-DF08"]}
-PRELOAD = ["env", f"LD_PRELOAD={programs.world()}"]
+PRELOAD = ["env", f"LD_PRELOAD={build_flags.world()}"]
 
 
 def build(folder: Path, interface: str, *flags: str) -> Path:
@@ -46,7 +46,7 @@ def test_an_unmodified_code_gives_the_same_answer_as_alone(mpiexec, tmp_path, in
 
 def test_a_code_that_asks_gets_the_session_that_is_there(mpiexec, tmp_path):
     write(tmp_path)
-    flags = [*programs.fflags().split(), *programs.flibs().split()]
+    flags = [*build_flags.fflags().split(), *build_flags.flibs().split()]
     program = build(tmp_path, "module mpi_f08", "-DASKS", *flags)
     done = mpiexec(["-n", 2, *PRELOAD, program, ":", "-n", 1, *SERVE, "c.toml"])
     assert done.returncode == 0
@@ -68,7 +68,7 @@ def test_each_name_in_fortran_of_a_function_with_a_wrapper_has_one(tmp_path):
     libraries = re.findall(r"=> (\S*/lib(?:mpi_\w+|mpichfort)\.so\S*)", loaded)
     assert libraries
     theirs = {name for path in libraries for name in exported(path)}
-    ours = exported(programs.world())
+    ours = exported(build_flags.world())
     functions = {name.lower() for name in ours if re.match(r"MPIX?_[A-Z][a-z]", name)}
     kinds = r"(?:_cptr)?(?:_f08(?:ts)?)?(?:_large)?_{0,2}"
     spelt = {

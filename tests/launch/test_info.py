@@ -7,7 +7,7 @@ from importlib.metadata import version
 import pytest
 from coupling import PYTHON, RUN, alone, is_mpich, write
 
-from mpiserve._check import vendor
+from mpiserve.mpi.check import vendor
 
 OPENS = """\
 import mpiserve

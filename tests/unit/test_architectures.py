@@ -15,7 +15,7 @@ import torch
 from language_models import bert, greedy
 
 from mpiserve import backends
-from mpiserve.backends import model_limits, self_check
+from mpiserve.backends.language import model_limits, self_check
 from mpiserve.config import Config
 from mpiserve.errors import ModelError
 

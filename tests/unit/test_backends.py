@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import save_file
 
 from mpiserve import Backend, backends
-from mpiserve.backends import torch_backend
 from mpiserve.backends.base import import_object, read_again
+from mpiserve.backends.torch import torch_backend
 from mpiserve.config import Config
 from mpiserve.errors import ArgumentError, ModelError
 

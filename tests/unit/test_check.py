@@ -1,7 +1,7 @@
 import pytest
 
-from mpiserve import _check
 from mpiserve.errors import Code, Error
+from mpiserve.mpi import check
 
 OPEN_MPI = "Open MPI v5.0.11, package: Open MPI someone@somewhere Distribution, ident: 5.0.11"
 MPICH = "MPICH Version:      5.0.2\nMPICH Release date: unknown\nMPICH ABI: 17:2:5"
@@ -19,17 +19,17 @@ MPICH = "MPICH Version:      5.0.2\nMPICH Release date: unknown\nMPICH ABI: 17:2
     ],
 )
 def test_vendor_and_major_version_are_read(text, vendor):
-    assert _check.vendor(text) == vendor
+    assert check.vendor(text) == vendor
 
 
 def test_the_mpi_that_it_was_built_with_is_fine():
-    assert _check.mpi_mismatch("Open MPI 5.0.9", OPEN_MPI) is None
+    assert check.mpi_mismatch("Open MPI 5.0.9", OPEN_MPI) is None
 
 
 @pytest.mark.parametrize(("build", "runtime"), [("Open MPI 4.1.4", OPEN_MPI), (MPICH, OPEN_MPI)])
 def test_another_mpi_is_named_with_the_one_of_the_build(build, runtime):
-    text = _check.mpi_mismatch(build, runtime)
-    assert _check.short(build) in text
+    text = check.mpi_mismatch(build, runtime)
+    assert check.short(build) in text
     assert "Open MPI v5.0.11" in text
     assert "\n" not in text
     assert "--no-cache-dir --no-build-isolation" in text
@@ -44,7 +44,7 @@ def test_another_mpi_is_named_with_the_one_of_the_build(build, runtime):
     ],
 )
 def test_a_world_of_one_that_was_launched_as_more_is_told(environ):
-    text = _check.world_mismatch(1, MPICH, environ)
+    text = check.world_mismatch(1, MPICH, environ)
     assert f"{next(iter(environ))}=4" in text
     assert "MPICH Version: 5.0.2" in text
 
@@ -59,15 +59,15 @@ def test_a_world_of_one_that_was_launched_as_more_is_told(environ):
     ],
 )
 def test_an_honest_world_is_fine(size, environ):
-    assert _check.world_mismatch(size, MPICH, environ) is None
+    assert check.world_mismatch(size, MPICH, environ) is None
 
 
 def test_the_rank_of_the_launcher_is_known():
-    assert _check.launched({"PMI_SIZE": "4", "PMI_RANK": "2"}) == ("PMI_SIZE", 4, 2)
+    assert check.launched({"PMI_SIZE": "4", "PMI_RANK": "2"}) == ("PMI_SIZE", 4, 2)
 
 
 def test_what_a_check_finds_is_raised():
-    _check.require(None)
+    check.require(None)
     with pytest.raises(Error, match="the text") as caught:
-        _check.require("the text")
+        check.require("the text")
     assert caught.value.code == Code.EVERSION

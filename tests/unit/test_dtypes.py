@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mpiserve import backends
-from mpiserve.backends import dtypes
+from mpiserve.backends.torch import dtypes
 from mpiserve.config import Config
 from mpiserve.errors import ConfigError, ModelError
 

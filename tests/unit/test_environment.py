@@ -1,6 +1,6 @@
 import pytest
 
-from mpiserve import environment
+from mpiserve.config import environment
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,8 @@ import subprocess
 from pathlib import Path
 
 import mpiserve
-from mpiserve import config, errors, versions
+from mpiserve import config, errors
+from mpiserve.serving import reload
 
 ROOT = Path(__file__).resolve().parents[2]
 HEADER = (ROOT / "csrc/include/mpiserve.h").read_text()
@@ -72,7 +73,7 @@ def test_dtypes_are_those_of_the_header():
 
 
 def test_changes_of_a_model_are_those_of_the_header():
-    assert {change.name: change.value for change in versions.Change} == enum(
+    assert {change.name: change.value for change in reload.Change} == enum(
         "mpiserve_change", "MPISERVE_"
     )
 

@@ -9,7 +9,7 @@ from mpiserve import backends
 from mpiserve.backends.base import import_object, module_of, read_again
 from mpiserve.config import Config
 from mpiserve.errors import ConfigError, ModelError
-from mpiserve.versions import Versions
+from mpiserve.serving.reload import Versions
 
 IO = [{"name": "x", "dtype": "float32", "shape": [-1]}]
 ONES = np.ones(1, np.float32)

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from mpiserve import ArgumentError, foreign
+from mpiserve import ArgumentError
+from mpiserve._lib import foreign
 
 X = np.arange(6, dtype=np.float32).reshape(3, 2)
 

@@ -6,8 +6,8 @@ import pytest
 
 from mpiserve.config import Config
 from mpiserve.errors import ArgumentError
-from mpiserve.jobscript import SITES, Job, jobscript, seconds_of
-from mpiserve.plan import plan
+from mpiserve.launch.jobscript import SITES, Job, jobscript, seconds_of
+from mpiserve.launch.plan import plan
 
 TEXT = """
 [service.a]

@@ -5,8 +5,8 @@ import math
 
 import pytest
 
-from mpiserve import notices
-from mpiserve.notices import Alarm, Alone, Silence
+from mpiserve.observe import notices
+from mpiserve.observe.notices import Alarm, Alone, Silence
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,8 @@ import tomllib
 import pytest
 
 from mpiserve.config import Config
+from mpiserve.config.partition import assign, roles, seats
 from mpiserve.errors import ConfigError
-from mpiserve.partition import assign, roles, seats
 
 
 def make(partition="", **replicas):

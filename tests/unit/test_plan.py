@@ -3,10 +3,10 @@ import tomllib
 import pytest
 
 from mpiserve.config import Config
+from mpiserve.config.partition import cores_of
 from mpiserve.errors import ArgumentError, ConfigError
-from mpiserve.jobscript import Job, jobscript
-from mpiserve.partition import cores_of
-from mpiserve.plan import plan, ranges
+from mpiserve.launch.jobscript import Job, jobscript
+from mpiserve.launch.plan import plan, ranges
 
 
 def make(partition="", replicas=2, threads=1):

@@ -5,7 +5,7 @@ import gc
 import numpy as np
 import pytest
 
-from mpiserve import probe
+from mpiserve.serving import probe
 
 F32 = probe.EPS["float32"]
 

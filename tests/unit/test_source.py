@@ -1,6 +1,6 @@
 import pytest
 
-from mpiserve import source
+from mpiserve.launch import source
 
 PACKAGE = {
     "plain.py": "def f(x): pass\nclass C: pass\nvalue = 3\nimport os as system\n",

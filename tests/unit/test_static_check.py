@@ -4,7 +4,7 @@ import sys
 import pytest
 
 from mpiserve.config import Config
-from mpiserve.static_check import findings
+from mpiserve.launch.static_check import findings
 
 MODELS = """\
 import torch
@@ -148,7 +148,7 @@ def test_options_are_known_without_the_libraries_of_the_models(tmp_path):
     (tmp_path / "c.toml").write_text("".join(tables))
     code = (
         "import sys; from mpiserve import Backend; from mpiserve.config import Config;"
-        "from mpiserve.static_check import findings;"
+        "from mpiserve.launch.static_check import findings;"
         "print(len(findings(Config.load('c.toml'))));"
         "print(*sorted({'torch', 'deepspeed', 'onnxruntime', 'mpi4py.MPI'} & set(sys.modules)))"
     )

@@ -6,7 +6,7 @@ import torch
 from language_models import bert, greedy, llama, tokenizer
 
 from mpiserve import ArgumentError, ModelError, backends, decode_text, encode_text
-from mpiserve.backends.texts import Texts
+from mpiserve.backends.language.tokenizer import Texts
 from mpiserve.config import Config
 
 BYTES, ROOM = 40, 12

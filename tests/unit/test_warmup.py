@@ -9,9 +9,10 @@ import row_models
 import torch
 from language_models import onnx_file
 
-from mpiserve import backends, warmup
+from mpiserve import backends
 from mpiserve.config import Config
 from mpiserve.errors import ConfigError, ModelError
+from mpiserve.serving import warmup
 
 FOLDER = Path(row_models.__file__).parent
 LIKE = {"dtype": "float32", "shape": [-1, 2]}

@@ -1,0 +1,283 @@
+/* api_serving: the public functions of inference ranks: arguments are checked, the work is
+ * in serving.c and late.c. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "api/session.h"
+#include "base/error.h"
+#include "head/reply.h"
+#include "head/tickets.h"
+
+static const double FOREVER_SLICE = 1.0;
+
+/* ---- publishing --------------------------------------------------------------------- */
+
+static int check_description(const mpiserve_description *d, uint32_t clients) {
+  if (!d->name[0] || !memchr(d->name, 0, sizeof d->name))
+    return msi_error(MPISERVE_ECONFIG, "a service has no name, or one over %d bytes",
+                     MPISERVE_NAME_SIZE - 1);
+  if (d->error) return MPISERVE_OK;
+  if (d->n_inputs < 1 || d->n_outputs < 1)
+    return msi_error(MPISERVE_ECONFIG, "service '%s': at least one input and one output", d->name);
+  if (d->max_batch_rows < 1 || d->max_batch_rows > INT32_MAX / 2 || d->max_delay_ns < 0)
+    return msi_error(MPISERVE_ECONFIG, "service '%s': max_batch_rows or max_delay out of range",
+                     d->name);
+  if (d->pool_bytes < 0 || !(d->stickiness >= 0 && d->stickiness <= 1))
+    return msi_error(MPISERVE_ECONFIG, "service '%s': pool_bytes or stickiness out of range",
+                     d->name);
+  if (d->max_queue_rows < 0 || d->on_full < MPISERVE_WAIT || d->on_full > MPISERVE_REJECT)
+    return msi_error(MPISERVE_ECONFIG, "service '%s': max_queue_rows or on_full out of range",
+                     d->name);
+  if (d->rows < MPISERVE_INDEPENDENT || d->rows > MPISERVE_TOGETHER)
+    return msi_error(MPISERVE_ECONFIG, "service '%s': rows is %d", d->name, d->rows);
+  msi_layout layout;
+  return msi_layout_init(&layout, d, clients); /* over one transport: as large as it gets */
+}
+
+static int check_names(const mpiserve_description *descriptions, int n) {
+  for (int i = 0; i < n; i++)
+    if (!strcmp(descriptions[i].name, descriptions[n].name))
+      return msi_error(MPISERVE_ECONFIG, "service '%s' is published twice by one rank",
+                       descriptions[n].name);
+  return MPISERVE_OK;
+}
+
+/* A wrong description is published as a failed service: the world is waiting. */
+static int adopt(mpiserve_session *session, int n) {
+  mpiserve_description *mine = &session->descriptions[n];
+  mine->engine[sizeof mine->engine - 1] = mine->version[sizeof mine->version - 1] = 0;
+  mine->error_text[sizeof mine->error_text - 1] = 0;
+  int code = check_description(mine, (uint32_t)session->world.n_simulation);
+  if (!code) code = check_names(session->descriptions, n);
+  if (code) {
+    mine->error = code;
+    snprintf(mine->error_text, MPISERVE_TEXT_SIZE, "%s", mpiserve_last_error());
+  }
+  if (mine->error) mine->n_inputs = mine->n_outputs = 0;
+  return code;
+}
+
+static int publish(mpiserve_session *session, int n) {
+  size_t bytes[MSI_TRANSPORTS];
+  int code = msi_world_publish(&session->world, n, session->descriptions);
+  session->broken = code != MPISERVE_OK;
+  if (code) return code;
+  session->published = n;
+  int opened =
+      msi_serving_open(&session->serving, &session->world, n, session->descriptions, bytes);
+  if (opened) bytes[MPISERVE_SHARED] = bytes[MPISERVE_RMA] = 0;
+  code = msi_window_open(&session->window, &session->world, bytes);
+  session->broken = code != MPISERVE_OK; /* on every rank */
+  if (!opened && !code) opened = msi_serving_attach(&session->serving, &session->window);
+  if (!code) code = msi_world_barrier(&session->world);
+  return opened ? opened : code;
+}
+
+int mpiserve_publish_all(mpiserve_session *session, int n,
+                         const mpiserve_description *descriptions) {
+  MSI_TURN turn = NULL;
+  int code = msi_enter(session, MPISERVE_INFERENCE, &turn), wrong = -1;
+  if (code || !descriptions) return code ? code : msi_null_argument("descriptions");
+  if (n < 1) return msi_error(MPISERVE_EARG, "%d services", n);
+  if (session->published) return msi_error(MPISERVE_ESTATE, "published already");
+  session->descriptions = calloc((size_t)n, sizeof *descriptions);
+  if (!session->descriptions) return msi_error(MPISERVE_ENOMEM, "no memory for %d services", n);
+  memcpy(session->descriptions, descriptions, (size_t)n * sizeof *descriptions);
+  for (int i = 0; i < n; i++)
+    if (adopt(session, i) && wrong < 0) wrong = i;
+  code = publish(session, n);
+  if (code || wrong < 0) return code;
+  const mpiserve_description *first = &session->descriptions[wrong];
+  return msi_error(first->error, "%s", first->error_text);
+}
+
+int mpiserve_publish(mpiserve_session *session, const mpiserve_description *description) {
+  int code = msi_check_role(session, MPISERVE_INFERENCE);
+  if (code || !description) return code ? code : msi_null_argument("description");
+  return mpiserve_publish_all(session, 1, description);
+}
+
+/* ---- batches ------------------------------------------------------------------------ */
+
+int mpiserve_batch_next(mpiserve_session *session, double timeout, mpiserve_batch *batch) {
+  MSI_TURN turn = NULL;
+  int code = msi_enter_serving(session, &turn);
+  if (!code) code = msi_check_timeout(timeout);
+  if (code || !batch) return code ? code : msi_null_argument("batch");
+  return msi_serving_next(&session->serving, timeout, batch);
+}
+
+int mpiserve_batch_reply(mpiserve_session *session, const void *const *outputs) {
+  MSI_TURN turn = NULL;
+  int code = msi_enter_serving(session, &turn);
+  if (code || !outputs) return code ? code : msi_null_argument("outputs");
+  return msi_answer_all(session->serving.current, outputs);
+}
+
+int mpiserve_batch_reply_rows(mpiserve_session *session, int64_t rows, const void *const *outputs) {
+  MSI_TURN turn = NULL;
+  int code = msi_enter_serving(session, &turn);
+  if (code || !outputs) return code ? code : msi_null_argument("outputs");
+  return msi_answer_rows(session->serving.current, rows, outputs);
+}
+
+/* Replies have 16 bits for it. */
+static int check_code(int code) {
+  if (code < 0 && code >= INT16_MIN) return MPISERVE_OK;
+  return msi_error(MPISERVE_EARG, "%d is not the code of an error", code);
+}
+
+int mpiserve_batch_fail(mpiserve_session *session, int code, const char *text) {
+  MSI_TURN turn = NULL;
+  int wrong = msi_enter_serving(session, &turn);
+  if (!wrong) wrong = check_code(code);
+  if (wrong) return wrong;
+  return msi_answer_fail(session->serving.current, code, text ? text : mpiserve_strerror(code));
+}
+
+int mpiserve_batch_clients(mpiserve_session *session, int32_t *clients) {
+  MSI_TURN turn = NULL;
+  int code = msi_enter_serving(session, &turn);
+  if (code || !clients) return code ? code : msi_null_argument("clients");
+  return msi_answer_clients(session->serving.current, clients);
+}
+
+int mpiserve_control_get(mpiserve_session *session, mpiserve_control *control) {
+  MSI_TURN turn = NULL;
+  int code = msi_enter_serving(session, &turn);
+  if (code || !control) return code ? code : msi_null_argument("control");
+  return msi_serving_control_get(&session->serving, control);
+}
+
+int mpiserve_control_reply(mpiserve_session *session, int service, int code, const char *text) {
+  MSI_TURN turn = NULL;
+  int wrong = msi_enter_serving(session, &turn);
+  if (!wrong && code) wrong = check_code(code);
+  if (wrong) return wrong;
+  if (code && !text) text = mpiserve_strerror(code);
+  return msi_serving_control_reply(&session->serving, service, code, text);
+}
+
+int mpiserve_rest(mpiserve_session *session, int service, int resting) {
+  MSI_TURN turn = NULL;
+  int code = msi_enter_serving(session, &turn);
+  return code ? code : msi_serving_rest(&session->serving, service, resting != 0);
+}
+
+int mpiserve_rows_set(mpiserve_session *session, int service, int rows) {
+  MSI_TURN turn = NULL;
+  int code = msi_enter_serving(session, &turn);
+  if (code) return code;
+  if (rows != MPISERVE_INDEPENDENT && rows != MPISERVE_TOGETHER)
+    return msi_error(MPISERVE_EARG, "rows is %d", rows);
+  return msi_serving_rows_set(&session->serving, service, rows);
+}
+
+int mpiserve_queue_get(mpiserve_session *session, int service, int64_t *rows) {
+  MSI_TURN turn = NULL;
+  int code = msi_enter_serving(session, &turn);
+  if (code || !rows) return code ? code : msi_null_argument("rows");
+  return msi_serving_queue_get(&session->serving, service, rows);
+}
+
+int mpiserve_mpi_take(mpiserve_session *session) {
+  MSI_TURN turn = NULL;
+  int wrong = msi_enter_serving(session, &turn);
+  if (!wrong) msi_thread_rest(&session->serving.thread);
+  return wrong;
+}
+
+int mpiserve_mpi_give(mpiserve_session *session) {
+  MSI_TURN turn = NULL;
+  int wrong = msi_enter_serving(session, &turn);
+  if (!wrong) msi_thread_wake(&session->serving.thread);
+  return wrong;
+}
+
+static int check_echo(const mpiserve_description *d) {
+  msi_layout layout;
+  mpiserve_description copy = *d;
+  copy.overwrites = 1; /* which needs what echo needs */
+  return msi_layout_init(&layout, &copy, 1);
+}
+
+int mpiserve_serve_echo(mpiserve_session *session, double timeout) {
+  MSI_TURN turn = NULL;
+  int code = msi_enter_serving(session, &turn);
+  if (!code) code = msi_check_timeout(timeout);
+  for (int i = 0; !code && i < session->published; i++)
+    code = check_echo(&session->descriptions[i]);
+  if (code) return code;
+  int64_t deadline = msi_deadline(timeout);
+  while (!code) {
+    double slice = timeout < 0 || timeout > FOREVER_SLICE ? FOREVER_SLICE : timeout;
+    code = msi_serving_next(&session->serving, slice, NULL);
+    if (!code) code = msi_answer_all(session->serving.current, NULL);
+    if (code == MPISERVE_ETIMEOUT && msi_now() < deadline) code = MPISERVE_OK;
+    if (!code && session->serving.current->closed_ns > deadline)
+      code = msi_error(MPISERVE_ETIMEOUT, "time to return");
+  }
+  return code;
+}
+
+int mpiserve_peer_error(mpiserve_session *session, int *rank, int *remaining, char *text) {
+  MSI_TURN turn = NULL;
+  int code = msi_enter_serving(session, &turn);
+  if (code) return code;
+  const msi_broker *witness = msi_serving_witness(&session->serving);
+  if (rank) *rank = witness->failed_rank;
+  if (remaining) *remaining = (int)witness->remaining;
+  if (text) snprintf(text, MPISERVE_TEXT_SIZE, "%s", witness->failed_text);
+  return MPISERVE_OK;
+}
+
+int mpiserve_waiting_get(mpiserve_session *session, int *why, char *text) {
+  char unwanted[MPISERVE_TEXT_SIZE];
+  MSI_TURN turn = NULL;
+  int code = msi_enter_serving(session, &turn);
+  if (code || !why) return code ? code : msi_null_argument("why");
+  *why = msi_serving_waiting(&session->serving, text ? text : unwanted);
+  return MPISERVE_OK;
+}
+
+/* ---- requests that are answered after their batch ------------------------------------ */
+
+int mpiserve_batch_hold(mpiserve_session *session, mpiserve_ticket *tickets) {
+  MSI_TURN turn = NULL;
+  int code = msi_enter_serving(session, &turn);
+  if (code || !tickets) return code ? code : msi_null_argument("tickets");
+  return msi_late_hold(&session->serving, tickets);
+}
+
+int mpiserve_ticket_wanted(mpiserve_session *session, mpiserve_ticket *ticket, int *wanted) {
+  MSI_TURN turn = NULL;
+  int code = msi_enter_serving(session, &turn);
+  if (code || !ticket) return code ? code : msi_null_argument("ticket");
+  return wanted ? msi_late_wanted(&session->serving, ticket, wanted) : msi_null_argument("wanted");
+}
+
+int mpiserve_ticket_reply(mpiserve_session *session, mpiserve_ticket *ticket,
+                          const void *const *outputs) {
+  MSI_TURN turn = NULL;
+  int code = msi_enter_serving(session, &turn);
+  if (code || !ticket) return code ? code : msi_null_argument("ticket");
+  return outputs ? msi_late_reply(&session->serving, ticket, outputs)
+                 : msi_null_argument("outputs");
+}
+
+int mpiserve_ticket_fail(mpiserve_session *session, mpiserve_ticket *ticket, int code,
+                         const char *text) {
+  MSI_TURN turn = NULL;
+  int wrong = msi_enter_serving(session, &turn);
+  if (wrong || !ticket) return wrong ? wrong : msi_null_argument("ticket");
+  wrong = check_code(code);
+  if (wrong) return wrong;
+  return msi_late_fail(&session->serving, ticket, code, text ? text : mpiserve_strerror(code));
+}
+
+int mpiserve_poll(mpiserve_session *session) {
+  MSI_TURN turn = NULL;
+  int code = msi_enter_serving(session, &turn);
+  return code ? code : msi_serving_poll(&session->serving);
+}

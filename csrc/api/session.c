@@ -1,0 +1,141 @@
+/* session: the public functions of both sides: open, close, and what a session says of itself. */
+#include <stdlib.h>
+
+#include "api/session.h"
+#include "base/error.h"
+#include "base/handles.h"
+#include "mpi/library.h"
+
+static int check_open(MPI_Comm world, int role) {
+  int code = msi_live_forked() ? msi_not_open("") : msi_library_check_running();
+  if (code) return code;
+  if (world == MPI_COMM_NULL) return msi_error(MPISERVE_EARG, "world is MPI_COMM_NULL");
+  if (role != MPISERVE_SIMULATION && role != MPISERVE_INFERENCE)
+    return msi_error(MPISERVE_EARG, "%d is no role", role);
+  return msi_world_check_closed(world);
+}
+
+static int open_simulation(mpiserve_session *session) {
+  const size_t none[MSI_TRANSPORTS] = {0};
+  int code = msi_world_publish(&session->world, 0, NULL);
+  if (!code) code = msi_window_open(&session->window, &session->world, none);
+  /* Heads clear their lanes before anybody writes there. */
+  if (!code) code = msi_world_barrier(&session->world);
+  if (!code) code = msi_client_open(&session->client, &session->world, &session->window);
+  return code;
+}
+
+static void forget(mpiserve_session *session) {
+  msi_live_remove(session);
+  free(session->descriptions);
+  free(session);
+}
+
+static int open_any(MPI_Comm world, int role, int code, const char *text,
+                    mpiserve_session **session) {
+  int result = check_open(world, role);
+  if (result) return result;
+  mpiserve_session *made = calloc(1, sizeof *made);
+  if (!made) return msi_error(MPISERVE_ENOMEM, "no memory for a session");
+  result = msi_live_add(made);
+  if (!result) result = msi_world_open(&made->world, world, role, code, text);
+  if (!result && role == MPISERVE_SIMULATION) {
+    result = open_simulation(made);
+    if (result) msi_world_close(&made->world);
+  }
+  if (result)
+    forget(made);
+  else
+    *session = made;
+  return result;
+}
+
+int mpiserve_open(MPI_Comm world, int role, mpiserve_session **session) {
+  mpiserve_session *made = NULL;
+  if (!session) return msi_null_argument("session");
+  int code = open_any(world, role, MPISERVE_OK, "", &made);
+  /* A handle of the session that is open must not be lost: it could not be closed any more. */
+  if (code != MPISERVE_ESTATE) *session = made;
+  return code;
+}
+
+int mpiserve_open_f(MPI_Fint world, int role, mpiserve_session **session) {
+  int code = msi_library_check_running();
+  return code ? code : mpiserve_open(msi_library_comm(world), role, session);
+}
+
+int mpiserve_open_failed(MPI_Comm world, int role, int code, const char *text) {
+  mpiserve_session *session = NULL;
+  if (code >= 0) return msi_error(MPISERVE_EARG, "%d is not the code of an error", code);
+  return open_any(world, role, code, text ? text : mpiserve_strerror(code), &session);
+}
+
+int mpiserve_open_failed_f(MPI_Fint world, int role, int code, const char *text) {
+  int wrong = msi_library_check_running();
+  return wrong ? wrong : mpiserve_open_failed(msi_library_comm(world), role, code, text);
+}
+
+int mpiserve_comm(mpiserve_session *session, MPI_Comm *comm) {
+  int code = msi_check_session(session);
+  if (code || !comm) return code ? code : msi_null_argument("comm");
+  *comm = session->world.peers;
+  return MPISERVE_OK;
+}
+
+int mpiserve_comm_f(mpiserve_session *session, MPI_Fint *comm) {
+  MPI_Comm c;
+  if (!comm) return msi_null_argument("comm");
+  int code = mpiserve_comm(session, &c);
+  if (!code) *comm = msi_library_comm_f(c);
+  return code;
+}
+
+int mpiserve_role_of(mpiserve_session *session, int world_rank, int *role) {
+  int code = msi_check_session(session);
+  if (code || !role) return code ? code : msi_null_argument("role");
+  if (world_rank < 0 || world_rank >= session->world.size)
+    return msi_error(MPISERVE_EARG, "rank %d is not in a world of %d", world_rank,
+                     session->world.size);
+  *role = session->world.roles[world_rank];
+  return MPISERVE_OK;
+}
+
+int mpiserve_counters_get(mpiserve_session *session, mpiserve_counters *counters) {
+  MSI_TURN turn = NULL;
+  int code = msi_check_session(session);
+  if (!code) code = msi_take_turn(session, &turn);
+  if (code || !counters) return code ? code : msi_null_argument("counters");
+  if (session->world.role == MPISERVE_SIMULATION)
+    *counters = session->client.counters;
+  else
+    msi_serving_count(&session->serving, counters);
+  counters->rma_operations = session->window.operations;
+  counters->rma_to_simulation = session->window.to_simulation;
+  counters->thread_polls = session->serving.thread.polls;
+  return MPISERVE_OK;
+}
+
+int mpiserve_fail(mpiserve_session *session, const char *text) {
+  MSI_TURN turn = NULL;
+  int code = msi_enter(session, MPISERVE_SIMULATION, &turn);
+  return code ? code : msi_client_fail(&session->client, text ? text : "no reason given");
+}
+
+/* Nobody may free a window that another rank still uses: all meet first. */
+int mpiserve_close(mpiserve_session *session) {
+  if (!session) return MPISERVE_OK;
+  int code = msi_check_session(session);
+  if (code) return code;
+  if (msi_library_finalized()) return msi_error(MPISERVE_ESTATE, "close comes before MPI_Finalize");
+  mpiserve_session *turn; /* which ends with the session */
+  code = msi_take_turn(session, &turn);
+  if (code) return code;
+  if (session->world.role == MPISERVE_SIMULATION) code = msi_client_close(&session->client);
+  int met = session->broken ? MPISERVE_OK : msi_world_barrier(&session->world);
+  if (session->published) msi_serving_close(&session->serving);
+  /* Freeing is collective: simulation ranks left when their open failed. */
+  int freed = session->broken ? MPISERVE_OK : msi_window_close(&session->window);
+  msi_world_close(&session->world);
+  forget(session);
+  return code ? code : met ? met : freed;
+}

@@ -1,0 +1,50 @@
+/* session: what a session consists of, for the files of public functions. */
+#ifndef MSI_SESSION_H
+#define MSI_SESSION_H
+
+#include "client/client.h"
+#include "head/serving.h"
+
+struct mpiserve_session {
+  msi_world world;
+  msi_window window;
+  msi_client client;
+  msi_serving serving;
+  mpiserve_description *descriptions; /* inference ranks: what was published */
+  int published;                      /* inference ranks: how many services; 0: not yet */
+  int broken;                         /* opening failed on every rank: nobody waits for us */
+  atomic_int entered;                 /* a thread is in a call of this session */
+};
+
+/* ---- turn.c ------------------------------------------------------------------------- */
+
+/* A call that changes a session has it to itself until it returns: a second thread would corrupt
+ * it, so that it gets an error. Declare one before msi_enter(); it leaves at the end of its block.
+ * An attribute of GCC, Clang and the compilers that follow them. */
+#define MSI_TURN __attribute__((cleanup(msi_leave))) mpiserve_session *
+void msi_leave(mpiserve_session *const *turn);
+
+/* With no other thread in the session, which is open, *turn becomes it. */
+int msi_take_turn(mpiserve_session *session, mpiserve_session **turn);
+
+/* The same, if it is open, on a rank of this role; on an inference rank that has published; if
+ * the session of a service is open. */
+int msi_enter(mpiserve_session *session, int role, mpiserve_session **turn);
+int msi_enter_serving(mpiserve_session *session, mpiserve_session **turn);
+int msi_enter_service(const mpiserve_service *service, mpiserve_session **turn);
+
+/* For what never changes: is it open, on a rank of this role? Any thread may ask. */
+int msi_check_session(const mpiserve_session *session);
+int msi_check_role(const mpiserve_session *session, int role);
+int msi_check_service(const mpiserve_service *service);
+
+/* MPISERVE_ESTATE: what is not open, or another process's. */
+int msi_not_open(const char *what);
+
+/* MPISERVE_EARG if it is not a number. */
+int msi_check_timeout(double timeout);
+
+/* MPISERVE_EARG, with the argument's name. */
+int msi_null_argument(const char *name);
+
+#endif

@@ -1,0 +1,191 @@
+/* simulation: the public functions of simulation ranks: services, requests, buffers, changes. */
+#include <string.h>
+
+#include "api/session.h"
+#include "base/error.h"
+#include "client/reload.h"
+
+enum { MAX_PRIORITY = 100 };
+
+int mpiserve_service_count(mpiserve_session *session, int *count) {
+  int code = msi_check_role(session, MPISERVE_SIMULATION);
+  if (code || !count) return code ? code : msi_null_argument("count");
+  *count = session->client.n_services;
+  return MPISERVE_OK;
+}
+
+int mpiserve_service_at(mpiserve_session *session, int index, mpiserve_service **service) {
+  int code = msi_check_role(session, MPISERVE_SIMULATION);
+  if (code || !service) return code ? code : msi_null_argument("service");
+  *service = NULL;
+  if (index < 0 || index >= session->client.n_services)
+    return msi_error(MPISERVE_EARG, "service %d of %d", index, session->client.n_services);
+  return msi_client_find(&session->client, session->client.services[index].name, service);
+}
+
+int mpiserve_service_find(mpiserve_session *session, const char *name, mpiserve_service **service) {
+  int code = msi_check_role(session, MPISERVE_SIMULATION);
+  if (code || !name || !service) return code ? code : msi_null_argument(name ? "service" : "name");
+  *service = NULL;
+  MSI_TURN turn = NULL;
+  code = msi_take_turn(session, &turn);
+  if (!code) code = msi_client_find(&session->client, name, service);
+  return code ? code : msi_client_attach(*service);
+}
+
+int mpiserve_service_describe(mpiserve_service *service, mpiserve_description *description,
+                              int *replicas, int *head, int *transport) {
+  int code = msi_check_service(service);
+  if (code) return code;
+  if (description) *description = service->head->description;
+  if (replicas) *replicas = service->replicas;
+  if (head) *head = service->head->rank;
+  if (transport) *transport = service->link->transport;
+  return MPISERVE_OK;
+}
+
+static int match(mpiserve_service *service, int n_inputs, const mpiserve_tensor *inputs,
+                 int n_outputs, const mpiserve_tensor *outputs, int64_t *rows, void **in,
+                 void **out) {
+  const msi_layout *layout = &service->link->layout;
+  *rows = 0;
+  int code = msi_side_match(&layout->inputs, service->name, n_inputs, inputs, rows, in);
+  if (!code) code = msi_side_match(&layout->outputs, service->name, n_outputs, outputs, rows, out);
+  if (!code && *rows > layout->max_rows)
+    code = msi_error(MPISERVE_EROWS,
+                     "service '%s': %lld rows, the limit is max_batch_rows = %lld; send them in "
+                     "pieces, or raise it",
+                     service->name, (long long)*rows, (long long)layout->max_rows);
+  return code;
+}
+
+/* Not a number is out of range. */
+static int check_options(const mpiserve_options *options) {
+  if (!(options->deadline >= 0))
+    return msi_error(MPISERVE_EARG, "a deadline of %g s: it must be positive, or 0 for none",
+                     options->deadline);
+  if (options->priority < -MAX_PRIORITY || options->priority > MAX_PRIORITY)
+    return msi_error(MPISERVE_EARG, "priority %d is not in -%d to %d", (int)options->priority,
+                     MAX_PRIORITY, MAX_PRIORITY);
+  return MPISERVE_OK;
+}
+
+/* In a turn of the session. */
+static int submit(mpiserve_service *service, int n_inputs, const mpiserve_tensor *inputs,
+                  int n_outputs, const mpiserve_tensor *outputs, const mpiserve_options *options,
+                  int timed, mpiserve_request *request) {
+  void *in[MPISERVE_MAX_TENSORS], *out[MPISERVE_MAX_TENSORS];
+  int64_t rows;
+  if ((!inputs && n_inputs) || (!outputs && n_outputs))
+    return msi_null_argument("inputs or outputs");
+  *request = (mpiserve_request){0};
+  int code = match(service, n_inputs, inputs, n_outputs, outputs, &rows, in, out);
+  if (!code && options) code = check_options(options);
+  return code ? code : msi_call_submit(service, rows, in, out, options, timed, request);
+}
+
+int mpiserve_submit(mpiserve_service *service, int n_inputs, const mpiserve_tensor *inputs,
+                    int n_outputs, const mpiserve_tensor *outputs, mpiserve_request *request) {
+  return mpiserve_submit_with(service, n_inputs, inputs, n_outputs, outputs, NULL, request);
+}
+
+int mpiserve_submit_with(mpiserve_service *service, int n_inputs, const mpiserve_tensor *inputs,
+                         int n_outputs, const mpiserve_tensor *outputs,
+                         const mpiserve_options *options, mpiserve_request *request) {
+  MSI_TURN turn = NULL;
+  int code = msi_enter_service(service, &turn);
+  if (code || !request) return code ? code : msi_null_argument("request");
+  return submit(service, n_inputs, inputs, n_outputs, outputs, options, 1, request);
+}
+
+int mpiserve_test(mpiserve_session *session, mpiserve_request *request, int *done,
+                  mpiserve_stats *stats) {
+  MSI_TURN turn = NULL;
+  if (stats) *stats = (mpiserve_stats){0};
+  int code = msi_enter(session, MPISERVE_SIMULATION, &turn);
+  if (code || !request || !done)
+    return code ? code : msi_null_argument(request ? "done" : "request");
+  code = msi_call_wait(&session->client, request, 0, stats);
+  *done = !request->id || code != MPISERVE_ETIMEOUT;
+  return *done ? code : MPISERVE_OK;
+}
+
+int mpiserve_wait(mpiserve_session *session, mpiserve_request *request, double timeout,
+                  mpiserve_stats *stats) {
+  MSI_TURN turn = NULL;
+  if (stats) *stats = (mpiserve_stats){0};
+  int code = msi_enter(session, MPISERVE_SIMULATION, &turn);
+  if (!code) code = msi_check_timeout(timeout);
+  if (code || !request) return code ? code : msi_null_argument("request");
+  return msi_call_wait(&session->client, request, timeout, stats);
+}
+
+int mpiserve_cancel(mpiserve_session *session, mpiserve_request *request) {
+  MSI_TURN turn = NULL;
+  int code = msi_enter(session, MPISERVE_SIMULATION, &turn);
+  if (code || !request) return code ? code : msi_null_argument("request");
+  return msi_call_cancel(&session->client, request);
+}
+
+int mpiserve_infer(mpiserve_service *service, int n_inputs, const mpiserve_tensor *inputs,
+                   int n_outputs, const mpiserve_tensor *outputs, double timeout,
+                   mpiserve_stats *stats) {
+  MSI_TURN turn = NULL;
+  mpiserve_request request = {0};
+  if (stats) *stats = (mpiserve_stats){0};
+  int code = msi_enter_service(service, &turn);
+  if (!code) code = msi_check_timeout(timeout);
+  if (code) return code;
+  code = submit(service, n_inputs, inputs, n_outputs, outputs, NULL, stats != NULL, &request);
+  if (!code) code = msi_call_wait(service->client, &request, timeout, stats);
+  if (code && request.id) msi_call_cancel(service->client, &request); /* its tensors go now */
+  return code;
+}
+
+int mpiserve_buffer_take(mpiserve_service *service, int64_t rows, mpiserve_buffer *buffer) {
+  MSI_TURN turn = NULL;
+  int code = msi_enter_service(service, &turn);
+  if (code || !buffer) return code ? code : msi_null_argument("buffer");
+  *buffer = (mpiserve_buffer){0};
+  int64_t limit = service->link->layout.max_rows;
+  if (rows < 1 || rows > limit)
+    return msi_error(MPISERVE_EROWS,
+                     "service '%s': a buffer of %lld rows: 1 to max_batch_rows = %lld",
+                     service->name, (long long)rows, (long long)limit);
+  return msi_client_buffer_take(service, rows, buffer);
+}
+
+int mpiserve_buffer_give(mpiserve_service *service, mpiserve_buffer *buffer) {
+  MSI_TURN turn = NULL;
+  int code = msi_enter_service(service, &turn);
+  if (code || !buffer) return code ? code : msi_null_argument("buffer");
+  return msi_client_buffer_give(service, buffer);
+}
+
+/* What a reload and an unload begin with. */
+static int enter_named(mpiserve_session *session, const char *name, double timeout,
+                       mpiserve_service **service, mpiserve_session **turn) {
+  int code = msi_enter(session, MPISERVE_SIMULATION, turn);
+  if (!code) code = msi_check_timeout(timeout);
+  if (code || !name) return code ? code : msi_null_argument("name");
+  return msi_client_find(&session->client, name, service);
+}
+
+int mpiserve_reload(mpiserve_session *session, const char *name, const char *version,
+                    double timeout) {
+  MSI_TURN turn = NULL;
+  mpiserve_service *service;
+  int code = enter_named(session, name, timeout, &service, &turn);
+  if (code) return code;
+  if (version && strlen(version) >= MPISERVE_NAME_SIZE)
+    return msi_error(MPISERVE_EARG, "the name of a version has over %d bytes",
+                     MPISERVE_NAME_SIZE - 1);
+  return msi_reload(service, version, timeout);
+}
+
+int mpiserve_unload(mpiserve_session *session, const char *name, double timeout) {
+  MSI_TURN turn = NULL;
+  mpiserve_service *service;
+  int code = enter_named(session, name, timeout, &service, &turn);
+  return code ? code : msi_unload(service, timeout);
+}

@@ -1,0 +1,119 @@
+#define _GNU_SOURCE
+#include "base/wait.h"
+
+#include <sched.h>
+#include <time.h>
+#include <unistd.h>
+#ifdef __linux__
+#include <linux/futex.h>
+#include <sys/syscall.h>
+#endif
+
+#if defined(__x86_64__) || defined(__i386__)
+#define RELAX() __builtin_ia32_pause()
+#elif defined(__aarch64__)
+#define RELAX() __asm__ volatile("yield")
+#else
+#define RELAX() ((void)0)
+#endif
+
+enum {
+  LOOKS_PER_CLOCK = 16,
+  LOOKS_PER_YIELD = 64, /* a sibling on the same core gets more done between two yields */
+  SHORT_SPIN_NS = 2000,
+  LONG_YIELD_NS = 10000,
+  FIRST_NAP_NS = 20000,
+  SLEEP_NS = 1000000 /* at a bed: MPI gets its turn now and then all the same */
+};
+
+int64_t msi_now(void) {
+  struct timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+int64_t msi_deadline(double seconds) {
+  if (seconds < 0 || seconds > 9e8) return INT64_MAX;
+  return msi_now() + (int64_t)(seconds * 1e9);
+}
+
+/* Two ranks may share a core even where there are enough: then a spin of 200 us made
+ * each round trip last 400 us, until the scheduler moved one of them. */
+msi_patience msi_patience_for(int ranks, int cores) {
+  if (ranks <= cores) return (msi_patience){4000, 4000, 2000000, 200000};
+  return (msi_patience){SHORT_SPIN_NS, SHORT_SPIN_NS, 50000, 500000};
+}
+
+static void yield(msi_patience *patience, int64_t now) {
+  sched_yield();
+  int64_t spin = 2 * patience->spin_ns;
+  if (msi_now() - now > LONG_YIELD_NS) spin = SHORT_SPIN_NS;
+  patience->spin_ns = spin < patience->most_spin_ns ? spin : patience->most_spin_ns;
+}
+
+static int64_t nap(int64_t ns, int64_t longest) {
+  struct timespec t = {0, ns};
+  nanosleep(&t, NULL);
+  return 2 * ns < longest ? 2 * ns : longest;
+}
+
+#ifdef __linux__
+static void futex(_Atomic uint32_t *word, int operation, uint32_t value) {
+  struct timespec limit = {0, SLEEP_NS};
+  syscall(SYS_futex, word, operation, value, operation == FUTEX_WAIT ? &limit : NULL, NULL, 0);
+}
+
+/* Sleeper: flag up, fence, look, sleep. Waker: change, look at the flag, without a fence:
+ * one there cost 30 ns in each direction of every request, to wait for its own stores. So
+ * a flag that goes up while the change is still in the waker's store buffer, some 100 ns,
+ * may be missed; then the sleeper finds out after SLEEP_NS by itself. */
+static int sleep_at(msi_wait *wait, const msi_bed *bed) {
+  if (!wait->armed) {
+    atomic_store_explicit(bed->flag, 1, memory_order_relaxed);
+    atomic_thread_fence(memory_order_seq_cst);
+    wait->armed = 1;
+    return 1;
+  }
+  uint32_t now = atomic_load_explicit(bed->word, memory_order_acquire);
+  if (now != bed->target) futex(bed->word, FUTEX_WAIT, now);
+  wait->armed = 0;
+  return 1;
+}
+
+void msi_wait_wake(_Atomic uint32_t *word, _Atomic uint32_t *flag) {
+  if (!atomic_load_explicit(flag, memory_order_relaxed)) return;
+  atomic_store_explicit(flag, 0, memory_order_relaxed);
+  futex(word, FUTEX_WAKE, 1);
+}
+#else
+static int sleep_at(msi_wait *wait, const msi_bed *bed) { return 0 && wait && bed; }
+void msi_wait_wake(_Atomic uint32_t *word, _Atomic uint32_t *flag) { (void)word, (void)flag; }
+#endif
+
+void msi_wait_end(msi_wait *wait, const msi_bed *bed) {
+  if (wait->armed) atomic_store_explicit(bed->flag, 0, memory_order_relaxed);
+}
+
+int msi_wait_pause(msi_wait *wait, msi_patience *patience, const msi_bed *bed) {
+  unsigned every = wait->yields ? LOOKS_PER_YIELD : LOOKS_PER_CLOCK;
+  if (++wait->looks % every && !wait->nap_ns && !wait->armed) {
+    RELAX();
+    return 0;
+  }
+  int64_t now = msi_now();
+  if (!wait->start_ns) wait->start_ns = now; /* what ends sooner needs no clock */
+  int64_t waited = now - wait->start_ns;
+  if (waited < patience->spin_ns) return 0;
+  if (waited < patience->most_spin_ns + patience->yield_ns) {
+    wait->yields = 1;
+    yield(patience, now);
+  } else if (!bed || !sleep_at(wait, bed)) {
+    wait->nap_ns = nap(wait->nap_ns ? wait->nap_ns : FIRST_NAP_NS, patience->sleep_ns);
+  }
+  return 1;
+}
+
+int msi_cores(void) {
+  cpu_set_t set;
+  return sched_getaffinity(0, sizeof set, &set) ? 1 : CPU_COUNT(&set);
+}

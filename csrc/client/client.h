@@ -1,0 +1,24 @@
+/* client: the simulation side of a session: services, buffers, and the ordered end. */
+#ifndef MSI_CLIENT_H
+#define MSI_CLIENT_H
+
+#include "client/call.h"
+
+int msi_client_open(msi_client *client, const msi_world *world, msi_window *window);
+
+/* Ends every request, takes leave from every head, frees all. */
+int msi_client_close(msi_client *client);
+
+int msi_client_find(msi_client *client, const char *name, mpiserve_service **service);
+
+/* Says that this rank will ask: from now on it counts in the census. */
+int msi_client_attach(mpiserve_service *service);
+
+/* As mpiserve_fail() says. */
+int msi_client_fail(msi_client *client, const char *text);
+
+/* As mpiserve_buffer_take() and _give() say; rows is in range. */
+int msi_client_buffer_take(mpiserve_service *service, int64_t rows, mpiserve_buffer *buffer);
+int msi_client_buffer_give(mpiserve_service *service, mpiserve_buffer *buffer);
+
+#endif

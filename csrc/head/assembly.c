@@ -1,0 +1,180 @@
+#include "head/assembly.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/error.h"
+
+/* Grows to the largest batch that ever was, by doubling: then never again. */
+static int reserve_members(msi_assembly *assembly, uint32_t n) {
+  if (n <= assembly->capacity) return MPISERVE_OK;
+  msi_entry *members = realloc(assembly->members, 2 * n * sizeof *members);
+  if (!members) return msi_error(MPISERVE_ENOMEM, "no memory for a batch of %u requests", n);
+  assembly->members = members;
+  assembly->capacity = 2 * n;
+  return MPISERVE_OK;
+}
+
+int msi_assembly_open(msi_assembly *assembly, msi_port *ports, int64_t max_rows) {
+  *assembly = (msi_assembly){.ports = ports, .max_rows = max_rows};
+  return reserve_members(assembly, 32);
+}
+
+void msi_assembly_close(msi_assembly *assembly) {
+  for (int i = 0; i < MPISERVE_MAX_TENSORS; i++) {
+    free(assembly->gathered_in[i]);
+    free(assembly->gathered_out[i]);
+  }
+  free(assembly->members);
+}
+
+int msi_assembly_begin(msi_assembly *assembly, uint32_t n) {
+  assembly->n = 0;
+  assembly->batch.rows = 0;
+  return reserve_members(assembly, n);
+}
+
+void msi_assembly_add(msi_assembly *assembly, const msi_entry *entry) {
+  msi_entry *member = &assembly->members[assembly->n++];
+  *member = *entry;
+  member->at = (uint32_t)assembly->batch.rows;
+  member->answered = 0;
+  assembly->batch.rows += entry->rows;
+}
+
+/* ---- in place ------------------------------------------------------------------ */
+
+static int reads(const msi_lane *lane, const msi_entry *m) {
+  for (int i = 0; i < lane->n_read; i++) {
+    const msi_range *other = &lane->read[i];
+    if (other->begin < m->input_row + m->rows && m->input_row < other->begin + other->rows)
+      return 1;
+  }
+  return 0;
+}
+
+/* Is each row read by one request? Leases of two lanes never overlap, but requests of one lane
+ * may name the same rows of a buffer. */
+static int disjoint(msi_assembly *assembly) {
+  assembly->round++;
+  for (uint32_t i = 0; i < assembly->n; i++) {
+    const msi_entry *m = &assembly->members[i];
+    msi_lane *lane = &assembly->ports[m->port].lanes[m->lane];
+    if (lane->round != assembly->round) lane->n_read = 0;
+    lane->round = assembly->round;
+    if (lane->n_read == MSI_SLOTS || reads(lane, m)) return 0;
+    lane->read[lane->n_read++] = (msi_range){m->input_row, m->rows};
+  }
+  return 1;
+}
+
+/* Do the inputs cover one range of the slabs, without a gap and each row once? */
+static int one_range(msi_assembly *assembly, uint32_t *begin) {
+  uint32_t first = UINT32_MAX, end = 0;
+  for (uint32_t i = 0; i < assembly->n; i++) {
+    const msi_entry *m = &assembly->members[i];
+    if (m->input_row == MSI_IN_SLOT || m->port != assembly->members[0].port) return 0;
+    if (m->input_row < first) first = m->input_row;
+    if (m->input_row + m->rows > end) end = m->input_row + m->rows;
+  }
+  *begin = first;
+  return end - first == assembly->batch.rows && (assembly->n == 1 || disjoint(assembly));
+}
+
+/* Do the outputs lie in the slabs in the order of the batch? */
+static int same_order(const msi_assembly *assembly, uint32_t *begin) {
+  const msi_entry *first = &assembly->members[0];
+  *begin = first->output_row - first->at;
+  for (uint32_t i = 0; i < assembly->n; i++) {
+    const msi_entry *m = &assembly->members[i];
+    if (m->output_row == MSI_IN_SLOT || m->port != first->port) return 0;
+    if (m->output_row - m->at != *begin) return 0;
+  }
+  return 1;
+}
+
+/* ---- gathered -------------------------------------------------------------------- */
+
+static int reserve(const msi_assembly *assembly, const msi_side *side, uint8_t **gathered) {
+  for (int i = 0; i < side->n; i++) {
+    if (gathered[i]) continue;
+    size_t bytes = (size_t)assembly->max_rows * side->row_bytes[i];
+    gathered[i] = aligned_alloc(MSI_ALIGN, (bytes + MSI_ALIGN - 1) / MSI_ALIGN * MSI_ALIGN);
+    if (!gathered[i]) return msi_error(MPISERVE_ENOMEM, "no memory to gather a batch");
+  }
+  return MPISERVE_OK;
+}
+
+static const uint8_t *input_of(const msi_port *port, const msi_entry *m, int i,
+                               const uint8_t *packed) {
+  return m->input_row == MSI_IN_SLOT ? packed : msi_port_input(port, i, m->input_row);
+}
+
+static void gather_member(msi_assembly *assembly, const msi_entry *m) {
+  const msi_port *port = &assembly->ports[m->port];
+  const msi_side *side = &port->layout.inputs;
+  const uint8_t *packed = msi_port_slot(port, m->lane, m->sequence)->input;
+  for (int i = 0; i < side->n; i++) {
+    size_t bytes = m->rows * side->row_bytes[i];
+    memcpy(assembly->gathered_in[i] + m->at * side->row_bytes[i], input_of(port, m, i, packed),
+           bytes);
+    packed += bytes;
+  }
+}
+
+static int lay_out_inputs(msi_assembly *assembly, const msi_port *port) {
+  const msi_side *side = &port->layout.inputs;
+  uint32_t begin;
+  assembly->batch.in_place = one_range(assembly, &begin);
+  if (assembly->batch.in_place) {
+    for (uint32_t i = 0; i < assembly->n; i++)
+      assembly->members[i].at = assembly->members[i].input_row - begin;
+    for (int i = 0; i < side->n; i++) assembly->batch.inputs[i] = msi_port_input(port, i, begin);
+    return MPISERVE_OK;
+  }
+  int code = reserve(assembly, side, assembly->gathered_in);
+  for (uint32_t i = 0; i < assembly->n && !code; i++)
+    gather_member(assembly, &assembly->members[i]);
+  for (int i = 0; i < side->n; i++) assembly->batch.inputs[i] = assembly->gathered_in[i];
+  return code;
+}
+
+static int lay_out_outputs(msi_assembly *assembly, const msi_port *port) {
+  const msi_side *side = &port->layout.outputs;
+  uint32_t begin;
+  if (same_order(assembly, &begin)) {
+    for (int i = 0; i < side->n; i++) assembly->batch.outputs[i] = msi_port_output(port, i, begin);
+    return MPISERVE_OK;
+  }
+  int code = reserve(assembly, side, assembly->gathered_out);
+  for (int i = 0; i < side->n; i++) assembly->batch.outputs[i] = assembly->gathered_out[i];
+  return code;
+}
+
+int msi_assembly_lay_out(msi_assembly *assembly) {
+  const msi_port *port = &assembly->ports[assembly->members[0].port];
+  assembly->batch.requests = (int32_t)assembly->n;
+  int code = lay_out_inputs(assembly, port);
+  return code ? code : lay_out_outputs(assembly, port);
+}
+
+/* ---- results --------------------------------------------------------------------- */
+
+size_t msi_assembly_scatter(msi_assembly *assembly, const msi_entry *m, msi_slot *slot,
+                            const void *const *outputs) {
+  const msi_port *port = &assembly->ports[m->port];
+  const msi_side *side = &port->layout.outputs;
+  const uint8_t *packed_in = slot->input;
+  uint8_t *packed = slot->output;
+  for (int i = 0; i < side->n; i++) {
+    size_t bytes = m->rows * side->row_bytes[i];
+    const uint8_t *from = outputs ? (const uint8_t *)outputs[i] + m->at * side->row_bytes[i]
+                                  : input_of(port, m, i, packed_in);
+    int in_slot = m->output_row == MSI_IN_SLOT;
+    uint8_t *to = in_slot ? packed : msi_port_output(port, i, m->output_row);
+    if (to != from) msi_copy(to, from, bytes);
+    if (in_slot) packed += bytes;
+    packed_in += bytes;
+  }
+  return (size_t)(packed - slot->output);
+}

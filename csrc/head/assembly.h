@@ -1,0 +1,36 @@
+/* assembly: the rows of a batch as the model sees them, one contiguous tensor per
+ * input and output: views of the slabs where its requests lie side by side, copies
+ * where they don't. No MPI calls. */
+#ifndef MSI_ASSEMBLY_H
+#define MSI_ASSEMBLY_H
+
+#include "head/batch.h"
+#include "head/inbox.h"
+
+typedef struct msi_assembly {
+  msi_port *ports; /* by transport */
+  int64_t max_rows;
+  msi_entry *members;
+  uint32_t n, capacity;
+  uint32_t round; /* counts the looks for rows that are read twice */
+  mpiserve_batch batch;
+  uint8_t *gathered_in[MPISERVE_MAX_TENSORS], *gathered_out[MPISERVE_MAX_TENSORS];
+} msi_assembly;
+
+int msi_assembly_open(msi_assembly *assembly, msi_port *ports, int64_t max_rows);
+void msi_assembly_close(msi_assembly *assembly);
+
+/* Begins a batch of up to n members. */
+int msi_assembly_begin(msi_assembly *assembly, uint32_t n);
+void msi_assembly_add(msi_assembly *assembly, const msi_entry *entry);
+
+/* Finds or makes the tensors of the batch. */
+int msi_assembly_lay_out(msi_assembly *assembly);
+
+/* Brings the results of a member to where its client looks for them, and tells how
+ * many bytes of its slot they take. outputs are the tensors of the batch, or NULL:
+ * the results are what the inputs are. */
+size_t msi_assembly_scatter(msi_assembly *assembly, const msi_entry *member, msi_slot *slot,
+                            const void *const *outputs);
+
+#endif

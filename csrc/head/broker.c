@@ -1,0 +1,530 @@
+#include "head/broker.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/error.h"
+
+enum { PATIENCE_BATCHES = 8 }; /* without a client, until the census forgets it */
+
+static const int64_t TENANT_LIMIT_NS = 10000000000;
+
+/* ---- open and close ---------------------------------------------------------- */
+
+int msi_broker_open(msi_broker *broker, const msi_world *world,
+                    const mpiserve_description *description, int place,
+                    size_t bytes[MSI_TRANSPORTS]) {
+  *broker = (msi_broker){.world = world, .description = description, .failed_rank = -1};
+  broker->policy =
+      (msi_policy){description->max_batch_rows, description->max_delay_ns,
+                   description->max_queue_rows, description->rows == MPISERVE_TOGETHER};
+  int code = msi_assembly_open(&broker->assembly, broker->ports, description->max_batch_rows);
+  broker->assembly.batch.service = place;
+  if (!code) code = msi_queue_open(&broker->queue);
+  if (!code) code = msi_queue_open(&broker->tenants);
+  if (!code) code = msi_control_open(&broker->control, broker->ports);
+  for (int t = 0; t < MSI_TRANSPORTS && !code; t++) {
+    code = msi_port_open(&broker->ports[t], world, t, description, place, bytes[t]);
+    bytes[t] += broker->ports[t].layout.bytes;
+    broker->remaining += broker->ports[t].layout.lanes;
+  }
+  return code;
+}
+
+int msi_broker_attach(msi_broker *broker, msi_window *window, msi_thread *thread) {
+  broker->window = window;
+  broker->thread = thread;
+  int code = MPISERVE_OK;
+  for (int t = 0; t < MSI_TRANSPORTS && !code; t++)
+    code = msi_port_attach(&broker->ports[t], window);
+  return code;
+}
+
+void msi_broker_close(msi_broker *broker) {
+  for (int t = 0; t < MSI_TRANSPORTS; t++) msi_port_close(&broker->ports[t]);
+  msi_queue_close(&broker->queue);
+  msi_queue_close(&broker->tenants);
+  msi_shelf_close(&broker->shelf);
+  msi_control_close(&broker->control);
+  msi_assembly_close(&broker->assembly);
+}
+
+/* ---- the census ----------------------------------------------------------------- */
+
+static void lane_join(msi_broker *broker, msi_lane *lane) {
+  lane->missed = 0;
+  if (lane->active || lane->gone) return;
+  lane->active = 1;
+  broker->able++;
+}
+
+/* Where the service rests nobody asks, so nobody counts. */
+static void lane_attach(msi_broker *broker, msi_lane *lane) {
+  if (!broker->resting) lane_join(broker, lane);
+}
+
+static void lane_rest(msi_broker *broker, msi_lane *lane) {
+  broker->able -= lane->active;
+  lane->active = 0;
+}
+
+static void lane_queue(msi_broker *broker, msi_lane *lane) { broker->asked += !lane->queued++; }
+
+static void lane_unqueue(msi_broker *broker, msi_lane *lane) {
+  broker->asked -= !--lane->queued;
+  if (!lane->queued && lane->passing) lane_rest(broker, lane);
+}
+
+/* The client has gone to another replica. */
+static void lane_pass(msi_broker *broker, msi_lane *lane) {
+  lane->passing = 1;
+  if (!lane->queued) lane_rest(broker, lane);
+}
+
+/* The delay closed a batch: those who did not come may not be coming. They
+ * count again with their next request. */
+static void note_missing(msi_broker *broker) {
+  for (int t = 0; t < MSI_TRANSPORTS; t++)
+    for (uint32_t l = 0; l < broker->ports[t].layout.lanes; l++) {
+      msi_lane *lane = &broker->ports[t].lanes[l];
+      if (lane->active && !lane->queued && ++lane->missed >= PATIENCE_BATCHES)
+        lane_rest(broker, lane);
+    }
+}
+
+/* ---- requests ------------------------------------------------------------------- */
+
+int msi_broker_refuse(msi_broker *broker, const msi_entry *entry, int code, const char *text) {
+  broker->counters.requests++;
+  broker->counters.errors++;
+  return msi_port_reply(&broker->ports[entry->port], entry->lane, entry->sequence, code, text);
+}
+
+static int refuse_after_failure(msi_broker *broker, const msi_entry *entry) {
+  char text[MPISERVE_TEXT_SIZE + 64];
+  snprintf(text, sizeof text, "simulation rank %d ended with an error: %s", broker->failed_rank,
+           broker->failed_text);
+  return msi_broker_refuse(broker, entry, MPISERVE_EPEER, text);
+}
+
+/* One that the service rests for has not ended: its client asks elsewhere. */
+static int turn_away(msi_broker *broker, const msi_entry *entry) {
+  if (broker->failed_rank >= 0) return refuse_after_failure(broker, entry);
+  return msi_port_reply(&broker->ports[entry->port], entry->lane, entry->sequence, MSI_RESTS, NULL);
+}
+
+static int reply_lease(msi_broker *broker, const msi_entry *entry) {
+  msi_port *port = &broker->ports[entry->port];
+  msi_slot *slot;
+  int code = msi_port_reply_begin(port, entry->lane, entry->sequence, &slot);
+  if (code) return code;
+  const msi_lane *lane = &port->lanes[entry->lane];
+  slot->reply.lease_begin = lane->leases[entry->lease].begin;
+  slot->reply.rows = lane->leases[entry->lease].rows;
+  slot->reply.lease_once = msi_port_lease_once(port, lane->leases[entry->lease]);
+  return msi_port_reply_end(port, entry->lane, entry->sequence, 0);
+}
+
+/* Who waits for rows cannot ask until a batch gives some back: the census counts it as one that
+ * has asked, or each batch would wait for its delay. */
+static int await_rows(msi_broker *broker, const msi_entry *entry) {
+  msi_lane *lane = &broker->ports[entry->port].lanes[entry->lane];
+  int code = msi_queue_push(&broker->tenants, *entry);
+  if (code) return code;
+  if (!lane->active) lane->passing = 1; /* until its request says more */
+  lane_attach(broker, lane);
+  lane_queue(broker, lane);
+  return MPISERVE_OK;
+}
+
+static msi_entry end_wait(msi_broker *broker) {
+  msi_entry entry = msi_queue_pop(&broker->tenants);
+  lane_unqueue(broker, &broker->ports[entry.port].lanes[entry.lane]);
+  return entry;
+}
+
+/* In turn, so that a large request is not passed for ever by small ones. */
+static int serve_tenants(msi_broker *broker) {
+  int code = MPISERVE_OK;
+  while (broker->tenants.n && !code) {
+    msi_entry *first = msi_queue_at(&broker->tenants, 0);
+    if (!msi_port_lease(&broker->ports[first->port], first->lane, first->lease, first->rows)) break;
+    msi_entry entry = end_wait(broker);
+    code = reply_lease(broker, &entry);
+  }
+  return code;
+}
+
+/* Rows that are missing may be with a client that is itself waiting, outside
+ * this library, for the one that needs them: an error ends what would hang. */
+int msi_broker_refuse_late(msi_broker *broker, int64_t now) {
+  int code = MPISERVE_OK;
+  while (!code && broker->tenants.n &&
+         now - msi_queue_at(&broker->tenants, 0)->taken_ns > TENANT_LIMIT_NS) {
+    msi_entry entry = end_wait(broker);
+    code = msi_broker_refuse(
+        broker, &entry, MPISERVE_ENOMEM,
+        "no memory for the payload came free within 10 s: other requests hold it. "
+        "Raise the service's pool_bytes, or take results before waiting for other ranks");
+    if (!code) code = serve_tenants(broker);
+  }
+  return code;
+}
+
+static int lies_in(const msi_entry *e, const msi_entry *by, const msi_range *range) {
+  return e->port == by->port && e->lane == by->lane &&
+         (e->input_row - range->begin < range->rows || e->output_row - range->begin < range->rows);
+}
+
+/* Rows of a request that waits or is held stay its lane's, whatever the client asks: its results
+ * go there. */
+static int is_used(const msi_broker *broker, const msi_entry *by, int lease) {
+  const msi_range *range = &broker->ports[by->port].lanes[by->lane].leases[lease];
+  for (uint32_t i = 0; range->rows && i < broker->queue.n; i++)
+    if (lies_in(msi_queue_at(&broker->queue, i), by, range)) return 1;
+  for (uint32_t i = 0; broker->shelf.n && i < broker->shelf.used; i++)
+    if (broker->shelf.places[i].taken && lies_in(&broker->shelf.places[i].entry, by, range))
+      return 1;
+  return 0;
+}
+
+static int lease_possible(const msi_broker *broker, const msi_entry *entry) {
+  return entry->lease >= 0 && entry->lease < MSI_LEASES &&
+         entry->rows <= broker->ports[entry->port].layout.max_rows &&
+         !is_used(broker, entry, entry->lease);
+}
+
+/* A buffer stays for as long as its user likes: it may not be lent, nor waited for. */
+static int on_keep(msi_broker *broker, const msi_entry *entry) {
+  msi_port *port = &broker->ports[entry->port];
+  if (!lease_possible(broker, entry))
+    return msi_broker_refuse(broker, entry, MPISERVE_EROWS, "a buffer that cannot be given");
+  int given = msi_port_lease(port, entry->lane, entry->lease, entry->rows);
+  if (given && !msi_port_lease_once(port, port->lanes[entry->lane].leases[entry->lease]))
+    return reply_lease(broker, entry);
+  msi_port_lease_drop(port, entry->lane, entry->lease);
+  return msi_broker_refuse(
+      broker, entry, MPISERVE_ENOMEM,
+      "no room for a buffer of so many rows: raise the service's pool_bytes, or give "
+      "other buffers back");
+}
+
+static int on_lease(msi_broker *broker, const msi_entry *entry) {
+  msi_port *port = &broker->ports[entry->port];
+  if (!lease_possible(broker, entry))
+    return msi_broker_refuse(broker, entry, MPISERVE_EROWS, "a lease that cannot be given");
+  msi_port_lease_drop(port, entry->lane, entry->lease);
+  int code = entry->rows ? await_rows(broker, entry) : reply_lease(broker, entry);
+  return code ? code : serve_tenants(broker);
+}
+
+/* Where one side of a request lies: in the slot, or in leased rows. The client has
+ * checked this too; what is in a window is not trusted all the same. */
+static int find_rows(const msi_port *port, const msi_entry *entry, const msi_side *side,
+                     int32_t lease, uint32_t row, uint32_t *begin) {
+  *begin = MSI_IN_SLOT;
+  if (lease < 0) return msi_side_eager(side, entry->rows);
+  if (lease >= MSI_LEASES) return 0;
+  msi_range range = port->lanes[entry->lane].leases[lease];
+  *begin = range.begin + row;
+  return row <= range.rows && entry->rows <= range.rows - row;
+}
+
+static int fits(const msi_port *port, msi_entry *entry, const msi_request_header *request) {
+  const msi_layout *layout = &port->layout;
+  if (entry->rows < 1 || entry->rows > layout->max_rows) return 0;
+  return find_rows(port, entry, &layout->inputs, request->lease, request->row, &entry->input_row) &&
+         find_rows(port, entry, &layout->outputs, request->output_lease, request->output_row,
+                   &entry->output_row);
+}
+
+/* Does a request that finds no room in the queue stay in its lane? */
+static int waits(const msi_broker *broker) {
+  return broker->policy.queue_rows && broker->description->on_full == MPISERVE_WAIT;
+}
+
+static int refuse_for_room(msi_broker *broker, const msi_entry *entry) {
+  char text[MPISERVE_TEXT_SIZE];
+  snprintf(text, sizeof text,
+           "service '%s': %lld rows wait already, max_queue_rows is %lld; ask again later, or "
+           "raise it",
+           broker->description->name, (long long)broker->queue.rows,
+           (long long)broker->policy.queue_rows);
+  broker->queue.full = 1;
+  broker->counters.rejected++;
+  return msi_broker_refuse(broker, entry, MPISERVE_EFULL, text);
+}
+
+/* Hosts have clocks of their own: over rma the client says how long. What is in a window
+ * is not trusted: the sum may be anything, but is defined, and never before now. */
+static int64_t deadline_of(const msi_entry *entry, int64_t deadline_ns) {
+  if (!deadline_ns) return 0;
+  if (entry->port == MPISERVE_RMA)
+    deadline_ns = (int64_t)((uint64_t)entry->taken_ns + (uint64_t)deadline_ns);
+  return deadline_ns > entry->taken_ns ? deadline_ns : entry->taken_ns;
+}
+
+static int on_infer(msi_broker *broker, msi_entry *entry, const msi_request_header *request) {
+  msi_port *port = &broker->ports[entry->port];
+  msi_lane *lane = &port->lanes[entry->lane];
+  if (broker->shut) return turn_away(broker, entry);
+  if (!fits(port, entry, request))
+    return msi_broker_refuse(broker, entry, MPISERVE_EROWS, "rows do not fit the lane");
+  if (!waits(broker) && !msi_queue_admits(&broker->policy, &broker->queue, entry->rows))
+    return refuse_for_room(broker, entry);
+  entry->priority = request->priority > INT8_MIN ? request->priority : 0;
+  entry->deadline_ns = deadline_of(entry, request->deadline_ns);
+  lane_join(broker, lane);
+  lane->passing = request->kind == MSI_VISIT;
+  int code = msi_queue_push(&broker->queue, *entry);
+  if (!code) lane_queue(broker, lane);
+  return code;
+}
+
+static int turn_all_away(msi_broker *broker) {
+  int code = MPISERVE_OK;
+  while (broker->queue.n && !code) {
+    msi_entry waiting = msi_queue_pop(&broker->queue);
+    lane_unqueue(broker, &broker->ports[waiting.port].lanes[waiting.lane]);
+    code = turn_away(broker, &waiting);
+  }
+  return code;
+}
+
+static int on_fail(msi_broker *broker, const msi_entry *entry) {
+  if (broker->failed_rank < 0) {
+    const msi_port *port = &broker->ports[entry->port];
+    size_t bytes = entry->rows < MSI_EAGER_BYTES ? entry->rows : MSI_EAGER_BYTES;
+    memcpy(broker->failed_text, msi_port_slot(port, entry->lane, entry->sequence)->input, bytes);
+    broker->failed_text[bytes] = 0;
+    broker->failed_rank = broker->ports[entry->port].clients[entry->lane];
+    broker->shut = 1;
+  }
+  int code = turn_all_away(broker);
+  msi_held *held;
+  while (!code && (held = msi_shelf_any(&broker->shelf))) {
+    msi_entry entry = held->entry;
+    msi_broker_redeem(broker, held);
+    code = refuse_after_failure(broker, &entry);
+  }
+  return code;
+}
+
+static int on_control(msi_broker *broker, const msi_entry *entry) {
+  if (broker->failed_rank >= 0) return refuse_after_failure(broker, entry);
+  return msi_control_push(&broker->control, entry);
+}
+
+static int on_leave(msi_broker *broker, const msi_entry *entry) {
+  msi_port *port = &broker->ports[entry->port];
+  msi_lane *lane = &port->lanes[entry->lane];
+  lane_rest(broker, lane);
+  broker->remaining -= !lane->gone;
+  lane->gone = 1;
+  /* Buffers that were not given back stay the client's: it may look at them after close. */
+  for (int i = 0; i < MSI_SLOTS; i++)
+    if (!is_used(broker, entry, i)) msi_port_lease_drop(port, entry->lane, i);
+  return serve_tenants(broker);
+}
+
+/* One reading of the clock serves a whole sweep over the lanes. */
+static int64_t now_of(msi_broker *broker) {
+  if (!broker->now_ns) broker->now_ns = msi_now();
+  return broker->now_ns;
+}
+
+static int take(msi_broker *broker, msi_port *port, uint32_t lane,
+                const msi_request_header *request) {
+  msi_entry entry = {.port = (uint8_t)port->transport,
+                     .lane = lane,
+                     .rows = request->rows,
+                     .lease = request->lease};
+  entry.sequence = msi_port_take(port, lane, &entry.taken_ns);
+  if (!entry.taken_ns) entry.taken_ns = now_of(broker);
+  if (request->sequence != entry.sequence)
+    return msi_broker_refuse(broker, &entry, MPISERVE_ESTATE,
+                             "the lane is out of step with its doorbell");
+  int code = MPISERVE_OK;
+  switch (request->kind) {
+    case MSI_VISIT:
+    case MSI_INFER: return on_infer(broker, &entry, request);
+    case MSI_LEASE: return on_lease(broker, &entry);
+    case MSI_KEEP: return on_keep(broker, &entry);
+    case MSI_CONTROL: return on_control(broker, &entry);
+    case MSI_ATTACH: lane_attach(broker, &port->lanes[lane]); break;
+    case MSI_REST: lane_pass(broker, &port->lanes[lane]); break;
+    case MSI_FAIL: code = on_fail(broker, &entry); break;
+    case MSI_LEAVE: code = on_leave(broker, &entry); break;
+    default: return msi_broker_refuse(broker, &entry, MPISERVE_EARG, "a request of unknown kind");
+  }
+  return code ? code : msi_port_reply(port, lane, entry.sequence, MPISERVE_OK, NULL);
+}
+
+/* Is it for the queue? What is cancelled or out of step is not. */
+static int is_for_queue(const msi_port *port, uint32_t lane, const msi_request_header *request) {
+  uint64_t sequence = port->lanes[lane].taken + 1;
+  int infers = request->kind == MSI_INFER || request->kind == MSI_VISIT;
+  return infers && request->sequence == sequence &&
+         !msi_slot_cancelled(msi_port_slot(port, lane, sequence));
+}
+
+/* With on_full = wait, a request for which the queue has no room stays in its lane, and
+ * none of those that come after it in this round gets past it. Other kinds do. */
+static int has_to_wait(msi_broker *broker, msi_port *port, uint32_t lane,
+                       const msi_request_header *request) {
+  if (!waits(broker) || !is_for_queue(port, lane, request)) return 0;
+  if (!broker->queue.full) {
+    if (msi_queue_admits(&broker->policy, &broker->queue, request->rows)) return 0;
+    broker->queue.full = 1;
+    broker->turn_port = port->transport;
+    broker->turn_lane = lane;
+  }
+  msi_port_note(port, lane, now_of(broker));
+  return 1;
+}
+
+static int poll_lanes(msi_broker *broker, int transport, uint32_t from, uint32_t to) {
+  msi_port *port = &broker->ports[transport];
+  int code = transport == MPISERVE_RMA ? msi_window_progress(broker->window) : MPISERVE_OK;
+  msi_request_header request;
+  uint32_t last = to, left = 0; /* that a lane may ring for in one round */
+  for (uint32_t lane = from; !code && msi_port_rung(port, &lane) && lane < to;) {
+    if (lane != last) left = MSI_SLOTS;
+    last = lane;
+    if (left-- && msi_port_read(port, lane, &request) && !has_to_wait(broker, port, lane, &request))
+      code = take(broker, port, lane, &request);
+    else
+      lane++;
+  }
+  return code;
+}
+
+/* Once around, from who has waited for room in the queue longest. */
+int msi_broker_poll(msi_broker *broker) {
+  int first = broker->turn_port, second = 1 - first;
+  uint32_t lane = broker->turn_lane;
+  broker->now_ns = 0;
+  broker->queue.full = 0;
+  uint32_t firsts = broker->ports[first].layout.lanes, seconds = broker->ports[second].layout.lanes;
+  int code = firsts ? poll_lanes(broker, first, lane, firsts) : MPISERVE_OK;
+  if (seconds && !code) code = poll_lanes(broker, second, 0, seconds);
+  return lane && !code ? poll_lanes(broker, first, 0, lane) : code;
+}
+
+/* ---- batches --------------------------------------------------------------------- */
+
+static int drop(msi_broker *broker, uint32_t i, int cancelled) {
+  msi_entry entry = msi_queue_remove(&broker->queue, i);
+  lane_unqueue(broker, &broker->ports[entry.port].lanes[entry.lane]);
+  ++*(cancelled ? &broker->counters.cancelled : &broker->counters.dropped);
+  if (cancelled) return msi_broker_refuse(broker, &entry, MPISERVE_ECANCELLED, NULL);
+  return msi_broker_refuse(broker, &entry, MPISERVE_EDEADLINE,
+                           "the deadline passed before the model could begin with the request");
+}
+
+/* Requests that nobody wants any more end here: no batch is closed for them. */
+static int drop_unwanted(msi_broker *broker) {
+  int code = MPISERVE_OK;
+  for (uint32_t i = 0; i < broker->queue.n && !code;) {
+    const msi_entry *e = msi_queue_at(&broker->queue, i);
+    int cancelled =
+        msi_slot_cancelled(msi_port_slot(&broker->ports[e->port], e->lane, e->sequence));
+    if (cancelled || (e->deadline_ns && e->deadline_ns <= now_of(broker)))
+      code = drop(broker, i, cancelled);
+    else
+      i++;
+  }
+  return code;
+}
+
+/* Moves requests from the queue into the batch. */
+static int collect(msi_broker *broker) {
+  uint32_t span, n = msi_batch_pick(&broker->policy, &broker->queue, &span);
+  int code = msi_assembly_begin(&broker->assembly, n);
+  for (uint32_t i = 0; i < span && !code; i++) {
+    const msi_entry *e = msi_queue_at(&broker->queue, i);
+    if (!e->picked) continue;
+    lane_unqueue(broker, &broker->ports[e->port].lanes[e->lane]);
+    msi_assembly_add(&broker->assembly, e);
+  }
+  msi_queue_take_picked(&broker->queue, span);
+  return code;
+}
+
+static void count_batch(msi_broker *broker, msi_close_reason reason, int in_place) {
+  mpiserve_counters *c = &broker->counters;
+  c->batches++;
+  c->batches_in_place += in_place;
+  c->closed_by_rows += reason == MSI_CLOSED_ROWS;
+  c->closed_by_census += reason == MSI_CLOSED_CENSUS;
+  c->closed_by_delay += reason == MSI_CLOSED_DELAY;
+}
+
+static int close_batch(msi_broker *broker, msi_close_reason reason, int lay_out) {
+  if (reason == MSI_CLOSED_DELAY) note_missing(broker);
+  int code = collect(broker);
+  if (code) return code;
+  broker->closed_ns = now_of(broker);
+  if (lay_out) code = msi_assembly_lay_out(&broker->assembly);
+  if (code) return code;
+  count_batch(broker, reason, !lay_out || broker->assembly.batch.in_place);
+  broker->open = 1;
+  return MPISERVE_OK;
+}
+
+static msi_close_reason decide(msi_broker *broker) {
+  if (!broker->queue.n) return MSI_OPEN;
+  /* Others are under way: who comes now is to join them, and some of those who are
+   * missing wait for an answer. */
+  if (broker->shelf.n) return MSI_CLOSED_HELD;
+  return msi_batch_decide(&broker->policy, &broker->queue, broker->asked, broker->able,
+                          now_of(broker));
+}
+
+int msi_broker_look(msi_broker *broker, int lay_out) {
+  int code = msi_broker_poll(broker);
+  if (!code && broker->tenants.n) code = msi_broker_refuse_late(broker, now_of(broker));
+  if (code) return code;
+  if (broker->control.waiting.n) {
+    if (msi_control_news(&broker->control))
+      return msi_error(MPISERVE_ECONTROL, "a client asks for another model");
+    if (msi_control_pauses(&broker->control)) return MPISERVE_OK;
+  }
+  msi_close_reason reason = decide(broker);
+  uint32_t n = broker->queue.n;
+  if (reason || broker->queue.timed) code = drop_unwanted(broker);
+  if (broker->queue.n < n) reason = decide(broker);
+  return reason && !code ? close_batch(broker, reason, lay_out) : code;
+}
+
+/* Who waits for rows counts again, as having asked. */
+static int rejoin_waiting(msi_broker *broker) {
+  for (uint32_t i = 0; i < broker->tenants.n; i++) {
+    const msi_entry *waiting = msi_queue_at(&broker->tenants, i);
+    lane_join(broker, &broker->ports[waiting->port].lanes[waiting->lane]);
+  }
+  return MPISERVE_OK;
+}
+
+int msi_broker_rest(msi_broker *broker, int resting) {
+  broker->resting = resting;
+  broker->shut = resting || broker->failed_rank >= 0;
+  if (!resting) return rejoin_waiting(broker);
+  int code = turn_all_away(broker);
+  for (int t = 0; t < MSI_TRANSPORTS; t++)
+    for (uint32_t l = 0; l < broker->ports[t].layout.lanes; l++)
+      lane_rest(broker, &broker->ports[t].lanes[l]);
+  return code;
+}
+
+void msi_broker_settle(msi_broker *broker) {
+  broker->thread->owed -= broker->computing;
+  broker->computing = broker->open = 0;
+  msi_thread_wake(broker->thread); /* other services may hold requests */
+}
+
+void msi_broker_redeem(msi_broker *broker, msi_held *held) {
+  msi_shelf_drop(&broker->shelf, held);
+  broker->thread->owed--;
+}

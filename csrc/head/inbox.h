@@ -1,0 +1,91 @@
+/* port: a head's end of the lanes of one transport: what clients wrote, and the
+ * replies to it. Knows slots and both transports; knows nothing of batches. */
+#ifndef MSI_PORT_H
+#define MSI_PORT_H
+
+#include "head/row_pool.h"
+#include "mpi/window.h"
+#include "protocol/slot.h"
+
+typedef struct msi_lane {
+  uint64_t taken;             /* sequence of the last request taken */
+  int64_t seen_ns[MSI_SLOTS]; /* when its requests were seen, if before they were taken; or 0 */
+  uint32_t queued;            /* requests that wait for a batch, or for rows */
+  uint8_t active;             /* counts in the census: attached, not idle, not gone */
+  uint8_t missed;             /* batches closed by delay, one after the other, without it */
+  uint8_t passing;            /* counts only while it has a request in the queue */
+  uint8_t gone;
+  uint8_t open;   /* a bit for each slot whose request has no reply yet */
+  uint8_t n_read; /* of the batch of this round: which rows its requests read */
+  uint32_t round;
+  msi_range read[MSI_SLOTS];
+  msi_range leases[MSI_LEASES];
+} msi_lane;
+
+typedef struct msi_port {
+  msi_window *window;
+  int transport;
+  int place; /* of its service among those of this rank */
+  msi_layout layout;
+  uint8_t *memory; /* this rank's; where the segment lies in it the layout knows */
+  uint8_t *seen;   /* the bells, as far as they were taken */
+  int *clients;    /* world rank by lane */
+  msi_lane *lanes;
+  msi_pool pool;
+  struct msi_port *next; /* of those that the broker thread watches */
+  MPI_Request *told;     /* rma: of the last reply message, by lane and slot */
+} msi_port;
+
+/* Lays the segment of this rank's service number place out, from byte begin of its memory on.
+ * Local; the memory comes with msi_port_attach(). */
+int msi_port_open(msi_port *port, const msi_world *world, int transport,
+                  const mpiserve_description *description, int place, size_t begin);
+int msi_port_attach(msi_port *port, msi_window *window);
+void msi_port_close(msi_port *port);
+
+/* The next lane, from *lane on, whose bell has rung: 1, or 0 if there is none. */
+int msi_port_rung(const msi_port *port, uint32_t *lane);
+
+/* Copies the header of the request that msi_port_take() will take, each word read once: a client
+ * may write there at any time, so what was checked must be what is used. `cancelled` and `asleep`
+ * are not copied. 0 if there is none: the request before in the same slot has no reply yet, so
+ * that a client that breaks the rules has MSI_SLOTS requests at the head as all others. */
+int msi_port_read(const msi_port *port, uint32_t lane, msi_request_header *request);
+
+/* Takes one request of a lane that has rung: its sequence. seen_ns is when it was noted first,
+ * or 0. */
+uint64_t msi_port_take(msi_port *port, uint32_t lane, int64_t *seen_ns);
+
+/* Notes when the requests of a lane that has rung were seen, but not yet taken. */
+void msi_port_note(msi_port *port, uint32_t lane, int64_t now_ns);
+
+msi_slot *msi_port_slot(const msi_port *port, uint32_t lane, uint64_t sequence);
+
+/* Gives a lane rows for lease i; what it had there goes back first. rows 0 only
+ * gives back. 0 if the pool is too full now. */
+int msi_port_lease(msi_port *port, uint32_t lane, int i, uint32_t rows);
+void msi_port_lease_drop(msi_port *port, uint32_t lane, int i);
+
+/* Must a lease of this range be given back after one request? The upper half of
+ * the pool is lent so: however the lower half is split among clients that keep
+ * theirs, the largest request will fit again, and nobody waits for ever. */
+int msi_port_lease_once(const msi_port *port, msi_range range);
+
+/* Begins a reply: its slot, with the reply header cleared. */
+int msi_port_reply_begin(msi_port *port, uint32_t lane, uint64_t sequence, msi_slot **slot);
+
+/* Ends it: payload_bytes of slot->output belong to it. Publishes it to the client. */
+int msi_port_reply_end(msi_port *port, uint32_t lane, uint64_t sequence, size_t payload_bytes);
+
+/* A whole reply with no rows: how a request ended, and why. */
+int msi_port_reply(msi_port *port, uint32_t lane, uint64_t sequence, int code, const char *text);
+
+static inline uint8_t *msi_port_input(const msi_port *port, int i, uint32_t row) {
+  return port->memory + port->layout.inputs_at[i] + row * port->layout.inputs.row_bytes[i];
+}
+
+static inline uint8_t *msi_port_output(const msi_port *port, int i, uint32_t row) {
+  return port->memory + port->layout.outputs_at[i] + row * port->layout.outputs.row_bytes[i];
+}
+
+#endif

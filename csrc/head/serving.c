@@ -1,0 +1,279 @@
+#include "head/serving.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/error.h"
+
+enum { MOST_NAMED = 8 }; /* ranks of a text */
+
+static const double WAIT_NOTICE = 10;
+
+int msi_serving_open(msi_serving *serving, const msi_world *world, int n,
+                     const mpiserve_description *descriptions, size_t bytes[MSI_TRANSPORTS]) {
+  *serving = (msi_serving){.patience = world->patience};
+  bytes[MPISERVE_SHARED] = bytes[MPISERVE_RMA] = 0;
+  serving->brokers = calloc((size_t)n, sizeof *serving->brokers);
+  if (!serving->brokers) return msi_error(MPISERVE_ENOMEM, "no memory for %d services", n);
+  serving->current = serving->turn = serving->asked = serving->brokers;
+  serving->last = serving->brokers + n - 1;
+  int code = MPISERVE_OK;
+  for (int i = 0; i < n && !code; i++) {
+    serving->n = i + 1;
+    code = msi_broker_open(&serving->brokers[i], world, &descriptions[i], i, bytes);
+  }
+  return code;
+}
+
+/* A broker whose clients have not all left, if there is one. */
+static const msi_broker *waited_for(const msi_serving *serving) {
+  int i = 0;
+  while (i < serving->n - 1 && !serving->brokers[i].remaining) i++;
+  return &serving->brokers[i];
+}
+
+/* Until a wait is long; 0 or less in the environment: never. As Python reads it. */
+static int64_t notice_limit(void) {
+  const char *text = getenv("MPISERVE_WAIT_NOTICE");
+  char *end = NULL;
+  double seconds = text ? strtod(text, &end) : 0;
+  if (!text || end == text || *end || seconds != seconds) seconds = WAIT_NOTICE;
+  return seconds > 0 && seconds < 1e9 ? (int64_t)(seconds * 1e9) : INT64_MAX;
+}
+
+int msi_serving_attach(msi_serving *serving, msi_window *window) {
+  int code = MPISERVE_OK, remote = 0;
+  for (int i = 0; i < serving->n && !code; i++) {
+    msi_broker *broker = &serving->brokers[i];
+    code = msi_broker_attach(broker, window, &serving->thread);
+    remote |= broker->ports[MPISERVE_RMA].layout.lanes != 0;
+  }
+  if (!code && remote) code = msi_thread_open(&serving->thread, window);
+  for (int i = 0; i < serving->n && !code; i++)
+    msi_thread_watch(&serving->thread, &serving->brokers[i].ports[MPISERVE_RMA]);
+  serving->silence = (msi_silence){notice_limit(), msi_now(), 0, waited_for(serving)->remaining};
+  return code;
+}
+
+void msi_serving_close(msi_serving *serving) {
+  msi_thread_rest(&serving->thread); /* which has MPI if something is owed still */
+  msi_thread_close(&serving->thread);
+  for (int i = 0; i < serving->n; i++) msi_broker_close(&serving->brokers[i]);
+  free(serving->brokers);
+  *serving = (msi_serving){0};
+}
+
+/* Looks at each broker once, or until one closes a batch: the next look begins behind it, so
+ * that none is passed over by others that are always ready. */
+static int look(msi_serving *serving, int lay_out) {
+  msi_broker *broker;
+  int i = 0, code;
+  do {
+    broker = serving->current = serving->turn;
+    serving->turn = broker == serving->last ? serving->brokers : broker + 1;
+    code = msi_broker_look(broker, lay_out);
+    if (code == MPISERVE_ECONTROL) serving->asked = broker;
+    if (code || broker->open) return code;
+  } while (++i < serving->n);
+  if (waited_for(serving)->remaining) return MPISERVE_OK;
+  return msi_error(MPISERVE_ECLOSED, "every simulation rank has left the session");
+}
+
+/* Where the rank sleeps: in its first segment. Who comes over rma cannot wake it, nor can the
+ * delay of a batch. */
+static const msi_bed *bed_of(const msi_serving *serving, msi_bed *bed) {
+  for (int i = 0; i < serving->n; i++)
+    if (!msi_broker_may_sleep(&serving->brokers[i])) return NULL;
+  msi_front *front = (msi_front *)serving->brokers[0].ports[MPISERVE_SHARED].memory;
+  *bed = (msi_bed){&front->asleep, &front->asleep, 0};
+  return bed;
+}
+
+static int refuse_late(msi_serving *serving, int64_t now) {
+  int code = MPISERVE_OK;
+  for (int i = 0; i < serving->n && !code; i++)
+    code = msi_broker_refuse_late(&serving->brokers[i], now);
+  return code;
+}
+
+/* ---- whom it waits for --------------------------------------------------------------- */
+
+/* How many requests and batches there were; -1 while there are requests without an answer. */
+static int64_t heard(const msi_serving *serving) {
+  int64_t n = 0;
+  for (int i = 0; i < serving->n; i++) {
+    const msi_broker *broker = &serving->brokers[i];
+    if (broker->queue.n || broker->shelf.n || broker->open) return -1;
+    n += broker->counters.requests + broker->counters.batches;
+  }
+  return n;
+}
+
+static int is_long(msi_silence *silence, int64_t heard, uint32_t remaining) {
+  int64_t now = msi_now();
+  if (heard < 0 || heard != silence->heard || remaining != silence->remaining)
+    *silence = (msi_silence){silence->limit_ns, now, heard, remaining};
+  return now - silence->since_ns >= silence->limit_ns;
+}
+
+/* Appends to a text of MPISERVE_TEXT_SIZE bytes, while there is room. */
+__attribute__((format(printf, 2, 3))) static void append(char *text, const char *format, ...) {
+  size_t n = strlen(text);
+  va_list args;
+  va_start(args, format);
+  vsnprintf(text + n, MPISERVE_TEXT_SIZE - n, format, args);
+  va_end(args);
+}
+
+static void append_ranks(const msi_broker *broker, char *text) {
+  uint32_t named = 0;
+  append(text, broker->remaining == 1 ? "simulation rank" : "simulation ranks");
+  for (int t = 0; t < MSI_TRANSPORTS; t++) {
+    const msi_port *port = &broker->ports[t];
+    for (uint32_t l = 0; l < port->layout.lanes && named < MOST_NAMED; l++)
+      if (!port->lanes[l].gone) append(text, named++ ? ", %d" : " %d", port->clients[l]);
+  }
+  if (broker->remaining > named) append(text, " and %u more", broker->remaining - named);
+}
+
+int msi_serving_waiting(msi_serving *serving, char *text) {
+  const msi_broker *broker = waited_for(serving);
+  uint32_t lanes = broker->ports[0].layout.lanes + broker->ports[1].layout.lanes;
+  int64_t n = heard(serving);
+  text[0] = 0;
+  if (!is_long(&serving->silence, n, broker->remaining) || !broker->remaining)
+    return MPISERVE_WAITS_NOT;
+  if (broker->remaining < lanes) {
+    append_ranks(broker, text);
+    append(text, broker->remaining == 1 ? " has" : " have");
+    append(text,
+           " not left the session, and %u others have; did the program call MPI_Finalize "
+           "without mpiserve_close?",
+           lanes - broker->remaining);
+    return MPISERVE_WAITS_TO_LEAVE;
+  }
+  append(text, n ? "no request any more" : "no request yet");
+  append(text, n ? "; did the program call MPI_Finalize without mpiserve_close?"
+                 : "; does the simulation use MPI_COMM_WORLD without libmpiserve_world.so?");
+  append(text, " Or it computes: this rank waits for ");
+  append_ranks(broker, text);
+  return n ? MPISERVE_WAITS_ON : MPISERVE_WAITS_TO_BEGIN;
+}
+
+static int no_batch(msi_serving *serving, double timeout) {
+  char text[MPISERVE_TEXT_SIZE];
+  const char *colon = msi_serving_waiting(serving, text) ? ": " : "";
+  return msi_error(MPISERVE_ETIMEOUT, "no batch within %g s%s%s", timeout, colon, text);
+}
+
+/* Between two looks that found nothing. */
+static int pause_for(msi_serving *serving, double timeout, msi_wait *wait, msi_bed *bed,
+                     int64_t *deadline) {
+  if (!msi_wait_pause(wait, &serving->patience, bed_of(serving, bed))) return MPISERVE_OK;
+  int code = refuse_late(serving, msi_now());
+  if (code) return code;
+  if (!*deadline) *deadline = msi_deadline(timeout);
+  if (msi_now() <= *deadline) return MPISERVE_OK;
+  return no_batch(serving, timeout);
+}
+
+static int wait_for_batch(msi_serving *serving, double timeout, int lay_out) {
+  msi_wait wait = {0};
+  msi_bed bed;
+  int64_t deadline = 0;
+  int code;
+  do {
+    code = pause_for(serving, timeout, &wait, &bed, &deadline);
+    if (!code) code = look(serving, lay_out);
+  } while (!code && !serving->current->open);
+  msi_wait_end(&wait, &bed);
+  return code;
+}
+
+int msi_serving_next(msi_serving *serving, double timeout, mpiserve_batch *batch) {
+  if (serving->current->open)
+    return msi_error(MPISERVE_ESTATE, "the last batch has not been answered");
+  msi_thread_rest(&serving->thread);
+  int code = look(serving, batch != NULL);
+  if (!code && !serving->current->open) code = wait_for_batch(serving, timeout, batch != NULL);
+  if (!code && batch) msi_broker_hand_out(serving->current, batch);
+  msi_thread_wake(&serving->thread);
+  return code;
+}
+
+int msi_serving_poll(msi_serving *serving) {
+  if (serving->current->open)
+    return msi_error(MPISERVE_ESTATE, "the last batch has not been answered");
+  msi_thread_rest(&serving->thread);
+  int code = MPISERVE_OK;
+  for (int i = 0; i < serving->n && !code; i++) code = msi_broker_poll(&serving->brokers[i]);
+  if (!code) code = refuse_late(serving, msi_now());
+  msi_thread_wake(&serving->thread);
+  return code;
+}
+
+static int check_place(const msi_serving *serving, int service) {
+  if (service >= 0 && service < serving->n) return MPISERVE_OK;
+  return msi_error(MPISERVE_EARG, "service %d of %d", service, serving->n);
+}
+
+int msi_serving_rest(msi_serving *serving, int service, int resting) {
+  int code = check_place(serving, service);
+  if (code) return code;
+  if (serving->brokers[service].open)
+    return msi_error(MPISERVE_ESTATE, "the last batch has not been answered");
+  msi_thread_rest(&serving->thread);
+  code = msi_broker_rest(&serving->brokers[service], resting);
+  msi_thread_wake(&serving->thread);
+  return code;
+}
+
+int msi_serving_rows_set(msi_serving *serving, int service, int rows) {
+  int code = check_place(serving, service);
+  if (code) return code;
+  if (serving->brokers[service].open)
+    return msi_error(MPISERVE_ESTATE, "the last batch has not been answered");
+  serving->brokers[service].policy.together = rows == MPISERVE_TOGETHER;
+  return MPISERVE_OK;
+}
+
+int msi_serving_queue_get(const msi_serving *serving, int service, int64_t *rows) {
+  int code = check_place(serving, service);
+  if (!code) *rows = serving->brokers[service].queue.rows;
+  return code;
+}
+
+int msi_serving_control_get(const msi_serving *serving, mpiserve_control *control) {
+  int code = msi_control_get(&serving->asked->control, control);
+  if (!code) control->service = (int32_t)(serving->asked - serving->brokers);
+  return code;
+}
+
+int msi_serving_control_reply(msi_serving *serving, int service, int code, const char *text) {
+  int wrong = check_place(serving, service);
+  if (wrong) return wrong;
+  msi_thread_rest(&serving->thread);
+  int failed = msi_control_reply(&serving->brokers[service].control, code, text);
+  msi_thread_wake(&serving->thread);
+  return failed;
+}
+
+void msi_serving_count(const msi_serving *serving, mpiserve_counters *counters) {
+  _Static_assert(sizeof *counters % sizeof(int64_t) == 0, "counters are of one type");
+  int64_t *sums = (int64_t *)counters;
+  *counters = (mpiserve_counters){0};
+  for (int i = 0; i < serving->n; i++)
+    for (size_t k = 0; k < sizeof *counters / sizeof *sums; k++)
+      sums[k] += ((const int64_t *)&serving->brokers[i].counters)[k];
+}
+
+const msi_broker *msi_serving_witness(const msi_serving *serving) {
+  const msi_broker *best = serving->brokers;
+  for (int i = 1; i < serving->n; i++) {
+    const msi_broker *broker = &serving->brokers[i];
+    if (best->failed_rank < 0 && broker->failed_rank >= 0) best = broker;
+  }
+  return best;
+}

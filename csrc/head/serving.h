@@ -1,0 +1,61 @@
+/* serving: an inference rank at work for all its services, each with a broker of its own. */
+#ifndef MSI_SERVING_H
+#define MSI_SERVING_H
+
+#include "head/broker.h"
+
+/* Of the clients, since when. */
+typedef struct msi_silence {
+  int64_t limit_ns; /* after which it is long: MPISERVE_WAIT_NOTICE */
+  int64_t since_ns;
+  int64_t heard; /* requests and batches until then */
+  uint32_t remaining;
+} msi_silence;
+
+typedef struct msi_serving {
+  msi_patience patience;
+  int n;
+  msi_broker *brokers; /* by the place of their services */
+  msi_broker *last;
+  msi_broker *turn;    /* to look at next */
+  msi_broker *current; /* of the batch that was handed out last; never NULL */
+  msi_broker *asked;   /* whose model a client wants to change, as was told last */
+  msi_thread thread;
+  msi_silence silence;
+} msi_serving;
+
+/* First half of publishing: what memory each transport needs. Local. descriptions must
+ * outlive it. */
+int msi_serving_open(msi_serving *serving, const msi_world *world, int n,
+                     const mpiserve_description *descriptions, size_t bytes[MSI_TRANSPORTS]);
+
+/* Second half: the windows are there. Local. */
+int msi_serving_attach(msi_serving *serving, msi_window *window);
+void msi_serving_close(msi_serving *serving);
+
+/* As mpiserve_batch_next() says. Without a batch (NULL) none is made: it is to be answered
+ * with outputs NULL, which are the inputs. */
+int msi_serving_next(msi_serving *serving, double timeout, mpiserve_batch *batch);
+
+/* As mpiserve_poll() says. */
+int msi_serving_poll(msi_serving *serving);
+
+/* As mpiserve_rest(), mpiserve_rows_set() and mpiserve_queue_get() say. */
+int msi_serving_rest(msi_serving *serving, int service, int resting);
+int msi_serving_rows_set(msi_serving *serving, int service, int rows);
+int msi_serving_queue_get(const msi_serving *serving, int service, int64_t *rows);
+
+/* As mpiserve_control_get() and mpiserve_control_reply() say. */
+int msi_serving_control_get(const msi_serving *serving, mpiserve_control *control);
+int msi_serving_control_reply(msi_serving *serving, int service, int code, const char *text);
+
+/* As mpiserve_waiting_get() says; local. */
+int msi_serving_waiting(msi_serving *serving, char *text);
+
+/* The sums over the services. */
+void msi_serving_count(const msi_serving *serving, mpiserve_counters *counters);
+
+/* The broker that knows most of the clients: of one that failed, if any did. */
+const msi_broker *msi_serving_witness(const msi_serving *serving);
+
+#endif

@@ -1,0 +1,60 @@
+#include "mpi/library.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "base/error.h"
+
+#define TEXT_OF(x) #x
+#define TEXT(x) TEXT_OF(x)
+
+const char *mpiserve_version(void) {
+  return TEXT(MPISERVE_VERSION_MAJOR) "." TEXT(MPISERVE_VERSION_MINOR) "." TEXT(
+      MPISERVE_VERSION_PATCH);
+}
+
+const char *mpiserve_mpi_build(void) {
+#if defined(MPICH_VERSION)
+  return "MPICH " MPICH_VERSION;
+#elif defined(OMPI_MAJOR_VERSION)
+  return "Open MPI " TEXT(OMPI_MAJOR_VERSION) "." TEXT(OMPI_MINOR_VERSION) "." TEXT(
+      OMPI_RELEASE_VERSION);
+#else
+  return "MPI " TEXT(MPI_VERSION) "." TEXT(MPI_SUBVERSION);
+#endif
+}
+
+const char *mpiserve_mpi_runtime(void) {
+  static char name[64];
+  char text[MPI_MAX_LIBRARY_VERSION_STRING] = "", version[32];
+  int length;
+  if (name[0]) return name;
+  MPI_Get_library_version(text, &length);
+  const char *mpich = strstr(text, "MPICH Version:"), *open = strstr(text, "Open MPI v");
+  if (mpich && sscanf(mpich, "MPICH Version: %31s", version) == 1)
+    snprintf(name, sizeof name, "MPICH %s", version);
+  else if (open && sscanf(open, "Open MPI v%31[0-9.]", version) == 1)
+    snprintf(name, sizeof name, "Open MPI %s", version);
+  else
+    snprintf(name, sizeof name, "%.63s", text);
+  return name;
+}
+
+int msi_library_check_running(void) {
+  int started = 0, ended = 0;
+  MPI_Initialized(&started);
+  MPI_Finalized(&ended);
+  if (started && !ended) return MPISERVE_OK;
+  return msi_error(MPISERVE_ESTATE, "MPI is not running: open comes after MPI_Init and close "
+                                    "before MPI_Finalize");
+}
+
+int msi_library_finalized(void) {
+  int ended = 0;
+  MPI_Finalized(&ended);
+  return ended;
+}
+
+MPI_Comm msi_library_comm(MPI_Fint comm) { return MPI_Comm_f2c(comm); }
+
+MPI_Fint msi_library_comm_f(MPI_Comm comm) { return MPI_Comm_c2f(comm); }

@@ -1,0 +1,73 @@
+/* window: the only file with MPI_Win_*, Put, Get and flush. Two transports:
+ *
+ *   shared  clients on the head's node use the head's memory itself
+ *   rma     clients elsewhere Put and Get; the head tells them by one small
+ *           message that a reply is there
+ *
+ * Only inference ranks have memory in a window, and only they are targets: a
+ * simulation rank may compute for hours and delays nobody. */
+#ifndef MSI_WINDOW_H
+#define MSI_WINDOW_H
+
+#include "mpi/world.h"
+
+enum { MSI_TRANSPORTS = 2 }; /* MPISERVE_SHARED, MPISERVE_RMA */
+
+typedef struct msi_window {
+  const msi_world *world;
+  int used[MSI_TRANSPORTS];
+  MPI_Win win[MSI_TRANSPORTS];
+  void *memory[MSI_TRANSPORTS]; /* this rank's own */
+  MPI_Comm replies;             /* of the messages of the rma transport */
+  int64_t operations, to_simulation;
+} msi_window;
+
+/* How a client reaches a head: by the nodes that they are on, or as
+ * MPISERVE_TRANSPORT says. Local, and the same at every rank. */
+int msi_window_transport(const msi_world *world, int client, int head);
+
+/* Collective over the world. bytes: of this rank's memory in each transport
+ * (0 on simulation ranks). */
+int msi_window_open(msi_window *window, const msi_world *world, const size_t bytes[MSI_TRANSPORTS]);
+
+/* Collective over the world; no message may be under way. Safe after a failed open. */
+int msi_window_close(msi_window *window);
+
+/* Client: the memory of a head on this node. Local. */
+int msi_window_peer(msi_window *window, int head, void **memory);
+
+/* Client: the same memory at another address, which outlives the window: who still
+ * looks at it after close does not crash. Where that cannot be had, memory itself.
+ * Local. */
+uint8_t *msi_window_alias(uint8_t *memory, size_t bytes);
+void msi_window_unalias(uint8_t *alias, size_t bytes);
+
+/* Client, rma: write to, or read from, the memory of a head. Complete at the
+ * head (put), or here (get), when msi_window_flush() has returned. */
+int msi_window_put(msi_window *window, int head, size_t at, const void *from, size_t bytes);
+int msi_window_get(msi_window *window, int head, size_t at, void *to, size_t bytes);
+int msi_window_flush(msi_window *window, int head);
+
+/* Client, rma: begin to receive the next message of a head, the one of its rank's service
+ * number place, of at most so many bytes; has it come? *request is MPI_REQUEST_NULL again
+ * when it has. */
+int msi_window_listen(msi_window *window, int head, int place, void *mailbox, size_t bytes,
+                      MPI_Request *request);
+int msi_window_hear(MPI_Request *request, int *heard);
+
+/* Client, rma: give a receive up, if there is one. */
+void msi_window_ignore(MPI_Request *request);
+
+/* Head, rma: begin to send a message; it must not change until *request is
+ * complete, for which msi_window_told() waits. */
+int msi_window_tell(msi_window *window, int client, int place, const void *message, size_t bytes,
+                    MPI_Request *request);
+int msi_window_told(MPI_Request *request);
+
+/* Head, rma: let MPI work, then see what clients have put. */
+int msi_window_progress(msi_window *window);
+
+/* Any rank: let MPI work while waiting, for the sake of the caller's own messages. */
+int msi_window_nudge(msi_window *window);
+
+#endif

@@ -1,0 +1,387 @@
+#include "mpi/world.h"
+
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/error.h"
+#include "protocol/tensor.h"
+
+enum { MOST_NAMED = 8 }; /* ranks of a text */
+
+/* What every rank tells every other at open. */
+typedef struct hello {
+  char version[16];
+  int32_t role;
+  int32_t thread_level;
+  int32_t code;
+  char transport[8]; /* MPISERVE_TRANSPORT of its environment */
+} hello;
+
+/* Of all sessions that are open here, each of which may be another thread's. */
+static MPI_Comm open_worlds[MPISERVE_MAX_SESSIONS];
+static int n_open_worlds;
+static pthread_mutex_t open_worlds_lock = PTHREAD_MUTEX_INITIALIZER;
+
+static void enter(MPI_Comm comm) {
+  pthread_mutex_lock(&open_worlds_lock);
+  open_worlds[n_open_worlds++] = comm; /* there is room: msi_live_add() has counted */
+  pthread_mutex_unlock(&open_worlds_lock);
+}
+
+static void leave(MPI_Comm comm) {
+  pthread_mutex_lock(&open_worlds_lock);
+  for (int i = 0; i < n_open_worlds; i++)
+    if (open_worlds[i] == comm) open_worlds[i] = open_worlds[--n_open_worlds];
+  pthread_mutex_unlock(&open_worlds_lock);
+}
+
+/* Local. No rank of a world has closed while one has not, so all that open a second session
+ * find the first, and nobody waits for those who refuse. */
+int msi_world_check_closed(MPI_Comm comm) {
+  int open = 0;
+  pthread_mutex_lock(&open_worlds_lock); /* a communicator is freed by who has left */
+  for (int i = 0; i < n_open_worlds && !open; i++) {
+    int how;
+    open =
+        !MPI_Comm_compare(comm, open_worlds[i], &how) && (how == MPI_IDENT || how == MPI_CONGRUENT);
+  }
+  pthread_mutex_unlock(&open_worlds_lock);
+  if (!open) return MPISERVE_OK;
+  return msi_error(
+      MPISERVE_ESTATE,
+      "a session of this world is open: these ranks have one at a time; close it first");
+}
+
+int msi_mpi_error(int mpi_code, const char *call) {
+  char text[MPI_MAX_ERROR_STRING] = "unknown error";
+  int length;
+  MPI_Error_string(mpi_code, text, &length);
+  return msi_error(MPISERVE_EMPI, "%s: %s", call, text);
+}
+
+/* Seconds; 600 if there is no text, 0 if it is no positive number. */
+static double limit_of(const char *text) {
+  if (!text || !*text) return 600;
+  char *end;
+  double seconds = strtod(text, &end);
+  return *end || !(seconds > 0) ? 0 : seconds;
+}
+
+/* The time after which open and publish give up on a rank that does not come. */
+static int64_t open_deadline(void) {
+  double seconds = limit_of(getenv("MPISERVE_OPEN_TIMEOUT"));
+  return msi_deadline(seconds > 0 ? seconds : 600);
+}
+
+/* Who did not come MPI does not say. After open the inference ranks are known, which publish
+ * when they have loaded: the simulation ranks wait for them. */
+static int not_all_came(const msi_world *world, const char *what) {
+  char ranks[MPISERVE_TEXT_SIZE] = "";
+  int named = 0;
+  for (int r = 0; world->n_simulation && r < world->size; r++) {
+    if (world->roles[r] != MPISERVE_INFERENCE || named == MOST_NAMED) continue;
+    size_t n = strlen(ranks);
+    snprintf(ranks + n, sizeof ranks - n, named++ ? ", %d" : " %d", r);
+  }
+  if (named)
+    return msi_error(MPISERVE_ETIMEOUT,
+                     "rank %d: not every inference rank (%s%s) came to %s in time: is a model "
+                     "still loading? (MPISERVE_OPEN_TIMEOUT sets the limit in seconds)",
+                     world->rank, ranks + 1, named < MOST_NAMED ? "" : " ...", what);
+  return msi_error(MPISERVE_ETIMEOUT,
+                   "rank %d: not every rank of the world came to %s in time; does each "
+                   "rank take part, by mpiserve_open or with libmpiserve_world.so? "
+                   "(MPISERVE_OPEN_TIMEOUT sets the limit in seconds)",
+                   world->rank, what);
+}
+
+/* Completes a nonblocking collective. Ranks may come minutes apart (models are
+ * being loaded), so this sleeps where MPI_Wait would burn a core. */
+static int complete(msi_world *world, MPI_Request *request, int64_t deadline, const char *what) {
+  msi_wait wait = {0};
+  for (;;) {
+    int done, failed = MPI_Test(request, &done, MPI_STATUS_IGNORE);
+    if (failed) return msi_mpi_error(failed, what);
+    if (done) return MPISERVE_OK;
+    if (msi_wait_pause(&wait, &world->patience, NULL) && msi_now() > deadline)
+      return not_all_came(world, what);
+  }
+}
+
+static int duplicate(msi_world *world, MPI_Comm comm) {
+  MPI_Request request;
+  int failed = MPI_Comm_idup(comm, &world->comm, &request);
+  if (failed) return msi_mpi_error(failed, "MPI_Comm_idup");
+  int code = complete(world, &request, open_deadline(), "mpiserve_open");
+  if (code) {
+    world->comm = MPI_COMM_NULL; /* still in the making: nobody may free it */
+    return code;
+  }
+  MPI_Comm_set_errhandler(world->comm, MPI_ERRORS_RETURN);
+  return MPISERVE_OK;
+}
+
+static int exchange_hello(msi_world *world, int code, hello *all) {
+  hello mine = {.role = world->role, .thread_level = world->thread_level, .code = code};
+  const char *transport = getenv("MPISERVE_TRANSPORT");
+  snprintf(mine.version, sizeof mine.version, "%s", mpiserve_version());
+  snprintf(mine.transport, sizeof mine.transport, "%s", transport ? transport : "auto");
+  MPI_Request request;
+  int failed = MPI_Iallgather(&mine, sizeof mine, MPI_BYTE, all, sizeof mine, MPI_BYTE, world->comm,
+                              &request);
+  if (failed) return msi_mpi_error(failed, "MPI_Iallgather");
+  return complete(world, &request, open_deadline(), "mpiserve_open");
+}
+
+/* A rank that failed tells its text to all. */
+static int check_failed(msi_world *world, const hello *all, const char *text) {
+  char message[MPISERVE_TEXT_SIZE] = "";
+  for (int r = 0; r < world->size; r++) {
+    if (!all[r].code) continue;
+    if (r == world->rank) snprintf(message, sizeof message, "%s", text);
+    int failed = MPI_Bcast(message, sizeof message, MPI_BYTE, r, world->comm);
+    if (failed) return msi_mpi_error(failed, "MPI_Bcast");
+    if (r == world->rank) return msi_error(all[r].code, "%s", message);
+    return msi_error(all[r].code, "rank %d: %s", r, message);
+  }
+  return MPISERVE_OK;
+}
+
+static int check_versions(msi_world *world, const hello *all) {
+  for (int r = 0; r < world->size; r++)
+    if (strncmp(all[r].version, all[0].version, sizeof all[r].version))
+      return msi_error(MPISERVE_EVERSION, "rank %d runs mpiserve %s and rank 0 runs %s", r,
+                       all[r].version, all[0].version);
+  return MPISERVE_OK;
+}
+
+static int check_roles(msi_world *world, const hello *all) {
+  for (int r = 0; r < world->size; r++) {
+    world->roles[r] = (uint8_t)all[r].role;
+    world->n_simulation += all[r].role == MPISERVE_SIMULATION;
+  }
+  if (world->n_simulation == 0 || world->n_simulation == world->size)
+    return msi_error(MPISERVE_ECONFIG,
+                     "all %d ranks of the world are %s ranks: a session needs at least one "
+                     "simulation rank and one inference rank",
+                     world->size, world->n_simulation ? "simulation" : "inference");
+  return MPISERVE_OK;
+}
+
+/* Launchers do not always hand the environment to all: one rank that asks is enough. */
+static int check_transport(msi_world *world, const hello *all) {
+  for (int r = 0; r < world->size; r++) {
+    if (!strcmp(all[r].transport, "rma"))
+      world->force_rma = 1;
+    else if (!strcmp(all[r].transport, "shared"))
+      world->force_shared = 1;
+    else if (strcmp(all[r].transport, "auto"))
+      return msi_error(MPISERVE_ECONFIG, "rank %d: MPISERVE_TRANSPORT is '%s': auto, shared or rma",
+                       r, all[r].transport);
+  }
+  if (world->force_rma && world->force_shared)
+    return msi_error(MPISERVE_ECONFIG, "MPISERVE_TRANSPORT is rma on some ranks, shared on others");
+  return MPISERVE_OK;
+}
+
+static const char *level_name(int level) {
+  return level == MPI_THREAD_SINGLE       ? "MPI_THREAD_SINGLE"
+         : level == MPI_THREAD_FUNNELED   ? "MPI_THREAD_FUNNELED"
+         : level == MPI_THREAD_SERIALIZED ? "MPI_THREAD_SERIALIZED"
+                                          : "MPI_THREAD_MULTIPLE";
+}
+
+/* MPICH (5.0.2, and not excluded in others): when some ranks run at
+ * MPI_THREAD_MULTIPLE and others do not, collectives deliver wrong data after a
+ * few calls and then hang. Open MPI mixes levels well. */
+static int check_threads(msi_world *world, const hello *all) {
+  if (!strstr(mpiserve_mpi_runtime(), "MPICH")) return MPISERVE_OK;
+  int multiple = -1, less = -1;
+  for (int r = world->size - 1; r >= 0; r--)
+    *(all[r].thread_level == MPI_THREAD_MULTIPLE ? &multiple : &less) = r;
+  if (multiple < 0 || less < 0) return MPISERVE_OK;
+  return msi_error(MPISERVE_ETHREAD,
+                   "rank %d runs at MPI_THREAD_MULTIPLE and rank %d at %s, which corrupts "
+                   "messages in MPICH. Either set MPIR_CVAR_DEFAULT_THREAD_LEVEL="
+                   "MPI_THREAD_MULTIPLE in the environment of all ranks, or ask for less on "
+                   "rank %d (in Python: import mpiserve before mpi4py.MPI)",
+                   multiple, less, level_name(all[less].thread_level), multiple);
+}
+
+static int find_nodes(msi_world *world) {
+  int first = world->rank, ranks;
+  int failed = MPI_Comm_split_type(world->comm, MPI_COMM_TYPE_SHARED, world->rank, MPI_INFO_NULL,
+                                   &world->node);
+  if (failed) return msi_mpi_error(failed, "MPI_Comm_split_type");
+  MPI_Comm_set_errhandler(world->node, MPI_ERRORS_RETURN);
+  failed = MPI_Allreduce(MPI_IN_PLACE, &first, 1, MPI_INT, MPI_MIN, world->node);
+  if (failed) return msi_mpi_error(failed, "MPI_Allreduce");
+  failed = MPI_Allgather(&first, 1, MPI_INT, world->nodes, 1, MPI_INT, world->comm);
+  if (failed) return msi_mpi_error(failed, "MPI_Allgather");
+  MPI_Comm_size(world->node, &ranks);
+  for (int r = 0; r < world->size; r++)
+    if (world->force_shared && world->nodes[r] != world->nodes[0])
+      return msi_error(MPISERVE_ECONFIG,
+                       "MPISERVE_TRANSPORT is shared, but ranks 0 and %d share no memory: they are "
+                       "on different nodes, or the launcher keeps them apart",
+                       r);
+  world->patience = msi_patience_for(ranks, msi_cores());
+  return MPISERVE_OK;
+}
+
+static int split_roles(msi_world *world) {
+  int failed = MPI_Comm_split(world->comm, world->role, world->rank, &world->peers);
+  if (failed) return msi_mpi_error(failed, "MPI_Comm_split");
+  /* The caller's simulation lives on this one: it keeps MPI's usual behaviour. */
+  MPI_Comm_set_errhandler(world->peers, MPI_ERRORS_ARE_FATAL);
+  return MPISERVE_OK;
+}
+
+static int agree(msi_world *world, int code, const char *text) {
+  hello *all = calloc((size_t)world->size, sizeof *all);
+  if (!all) return msi_error(MPISERVE_ENOMEM, "no memory for %d ranks", world->size);
+  int result = exchange_hello(world, code, all);
+  if (!result) result = check_failed(world, all, text);
+  if (!result) result = check_versions(world, all);
+  if (!result) result = check_threads(world, all);
+  if (!result) result = check_transport(world, all);
+  if (!result) result = check_roles(world, all);
+  free(all);
+  return result;
+}
+
+int msi_world_open(msi_world *world, MPI_Comm comm, int role, int code, const char *text) {
+  if (!code && !limit_of(getenv("MPISERVE_OPEN_TIMEOUT"))) {
+    code = MPISERVE_ECONFIG; /* all are told, as of any failure of a rank */
+    text = "MPISERVE_OPEN_TIMEOUT is to be a number of seconds above 0";
+  }
+  *world = (msi_world){.comm = MPI_COMM_NULL,
+                       .peers = MPI_COMM_NULL,
+                       .node = MPI_COMM_NULL,
+                       .role = role,
+                       .patience = msi_patience_for(2, 1)};
+  MPI_Comm_rank(comm, &world->rank);
+  MPI_Comm_size(comm, &world->size);
+  MPI_Query_thread(&world->thread_level);
+  world->roles = calloc((size_t)world->size, sizeof *world->roles);
+  world->nodes = calloc((size_t)world->size, sizeof *world->nodes);
+  int result = world->roles && world->nodes
+                   ? MPISERVE_OK
+                   : msi_error(MPISERVE_ENOMEM, "no memory for %d ranks", world->size);
+  if (!result) result = duplicate(world, comm);
+  if (!result) result = agree(world, code, text);
+  if (!result) result = find_nodes(world);
+  if (!result) result = split_roles(world);
+  if (result)
+    msi_world_close(world);
+  else
+    enter(world->comm);
+  return result;
+}
+
+/* Replicas of one service must look the same to a client. */
+static int check_replica(const msi_head *a, const msi_head *b) {
+  const mpiserve_description *p = &a->description, *q = &b->description;
+  if (strcmp(p->name, q->name) || p->error || q->error) return MPISERVE_OK;
+  msi_side pi, po, qi, qo;
+  int code = msi_side_init(&pi, "input", p->n_inputs, p->inputs);
+  if (!code) code = msi_side_init(&po, "output", p->n_outputs, p->outputs);
+  if (!code) code = msi_side_init(&qi, "input", q->n_inputs, q->inputs);
+  if (!code) code = msi_side_init(&qo, "output", q->n_outputs, q->outputs);
+  if (code) return code;
+  if (msi_side_equal(&pi, &qi) && msi_side_equal(&po, &qo) &&
+      p->max_batch_rows == q->max_batch_rows)
+    return MPISERVE_OK;
+  return msi_error(MPISERVE_ECONFIG,
+                   "service '%s': ranks %d and %d publish different signatures or limits", p->name,
+                   a->rank, b->rank);
+}
+
+static int check_replicas(const msi_world *world) {
+  for (int i = 0; i < world->n_heads; i++)
+    for (int j = 0; j < i; j++) {
+      int code = check_replica(&world->heads[j], &world->heads[i]);
+      if (code) return code;
+    }
+  return MPISERVE_OK;
+}
+
+/* Ranks may be loading their models: the first of two collectives is the one that waits. */
+static int gather_counts(msi_world *world, int n, int *counts) {
+  MPI_Request request;
+  int failed = MPI_Iallgather(&n, 1, MPI_INT, counts, 1, MPI_INT, world->comm, &request);
+  if (failed) return msi_mpi_error(failed, "MPI_Iallgather");
+  int code = complete(world, &request, open_deadline(), "mpiserve_publish");
+  for (int r = 0; r < world->size; r++) world->n_heads += counts[r];
+  return code;
+}
+
+static int gather_heads(msi_world *world, const mpiserve_description *mine,
+                        mpiserve_description *all, int *counts, int *offsets) {
+  const int bytes = (int)sizeof *all;
+  for (int r = 0, n = 0; r < world->size; r++) {
+    offsets[r] = n * bytes;
+    for (int i = 0; i < counts[r]; i++) world->heads[n++] = (msi_head){.rank = r, .place = i};
+    counts[r] *= bytes;
+  }
+  MPI_Request request;
+  int failed = MPI_Iallgatherv(mine, counts[world->rank], MPI_BYTE, all, counts, offsets, MPI_BYTE,
+                               world->comm, &request);
+  if (failed) return msi_mpi_error(failed, "MPI_Iallgatherv");
+  int code = complete(world, &request, open_deadline(), "mpiserve_publish");
+  for (int i = 0; i < world->n_heads && !code; i++) world->heads[i].description = all[i];
+  return code;
+}
+
+static int gather(msi_world *world, int n, const mpiserve_description *mine, int *counts) {
+  int code = gather_counts(world, n, counts);
+  if (code) return code;
+  world->heads = calloc((size_t)world->n_heads, sizeof *world->heads);
+  mpiserve_description *all = calloc((size_t)world->n_heads, sizeof *all);
+  if (world->heads && all)
+    code = gather_heads(world, mine, all, counts, counts + world->size);
+  else
+    code = msi_error(MPISERVE_ENOMEM, "no memory for the registry of %d services", world->n_heads);
+  free(all);
+  return code;
+}
+
+int msi_world_publish(msi_world *world, int n, const mpiserve_description *descriptions) {
+  int *counts = calloc(2 * (size_t)world->size, sizeof *counts);
+  if (!counts) return msi_error(MPISERVE_ENOMEM, "no memory for %d ranks", world->size);
+  int code = gather(world, n, descriptions, counts);
+  free(counts);
+  return code ? code : check_replicas(world);
+}
+
+int msi_world_barrier(msi_world *world) {
+  MPI_Request request;
+  int failed = MPI_Ibarrier(world->comm, &request);
+  if (failed) return msi_mpi_error(failed, "MPI_Ibarrier");
+  return complete(world, &request, INT64_MAX, "mpiserve_close");
+}
+
+static void free_comm(MPI_Comm *comm) {
+  if (*comm != MPI_COMM_NULL) MPI_Comm_free(comm);
+}
+
+void msi_world_close(msi_world *world) {
+  leave(world->comm);
+  free_comm(&world->peers);
+  free_comm(&world->node);
+  free_comm(&world->comm);
+  free(world->roles);
+  free(world->nodes);
+  free(world->heads);
+  world->roles = NULL;
+  world->nodes = NULL;
+  world->heads = NULL;
+}
+
+int msi_world_index(const msi_world *world, int rank) {
+  int index = 0;
+  for (int r = 0; r < rank; r++) index += world->roles[r] == world->roles[rank];
+  return index;
+}

@@ -1,0 +1,56 @@
+/* world: who is who. The partition of the world into roles, the nodes, and the
+ * registry of services. Every call here is collective unless it says local. */
+#ifndef MSI_WORLD_H
+#define MSI_WORLD_H
+
+#include "base/wait.h"
+#include "mpiserve.h"
+
+/* What a head published, and where it is. A rank is the head of each of its services. */
+typedef struct msi_head {
+  int rank;  /* of the world */
+  int place; /* among the services of its rank: 0, 1, ... */
+  mpiserve_description description;
+} msi_head;
+
+typedef struct msi_world {
+  MPI_Comm comm;  /* our own copy of the world */
+  MPI_Comm peers; /* the ranks of this rank's role */
+  MPI_Comm node;  /* the ranks of this node */
+  int rank, size;
+  int role;
+  int thread_level;
+  int force_rma, force_shared; /* MPISERVE_TRANSPORT */
+  int n_simulation;            /* ranks of this role in the world */
+  uint8_t *roles;              /* by world rank */
+  int *nodes;                  /* by world rank: the lowest world rank of its node */
+  msi_patience patience;
+  int n_heads;
+  msi_head *heads; /* in the order of the world, those of a rank side by side; after
+                      msi_world_publish() */
+} msi_world;
+
+/* MPISERVE_ESTATE if a session of the same ranks is open in this process. Local. */
+int msi_world_check_closed(MPI_Comm comm);
+
+/* Exchanges roles and checks that versions and thread levels fit. code and text
+ * are this rank's own failure, or MPISERVE_OK. On failure world is freed. */
+int msi_world_open(msi_world *world, MPI_Comm comm, int role, int code, const char *text);
+
+/* Gathers the descriptions of all inference ranks at every rank; simulation ranks
+ * have none. */
+int msi_world_publish(msi_world *world, int n, const mpiserve_description *descriptions);
+
+/* Waits for everybody, without taking the core from those who still work. */
+int msi_world_barrier(msi_world *world);
+
+/* Frees all; safe on a world that failed to open. */
+void msi_world_close(msi_world *world);
+
+/* Position of a world rank among the ranks of its role. Local. */
+int msi_world_index(const msi_world *world, int rank);
+
+/* Turns a failed MPI call into a code and a text. Local. */
+int msi_mpi_error(int mpi_code, const char *call);
+
+#endif

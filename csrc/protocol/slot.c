@@ -1,0 +1,135 @@
+#include "protocol/slot.h"
+
+#include <string.h>
+#ifdef __SSE2__
+#include <emmintrin.h>
+#endif
+
+#include "base/error.h"
+
+static size_t align_up(size_t n) { return (n + MSI_ALIGN - 1) / MSI_ALIGN * MSI_ALIGN; }
+
+static const size_t POOL_BYTES = (size_t)256 << 20; /* unless the description says more */
+
+static uint32_t pool_rows(const msi_layout *layout, const mpiserve_description *description) {
+  size_t max_rows = (size_t)description->max_batch_rows;
+  size_t pool_bytes = description->pool_bytes ? (size_t)description->pool_bytes : POOL_BYTES;
+  size_t row = layout->inputs.total_row_bytes;
+  if (!description->overwrites) row += layout->outputs.total_row_bytes;
+  size_t most = 2 * MSI_SLOTS * (size_t)layout->lanes * max_rows, least = 2 * max_rows;
+  size_t fits = row ? pool_bytes / row : most;
+  size_t rows = most < fits ? most : fits > least ? fits : least;
+  return rows < UINT32_MAX ? (uint32_t)rows : UINT32_MAX;
+}
+
+static size_t place(const msi_side *side, uint32_t rows, size_t at, size_t *offsets) {
+  for (int i = 0; i < side->n; i++) {
+    offsets[i] = at;
+    at = align_up(at + rows * side->row_bytes[i]);
+  }
+  return at;
+}
+
+/* Before anything is multiplied. */
+static int check_bytes(const msi_layout *layout, const mpiserve_description *d) {
+  size_t row = layout->inputs.total_row_bytes + layout->outputs.total_row_bytes;
+  /* A service that has failed has no tensors, and perhaps no rows. */
+  if (!row || !layout->pool_rows || row <= MSI_MOST_BYTES / layout->pool_rows) return MPISERVE_OK;
+  return msi_error(MPISERVE_ECONFIG,
+                   "service '%s': its memory is %u rows of %zu bytes, more than 2^%d bytes: lower "
+                   "max_batch_rows or pool_bytes",
+                   d->name, layout->pool_rows, row, MSI_MOST_BITS);
+}
+
+static int overlay(msi_layout *layout, const char *service) {
+  const msi_side *in = &layout->inputs, *out = &layout->outputs;
+  for (int i = 0; i < out->n; i++) {
+    if (i >= in->n || in->row_bytes[i] != out->row_bytes[i])
+      return msi_error(MPISERVE_ECONFIG,
+                       "service '%s': outputs that overwrite the inputs, as those of echo, need "
+                       "rows of the same sizes",
+                       service);
+    layout->outputs_at[i] = layout->inputs_at[i];
+  }
+  return MPISERVE_OK;
+}
+
+int msi_layout_init(msi_layout *layout, const mpiserve_description *description, uint32_t lanes) {
+  const mpiserve_description *d = description;
+  *layout = (msi_layout){.lanes = lanes, .max_rows = d->max_batch_rows};
+  int code = msi_side_init(&layout->inputs, "input", d->n_inputs, d->inputs);
+  if (!code) code = msi_side_init(&layout->outputs, "output", d->n_outputs, d->outputs);
+  if (code || !lanes) return code;
+  layout->pool_rows = pool_rows(layout, d);
+  code = check_bytes(layout, d);
+  if (code) return code;
+  layout->bells_at = sizeof(msi_front);
+  layout->lanes_at = align_up(layout->bells_at + lanes);
+  size_t at = layout->lanes_at + lanes * sizeof(msi_slot) * MSI_SLOTS;
+  layout->bytes = place(&layout->inputs, layout->pool_rows, at, layout->inputs_at);
+  if (d->overwrites) return overlay(layout, d->name);
+  layout->bytes = place(&layout->outputs, layout->pool_rows, layout->bytes, layout->outputs_at);
+  return MPISERVE_OK;
+}
+
+void msi_layout_move(msi_layout *layout, size_t at) {
+  layout->front_at += at;
+  layout->bells_at += at;
+  layout->lanes_at += at;
+  for (int i = 0; i < layout->inputs.n; i++) layout->inputs_at[i] += at;
+  for (int i = 0; i < layout->outputs.n; i++) layout->outputs_at[i] += at;
+}
+
+int msi_side_eager(const msi_side *side, int64_t rows) {
+  return (size_t)rows * side->total_row_bytes <= MSI_EAGER_BYTES;
+}
+
+#ifdef __SSE2__
+enum { LINE = 4 * sizeof(__m128i), PAST_CACHES = 8 << 20 };
+
+/* Stores that do not read what they overwrite: 16 MiB in and out took 3.0 to 3.4 ms in
+ * place of 4.6 to 4.8; 4 MiB gain a few percent only. */
+static void stream(uint8_t *to, const uint8_t *from, size_t lines) {
+  for (; lines; lines--, to += LINE, from += LINE) {
+    __m128i *a = (__m128i *)to;
+    const __m128i *b = (const __m128i *)from;
+    __m128i x = _mm_loadu_si128(b), y = _mm_loadu_si128(b + 1);
+    __m128i z = _mm_loadu_si128(b + 2), w = _mm_loadu_si128(b + 3);
+    _mm_stream_si128(a, x);
+    _mm_stream_si128(a + 1, y);
+    _mm_stream_si128(a + 2, z);
+    _mm_stream_si128(a + 3, w);
+  }
+  _mm_sfence(); /* no later release store orders these stores by itself */
+}
+
+void msi_copy(void *to, const void *from, size_t bytes) {
+  if (bytes < PAST_CACHES) {
+    memcpy(to, from, bytes);
+    return;
+  }
+  size_t head = -(uintptr_t)to % sizeof(__m128i), lines = (bytes - head) / LINE;
+  size_t done = head + lines * LINE;
+  memcpy(to, from, head);
+  stream((uint8_t *)to + head, (const uint8_t *)from + head, lines);
+  memcpy((uint8_t *)to + done, (const uint8_t *)from + done, bytes - done);
+}
+#else
+void msi_copy(void *to, const void *from, size_t bytes) { memcpy(to, from, bytes); }
+#endif
+
+void msi_side_pack(const msi_side *side, int64_t rows, uint8_t *to, void *const *from) {
+  for (int i = 0; i < side->n; i++) {
+    size_t bytes = (size_t)rows * side->row_bytes[i];
+    memcpy(to, from[i], bytes);
+    to += bytes;
+  }
+}
+
+void msi_side_unpack(const msi_side *side, int64_t rows, void *const *to, const uint8_t *from) {
+  for (int i = 0; i < side->n; i++) {
+    size_t bytes = (size_t)rows * side->row_bytes[i];
+    memcpy(to[i], from, bytes);
+    from += bytes;
+  }
+}

@@ -1,0 +1,146 @@
+/* slot: what lies where in a head's window. docs/protocol.md says the same in
+ * words; both sides compute it from the published description. No MPI calls.
+ *
+ *   [front] [bells: one byte per lane] [lanes: slots of each lane] [input slabs] [output slabs]
+ *
+ * The segments of a rank that serves several services follow each other. A lane
+ * belongs to one simulation rank. Its request n (1, 2, ...) uses slot (n - 1) % slots. */
+#ifndef MSI_SLOT_H
+#define MSI_SLOT_H
+
+#include <stdatomic.h>
+
+#include "protocol/tensor.h"
+
+enum {
+  MSI_SLOTS = 4,   /* requests in flight per lane */
+  MSI_BUFFERS = 8, /* leases per lane that users hold as buffers */
+  MSI_LEASES = MSI_SLOTS + MSI_BUFFERS,
+  MSI_EAGER_BYTES = 408, /* of payload in a slot, each way; also the room for texts */
+  MSI_ALIGN = 64         /* a cache line */
+};
+
+/* What a request asks for. */
+typedef enum msi_kind {
+  MSI_ATTACH = 1, /* this client will use the service: count it in the census */
+  MSI_LEASE = 2,  /* rows of the slabs, kept until replaced or taken back */
+  MSI_INFER = 3,
+  MSI_FAIL = 4,   /* the client ended with an error; its text is the payload */
+  MSI_LEAVE = 5,  /* the last word of a client */
+  MSI_KEEP = 6,   /* a lease that the client keeps as long as it likes: never lent, or none */
+  MSI_VISIT = 7,  /* as MSI_INFER, of a client that counts in the census of another replica */
+  MSI_REST = 8,   /* this client asks another replica now: do not wait for it */
+  MSI_CONTROL = 9 /* another model: lease says what (mpiserve_change), the payload is a version */
+} msi_kind;
+
+/* The code of a reply to MSI_INFER that is no end of the request: the service rests here, ask
+ * another replica. Never told to users. */
+enum { MSI_RESTS = 1 };
+
+/* The head's own line. */
+typedef struct msi_front {
+  _Atomic uint32_t asleep; /* 1: set by the head; 0: by it, or by who rings and wakes it. Used in
+                              the first segment of a rank, which sleeps for all of them */
+  uint32_t unused[15];
+} msi_front;
+
+/* Written by the client before it rings; `cancelled` and `asleep` also after. */
+typedef struct msi_request_header {
+  uint64_t sequence; /* n: guards against a lane out of step */
+  uint8_t kind;
+  int8_t priority;
+  int8_t lease;             /* which lease of the lane holds the inputs; -1: they ride here */
+  int8_t output_lease;      /* and the outputs; -1: they will ride here */
+  uint32_t rows;            /* or the bytes of a text */
+  int64_t deadline_ns;      /* 0: none; shared: by the node's clock; rma: from now on */
+  uint32_t row, output_row; /* of the leases: the first ones used */
+  _Atomic uint32_t cancelled;
+  _Atomic uint32_t asleep; /* 1: the client wants to be woken; 0: by it, or by who wakes it */
+} msi_request_header;
+
+/* Written by the head; sequence last. */
+typedef struct msi_reply_header {
+  _Atomic uint64_t sequence; /* n: the reply to request n is complete */
+  int16_t code;
+  uint16_t generation; /* reply to MSI_INFER: of the model */
+  uint32_t rows;       /* of the batch, or of the lease */
+  uint32_t requests;   /* of the batch */
+  union {
+    uint32_t text_bytes;   /* of an error */
+    uint32_t waiting_rows; /* reply to MSI_INFER: of all clients, left in the queue */
+  };
+  union {
+    struct {
+      int64_t queue_ns, compute_ns; /* reply to MSI_INFER */
+    };
+    struct {
+      uint32_t lease_begin; /* reply to MSI_LEASE, MSI_KEEP */
+      uint32_t lease_once;  /* to be given back after one request */
+    };
+  };
+} msi_reply_header;
+
+/* Payload follows its header without a gap, so that the smallest ones share its cache
+ * line: one line less for the other side to wait for. */
+typedef struct msi_slot {
+  msi_request_header request;
+  uint8_t input[MSI_EAGER_BYTES];
+  msi_reply_header reply; /* with output one piece: over RMA it is one message */
+  uint8_t output[MSI_EAGER_BYTES];
+} msi_slot;
+
+_Static_assert(offsetof(msi_request_header, cancelled) % sizeof(uint64_t) == 0, "whole words");
+_Static_assert(sizeof(msi_front) == MSI_ALIGN, "one cache line");
+_Static_assert(sizeof(msi_request_header) + MSI_EAGER_BYTES == 7 * MSI_ALIGN, "one writer a line");
+_Static_assert(sizeof(msi_reply_header) + MSI_EAGER_BYTES == 7 * MSI_ALIGN, "one writer a line");
+_Static_assert(sizeof(msi_slot) * MSI_SLOTS <= 4096, "a silent client costs less than a page");
+
+typedef struct msi_layout {
+  msi_side inputs, outputs;
+  uint32_t lanes;
+  uint32_t pool_rows;
+  int64_t max_rows;                    /* of a request */
+  size_t front_at, bells_at, lanes_at; /* in the rank's memory, as all that ends in _at */
+  size_t inputs_at[MPISERVE_MAX_TENSORS], outputs_at[MPISERVE_MAX_TENSORS];
+  size_t bytes; /* of the whole segment */
+} msi_layout;
+
+/* Computes the layout for a number of lanes; 0 lanes take no memory. The slabs
+ * hold twice what all slots of all lanes can ask for (leases are kept in the
+ * lower half), or as many rows as fit into the description's pool_bytes, but at
+ * least two full batches. The outputs of a service that overwrites its inputs lie in
+ * their slabs. description must outlive the layout. */
+int msi_layout_init(msi_layout *layout, const mpiserve_description *description, uint32_t lanes);
+
+/* Moves the segment to where it begins in the memory of its rank; it began at 0. */
+void msi_layout_move(msi_layout *layout, size_t at);
+
+/* Do this many rows of one side ride in the slot? */
+int msi_side_eager(const msi_side *side, int64_t rows);
+
+static inline size_t msi_slot_at(const msi_layout *layout, uint32_t lane, uint64_t sequence) {
+  return layout->lanes_at +
+         (lane * (size_t)MSI_SLOTS + (sequence - 1) % MSI_SLOTS) * sizeof(msi_slot);
+}
+
+/* Pairs with the client's release: it wants nothing of this request any more. */
+static inline int msi_slot_cancelled(const msi_slot *slot) {
+  return atomic_load_explicit(&slot->request.cancelled, memory_order_acquire) != 0;
+}
+
+/* The half of a sequence number that a futex can wait for. */
+static inline _Atomic uint32_t *msi_low_half(_Atomic uint64_t *sequence) {
+  const uint64_t one = 1;
+  return (_Atomic uint32_t *)sequence + (*(const uint8_t *)&one ? 0 : 1);
+}
+
+/* Like memcpy; what is too large for the caches goes past them. Complete for other
+ * ranks as soon as a release store has followed. */
+void msi_copy(void *to, const void *from, size_t bytes);
+
+/* Copy tensors between their own addresses and one packed run of bytes, in the
+ * order of the signature. */
+void msi_side_pack(const msi_side *side, int64_t rows, uint8_t *to, void *const *from);
+void msi_side_unpack(const msi_side *side, int64_t rows, void *const *to, const uint8_t *from);
+
+#endif

@@ -1,0 +1,171 @@
+#include "protocol/tensor.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "base/error.h"
+
+static const struct {
+  const char *name;
+  size_t size;
+} dtypes[] = {
+    [MPISERVE_BOOL] = {"bool", 1},       [MPISERVE_UINT8] = {"uint8", 1},
+    [MPISERVE_INT8] = {"int8", 1},       [MPISERVE_INT16] = {"int16", 2},
+    [MPISERVE_INT32] = {"int32", 4},     [MPISERVE_INT64] = {"int64", 8},
+    [MPISERVE_FLOAT16] = {"float16", 2}, [MPISERVE_BFLOAT16] = {"bfloat16", 2},
+    [MPISERVE_FLOAT32] = {"float32", 4}, [MPISERVE_FLOAT64] = {"float64", 8},
+};
+
+static int dtype_valid(int dtype) {
+  return dtype >= 0 && dtype < (int)(sizeof dtypes / sizeof dtypes[0]);
+}
+
+const char *mpiserve_dtype_name(int dtype) {
+  return dtype_valid(dtype) ? dtypes[dtype].name : NULL;
+}
+
+size_t mpiserve_dtype_size(int dtype) { return dtype_valid(dtype) ? dtypes[dtype].size : 0; }
+
+/* Writes "[rows, 3, 4]" for people. */
+static const char *shape_text(char *text, size_t size, int ndim, const int64_t *shape) {
+  if (ndim < 0 || ndim > MPISERVE_MAX_DIMS) {
+    snprintf(text, size, "of %d dimensions", ndim);
+    return text;
+  }
+  size_t at = (size_t)snprintf(text, size, "[");
+  for (int d = 0; d < ndim && at < size; d++) {
+    const char *comma = d ? ", " : "";
+    if (shape[d] < 0)
+      at += (size_t)snprintf(text + at, size - at, "%srows", comma);
+    else
+      at += (size_t)snprintf(text + at, size - at, "%s%lld", comma, (long long)shape[d]);
+  }
+  if (at < size) snprintf(text + at, size - at, "]");
+  return text;
+}
+
+static int spec_check(const char *what, const mpiserve_spec *spec) {
+  if (!spec->name[0] || !memchr(spec->name, 0, sizeof spec->name))
+    return msi_error(MPISERVE_ENAME, "an %s has no name, or one over %d bytes", what,
+                     MPISERVE_NAME_SIZE - 1);
+  if (!dtype_valid(spec->dtype))
+    return msi_error(MPISERVE_EDTYPE, "%s '%s': %d is no dtype", what, spec->name, spec->dtype);
+  if (spec->ndim < 1 || spec->ndim > MPISERVE_MAX_DIMS || spec->shape[0] != -1)
+    return msi_error(MPISERVE_ESHAPE, "%s '%s': 1 to %d dimensions, the first being -1", what,
+                     spec->name, MPISERVE_MAX_DIMS);
+  for (int d = 1; d < spec->ndim; d++)
+    if (spec->shape[d] < 1 || spec->shape[d] > INT32_MAX)
+      return msi_error(MPISERVE_ESHAPE, "%s '%s': dimension %d is %lld", what, spec->name, d,
+                       (long long)spec->shape[d]);
+  return MPISERVE_OK;
+}
+
+static int row_too_large(const char *what, const mpiserve_spec *spec) {
+  char shape[128];
+  return msi_error(MPISERVE_ESHAPE, "%s '%s': a row of %s %s has more than 2^%d bytes", what,
+                   spec->name, dtypes[spec->dtype].name,
+                   shape_text(shape, sizeof shape, spec->ndim, spec->shape), MSI_MOST_BITS);
+}
+
+/* The product may exceed every integer: it is checked before it is made. */
+static int spec_row_bytes(const char *what, const mpiserve_spec *spec, size_t *bytes) {
+  *bytes = dtypes[spec->dtype].size;
+  for (int d = 1; d < spec->ndim; d++) {
+    if ((size_t)spec->shape[d] > MSI_MOST_BYTES / *bytes) return row_too_large(what, spec);
+    *bytes *= (size_t)spec->shape[d];
+  }
+  return MPISERVE_OK;
+}
+
+static int spec_find(const msi_side *side, const char *name) {
+  for (int i = 0; i < side->n; i++)
+    if (!strcmp(side->specs[i].name, name)) return i;
+  return -1;
+}
+
+int msi_side_init(msi_side *side, const char *what, int n, const mpiserve_spec *specs) {
+  if (n < 0 || n > MPISERVE_MAX_TENSORS)
+    return msi_error(MPISERVE_ESHAPE, "%d %ss, the limit is %d", n, what, MPISERVE_MAX_TENSORS);
+  *side = (msi_side){.what = what, .n = n, .specs = specs};
+  for (int i = 0; i < n; i++) {
+    int code = spec_check(what, &specs[i]);
+    if (code) return code;
+    if (spec_find(side, specs[i].name) < i)
+      return msi_error(MPISERVE_ENAME, "two %ss are named '%s'", what, specs[i].name);
+    code = spec_row_bytes(what, &specs[i], &side->row_bytes[i]);
+    if (code) return code;
+    side->total_row_bytes += side->row_bytes[i];
+  }
+  return MPISERVE_OK;
+}
+
+/* The tensors of the signature, for messages: "state, pressure". */
+static const char *names_text(char *text, size_t size, const msi_side *side) {
+  size_t at = 0;
+  text[0] = 0;
+  for (int i = 0; i < side->n && at < size; i++)
+    at += (size_t)snprintf(text + at, size - at, "%s%s", i ? ", " : "", side->specs[i].name);
+  return text;
+}
+
+static int shape_matches(const mpiserve_spec *spec, const mpiserve_tensor *tensor) {
+  if (tensor->ndim != spec->ndim) return 0;
+  for (int d = 1; d < spec->ndim; d++)
+    if (tensor->shape[d] != spec->shape[d]) return 0;
+  return 1;
+}
+
+static int tensor_check(const msi_side *side, const char *service, const mpiserve_spec *spec,
+                        const mpiserve_tensor *tensor, int64_t *rows) {
+  char want[128], got[128];
+  if (tensor->dtype != spec->dtype)
+    return msi_error(MPISERVE_EDTYPE, "service '%s', %s '%s': dtype is %s, the signature says %s",
+                     service, side->what, spec->name,
+                     dtype_valid(tensor->dtype) ? dtypes[tensor->dtype].name : "unknown",
+                     dtypes[spec->dtype].name);
+  if (!shape_matches(spec, tensor))
+    return msi_error(MPISERVE_ESHAPE, "service '%s', %s '%s': shape is %s, the signature says %s",
+                     service, side->what, spec->name,
+                     shape_text(got, sizeof got, tensor->ndim, tensor->shape),
+                     shape_text(want, sizeof want, spec->ndim, spec->shape));
+  if (!tensor->data)
+    return msi_error(MPISERVE_EARG, "service '%s', %s '%s': data is NULL", service, side->what,
+                     spec->name);
+  if (!*rows) *rows = tensor->shape[0];
+  if (tensor->shape[0] != *rows || *rows < 1)
+    return msi_error(MPISERVE_EROWS, "service '%s', %s '%s': %lld rows, %s", service, side->what,
+                     spec->name, (long long)tensor->shape[0],
+                     *rows < 1 ? "at least 1 is needed"
+                               : "other tensors of the call have more or less");
+  return MPISERVE_OK;
+}
+
+int msi_side_match(const msi_side *side, const char *service, int n, const mpiserve_tensor *tensors,
+                   int64_t *rows, void **data) {
+  char names[256];
+  if (n != side->n)
+    return msi_error(MPISERVE_ESHAPE, "service '%s': %d %ss given, the signature has %d (%s)",
+                     service, n, side->what, side->n, names_text(names, sizeof names, side));
+  for (int i = 0; i < n; i++) data[i] = NULL;
+  for (int i = 0; i < n; i++) {
+    int at = tensors[i].name ? spec_find(side, tensors[i].name) : i;
+    if (at < 0 || data[at])
+      return msi_error(MPISERVE_ENAME, "service '%s': %s '%s' is %s; the signature has %s", service,
+                       side->what, at < 0 ? tensors[i].name : side->specs[at].name,
+                       at < 0 ? "unknown" : "given twice", names_text(names, sizeof names, side));
+    int code = tensor_check(side, service, &side->specs[at], &tensors[i], rows);
+    if (code) return code;
+    data[at] = tensors[i].data;
+  }
+  return MPISERVE_OK;
+}
+
+int msi_side_equal(const msi_side *a, const msi_side *b) {
+  if (a->n != b->n) return 0;
+  for (int i = 0; i < a->n; i++) {
+    const mpiserve_spec *s = &a->specs[i], *t = &b->specs[i];
+    if (strcmp(s->name, t->name) || s->dtype != t->dtype || s->ndim != t->ndim) return 0;
+    if (memcmp(s->shape, t->shape, sizeof s->shape[0] * (size_t)s->ndim)) return 0;
+  }
+  return 1;
+}

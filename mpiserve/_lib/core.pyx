@@ -1,0 +1,464 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, embedsignature=True
+"""The only module that touches libmpiserve: sessions, services, requests, batches.
+
+Users meet these classes through `mpiserve.open`. Every failure raises the class of
+`mpiserve.errors` that stands for the library's code, with the library's text.
+"""
+
+import weakref
+from collections import namedtuple
+from math import prod
+from operator import index
+
+import numpy as np
+from mpi4py import MPI
+
+from mpiserve import errors, failure
+from mpiserve._lib.arrays import DTYPE_CODES, DTYPES
+from mpiserve.config.tensor import Tensor
+
+cimport cython
+from cpython.exc cimport PyErr_CheckSignals
+from libc.stdint cimport int32_t, int64_t
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memset
+from mpiserve._lib.arrays cimport (
+    as_input,
+    as_output,
+    check_apart,
+    new_array,
+    result_at,
+    view_rows,
+)
+from mpiserve._lib.libmpiserve cimport *
+
+ROWS = ("independent", "together")  # in the order of mpiserve_rows
+_ROLES = {"simulation": MPISERVE_SIMULATION, "inference": MPISERVE_INFERENCE}
+
+cdef enum:
+    LARGE = 1 << 18  # bytes of a copy during which other Python threads may run
+
+# A wait is cut into pieces, between which Python may handle signals.
+cdef double SLICE = 0.1
+
+
+cdef extern from *:
+    """
+    #include <malloc.h>
+    static void keep_freed(void) {
+    #ifdef __GLIBC__
+      mallopt(M_MMAP_THRESHOLD, 32 << 20); /* the most that glibc takes */
+      mallopt(M_TRIM_THRESHOLD, 1 << 30);
+      mallopt(M_TOP_PAD, 64 << 20);
+    #endif
+    }
+    """
+    void keep_freed()
+
+
+def keep_freed_memory():
+    """Make malloc keep what is freed: results of a model are else faulted in anew each time."""
+    keep_freed()
+
+
+def version():
+    """Return the version of libmpiserve."""
+    return mpiserve_version().decode()
+
+
+def mpi_build():
+    """Return the MPI that libmpiserve was built for, as "Open MPI 5.0.11"."""
+    return mpiserve_mpi_build().decode()
+
+
+def mpi_runtime():
+    """Return the MPI that is loaded, in the same form."""
+    return mpiserve_mpi_runtime().decode()
+
+
+cdef str text_of(const char *text):
+    # The library cuts long texts at a byte, which may be inside a character.
+    return (<bytes>text).decode("utf-8", "replace")
+
+
+cdef bytes line_of(str text):
+    # Of any origin: with an end of C's inside, or what UTF-8 cannot say.
+    return failure.one_line(text, MPISERVE_TEXT_SIZE - 1).encode()
+
+
+cdef bytes encode(str text):
+    """Make C's text of one, which a NUL would end."""
+    if "\0" in text:
+        raise errors.from_code(errors.Code.EARG, f"{text!r} has a NUL in it")
+    return text.encode()
+
+
+cdef inline int check(int code) except -1:
+    if code != MPISERVE_OK:
+        raise errors.from_code(code, text_of(mpiserve_last_error()))
+    return 0
+
+
+cdef tuple tensors_of(mpiserve_spec *specs, int n):
+    return tuple([
+        Tensor(
+            specs[i].name.decode(),
+            DTYPES[specs[i].dtype].name,
+            tuple([specs[i].shape[d] for d in range(specs[i].ndim)]),
+        )
+        for i in range(n)
+    ])
+
+
+include "fork.pxi"
+include "lock.pxi"
+include "serving.pxi"
+
+
+@cython.no_gc_clear
+cdef class Session(Handle):
+    """One rank's membership of a coupled world; wraps mpiserve_session.
+
+    Threads may use it at the same time: they take turns. A forked child may not.
+
+    Args:
+        comm: The world.
+        role: "simulation" or "inference".
+
+    Collective over the world. On simulation ranks it returns when every service
+    was published; on inference ranks `publish` must follow.
+    """
+
+    cdef readonly str role
+    cdef readonly object comm
+    cdef readonly tuple roles
+    cdef list _signatures  # of the services that this rank published
+    cdef tuple _outputs  # and those of the batch that it answers now
+    cdef dict _services, _batches
+    cdef int64_t _rows
+    cdef int _requests
+
+    def __init__(self, comm, role):
+        cdef MPI_Fint world = comm.py2f(), peers
+        cdef int code, number = _ROLES[role], other
+        if forks:
+            refuse_fork()
+        lock_init(&self._lock)
+        with nogil:
+            code = mpiserve_open_f(world, number, &self._session)
+        check(code)
+        self.role = role
+        check(mpiserve_comm_f(self._session, &peers))
+        self.comm = MPI.Comm.f2py(peers)
+        self._services = {}
+        self._batches = {}
+        roles = []
+        for rank in range(comm.size):
+            check(mpiserve_role_of(self._session, rank, &other))
+            roles.append("simulation" if other == MPISERVE_SIMULATION else "inference")
+        self.roles = tuple(roles)
+
+    @staticmethod
+    def open_failed(comm, role, code, text):
+        """Make every rank's open raise this error. Collective; called in place of it."""
+        cdef MPI_Fint world = comm.py2f()
+        cdef bytes data = line_of(text)
+        cdef const char *message = data
+        cdef int number = _ROLES[role], reason = code, result
+        with nogil:
+            result = mpiserve_open_failed_f(world, number, reason, message)
+        check(result)
+
+    def counters(self):
+        """Return this rank's counters, by the names of mpiserve_counters."""
+        cdef mpiserve_counters counters
+        self._enter()
+        self._leave(mpiserve_counters_get(self._session, &counters))
+        return counters
+
+    def fail(self, text):
+        """Announce that this simulation rank ended with an error."""
+        cdef bytes data = line_of(text)
+        cdef const char *message = data
+        cdef int code
+        self._enter()
+        with nogil:
+            code = mpiserve_fail(self._session, message)
+        self._leave(code)
+
+    def close(self):
+        """Leave. Collective over the world; a second call does nothing.
+
+        A thread that waits for a request gets an error, with code ESTATE.
+        """
+        cdef mpiserve_session *session
+        cdef int code
+        self._take()
+        session = self._session
+        self._session = NULL
+        self._closing = True
+        lock_give(&self._lock)
+        with nogil:
+            code = mpiserve_close(session)
+        self._closing = False
+        self._leftovers = None
+        check(code)
+
+    # ---- simulation ranks
+
+    def services(self):
+        """Return the services that can be asked. Local."""
+        cdef int code, count
+        cdef mpiserve_service *found
+        self._enter()
+        self._leave(mpiserve_service_count(self._session, &count))
+        services = []
+        for i in range(count):
+            self._enter()
+            code = mpiserve_service_at(self._session, i, &found)
+            self._leave(MPISERVE_OK)
+            # One whose model could not be loaded is not in the list; asking for it says why.
+            if code == MPISERVE_OK:
+                services.append(self._wrap(found))
+        return services
+
+    def service(self, name):
+        """Find a service by name. Local."""
+        cdef bytes data = encode(name)
+        cdef const char *text = data
+        cdef mpiserve_service *found
+        cdef int code
+        self._enter()
+        with nogil:  # it may wait for a free slot
+            code = mpiserve_service_find(self._session, text, &found)
+        self._leave(code)
+        return self._wrap(found)
+
+    def reload(self, name, version, timeout):
+        """Load another version of a service's model at all its replicas."""
+        cdef bytes service = encode(name), wanted = encode(version)
+        cdef const char *service_text = service
+        cdef const char *version_text = wanted
+        cdef double seconds = seconds_of(timeout, "timeout")
+        cdef int code
+        self._enter()
+        with nogil:
+            code = mpiserve_reload(self._session, service_text, version_text, seconds)
+        self._leave(code)
+
+    def unload(self, name, timeout):
+        """Let the model of a service go at all its replicas."""
+        cdef bytes service = encode(name)
+        cdef const char *text = service
+        cdef double seconds = seconds_of(timeout, "timeout")
+        cdef int code
+        self._enter()
+        with nogil:
+            code = mpiserve_unload(self._session, text, seconds)
+        self._leave(code)
+
+    cdef _wrap(self, mpiserve_service *found):
+        cdef mpiserve_description description
+        self._enter()
+        self._leave(mpiserve_service_describe(found, &description, NULL, NULL, NULL))
+        name = description.name.decode()
+        if name not in self._services:
+            self._services[name] = make_service(self, found)
+        return self._services[name]
+
+    # ---- inference ranks
+
+    def publish(self, *services):
+        """Announce what this rank serves, ready or failed. Collective over the world.
+
+        Args:
+            services: Of each the arguments of Description, by name.
+        """
+        cdef mpiserve_description *all = NULL
+        cdef int code, n = len(services)
+        made = [Description(**service) for service in services]
+        self._signatures = [((<Description>d).inputs, (<Description>d).outputs) for d in made]
+        all = <mpiserve_description *>calloc(n, sizeof(mpiserve_description))
+        if all == NULL:
+            raise MemoryError
+        for i in range(n):
+            all[i] = (<Description>made[i]).description
+        try:
+            self._enter()
+            with nogil:
+                code = mpiserve_publish_all(self._session, n, all)
+            self._leave(code)
+        finally:
+            free(all)
+
+    def next_batch(self, double timeout):
+        """Wait for a batch, at most timeout seconds.
+
+        Returns:
+            The batch, or None after the time-out.
+
+        Raises:
+            ClosedError: If every simulation rank has left.
+            ControlError: Once for each, if a client asks for another model.
+        """
+        cdef mpiserve_batch batch
+        cdef int code
+        self._enter()
+        with nogil:
+            code = mpiserve_batch_next(self._session, timeout, &batch)
+        self._leave(MPISERVE_OK if code == MPISERVE_ETIMEOUT else code)
+        return None if code == MPISERVE_ETIMEOUT else batch_of(self, &batch)
+
+    def reply(self, outputs):
+        """Answer the batch: one C-contiguous array [rows, ...] per output, of its dtype."""
+        cdef const void *data[16]
+        cdef int code
+        find_rows(data, self._outputs, outputs, self._rows)
+        self._enter()
+        with nogil:
+            code = mpiserve_batch_reply(self._session, data)
+        self._leave(code)
+
+    def reply_rows(self, int64_t rows, outputs):
+        """Answer the requests whose results are among the first rows of the outputs."""
+        cdef const void *data[16]
+        find_rows(data, self._outputs, outputs, self._rows)
+        self._enter()
+        self._leave(mpiserve_batch_reply_rows(self._session, rows, data))
+
+    def fail_batch(self, int code, text):
+        """Answer every request of the batch with an error."""
+        cdef bytes data = line_of(text)
+        cdef const char *message = data
+        self._enter()
+        self._leave(mpiserve_batch_fail(self._session, code, message))
+
+    def hold_batch(self):
+        """End the batch without an answer: each request is to be answered by its ticket.
+
+        Returns:
+            A ticket for each of its requests. The batch's arrays are valid no longer.
+        """
+        cdef int n = max(1, self._requests)
+        cdef mpiserve_ticket *tickets = <mpiserve_ticket *>malloc(n * sizeof(mpiserve_ticket))
+        if tickets == NULL:
+            raise MemoryError
+        try:
+            self._enter()
+            self._leave(mpiserve_batch_hold(self._session, tickets))
+            return tickets_of(tickets, self._requests)
+        finally:
+            free(tickets)
+
+    def wants(self, Ticket ticket):
+        """Tell whether anybody still waits for a held request; if not, it has been answered."""
+        cdef int wanted
+        self._enter()
+        self._leave(mpiserve_ticket_wanted(self._session, &ticket._ticket, &wanted))
+        return bool(wanted)
+
+    def reply_ticket(self, Ticket ticket, outputs):
+        """Answer a held request: one C-contiguous array [ticket.rows, ...] per output."""
+        cdef const void *data[16]
+        specs = self._signatures[ticket._ticket.service][1]
+        find_rows(data, specs, outputs, ticket._ticket.rows)
+        self._enter()
+        self._leave(mpiserve_ticket_reply(self._session, &ticket._ticket, data))
+
+    def fail_ticket(self, Ticket ticket, int code, text):
+        """Answer a held request with an error."""
+        cdef bytes data = line_of(text)
+        cdef const char *message = data
+        self._enter()
+        self._leave(mpiserve_ticket_fail(self._session, &ticket._ticket, code, message))
+
+    def poll(self):
+        """Hear what clients say, and form no batch."""
+        cdef int code
+        self._enter()
+        with nogil:
+            code = mpiserve_poll(self._session)
+        self._leave(code)
+
+    def serve_echo(self, double timeout):
+        """Answer with copies of the inputs, in C, until the time-out."""
+        cdef int code
+        self._enter()
+        with nogil:
+            code = mpiserve_serve_echo(self._session, timeout)
+        self._leave(MPISERVE_OK if code == MPISERVE_ETIMEOUT else code)
+
+    def batch_clients(self):
+        """Return an int32 array: the world rank that asked for each row of the batch."""
+        clients = np.empty(self._rows, np.int32)
+        cdef int32_t[::1] view = clients
+        self._enter()
+        self._leave(mpiserve_batch_clients(self._session, &view[0]))
+        return clients
+
+    def control(self):
+        """Return (service, what, world rank, version) of what a client asks of a model."""
+        cdef mpiserve_control control
+        self._enter()
+        self._leave(mpiserve_control_get(self._session, &control))
+        return control.service, control.what, control.client, text_of(control.version)
+
+    def control_reply(self, int service, int code, text):
+        """Answer it."""
+        cdef bytes data = line_of(text)
+        self._enter()
+        self._leave(mpiserve_control_reply(self._session, service, code, <const char *>data))
+
+    def rest(self, int service, resting):
+        """Let one of this rank's services rest here, or serve again."""
+        cdef int code, rests = bool(resting)
+        self._enter()
+        with nogil:
+            code = mpiserve_rest(self._session, service, rests)
+        self._leave(code)
+
+    def set_rows(self, int service, rows):
+        """Say whether requests of one of this rank's services may share a batch from now on."""
+        cdef int number = ROWS.index(rows)
+        self._enter()
+        self._leave(mpiserve_rows_set(self._session, service, number))
+
+    def queue_rows(self, int service):
+        """Return the rows that wait here for a batch of a service."""
+        cdef int64_t rows
+        self._enter()
+        self._leave(mpiserve_queue_get(self._session, service, &rows))
+        return rows
+
+    def mpi_take(self):
+        """Take MPI from the broker thread, while a batch is being answered."""
+        cdef int code
+        self._enter()
+        with nogil:
+            code = mpiserve_mpi_take(self._session)
+        self._leave(code)
+
+    def mpi_give(self):
+        """Give MPI back to the broker thread."""
+        self._enter()
+        self._leave(mpiserve_mpi_give(self._session))
+
+    def peer_error(self):
+        """Return (world rank or -1, simulation ranks that remain, text). Local."""
+        cdef int rank, remaining
+        cdef char text[512]
+        self._enter()
+        self._leave(mpiserve_peer_error(self._session, &rank, &remaining, text))
+        return rank, remaining, text_of(text)
+
+    def waiting(self):
+        """Return (mpiserve_waits, text): whom this rank has waited for since long, if it has."""
+        cdef int why
+        cdef char text[512]
+        self._enter()
+        self._leave(mpiserve_waiting_get(self._session, &why, text))
+        return why, text_of(text)
+
+
+include "service.pxi"
+include "requests.pxi"

@@ -1,0 +1,220 @@
+"""The simulation side of mpiserve._lib.core: requests under way, and options of them."""
+
+cdef double LOOK = 1e-6  # seconds that one look may last where threads take turns
+cdef double FIRST_NAP = 20e-6, LONGEST_NAP = 500e-6
+cdef enum:
+    YIELDS = 30  # between looks, before the naps
+    GOES_ON = 1  # no code of the library
+
+
+cdef object ZERO = 0
+
+
+cdef int64_t whole(object value, str what) except? -1:
+    """Check a whole number, and that it is one."""
+    if value is ZERO:
+        return 0
+    try:
+        return value if type(value) is int else index(value)
+    except (TypeError, OverflowError):
+        raise errors.from_code(
+            errors.Code.EARG, f"{what} is {value!r:.60}: it must be a whole number"
+        ) from None
+
+
+cdef double deadline_of(object value) except? -1:
+    """Check a deadline. 0 is none to the library, but not to whoever has no time left."""
+    cdef double seconds = number_of(value, "deadline")
+    if not -1e300 < seconds < 1e300:
+        raise errors.from_code(
+            errors.Code.EARG,
+            f"deadline is {value}: it must be a number of seconds, or None for no deadline",
+        )
+    return max(seconds, 1e-9)
+
+
+cdef double seconds_of(object value, str what) except? -2:
+    """Check a time-out; None is -1, which waits without end to the library."""
+    if value is None:
+        return -1.0
+    cdef double seconds = number_of(value, what)
+    if not seconds >= 0:  # nor is it if not a number
+        raise errors.from_code(
+            errors.Code.EARG,
+            f"{what} is {value}: it must be a number of seconds from 0 on, or None for no limit",
+        )
+    return seconds
+
+
+cdef double number_of(object value, str what) except? -1:
+    """Refuse arrays too: numpy makes a number of one that has one element."""
+    if type(value) is float:
+        return value
+    try:
+        if not getattr(value, "ndim", 0):
+            return <double>value
+    except (TypeError, OverflowError):
+        pass
+    raise errors.from_code(errors.Code.EARG, f"{what} is {value!r:.60}: it must be a number")
+
+
+cdef bint is_named(tuple arrays):
+    """Whether the inputs were given as one dict."""
+    return len(arrays) == 1 and isinstance(arrays[0], dict)
+
+
+cdef int look(mpiserve_session **session, lock *door, mpiserve_request *request, double seconds,
+              mpiserve_stats *stats) noexcept nogil:
+    """Wait in looks, between which other threads may enter. The lock is held at first only."""
+    cdef double until = clock_now() + seconds, pause = 0
+    cdef int code, looks = 0
+    while True:
+        code = mpiserve_wait(session[0], request, LOOK if pause else 0, stats)
+        if code == MPISERVE_ETIMEOUT and request.id:
+            code = GOES_ON
+        lock_give(door)
+        if code != GOES_ON:
+            return code
+        while True:
+            if clock_now() >= until:
+                return GOES_ON
+            looks += 1
+            if looks < YIELDS:
+                sched_yield()
+            else:
+                pause = min(2 * pause, LONGEST_NAP) if pause else FIRST_NAP
+                nap(pause)
+            if lock_try(door):
+                break
+        # Another thread has closed the session, or seen the end of the request.
+        if session[0] == NULL or not request.id:
+            lock_give(door)
+            return GOES_ON
+
+
+@cython.freelist(8)
+@cython.no_gc_clear
+cdef class Request:
+    """One request under way."""
+
+    cdef Session _session
+    cdef Service _service
+    cdef mpiserve_request _request
+    cdef object _outputs
+    cdef tuple _inputs, _kept  # what the library reads until the end; copies of inputs, names
+    cdef str _text
+    cdef mpiserve_stats _stats
+    cdef int _code
+    cdef bint _ended
+
+    def done(self):
+        """Tell whether it has ended, without waiting."""
+        cdef mpiserve_session *session
+        cdef int done = 0, code = MPISERVE_OK
+        if self._ended:
+            return True
+        self._session._enter()
+        session = self._session._session
+        if not self._request.id:  # another thread is about to tell
+            pass
+        elif self._service._far:
+            with nogil:
+                code = mpiserve_test(session, &self._request, &done, &self._stats)
+        else:
+            code = mpiserve_test(session, &self._request, &done, &self._stats)
+        lock_give(&self._session._lock)
+        if done or code != MPISERVE_OK:
+            self._end(code)
+        return self._ended
+
+    def result(self, timeout=None):
+        """Wait for the answer; a second call gives it again.
+
+        Args:
+            timeout: In seconds; None waits without end. After RequestTimeout the
+                request goes on, and can be waited for again.
+        """
+        cdef double left = seconds_of(timeout, "timeout")
+        cdef double until = clock_now() + left if left >= 0 else 0
+        while not self._ended:
+            self._wait(SLICE if left < 0 or left > SLICE else left)
+            if self._ended:
+                break
+            if left >= 0:
+                left = until - clock_now()
+                if left <= 0:
+                    raise errors.RequestTimeout(
+                        errors.Code.ETIMEOUT,
+                        f"service '{self._service.name}': no reply from rank "
+                        f"{self._service.head} within {timeout} s",
+                    )
+            PyErr_CheckSignals()
+        if self._code != MPISERVE_OK:
+            raise errors.from_code(self._code, self._text)
+        return self._outputs
+
+    @cython.final
+    cdef int _wait(self, double seconds) except -1:
+        cdef Session session = self._session
+        cdef int code = GOES_ON
+        session._enter()
+        with nogil:
+            if not self._request.id:  # another thread is about to tell
+                lock_give(&session._lock)
+                nap(FIRST_NAP)
+            elif session._busy:
+                code = look(&session._session, &session._lock, &self._request, seconds,
+                            &self._stats)
+            else:
+                code = mpiserve_wait(session._session, &self._request, seconds, &self._stats)
+                if code == MPISERVE_ETIMEOUT and self._request.id:
+                    code = GOES_ON
+                lock_give(&session._lock)
+        return 0 if code == GOES_ON else self._end(code)
+
+    def cancel(self):
+        """Give it up; nothing happens if it has ended."""
+        cdef int code = MPISERVE_OK
+        if self._ended:
+            return
+        self._session._enter()
+        if not self._request.id:  # another thread has seen its end
+            self._session._leave(MPISERVE_OK)
+            return
+        code = mpiserve_cancel(self._session._session, &self._request)
+        lock_give(&self._session._lock)
+        self._finish(errors.Code.ECANCELLED, "the request was cancelled")
+        check(code)
+
+    @property
+    def stats(self):
+        """What is known of the answered request, or None: rows, batch_rows, times in ns, generation."""
+        return self._stats if self._ended and self._code == MPISERVE_OK else None
+
+    @cython.final
+    cdef int _end(self, int code) except -1:
+        """Note how it ended, by the code of a call; a call may also fail, and it goes on."""
+        if self._request.id:
+            return check(code)
+        if code == MPISERVE_OK:
+            self._service._add(&self._stats)
+            return self._finish(code, None)
+        return self._finish(code, text_of(mpiserve_last_error()))
+
+    @cython.final
+    cdef int _finish(self, int code, str text) except -1:
+        self._inputs = self._kept = None
+        if code != MPISERVE_OK:
+            self._outputs = None
+        self._code, self._text = code, text
+        self._ended = True
+        return 0
+
+    def __dealloc__(self):
+        cdef Leftover leftover
+        # Nobody can ask for the answer any more, and its arrays are about to go.
+        if not self._ended and self._request.id and self._session._holds():
+            leftover = Leftover.__new__(Leftover)
+            leftover.request = self._request
+            leftover.kept = (self._inputs, self._outputs, self._kept)
+            self._session._drop(leftover)

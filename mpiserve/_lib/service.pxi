@@ -1,0 +1,413 @@
+"""The simulation side of mpiserve._lib.core: services and buffers."""
+
+
+# What a request does with its stream: the second number of the input `stream`.
+STREAM_OPENS, STREAM_READS, STREAM_ENDS = range(3)
+
+# Keywords that are no inputs.
+OPTIONS = ("out", "timeout", "deadline", "priority")
+
+
+@cython.no_gc_clear
+cdef class Buffer:
+    """Memory of one mpiserve_buffer; given back when no array views it any more."""
+
+    cdef Session _session
+    cdef Service _service
+    cdef mpiserve_buffer _buffer
+    cdef bint _inputs_free, _outputs_free
+    cdef object __weakref__
+
+    cdef object _views(self, bint outputs):
+        cdef void **data = &self._buffer.outputs[0] if outputs else &self._buffer.inputs[0]
+        cdef list specs = self._service._output_specs if outputs else self._service._input_specs
+        views = [
+            view_rows(data[i], dtype, shape, self._buffer.rows, True, self)
+            for i, (dtype, shape) in enumerate(specs)
+        ]
+        return views[0] if len(views) == 1 else tuple(views)
+
+    def __dealloc__(self):
+        cdef Leftover leftover
+        # The window itself is gone after close; its memory is kept for those who look at it.
+        if self._buffer.id and self._session._holds():
+            leftover = Leftover.__new__(Leftover)
+            leftover.service = self._service._service
+            leftover.buffer = self._buffer
+            self._session._drop(leftover)
+
+
+cdef class Service:
+    """A named model that this simulation rank can ask.
+
+    Inputs are what numpy takes for an array, or CPU tensors of torch. They are matched to the
+    signature by position or by name, or by the keys of a dict that is the only argument
+    by position. They must have its dtype, and are copied first if they are not C-contiguous.
+    An input with the name of an option, such as `timeout`, is given by position or in a dict.
+
+    Attributes:
+        name: Of the service.
+        inputs: The signature's inputs: (name, dtype, shape), shape[0] is -1.
+        outputs: The signature's outputs.
+        engine: The class that runs the model.
+        version: The name of the model's version at open; "" if it has none.
+        max_batch_rows: The most rows of one request.
+        replicas: How many can serve.
+        head: The world rank that this rank asks.
+        transport: "shared" or "rma".
+        rows: Whether requests share batches, at open: "independent", or "together" if each is
+            a call of the model.
+    """
+
+    cdef Session _session
+    cdef mpiserve_service *_service
+    cdef readonly str name, engine, version, transport, rows
+    cdef bint _far  # perhaps over a network: its flushes may wait, and for ever if that is cut
+    cdef readonly tuple inputs, outputs
+    cdef readonly int64_t max_batch_rows
+    cdef readonly int replicas, head
+    cdef object _results
+    cdef list _input_specs, _output_specs, _buffers, _endings
+    cdef list _names  # of the inputs
+    cdef dict _ambiguous  # the positions of inputs that are called as an option
+    cdef int64_t _row_bytes
+    cdef mpiserve_stats _totals
+    cdef int64_t _answered, _streams
+
+    def __call__(self, *arrays, out=None, timeout=None, priority=0, **named):
+        """Ask, and wait for the answer.
+
+        Args:
+            *arrays: One array [rows, ...] per input, in the order of the signature, or one
+                dict of them by name.
+            out: Where to put the outputs: a writable C-contiguous array, or a tuple of
+                them if there are several, or CPU tensors of torch; new arrays if not given.
+            timeout: In seconds; None waits without end.
+            priority: As of submit.
+            **named: Inputs by name.
+
+        Returns:
+            The output array [rows, ...], or a named tuple if there are several. Those given as
+            `out` are given back.
+
+        Raises:
+            RequestTimeout: After which the request is cancelled.
+            QueueFullError: If the service rejects what its queue has no room for.
+            ModelError: If the model raised; the text says what.
+            ArgumentError, DtypeError: If the arrays do not fit; nothing was sent.
+        """
+        cdef Request request
+        if self._ambiguous:
+            self._check_options(arrays, {"out": out, "timeout": timeout, "priority": priority})
+        seconds_of(timeout, "timeout")
+        request = self._submit(arrays, named, out, None, priority)
+        try:
+            return request.result(timeout)
+        except errors.RequestTimeout:
+            request.cancel()
+            raise
+
+    def submit(self, *arrays, out=None, deadline=None, priority=0, **named):
+        """Begin a request and return it; the arrays must not change until it has ended.
+
+        Args:
+            *arrays: One array [rows, ...] per input, in the order of the signature, or one
+                dict of them by name.
+            out: As of a call; the arrays must not be touched until it has ended.
+            deadline: In seconds from now; with 0 or less there is no time left. A request that
+                has not ended by then ends with DeadlineError, and if the model has not begun
+                with it, never will.
+            priority: -100 to 100. Where more requests wait than a batch holds, higher
+                ones are computed first; those of one rank stay in their order.
+            **named: Inputs by name.
+
+        Raises:
+            ArgumentError, DtypeError: If the arguments do not fit; nothing was sent.
+        """
+        if self._ambiguous:
+            self._check_options(arrays, {"out": out, "deadline": deadline, "priority": priority})
+        return self._submit(arrays, named, out, deadline, priority)
+
+    def stream(self, *arrays, timeout=None, **named):
+        """Ask for one row, and get its tokens as they come: a generator.
+
+        The service must have an input `stream`, and the outputs `tokens` and `lengths`.
+        Whoever stops before the end ends the stream at the server too: with `close()`, or
+        when the generator goes.
+
+        Args:
+            *arrays: One array [1, ...] per input but `stream`, in the order of the signature.
+            timeout: In seconds, for the next tokens; None waits without end.
+            **named: Inputs by name.
+
+        Yields:
+            The new tokens, an array of one dimension.
+
+        Raises:
+            RequestTimeout: After which the stream is ended.
+            ModelError: If the model raised, or has no such input.
+        """
+        cdef int64_t number
+        names = [tensor.name for tensor in self.inputs if tensor.name != "stream"]
+        if len(names) == len(self.inputs):
+            raise errors.from_code(
+                errors.Code.ENAME, f"service '{self.name}' has no input 'stream'"
+            )
+        if self._ambiguous:
+            self._check_options(arrays, {"timeout": timeout})
+        named = self._by_name(arrays, named, names)
+        self._streams += 1
+        number = self._streams
+        what, ended = STREAM_OPENS, False
+        try:
+            while not ended:
+                named["stream"] = np.array([[number, what]], np.int64)
+                out = self(named, timeout=timeout)
+                count = int(out.lengths[0])
+                ended = count == 0
+                if not ended:
+                    yield out.tokens[0, :count]
+                what = STREAM_READS
+        except errors.ModelError:
+            ended = True
+            raise
+        finally:
+            if not ended and self._session._session != NULL and not forks:
+                # Kept, because a request that nobody has is cancelled; not waited for.
+                self._endings = [one for one in self._endings if not one.done()]
+                named["stream"] = np.array([[number, STREAM_ENDS]], np.int64)
+                self._endings.append(self.submit(named))
+
+    cdef int _check_options(self, tuple arrays, dict options) except -1:
+        """Refuse an option that may be meant as the input of that name."""
+        given = arrays[0] if is_named(arrays) else ()
+        for name, at in self._ambiguous.items():
+            value = options.get(name)
+            if value is None or (name == "priority" and type(value) is int):
+                continue
+            if not given and at >= len(arrays) or given and name not in given:
+                raise errors.from_code(
+                    errors.Code.EARG,
+                    f"service '{self.name}' has an input '{name}', and {name}=... is an option: "
+                    f"give the input by position or in a dict, as in service({{'{name}': ...}})",
+                )
+        return 0
+
+    cdef dict _by_name(self, tuple arrays, dict named, list names):
+        """Put inputs that were given by position, or in a dict, to those given by name."""
+        cdef dict given
+        if is_named(arrays):
+            given = arrays[0]
+        elif len(arrays) <= len(names):
+            given = dict(zip(names, arrays, strict=False))
+        else:
+            raise errors.from_code(
+                errors.Code.ESHAPE,
+                f"service '{self.name}': {len(arrays)} arrays for inputs {', '.join(names)}",
+            )
+        for name in given:
+            if type(name) is not str or name in named:
+                raise errors.from_code(
+                    errors.Code.ENAME,
+                    f"service '{self.name}': input {name!r} is "
+                    + ("given twice" if name in named else "no name"),
+                )
+        return given | named
+
+    cdef Request _submit(self, tuple arrays, dict named, object out, object deadline,
+                         object priority):
+        cdef mpiserve_tensor inputs[16]
+        cdef mpiserve_tensor outputs[16]
+        cdef mpiserve_options options
+        cdef Request request = Request.__new__(Request)
+        cdef int code, n = len(arrays), n_outputs = len(self._output_specs)
+        cdef int64_t rows
+        cdef Session session = self._session
+        cdef tuple kept = None
+        if is_named(arrays):
+            named, arrays, n = self._by_name(arrays, named, []), (), 0
+        self._fill_options(&options, deadline, priority)
+        if n + len(named) > MPISERVE_MAX_TENSORS:
+            raise errors.from_code(errors.Code.ESHAPE, f"{n + len(named)} inputs")
+        for i in range(n):
+            array = as_input(&inputs[i], arrays[i], self.name, self._names, i)
+            if array is not arrays[i]:
+                kept = keep(kept, array)
+        for name, value in named.items():
+            encoded = encode(name)
+            array = as_input(&inputs[n], value, self.name, [name], 0)
+            kept = keep(keep(kept, encoded), array)
+            inputs[n].name = <const char *>encoded
+            n += 1
+        rows = inputs[0].shape[0] if n and inputs[0].ndim else 0
+        request._service = self
+        request._session = session
+        request._outputs = self._make_outputs(outputs, rows) if out is None else (
+            self._check_outputs(outputs, out)
+        )
+        request._inputs, request._kept = arrays, kept
+        session._enter()
+        if rows * self._row_bytes > LARGE or self._far:
+            with nogil:
+                code = mpiserve_submit_with(self._service, n, inputs, n_outputs, outputs,
+                                            &options, &request._request)
+        else:
+            code = mpiserve_submit_with(self._service, n, inputs, n_outputs, outputs,
+                                        &options, &request._request)
+        session._leave(code)
+        return request
+
+    cdef int _fill_options(self, mpiserve_options *options, object deadline,
+                           object priority) except -1:
+        cdef int64_t level = whole(priority, "priority")
+        options.deadline = 0
+        if deadline is not None:
+            options.deadline = deadline_of(deadline)
+        if level < -100 or level > 100:
+            raise errors.from_code(errors.Code.EARG, f"priority {level} is not in -100 to 100")
+        options.priority = <int32_t>level
+        return 0
+
+    cdef object _make_outputs(self, mpiserve_tensor *tensors, int64_t rows):
+        made = [new_array(dtype, shape, rows) for dtype, shape in self._output_specs]
+        for i in range(len(made)):
+            as_output(&tensors[i], made[i], self.name)
+        return made[0] if self._results is None else self._results(*made)
+
+    cdef object _check_outputs(self, mpiserve_tensor *tensors, object out):
+        cdef int i
+        if self._results is None:
+            as_output(&tensors[0], out, self.name)
+            return out
+        if not isinstance(out, tuple) or len(out) != len(self._output_specs):
+            raise errors.from_code(
+                errors.Code.EARG,
+                f"service '{self.name}': out must be a tuple of {len(self._output_specs)} arrays",
+            )
+        for i in range(len(out)):
+            as_output(&tensors[i], out[i], self.name)
+        check_apart(tensors, len(out), self.name)
+        return self._results(*out)
+
+    def empty_input(self, rows):
+        """Take memory for inputs that the model reads where it lies, without a copy.
+
+        Args:
+            rows: Of the array; a request may use a part of them.
+
+        Returns:
+            An array [rows, ...], or a tuple of them, one per input. A call whose input
+            arrays all begin at the same row of it copies nothing. It is given back
+            when no array views it any more.
+
+        Raises:
+            Error: With code ENOMEM, if too many are taken or the pool is full.
+        """
+        return self._half(whole(rows, "rows"), False)
+
+    def empty_output(self, rows):
+        """Take memory for results, to be given as `out`; otherwise like `empty_input`.
+
+        The n-th array of this function and the n-th of `empty_input` of the same rows
+        are one buffer. Services that overwrite their inputs, as echo does, need that to
+        copy nothing: the result then is where the input was.
+        """
+        return self._half(whole(rows, "rows"), True)
+
+    cdef object _half(self, int64_t rows, bint outputs):
+        cdef Buffer buffer
+        if forks:
+            refuse_fork()
+        for reference in self._buffers:
+            buffer = reference()
+            if buffer is not None and buffer._buffer.rows == rows and (
+                buffer._outputs_free if outputs else buffer._inputs_free
+            ):
+                break
+        else:
+            buffer = self._take(rows)
+        if outputs:
+            buffer._outputs_free = False
+        else:
+            buffer._inputs_free = False
+        return buffer._views(outputs)
+
+    cdef Buffer _take(self, int64_t rows):
+        cdef Buffer buffer = Buffer.__new__(Buffer)
+        cdef int code
+        buffer._service = self
+        buffer._session = self._session
+        self._session._enter()
+        with nogil:
+            code = mpiserve_buffer_take(self._service, rows, &buffer._buffer)
+        self._session._leave(code)
+        buffer._inputs_free = buffer._outputs_free = True
+        self._buffers = [known for known in self._buffers if known() is not None]
+        self._buffers.append(weakref.ref(buffer))
+        return buffer
+
+    def totals(self):
+        """Return what is known of this rank's answered requests, summed up.
+
+        Returns:
+            requests, rows, batch_rows, batch_requests, queue_ns, compute_ns, total_ns.
+        """
+        totals = {"requests": self._answered, **self._totals}
+        del totals["generation"]
+        return totals
+
+    cdef int _add(self, const mpiserve_stats *stats) except -1:
+        self._answered += 1
+        self._totals.rows += stats.rows
+        self._totals.batch_rows += stats.batch_rows
+        self._totals.batch_requests += stats.batch_requests
+        self._totals.queue_ns += stats.queue_ns
+        self._totals.compute_ns += stats.compute_ns
+        self._totals.total_ns += stats.total_ns
+        return 0
+
+    def __repr__(self):
+        return f"<service {self.name!r} on rank {self.head}, {self.transport}>"
+
+
+cdef tuple keep(tuple things, object thing):
+    """Add to what is kept. Not to a list, which the garbage collector may empty."""
+    return (thing,) if things is None else things + (thing,)
+
+
+cdef list specs_of(tuple tensors):
+    return [(DTYPES[DTYPE_CODES[t.dtype]], tuple(t.shape[1:])) for t in tensors]
+
+
+cdef make_service(Session session, mpiserve_service *found):
+    cdef mpiserve_description description
+    cdef int replicas, head, transport
+    cdef Service service = Service.__new__(Service)
+    session._enter()
+    session._leave(mpiserve_service_describe(found, &description, &replicas, &head, &transport))
+    service._session = session
+    service._service = found
+    service.name = description.name.decode()
+    service.engine = description.engine.decode()
+    service.version = description.version.decode()
+    service.rows = ROWS[description.rows]
+    service.inputs = tensors_of(description.inputs, description.n_inputs)
+    service.outputs = tensors_of(description.outputs, description.n_outputs)
+    service.max_batch_rows = description.max_batch_rows
+    service.replicas, service.head = replicas, head
+    service.transport = "shared" if transport == MPISERVE_SHARED else "rma"
+    # Of several replicas any may be asked, whatever the way to this rank's own is.
+    service._far = transport != MPISERVE_SHARED or replicas > 1
+    service._input_specs = specs_of(service.inputs)
+    service._output_specs = specs_of(service.outputs)
+    service._row_bytes = sum(dtype.itemsize * prod(shape) for dtype, shape in service._input_specs)
+    service._buffers = []
+    service._endings = []
+    service._names = [tensor.name for tensor in service.inputs]
+    service._ambiguous = {
+        tensor.name: i for i, tensor in enumerate(service.inputs) if tensor.name in OPTIONS
+    }
+    names = [tensor.name for tensor in service.outputs]
+    service._results = namedtuple("Outputs", names, rename=True) if len(names) > 1 else None
+    memset(&service._totals, 0, sizeof(service._totals))
+    return service

@@ -1,0 +1,164 @@
+"""The inference side of mpiserve._lib.core: what a rank publishes, batches, tickets."""
+
+
+cdef enum:
+    MAX_BATCHES = 256  # whose arrays are kept for the next batch of the same rows
+
+
+cdef int fill_specs(mpiserve_spec *specs, object tensors) except -1:
+    if len(tensors) > MPISERVE_MAX_TENSORS:
+        raise errors.ConfigError(errors.Code.ECONFIG, f"over {MPISERVE_MAX_TENSORS} tensors")
+    for i, tensor in enumerate(tensors):
+        copy_text(specs[i].name, MPISERVE_NAME_SIZE, tensor.name)
+        specs[i].dtype = DTYPE_CODES.get(tensor.dtype, -1)
+        specs[i].ndim = len(tensor.shape)
+        for d, length in enumerate(tensor.shape[:MPISERVE_MAX_DIMS]):
+            specs[i].shape[d] = length
+    return 0
+
+
+cdef int copy_text(char *to, size_t size, str text) except -1:
+    return copy_bytes(to, size, text.encode()[: size - 1])
+
+
+cdef int copy_bytes(char *to, size_t size, bytes data) except -1:
+    cdef const char *start = data
+    memset(to, 0, size)
+    for i in range(len(data)):
+        to[i] = start[i]
+    return 0
+
+
+cdef tuple arrays_of(object tensors):
+    return tuple([(DTYPES[DTYPE_CODES[t.dtype]], tuple(t.shape[1:])) for t in tensors])
+
+
+cdef class Description:
+    """What an inference rank publishes of one service: mpiserve_description."""
+
+    cdef mpiserve_description description
+    cdef tuple inputs, outputs
+
+    def __init__(self, *, name, engine="", version="", inputs=(), outputs=(), max_batch_rows=1,
+                 max_delay_us=0, pool_bytes=0, stickiness=0, max_queue_rows=0, on_full="wait",
+                 rows="independent", overwrites=False, replica=0, error_code=0, error_text=""):
+        memset(&self.description, 0, sizeof(self.description))
+        copy_text(self.description.name, MPISERVE_NAME_SIZE, name)
+        copy_bytes(
+            self.description.engine,
+            MPISERVE_NAME_SIZE,
+            failure.one_line(engine, MPISERVE_NAME_SIZE - 1).encode(),
+        )
+        copy_text(self.description.version, MPISERVE_NAME_SIZE, version)
+        copy_bytes(self.description.error_text, MPISERVE_TEXT_SIZE, line_of(error_text))
+        self.description.n_inputs = len(inputs)
+        self.description.n_outputs = len(outputs)
+        fill_specs(self.description.inputs, inputs)
+        fill_specs(self.description.outputs, outputs)
+        self.description.max_batch_rows = max_batch_rows
+        self.description.max_delay_ns = int(max_delay_us * 1000)
+        self.description.pool_bytes = pool_bytes
+        self.description.stickiness = stickiness
+        self.description.max_queue_rows = max_queue_rows
+        self.description.on_full = MPISERVE_REJECT if on_full == "reject" else MPISERVE_WAIT
+        self.description.rows = ROWS.index(rows)
+        self.description.overwrites = overwrites
+        self.description.replica = replica
+        self.description.error = error_code
+        self.inputs, self.outputs = arrays_of(inputs), arrays_of(outputs)
+
+
+cdef class Batch:
+    """A batch that an inference rank is to answer.
+
+    Attributes:
+        service: Which of the services that this rank published: 0, 1, ...
+        rows: Of all its requests.
+        requests: Their number.
+        in_place: Whether the inputs are the memory that the clients wrote to.
+        inputs: One array [rows, ...] per input of the signature; read-only, valid
+            until the batch is answered.
+        outputs: One array [rows, ...] per output, where results may be written
+            to spare a copy; valid until the batch is answered.
+    """
+
+    cdef readonly int64_t rows
+    cdef readonly int service, requests
+    cdef readonly bint in_place
+    cdef readonly tuple inputs, outputs
+
+
+cdef class Ticket:
+    """A request that is answered after its batch: see Session.hold_batch.
+
+    Attributes:
+        row: Its first row in the batch.
+        rows: Their number.
+        client: The world rank that asked.
+        service: The place of the service, as of its batch.
+    """
+
+    cdef mpiserve_ticket _ticket
+
+    @property
+    def row(self):
+        return self._ticket.row
+
+    @property
+    def rows(self):
+        return self._ticket.rows
+
+    @property
+    def client(self):
+        return self._ticket.client
+
+    @property
+    def service(self):
+        return self._ticket.service
+
+
+cdef list tickets_of(mpiserve_ticket *tickets, int n):
+    cdef Ticket ticket
+    made = []
+    for i in range(n):
+        ticket = Ticket.__new__(Ticket)
+        ticket._ticket = tickets[i]
+        made.append(ticket)
+    return made
+
+
+cdef Batch batch_of(Session session, mpiserve_batch *batch):
+    """Find or make the arrays. Rows that repeat lie at the same place: all is there."""
+    cdef Batch made
+    key = (batch.service, <size_t>batch.inputs[0], <size_t>batch.outputs[0], batch.rows)
+    made = session._batches.get(key)
+    inputs, session._outputs = session._signatures[batch.service]
+    if made is None:
+        if len(session._batches) >= MAX_BATCHES:
+            session._batches.clear()
+        made = Batch.__new__(Batch)
+        made.service = batch.service
+        made.rows = batch.rows
+        made.inputs = views_of(<void **>batch.inputs, inputs, batch.rows, False)
+        made.outputs = views_of(batch.outputs, session._outputs, batch.rows, True)
+        session._batches[key] = made
+    made.requests = batch.requests
+    made.in_place = batch.in_place
+    session._rows = batch.rows
+    session._requests = batch.requests
+    return made
+
+
+cdef tuple views_of(void **data, tuple specs, int64_t rows, bint writable):
+    return tuple([
+        view_rows(data[i], dtype, shape, rows, writable, None)
+        for i, (dtype, shape) in enumerate(specs)
+    ])
+
+
+cdef int find_rows(const void **data, tuple specs, outputs, int64_t rows) except -1:
+    cdef int i = 0
+    for dtype, shape in specs:
+        data[i] = result_at(outputs[i], dtype, shape, rows)
+        i += 1
+    return 0

@@ -1,0 +1,1 @@
+"""Models of torch: modules, their files and weights, DeepSpeed."""

@@ -1,0 +1,185 @@
+"""DeepSpeed inference engines, the default."""
+
+from __future__ import annotations
+
+import logging
+import os
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from mpiserve.backends.base import import_object
+from mpiserve.backends.language import huggingface
+from mpiserve.backends.torch import dtypes, weights
+from mpiserve.backends.torch.model_files import load_module
+from mpiserve.backends.torch.torch_backend import TorchBackend, compiled, set_eval
+from mpiserve.backends.torch.torch_world import agree, close_torch_world, open_torch_world
+from mpiserve.config import OBJECT
+from mpiserve.errors import ArgumentError, Code, ModelError
+from mpiserve.failure import check_interrupt, describe
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    import torch
+    from mpi4py import MPI
+
+
+CASTS = ("float", "half", "bfloat16")  # methods by which DeepSpeed converts a module
+GPU_ONLY = ("replace_with_kernel_inject", "enable_cuda_graph")
+ELSEWHERE = {
+    "dtype": "dtype of the service itself",
+    "tensor_parallel": "tensor_parallel of the service itself",
+    "mp_size": "tensor_parallel of the service itself",
+    "injection_policy": "options.injection_policy",
+}
+
+
+class DeepSpeedBackend(TorchBackend):
+    """Runs a module in an engine of `deepspeed.init_inference`.
+
+    Takes the models and options of the torch backend, and the option `init_inference`:
+    a table of further keyword arguments of that function, and `injection_policy`: for blocks
+    that AutoTP does not know, a table of lists by "module:Class", of the children whose
+    results the ranks of a replica add up, such as [".fc2"].
+    """
+
+    engine_options = ("init_inference", "injection_policy")
+    known_options = (*TorchBackend.known_options, *engine_options)
+    _in_world = False
+
+    def read(self) -> torch.nn.Module:
+        """Get the module; the head of a replica reads the weights, and shares them.
+
+        If a rank of the replica cannot, no other goes on without it.
+
+        Raises:
+            ModelError: On every rank alike.
+        """
+        comm, service = self.comm, self.service
+        if comm is None or service.tensor_parallel == 1:
+            return super().read()
+        head = comm.rank == 0
+        # By a file beside the weights, which the head reads too.
+        described = bool(service.task) and not OBJECT.fullmatch(service.model or "")
+        module = self._agreed(comm, lambda: self._read_part(head, described))
+        if described:
+            description = comm.bcast(huggingface.description(module) if head else None)
+            module = self._agreed(comm, lambda: module or huggingface.empty(service, description))
+        expected = comm.bcast(weights.manifest(module) if head else None)
+        self._agreed(comm, lambda: weights.compare(module, expected))
+        weights.share(comm, module, service.peer_timeout_s)
+        return module
+
+    def _read_part(self, head: bool, described: bool) -> Any:
+        if described and not head:
+            import transformers  # noqa: F401  # as long as the head reads
+
+            return None
+        return load_module(self.service, weights=head)
+
+    def _agreed(self, comm: MPI.Comm, do: Callable[[], Any]) -> Any:
+        """Do something on all ranks. Collective.
+
+        Raises:
+            ModelError: On every rank, if it raised on any.
+        """
+        result, wrong = None, ""
+        cause: BaseException | None = None
+        try:
+            result = do()
+        except BaseException as error:
+            check_interrupt()
+            wrong, cause = describe(error), error
+        wrong = agree(comm, wrong, self.service.peer_timeout_s)
+        if wrong:
+            raise ModelError(Code.EMODEL, wrong) from cause
+        return result
+
+    def prepare(self, module: torch.nn.Module) -> Any:
+        """Hand the module to DeepSpeed; the ranks of a replica together."""
+        deepspeed = import_deepspeed(self.device.type)
+        options = self._options()
+        if self.comm is not None and self.service.tensor_parallel > 1:
+            seconds = self.service.peer_timeout_s
+            open_torch_world(self.comm, self.device.type, seconds)
+            self._in_world = True
+            options["tensor_parallel"] = {"tp_size": self.comm.size}
+        before = dtypes.held(module)
+        with without_casts(module):
+            dtype = self._said_dtype()
+            engine = deepspeed.init_inference(set_eval(module), dtype=dtype, **options)
+        if not options.get("replace_with_kernel_inject"):  # which makes other modules
+            whole = self.service.tensor_parallel == 1 and "injection_policy" not in options
+            dtypes.compare(engine.module, before, whole)
+        return set_eval(engine)
+
+    def _said_dtype(self) -> torch.dtype:
+        """The dtype that DeepSpeed hears: it refuses some, but is kept from converting anyway."""
+        known = ["float32", "bfloat16", "float16"][: 2 if self.device.type == "cpu" else 3]
+        said = self.dtype is not None and dtypes.short(self.dtype) in known
+        return self.dtype if said and self.dtype else self._torch.float32
+
+    def compile(self, arguments: dict[str, Any]) -> None:
+        """Let the module in the engine be compiled when it is first called."""
+        self.module.module = compiled(self.service, self.module.module, arguments)
+
+    def close(self) -> None:
+        """Free the module's memory, and the torch world of the replica if there is one."""
+        super().close()
+        if self._in_world:
+            self._in_world = False
+            close_torch_world()
+
+    def _options(self) -> dict[str, Any]:
+        """Arguments of init_inference.
+
+        Raises:
+            ArgumentError: For those that are said elsewhere, or need a GPU where there is none.
+        """
+        options = dict(self.service.options.get("init_inference", {}))
+        key = f"service.{self.service.name}"
+        for name, instead in ELSEWHERE.items():
+            if name in options:
+                text = f"{key}.options.init_inference.{name}: set {instead}"
+                raise ArgumentError(Code.EARG, text)
+        if self.device.type == "cpu":
+            for name in GPU_ONLY:
+                if options.get(name):
+                    text = f"{key}.options.init_inference.{name}: needs a GPU, and there is none"
+                    raise ArgumentError(Code.EARG, text)
+        if policy := self.service.options.get("injection_policy"):
+            options["injection_policy"] = {
+                import_object(name, self.service.folder): tuple(layers)
+                for name, layers in policy.items()
+            }
+        return options
+
+
+@contextmanager
+def without_casts(module: torch.nn.Module) -> Iterator[None]:
+    """Keep DeepSpeed from converting a module, which is in the dtypes that it is to have.
+
+    DeepSpeed 0.19.8 calls one of its methods, by the dtype of `init_inference`, float16 if not
+    given: layers of another dtype, and buffers such as those of rotary embeddings, lose digits.
+    """
+    for name in CASTS:
+        module.__dict__[name] = lambda: module
+    try:
+        yield
+    finally:
+        for name in CASTS:
+            del module.__dict__[name]
+
+
+def import_deepspeed(device: str) -> Any:
+    """Import DeepSpeed for a kind of device, quietly and without its shared-memory all-reduce.
+
+    DeepSpeed 0.19.8 compiles that operation when a process group is made (over a
+    minute, the first time), and it ignores which ranks belong to the group.
+    """
+    os.environ.setdefault("DS_ACCELERATOR", device)
+    import deepspeed
+
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed

@@ -1,0 +1,457 @@
+"""torch modules on the batches of a service."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shutil
+import warnings
+from contextlib import AbstractContextManager, nullcontext
+from math import inf
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from mpiserve.backends.base import Backend, check_options, full_name, ordered
+from mpiserve.backends.language import huggingface
+from mpiserve.backends.language.generate import Generator
+from mpiserve.backends.torch import dtypes, gradients
+from mpiserve.backends.torch.model_files import load_module
+from mpiserve.config import ServiceConfig, TensorConfig
+from mpiserve.errors import ArgumentError, Code, ModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import numpy as np
+    import torch
+
+
+logger = logging.getLogger("mpiserve")
+
+CHUNKS = (128, 256, 512, 1024, 2048, 4096, 8192)
+TUNE_ROUNDS = 5
+TUNE_SECONDS = 2.0  # a model that is slower is not measured so often
+TUNE_GAIN = 0.97  # of the time of all rows at once: a chunk must be worth it
+MAX_KNOWN = 256  # batches whose views are kept
+DTYPES = re.compile(r"same dtype|scalar type")  # of an error of torch
+_NOTHING = nullcontext()
+
+
+class TorchBackend(Backend):
+    """Runs an nn.Module in inference mode, or under no_grad if it asks for gradients.
+
+    `model` is "module:callable" giving the module, a .pt2 file of torch.export, or
+    a TorchScript file. Options: `arguments`, a table of keyword arguments of the
+    callable; `weights`, a safetensors file, or an index of several, that is loaded into its
+    module; and `compile`, which is true, a mode of `torch.compile`, or a table of its arguments.
+
+    Attributes:
+        dtype: In which the module computes; None if its parameters are of several, or it has
+            none.
+    """
+
+    known_options: tuple[str, ...] = ("arguments", "weights", "compile")
+    engine_options: tuple[str, ...] = ()  # of these, what a task's model takes too
+    module: Any
+    dtype: torch.dtype | None = None
+    _engine = ""
+    _gradients = False  # the model asks for them while it infers
+    _can_be_watched = False
+    _watches = 0  # calls that are watched still
+
+    @property
+    def engine(self) -> str:
+        """The class of the module that is called."""
+        return self._engine or super().engine
+
+    def load(self) -> None:
+        """Load the module and bring it to the device, dtype and mode of serving.
+
+        Raises:
+            ModelError: If the model is not of a kind that torch can run.
+        """
+        import torch
+
+        if self.service.task:
+            huggingface.check(self.service, self.engine_options)
+        else:
+            check_options(self.service, self.known_options)
+        # The model reads the clients' memory, which numpy knows to be not for writing.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        torch.set_num_threads(self.service.threads)
+        self.device = choose_device(self.local_rank)
+        self._torch = torch
+        self._said: set[str] = set()
+        self._known: dict[int, tuple[tuple[np.ndarray, ...], list[torch.Tensor]]] = {}
+        self._wanted = [getattr(torch, output.dtype) for output in self.service.outputs]
+        self.chunk_rows = self.service.chunk_rows
+        compile_arguments = self._compile_arguments()
+        # What is made in inference mode, as when a model comes back while serving, stays so.
+        default = torch.get_default_dtype()
+        with torch.inference_mode(False):
+            module = self.read()
+            self._look_at_dtypes(module)
+            self.module = self.prepare(module)
+        if torch.get_default_dtype() is not default:
+            text = "the model has changed torch's default dtype for all models of this rank"
+            logger.warning("service %s: %s", self.service.name, text)
+        self._engine = full_name(type(self.module))
+        if compile_arguments is not None:
+            self.compile(compile_arguments)
+        elif not self.service.task and gradients.can_be_watched(module):
+            self._can_be_watched = True
+            self.warmed()
+        if self.service.task:
+            self.module = self._task(module)
+            with self._inference():
+                self.module.warm()
+
+    def read(self) -> torch.nn.Module:
+        """Get the module, on the CPU and in the dtype that the service says."""
+        return load_module(self.service)
+
+    def prepare(self, module: torch.nn.Module) -> Any:
+        """Make a loaded module ready to be called."""
+        return set_eval(module).to(self.device)
+
+    def compile(self, arguments: dict[str, Any]) -> None:
+        """Let the module be compiled when it is first called."""
+        self.module = compiled(self.service, self.module, arguments)
+
+    def _task(self, module: torch.nn.Module) -> huggingface.Task:
+        parts = (self.service, module, self.module, self.service.tensor_parallel)
+        if self.service.task == "embed":
+            return huggingface.Embedder(*parts)
+        self.steps = Generator(*parts)
+        return self.steps
+
+    def run(self, inputs: tuple[np.ndarray, ...]) -> list[np.ndarray]:
+        """Call the module once, on tensors that view the batch."""
+        with self._inference():
+            return [self._array(tensor) for tensor in self._call(self._views(inputs))]
+
+    def run_batch(
+        self,
+        inputs: tuple[np.ndarray, ...],
+        outputs: tuple[np.ndarray, ...],
+        done: Callable[[int], None],
+    ) -> Any:
+        """Call the module, on pieces that suit the caches, and put the results in place."""
+        rows, chunk = len(inputs[0]), self.chunk_rows
+        with self._inference():
+            tensors, targets = self._views(inputs), self._views(outputs)
+            if rows <= chunk or not chunk or self.together:
+                self._put(self._call(tensors), targets)
+                return outputs
+            for begin in range(0, rows, chunk):
+                end = min(begin + chunk, rows)
+                results = self._call([tensor[begin:end] for tensor in tensors])
+                self._put(results, [target[begin:end] for target in targets])
+                done(end)
+        return outputs
+
+    def serving(self) -> AbstractContextManager[Any]:
+        """Enter inference mode once for all batches."""
+        return _NOTHING if self._gradients else self._torch.inference_mode()
+
+    def tune(self, inputs: tuple[np.ndarray, ...], outputs: tuple[np.ndarray, ...]) -> None:
+        """Measure which number of rows at a time is fastest, unless the service says it."""
+        if self.service.chunk_rows or self.service.task or self.device.type != "cpu":
+            return
+        if self.together:
+            return
+        rows = len(inputs[0])
+        times = dict.fromkeys([rows, *(chunk for chunk in CHUNKS if chunk < rows)], inf)
+        end = perf_counter() + TUNE_SECONDS
+        # In rounds: what disturbs the machine for a while disturbs all alike.
+        for chunk in TUNE_ROUNDS * [*times]:
+            self.chunk_rows, begin = chunk, perf_counter()
+            self.run_batch(self.given(inputs), outputs, ignore)
+            times[chunk] = min(times[chunk], perf_counter() - begin)
+            if perf_counter() > end:
+                break
+        best = min(times, key=lambda chunk: times[chunk])
+        self.chunk_rows = best if times[best] < TUNE_GAIN * times[rows] else 0
+        logger.info(
+            "service %s runs %s at a time", self.service.name, f"{self.chunk_rows or 'all'} rows"
+        )
+
+    def take_over(self, old: Backend) -> None:
+        """Take the rows at a time: measured beside a model at work they would say little."""
+        if isinstance(old, TorchBackend):
+            self.chunk_rows = old.chunk_rows
+
+    def warmed(self) -> None:
+        """Watch the first calls again, which are requests now."""
+        self._watches = gradients.CALLS if self._can_be_watched else 0
+
+    def close(self) -> None:
+        """Free the module's memory."""
+        self.__dict__.pop("module", None)
+        self.steps = None
+
+    @property
+    def arithmetic(self) -> Sequence[str]:
+        """That of the service and of the weights; on GPUs perhaps with fewer bits."""
+        torch = self._torch
+        weights: Any = getattr(self.module, "parameters", tuple)()
+        dtypes = {weight.dtype for weight in weights if weight.is_floating_point()} | {self.dtype}
+        names = [str(dtype).removeprefix("torch.") for dtype in dtypes]
+        backends = (torch.backends.cuda.matmul, torch.backends.cudnn)
+        if self.device.type == "cuda" and any(backend.allow_tf32 for backend in backends):
+            names.append("float16")  # TF32 has as many bits
+        return names
+
+    def writes(self, inputs: tuple[np.ndarray, ...]) -> bool:
+        """Ask torch, which counts what is written to a tensor outside of inference mode."""
+        torch = self._torch
+        with torch.inference_mode(False):
+            tensors = [tensor_of(array) for array in inputs]
+        before = [tensor._version for tensor in tensors]
+        # As it was written: such tensors are another case, for which it would be compiled again.
+        with torch.compiler.set_stance("force_eager"), self._inference():
+            self._call(tensors)
+        return before != [tensor._version for tensor in tensors]
+
+    def _compile_arguments(self) -> dict[str, Any] | None:
+        """Arguments of torch.compile, if the service asks for it.
+
+        Raises:
+            ArgumentError: If it cannot be had here.
+        """
+        wanted = self.service.options.get("compile", False)
+        if wanted is False:
+            return None
+        arguments = {"mode": wanted} if isinstance(wanted, str) else wanted
+        # Rows vary: else each number of them would be compiled for itself.
+        arguments = {"dynamic": True} | ({} if arguments is True else dict(arguments))
+        inductor = arguments.get("backend", "inductor") == "inductor"
+        if why := _no_compile(self.service, inductor and self.device.type == "cpu"):
+            key = f"service.{self.service.name}.options.compile"
+            raise ArgumentError(Code.EARG, f"{key}: {why}")
+        return arguments
+
+    def _inference(self) -> AbstractContextManager[Any]:
+        if self._gradients:
+            return gradients.allowed()
+        return _NOTHING if self._torch.is_inference_mode_enabled() else self.serving()
+
+    def _again(self, error: RuntimeError, tensors: list[torch.Tensor]) -> Any:
+        """Call a model again that failed in inference mode, where no gradients can be had.
+
+        Raises:
+            RuntimeError: The error itself, if it is of another kind.
+            ModelError: If it is about dtypes, with those that the model got.
+        """
+        if DTYPES.search(str(error)):
+            got = [f"'{one.name}' {one.dtype}" for one in self.service.inputs]
+            mine = f"in {dtypes.short(self.dtype)}" if self.dtype else "in no dtype of its own"
+            text = f"{str(error).splitlines()[0]}; the inputs are {', '.join(got)}, and the model"
+            raise ModelError(Code.EMODEL, f"{text} computes {mine}") from error
+        asks = not self.service.task and gradients.FAILED.search(str(error))
+        if not (asks and self._torch.is_inference_mode_enabled()):
+            raise error
+        return self._with_gradients(tensors)
+
+    def _watched(self, tensors: list[torch.Tensor]) -> Any:
+        """Call the model, and call it again if it asks for gradients where it gets none."""
+        self._watches -= 1
+        if not self._torch.is_inference_mode_enabled():
+            return self.module(*tensors)
+        result, asked = gradients.watched(lambda: self.module(*tensors))
+        return self._with_gradients(tensors) if asked else result
+
+    def _with_gradients(self, tensors: list[torch.Tensor]) -> Any:
+        """Call the model where it can have gradients, and let it have them from now on."""
+        with gradients.allowed():
+            result = self.module(*[tensor.clone() for tensor in tensors])
+        if not self._gradients:
+            self._gradients = True
+            self._known.clear()  # their tensors are of inference mode
+            self._as_they_are = False
+            text = "the model asks for gradients, and so runs under no_grad, not in inference mode"
+            logger.info("service %s: %s", self.service.name, text)
+        return result
+
+    def _look_at_dtypes(self, module: torch.nn.Module) -> None:
+        """See in which dtype the module computes, and which inputs have to be converted."""
+        self.dtype = getattr(self._torch, self.service.dtype or "", dtypes.own(module))
+        self._targets = [self._target(tensor) for tensor in self.service.inputs]
+        inputs = [getattr(self._torch, tensor.dtype) for tensor in self.service.inputs]
+        self._as_they_are = self.device.type == "cpu" and self._targets == inputs
+        for tensor, theirs, mine in zip(self.service.inputs, inputs, self._targets, strict=True):
+            if theirs is not mine:
+                what = f"input '{tensor.name}' is {tensor.dtype}, and the model computes in"
+                self._tell(tensor, f"{what} {dtypes.short(mine)}", theirs, mine)
+
+    def _target(self, tensor: TensorConfig) -> torch.dtype:
+        theirs: torch.dtype = getattr(self._torch, tensor.dtype)
+        # A task knows its inputs by name, and what to do with them.
+        fixed = self.service.task or tensor.convert is False or self.dtype is None
+        return theirs if fixed or not dtypes.is_float(theirs) else self.dtype or theirs
+
+    def _tell(
+        self, tensor: TensorConfig, what: str, source: torch.dtype, wanted: torch.dtype
+    ) -> None:
+        """Say once what a conversion loses, unless the configuration asks for it."""
+        follows = self.comm is not None and self.service.tensor_parallel > 1 and self.comm.rank
+        if tensor.convert or follows or what in self._said:
+            return
+        self._said.add(what)
+        level = logging.WARNING if dtypes.loses(source, wanted) else logging.INFO
+        text = f"{what}: it is converted, {dtypes.loss(source, wanted)}"
+        hint = "convert = true at the tensor says that this is wanted"
+        logger.log(level, "service %s: %s (%s)", self.service.name, text, hint)
+
+    def _call(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Call the module; give tensors in the order and of the dtypes of the signature."""
+        if not self._as_they_are:
+            tensors = [self._moved(i, tensor) for i, tensor in enumerate(tensors)]
+        try:
+            result = self._watched(tensors) if self._watches else self.module(*tensors)
+        except RuntimeError as error:
+            result = self._again(error, tensors)
+        return [
+            tensor
+            if type(tensor) is self._torch.Tensor and tensor.dtype is wanted
+            else self._converted(tensor, wanted, output)
+            for tensor, wanted, output in zip(
+                ordered(result, self.service), self._wanted, self.service.outputs, strict=True
+            )
+        ]
+
+    def _views(self, arrays: tuple[np.ndarray, ...]) -> list[torch.Tensor]:
+        """View arrays as tensors. The broker gives the same arrays for the same rows again."""
+        if self.copies:
+            return [tensor_of(array) for array in arrays]
+        known = self._known.get(id(arrays))
+        if known is None or known[0] is not arrays:
+            if len(self._known) >= MAX_KNOWN:
+                self._known.clear()
+            known = (arrays, [tensor_of(array) for array in arrays])
+            if not arrays[0].flags.owndata:  # the broker's memory: no other comes again
+                self._known[id(arrays)] = known
+        return known[1]
+
+    def _array(self, tensor: torch.Tensor) -> np.ndarray:
+        """View a result as an array, after a copy only if it is elsewhere or strided."""
+        if tensor.requires_grad or not (tensor.is_cpu and tensor.is_contiguous()):
+            tensor = tensor.detach().cpu().contiguous()
+        if tensor.dtype is not self._torch.bfloat16:
+            return tensor.numpy()
+        from ml_dtypes import bfloat16
+
+        return tensor.view(self._torch.int16).numpy().view(bfloat16)
+
+    def _put(self, results: list[torch.Tensor], targets: list[torch.Tensor]) -> None:
+        """Copy results to their places, if they are what the signature says."""
+        for i, target in enumerate(targets):
+            result = results[i]
+            if result.shape != target.shape or result.dtype is not target.dtype:
+                raise ModelError(Code.EMODEL, self._refused(i, result, target))
+            target.copy_(result)
+
+    def _refused(self, i: int, result: torch.Tensor, target: torch.Tensor) -> str:
+        output = self.service.outputs[i]
+        text = f"output '{output.name}': expected {short(target)}, got {short(result)}"
+        floats = dtypes.is_float(result.dtype) and dtypes.is_float(target.dtype)
+        if result.dtype is target.dtype or not floats:
+            return text
+        return f"{text}; set its dtype, or convert = true there, which loses digits"
+
+    def _moved(self, i: int, tensor: torch.Tensor) -> torch.Tensor:
+        wanted = self._targets[i]
+        if tensor.dtype is not wanted:
+            tensor = dtypes.converted(tensor, wanted, f"input '{self.service.inputs[i].name}'")
+        # A tensor of its own for each call: backward() would add to the gradients of the last one.
+        return tensor.detach().to(self.device)
+
+    def _converted(self, tensor: Any, wanted: torch.dtype, output: TensorConfig) -> torch.Tensor:
+        """Convert what may be, as the signature has it; what is left will be refused."""
+        if not isinstance(tensor, self._torch.Tensor):
+            text = f"the model must return tensors, not {type(tensor).__name__}"
+            raise ModelError(Code.EMODEL, text)
+        mine = tensor.dtype
+        if mine is wanted or not self._may_convert(mine, wanted, output):
+            return tensor
+        what = f"output '{output.name}' is {output.dtype}, and the model gives"
+        self._tell(output, f"{what} {dtypes.short(mine)}", mine, wanted)
+        return dtypes.converted(tensor, wanted, f"output '{output.name}'")
+
+    def _may_convert(self, mine: torch.dtype, wanted: torch.dtype, output: TensorConfig) -> bool:
+        """Unless it is said, digits are lost of the model's own arithmetic alone."""
+        if not (dtypes.is_float(mine) and dtypes.is_float(wanted)):
+            return False
+        if output.convert is None:
+            return mine is self.dtype or not dtypes.loses(mine, wanted)
+        return output.convert
+
+
+def ignore(_rows: int) -> None:
+    """Answer nobody: while tuning."""
+
+
+def short(tensor: torch.Tensor) -> str:
+    """Dtype and shape of a tensor, for people."""
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+
+
+def choose_device(local_rank: int) -> torch.device:
+    """Choose the GPU of a rank, in turn over those of the node; without one, the CPU."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    device = torch.device("cuda", local_rank % torch.cuda.device_count())
+    torch.cuda.set_device(device)
+    return device
+
+
+def _no_compile(service: ServiceConfig, needs_compiler: bool) -> str:
+    """Say why torch.compile cannot be had, or ""."""
+    compiler = os.environ.get("CXX", "g++")
+    if service.tensor_parallel > 1:
+        return "not with tensor_parallel"
+    if not service.warmup_rows:
+        return "needs warmup, when it compiles"
+    if needs_compiler and not shutil.which(compiler):
+        return f"needs a C++ compiler, and there is no '{compiler}' (CXX names another)"
+    return ""
+
+
+def compiled(service: ServiceConfig, module: torch.nn.Module, arguments: dict[str, Any]) -> Any:
+    """Make a module that is compiled when it is first called.
+
+    Raises:
+        ArgumentError: If it cannot be, or torch does not know the arguments.
+    """
+    import torch
+
+    key = f"service.{service.name}.options.compile"
+    if isinstance(module, torch.jit.ScriptModule):
+        raise ArgumentError(Code.EARG, f"{key}: TorchScript is compiled already")
+    # Else workers for compiling are started, which stay.
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+    try:
+        return torch.compile(module, **arguments)
+    except (TypeError, RuntimeError) as error:
+        text = str(error).splitlines()[0]
+        raise ArgumentError(Code.EARG, f"{key}: {text}") from None
+
+
+def set_eval(module: torch.nn.Module) -> torch.nn.Module:
+    """Leave training mode. An exported program has none, and says so by an exception."""
+    try:
+        return module.eval()
+    except NotImplementedError:
+        return module
+
+
+def tensor_of(array: np.ndarray) -> torch.Tensor:
+    """View an array as a tensor; numpy's bfloat16 is one that torch does not know."""
+    import torch
+
+    if array.dtype.name == "bfloat16":
+        return torch.from_numpy(array.view("int16")).view(torch.bfloat16)
+    return torch.from_numpy(array)

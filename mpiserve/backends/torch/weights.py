@@ -1,0 +1,69 @@
+"""The weights of a replica of several ranks: one reads them, and all get them by MPI."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import chain
+from typing import TYPE_CHECKING
+
+from mpiserve.backends.torch.torch_world import complete
+from mpiserve.errors import Code, ModelError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from mpi4py import MPI
+
+PIECE = 2**28  # bytes of a message: MPI counts them in an int
+
+Manifest = list[tuple[str, tuple[int, ...], str]]
+
+
+def manifest(module: torch.nn.Module) -> Manifest:
+    """Name what a module holds, with shapes and dtypes."""
+    return [(name, tuple(tensor.shape), str(tensor.dtype)) for name, tensor in _tensors(module)]
+
+
+def compare(module: torch.nn.Module, expected: Manifest) -> None:
+    """Make sure that a module is that of the head.
+
+    Raises:
+        ModelError: If it holds something else.
+    """
+    if different := set(manifest(module)) ^ set(expected):
+        text = f"the module is not that of the first rank: they differ in '{min(different)[0]}'"
+        raise ModelError(Code.EMODEL, text)
+
+
+def share(comm: MPI.Comm, module: torch.nn.Module, seconds: float) -> None:
+    """Give all ranks the head's values, those of buffers too. Collective; burns no core.
+
+    Args:
+        comm: The ranks; the head is rank 0.
+        module: Of the same manifest on all.
+        seconds: After which a piece that has not come is given up.
+
+    Raises:
+        ModelError: If a rank did not take part.
+    """
+    for _, tensor in _tensors(module):
+        whole = tensor.detach().contiguous()
+        for piece in _pieces(whole):
+            if not complete(comm.Ibcast(piece, root=0), seconds):
+                text = f"the weights did not come from the first rank within {seconds:g} s"
+                raise ModelError(Code.EMODEL, text)
+        if whole.data_ptr() != tensor.data_ptr():
+            tensor.detach().copy_(whole)
+
+
+def _tensors(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Parameters and buffers, kept in a state dict or not; tied ones once."""
+    return chain(module.named_parameters(), module.named_buffers())
+
+
+def _pieces(tensor: torch.Tensor) -> Iterator[np.ndarray]:
+    import torch
+
+    data = tensor.reshape(-1).view(torch.uint8).numpy()
+    for begin in range(0, len(data), PIECE):
+        yield data[begin : begin + PIECE]

@@ -1,0 +1,26 @@
+"""What the user writes down, checked: the configuration, its services, the partition of a world."""
+
+from mpiserve.config.file import Config, Group, PartitionConfig, PoolConfig
+from mpiserve.config.service import (
+    DTYPES,
+    MAX_DIMS,
+    MAX_TENSORS,
+    NAME_SIZE,
+    OBJECT,
+    ServiceConfig,
+    TensorConfig,
+)
+
+__all__ = [
+    "DTYPES",
+    "MAX_DIMS",
+    "MAX_TENSORS",
+    "NAME_SIZE",
+    "OBJECT",
+    "Config",
+    "Group",
+    "PartitionConfig",
+    "PoolConfig",
+    "ServiceConfig",
+    "TensorConfig",
+]

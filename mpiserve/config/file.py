@@ -1,0 +1,258 @@
+"""The TOML file of the inference ranks, checked before anything starts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import (
+    BeforeValidator,
+    Field,
+    PrivateAttr,
+    StrictInt,
+    StrictStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from mpiserve.config.checks import (
+    MAX_RANKS,
+    Location,
+    key_of,
+    line_error,
+    shown,
+    value_problem,
+)
+from mpiserve.config.reader import read_tables
+from mpiserve.config.service import (
+    ServiceConfig,
+    Table,
+    TensorConfig,
+    as_tuple,
+    check_name,
+    suggest,
+)
+from mpiserve.errors import ConfigError
+
+
+class PartitionConfig(Table):
+    """The table `[partition]`: which ranks of one program infer."""
+
+    placement: Literal["tail", "per-node", "dedicated"] = "tail"
+    per_node: Annotated[int | None, Field(ge=1, le=MAX_RANKS)] = None
+    bind: bool = False
+    ranks: Annotated[tuple[StrictInt, ...] | None, BeforeValidator(as_tuple)] = None
+
+    @field_validator("ranks")
+    @classmethod
+    def _check_ranks(cls, ranks: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if ranks == ():
+            raise ValueError("at least one rank must infer")
+        seen: set[int] = set()
+        for rank in ranks or ():
+            if rank < 0:
+                raise ValueError(f"rank {rank} is negative")
+            if rank in seen:
+                raise ValueError(f"rank {rank} is listed twice")
+            seen.add(rank)
+        return ranks
+
+    @model_validator(mode="after")
+    def _check_one(self) -> PartitionConfig:
+        if {"placement", "ranks"} <= self.model_fields_set:
+            raise ValueError("placement and ranks exclude each other")
+        if self.per_node and self.placement != "per-node":
+            raise ValueError("per_node needs placement = 'per-node'")
+        return self
+
+
+class PoolConfig(Table):
+    """One table `[pool.NAME]`: ranks that serve all of these services, or some in turn."""
+
+    ranks: int = Field(1, ge=1, le=MAX_RANKS)
+    services: Annotated[tuple[StrictStr, ...], BeforeValidator(as_tuple)]
+    loaded: Annotated[int | None, Field(ge=1, le=MAX_RANKS)] = None
+    interval_s: float = Field(0.5, gt=0, le=3600)
+    hysteresis: float = Field(1.5, ge=1, le=1000)
+    least_s: float = Field(5.0, ge=0, le=86400)
+
+    @model_validator(mode="after")
+    def _check_loaded(self) -> PoolConfig:
+        if self.loaded is None:
+            for key in ("interval_s", "hysteresis", "least_s"):
+                if key in self.model_fields_set:
+                    raise ValueError(f"{key} needs loaded: otherwise ranks hold all services")
+            return self
+        if self.loaded >= len(self.services):
+            text = f"loaded = {self.loaded}, but there are {len(self.services)} services"
+            raise ValueError(f"{text}: leave it out, and each rank holds all of them")
+        if self.ranks * self.loaded < len(self.services):
+            places = f"{self.ranks} ranks that hold {self.loaded}"
+            raise ValueError(f"{places} are too few for {len(self.services)} services")
+        return self
+
+
+class Group(NamedTuple):
+    """Services that share their inference ranks: one alone, or those of a pool.
+
+    Attributes:
+        services: In the order in which a rank publishes them.
+        replicas: Of each of them.
+        tensor_parallel: Ranks of a replica.
+        key: Of the configuration, that says how many replicas there are.
+        pool: The table of their pool, if they have one.
+    """
+
+    services: tuple[ServiceConfig, ...]
+    replicas: int
+    tensor_parallel: int
+    key: str
+    pool: PoolConfig | None = None
+
+
+class Config(Table):
+    """A whole file: the partition, the services and their pools, in the order of the file."""
+
+    partition: PartitionConfig = PartitionConfig()
+    service: dict[StrictStr, ServiceConfig]
+    pool: dict[StrictStr, PoolConfig] = Field(default_factory=dict)
+
+    _source: str = PrivateAttr("config")
+
+    @property
+    def source(self) -> str:
+        """The file, as the user named it."""
+        return self._source
+
+    @property
+    def services(self) -> tuple[ServiceConfig, ...]:
+        """The services in the order of the file."""
+        return tuple(self.service.values())
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """The services by the ranks that they share, in the order of their first ones."""
+        pool_of = {name: key for key, pool in self.pool.items() for name in pool.services}
+        groups = {}
+        for name, service in self.service.items():
+            pool = self.pool.get(pool_of.get(name, ""))
+            key = f"pool.{pool_of[name]}.ranks" if pool else f"service.{name}.replicas"
+            members = tuple(self.service[member] for member in (pool.services if pool else (name,)))
+            groups[key] = Group(members, service.replicas, service.tensor_parallel, key, pool)
+        return tuple(groups.values())
+
+    @field_validator("service")
+    @classmethod
+    def _check_services(cls, service: dict[str, ServiceConfig]) -> dict[str, ServiceConfig]:
+        if not service:
+            raise ValueError("missing; describe at least one [service.NAME]")
+        for name in service:
+            check_name(name)
+        return service
+
+    @field_validator("pool")
+    @classmethod
+    def _check_pools(
+        cls, pools: dict[str, PoolConfig], info: ValidationInfo
+    ) -> dict[str, PoolConfig]:
+        services, seen = info.data.get("service", {}), set()
+        for key, pool in pools.items():
+            check_name(key)
+            if not pool.services:
+                raise ValueError(f"'{key}' has no services")
+            for name in pool.services:
+                if name not in services:
+                    raise ValueError(f"'{key}': no service '{name}' {suggest(name, [*services])}")
+                if name in seen:
+                    raise ValueError(f"'{key}': the service '{name}' is listed twice")
+                seen.add(name)
+                _check_pooled(key, name, services[name])
+            # Libraries of one process start as many threads for one model as for another.
+            if len({services[name].threads for name in pool.services}) > 1:
+                raise ValueError(f"'{key}': threads must be the same for all its services")
+        return pools
+
+    @classmethod
+    def load(cls, path: str | Path) -> Config:
+        """Read and check a file.
+
+        Raises:
+            ConfigError: In one line, with the file and the key.
+        """
+        data = read_tables(path)
+        return cls.from_dict(data, source=str(path), folder=Path(path).resolve().parent)
+
+    @classmethod
+    def from_dict(
+        cls, data: Mapping[str, Any], *, source: str = "config", folder: Path | None = None
+    ) -> Config:
+        """Check the tables of a file that was read, or built, elsewhere.
+
+        Raises:
+            ConfigError: In one line, with the source and the key.
+        """
+        if unfit := value_problem(data):
+            raise line_error(source, f"{key_of(unfit[0])}: {unfit[1]}")
+        try:
+            config = cls.model_validate(data)
+        except ValidationError as error:
+            raise line_error(source, _first_line(error)) from None
+        config._source = source
+        for pool in config.pool.values():
+            for name in pool.services:
+                update = {"replicas": pool.ranks}
+                config.service[name] = config.service[name].model_copy(update=update)
+        for name, service in config.service.items():
+            service._name = name
+            service._folder = folder or Path.cwd()
+        return config
+
+    def error(self, key: str, text: str) -> ConfigError:
+        """Make the error for a key of this file."""
+        return line_error(self._source, f"{key}: {text}")
+
+
+def _check_pooled(pool: str, name: str, service: ServiceConfig) -> None:
+    if service.tensor_parallel > 1:
+        raise ValueError(f"'{pool}': the service '{name}' has tensor_parallel, and a pool has 1")
+    if "replicas" in service.model_fields_set:
+        raise ValueError(f"'{pool}' has the replicas of the service '{name}': its ranks")
+
+
+def _first_line(error: ValidationError) -> str:
+    problems = error.errors(include_url=False)
+    # A misspelt key is also a missing one: the misspelling is what helps.
+    problems = [p for p in problems if p["type"] == "extra_forbidden"] or problems
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    return f"{key_of(problems[0]['loc']) or 'the whole'}: {_reason(problems[0])}{more}"
+
+
+def _reason(problem: Any) -> str:
+    kind, text, given = problem["type"], problem["msg"], problem["input"]
+    if kind == "extra_forbidden":
+        location = problem["loc"]
+        return f"unknown key {suggest(str(location[-1]), _keys_at(location[:-1]))}"
+    if kind == "missing":
+        return "missing"
+    if kind == "value_error":
+        return str(problem["ctx"]["error"])
+    if kind in ("model_type", "dict_type"):
+        return f"must be a table, got {shown(given)}"
+    text = text.replace("Input should be", "must be").replace("valid tuple", "list")
+    return (
+        f"{text.replace('a valid ', 'a ').replace('a integer', 'an integer')}, got {shown(given)}"
+    )
+
+
+def _keys_at(location: Location) -> list[str]:
+    """The keys that the table at this place of the file may have."""
+    if not location:
+        return list(Config.model_fields)
+    if location[0] == "partition":
+        return list(PartitionConfig.model_fields)
+    if location[0] == "pool":
+        return list(PoolConfig.model_fields)
+    return list((ServiceConfig if len(location) == 2 else TensorConfig).model_fields)

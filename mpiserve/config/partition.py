@@ -1,0 +1,205 @@
+"""Who infers, and what: pure functions of the configuration and the world."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from mpiserve.config import Config, PoolConfig, ServiceConfig
+from mpiserve.errors import ConfigError
+
+SIMULATION = "simulation"
+INFERENCE = "inference"
+
+
+class Seat(NamedTuple):
+    """What one inference rank does: a rank of one replica of a service, or of each of a pool's."""
+
+    services: tuple[ServiceConfig, ...]
+    replica: int
+    tp_index: int
+    pool: PoolConfig | None = None
+
+    @property
+    def service(self) -> ServiceConfig:
+        """The service, or the first one of a pool."""
+        return self.services[0]
+
+    @property
+    def name(self) -> str:
+        """What is served, for people."""
+        return " + ".join(service.name for service in self.services)
+
+
+def seats(config: Config) -> list[Seat]:
+    """List what the inference ranks do, in their order.
+
+    First replicas of all services and pools come first, then the second ones, so that a
+    placement over several nodes gives each node a mix of the services.
+    """
+    last = max(group.replicas for group in config.groups)
+    return [
+        Seat(group.services, replica, index, group.pool)
+        for replica in range(last)
+        for group in config.groups
+        if replica < group.replicas
+        for index in range(group.tensor_parallel)
+    ]
+
+
+def count(config: Config) -> int:
+    """Count the inference ranks, however many there would be."""
+    return sum(group.replicas * group.tensor_parallel for group in config.groups)
+
+
+def assign(config: Config, n_inference: int) -> list[Seat]:
+    """Give each of n inference ranks its seat.
+
+    Raises:
+        ConfigError: If there are more or fewer ranks than seats.
+    """
+    needed = count(config)
+    if n_inference < needed:
+        raise _too_few(config, n_inference, f"{_ranks(n_inference)} serve")
+    if n_inference > needed:
+        text = f"the services take {_ranks(needed)}, but {_ranks(n_inference)} serve"
+        raise config.error("service", f"{text}: raise replicas, or start fewer")
+    return seats(config)
+
+
+def roles(config: Config, world_size: int, nodes: Sequence[int] | None = None) -> list[str]:
+    """Choose the role of every rank of a world that runs one program.
+
+    Args:
+        config: The configuration.
+        world_size: Ranks of the world.
+        nodes: The node of each rank, any numbers; needed where `by_node` says so.
+
+    Raises:
+        ConfigError: If the services do not fit into the world.
+    """
+    needed = count(config)
+    if needed >= world_size:
+        spare = f"leaves {world_size - 1} beside a simulation rank"
+        raise _too_few(config, world_size - 1, f"the world of {_ranks(world_size)} {spare}")
+    if config.partition.ranks is not None:
+        chosen = _listed(config, world_size, needed)
+    elif config.partition.placement == "per-node":
+        chosen = _spread(config, needed, _members(nodes or [0] * world_size))
+    elif config.partition.placement == "dedicated":
+        chosen = _last_nodes(config, needed, _members(nodes or [0] * world_size))
+    else:
+        chosen = set(range(world_size - needed, world_size))
+    return [INFERENCE if rank in chosen else SIMULATION for rank in range(world_size)]
+
+
+def _listed(config: Config, world_size: int, needed: int) -> set[int]:
+    ranks = config.partition.ranks or ()
+    for rank in ranks:
+        if rank >= world_size:
+            text = f"rank {rank} is not in the world of {_ranks(world_size)}"
+            raise config.error("partition.ranks", text)
+    if len(ranks) != needed:
+        text = f"{_ranks(len(ranks))} listed, but the services take {needed}"
+        raise config.error("partition.ranks", text)
+    return set(ranks)
+
+
+def by_node(config: Config) -> bool:
+    """Tell whether roles depend on the nodes of the ranks."""
+    return config.partition.ranks is None and config.partition.placement != "tail"
+
+
+def replica_of(
+    rank: int, replicas: Sequence[int], nodes: Sequence[int], roles: Sequence[str]
+) -> int:
+    """Choose the replica that a simulation rank asks, as csrc/client/client.c does.
+
+    Args:
+        rank: The simulation rank, of the world.
+        replicas: The inference ranks of one service, of the world.
+        nodes: The node of each rank of the world.
+        roles: The role of each rank of the world.
+
+    Returns:
+        The inference rank: one of the same node if there is any, else any; in turn.
+    """
+    near = [replica for replica in replicas if nodes[replica] == nodes[rank]] or list(replicas)
+    return near[list(roles[:rank]).count(SIMULATION) % len(near)]
+
+
+def cores_of(cores: Sequence[int], threads: Sequence[int]) -> list[list[int]] | None:
+    """Share out the cores of a node: the last ones to its inference ranks, the first to the rest.
+
+    Args:
+        cores: The cores of the node.
+        threads: What each inference rank of the node runs, in their order.
+
+    Returns:
+        The cores of each inference rank, and at the end those of the simulation ranks; None
+        if that leaves no core for these.
+    """
+    at = len(cores) - sum(threads)
+    if at < 1:
+        return None
+    shares = [list(cores[at + sum(threads[:i]) :][:count]) for i, count in enumerate(threads)]
+    return [*shares, list(cores[:at])]
+
+
+def _members(nodes: Sequence[int]) -> dict[int, list[int]]:
+    """List the ranks of each node, the nodes in the order of their first ranks."""
+    members: dict[int, list[int]] = {}
+    for rank, node in enumerate(nodes):
+        members.setdefault(node, []).append(rank)
+    return members
+
+
+def _last_nodes(config: Config, needed: int, members: dict[int, list[int]]) -> set[int]:
+    """Take whole nodes from the end."""
+    chosen: set[int] = set()
+    for node in reversed(members):
+        if len(chosen) < needed:
+            chosen.update(members[node])
+    if len(chosen) == needed and len(chosen) < sum(map(len, members.values())):
+        return chosen
+    sizes = ", ".join(str(len(ranks)) for ranks in members.values())
+    text = f"the services take {_ranks(needed)}, which fill no whole nodes at the end of {sizes}"
+    raise config.error("partition.placement", f"{text} ranks a node, with some to simulate")
+
+
+def _spread(config: Config, needed: int, free: dict[int, list[int]]) -> set[int]:
+    """Take ranks from the tails of the nodes in turn; a node's last rank only if it must be."""
+    each = config.partition.per_node
+    if each and each * len(free) != needed:
+        text = f"{each} on each of {_count(len(free), 'node')} make {_ranks(each * len(free))}"
+        raise config.error("partition.per_node", f"{text}, but the services take {needed}")
+    taken = dict.fromkeys(free, 0)
+    chosen = set()
+    for _ in range(needed):
+        open_nodes = [node for node in free if len(free[node]) > 1] or [n for n in free if free[n]]
+        node = min(open_nodes, key=lambda node: taken[node])
+        taken[node] += 1
+        chosen.add(free[node].pop())
+    return chosen
+
+
+def _too_few(config: Config, available: int, have: str) -> ConfigError:
+    """Blame the first service, or pool, that does not fit any more."""
+    total = 0
+    for group in config.groups:
+        mine = group.replicas * group.tensor_parallel
+        total += mine
+        if total > available:
+            break
+    verb = "needs" if group.replicas == 1 else "need"
+    need = f"{_count(group.replicas, 'replica')} {verb} {_count(mine, 'inference rank')}"
+    others = "" if total == mine else f" ({total} with the services above)"
+    return config.error(group.key, f"{need}{others}, {have}")
+
+
+def _ranks(count: int) -> str:
+    return _count(count, "rank")
+
+
+def _count(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"

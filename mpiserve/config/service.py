@@ -1,0 +1,380 @@
+"""One table `[service.NAME]` of the configuration: what is served, and how."""
+
+from __future__ import annotations
+
+import re
+from difflib import get_close_matches
+from math import prod
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    StrictInt,
+    ValidationInfo,
+    field_validator,
+)
+
+from mpiserve.config.checks import (
+    MAX_BYTES,
+    MAX_PARALLEL,
+    MAX_RANKS,
+    MAX_ROWS,
+    MAX_SECONDS,
+    MAX_THREADS,
+    MAX_WARMUPS,
+    cut,
+    name_problem,
+    shape_problem,
+    shown,
+)
+from mpiserve.errors import Code, ConfigError
+
+# In the order of mpiserve_dtype: the position is the number.
+DTYPES = (
+    "bool",
+    "uint8",
+    "int8",
+    "int16",
+    "int32",
+    "int64",
+    "float16",
+    "bfloat16",
+    "float32",
+    "float64",
+)
+DTYPE_BYTES = dict(zip(DTYPES, (1, 1, 1, 2, 4, 8, 2, 2, 4, 8), strict=True))
+MODEL_DTYPES = ("float16", "bfloat16", "float32", "float64")
+MAX_DIMS = 8
+MAX_TENSORS = 16
+NAME_SIZE = 64
+
+BACKENDS = ("deepspeed", "torch", "onnx", "python", "echo")
+TASKS = ("generate", "embed")
+VERSION = "{version}"  # in a model or an option: the name of a version stands there
+# "module:object" or "folder/file.py:object"
+OBJECT = re.compile(r"(?:[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*|[^:]*\w\.py):[A-Za-z_]\w*")
+
+
+def suggest(word: str, known: tuple[str, ...] | list[str]) -> str:
+    """Help with a name that is unknown."""
+    near = get_close_matches(word[:NAME_SIZE], known, 1)
+    return f"(did you mean '{near[0]}'?)" if near else f"(one of: {cut(', '.join(known), 400)})"
+
+
+def _dtype(name: str) -> str:
+    if name not in DTYPES:
+        raise ValueError(f"unknown dtype {shown(name)} {suggest(name, DTYPES)}")
+    return name
+
+
+def _convert(convert: bool | None, info: ValidationInfo) -> bool | None:
+    dtype = info.data.get("dtype", "float32")
+    if convert is not None and dtype not in MODEL_DTYPES:
+        raise ValueError(f"a tensor of {dtype} is never converted")
+    return convert
+
+
+def check_name(name: str) -> str:
+    """Refuse a name that C could not hold."""
+    if problem := name_problem(name, NAME_SIZE):
+        raise ValueError(problem)
+    return name
+
+
+def _object(spec: str | None) -> str | None:
+    if spec is not None and not OBJECT.fullmatch(spec):
+        raise ValueError(f"must be 'module:callable' or 'file.py:callable', got {shown(spec)}")
+    return spec
+
+
+def _version(version: str) -> str:
+    if not re.fullmatch(r"\w[\w.+-]*", version, re.ASCII) or len(version) >= NAME_SIZE:
+        raise ValueError(f"a version is letters, digits and any of _.+-, got {shown(version)}")
+    return version
+
+
+def _filled(value: Any, version: str) -> Any:
+    """Put the name of a version into all texts of a value."""
+    if isinstance(value, str):
+        return value.replace(VERSION, version)
+    if isinstance(value, dict):
+        return {key: _filled(item, version) for key, item in value.items()}
+    return [_filled(item, version) for item in value] if isinstance(value, list) else value
+
+
+def _shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    if problem := shape_problem(shape, MAX_DIMS):
+        raise ValueError(problem)
+    return shape
+
+
+def as_tuple(value: Any) -> Any:
+    """Make a list of the file a tuple."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+class Table(BaseModel):
+    """What all tables have in common: no other keys, no other types."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class TensorConfig(Table):
+    """One tensor of a signature; its first dimension, -1, is the rows."""
+
+    name: Annotated[str, AfterValidator(check_name)]
+    dtype: Annotated[str, AfterValidator(_dtype)]
+    shape: Annotated[tuple[StrictInt, ...], BeforeValidator(as_tuple), AfterValidator(_shape)]
+    convert: Annotated[bool | None, AfterValidator(_convert)] = None  # None: do it, and say so
+
+    @property
+    def row_bytes(self) -> int:
+        """The bytes of a row."""
+        return prod(self.shape[1:]) * DTYPE_BYTES[self.dtype]
+
+
+Tensors = Annotated[tuple[TensorConfig, ...], BeforeValidator(as_tuple)]
+
+
+class ServiceConfig(Table):
+    """One table `[service.NAME]`: a model, its signature and its batching policy."""
+
+    backend: str = "deepspeed"
+    model: Annotated[str | None, Field(validate_default=True)] = None
+    task: str | None = None
+    preprocess: Annotated[str | None, AfterValidator(_object)] = None
+    postprocess: Annotated[str | None, AfterValidator(_object)] = None
+    options: dict[str, Any] = Field(default_factory=dict)
+    version: Annotated[str, Field(validate_default=True)] = ""
+    reload: Literal["beside", "in-place"] = "beside"
+    inputs: Tensors
+    outputs: Annotated[Tensors, Field(validate_default=True)] = ()
+    model_inputs: Tensors | None = None
+    model_outputs: Tensors | None = None
+    replicas: int = Field(1, ge=1, le=MAX_RANKS)
+    tensor_parallel: int = Field(1, ge=1, le=MAX_PARALLEL)
+    peer_timeout_s: float = Field(300.0, gt=0, le=MAX_SECONDS)
+    dtype: str | None = None  # the model's own
+    max_batch_rows: int = Field(4096, ge=1, lt=MAX_ROWS, validate_default=True)
+    max_delay_us: int = Field(200, ge=0, lt=2**31)
+    pool_bytes: int = Field(0, ge=0, le=MAX_BYTES)
+    stickiness: float = Field(0.25, gt=0, le=1)
+    max_queue_rows: int = Field(0, ge=0, lt=2**62)
+    on_full: Literal["wait", "reject"] = "wait"
+    split_failed: bool = True
+    threads: int = Field(1, ge=1, le=MAX_THREADS)
+    chunk_rows: int = Field(0, ge=0, lt=MAX_ROWS)
+    rows: Literal["independent", "together"] | None = None  # found out at warm-up
+    input_memory: Literal["view", "copy"] | None = None  # likewise
+    warmup: Any = True  # a bool, rows of the batches, or a file of examples
+
+    _name: str = PrivateAttr("")
+    _folder: Path = PrivateAttr(Path("."))
+
+    @property
+    def name(self) -> str:
+        """The name by which simulation ranks find the service."""
+        return self._name
+
+    @property
+    def folder(self) -> Path:
+        """Where the configuration lies: relative paths and modules are looked up there."""
+        return self._folder
+
+    def of_version(self, version: str = "") -> ServiceConfig:
+        """Give the table for a version, whose name stands where {version} was.
+
+        Args:
+            version: Its name; that of the start if not given.
+
+        Raises:
+            ConfigError: If it is no name, or has no meaning here.
+        """
+        version = version or self.version
+        if not version:
+            return self
+        key = f"service.{self.name}.version"
+        if not self.version:
+            text = f"'{version}' has no meaning: neither model nor options say {VERSION}"
+            raise ConfigError(Code.ECONFIG, f"{key}: {text}")
+        try:
+            filled = {key: _filled(getattr(self, key), version) for key in ("model", "options")}
+            return self.model_copy(update=filled | {"version": _version(version)})
+        except ValueError as error:
+            raise ConfigError(Code.ECONFIG, f"{key}: {error}") from None
+
+    @property
+    def row_bytes(self) -> int:
+        """The bytes of a row of all tensors."""
+        return sum(tensor.row_bytes for tensor in (*self.inputs, *self.outputs))
+
+    @property
+    def warmup_rows(self) -> tuple[int, ...]:
+        """Rows of the batches that the model sees before the service is announced."""
+        if isinstance(self.warmup, tuple):
+            return self.warmup
+        if self.warmup is False:
+            return ()
+        if self.rows == "together":  # perhaps it takes whole fields alone
+            return (self.max_batch_rows,)
+        return tuple(sorted({1, self.max_batch_rows}))
+
+    def of_model(self) -> ServiceConfig:
+        """The service as its model sees it, between preprocess and postprocess."""
+        functions = {"preprocess": None, "postprocess": None}
+        inputs, outputs = self.model_inputs or self.inputs, self.model_outputs or self.outputs
+        return self.model_copy(update=functions | {"inputs": inputs, "outputs": outputs})
+
+    @field_validator("backend")
+    @classmethod
+    def _check_backend(cls, backend: str) -> str:
+        if backend in BACKENDS or OBJECT.fullmatch(backend):
+            return backend
+        raise ValueError(
+            f"unknown backend {shown(backend)} {suggest(backend, BACKENDS)}; "
+            "a class of your own is named as 'module:Class'"
+        )
+
+    @field_validator("model")
+    @classmethod
+    def _check_model(cls, model: str | None, info: ValidationInfo) -> str | None:
+        backend = info.data.get("backend")
+        if not model and backend in ("deepspeed", "torch", "onnx", "python"):
+            raise ValueError(
+                f"missing; the backend '{backend}' needs one, such as 'module:callable'"
+            )
+        return model
+
+    @field_validator("model_inputs", "model_outputs")
+    @classmethod
+    def _check_model_tensors(cls, tensors: Tensors | None, info: ValidationInfo) -> Tensors | None:
+        function = {"model_inputs": "preprocess", "model_outputs": "postprocess"}
+        needed = function[info.field_name or ""]
+        if tensors is not None and not info.data.get(needed):
+            raise ValueError(f"needs {needed}, which makes them differ from the signature")
+        return tensors if tensors is None else cls._check_tensors(tensors, info)
+
+    @field_validator("version")
+    @classmethod
+    def _check_version(cls, version: str, info: ValidationInfo) -> str:
+        templates = [info.data.get("model"), info.data.get("options")]
+        if _filled(templates, "") == templates:
+            if version:
+                raise ValueError(f"neither model nor options say {VERSION}")
+            return version
+        if not version:
+            raise ValueError(f"missing; {VERSION} is in model or options, so say the first one")
+        return _version(version)
+
+    @field_validator("inputs", "outputs")
+    @classmethod
+    def _check_tensors(cls, tensors: Tensors, info: ValidationInfo) -> Tensors:
+        echo, inputs = info.data.get("backend") == "echo", info.data.get("inputs", ())
+        if echo and info.field_name == "outputs":
+            return _mirrored(tensors, inputs)
+        if not tensors:
+            raise ValueError("missing")
+        if info.data.get("backend") in ("onnx", "python", "echo"):
+            _check_kept(tensors, info.data["backend"])
+        if len(tensors) > MAX_TENSORS:
+            raise ValueError(f"at most {MAX_TENSORS} tensors, got {len(tensors)}")
+        names = [tensor.name for tensor in tensors]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two tensors are named '{name}'")
+        return tensors
+
+    @field_validator("max_batch_rows")
+    @classmethod
+    def _check_rows(cls, rows: int, info: ValidationInfo) -> int:
+        tensors = [*info.data.get("inputs", ()), *info.data.get("outputs", ())]
+        row = sum(tensor.row_bytes for tensor in tensors)
+        if rows * row > MAX_BYTES:
+            raise ValueError(
+                f"{rows} rows of {row} bytes are {rows * row} bytes, at most {MAX_BYTES}: lower it"
+            )
+        return rows
+
+    @field_validator("tensor_parallel")
+    @classmethod
+    def _check_parallel(cls, ranks: int, info: ValidationInfo) -> int:
+        backend = info.data.get("backend")
+        if ranks > 1 and backend in BACKENDS and backend != "deepspeed":
+            raise ValueError(f"{ranks}: the backend '{backend}' runs on 1 rank; use replicas")
+        return ranks
+
+    @field_validator("task")
+    @classmethod
+    def _check_task(cls, task: str | None, info: ValidationInfo) -> str | None:
+        if task is None:
+            return task
+        if task not in TASKS:
+            raise ValueError(f"unknown task {shown(task)} {suggest(task, TASKS)}")
+        if info.data.get("backend") not in ("deepspeed", "torch"):
+            raise ValueError("tasks are of the backends 'deepspeed' and 'torch'")
+        return task
+
+    @field_validator("on_full")
+    @classmethod
+    def _check_on_full(cls, on_full: str, info: ValidationInfo) -> str:
+        if on_full == "reject" and not info.data.get("max_queue_rows", 1):
+            raise ValueError("'reject' needs max_queue_rows")
+        return on_full
+
+    @field_validator("dtype")
+    @classmethod
+    def _check_dtype(cls, dtype: str | None, info: ValidationInfo) -> str | None:
+        if dtype is None:
+            return None
+        if info.data.get("backend") in ("onnx", "python", "echo"):
+            raise ValueError(f"the backend '{info.data['backend']}' converts no model")
+        if dtype not in MODEL_DTYPES:
+            raise ValueError(f"unknown model dtype {shown(dtype)} {suggest(dtype, MODEL_DTYPES)}")
+        return dtype
+
+    @field_validator("rows")
+    @classmethod
+    def _check_together(cls, rows: str | None, info: ValidationInfo) -> str | None:
+        if rows == "together" and info.data.get("chunk_rows"):
+            raise ValueError("'together' is against chunk_rows, which cuts requests; remove one")
+        if rows == "together" and info.data.get("task") == "generate":
+            raise ValueError("'together' cannot be: the task 'generate' runs sequences of all")
+        return rows
+
+    @field_validator("warmup")
+    @classmethod
+    def _check_warmup(cls, warmup: Any, info: ValidationInfo) -> bool | str | tuple[int, ...]:
+        if isinstance(warmup, bool):
+            return warmup
+        if isinstance(warmup, str) and warmup.endswith(".npz"):
+            return warmup
+        if not isinstance(warmup, list) or not all(type(rows) is int for rows in warmup):
+            kinds = "true, false, a list of rows or a .npz file"
+            raise ValueError(f"must be {kinds}, got {shown(warmup)}")
+        if len(warmup) > MAX_WARMUPS:
+            raise ValueError(f"at most {MAX_WARMUPS} batches, got {len(warmup)}")
+        limit = info.data.get("max_batch_rows", 2**31)
+        if not all(0 < rows <= limit for rows in warmup):
+            raise ValueError(f"rows must be 1 to max_batch_rows, got {shown(warmup)}")
+        return tuple(warmup)
+
+
+def _check_kept(tensors: Tensors, backend: str) -> None:
+    for tensor in tensors:
+        if tensor.convert:
+            text = f"convert at '{tensor.name}': the backend '{backend}' converts nothing"
+            raise ValueError(f"{text}; preprocess and postprocess can")
+
+
+def _mirrored(outputs: Tensors, inputs: Tensors) -> Tensors:
+    if not outputs:
+        return inputs
+    if [(t.dtype, t.shape) for t in outputs] != [(t.dtype, t.shape) for t in inputs]:
+        raise ValueError("the backend 'echo' answers with its inputs: dtypes and shapes must agree")
+    return outputs

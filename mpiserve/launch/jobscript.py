@@ -1,0 +1,405 @@
+"""Job scripts for batch systems, from a configuration and a plan. Pure functions.
+
+A program that is a Python script is run by `python -m mpiserve run`, one program for all ranks;
+any other is a program of its own beside `python -m mpiserve serve`.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from mpiserve.config.partition import INFERENCE, SIMULATION
+from mpiserve.errors import ArgumentError, Code
+from mpiserve.launch.plan import Plan, ranges
+
+PMI = {"openmpi": "pmix", "mpich": "pmi2"}  # srun's --mpi
+SERVE = '"$python" -m mpiserve serve "$config"'
+# A file of the ranks' programs, for what starts them: its lines follow, then END.
+RANKS_FILE = ("ranks=$(mktemp ranks.XXXXXX)", "trap 'rm -f \"$ranks\"' EXIT", 'cat >"$ranks" <<END')
+MODULES = """
+# Before what is strict: a module's own script may use variables that are not set.
+{lines}
+"""
+BODY = """
+set -euo pipefail
+{folder}
+python=${{MPISERVE_PYTHON:-.venv/bin/python}}  # of the environment with mpiserve
+config={config}
+
+# No threads but the ranks themselves; those of the models are in the configuration.
+export OMP_NUM_THREADS=1
+"""
+UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
+TIMES = "HH:MM:SS, D-HH:MM:SS, minutes, or such as 90m, 2h, 1d12h"
+DEFAULT_TIME = "00:15:00"
+LONGEST = 366 * 86400
+WORD = re.compile(r"[A-Za-z0-9_][\w.,:/@+=-]*", re.ASCII)  # of an account, a queue, a module
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a job script is written from.
+
+    Attributes:
+        config: The path of the configuration, as the job is to use it.
+        program: The simulation: a Python script and its arguments, or any other command.
+        plan: The partition. `run` finds the same one from the configuration.
+        mpi: "openmpi" or "mpich".
+        time: The limit, in any of TIMES; a quarter of an hour, if not given.
+        gpus_per_node: For the inference ranks.
+        het: Slurm: a part of the job for each role, with nodes of its own.
+        made_by: The command that makes this script, for its first lines.
+        account: Who pays, if that has to be said: account, project or bank.
+        partition: The partition, or queue, if not the site's own.
+        modules: To load.
+        env: Variables to set, each NAME=VALUE.
+    """
+
+    config: str
+    program: Sequence[str]
+    plan: Plan
+    mpi: str = "openmpi"
+    time: str = ""
+    gpus_per_node: int = 0
+    het: bool = False
+    made_by: str = ""
+    account: str = ""
+    partition: str = ""
+    modules: Sequence[str] = ()
+    env: Sequence[str] = ()
+
+    @property
+    def seconds(self) -> int:
+        """The limit of time."""
+        return seconds_of(self.time or DEFAULT_TIME)
+
+    @property
+    def spmd(self) -> bool:
+        """Whether `run` starts a script on all ranks."""
+        return self.program[0].endswith(".py") and not self.het
+
+    @property
+    def ranks(self) -> int:
+        """The ranks of the world."""
+        return len(self.plan.roles)
+
+    @property
+    def nodes(self) -> int:
+        """The nodes of the job."""
+        return len(set(self.plan.nodes))
+
+    @property
+    def threads(self) -> int:
+        """The cores that a rank needs, of those that need most."""
+        return max(seat.service.threads for seat in self.plan.serving.values())
+
+    def simulation(self) -> str:
+        """Write the simulation's own command. Arguments of the job script follow it."""
+        words = ['"$python"'] * self.program[0].endswith(".py")
+        return " ".join([*words, *map(quoted, self.program), '"$@"'])
+
+    def run(self) -> str:
+        """Write the command of all ranks alike."""
+        script = " ".join(map(quoted, self.program))
+        return f'"$python" -m mpiserve run "$config" {script} "$@"'
+
+    def parts(self, flag: str = "-n") -> str:
+        """Write the programs as mpiexec takes them."""
+        if self.spmd:
+            return f"{flag} {self.ranks} {self.run()}"
+        commands = {SIMULATION: self.simulation(), INFERENCE: SERVE}
+        return " : \\\n  ".join(
+            f"{flag} {count} {commands[role]}" for role, count in self.plan.segments()
+        )
+
+
+def quoted(word: str) -> str:
+    """Quote a word for the shell; $python stays what it is."""
+    return '"$python"' if word in ("python", "python3") else shlex.quote(word)
+
+
+def jobscript(site: str, job: Job) -> str:
+    """Write the job script of a site: one of SITES.
+
+    Raises:
+        ArgumentError: If the site is unknown, or cannot do what the job asks.
+    """
+    if site not in SITES:
+        raise ArgumentError(Code.EARG, f"no site '{site}': {', '.join(SITES)}")
+    if job.het and (site != "slurm" or not job.plan.dedicated()):
+        text = "a heterogeneous job is one of Slurm, whose inference ranks have nodes of their own"
+        raise ArgumentError(Code.EARG, f"{text}: placement = 'dedicated' gives them some")
+    check(site, job)
+    return SITES[site](job)
+
+
+def check(site: str, job: Job) -> None:
+    """Refuse what would not arrive in the script as it was meant.
+
+    Raises:
+        ArgumentError: Naming the option.
+    """
+    if job.mpi not in PMI:
+        raise ArgumentError(Code.EARG, f"--mpi {job.mpi!r}: {' or '.join(PMI)}")
+    if job.gpus_per_node < 0:
+        raise ArgumentError(Code.EARG, f"--gpus-per-node {job.gpus_per_node}: at least 0")
+    for word in (job.config, *job.program, *job.env, job.made_by):
+        if not word.isprintable():
+            raise ArgumentError(Code.EARG, f"{word!r}: a script holds no such characters")
+    named = [("account", job.account), ("partition", job.partition)]
+    for option, word in [*named, *(("module", word) for word in job.modules)]:
+        if word and not WORD.fullmatch(word):
+            raise ArgumentError(
+                Code.EARG, f"--{option} {word!r}: must be letters, digits, _.,:/@+=-"
+            )
+    for setting in job.env:
+        if not re.fullmatch(r"[A-Za-z_]\w*=.*", setting, re.ASCII):
+            raise ArgumentError(Code.EARG, f"--env {setting!r}: must be NAME=VALUE")
+    if not 0 < job.seconds <= LONGEST:
+        raise ArgumentError(Code.EARG, f"--time {job.time!r}: must be over 0, up to a year")
+    if site in IN_FILES and not job.spmd:
+        for word in (job.config, *job.program):
+            if shlex.quote(word) != word:
+                text = f"{word!r}: two programs under {site} take no such characters"
+                raise ArgumentError(Code.EARG, f"{text}: name a script of yours that has them")
+
+
+def seconds_of(time: str) -> int:
+    """Read a limit of time.
+
+    Raises:
+        ArgumentError: If it is in none of the forms that all sites understand alike.
+    """
+    clock = re.fullmatch(
+        r"(?:(?:(\d+)d?-)?(\d+):(\d\d):(\d\d)|(\d+)d?-(\d+)(?::(\d\d))?)", time, re.ASCII
+    )
+    if clock:
+        days, hours, minutes, seconds, day, hour, minute = (
+            int(part or 0) for part in clock.groups()
+        )
+        return 86400 * (days + day) + 3600 * (hours + hour) + 60 * (minutes + minute) + seconds
+    if re.fullmatch(r"\d+", time, re.ASCII):
+        return 60 * int(time[:9])
+    if re.fullmatch(r"(\d+d)?(\d+h)?(\d+m)?(\d+s)?", time, re.ASCII) and time:
+        return sum(int(n[:9]) * UNITS[unit] for n, unit in re.findall(r"(\d+)([dhms])", time))
+    raise ArgumentError(Code.EARG, f"--time {time[:40]!r}: must be {TIMES}")
+
+
+def clock_of(seconds: int) -> str:
+    """Write a time as HH:MM:SS."""
+    return f"{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}"
+
+
+def whose(job: Job, account: str, partition: str) -> list[str]:
+    """Write the directives of account and partition, if they are said."""
+    pairs = ((account, job.account), (partition, job.partition))
+    return [f"{flag}{word}" for flag, word in pairs if word]
+
+
+def head(job: Job, what: str, submit: str, directives: Sequence[str], folder: str) -> str:
+    """Write what every script begins with."""
+    infer = ranges(job.plan.ranks(INFERENCE))
+    lines = [
+        "#!/bin/bash",
+        f"# {what}: {job.ranks} ranks on {job.nodes} nodes; inference ranks: {infer}.",
+        f"# Submit it: {submit} [ARGUMENTS OF THE SIMULATION]",
+        *([f"# Made by: {job.made_by}"] if job.made_by else []),
+        "#",
+        *directives,
+    ]
+    modules = "\n".join(f"module load {shlex.quote(name)} || exit 1" for name in job.modules)
+    before = MODULES.format(lines=modules) if modules else ""
+    body = BODY.format(folder=folder, config=shlex.quote(job.config))
+    after = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in settings(job))
+    return "\n".join(lines) + "\n" + before + body + after
+
+
+def settings(job: Job) -> list[tuple[str, str]]:
+    """The variables that the script sets."""
+    pairs = [setting.partition("=") for setting in job.env]
+    return [(name, value) for name, _, value in pairs]
+
+
+def slurm(job: Job) -> str:
+    """Write a job script for Slurm: srun of one program, of two, or of a job of two parts."""
+    directives = ["#SBATCH --job-name=mpiserve", f"#SBATCH --time={clock_of(job.seconds)}"]
+    directives += ["#SBATCH --output=%x-%j.log"]
+    folder = 'cd "${SLURM_SUBMIT_DIR:?this is a job script: submit it with sbatch}"'
+    kind = slurm_het if job.het else slurm_run if job.spmd else slurm_multi_prog
+    what, resources, body = kind(job)
+    note = "# With the wrong --mpi every rank gets a world of its own. If one rank dies, all end."
+    text = head(job, f"Slurm, {what}", "sbatch SCRIPT", [*directives, *resources], folder)
+    return text + "\n" + "\n".join([note, *body]) + "\n"
+
+
+def slurm_resources(job: Job, role: str | None = None) -> list[str]:
+    """Ask for the nodes of a role, or of all ranks."""
+    nodes = [n for n, r in zip(job.plan.nodes, job.plan.roles, strict=True) if role in (None, r)]
+    lines = [
+        f"#SBATCH --nodes={len(set(nodes))}",
+        f"#SBATCH --ntasks={len(nodes)}",
+        f"#SBATCH --ntasks-per-node={max(nodes.count(node) for node in set(nodes))}",
+        f"#SBATCH --cpus-per-task={job.threads if role != SIMULATION else 1}",
+    ]
+    if job.gpus_per_node and role != SIMULATION:
+        lines.append(f"#SBATCH --gpus-per-node={job.gpus_per_node}")
+    return lines + whose(job, "#SBATCH --account=", "#SBATCH --partition=")
+
+
+def srun(job: Job) -> str:
+    """Write what every srun begins with."""
+    return f'srun --mpi="${{MPISERVE_PMI:-{PMI[job.mpi]}}}" --kill-on-bad-exit=1'
+
+
+def slurm_run(job: Job) -> tuple[str, list[str], list[str]]:
+    """One program for all tasks."""
+    return "one program", slurm_resources(job), [f"{srun(job)} {job.run()}"]
+
+
+def slurm_multi_prog(job: Job) -> tuple[str, list[str], list[str]]:
+    """Two programs, whose ranks a file tells."""
+    body = [
+        *RANKS_FILE,
+        f"{ranges(job.plan.ranks(SIMULATION))} {multi_prog(job.simulation())}",
+        f"{ranges(job.plan.ranks(INFERENCE))} {multi_prog(SERVE)}",
+        "END",
+        f'{srun(job)} --ntasks={job.ranks} --distribution=block --multi-prog "$ranks"',
+    ]
+    return "two programs", slurm_resources(job), body
+
+
+def multi_prog(command: str) -> str:
+    """Write a command for the file of --multi-prog: the shell fills in, and nobody unquotes."""
+    return command.replace('"$@"', "$*").replace('"', "")
+
+
+def slurm_het(job: Job) -> tuple[str, list[str], list[str]]:
+    """Two programs on nodes of two kinds."""
+    first, second = job.plan.segments()[0][0], job.plan.segments()[-1][0]
+    commands = {SIMULATION: job.simulation(), INFERENCE: SERVE}
+    resources = [
+        *slurm_resources(job, first),
+        "#SBATCH hetjob",
+        *slurm_resources(job, second),
+    ]
+    body = [
+        f"{srun(job)} --het-group=0 {commands[first]} : \\",
+        f"  --het-group=1 {commands[second]}",
+    ]
+    return "a heterogeneous job", resources, body
+
+
+def pbs(job: Job) -> str:
+    """Write a job script for PBS Pro."""
+    gpus = f":ngpus={job.gpus_per_node}" * bool(job.gpus_per_node)
+    cores = job.plan.per_node * job.threads
+    directives = [
+        "#PBS -N mpiserve",
+        f"#PBS -l select={job.nodes}:ncpus={cores}:mpiprocs={job.plan.per_node}{gpus}",
+        "#PBS -l place=scatter",
+        f"#PBS -l walltime={clock_of(job.seconds)}",
+        "#PBS -j oe",
+        *whose(job, "#PBS -A ", "#PBS -q "),
+    ]
+    folder = 'cd "${PBS_O_WORKDIR:?this is a job script: submit it with qsub}"'
+    text = head(job, "PBS Pro", "qsub -- SCRIPT", directives, folder)
+    return f'{text}\n"${{MPIEXEC:-mpiexec}}" {job.parts()}\n'
+
+
+def lsf(job: Job) -> str:
+    """Write a job script for LSF with jsrun: a resource set is a node."""
+    hours, minutes = divmod(minutes_of(job), 60)
+    directives = [
+        "#BSUB -J mpiserve",
+        f"#BSUB -nnodes {job.nodes}",
+        f"#BSUB -W {hours:02}:{minutes:02}",
+        "#BSUB -o mpiserve-%J.log",
+        *whose(job, "#BSUB -P ", "#BSUB -q "),
+    ]
+    folder = 'cd "${LS_SUBCWD:?this is a job script: submit it with bsub}"'
+    text = head(job, "LSF, jsrun", "bsub SCRIPT", directives, folder)
+    cores = job.plan.per_node * job.threads
+    if job.spmd:
+        flags = f"--nrs {job.nodes} --rs_per_host 1 --tasks_per_rs {job.plan.per_node}"
+        flags += f" --cpu_per_rs {cores} --gpu_per_rs {job.gpus_per_node}"
+        return f"{text}\njsrun {flags} \\\n  {job.run()}\n"
+    lines = [f"app 0: {multi_prog(job.simulation())}", f"app 1: {multi_prog(SERVE)}"]
+    lines += ["cpu_index_using: logical", *map(erf_line(job), range(job.ranks)), "END"]
+    return "\n".join([text, *RANKS_FILE, *lines, 'jsrun --erf_input "$ranks"', ""])
+
+
+def erf_line(job: Job) -> Callable[[int], str]:
+    """Place a rank on its node and cores, as jsrun's explicit resource file does."""
+
+    def line(rank: int) -> str:
+        node, infers = job.plan.nodes[rank], job.plan.roles[rank] == INFERENCE
+        first = (rank - job.plan.nodes.index(node)) * job.threads
+        gpu = f" gpu: {{{gpu_of(job, rank)}}};" if infers and job.gpus_per_node else ""
+        cores = ranges(range(first, first + job.threads))
+        return f"rank: {rank}: {{ host: {node + 1}; cpu: {{{cores}}};{gpu} }} : app {int(infers)}"
+
+    return line
+
+
+def gpu_of(job: Job, rank: int) -> int:
+    """The GPU of an inference rank: those of a node take them in turn."""
+    node = job.plan.nodes[rank]
+    before = [r for r in job.plan.ranks(INFERENCE) if r < rank and job.plan.nodes[r] == node]
+    return len(before) % job.gpus_per_node
+
+
+def flux(job: Job) -> str:
+    """Write a job script for Flux; two programs share one shell command, as it has no MPMD."""
+    directives = [
+        "#flux: --job-name=mpiserve",
+        f"#flux: --nodes={job.nodes}",
+        "#flux: --exclusive",
+        f"#flux: --time-limit={minutes_of(job)}m",
+        "#flux: --output=mpiserve-{{id}}.log",
+        *whose(job, "#flux: --bank=", "#flux: --queue="),
+    ]
+    text = head(job, "Flux", "flux batch SCRIPT", directives, 'cd "${FLUX_SUBMIT_DIR:-$PWD}"')
+    flags = f"--nodes={job.nodes} --ntasks={job.ranks} --cores-per-task={job.threads}"
+    if job.gpus_per_node:
+        flags += f" --setopt=gpu-affinity=off --gpus-per-node={job.gpus_per_node}"
+    if job.spmd:
+        return f"{text}\nflux run {flags} \\\n  {job.run()}\n"
+    cases = "|".join(map(str, job.plan.ranks(INFERENCE)))
+    choose = [
+        "export python config",
+        "# shellcheck disable=SC2016  # each task fills this in for itself",
+        f"flux run {flags} bash -c '",
+        "  case $FLUX_TASK_RANK in",
+        f"    {cases}) exec {SERVE} ;;",
+        f"    *) exec {job.simulation()} ;;",
+        "  esac",
+        '\' bash "$@"',
+    ]
+    return "\n".join([text, *choose, ""])
+
+
+def minutes_of(job: Job) -> int:
+    """The minutes of the limit, rounded up."""
+    return -(-job.seconds // 60)
+
+
+def mpirun(job: Job) -> str:
+    """Write a script for mpiexec alone, with a hostfile."""
+    if job.account or job.partition or job.time:
+        text = (
+            "mpirun knows no --account, no --partition and no --time: the shell's timeout has one"
+        )
+        raise ArgumentError(Code.EARG, text)
+    flag = "-f" if job.mpi == "mpich" else "--map-by slot --hostfile"
+    line = f"HOST:{job.plan.per_node}" if job.mpi == "mpich" else f"HOST slots={job.plan.per_node}"
+    hint = f"# HOSTFILE names {job.nodes} hosts, a line for each: {line}"
+    folder = "hostfile=${HOSTFILE:?name the file of the hosts}"
+    text = head(job, "mpiexec and a hostfile", "HOSTFILE=hosts bash SCRIPT", [hint], folder)
+    return f'{text}\n"${{MPIEXEC:-mpiexec}}" {flag} "$hostfile" {job.parts()}\n'
+
+
+IN_FILES = ("slurm", "lsf", "flux")  # where two programs are lines of a file, or of a text
+SITES = {"slurm": slurm, "pbs": pbs, "lsf": lsf, "flux": flux, "mpirun": mpirun}

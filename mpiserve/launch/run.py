@@ -1,0 +1,328 @@
+"""The programs behind `python -m mpiserve run` and `serve`: they may print, exit and abort."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import runpy
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import NoReturn
+
+from mpi4py import MPI
+
+from mpiserve import session
+from mpiserve.config import Config, environment
+from mpiserve.config.partition import INFERENCE, seats
+from mpiserve.errors import Code, ConfigError, Error, PeerError
+from mpiserve.failure import describe, trace_of
+from mpiserve.launch.static_check import findings
+from mpiserve.mpi import check, host_watch
+from mpiserve.mpi.affinity import bind
+from mpiserve.observe.log import start_logging
+from mpiserve.session import Session
+
+OK, FAILURE, USAGE = 0, 1, 2  # exit statuses
+GRACE = 10.0  # seconds, if MPISERVE_GRACE does not say
+SAY = 0.5  # seconds for what was logged to get out before an abort
+
+logger = logging.getLogger("mpiserve")
+
+
+def serve(config_file: str) -> int:
+    """Serve beside a simulation of any language: every rank of this program infers."""
+    comm = MPI.COMM_WORLD
+    start_logging(comm.rank)
+    host_watch.watch(lose, host_watch.limit())
+    config = session.read(config_file)
+    if isinstance(config, Error):
+        return _refuse(comm, config)
+    return _infer(comm, config, bind_alone=config.partition.bind)
+
+
+def run(config_file: str, script: str, args: Sequence[str], *, replace_world: bool = False) -> int:
+    """Run a script on the simulation ranks, and serve on the others.
+
+    With `replace_world`, COMM_WORLD of mpi4py holds the simulation ranks alone while the
+    script runs, and its `mpiserve.open` gives a session that is open already.
+    """
+    comm = MPI.COMM_WORLD
+    start_logging(comm.rank)
+    host_watch.watch(lose, host_watch.limit())
+    try:
+        config, role = session.agree(comm, config_file)
+        _find(comm, script)
+        if config.partition.bind:
+            bind(comm, _threads(comm, config, role))
+    except Error as error:
+        return complain(error, quiet=comm.rank > 0)
+    if role == INFERENCE:
+        return _infer(comm, config)
+    return _simulate_replaced(comm, script, args) if replace_world else _simulate(script, args)
+
+
+def complain(error: Error, *, quiet: bool = False) -> int:
+    """Print an error's line, unless another rank does, and give the exit status."""
+    if error.code == Code.EVERSION:
+        # Each of these processes may believe that it is rank 0 of a world of its own.
+        launch = check.launched(os.environ)
+        quiet = quiet or (launch is not None and launch[2] > 0)
+    if not quiet:
+        print(f"mpiserve: {error}", file=sys.stderr, flush=True)
+    return USAGE if isinstance(error, ConfigError) else FAILURE
+
+
+class Guard:
+    """Ends the job when one simulation rank has failed and others never leave.
+
+    They may wait for the failed one in a collective of their own, for ever. The
+    inference ranks see this, because they wait for all.
+    """
+
+    def __init__(
+        self,
+        current: Session,
+        abort: Callable[[int], object],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._session = current
+        self._abort = abort
+        self._clock = clock
+        # One rank is enough: the next one's turn comes if a model keeps this one busy.
+        self._grace = grace() + current.comm.rank
+        self._since: float | None = None
+        self._next = 0.0
+
+    def __call__(self) -> None:
+        """Look, a few times a second at most."""
+        now = self._clock()
+        if now < self._next:
+            return
+        self._next = now + 0.25
+        rank, remaining, text = self._session.peer_error()
+        if rank < 0 or remaining == 0:
+            self._since = None
+            return
+        self._since = now if self._since is None else self._since
+        if now - self._since >= self._grace:
+            self._end(rank, remaining, text)
+
+    def _end(self, rank: int, remaining: int, text: str) -> None:
+        logger.error(
+            "rank %d ended with an error (%s) and %d simulation rank(s) did not leave within "
+            "%g s (MPISERVE_GRACE): aborting the job",
+            rank,
+            text,
+            remaining,
+            self._grace,
+        )
+        self._abort(FAILURE)
+
+
+class Reporter:
+    """Prints what ended a script, once."""
+
+    def __init__(self, script: str) -> None:
+        self._script = script
+        self._last: BaseException | None = None
+
+    def __call__(self, error: BaseException) -> None:
+        """Print the traceback from the script on: what is above is not the user's."""
+        if error is self._last:
+            return
+        self._last = error
+        if issubclass(type(error), PeerError):  # that rank prints its own
+            logger.error("ended, because %s", describe(error))
+            return
+        trace = error.__traceback__
+        while trace and trace.tb_frame.f_code.co_filename != self._script:
+            trace = trace.tb_next
+        logger.error("ended by an exception\n%s", trace_of(error, trace))
+
+
+def lose(text: str) -> None:
+    """End this rank, which may wait in MPI for a host that is out of reach.
+
+    Not by MPI: another thread may be in it. The launcher then ends the ranks that it reaches.
+    """
+    logger.critical("%s: ending this rank", text)
+    os._exit(FAILURE)
+
+
+def abort(comm: MPI.Comm, status: int) -> None:
+    """End the job, a moment after the reason was logged.
+
+    MPICH 5.0.2's launcher kills at once, and may lose what it has not passed on yet: once
+    the reason was missing in a test.
+    """
+    time.sleep(SAY)
+    comm.Abort(status)
+
+
+def grace() -> float:
+    """Seconds that simulation ranks have to leave after one of them failed."""
+    return environment.seconds("MPISERVE_GRACE", GRACE)
+
+
+def _refuse(comm: MPI.Comm, error: Error) -> int:
+    try:
+        first = session.refuse(comm, error)
+    except Error as other:
+        return complain(other)
+    return complain(error, quiet=not first)
+
+
+def _threads(comm: MPI.Comm, config: Config, role: str) -> int:
+    """The threads of this inference rank; 0 on a simulation rank. Collective."""
+    before = comm.allgather(role)[: comm.rank].count(INFERENCE)
+    return _threads_of(config, before) if role == INFERENCE else 0
+
+
+def _threads_of(config: Config, position: int) -> int:
+    """The threads of an inference rank; 1 where there are too many of them, which others say."""
+    planned = seats(config)
+    return planned[position].service.threads if position < len(planned) else 1
+
+
+def _find(comm: MPI.Comm, script: str) -> None:
+    if not comm.bcast(Path(script).is_file() if comm.rank == 0 else None):
+        raise ConfigError(Code.ECONFIG, f"{script}: no such file")
+
+
+def _infer(comm: MPI.Comm, config: Config, *, bind_alone: bool = False) -> int:
+    try:
+        current = session.join(comm, INFERENCE, config)
+    except Error as error:
+        return _open_failed(comm, error)
+    position = current.comm.rank
+    try:
+        if position == 0:
+            _look(config)
+        if bind_alone:  # simulation ranks of another program are its launcher's to bind
+            bind(current.comm, _threads_of(config, position))
+        served = current.serve(Guard(current, partial(abort, comm)))
+        current.close()
+    except ConfigError as error:
+        current.close()
+        # What is wrong in the file all inference ranks know, and one says it.
+        return complain(error, quiet=position > 0 and str(error).startswith(config.source))
+    except PeerError as error:
+        logger.critical("%s: aborting the job", error)
+        abort(comm, FAILURE)
+        raise
+    except BaseException as error:
+        # The simulation ranks wait for this one, which can do nothing more for them.
+        logger.critical("this inference rank failed\n%s", trace_of(error))
+        abort(comm, FAILURE)
+        raise
+    status = OK if served else FAILURE
+    if current.stuck:
+        _leave(status)
+    return status
+
+
+def _look(config: Config) -> None:
+    """Say what is not there before anything is loaded: that may take minutes."""
+    for finding in findings(config):
+        level = logging.ERROR if finding.sure else logging.WARNING
+        logger.log(level, "%s", config.error(finding.key, finding.text))
+
+
+def _leave(status: int) -> NoReturn:
+    """End a rank whose threads may wait for another rank for ever.
+
+    By exit() of C, which calls the handlers of the libraries and leaves Python's objects alone.
+    Their destructors would not wait, but end it with a signal: "terminate called without an
+    active exception", status 134 (torch 2.13.0, gloo). Without the handler of MPICH 5.0.2 its
+    launcher takes the rank for a failed one: it kills the others and forgets their statuses, so
+    that mpiexec ends with 9 or 0, whatever they end with.
+    """
+    MPI.Finalize()
+    logging.shutdown()
+    sys.stdout.flush()
+    ctypes.PyDLL(None).exit(status)  # which keeps Python's lock, so that no thread goes on
+    raise AssertionError
+
+
+def _open_failed(comm: MPI.Comm, error: Error) -> int:
+    status = complain(error)
+    if error.code == Code.ETIMEOUT:
+        abort(comm, status)
+    return status
+
+
+class _World(MPI.Intracomm):
+    """Stands for MPI_COMM_WORLD in a script that is not to know of the other ranks."""
+
+    def Abort(self, errorcode: int = 0) -> NoReturn:  # noqa: N802
+        """End the whole job: the others would wait."""
+        _REAL.Abort(errorcode)
+
+
+_REAL = MPI.COMM_WORLD
+
+
+@contextmanager
+def _replaced(current: Session) -> Iterator[None]:
+    """Let mpi4py's COMM_WORLD be the simulation ranks.
+
+    A duplicate, since the script may close the session and go on. It is never freed: ranks
+    that wait for one that failed would wait in MPI_Comm_free.
+    """
+    world = _World(current.comm.Dup())
+    world.Set_name("MPI_COMM_WORLD")
+    world.Set_errhandler(MPI.ERRORS_RETURN)  # which mpi4py turns into exceptions
+    MPI.COMM_WORLD = world  # type: ignore[misc]  # not so final: mpi4py itself does not read it
+    try:
+        yield
+    finally:
+        MPI.COMM_WORLD = _REAL  # type: ignore[misc]
+
+
+def _simulate_replaced(comm: MPI.Comm, script: str, args: Sequence[str]) -> int:
+    try:
+        current = session.prepare()
+    except Error as error:
+        return _open_failed(comm, error)
+    with _replaced(current):
+        return _simulate(script, args)
+
+
+def _simulate(script: str, args: Sequence[str]) -> int:
+    show = Reporter(script)
+    session.launched_by_run(show)
+    status, error = _execute(script, args, show)
+    current = session.latest()
+    if session.is_forked():
+        return status
+    try:
+        if not session.attempted():
+            current = session.open()
+        if current and error is not None:
+            current.abandon(error)
+        elif current:
+            current.close()
+    except Error as failure:
+        return complain(failure) if status == OK else status
+    return status
+
+
+def _execute(
+    script: str, args: Sequence[str], show: Callable[[BaseException], None]
+) -> tuple[int, BaseException | None]:
+    """Run a script as `python script args` does; give its status, and its error if any."""
+    sys.argv = [script, *args]
+    sys.path.insert(0, str(Path(script).resolve().parent))
+    try:
+        runpy.run_path(script, run_name="__main__")
+    except SystemExit as error:
+        return session.exit_status(error), None if session.is_success(error) else error
+    except BaseException as error:
+        show(error)
+        return FAILURE, error
+    return OK, None

@@ -1,0 +1,306 @@
+"""What a configuration names and is not there, found without loading anything."""
+
+from __future__ import annotations
+
+import ast
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.util import find_spec
+from itertools import chain
+from typing import Any, NamedTuple
+
+from mpiserve import backends
+from mpiserve.backends.language.huggingface import INPUTS
+from mpiserve.backends.torch.deepspeed_backend import ELSEWHERE
+from mpiserve.config import OBJECT, Config, ServiceConfig
+from mpiserve.config.checks import cut, shown
+from mpiserve.config.service import suggest
+from mpiserve.launch import source
+
+POOL = 256 << 20  # bytes of a service whose pool_bytes is 0
+NEEDS = {
+    "deepspeed": ("deepspeed", "mpiserve"),
+    "torch": ("torch", "mpiserve"),
+    "onnx": ("onnxruntime", "mpiserve[onnx]"),
+}
+NUMBER = (int, float)
+KINDS: dict[str, tuple[tuple[type, ...], str]] = {
+    "arguments": ((dict,), "a table"),
+    "weights": ((str,), "the path of a file"),
+    "compile": ((bool, str, dict), "true, a mode, or a table"),
+    "init_inference": ((dict,), "a table"),
+    "injection_policy": ((dict,), "a table"),
+    "providers": ((list,), "a list"),
+    "provider_options": ((dict,), "a table"),
+    "stop_tokens": ((int, list), "a number, or a list of them"),
+    "pad_token": ((int,), "a number"),
+    "generation": ((dict,), "a table"),
+    "self_check": ((bool,), "true or false"),
+    "stream_timeout_s": (NUMBER, "a number of seconds"),
+    "pooling": ((str,), "a text"),
+    "normalize": ((bool,), "true or false"),
+}
+
+
+class Finding(NamedTuple):
+    """What will not work, or may not.
+
+    Attributes:
+        key: Of the configuration.
+        text: What is wrong, and what to do.
+        sure: Whether the service cannot be served; else it is a warning.
+    """
+
+    key: str
+    text: str
+    sure: bool = True
+
+
+def findings(config: Config) -> list[Finding]:
+    """Look for what is named and is not there, on this machine. Nothing is imported."""
+    found = chain.from_iterable(_of_service(service.of_version()) for service in config.services)
+    return [*found, *_memory(config), *_alike(config)]
+
+
+def window_bytes(services: Sequence[ServiceConfig]) -> int:
+    """The bytes of the memory of a rank that serves these, in a window, about."""
+    return sum(
+        max(service.pool_bytes or POOL, 2 * service.max_batch_rows * service.row_bytes)
+        for service in services
+    )
+
+
+def _of_service(service: ServiceConfig) -> Iterator[Finding]:
+    key = f"service.{service.name}"
+    for finding in chain(
+        _backend(service),
+        _options(service),
+        _engine_options(service),
+        _model(service),
+        _warmup(service),
+        _task(service),
+        _functions(service),
+        _here(service),
+    ):
+        yield finding._replace(key=f"{key}.{finding.key}")
+
+
+def _backend(service: ServiceConfig) -> Iterator[Finding]:
+    if not OBJECT.fullmatch(service.backend):
+        return
+    node = yield from _found("backend", service.backend, service)
+    if isinstance(node, source.Function) or (isinstance(node, ast.ClassDef) and source.plain(node)):
+        yield Finding("backend", f"'{service.backend}' is no subclass of mpiserve.Backend")
+
+
+def _options(service: ServiceConfig) -> Iterator[Finding]:
+    known = backends.known_options(service)
+    if known is None:
+        return
+    for name, value in service.options.items():
+        key = f"options.{cut(name)}"
+        if name not in known:
+            hint = suggest(name, known) if known else "(there are none)"
+            yield Finding(key, f"unknown key {hint}")
+        elif wanted := _wanted(name, value):
+            yield Finding(key, f"must be {wanted}, got {shown(value)}")
+
+
+def _engine_options(service: ServiceConfig) -> Iterator[Finding]:
+    """Arguments of DeepSpeed that have a key elsewhere, and classes of its policy."""
+    arguments, policy = (
+        value if isinstance(value, dict) else {}
+        for value in map(service.options.get, ("init_inference", "injection_policy"))
+    )
+    for name, instead in ELSEWHERE.items():
+        if name in arguments:
+            yield Finding(f"options.init_inference.{name}", f"set {instead}")
+    for name in policy:
+        if OBJECT.fullmatch(name):
+            yield from _found("options.injection_policy", name, service)
+        else:
+            yield Finding("options.injection_policy", f"must be 'module:Class', got {shown(name)}")
+
+
+def _task(service: ServiceConfig) -> Iterator[Finding]:
+    """The tensors by whose names a task knows what they are."""
+    if service.task is None:
+        return
+    key = "model_inputs" if service.model_inputs else "inputs"
+    names = [tensor.name for tensor in service.model_inputs or service.inputs]
+    for name in names:
+        if name not in INPUTS[service.task]:
+            hint = suggest(name, INPUTS[service.task])
+            yield Finding(key, f"task '{service.task}' has no input {shown(name)} {hint}")
+    if ("tokens" in names) == ("text" in names):
+        text = f"task '{service.task}' needs an input 'tokens' or an input 'text', and not both"
+        yield Finding(key, text)
+
+
+def _wanted(name: str, value: Any) -> str:
+    """Say of what kind an option's value must be, if it is not."""
+    kinds, wanted = KINDS.get(name, ((object,), ""))
+    fits = type(value) in kinds if isinstance(value, bool) else isinstance(value, kinds)
+    return "" if fits or not wanted else wanted
+
+
+def _model(service: ServiceConfig) -> Iterator[Finding]:
+    model = service.model or ""
+    if service.backend == "echo" or OBJECT.fullmatch(service.backend):
+        return
+    if OBJECT.fullmatch(model) and service.backend != "onnx":
+        node = yield from _found("model", model, service)
+        called = _callable if service.backend == "python" else _factory
+        yield from called(service, node)
+        yield from _weights(service)
+    elif service.backend == "python":
+        yield Finding("model", f"must be 'module:callable', got {shown(model)}")
+    else:
+        yield from _model_file(service, model)
+
+
+def _model_file(service: ServiceConfig, model: str) -> Iterator[Finding]:
+    path = service.folder / model  # os.path, as Path raises for a name that is too long
+    if service.task and not os.path.isfile(path / "config.json"):
+        text = "no config.json in it" if os.path.isdir(path) else "no such directory"
+        kind = "needs a Hugging Face directory, or 'module:callable'"
+        yield Finding("model", f"{cut(str(path), 300)}: {text}; task '{service.task}' {kind}")
+    elif os.path.isdir(path) and not service.task:
+        yield Finding("model", f"{path} is a directory: say task = 'generate' or 'embed'")
+    elif not os.path.exists(path):
+        hint = "" if ":" not in model else "; a callable is named 'module:callable'"
+        yield Finding("model", f"{cut(str(path), 300)}: no such file{hint}")
+    for option in ("arguments", "weights"):
+        if option in service.options and service.backend != "onnx":
+            yield Finding(f"options.{option}", "needs a model 'module:callable'")
+
+
+def _weights(service: ServiceConfig) -> Iterator[Finding]:
+    weights = service.options.get("weights")
+    if service.backend == "python" or not isinstance(weights, str):
+        return
+    if not os.path.exists(service.folder / weights):
+        yield Finding("options.weights", f"{cut(str(service.folder / weights), 300)}: no such file")
+
+
+def _warmup(service: ServiceConfig) -> Iterator[Finding]:
+    if isinstance(service.warmup, str) and not os.path.isfile(service.folder / service.warmup):
+        yield Finding("warmup", f"{cut(str(service.folder / service.warmup), 300)}: no such file")
+
+
+def _factory(service: ServiceConfig, node: source.Definition | None) -> Iterator[Finding]:
+    """A callable that gives a module: called once, with options.arguments."""
+    arguments = service.options.get("arguments", {})
+    if node is not None and isinstance(arguments, dict):
+        made = source.signature(node)
+        yield from _bound("options.arguments", node.name, made, 0, arguments)
+
+
+def _callable(service: ServiceConfig, node: source.Definition | None) -> Iterator[Finding]:
+    """A function of the inputs and the options, or a class of the options whose objects are."""
+    count = len(service.model_inputs or service.inputs)
+    if isinstance(node, ast.ClassDef):
+        yield from _bound("options", node.name, source.signature(node), 0, service.options)
+        if source.plain(node) and not source.has_method(node, "__call__"):
+            yield Finding("model", f"objects of '{node.name}' cannot be called: no __call__")
+        call = source.signature(node, method="__call__")
+        yield from _bound("model", f"{node.name}.__call__", call, count, {})
+    elif isinstance(node, ast.AsyncFunctionDef):
+        yield Finding("model", f"'{node.name}' is async: write a plain function")
+    elif node is not None:
+        function = source.signature(node)
+        yield from _bound("options", node.name, function, count, service.options)
+
+
+def _functions(service: ServiceConfig) -> Iterator[Finding]:
+    counts = {
+        "preprocess": len(service.inputs),
+        "postprocess": len(service.model_outputs or service.outputs),
+    }
+    for key, count in counts.items():
+        spec = getattr(service, key)
+        if spec is None:
+            continue
+        node = yield from _found(key, spec, service)
+        if isinstance(node, source.Function):
+            yield from _bound(key, node.name, source.signature(node), count, {})
+
+
+def _found(
+    key: str, spec: str, service: ServiceConfig
+) -> Iterator[Finding] | Any:  # a generator that returns the definition
+    try:
+        return source.find(spec, service.folder)
+    except source.Missing as error:
+        yield Finding(key, f"'{cut(spec, 200)}': {error}")
+    except source.Unknown as error:
+        yield Finding(key, f"'{cut(spec, 200)}': {error}", sure=False)
+    return None
+
+
+def _bound(
+    key: str, name: str, signature: Any, count: int, options: Mapping[str, Any]
+) -> Iterator[Finding]:
+    """Compare a call with so many arrays, and options by name, with a signature."""
+    if signature is None:
+        return
+    known = signature.parameters
+    given = dict(options)
+    if count and "clients" in known:
+        given.setdefault("clients", None)
+    any_name = any(parameter.kind == parameter.VAR_KEYWORD for parameter in known.values())
+    for option in options:
+        if option not in known and not any_name:
+            names = [each for each in list(known)[count:] if each != "clients"]
+            hint = suggest(option, names) if names else "(there are none)"
+            yield Finding(f"{key}.{cut(option)}", f"'{name}' has no such argument {hint}")
+            return
+    try:
+        signature.bind(*[None] * count, **given)
+    except TypeError as error:
+        with_inputs = f", called with {count} array(s)" if count else ""
+        yield Finding(key, f"'{name}'{with_inputs}: {error}")
+
+
+def _here(service: ServiceConfig) -> Iterator[Finding]:
+    """What this machine lacks, and the one of the job may have."""
+    module, package = NEEDS.get(service.backend, ("", ""))
+    if module and not _installed(module):
+        text = f"'{service.backend}' needs {module}, which is not here: pip install '{package}'"
+        yield Finding("backend", text, sure=False)
+    if service.task and not _installed("transformers"):
+        text = "needs transformers, which is not here: pip install 'mpiserve[language]'"
+        yield Finding("task", text, sure=False)
+    cores = os.cpu_count() or service.threads
+    if service.threads > cores:
+        text = f"{service.threads} threads on each rank; this machine has {cores} cores"
+        yield Finding("threads", text, sure=False)
+
+
+def _installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ValueError:  # it is imported, and hides where from
+        return True
+
+
+def _memory(config: Config) -> Iterator[Finding]:
+    try:
+        whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError):  # not everywhere
+        return
+    for group in config.groups:
+        needed = window_bytes(group.services)
+        if needed > whole:
+            largest = max(group.services, key=lambda service: window_bytes([service]))
+            text = f"a rank needs {needed} bytes for its windows, this machine has {whole}"
+            remedy = "lower max_batch_rows, or pool_bytes"
+            yield Finding(f"service.{largest.name}", f"{text}: {remedy}", sure=False)
+
+
+def _alike(config: Config) -> Iterator[Finding]:
+    seen: dict[str, str] = {}
+    for name in config.service:
+        other = seen.setdefault(name.casefold(), name)
+        if other != name:
+            yield Finding(f"service.{name}", f"differs from '{other}' by case alone", sure=False)

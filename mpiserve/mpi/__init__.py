@@ -1,0 +1,1 @@
+"""What Python does with MPI itself."""

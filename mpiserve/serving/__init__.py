@@ -1,0 +1,1 @@
+"""An inference rank at work."""

@@ -1,0 +1,120 @@
+"""Loading a version of a model, in step with the other ranks of its replica."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from mpiserve import backends
+from mpiserve.backends.base import Backend
+from mpiserve.backends.torch.torch_world import agree
+from mpiserve.errors import CausedError, Code
+from mpiserve.failure import check_interrupt, describe, one_line
+from mpiserve.serving.warmup import Warmup
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+    from mpiserve.config import ServiceConfig
+
+LOADING = 600.0  # seconds that ranks of one replica wait for each other to have loaded
+
+
+class FailedTogetherError(CausedError):
+    """A rank of the replica could not load; the cause is this rank's own error, if it has one."""
+
+
+class Loader:
+    """Loads the versions of a service.
+
+    Args:
+        comm: The ranks of the replica.
+        local_rank: Position among the inference ranks of this node.
+        remark: Takes what the user should know of a model, one line each.
+
+    Attributes:
+        loaded: When the newest model was, before its warm-up, by the clock of time.monotonic.
+    """
+
+    def __init__(
+        self,
+        comm: MPI.Comm | None,
+        local_rank: int,
+        remark: Callable[[str], None],
+    ) -> None:
+        self._comm = comm
+        self._local_rank = local_rank
+        self._remark = remark
+        self.loaded = 0.0
+
+    def load(self, service: ServiceConfig, old: Backend | None = None) -> Backend:
+        """Load a version and warm it up; beside the one that answers, if there is one.
+
+        Raises:
+            Exception: Whatever the model raises; on every rank of the replica, if on one.
+        """
+        limit_threads(service.threads)
+        shared = self._comm if service.tensor_parallel > 1 else None
+        warmup = self._looked_at(service, shared)
+        try:
+            warmup.settle(old)
+        except BaseException:
+            _close(warmup.backend)
+            raise
+        for text in warmup.remarks:
+            self._remark(text)
+        warmup.backend.warmed()
+        return warmup.backend
+
+    def _looked_at(self, service: ServiceConfig, shared: MPI.Comm | None) -> Warmup:
+        """Load and look at a model, on all ranks or on none."""
+        if shared is None:
+            return self._make(service, shared)
+        warmup, wrong, cause = None, "", None
+        try:
+            warmup = self._make(service, shared)
+        except BaseException as error:
+            check_interrupt()
+            wrong, cause = describe(error), error
+        wrong = agree(shared, wrong, LOADING)
+        if warmup and not wrong:
+            return warmup
+        if warmup:
+            _close(warmup.backend)
+        raise FailedTogetherError(Code.EMODEL, wrong) from cause
+
+    def _make(self, service: ServiceConfig, shared: MPI.Comm | None) -> Warmup:
+        """Do this rank's part, which waits for no other rank but in the model's own calls."""
+        backend = backends.create(service, self._comm, self._local_rank)
+        try:
+            backend.load()
+            self.loaded = time.monotonic()
+            warmup = Warmup(backend, service, shared)
+            warmup.look()
+        except BaseException:
+            _close(backend)
+            raise
+        return warmup
+
+
+def engine_of(backend: Backend) -> str:
+    """Name what runs a model, which a class of the user's says."""
+    try:
+        return one_line(backend.engine)
+    except BaseException:
+        check_interrupt()
+        return one_line(type(backend).__qualname__)
+
+
+def limit_threads(threads: int) -> None:
+    """Tell libraries that are loaded from now on how many threads they may start."""
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ[variable] = str(threads)
+
+
+def _close(backend: Backend) -> None:
+    with suppress(BaseException):  # of a model that is half loaded
+        backend.close()

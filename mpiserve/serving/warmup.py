@@ -1,0 +1,313 @@
+"""Warming a model up, and finding out meanwhile how it is to be asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+from zipfile import BadZipFile
+
+import numpy as np
+
+from mpiserve.backends.arrays import checked, dtype_of, zeros
+from mpiserve.backends.base import Backend, ordered
+from mpiserve.backends.torch.torch_world import agree
+from mpiserve.errors import CausedError, Code, Error, ModelError
+from mpiserve.failure import check_interrupt, describe
+from mpiserve.serving.probe import EPS, Arrays, Calls, Finding, Probe, random_rows, repeated, size
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+    from mpiserve.config import ServiceConfig, TensorConfig
+
+OFF = "nothing is found out without warm-up"
+HINT = (
+    'warm-up runs on zeros: if the model cannot, set warmup = "file.npz" with rows that it can '
+    "run on, warmup = [N] if it takes N rows alone, or warmup = false"
+)
+UNKNOWN = "unknown"
+COPIED = {"changes": "the model changes its input", "keeps": "the model keeps its input"}
+
+
+class WarmupError(CausedError):
+    """The model raised while it was warming up; the cause is what it raised."""
+
+
+class Found(NamedTuple):
+    """What was found out about a model.
+
+    Attributes:
+        rows: Whether the rows of a request belong together.
+        memory: What it does to its inputs, as in COPIED; UNKNOWN, or "" for nothing.
+    """
+
+    rows: Finding
+    memory: str
+
+
+class Warmup:
+    """Runs a model on the batches of warm-up, and on those that tell how it is to be asked.
+
+    Sets `together` and `copies` of the backend.
+
+    Args:
+        backend: Which has loaded its model.
+        service: Its table.
+        comm: The ranks of the replica that run the model together, if there are several.
+
+    Attributes:
+        remarks: What the user should know, one line each.
+    """
+
+    def __init__(self, backend: Backend, service: ServiceConfig, comm: MPI.Comm | None) -> None:
+        self.backend = backend
+        self._service = service
+        self._comm = comm
+        self._examples: Arrays | None = None
+        self._calls = Calls(self._run, service.input_memory == "copy")
+        self._failed: BaseException | None = None  # on one row
+        self._found: Found | None = None
+        self.remarks: list[str] = []
+
+    def look(self) -> None:
+        """Warm the model up and look at it: this rank's part, which waits for no other rank.
+
+        Raises:
+            Exception: Whatever the model raises.
+        """
+        backend, service = self.backend, self._service
+        if backend.wants_clients and self._comm:
+            raise ModelError(Code.EMODEL, "clients are known to replicas of one rank alone")
+        self._examples = examples(service)
+        if backend.native or backend.steps:
+            for rows in service.warmup_rows:
+                self._run(self._rows(rows))
+        else:
+            backend.together = backend.copies = True  # nothing is cut or kept while we look
+            self._found = self._look()
+
+    def settle(self, old: Backend | None = None) -> None:
+        """Choose how the model is asked, with the other ranks of the replica when all have looked.
+
+        Args:
+            old: The version that answers, if there is one.
+
+        Raises:
+            ModelError: If the configuration is against what was found; on every rank alike.
+        """
+        backend, service = self.backend, self._service
+        if self._found:
+            self._choose(self._agreed(self._found, self._comm) if self._comm else self._found)
+        else:
+            backend.together = service.rows == "together"
+        if old:
+            backend.take_over(old)
+        # Several ranks do the same with the same rows at a time, whatever suits each.
+        elif service.warmup_rows and not self._comm:
+            rows = service.warmup_rows[-1]
+            backend.clients = np.full(rows, -1, np.int32)
+            backend.tune(self._rows(rows), zeros(service.outputs, rows))
+
+    # ---- calls
+
+    def _run(self, inputs: Arrays) -> list[np.ndarray]:
+        """Run one batch as it will be run, and check what comes."""
+        backend, service, rows = self.backend, self._service, len(inputs[0])
+        backend.clients = np.full(rows, -1, np.int32)
+        room = zeros(service.outputs, rows)
+        result = backend.run(inputs) if self._comm else backend.run_batch(inputs, room, _ignore)
+        tensors = service.outputs
+        return [
+            checked(output, tensor, dtype_of(tensor), rows)
+            for output, tensor in zip(ordered(result, service), tensors, strict=True)
+        ]
+
+    def _rows(self, rows: int) -> Arrays:
+        """Make the inputs of a batch of warm-up."""
+        if self._examples:
+            return repeated(self._examples, rows)
+        return zeros(self._service.inputs, rows)
+
+    def _try(self, rows: int) -> None:
+        """Run a batch of warm-up.
+
+        A model that fails on one row alone may be one for whole fields.
+        """
+        try:
+            self._calls(self._rows(rows))
+        except BaseException as error:
+            check_interrupt()
+            if rows > 1 or self._service.max_batch_rows == 1:
+                self._raise(self._failed or error)
+            if isinstance(self._service.warmup, tuple):
+                self._raise(error)
+            self._failed = error
+            self._try(2)
+
+    def _raise(self, error: BaseException) -> None:
+        if isinstance(error, Error) or self._examples:
+            raise error
+        raise WarmupError(Code.EMODEL, f"{describe(error)}; {HINT}") from error
+
+    # ---- what there is to find
+
+    def _look(self) -> Found:
+        service = self._service
+        alone = service.max_batch_rows == 1  # every batch is one row: nothing to find out
+        if not service.warmup_rows:
+            return Found(Finding() if alone else Finding(OFF), UNKNOWN)
+        bytes_ = sum(array.nbytes for array in zeros(service.inputs, 1))
+        looked = size(service.max_batch_rows, bytes_)
+        names = [tensor.name for tensor in service.outputs]
+        probe = Probe(self._calls, names, _eps(service, self.backend))
+        for rows in service.warmup_rows:
+            if rows <= looked:
+                self._try(rows)
+        self._find(probe, looked)
+        for rows in service.warmup_rows:
+            if rows > looked and not probe.repeat(rows):
+                self._try(rows)
+        return self._sum_up(probe.finding)
+
+    def _find(self, probe: Probe, rows: int) -> None:
+        """Look at the rows, or only at what becomes of the inputs if that is all to be known."""
+        candidates = self._candidates(rows)
+        if self._service.rows != "together" and rows > 1:
+            probe.find(candidates)
+        else:
+            _attempt(lambda: self._calls(next(candidates)))
+        if _attempt(lambda: self.backend.writes(self._rows(rows))):
+            self._calls.changed = True
+
+    def _candidates(self, rows: int) -> Iterator[Arrays]:
+        if self._examples:
+            return iter([repeated(self._examples, rows)])
+        return random_rows(zeros(self._service.inputs, rows))
+
+    def _sum_up(self, finding: Finding) -> Found:
+        if self._failed and not finding.proven:
+            finding = Finding(f"it fails on 1 row: {describe(self._failed)}")
+        calls = self._calls
+        return Found(finding, "changes" if calls.changed else "keeps" if calls.kept else "")
+
+    def _agreed(self, found: Found, comm: MPI.Comm) -> Found:
+        """Make what was found that of all ranks of the replica."""
+        said = partial(agree, comm, seconds=self._service.peer_timeout_s)
+        proven = bool(said("proven" if found.rows.proven else ""))
+        kinds = [kind for kind in (*COPIED, UNKNOWN) if said(kind if found.memory == kind else "")]
+        gross = bool(said("gross" if found.rows.gross else ""))
+        return Found(Finding(said(found.rows.why), proven, gross), [*kinds, ""][0])
+
+    # ---- what follows from it
+
+    def _choose(self, found: Found) -> None:
+        service, backend = self._service, self.backend
+        for key, text in _against(service, found):
+            raise ModelError(Code.EMODEL, f"service.{service.name}.{key}: {text}")
+        rows, memory = service.rows, service.input_memory
+        backend.together = rows == "together" or (rows is None and bool(found.rows.why))
+        backend.copies = memory == "copy" or (memory is None and bool(found.memory))
+        if (rows is None and found.rows.why) or (rows == "independent" and found.rows.proven):
+            self.remarks.append(_about_rows(found.rows, rows))
+        if memory is None and found.memory:
+            self.remarks.append(_about_memory(found.memory))
+
+
+def _against(service: ServiceConfig, found: Found) -> Iterator[tuple[str, str]]:
+    """Give the key that contradicts what was found, and what to do."""
+    why = f"the rows of a request belong together ({found.rows.why})"
+    if service.rows == "independent" and found.rows.gross:
+        yield "rows", f"'independent', but {why}; set rows = \"together\", or remove it"
+    if service.rows is None and service.chunk_rows and found.rows.gross:
+        yield "chunk_rows", f"cuts requests, but {why}; remove it"
+    if service.input_memory == "view" and found.memory in COPIED:
+        text = f"'view', but {COPIED[found.memory]}; set input_memory = \"copy\", or remove it"
+        yield "input_memory", text
+
+
+def _about_rows(finding: Finding, rows: str | None) -> str:
+    if rows:
+        return (
+            f'rows = "independent" is taken at its word, though {finding.why}: by rounding, perhaps'
+        )
+    if finding.proven:
+        return (
+            f"the rows of a request belong together: {finding.why}. So each request is a call of "
+            'its own (rows = "together" says so too, and this no more)'
+        )
+    return (
+        f"whether rows are independent cannot be told: {finding.why}. So each request is a call "
+        'of its own and chunk_rows is not used, until rows = "independent" or "together" is set'
+    )
+
+
+def _about_memory(memory: str) -> str:
+    what = COPIED.get(memory, OFF)
+    return (
+        f"{what}, so it gets copies of the clients' memory "
+        '(input_memory = "copy" says so too, "view" that it needs none)'
+    )
+
+
+def _eps(service: ServiceConfig, backend: Backend) -> float:
+    """Of the coarsest arithmetic on the way of a row."""
+    tensors = [tensor.dtype for tensor in (*service.inputs, *service.outputs)]
+    inside = list(backend.arithmetic) or ["float32"]  # of the user's own nothing is known
+    return max((EPS[name] for name in [*tensors, *inside] if name in EPS), default=0.0)
+
+
+def _ignore(_rows: int) -> None:
+    """Answer nobody."""
+
+
+def _attempt(do: Callable[[], Any]) -> Any:
+    """Call a model on what it need not be able to run on."""
+    try:
+        return do()
+    except BaseException:
+        check_interrupt()
+        return None
+
+
+# ---- examples -----------------------------------------------------------------------------
+
+
+def examples(service: ServiceConfig) -> Arrays | None:
+    """Read the rows that `warmup` names, if it does.
+
+    Raises:
+        ModelError: If the file does not fit the signature, saying how.
+    """
+    if not isinstance(service.warmup, str):
+        return None
+    try:
+        return _read(service)
+    except (OSError, BadZipFile, ValueError, Error) as error:
+        text = error.text if isinstance(error, Error) else describe(error)
+        text = f"service.{service.name}.warmup: {service.warmup}: {text}"
+        raise ModelError(Code.EMODEL, text) from None
+
+
+def _read(service: ServiceConfig) -> Arrays:
+    names = [tensor.name for tensor in service.inputs]
+    with np.load(service.folder / str(service.warmup), allow_pickle=False) as file:
+        if missing := [name for name in names if name not in file.files]:
+            text = f"no array '{missing[0]}', which is an input; there is {', '.join(file.files)}"
+            raise ModelError(Code.EMODEL, text)
+        if unknown := [name for name in file.files if name not in names]:
+            text = f"array '{unknown[0]}' is no input; there is {', '.join(names)}"
+            raise ModelError(Code.EMODEL, text)
+        arrays = tuple(_fitting(file[tensor.name], tensor) for tensor in service.inputs)
+    rows = [len(array) for array in arrays]
+    if min(rows) != max(rows) or not rows[0]:
+        raise ModelError(Code.EMODEL, f"every array needs the same number of rows, got {rows}")
+    return arrays
+
+
+def _fitting(array: np.ndarray, tensor: TensorConfig) -> np.ndarray:
+    dtype = dtype_of(tensor)
+    if tensor.dtype == "bfloat16" and array.dtype == np.dtype("V2"):
+        array = array.view(dtype)  # numpy's files do not know its name
+    rows = len(array) if array.ndim else 0
+    return checked(array, tensor, dtype, rows, "array")

@@ -1,0 +1,90 @@
+"""`check --load`: every model loaded and warmed up in this process, without MPI; may print."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import NamedTuple
+
+from mpiserve import terminal
+from mpiserve.config import Config, ServiceConfig
+from mpiserve.config.service import BACKENDS
+from mpiserve.failure import cause_of, check_interrupt, describe, interrupts, trace_of
+from mpiserve.serving.loading import Loader, engine_of
+
+OK, FAILURE = 0, 1  # exit statuses
+
+
+class Outcome(NamedTuple):
+    """How a model came up.
+
+    Attributes:
+        service: Its name.
+        engine: What would run it.
+        load: Seconds that it took to load.
+        warm: Seconds that its warm-up took, with what is found out there.
+        outputs: What it answered with, or why it was not asked.
+        error: Why it cannot be served, if so.
+    """
+
+    service: str
+    engine: str = "-"
+    load: float = 0.0
+    warm: float = 0.0
+    outputs: str = "-"
+    error: str = ""
+
+
+def try_all(config: Config) -> int:
+    """Load, warm up and let go of each model in turn; print a table, and what failed."""
+    with interrupts():
+        outcomes = [_try(service) for service in config.services]
+    _show(outcomes)
+    failed = [outcome for outcome in outcomes if outcome.error]
+    for outcome in failed:
+        text = f"{config.source}: service.{outcome.service}: {outcome.error}"
+        print(f"mpiserve: {text}", file=sys.stderr)
+    return FAILURE if failed else OK
+
+
+def _try(service: ServiceConfig) -> Outcome:
+    note = ""
+    if service.tensor_parallel > 1:
+        if service.backend not in BACKENDS:
+            return Outcome(service.name, outputs="not tried: tensor_parallel needs MPI")
+        note = f", on 1 rank in place of {service.tensor_parallel}"
+        service = service.model_copy(update={"tensor_parallel": 1})
+    begin = time.monotonic()
+    remarks: list[str] = []
+    loader = Loader(None, 0, remarks.append)
+    try:
+        backend = loader.load(service.of_version())
+    except BaseException as error:
+        check_interrupt()
+        if cause := cause_of(error):
+            print(trace_of(cause), file=sys.stderr)
+        return Outcome(service.name, load=time.monotonic() - begin, error=describe(error))
+    end, loaded = time.monotonic(), loader.loaded
+    engine = engine_of(backend)
+    try:
+        backend.close()
+    except BaseException as error:
+        check_interrupt()
+        remarks.append(f"could not close its model: {describe(error)}")
+    outputs = ", ".join(f"{t.name} {t.dtype} {list(t.shape)}" for t in service.outputs)
+    if not service.warmup_rows:
+        outputs = "not asked: warmup = false"
+    for remark in remarks:
+        print(f"mpiserve: service {service.name}: {remark}", file=sys.stderr)
+    return Outcome(service.name, engine, loaded - begin, end - loaded, outputs + note)
+
+
+def _show(outcomes: list[Outcome]) -> None:
+    from rich.table import Table
+
+    table = Table("service", "engine", "loaded in", "warmed up in", "outputs")
+    for outcome in outcomes:
+        times = (f"{outcome.load:.2f} s", f"{outcome.warm:.2f} s")
+        result = "failed" if outcome.error else outcome.outputs
+        table.add_row(outcome.service, outcome.engine, *times, result)
+    terminal.console().print(table)

@@ -1,0 +1,371 @@
+import asyncio
+import logging
+import os
+import signal
+from types import SimpleNamespace
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from mpiserve import Backend, backends, failure
+from mpiserve.config import Config
+from mpiserve.config.partition import Seat
+from mpiserve.errors import ClosedError, Code, Error
+from mpiserve.failure import interrupts
+from mpiserve.serving import loading, served_model
+
+FLOATS = {"dtype": "float32", "shape": [-1, 2]}
+
+
+class FakeBroker:
+    """Plays an inference rank's broker: hands out batches, keeps the answers."""
+
+    def __init__(self, *batches):
+        self.batches = [
+            SimpleNamespace(
+                rows=len(batch[0]), requests=1, service=0, inputs=tuple(batch), outputs=()
+            )
+            if batch
+            else None
+            for batch in batches
+        ]
+        self.published = None
+        self.answers = []
+        self.echoed = 0
+
+    def publish(self, description):
+        self.published = description
+
+    def next_batch(self, timeout):
+        if not self.batches:
+            raise ClosedError(Code.ECLOSED, "all have left")
+        return self.batches.pop(0)
+
+    def reply(self, outputs):
+        self.answers.append([np.array(output) for output in outputs])
+
+    def fail_batch(self, code, text):
+        self.answers.append((code, text))
+
+    def queue_rows(self, service):
+        return 0
+
+    def waiting(self):
+        return 0, ""
+
+    def serve_echo(self, timeout):
+        self.echoed += 1
+        if self.echoed == 3:
+            raise ClosedError(Code.ECLOSED, "all have left")
+
+    def counters(self):
+        names = ("closed_by_rows", "closed_by_census", "closed_by_delay", "errors")
+        early = {"rejected": 2, "dropped": 0, "cancelled": 1}
+        return dict.fromkeys(names, 0) | {"requests": 6, "rows": 30, "batches": 2} | early
+
+
+class Model(Backend):
+    """Whatever a test puts here."""
+
+    function = staticmethod(lambda x: x)
+    loaded = None
+
+    def load(self):
+        if self.loaded:
+            raise self.loaded
+
+    def run(self, inputs):
+        return self.function(*inputs)
+
+
+@pytest.fixture
+def make(monkeypatch):
+    """A server for a function, and its broker."""
+
+    def build(function, *batches, names=("y",), load_error=None, **table):
+        monkeypatch.setattr(Model, "function", staticmethod(function))
+        monkeypatch.setattr(Model, "loaded", load_error)
+        table = {
+            "backend": f"{__name__}:Model",
+            "warmup": False,
+            "inputs": [{"name": "x", **FLOATS}],
+            "outputs": [{"name": name, **FLOATS} for name in names],
+        } | table
+        service = Config.from_dict({"service": {"s": table}}).services[0]
+        monkeypatch.setattr(loading.backends, "import_object", lambda *_: Model)
+        broker = FakeBroker(*batches)
+        return served_model.Server(broker, Seat((service,), 1, 0)), broker
+
+    return build
+
+
+def batch(rows=3, value=1.0):
+    return [np.full((rows, 2), value, np.float32)]
+
+
+def raises(error):
+    def function(*_):
+        raise error
+
+    return function
+
+
+def test_a_batch_is_answered_by_the_model(make):
+    this, broker = make(lambda x: x * 2, batch(value=3.0))
+    this.serve()
+    assert len(broker.answers) == 1
+    np.testing.assert_array_equal(broker.answers[0][0], np.full((3, 2), 6.0, np.float32))
+
+
+def test_the_service_is_published_with_its_signature(make):
+    this, broker = make(lambda x: x, max_batch_rows=7, max_delay_us=5)
+    this.serve()
+    assert broker.published["name"] == "s"
+    assert broker.published["inputs"] == [("x", "float32", (-1, 2))]
+    assert broker.published["engine"].endswith("Model")
+    limits = [broker.published[key] for key in ("max_batch_rows", "max_delay_us", "replica")]
+    assert limits == [7, 5, 1]
+    assert "error_code" not in broker.published
+
+
+def test_the_model_is_warm_before_the_service_is_announced(make):
+    rows = []
+
+    def function(x):
+        assert broker.published is None
+        rows.append(len(x))
+        return x
+
+    this, broker = make(function, warmup=True, max_batch_rows=16)
+    this.start()
+    assert {1, 16} <= set(rows)
+    assert broker.published
+
+
+def test_outputs_are_found_by_name_or_by_position(make):
+    for function in (
+        lambda x: {"b": x * 2, "a": x},
+        lambda x: (x, x * 2),
+        lambda x: [x, x * 2],
+    ):
+        this, broker = make(function, batch(value=3.0), names=("a", "b"))
+        this.serve()
+        assert [answer[0, 0] for answer in broker.answers[0]] == [3.0, 6.0]
+
+
+def test_a_strided_result_is_made_dense(make):
+    this, broker = make(lambda x: np.asfortranarray(x), batch())
+    broker.reply = lambda outputs: broker.answers.extend(o.flags.c_contiguous for o in outputs)
+    this.serve()
+    assert broker.answers == [True]
+
+
+class Mute(Exception):
+    def __str__(self):
+        raise KeyboardInterrupt
+
+
+WRONG = {
+    "output 'y': expected float32 [3, 2], got float64 [3, 2]": lambda x: x.astype(float),
+    "output 'y': expected float32 [3, 2], got float32 [2, 2]": lambda x: x[1:],
+    "output 'y': expected float32 [3, 2], got float32 [6]": lambda x: x.ravel(),
+    "output 'y': expected float32 [3, 2], got float32 []": lambda x: x.sum(),
+    "output 'y': expected float32 [3, 2], got object []": lambda x: None,
+    "expected 1 outputs (y), got 2": lambda x: (x, x),
+    "expected outputs y, got z": lambda x: {"z": x},
+    "ValueError: no good": raises(ValueError("no\n  good")),
+    "KeyError: 'k'": raises(KeyError("k")),
+    "AssertionError": raises(AssertionError()),
+    "SystemExit: 3": raises(SystemExit(3)),
+    "KeyboardInterrupt: of the model": raises(KeyboardInterrupt("of the model")),
+    "CancelledError": raises(asyncio.CancelledError()),
+    "Mute: (its text cannot be read: KeyboardInterrupt)": raises(Mute()),
+}
+
+
+@pytest.mark.parametrize("text", WRONG)
+def test_a_failure_answers_its_batch_and_the_service_lives_on(make, text):
+    this, broker = make(WRONG[text], batch(), batch())
+    this.serve()
+    assert broker.answers == [(Code.EMODEL, text)] * 2
+    assert not this.failed
+
+
+def test_ctrl_c_while_a_model_runs_ends_the_rank(make):
+    def function(x):
+        os.kill(os.getpid(), signal.SIGINT)
+        return sum(range(10**6))
+
+    this, broker = make(function, batch(), batch())
+    with pytest.raises(KeyboardInterrupt), interrupts():
+        this.serve()
+    assert broker.answers == []
+
+
+class Awkward(Model):
+    """Raises wherever it may."""
+
+    @property
+    def engine(self):
+        raise GeneratorExit
+
+    def serving(self):
+        raise KeyboardInterrupt
+
+    def close(self):
+        raise asyncio.CancelledError
+
+
+def test_what_raises_around_batches_is_logged_and_batches_are_answered(make, monkeypatch, caplog):
+    this, broker = make(lambda x: x, batch())
+    monkeypatch.setattr(backends, "import_object", lambda *_: Awkward)
+    this.serve()
+    assert len(broker.answers) == 1 and broker.published["engine"] == "Awkward"
+    for text in ("cannot enter what it needs to serve: Keyb", "could not close a model: Canc"):
+        assert f"replica 1 (Awkward) {text}" in caplog.text
+
+
+def test_the_log_names_the_configured_model_until_it_is_loaded(make, caplog):
+    caplog.set_level(logging.INFO, "mpiserve")
+    this, _ = make(lambda x: x, load_error=GeneratorExit("no"), model="there:it")
+    this.serve()
+    name = f"service s, replica 1 ({__name__}:Model there:it)"
+    assert caplog.messages[:2] == [f"loading {name}", f"{name} cannot be served: GeneratorExit: no"]
+
+
+def test_a_long_error_text_fits_into_a_reply(make):
+    this, broker = make(raises(ValueError("\N{SNOWMAN}" * 1000)), batch())
+    this.serve()
+    assert len(broker.answers[0][1].encode()) <= failure.TEXT
+
+
+def test_a_failure_is_logged_once_per_text(make, caplog):
+    this, _ = make(raises(ValueError("no good")), *[batch()] * 5)
+    this.serve()
+    failures = [record for record in caplog.records if "failed on a batch" in record.message]
+    assert len(failures) == 1
+    assert failures[0].exc_info
+
+
+def test_a_model_that_cannot_be_loaded_is_announced_and_the_rank_stays(make, caplog):
+    this, broker = make(lambda x: x, None, load_error=FileNotFoundError("no weights"))
+    this.serve()
+    assert this.failed
+    assert broker.published["error_code"] == Code.EMODEL
+    assert broker.published["error_text"] == "FileNotFoundError: no weights"
+    assert broker.batches == []
+    assert "no weights" in caplog.text
+
+
+def test_a_model_that_fails_while_it_warms_up_is_announced_as_failed(make):
+    this, broker = make(lambda x: x.astype(float), warmup=True)
+    this.serve()
+    assert "expected float32 [1, 2], got float64 [1, 2]" in broker.published["error_text"]
+
+
+def test_a_step_without_a_batch_goes_on(make):
+    this, broker = make(lambda x: x, None, batch())
+    this.start()
+    assert this.step()
+    assert broker.answers == []
+    assert this.step()
+    assert len(broker.answers) == 1
+    assert not this.step()
+
+
+def test_the_watcher_sees_every_step(make):
+    seen = []
+    this, _ = make(lambda x: x, None, batch(), None)
+    this.serve(lambda: seen.append(1))
+    assert len(seen) == 3
+
+
+def test_echo_is_left_to_the_broker(make):
+    table = {"backend": "echo", "inputs": [{"name": "x", **FLOATS}]}
+    service = Config.from_dict({"service": {"e": table}}).services[0]
+    broker = FakeBroker()
+    served_model.Server(broker, Seat((service,), 0, 0)).serve()
+    assert broker.echoed == 3
+    assert broker.answers == []
+
+
+def test_the_end_is_one_line_of_what_was_done(make, caplog):
+    caplog.set_level(logging.INFO, "mpiserve")
+    this, _ = make(lambda x: x)
+    this.serve()
+    assert caplog.messages[-1].endswith(
+        "Model): 6 requests, 0 failed (2 rejected, 1 cancelled); 2 batches of 15.0 rows and 3.0 "
+        "requests on average, closed by rows 0, census 0, delay 0"
+    )
+
+
+def test_a_rank_without_a_service_announces_why_and_stays():
+    broker = FakeBroker(None, None)
+    served_model.refuse(broker, "s", Error(Code.ECONFIG, "too few ranks"))
+    assert broker.published == {"name": "s", "error_code": -7, "error_text": "too few ranks"}
+    assert broker.batches == []
+
+
+def test_bfloat16_outputs_are_checked_by_their_dtype(make):
+    table = {"outputs": [{"name": "y", "dtype": "bfloat16", "shape": [-1, 2]}]}
+    this, broker = make(lambda x: x.astype(ml_dtypes.bfloat16), batch(), **table)
+    this.serve()
+    assert broker.answers[0][0].dtype == ml_dtypes.bfloat16
+
+
+def fails_on_zeros(x):
+    if not x.any():
+        raise ZeroDivisionError("by zero")
+    return x
+
+
+def test_a_model_that_fails_on_zeros_shows_where_and_says_what_to_do(make, caplog):
+    this, broker = make(fails_on_zeros, warmup=True)
+    this.serve()
+    text = broker.published["error_text"]
+    assert text.startswith("ZeroDivisionError: by zero; warm-up runs on zeros")
+    assert 'warmup = "file.npz"' in text
+    assert "warmup = false" in text
+    assert "fails_on_zeros" in caplog.text, "the traceback is the model's own"
+
+
+def test_rows_that_belong_together_are_said_once_and_published(make, caplog):
+    caplog.set_level(logging.INFO, "mpiserve")
+    for replica in 0, 1:
+        this, broker = make(lambda x: x - x.mean(0), warmup=True)
+        this.seat = Seat(this.seat.services, replica, 0)
+        this.serve()
+        assert broker.published["rows"] == "together"
+    said = [text for text in caplog.messages if 'rows = "together"' in text]
+    assert len(said) == 1
+    assert len([text for text in caplog.messages if text.endswith("rows together")]) == 2
+
+
+def test_a_version_of_another_kind_changes_how_requests_are_batched(make):
+    this, broker = make(lambda x: x, warmup=True)
+    told = []
+    broker.set_rows = lambda *what: told.append(what)
+    this.start()
+    this.enter()
+    assert told == []
+    Model.function = staticmethod(lambda x: x - x.mean(0))
+    this.put(this.load_again())
+    this.put(this.load_again())
+    assert told == [(0, "together")]
+
+
+def test_a_model_that_writes_gets_copies_and_one_that_seldom_does_is_told_how(make):
+    def write(x):
+        x += 1
+        return x
+
+    x = batch()
+    x[0].flags.writeable = False
+    this, broker = make(write, x, warmup=True)
+    this.serve()
+    assert (broker.answers[0][0] == 2).all()
+    assert (x[0] == 1).all()
+    this, broker = make(lambda x: write(x) if x[0, 0] == 1 else x, x, warmup=True)
+    this.serve()
+    assert 'needs input_memory = "copy"' in broker.answers[0][1]
