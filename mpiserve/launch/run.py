@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
 import runpy
@@ -17,6 +16,7 @@ from typing import NoReturn
 from mpi4py import MPI
 
 from mpiserve import session
+from mpiserve._lib import core
 from mpiserve.config import Config, environment
 from mpiserve.config.partition import INFERENCE, seats
 from mpiserve.errors import Code, ConfigError, Error, PeerError
@@ -236,17 +236,15 @@ def _look(config: Config) -> None:
 def _leave(status: int) -> NoReturn:
     """End a rank whose threads may wait for another rank for ever.
 
-    By exit() of C, which calls the handlers of the libraries and leaves Python's objects alone.
-    Their destructors would not wait, but end it with a signal: "terminate called without an
-    active exception", status 134 (torch 2.13.0, gloo). Without the handler of MPICH 5.0.2 its
-    launcher takes the rank for a failed one: it kills the others and forgets their statuses, so
-    that mpiexec ends with 9 or 0, whatever they end with.
+    Destructors would not wait, but end it with a signal: "terminate called without an active
+    exception", status 134 (torch 2.13.0, gloo). Exit handlers of libraries have to run: without
+    MPICH's (5.0.2) its launcher takes the rank for a failed one, kills the others and forgets
+    their statuses, so that mpiexec ends with 9 or 0, whatever they end with.
     """
     MPI.Finalize()
     logging.shutdown()
     sys.stdout.flush()
-    ctypes.PyDLL(None).exit(status)  # which keeps Python's lock, so that no thread goes on
-    raise AssertionError
+    core.end_process(status)
 
 
 def _open_failed(comm: MPI.Comm, error: Error) -> int:
