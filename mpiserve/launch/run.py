@@ -16,6 +16,7 @@ from typing import NoReturn
 from mpi4py import MPI
 
 from mpiserve import session
+from mpiserve._lib import core
 from mpiserve.config import Config, environment
 from mpiserve.config.partition import INFERENCE, assignments
 from mpiserve.errors import Code, ConfigError, Error, PeerError
@@ -236,13 +237,15 @@ def _look(config: Config) -> None:
 def _leave(status: int) -> NoReturn:
     """End a rank whose threads may wait for another rank for ever.
 
-    Destructors may end it with a signal: "terminate called without an active exception",
-    status 134 (torch 2.13.0, gloo; not each time).
+    Destructors would not wait, but end it with a signal: "terminate called without an active
+    exception", status 134 (torch 2.13.0, gloo). Exit handlers of libraries have to run: without
+    MPICH's (5.0.2) its launcher takes the rank for a failed one, kills the others and forgets
+    their statuses, so that mpiexec ends with 9 or 0, whatever they end with.
     """
     MPI.Finalize()
     logging.shutdown()
     sys.stdout.flush()
-    os._exit(status)
+    core.end_process(status)
 
 
 def _open_failed(comm: MPI.Comm, error: Error) -> int:
