@@ -46,14 +46,14 @@ class Session:
             together with others, one of which fell out of step.
     """
 
-    def __init__(self, broker: core.Session, config: Config | None = None) -> None:
-        self._broker = broker
+    def __init__(self, lib: core.Session, config: Config | None = None) -> None:
+        self._lib = lib
         self._config = config
         self._served = False
         self._closed = False
         self.stuck = False
-        self.role: str = broker.role
-        self.comm: MPI.Comm = broker.comm
+        self.role: str = lib.role
+        self.comm: MPI.Comm = lib.comm
         if self.role == SIMULATION:
             atexit.register(self._at_exit)
 
@@ -79,7 +79,7 @@ class Session:
     @property
     def services(self) -> tuple[core.Service, ...]:
         """The services of the world; on simulation ranks."""
-        return tuple(self._broker.services())
+        return tuple(self._lib.services())
 
     def service(self, name: str) -> core.Service:
         """Find a service; on simulation ranks.
@@ -88,7 +88,7 @@ class Session:
             NotFoundError: If there is none of this name.
             ModelError: If none of its replicas could load its model.
         """
-        return self._broker.service(name)
+        return self._lib.service(name)
 
     def reload(self, name: str, version: str = "", timeout: float | None = None) -> None:
         """Load another version of a service's model while the simulation goes on.
@@ -111,14 +111,14 @@ class Session:
             NotFoundError: If there is no such service.
             Error: With code ESTATE, if another rank is reloading it.
         """
-        self._broker.reload(name, version, timeout)
+        self._lib.reload(name, version, timeout)
 
     def unload(self, name: str, timeout: float | None = None) -> None:
         """Free the memory of a service's model, at all replicas; on simulation ranks.
 
         Requests, also those that wait, are ModelErrors from then on, until a `reload`.
         """
-        self._broker.unload(name, timeout)
+        self._lib.unload(name, timeout)
 
     def serve(self, watch: Callable[[], None] | None = None) -> bool:
         """Load this rank's model and answer until every simulation rank has left.
@@ -147,11 +147,11 @@ class Session:
         try:
             seat = assign(self._config, self.comm.size)[self.comm.rank]
         except ConfigError as error:
-            refuse(self._broker, self._config.services[0].name, error)
+            refuse(self._lib, self._config.services[0].name, error)
             raise
         core.keep_freed_memory()
         replica = self._replica_comm(seat)
-        parts = self._broker, seat, replica, self._local_rank()
+        parts = self._lib, seat, replica, self._local_rank()
         ranks = [replica, *self._pool_comm(seat)]
         if seat.pool and seat.pool.loaded:
             server: Server | Pool = AdaptivePool(*parts, pool=ranks[1], settings=seat.pool)
@@ -171,7 +171,7 @@ class Session:
 
     def fail(self, error: BaseException | str) -> None:
         """Tell the other ranks that this simulation rank ended with an error."""
-        self._broker.fail(error if isinstance(error, str) else where(error))
+        self._lib.fail(error if isinstance(error, str) else where(error))
 
     def abandon(self, error: BaseException | str) -> None:
         """Tell the other ranks of an error and leave. Nothing that fails here hides it."""
@@ -190,18 +190,18 @@ class Session:
         Returns:
             Its world rank or -1, the simulation ranks that have not left, its text.
         """
-        return self._broker.peer_error()
+        return self._lib.peer_error()
 
     def info(self) -> dict[str, Any]:
         """Describe the session as this rank sees it."""
-        counters = self._broker.counters()
-        services = self._broker.services() if self.role == SIMULATION else []
+        counters = self._lib.counters()
+        services = self._lib.services() if self.role == SIMULATION else []
         return {
             "version": core.version(),
             "mpi": check.short(core.mpi_runtime()),
             "thread_level": check.thread_level(MPI),
             "role": self.role,
-            "roles": {role: self._broker.roles.count(role) for role in (SIMULATION, INFERENCE)},
+            "roles": {role: self._lib.roles.count(role) for role in (SIMULATION, INFERENCE)},
             "services": [
                 {
                     key: getattr(service, key)
@@ -222,14 +222,14 @@ class Session:
         atexit.unregister(self._at_exit)
         if self.role == INFERENCE and not self._served:
             self._refuse("its rank closed the session without serving")
-        self._broker.close()
+        self._lib.close()
 
     def _refuse(self, text: str) -> None:
         from mpiserve.serving.served_model import refuse
 
         self._served = True
         name = self._config.services[0].name if self._config else "service"
-        refuse(self._broker, name, Error(Code.EMODEL, text))
+        refuse(self._lib, name, Error(Code.EMODEL, text))
 
     def _at_exit(self) -> None:
         """A program that forgot to close, or died: the other ranks wait for it."""
@@ -348,8 +348,8 @@ def join(comm: MPI.Comm, role: str, config: Config | None = None) -> Session:
     _Process.attempted = True
     check_world(comm)
     with notices.opening(comm.size) if role == INFERENCE else nullcontext():
-        broker = core.Session(comm, role)
-    session = Session(broker, config)
+        lib = core.Session(comm, role)
+    session = Session(lib, config)
     _Process.session = session
     return session
 
