@@ -107,6 +107,7 @@ cdef extern from "mpiserve.h" nogil:
     int mpiserve_control_get(mpiserve_session *, mpiserve_control *)
     int mpiserve_control_reply(mpiserve_session *, int, int, const char *)
     int mpiserve_rest(mpiserve_session *, int, int)
+    int mpiserve_room_set(mpiserve_session *, int, int)
     int mpiserve_rows_set(mpiserve_session *, int, int)
     int mpiserve_queue_get(mpiserve_session *, int, int64_t *)
     int mpiserve_mpi_take(mpiserve_session *)
