@@ -172,7 +172,7 @@ class Changes:
             # Who was refused lets go of what it has not got.
             code = Code.OK if what == Change.DROP else Code.ESTATE
             text = f"rank {self._owner} is changing the version of this service"
-            self._broker.control_reply(service, code, text)
+            self._broker.change_reply(service, code, text)
         elif what == Change.LOAD and self._aside:
             self._thread = threading.Thread(target=self._do, args=(what, version), daemon=True)
             self._thread.start()
@@ -207,6 +207,6 @@ class Changes:
             loaded = what == Change.LOAD and self._error is None
             self._owner = client if loaded else -1
         if self._error is None:
-            self._broker.control_reply(service, Code.OK, "")
+            self._broker.change_reply(service, Code.OK, "")
             return
-        self._broker.control_reply(service, code_of(self._error), describe(self._error))
+        self._broker.change_reply(service, code_of(self._error), describe(self._error))
