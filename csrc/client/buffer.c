@@ -4,15 +4,16 @@
 #include "client/call.h"
 #include "client/lease.h"
 
-static int spare_buffer(const msi_link *link) {
+static int spare_buffer(const msi_endpoint *endpoint) {
   for (int i = MSI_SLOTS; i < MSI_LEASES; i++)
-    if (!link->leases[i].rows && !link->leases[i].users && !link->leases[i].stale) return i;
+    if (!endpoint->leases[i].rows && !endpoint->leases[i].users && !endpoint->leases[i].stale)
+      return i;
   return -1;
 }
 
-static int being_given(const msi_link *link) {
+static int being_given(const msi_endpoint *endpoint) {
   for (int i = MSI_SLOTS; i < MSI_LEASES; i++)
-    if (link->leases[i].once || link->leases[i].stale) return 1;
+    if (endpoint->leases[i].once || endpoint->leases[i].stale) return 1;
   return 0;
 }
 
@@ -21,9 +22,9 @@ static int find_spare(mpiserve_service *service, int *at) {
   msi_client *client = service->client;
   msi_wait wait = {0};
   int code = MPISERVE_OK;
-  while ((*at = spare_buffer(service->link)) < 0 && being_given(service->link) && !code) {
-    code = msi_call_progress(client, service->link);
-    if (!code && msi_wait_pause(&wait, &client->patience, NULL))
+  while ((*at = spare_buffer(service->endpoint)) < 0 && being_given(service->endpoint) && !code) {
+    code = msi_call_progress(client, service->endpoint);
+    if (!code && msi_wait_pause(&wait, &client->backoff, NULL))
       code = msi_call_progress_all(client);
   }
   if (code || *at >= 0) return code;
@@ -32,37 +33,37 @@ static int find_spare(mpiserve_service *service, int *at) {
 }
 
 /* Waits until the head has granted the rows, or refused them. */
-static int ask(msi_client *client, msi_link *link, int lease, int64_t rows) {
-  int code = msi_call_wait_free(client, link);
+static int ask(msi_client *client, msi_endpoint *endpoint, int lease, int64_t rows) {
+  int code = msi_call_wait_free(client, endpoint);
   if (code) return code;
   msi_buffer_request *request = &client->buffer;
-  *request = (msi_buffer_request){.message = {MESSAGE_BUFFER, link}, .lease = lease};
-  code = msi_link_send(link, MSI_KEEP, rows, lease, NULL, &request->message);
-  if (!code) code = msi_call_wait_for(client, link, &request->done, MPISERVE_FOREVER);
+  *request = (msi_buffer_request){.message = {MESSAGE_BUFFER, endpoint}, .lease = lease};
+  code = msi_endpoint_send(endpoint, MSI_KEEP, rows, lease, NULL, &request->message);
+  if (!code) code = msi_call_wait_for(client, endpoint, &request->done, MPISERVE_FOREVER);
   return code ? code : msi_message_result(&request->message);
 }
 
 /* Over rma nothing is asked of the head: the memory is our own. */
 static int reserve_buffer(mpiserve_service *service, int at, int64_t rows) {
-  msi_lease *lease = &service->link->leases[at];
-  if (service->link->transport == MPISERVE_RMA) {
+  msi_lease *lease = &service->endpoint->leases[at];
+  if (service->endpoint->transport == MPISERVE_RMA) {
     lease->rows = (uint32_t)rows;
     return MPISERVE_OK;
   }
   lease->users = 1;
-  int code = ask(service->client, service->link, at, rows);
+  int code = ask(service->client, service->endpoint, at, rows);
   lease->users = 0;
   return code;
 }
 
 int msi_buffer_take(mpiserve_service *service, int64_t rows, mpiserve_buffer *buffer) {
-  msi_link *link = service->link;
+  msi_endpoint *endpoint = service->endpoint;
   int at, code = find_spare(service, &at);
   if (!code) code = reserve_buffer(service, at, rows);
   *buffer = (mpiserve_buffer){.id = (uint64_t)at + 1, .rows = rows};
-  if (!code) code = msi_link_map_buffer(link, at, buffer);
+  if (!code) code = msi_endpoint_map_buffer(endpoint, at, buffer);
   if (!code) return MPISERVE_OK;
-  if (at >= 0) link->leases[at] = (msi_lease){0};
+  if (at >= 0) endpoint->leases[at] = (msi_lease){0};
   *buffer = (mpiserve_buffer){0};
   return code;
 }
@@ -84,11 +85,11 @@ static int is_of_buffer(const void *data, const mpiserve_buffer *buffer, const m
 
 static int names_buffer(const msi_call *call, const mpiserve_buffer *buffer,
                         const msi_layout *layout) {
-  const msi_layout *its = &call->message.link->layout;
+  const msi_layout *its = &call->message.endpoint->layout;
   for (int i = 0; i < its->inputs.n; i++)
-    if (is_of_buffer(call->cargo.inputs[i], buffer, layout)) return 1;
+    if (is_of_buffer(call->payload.inputs[i], buffer, layout)) return 1;
   for (int i = 0; i < its->outputs.n; i++)
-    if (is_of_buffer(call->cargo.outputs[i], buffer, layout)) return 1;
+    if (is_of_buffer(call->payload.outputs[i], buffer, layout)) return 1;
   return 0;
 }
 
@@ -99,30 +100,30 @@ static int is_used(const mpiserve_service *service, const mpiserve_buffer *buffe
   for (uint32_t i = 0; i < client->n_calls; i++) {
     const msi_call *call = client->calls[i];
     int goes_on = call->state != CALL_IDLE && !call->message.abandoned;
-    if (goes_on && names_buffer(call, buffer, &service->link->layout)) return 1;
+    if (goes_on && names_buffer(call, buffer, &service->endpoint->layout)) return 1;
   }
   return 0;
 }
 
-static int give_back(msi_client *client, msi_link *link, int lease) {
-  if (link->transport == MPISERVE_RMA) {
-    msi_link_free_buffer(link, lease);
-    link->leases[lease] = (msi_lease){0};
+static int give_back(msi_client *client, msi_endpoint *endpoint, int lease) {
+  if (endpoint->transport == MPISERVE_RMA) {
+    msi_endpoint_free_buffer(endpoint, lease);
+    endpoint->leases[lease] = (msi_lease){0};
     return MPISERVE_OK;
   }
-  msi_lease_end(link, lease);
-  return msi_call_progress(client, link);
+  msi_lease_end(endpoint, lease);
+  return msi_call_progress(client, endpoint);
 }
 
 int msi_buffer_give(mpiserve_service *service, mpiserve_buffer *buffer) {
-  msi_link *link = service->link;
+  msi_endpoint *endpoint = service->endpoint;
   uint64_t at = buffer->id - 1;
-  if (at < MSI_SLOTS || at >= MSI_LEASES || !msi_link_holds(link, (int)at))
+  if (at < MSI_SLOTS || at >= MSI_LEASES || !msi_endpoint_holds(endpoint, (int)at))
     return msi_error(MPISERVE_ESTATE, "no such buffer: it was given back, or never taken");
   if (is_used(service, buffer))
     return msi_error(MPISERVE_ESTATE,
                      "service '%s': a request uses the buffer: wait for it, or cancel it, first",
                      service->name);
   *buffer = (mpiserve_buffer){0};
-  return give_back(service->client, link, (int)at);
+  return give_back(service->client, endpoint, (int)at);
 }

@@ -9,26 +9,26 @@
 #include "client/lease.h"
 #include "client/reroute.h"
 
-enum { TESTS_PER_LOOK = 16 }; /* at all links */
+enum { TESTS_PER_LOOK = 16 }; /* at all endpoints */
 
 /* ---- from submit to end ---------------------------------------------------------- */
 
 static void call_end(msi_client *client, msi_call *call, int code) {
-  if (call->load) msi_balance_ended(call->load, call->cargo.rows);
-  msi_lease_let_go(call->message.link, &call->cargo.input);
-  msi_lease_let_go(call->message.link, &call->cargo.output);
+  if (call->load) msi_balance_ended(call->load, call->payload.rows);
+  msi_lease_let_go(call->message.endpoint, &call->payload.input);
+  msi_lease_let_go(call->message.endpoint, &call->payload.output);
   call->message.code = code;
   call->state = CALL_DONE;
-  call->stats.rows = call->cargo.rows;
+  call->stats.rows = call->payload.rows;
   if (call->submitted_ns) call->stats.total_ns = msi_now() - call->submitted_ns;
   client->counters.requests++;
-  client->counters.rows += call->cargo.rows;
+  client->counters.rows += call->payload.rows;
   client->counters.errors += code != MPISERVE_OK;
   if (call->message.abandoned) msi_calls_give(client, call);
 }
 
 static int is_late(const msi_call *call) {
-  return call->cargo.deadline_ns && msi_now() >= call->cargo.deadline_ns;
+  return call->payload.deadline_ns && msi_now() >= call->payload.deadline_ns;
 }
 
 static int end_unsent(msi_client *client, msi_call *call) {
@@ -41,24 +41,25 @@ static int end_unsent(msi_client *client, msi_call *call) {
 
 static int ask_rows(msi_call *call, int at) {
   call->state = CALL_LEASING;
-  return msi_lease_ask(call->message.link, &call->cargo, at, &call->message);
+  return msi_lease_ask(call->message.endpoint, &call->payload, at, &call->message);
 }
 
 /* Takes the next step of the first request in a send queue. *next is 0 if it has to wait. */
 static int step(msi_client *client, msi_call *call, int *next) {
-  msi_link *link = call->message.link;
+  msi_endpoint *endpoint = call->message.endpoint;
   *next = 1;
   if (is_late(call)) return end_unsent(client, call);
   *next = 0;
-  if (msi_lease_wanted(link, &call->cargo)) {
-    int at = msi_link_lease_find(link, call->cargo.rows);
+  if (msi_lease_wanted(endpoint, &call->payload)) {
+    int at = msi_endpoint_find_lease(endpoint, call->payload.rows);
     if (at < 0) {
-      at = msi_link_lease_spare(link);
-      return at < 0 || !msi_lease_may_ask(link) ? MPISERVE_OK : ask_rows(call, at);
+      at = msi_endpoint_spare_lease(endpoint);
+      return at < 0 || !msi_lease_may_ask(endpoint) ? MPISERVE_OK : ask_rows(call, at);
     }
-    msi_lease_hold_for_both(link, &call->cargo, at);
+    msi_lease_hold_for_both(endpoint, &call->payload, at);
   }
-  int code = msi_link_infer(link, call->kind, &call->cargo, &call->message, &call->sequence);
+  int code =
+      msi_endpoint_infer(endpoint, call->kind, &call->payload, &call->message, &call->sequence);
   if (code) return code;
   msi_send_queue_remove(client, &call->message);
   call->state = CALL_IN_FLIGHT;
@@ -77,29 +78,29 @@ static int is_leasing(const msi_message *message) {
   return message->type == MESSAGE_REQUEST && ((const msi_call *)message)->state == CALL_LEASING;
 }
 
-static int can_send(const msi_link *link, const msi_send_queue *queue) {
-  return queue->first && !is_leasing(queue->first) && msi_link_free(link);
+static int can_send(const msi_endpoint *endpoint, const msi_send_queue *queue) {
+  return queue->first && !is_leasing(queue->first) && msi_endpoint_can_send(endpoint);
 }
 
 /* Sends what can be sent, in order: no message passes an earlier one. Rows are given back after
  * each: one that ends unsent may leave some that the next one waits for. */
-static int advance(msi_client *client, msi_link *link) {
-  const msi_send_queue *queue = msi_send_queue_of(client, link);
-  int code = msi_lease_give_back(link), next = 1;
-  while (!code && next && can_send(link, queue)) {
+static int advance(msi_client *client, msi_endpoint *endpoint) {
+  const msi_send_queue *queue = msi_send_queue_of(client, endpoint);
+  int code = msi_lease_give_back(endpoint), next = 1;
+  while (!code && next && can_send(endpoint, queue)) {
     code = send_first(client, queue->first, &next);
-    if (!code) code = msi_lease_give_back(link);
+    if (!code) code = msi_lease_give_back(endpoint);
   }
   return code;
 }
 
 /* Is something to be sent that no reply will remind us of? */
-static int has_unsent(msi_client *client, const msi_link *link) {
-  return link->stale || msi_send_queue_of(client, link)->first;
+static int has_unsent(msi_client *client, const msi_endpoint *endpoint) {
+  return endpoint->stale || msi_send_queue_of(client, endpoint)->first;
 }
 
-static void lease_granted(msi_link *link, int at, const msi_reply_header *reply) {
-  msi_lease *lease = &link->leases[at];
+static void lease_granted(msi_endpoint *endpoint, int at, const msi_reply_header *reply) {
+  msi_lease *lease = &endpoint->leases[at];
   lease->begin = reply->lease_begin;
   lease->rows = reply->rows;
   lease->once = (int)reply->lease_once;
@@ -108,9 +109,9 @@ static void lease_granted(msi_link *link, int at, const msi_reply_header *reply)
 
 /* The head has granted rows, or refused. */
 static void on_lease(msi_client *client, msi_call *call, const msi_reply_header *reply) {
-  int input = call->cargo.input.lease;
-  int at = input >= 0 && input < MSI_SLOTS ? input : call->cargo.output.lease;
-  lease_granted(call->message.link, at, reply);
+  int input = call->payload.input.lease;
+  int at = input >= 0 && input < MSI_SLOTS ? input : call->payload.output.lease;
+  lease_granted(call->message.endpoint, at, reply);
   call->state = CALL_QUEUED;
   if (!reply->code && !call->message.abandoned) return;
   msi_send_queue_remove(client, &call->message);
@@ -118,16 +119,16 @@ static void on_lease(msi_client *client, msi_call *call, const msi_reply_header 
 }
 
 static void on_buffer(msi_buffer_request *request, const msi_reply_header *reply) {
-  msi_link *link = request->message.link;
-  lease_granted(link, request->lease, reply);
-  link->leases[request->lease].users = 0;
+  msi_endpoint *endpoint = request->message.endpoint;
+  lease_granted(endpoint, request->lease, reply);
+  endpoint->leases[request->lease].users = 0;
   request->message.code = reply->code;
   request->done = 1;
 }
 
 static void on_result(msi_client *client, msi_call *call, int slot) {
-  msi_link *link = call->message.link;
-  const msi_reply_header *reply = &link->slots[slot].reply;
+  msi_endpoint *endpoint = call->message.endpoint;
+  const msi_reply_header *reply = &endpoint->slots[slot].reply;
   call->stats = (mpiserve_stats){.batch_rows = reply->rows,
                                  .batch_requests = reply->requests,
                                  .generation = reply->generation,
@@ -135,15 +136,16 @@ static void on_result(msi_client *client, msi_call *call, int slot) {
                                  .compute_ns = reply->compute_ns};
   int code = reply->code;
   if (!code && call->load)
-    msi_balance_measure(call->load, call->cargo.rows, reply->rows, reply->waiting_rows,
+    msi_balance_measure(call->load, call->payload.rows, reply->rows, reply->waiting_rows,
                         reply->compute_ns);
-  if (!code && !call->message.abandoned) code = msi_link_outputs(link, slot, &call->cargo);
+  if (!code && !call->message.abandoned)
+    code = msi_endpoint_outputs(endpoint, slot, &call->payload);
   call_end(client, call, code);
 }
 
 /* Copies the text of an error before the slot is used again. */
 static void keep_text(msi_message *message, int slot) {
-  const msi_slot *from = &message->link->slots[slot];
+  const msi_slot *from = &message->endpoint->slots[slot];
   size_t bytes = from->reply.text_bytes;
   if (bytes > MSI_EAGER_BYTES) bytes = MSI_EAGER_BYTES;
   memcpy(message->text, from->output, bytes);
@@ -156,7 +158,7 @@ static void on_suspended(msi_client *client, msi_call *call) {
   if (!code) {
     call->state = CALL_QUEUED;
     msi_send_queue_push(client, &call->message);
-    code = advance(client, call->message.link);
+    code = advance(client, call->message.endpoint);
     if (!code || call->state != CALL_QUEUED) return;
     msi_send_queue_remove(client, &call->message);
     snprintf(call->message.text, sizeof call->message.text, "%s", mpiserve_last_error());
@@ -165,8 +167,8 @@ static void on_suspended(msi_client *client, msi_call *call) {
 }
 
 static void on_request(msi_client *client, msi_call *call, int slot) {
-  const msi_reply_header *reply = &call->message.link->slots[slot].reply;
-  if (reply->code == MSI_RESTS)
+  const msi_reply_header *reply = &call->message.endpoint->slots[slot].reply;
+  if (reply->code == MSI_SUSPENDED)
     on_suspended(client, call);
   else if (call->state == CALL_LEASING)
     on_lease(client, call, reply);
@@ -174,61 +176,62 @@ static void on_request(msi_client *client, msi_call *call, int slot) {
     on_result(client, call, slot);
 }
 
-static void on_reply(msi_client *client, msi_link *link, int slot) {
-  msi_message *message = link->owners[slot];
-  const msi_reply_header *reply = &link->slots[slot].reply;
-  if (message && reply->code && reply->code != MSI_RESTS) keep_text(message, slot);
+static void on_reply(msi_client *client, msi_endpoint *endpoint, int slot) {
+  msi_message *message = endpoint->owners[slot];
+  const msi_reply_header *reply = &endpoint->slots[slot].reply;
+  if (message && reply->code && reply->code != MSI_SUSPENDED) keep_text(message, slot);
   if (message && message->type == MESSAGE_REQUEST)
     on_request(client, (msi_call *)message, slot);
   else if (message && message->type == MESSAGE_CHANGE)
     msi_change_replied(client, (msi_change *)message, reply->code);
   else if (message)
     on_buffer((msi_buffer_request *)message, reply);
-  msi_link_release(link, slot);
+  msi_endpoint_release(endpoint, slot);
 }
 
-int msi_call_progress(msi_client *client, msi_link *link) {
-  int code = link->transport == MPISERVE_RMA ? msi_link_hear(link) : MPISERVE_OK;
+int msi_call_progress(msi_client *client, msi_endpoint *endpoint) {
+  int code = endpoint->transport == MPISERVE_RMA ? msi_endpoint_progress(endpoint) : MPISERVE_OK;
   int slot, any = 0;
-  while (!code && (slot = msi_link_reply(link)) >= 0) {
-    on_reply(client, link, slot);
+  while (!code && (slot = msi_endpoint_reply(endpoint)) >= 0) {
+    on_reply(client, endpoint, slot);
     any = 1;
   }
-  return !code && (any || has_unsent(client, link)) ? advance(client, link) : code;
+  return !code && (any || has_unsent(client, endpoint)) ? advance(client, endpoint) : code;
 }
 
 int msi_call_progress_all(msi_client *client) {
-  int code = msi_window_nudge(client->window);
-  for (int i = 0; i < client->n_links && !code; i++) {
-    msi_link *link = &client->links[i];
-    if (link->in_flight || has_unsent(client, link)) code = msi_call_progress(client, link);
+  int code = msi_window_progress(client->window);
+  for (int i = 0; i < client->n_endpoints && !code; i++) {
+    msi_endpoint *endpoint = &client->endpoints[i];
+    if (endpoint->in_flight || has_unsent(client, endpoint))
+      code = msi_call_progress(client, endpoint);
   }
   return code;
 }
 
-int msi_call_wait_free(msi_client *client, msi_link *link) {
+int msi_call_wait_free(msi_client *client, msi_endpoint *endpoint) {
   msi_wait wait = {0};
   int code = MPISERVE_OK;
-  while (!code && !msi_link_free(link)) {
-    code = msi_call_progress(client, link);
-    if (!code && msi_wait_pause(&wait, &client->patience, NULL))
+  while (!code && !msi_endpoint_can_send(endpoint)) {
+    code = msi_call_progress(client, endpoint);
+    if (!code && msi_wait_pause(&wait, &client->backoff, NULL))
       code = msi_call_progress_all(client);
   }
   return code;
 }
 
-int msi_call_wait_for(msi_client *client, msi_link *link, const int *done, double timeout) {
+int msi_call_wait_for(msi_client *client, msi_endpoint *endpoint, const int *done, double timeout) {
   int64_t deadline = msi_deadline(timeout);
   msi_wait wait = {0};
-  int code = msi_call_progress(client, link);
+  int code = msi_call_progress(client, endpoint);
   while (!code && !*done) {
-    if (msi_wait_pause(&wait, &client->patience, NULL)) {
+    if (msi_wait_pause(&wait, &client->backoff, NULL)) {
       if (msi_now() > deadline)
-        return msi_error(MPISERVE_ETIMEOUT, "no reply from rank %d within %g s", link->head,
+        return msi_error(MPISERVE_ETIMEOUT, "no reply from rank %d within %g s", endpoint->head,
                          timeout);
       code = msi_call_progress_all(client);
     }
-    if (!code) code = msi_call_progress(client, link);
+    if (!code) code = msi_call_progress(client, endpoint);
   }
   return code;
 }
@@ -236,25 +239,26 @@ int msi_call_wait_for(msi_client *client, msi_link *link, const int *done, doubl
 /* ---- what callers do ------------------------------------------------------------ */
 
 static void load(msi_call *call, int64_t rows, void *const *inputs, void *const *outputs) {
-  msi_cargo *cargo = &call->cargo;
-  cargo->rows = rows;
-  memcpy(cargo->inputs, inputs, (size_t)call->message.link->layout.inputs.n * sizeof *inputs);
-  memcpy(cargo->outputs, outputs, (size_t)call->message.link->layout.outputs.n * sizeof *outputs);
-  msi_lease_place(call->message.link, cargo);
+  msi_payload *payload = &call->payload;
+  payload->rows = rows;
+  memcpy(payload->inputs, inputs, (size_t)call->message.endpoint->layout.inputs.n * sizeof *inputs);
+  memcpy(payload->outputs, outputs,
+         (size_t)call->message.endpoint->layout.outputs.n * sizeof *outputs);
+  msi_lease_locate(call->message.endpoint, payload);
 }
 
 static void want(msi_call *call, const mpiserve_options *options) {
-  call->cargo.priority = (int8_t)(options ? options->priority : 0);
+  call->payload.priority = (int8_t)(options ? options->priority : 0);
   if (!options || options->deadline == 0 || options->deadline > 9e8) return;
-  call->cargo.deadline_ns = msi_deadline(options->deadline);
+  call->payload.deadline_ns = msi_deadline(options->deadline);
 }
 
 /* A call that has not been sent ends here. */
 static void withdraw(msi_client *client, msi_call *call) {
   msi_send_queue_remove(client, &call->message);
-  if (call->load) msi_balance_ended(call->load, call->cargo.rows);
-  msi_lease_let_go(call->message.link, &call->cargo.input);
-  msi_lease_let_go(call->message.link, &call->cargo.output);
+  if (call->load) msi_balance_ended(call->load, call->payload.rows);
+  msi_lease_let_go(call->message.endpoint, &call->payload.input);
+  msi_lease_let_go(call->message.endpoint, &call->payload.output);
   msi_calls_give(client, call);
 }
 
@@ -271,25 +275,27 @@ static void give_up(msi_client *client, msi_call *call) {
 /* Memory that is used in place belongs to home. */
 static int bound_to_home(const mpiserve_service *service, int64_t rows, void *const *inputs,
                          void *const *outputs) {
-  msi_place place;
-  return msi_link_find_place(service->link, 0, rows, inputs, &place) ||
-         msi_link_find_place(service->link, 1, rows, outputs, &place);
+  msi_location location;
+  return msi_endpoint_find_location(service->endpoint, 0, rows, inputs, &location) ||
+         msi_endpoint_find_location(service->endpoint, 1, rows, outputs, &location);
 }
 
 /* Batches of the replica that is left need not wait for us. Its slots are all taken by what
  * it has not answered yet: then its census finds out by itself. */
-static int leave_seat(msi_client *client, msi_link *link) {
-  int code = msi_call_progress(client, link);
-  return code || !msi_link_free(link) ? code : msi_link_send(link, MSI_REST, 0, -1, NULL, NULL);
+static int leave_seat(msi_client *client, msi_endpoint *endpoint) {
+  int code = msi_call_progress(client, endpoint);
+  return code || !msi_endpoint_can_send(endpoint)
+             ? code
+             : msi_endpoint_send(endpoint, MSI_DEPART, 0, -1, NULL, NULL);
 }
 
 /* A client counts in one census: where it asked last, but for what it asks elsewhere while
  * requests of its own are under way there. */
 static int aim(mpiserve_service *service, msi_call *call, int64_t rows, int chosen) {
-  call->message.link = service->choices[chosen];
+  call->message.endpoint = service->choices[chosen];
   call->load = &service->balance.loads[chosen];
   int code = MPISERVE_OK, busy = service->balance.loads[service->seat].rows > 0;
-  if (chosen != service->seat && !busy && !call->load->resting) {
+  if (chosen != service->seat && !busy && !call->load->suspended) {
     code = leave_seat(service->client, service->choices[service->seat]);
     service->seat = chosen;
   }
@@ -300,13 +306,14 @@ static int aim(mpiserve_service *service, msi_call *call, int64_t rows, int chos
 
 static int choose(mpiserve_service *service, msi_call *call, int64_t rows, void *const *inputs,
                   void *const *outputs) {
-  call->message.link = service->link;
+  call->message.endpoint = service->endpoint;
   call->kind = MSI_INFER;
   call->load = NULL;
   if (service->balance.n < 2) return MPISERVE_OK;
   int home = service->balance.home;
   return aim(service, call, rows,
-             bound_to_home(service, rows, inputs, outputs) && !service->balance.loads[home].resting
+             bound_to_home(service, rows, inputs, outputs) &&
+                     !service->balance.loads[home].suspended
                  ? home
                  : msi_balance_choose(&service->balance, rows));
 }
@@ -328,7 +335,7 @@ int msi_call_submit(mpiserve_service *service, int64_t rows, void *const *inputs
   want(call, options);
   call->state = CALL_QUEUED;
   msi_send_queue_push(client, &call->message);
-  code = advance(client, call->message.link);
+  code = advance(client, call->message.endpoint);
   if (code)
     give_up(client, call);
   else
@@ -349,12 +356,12 @@ static int report(msi_client *client, msi_call *call, mpiserve_request *request,
 static int overdue(const msi_call *call) {
   if (!is_late(call)) return MPISERVE_OK;
   return msi_error(MPISERVE_EDEADLINE, "no reply from rank %d by the deadline of the request",
-                   call->message.link->head);
+                   call->message.endpoint->head);
 }
 
 /* Nobody wakes us there any more: naps it is. */
-static const msi_bed *get_up(msi_wait *wait, const msi_bed *bed) {
-  if (bed) msi_wait_end(wait, bed);
+static const msi_wait_address *get_up(msi_wait *wait, const msi_wait_address *address) {
+  if (address) msi_wait_end(wait, address);
   wait->armed = 0;
   return NULL;
 }
@@ -366,22 +373,23 @@ static int not_ended(msi_client *client) {
 }
 
 static int wait_until_done(msi_client *client, msi_call *call, double timeout, msi_wait *wait,
-                           const msi_bed *bed) {
+                           const msi_wait_address *address) {
   int64_t deadline = 0;
-  const msi_link *link = call->message.link;
+  const msi_endpoint *endpoint = call->message.endpoint;
   for (;;) {
-    int code = msi_call_progress(client, call->message.link);
+    int code = msi_call_progress(client, call->message.endpoint);
     if (code || call->state == CALL_DONE) return code;
-    int paused = timeout == 0 || msi_wait_pause(wait, &client->patience, bed);
+    int paused = timeout == 0 || msi_wait_pause(wait, &client->backoff, address);
     if (!paused) continue;
-    if (call->message.link != link) bed = get_up(wait, bed); /* it was sent to another replica */
+    if (call->message.endpoint != endpoint)
+      address = get_up(wait, address); /* it was sent to another replica */
     code = overdue(call);
     if (code) return code;
     if (timeout == 0) return not_ended(client);
     if (!deadline) deadline = msi_deadline(timeout);
     if (msi_now() > deadline)
       return msi_error(MPISERVE_ETIMEOUT, "no reply from rank %d within %g s",
-                       call->message.link->head, timeout);
+                       call->message.endpoint->head, timeout);
     code = msi_call_progress_all(client);
     if (code) return code;
   }
@@ -392,14 +400,14 @@ int msi_call_wait(msi_client *client, mpiserve_request *request, double timeout,
   msi_call *call = msi_calls_find(client, request);
   if (!call) return msi_error(MPISERVE_ESTATE, "no such request: it has ended, or never was");
   msi_wait wait = {0};
-  msi_bed bed;
-  int bedded =
-      call->state == CALL_IN_FLIGHT && msi_link_bed(call->message.link, call->sequence, &bed);
-  int code = wait_until_done(client, call, timeout, &wait, bedded ? &bed : NULL);
-  msi_wait_end(&wait, &bed);
+  msi_wait_address address;
+  int addressed = call->state == CALL_IN_FLIGHT &&
+                  msi_endpoint_wait_address(call->message.endpoint, call->sequence, &address);
+  int code = wait_until_done(client, call, timeout, &wait, addressed ? &address : NULL);
+  msi_wait_end(&wait, &address);
   if (!code) return report(client, call, request, stats);
   if (code == MPISERVE_EDEADLINE) {
-    if (stats) stats->rows = call->cargo.rows; /* it has ended, with nothing more to tell */
+    if (stats) stats->rows = call->payload.rows; /* it has ended, with nothing more to tell */
     msi_call_cancel(client, request);
   }
   return code;
@@ -410,16 +418,16 @@ int msi_call_cancel(msi_client *client, mpiserve_request *request) {
   if (!call) return msi_error(MPISERVE_ESTATE, "no such request: it has ended, or never was");
   *request = (mpiserve_request){0};
   if (call->state == CALL_QUEUED) {
-    msi_link *link = call->message.link;
+    msi_endpoint *endpoint = call->message.endpoint;
     withdraw(client, call);
-    return advance(client, link);
+    return advance(client, endpoint);
   }
   if (call->state == CALL_DONE) {
     msi_calls_give(client, call);
     return MPISERVE_OK;
   }
   call->message.abandoned = 1;
-  return call->state == CALL_IN_FLIGHT ? msi_link_cancel(call->message.link, call->sequence)
+  return call->state == CALL_IN_FLIGHT ? msi_endpoint_cancel(call->message.endpoint, call->sequence)
                                        : MPISERVE_OK;
 }
 

@@ -19,15 +19,15 @@ int msi_call_wait(msi_client *client, mpiserve_request *request, double timeout,
 /* Cancels every request. */
 void msi_call_cancel_all(msi_client *client);
 
-/* Takes the replies of a link and sends what waits in its send queue; of all links, and lets
- * MPI make progress too. Never waits. */
-int msi_call_progress(msi_client *client, msi_link *link);
+/* Takes the replies of an endpoint and sends what waits in its send queue; of all endpoints, and
+ * lets MPI make progress too. Never waits. */
+int msi_call_progress(msi_client *client, msi_endpoint *endpoint);
 int msi_call_progress_all(msi_client *client);
 
-/* Makes progress until *done, which a reply of that link sets; at most timeout seconds. */
-int msi_call_wait_for(msi_client *client, msi_link *link, const int *done, double timeout);
+/* Makes progress until *done, which a reply of that endpoint sets; at most timeout seconds. */
+int msi_call_wait_for(msi_client *client, msi_endpoint *endpoint, const int *done, double timeout);
 
-/* Waits until the next slot of the link is free. Heads answer in the end. */
-int msi_call_wait_free(msi_client *client, msi_link *link);
+/* Waits until the next slot of the endpoint is free. Heads answer in the end. */
+int msi_call_wait_free(msi_client *client, msi_endpoint *endpoint);
 
 #endif

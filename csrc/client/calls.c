@@ -25,7 +25,7 @@ msi_call *msi_calls_take(msi_client *client) {
   client->idle = call->next_idle;
   call->message.abandoned = 0;
   call->message.text[0] = 0;
-  call->cargo.deadline_ns = 0;
+  call->payload.deadline_ns = 0;
   call->stats = (mpiserve_stats){0};
   return call;
 }
@@ -56,19 +56,19 @@ mpiserve_request msi_calls_handle(const msi_call *call) {
 
 /* ---- send queues ------------------------------------------------------------------- */
 
-msi_send_queue *msi_send_queue_of(msi_client *client, const msi_link *link) {
-  return &client->send_queues[link - client->links];
+msi_send_queue *msi_send_queue_of(msi_client *client, const msi_endpoint *endpoint) {
+  return &client->send_queues[endpoint - client->endpoints];
 }
 
 void msi_send_queue_push(msi_client *client, msi_message *message) {
-  msi_send_queue *queue = msi_send_queue_of(client, message->link);
+  msi_send_queue *queue = msi_send_queue_of(client, message->endpoint);
   message->next = NULL;
   *(queue->first ? &queue->last->next : &queue->first) = message;
   queue->last = message;
 }
 
 void msi_send_queue_remove(msi_client *client, msi_message *message) {
-  msi_send_queue *queue = msi_send_queue_of(client, message->link);
+  msi_send_queue *queue = msi_send_queue_of(client, message->endpoint);
   msi_message *before = NULL;
   for (msi_message *m = queue->first; m != message; m = m->next) before = m;
   *(before ? &before->next : &queue->first) = message->next;

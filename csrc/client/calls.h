@@ -9,30 +9,30 @@
 struct mpiserve_service {
   struct msi_client *client;
   const char *name;
-  const msi_head *head; /* of the replica that is this rank's home; NULL: none can serve */
-  msi_link *link;       /* to that head; buffers are there */
-  int replicas;         /* that can serve */
-  msi_link **choices;   /* to each of these, near ones first */
-  msi_balance balance;  /* of the choices */
-  int seat;             /* choice in whose census this rank counts */
+  const msi_head *head;   /* of the replica that is this rank's home; NULL: none can serve */
+  msi_endpoint *endpoint; /* to that head; buffers are there */
+  int replicas;           /* that can serve */
+  msi_endpoint **choices; /* to each of these, near ones first */
+  msi_balance balance;    /* of the choices */
+  int seat;               /* choice in whose census this rank counts */
   int attached;
 };
 
-/* What waits in the send queue of a link, and then in a slot for its reply. */
+/* What waits in the send queue of an endpoint, and then in a slot for its reply. */
 typedef struct msi_message {
   enum {
     MESSAGE_REQUEST, /* the first member of an msi_call */
     MESSAGE_CHANGE,  /* ... of an msi_change */
     MESSAGE_BUFFER   /* ... of an msi_buffer_request */
   } type;
-  msi_link *link;
+  msi_endpoint *endpoint;
   int code;                       /* of the reply */
   int abandoned;                  /* nobody waits for the reply */
   char text[MSI_EAGER_BYTES + 1]; /* of an error */
   struct msi_message *next;       /* of the send queue */
 } msi_message;
 
-/* The messages of a link that have not been sent yet, in the order of submission. */
+/* The messages of an endpoint that have not been sent yet, in the order of submission. */
 typedef struct msi_send_queue {
   msi_message *first, *last;
 } msi_send_queue;
@@ -53,9 +53,9 @@ typedef struct msi_call {
   uint32_t index, generation; /* its id is generation << 32 | index + 1 */
   enum {
     CALL_IDLE,      /* free */
-    CALL_QUEUED,    /* in the send queue of its link */
+    CALL_QUEUED,    /* in the send queue of its endpoint */
     CALL_LEASING,   /* first there: it has asked for rows of the slabs */
-    CALL_IN_FLIGHT, /* in a slot of its link */
+    CALL_IN_FLIGHT, /* in a slot of its endpoint */
     CALL_DONE       /* it has ended, and its caller does not know yet */
   } state;
   mpiserve_service *service;
@@ -63,7 +63,7 @@ typedef struct msi_call {
   msi_load *load; /* of the replica; NULL: there is no other */
   uint64_t sequence;
   int64_t submitted_ns;
-  msi_cargo cargo;
+  msi_payload payload;
   mpiserve_stats stats;
   struct msi_call *next_idle;
 } msi_call;
@@ -88,14 +88,14 @@ typedef struct msi_buffer_request {
 typedef struct msi_client {
   const msi_world *world;
   msi_window *window;
-  msi_patience patience;
-  int n_links;
-  msi_link *links;             /* to every head of the world */
-  msi_send_queue *send_queues; /* of each link */
+  msi_backoff backoff;
+  int n_endpoints;
+  msi_endpoint *endpoints;     /* to every head of the world */
+  msi_send_queue *send_queues; /* of each endpoint */
   int n_services;
   mpiserve_service *services;
-  msi_link **choices; /* of all services */
-  msi_load *loads;    /* of these */
+  msi_endpoint **choices; /* of all services */
+  msi_load *loads;        /* of these */
   uint32_t n_calls;
   msi_call **calls; /* all that were ever needed at the same time */
   msi_call *idle;   /* free list */
@@ -114,8 +114,8 @@ void msi_calls_free(msi_client *client);
 msi_call *msi_calls_find(const msi_client *client, const mpiserve_request *request);
 mpiserve_request msi_calls_handle(const msi_call *call);
 
-/* The end of the queue of the message's link. It may leave it from anywhere. */
-msi_send_queue *msi_send_queue_of(msi_client *client, const msi_link *link);
+/* The end of the queue of the message's endpoint. It may leave it from anywhere. */
+msi_send_queue *msi_send_queue_of(msi_client *client, const msi_endpoint *endpoint);
 void msi_send_queue_push(msi_client *client, msi_message *message);
 void msi_send_queue_remove(msi_client *client, msi_message *message);
 

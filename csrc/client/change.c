@@ -3,11 +3,12 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-msi_change *msi_change_begin(msi_client *client, msi_link *link, int what, const char *version) {
+msi_change *msi_change_begin(msi_client *client, msi_endpoint *endpoint, int what,
+                             const char *version) {
   msi_change *change = calloc(1, sizeof *change);
   if (!change) return NULL;
   change->message.type = MESSAGE_CHANGE;
-  change->message.link = link;
+  change->message.endpoint = endpoint;
   change->what = what;
   snprintf(change->version, sizeof change->version, "%s", version ? version : "");
   change->next = client->changes;
@@ -17,8 +18,8 @@ msi_change *msi_change_begin(msi_client *client, msi_link *link, int what, const
 
 int msi_change_send(msi_change *change) {
   change->sent = 1;
-  return msi_link_send(change->message.link, MSI_CONTROL, 0, change->what, change->version,
-                       &change->message);
+  return msi_endpoint_send(change->message.endpoint, MSI_CHANGE, 0, change->what, change->version,
+                           &change->message);
 }
 
 void msi_change_replied(msi_client *client, msi_change *change, int code) {

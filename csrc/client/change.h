@@ -5,9 +5,10 @@
 #include "client/calls.h"
 
 /* version may be NULL. NULL if there is no memory. */
-msi_change *msi_change_begin(msi_client *client, msi_link *link, int what, const char *version);
+msi_change *msi_change_begin(msi_client *client, msi_endpoint *endpoint, int what,
+                             const char *version);
 
-/* The next slot of its link must be free. */
+/* The next slot of its endpoint must be free. */
 int msi_change_send(msi_change *change);
 
 /* The reply has come. One that was abandoned ends. */

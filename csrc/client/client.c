@@ -17,7 +17,7 @@ static mpiserve_service *service_named(const msi_client *client, const char *nam
 
 /* Every service once, in the order of its first head. */
 static void list_services(msi_client *client) {
-  for (int h = 0; h < client->n_links; h++) {
+  for (int h = 0; h < client->n_endpoints; h++) {
     const char *name = client->world->heads[h].description.name;
     if (!service_named(client, name))
       client->services[client->n_services++] = (mpiserve_service){.client = client, .name = name};
@@ -30,16 +30,16 @@ static int is_near(const msi_world *world, const msi_head *head) {
 
 /* Adds the replicas that can serve, on this node or elsewhere. */
 static void list_choices(msi_client *client, mpiserve_service *service, int near) {
-  for (int h = 0; h < client->n_links; h++) {
+  for (int h = 0; h < client->n_endpoints; h++) {
     const msi_head *head = &client->world->heads[h];
     if (strcmp(head->description.name, service->name) || head->description.error) continue;
     if (is_near(client->world, head) == near)
-      service->choices[service->replicas++] = &client->links[h];
+      service->choices[service->replicas++] = &client->endpoints[h];
   }
 }
 
 /* Home is on this node if it can be, and goes round the clients. Every head is of one
- * service, so that all services together have as many choices as there are links. */
+ * service, so that all services together have as many choices as there are endpoints. */
 static void choose_home(msi_client *client, mpiserve_service *service, int *used) {
   service->choices = client->choices + *used;
   list_choices(client, service, 1);
@@ -48,31 +48,31 @@ static void choose_home(msi_client *client, mpiserve_service *service, int *used
   if (!service->replicas) return;
   int index = msi_world_index(client->world, client->world->rank);
   int home = service->seat = index % (near ? near : service->replicas);
-  service->link = service->choices[home];
-  service->head = &client->world->heads[service->link - client->links];
+  service->endpoint = service->choices[home];
+  service->head = &client->world->heads[service->endpoint - client->endpoints];
   msi_balance_init(&service->balance, client->loads + *used, service->replicas, home,
                    service->head->description.stickiness, index);
   *used += service->replicas;
 }
 
-/* Memory of all links and services; 0 if there is none. */
+/* Memory of all endpoints and services; 0 if there is none. */
 static int allocate(msi_client *client) {
-  size_t n = (size_t)client->n_links;
-  client->links = calloc(n, sizeof *client->links);
+  size_t n = (size_t)client->n_endpoints;
+  client->endpoints = calloc(n, sizeof *client->endpoints);
   client->send_queues = calloc(n, sizeof *client->send_queues);
   client->services = calloc(n, sizeof *client->services);
-  client->choices = calloc(n, sizeof(msi_link *));
+  client->choices = calloc(n, sizeof(msi_endpoint *));
   client->loads = calloc(n, sizeof *client->loads);
-  return client->links && client->send_queues && client->services && client->choices &&
+  return client->endpoints && client->send_queues && client->services && client->choices &&
          client->loads;
 }
 
 int msi_client_open(msi_client *client, const msi_world *world, msi_window *window) {
   *client = (msi_client){
-      .world = world, .window = window, .patience = world->patience, .n_links = world->n_heads};
-  if (!allocate(client)) return msi_error(MPISERVE_ENOMEM, "no memory for links");
+      .world = world, .window = window, .backoff = world->backoff, .n_endpoints = world->n_heads};
+  if (!allocate(client)) return msi_error(MPISERVE_ENOMEM, "no memory for endpoints");
   for (int h = 0; h < world->n_heads; h++) {
-    int code = msi_link_open(&client->links[h], window, &world->heads[h]);
+    int code = msi_endpoint_open(&client->endpoints[h], window, &world->heads[h]);
     if (code) return code;
   }
   list_services(client);
@@ -91,7 +91,7 @@ static int not_found(const msi_client *client, const char *name) {
 }
 
 static int not_loaded(const msi_client *client, const char *name) {
-  for (int h = 0; h < client->n_links; h++) {
+  for (int h = 0; h < client->n_endpoints; h++) {
     const msi_head *head = &client->world->heads[h];
     if (!strcmp(head->description.name, name))
       return msi_error(MPISERVE_EMODEL, "service '%s' on rank %d could not be loaded: %s", name,
@@ -110,33 +110,34 @@ int msi_client_find(msi_client *client, const char *name, mpiserve_service **ser
 
 /* ---- control ------------------------------------------------------------------- */
 
-static int send_control(msi_client *client, msi_link *link, msi_kind kind, const char *text) {
-  int code = msi_call_wait_free(client, link);
-  return code ? code : msi_link_send(link, kind, 0, -1, text, NULL);
+static int send_control(msi_client *client, msi_endpoint *endpoint, msi_kind kind,
+                        const char *text) {
+  int code = msi_call_wait_free(client, endpoint);
+  return code ? code : msi_endpoint_send(endpoint, kind, 0, -1, text, NULL);
 }
 
 int msi_client_attach(mpiserve_service *service) {
   if (service->attached) return MPISERVE_OK;
   service->attached = 1;
-  return send_control(service->client, service->link, MSI_ATTACH, NULL);
+  return send_control(service->client, service->endpoint, MSI_ATTACH, NULL);
 }
 
 /* Waits until nothing of ours is at the head, or on the way to it. */
 static int drain(msi_client *client, int at) {
-  msi_link *link = &client->links[at];
+  msi_endpoint *endpoint = &client->endpoints[at];
   msi_wait wait = {0};
   int code = MPISERVE_OK;
-  while (!code && (link->in_flight || client->send_queues[at].first)) {
-    code = msi_call_progress(client, link);
-    if (!code && link->in_flight && msi_wait_pause(&wait, &client->patience, NULL))
+  while (!code && (endpoint->in_flight || client->send_queues[at].first)) {
+    code = msi_call_progress(client, endpoint);
+    if (!code && endpoint->in_flight && msi_wait_pause(&wait, &client->backoff, NULL))
       code = msi_call_progress_all(client);
   }
   return code;
 }
 
 static int is_idle(const msi_client *client) {
-  for (int i = 0; i < client->n_links; i++)
-    if (client->links[i].in_flight || client->send_queues[i].first) return 0;
+  for (int i = 0; i < client->n_endpoints; i++)
+    if (client->endpoints[i].in_flight || client->send_queues[i].first) return 0;
   return 1;
 }
 
@@ -144,14 +145,14 @@ static int is_idle(const msi_client *client) {
 static int drain_all(msi_client *client) {
   int code = MPISERVE_OK;
   while (!code && !is_idle(client))
-    for (int i = 0; i < client->n_links && !code; i++) code = drain(client, i);
+    for (int i = 0; i < client->n_endpoints && !code; i++) code = drain(client, i);
   return code;
 }
 
 static int to_all(msi_client *client, msi_kind kind, const char *text) {
   int code = MPISERVE_OK;
-  for (int i = 0; i < client->n_links && !code; i++)
-    code = send_control(client, &client->links[i], kind, text);
+  for (int i = 0; i < client->n_endpoints && !code; i++)
+    code = send_control(client, &client->endpoints[i], kind, text);
   return code ? code : drain_all(client);
 }
 
@@ -163,10 +164,10 @@ int msi_client_fail(msi_client *client, const char *text) {
 int msi_client_close(msi_client *client) {
   int code = drain_all(client);
   if (!code) code = to_all(client, MSI_LEAVE, NULL);
-  for (int i = 0; i < client->n_links; i++) msi_link_close(&client->links[i]);
+  for (int i = 0; i < client->n_endpoints; i++) msi_endpoint_close(&client->endpoints[i]);
   msi_calls_free(client);
   msi_change_end_all(client);
-  free(client->links);
+  free(client->endpoints);
   free(client->send_queues);
   free(client->services);
   free(client->choices);

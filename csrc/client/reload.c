@@ -29,16 +29,16 @@ static int note(int first, int code, const mpiserve_service *service, int rank, 
 
 /* Other changes than to load happen all the same: replicas would be left with two versions. */
 static void abandon(msi_client *client, msi_change *change) {
-  msi_link *link = change->message.link;
+  msi_endpoint *endpoint = change->message.endpoint;
   change->message.abandoned = 1;
   if (change->sent || change->what != MPISERVE_LOAD) return;
   msi_send_queue_remove(client, &change->message);
   msi_change_end(client, change);
-  msi_call_progress(client, link); /* the next one is first now */
+  msi_call_progress(client, endpoint); /* the next one is first now */
 }
 
 static int take_answer(msi_client *client, msi_change *change, double timeout) {
-  int code = msi_call_wait_for(client, change->message.link, &change->done, timeout);
+  int code = msi_call_wait_for(client, change->message.endpoint, &change->done, timeout);
   if (!change->done) {
     abandon(client, change);
     return code;
@@ -49,29 +49,29 @@ static int take_answer(msi_client *client, msi_change *change, double timeout) {
 }
 
 /* Asks one replica, behind the requests that this rank has submitted before. */
-static int send_to(msi_client *client, msi_link *link, int what, const char *version,
+static int send_to(msi_client *client, msi_endpoint *endpoint, int what, const char *version,
                    msi_change **change) {
-  *change = msi_change_begin(client, link, what, version);
+  *change = msi_change_begin(client, endpoint, what, version);
   if (!*change) return msi_error(MPISERVE_ENOMEM, "no memory for a change");
   msi_send_queue_push(client, &(*change)->message);
-  return msi_call_progress(client, link);
+  return msi_call_progress(client, endpoint);
 }
 
 /* Asks all replicas, then waits for all: loading takes as long as one of them does. */
 static int ask(const mpiserve_service *service, int what, const char *version, int64_t deadline,
                char *text) {
   msi_client *client = service->client;
-  msi_change **changes = calloc((size_t)client->n_links, sizeof *changes);
+  msi_change **changes = calloc((size_t)client->n_endpoints, sizeof *changes);
   if (!changes) return msi_error(MPISERVE_ENOMEM, "no memory to ask the replicas");
   int code = MPISERVE_OK;
-  for (int h = 0; h < client->n_links; h++) {
+  for (int h = 0; h < client->n_endpoints; h++) {
     if (!is_replica(service, h)) continue;
-    int failed = send_to(client, &client->links[h], what, version, &changes[h]);
-    code = note(code, failed, service, client->links[h].head, text);
+    int failed = send_to(client, &client->endpoints[h], what, version, &changes[h]);
+    code = note(code, failed, service, client->endpoints[h].head, text);
   }
-  for (int h = 0; h < client->n_links; h++) {
+  for (int h = 0; h < client->n_endpoints; h++) {
     int failed = changes[h] ? take_answer(client, changes[h], left(deadline)) : MPISERVE_OK;
-    code = note(code, failed, service, client->links[h].head, text);
+    code = note(code, failed, service, client->endpoints[h].head, text);
   }
   free(changes);
   return code;

@@ -18,7 +18,7 @@ typedef struct held {
 typedef struct model {
   const service *s;
   int64_t generation;
-  int loaded, unloaded, resting;
+  int loaded, unloaded, suspended;
   int asked; /* mpiserve_change; 0: nothing */
 } model;
 
@@ -240,11 +240,11 @@ static void rest_or_not(head *h, int number) {
   model *m = &h->models[number];
   int64_t rows = -1;
   if (m->s->rester != h->w->index[me.rank] || !chance(&h->d, 10)) return;
-  m->resting = !m->resting;
-  doing("'%s' rests: %d", m->s->d.name, m->resting);
-  must(mpiserve_suspend(h->session, number, m->resting), "suspend");
+  m->suspended = !m->suspended;
+  doing("'%s' rests: %d", m->s->d.name, m->suspended);
+  must(mpiserve_suspend(h->session, number, m->suspended), "suspend");
   must(mpiserve_queue_get(h->session, number, &rows), "queue_get");
-  if (rows < 0 || (m->resting && rows)) wrong("%lld rows wait where nobody may", (long long)rows);
+  if (rows < 0 || (m->suspended && rows)) wrong("%lld rows wait where nobody may", (long long)rows);
 }
 
 /* ---- the life of a head ----------------------------------------------------------------- */
@@ -262,7 +262,7 @@ static int all_echo(const head *h) {
 }
 
 static void between_batches(head *h) {
-  end_some_held(h, h->w->patience, -1);
+  end_some_held(h, h->w->backoff, -1);
   for (int i = 0; i < h->n; i++) {
     if (h->models[i].asked && chance(&h->d, 30)) obey(h, i);
     rest_or_not(h, i);
