@@ -167,6 +167,12 @@ int mpiserve_rows_set(mpiserve_session *session, int service, int rows) {
   return msi_serving_rows_set(&session->serving, service, rows);
 }
 
+int mpiserve_room_set(mpiserve_session *session, int service, int room) {
+  MSI_TURN turn = NULL;
+  int code = msi_enter_serving(session, &turn);
+  return code ? code : msi_serving_room_set(&session->serving, service, room != 0);
+}
+
 int mpiserve_queue_get(mpiserve_session *session, int service, int64_t *rows) {
   MSI_TURN turn = NULL;
   int code = msi_enter_serving(session, &turn);

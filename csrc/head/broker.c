@@ -500,7 +500,7 @@ int msi_broker_look(msi_broker *broker, int lay_out) {
   uint32_t n = broker->queue.n;
   if (reason || broker->queue.timed) code = drop_unwanted(broker);
   if (broker->queue.n < n) reason = decide(broker);
-  return reason && !code ? close_batch(broker, reason, lay_out) : code;
+  return reason && !broker->full && !code ? close_batch(broker, reason, lay_out) : code;
 }
 
 /* Who waits for rows counts again, as having asked. */

@@ -24,6 +24,7 @@ typedef struct msi_broker {
   uint32_t remaining;       /* lanes whose client has not left */
   int shut;                 /* requests are turned away: a rank has failed, or the service rests */
   int suspended;            /* the service does, on this rank */
+  int full;                 /* the model has no room: what comes stays in the queue */
   int failed_rank;          /* of a simulation rank that ended with an error, or -1 */
   char failed_text[MPISERVE_TEXT_SIZE];
   int open;      /* a batch was handed out and not answered */

@@ -240,6 +240,12 @@ int msi_serving_rows_set(msi_serving *serving, int service, int rows) {
   return MPISERVE_OK;
 }
 
+int msi_serving_room_set(msi_serving *serving, int service, int room) {
+  int code = check_service_index(serving, service);
+  if (!code) serving->brokers[service].full = !room;
+  return code;
+}
+
 int msi_serving_queue_get(const msi_serving *serving, int service, int64_t *rows) {
   int code = check_service_index(serving, service);
   if (!code) *rows = serving->brokers[service].queue.rows;

@@ -40,9 +40,10 @@ int msi_serving_next(msi_serving *serving, double timeout, mpiserve_batch *batch
 /* As mpiserve_poll() says. */
 int msi_serving_poll(msi_serving *serving);
 
-/* As mpiserve_suspend(), mpiserve_rows_set() and mpiserve_queue_get() say. */
+/* As mpiserve_suspend(), mpiserve_rows_set(), mpiserve_room_set() and mpiserve_queue_get() say. */
 int msi_serving_suspend(msi_serving *serving, int service, int suspended);
 int msi_serving_rows_set(msi_serving *serving, int service, int rows);
+int msi_serving_room_set(msi_serving *serving, int service, int room);
 int msi_serving_queue_get(const msi_serving *serving, int service, int64_t *rows);
 
 /* As mpiserve_change_get() and mpiserve_change_reply() say. */

@@ -516,6 +516,15 @@ int mpiserve_suspend(mpiserve_session *session, int service, int suspended);
  * such service or kind. */
 int mpiserve_rows_set(mpiserve_session *session, int service, int rows);
 
+/* mpiserve_room_set: has the model of a service of this rank (0, 1, ...) room for a batch? room is
+ * 1 (as after mpiserve_publish()) or 0: for a rank that holds as many requests of this service as
+ * its model can take. Without room mpiserve_batch_next() forms no batch of this service. Its
+ * requests wait in the queue, where max_queue_rows, on_full, priorities, deadlines and
+ * cancellations hold as ever; batches of other services, and changes of any, are not affected.
+ * With no room at all it still takes what clients write, so that a time-out of 0 is a poll.
+ * Inference ranks; local. MPISERVE_EARG if there is no such service. */
+int mpiserve_room_set(mpiserve_session *session, int service, int room);
+
 /* mpiserve_queue_get: the rows that wait here for a batch of a service of this rank, as far as
  * this rank has taken them. Inference ranks; local. MPISERVE_EARG if there is no such service. */
 int mpiserve_queue_get(mpiserve_session *session, int service, int64_t *rows);

@@ -390,6 +390,11 @@ cdef class Session(Handle):
         self._enter()
         self._leave(mpiserve_rows_set(self._session, service, number))
 
+    def set_room(self, int service, bint room):
+        """Say whether the model of one of this rank's services has room for a batch."""
+        self._enter()
+        self._leave(mpiserve_room_set(self._session, service, room))
+
     def queue_rows(self, int service):
         """Return the rows that wait here for a batch of a service."""
         cdef int64_t rows

@@ -106,6 +106,7 @@ cdef extern from "mpiserve.h" nogil:
     int mpiserve_change_get(mpiserve_session *, mpiserve_change_request *)
     int mpiserve_change_reply(mpiserve_session *, int, int, const char *)
     int mpiserve_suspend(mpiserve_session *, int, int)
+    int mpiserve_room_set(mpiserve_session *, int, int)
     int mpiserve_rows_set(mpiserve_session *, int, int)
     int mpiserve_queue_get(mpiserve_session *, int, int64_t *)
     int mpiserve_mpi_take(mpiserve_session *)

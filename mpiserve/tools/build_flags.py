@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mpiserve.errors import Code, Error
 
-PREFIX = Path(__file__).parent
+PREFIX = Path(__file__).parents[1]
 LIB = PREFIX / "lib"
 INCLUDE = PREFIX / "include"
 FORTRAN = PREFIX / "share/mpiserve/fortran"

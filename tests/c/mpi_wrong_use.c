@@ -28,6 +28,7 @@ static void rest(mpiserve_session *session) {
   EXPECT(mpiserve_suspend(session, 2, 1), MPISERVE_EARG, "service 2 of 2");
   EXPECT(mpiserve_queue_get(session, -1, &rows), MPISERVE_EARG, "service -1 of 2");
   EXPECT(mpiserve_queue_get(session, 0, NULL), MPISERVE_EARG, "rows is NULL");
+  EXPECT(mpiserve_room_set(session, 2, 0), MPISERVE_EARG, "service 2 of 2");
   EXPECT(mpiserve_rows_set(session, 2, MPISERVE_TOGETHER), MPISERVE_EARG, "service 2 of 2");
   EXPECT(mpiserve_rows_set(session, 0, 2), MPISERVE_EARG, "rows is 2");
   CHECK(mpiserve_rows_set(session, 0, MPISERVE_TOGETHER) == MPISERVE_OK);

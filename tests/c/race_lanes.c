@@ -50,7 +50,7 @@ static void ask(msi_endpoint *endpoint, int64_t rows, int at, double seed) {
   do {
     msi_endpoint_infer(endpoint, MSI_INFER, &payload, NULL, &sequence);
   } while (take_reply(endpoint, &payload));
-  for (int64_t i = 0; i < rows; i++) wrong |= out[i] != (2 + endpoint->place) * in[i];
+  for (int64_t i = 0; i < rows; i++) wrong |= out[i] != (2 + endpoint->service_index) * in[i];
 }
 
 static void *client(void *argument) {
@@ -109,10 +109,10 @@ static void *head(void *argument) {
   return NULL;
 }
 
-static void post(int place) {
+static void post(int service_index) {
   double in[1] = {1};
   uint64_t sequence;
-  msi_endpoint endpoint = made_up_endpoint(&made, place, 0);
+  msi_endpoint endpoint = made_up_endpoint(&made, service_index, 0);
   endpoint.sent = made.serving.brokers[service_index].inboxes[MPISERVE_SHARED].lanes[0].taken;
   msi_payload payload = {.rows = 1, .input = {-1}, .output = {-1}, .inputs = {in}, .outputs = {in}};
   CHECK(!msi_endpoint_infer(&endpoint, MSI_INFER, &payload, NULL, &sequence));
@@ -124,7 +124,7 @@ static int next_service(void) {
   return batch.service;
 }
 
-static void reply(int place) {
+static void reply(int service_index) {
   const mpiserve_batch *batch = &made.serving.brokers[service_index].assembly.batch;
   CHECK(!msi_reply_all(&made.serving.brokers[service_index], batch->inputs));
 }
@@ -167,7 +167,7 @@ int main(void) {
   CHECK(counters.errors == 0);
   CHECK(counters.requests == 2 * CLIENTS * SERVICES * ROUNDS);
   for (int s = 0; s < SERVICES; s++)
-    CHECK(made.serving.brokers[s].control.generation == 1 + CLIENTS * SERVICES * ROUNDS / 100);
+    CHECK(made.serving.brokers[s].changes.generation == 1 + CLIENTS * SERVICES * ROUNDS / 100);
   made_up_close(&made);
   return check_result();
 }
