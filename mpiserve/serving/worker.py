@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from mpiserve.config.partition import Seat
+from mpiserve.config.partition import Assignment
 from mpiserve.errors import ChangeError, ClosedError
 from mpiserve.observe import notices
 from mpiserve.serving.served_model import IDLE, Server
@@ -33,14 +33,18 @@ class Pool:
     def __init__(
         self,
         broker: core.Session,
-        seat: Seat,
+        assignment: Assignment,
         comm: MPI.Comm | None = None,
         local_rank: int = 0,
     ) -> None:
         self.broker = broker
-        seats = [Seat((service,), seat.replica, 0) for service in seat.services]
-        self.servers = [Server(broker, one, comm, local_rank, i) for i, one in enumerate(seats)]
-        self._batches = [0] * len(seats)
+        assignments = [
+            Assignment((service,), assignment.replica, 0) for service in assignment.services
+        ]
+        self.servers = [
+            Server(broker, one, comm, local_rank, i) for i, one in enumerate(assignments)
+        ]
+        self._batches = [0] * len(assignments)
         self._silence = notices.Silence(broker)
 
     @property
@@ -108,6 +112,6 @@ class Pool:
             f"{server.service.name} {batches}"
             for server, batches in zip(self.servers, self._batches, strict=True)
         )
-        replica = self.servers[0].seat.replica
+        replica = self.servers[0].assignment.replica
         requests = f"{count['requests']} requests, {count['errors']} failed"
         return f"pool, replica {replica}: {requests}; batches: {each}"

@@ -10,7 +10,7 @@ import pytest
 
 from mpiserve import Backend, backends, failure
 from mpiserve.config import Config
-from mpiserve.config.partition import Seat
+from mpiserve.config.partition import Assignment
 from mpiserve.errors import ClosedError, Code, Error
 from mpiserve.failure import interrupts
 from mpiserve.serving import loading, served_model
@@ -95,7 +95,7 @@ def make(monkeypatch):
         service = Config.from_dict({"service": {"s": table}}).services[0]
         monkeypatch.setattr(loading.backends, "import_object", lambda *_: Model)
         broker = FakeBroker(*batches)
-        return served_model.Server(broker, Seat((service,), 1, 0)), broker
+        return served_model.Server(broker, Assignment((service,), 1, 0)), broker
 
     return build
 
@@ -285,7 +285,7 @@ def test_echo_is_left_to_the_broker(make):
     table = {"backend": "echo", "inputs": [{"name": "x", **FLOATS}]}
     service = Config.from_dict({"service": {"e": table}}).services[0]
     broker = FakeBroker()
-    served_model.Server(broker, Seat((service,), 0, 0)).serve()
+    served_model.Server(broker, Assignment((service,), 0, 0)).serve()
     assert broker.echoed == 3
     assert broker.answers == []
 
@@ -334,7 +334,7 @@ def test_rows_that_belong_together_are_said_once_and_published(make, caplog):
     caplog.set_level(logging.INFO, "mpiserve")
     for replica in 0, 1:
         this, broker = make(lambda x: x - x.mean(0), warmup=True)
-        this.seat = Seat(this.seat.services, replica, 0)
+        this.assignment = Assignment(this.assignment.services, replica, 0)
         this.serve()
         assert broker.published["rows"] == "together"
     said = [text for text in caplog.messages if 'rows = "together"' in text]
