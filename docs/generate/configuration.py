@@ -31,7 +31,9 @@ def tables() -> dict[str, type[BaseModel]]:
     for key, field in Config.model_fields.items():
         inner = [kind for kind in _leaves(field.annotation) if _is_table(kind)]
         (model,) = inner
-        found[f"[{key}.NAME]" if typing.get_origin(field.annotation) is dict else f"[{key}]"] = model
+        found[f"[{key}.NAME]" if typing.get_origin(field.annotation) is dict else f"[{key}]"] = (
+            model
+        )
         for nested in model.model_fields.values():
             for kind in _leaves(nested.annotation):
                 if _is_table(kind):

@@ -14,7 +14,7 @@ FUNCTION = re.compile(r'^def (\w+)\(.*?\)(?: -> .*)?:\n    """(.*?)"""', re.MULT
 
 
 def docstrings(stub: Path) -> dict[str, str]:
-    """Return the docstrings of the module of a .pyi file, by "Class", "Class.method", "function"."""
+    """Return the docstrings of the module of a .pyi file, by "Class.method" and the like."""
     source = stub.with_suffix(".pyx").read_text()
     parts = re.findall(r'^include "(\S+)"', source, re.MULTILINE)
     found = {}
@@ -33,7 +33,11 @@ class CythonDocstrings(griffe.Extension):
     def on_module(self, *, mod: griffe.Module, **_: Any) -> None:
         """Look for the sources when a module has been read."""
         path = mod.filepath
-        if not isinstance(path, Path) or path.suffix != ".pyi" or not path.with_suffix(".pyx").exists():
+        if (
+            not isinstance(path, Path)
+            or path.suffix != ".pyi"
+            or not path.with_suffix(".pyx").exists()
+        ):
             return
         for name, text in docstrings(path).items():
             self._set(mod, name, text)

@@ -1,4 +1,4 @@
-"""The table of error codes: number, name, Python class and meaning, from mpiserve.h and errors.py."""
+"""The table of error codes, from mpiserve.h and mpiserve.errors."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ def page() -> str:
     lines = ["| code | C | Python | meaning |", "| --- | --- | --- | --- |"]
     for code in Code:
         name = f"MPISERVE_{code.name}"
-        python = "–" if code == Code.OK else f"[`{type(from_code(code)).__name__}`][mpiserve.errors.{type(from_code(code)).__name__}]"
+        raised = type(from_code(code)).__name__
+        python = f"[`{raised}`][mpiserve.errors.{raised}]" if code else "–"
         lines.append(f"| {code.value} | `{name}` | {python} | {meaning[name] or 'success'} |")
     return "\n".join(lines)

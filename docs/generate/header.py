@@ -115,9 +115,9 @@ def page() -> str:
 def _conventions(about: str) -> str:
     """Make the list of the first comment one of Markdown."""
     text = about.partition("\n\n")[2]
-    return re.sub(r"^ {2}- ", "- ", re.sub(r"^ {4}(?=\S)", "  ", text, flags=re.M), flags=re.M).replace(
-        "Conventions\n", "## Conventions\n\n"
-    )
+    return re.sub(
+        r"^ {2}- ", "- ", re.sub(r"^ {4}(?=\S)", "  ", text, flags=re.M), flags=re.M
+    ).replace("Conventions\n", "## Conventions\n\n")
 
 
 def _entry(item: Item, known: set[str]) -> list[str]:
@@ -132,7 +132,9 @@ def _entry(item: Item, known: set[str]) -> list[str]:
     if item.members:
         lines += ["| member | meaning |", "| --- | --- |"]
         rows = ((name, " ".join(text.split())) for name, text in item.members)
-        lines += [f"| `{name}` | {linked(text, known).replace('|', '&#124;')} |" for name, text in rows]
+        lines += [
+            f"| `{name}` | {linked(text, known).replace('|', '&#124;')} |" for name, text in rows
+        ]
         lines.append("")
     return lines
 

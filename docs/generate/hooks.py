@@ -22,7 +22,7 @@ GENERATED = {
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add a page for each source that a document links to, and for those that such pages link to."""
+    """Add a page for each source that a document, or another such page, links to."""
     wanted = [
         path
         for file in files.documentation_pages()
@@ -46,7 +46,9 @@ def on_files(files: Files, config: Any) -> Files:
 def on_page_markdown(text: str, page: Any, **_: Any) -> str:
     """Put in what is generated, and lead links that leave docs to the pages of their sources."""
     for name, make in GENERATED.items():
-        text = text.replace(f"<!-- generated: {name} -->", make() if f": {name} -->" in text else "")
+        text = text.replace(
+            f"<!-- generated: {name} -->", make() if f": {name} -->" in text else ""
+        )
     if page.file.src_uri.startswith("source/"):
         return text
     return sources.rewrite(text, page.file.src_uri)

@@ -1,14 +1,13 @@
 """Turn the sources of module mpiserve into the Fortran reference.
 
-What this reads is the sources' own form: lines of `!>` stand above what they describe, `!<` behind a
-component, and the comment of a type-bound procedure begins with the form of its call.
+This reads the form of these sources only: lines of `!>` stand above what they describe, `!<` stands
+behind a component, and the comment of a type-bound procedure begins with the form of its call.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
 import header
 
@@ -17,8 +16,12 @@ FILES = ("mpiserve.f90", "mpiserve_requests.f90", "mpiserve_errors.f90", "mpiser
 
 TYPE = re.compile(r"((?: *!>.*\n)+) *type, (?:public|bind\(c\)) :: (\w+)\n((?:.*\n)*?) *end type")
 BOUND = re.compile(r"((?: *!>.*\n)+)((?:(?! *!>).*\n)*)")
-FUNCTION = re.compile(r"((?: *!>.*\n)+) *function (\w+)\(([^)]*)\) result\((\w+)\)\n((?:.*::.*\n)+)")
-COMPONENT = re.compile(r"^ *((?:integer|real|character|type)\([^!]*?) *(?:!< *(.*))?$", re.MULTILINE)
+FUNCTION = re.compile(
+    r"((?: *!>.*\n)+) *function (\w+)\(([^)]*)\) result\((\w+)\)\n((?:.*::.*\n)+)"
+)
+COMPONENT = re.compile(
+    r"^ *((?:integer|real|character|type)\([^!]*?) *(?:!< *(.*))?$", re.MULTILINE
+)
 
 
 @dataclass
@@ -107,7 +110,9 @@ def page() -> str:
     known = set(header.functions(header.sections(header.HEADER.read_text())[1]))
     lines = []
     order = ("session", "service", "request")
-    kinds = sorted(types(text), key=lambda kind: order.index(kind.name) if kind.name in order else 9)
+    kinds = sorted(
+        types(text), key=lambda kind: order.index(kind.name) if kind.name in order else 9
+    )
     for kind in kinds:
         lines += [f"## `type({kind.name})` {{ #{kind.name} }}", "", _linked(kind.text, known), ""]
         if kind.components:
@@ -142,7 +147,9 @@ def in_c(owner: str, name: str, known: set[str]) -> str | None:
 
 def _constants(text: str) -> list[str]:
     names = [name for name in sorted(public(text)) if re.search(rf"parameter :: {name} =", text)]
-    codes = [f"`{name}`" for name in names if name.startswith("mpiserve_e") or name == "mpiserve_ok"]
+    codes = [
+        f"`{name}`" for name in names if name.startswith("mpiserve_e") or name == "mpiserve_ok"
+    ]
     others = [f"`{name}`" for name in names if f"`{name}`" not in codes]
     return [
         f"Codes, which [Errors](errors.md) describes: {', '.join(codes)}.",
@@ -154,6 +161,8 @@ def _constants(text: str) -> list[str]:
 def _linked(text: str, known: set[str]) -> str:
     call = re.compile(r"\b(\w+\((?:[^()]|\([^()]*\))*\))(?=[:.,;]| and|$)")
     parts = call.split(text)
-    coded = (f"`{' '.join(part.split())}`" if i % 2 else header.linked(part, known, "c.md")
-             for i, part in enumerate(parts))
+    coded = (
+        f"`{' '.join(part.split())}`" if i % 2 else header.linked(part, known, "c.md")
+        for i, part in enumerate(parts)
+    )
     return "".join(coded)

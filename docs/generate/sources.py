@@ -67,7 +67,8 @@ def members(folder: Path) -> list[Path]:
     """Return the files of a folder that a person would read."""
     kinds = {*LANGUAGES, ".md", ".nml"}
     return sorted(
-        each for each in folder.iterdir()
+        each
+        for each in folder.iterdir()
         if each.is_file() and each.suffix in kinds and not each.name.endswith(("_c", "_f"))
     )
 
@@ -81,6 +82,7 @@ def _local(text: str, path: Path) -> str:
             return match[0]
         inside = target.relative_to(ROOT).as_posix()
         address = inside.removeprefix("docs/") if inside.startswith("docs/") else uri(target)
-        return f"{match[1]}{posixpath.relpath(address, posixpath.dirname(uri(path)))}{match[3] or ''}{match[4]}"
+        address = posixpath.relpath(address, posixpath.dirname(uri(path)))
+        return f"{match[1]}{address}{match[3] or ''}{match[4]}"
 
     return LINK.sub(link, text)
