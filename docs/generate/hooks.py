@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -51,4 +52,6 @@ def on_page_markdown(text: str, page: Any, **_: Any) -> str:
         )
     if page.file.src_uri.startswith("source/"):
         return text
+    # A forge does not show the titles of blocks, so the line above says the name of the file too.
+    text = re.sub(r'^`([\w.]+)`:\n\n(?=```\w+ title="\1")', "", text, flags=re.MULTILINE)
     return sources.rewrite(text, page.file.src_uri)
