@@ -52,6 +52,8 @@ def on_page_markdown(text: str, page: Any, **_: Any) -> str:
         )
     if page.file.src_uri.startswith("source/"):
         return text
+    if page.file.src_uri in ("index.md", "gallery.md"):  # their sections have no other page
+        page.meta["hide"] = ["navigation"]
     # A forge does not show the titles of blocks, so the line above says the name of the file too.
     text = re.sub(r'^`([\w.]+)`:\n\n(?=```\w+ title="\1")', "", text, flags=re.MULTILINE)
     return sources.rewrite(text, page.file.src_uri)
