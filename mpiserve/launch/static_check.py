@@ -89,7 +89,7 @@ def _backend(service: ServiceConfig) -> Iterator[Finding]:
         return
     node = yield from _found("backend", service.backend, service)
     if isinstance(node, source.Function) or (isinstance(node, ast.ClassDef) and source.plain(node)):
-        yield Finding("backend", f"'{service.backend}' is no subclass of mpiserve.Backend")
+        yield Finding("backend", f"'{service.backend}' is not a subclass of mpiserve.Backend")
 
 
 def _options(service: ServiceConfig) -> Iterator[Finding]:

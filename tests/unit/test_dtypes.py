@@ -464,7 +464,7 @@ def test_a_model_may_ask_for_gradients(make, models, caplog, kind, model):
             np.testing.assert_allclose(place[0], expected, rtol=1e-5, atol=1e-6)
     with backend.serving():
         np.testing.assert_allclose(backend.run((rows(),))[0], expected, rtol=1e-5, atol=1e-6)
-    assert caplog.text.count("asks for gradients") == 1
+    assert caplog.text.count("needs gradients") == 1
     caplog.clear()
     make(kind, "plain").run((rows(),))
     assert "gradients" not in caplog.text
