@@ -284,7 +284,7 @@ def test_a_model_that_changes_the_default_dtype_is_named(make, caplog):
         make("torch", "default_dtype")
     finally:
         torch.set_default_dtype(torch.float32)
-    assert "changed torch's default dtype for all models of this rank" in caplog.text
+    assert "changed torch's default dtype, for all models of this rank" in caplog.text
 
 
 @pytest.mark.parametrize("kind", KINDS)
