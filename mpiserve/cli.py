@@ -1,13 +1,15 @@
-"""`python -m mpiserve`: run, serve, check, plan, jobscript, config, bench, doctor, info."""
+"""`mpiserve`: run, serve, check, plan, jobscript, config, bench, doctor, info."""
 
 from __future__ import annotations
 
 import os
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from glob import escape, glob
 from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -18,27 +20,69 @@ from mpiserve.errors import Error
 if TYPE_CHECKING:
     from mpiserve.config import Config
 
+# The console script's name. A shell completes the words behind a program, so only behind this.
+SCRIPT = "mpiserve"
+CALLED = Path(sys.argv[0]).name
+
 app = typer.Typer(
     name="python -m mpiserve",
     help="Couple a simulation and the models that it queries, in one MPI world.",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=CALLED == SCRIPT,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich" if terminal.live() else None,
 )
 
-ConfigFile = Annotated[str, typer.Argument(metavar="CONFIG", help="The TOML file of the services.")]
+
+def _files(suffix: str) -> Callable[[str], list[str]]:
+    """Complete the names of such files, and of the folders on the way to them."""
+
+    def complete(incomplete: str) -> list[str]:
+        found = sorted(glob(f"{escape(incomplete)}*"))
+        folders = [f"{name}/" for name in found if Path(name).is_dir()]
+        return folders + [name for name in found if name.endswith(suffix)]
+
+    return complete
+
+
+ConfigFile = Annotated[
+    str,
+    typer.Argument(
+        metavar="CONFIG", help="The TOML file of the services.", autocompletion=_files(".toml")
+    ),
+]
 
 
 def main() -> None:
     """Run a command and exit with its status: 0, 1 for a failure, 2 for wrong usage."""
-    app(prog_name="python -m mpiserve")
+    app(prog_name=SCRIPT if CALLED == SCRIPT else "python -m mpiserve")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"mpiserve {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 def run(
     config: ConfigFile,
-    script: Annotated[str, typer.Argument(metavar="SCRIPT", help="The simulation.")],
+    script: Annotated[
+        str,
+        typer.Argument(metavar="SCRIPT", help="The simulation.", autocompletion=_files(".py")),
+    ],
     args: Annotated[list[str] | None, typer.Argument(metavar="[ARGS]...")] = None,
     replace_world: Annotated[
         bool,
