@@ -188,7 +188,7 @@ static void on_control(msi_client *client, msi_call *call, const msi_reply_heade
 
 static void on_result(msi_client *client, msi_call *call, int slot) {
   msi_endpoint *endpoint = call->endpoint;
-  const msi_reply_header *reply = &endpoint->slots[slot].reply;
+  const msi_reply_header *reply = &endpoint->path.slots[slot].reply;
   call->stats = (mpiserve_stats){.batch_rows = reply->rows,
                                  .batch_requests = reply->requests,
                                  .generation = reply->generation,
@@ -204,9 +204,9 @@ static void on_result(msi_client *client, msi_call *call, int slot) {
 
 /* Copies the text of an error before the slot is used again. */
 static void keep_text(msi_call *call, const msi_endpoint *endpoint, int slot) {
-  const msi_reply_header *reply = &endpoint->slots[slot].reply;
+  const msi_reply_header *reply = &endpoint->path.slots[slot].reply;
   size_t bytes = reply->text_bytes <= MSI_EAGER_BYTES ? reply->text_bytes : MSI_EAGER_BYTES;
-  memcpy(call->text, endpoint->slots[slot].output, bytes);
+  memcpy(call->text, endpoint->path.slots[slot].output, bytes);
   call->text[bytes] = 0;
 }
 
@@ -226,7 +226,7 @@ static void on_suspended(msi_client *client, msi_call *call) {
 
 /* Is a reply with a code to be dealt with as others are? */
 static int on_code(msi_client *client, msi_call *call, int slot) {
-  if (call->endpoint->slots[slot].reply.code == MSI_SUSPENDED) {
+  if (call->endpoint->path.slots[slot].reply.code == MSI_SUSPENDED) {
     on_suspended(client, call);
     return 0;
   }
@@ -236,7 +236,7 @@ static int on_code(msi_client *client, msi_call *call, int slot) {
 
 static void on_reply(msi_client *client, msi_endpoint *endpoint, int slot) {
   msi_call *call = endpoint->owners[slot];
-  const msi_reply_header *reply = &endpoint->slots[slot].reply;
+  const msi_reply_header *reply = &endpoint->path.slots[slot].reply;
   if (call && reply->code && !on_code(client, call, slot)) call = NULL;
   if (call && call->state == CALL_LEASING)
     on_lease(client, call, reply);
@@ -250,7 +250,7 @@ static void on_reply(msi_client *client, msi_endpoint *endpoint, int slot) {
 }
 
 int msi_call_progress(msi_client *client, msi_endpoint *endpoint) {
-  int code = endpoint->transport == MPISERVE_RMA ? msi_endpoint_progress(endpoint) : MPISERVE_OK;
+  int code = msi_endpoint_progress(endpoint);
   int slot, any = 0;
   while (!code && (slot = msi_endpoint_reply(endpoint)) >= 0) {
     on_reply(client, endpoint, slot);
@@ -400,7 +400,7 @@ static int report(msi_client *client, msi_call *call, mpiserve_request *request,
 static int overdue(const msi_call *call) {
   if (!is_late(call)) return MPISERVE_OK;
   return msi_error(MPISERVE_EDEADLINE, "no reply from rank %d by the deadline of the request",
-                   call->endpoint->head);
+                   call->endpoint->path.head);
 }
 
 /* Nobody wakes us there any more: naps it is. */
@@ -432,8 +432,8 @@ static int wait_until_done(msi_client *client, msi_call *call, double timeout, m
     if (timeout == 0) return not_ended(client);
     if (!deadline) deadline = msi_deadline(timeout);
     if (msi_now() > deadline)
-      return msi_error(MPISERVE_ETIMEOUT, "no reply from rank %d within %g s", call->endpoint->head,
-                       timeout);
+      return msi_error(MPISERVE_ETIMEOUT, "no reply from rank %d within %g s",
+                       call->endpoint->path.head, timeout);
     code = msi_call_progress_all(client);
     if (code) return code;
   }
@@ -516,7 +516,7 @@ int msi_call_change(msi_client *client, msi_endpoint *endpoint, int what, const 
 }
 
 int msi_call_give_buffer(msi_client *client, msi_endpoint *endpoint, int lease) {
-  if (endpoint->transport == MPISERVE_RMA) {
+  if (!endpoint->path.transport->same_node) {
     msi_endpoint_free_buffer(endpoint, lease);
     endpoint->leases[lease] = (msi_lease){0};
     return MPISERVE_OK;

@@ -205,7 +205,7 @@ static int find_spare(mpiserve_service *service, int *at) {
 /* Over rma nothing is asked of the head: the memory is our own. */
 static int reserve_buffer(mpiserve_service *service, int at, int64_t rows) {
   msi_lease *lease = &service->endpoint->leases[at];
-  if (service->endpoint->transport == MPISERVE_RMA) {
+  if (!service->endpoint->path.transport->same_node) {
     lease->rows = (uint32_t)rows;
     return MPISERVE_OK;
   }

@@ -42,11 +42,11 @@ static int ask(const mpiserve_service *service, int what, const char *version, i
   for (int h = 0; h < client->n_endpoints; h++) {
     if (!is_replica(service, h)) continue;
     int failed = msi_call_change(client, &client->endpoints[h], what, version, &requests[h]);
-    code = note(code, failed, service, client->endpoints[h].head, text);
+    code = note(code, failed, service, client->endpoints[h].path.head, text);
   }
   for (int h = 0; h < client->n_endpoints; h++) {
     int failed = take_answer(client, &requests[h], left(deadline));
-    code = note(code, failed, service, client->endpoints[h].head, text);
+    code = note(code, failed, service, client->endpoints[h].path.head, text);
   }
   free(requests);
   return code;

@@ -21,7 +21,7 @@ int msi_again(msi_call *call) {
   if (call->abandoned) return MPISERVE_ECANCELLED;
   if (!call->load) {
     snprintf(call->text, sizeof call->text, "the service rests at its only replica, rank %d",
-             call->endpoint->head);
+             call->endpoint->path.head);
     return MPISERVE_EMODEL;
   }
   mpiserve_service *service = call->service;
