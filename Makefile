@@ -31,7 +31,7 @@ SHELL_FILES := .ci/run tests/gpu/run tests/gpu/bundle $(wildcard tests/*.sh) $(w
 
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: help build install demo bench test test-mpi test-cluster test-c asan tsan fuzz lint format docs clean
+.PHONY: help build install demo bench test test-all test-mpi test-cluster test-c asan tsan fuzz lint format docs clean
 
 help:
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*##/\t/' | expand -t 12
@@ -55,10 +55,14 @@ bench: build/stamp.$(MPI) $(BASE)/stamp.bench  ## measure beside floors and riva
 	    --json build/bench/$(MPI)/rows.json --plots build/bench/$(MPI)
 
 # TESTS="-k NAME" and the like: see tests/run.py
-test: build/stamp.openmpi build/stamp.mpich $(FORTRAN:%=build/stamp.%) $(BASE)/stamp.tools  ## all tests, Open MPI and MPICH, both transports
+test: QUICK := --quick --seconds 3
+test test-all: build/stamp.openmpi build/stamp.mpich $(FORTRAN:%=build/stamp.%) $(BASE)/stamp.tools
 	@$(if $(FORTRAN),,echo "no Debian MPI and gfortran here: the Fortran tests are left out")
 	@$(BASE)/bin/python tests/run.py --mpi openmpi=$(BASE) mpich=$(BASE)-mpich \
-	    --fortran $(foreach name,$(FORTRAN),$(name)=$(BASE)-$(name)) $(TESTS)
+	    --fortran $(foreach name,$(FORTRAN),$(name)=$(BASE)-$(name)) $(QUICK) $(TESTS)
+
+test:  ## every test once or more, in turns with an MPI and a transport
+test-all:  ## every test with each MPI and transport
 
 test-mpi: build/stamp.$(MPI) $(BASE)/stamp.tools  ## the tests that run MPI jobs, with one MPI
 	@$(BASE)/bin/python tests/run.py mpi launch models examples --mpi $(MPI)=$(ENV) $(TESTS)
@@ -81,12 +85,13 @@ fuzz: build/stamp.openmpi build/stamp.mpich  ## a random program over the C inte
 	@$(BASE)/bin/python tests/run.py fuzz --mpi openmpi=$(BASE) mpich=$(BASE)-mpich \
 	    --seconds 70 --minutes 600 $(FUZZ)
 
-lint: build/stamp.openmpi $(BASE)/stamp.tools  ## check style, types and spelling
+lint: build/stamp.openmpi $(BASE)/stamp.tools  ## check style, types, spelling and lengths
 	$(BASE)/bin/ruff check $(PY_FILES)
 	$(BASE)/bin/ruff format --check $(PY_FILES)
 	$(BASE)/bin/clang-format --dry-run -Werror $(C_FILES)
 	$(BASE)/bin/mypy
 	$(BASE)/bin/codespell
+	$(BASE)/bin/python tests/check_functions.py
 	if command -v shellcheck >/dev/null; then shellcheck $(SHELL_FILES); fi
 
 format: $(BASE)/stamp.tools  ## format the Python and C sources

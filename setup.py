@@ -216,6 +216,7 @@ setup(
         "test": [
             "clang-format",
             "codespell",
+            "lizard",
             "mypy",
             "onnx",
             "onnxruntime",

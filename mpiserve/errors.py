@@ -57,27 +57,27 @@ class DtypeError(Error, TypeError):
 
 
 class ConfigError(Error):
-    """The configuration, or the partition that it asks for, is wrong."""
+    """The configuration is wrong, or its partition does not fit the world."""
 
 
 class NotFoundError(Error, LookupError):
-    """No service of this name is in the world."""
+    """The world has no service of this name."""
 
 
 class ModelError(Error):
-    """The model failed: while it was loaded, or on this batch."""
+    """The model failed to load, or failed on this batch."""
 
 
 class CausedError(ModelError):
-    """The model failed by an exception of its own, the cause: its traceback helps."""
+    """The model raised an exception, which is this error's cause."""
 
 
 class RequestTimeout(Error, TimeoutError):
-    """The time-out passed before the answer came."""
+    """The time-out passed before the result arrived."""
 
 
 class DeadlineError(RequestTimeout):
-    """The request's own deadline passed: it has ended, and cannot be waited for again."""
+    """The request's deadline passed: the request has ended, so do not wait for it again."""
 
 
 class QueueFullError(Error):

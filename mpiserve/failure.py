@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import re
 import signal
+import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, NoReturn
 
 from mpiserve.errors import CausedError, Code, Error
@@ -75,6 +77,52 @@ def trace_of(error: BaseException, trace: Any = None) -> str:
 
 def _printable(text: str) -> str:
     return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def is_success(error: BaseException) -> bool:
+    """Whether an exception is a program's ordinary end."""
+    if not isinstance(error, SystemExit):
+        return False
+    return error.code is None or (isinstance(error.code, int) and not error.code)
+
+
+def end_child(error: BaseException | None) -> NoReturn:
+    """End a forked child that came out of a model, with the status of a program that ends so."""
+    status = 0
+    while error is not None and not isinstance(error, SystemExit):
+        if not isinstance(error, Error) or error.code != Code.ESTATE or error.__context__ is None:
+            traceback.print_exception(error)
+            status = 1
+            break
+        error = error.__context__
+    if isinstance(error, SystemExit):
+        status = exit_status(error)
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(Exception):
+            stream.flush()
+    os._exit(status)
+
+
+def exit_status(error: SystemExit) -> int:
+    """What a program ends with; a text is printed, as Python does."""
+    if error.code is None or isinstance(error.code, int):
+        return error.code or 0
+    try:
+        print(error.code, file=sys.stderr, flush=True)
+    except BaseException:
+        print(text_of(error.code), file=sys.stderr, flush=True)
+    return 1
+
+
+def located(error: BaseException) -> str:
+    """Put an exception and the place where it was raised into one line."""
+    if isinstance(error, SystemExit):
+        return one_line(f"the program ended with status {text_of(error.code)}")
+    frames = traceback.extract_tb(error.__traceback__)
+    places = [frame for frame in frames if not frame.filename.endswith(".pyx")]
+    place = f" ({Path(places[-1].filename).name}:{places[-1].lineno})" if places else ""
+    text = text_of(error) or "no text"
+    return one_line(f"{kind_of(error)}: {text}", TEXT - len(place.encode())) + place
 
 
 _interrupted = False

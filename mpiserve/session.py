@@ -6,20 +6,19 @@ import atexit
 import logging
 import os
 import sys
-import traceback
 from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NoReturn
+from typing import Any
 
 from mpi4py import MPI
 
 from mpiserve._lib import core
 from mpiserve.config import Config
-from mpiserve.config.partition import INFERENCE, SIMULATION, Seat, assign, by_node, roles
+from mpiserve.config.partition import INFERENCE, SIMULATION, Assignment, assign, by_node, roles
 from mpiserve.errors import ArgumentError, Code, ConfigError, Error
-from mpiserve.failure import TEXT, describe, interrupts, kind_of, one_line, text_of
+from mpiserve.failure import describe, end_child, interrupts, is_success, located
 from mpiserve.mpi import check
 from mpiserve.observe import notices
 
@@ -46,14 +45,14 @@ class Session:
             together with others, one of which fell out of step.
     """
 
-    def __init__(self, broker: core.Session, config: Config | None = None) -> None:
-        self._broker = broker
+    def __init__(self, lib: core.Session, config: Config | None = None) -> None:
+        self._lib = lib
         self._config = config
         self._served = False
         self._closed = False
         self.stuck = False
-        self.role: str = broker.role
-        self.comm: MPI.Comm = broker.comm
+        self.role: str = lib.role
+        self.comm: MPI.Comm = lib.comm
         if self.role == SIMULATION:
             atexit.register(self._at_exit)
 
@@ -79,7 +78,7 @@ class Session:
     @property
     def services(self) -> tuple[core.Service, ...]:
         """The services of the world; on simulation ranks."""
-        return tuple(self._broker.services())
+        return tuple(self._lib.services())
 
     def service(self, name: str) -> core.Service:
         """Find a service; on simulation ranks.
@@ -88,7 +87,7 @@ class Session:
             NotFoundError: If there is none of this name.
             ModelError: If none of its replicas could load its model.
         """
-        return self._broker.service(name)
+        return self._lib.service(name)
 
     def reload(self, name: str, version: str = "", timeout: float | None = None) -> None:
         """Load another version of a service's model while the simulation goes on.
@@ -111,14 +110,14 @@ class Session:
             NotFoundError: If there is no such service.
             Error: With code ESTATE, if another rank is reloading it.
         """
-        self._broker.reload(name, version, timeout)
+        self._lib.reload(name, version, timeout)
 
     def unload(self, name: str, timeout: float | None = None) -> None:
         """Free the memory of a service's model, at all replicas; on simulation ranks.
 
         Requests, also those that wait, are ModelErrors from then on, until a `reload`.
         """
-        self._broker.unload(name, timeout)
+        self._lib.unload(name, timeout)
 
     def serve(self, watch: Callable[[], None] | None = None) -> bool:
         """Load this rank's model and answer until every simulation rank has left.
@@ -145,18 +144,18 @@ class Session:
         if self._config is None:
             raise Error(Code.ESTATE, "an inference rank is opened with a configuration")
         try:
-            seat = assign(self._config, self.comm.size)[self.comm.rank]
+            assignment = assign(self._config, self.comm.size)[self.comm.rank]
         except ConfigError as error:
-            refuse(self._broker, self._config.services[0].name, error)
+            refuse(self._lib, self._config.services[0].name, error)
             raise
         core.keep_freed_memory()
-        replica = self._replica_comm(seat)
-        parts = self._broker, seat, replica, self._local_rank()
-        ranks = [replica, *self._pool_comm(seat)]
-        if seat.pool and seat.pool.loaded:
-            server: Server | Pool = AdaptivePool(*parts, pool=ranks[1], settings=seat.pool)
+        replica = self._replica_comm(assignment)
+        parts = self._lib, assignment, replica, self._local_rank()
+        ranks = [replica, *self._pool_comm(assignment)]
+        if assignment.pool and assignment.pool.loaded:
+            server: Server | Pool = AdaptivePool(*parts, pool=ranks[1], settings=assignment.pool)
         else:
-            server = (Pool if len(seat.services) > 1 else Server)(*parts)
+            server = (Pool if len(assignment.services) > 1 else Server)(*parts)
         try:
             with interrupts():
                 server.serve(watch)
@@ -171,7 +170,7 @@ class Session:
 
     def fail(self, error: BaseException | str) -> None:
         """Tell the other ranks that this simulation rank ended with an error."""
-        self._broker.fail(error if isinstance(error, str) else where(error))
+        self._lib.fail(error if isinstance(error, str) else located(error))
 
     def abandon(self, error: BaseException | str) -> None:
         """Tell the other ranks of an error and leave. Nothing that fails here hides it."""
@@ -190,18 +189,18 @@ class Session:
         Returns:
             Its world rank or -1, the simulation ranks that have not left, its text.
         """
-        return self._broker.peer_error()
+        return self._lib.peer_error()
 
     def info(self) -> dict[str, Any]:
         """Describe the session as this rank sees it."""
-        counters = self._broker.counters()
-        services = self._broker.services() if self.role == SIMULATION else []
+        counters = self._lib.counters()
+        services = self._lib.services() if self.role == SIMULATION else []
         return {
             "version": core.version(),
             "mpi": check.short(core.mpi_runtime()),
             "thread_level": check.thread_level(MPI),
             "role": self.role,
-            "roles": {role: self._broker.roles.count(role) for role in (SIMULATION, INFERENCE)},
+            "roles": {role: self._lib.roles.count(role) for role in (SIMULATION, INFERENCE)},
             "services": [
                 {
                     key: getattr(service, key)
@@ -222,14 +221,14 @@ class Session:
         atexit.unregister(self._at_exit)
         if self.role == INFERENCE and not self._served:
             self._refuse("its rank closed the session without serving")
-        self._broker.close()
+        self._lib.close()
 
     def _refuse(self, text: str) -> None:
         from mpiserve.serving.served_model import refuse
 
         self._served = True
         name = self._config.services[0].name if self._config else "service"
-        refuse(self._broker, name, Error(Code.EMODEL, text))
+        refuse(self._lib, name, Error(Code.EMODEL, text))
 
     def _at_exit(self) -> None:
         """A program that forgot to close, or died: the other ranks wait for it."""
@@ -237,20 +236,21 @@ class Session:
             error = getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
             self.abandon(error) if error else self.close()
 
-    def _replica_comm(self, seat: Seat) -> MPI.Comm:
-        seats = assign(self._config, self.comm.size) if self._config else []
-        heads = [(s.service.name, s.replica) for s in seats]
-        return self.comm.Split(heads.index((seat.service.name, seat.replica)), seat.tp_index)
+    def _replica_comm(self, assignment: Assignment) -> MPI.Comm:
+        every = assign(self._config, self.comm.size) if self._config else []
+        replicas = [(each.service.name, each.replica) for each in every]
+        color = replicas.index((assignment.service.name, assignment.replica))
+        return self.comm.Split(color, assignment.tp_index)
 
-    def _pool_comm(self, seat: Seat) -> list[MPI.Comm]:
+    def _pool_comm(self, assignment: Assignment) -> list[MPI.Comm]:
         """The ranks of an adaptive pool. Collective, where there is any."""
         config = self._config
         if config is None or not any(pool.loaded for pool in config.pool.values()):
             return []
-        mine = bool(seat.pool and seat.pool.loaded)
+        mine = bool(assignment.pool and assignment.pool.loaded)
         names = [service.name for service in config.services]
-        color = names.index(seat.service.name) if mine else MPI.UNDEFINED
-        comm = self.comm.Split(color, seat.replica)
+        color = names.index(assignment.service.name) if mine else MPI.UNDEFINED
+        comm = self.comm.Split(color, assignment.replica)
         return [comm] if mine else []
 
     def _local_rank(self) -> int:
@@ -261,7 +261,7 @@ class Session:
 
 
 def _log_error(error: BaseException) -> None:
-    logger.error("leaving the session after %s", where(error))
+    logger.error("leaving the session after %s", located(error))
 
 
 class _Process:
@@ -348,8 +348,8 @@ def join(comm: MPI.Comm, role: str, config: Config | None = None) -> Session:
     _Process.attempted = True
     check_world(comm)
     with notices.opening(comm.size) if role == INFERENCE else nullcontext():
-        broker = core.Session(comm, role)
-    session = Session(broker, config)
+        lib = core.Session(comm, role)
+    session = Session(lib, config)
     _Process.session = session
     return session
 
@@ -389,52 +389,6 @@ def _check_under_run(comm: MPI.Comm, config: object) -> None:
         raise ArgumentError(Code.EARG, "under `run` the world of a session is MPI_COMM_WORLD")
     if _Process.attempted and not _Process.prepared:
         raise Error(Code.ESTATE, "under `run` a program opens one session")
-
-
-def is_success(error: BaseException) -> bool:
-    """Whether an exception is a program's ordinary end."""
-    if not isinstance(error, SystemExit):
-        return False
-    return error.code is None or (isinstance(error.code, int) and not error.code)
-
-
-def end_child(error: BaseException | None) -> NoReturn:
-    """End a forked child that came out of a model, with the status of a program that ends so."""
-    status = 0
-    while error is not None and not isinstance(error, SystemExit):
-        if not isinstance(error, Error) or error.code != Code.ESTATE or error.__context__ is None:
-            traceback.print_exception(error)
-            status = 1
-            break
-        error = error.__context__
-    if isinstance(error, SystemExit):
-        status = exit_status(error)
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(Exception):
-            stream.flush()
-    os._exit(status)
-
-
-def exit_status(error: SystemExit) -> int:
-    """What a program ends with; a text is printed, as Python does."""
-    if error.code is None or isinstance(error.code, int):
-        return error.code or 0
-    try:
-        print(error.code, file=sys.stderr, flush=True)
-    except BaseException:
-        print(text_of(error.code), file=sys.stderr, flush=True)
-    return 1
-
-
-def where(error: BaseException) -> str:
-    """Put an exception and the place where it was raised into one line."""
-    if isinstance(error, SystemExit):
-        return one_line(f"the program ended with status {text_of(error.code)}")
-    frames = traceback.extract_tb(error.__traceback__)
-    places = [frame for frame in frames if not frame.filename.endswith(".pyx")]
-    place = f" ({Path(places[-1].filename).name}:{places[-1].lineno})" if places else ""
-    text = text_of(error) or "no text"
-    return one_line(f"{kind_of(error)}: {text}", TEXT - len(place.encode())) + place
 
 
 def read(config: Config | str | Path) -> Config | Error:

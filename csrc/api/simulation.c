@@ -3,6 +3,7 @@
 
 #include "api/session.h"
 #include "base/error.h"
+#include "client/buffer.h"
 #include "client/reload.h"
 
 enum { MAX_PRIORITY = 100 };
@@ -147,14 +148,14 @@ int mpiserve_buffer_take(mpiserve_service *service, int64_t rows, mpiserve_buffe
     return msi_error(MPISERVE_EROWS,
                      "service '%s': a buffer of %lld rows: 1 to max_batch_rows = %lld",
                      service->name, (long long)rows, (long long)limit);
-  return msi_client_buffer_take(service, rows, buffer);
+  return msi_buffer_take(service, rows, buffer);
 }
 
 int mpiserve_buffer_give(mpiserve_service *service, mpiserve_buffer *buffer) {
   MSI_TURN turn = NULL;
   int code = msi_enter_service(service, &turn);
   if (code || !buffer) return code ? code : msi_null_argument("buffer");
-  return msi_client_buffer_give(service, buffer);
+  return msi_buffer_give(service, buffer);
 }
 
 /* What a reload and an unload begin with. */

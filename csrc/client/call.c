@@ -5,85 +5,26 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "client/change.h"
 #include "client/lease.h"
 #include "client/reroute.h"
 
 enum { TESTS_PER_LOOK = 16 }; /* at all endpoints */
 
-/* ---- calls ------------------------------------------------------------------- */
-
-static msi_call *call_take(msi_client *client) {
-  if (!client->idle) {
-    msi_call **calls = realloc(client->calls, (client->n_calls + 1) * sizeof *calls);
-    if (!calls) return NULL;
-    client->calls = calls;
-    msi_call *call = calloc(1, sizeof *call);
-    if (!call) return NULL;
-    call->index = client->n_calls;
-    client->calls[client->n_calls++] = call;
-    client->idle = call;
-  }
-  msi_call *call = client->idle;
-  client->idle = call->next;
-  call->next = NULL;
-  call->service = NULL;
-  call->abandoned = 0;
-  call->payload.deadline_ns = 0;
-  call->stats = (mpiserve_stats){0}; /* of the request that had the place before */
-  call->text[0] = 0;
-  return call;
-}
-
-static void call_give(msi_client *client, msi_call *call) {
-  call->state = CALL_IDLE;
-  call->generation++;
-  call->next = client->idle;
-  client->idle = call;
-}
-
-static msi_call *call_find(const msi_client *client, const mpiserve_request *request) {
-  uint32_t index = (uint32_t)request->id - 1, generation = (uint32_t)(request->id >> 32);
-  if (!request->id || index >= client->n_calls) return NULL;
-  msi_call *call = client->calls[index];
-  if (call->generation != generation || call->state == CALL_IDLE || call->abandoned) return NULL;
-  return call;
-}
-
-static mpiserve_request request_of(const msi_call *call) {
-  return (mpiserve_request){(uint64_t)call->generation << 32 | (call->index + 1)};
-}
-
-static msi_line *line_of(msi_client *client, const msi_endpoint *endpoint) {
-  return &client->lines[endpoint - client->endpoints];
-}
-
-static void line_push(msi_line *line, msi_call *call) {
-  *(line->first ? &line->last->next : &line->first) = call;
-  line->last = call;
-}
-
-static void line_remove(msi_line *line, msi_call *call) {
-  msi_call *before = NULL;
-  for (msi_call *c = line->first; c != call; c = c->next) before = c;
-  *(before ? &before->next : &line->first) = call->next;
-  if (line->last == call) line->last = before;
-  call->next = NULL;
-}
-
 /* ---- from submit to end ---------------------------------------------------------- */
 
 static void call_end(msi_client *client, msi_call *call, int code) {
   if (call->load) msi_balance_ended(call->load, call->payload.rows);
-  msi_lease_let_go(call->endpoint, &call->payload.input);
-  msi_lease_let_go(call->endpoint, &call->payload.output);
-  call->code = code;
+  msi_lease_let_go(call->message.endpoint, &call->payload.input);
+  msi_lease_let_go(call->message.endpoint, &call->payload.output);
+  call->message.code = code;
   call->state = CALL_DONE;
   call->stats.rows = call->payload.rows;
   if (call->submitted_ns) call->stats.total_ns = msi_now() - call->submitted_ns;
   client->counters.requests++;
   client->counters.rows += call->payload.rows;
   client->counters.errors += code != MPISERVE_OK;
-  if (call->abandoned) call_give(client, call);
+  if (call->message.abandoned) msi_calls_give(client, call);
 }
 
 static int is_late(const msi_call *call) {
@@ -91,8 +32,8 @@ static int is_late(const msi_call *call) {
 }
 
 static int end_unsent(msi_client *client, msi_call *call) {
-  line_remove(line_of(client, call->endpoint), call);
-  snprintf(call->text, sizeof call->text,
+  msi_send_queue_remove(client, &call->message);
+  snprintf(call->message.text, sizeof call->message.text,
            "the deadline passed while earlier requests of this rank were under way");
   call_end(client, call, MPISERVE_EDEADLINE);
   return MPISERVE_OK;
@@ -100,12 +41,12 @@ static int end_unsent(msi_client *client, msi_call *call) {
 
 static int ask_rows(msi_call *call, int at) {
   call->state = CALL_LEASING;
-  return msi_lease_ask(call->endpoint, &call->payload, at, call);
+  return msi_lease_ask(call->message.endpoint, &call->payload, at, &call->message);
 }
 
-/* Takes the next step of the first call in line. *next is 0 if it has to wait. */
-static int step(msi_client *client, msi_line *line, msi_call *call, int *next) {
-  msi_endpoint *endpoint = call->endpoint;
+/* Takes the next step of the first request in a send queue. *next is 0 if it has to wait. */
+static int step(msi_client *client, msi_call *call, int *next) {
+  msi_endpoint *endpoint = call->message.endpoint;
   *next = 1;
   if (is_late(call)) return end_unsent(client, call);
   *next = 0;
@@ -117,32 +58,37 @@ static int step(msi_client *client, msi_line *line, msi_call *call, int *next) {
     }
     msi_lease_hold_for_both(endpoint, &call->payload, at);
   }
-  int code = msi_endpoint_infer(endpoint, call->kind, &call->payload, call, &call->sequence);
+  int code =
+      msi_endpoint_infer(endpoint, call->kind, &call->payload, &call->message, &call->sequence);
   if (code) return code;
-  line_remove(line, call);
-  call->state = CALL_FLYING;
+  msi_send_queue_remove(client, &call->message);
+  call->state = CALL_IN_FLIGHT;
   *next = 1;
   return code;
 }
 
-static int send_order(msi_line *line, msi_call *call) {
-  line_remove(line, call);
-  call->state = CALL_CONTROL;
-  return msi_endpoint_send(call->endpoint, MSI_CHANGE, 0, call->what, call->text, call);
+/* Sends the first message, or takes a step towards it. *next is 0 if it has to wait. */
+static int send_first(msi_client *client, msi_message *first, int *next) {
+  if (first->type == MESSAGE_REQUEST) return step(client, (msi_call *)first, next);
+  msi_send_queue_remove(client, first);
+  return msi_change_send((msi_change *)first);
 }
 
-static int can_send(const msi_endpoint *endpoint, const msi_line *line) {
-  return line->first && line->first->state <= CALL_ORDER && msi_endpoint_can_send(endpoint);
+static int is_leasing(const msi_message *message) {
+  return message->type == MESSAGE_REQUEST && ((const msi_call *)message)->state == CALL_LEASING;
 }
 
-/* Sends what can be sent, in order: none passes one that was submitted before it. Rows are given
- * back after each: one that ends unsent may leave some that the next one waits for. */
+static int can_send(const msi_endpoint *endpoint, const msi_send_queue *queue) {
+  return queue->first && !is_leasing(queue->first) && msi_endpoint_can_send(endpoint);
+}
+
+/* Sends what can be sent, in order: no message passes an earlier one. Rows are given back after
+ * each: one that ends unsent may leave some that the next one waits for. */
 static int advance(msi_client *client, msi_endpoint *endpoint) {
-  msi_line *line = line_of(client, endpoint);
+  const msi_send_queue *queue = msi_send_queue_of(client, endpoint);
   int code = msi_lease_give_back(endpoint), next = 1;
-  while (!code && next && can_send(endpoint, line)) {
-    code = line->first->state == CALL_ORDER ? send_order(line, line->first)
-                                            : step(client, line, line->first, &next);
+  while (!code && next && can_send(endpoint, queue)) {
+    code = send_first(client, queue->first, &next);
     if (!code) code = msi_lease_give_back(endpoint);
   }
   return code;
@@ -150,7 +96,7 @@ static int advance(msi_client *client, msi_endpoint *endpoint) {
 
 /* Is something to be sent that no reply will remind us of? */
 static int has_unsent(msi_client *client, const msi_endpoint *endpoint) {
-  return endpoint->stale || line_of(client, endpoint)->first;
+  return endpoint->stale || msi_send_queue_of(client, endpoint)->first;
 }
 
 static void lease_granted(msi_endpoint *endpoint, int at, const msi_reply_header *reply) {
@@ -165,29 +111,23 @@ static void lease_granted(msi_endpoint *endpoint, int at, const msi_reply_header
 static void on_lease(msi_client *client, msi_call *call, const msi_reply_header *reply) {
   int input = call->payload.input.lease;
   int at = input >= 0 && input < MSI_SLOTS ? input : call->payload.output.lease;
-  lease_granted(call->endpoint, at, reply);
+  lease_granted(call->message.endpoint, at, reply);
   call->state = CALL_QUEUED;
-  if (!reply->code && !call->abandoned) return;
-  line_remove(line_of(client, call->endpoint), call);
+  if (!reply->code && !call->message.abandoned) return;
+  msi_send_queue_remove(client, &call->message);
   call_end(client, call, reply->code);
 }
 
-static void on_keep(msi_call *call, const msi_reply_header *reply) {
-  int at = call->payload.input.lease;
-  lease_granted(call->endpoint, at, reply);
-  call->endpoint->leases[at].users = 0;
-  call->code = reply->code;
-  call->state = CALL_DONE;
-}
-
-static void on_control(msi_client *client, msi_call *call, const msi_reply_header *reply) {
-  call->code = reply->code;
-  call->state = CALL_DONE;
-  if (call->abandoned) call_give(client, call);
+static void on_buffer(msi_buffer_request *request, const msi_reply_header *reply) {
+  msi_endpoint *endpoint = request->message.endpoint;
+  lease_granted(endpoint, request->lease, reply);
+  endpoint->leases[request->lease].users = 0;
+  request->message.code = reply->code;
+  request->done = 1;
 }
 
 static void on_result(msi_client *client, msi_call *call, int slot) {
-  msi_endpoint *endpoint = call->endpoint;
+  msi_endpoint *endpoint = call->message.endpoint;
   const msi_reply_header *reply = &endpoint->path.slots[slot].reply;
   call->stats = (mpiserve_stats){.batch_rows = reply->rows,
                                  .batch_requests = reply->requests,
@@ -198,54 +138,54 @@ static void on_result(msi_client *client, msi_call *call, int slot) {
   if (!code && call->load)
     msi_balance_measure(call->load, call->payload.rows, reply->rows, reply->waiting_rows,
                         reply->compute_ns);
-  if (!code && !call->abandoned) code = msi_endpoint_outputs(endpoint, slot, &call->payload);
+  if (!code && !call->message.abandoned)
+    code = msi_endpoint_outputs(endpoint, slot, &call->payload);
   call_end(client, call, code);
 }
 
 /* Copies the text of an error before the slot is used again. */
-static void keep_text(msi_call *call, const msi_endpoint *endpoint, int slot) {
-  const msi_reply_header *reply = &endpoint->path.slots[slot].reply;
-  size_t bytes = reply->text_bytes <= MSI_EAGER_BYTES ? reply->text_bytes : MSI_EAGER_BYTES;
-  memcpy(call->text, endpoint->path.slots[slot].output, bytes);
-  call->text[bytes] = 0;
+static void keep_text(msi_message *message, int slot) {
+  const msi_slot *from = &message->endpoint->path.slots[slot];
+  size_t bytes = from->reply.text_bytes;
+  if (bytes > MSI_EAGER_BYTES) bytes = MSI_EAGER_BYTES;
+  memcpy(message->text, from->output, bytes);
+  message->text[bytes] = 0;
 }
 
-/* The service rests at that head: the request goes to the end of another line. */
+/* The service is suspended at that head: the request goes to the end of another send queue. */
 static void on_suspended(msi_client *client, msi_call *call) {
   int code = msi_again(call);
   if (!code) {
     call->state = CALL_QUEUED;
-    line_push(line_of(client, call->endpoint), call);
-    code = advance(client, call->endpoint);
+    msi_send_queue_push(client, &call->message);
+    code = advance(client, call->message.endpoint);
     if (!code || call->state != CALL_QUEUED) return;
-    line_remove(line_of(client, call->endpoint), call);
-    snprintf(call->text, sizeof call->text, "%s", mpiserve_last_error());
+    msi_send_queue_remove(client, &call->message);
+    snprintf(call->message.text, sizeof call->message.text, "%s", mpiserve_last_error());
   }
   call_end(client, call, code);
 }
 
-/* Is a reply with a code to be dealt with as others are? */
-static int on_code(msi_client *client, msi_call *call, int slot) {
-  if (call->endpoint->path.slots[slot].reply.code == MSI_SUSPENDED) {
+static void on_request(msi_client *client, msi_call *call, int slot) {
+  const msi_reply_header *reply = &call->message.endpoint->path.slots[slot].reply;
+  if (reply->code == MSI_SUSPENDED)
     on_suspended(client, call);
-    return 0;
-  }
-  keep_text(call, call->endpoint, slot);
-  return 1;
+  else if (call->state == CALL_LEASING)
+    on_lease(client, call, reply);
+  else
+    on_result(client, call, slot);
 }
 
 static void on_reply(msi_client *client, msi_endpoint *endpoint, int slot) {
-  msi_call *call = endpoint->owners[slot];
+  msi_message *message = endpoint->owners[slot];
   const msi_reply_header *reply = &endpoint->path.slots[slot].reply;
-  if (call && reply->code && !on_code(client, call, slot)) call = NULL;
-  if (call && call->state == CALL_LEASING)
-    on_lease(client, call, reply);
-  else if (call && call->state == CALL_KEEPING)
-    on_keep(call, reply);
-  else if (call && call->state == CALL_CONTROL)
-    on_control(client, call, reply);
-  else if (call)
-    on_result(client, call, slot);
+  if (message && reply->code && reply->code != MSI_SUSPENDED) keep_text(message, slot);
+  if (message && message->type == MESSAGE_REQUEST)
+    on_request(client, (msi_call *)message, slot);
+  else if (message && message->type == MESSAGE_CHANGE)
+    msi_change_replied(client, (msi_change *)message, reply->code);
+  else if (message)
+    on_buffer((msi_buffer_request *)message, reply);
   msi_endpoint_release(endpoint, slot);
 }
 
@@ -280,14 +220,31 @@ int msi_call_wait_free(msi_client *client, msi_endpoint *endpoint) {
   return code;
 }
 
+int msi_call_wait_for(msi_client *client, msi_endpoint *endpoint, const int *done, double timeout) {
+  int64_t deadline = msi_deadline(timeout);
+  msi_wait wait = {0};
+  int code = msi_call_progress(client, endpoint);
+  while (!code && !*done) {
+    if (msi_wait_pause(&wait, &client->backoff, NULL)) {
+      if (msi_now() > deadline)
+        return msi_error(MPISERVE_ETIMEOUT, "no reply from rank %d within %g s",
+                         endpoint->path.head, timeout);
+      code = msi_call_progress_all(client);
+    }
+    if (!code) code = msi_call_progress(client, endpoint);
+  }
+  return code;
+}
+
 /* ---- what callers do ------------------------------------------------------------ */
 
 static void load(msi_call *call, int64_t rows, void *const *inputs, void *const *outputs) {
   msi_payload *payload = &call->payload;
   payload->rows = rows;
-  memcpy(payload->inputs, inputs, (size_t)call->endpoint->layout.inputs.n * sizeof *inputs);
-  memcpy(payload->outputs, outputs, (size_t)call->endpoint->layout.outputs.n * sizeof *outputs);
-  msi_lease_locate(call->endpoint, payload);
+  memcpy(payload->inputs, inputs, (size_t)call->message.endpoint->layout.inputs.n * sizeof *inputs);
+  memcpy(payload->outputs, outputs,
+         (size_t)call->message.endpoint->layout.outputs.n * sizeof *outputs);
+  msi_lease_locate(call->message.endpoint, payload);
 }
 
 static void want(msi_call *call, const mpiserve_options *options) {
@@ -298,11 +255,11 @@ static void want(msi_call *call, const mpiserve_options *options) {
 
 /* A call that has not been sent ends here. */
 static void withdraw(msi_client *client, msi_call *call) {
-  line_remove(line_of(client, call->endpoint), call);
+  msi_send_queue_remove(client, &call->message);
   if (call->load) msi_balance_ended(call->load, call->payload.rows);
-  msi_lease_let_go(call->endpoint, &call->payload.input);
-  msi_lease_let_go(call->endpoint, &call->payload.output);
-  call_give(client, call);
+  msi_lease_let_go(call->message.endpoint, &call->payload.input);
+  msi_lease_let_go(call->message.endpoint, &call->payload.output);
+  msi_calls_give(client, call);
 }
 
 /* The caller gets no request, so that nobody may touch its tensors any more. */
@@ -310,9 +267,9 @@ static void give_up(msi_client *client, msi_call *call) {
   if (call->state == CALL_QUEUED)
     withdraw(client, call);
   else if (call->state == CALL_DONE)
-    call_give(client, call);
+    msi_calls_give(client, call);
   else
-    call->abandoned = 1;
+    call->message.abandoned = 1;
 }
 
 /* Memory that is used in place belongs to home. */
@@ -335,7 +292,7 @@ static int leave_seat(msi_client *client, msi_endpoint *endpoint) {
 /* A client counts in one census: where it asked last, but for what it asks elsewhere while
  * requests of its own are under way there. */
 static int aim(mpiserve_service *service, msi_call *call, int64_t rows, int chosen) {
-  call->endpoint = service->choices[chosen];
+  call->message.endpoint = service->choices[chosen];
   call->load = &service->balance.loads[chosen];
   int code = MPISERVE_OK, busy = service->balance.loads[service->seat].rows > 0;
   if (chosen != service->seat && !busy && !call->load->suspended) {
@@ -349,7 +306,7 @@ static int aim(mpiserve_service *service, msi_call *call, int64_t rows, int chos
 
 static int choose(mpiserve_service *service, msi_call *call, int64_t rows, void *const *inputs,
                   void *const *outputs) {
-  call->endpoint = service->endpoint;
+  call->message.endpoint = service->endpoint;
   call->kind = MSI_INFER;
   call->load = NULL;
   if (service->balance.n < 2) return MPISERVE_OK;
@@ -365,42 +322,41 @@ int msi_call_submit(mpiserve_service *service, int64_t rows, void *const *inputs
                     void *const *outputs, const mpiserve_options *options, int timed,
                     mpiserve_request *request) {
   msi_client *client = service->client;
-  msi_call *call = call_take(client);
+  msi_call *call = msi_calls_take(client);
   if (!call) return msi_error(MPISERVE_ENOMEM, "no memory for a request");
   call->submitted_ns = timed ? msi_now() : 0;
   call->service = service;
   int code = choose(service, call, rows, inputs, outputs);
   if (code) {
-    call_give(client, call);
+    msi_calls_give(client, call);
     return code;
   }
   load(call, rows, inputs, outputs);
   want(call, options);
   call->state = CALL_QUEUED;
-  line_push(line_of(client, call->endpoint), call);
-  code = advance(client, call->endpoint);
+  msi_send_queue_push(client, &call->message);
+  code = advance(client, call->message.endpoint);
   if (code)
     give_up(client, call);
   else
-    *request = request_of(call);
+    *request = msi_calls_handle(call);
   return code;
 }
 
-/* What is told to the caller, once. */
+/* The caller learns the end of its request, once. */
 static int report(msi_client *client, msi_call *call, mpiserve_request *request,
                   mpiserve_stats *stats) {
-  int code = call->code;
   if (stats) *stats = call->stats;
-  if (code) msi_error(code, "%s", call->text[0] ? call->text : mpiserve_strerror(code));
+  int code = msi_message_result(&call->message);
   *request = (mpiserve_request){0};
-  call_give(client, call);
+  msi_calls_give(client, call);
   return code;
 }
 
 static int overdue(const msi_call *call) {
   if (!is_late(call)) return MPISERVE_OK;
   return msi_error(MPISERVE_EDEADLINE, "no reply from rank %d by the deadline of the request",
-                   call->endpoint->path.head);
+                   call->message.endpoint->path.head);
 }
 
 /* Nobody wakes us there any more: naps it is. */
@@ -419,13 +375,13 @@ static int not_ended(msi_client *client) {
 static int wait_until_done(msi_client *client, msi_call *call, double timeout, msi_wait *wait,
                            const msi_wait_address *address) {
   int64_t deadline = 0;
-  const msi_endpoint *endpoint = call->endpoint;
+  const msi_endpoint *endpoint = call->message.endpoint;
   for (;;) {
-    int code = msi_call_progress(client, call->endpoint);
+    int code = msi_call_progress(client, call->message.endpoint);
     if (code || call->state == CALL_DONE) return code;
     int paused = timeout == 0 || msi_wait_pause(wait, &client->backoff, address);
     if (!paused) continue;
-    if (call->endpoint != endpoint)
+    if (call->message.endpoint != endpoint)
       address = get_up(wait, address); /* it was sent to another replica */
     code = overdue(call);
     if (code) return code;
@@ -433,7 +389,7 @@ static int wait_until_done(msi_client *client, msi_call *call, double timeout, m
     if (!deadline) deadline = msi_deadline(timeout);
     if (msi_now() > deadline)
       return msi_error(MPISERVE_ETIMEOUT, "no reply from rank %d within %g s",
-                       call->endpoint->path.head, timeout);
+                       call->message.endpoint->path.head, timeout);
     code = msi_call_progress_all(client);
     if (code) return code;
   }
@@ -441,12 +397,12 @@ static int wait_until_done(msi_client *client, msi_call *call, double timeout, m
 
 int msi_call_wait(msi_client *client, mpiserve_request *request, double timeout,
                   mpiserve_stats *stats) {
-  msi_call *call = call_find(client, request);
+  msi_call *call = msi_calls_find(client, request);
   if (!call) return msi_error(MPISERVE_ESTATE, "no such request: it has ended, or never was");
   msi_wait wait = {0};
   msi_wait_address address;
-  int addressed = call->state == CALL_FLYING &&
-                  msi_endpoint_wait_address(call->endpoint, call->sequence, &address);
+  int addressed = call->state == CALL_IN_FLIGHT &&
+                  msi_endpoint_wait_address(call->message.endpoint, call->sequence, &address);
   int code = wait_until_done(client, call, timeout, &wait, addressed ? &address : NULL);
   msi_wait_end(&wait, &address);
   if (!code) return report(client, call, request, stats);
@@ -458,74 +414,26 @@ int msi_call_wait(msi_client *client, mpiserve_request *request, double timeout,
 }
 
 int msi_call_cancel(msi_client *client, mpiserve_request *request) {
-  msi_call *call = call_find(client, request);
+  msi_call *call = msi_calls_find(client, request);
   if (!call) return msi_error(MPISERVE_ESTATE, "no such request: it has ended, or never was");
   *request = (mpiserve_request){0};
-  /* Other orders than to load are given still: replicas would be left with two versions. */
-  if (call->state == CALL_QUEUED || (call->state == CALL_ORDER && call->what == MPISERVE_LOAD)) {
-    msi_endpoint *endpoint = call->endpoint;
+  if (call->state == CALL_QUEUED) {
+    msi_endpoint *endpoint = call->message.endpoint;
     withdraw(client, call);
     return advance(client, endpoint);
   }
   if (call->state == CALL_DONE) {
-    call_give(client, call);
+    msi_calls_give(client, call);
     return MPISERVE_OK;
   }
-  call->abandoned = 1;
-  return call->state == CALL_FLYING ? msi_endpoint_cancel(call->endpoint, call->sequence)
-                                    : MPISERVE_OK;
+  call->message.abandoned = 1;
+  return call->state == CALL_IN_FLIGHT ? msi_endpoint_cancel(call->message.endpoint, call->sequence)
+                                       : MPISERVE_OK;
 }
 
 void msi_call_cancel_all(msi_client *client) {
   for (uint32_t i = 0; i < client->n_calls; i++) {
-    mpiserve_request request = request_of(client->calls[i]);
-    if (call_find(client, &request)) msi_call_cancel(client, &request);
+    mpiserve_request request = msi_calls_handle(client->calls[i]);
+    if (msi_calls_find(client, &request)) msi_call_cancel(client, &request);
   }
-}
-
-int msi_call_keep(msi_client *client, msi_endpoint *endpoint, int lease, int64_t rows) {
-  int code = msi_call_wait_free(client, endpoint);
-  if (code) return code;
-  msi_call *call = call_take(client);
-  if (!call) return msi_error(MPISERVE_ENOMEM, "no memory for a request");
-  call->endpoint = endpoint;
-  call->state = CALL_KEEPING;
-  call->payload.input = (msi_location){.lease = lease};
-  code = msi_endpoint_send(endpoint, MSI_KEEP, rows, lease, NULL, call);
-  if (code) {
-    call_give(client, call);
-    return code;
-  }
-  mpiserve_request request = request_of(call);
-  return msi_call_wait(client, &request, MPISERVE_FOREVER, NULL);
-}
-
-int msi_call_change(msi_client *client, msi_endpoint *endpoint, int what, const char *version,
-                    mpiserve_request *request) {
-  msi_call *call = call_take(client);
-  if (!call) return msi_error(MPISERVE_ENOMEM, "no memory for a request");
-  call->endpoint = endpoint;
-  call->load = NULL;
-  call->payload.input = call->payload.output = (msi_location){.lease = -1};
-  call->what = what;
-  snprintf(call->text, sizeof call->text, "%s", version ? version : "");
-  call->state = CALL_ORDER;
-  line_push(line_of(client, endpoint), call);
-  *request = request_of(call);
-  return advance(client, endpoint);
-}
-
-int msi_call_give_buffer(msi_client *client, msi_endpoint *endpoint, int lease) {
-  if (!endpoint->path.transport->same_node) {
-    msi_endpoint_free_buffer(endpoint, lease);
-    endpoint->leases[lease] = (msi_lease){0};
-    return MPISERVE_OK;
-  }
-  msi_lease_end(endpoint, lease);
-  return advance(client, endpoint);
-}
-
-void msi_call_close(msi_client *client) {
-  for (uint32_t i = 0; i < client->n_calls; i++) free(client->calls[i]);
-  free(client->calls);
 }

@@ -45,9 +45,9 @@ static int ring(msi_path *path, uint64_t sequence) {
 }
 
 static int post(msi_path *path, uint64_t sequence, size_t bytes) {
-  int code = msi_window_put(path->window, path->head, slot_at(path, sequence),
-                            &path->slots[(sequence - 1) % MSI_SLOTS],
-                            sizeof(msi_request_header) + bytes);
+  int code =
+      msi_window_put(path->window, path->head, slot_at(path, sequence),
+                     &path->slots[(sequence - 1) % MSI_SLOTS], sizeof(msi_request_header) + bytes);
   if (!code) code = post_recv(path);
   if (!code) code = ring(path, sequence);
   path->replies_to_come += !code;

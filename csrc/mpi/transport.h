@@ -16,14 +16,14 @@
 typedef struct msi_path {
   const struct msi_transport *transport;
   msi_window *window;
-  int head;            /* world rank */
-  int service_index;   /* among the services of that rank */
+  int head;                     /* world rank */
+  int service_index;            /* among the services of that rank */
   size_t doorbell_at, slots_at; /* of the lane, in the memory of the head */
-  msi_slot *slots;     /* shared: the lane itself; rma: a copy of it */
-  uint8_t *memory;     /* shared: that of the head; rma: NULL */
-  uint8_t *message;    /* rma: where the next reply goes */
-  MPI_Request recv;    /* rma: of this message, posted while replies are to come */
-  int replies_to_come; /* rma */
+  msi_slot *slots;              /* shared: the lane itself; rma: a copy of it */
+  uint8_t *memory;              /* shared: that of the head; rma: NULL */
+  uint8_t *message;             /* rma: where the next reply goes */
+  MPI_Request recv;             /* rma: of this message, posted while replies are to come */
+  int replies_to_come;          /* rma */
 } msi_path;
 
 /* A function that is NULL has nothing to do. Those that return int return a code. */

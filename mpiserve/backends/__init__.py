@@ -33,7 +33,7 @@ def known_options(service: ServiceConfig) -> tuple[str, ...] | None:
         return None
     kind = _built_in(service.backend)
     if service.task:
-        from mpiserve.backends.language.huggingface import OPTIONS
+        from mpiserve.backends.language.tasks import OPTIONS
 
         return (*OPTIONS[service.task], *kind.engine_options)
     return kind.known_options

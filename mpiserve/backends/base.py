@@ -6,7 +6,6 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from difflib import get_close_matches
 from importlib import import_module
 from importlib.abc import SourceLoader
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
@@ -15,6 +14,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
+from mpiserve.config.checks import suggest
 from mpiserve.errors import ArgumentError, Code, ModelError
 
 if TYPE_CHECKING:
@@ -330,8 +330,5 @@ def check_options(service: ServiceConfig, known: Sequence[str]) -> None:
     """
     for key in service.options:
         if key not in known:
-            near = get_close_matches(key, known, 1)
-            names = f"one of: {', '.join(known)}" if known else "there are none"
-            hint = f"did you mean '{near[0]}'?" if near else names
-            text = f"service.{service.name}.options.{key}: unknown key ({hint})"
+            text = f"service.{service.name}.options.{key}: unknown key {suggest(key, known)}"
             raise ArgumentError(Code.EARG, text)

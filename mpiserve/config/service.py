@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from difflib import get_close_matches
 from math import prod
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -28,10 +27,10 @@ from mpiserve.config.checks import (
     MAX_SECONDS,
     MAX_THREADS,
     MAX_WARMUPS,
-    cut,
     name_problem,
     shape_problem,
     shown,
+    suggest,
 )
 from mpiserve.errors import Code, ConfigError
 
@@ -56,15 +55,9 @@ NAME_SIZE = 64
 
 BACKENDS = ("deepspeed", "torch", "onnx", "python", "echo")
 TASKS = ("generate", "embed")
-VERSION = "{version}"  # in a model or an option: the name of a version stands there
+VERSION = "{version}"  # stands for the name of a version, in a model or an option
 # "module:object" or "folder/file.py:object"
 OBJECT = re.compile(r"(?:[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*|[^:]*\w\.py):[A-Za-z_]\w*")
-
-
-def suggest(word: str, known: tuple[str, ...] | list[str]) -> str:
-    """Help with a name that is unknown."""
-    near = get_close_matches(word[:NAME_SIZE], known, 1)
-    return f"(did you mean '{near[0]}'?)" if near else f"(one of: {cut(', '.join(known), 400)})"
 
 
 def _dtype(name: str) -> str:
@@ -81,7 +74,7 @@ def _convert(convert: bool | None, info: ValidationInfo) -> bool | None:
 
 
 def check_name(name: str) -> str:
-    """Refuse a name that C could not hold."""
+    """Refuse a name that the C library cannot hold."""
     if problem := name_problem(name, NAME_SIZE):
         raise ValueError(problem)
     return name
@@ -100,7 +93,7 @@ def _version(version: str) -> str:
 
 
 def _filled(value: Any, version: str) -> Any:
-    """Put the name of a version into all texts of a value."""
+    """Replace VERSION by the name of a version in all texts of a value."""
     if isinstance(value, str):
         return value.replace(VERSION, version)
     if isinstance(value, dict):
@@ -115,18 +108,18 @@ def _shape(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def as_tuple(value: Any) -> Any:
-    """Make a list of the file a tuple."""
+    """Convert a list of the file to a tuple."""
     return tuple(value) if isinstance(value, list) else value
 
 
 class Table(BaseModel):
-    """What all tables have in common: no other keys, no other types."""
+    """The base of all tables: strict types, and no unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class TensorConfig(Table):
-    """One tensor of a signature; its first dimension, -1, is the rows."""
+    """One tensor of a signature; its first dimension is -1, the number of rows."""
 
     name: Annotated[str, AfterValidator(check_name)]
     dtype: Annotated[str, AfterValidator(_dtype)]
@@ -170,8 +163,8 @@ class ServiceConfig(Table):
     split_failed: bool = True
     threads: int = Field(1, ge=1, le=MAX_THREADS)
     chunk_rows: int = Field(0, ge=0, lt=MAX_ROWS)
-    rows: Literal["independent", "together"] | None = None  # found out at warm-up
-    input_memory: Literal["view", "copy"] | None = None  # likewise
+    rows: Literal["independent", "together"] | None = None  # warm-up finds it out
+    input_memory: Literal["view", "copy"] | None = None  # warm-up finds it out
     warmup: Any = True  # a bool, rows of the batches, or a file of examples
 
     _name: str = PrivateAttr("")
@@ -184,17 +177,17 @@ class ServiceConfig(Table):
 
     @property
     def folder(self) -> Path:
-        """Where the configuration lies: relative paths and modules are looked up there."""
+        """The folder of the configuration, where relative paths and modules are looked up."""
         return self._folder
 
     def of_version(self, version: str = "") -> ServiceConfig:
-        """Give the table for a version, whose name stands where {version} was.
+        """Return the table for a version, with its name in place of {version}.
 
         Args:
-            version: Its name; that of the start if not given.
+            version: The name of the version; by default that of the start.
 
         Raises:
-            ConfigError: If it is no name, or has no meaning here.
+            ConfigError: If the name is not valid, or no key uses it.
         """
         version = version or self.version
         if not version:
@@ -216,12 +209,12 @@ class ServiceConfig(Table):
 
     @property
     def warmup_rows(self) -> tuple[int, ...]:
-        """Rows of the batches that the model sees before the service is announced."""
+        """The rows of the batches that the model runs before the service is announced."""
         if isinstance(self.warmup, tuple):
             return self.warmup
         if self.warmup is False:
             return ()
-        if self.rows == "together":  # perhaps it takes whole fields alone
+        if self.rows == "together":  # the model may accept only whole fields
             return (self.max_batch_rows,)
         return tuple(sorted({1, self.max_batch_rows}))
 
@@ -317,7 +310,7 @@ class ServiceConfig(Table):
         if task not in TASKS:
             raise ValueError(f"unknown task {shown(task)} {suggest(task, TASKS)}")
         if info.data.get("backend") not in ("deepspeed", "torch"):
-            raise ValueError("tasks are of the backends 'deepspeed' and 'torch'")
+            raise ValueError("tasks need the backend 'deepspeed' or 'torch'")
         return task
 
     @field_validator("on_full")
@@ -342,9 +335,11 @@ class ServiceConfig(Table):
     @classmethod
     def _check_together(cls, rows: str | None, info: ValidationInfo) -> str | None:
         if rows == "together" and info.data.get("chunk_rows"):
-            raise ValueError("'together' is against chunk_rows, which cuts requests; remove one")
+            raise ValueError("'together' excludes chunk_rows, which cuts requests; remove one")
         if rows == "together" and info.data.get("task") == "generate":
-            raise ValueError("'together' cannot be: the task 'generate' runs sequences of all")
+            raise ValueError(
+                "'together' is not possible: the task 'generate' batches sequences of all requests"
+            )
         return rows
 
     @field_validator("warmup")
@@ -376,5 +371,5 @@ def _mirrored(outputs: Tensors, inputs: Tensors) -> Tensors:
     if not outputs:
         return inputs
     if [(t.dtype, t.shape) for t in outputs] != [(t.dtype, t.shape) for t in inputs]:
-        raise ValueError("the backend 'echo' answers with its inputs: dtypes and shapes must agree")
+        raise ValueError("the backend 'echo' returns its inputs: dtypes and shapes must be equal")
     return outputs

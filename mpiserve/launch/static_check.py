@@ -10,11 +10,10 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 from mpiserve import backends
-from mpiserve.backends.language.huggingface import INPUTS
+from mpiserve.backends.language.tasks import input_problems
 from mpiserve.backends.torch.deepspeed_backend import ELSEWHERE
 from mpiserve.config import OBJECT, Config, ServiceConfig
-from mpiserve.config.checks import cut, shown
-from mpiserve.config.service import suggest
+from mpiserve.config.checks import cut, shown, suggest
 from mpiserve.launch import source
 
 POOL = 256 << 20  # bytes of a service whose pool_bytes is 0
@@ -100,7 +99,7 @@ def _options(service: ServiceConfig) -> Iterator[Finding]:
     for name, value in service.options.items():
         key = f"options.{cut(name)}"
         if name not in known:
-            hint = suggest(name, known) if known else "(there are none)"
+            hint = suggest(name, known)
             yield Finding(key, f"unknown key {hint}")
         elif wanted := _wanted(name, value):
             yield Finding(key, f"must be {wanted}, got {shown(value)}")
@@ -128,12 +127,7 @@ def _task(service: ServiceConfig) -> Iterator[Finding]:
         return
     key = "model_inputs" if service.model_inputs else "inputs"
     names = [tensor.name for tensor in service.model_inputs or service.inputs]
-    for name in names:
-        if name not in INPUTS[service.task]:
-            hint = suggest(name, INPUTS[service.task])
-            yield Finding(key, f"task '{service.task}' has no input {shown(name)} {hint}")
-    if ("tokens" in names) == ("text" in names):
-        text = f"task '{service.task}' needs an input 'tokens' or an input 'text', and not both"
+    for text in input_problems(service.task, names):
         yield Finding(key, text)
 
 
@@ -252,7 +246,7 @@ def _bound(
     for option in options:
         if option not in known and not any_name:
             names = [each for each in list(known)[count:] if each != "clients"]
-            hint = suggest(option, names) if names else "(there are none)"
+            hint = suggest(option, names)
             yield Finding(f"{key}.{cut(option)}", f"'{name}' has no such argument {hint}")
             return
     try:

@@ -95,19 +95,19 @@ def publishing() -> Alarm:
 class Silence:
     """Says once of each kind whom a rank waits for that serves, when nothing comes for long."""
 
-    def __init__(self, broker: core.Session, clock: Callable[[], float] = time.monotonic) -> None:
-        self._broker = broker
+    def __init__(self, lib: core.Session, clock: Callable[[], float] = time.monotonic) -> None:
+        self._lib = lib
         self._clock = clock
         self._next = 0.0
         self._said = {0}
 
     def look(self) -> None:
-        """Ask the broker, a few times a second at most; when there was no batch."""
+        """Ask the lib, a few times a second at most; when there was no batch."""
         now = time.monotonic()
         if now < self._next:
             return
         self._next = now + LOOK
-        why, text = self._broker.waiting()
+        why, text = self._lib.waiting()
         if why not in self._said:
             self._said.add(why)
             logger.warning("%s", text)

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from mpi4py import MPI
 
-from mpiserve.backends.torch.torch_world import Pause, complete
 from mpiserve.errors import Code, Error, PeerError
 from mpiserve.failure import check_interrupt, describe
+from mpiserve.mpi.requests import Pause, complete
 from mpiserve.serving.loading import LOADING
 from mpiserve.serving.pool_policy import Move, Policy, Report, first_holders
 from mpiserve.serving.served_model import IDLE
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from mpiserve._lib import core
     from mpiserve.backends.base import Backend
     from mpiserve.config import PoolConfig
-    from mpiserve.config.partition import Seat
+    from mpiserve.config.partition import Assignment
     from mpiserve.serving.served_model import Server
 
 logger = logging.getLogger("mpiserve")
@@ -43,14 +43,14 @@ class Channel:
     and three for each service. So small a message is sent whatever the receiver does.
 
     Args:
-        broker: Of this rank; its thread is kept out of MPI meanwhile.
+        lib: Of this rank; its thread is kept out of MPI meanwhile.
         comm: The ranks of the pool.
         services: Their number.
     """
 
-    def __init__(self, broker: core.Session, comm: MPI.Comm, services: int) -> None:
+    def __init__(self, lib: core.Session, comm: MPI.Comm, services: int) -> None:
         self.comm = comm
-        self._broker = broker
+        self._lib = lib
         self._size = 3 + 3 * services
         self._sent: list[tuple[MPI.Request, np.ndarray]] = []
 
@@ -80,11 +80,11 @@ class Channel:
 
     @contextmanager
     def _mpi(self) -> Iterator[None]:
-        self._broker.mpi_take()
+        self._lib.mpi_take()
         try:
             yield
         finally:
-            self._broker.mpi_give()
+            self._lib.mpi_give()
 
 
 class Meter:
@@ -148,22 +148,22 @@ class AdaptivePool(Pool):
     """Serves the services that it holds; the others rest here, until the pool's leader says.
 
     Args:
-        pool: All ranks of the pool, each with a seat like this one.
+        pool: All ranks of the pool, each with a assignment like this one.
     """
 
     def __init__(
         self,
-        broker: core.Session,
-        seat: Seat,
+        lib: core.Session,
+        assignment: Assignment,
         comm: MPI.Comm | None = None,
         local_rank: int = 0,
         *,
         pool: MPI.Comm,
         settings: PoolConfig,
     ) -> None:
-        super().__init__(broker, seat, comm, local_rank)
+        super().__init__(lib, assignment, comm, local_rank)
         self._settings = settings
-        self._channel = Channel(broker, pool, len(self.servers))
+        self._channel = Channel(lib, pool, len(self.servers))
         self._meter = Meter(len(self.servers))
         self._holds: set[int] = set()
         self._policy: Policy | None = None  # of the leader
@@ -232,7 +232,7 @@ class AdaptivePool(Pool):
     def _begin(self) -> None:
         for s, server in enumerate(self.servers):
             if s not in self._holds and not server.failed:
-                self.broker.suspend(s, True)
+                self.lib.suspend(s, True)
         self._meter = Meter(len(self.servers))
 
     def _end(self) -> None:
@@ -268,7 +268,7 @@ class AdaptivePool(Pool):
 
     def _answer(self, batch: core.Batch) -> None:
         begin, s = time.monotonic(), batch.service
-        self._meter.look([self.broker.queue_rows(s) for s in range(len(self.servers))])
+        self._meter.look([self.lib.queue_rows(s) for s in range(len(self.servers))])
         super()._answer(batch)
         self._meter.busy[s] += time.monotonic() - begin
         self._meter.rows[s] += batch.rows
@@ -346,7 +346,7 @@ class AdaptivePool(Pool):
                 return  # to another version: first things first
             if gives in self._holds:
                 self._holds.discard(gives)
-                self.broker.suspend(gives, True)
+                self.lib.suspend(gives, True)
             if gives >= 0 and not self.servers[gives].idle:
                 return  # with requests that are held
             if gives >= 0:
@@ -366,7 +366,7 @@ class AdaptivePool(Pool):
         if loading.error is None and loading.backend:
             server.put(loading.backend)
             self._holds.add(at)
-            self.broker.suspend(at, False)
+            self.lib.suspend(at, False)
         else:
             error = loading.error or Error(Code.EMODEL, "nothing was loaded")
             logger.error("%s cannot be loaded: %s", server.service.name, describe(error))

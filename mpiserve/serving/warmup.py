@@ -11,9 +11,9 @@ import numpy as np
 
 from mpiserve.backends.arrays import checked, dtype_of, zeros
 from mpiserve.backends.base import Backend, ordered
-from mpiserve.backends.torch.torch_world import agree
 from mpiserve.errors import CausedError, Code, Error, ModelError
 from mpiserve.failure import check_interrupt, describe
+from mpiserve.mpi.requests import agree
 from mpiserve.serving.probe import EPS, Arrays, Calls, Finding, Probe, random_rows, repeated, size
 
 if TYPE_CHECKING:

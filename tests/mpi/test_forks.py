@@ -12,7 +12,7 @@ from mpi.coupling import couple, numbers, scaling
 
 from mpiserve import Code, Error
 
-pytestmark = pytest.mark.roles(simulation=2, inference=1)
+pytestmark = [pytest.mark.every_mpi, pytest.mark.roles(simulation=2, inference=1)]
 
 
 def in_child(act):
@@ -50,7 +50,7 @@ def test_every_call_of_a_child_is_an_error_and_the_parent_goes_on(world):
             lambda: session.fail("text"),
             lambda: session.info(),
             lambda: session.close(),
-            lambda: type(session._broker)(world.comm, "simulation"),
+            lambda: type(session._lib)(world.comm, "simulation"),
         ):
             assert in_child(act) == Code.ESTATE
         assert in_child(ended.result) == -100, "what was known before the fork is"

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 from mpiserve.backends.base import import_object
 from mpiserve.backends.language import huggingface
 from mpiserve.backends.torch import dtypes, weights
+from mpiserve.backends.torch.compiling import compiled
 from mpiserve.backends.torch.model_files import load_module
-from mpiserve.backends.torch.torch_backend import TorchBackend, compiled, set_eval
-from mpiserve.backends.torch.torch_world import agree, close_torch_world, open_torch_world
+from mpiserve.backends.torch.torch_backend import TorchBackend, set_eval
+from mpiserve.backends.torch.torch_world import close_torch_world, open_torch_world
 from mpiserve.config import OBJECT
 from mpiserve.errors import ArgumentError, Code, ModelError
 from mpiserve.failure import check_interrupt, describe
+from mpiserve.mpi.requests import agree
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

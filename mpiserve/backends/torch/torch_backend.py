@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
-import shutil
 import warnings
 from contextlib import AbstractContextManager, nullcontext
 from math import inf
@@ -16,9 +14,10 @@ from mpiserve.backends.base import Backend, check_options, full_name, ordered
 from mpiserve.backends.language import huggingface
 from mpiserve.backends.language.generate import Generator
 from mpiserve.backends.torch import dtypes, gradients
+from mpiserve.backends.torch.compiling import compile_arguments, compiled
 from mpiserve.backends.torch.model_files import load_module
-from mpiserve.config import ServiceConfig, TensorConfig
-from mpiserve.errors import ArgumentError, Code, ModelError
+from mpiserve.config import TensorConfig
+from mpiserve.errors import Code, ModelError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -86,7 +85,7 @@ class TorchBackend(Backend):
         self._known: dict[int, tuple[tuple[np.ndarray, ...], list[torch.Tensor]]] = {}
         self._wanted = [getattr(torch, output.dtype) for output in self.service.outputs]
         self.chunk_rows = self.service.chunk_rows
-        compile_arguments = self._compile_arguments()
+        arguments = compile_arguments(self.service, self.device)
         # What is made in inference mode, as when a model comes back while serving, stays so.
         default = torch.get_default_dtype()
         with torch.inference_mode(False):
@@ -97,8 +96,8 @@ class TorchBackend(Backend):
             text = "the model has changed torch's default dtype for all models of this rank"
             logger.warning("service %s: %s", self.service.name, text)
         self._engine = full_name(type(self.module))
-        if compile_arguments is not None:
-            self.compile(compile_arguments)
+        if arguments is not None:
+            self.compile(arguments)
         elif not self.service.task and gradients.can_be_watched(module):
             self._can_be_watched = True
             self.warmed()
@@ -213,24 +212,6 @@ class TorchBackend(Backend):
         with torch.compiler.set_stance("force_eager"), self._inference():
             self._call(tensors)
         return before != [tensor._version for tensor in tensors]
-
-    def _compile_arguments(self) -> dict[str, Any] | None:
-        """Arguments of torch.compile, if the service asks for it.
-
-        Raises:
-            ArgumentError: If it cannot be had here.
-        """
-        wanted = self.service.options.get("compile", False)
-        if wanted is False:
-            return None
-        arguments = {"mode": wanted} if isinstance(wanted, str) else wanted
-        # Rows vary: else each number of them would be compiled for itself.
-        arguments = {"dynamic": True} | ({} if arguments is True else dict(arguments))
-        inductor = arguments.get("backend", "inductor") == "inductor"
-        if why := _no_compile(self.service, inductor and self.device.type == "cpu"):
-            key = f"service.{self.service.name}.options.compile"
-            raise ArgumentError(Code.EARG, f"{key}: {why}")
-        return arguments
 
     def _inference(self) -> AbstractContextManager[Any]:
         if self._gradients:
@@ -406,38 +387,6 @@ def choose_device(local_rank: int) -> torch.device:
     device = torch.device("cuda", local_rank % torch.cuda.device_count())
     torch.cuda.set_device(device)
     return device
-
-
-def _no_compile(service: ServiceConfig, needs_compiler: bool) -> str:
-    """Say why torch.compile cannot be had, or ""."""
-    compiler = os.environ.get("CXX", "g++")
-    if service.tensor_parallel > 1:
-        return "not with tensor_parallel"
-    if not service.warmup_rows:
-        return "needs warmup, when it compiles"
-    if needs_compiler and not shutil.which(compiler):
-        return f"needs a C++ compiler, and there is no '{compiler}' (CXX names another)"
-    return ""
-
-
-def compiled(service: ServiceConfig, module: torch.nn.Module, arguments: dict[str, Any]) -> Any:
-    """Make a module that is compiled when it is first called.
-
-    Raises:
-        ArgumentError: If it cannot be, or torch does not know the arguments.
-    """
-    import torch
-
-    key = f"service.{service.name}.options.compile"
-    if isinstance(module, torch.jit.ScriptModule):
-        raise ArgumentError(Code.EARG, f"{key}: TorchScript is compiled already")
-    # Else workers for compiling are started, which stay.
-    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
-    try:
-        return torch.compile(module, **arguments)
-    except (TypeError, RuntimeError) as error:
-        text = str(error).splitlines()[0]
-        raise ArgumentError(Code.EARG, f"{key}: {text}") from None
 
 
 def set_eval(module: torch.nn.Module) -> torch.nn.Module:

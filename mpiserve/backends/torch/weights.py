@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from mpiserve.backends.torch.torch_world import complete
 from mpiserve.errors import Code, ModelError
+from mpiserve.mpi.requests import complete
 
 if TYPE_CHECKING:
     import numpy as np
