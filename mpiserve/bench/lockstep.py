@@ -18,7 +18,7 @@ from mpi4py import MPI
 
 from mpiserve.bench.baseline import WARM
 from mpiserve.bench.child import Child
-from mpiserve.bench.coupled import SERVICE, couple, network, rest
+from mpiserve.bench.coupled import SERVICE, couple, idle_barrier, network
 from mpiserve.bench.machine import version
 from mpiserve.bench.models import features
 from mpiserve.bench.places import anywhere
@@ -119,15 +119,15 @@ class Turns:
 
     def alone(self, name: str, child: Child | None, chunk: int) -> None:
         """Let the child work while every rank sleeps."""
-        speed = float(child.ask(f"{chunk} {self.steps}")) if child else None
-        rest(self.comm)
+        speed = float(child.request(f"{chunk} {self.steps}")) if child else None
+        idle_barrier(self.comm)
         self.speeds[name, 0].append(self.comm.bcast(speed))
 
     def turn(self, name: str, active: int, step: Step | None) -> None:
         """Let the first ranks take steps: from the first one's begin to the last one's end."""
-        rest(self.comm)
+        idle_barrier(self.comm)
         mine = self.times(step) if self.comm.rank < active and step else None
-        rest(self.comm)
+        idle_barrier(self.comm)
         spans = [span for span in self.comm.allgather(mine) if span]
         span = max(end for _, end in spans) - min(begin for begin, _ in spans)
         self.speeds[name, active].append(active * ROWS * self.steps / span)
@@ -163,7 +163,7 @@ class Turns:
                 np.frombuffer(socket.recv(copy=False).buffer, np.float32).reshape(x.shape)
 
             yield step
-            rest(self.comm)
+            idle_barrier(self.comm)
             if self.comm.rank == 0:
                 socket.send(STOP)
                 socket.recv()
@@ -175,8 +175,8 @@ class Turns:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="mpiserve-"))
         address = self.comm.bcast(f"ipc://{folder}/zeromq")
         if self.comm.rank == 0:
-            stack.enter_context(Child("worker", address, str(ROWS))).hear()
-        rest(self.comm)
+            stack.enter_context(Child("worker", address, str(ROWS))).read_line()
+        idle_barrier(self.comm)
         socket = stack.enter_context(stack.enter_context(zmq.Context()).socket(zmq.REQ))
         socket.connect(address)
         return socket
@@ -189,7 +189,7 @@ def census_wait(comm: MPI.Comm, plan: Plan) -> dict[str, Any]:
         service = session.service(SERVICE)
         x, y = features(ROWS), features(ROWS)
         found = []
-        rest(session.comm)
+        idle_barrier(session.comm)
         for _ in range(5 if plan.quick else 100):
             begin = time.perf_counter_ns()
             pending = service.submit(x, out=y)

@@ -14,7 +14,7 @@ import numpy as np
 from mpi4py import MPI
 
 from mpiserve.bench import _native
-from mpiserve.bench.coupled import doubles, rest
+from mpiserve.bench.coupled import doubles, idle_barrier
 from mpiserve.bench.plan import Plan
 from mpiserve.bench.report import Progress
 from mpiserve.config.partition import INFERENCE
@@ -51,7 +51,7 @@ def turn(comm: MPI.Comm, plan: Plan, services: int) -> float:
     elif comm.rank < CLIENTS + services:
         with join(world, INFERENCE, doubles("echo", CLIENTS, replicas=services)) as session:
             session.serve()
-    rest(comm)
+    idle_barrier(comm)
     spans = [span for span in comm.allgather(mine) if span]
     clients.Free()
     world.Free()
@@ -63,7 +63,7 @@ def asked(world: MPI.Comm, clients: MPI.Comm, warm: int, rounds: int) -> tuple[f
     client = _native.Client(world)
     try:
         client.sample(False, BYTES, 0, warm)
-        rest(clients)
+        idle_barrier(clients)
         begin = time.monotonic()
         client.sample(False, BYTES, 0, rounds)
         return begin, time.monotonic()

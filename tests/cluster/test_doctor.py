@@ -36,7 +36,7 @@ int clock_gettime(clockid_t id, struct timespec *t) {
 PLANTED = {
     "OMP_NUM_THREADS": ("8", "threads on", "OMP_NUM_THREADS=1"),
     "MPISERVE_TRANSPORT": ("rma", "the memory that they share", "MPISERVE_TRANSPORT=auto"),
-    "MPISERVE_THREAD": ("off", "until a model that runs is done", "MPISERVE_THREAD unset"),
+    "MPISERVE_THREAD": ("off", "wait while a model runs", "MPISERVE_THREAD unset"),
     "CUDA_VISIBLE_DEVICES": ("0,1,2,3,4,5,6,7,8", "GPU(s): models", "CUDA_VISIBLE_DEVICES unset"),
     "MPISERVE_OPEN_TIMEOUT": ("soon", "'soon' is no number", "MPISERVE_OPEN_TIMEOUT=60"),
 }
