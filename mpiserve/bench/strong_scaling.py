@@ -1,4 +1,4 @@
-"""How many requests a second 16 clients get from 1, 2 and 4 services that give back what they get.
+"""Measure requests per second of 16 clients with 1, 2 and 4 services that return their inputs.
 
 The set-up of the strong scaling of the system that docs/performance.md compares with: each client
 has one request under way. Here the services are replicas of one, and the clients are C programs.
@@ -41,7 +41,7 @@ def measure(comm: MPI.Comm, plan: Plan, progress: Progress) -> list[dict[str, An
 
 
 def turn(comm: MPI.Comm, plan: Plan, services: int) -> float:
-    """Let all clients ask at the same time; from the first one's begin to the last one's end."""
+    """Measure requests of all clients at the same time, from the first begin to the last end."""
     warm, rounds = plan.share(BYTES)
     world = comm.Split(comm.rank < CLIENTS + services, comm.rank)
     clients = comm.Split(comm.rank < CLIENTS, comm.rank)
@@ -59,7 +59,7 @@ def turn(comm: MPI.Comm, plan: Plan, services: int) -> float:
 
 
 def asked(world: MPI.Comm, clients: MPI.Comm, warm: int, rounds: int) -> tuple[float, float]:
-    """Ask so often, one request at a time; give begin and end."""
+    """Send requests one at a time; return begin and end."""
     client = _native.Client(world)
     try:
         client.sample(False, BYTES, 0, warm)

@@ -178,5 +178,5 @@ def show(world: list[Facts], progress: Mapping[str, float], found: list[Finding]
 def print_findings(found: list[Finding]) -> None:
     """Print the problems and their remedies."""
     for finding in found:
-        print(f"{finding.severity}: {finding.text}\n  mend it: {finding.remedy}")
+        print(f"{finding.severity}: {finding.text}\n  remedy: {finding.remedy}")
     print(f"{len(found)} finding(s)", flush=True)

@@ -46,9 +46,7 @@ def found(done):
     """Return what was found: (severity, text, remedy)."""
     printed = done.stdout.splitlines()
     starts = [i for i, line in enumerate(printed) if line.startswith(("error: ", "warning: "))]
-    return [
-        (*printed[i].split(": ", 1), printed[i + 1].removeprefix("  mend it: ")) for i in starts
-    ]
+    return [(*printed[i].split(": ", 1), printed[i + 1].removeprefix("  remedy: ")) for i in starts]
 
 
 def only(done, severity, text, remedy):
