@@ -1,4 +1,4 @@
-"""Members of an ensemble: each asks three services at once in every step."""
+"""Members of an ensemble: each queries three services at once in every step."""
 
 import json
 import time
@@ -13,7 +13,7 @@ STEPS, ROWS, PROMPT = 5, 512, 8
 
 
 def words(state):
-    """Put the mean state into tokens, which is what a language model reads."""
+    """Encode the mean state as tokens for the language model."""
     tokens = 1 + np.clip(20 * (state.mean(axis=0) + 2), 0, 90).astype(np.int64)
     return tokens[None, :], np.array([len(tokens)])
 
@@ -32,7 +32,7 @@ class Timed:
 
 
 def run(session):
-    """Return what this member asked, and was answered, in each step; and how often at once."""
+    """Return the queries and answers of each step, and how often requests overlapped."""
     writer, surrogate, risk = map(session.service, ("writer", "surrogate", "risk"))
     random = np.random.default_rng(session.comm.rank)
     state = random.standard_normal((ROWS, 8), dtype=np.float32)
