@@ -41,8 +41,8 @@ class Grid:
 
     def block(self, rank: int) -> tuple[slice, slice]:
         """Return the rows and columns of the grid that `rank` owns."""
-        place = zip(self.comm.Get_coords(rank), self.comm.dims, self.shape, strict=True)
-        return tuple(slice(i * n // parts, (i + 1) * n // parts) for i, parts, n in place)
+        axes = zip(self.comm.Get_coords(rank), self.comm.dims, self.shape, strict=True)
+        return tuple(slice(i * n // parts, (i + 1) * n // parts) for i, parts, n in axes)
 
     def centers(self) -> tuple[np.ndarray, np.ndarray]:
         """Return x and y of this rank's cell centres, halo included."""

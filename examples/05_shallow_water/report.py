@@ -88,7 +88,7 @@ def draw(summary: dict[str, float], network: Run, formula: Run, file: Path) -> N
         axis.set_xlabel("x, m")
     for axis in axes[:, 0]:
         axis.set_ylabel("y, m")
-    figure.suptitle("Shallow water whose friction and eddy viscosity are asked of a network")
+    figure.suptitle("Shallow water with friction and eddy viscosity from a network")
     figure.savefig(file, dpi=130)
 
 

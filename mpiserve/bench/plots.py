@@ -158,8 +158,8 @@ def throughput(report: Row, path: Path) -> Path:
     rows = [row for row in report["rows"] if row["case"] == "throughput"]
     figure, axes = pyplot.subplots(figsize=(8, 4.8), layout="constrained")
     systems = [name for name in SYSTEMS if any(row["system"] == name for row in rows)]
-    for place, system in enumerate(systems):
-        plot_bars(axes, [row for row in rows if row["system"] == system], place, len(systems))
+    for position, system in enumerate(systems):
+        plot_bars(axes, [row for row in rows if row["system"] == system], position, len(systems))
     for row in report["rows"]:
         if row["case"] == "batch_efficiency" and not row["bind"]:
             plot_references(axes, row)
@@ -171,11 +171,11 @@ def throughput(report: Row, path: Path) -> Path:
     return path
 
 
-def plot_bars(axes: Axes, rows: list[Row], place: int, systems: int) -> None:
+def plot_bars(axes: Axes, rows: list[Row], position: int, systems: int) -> None:
     """Draw the bars of one system beside those of the others."""
     name, color = SYSTEMS[rows[0]["system"]]
     width = 0.7 / systems
-    middle = [row["clients"] + (place - (systems - 1) / 2) * width for row in rows]
+    middle = [row["clients"] + (position - (systems - 1) / 2) * width for row in rows]
     heights = [row["value"] / 1000 for row in rows]
     bars = axes.bar(middle, heights, width * 0.92, color=color, label=name)
     # On white, since the lines of the references are behind.

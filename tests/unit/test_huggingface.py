@@ -203,7 +203,7 @@ def test_wrong_tokens_and_lengths_are_refused(make, tokens, lengths, text):
 
 @pytest.mark.parametrize("option", ["replace_with_kernel_inject", "enable_cuda_graph"])
 def test_what_needs_a_gpu_says_so(make, option):
-    with pytest.raises(ArgumentError, match=f"{option}: needs a GPU, and there is none"):
+    with pytest.raises(ArgumentError, match=f"{option}: needs a GPU: remove it here"):
         make(options={"init_inference": {option: True}})
 
 
