@@ -97,7 +97,7 @@ def test_ranks_that_do_not_yield_are_found(on_hosts):
     ranks = 2 * len(os.sched_getaffinity(0))
     done = on_hosts({"n1": ranks}, ["-n", ranks, *DOCTOR], env=GOOD | spinning)
     remedy = "PROGRESS_THROTTLE=1" if is_mpich() else "oversubscribe"
-    only(done, "warning", "do not let each other run", remedy)
+    only(done, "warning", "do not yield their cores", remedy)
 
 
 def test_a_window_beyond_shared_memory_is_found(mpiexec, tmp_path):
