@@ -1,4 +1,4 @@
-"""Files that are models, and files that are not: what they are said to be, and the way out."""
+"""Files that are models, and the errors and remedies for files that are not."""
 
 import json
 import pickle
