@@ -119,10 +119,10 @@ def located(error: BaseException) -> str:
     if isinstance(error, SystemExit):
         return one_line(f"the program ended with status {text_of(error.code)}")
     frames = traceback.extract_tb(error.__traceback__)
-    places = [frame for frame in frames if not frame.filename.endswith(".pyx")]
-    place = f" ({Path(places[-1].filename).name}:{places[-1].lineno})" if places else ""
+    python = [frame for frame in frames if not frame.filename.endswith(".pyx")]
+    location = f" ({Path(python[-1].filename).name}:{python[-1].lineno})" if python else ""
     text = text_of(error) or "no text"
-    return one_line(f"{kind_of(error)}: {text}", TEXT - len(place.encode())) + place
+    return one_line(f"{kind_of(error)}: {text}", TEXT - len(location.encode())) + location
 
 
 _interrupted = False

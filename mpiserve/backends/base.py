@@ -230,12 +230,12 @@ def import_object(spec: str, folder: Path) -> Any:
     Raises:
         ModelError: If the module, the file or the object does not exist.
     """
-    place, _, name = spec.partition(":")
+    module_or_file, _, name = spec.partition(":")
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
     module_name = module_of(spec, folder)
     try:
-        return getattr(_imported(place, module_name, folder), name)
+        return getattr(_imported(module_or_file, module_name, folder), name)
     except ModuleNotFoundError as error:
         if error.name != module_name.split(".")[0] and error.name != module_name:
             raise
@@ -253,10 +253,10 @@ def module_of(spec: str, folder: Path) -> str:
     The module of a file has the same name as if it were imported, unless another module has
     this name.
     """
-    place = spec.partition(":")[0]
-    if not place.endswith(".py"):
-        return place
-    path = (folder / place).resolve()
+    module_or_file = spec.partition(":")[0]
+    if not module_or_file.endswith(".py"):
+        return module_or_file
+    path = (folder / module_or_file).resolve()
     if path.stem.isidentifier():
         taken = sys.modules.get(path.stem)
         origin = getattr(taken, "__file__", None) if taken else _origin(path.stem)
@@ -277,10 +277,10 @@ def _same(origin: str | None, path: Path) -> bool:
     return origin is not None and Path(origin).resolve() == path
 
 
-def _imported(place: str, name: str, folder: Path) -> ModuleType:
-    if not place.endswith(".py"):
+def _imported(module_or_file: str, name: str, folder: Path) -> ModuleType:
+    if not module_or_file.endswith(".py"):
         return import_module(name)
-    path = (folder / place).resolve()
+    path = (folder / module_or_file).resolve()
     if not path.is_file():
         raise ModelError(Code.EMODEL, f"{path}: no such file")
     if str(path.parent) not in sys.path:

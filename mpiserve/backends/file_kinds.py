@@ -97,7 +97,7 @@ def _directory(path: Path) -> str:
     if (path / "saved_model.pb").is_file():
         return "a SavedModel of TensorFlow; convert it to ONNX, and set backend = 'onnx'"
     if (path / "config.json").is_file():
-        return "a directory: say what it is for, task = 'generate' or 'embed'"
+        return "a directory: set task = 'generate' or 'embed'"
     return "a directory without config.json, so not a Hugging Face directory; name a file in it"
 
 

@@ -1,4 +1,4 @@
-"""One table `[service.NAME]` of the configuration: what is served, and how."""
+"""The table `[service.NAME]` of the configuration: a model, its signature and its batching."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is converted of a module and of the tensors of a service, and what is said of it."""
+"""Conversions of modules and tensors, and their log."""
 
 import logging
 
@@ -152,7 +152,7 @@ def test_half_weights_stay_half_on_a_cpu(make, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_converted_is_said_once_with_what_it_loses(make, caplog, kind):
+def test_a_conversion_is_logged_once_with_its_loss(make, caplog, kind):
     caplog.set_level(logging.INFO, "mpiserve")
     double = {"dtype": "float64"}
     backend = make(kind, "plain", double, double)
@@ -175,7 +175,7 @@ def test_what_is_converted_is_said_once_with_what_it_loses(make, caplog, kind):
     assert "convert" not in caplog.text
 
 
-def test_nothing_is_said_where_nothing_is_converted(make, caplog):
+def test_nothing_is_logged_without_a_conversion(make, caplog):
     caplog.set_level(logging.INFO, "mpiserve")
     make("torch", "plain").run((rows(),))
     make("torch", "mixed").run((rows(),))
@@ -212,7 +212,7 @@ def test_convert_false_hands_over_what_there_is(make):
         )
 
 
-def test_digits_of_a_result_are_lost_only_if_it_is_said(make):
+def test_digits_of_a_result_are_lost_only_if_configured(make):
     place = (np.zeros((5, 2), np.float32),)
     text = r"output 'y': expected float32 \[5, 2\], got float64 \[5, 2\]; .*convert = true"
     with pytest.raises(ModelError, match=text):

@@ -1,4 +1,4 @@
-"""Files that are models, and files that are not: what they are said to be, and the way out."""
+"""Files that are models, and the errors and remedies for files that are not."""
 
 import json
 import pickle
@@ -217,7 +217,7 @@ def test_directories_are_named(make, tmp_path):
     with pytest.raises(ModelError, match=r"^empty is a directory without config.json"):
         make("empty")
     (tmp_path / "empty/config.json").write_text("{}")
-    with pytest.raises(ModelError, match=r"^empty is a directory: say what it is for, task = 'gen"):
+    with pytest.raises(ModelError, match=r"^empty is a directory: set task = 'gen"):
         make("empty")
     (tmp_path / "empty/saved_model.pb").write_text("")
     with pytest.raises(ModelError, match=r"^empty is a SavedModel of TensorFlow"):

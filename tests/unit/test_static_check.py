@@ -102,7 +102,7 @@ WRONG = [
     ),
     (BUILT | {"options": {"arguments": 3}}, "options.arguments: must be a table, got 3"),
     (BUILT | {"options": {"arguments": {"width": 1}, "weights": "no"}}, "no: no such file"),
-    ({"backend": "torch", "model": "folder"}, "folder is a directory: say task ="),
+    ({"backend": "torch", "model": "folder"}, "folder is a directory: set task ="),
     ({"backend": "torch", "model": "folder", "task": "embed", "inputs": TOKENS}, "no config.json"),
     ({"backend": "deepspeed", "model": "gone", "task": "embed"}, "gone: no such directory"),
     ({"backend": "deepspeed", "model": "mo dels:build"}, "a callable is named 'module:callable'"),

@@ -52,7 +52,7 @@ def test_rows_that_belong_together_are_found(name):
 
 
 @pytest.mark.parametrize("name", row_models.UNSURE)
-def test_what_cannot_be_told_is_together_too(name):
+def test_unknown_rows_are_together_too(name):
     backend, (remark,) = module(name)
     assert backend.together
     assert "it is unknown whether rows are independent" in remark

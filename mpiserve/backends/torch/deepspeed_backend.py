@@ -147,7 +147,7 @@ class DeepSpeedBackend(TorchBackend):
         if self.device.type == "cpu":
             for name in GPU_ONLY:
                 if options.get(name):
-                    text = f"{key}.options.init_inference.{name}: needs a GPU, and there is none"
+                    text = f"{key}.options.init_inference.{name}: needs a GPU: remove it here"
                     raise ArgumentError(Code.EARG, text)
         if policy := self.service.options.get("injection_policy"):
             options["injection_policy"] = {

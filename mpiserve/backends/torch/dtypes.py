@@ -150,16 +150,16 @@ def without_inference(module: torch.nn.Module) -> None:
 
     new: dict[int, torch.Tensor] = {}
     for part in module.modules():
-        places: tuple[dict[str, Any], ...] = (part._parameters, part._buffers)
-        for place in places:
-            for name, tensor in list(place.items()):
+        owners: tuple[dict[str, Any], ...] = (part._parameters, part._buffers)
+        for owner in owners:
+            for name, tensor in list(owner.items()):
                 if tensor is None or is_lazy(tensor) or not tensor.is_inference():
                     continue
                 if id(tensor) not in new:
                     copy = tensor.clone()
                     is_parameter = isinstance(tensor, torch.nn.Parameter)
                     new[id(tensor)] = torch.nn.Parameter(copy, False) if is_parameter else copy
-                place[name] = new[id(tensor)]
+                owner[name] = new[id(tensor)]
 
 
 def without_values(module: torch.nn.Module) -> str:
@@ -185,7 +185,7 @@ def _arithmetic(tensor: torch.Tensor) -> torch.dtype | None:
 
 
 def _target(tensor: torch.Tensor, wanted: torch.dtype) -> torch.dtype | None:
-    """Return the dtype that a tensor gets; None if there is none, or it does not hold numbers."""
+    """Return the target dtype of a tensor; None if `wanted` has no equivalent for it."""
     import torch
 
     if not tensor.is_complex():

@@ -76,17 +76,17 @@ def _shards(path: Path) -> State:
     if not path.is_file():
         raise ModelError(Code.EMODEL, f"{path}: no such file")
     try:
-        places: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        files: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
     except (ValueError, KeyError, TypeError):
         text = f"{path.name}: not an index of safetensors files: it has no 'weight_map'"
         raise ModelError(Code.EMODEL, text) from None
     found: State = {}
-    for name in sorted(set(places.values())):
+    for name in sorted(set(files.values())):
         found |= _file(path.parent / name)
-    if missing := [name for name in places if name not in found]:
+    if missing := [name for name in files if name not in found]:
         text = f"{path.name}: its files lack {_list(missing)}"
         raise ModelError(Code.EMODEL, text)
-    return {name: found[name] for name in places}
+    return {name: found[name] for name in files}
 
 
 def _renamed(path: Path, found: State, mine: State) -> State:
