@@ -101,7 +101,8 @@ format: $(BASE)/stamp.tools  ## format the Python and C sources
 
 docs: $(BASE)/stamp.docs  ## build the documentation into build/site, without a network; check links and paths
 	@$(PYTHON) tests/check_docs.py
-	@NO_MKDOCS_2_WARNING=1 $(BASE)/bin/mkdocs -q build
+	@mkdir -p build && NO_MKDOCS_2_WARNING=1 $(BASE)/bin/mkdocs build >build/docs.log 2>&1 || \
+	    { grep -v ^INFO build/docs.log; exit 1; }  # --quiet would hide warnings from --strict too
 	@echo "the documentation: build/site/index.html"
 
 clean:  ## remove what was built (environments stay)

@@ -55,7 +55,8 @@ def page(path: Path) -> str:
     name = path.relative_to(ROOT).as_posix()
     head = f"---\nsearch:\n  exclude: true\nhide:\n  - toc\n---\n\n# {name}\n\n"
     if path.is_dir():
-        return head + "\n".join(f"- [{each.name}]({each.name}.md)" for each in members(path))
+        name = path.name
+        return head + "\n".join(f"- [{each.name}]({name}/{each.name}.md)" for each in members(path))
     text = path.read_text()
     if path.suffix == ".md":
         title, _, body = text.partition("\n")

@@ -71,6 +71,11 @@ def test_every_function_of_the_header_has_a_contract():
     contracts = header.functions(parts)
     exported = re.findall(r"(mpiserve_\w+);", (ROOT / "csrc/mpiserve.map").read_text())
     assert sorted(contracts) == sorted(exported)
+    known = {name for part in parts for item in part.items for name in item.names}
+    for part in parts[1:]:
+        for item in part.items:
+            named = re.findall(r"\w+", item.text.partition(":")[0])
+            assert named and set(named) <= known | {"mpiserve_mpi_version"}, item.text
     assert [name for name, text in contracts.items() if len(text) < 20] == []
     page = header.page()
     assert [name for name in exported if f"{name}(" not in page] == []
@@ -91,6 +96,9 @@ def test_every_procedure_of_a_fortran_type_is_described():
     bound = set(re.findall(r"^    (?:generic|procedure) :: (\w+) =>", text, re.MULTILINE))
     assert len(bound) > 15
     assert bound == described
+    for kind in module.types(text):
+        for own in kind.bound:
+            assert all(f"{name}(" in own.text for name in own.names), own
 
 
 def test_every_public_name_of_python_is_in_the_reference():
