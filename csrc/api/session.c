@@ -25,28 +25,42 @@ static int open_simulation(mpiserve_session *session) {
   return code;
 }
 
+/* The end of a session: another thread may take its place at once. */
 static void forget(mpiserve_session *session) {
-  msi_handles_remove(session);
   free(session->descriptions);
-  free(session);
+  msi_handles_give((int)(session - msi_sessions));
+}
+
+static int open_session(mpiserve_session *made, MPI_Comm world, int role, int code,
+                        const char *text) {
+  int place = (int)(made - msi_sessions);
+  *made = (mpiserve_session){0};
+  int result = msi_world_open(&made->world, world, role, code, text);
+  if (result) return result;
+  msi_handles_keep_comm(place, made->world.comm);
+  if (role == MPISERVE_SIMULATION) result = open_simulation(made);
+  if (result) {
+    msi_handles_drop_comm(place);
+    msi_world_close(&made->world);
+    return result;
+  }
+  size_t bytes = (size_t)made->client.n_services * sizeof *made->client.services;
+  msi_handles_own(place, made->client.services, bytes);
+  msi_handles_open(place, role);
+  return MPISERVE_OK;
 }
 
 static int open_any(MPI_Comm world, int role, int code, const char *text,
                     mpiserve_session **session) {
   int result = check_open(world, role);
   if (result) return result;
-  mpiserve_session *made = calloc(1, sizeof *made);
-  if (!made) return msi_error(MPISERVE_ENOMEM, "no memory for a session");
-  result = msi_handles_add(made);
-  if (!result) result = msi_world_open(&made->world, world, role, code, text);
-  if (!result && role == MPISERVE_SIMULATION) {
-    result = open_simulation(made);
-    if (result) msi_world_close(&made->world);
-  }
+  int place = msi_handles_take();
+  if (place < 0) return MPISERVE_ENOMEM;
+  result = open_session(&msi_sessions[place], world, role, code, text);
   if (result)
-    forget(made);
+    forget(&msi_sessions[place]);
   else
-    *session = made;
+    *session = &msi_sessions[place];
   return result;
 }
 
@@ -135,6 +149,7 @@ int mpiserve_close(mpiserve_session *session) {
   if (session->published) msi_serving_close(&session->serving);
   /* Freeing is collective: simulation ranks left when their open failed. */
   int freed = session->broken ? MPISERVE_OK : msi_window_close(&session->window);
+  msi_handles_drop_comm((int)(session - msi_sessions)); /* which is freed now */
   msi_world_close(&session->world);
   forget(session);
   return code ? code : met ? met : freed;

@@ -13,8 +13,10 @@ struct mpiserve_session {
   mpiserve_description *descriptions; /* inference ranks: what was published */
   int published;                      /* inference ranks: how many services; 0: not yet */
   int broken;                         /* opening failed on every rank: nobody waits for us */
-  atomic_int entered;                 /* a thread is in a call of this session */
 };
+
+/* All that one process can have, by their place in base/handles: a handle is an address here. */
+extern mpiserve_session msi_sessions[MPISERVE_MAX_SESSIONS];
 
 /* ---- turn.c ------------------------------------------------------------------------- */
 

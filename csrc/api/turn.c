@@ -3,6 +3,8 @@
 #include "base/error.h"
 #include "base/handles.h"
 
+mpiserve_session msi_sessions[MPISERVE_MAX_SESSIONS];
+
 int msi_null_argument(const char *name) { return msi_error(MPISERVE_EARG, "%s is NULL", name); }
 
 int msi_not_open(const char *what) {
@@ -13,38 +15,29 @@ int msi_not_open(const char *what) {
   return msi_error(MPISERVE_ESTATE, "%s: it was closed, or never opened", what);
 }
 
+/* -1 or more than there are: it is no session. */
+static int place_of(const mpiserve_session *session) {
+  uintptr_t at = (uintptr_t)session - (uintptr_t)msi_sessions;
+  return at % sizeof *session || at >= sizeof msi_sessions ? -1 : (int)(at / sizeof *session);
+}
+
 int msi_check_session(const mpiserve_session *session) {
   if (!session) return msi_null_argument("session");
-  return msi_handles_has(session) ? MPISERVE_OK : msi_not_open("the session is not open");
-}
-
-/* Services lie in an array of their session. */
-static int owns(const mpiserve_session *session, const mpiserve_service *service) {
-  if (session->world.role != MPISERVE_SIMULATION) return 0;
-  uintptr_t first = (uintptr_t)session->client.services, at = (uintptr_t)service;
-  size_t bytes = (size_t)session->client.n_services * sizeof *service;
-  return at >= first && at - first < bytes && (at - first) % sizeof *service == 0;
-}
-
-/* The session of a service; NULL if it is not open. */
-static mpiserve_session *session_of(const mpiserve_service *service) {
-  for (int i = 0; i < MPISERVE_MAX_SESSIONS; i++) {
-    mpiserve_session *session = msi_handles_at(i);
-    if (session && owns(session, service)) return session;
-  }
-  return NULL;
+  int role = msi_handles_role(place_of(session));
+  return role < 0 ? msi_not_open("the session is not open") : MPISERVE_OK;
 }
 
 static int service_not_open(void) { return msi_not_open("the session of the service is not open"); }
 
 int msi_check_service(const mpiserve_service *service) {
   if (!service) return msi_null_argument("service");
-  return session_of(service) ? MPISERVE_OK : service_not_open();
+  return msi_handles_owner(service, sizeof *service) < 0 ? service_not_open() : MPISERVE_OK;
 }
 
-/* Acquire and release: a thread sees what the one before it did with the session. */
 int msi_take_turn(mpiserve_session *session, mpiserve_session **turn) {
-  if (atomic_exchange_explicit(&session->entered, 1, memory_order_acquire))
+  int entered = msi_handles_enter(place_of(session));
+  if (entered < 0) return msi_not_open("the session is not open");
+  if (!entered)
     return msi_error(MPISERVE_ESTATE,
                      "another thread is in a call of this session: threads use a session one at a "
                      "time; put a lock around the calls");
@@ -53,7 +46,7 @@ int msi_take_turn(mpiserve_session *session, mpiserve_session **turn) {
 }
 
 void msi_leave(mpiserve_session *const *turn) {
-  if (*turn) atomic_store_explicit(&(*turn)->entered, 0, memory_order_release);
+  if (*turn) msi_handles_leave((int)(*turn - msi_sessions));
 }
 
 int msi_enter(mpiserve_session *session, int role, mpiserve_session **turn) {
@@ -63,8 +56,8 @@ int msi_enter(mpiserve_session *session, int role, mpiserve_session **turn) {
 
 int msi_enter_service(const mpiserve_service *service, mpiserve_session **turn) {
   if (!service) return msi_null_argument("service");
-  mpiserve_session *session = session_of(service);
-  return session ? msi_take_turn(session, turn) : service_not_open();
+  int place = msi_handles_owner(service, sizeof *service);
+  return place < 0 ? service_not_open() : msi_take_turn(&msi_sessions[place], turn);
 }
 
 int msi_check_timeout(double timeout) {
@@ -74,9 +67,10 @@ int msi_check_timeout(double timeout) {
 }
 
 int msi_check_role(const mpiserve_session *session, int role) {
-  int code = msi_check_session(session);
-  if (code) return code;
-  if (session->world.role == role) return MPISERVE_OK;
+  if (!session) return msi_null_argument("session");
+  int its = msi_handles_role(place_of(session));
+  if (its < 0) return msi_not_open("the session is not open");
+  if (its == role) return MPISERVE_OK;
   return msi_error(MPISERVE_EARG, "this is for %s ranks, and rank %d is one of the others",
                    role == MPISERVE_SIMULATION ? "simulation" : "inference", session->world.rank);
 }

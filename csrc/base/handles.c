@@ -2,18 +2,28 @@
 
 #include <pthread.h>
 #include <stdatomic.h>
-#include <stddef.h>
 
 #include "base/error.h"
 
-/* Sessions of several threads open and close at any time; each is used by one thread. */
-static _Atomic(mpiserve_session *) table[MPISERVE_MAX_SESSIONS];
+enum { FREE, TAKEN, OPEN }; /* OPEN + role */
 
+static struct {
+  atomic_int state, entered;
+  _Atomic uintptr_t memory;
+  _Atomic size_t bytes; /* 0: it owns none */
+  int has_comm;         /* these two: under the lock */
+  MPI_Comm comm;
+} table[MPISERVE_MAX_SESSIONS];
+
+static pthread_mutex_t comms_lock = PTHREAD_MUTEX_INITIALIZER;
 static atomic_int forked;
 
 /* A child that used its copy of a session would take the parent's answers, and its lane. */
 static void forget_all(void) {
-  for (int i = 0; i < MPISERVE_MAX_SESSIONS; i++) atomic_store(&table[i], NULL);
+  for (int i = 0; i < MPISERVE_MAX_SESSIONS; i++) {
+    atomic_store(&table[i].state, FREE);
+    atomic_store(&table[i].bytes, 0);
+  }
   atomic_store(&forked, 1); /* MPI is the parent's too: there can be no session here */
 }
 
@@ -21,31 +31,87 @@ static void watch_forks(void) { pthread_atfork(NULL, NULL, forget_all); }
 
 int msi_handles_forked(void) { return atomic_load(&forked); }
 
-int msi_handles_add(mpiserve_session *session) {
+int msi_handles_take(void) {
   static pthread_once_t once = PTHREAD_ONCE_INIT;
   pthread_once(&once, watch_forks);
   for (int i = 0; i < MPISERVE_MAX_SESSIONS; i++) {
-    mpiserve_session *none = NULL;
-    if (atomic_compare_exchange_strong(&table[i], &none, session)) return MPISERVE_OK;
+    int state = FREE;
+    if (atomic_compare_exchange_strong(&table[i].state, &state, TAKEN)) return i;
   }
-  return msi_error(MPISERVE_ENOMEM,
-                   "%d sessions of this process are open, and there is no room "
-                   "for more: close some",
-                   MPISERVE_MAX_SESSIONS);
+  msi_error(MPISERVE_ENOMEM,
+            "%d sessions of this process are open, and there is no room for more: close some",
+            MPISERVE_MAX_SESSIONS);
+  return -1;
 }
 
-void msi_handles_remove(const mpiserve_session *session) {
+/* Whoever takes the place sees all that was done in it. */
+void msi_handles_give(int place) {
+  atomic_store(&table[place].bytes, 0);
+  atomic_store(&table[place].entered, 0);
+  atomic_store(&table[place].state, FREE);
+}
+
+/* Pairs with the acquire of msi_handles_role(): the session is complete. */
+void msi_handles_open(int place, int role) {
+  atomic_store_explicit(&table[place].state, OPEN + role, memory_order_release);
+}
+
+int msi_handles_role(int place) {
+  if (place < 0 || place >= MPISERVE_MAX_SESSIONS) return -1;
+  int state = atomic_load_explicit(&table[place].state, memory_order_acquire);
+  return state < OPEN ? -1 : state - OPEN;
+}
+
+void msi_handles_own(int place, const void *memory, size_t bytes) {
+  atomic_store(&table[place].memory, (uintptr_t)memory);
+  atomic_store(&table[place].bytes, bytes);
+}
+
+/* The size is read on both sides of the address, as the place may change hands in between: it is
+ * 0 before a new address is stored, so that equal sizes belong to the address. */
+static int owns(int place, uintptr_t address, size_t piece) {
+  size_t bytes = atomic_load_explicit(&table[place].bytes, memory_order_acquire);
+  uintptr_t memory = atomic_load_explicit(&table[place].memory, memory_order_acquire);
+  size_t at = address - memory; /* before it: far behind it, unsigned */
+  if (at >= bytes || at % piece) return 0;
+  return bytes == atomic_load_explicit(&table[place].bytes, memory_order_relaxed);
+}
+
+int msi_handles_owner(const void *address, size_t piece) {
   for (int i = 0; i < MPISERVE_MAX_SESSIONS; i++)
-    if (msi_handles_at(i) == session) atomic_store_explicit(&table[i], NULL, memory_order_relaxed);
+    if (owns(i, (uintptr_t)address, piece)) return i;
+  return -1;
 }
 
-/* Relaxed: a thread that was handed a session knows more of it than its address already. */
-mpiserve_session *msi_handles_at(int n) {
-  return atomic_load_explicit(&table[n], memory_order_relaxed);
+/* It may have closed since it was found open: nobody closes it while this turn lasts. */
+int msi_handles_enter(int place) {
+  if (msi_handles_role(place) < 0) return -1;
+  if (atomic_exchange_explicit(&table[place].entered, 1, memory_order_acquire)) return 0;
+  if (msi_handles_role(place) >= 0) return 1;
+  msi_handles_leave(place);
+  return -1;
 }
 
-int msi_handles_has(const mpiserve_session *session) {
-  for (int i = 0; i < MPISERVE_MAX_SESSIONS; i++)
-    if (msi_handles_at(i) == session) return 1;
-  return 0;
+void msi_handles_leave(int place) {
+  atomic_store_explicit(&table[place].entered, 0, memory_order_release);
+}
+
+static void set_comm(int place, int has_comm, MPI_Comm comm) {
+  pthread_mutex_lock(&comms_lock);
+  table[place].has_comm = has_comm;
+  table[place].comm = comm;
+  pthread_mutex_unlock(&comms_lock);
+}
+
+void msi_handles_keep_comm(int place, MPI_Comm comm) { set_comm(place, 1, comm); }
+
+void msi_handles_drop_comm(int place) { set_comm(place, 0, table[place].comm); }
+
+int msi_handles_any_comm(int (*is_same)(MPI_Comm, MPI_Comm), MPI_Comm comm) {
+  int any = 0;
+  pthread_mutex_lock(&comms_lock);
+  for (int i = 0; i < MPISERVE_MAX_SESSIONS && !any; i++)
+    any = table[i].has_comm && is_same(table[i].comm, comm);
+  pthread_mutex_unlock(&comms_lock);
+  return any;
 }

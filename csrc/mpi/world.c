@@ -1,11 +1,11 @@
 #include "mpi/world.h"
 
-#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/error.h"
+#include "base/handles.h"
 #include "protocol/tensor.h"
 
 enum { MOST_NAMED = 8 }; /* ranks of a text */
@@ -19,36 +19,15 @@ typedef struct hello {
   char transport[8]; /* MPISERVE_TRANSPORT of its environment */
 } hello;
 
-/* Of all sessions that are open here, each of which may be another thread's. */
-static MPI_Comm open_worlds[MPISERVE_MAX_SESSIONS];
-static int n_open_worlds;
-static pthread_mutex_t open_worlds_lock = PTHREAD_MUTEX_INITIALIZER;
-
-static void enter(MPI_Comm comm) {
-  pthread_mutex_lock(&open_worlds_lock);
-  open_worlds[n_open_worlds++] = comm; /* there is room: msi_handles_add() has counted */
-  pthread_mutex_unlock(&open_worlds_lock);
-}
-
-static void leave(MPI_Comm comm) {
-  pthread_mutex_lock(&open_worlds_lock);
-  for (int i = 0; i < n_open_worlds; i++)
-    if (open_worlds[i] == comm) open_worlds[i] = open_worlds[--n_open_worlds];
-  pthread_mutex_unlock(&open_worlds_lock);
+static int is_same(MPI_Comm a, MPI_Comm b) {
+  int how;
+  return !MPI_Comm_compare(a, b, &how) && (how == MPI_IDENT || how == MPI_CONGRUENT);
 }
 
 /* Local. No rank of a world has closed while one has not, so all that open a second session
  * find the first, and nobody waits for those who refuse. */
 int msi_world_check_closed(MPI_Comm comm) {
-  int open = 0;
-  pthread_mutex_lock(&open_worlds_lock); /* a communicator is freed by who has left */
-  for (int i = 0; i < n_open_worlds && !open; i++) {
-    int how;
-    open =
-        !MPI_Comm_compare(comm, open_worlds[i], &how) && (how == MPI_IDENT || how == MPI_CONGRUENT);
-  }
-  pthread_mutex_unlock(&open_worlds_lock);
-  if (!open) return MPISERVE_OK;
+  if (!msi_handles_any_comm(is_same, comm)) return MPISERVE_OK;
   return msi_error(
       MPISERVE_ESTATE,
       "a session of this world is open: these ranks have one at a time; close it first");
@@ -274,10 +253,7 @@ int msi_world_open(msi_world *world, MPI_Comm comm, int role, int code, const ch
   if (!result) result = agree(world, code, text);
   if (!result) result = find_nodes(world);
   if (!result) result = split_roles(world);
-  if (result)
-    msi_world_close(world);
-  else
-    enter(world->comm);
+  if (result) msi_world_close(world);
   return result;
 }
 
@@ -369,7 +345,6 @@ static void free_comm(MPI_Comm *comm) {
 }
 
 void msi_world_close(msi_world *world) {
-  leave(world->comm);
   free_comm(&world->peers);
   free_comm(&world->node);
   free_comm(&world->comm);
