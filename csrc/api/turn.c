@@ -1,4 +1,5 @@
-/* turn: may this call use the session: is it open, of this role, and no other thread's now? */
+/* turn: checks that a session is open, that this rank has the role, and that no other thread is in
+ * a call of it. */
 #include "api/session.h"
 #include "base/error.h"
 #include "base/handles.h"
@@ -18,7 +19,7 @@ int msi_check_session(const mpiserve_session *session) {
   return msi_handles_has(session) ? MPISERVE_OK : msi_not_open("the session is not open");
 }
 
-/* Services lie in an array of their session. */
+/* A session keeps its services in an array. */
 static int owns(const mpiserve_session *session, const mpiserve_service *service) {
   if (session->world.role != MPISERVE_SIMULATION) return 0;
   uintptr_t first = (uintptr_t)session->client.services, at = (uintptr_t)service;
