@@ -211,6 +211,7 @@ setup(
     extras_require={
         "bench": ["matplotlib>=3.9", "pyzmq>=26", "redis>=5"],
         "demo": ["matplotlib>=3.9", "scipy>=1.14"],
+        "docs": ["mkdocs-material>=9.7,<10", "mkdocstrings-python>=2"],
         "language": ["transformers>=5"],
         "onnx": ["onnxruntime>=1.20"],
         "test": [

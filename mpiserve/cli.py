@@ -169,7 +169,7 @@ def config(
         bool, typer.Option("--pkg-config-dir", help="For PKG_CONFIG_PATH.")
     ] = False,
     world: Annotated[
-        bool, typer.Option("--world", help="The library to preload: see docs/running.md.")
+        bool, typer.Option("--world", help="The library to preload: see docs/guide/mpi-comm-world.md.")
     ] = False,
 ) -> None:
     """Print what a program in C, C++ or Fortran is compiled and linked with, on one line."""

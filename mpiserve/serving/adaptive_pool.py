@@ -43,14 +43,14 @@ class Channel:
     and three for each service. So small a message is sent whatever the receiver does.
 
     Args:
-        broker: Of this rank; its thread is kept out of MPI meanwhile.
+        lib: Of this rank; its thread is kept out of MPI meanwhile.
         comm: The ranks of the pool.
         services: Their number.
     """
 
-    def __init__(self, broker: core.Session, comm: MPI.Comm, services: int) -> None:
+    def __init__(self, lib: core.Session, comm: MPI.Comm, services: int) -> None:
         self.comm = comm
-        self._broker = broker
+        self._lib = lib
         self._size = 3 + 3 * services
         self._sent: list[tuple[MPI.Request, np.ndarray]] = []
 
@@ -80,11 +80,11 @@ class Channel:
 
     @contextmanager
     def _mpi(self) -> Iterator[None]:
-        self._broker.mpi_take()
+        self._lib.mpi_take()
         try:
             yield
         finally:
-            self._broker.mpi_give()
+            self._lib.mpi_give()
 
 
 class Meter:
@@ -153,7 +153,7 @@ class AdaptivePool(Pool):
 
     def __init__(
         self,
-        broker: core.Session,
+        lib: core.Session,
         assignment: Assignment,
         comm: MPI.Comm | None = None,
         local_rank: int = 0,
@@ -161,9 +161,9 @@ class AdaptivePool(Pool):
         pool: MPI.Comm,
         settings: PoolConfig,
     ) -> None:
-        super().__init__(broker, assignment, comm, local_rank)
+        super().__init__(lib, assignment, comm, local_rank)
         self._settings = settings
-        self._channel = Channel(broker, pool, len(self.servers))
+        self._channel = Channel(lib, pool, len(self.servers))
         self._meter = Meter(len(self.servers))
         self._holds: set[int] = set()
         self._policy: Policy | None = None  # of the leader
@@ -232,7 +232,7 @@ class AdaptivePool(Pool):
     def _begin(self) -> None:
         for s, server in enumerate(self.servers):
             if s not in self._holds and not server.failed:
-                self.broker.suspend(s, True)
+                self.lib.suspend(s, True)
         self._meter = Meter(len(self.servers))
 
     def _end(self) -> None:
@@ -268,7 +268,7 @@ class AdaptivePool(Pool):
 
     def _answer(self, batch: core.Batch) -> None:
         begin, s = time.monotonic(), batch.service
-        self._meter.look([self.broker.queue_rows(s) for s in range(len(self.servers))])
+        self._meter.look([self.lib.queue_rows(s) for s in range(len(self.servers))])
         super()._answer(batch)
         self._meter.busy[s] += time.monotonic() - begin
         self._meter.rows[s] += batch.rows
@@ -346,7 +346,7 @@ class AdaptivePool(Pool):
                 return  # to another version: first things first
             if gives in self._holds:
                 self._holds.discard(gives)
-                self.broker.suspend(gives, True)
+                self.lib.suspend(gives, True)
             if gives >= 0 and not self.servers[gives].idle:
                 return  # with requests that are held
             if gives >= 0:
@@ -366,7 +366,7 @@ class AdaptivePool(Pool):
         if loading.error is None and loading.backend:
             server.put(loading.backend)
             self._holds.add(at)
-            self.broker.suspend(at, False)
+            self.lib.suspend(at, False)
         else:
             error = loading.error or Error(Code.EMODEL, "nothing was loaded")
             logger.error("%s cannot be loaded: %s", server.service.name, describe(error))

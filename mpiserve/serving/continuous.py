@@ -20,7 +20,7 @@ class Stepper:
     """Serves a model that takes requests one by one.
 
     Args:
-        broker: Of this rank.
+        lib: Of this rank.
         steps: The model.
         finish: Makes the arrays of the signature, of so many rows, from a result.
         report: Puts an exception into one line, and logs it.
@@ -28,12 +28,12 @@ class Stepper:
 
     def __init__(
         self,
-        broker: core.Session,
+        lib: core.Session,
         steps: Steps,
         finish: Callable[[Any, int], list[np.ndarray]],
         report: Callable[[BaseException], str],
     ) -> None:
-        self._broker = broker
+        self._lib = lib
         self._steps = steps
         self._finish = finish
         self._report = report
@@ -58,7 +58,7 @@ class Stepper:
     def take(self, batch: core.Batch) -> None:
         """Hold the requests of a batch, and begin them."""
         inputs = [array.copy() for array in batch.inputs]
-        for ticket in self._broker.hold_batch():
+        for ticket in self._lib.hold_batch():
             rows = slice(ticket.row, ticket.row + ticket.rows)
             self._begin(ticket, tuple(array[rows] for array in inputs))
 
@@ -89,7 +89,7 @@ class Stepper:
     def _forget(self) -> None:
         """Drop what nobody waits for any more: the others get faster."""
         for key, ticket in list(self._held.items()):
-            if not self._broker.wants(ticket):
+            if not self._lib.wants(ticket):
                 del self._held[key]
                 self._drop(key)
 
@@ -129,7 +129,7 @@ class Stepper:
             check_interrupt()
             self._fail(key, error)
             return
-        self._broker.reply_ticket(self._held.pop(key), outputs)
+        self._lib.reply_ticket(self._held.pop(key), outputs)
 
     def _fail(self, key: int, error: BaseException) -> None:
-        self._broker.fail_ticket(self._held.pop(key), Code.EMODEL, self._report(error))
+        self._lib.fail_ticket(self._held.pop(key), Code.EMODEL, self._report(error))

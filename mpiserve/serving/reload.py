@@ -129,7 +129,7 @@ class Changes:
     """Answers what clients ask of a head's model, one after the other.
 
     Args:
-        broker: Of this rank.
+        lib: Of this rank.
         versions: Of its model.
         tell: Has the other ranks of the replica do the same.
         aside: Whether loading may go on in a thread, while batches are answered.
@@ -138,13 +138,13 @@ class Changes:
 
     def __init__(
         self,
-        broker: core.Session,
+        lib: core.Session,
         versions: Versions,
         tell: Callable[[int, str], None],
         aside: bool,
         idle: Callable[[], bool],
     ) -> None:
-        self._broker = broker
+        self._lib = lib
         self._versions = versions
         self._tell = tell
         self._aside = aside
@@ -172,7 +172,7 @@ class Changes:
             # Who was refused lets go of what it has not got.
             code = Code.OK if what == Change.DROP else Code.ESTATE
             text = f"rank {self._owner} is changing the version of this service"
-            self._broker.change_reply(service, code, text)
+            self._lib.change_reply(service, code, text)
         elif what == Change.LOAD and self._aside:
             self._thread = threading.Thread(target=self._do, args=(what, version), daemon=True)
             self._thread.start()
@@ -207,6 +207,6 @@ class Changes:
             loaded = what == Change.LOAD and self._error is None
             self._owner = client if loaded else -1
         if self._error is None:
-            self._broker.change_reply(service, Code.OK, "")
+            self._lib.change_reply(service, Code.OK, "")
             return
-        self._broker.change_reply(service, code_of(self._error), describe(self._error))
+        self._lib.change_reply(service, code_of(self._error), describe(self._error))

@@ -49,13 +49,13 @@ class Server:
 
     def __init__(
         self,
-        broker: core.Session,
+        lib: core.Session,
         assignment: Assignment,
         comm: MPI.Comm | None = None,
         local_rank: int = 0,
         place: int = 0,
     ) -> None:
-        self.broker = broker
+        self.lib = lib
         self.assignment = assignment
         self.place = place
         self.service = assignment.service.of_version()
@@ -74,15 +74,15 @@ class Server:
         self._engine = ""  # of the model that answers, once it is loaded
         self._native = False  # ..., which the broker answers for
         self._failures = Failures(self._name)
-        self._splitter = Splitter(broker, self._run_rows, self._report)
-        self._silence = notices.Silence(broker)
+        self._splitter = Splitter(lib, self._run_rows, self._report)
+        self._silence = notices.Silence(lib)
         self._alone: notices.Alone | None = notices.Alone(
             self.service.name, self.service.max_batch_rows
         )
         self._serving = ExitStack()  # what the backend needs while it serves
         self._versions = Versions(assignment.service, self._again, self._put, self.let_go)
         aside = self._shared is None and self.service.reload == "beside"
-        self._changes = Changes(broker, self._versions, self._tell, aside, lambda: self.idle)
+        self._changes = Changes(lib, self._versions, self._tell, aside, lambda: self.idle)
 
     def serve(self, watch: Callable[[], None] | None = None) -> None:
         """Load, announce, and answer until every simulation rank has left.
@@ -108,7 +108,7 @@ class Server:
         """Load the model, warm it up and announce the service: ready, or why not."""
         description = self.prepare()
         with notices.publishing():
-            self.broker.publish(description)
+            self.lib.publish(description)
 
     def prepare(self) -> dict[str, Any]:
         """Load the model and warm it up; give what is to be published of it."""
@@ -151,15 +151,15 @@ class Server:
         batch = None
         try:
             if self._native and not self.failed:
-                self.broker.serve_echo(timeout)
+                self.lib.serve_echo(timeout)
             elif self._stepper and not self._stepper.room:
-                self.broker.poll()
+                self.lib.poll()
             else:
-                batch = self.broker.next_batch(0.0 if self.busy else timeout)
+                batch = self.lib.next_batch(0.0 if self.busy else timeout)
         except ClosedError:
             return False
         except ChangeError:
-            self.change(self.broker.change_get())
+            self.change(self.lib.change_get())
         if batch is not None:
             self.answer(batch)
         elif not self.busy:
@@ -192,23 +192,23 @@ class Server:
             self._stepper.take(batch)
             return
         if self._alone and not self.backend.together:
-            waiting = self.broker.queue_rows(batch.service)
+            waiting = self.lib.queue_rows(batch.service)
             if not self._alone.look(batch.requests, batch.rows, waiting):
                 self._alone = None
 
         def done(rows: int) -> None:
-            self.broker.reply_rows(rows, batch.outputs)
+            self.lib.reply_rows(rows, batch.outputs)
 
         try:
             if self.backend.wants_clients:
-                self.backend.clients = self.broker.batch_clients()
+                self.backend.clients = self.lib.batch_clients()
             result = self._results(self._given(batch.inputs), batch.outputs, done)
             outputs = self._checked(result, batch.outputs, batch.rows)
         except BaseException as error:
             check_interrupt()
             self._fail(batch, self._report(error))
         else:
-            self.broker.reply(outputs)
+            self.lib.reply(outputs)
 
     def change(self, order: Order) -> None:
         """Do what a client asks of the model, or begin with it."""
@@ -270,7 +270,7 @@ class Server:
 
     def summary(self) -> str:
         """Say in one line what this rank has done."""
-        return notices.summary(self._name(), self.broker.counters())
+        return notices.summary(self._name(), self.lib.counters())
 
     @property
     def broken(self) -> bool:
@@ -287,7 +287,7 @@ class Server:
         """Become head or follower of the ranks that run this replica together."""
         from mpiserve.serving import tensor_parallel
 
-        parts: tuple[Any, ...] = (self.broker, self._comm, self._part, self._inputs)
+        parts: tuple[Any, ...] = (self.lib, self._comm, self._part, self._inputs)
         seconds = self.service.peer_timeout_s
         if self.assignment.tp_index:
             change = self._follow
@@ -325,7 +325,7 @@ class Server:
             return  # which answer nothing
         if self._announced and self._rows != self._kind:
             self._rows = self._kind
-            self.broker.set_rows(self.place, self._rows)
+            self.lib.set_rows(self.place, self._rows)
             logger.info("%s answers requests with rows %s now", self._name(), self._rows)
 
     def _again(self, service: ServiceConfig) -> Backend:
@@ -367,7 +367,7 @@ class Server:
         """Make what leads a model that works in steps; several ranks run batches alone."""
         if not backend.steps or self._shared:
             return None
-        return Stepper(self.broker, backend.steps, self._finished, self._report)
+        return Stepper(self.lib, backend.steps, self._finished, self._report)
 
     def _tell(self, what: int, version: str) -> None:
         if self._head:
@@ -443,15 +443,15 @@ class Server:
         """Answer a batch that failed: with what is right for each request, or the error."""
         split = self.service.split_failed and batch.requests > 1 and not self.broken
         if not (split and self._splitter.split(batch)):
-            self.broker.fail_batch(Code.EMODEL, text)
+            self.lib.fail_batch(Code.EMODEL, text)
 
 
-def refuse(broker: core.Session, name: str, error: Error) -> None:
+def refuse(lib: core.Session, name: str, error: Error) -> None:
     """Announce that this rank can serve nothing, and stay until everybody has left."""
-    broker.publish({"name": name, "error_code": int(error.code), "error_text": error.text})
+    lib.publish({"name": name, "error_code": int(error.code), "error_text": error.text})
     while True:
         try:
-            broker.next_batch(IDLE)
+            lib.next_batch(IDLE)
         except ClosedError:
             return
 

@@ -30,18 +30,18 @@ class Splitter:
     Of n requests that all fail, it makes 2 n - 2 calls.
 
     Args:
-        broker: Of this rank.
+        lib: Of this rank.
         run: Runs the model on inputs, and the clients that asked for each row; gives outputs.
         report: Puts an exception into one line, and logs it.
     """
 
     def __init__(
         self,
-        broker: core.Session,
+        lib: core.Session,
         run: Callable[[Arrays, np.ndarray], Sequence[np.ndarray]],
         report: Callable[[BaseException], str],
     ) -> None:
-        self._broker = broker
+        self._lib = lib
         self._run = run
         self._report = report
 
@@ -53,7 +53,7 @@ class Splitter:
         """
         try:
             inputs = tuple(array.copy() for array in batch.inputs)
-            tickets = self._broker.hold_batch()
+            tickets = self._lib.hold_batch()
         except (MemoryError, Error):
             return False
         groups = halves(self._wanted(sorted(tickets, key=lambda ticket: ticket.row)))
@@ -65,7 +65,7 @@ class Splitter:
 
     def _wanted(self, tickets: list[core.Ticket]) -> list[core.Ticket]:
         """Leave out those that have an answer, from a part of the batch that did not fail."""
-        return [ticket for ticket in tickets if self._broker.wants(ticket)]
+        return [ticket for ticket in tickets if self._lib.wants(ticket)]
 
     def _answered(self, group: list[core.Ticket], inputs: Arrays) -> bool:
         """Run the model on the rows of some requests; of one, a failure is an answer too."""
@@ -75,13 +75,13 @@ class Splitter:
             check_interrupt()
             if len(group) > 1:
                 return False
-            self._broker.fail_ticket(group[0], Code.EMODEL, self._report(error))
+            self._lib.fail_ticket(group[0], Code.EMODEL, self._report(error))
             return True
         begin = 0
         for ticket in group:
             rows = slice(begin, begin + ticket.rows)
             begin = rows.stop
-            self._broker.reply_ticket(ticket, [array[rows] for array in outputs])
+            self._lib.reply_ticket(ticket, [array[rows] for array in outputs])
         return True
 
 

@@ -81,7 +81,7 @@ class Team:
     """What head and followers share: their communicator, and the parts of a batch.
 
     Args:
-        broker: Of this rank.
+        lib: Of this rank.
         comm: The ranks of the replica; the head is rank 0.
         run: Runs this rank's part of a batch on its inputs.
         make: Makes arrays for the inputs of so many rows.
@@ -90,13 +90,13 @@ class Team:
 
     def __init__(
         self,
-        broker: core.Session,
+        lib: core.Session,
         comm: MPI.Comm,
         run: Run,
         make: Callable[[int], Arrays],
         seconds: float,
     ) -> None:
-        self.broker = broker
+        self.lib = lib
         self.comm = comm
         self._make = make
         self._known: dict[int, Arrays] = {}
@@ -107,11 +107,11 @@ class Team:
     @contextmanager
     def mpi(self) -> Iterator[None]:
         """Keep the broker thread out of MPI meanwhile."""
-        self.broker.mpi_take()
+        self.lib.mpi_take()
         try:
             yield
         finally:
-            self.broker.mpi_give()
+            self.lib.mpi_give()
 
     def arrays(self, rows: int) -> Arrays:
         """Find this rank's own memory for the inputs of a batch."""
@@ -314,7 +314,7 @@ class Follower(Team):
     def _look_at_clients(self) -> None:
         """They ask the head alone, but tell every inference rank that they leave."""
         try:
-            self.broker.next_batch(0.0)
+            self.lib.next_batch(0.0)
         except ClosedError:
             self._closed = True
             # Of the head, which may be busy with a last batch.

@@ -1,4 +1,4 @@
-"""One inference rank at work for several services: a server for each, and one broker for all."""
+"""One inference rank at work for several services: a server for each, one library for all."""
 
 from __future__ import annotations
 
@@ -32,20 +32,18 @@ class Pool:
 
     def __init__(
         self,
-        broker: core.Session,
+        lib: core.Session,
         assignment: Assignment,
         comm: MPI.Comm | None = None,
         local_rank: int = 0,
     ) -> None:
-        self.broker = broker
+        self.lib = lib
         assignments = [
             Assignment((service,), assignment.replica, 0) for service in assignment.services
         ]
-        self.servers = [
-            Server(broker, one, comm, local_rank, i) for i, one in enumerate(assignments)
-        ]
+        self.servers = [Server(lib, one, comm, local_rank, i) for i, one in enumerate(assignments)]
         self._batches = [0] * len(assignments)
-        self._silence = notices.Silence(broker)
+        self._silence = notices.Silence(lib)
 
     @property
     def failed(self) -> bool:
@@ -56,7 +54,7 @@ class Pool:
         """Load, announce, and answer until every simulation rank has left; as Server.serve."""
         descriptions = self._prepare()
         with notices.publishing():
-            self.broker.publish(*descriptions)
+            self.lib.publish(*descriptions)
         self._begin()
         for server in self.servers:
             server.enter()
@@ -83,11 +81,11 @@ class Pool:
         batch, busy = None, False
         try:
             busy = any(server.busy for server in self.servers)
-            batch = self.broker.next_batch(0.0 if busy else timeout)
+            batch = self.lib.next_batch(0.0 if busy else timeout)
         except ClosedError:
             return False
         except ChangeError:
-            order = self.broker.change_get()
+            order = self.lib.change_get()
             self.servers[order[0]].change(order)
         if batch is not None:
             self._answer(batch)
@@ -107,7 +105,7 @@ class Pool:
 
     def summary(self) -> str:
         """Say in one line what this rank has done."""
-        count = self.broker.counters()
+        count = self.lib.counters()
         each = ", ".join(
             f"{server.service.name} {batches}"
             for server, batches in zip(self.servers, self._batches, strict=True)

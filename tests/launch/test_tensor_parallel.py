@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 from coupling import RUN, is_mpich, said_by_ranks
+
+pytestmark = pytest.mark.every_mpi
 
 # Backends of a test's own, so that no rank has to import torch. The first number of a batch says
 # what goes wrong; to sleep is what a rank does whose part waits for that of another one.

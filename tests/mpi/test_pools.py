@@ -7,6 +7,8 @@ from mpi.models import WEIGHTS_MISSING
 
 from mpiserve import ModelError
 
+pytestmark = pytest.mark.every_mpi
+
 ROUNDS = 30
 SERVICES = {
     # Slabs of another size and number for each, so that a segment out of place shows.

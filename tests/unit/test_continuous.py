@@ -9,7 +9,7 @@ from mpiserve.backends.base import Steps
 from mpiserve.serving.continuous import Stepper
 
 
-class Broker:
+class Lib:
     """Holds what it is given."""
 
     def __init__(self):
@@ -80,13 +80,13 @@ class Model(Steps):
 @pytest.fixture
 def world():
     def make():
-        broker, model, reports = Broker(), Model(), []
+        lib, model, reports = Lib(), Model(), []
 
         def report(error):
             reports.append(str(error))
             return str(error)
 
-        return broker, model, Stepper(broker, model, lambda x, rows: [x], report), reports
+        return lib, model, Stepper(lib, model, lambda x, rows: [x], report), reports
 
     return make
 
@@ -100,58 +100,58 @@ def run(stepper, steps=100):
 
 
 def test_requests_join_and_each_is_answered_when_it_has_ended(world):
-    broker, model, stepper, _ = world()
-    broker.ask(stepper, a=3, b=1)
+    lib, model, stepper, _ = world()
+    lib.ask(stepper, a=3, b=1)
     stepper.go_on()
-    broker.ask(stepper, c=1)
+    lib.ask(stepper, c=1)
     assert stepper.room
     run(stepper)
-    assert [*broker.answers] == ["b", "c", "a"]
+    assert [*lib.answers] == ["b", "c", "a"]
     assert model.steps == 3
 
 
 def test_a_step_that_fails_fails_what_runs_and_nothing_else(world):
-    broker, model, stepper, _ = world()
-    broker.ask(stepper, a=2, b=-1)
+    lib, model, stepper, _ = world()
+    lib.ask(stepper, a=2, b=-1)
     run(stepper)
-    broker.ask(stepper, c=1)
+    lib.ask(stepper, c=1)
     run(stepper)
-    assert broker.answers == {"a": "-1", "b": "-1", "c": 1}
+    assert lib.answers == {"a": "-1", "b": "-1", "c": 1}
 
 
 def test_cancelled_requests_are_dropped(world):
-    broker, model, stepper, _ = world()
-    broker.ask(stepper, a=3, b=2)
-    broker.cancelled.add("a")
+    lib, model, stepper, _ = world()
+    lib.ask(stepper, a=3, b=2)
+    lib.cancelled.add("a")
     run(stepper)
-    assert broker.answers == {"b": 2} and not model.held
+    assert lib.answers == {"b": 2} and not model.held
 
 
 def test_what_fails_at_its_beginning_fails_alone(world):
-    broker, _, stepper, _ = world()
-    broker.ask(stepper, a=1, b=99)
+    lib, _, stepper, _ = world()
+    lib.ask(stepper, a=1, b=99)
     run(stepper)
-    assert broker.answers == {"a": 1, "b": "99"}
+    assert lib.answers == {"a": 1, "b": "99"}
 
 
 @pytest.mark.parametrize("what", ["busy", "room", "drop"])
 def test_a_model_that_cannot_say_what_it_is_fails_what_it_has(world, what):
-    broker, model, stepper, reports = world()
-    broker.ask(stepper, a=2, b=-1)
+    lib, model, stepper, reports = world()
+    lib.ask(stepper, a=2, b=-1)
     model.trouble.add(what)
     assert stepper.room  # who comes is told, and not kept waiting
     run(stepper)
-    assert set(broker.answers) == {"a", "b"} and what in reports
+    assert set(lib.answers) == {"a", "b"} and what in reports
     model.trouble.clear()
-    broker.ask(stepper, c=1)
+    lib.ask(stepper, c=1)
     run(stepper)
-    assert broker.answers["c"] == 1
+    assert lib.answers["c"] == 1
 
 
 @pytest.mark.parametrize("results", [None, 3, {77: 1.0}, {0: KeyboardInterrupt("mine")}])
 def test_results_that_are_none_are_failures(world, results):
-    broker, model, stepper, reports = world()
-    broker.ask(stepper, a=1)
+    lib, model, stepper, reports = world()
+    lib.ask(stepper, a=1)
     model.step = lambda: results
     stepper.go_on()
-    assert reports and (broker.answers == {}) == (results == {77: 1.0})
+    assert reports and (lib.answers == {}) == (results == {77: 1.0})

@@ -17,7 +17,7 @@ def test_the_limit_is_of_the_environment(monkeypatch, text, seconds):
     assert notices.limit() == seconds
 
 
-class Broker:
+class Lib:
     """Says what a test wants."""
 
     state = 0, ""
@@ -28,10 +28,10 @@ class Broker:
 
 def test_a_silence_is_told_once_of_each_kind(monkeypatch, caplog):
     monkeypatch.setattr(notices, "LOOK", 0)
-    broker = Broker()
-    silence = Silence(broker)
+    lib = Lib()
+    silence = Silence(lib)
     for state in [(0, ""), (1, "none yet"), (1, "none yet"), (0, ""), (2, "none"), (1, "none yet")]:
-        broker.state = state
+        lib.state = state
         silence.look()
     assert caplog.messages == ["none yet", "none"]
 

@@ -18,8 +18,8 @@ from mpiserve.serving import loading, served_model
 FLOATS = {"dtype": "float32", "shape": [-1, 2]}
 
 
-class FakeBroker:
-    """Plays an inference rank's broker: hands out batches, keeps the answers."""
+class FakeLib:
+    """Plays the session handle of an inference rank: hands out batches, keeps the answers."""
 
     def __init__(self, *batches):
         self.batches = [
@@ -81,7 +81,7 @@ class Model(Backend):
 
 @pytest.fixture
 def make(monkeypatch):
-    """A server for a function, and its broker."""
+    """A server for a function, and its session handle."""
 
     def build(function, *batches, names=("y",), load_error=None, **table):
         monkeypatch.setattr(Model, "function", staticmethod(function))
@@ -94,8 +94,8 @@ def make(monkeypatch):
         } | table
         service = Config.from_dict({"service": {"s": table}}).services[0]
         monkeypatch.setattr(loading.backends, "import_object", lambda *_: Model)
-        broker = FakeBroker(*batches)
-        return served_model.Server(broker, Assignment((service,), 1, 0)), broker
+        lib = FakeLib(*batches)
+        return served_model.Server(lib, Assignment((service,), 1, 0)), lib
 
     return build
 
@@ -112,35 +112,35 @@ def raises(error):
 
 
 def test_a_batch_is_answered_by_the_model(make):
-    this, broker = make(lambda x: x * 2, batch(value=3.0))
+    this, lib = make(lambda x: x * 2, batch(value=3.0))
     this.serve()
-    assert len(broker.answers) == 1
-    np.testing.assert_array_equal(broker.answers[0][0], np.full((3, 2), 6.0, np.float32))
+    assert len(lib.answers) == 1
+    np.testing.assert_array_equal(lib.answers[0][0], np.full((3, 2), 6.0, np.float32))
 
 
 def test_the_service_is_published_with_its_signature(make):
-    this, broker = make(lambda x: x, max_batch_rows=7, max_delay_us=5)
+    this, lib = make(lambda x: x, max_batch_rows=7, max_delay_us=5)
     this.serve()
-    assert broker.published["name"] == "s"
-    assert broker.published["inputs"] == [("x", "float32", (-1, 2))]
-    assert broker.published["engine"].endswith("Model")
-    limits = [broker.published[key] for key in ("max_batch_rows", "max_delay_us", "replica")]
+    assert lib.published["name"] == "s"
+    assert lib.published["inputs"] == [("x", "float32", (-1, 2))]
+    assert lib.published["engine"].endswith("Model")
+    limits = [lib.published[key] for key in ("max_batch_rows", "max_delay_us", "replica")]
     assert limits == [7, 5, 1]
-    assert "error_code" not in broker.published
+    assert "error_code" not in lib.published
 
 
 def test_the_model_is_warm_before_the_service_is_announced(make):
     rows = []
 
     def function(x):
-        assert broker.published is None
+        assert lib.published is None
         rows.append(len(x))
         return x
 
-    this, broker = make(function, warmup=True, max_batch_rows=16)
+    this, lib = make(function, warmup=True, max_batch_rows=16)
     this.start()
     assert {1, 16} <= set(rows)
-    assert broker.published
+    assert lib.published
 
 
 def test_outputs_are_found_by_name_or_by_position(make):
@@ -149,16 +149,16 @@ def test_outputs_are_found_by_name_or_by_position(make):
         lambda x: (x, x * 2),
         lambda x: [x, x * 2],
     ):
-        this, broker = make(function, batch(value=3.0), names=("a", "b"))
+        this, lib = make(function, batch(value=3.0), names=("a", "b"))
         this.serve()
-        assert [answer[0, 0] for answer in broker.answers[0]] == [3.0, 6.0]
+        assert [answer[0, 0] for answer in lib.answers[0]] == [3.0, 6.0]
 
 
 def test_a_strided_result_is_made_dense(make):
-    this, broker = make(lambda x: np.asfortranarray(x), batch())
-    broker.reply = lambda outputs: broker.answers.extend(o.flags.c_contiguous for o in outputs)
+    this, lib = make(lambda x: np.asfortranarray(x), batch())
+    lib.reply = lambda outputs: lib.answers.extend(o.flags.c_contiguous for o in outputs)
     this.serve()
-    assert broker.answers == [True]
+    assert lib.answers == [True]
 
 
 class Mute(Exception):
@@ -186,9 +186,9 @@ WRONG = {
 
 @pytest.mark.parametrize("text", WRONG)
 def test_a_failure_answers_its_batch_and_the_service_lives_on(make, text):
-    this, broker = make(WRONG[text], batch(), batch())
+    this, lib = make(WRONG[text], batch(), batch())
     this.serve()
-    assert broker.answers == [(Code.EMODEL, text)] * 2
+    assert lib.answers == [(Code.EMODEL, text)] * 2
     assert not this.failed
 
 
@@ -197,10 +197,10 @@ def test_ctrl_c_while_a_model_runs_ends_the_rank(make):
         os.kill(os.getpid(), signal.SIGINT)
         return sum(range(10**6))
 
-    this, broker = make(function, batch(), batch())
+    this, lib = make(function, batch(), batch())
     with pytest.raises(KeyboardInterrupt), interrupts():
         this.serve()
-    assert broker.answers == []
+    assert lib.answers == []
 
 
 class Awkward(Model):
@@ -218,10 +218,10 @@ class Awkward(Model):
 
 
 def test_what_raises_around_batches_is_logged_and_batches_are_answered(make, monkeypatch, caplog):
-    this, broker = make(lambda x: x, batch())
+    this, lib = make(lambda x: x, batch())
     monkeypatch.setattr(backends, "import_object", lambda *_: Awkward)
     this.serve()
-    assert len(broker.answers) == 1 and broker.published["engine"] == "Awkward"
+    assert len(lib.answers) == 1 and lib.published["engine"] == "Awkward"
     for text in ("cannot enter what it needs to serve: Keyb", "could not close a model: Canc"):
         assert f"replica 1 (Awkward) {text}" in caplog.text
 
@@ -235,9 +235,9 @@ def test_the_log_names_the_configured_model_until_it_is_loaded(make, caplog):
 
 
 def test_a_long_error_text_fits_into_a_reply(make):
-    this, broker = make(raises(ValueError("\N{SNOWMAN}" * 1000)), batch())
+    this, lib = make(raises(ValueError("\N{SNOWMAN}" * 1000)), batch())
     this.serve()
-    assert len(broker.answers[0][1].encode()) <= failure.TEXT
+    assert len(lib.answers[0][1].encode()) <= failure.TEXT
 
 
 def test_a_failure_is_logged_once_per_text(make, caplog):
@@ -249,28 +249,28 @@ def test_a_failure_is_logged_once_per_text(make, caplog):
 
 
 def test_a_model_that_cannot_be_loaded_is_announced_and_the_rank_stays(make, caplog):
-    this, broker = make(lambda x: x, None, load_error=FileNotFoundError("no weights"))
+    this, lib = make(lambda x: x, None, load_error=FileNotFoundError("no weights"))
     this.serve()
     assert this.failed
-    assert broker.published["error_code"] == Code.EMODEL
-    assert broker.published["error_text"] == "FileNotFoundError: no weights"
-    assert broker.batches == []
+    assert lib.published["error_code"] == Code.EMODEL
+    assert lib.published["error_text"] == "FileNotFoundError: no weights"
+    assert lib.batches == []
     assert "no weights" in caplog.text
 
 
 def test_a_model_that_fails_while_it_warms_up_is_announced_as_failed(make):
-    this, broker = make(lambda x: x.astype(float), warmup=True)
+    this, lib = make(lambda x: x.astype(float), warmup=True)
     this.serve()
-    assert "expected float32 [1, 2], got float64 [1, 2]" in broker.published["error_text"]
+    assert "expected float32 [1, 2], got float64 [1, 2]" in lib.published["error_text"]
 
 
 def test_a_step_without_a_batch_goes_on(make):
-    this, broker = make(lambda x: x, None, batch())
+    this, lib = make(lambda x: x, None, batch())
     this.start()
     assert this.step()
-    assert broker.answers == []
+    assert lib.answers == []
     assert this.step()
-    assert len(broker.answers) == 1
+    assert len(lib.answers) == 1
     assert not this.step()
 
 
@@ -284,10 +284,10 @@ def test_the_watcher_sees_every_step(make):
 def test_echo_is_left_to_the_broker(make):
     table = {"backend": "echo", "inputs": [{"name": "x", **FLOATS}]}
     service = Config.from_dict({"service": {"e": table}}).services[0]
-    broker = FakeBroker()
-    served_model.Server(broker, Assignment((service,), 0, 0)).serve()
-    assert broker.echoed == 3
-    assert broker.answers == []
+    lib = FakeLib()
+    served_model.Server(lib, Assignment((service,), 0, 0)).serve()
+    assert lib.echoed == 3
+    assert lib.answers == []
 
 
 def test_the_end_is_one_line_of_what_was_done(make, caplog):
@@ -301,17 +301,17 @@ def test_the_end_is_one_line_of_what_was_done(make, caplog):
 
 
 def test_a_rank_without_a_service_announces_why_and_stays():
-    broker = FakeBroker(None, None)
-    served_model.refuse(broker, "s", Error(Code.ECONFIG, "too few ranks"))
-    assert broker.published == {"name": "s", "error_code": -7, "error_text": "too few ranks"}
-    assert broker.batches == []
+    lib = FakeLib(None, None)
+    served_model.refuse(lib, "s", Error(Code.ECONFIG, "too few ranks"))
+    assert lib.published == {"name": "s", "error_code": -7, "error_text": "too few ranks"}
+    assert lib.batches == []
 
 
 def test_bfloat16_outputs_are_checked_by_their_dtype(make):
     table = {"outputs": [{"name": "y", "dtype": "bfloat16", "shape": [-1, 2]}]}
-    this, broker = make(lambda x: x.astype(ml_dtypes.bfloat16), batch(), **table)
+    this, lib = make(lambda x: x.astype(ml_dtypes.bfloat16), batch(), **table)
     this.serve()
-    assert broker.answers[0][0].dtype == ml_dtypes.bfloat16
+    assert lib.answers[0][0].dtype == ml_dtypes.bfloat16
 
 
 def fails_on_zeros(x):
@@ -321,9 +321,9 @@ def fails_on_zeros(x):
 
 
 def test_a_model_that_fails_on_zeros_shows_where_and_says_what_to_do(make, caplog):
-    this, broker = make(fails_on_zeros, warmup=True)
+    this, lib = make(fails_on_zeros, warmup=True)
     this.serve()
-    text = broker.published["error_text"]
+    text = lib.published["error_text"]
     assert text.startswith("ZeroDivisionError: by zero; warm-up runs on zeros")
     assert 'warmup = "file.npz"' in text
     assert "warmup = false" in text
@@ -333,19 +333,19 @@ def test_a_model_that_fails_on_zeros_shows_where_and_says_what_to_do(make, caplo
 def test_rows_that_belong_together_are_said_once_and_published(make, caplog):
     caplog.set_level(logging.INFO, "mpiserve")
     for replica in 0, 1:
-        this, broker = make(lambda x: x - x.mean(0), warmup=True)
+        this, lib = make(lambda x: x - x.mean(0), warmup=True)
         this.assignment = Assignment(this.assignment.services, replica, 0)
         this.serve()
-        assert broker.published["rows"] == "together"
+        assert lib.published["rows"] == "together"
     said = [text for text in caplog.messages if 'rows = "together"' in text]
     assert len(said) == 1
     assert len([text for text in caplog.messages if text.endswith("rows together")]) == 2
 
 
 def test_a_version_of_another_kind_changes_how_requests_are_batched(make):
-    this, broker = make(lambda x: x, warmup=True)
+    this, lib = make(lambda x: x, warmup=True)
     told = []
-    broker.set_rows = lambda *what: told.append(what)
+    lib.set_rows = lambda *what: told.append(what)
     this.start()
     this.enter()
     assert told == []
@@ -362,10 +362,10 @@ def test_a_model_that_writes_gets_copies_and_one_that_seldom_does_is_told_how(ma
 
     x = batch()
     x[0].flags.writeable = False
-    this, broker = make(write, x, warmup=True)
+    this, lib = make(write, x, warmup=True)
     this.serve()
-    assert (broker.answers[0][0] == 2).all()
+    assert (lib.answers[0][0] == 2).all()
     assert (x[0] == 1).all()
-    this, broker = make(lambda x: write(x) if x[0, 0] == 1 else x, x, warmup=True)
+    this, lib = make(lambda x: write(x) if x[0, 0] == 1 else x, x, warmup=True)
     this.serve()
-    assert 'needs input_memory = "copy"' in broker.answers[0][1]
+    assert 'needs input_memory = "copy"' in lib.answers[0][1]

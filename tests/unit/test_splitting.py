@@ -9,7 +9,7 @@ from mpiserve.errors import Code, Error
 from mpiserve.serving.splitting import Splitter
 
 
-class Broker:
+class Lib:
     """Holds the requests of one batch, which lie in it one behind the other or in another order."""
 
     def __init__(self, sizes, answered=(), order=None):
@@ -42,7 +42,7 @@ class Broker:
         self.answers[ticket.key] = answer
 
 
-def split(broker, guilty=(), changes=False):
+def split(lib, guilty=(), changes=False):
     """Split a batch of a model that fails for some rows of its first input; count its calls."""
     calls = []
 
@@ -59,15 +59,15 @@ def split(broker, guilty=(), changes=False):
             raise ValueError(f"row {bad[0]:g}")
         return [3 * inputs[0]]
 
-    done = Splitter(broker, run, str).split(broker.batch)
-    assert not done or not broker.open
+    done = Splitter(lib, run, str).split(lib.batch)
+    assert not done or not lib.open
     return done, calls
 
 
-def expected(broker, guilty):
-    whole = broker.batch.inputs[0]
+def expected(lib, guilty):
+    whole = lib.batch.inputs[0]
     answers = {}
-    for t in broker.tickets:
+    for t in lib.tickets:
         rows = whole[t.row : t.row + t.rows]
         bad = [row for row in rows if row in guilty]
         answers[t.key] = f"row {bad[0]:g}" if bad else (3 * rows).tolist()
@@ -77,51 +77,51 @@ def expected(broker, guilty):
 @pytest.mark.parametrize("guilty", [{0}, {7}, {13}, {3, 9}, {0, 1, 2}, set(range(14)), set()])
 @pytest.mark.parametrize("order", [None, [3, 0, 7, 5, 1, 2, 6, 4]])
 def test_each_request_has_its_own_answer(guilty, order):
-    broker = Broker([1, 2, 3, 1, 1, 2, 3, 1], order=order)
-    done, calls = split(broker, guilty)
-    assert done and broker.answers == expected(broker, guilty)
+    lib = Lib([1, 2, 3, 1, 1, 2, 3, 1], order=order)
+    done, calls = split(lib, guilty)
+    assert done and lib.answers == expected(lib, guilty)
     assert len(calls) <= 2 * 8 - 2
 
 
 def test_when_all_fail_the_calls_are_bounded():
     for n in range(1, 20):
-        _, calls = split(Broker([1] * n), set(range(n)))
+        _, calls = split(Lib([1] * n), set(range(n)))
         assert len(calls) == max(1, 2 * n - 2)
 
 
 def test_one_guilty_of_many_costs_few_calls():
-    _, calls = split(Broker([1] * 64), {21})
+    _, calls = split(Lib([1] * 64), {21})
     assert len(calls) == 2 * 6
 
 
 def test_answered_requests_are_left_alone():
-    broker = Broker([2, 2, 2, 2], answered=[0, 1])
-    done, calls = split(broker, {5})
-    assert done and broker.answers == {2: "row 5", 3: [18, 21]}
+    lib = Lib([2, 2, 2, 2], answered=[0, 1])
+    done, calls = split(lib, {5})
+    assert done and lib.answers == {2: "row 5", 3: [18, 21]}
     assert calls == [[12], [13]]
 
 
 def test_who_gave_up_meanwhile_is_not_computed():
-    broker = Broker([1, 1, 1, 1])
-    broker.reply_ticket(broker.tickets[0], [np.array([0.0])])
-    done, calls = split(broker, {1})
+    lib = Lib([1, 1, 1, 1])
+    lib.reply_ticket(lib.tickets[0], [np.array([0.0])])
+    done, calls = split(lib, {1})
     assert done and calls == [[11], [12, 13]]
 
 
 def test_what_a_model_does_to_its_inputs_before_it_fails_is_not_seen_by_others():
-    broker = Broker([1] * 8)
-    split(broker, {2, 5}, changes=True)
-    innocent = [broker.answers[key] for key in (0, 1, 3, 4, 6, 7)]
-    assert innocent == [[-3.0]] * 6 and broker.answers[2] == "row 2"
-    assert (broker.batch.inputs[0] == np.arange(8)).all()
+    lib = Lib([1] * 8)
+    split(lib, {2, 5}, changes=True)
+    innocent = [lib.answers[key] for key in (0, 1, 3, 4, 6, 7)]
+    assert innocent == [[-3.0]] * 6 and lib.answers[2] == "row 2"
+    assert (lib.batch.inputs[0] == np.arange(8)).all()
 
 
 @pytest.mark.parametrize("error", [MemoryError(), Error(Code.ENOMEM, "no memory")])
 def test_without_memory_the_batch_is_as_it_was(error):
-    broker = Broker([1, 1])
+    lib = Lib([1, 1])
 
     def hold():
         raise error
 
-    broker.hold_batch = hold
-    assert split(broker) == (False, [])
+    lib.hold_batch = hold
+    assert split(lib) == (False, [])
