@@ -41,7 +41,7 @@ int mpiserve_service_describe(mpiserve_service *service, mpiserve_description *d
   if (description) *description = service->head->description;
   if (replicas) *replicas = service->replicas;
   if (head) *head = service->head->rank;
-  if (transport) *transport = service->endpoint->transport;
+  if (transport) *transport = service->endpoint->path.transport->number;
   return MPISERVE_OK;
 }
 

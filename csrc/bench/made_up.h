@@ -53,14 +53,14 @@ static inline void made_up_close(msi_made_up *made) {
 /* The end of a lane of one service that a client on this node has. */
 static inline msi_endpoint made_up_endpoint(msi_made_up *made, int service_index, uint32_t lane) {
   const msi_inbox *inbox = &made->serving.brokers[service_index].inboxes[MPISERVE_SHARED];
-  return (msi_endpoint){.window = &made->window,
-                        .head = made->world.rank,
-                        .service_index = service_index,
-                        .transport = MPISERVE_SHARED,
-                        .lane = lane,
-                        .layout = inbox->layout,
-                        .memory = inbox->memory,
-                        .slots = msi_inbox_slot(inbox, lane, 1)};
+  return (msi_endpoint){.path = {.transport = &msi_shared,
+                                 .window = &made->window,
+                                 .head = made->world.rank,
+                                 .service_index = service_index,
+                                 .doorbell_at = inbox->layout.doorbells_at + lane,
+                                 .slots = msi_inbox_slot(inbox, lane, 1),
+                                 .memory = inbox->memory},
+                        .layout = inbox->layout};
 }
 
 #endif

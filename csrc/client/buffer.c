@@ -46,7 +46,7 @@ static int ask(msi_client *client, msi_endpoint *endpoint, int lease, int64_t ro
 /* Over rma the memory is this rank's own, and the head need not know. */
 static int reserve_buffer(mpiserve_service *service, int at, int64_t rows) {
   msi_lease *lease = &service->endpoint->leases[at];
-  if (service->endpoint->transport == MPISERVE_RMA) {
+  if (!service->endpoint->path.transport->same_node) {
     lease->rows = (uint32_t)rows;
     return MPISERVE_OK;
   }
@@ -106,7 +106,7 @@ static int is_used(const mpiserve_service *service, const mpiserve_buffer *buffe
 }
 
 static int give_back(msi_client *client, msi_endpoint *endpoint, int lease) {
-  if (endpoint->transport == MPISERVE_RMA) {
+  if (!endpoint->path.transport->same_node) {
     msi_endpoint_free_buffer(endpoint, lease);
     endpoint->leases[lease] = (msi_lease){0};
     return MPISERVE_OK;

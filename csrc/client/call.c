@@ -128,7 +128,7 @@ static void on_buffer(msi_buffer_request *request, const msi_reply_header *reply
 
 static void on_result(msi_client *client, msi_call *call, int slot) {
   msi_endpoint *endpoint = call->message.endpoint;
-  const msi_reply_header *reply = &endpoint->slots[slot].reply;
+  const msi_reply_header *reply = &endpoint->path.slots[slot].reply;
   call->stats = (mpiserve_stats){.batch_rows = reply->rows,
                                  .batch_requests = reply->requests,
                                  .generation = reply->generation,
@@ -145,7 +145,7 @@ static void on_result(msi_client *client, msi_call *call, int slot) {
 
 /* Copies the text of an error before the slot is used again. */
 static void keep_text(msi_message *message, int slot) {
-  const msi_slot *from = &message->endpoint->slots[slot];
+  const msi_slot *from = &message->endpoint->path.slots[slot];
   size_t bytes = from->reply.text_bytes;
   if (bytes > MSI_EAGER_BYTES) bytes = MSI_EAGER_BYTES;
   memcpy(message->text, from->output, bytes);
@@ -167,7 +167,7 @@ static void on_suspended(msi_client *client, msi_call *call) {
 }
 
 static void on_request(msi_client *client, msi_call *call, int slot) {
-  const msi_reply_header *reply = &call->message.endpoint->slots[slot].reply;
+  const msi_reply_header *reply = &call->message.endpoint->path.slots[slot].reply;
   if (reply->code == MSI_SUSPENDED)
     on_suspended(client, call);
   else if (call->state == CALL_LEASING)
@@ -178,7 +178,7 @@ static void on_request(msi_client *client, msi_call *call, int slot) {
 
 static void on_reply(msi_client *client, msi_endpoint *endpoint, int slot) {
   msi_message *message = endpoint->owners[slot];
-  const msi_reply_header *reply = &endpoint->slots[slot].reply;
+  const msi_reply_header *reply = &endpoint->path.slots[slot].reply;
   if (message && reply->code && reply->code != MSI_SUSPENDED) keep_text(message, slot);
   if (message && message->type == MESSAGE_REQUEST)
     on_request(client, (msi_call *)message, slot);
@@ -190,7 +190,7 @@ static void on_reply(msi_client *client, msi_endpoint *endpoint, int slot) {
 }
 
 int msi_call_progress(msi_client *client, msi_endpoint *endpoint) {
-  int code = endpoint->transport == MPISERVE_RMA ? msi_endpoint_progress(endpoint) : MPISERVE_OK;
+  int code = msi_endpoint_progress(endpoint);
   int slot, any = 0;
   while (!code && (slot = msi_endpoint_reply(endpoint)) >= 0) {
     on_reply(client, endpoint, slot);
@@ -227,8 +227,8 @@ int msi_call_wait_for(msi_client *client, msi_endpoint *endpoint, const int *don
   while (!code && !*done) {
     if (msi_wait_pause(&wait, &client->backoff, NULL)) {
       if (msi_now() > deadline)
-        return msi_error(MPISERVE_ETIMEOUT, "no reply from rank %d within %g s", endpoint->head,
-                         timeout);
+        return msi_error(MPISERVE_ETIMEOUT, "no reply from rank %d within %g s",
+                         endpoint->path.head, timeout);
       code = msi_call_progress_all(client);
     }
     if (!code) code = msi_call_progress(client, endpoint);
@@ -356,7 +356,7 @@ static int report(msi_client *client, msi_call *call, mpiserve_request *request,
 static int overdue(const msi_call *call) {
   if (!is_late(call)) return MPISERVE_OK;
   return msi_error(MPISERVE_EDEADLINE, "no reply from rank %d by the deadline of the request",
-                   call->message.endpoint->head);
+                   call->message.endpoint->path.head);
 }
 
 /* Nobody wakes us there any more: naps it is. */
@@ -389,7 +389,7 @@ static int wait_until_done(msi_client *client, msi_call *call, double timeout, m
     if (!deadline) deadline = msi_deadline(timeout);
     if (msi_now() > deadline)
       return msi_error(MPISERVE_ETIMEOUT, "no reply from rank %d within %g s",
-                       call->message.endpoint->head, timeout);
+                       call->message.endpoint->path.head, timeout);
     code = msi_call_progress_all(client);
     if (code) return code;
   }

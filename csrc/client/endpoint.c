@@ -6,8 +6,6 @@
 
 #include "base/error.h"
 
-enum { MESSAGE_BYTES = sizeof(msi_reply_header) + MSI_EAGER_BYTES };
-
 /* Our lane is our rank among the clients that reach this head in this way. */
 static uint32_t lane_of(const msi_world *world, int head, int transport, int rank) {
   uint32_t lane = 0;
@@ -36,39 +34,29 @@ static size_t reach(const msi_endpoint *endpoint) {
 
 int msi_endpoint_open(msi_endpoint *endpoint, msi_window *window, const msi_head *head) {
   const msi_world *world = window->world;
-  *endpoint = (msi_endpoint){.window = window,
-                             .head = head->rank,
-                             .service_index = head->service_index,
-                             .transport = msi_window_transport(world, world->rank, head->rank)};
-  endpoint->lane = lane_of(world, head->rank, endpoint->transport, world->rank);
-  uint32_t lanes = lane_of(world, head->rank, endpoint->transport, world->size);
+  int number = msi_window_transport(world, world->rank, head->rank);
+  uint32_t lane = lane_of(world, head->rank, number, world->rank);
+  uint32_t lanes = lane_of(world, head->rank, number, world->size);
+  *endpoint = (msi_endpoint){0};
   int code = find_segment(endpoint, head, lanes);
   if (code) return code;
-  endpoint->recv = MPI_REQUEST_NULL;
-  if (endpoint->transport == MPISERVE_RMA) {
-    endpoint->slots = calloc(MSI_SLOTS, sizeof *endpoint->slots);
-    endpoint->message = malloc(MESSAGE_BYTES);
-    if (endpoint->slots && endpoint->message) return MPISERVE_OK;
-    return msi_error(MPISERVE_ENOMEM, "no memory for a lane");
-  }
-  code = msi_window_peer(window, head->rank, (void **)&endpoint->memory);
-  if (code) return code;
-  endpoint->slots =
-      (msi_slot *)(endpoint->memory + msi_slot_at(&endpoint->layout, endpoint->lane, 1));
-  return MPISERVE_OK;
+  endpoint->path = (msi_path){.transport = msi_transport_at(number),
+                              .window = window,
+                              .head = head->rank,
+                              .service_index = head->service_index,
+                              .doorbell_at = endpoint->layout.doorbells_at + lane,
+                              .slots_at = msi_slot_at(&endpoint->layout, lane, 1)};
+  return endpoint->path.transport->open(&endpoint->path);
 }
 
 /* Buffers that were not given back stay as they are: somebody may look at them. */
 void msi_endpoint_close(msi_endpoint *endpoint) {
   int held = 0;
   for (int i = MSI_SLOTS; i < MSI_LEASES; i++) held += msi_endpoint_holds(endpoint, i);
-  if (endpoint->alias && endpoint->alias != endpoint->memory && !held)
+  if (endpoint->alias && endpoint->alias != endpoint->path.memory && !held)
     msi_window_unalias(endpoint->alias, reach(endpoint));
-  msi_window_cancel_recv(&endpoint->recv);
-  if (endpoint->transport == MPISERVE_RMA) free(endpoint->slots);
-  free(endpoint->message);
-  endpoint->slots = NULL;
-  endpoint->message = NULL;
+  if (endpoint->path.transport && endpoint->path.transport->close)
+    endpoint->path.transport->close(&endpoint->path);
 }
 
 /* ---- slots ----------------------------------------------------------------------- */
@@ -77,50 +65,11 @@ int msi_endpoint_can_send(const msi_endpoint *endpoint) {
   return !endpoint->taken[endpoint->sent % MSI_SLOTS];
 }
 
-static int ring_shared(msi_endpoint *endpoint, uint64_t sequence) {
-  msi_segment_header *header = (msi_segment_header *)endpoint->memory;
-  atomic_store_explicit(
-      (_Atomic uint8_t *)(endpoint->memory + endpoint->layout.doorbells_at + endpoint->lane),
-      (uint8_t)sequence, memory_order_release);
-  msi_wait_wake(&header->asleep, &header->asleep);
-  return MPISERVE_OK;
-}
-
-/* Payload and header must be visible at the head before the doorbell. On one node
- * the release store orders them. Over RMA nothing orders two Puts, so the first
- * is flushed; the second flush pushes the doorbell out (MPI may keep a Put back). */
-static int ring(msi_endpoint *endpoint, uint64_t sequence) {
-  if (endpoint->transport == MPISERVE_SHARED) return ring_shared(endpoint, sequence);
-  uint8_t doorbell = (uint8_t)sequence;
-  int code = msi_window_flush(endpoint->window, endpoint->head);
-  if (!code)
-    code = msi_window_put(endpoint->window, endpoint->head,
-                          endpoint->layout.doorbells_at + endpoint->lane, &doorbell, 1);
-  if (!code) code = msi_window_flush(endpoint->window, endpoint->head);
-  return code;
-}
-
-/* A receive is there before its message, and none that nobody answers. */
-static int post_recv(msi_endpoint *endpoint) {
-  if (endpoint->transport == MPISERVE_SHARED || endpoint->recv != MPI_REQUEST_NULL)
-    return MPISERVE_OK;
-  return msi_window_post_recv(endpoint->window, endpoint->head, endpoint->service_index,
-                              endpoint->message, MESSAGE_BYTES, &endpoint->recv);
-}
-
-/* Over RMA the slot was filled in our copy of the lane. */
 static int post(msi_endpoint *endpoint, size_t payload_bytes, void *owner) {
-  uint64_t sequence = endpoint->sent + 1;
-  int at = (int)(endpoint->sent % MSI_SLOTS), code = MPISERVE_OK;
-  if (endpoint->transport == MPISERVE_RMA)
-    code = msi_window_put(endpoint->window, endpoint->head,
-                          msi_slot_at(&endpoint->layout, endpoint->lane, sequence),
-                          &endpoint->slots[at], sizeof(msi_request_header) + payload_bytes);
-  if (!code) code = post_recv(endpoint);
-  if (!code) code = ring(endpoint, sequence);
+  int at = (int)(endpoint->sent % MSI_SLOTS);
+  int code = endpoint->path.transport->post(&endpoint->path, endpoint->sent + 1, payload_bytes);
   if (code) return code;
-  endpoint->recvs_due += endpoint->transport == MPISERVE_RMA;
-  endpoint->sent = sequence;
+  endpoint->sent++;
   endpoint->taken[at] = 1;
   endpoint->owners[at] = owner;
   endpoint->in_flight++;
@@ -128,7 +77,7 @@ static int post(msi_endpoint *endpoint, size_t payload_bytes, void *owner) {
 }
 
 static msi_slot *fill(msi_endpoint *endpoint, msi_kind kind, int64_t rows, int lease) {
-  msi_slot *slot = &endpoint->slots[endpoint->sent % MSI_SLOTS];
+  msi_slot *slot = &endpoint->path.slots[endpoint->sent % MSI_SLOTS];
   slot->request.sequence = endpoint->sent + 1;
   slot->request.kind = (uint8_t)kind;
   slot->request.rows = (uint32_t)rows;
@@ -147,22 +96,17 @@ int msi_endpoint_send(msi_endpoint *endpoint, msi_kind kind, int64_t rows, int l
 }
 
 int msi_endpoint_cancel(msi_endpoint *endpoint, uint64_t sequence) {
-  msi_slot *slot = &endpoint->slots[(sequence - 1) % MSI_SLOTS];
+  const msi_transport *transport = endpoint->path.transport;
+  msi_slot *slot = &endpoint->path.slots[(sequence - 1) % MSI_SLOTS];
   atomic_store_explicit(&slot->request.cancelled, 1, memory_order_release);
-  if (endpoint->transport == MPISERVE_SHARED) return MPISERVE_OK;
-  const uint32_t cancelled = 1;
-  int code = msi_window_put(endpoint->window, endpoint->head,
-                            msi_slot_at(&endpoint->layout, endpoint->lane, sequence) +
-                                offsetof(msi_slot, request.cancelled),
-                            &cancelled, sizeof cancelled);
-  return code ? code : msi_window_flush(endpoint->window, endpoint->head);
+  return transport->cancel ? transport->cancel(&endpoint->path, sequence) : MPISERVE_OK;
 }
 
 int msi_endpoint_reply(msi_endpoint *endpoint) {
   for (int i = 0; i < MSI_SLOTS; i++) {
     int at = (int)((endpoint->sent + (uint64_t)i) % MSI_SLOTS);
     if (!endpoint->taken[at]) continue;
-    msi_slot *slot = &endpoint->slots[at];
+    msi_slot *slot = &endpoint->path.slots[at];
     /* Pairs with the head's release of the reply: rows and code are complete. */
     if (atomic_load_explicit(&slot->reply.sequence, memory_order_acquire) == slot->request.sequence)
       return at;
@@ -172,8 +116,8 @@ int msi_endpoint_reply(msi_endpoint *endpoint) {
 
 int msi_endpoint_wait_address(msi_endpoint *endpoint, uint64_t sequence,
                               msi_wait_address *address) {
-  if (endpoint->transport != MPISERVE_SHARED) return 0;
-  msi_slot *slot = &endpoint->slots[(sequence - 1) % MSI_SLOTS];
+  if (!endpoint->path.transport->same_node) return 0;
+  msi_slot *slot = &endpoint->path.slots[(sequence - 1) % MSI_SLOTS];
   *address = (msi_wait_address){msi_low_half(&slot->reply.sequence), &slot->request.asleep,
                                 (uint32_t)sequence};
   return 1;
@@ -182,25 +126,6 @@ int msi_endpoint_wait_address(msi_endpoint *endpoint, uint64_t sequence,
 void msi_endpoint_release(msi_endpoint *endpoint, int slot) {
   endpoint->taken[slot] = 0;
   endpoint->in_flight--;
-}
-
-static void deliver(msi_endpoint *endpoint) {
-  msi_reply_header header;
-  memcpy(&header, endpoint->message, sizeof header);
-  uint64_t sequence = atomic_load_explicit(&header.sequence, memory_order_relaxed);
-  msi_slot *slot = &endpoint->slots[(sequence - 1) % MSI_SLOTS];
-  memcpy(&slot->reply, endpoint->message, MESSAGE_BYTES);
-}
-
-int msi_endpoint_progress(msi_endpoint *endpoint) {
-  int code = MPISERVE_OK, received = 1;
-  while (!code && endpoint->recvs_due) {
-    code = msi_window_test_recv(&endpoint->recv, &received);
-    if (code || !received) break;
-    deliver(endpoint);
-    if (--endpoint->recvs_due) code = post_recv(endpoint);
-  }
-  return code;
 }
 
 /* ---- rows -------------------------------------------------------------------------- */
@@ -231,34 +156,25 @@ static uint32_t first_row(const msi_endpoint *endpoint, const msi_location *loca
 
 static int write_slabs(msi_endpoint *endpoint, const msi_payload *payload) {
   const msi_side *side = &endpoint->layout.inputs;
-  if (payload->input.in_place) return MPISERVE_OK;
-  for (int i = 0; i < side->n; i++) {
-    size_t at = slab_at(endpoint, 0, i, first_row(endpoint, &payload->input));
-    size_t bytes = (size_t)payload->rows * side->row_bytes[i];
-    if (endpoint->transport == MPISERVE_SHARED) {
-      msi_copy(endpoint->memory + at, payload->inputs[i], bytes);
-      continue;
-    }
-    int code = msi_window_put(endpoint->window, endpoint->head, at, payload->inputs[i], bytes);
-    if (code) return code;
-  }
-  return MPISERVE_OK;
+  msi_path *path = &endpoint->path;
+  int code = MPISERVE_OK;
+  for (int i = 0; i < side->n && !code && !payload->input.in_place; i++)
+    code =
+        path->transport->write(path, slab_at(endpoint, 0, i, first_row(endpoint, &payload->input)),
+                               payload->inputs[i], (size_t)payload->rows * side->row_bytes[i]);
+  return code;
 }
 
 static int read_slabs(msi_endpoint *endpoint, const msi_payload *payload) {
   const msi_side *side = &endpoint->layout.outputs;
+  msi_path *path = &endpoint->path;
   int code = MPISERVE_OK;
   if (payload->output.in_place) return code;
-  for (int i = 0; i < side->n && !code; i++) {
-    size_t at = slab_at(endpoint, 1, i, first_row(endpoint, &payload->output));
-    size_t bytes = (size_t)payload->rows * side->row_bytes[i];
-    if (endpoint->transport == MPISERVE_SHARED)
-      msi_copy(payload->outputs[i], endpoint->memory + at, bytes);
-    else
-      code = msi_window_get(endpoint->window, endpoint->head, at, payload->outputs[i], bytes);
-  }
-  if (code || endpoint->transport == MPISERVE_SHARED) return code;
-  return msi_window_flush(endpoint->window, endpoint->head);
+  for (int i = 0; i < side->n && !code; i++)
+    code =
+        path->transport->read(path, slab_at(endpoint, 1, i, first_row(endpoint, &payload->output)),
+                              payload->outputs[i], (size_t)payload->rows * side->row_bytes[i]);
+  return !code && path->transport->read_end ? path->transport->read_end(path) : code;
 }
 
 int msi_endpoint_infer(msi_endpoint *endpoint, msi_kind kind, const msi_payload *payload,
@@ -268,7 +184,7 @@ int msi_endpoint_infer(msi_endpoint *endpoint, msi_kind kind, const msi_payload 
   slot->request.priority = payload->priority;
   slot->request.deadline_ns = payload->deadline_ns;
   if (payload->deadline_ns &&
-      endpoint->transport == MPISERVE_RMA) /* hosts have clocks of their own */
+      !endpoint->path.transport->same_node) /* hosts have clocks of their own */
     slot->request.deadline_ns -= msi_now();
   slot->request.output_lease = (int8_t)payload->output.lease;
   slot->request.output_row = payload->output.row;
@@ -288,7 +204,7 @@ int msi_endpoint_infer(msi_endpoint *endpoint, msi_kind kind, const msi_payload 
 int msi_endpoint_outputs(msi_endpoint *endpoint, int slot, const msi_payload *payload) {
   if (payload->output.lease >= 0) return read_slabs(endpoint, payload);
   msi_side_unpack(&endpoint->layout.outputs, payload->rows, payload->outputs,
-                  endpoint->slots[slot].output);
+                  endpoint->path.slots[slot].output);
   return MPISERVE_OK;
 }
 
@@ -343,8 +259,8 @@ static int allocate_own(msi_endpoint *endpoint, int at, mpiserve_buffer *buffer)
 }
 
 int msi_endpoint_map_buffer(msi_endpoint *endpoint, int at, mpiserve_buffer *buffer) {
-  if (endpoint->transport == MPISERVE_RMA) return allocate_own(endpoint, at, buffer);
-  if (!endpoint->alias) endpoint->alias = msi_window_alias(endpoint->memory, reach(endpoint));
+  if (!endpoint->path.transport->same_node) return allocate_own(endpoint, at, buffer);
+  if (!endpoint->alias) endpoint->alias = msi_window_alias(endpoint->path.memory, reach(endpoint));
   for (int i = 0; i < endpoint->layout.inputs.n; i++)
     buffer->inputs[i] = buffer_at(endpoint, 0, i, endpoint->leases[at].begin);
   for (int i = 0; i < endpoint->layout.outputs.n; i++)

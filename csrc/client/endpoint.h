@@ -3,8 +3,7 @@
 #ifndef MSI_ENDPOINT_H
 #define MSI_ENDPOINT_H
 
-#include "mpi/window.h"
-#include "protocol/slot.h"
+#include "mpi/transport.h"
 
 /* Rows of a head's slabs that are this client's until it gives them back. The first
  * MSI_SLOTS leases of a lane serve requests in turn, the others are buffers. */
@@ -33,25 +32,16 @@ typedef struct msi_payload {
 } msi_payload;
 
 typedef struct msi_endpoint {
-  msi_window *window;
-  int head;          /* world rank */
-  int service_index; /* of the service among those of that rank */
-  int transport;
-  uint32_t lane;
+  msi_path path;
   msi_layout layout;
-  uint8_t *memory;         /* shared: that of the head's rank; rma: NULL */
-  uint8_t *alias;          /* shared: the same again, for buffers; NULL: none was taken */
-  msi_slot *slots;         /* shared: our lane itself; rma: our copy of it */
+  uint8_t *alias;          /* same node: the head's memory again, for buffers; NULL: none taken */
   uint64_t sent;           /* sequence of the last request */
   int in_flight;           /* slots taken */
   int taken[MSI_SLOTS];    /* is the slot? */
-  void *owners[MSI_SLOTS]; /* of the slots taken; NULL: the reply interests nobody */
+  void *owners[MSI_SLOTS]; /* of the slots taken; NULL: nobody waits for the reply */
   msi_lease leases[MSI_LEASES];
   int stale;              /* leases that are */
-  void *own[MSI_BUFFERS]; /* rma: memory of the buffers */
-  uint8_t *message;       /* rma: where the next message goes */
-  MPI_Request recv;       /* rma: its receive, posted while replies are owed */
-  int recvs_due;          /* rma: messages to come */
+  void *own[MSI_BUFFERS]; /* another node: memory of the buffers */
 } msi_endpoint;
 
 int msi_endpoint_open(msi_endpoint *endpoint, msi_window *window, const msi_head *head);
@@ -89,8 +79,11 @@ int msi_endpoint_outputs(msi_endpoint *endpoint, int slot, const msi_payload *pa
 /* Free the slot. */
 void msi_endpoint_release(msi_endpoint *endpoint, int slot);
 
-/* rma: put the messages that have come into the lane. */
-int msi_endpoint_progress(msi_endpoint *endpoint);
+/* Brings the replies that have come into the lane. */
+static inline int msi_endpoint_progress(msi_endpoint *endpoint) {
+  msi_path *path = &endpoint->path;
+  return path->transport->progress ? path->transport->progress(path) : MPISERVE_OK;
+}
 
 /* Is the lease a buffer that the user has not given back? */
 int msi_endpoint_holds(const msi_endpoint *endpoint, int lease);

@@ -67,11 +67,11 @@ static int ask(const mpiserve_service *service, int what, const char *version, i
   for (int h = 0; h < client->n_endpoints; h++) {
     if (!is_replica(service, h)) continue;
     int failed = send_to(client, &client->endpoints[h], what, version, &changes[h]);
-    code = note(code, failed, service, client->endpoints[h].head, text);
+    code = note(code, failed, service, client->endpoints[h].path.head, text);
   }
   for (int h = 0; h < client->n_endpoints; h++) {
     int failed = changes[h] ? take_answer(client, changes[h], left(deadline)) : MPISERVE_OK;
-    code = note(code, failed, service, client->endpoints[h].head, text);
+    code = note(code, failed, service, client->endpoints[h].path.head, text);
   }
   free(changes);
   return code;

@@ -27,13 +27,14 @@ int msi_broker_open(msi_broker *broker, const msi_world *world,
   for (int t = 0; t < MSI_TRANSPORTS && !code; t++) {
     code = msi_inbox_open(&broker->inboxes[t], world, t, description, service_index, bytes[t]);
     bytes[t] += broker->inboxes[t].layout.bytes;
-    broker->remaining += broker->inboxes[t].layout.lanes;
+    uint32_t lanes = broker->inboxes[t].layout.lanes;
+    broker->remaining += lanes;
+    broker->remote += msi_transport_at(t)->same_node ? 0 : lanes;
   }
   return code;
 }
 
 int msi_broker_attach(msi_broker *broker, msi_window *window, msi_progress *progress) {
-  broker->window = window;
   broker->progress = progress;
   int code = MPISERVE_OK;
   for (int t = 0; t < MSI_TRANSPORTS && !code; t++)
@@ -261,9 +262,9 @@ static int refuse_for_room(msi_broker *broker, const msi_entry *entry) {
 
 /* Hosts have clocks of their own: over rma the client says how long. What is in a window
  * is not trusted: the sum may be anything, but is defined, and never before now. */
-static int64_t deadline_of(const msi_entry *entry, int64_t deadline_ns) {
+static int64_t deadline_of(const msi_broker *broker, const msi_entry *entry, int64_t deadline_ns) {
   if (!deadline_ns) return 0;
-  if (entry->inbox == MPISERVE_RMA)
+  if (!broker->inboxes[entry->inbox].transport->same_node)
     deadline_ns = (int64_t)((uint64_t)entry->taken_ns + (uint64_t)deadline_ns);
   return deadline_ns > entry->taken_ns ? deadline_ns : entry->taken_ns;
 }
@@ -277,7 +278,7 @@ static int on_infer(msi_broker *broker, msi_entry *entry, const msi_request_head
   if (!waits(broker) && !msi_queue_admits(&broker->policy, &broker->queue, entry->rows))
     return refuse_for_room(broker, entry);
   entry->priority = request->priority > INT8_MIN ? request->priority : 0;
-  entry->deadline_ns = deadline_of(entry, request->deadline_ns);
+  entry->deadline_ns = deadline_of(broker, entry, request->deadline_ns);
   lane_join(broker, lane);
   lane->passing = request->kind == MSI_VISIT;
   int code = msi_queue_push(&broker->queue, *entry);
@@ -339,7 +340,7 @@ static int64_t now_of(msi_broker *broker) {
 
 static int take(msi_broker *broker, msi_inbox *inbox, uint32_t lane,
                 const msi_request_header *request) {
-  msi_entry entry = {.inbox = (uint8_t)inbox->transport,
+  msi_entry entry = {.inbox = (uint8_t)inbox->transport->number,
                      .lane = lane,
                      .rows = request->rows,
                      .lease = request->lease};
@@ -380,7 +381,7 @@ static int has_to_wait(msi_broker *broker, msi_inbox *inbox, uint32_t lane,
   if (!broker->queue.full) {
     if (msi_queue_admits(&broker->policy, &broker->queue, request->rows)) return 0;
     broker->queue.full = 1;
-    broker->turn_inbox = inbox->transport;
+    broker->turn_inbox = inbox->transport->number;
     broker->turn_lane = lane;
   }
   msi_inbox_note(inbox, lane, now_of(broker));
@@ -389,7 +390,7 @@ static int has_to_wait(msi_broker *broker, msi_inbox *inbox, uint32_t lane,
 
 static int poll_lanes(msi_broker *broker, int transport, uint32_t from, uint32_t to) {
   msi_inbox *inbox = &broker->inboxes[transport];
-  int code = transport == MPISERVE_RMA ? msi_window_sync(broker->window) : MPISERVE_OK;
+  int code = msi_inbox_sync(inbox);
   msi_request_header request;
   uint32_t last = to, left = 0; /* that a lane may ring for in one round */
   for (uint32_t lane = from; !code && msi_inbox_rung(inbox, &lane) && lane < to;) {
@@ -404,16 +405,17 @@ static int poll_lanes(msi_broker *broker, int transport, uint32_t from, uint32_t
   return code;
 }
 
-/* Once around, from who has waited for room in the queue longest. */
+/* Once around, from the lane that has waited for room in the queue longest. */
 int msi_broker_poll(msi_broker *broker) {
-  int first = broker->turn_inbox, second = 1 - first;
+  int first = broker->turn_inbox, code = MPISERVE_OK;
   uint32_t lane = broker->turn_lane;
   broker->now_ns = 0;
   broker->queue.full = 0;
-  uint32_t firsts = broker->inboxes[first].layout.lanes,
-           seconds = broker->inboxes[second].layout.lanes;
-  int code = firsts ? poll_lanes(broker, first, lane, firsts) : MPISERVE_OK;
-  if (seconds && !code) code = poll_lanes(broker, second, 0, seconds);
+  for (int i = 0; i < MSI_TRANSPORTS && !code; i++) {
+    int at = (first + i) % MSI_TRANSPORTS;
+    uint32_t lanes = broker->inboxes[at].layout.lanes;
+    if (lanes) code = poll_lanes(broker, at, i ? 0 : lane, lanes);
+  }
   return lane && !code ? poll_lanes(broker, first, 0, lane) : code;
 }
 

@@ -9,7 +9,6 @@
 
 typedef struct msi_broker {
   const msi_world *world;
-  msi_window *window;
   const mpiserve_description *description;
   msi_policy policy;
   msi_inbox inboxes[MSI_TRANSPORTS];
@@ -21,6 +20,7 @@ typedef struct msi_broker {
   uint32_t turn_lane;       /* waited longest */
   uint32_t asked;           /* lanes with a request in the queue */
   uint32_t able;            /* lanes that count in the census */
+  uint32_t remote;          /* lanes of clients on other nodes, which cannot wake this rank */
   uint32_t remaining;       /* lanes whose client has not left */
   int shut;                 /* requests are turned away: a rank has failed, or the service rests */
   int suspended;            /* the service does, on this rank */
@@ -53,7 +53,7 @@ int msi_broker_look(msi_broker *broker, int lay_out);
 /* Work for now and then, and whether there is none but what a client will ring for. */
 int msi_broker_refuse_late(msi_broker *broker, int64_t now);
 static inline int msi_broker_may_sleep(const msi_broker *broker) {
-  return !broker->inboxes[MPISERVE_RMA].layout.lanes && !broker->queue.n;
+  return !broker->remote && !broker->queue.n;
 }
 
 /* The batch that was closed: it is unanswered until it is settled. */

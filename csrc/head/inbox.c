@@ -25,7 +25,7 @@ static int allocate(msi_inbox *inbox) {
   inbox->clients = calloc(lanes, sizeof *inbox->clients);
   inbox->lanes = calloc(lanes, sizeof *inbox->lanes);
   int lacking = !inbox->seen || !inbox->clients || !inbox->lanes;
-  if (inbox->transport == MPISERVE_RMA) {
+  if (inbox->transport->reply_begin) {
     inbox->sends = malloc((size_t)lanes * MSI_SLOTS * sizeof *inbox->sends);
     lacking |= !inbox->sends;
     for (size_t i = 0; !lacking && i < (size_t)lanes * MSI_SLOTS; i++)
@@ -36,7 +36,7 @@ static int allocate(msi_inbox *inbox) {
 
 int msi_inbox_open(msi_inbox *inbox, const msi_world *world, int transport,
                    const mpiserve_description *description, int service_index, size_t begin) {
-  *inbox = (msi_inbox){.transport = transport, .service_index = service_index};
+  *inbox = (msi_inbox){.transport = msi_transport_at(transport), .service_index = service_index};
   uint32_t lanes = count_clients(world, transport, NULL);
   int code = msi_layout_init(&inbox->layout, description, lanes);
   if (code || !lanes) return code;
@@ -49,7 +49,7 @@ int msi_inbox_open(msi_inbox *inbox, const msi_world *world, int transport,
 
 int msi_inbox_attach(msi_inbox *inbox, msi_window *window) {
   inbox->window = window;
-  inbox->memory = window->memory[inbox->transport];
+  inbox->memory = window->memory[inbox->transport->number];
   if (!inbox->layout.lanes) return MPISERVE_OK;
   /* Slabs are not touched here: pages that nobody uses cost nothing. */
   size_t begin = inbox->layout.header_at, end = msi_slot_at(&inbox->layout, inbox->layout.lanes, 1);
@@ -59,7 +59,7 @@ int msi_inbox_attach(msi_inbox *inbox, msi_window *window) {
 
 void msi_inbox_close(msi_inbox *inbox) {
   for (size_t i = 0; inbox->sends && i < (size_t)inbox->layout.lanes * MSI_SLOTS; i++)
-    msi_window_send_wait(&inbox->sends[i]);
+    inbox->transport->reply_begin(&inbox->sends[i]);
   free(inbox->sends);
   free(inbox->seen);
   free(inbox->clients);
@@ -172,14 +172,14 @@ void msi_inbox_note(msi_inbox *inbox, uint32_t lane, int64_t now_ns) {
   }
 }
 
+/* NULL where replies are no messages. */
 static MPI_Request *send_of(msi_inbox *inbox, uint32_t lane, uint64_t sequence) {
-  return &inbox->sends[lane * MSI_SLOTS + (sequence - 1) % MSI_SLOTS];
+  return inbox->sends ? &inbox->sends[lane * MSI_SLOTS + (sequence - 1) % MSI_SLOTS] : NULL;
 }
 
-/* The last message from this slot has been received (else the client would not
- * have used the slot again), but MPI may not have told us yet. */
 int msi_inbox_reply_begin(msi_inbox *inbox, uint32_t lane, uint64_t sequence, msi_slot **slot) {
-  int code = inbox->sends ? msi_window_send_wait(send_of(inbox, lane, sequence)) : MPISERVE_OK;
+  int code = MPISERVE_OK;
+  if (inbox->sends) code = inbox->transport->reply_begin(send_of(inbox, lane, sequence));
   *slot = msi_inbox_slot(inbox, lane, sequence);
   msi_reply_header *reply = &(*slot)->reply;
   memset((char *)reply + sizeof reply->sequence, 0, sizeof *reply - sizeof reply->sequence);
@@ -187,17 +187,12 @@ int msi_inbox_reply_begin(msi_inbox *inbox, uint32_t lane, uint64_t sequence, ms
 }
 
 int msi_inbox_reply_end(msi_inbox *inbox, uint32_t lane, uint64_t sequence, size_t payload_bytes) {
-  msi_reply_header *reply = &msi_inbox_slot(inbox, lane, sequence)->reply;
+  msi_slot *slot = msi_inbox_slot(inbox, lane, sequence);
   inbox->lanes[lane].open &= (uint8_t)~slot_bit(sequence);
   /* The client reads code and rows after it has seen this. */
-  atomic_store_explicit(&reply->sequence, sequence, memory_order_release);
-  if (!inbox->sends) {
-    msi_wait_wake(msi_low_half(&reply->sequence),
-                  &msi_inbox_slot(inbox, lane, sequence)->request.asleep);
-    return MPISERVE_OK;
-  }
-  return msi_window_send(inbox->window, inbox->clients[lane], inbox->service_index, reply,
-                         sizeof *reply + payload_bytes, send_of(inbox, lane, sequence));
+  atomic_store_explicit(&slot->reply.sequence, sequence, memory_order_release);
+  return inbox->transport->reply_end(inbox->window, inbox->clients[lane], inbox->service_index,
+                                     slot, payload_bytes, send_of(inbox, lane, sequence));
 }
 
 int msi_inbox_reply(msi_inbox *inbox, uint32_t lane, uint64_t sequence, int code,

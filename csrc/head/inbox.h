@@ -4,8 +4,7 @@
 #define MSI_INBOX_H
 
 #include "head/row_pool.h"
-#include "mpi/window.h"
-#include "protocol/slot.h"
+#include "mpi/transport.h"
 
 typedef struct msi_lane {
   uint64_t taken;             /* sequence of the last request taken */
@@ -24,7 +23,7 @@ typedef struct msi_lane {
 
 typedef struct msi_inbox {
   msi_window *window;
-  int transport;
+  const msi_transport *transport;
   int service_index; /* of its service among those of this rank */
   msi_layout layout;
   uint8_t *memory; /* this rank's; where the segment lies in it the layout knows */
@@ -33,7 +32,7 @@ typedef struct msi_inbox {
   msi_lane *lanes;
   msi_row_pool pool;
   struct msi_inbox *next; /* of those that the broker thread watches */
-  MPI_Request *sends;     /* rma: of the last reply message, by lane and slot */
+  MPI_Request *sends;     /* of the last replies, by lane and slot, where these are messages */
 } msi_inbox;
 
 /* Lays the segment of this rank's service number place out, from byte begin of its memory on.
@@ -45,6 +44,11 @@ void msi_inbox_close(msi_inbox *inbox);
 
 /* The next lane, from *lane on, whose doorbell has rung: 1, or 0 if there is none. */
 int msi_inbox_rung(const msi_inbox *inbox, uint32_t *lane);
+
+/* Sees what clients have written, before a look at the doorbells. */
+static inline int msi_inbox_sync(const msi_inbox *inbox) {
+  return inbox->transport->sync ? inbox->transport->sync(inbox->window) : MPISERVE_OK;
+}
 
 /* Copies the header of the request that msi_inbox_take() will take, each word read once: a client
  * may write there at any time, so what was checked must be what is used. `cancelled` and `asleep`

@@ -43,16 +43,22 @@ static int64_t notice_limit(void) {
   return seconds > 0 && seconds < 1e9 ? (int64_t)(seconds * 1e9) : INT64_MAX;
 }
 
+/* The progress thread notes when clients on other nodes ask. */
+static void watch_remote(msi_serving *serving, msi_broker *broker) {
+  for (int t = 0; t < MSI_TRANSPORTS; t++)
+    if (!broker->inboxes[t].transport->same_node)
+      msi_progress_watch(&serving->progress, &broker->inboxes[t]);
+}
+
 int msi_serving_attach(msi_serving *serving, msi_window *window) {
   int code = MPISERVE_OK, remote = 0;
   for (int i = 0; i < serving->n && !code; i++) {
     msi_broker *broker = &serving->brokers[i];
     code = msi_broker_attach(broker, window, &serving->progress);
-    remote |= broker->inboxes[MPISERVE_RMA].layout.lanes != 0;
+    remote |= broker->remote != 0;
   }
   if (!code && remote) code = msi_progress_open(&serving->progress, window);
-  for (int i = 0; i < serving->n && !code; i++)
-    msi_progress_watch(&serving->progress, &serving->brokers[i].inboxes[MPISERVE_RMA]);
+  for (int i = 0; i < serving->n && !code; i++) watch_remote(serving, &serving->brokers[i]);
   serving->silence = (msi_silence){notice_limit(), msi_now(), 0, waited_for(serving)->remaining};
   return code;
 }

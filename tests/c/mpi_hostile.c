@@ -92,7 +92,7 @@ static void write_fields(msi_request_header *request) {
 /* Before and after the doorbell: what the head has checked must be what it uses. */
 static void send_raw(msi_endpoint *endpoint) {
   uint64_t sequence = endpoint->sent + 1;
-  msi_slot *slot = &endpoint->slots[endpoint->sent % MSI_SLOTS];
+  msi_slot *slot = &endpoint->path.slots[endpoint->sent % MSI_SLOTS];
   if (!pick(3))
     for (int i = pick(50); i > 0; i--) scribble(slot);
   CHECK(!msi_endpoint_send(endpoint, a_kind(), some_rows(), a_lease(), NULL, NULL));
@@ -106,14 +106,14 @@ static void send_raw(msi_endpoint *endpoint) {
 
 /* Where nobody has asked: the lane is then out of step until the head has caught up. */
 static void ring_for_nothing(msi_endpoint *endpoint) {
-  uint8_t *doorbell = endpoint->memory + endpoint->layout.doorbells_at + endpoint->lane;
+  uint8_t *doorbell = endpoint->path.memory + endpoint->path.doorbell_at;
   if (endpoint->in_flight) return;
   int more = pick(200);
   atomic_store((_Atomic uint8_t *)doorbell, (uint8_t)(endpoint->sent + (uint64_t)more));
   endpoint->sent += (uint64_t)more;
   for (int i = 0; i < MSI_SLOTS; i++) {
     uint64_t sequence = endpoint->sent - (uint64_t)i;
-    msi_slot *slot = &endpoint->slots[(sequence - 1) % MSI_SLOTS];
+    msi_slot *slot = &endpoint->path.slots[(sequence - 1) % MSI_SLOTS];
     while (i < more && atomic_load(&slot->reply.sequence) != sequence) usleep(100);
   }
 }
@@ -143,7 +143,7 @@ static void attack(mpiserve_session *session) {
   msi_endpoint *endpoint = &session->client.endpoints[0];
   for (int i = 0; i < ROUNDS; i++) {
     while (!msi_endpoint_can_send(endpoint)) take_replies(endpoint);
-    if (endpoint->transport == MPISERVE_RMA || !pick(3))
+    if (!endpoint->path.transport->same_node || !pick(3))
       send_plausible(endpoint);
     else if (pick(20))
       send_raw(endpoint);
@@ -152,7 +152,7 @@ static void attack(mpiserve_session *session) {
     take_replies(endpoint);
   }
   while (endpoint->in_flight) take_replies(endpoint);
-  if (endpoint->transport == MPISERVE_SHARED) flood(endpoint);
+  if (endpoint->path.transport->same_node) flood(endpoint);
   lease_all(endpoint, 0);
 }
 

@@ -13,7 +13,7 @@ static int take_reply(msi_endpoint *endpoint) {
   int slot = msi_endpoint_reply(endpoint);
   CHECK(slot >= 0);
   msi_endpoint_release(endpoint, slot);
-  return endpoint->slots[slot].reply.generation;
+  return endpoint->path.slots[slot].reply.generation;
 }
 
 static void swap(msi_endpoint *endpoint) {

@@ -28,7 +28,7 @@ static int wait_reply(msi_endpoint *endpoint) {
 }
 
 static int take_reply(msi_endpoint *endpoint, const msi_payload *payload) {
-  int slot = wait_reply(endpoint), code = endpoint->slots[slot].reply.code;
+  int slot = wait_reply(endpoint), code = endpoint->path.slots[slot].reply.code;
   if (payload && !code) msi_endpoint_outputs(endpoint, slot, payload);
   msi_endpoint_release(endpoint, slot);
   return code;
@@ -39,7 +39,8 @@ static void ask(msi_endpoint *endpoint, int i) {
   double in[MAX_ROWS], out[MAX_ROWS] = {0};
   uint64_t sequence;
   int64_t rows = 1 + i % 40;
-  for (int64_t k = 0; k < rows; k++) in[k] = endpoint->lane * 1000 + i + (double)k;
+  for (int64_t k = 0; k < rows; k++)
+    in[k] = (double)endpoint->path.doorbell_at * 1000 + i + (double)k;
   msi_payload payload = {
       .rows = rows, .input = {-1}, .output = {-1}, .inputs = {in}, .outputs = {out}};
   msi_endpoint_infer(endpoint, MSI_INFER, &payload, NULL, &sequence);

@@ -24,7 +24,7 @@ static void wait_reply(msi_endpoint *endpoint) {
 /* 1: the service rests there. */
 static int take_reply(msi_endpoint *endpoint, const msi_payload *payload) {
   wait_reply(endpoint);
-  int slot = msi_endpoint_reply(endpoint), code = endpoint->slots[slot].reply.code;
+  int slot = msi_endpoint_reply(endpoint), code = endpoint->path.slots[slot].reply.code;
   wrong |= code != 0 && (code != MSI_SUSPENDED || !payload);
   if (payload && !code) msi_endpoint_outputs(endpoint, slot, payload);
   msi_endpoint_release(endpoint, slot);
@@ -34,7 +34,7 @@ static int take_reply(msi_endpoint *endpoint, const msi_payload *payload) {
 static void lease(msi_endpoint *endpoint, int64_t rows) {
   msi_endpoint_send(endpoint, MSI_LEASE, rows, 0, NULL, NULL);
   wait_reply(endpoint);
-  const msi_reply_header *reply = &endpoint->slots[msi_endpoint_reply(endpoint)].reply;
+  const msi_reply_header *reply = &endpoint->path.slots[msi_endpoint_reply(endpoint)].reply;
   endpoint->leases[0] = (msi_lease){.begin = reply->lease_begin, .rows = reply->rows};
   take_reply(endpoint, NULL);
 }
@@ -50,7 +50,7 @@ static void ask(msi_endpoint *endpoint, int64_t rows, int at, double seed) {
   do {
     msi_endpoint_infer(endpoint, MSI_INFER, &payload, NULL, &sequence);
   } while (take_reply(endpoint, &payload));
-  for (int64_t i = 0; i < rows; i++) wrong |= out[i] != (2 + endpoint->service_index) * in[i];
+  for (int64_t i = 0; i < rows; i++) wrong |= out[i] != (2 + endpoint->path.service_index) * in[i];
 }
 
 static void *client(void *argument) {
