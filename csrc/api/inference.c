@@ -1,5 +1,4 @@
-/* api_serving: the public functions of inference ranks: arguments are checked, the work is
- * in serving.c and late.c. */
+/* inference: the public functions of inference ranks. They check arguments and call head/. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -32,7 +31,7 @@ static int check_description(const mpiserve_description *d, uint32_t clients) {
   if (d->rows < MPISERVE_INDEPENDENT || d->rows > MPISERVE_TOGETHER)
     return msi_error(MPISERVE_ECONFIG, "service '%s': rows is %d", d->name, d->rows);
   msi_layout layout;
-  return msi_layout_init(&layout, d, clients); /* over one transport: as large as it gets */
+  return msi_layout_init(&layout, d, clients); /* all over one transport: the largest layout */
 }
 
 static int check_names(const mpiserve_description *descriptions, int n) {
@@ -43,7 +42,7 @@ static int check_names(const mpiserve_description *descriptions, int n) {
   return MPISERVE_OK;
 }
 
-/* A wrong description is published as a failed service: the world is waiting. */
+/* A wrong description is published as a failed service, because the world waits for it. */
 static int adopt(mpiserve_session *session, int n) {
   mpiserve_description *mine = &session->descriptions[n];
   mine->engine[sizeof mine->engine - 1] = mine->version[sizeof mine->version - 1] = 0;
@@ -68,7 +67,7 @@ static int publish(mpiserve_session *session, int n) {
       msi_serving_open(&session->serving, &session->world, n, session->descriptions, bytes);
   if (opened) bytes[MPISERVE_SHARED] = bytes[MPISERVE_RMA] = 0;
   code = msi_window_open(&session->window, &session->world, bytes);
-  session->broken = code != MPISERVE_OK; /* on every rank */
+  session->broken = code != MPISERVE_OK; /* and so on every rank */
   if (!opened && !code) opened = msi_serving_attach(&session->serving, &session->window);
   if (!code) code = msi_world_barrier(&session->world);
   return opened ? opened : code;
@@ -115,7 +114,7 @@ int mpiserve_batch_reply_rows(mpiserve_session *session, int64_t rows, const voi
   return msi_reply_rows(session->serving.current, rows, outputs);
 }
 
-/* Replies have 16 bits for it. */
+/* Replies have 16 bits for the code. */
 static int check_code(int code) {
   if (code < 0 && code >= INT16_MIN) return MPISERVE_OK;
   return msi_error(MPISERVE_EARG, "%d is not the code of an error", code);
@@ -197,7 +196,7 @@ int mpiserve_mpi_give(mpiserve_session *session) {
 static int check_echo(const mpiserve_description *d) {
   msi_layout layout;
   mpiserve_description copy = *d;
-  copy.overwrites = 1; /* which needs what echo needs */
+  copy.overwrites = 1; /* has the same conditions as echo */
   return msi_layout_init(&layout, &copy, 1);
 }
 

@@ -1,4 +1,4 @@
-/* session: the public functions of both sides: open, close, and what a session says of itself. */
+/* session: the public functions of both sides: open, close, roles, communicators, counters. */
 #include <stdlib.h>
 
 #include "api/session.h"
@@ -19,7 +19,7 @@ static int open_simulation(mpiserve_session *session) {
   const size_t none[MSI_TRANSPORTS] = {0};
   int code = msi_world_publish(&session->world, 0, NULL);
   if (!code) code = msi_window_open(&session->window, &session->world, none);
-  /* Heads clear their lanes before anybody writes there. */
+  /* Heads clear their lanes before any client writes to them. */
   if (!code) code = msi_world_barrier(&session->world);
   if (!code) code = msi_client_open(&session->client, &session->world, &session->window);
   return code;
@@ -68,7 +68,7 @@ int mpiserve_open(MPI_Comm world, int role, mpiserve_session **session) {
   mpiserve_session *made = NULL;
   if (!session) return msi_null_argument("session");
   int code = open_any(world, role, MPISERVE_OK, "", &made);
-  /* A handle of the session that is open must not be lost: it could not be closed any more. */
+  /* The caller keeps the handle of a session that is open, or could never close it. */
   if (code != MPISERVE_ESTATE) *session = made;
   return code;
 }
@@ -135,13 +135,13 @@ int mpiserve_fail(mpiserve_session *session, const char *text) {
   return code ? code : msi_client_fail(&session->client, text ? text : "no reason given");
 }
 
-/* Nobody may free a window that another rank still uses: all meet first. */
+/* No rank may free a window that another rank still uses: all ranks meet first. */
 int mpiserve_close(mpiserve_session *session) {
   if (!session) return MPISERVE_OK;
   int code = msi_check_session(session);
   if (code) return code;
   if (msi_library_finalized()) return msi_error(MPISERVE_ESTATE, "close comes before MPI_Finalize");
-  mpiserve_session *turn; /* which ends with the session */
+  mpiserve_session *turn; /* ends with the session */
   code = msi_take_turn(session, &turn);
   if (code) return code;
   if (session->world.role == MPISERVE_SIMULATION) code = msi_client_close(&session->client);

@@ -1,4 +1,4 @@
-/* session: what a session consists of, for the files of public functions. */
+/* session: the parts of a session, for the files of public functions. */
 #ifndef MSI_SESSION_H
 #define MSI_SESSION_H
 
@@ -12,7 +12,7 @@ struct mpiserve_session {
   msi_serving serving;
   mpiserve_description *descriptions; /* inference ranks: what was published */
   int published;                      /* inference ranks: how many services; 0: not yet */
-  int broken;                         /* opening failed on every rank: nobody waits for us */
+  int broken;                         /* opening failed on every rank: no rank waits */
 };
 
 /* All that one process can have, by their place in base/handles: a handle is an address here. */
@@ -20,30 +20,31 @@ extern mpiserve_session msi_sessions[MPISERVE_MAX_SESSIONS];
 
 /* ---- turn.c ------------------------------------------------------------------------- */
 
-/* A call that changes a session has it to itself until it returns: a second thread would corrupt
- * it, so that it gets an error. Declare one before msi_enter(); it leaves at the end of its block.
- * An attribute of GCC, Clang and the compilers that follow them. */
+/* A call that changes a session has the session to itself until it returns; a second thread gets an
+ * error. Declare a turn before msi_enter(); it ends at the end of its block. This is an attribute
+ * of GCC, Clang and compatible compilers. */
 #define MSI_TURN __attribute__((cleanup(msi_leave))) mpiserve_session *
 void msi_leave(mpiserve_session *const *turn);
 
-/* With no other thread in the session, which is open, *turn becomes it. */
+/* Takes the turn of an open session, if no other thread has it: *turn is the session then. */
 int msi_take_turn(mpiserve_session *session, mpiserve_session **turn);
 
-/* The same, if it is open, on a rank of this role; on an inference rank that has published; if
- * the session of a service is open. */
+/* The same, after a check that the session is open and this rank has the role; that it is an
+ * inference rank which has published; that the session of the service is open. */
 int msi_enter(mpiserve_session *session, int role, mpiserve_session **turn);
 int msi_enter_serving(mpiserve_session *session, mpiserve_session **turn);
 int msi_enter_service(const mpiserve_service *service, mpiserve_session **turn);
 
-/* For what never changes: is it open, on a rank of this role? Any thread may ask. */
+/* For data that never changes, with no turn: is the session open, and has this rank the role? Any
+ * thread may call these. */
 int msi_check_session(const mpiserve_session *session);
 int msi_check_role(const mpiserve_session *session, int role);
 int msi_check_service(const mpiserve_service *service);
 
-/* MPISERVE_ESTATE: what is not open, or another process's. */
+/* MPISERVE_ESTATE: what says which handle is not open; or the session is another process's. */
 int msi_not_open(const char *what);
 
-/* MPISERVE_EARG if it is not a number. */
+/* MPISERVE_EARG if timeout is not a number. */
 int msi_check_timeout(double timeout);
 
 /* MPISERVE_EARG, with the argument's name. */

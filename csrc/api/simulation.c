@@ -60,7 +60,7 @@ static int match(mpiserve_service *service, int n_inputs, const mpiserve_tensor 
   return code;
 }
 
-/* Not a number is out of range. */
+/* A deadline that is not a number is out of range. */
 static int check_options(const mpiserve_options *options) {
   if (!(options->deadline >= 0))
     return msi_error(MPISERVE_EARG, "a deadline of %g s: it must be positive, or 0 for none",
@@ -71,7 +71,7 @@ static int check_options(const mpiserve_options *options) {
   return MPISERVE_OK;
 }
 
-/* In a turn of the session. */
+/* The caller has the turn of the session. */
 static int submit(mpiserve_service *service, int n_inputs, const mpiserve_tensor *inputs,
                   int n_outputs, const mpiserve_tensor *outputs, const mpiserve_options *options,
                   int timed, mpiserve_request *request) {
@@ -134,7 +134,8 @@ int mpiserve_infer(mpiserve_service *service, int n_inputs, const mpiserve_tenso
   if (code) return code;
   code = submit(service, n_inputs, inputs, n_outputs, outputs, NULL, stats != NULL, &request);
   if (!code) code = msi_call_wait(service->client, &request, timeout, stats);
-  if (code && request.id) msi_call_cancel(service->client, &request); /* its tensors go now */
+  if (code && request.id)
+    msi_call_cancel(service->client, &request); /* the caller reuses its tensors now */
   return code;
 }
 
@@ -158,7 +159,7 @@ int mpiserve_buffer_give(mpiserve_service *service, mpiserve_buffer *buffer) {
   return msi_buffer_give(service, buffer);
 }
 
-/* What a reload and an unload begin with. */
+/* The common beginning of reload and unload. */
 static int enter_named(mpiserve_session *session, const char *name, double timeout,
                        mpiserve_service **service, mpiserve_session **turn) {
   int code = msi_enter(session, MPISERVE_SIMULATION, turn);

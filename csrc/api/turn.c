@@ -1,4 +1,5 @@
-/* turn: may this call use the session: is it open, of this role, and no other thread's now? */
+/* turn: checks that a session is open, that this rank has the role, and that no other thread is in
+ * a call of it. */
 #include "api/session.h"
 #include "base/error.h"
 #include "base/handles.h"

@@ -7,15 +7,15 @@ static const double DEFAULT_STICKINESS = 0.25;
 /* The weight of a new measurement: a few requests are enough to learn, one is not. */
 static const double FRESH = 0.25;
 
-/* A replica that this client does not ask is tried after so many requests, for each other
- * replica; later, if it is slow, so that trying takes 1/64 of the time. */
+/* The client tries a replica that it does not use after so many requests for each other replica;
+ * later if it is slow, so that trying takes 1/64 of the time. */
 static const double TRY_UNKNOWN = 8, TRY_KNOWN = 64;
 
-/* What is known of a replica that was not asked for so long is of little worth. */
+/* After so long without a request, what is known of a replica is of little worth. */
 static const double STALE = 16;
 
-/* A replica that seems to be slower than this is tried as if it were so slow: one
- * measurement may be wrong, because something else ran. */
+/* A replica that seems to be slower than this is tried as if it were only so slow: one measurement
+ * may be wrong, because something else ran. */
 static const double SLOWEST = 16;
 
 void msi_balance_init(msi_balance *balance, msi_load *loads, int n, int home, double stickiness,
@@ -38,8 +38,8 @@ static double fastest(const msi_balance *balance) {
   return least > 0 ? least : 1;
 }
 
-/* Who has not answered yet is taken to be as fast as the fastest, and as crowded as home,
- * because clients have their homes in turns. */
+/* A replica that has not answered yet counts as fast as the fastest, and as crowded as home,
+ * because homes are spread over the clients evenly. */
 static double expected(const msi_balance *balance, int i, double least, int64_t rows) {
   const msi_load *load = &balance->loads[i];
   double row_ns = load->row_ns > 0 ? load->row_ns : least;
@@ -62,7 +62,7 @@ static int overdue(const msi_balance *balance) {
   return found;
 }
 
-/* Of those that do not rest the one that answers first; -1: all rest. */
+/* The replica that answers first, of those that are not suspended; -1: all are. */
 static int soonest(const msi_balance *balance, int64_t rows) {
   double least = fastest(balance), best = DBL_MAX;
   int chosen = -1;
@@ -77,7 +77,7 @@ static int soonest(const msi_balance *balance, int64_t rows) {
   return chosen;
 }
 
-/* Of those that rest: in turn. */
+/* Suspended replicas are tried in turn. */
 static int longest_unseen(const msi_balance *balance, int except) {
   int chosen = -1;
   for (int i = 0; i < balance->n; i++)

@@ -7,20 +7,20 @@
 
 /* What a client knows of one replica. */
 typedef struct msi_load {
-  int64_t rows;       /* of this client that it has not answered */
+  int64_t rows;       /* of this client, not answered yet */
   double row_ns;      /* what a row costs there, smoothed */
   double others_rows; /* of other clients, in a batch with ours or left behind it; smoothed */
-  double unseen;      /* time since it was asked last, in times that a request takes there */
+  double unseen;      /* time since the last request to it, in times that a request takes there */
   int known;          /* it has answered */
   int stale;          /* the next answer counts for more than what was known */
-  int suspended;      /* it answered last that the service rests there */
+  int suspended;      /* by its last answer the service is suspended there */
 } msi_load;
 
 typedef struct msi_balance {
-  msi_load *loads; /* of each replica; those to be preferred among equals come first */
+  msi_load *loads; /* of each replica; among equals the first is preferred */
   int n;
-  int home;     /* where this client belongs */
-  double leave; /* another must promise to answer in less than this part of the time */
+  int home;     /* the home replica of this client */
+  double leave; /* another replica must answer in less than this part of the time */
 } msi_balance;
 
 /* loads are cleared. stickiness is as mpiserve_description says. client is any number that
@@ -28,17 +28,18 @@ typedef struct msi_balance {
 void msi_balance_init(msi_balance *balance, msi_load *loads, int n, int home, double stickiness,
                       int client);
 
-/* Where a request of so many rows should go. What rests is tried now and then; if all do, the
- * one that was not asked for longest. */
+/* The replica for a request of so many rows. A suspended one is tried now and then; if all are
+ * suspended, the one without a request for longest. */
 int msi_balance_choose(const msi_balance *balance, int64_t rows);
 
-/* Where it should go after replica i has said that it rests; there are others. */
+/* The replica for a request after the service was found suspended at replica i; there are others.
+ */
 int msi_balance_another(const msi_balance *balance, int i, int64_t rows);
 
-/* It goes to replica i. */
+/* A request of so many rows goes to replica i. */
 void msi_balance_sent(msi_balance *balance, int i, int64_t rows);
 
-/* So many rows of ours came back, or are not wanted there any more. */
+/* So many rows of this client have been answered there, or are no longer wanted. */
 static inline void msi_balance_ended(msi_load *load, int64_t rows) { load->rows -= rows; }
 
 /* A batch of batch_rows, own_rows of them ours, took compute_ns; waiting rows were left in

@@ -17,7 +17,7 @@ static int being_given(const msi_endpoint *endpoint) {
   return 0;
 }
 
-/* Finds one, if need be when a cancelled request lets go of it. */
+/* Finds a spare buffer; waits for one that cancelled requests still use. */
 static int find_spare(mpiserve_service *service, int *at) {
   msi_client *client = service->client;
   msi_wait wait = {0};
@@ -43,7 +43,7 @@ static int ask(msi_client *client, msi_endpoint *endpoint, int lease, int64_t ro
   return code ? code : msi_message_result(&request->message);
 }
 
-/* Over rma nothing is asked of the head: the memory is our own. */
+/* Over rma the memory is this rank's own, and the head need not know. */
 static int reserve_buffer(mpiserve_service *service, int at, int64_t rows) {
   msi_lease *lease = &service->endpoint->leases[at];
   if (!service->endpoint->path.transport->same_node) {
@@ -69,7 +69,8 @@ int msi_buffer_take(mpiserve_service *service, int64_t rows, mpiserve_buffer *bu
 }
 
 static int is_within(const void *data, const void *memory, size_t bytes) {
-  return (uintptr_t)data - (uintptr_t)memory < bytes; /* before it: far behind it, unsigned */
+  return (uintptr_t)data - (uintptr_t)memory <
+         bytes; /* unsigned: an address before memory is far behind it */
 }
 
 /* Does an address lie in one of the tensors of a buffer? */
@@ -93,8 +94,7 @@ static int names_buffer(const msi_call *call, const mpiserve_buffer *buffer,
   return 0;
 }
 
-/* Does a request use the memory of a buffer, as whatever tensor and of whatever service, that was
- * neither waited for nor cancelled? */
+/* Does a request that goes on use the memory of a buffer, as any tensor of any service? */
 static int is_used(const mpiserve_service *service, const mpiserve_buffer *buffer) {
   const msi_client *client = service->client;
   for (uint32_t i = 0; i < client->n_calls; i++) {

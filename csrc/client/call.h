@@ -5,14 +5,13 @@
 #include "client/calls.h"
 
 /* As mpiserve_submit(), _cancel() say, with checked tensors in the signature's order.
- * timed: the total time is wanted in the end; two readings of the clock otherwise spared. */
+ * timed: measure the total time; otherwise two readings of the clock are saved. */
 int msi_call_submit(mpiserve_service *service, int64_t rows, void *const *inputs,
                     void *const *outputs, const mpiserve_options *options, int timed,
                     mpiserve_request *request);
 int msi_call_cancel(msi_client *client, mpiserve_request *request);
 
-/* Ends with what the request ended with, or with MPISERVE_ETIMEOUT; a timeout
- * of 0 tests. */
+/* Returns the code that the request ended with, or MPISERVE_ETIMEOUT; a timeout of 0 tests. */
 int msi_call_wait(msi_client *client, mpiserve_request *request, double timeout,
                   mpiserve_stats *stats);
 
@@ -27,7 +26,7 @@ int msi_call_progress_all(msi_client *client);
 /* Makes progress until *done, which a reply of that endpoint sets; at most timeout seconds. */
 int msi_call_wait_for(msi_client *client, msi_endpoint *endpoint, const int *done, double timeout);
 
-/* Waits until the next slot of the endpoint is free. Heads answer in the end. */
+/* Waits until the next slot of the endpoint is free, without a time-out: heads always answer. */
 int msi_call_wait_free(msi_client *client, msi_endpoint *endpoint);
 
 #endif

@@ -10,7 +10,7 @@ struct mpiserve_service {
   struct msi_client *client;
   const char *name;
   const msi_head *head;   /* of the replica that is this rank's home; NULL: none can serve */
-  msi_endpoint *endpoint; /* to that head; buffers are there */
+  msi_endpoint *endpoint; /* to that head; holds the buffers */
   int replicas;           /* that can serve */
   msi_endpoint **choices; /* to each of these, near ones first */
   msi_balance balance;    /* of the choices */
@@ -56,7 +56,7 @@ typedef struct msi_call {
     CALL_QUEUED,    /* in the send queue of its endpoint */
     CALL_LEASING,   /* first there: it has asked for rows of the slabs */
     CALL_IN_FLIGHT, /* in a slot of its endpoint */
-    CALL_DONE       /* it has ended, and its caller does not know yet */
+    CALL_DONE       /* it has ended; the caller does not know yet */
   } state;
   mpiserve_service *service;
   msi_kind kind;  /* MSI_INFER or MSI_VISIT */
@@ -68,7 +68,7 @@ typedef struct msi_call {
   struct msi_call *next_idle;
 } msi_call;
 
-/* A request of a client for another model. It lives until its reply has come. */
+/* A step in which a head changes its model: mpiserve_change. It lives until its reply has come. */
 typedef struct msi_change {
   msi_message message;
   int what; /* mpiserve_change */
@@ -97,24 +97,25 @@ typedef struct msi_client {
   msi_endpoint **choices; /* of all services */
   msi_load *loads;        /* of these */
   uint32_t n_calls;
-  msi_call **calls; /* all that were ever needed at the same time */
+  msi_call **calls; /* as many as were ever in use at the same time */
   msi_call *idle;   /* free list */
   msi_change *changes;
   msi_buffer_request buffer; /* one at a time: its caller waits */
-  unsigned tests;            /* looks without waiting */
+  unsigned tests;            /* calls of test */
   mpiserve_counters counters;
 } msi_client;
 
-/* A request that is free, with no traces of the one before; NULL: no memory. And back. */
+/* Takes a free request, cleared; NULL: no memory. Gives it back. */
 msi_call *msi_calls_take(msi_client *client);
 void msi_calls_give(msi_client *client, msi_call *call);
 void msi_calls_free(msi_client *client);
 
-/* The request that the user's handle names, or NULL: it has ended, or never was. And the handle. */
+/* The request of the user's handle; NULL: it has ended, or never was. The handle of a request. */
 msi_call *msi_calls_find(const msi_client *client, const mpiserve_request *request);
 mpiserve_request msi_calls_handle(const msi_call *call);
 
-/* The end of the queue of the message's endpoint. It may leave it from anywhere. */
+/* The send queue of an endpoint. Appends a message to that of its endpoint; removes it from
+ * anywhere. */
 msi_send_queue *msi_send_queue_of(msi_client *client, const msi_endpoint *endpoint);
 void msi_send_queue_push(msi_client *client, msi_message *message);
 void msi_send_queue_remove(msi_client *client, msi_message *message);

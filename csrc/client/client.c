@@ -38,8 +38,8 @@ static void list_choices(msi_client *client, mpiserve_service *service, int near
   }
 }
 
-/* Home is on this node if it can be, and goes round the clients. Every head is of one
- * service, so that all services together have as many choices as there are endpoints. */
+/* Home is on this node if possible, and homes are spread over the clients. Every head has one
+ * service, so all services together have as many choices as there are endpoints. */
 static void choose_home(msi_client *client, mpiserve_service *service, int *used) {
   service->choices = client->choices + *used;
   list_choices(client, service, 1);
@@ -55,7 +55,7 @@ static void choose_home(msi_client *client, mpiserve_service *service, int *used
   *used += service->replicas;
 }
 
-/* Memory of all endpoints and services; 0 if there is none. */
+/* Memory for all endpoints and services; 0 if there is none. */
 static int allocate(msi_client *client) {
   size_t n = (size_t)client->n_endpoints;
   client->endpoints = calloc(n, sizeof *client->endpoints);
@@ -108,10 +108,9 @@ int msi_client_find(msi_client *client, const char *name, mpiserve_service **ser
   return MPISERVE_OK;
 }
 
-/* ---- control ------------------------------------------------------------------- */
+/* ---- joining and leaving ------------------------------------------------------- */
 
-static int send_control(msi_client *client, msi_endpoint *endpoint, msi_kind kind,
-                        const char *text) {
+static int send_note(msi_client *client, msi_endpoint *endpoint, msi_kind kind, const char *text) {
   int code = msi_call_wait_free(client, endpoint);
   return code ? code : msi_endpoint_send(endpoint, kind, 0, -1, text, NULL);
 }
@@ -119,10 +118,10 @@ static int send_control(msi_client *client, msi_endpoint *endpoint, msi_kind kin
 int msi_client_attach(mpiserve_service *service) {
   if (service->attached) return MPISERVE_OK;
   service->attached = 1;
-  return send_control(service->client, service->endpoint, MSI_ATTACH, NULL);
+  return send_note(service->client, service->endpoint, MSI_ATTACH, NULL);
 }
 
-/* Waits until nothing of ours is at the head, or on the way to it. */
+/* Waits until no message of this rank is at the head, or on the way to it. */
 static int drain(msi_client *client, int at) {
   msi_endpoint *endpoint = &client->endpoints[at];
   msi_wait wait = {0};
@@ -141,7 +140,7 @@ static int is_idle(const msi_client *client) {
   return 1;
 }
 
-/* What one head turns away goes to another, which may have been waited for already. */
+/* A request that one head turns away goes to another one, which may have been drained already. */
 static int drain_all(msi_client *client) {
   int code = MPISERVE_OK;
   while (!code && !is_idle(client))
@@ -152,7 +151,7 @@ static int drain_all(msi_client *client) {
 static int to_all(msi_client *client, msi_kind kind, const char *text) {
   int code = MPISERVE_OK;
   for (int i = 0; i < client->n_endpoints && !code; i++)
-    code = send_control(client, &client->endpoints[i], kind, text);
+    code = send_note(client, &client->endpoints[i], kind, text);
   return code ? code : drain_all(client);
 }
 

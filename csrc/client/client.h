@@ -6,12 +6,12 @@
 
 int msi_client_open(msi_client *client, const msi_world *world, msi_window *window);
 
-/* Ends every request, takes leave from every head, frees all. */
+/* Waits for every request, leaves every head, frees all. */
 int msi_client_close(msi_client *client);
 
 int msi_client_find(msi_client *client, const char *name, mpiserve_service **service);
 
-/* Says that this rank will ask: from now on it counts in the census. */
+/* Announces that this rank will send requests: the census counts it from now on. */
 int msi_client_attach(mpiserve_service *service);
 
 /* As mpiserve_fail() says. */

@@ -32,7 +32,7 @@ void msi_lease_locate(msi_endpoint *endpoint, msi_payload *payload) {
     msi_lease_hold(endpoint, &payload->output, payload->output.lease);
 }
 
-/* Sides that are neither in place nor ride in the slot share one lease. */
+/* Sides that are neither in place nor in the slot share one lease. */
 int msi_lease_wanted(const msi_endpoint *endpoint, const msi_payload *payload) {
   return (payload->input.lease < 0 && !msi_side_eager(&endpoint->layout.inputs, payload->rows)) ||
          (payload->output.lease < 0 && !msi_side_eager(&endpoint->layout.outputs, payload->rows));
@@ -45,8 +45,9 @@ void msi_lease_hold_for_both(msi_endpoint *endpoint, msi_payload *payload, int l
     msi_lease_hold(endpoint, &payload->output, lease);
 }
 
-/* Sizes that repeat get exactly their rows, so that neighbours touch; sizes that
- * vary get some to spare, so that the next larger one need not ask again. */
+/* Sizes that repeat get exactly their rows, so that neighbours touch and a batch needs no
+ * gathering; sizes that vary get some rows to spare, so that the next larger request need not ask
+ * again. */
 int msi_lease_ask(msi_endpoint *endpoint, msi_payload *payload, int at, void *owner) {
   int64_t rows = payload->rows + (endpoint->leases[at].renewed ? payload->rows / 4 : 0);
   int64_t limit = endpoint->layout.max_rows;
@@ -54,8 +55,8 @@ int msi_lease_ask(msi_endpoint *endpoint, msi_payload *payload, int at, void *ow
   return msi_endpoint_send(endpoint, MSI_LEASE, rows < limit ? rows : limit, at, NULL, owner);
 }
 
-/* May the endpoint ask for rows? Not while it has some that others may be waiting for:
- * the question may keep the slot that giving them back needs. */
+/* Not while the endpoint has rows that other clients may wait for: asking may occupy the slot that
+ * is needed to give them back. */
 int msi_lease_may_ask(const msi_endpoint *endpoint) {
   for (int i = 0; i < MSI_SLOTS; i++)
     if (endpoint->leases[i].once) return 0;

@@ -27,14 +27,14 @@ static int note(int first, int code, const mpiserve_service *service, int rank, 
   return first ? first : code;
 }
 
-/* Other changes than to load happen all the same: replicas would be left with two versions. */
+/* Every change but a load happens all the same, or replicas would keep two versions. */
 static void abandon(msi_client *client, msi_change *change) {
   msi_endpoint *endpoint = change->message.endpoint;
   change->message.abandoned = 1;
   if (change->sent || change->what != MPISERVE_LOAD) return;
   msi_send_queue_remove(client, &change->message);
   msi_change_end(client, change);
-  msi_call_progress(client, endpoint); /* the next one is first now */
+  msi_call_progress(client, endpoint); /* the next message is first now */
 }
 
 static int take_answer(msi_client *client, msi_change *change, double timeout) {
@@ -48,7 +48,7 @@ static int take_answer(msi_client *client, msi_change *change, double timeout) {
   return code;
 }
 
-/* Asks one replica, behind the requests that this rank has submitted before. */
+/* Sends a change to one replica, behind the requests that this rank submitted before. */
 static int send_to(msi_client *client, msi_endpoint *endpoint, int what, const char *version,
                    msi_change **change) {
   *change = msi_change_begin(client, endpoint, what, version);
@@ -57,7 +57,7 @@ static int send_to(msi_client *client, msi_endpoint *endpoint, int what, const c
   return msi_call_progress(client, endpoint);
 }
 
-/* Asks all replicas, then waits for all: loading takes as long as one of them does. */
+/* Sends to all replicas, then waits for all, so that they load at the same time. */
 static int ask(const mpiserve_service *service, int what, const char *version, int64_t deadline,
                char *text) {
   msi_client *client = service->client;

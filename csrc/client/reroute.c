@@ -21,7 +21,8 @@ int msi_again(msi_call *call) {
   if (call->message.abandoned) return MPISERVE_ECANCELLED;
   if (!call->load) {
     snprintf(call->message.text, sizeof call->message.text,
-             "the service rests at its only replica, rank %d", call->message.endpoint->path.head);
+             "the service is suspended at its only replica, rank %d",
+             call->message.endpoint->path.head);
     return MPISERVE_EMODEL;
   }
   mpiserve_service *service = call->service;

@@ -32,7 +32,8 @@ static int is_expected(const client *c, const asked *a, int code) {
   if (code == MPISERVE_EDEADLINE) return a->deadline > 0 && a->deadline < 1;
   if (code == MPISERVE_EFULL) return s->d.max_queue_rows && s->d.on_full == MPISERVE_REJECT;
   if (code == MPISERVE_EPEER) return c->w->failing >= 0;
-  if (code == MPISERVE_EMODEL && s->rester >= 0 && s->able < 2 && strstr(text, "rests")) return 1;
+  if (code == MPISERVE_EMODEL && s->suspends_at >= 0 && s->able < 2 && strstr(text, "suspended"))
+    return 1;
   return (code == MPISERVE_EMODEL || code <= -1000) && ours && (s->fails || s->changes);
 }
 
@@ -386,7 +387,7 @@ static void work(client *c) {
 
 static int may_have_failed(const client *c, const asked *a) {
   return a->deadline > 0 || a->s->fails || a->s->changes || a->s->d.on_full == MPISERVE_REJECT ||
-         a->s->rester >= 0 || c->w->failing >= 0;
+         a->s->suspends_at >= 0 || c->w->failing >= 0;
 }
 
 /* What was in flight has ended: answered in full, or with a code that nobody asked for. A head
@@ -415,7 +416,7 @@ static void keep_buffers(client *c) {
 }
 
 static void leave(client *c) {
-  if (!c->w->leaves_flying) wait_for_all(c);
+  if (!c->w->leaves_in_flight) wait_for_all(c);
   if (c->w->failing == c->w->index[me.rank]) fail_now(c);
   keep_buffers(c);
   doing("close");

@@ -234,14 +234,14 @@ static void obey(head *h, int number) {
        "change_reply");
 }
 
-/* ---- rest ------------------------------------------------------------------------------- */
+/* ---- suspend ---------------------------------------------------------------------------- */
 
 static void rest_or_not(head *h, int number) {
   model *m = &h->models[number];
   int64_t rows = -1;
-  if (m->s->rester != h->w->index[me.rank] || !chance(&h->d, 10)) return;
+  if (m->s->suspends_at != h->w->index[me.rank] || !chance(&h->d, 10)) return;
   m->suspended = !m->suspended;
-  doing("'%s' rests: %d", m->s->d.name, m->suspended);
+  doing("'%s' suspended: %d", m->s->d.name, m->suspended);
   must(mpiserve_suspend(h->session, number, m->suspended), "suspend");
   must(mpiserve_queue_get(h->session, number, &rows), "queue_get");
   if (rows < 0 || (m->suspended && rows)) wrong("%lld rows wait where nobody may", (long long)rows);

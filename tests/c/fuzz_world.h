@@ -18,7 +18,7 @@ typedef struct service {
   int on[MAX_HEADS]; /* is it served there? */
   int broken;        /* head where its model could not be loaded; -1: none */
   int able;          /* replicas that can serve */
-  int rester;        /* head where it rests now and then; -1: nowhere */
+  int suspends_at;   /* head that suspends it now and then; -1: none */
   int fails, holds;  /* percent of batches */
   int changes;       /* its model is changed, by the first client */
 } service;
@@ -28,11 +28,11 @@ typedef struct world {
   int index[MAX_RANKS]; /* among the ranks of its role */
   int n;
   service services[MAX_SERVICES];
-  int slow, slow_us; /* percent of batches, and how long at most */
-  int backoff;       /* percent of what is held that ends after each batch */
-  int operations;    /* of each client */
-  int failing;       /* client that ends with an error; -1: none */
-  int leaves_flying; /* clients close with requests in flight */
+  int slow, slow_us;    /* percent of batches, and how long at most */
+  int backoff;          /* percent of what is held that ends after each batch */
+  int operations;       /* of each client */
+  int failing;          /* client that ends with an error; -1: none */
+  int leaves_in_flight; /* clients close with requests in flight */
 } world;
 
 /* ---- signatures ------------------------------------------------------------------------- */
@@ -95,7 +95,8 @@ static inline void make_habits(dice *d, service *s, int heads) {
   s->fails = (int)ANY_OF(d, 0, 0, 5, 20);
   s->holds = (int)ANY_OF(d, 0, 0, 30, 80);
   s->changes = chance(d, 30);
-  s->rester = s->broken < 0 && chance(d, both ? 40 : 5) ? (both ? pick(d, heads) : s->on[1]) : -1;
+  s->suspends_at =
+      s->broken < 0 && chance(d, both ? 40 : 5) ? (both ? pick(d, heads) : s->on[1]) : -1;
 }
 
 /* ---- the world -------------------------------------------------------------------------- */
@@ -139,7 +140,7 @@ static inline world make_world(uint64_t seed, int ranks) {
   w.backoff = (int)ANY_OF(&d, 3, 30, 60);
   w.operations = 100 + pick(&d, 200);
   w.failing = chance(&d, 15) ? pick(&d, w.clients) : -1;
-  w.leaves_flying = chance(&d, 50);
+  w.leaves_in_flight = chance(&d, 50);
   return w;
 }
 

@@ -34,7 +34,7 @@ static void fill(double *data, int64_t rows, double seed) {
 }
 
 /* Asks, and checks that each output is factor times its input. */
-static void ask(mpiserve_service *service, double *in, double *out, int64_t rows, double factor) {
+static void query(mpiserve_service *service, double *in, double *out, int64_t rows, double factor) {
   mpiserve_tensor input = tensor(in, rows), output = tensor(out, rows);
   double *before = malloc((size_t)rows * COLUMNS * sizeof *before);
   memcpy(before, in, (size_t)rows * COLUMNS * sizeof *before);
@@ -56,12 +56,12 @@ static void test_all_combinations(mpiserve_service *service, double factor) {
     for (int p = 0; p < 3; p++)
       for (int n = 0; n < 3; n++) {
         fill(sources[s], ROWS, 10 * s + p);
-        ask(service, sources[s], places[p], sizes[n], factor);
+        query(service, sources[s], places[p], sizes[n], factor);
       }
   fill(a.inputs[0], ROWS, 5);
-  ask(service, (double *)a.inputs[0] + 7 * COLUMNS, (double *)b.outputs[0] + 99 * COLUMNS, 50,
-      factor);
-  ask(service, (double *)a.inputs[0] + 1, out, 50, factor); /* no row begins there */
+  query(service, (double *)a.inputs[0] + 7 * COLUMNS, (double *)b.outputs[0] + 99 * COLUMNS, 50,
+        factor);
+  query(service, (double *)a.inputs[0] + 1, out, 50, factor); /* no row begins there */
   CHECK(!mpiserve_buffer_give(service, &a) && !mpiserve_buffer_give(service, &b) && !a.id);
 }
 
@@ -72,9 +72,9 @@ static void test_the_other_half_is_left_alone(mpiserve_service *service) {
   CHECK(!mpiserve_buffer_take(service, ROWS, &a));
   fill(a.inputs[0], ROWS, 1);
   fill(a.outputs[0], ROWS, 77);
-  ask(service, a.inputs[0], out, ROWS, 2);
+  query(service, a.inputs[0], out, ROWS, 2);
   CHECK(((double *)a.outputs[0])[5] == 77 + 5);
-  ask(service, out, a.outputs[0], ROWS, 2);
+  query(service, out, a.outputs[0], ROWS, 2);
   CHECK(((double *)a.inputs[0])[5] == 1 + 5);
   CHECK(!mpiserve_buffer_give(service, &a));
 }

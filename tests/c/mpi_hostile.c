@@ -1,7 +1,7 @@
 /* ranks: 4
  *
- * One simulation rank writes what it likes into its own lane, while others ask. The head neither
- * crashes nor waits, and the others get their answers. */
+ * One simulation rank writes what it likes into its own lane, while others send requests. The head
+ * neither crashes nor waits, and the others get their answers. */
 #define _GNU_SOURCE
 #include <mpi.h>
 #include <unistd.h>
@@ -158,7 +158,7 @@ static void attack(mpiserve_session *session) {
 
 /* ---- the others ----------------------------------------------------------------------------- */
 
-static void ask(mpiserve_service *service, double *x, double *y, int rank, int rows) {
+static void query(mpiserve_service *service, double *x, double *y, int rank, int rows) {
   mpiserve_tensor in = {.data = x, .dtype = MPISERVE_FLOAT64, .ndim = 2, .shape = {rows, COLUMNS}};
   mpiserve_tensor out = in;
   out.data = y;
@@ -176,7 +176,7 @@ static void work(mpiserve_service *service, int rank) {
   CHECK(mpiserve_buffer_take(service, MAX_ROWS, &buffer) == MPISERVE_OK);
   for (int i = 0; i < ASKED; i++) {
     int rows = pick(2) ? 1 + pick(5) : 1 + pick(MAX_ROWS);
-    ask(service, i % 3 ? x : buffer.inputs[0], i % 2 ? y : buffer.outputs[0], rank, rows);
+    query(service, i % 3 ? x : buffer.inputs[0], i % 2 ? y : buffer.outputs[0], rank, rows);
   }
   CHECK(mpiserve_buffer_give(service, &buffer) == MPISERVE_OK);
 }
@@ -208,7 +208,7 @@ static void answer(mpiserve_session *session, const mpiserve_batch *batch) {
     y[i] = 3 * x[i];
   }
   if (clients[0] == 0 && batch->rows == MAX_ROWS)
-    usleep(SLOW_US); /* others may ask more meanwhile */
+    usleep(SLOW_US); /* others may submit more meanwhile */
   CHECK(mpiserve_batch_reply(session, (const void *const *)batch->outputs) == MPISERVE_OK);
 }
 

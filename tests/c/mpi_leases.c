@@ -56,7 +56,7 @@ static void serve(mpiserve_session *session) {
   while ((code = mpiserve_batch_next(session, 0.5, &batch)) != MPISERVE_ECLOSED)
     if (code == MPISERVE_OK) answer(session, &batch);
   CHECK(mpiserve_counters_get(session, &count) == MPISERVE_OK);
-  /* The client that keeps rows and asks nothing is waited for 8 times; nobody else is. */
+  /* The census waits 8 times for the client that keeps rows and sends nothing, and for no other. */
   CHECK(count.closed_by_delay < ROUNDS / 4);
 }
 

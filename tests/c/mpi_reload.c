@@ -64,17 +64,17 @@ static void serve(mpiserve_session *session, int replica) {
                             .replica = replica};
   model m = {.factor = 1};
   mpiserve_batch batch;
-  int code, asked = 0;
+  int code, changes = 0;
   CHECK(mpiserve_publish(session, 1, &d) == MPISERVE_OK);
   while ((code = mpiserve_batch_next(session, 1.0, &batch)) != MPISERVE_ECLOSED) {
     if (code == MPISERVE_OK) answer(session, &m, &batch);
     if (code == MPISERVE_ECHANGE) obey(session, &m, replica);
-    asked += code == MPISERVE_ECHANGE;
+    changes += code == MPISERVE_ECHANGE;
   }
-  CHECK(asked == 5); /* LOAD and SWAP, LOAD and DROP, UNLOAD: each told once */
+  CHECK(changes == 5); /* LOAD and SWAP, LOAD and DROP, UNLOAD: each reported once */
 }
 
-static int ask(mpiserve_service *service, int rank, double factor, int64_t generation) {
+static int query(mpiserve_service *service, int rank, double factor, int64_t generation) {
   double in[ROWS], out[ROWS];
   mpiserve_stats stats = {0};
   mpiserve_tensor x = {.data = in, .dtype = MPISERVE_FLOAT64, .ndim = 1, .shape = {ROWS}}, y = x;
@@ -94,11 +94,11 @@ static void simulate(mpiserve_session *session, int rank) {
   CHECK(mpiserve_service_find(session, "scale", &service) == MPISERVE_OK);
   CHECK(mpiserve_service_describe(service, &d, NULL, NULL, NULL) == MPISERVE_OK);
   CHECK(!strcmp(d.version, "1"));
-  CHECK(ask(service, rank, 1, 1) == MPISERVE_OK);
+  CHECK(query(service, rank, 1, 1) == MPISERVE_OK);
   MPI_Barrier(comm);
   if (rank == 0) CHECK(mpiserve_reload(session, "scale", "3", LIMIT) == MPISERVE_OK);
   MPI_Barrier(comm);
-  CHECK(ask(service, rank, 3, 2) == MPISERVE_OK);
+  CHECK(query(service, rank, 3, 2) == MPISERVE_OK);
   if (rank == 0) {
     CHECK(mpiserve_reload(session, "scale", "9", LIMIT) == MPISERVE_EMODEL);
     CHECK_TEXT(mpiserve_last_error(), "no such weights; the version before goes on");
@@ -106,11 +106,11 @@ static void simulate(mpiserve_session *session, int rank) {
     CHECK(mpiserve_reload(session, NULL, "9", LIMIT) == MPISERVE_EARG);
     CHECK(mpiserve_unload(session, NULL, LIMIT) == MPISERVE_EARG);
   }
-  CHECK(ask(service, rank, 3, 2) == MPISERVE_OK);
+  CHECK(query(service, rank, 3, 2) == MPISERVE_OK);
   MPI_Barrier(comm);
   if (rank == 0) CHECK(mpiserve_unload(session, "scale", LIMIT) == MPISERVE_OK);
   MPI_Barrier(comm);
-  CHECK(ask(service, rank, 0, 0) == MPISERVE_EMODEL);
+  CHECK(query(service, rank, 0, 0) == MPISERVE_EMODEL);
   CHECK_TEXT(mpiserve_last_error(), "unloaded");
 }
 

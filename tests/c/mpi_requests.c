@@ -1,6 +1,6 @@
 /* ranks: 5
  *
- * Three simulation ranks ask two services in C, several requests at a time, of
+ * Three simulation ranks query two services in C, several requests at a time, of
  * sizes that are eager and staged, right and wrong. The inference ranks sit in
  * between. All of the library's own code runs here, so this is what the
  * sanitizers see. */
@@ -65,7 +65,7 @@ static mpiserve_tensor tensor(double *data, int64_t rows, int64_t columns) {
 }
 
 /* Submits one request to each of IN_FLIGHT positions, then waits in another order. */
-static void ask(mpiserve_session *session, mpiserve_service **services, unsigned *seed) {
+static void query(mpiserve_session *session, mpiserve_service **services, unsigned *seed) {
   mpiserve_request requests[IN_FLIGHT];
   double *x[IN_FLIGHT], *y[IN_FLIGHT];
   int64_t rows[IN_FLIGHT];
@@ -115,11 +115,11 @@ static void simulate(mpiserve_session *session) {
   for (int i = 0; i < 2; i++)
     CHECK(mpiserve_service_find(session, NAMES[i], &services[i]) == MPISERVE_OK);
   unsigned seed = (unsigned)rank;
-  for (int i = 0; i < ROUNDS && !check_failures; i++) ask(session, services, &seed);
+  for (int i = 0; i < ROUNDS && !check_failures; i++) query(session, services, &seed);
   MPI_Barrier(comm); /* else another rank's good rows share a batch with the bad ones */
   ask_wrongly(session, services[1]);
   MPI_Barrier(comm);
-  ask(session, services, &seed);
+  query(session, services, &seed);
   CHECK(mpiserve_counters_get(session, &counters) == MPISERVE_OK);
   CHECK(counters.rma_to_simulation == 0);
 }

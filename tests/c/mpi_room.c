@@ -147,7 +147,7 @@ static void check_change(mpiserve_session *session) {
   CHECK_TEXT(mpiserve_last_error(), "as it is");
 }
 
-static void ask(mpiserve_session *session, int rank, MPI_Comm comm) {
+static void query(mpiserve_session *session, int rank, MPI_Comm comm) {
   double x[EACH] = {1, 2}, y[EACH] = {0};
   mpiserve_request requests[EACH];
   mpiserve_service *service;
@@ -177,7 +177,7 @@ int main(int argc, char **argv) {
   if (rank == HEAD)
     serve(session);
   else
-    ask(session, rank, comm);
+    query(session, rank, comm);
   CHECK(mpiserve_close(session) == MPISERVE_OK);
   MPI_Finalize();
   return check_result();

@@ -61,7 +61,7 @@ static int ask_within(mpiserve_service *twice, double value, double timeout,
   return code;
 }
 
-static int ask(mpiserve_service *twice, double value) {
+static int query(mpiserve_service *twice, double value) {
   return ask_within(twice, value, LIMIT, NULL);
 }
 
@@ -77,7 +77,7 @@ static void *work(void *argument) {
   worker *w = argument;
   for (int i = 0; i < CALLS; i++) {
     if (w->lock) pthread_mutex_lock(w->lock);
-    int code = ask(w->twice, 1000 * w->number + i);
+    int code = query(w->twice, 1000 * w->number + i);
     if (code) EXPECT(code, MPISERVE_ESTATE, "threads use a session one at a time");
     w->refused += code != MPISERVE_OK;
     if (w->lock) pthread_mutex_unlock(w->lock);
@@ -114,7 +114,7 @@ static int be_child(mpiserve_session *session, mpiserve_service *twice) {
   mpiserve_session *other = NULL;
   mpiserve_request request = {1};
   int n;
-  EXPECT(ask(twice, 7), MPISERVE_ESTATE, FORKED);
+  EXPECT(query(twice, 7), MPISERVE_ESTATE, FORKED);
   EXPECT(mpiserve_wait(session, &request, 0, NULL), MPISERVE_ESTATE, FORKED);
   EXPECT(mpiserve_service_count(session, &n), MPISERVE_ESTATE, FORKED);
   EXPECT(mpiserve_open(MPI_COMM_WORLD, MPISERVE_SIMULATION, &other), MPISERVE_ESTATE, FORKED);
@@ -135,7 +135,7 @@ static void use_fork(mpiserve_session *session, mpiserve_service *twice) {
   if (child == 0) LEAVE(be_child(session, twice));
   CHECK(waitpid(child, &status, 0) == child && WIFEXITED(status) && !WEXITSTATUS(status));
   CHECK(mpiserve_wait(session, &request, LIMIT, NULL) == MPISERVE_OK && y == 42);
-  CHECK(ask(twice, 7) == MPISERVE_OK);
+  CHECK(query(twice, 7) == MPISERVE_OK);
 }
 
 /* Nor may a child open a session of its own: MPI is the parent's. */

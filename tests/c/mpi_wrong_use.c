@@ -21,7 +21,7 @@ static const char ONE_AT_A_TIME[] = "these ranks have one at a time";
 static const char NO_REQUEST[] = "no such request: it has ended, or never was";
 
 /* Until the client has seen it. */
-static void rest(mpiserve_session *session) {
+static void suspend(mpiserve_session *session) {
   mpiserve_batch batch;
   int64_t rows;
   int seen = 0;
@@ -65,7 +65,7 @@ static void serve(mpiserve_session *session) {
   EXPECT(mpiserve_batch_fail(session, 1, "x"), MPISERVE_EARG, "not the code of an error");
   EXPECT(mpiserve_batch_fail(session, -32769, "x"), MPISERVE_EARG, "not the code of an error");
   EXPECT(mpiserve_change_reply(session, 0, 1, "x"), MPISERVE_EARG, "not the code of an error");
-  rest(session);
+  suspend(session);
   while (mpiserve_serve_echo(session, MPISERVE_FOREVER) != MPISERVE_ECLOSED) continue;
 }
 
@@ -165,12 +165,12 @@ static void close_with_requests(mpiserve_session *session, mpiserve_service *ech
   }
 }
 
-static void ask_who_rests(mpiserve_session *session, mpiserve_service *echo) {
+static void query_suspended(mpiserve_session *session, mpiserve_service *echo) {
   double data[ROWS * COLUMNS] = {0};
   mpiserve_tensor x = tensor(data);
   EXPECT(mpiserve_suspend(session, 0, 1), MPISERVE_EARG, "for inference ranks");
   EXPECT(mpiserve_infer(echo, 1, &x, 1, &x, MPISERVE_FOREVER, NULL), MPISERVE_EMODEL,
-         "rests at its only replica, rank 1");
+         "is suspended at its only replica, rank 1");
   MPI_Send(NULL, 0, MPI_BYTE, 1, 0, MPI_COMM_WORLD);
   MPI_Recv(NULL, 0, MPI_BYTE, 1, 0, MPI_COMM_WORLD, MPI_STATUS_IGNORE);
 }
@@ -178,7 +178,7 @@ static void ask_who_rests(mpiserve_session *session, mpiserve_service *echo) {
 static void simulate(mpiserve_session *session) {
   mpiserve_service *echo;
   CHECK(mpiserve_service_find(session, "echo", &echo) == MPISERVE_OK);
-  ask_who_rests(session, echo);
+  query_suspended(session, echo);
   give_wrong_handles(session);
   give_wrong_tensors(echo);
   end_twice(session, echo);

@@ -1,17 +1,17 @@
 /* ranks: 4
  *
- * A service that moves between its two replicas while its clients ask: who is turned away asks
- * the other one, with all that a request may have, and nothing is lost. */
+ * A service moves between its two replicas while its clients send requests. A request that one
+ * replica turns away goes to the other one, with its options and buffers, and nothing is lost. */
 #include <mpi.h>
 
 #include "check.h"
 #include "mpiserve.h"
 
-enum { CLIENTS = 2, ROWS = 60, MOVES = 30, FLYING = 4, TURN = 1, STOP = 2, GO = 3 };
+enum { CLIENTS = 2, ROWS = 60, MOVES = 30, IN_FLIGHT = 4, TURN = 1, STOP = 2, GO = 3 };
 
 static const double LIMIT = 60, SOON = 0.05;
 
-/* ---- inference ranks: one holds the service, the other one rests ------------------------ */
+/* ---- inference ranks: one serves, the other one is suspended ------------------------ */
 
 static int came(MPI_Comm comm, int peer, int tag) {
   int flag;
@@ -28,7 +28,7 @@ static void answer(mpiserve_session *session, const mpiserve_batch *batch) {
   CHECK(mpiserve_batch_reply(session, (const void *const *)batch->outputs) == MPISERVE_OK);
 }
 
-/* The other one serves before this one rests. */
+/* The other one serves before this one is suspended. */
 static void hand_over(mpiserve_session *session, MPI_Comm comm, int peer) {
   MPI_Ssend(NULL, 0, MPI_BYTE, peer, TURN, comm);
   CHECK(mpiserve_suspend(session, 0, 1) == MPISERVE_OK);
@@ -108,10 +108,10 @@ static void take(mpiserve_session *session, asked *a, double seed) {
 
 /* In the slot and in slabs, in place at home, with a deadline, cancelled, in pairs too many. */
 static void round_of(mpiserve_session *session, mpiserve_service *service, asked *all, int k) {
-  for (int i = 0; i < 2 * FLYING; i++)
+  for (int i = 0; i < 2 * IN_FLIGHT; i++)
     ask(service, &all[i], i % 2 ? ROWS : 3, 100 * k + i, i % 3 ? 0 : LIMIT);
-  if (k % 5 == 0) CHECK(mpiserve_cancel(session, &all[FLYING].request) == MPISERVE_OK);
-  for (int i = 0; i < 2 * FLYING; i++)
+  if (k % 5 == 0) CHECK(mpiserve_cancel(session, &all[IN_FLIGHT].request) == MPISERVE_OK);
+  for (int i = 0; i < 2 * IN_FLIGHT; i++)
     if (all[i].request.id) take(session, &all[i], 100 * k + i);
 }
 
@@ -132,12 +132,12 @@ static void stop(mpiserve_session *session, mpiserve_service *service, asked *a)
 }
 
 static void simulate(mpiserve_session *session, int rank) {
-  static asked all[2 * FLYING];
+  static asked all[2 * IN_FLIGHT];
   mpiserve_service *service;
   mpiserve_buffer buffer;
   CHECK(mpiserve_service_find(session, "triple", &service) == MPISERVE_OK);
   CHECK(mpiserve_buffer_take(service, 2 * ROWS, &buffer) == MPISERVE_OK);
-  for (int i = 0; i < 2 * FLYING; i++) {
+  for (int i = 0; i < 2 * IN_FLIGHT; i++) {
     all[i].x = i / 2 == 1 ? (double *)buffer.inputs[0] + (i % 2) * ROWS : all[i].in;
     all[i].y = i / 2 == 1 ? (double *)buffer.outputs[0] + (i % 2) * ROWS : all[i].out;
   }
@@ -148,9 +148,9 @@ static void simulate(mpiserve_session *session, int rank) {
   if (rank == 0) stop(session, service, all);
   MPI_Barrier(comm);
   /* What is under way at the end is answered by close, wherever it has gone. */
-  for (int i = 0; i < FLYING; i++) ask(service, &all[i], i % 2 ? ROWS : 3, 7 + i, 0);
+  for (int i = 0; i < IN_FLIGHT; i++) ask(service, &all[i], i % 2 ? ROWS : 3, 7 + i, 0);
   CHECK(mpiserve_close(session) == MPISERVE_OK);
-  for (int i = 0; i < FLYING; i++) CHECK(all[i].y[2] == 3 * (9.0 + i));
+  for (int i = 0; i < IN_FLIGHT; i++) CHECK(all[i].y[2] == 3 * (9.0 + i));
 }
 
 int main(int argc, char **argv) {
