@@ -136,10 +136,7 @@ class Session:
             PeerError: When the clients have left, if another rank of this replica is gone:
                 close would wait for it for ever.
         """
-        # server and session are of one layer; this is the only way between them.
-        from mpiserve.serving.adaptive_pool import AdaptivePool
-        from mpiserve.serving.served_model import Server, refuse
-        from mpiserve.serving.worker import Pool
+        from mpiserve.serving.worker import Worker, refuse
 
         self._served = True
         if self._config is None:
@@ -151,23 +148,21 @@ class Session:
             raise
         core.keep_freed_memory()
         replica = self._replica_comm(seat)
-        parts = self._lib, seat, replica, self._local_rank()
-        ranks = [replica, *self._pool_comm(seat)]
-        if seat.pool and seat.pool.loaded:
-            server: Server | Pool = AdaptivePool(*parts, pool=ranks[1], settings=seat.pool)
-        else:
-            server = (Pool if len(seat.services) > 1 else Server)(*parts)
+        local_rank = self._local_rank()
+        pool = self._pool_comm(seat)
+        worker = Worker(self._lib, seat, replica, local_rank, pool)
         try:
             with interrupts():
-                server.serve(watch)
+                worker.serve(watch)
         except BaseException as error:
             if core.is_forked():  # by a model, and came out of it: the rank itself goes on
                 end_child(error)
             raise
-        self.stuck = server.broken
-        for comm in ranks if not self.stuck else ():
-            comm.Free()
-        return not server.failed
+        self.stuck = worker.broken
+        for comm in (replica, pool):
+            if comm is not None and not self.stuck:
+                comm.Free()
+        return not worker.failed
 
     def fail(self, error: BaseException | str) -> None:
         """Tell the other ranks that this simulation rank ended with an error."""
@@ -225,7 +220,7 @@ class Session:
         self._lib.close()
 
     def _refuse(self, text: str) -> None:
-        from mpiserve.serving.served_model import refuse
+        from mpiserve.serving.worker import refuse
 
         self._served = True
         name = self._config.services[0].name if self._config else "service"
@@ -242,16 +237,16 @@ class Session:
         heads = [(s.service.name, s.replica) for s in seats]
         return self.comm.Split(heads.index((seat.service.name, seat.replica)), seat.tp_index)
 
-    def _pool_comm(self, seat: Seat) -> list[MPI.Comm]:
-        """The ranks of an adaptive pool. Collective, where there is any."""
+    def _pool_comm(self, seat: Seat) -> MPI.Comm | None:
+        """The ranks of this rank's adaptive pool. Collective, where there is any."""
         config = self._config
         if config is None or not any(pool.loaded for pool in config.pool.values()):
-            return []
+            return None
         mine = bool(seat.pool and seat.pool.loaded)
         names = [service.name for service in config.services]
         color = names.index(seat.service.name) if mine else MPI.UNDEFINED
         comm = self.comm.Split(color, seat.replica)
-        return [comm] if mine else []
+        return comm if mine else None
 
     def _local_rank(self) -> int:
         node = self.comm.Split_type(MPI.COMM_TYPE_SHARED)
