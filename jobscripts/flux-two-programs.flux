@@ -11,14 +11,14 @@
 
 set -euo pipefail
 cd "${FLUX_SUBMIT_DIR:-$PWD}"
-python=${MPISERVE_PYTHON:-.venv/bin/python}  # of the environment with mpiserve
+python=${MPISERVE_PYTHON:-.venv/bin/python}  # in the environment with mpiserve
 config=examples/01_reacting_flow/per_node.toml
 
-# No threads but the ranks themselves; those of the models are in the configuration.
+# One thread for each rank; the configuration sets the threads of the models.
 export OMP_NUM_THREADS=1
 
 export python config
-# shellcheck disable=SC2016  # each task fills this in for itself
+# shellcheck disable=SC2016  # each task expands this itself
 flux run --nodes=2 --ntasks=6 --cores-per-task=1 bash -c '
   case $FLUX_TASK_RANK in
     2|5) exec "$python" -m mpiserve serve "$config" ;;

@@ -6,11 +6,11 @@
 # HOSTFILE names 2 hosts, a line for each: HOST slots=3
 
 set -euo pipefail
-hostfile=${HOSTFILE:?name the file of the hosts}
-python=${MPISERVE_PYTHON:-.venv/bin/python}  # of the environment with mpiserve
+hostfile=${HOSTFILE:?set it to the path of a host file}
+python=${MPISERVE_PYTHON:-.venv/bin/python}  # in the environment with mpiserve
 config=examples/01_reacting_flow/per_node.toml
 
-# No threads but the ranks themselves; those of the models are in the configuration.
+# One thread for each rank; the configuration sets the threads of the models.
 export OMP_NUM_THREADS=1
 
 "${MPIEXEC:-mpiexec}" --map-by slot --hostfile "$hostfile" -n 2 "$python" examples/01_reacting_flow/simulate.py "$@" : \

@@ -28,7 +28,7 @@ class Code(IntEnum):
     ECLOSED = -17
     EFULL = -18
     EDEADLINE = -19
-    ECONTROL = -20
+    ECHANGE = -20
 
 
 class Error(Exception):
@@ -57,27 +57,27 @@ class DtypeError(Error, TypeError):
 
 
 class ConfigError(Error):
-    """The configuration, or the partition that it asks for, is wrong."""
+    """The configuration is wrong, or its partition does not fit the world."""
 
 
 class NotFoundError(Error, LookupError):
-    """No service of this name is in the world."""
+    """The world has no service of this name."""
 
 
 class ModelError(Error):
-    """The model failed: while it was loaded, or on this batch."""
+    """The model failed to load, or failed on this batch."""
 
 
 class CausedError(ModelError):
-    """The model failed by an exception of its own, the cause: its traceback helps."""
+    """The model raised an exception, which is this error's cause."""
 
 
 class RequestTimeout(Error, TimeoutError):
-    """The time-out passed before the answer came."""
+    """The time-out passed before the result arrived."""
 
 
 class DeadlineError(RequestTimeout):
-    """The request's own deadline passed: it has ended, and cannot be waited for again."""
+    """The request's deadline passed: the request has ended, so do not wait for it again."""
 
 
 class QueueFullError(Error):
@@ -96,8 +96,8 @@ class ClosedError(Error):
     """The session is closed."""
 
 
-class ControlError(Error):
-    """A client asks for another model; how a server learns of it, and no failure."""
+class ChangeError(Error):
+    """A client asks for a change of the model. A server receives it; it is not a failure."""
 
 
 _CLASSES: dict[int, type[Error]] = {
@@ -115,7 +115,7 @@ _CLASSES: dict[int, type[Error]] = {
     Code.ECLOSED: ClosedError,
     Code.EFULL: QueueFullError,
     Code.EDEADLINE: DeadlineError,
-    Code.ECONTROL: ControlError,
+    Code.ECHANGE: ChangeError,
 }
 
 

@@ -1,4 +1,4 @@
-"""One rank's membership of a coupled world."""
+"""Open a session, which is one rank's membership of a coupled world."""
 
 from __future__ import annotations
 
@@ -6,20 +6,19 @@ import atexit
 import logging
 import os
 import sys
-import traceback
 from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NoReturn
+from typing import Any
 
 from mpi4py import MPI
 
 from mpiserve._lib import core
 from mpiserve.config import Config
-from mpiserve.config.partition import INFERENCE, SIMULATION, Seat, assign, by_node, roles
+from mpiserve.config.partition import INFERENCE, SIMULATION, Assignment, assign, by_node, roles
 from mpiserve.errors import ArgumentError, Code, ConfigError, Error
-from mpiserve.failure import TEXT, describe, interrupts, kind_of, one_line, text_of
+from mpiserve.failure import describe, end_child, interrupts, is_success, located
 from mpiserve.mpi import check
 from mpiserve.observe import notices
 
@@ -31,19 +30,19 @@ atexit.register(core.keep_mpi)
 
 
 class Session:
-    """What `mpiserve.open` returns: a role, the ranks that share it, and the services.
+    """The result of `mpiserve.open`: a role, the ranks that share it, and the services.
 
-    A context manager. When its body ends with an exception on a simulation rank,
-    the other ranks learn of it, and the world closes without a hang.
+    A context manager. When its body ends with an exception on a simulation rank, the other
+    ranks are informed, and the world closes without a hang.
 
-    Threads may use it at the same time. A forked child may not: all calls are errors there,
-    and its end is no event of the session.
+    Threads may use a session at the same time. A forked child may not: all calls raise an error
+    there, and the end of the child does not affect the session.
 
     Attributes:
         role: "simulation" or "inference".
         comm: The ranks of this role, in the order of the world.
-        stuck: Whether something of this rank may wait for ever, after it has served: it worked
-            together with others, one of which fell out of step.
+        stuck: Whether a thread of this rank may wait for ever after `serve`, because another
+            rank of its replica did not take part.
     """
 
     def __init__(self, lib: core.Session, config: Config | None = None) -> None:
@@ -72,7 +71,7 @@ class Session:
             self.close()
             return
         if not isinstance(error, SystemExit):
-            # Said now, because the other ranks may be stuck, and the job be aborted.
+            # Log it now: the other ranks may be stuck, and the job may be aborted.
             _Process.on_error(error)
         self.abandon(error)
 
@@ -85,7 +84,7 @@ class Session:
         """Find a service; on simulation ranks.
 
         Raises:
-            NotFoundError: If there is none of this name.
+            NotFoundError: If there is no service of this name.
             ModelError: If none of its replicas could load its model.
         """
         return self._lib.service(name)
@@ -93,30 +92,30 @@ class Session:
     def reload(self, name: str, version: str = "", timeout: float | None = None) -> None:
         """Load another version of a service's model while the simulation goes on.
 
-        Called by one simulation rank; not collective. Replicas answer with the version that
-        they have until all have loaded the new one. What any rank submits after this has
-        returned is answered by the new one.
+        Call it on one simulation rank; it is not collective. Replicas answer with the old
+        version until all have loaded the new one. The new version answers every request that
+        any rank submits after this has returned.
 
         Args:
-            name: Of the service.
-            version: A name, which the service's `model` or `options` give a meaning. If not
-                given, the version that is there is read again.
-            timeout: In seconds; None waits without end. After RequestTimeout nothing has
-                changed, or replicas change when what they have begun has ended.
+            name: The name of the service.
+            version: The name of the version, which `model` or `options` of the service use. By
+                default the current version is read again.
+            timeout: In seconds; None waits for ever. After RequestTimeout either nothing has
+                changed, or the replicas change when the work that they have begun has ended.
 
         Raises:
-            ModelError: If a replica could not load it, with the reason. The version before
-                goes on everywhere; with `reload = "in-place"` at this replica alone.
-            ConfigError: If the version has no meaning for the service.
+            ModelError: If a replica could not load the version, with the reason. All replicas
+                go on with the old version; with `reload = "in-place"` only this replica does.
+            ConfigError: If neither `model` nor `options` of the service use a version.
             NotFoundError: If there is no such service.
-            Error: With code ESTATE, if another rank is reloading it.
+            Error: With code ESTATE, if another rank reloads the service.
         """
         self._lib.reload(name, version, timeout)
 
     def unload(self, name: str, timeout: float | None = None) -> None:
-        """Free the memory of a service's model, at all replicas; on simulation ranks.
+        """Free the memory of a service's model in all replicas; on simulation ranks.
 
-        Requests, also those that wait, are ModelErrors from then on, until a `reload`.
+        Until a `reload`, requests fail with ModelError, including those that wait already.
         """
         self._lib.unload(name, timeout)
 
@@ -136,26 +135,28 @@ class Session:
             PeerError: When the clients have left, if another rank of this replica is gone:
                 close would wait for it for ever.
         """
+        # Simulation ranks do not need what serving imports.
         from mpiserve.serving.worker import Worker, refuse
 
         self._served = True
         if self._config is None:
-            raise Error(Code.ESTATE, "an inference rank is opened with a configuration")
+            text = "serve needs a configuration: open(config=...) on the inference ranks"
+            raise Error(Code.ESTATE, text)
         try:
-            seat = assign(self._config, self.comm.size)[self.comm.rank]
+            assignment = assign(self._config, self.comm.size)[self.comm.rank]
         except ConfigError as error:
             refuse(self._lib, self._config.services[0].name, error)
             raise
         core.keep_freed_memory()
-        replica = self._replica_comm(seat)
+        replica = self._replica_comm(assignment)
         local_rank = self._local_rank()
-        pool = self._pool_comm(seat)
-        worker = Worker(self._lib, seat, replica, local_rank, pool)
+        pool = self._pool_comm(assignment)
+        worker = Worker(self._lib, assignment, replica, local_rank, pool)
         try:
             with interrupts():
                 worker.serve(watch)
         except BaseException as error:
-            if core.is_forked():  # by a model, and came out of it: the rank itself goes on
+            if core.is_forked():  # a child that a model forked; the rank itself goes on
                 end_child(error)
             raise
         self.stuck = worker.broken
@@ -165,11 +166,11 @@ class Session:
         return not worker.failed
 
     def fail(self, error: BaseException | str) -> None:
-        """Tell the other ranks that this simulation rank ended with an error."""
-        self._lib.fail(error if isinstance(error, str) else where(error))
+        """Report to the other ranks that this simulation rank ended with an error."""
+        self._lib.fail(error if isinstance(error, str) else located(error))
 
     def abandon(self, error: BaseException | str) -> None:
-        """Tell the other ranks of an error and leave. Nothing that fails here hides it."""
+        """Report an error to the other ranks and leave. Further errors are only logged."""
         if core.is_forked():
             return
         try:
@@ -180,10 +181,11 @@ class Session:
             logger.warning("closing the session after an error: %s", second)
 
     def peer_error(self) -> tuple[int, int, str]:
-        """Ask whether a simulation rank ended with an error; on inference ranks.
+        """Return whether a simulation rank ended with an error; on inference ranks.
 
         Returns:
-            Its world rank or -1, the simulation ranks that have not left, its text.
+            The world rank of the failed one or -1, the number of simulation ranks that have not
+            left, and the text of the error.
         """
         return self._lib.peer_error()
 
@@ -210,7 +212,7 @@ class Session:
         }
 
     def close(self) -> None:
-        """Leave. Collective over the world; a second call does nothing."""
+        """Leave the session. Collective over the world; a second call does nothing."""
         if self._closed:
             return
         self._closed = True
@@ -227,25 +229,26 @@ class Session:
         refuse(self._lib, name, Error(Code.EMODEL, text))
 
     def _at_exit(self) -> None:
-        """A program that forgot to close, or died: the other ranks wait for it."""
+        """Leave the session of a program that did not close it: the other ranks wait for it."""
         if not core.is_forked() and not MPI.Is_finalized():
             error = getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
             self.abandon(error) if error else self.close()
 
-    def _replica_comm(self, seat: Seat) -> MPI.Comm:
-        seats = assign(self._config, self.comm.size) if self._config else []
-        heads = [(s.service.name, s.replica) for s in seats]
-        return self.comm.Split(heads.index((seat.service.name, seat.replica)), seat.tp_index)
+    def _replica_comm(self, assignment: Assignment) -> MPI.Comm:
+        every = assign(self._config, self.comm.size) if self._config else []
+        replicas = [(each.service.name, each.replica) for each in every]
+        color = replicas.index((assignment.service.name, assignment.replica))
+        return self.comm.Split(color, assignment.tp_index)
 
-    def _pool_comm(self, seat: Seat) -> MPI.Comm | None:
-        """The ranks of this rank's adaptive pool. Collective, where there is any."""
+    def _pool_comm(self, assignment: Assignment) -> MPI.Comm | None:
+        """Return the ranks of this rank's adaptive pool, if any. Collective if there is one."""
         config = self._config
         if config is None or not any(pool.loaded for pool in config.pool.values()):
             return None
-        mine = bool(seat.pool and seat.pool.loaded)
+        mine = bool(assignment.pool and assignment.pool.loaded)
         names = [service.name for service in config.services]
-        color = names.index(seat.service.name) if mine else MPI.UNDEFINED
-        comm = self.comm.Split(color, seat.replica)
+        color = names.index(assignment.service.name) if mine else MPI.UNDEFINED
+        comm = self.comm.Split(color, assignment.replica)
         return comm if mine else None
 
     def _local_rank(self) -> int:
@@ -256,11 +259,11 @@ class Session:
 
 
 def _log_error(error: BaseException) -> None:
-    logger.error("leaving the session after %s", where(error))
+    logger.error("leaving the session after %s", located(error))
 
 
 class _Process:
-    """What a launcher has to know, and to change, of this process."""
+    """The state of this process that `run` needs."""
 
     attempted = False
     session: Session | None = None
@@ -270,28 +273,28 @@ class _Process:
 
 
 def latest() -> Session | None:
-    """The session that this process opened last, if it could."""
+    """Return the session that this process opened last, or None."""
     return _Process.session
 
 
 def attempted() -> bool:
-    """Whether this process tried to open a session."""
+    """Return whether this process tried to open a session."""
     return _Process.attempted
 
 
 def is_forked() -> bool:
-    """Whether this process was forked from a rank, and is none itself."""
+    """Return whether this process was forked from a rank."""
     return core.is_forked()
 
 
 def launched_by_run(show: Callable[[BaseException], None]) -> None:
-    """Tell that `run` started this program, and how it shows exceptions that end a session."""
+    """Note that `run` started this program, and how to show exceptions that end a session."""
     _Process.under_run = True
     _Process.on_error = staticmethod(show)
 
 
 def prepare() -> Session:
-    """Open the session that the script's `open` is to give. Collective over the world."""
+    """Open the session that the script's `open` will return. Collective over the world."""
     _Process.prepared = join(MPI.COMM_WORLD, SIMULATION)
     return _Process.prepared
 
@@ -300,18 +303,18 @@ def open(comm: MPI.Comm | None = None, config: Config | str | Path | None = None
     """Join the session of a world. Collective over the world.
 
     Args:
-        comm: The world; MPI_COMM_WORLD if not given.
-        config: The configuration, or its file, if this program is to hold inference
-            ranks too: its partition says which. Read on rank 0 alone. Without one,
-            this is a simulation rank.
+        comm: The world; by default MPI_COMM_WORLD.
+        config: The configuration, or its file, if this program has inference ranks too: its
+            partition chooses them. Only rank 0 reads the file. Without a configuration this
+            is a simulation rank.
 
     Returns:
-        On simulation ranks, when every service is ready or has failed. On inference
-        ranks at once: they must call `serve`.
+        The session: on simulation ranks when every service is ready or has failed, on inference
+        ranks at once. Inference ranks must call `serve`.
 
     Raises:
         ConfigError: On every rank, if the configuration is wrong on any.
-        Error: With code EVERSION or ETHREAD, if the ranks do not fit together.
+        Error: With code EVERSION or ETHREAD, if versions or thread levels of the ranks differ.
     """
     comm = MPI.COMM_WORLD if comm is None else comm
     if _Process.under_run:
@@ -339,7 +342,7 @@ def agree(comm: MPI.Comm, config: Config | str | Path) -> tuple[Config, str]:
 
 
 def join(comm: MPI.Comm, role: str, config: Config | None = None) -> Session:
-    """Join with a role that is known. Collective."""
+    """Join the session with a given role. Collective."""
     _Process.attempted = True
     check_world(comm)
     with notices.opening(comm.size) if role == INFERENCE else nullcontext():
@@ -350,23 +353,23 @@ def join(comm: MPI.Comm, role: str, config: Config | None = None) -> Session:
 
 
 def refuse(comm: MPI.Comm, error: Error) -> bool:
-    """Take part in every rank's open with an error. Collective, on an inference rank.
+    """Make `open` fail on every rank with an error. Collective, on an inference rank.
 
     Returns:
-        Whether this is the first of the ranks that failed: the one to print it.
+        Whether this is the first of the ranks that failed, which must print the error.
     """
     _Process.attempted = True
     check_world(comm)
     try:
         core.Session.open_failed(comm, INFERENCE, int(error.code), error.text)
     except Error as raised:
-        # The others get the first one's text behind its rank.
+        # On the others the text begins with the rank of the first one.
         return error.text.startswith(raised.text)
     return False
 
 
 def check_world(comm: MPI.Comm) -> None:
-    """Refuse a world that is not the one that was launched.
+    """Refuse a world of one rank if the launcher started several.
 
     Raises:
         Error: With code EVERSION, naming the launcher's variable and the library.
@@ -377,63 +380,18 @@ def check_world(comm: MPI.Comm) -> None:
 
 
 def _check_under_run(comm: MPI.Comm, config: object) -> None:
-    """Refuse what would wait for ever: the inference ranks joined one session of the world."""
+    """Refuse calls that would hang, since the inference ranks join one session of the world."""
     if config is not None:
-        raise ArgumentError(Code.EARG, "under `run` the configuration is the one that it was given")
+        text = "under `run` open takes no configuration: `run` has read it"
+        raise ArgumentError(Code.EARG, text)
     if MPI.Comm.Compare(comm, MPI.COMM_WORLD) > MPI.CONGRUENT:
         raise ArgumentError(Code.EARG, "under `run` the world of a session is MPI_COMM_WORLD")
     if _Process.attempted and not _Process.prepared:
         raise Error(Code.ESTATE, "under `run` a program opens one session")
 
 
-def is_success(error: BaseException) -> bool:
-    """Whether an exception is a program's ordinary end."""
-    if not isinstance(error, SystemExit):
-        return False
-    return error.code is None or (isinstance(error.code, int) and not error.code)
-
-
-def end_child(error: BaseException | None) -> NoReturn:
-    """End a forked child that came out of a model, with the status of a program that ends so."""
-    status = 0
-    while error is not None and not isinstance(error, SystemExit):
-        if not isinstance(error, Error) or error.code != Code.ESTATE or error.__context__ is None:
-            traceback.print_exception(error)
-            status = 1
-            break
-        error = error.__context__
-    if isinstance(error, SystemExit):
-        status = exit_status(error)
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(Exception):
-            stream.flush()
-    os._exit(status)
-
-
-def exit_status(error: SystemExit) -> int:
-    """What a program ends with; a text is printed, as Python does."""
-    if error.code is None or isinstance(error.code, int):
-        return error.code or 0
-    try:
-        print(error.code, file=sys.stderr, flush=True)
-    except BaseException:
-        print(text_of(error.code), file=sys.stderr, flush=True)
-    return 1
-
-
-def where(error: BaseException) -> str:
-    """Put an exception and the place where it was raised into one line."""
-    if isinstance(error, SystemExit):
-        return one_line(f"the program ended with status {text_of(error.code)}")
-    frames = traceback.extract_tb(error.__traceback__)
-    places = [frame for frame in frames if not frame.filename.endswith(".pyx")]
-    place = f" ({Path(places[-1].filename).name}:{places[-1].lineno})" if places else ""
-    text = text_of(error) or "no text"
-    return one_line(f"{kind_of(error)}: {text}", TEXT - len(place.encode())) + place
-
-
 def read(config: Config | str | Path) -> Config | Error:
-    """Read a configuration, or give what is wrong: no rank may leave the others waiting."""
+    """Read a configuration; return an error instead of raising it, as other ranks wait."""
     try:
         return config if isinstance(config, Config) else Config.load(config)
     except Error as error:
@@ -443,7 +401,7 @@ def read(config: Config | str | Path) -> Config | Error:
 
 
 def _nodes(comm: MPI.Comm, config: Config) -> list[int] | None:
-    """The node of each rank, as its lowest rank; only where the placement asks."""
+    """Return the lowest rank of each rank's node, if the placement needs nodes."""
     if not by_node(config):
         return None
     node = comm.Split_type(MPI.COMM_TYPE_SHARED)

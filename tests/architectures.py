@@ -261,7 +261,9 @@ def outcome(name: str, path: Path, **settings: Any) -> str:
             if new != _whole(made, prompt[:length]):
                 return f"wrong: {new} where generate() gives {wanted}"
             note = ", as without a cache; generate() differs"
-    return {"Joined": "together", "Alone": "one by one"}[type(steps._running).__name__] + note
+    return {"BatchDecoder": "together", "SingleDecoder": "one by one"}[
+        type(steps._decoder).__name__
+    ] + note
 
 
 def _tie(made: Any, context: list[int], count: int, new: list[int]) -> bool:
@@ -329,7 +331,7 @@ def _generated(steps: Any, tokens: Any, lengths: Any) -> list[list[int]]:
 
 
 def table(folder: Path) -> list[str]:
-    """Return the rows of the table in docs/language-models.md, a line for each kind."""
+    """Return the rows of the table in docs/guide/language-models.md, a line for each kind."""
     rows = []
     for name in names():
         try:

@@ -103,6 +103,9 @@ def pytest_configure(config: pytest.Config) -> None:
         "roles(simulation, inference, order='tail'): the world that a test needs; "
         "order is tail, head or interleaved, and says where the inference ranks are",
     )
+    config.addinivalue_line(
+        "markers", "every_mpi: `make test` runs its module under each MPI, others under one of them"
+    )
     folder = os.environ.get("MPISERVE_TEST_DIR")
     if folder:
         config.option.basetemp = f"{folder}/tmp.{RANK}"
@@ -165,6 +168,7 @@ class Report:
                 test=item.nodeid,
                 outcome="collected",
                 ranks=roles.size if roles else None,
+                every_mpi=item.get_closest_marker("every_mpi") is not None,
                 timeout=float(mark.args[0] if mark and mark.args else usual),
             )
 

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -46,10 +47,21 @@ class Job:
     ranks: int = 1
     tests: list[str] = field(default_factory=list)  # empty: one test, told by the exit status
     again: str = ""  # the command that runs one of them, which comes behind it
+    every_mpi: bool = False  # also where time is saved
 
     @property
     def folder(self) -> Path:
         return LOGS / re.sub(r"[^\w.=-]+", "_", self.title)
+
+
+def in_turn(jobs: list[list[Job]], number: int, mpis: int) -> Iterator[Job]:
+    """Yield what one of the MPIs runs where time is saved, out of the same jobs per transport.
+
+    Each job is run with one transport, by every MPI (then with another transport) or by one.
+    """
+    for i, alike in enumerate(zip(*jobs, strict=True)):
+        if alike[0].every_mpi or i % mpis == number:
+            yield alike[(i // mpis + number) % len(alike)]
 
 
 def reports(folder: Path, rank: int) -> list[dict]:

@@ -4,17 +4,16 @@
                         [--transport NAME ...] [--quick] [-k NAME] [--minutes LIMIT]
                         [--seed FIRST] [--seeds NUMBER] [--seconds LIMIT]
 
-Suites: unit (pytest), c, asan and tsan (C programs, plain and with sanitizers), fuzz (the random
-program tests/c/fuzz.c, plain and with sanitizers, each with --seeds from --seed on, which is new
-each time, for --seconds), mpi (pytest, each module once per number of ranks that its tests
-declare), harness, launch, models and examples
-(pytest; these start MPI jobs themselves, models under the first MPI alone), cluster (the same, on
-several hosts of this machine), and fortran, which is launch for MPIs with a Fortran wrapper: those
-that --fortran names, which run nothing else but cluster/test_debian.py. Exit status 0: nothing
-failed. The last line is the count. --quick saves time: launch and fortran run with one transport
-under the first MPI and with the other under the second, the modules of examples each under one of
-the MPIs, those of mpi in turns with one transport under the first MPI and with the other under the
-second, and cluster and fortran run beside the other suites.
+Suites: unit (pytest, one process), c, asan and tsan (C programs, plain and with sanitizers), fuzz
+(the random program tests/c/fuzz.c, plain and with sanitizers, each with --seeds from --seed on,
+which is new each time, for --seconds), mpi (pytest, each module once per number of ranks that its
+tests declare), harness, launch, models and examples (pytest; these start MPI jobs themselves),
+cluster (the same, on several hosts of this machine), and fortran, which is launch for MPIs with a
+Fortran wrapper: those that --fortran names, which run nothing else but cluster/test_debian.py.
+Exit status 0: nothing failed. The last line is the count.
+
+--quick saves time: each module is run under one of the MPIs with one of the transports, in turns.
+The C programs, and the modules that pytest.mark.every_mpi marks, are run under every MPI.
 """
 
 from __future__ import annotations
@@ -28,20 +27,20 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, islice
 from threading import Lock
 
 import mpijob
 from cprograms import c_jobs, c_mpi_jobs, fuzz_jobs, race_jobs
-from jobs import LOGS, ROOT, TO_LOG, Job, Target, reports
+from jobs import LOGS, ROOT, TO_LOG, Job, Target, in_turn, reports
 
 SUITES = ("unit", "c", "asan", "tsan", "fuzz", "harness", "mpi", "launch", "models", "examples")
 SUITES += ("cluster", "fortran")
 ONE_TRANSPORT = ("harness", "models", "examples", "cluster")
-IN_TURNS = ("launch", "fortran")
-BESIDE = ("cluster", "fortran")  # share no files with the others, and wait much
+BESIDE = ("unit", "models", "cluster", "fortran")  # share no files with the others, and wait much
 NOT_RUN = "not run, or it did not end"
 WORDS = ("passed", "failed", "skipped")
+SHOWN = 20  # failures of one job
 STARTUP = 60  # seconds for a job to start, beside the time-outs of its tests
 
 
@@ -78,11 +77,13 @@ class Summary:
             words.append("out of time")
         print(f"{job.title:58} {seconds:6.1f} s  {', '.join(words)}", flush=True)
         bad = {test: outcome for test, outcome in ended.items() if outcome in ("failed", NOT_RUN)}
-        for test, outcome in bad.items():
+        for test, outcome in islice(bad.items(), SHOWN):
             note = f"  ({NOT_RUN})" if outcome == NOT_RUN else ""
             self.failures.append(job.title if test == job.title else f"{job.title}  {test}{note}")
             if job.again:
                 self.failures.append(f"  again: {job.again} {test.partition('seed ')[2]}".rstrip())
+        if len(bad) > SHOWN:
+            self.failures.append(f"{job.title}  and {len(bad) - SHOWN} more")
         if bad:
             show(job)
 
@@ -162,10 +163,11 @@ def collect(target: Target, suite: str, keyword: str) -> list[dict]:
 def pytest_jobs(
     suite: str, target: Target, transport: str, keyword: str, found: list[dict]
 ) -> list[Job]:
-    """Return one job per module, and per number of ranks where tests declare it."""
+    """Return one job per module, and per number of ranks where tests declare it; one for unit."""
     groups: dict[tuple[str, int], list[dict]] = defaultdict(list)
     for test in found:
-        groups[test["test"].partition("::")[0], test["ranks"] or 0].append(test)
+        module = "tests/unit" if suite == "unit" else test["test"].partition("::")[0]
+        groups[module, test["ranks"] or 0].append(test)
     jobs = []
     for (module, ranks), tests in sorted(groups.items(), key=lambda group: group[0]):
         title = [transport and target.name, transport, module.removeprefix("tests/")]
@@ -182,6 +184,7 @@ def pytest_jobs(
                 timeout=STARTUP + sum(test["timeout"] for test in tests),
                 ranks=ranks or 1,
                 tests=[test["test"] for test in tests],
+                every_mpi=any(test["every_mpi"] for test in tests),
             )
         )
     return jobs
@@ -205,34 +208,27 @@ def plan(
         if suite == "tsan":
             return race_jobs(first, args.k)
         return c_jobs(suite, args.k) if suite in ("c", "asan") else []
-    if suite in ("c", "asan"):
-        return c_mpi_jobs(suite, target, args.transport, args.k)
     if suite == "fuzz":
         jobs = fuzz_jobs(target, args.transport, args.seed, args.seeds, args.seconds)
         return jobs if args.k in "fuzz.c" else []
-    if suite in ("unit", "tsan") or not any(ROOT.glob(f"tests/{suite}/test_*.py")):
+    if suite in ("unit", "tsan"):
         return []
-    if suite == "models" and target is not first:
-        return []  # what is the MPIs' part, tests/launch has; these take their time
+    alike = by_transport(suite, target, args)
+    if not args.quick:
+        return chain.from_iterable(alike)
+    return in_turn(alike, target.number, len(args.fortran if debian else args.mpi))
+
+
+def by_transport(suite: str, target: Target, args: argparse.Namespace) -> list[list[Job]]:
+    """Return the jobs of a suite under one MPI, once for each transport."""
+    names = args.transport[:1] if suite in ONE_TRANSPORT else args.transport
+    if suite in ("c", "asan"):
+        # In turns: what is run plain with one transport is run with sanitizers with the other.
+        names = names if suite == "c" else names[::-1]
+        jobs = c_mpi_jobs(suite, target, names, args.k)
+        return [jobs[i :: len(names)] for i in range(len(names))]
     found = collect(target, suite, args.k)
-    names = transports(suite, target, args)
-    jobs = [pytest_jobs(suite, target, name, args.k, found) for name in names]
-    if args.quick and suite == "mpi":
-        return [
-            one[(i + target.number) % len(one)] for i, one in enumerate(zip(*jobs, strict=True))
-        ]
-    flat = list(chain.from_iterable(jobs))
-    by_module = args.quick and suite == "examples"
-    return flat[target.number :: len(args.mpi)] if by_module else flat
-
-
-def transports(suite: str, target: Target, args: argparse.Namespace) -> list[str]:
-    """The transports that a suite is run with: both, the first, or each with one of the MPIs."""
-    if suite in ONE_TRANSPORT:
-        return args.transport[:1]
-    if suite in IN_TURNS and args.quick:
-        return args.transport[target.number % len(args.transport) :][:1]
-    return args.transport
+    return [pytest_jobs(suite, target, name, args.k, found) for name in names]
 
 
 def parse() -> argparse.Namespace:
@@ -267,8 +263,7 @@ def main() -> int:
     numbers = [*range(len(args.mpi)), *range(len(args.fortran))]
     targets = [replace(target, number=n) for target, n in zip(targets, numbers, strict=True)]
     summary = Summary(args.minutes)
-    beside = BESIDE if args.quick else ()
-    groups = [[s for s in args.suite if (s in beside) == aside] for aside in (False, True)]
+    groups = [[s for s in args.suite if (s in BESIDE) == aside] for aside in (False, True)]
     with ThreadPoolExecutor() as pool:
         for done in [pool.submit(run_all, summary, suites, targets, args) for suites in groups]:
             done.result()
@@ -278,7 +273,8 @@ def main() -> int:
 def run_all(
     summary: Summary, suites: Iterable[str], targets: list[Target], args: argparse.Namespace
 ) -> None:
-    """Run suites one after the other, under each MPI."""
+    """Run suites one after the other, under each MPI. One that has nothing to run failed."""
+    empty = set() if args.k else {*suites} - (set() if args.fortran else {"fortran"})
     for target in [None, *targets]:
         for suite in suites:
             try:
@@ -288,6 +284,9 @@ def run_all(
                 continue
             for job in jobs:
                 summary.run(job)
+                empty.discard(suite)
+    for suite in sorted(empty):
+        summary.fail(f"{suite}: nothing was run", "")
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@ import numpy as np
 
 from mpiserve import Backend
 from mpiserve.config import Config
-from mpiserve.config.partition import Seat
-from mpiserve.errors import ClosedError, Code, ControlError
+from mpiserve.config.partition import Assignment
+from mpiserve.errors import ChangeError, ClosedError, Code
 from mpiserve.serving import loading
 from mpiserve.serving.worker import Worker
 
@@ -44,13 +44,13 @@ class FakeLib:
         came = self.comes.pop(0)
         if isinstance(came, tuple):
             self.asked = came
-            raise ControlError(Code.ECONTROL, "a client asks for a change")
+            raise ChangeError(Code.ECHANGE, "a client asks for a change")
         return came
 
-    def control(self) -> Any:
+    def change_get(self) -> Any:
         return self.asked
 
-    def control_reply(self, service: int, code: int, text: str) -> None:
+    def change_reply(self, service: int, code: int, text: str) -> None:
         self.changed.append((service, code))
 
     def set_room(self, service: int, room: bool) -> None:
@@ -130,4 +130,4 @@ def worker_of(
     outputs = [{"name": name, **FLOATS} for name in names]
     service = service_of("s", **{"backend": f"{__name__}:Model", "outputs": outputs} | table)
     lib = FakeLib(*comes)
-    return Worker(lib, Seat((service,), replica, 0)), lib
+    return Worker(lib, Assignment((service,), replica, 0)), lib

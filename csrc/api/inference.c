@@ -74,8 +74,7 @@ static int publish(mpiserve_session *session, int n) {
   return opened ? opened : code;
 }
 
-int mpiserve_publish_all(mpiserve_session *session, int n,
-                         const mpiserve_description *descriptions) {
+int mpiserve_publish(mpiserve_session *session, int n, const mpiserve_description *descriptions) {
   MSI_TURN turn = NULL;
   int code = msi_enter(session, MPISERVE_INFERENCE, &turn), wrong = -1;
   if (code || !descriptions) return code ? code : msi_null_argument("descriptions");
@@ -92,12 +91,6 @@ int mpiserve_publish_all(mpiserve_session *session, int n,
   return msi_error(first->error, "%s", first->error_text);
 }
 
-int mpiserve_publish(mpiserve_session *session, const mpiserve_description *description) {
-  int code = msi_check_role(session, MPISERVE_INFERENCE);
-  if (code || !description) return code ? code : msi_null_argument("description");
-  return mpiserve_publish_all(session, 1, description);
-}
-
 /* ---- batches ------------------------------------------------------------------------ */
 
 int mpiserve_batch_next(mpiserve_session *session, double timeout, mpiserve_batch *batch) {
@@ -112,14 +105,14 @@ int mpiserve_batch_reply(mpiserve_session *session, const void *const *outputs) 
   MSI_TURN turn = NULL;
   int code = msi_enter_serving(session, &turn);
   if (code || !outputs) return code ? code : msi_null_argument("outputs");
-  return msi_answer_all(session->serving.current, outputs);
+  return msi_reply_all(session->serving.current, outputs);
 }
 
 int mpiserve_batch_reply_rows(mpiserve_session *session, int64_t rows, const void *const *outputs) {
   MSI_TURN turn = NULL;
   int code = msi_enter_serving(session, &turn);
   if (code || !outputs) return code ? code : msi_null_argument("outputs");
-  return msi_answer_rows(session->serving.current, rows, outputs);
+  return msi_reply_rows(session->serving.current, rows, outputs);
 }
 
 /* Replies have 16 bits for it. */
@@ -133,36 +126,36 @@ int mpiserve_batch_fail(mpiserve_session *session, int code, const char *text) {
   int wrong = msi_enter_serving(session, &turn);
   if (!wrong) wrong = check_code(code);
   if (wrong) return wrong;
-  return msi_answer_fail(session->serving.current, code, text ? text : mpiserve_strerror(code));
+  return msi_reply_fail(session->serving.current, code, text ? text : mpiserve_strerror(code));
 }
 
 int mpiserve_batch_clients(mpiserve_session *session, int32_t *clients) {
   MSI_TURN turn = NULL;
   int code = msi_enter_serving(session, &turn);
   if (code || !clients) return code ? code : msi_null_argument("clients");
-  return msi_answer_clients(session->serving.current, clients);
+  return msi_reply_clients(session->serving.current, clients);
 }
 
-int mpiserve_control_get(mpiserve_session *session, mpiserve_control *control) {
+int mpiserve_change_get(mpiserve_session *session, mpiserve_change_request *change) {
   MSI_TURN turn = NULL;
   int code = msi_enter_serving(session, &turn);
-  if (code || !control) return code ? code : msi_null_argument("control");
-  return msi_serving_control_get(&session->serving, control);
+  if (code || !change) return code ? code : msi_null_argument("change");
+  return msi_serving_change_get(&session->serving, change);
 }
 
-int mpiserve_control_reply(mpiserve_session *session, int service, int code, const char *text) {
+int mpiserve_change_reply(mpiserve_session *session, int service, int code, const char *text) {
   MSI_TURN turn = NULL;
   int wrong = msi_enter_serving(session, &turn);
   if (!wrong && code) wrong = check_code(code);
   if (wrong) return wrong;
   if (code && !text) text = mpiserve_strerror(code);
-  return msi_serving_control_reply(&session->serving, service, code, text);
+  return msi_serving_change_reply(&session->serving, service, code, text);
 }
 
-int mpiserve_rest(mpiserve_session *session, int service, int resting) {
+int mpiserve_suspend(mpiserve_session *session, int service, int suspended) {
   MSI_TURN turn = NULL;
   int code = msi_enter_serving(session, &turn);
-  return code ? code : msi_serving_rest(&session->serving, service, resting != 0);
+  return code ? code : msi_serving_suspend(&session->serving, service, suspended != 0);
 }
 
 int mpiserve_rows_set(mpiserve_session *session, int service, int rows) {
@@ -190,14 +183,14 @@ int mpiserve_queue_get(mpiserve_session *session, int service, int64_t *rows) {
 int mpiserve_mpi_take(mpiserve_session *session) {
   MSI_TURN turn = NULL;
   int wrong = msi_enter_serving(session, &turn);
-  if (!wrong) msi_thread_rest(&session->serving.thread);
+  if (!wrong) msi_progress_stop(&session->serving.progress);
   return wrong;
 }
 
 int mpiserve_mpi_give(mpiserve_session *session) {
   MSI_TURN turn = NULL;
   int wrong = msi_enter_serving(session, &turn);
-  if (!wrong) msi_thread_wake(&session->serving.thread);
+  if (!wrong) msi_progress_start(&session->serving.progress);
   return wrong;
 }
 
@@ -219,7 +212,7 @@ int mpiserve_serve_echo(mpiserve_session *session, double timeout) {
   while (!code) {
     double slice = timeout < 0 || timeout > FOREVER_SLICE ? FOREVER_SLICE : timeout;
     code = msi_serving_next(&session->serving, slice, NULL);
-    if (!code) code = msi_answer_all(session->serving.current, NULL);
+    if (!code) code = msi_reply_all(session->serving.current, NULL);
     if (code == MPISERVE_ETIMEOUT && msi_now() < deadline) code = MPISERVE_OK;
     if (!code && session->serving.current->closed_ns > deadline)
       code = msi_error(MPISERVE_ETIMEOUT, "time to return");
@@ -253,14 +246,15 @@ int mpiserve_batch_hold(mpiserve_session *session, mpiserve_ticket *tickets) {
   MSI_TURN turn = NULL;
   int code = msi_enter_serving(session, &turn);
   if (code || !tickets) return code ? code : msi_null_argument("tickets");
-  return msi_late_hold(&session->serving, tickets);
+  return msi_tickets_hold(&session->serving, tickets);
 }
 
 int mpiserve_ticket_wanted(mpiserve_session *session, mpiserve_ticket *ticket, int *wanted) {
   MSI_TURN turn = NULL;
   int code = msi_enter_serving(session, &turn);
   if (code || !ticket) return code ? code : msi_null_argument("ticket");
-  return wanted ? msi_late_wanted(&session->serving, ticket, wanted) : msi_null_argument("wanted");
+  return wanted ? msi_tickets_wanted(&session->serving, ticket, wanted)
+                : msi_null_argument("wanted");
 }
 
 int mpiserve_ticket_reply(mpiserve_session *session, mpiserve_ticket *ticket,
@@ -268,7 +262,7 @@ int mpiserve_ticket_reply(mpiserve_session *session, mpiserve_ticket *ticket,
   MSI_TURN turn = NULL;
   int code = msi_enter_serving(session, &turn);
   if (code || !ticket) return code ? code : msi_null_argument("ticket");
-  return outputs ? msi_late_reply(&session->serving, ticket, outputs)
+  return outputs ? msi_tickets_reply(&session->serving, ticket, outputs)
                  : msi_null_argument("outputs");
 }
 
@@ -279,7 +273,7 @@ int mpiserve_ticket_fail(mpiserve_session *session, mpiserve_ticket *ticket, int
   if (wrong || !ticket) return wrong ? wrong : msi_null_argument("ticket");
   wrong = check_code(code);
   if (wrong) return wrong;
-  return msi_late_fail(&session->serving, ticket, code, text ? text : mpiserve_strerror(code));
+  return msi_tickets_fail(&session->serving, ticket, code, text ? text : mpiserve_strerror(code));
 }
 
 int mpiserve_poll(mpiserve_session *session) {

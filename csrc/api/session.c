@@ -7,7 +7,7 @@
 #include "mpi/library.h"
 
 static int check_open(MPI_Comm world, int role) {
-  int code = msi_live_forked() ? msi_not_open("") : msi_library_check_running();
+  int code = msi_handles_forked() ? msi_not_open("") : msi_library_check_running();
   if (code) return code;
   if (world == MPI_COMM_NULL) return msi_error(MPISERVE_EARG, "world is MPI_COMM_NULL");
   if (role != MPISERVE_SIMULATION && role != MPISERVE_INFERENCE)
@@ -26,7 +26,7 @@ static int open_simulation(mpiserve_session *session) {
 }
 
 static void forget(mpiserve_session *session) {
-  msi_live_remove(session);
+  msi_handles_remove(session);
   free(session->descriptions);
   free(session);
 }
@@ -37,7 +37,7 @@ static int open_any(MPI_Comm world, int role, int code, const char *text,
   if (result) return result;
   mpiserve_session *made = calloc(1, sizeof *made);
   if (!made) return msi_error(MPISERVE_ENOMEM, "no memory for a session");
-  result = msi_live_add(made);
+  result = msi_handles_add(made);
   if (!result) result = msi_world_open(&made->world, world, role, code, text);
   if (!result && role == MPISERVE_SIMULATION) {
     result = open_simulation(made);
@@ -111,7 +111,7 @@ int mpiserve_counters_get(mpiserve_session *session, mpiserve_counters *counters
     msi_serving_count(&session->serving, counters);
   counters->rma_operations = session->window.operations;
   counters->rma_to_simulation = session->window.to_simulation;
-  counters->thread_polls = session->serving.thread.polls;
+  counters->thread_polls = session->serving.progress.polls;
   return MPISERVE_OK;
 }
 

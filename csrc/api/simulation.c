@@ -3,6 +3,7 @@
 
 #include "api/session.h"
 #include "base/error.h"
+#include "client/buffer.h"
 #include "client/reload.h"
 
 enum { MAX_PRIORITY = 100 };
@@ -40,14 +41,14 @@ int mpiserve_service_describe(mpiserve_service *service, mpiserve_description *d
   if (description) *description = service->head->description;
   if (replicas) *replicas = service->replicas;
   if (head) *head = service->head->rank;
-  if (transport) *transport = service->link->transport;
+  if (transport) *transport = service->endpoint->path.transport->number;
   return MPISERVE_OK;
 }
 
 static int match(mpiserve_service *service, int n_inputs, const mpiserve_tensor *inputs,
                  int n_outputs, const mpiserve_tensor *outputs, int64_t *rows, void **in,
                  void **out) {
-  const msi_layout *layout = &service->link->layout;
+  const msi_layout *layout = &service->endpoint->layout;
   *rows = 0;
   int code = msi_side_match(&layout->inputs, service->name, n_inputs, inputs, rows, in);
   if (!code) code = msi_side_match(&layout->outputs, service->name, n_outputs, outputs, rows, out);
@@ -85,13 +86,8 @@ static int submit(mpiserve_service *service, int n_inputs, const mpiserve_tensor
 }
 
 int mpiserve_submit(mpiserve_service *service, int n_inputs, const mpiserve_tensor *inputs,
-                    int n_outputs, const mpiserve_tensor *outputs, mpiserve_request *request) {
-  return mpiserve_submit_with(service, n_inputs, inputs, n_outputs, outputs, NULL, request);
-}
-
-int mpiserve_submit_with(mpiserve_service *service, int n_inputs, const mpiserve_tensor *inputs,
-                         int n_outputs, const mpiserve_tensor *outputs,
-                         const mpiserve_options *options, mpiserve_request *request) {
+                    int n_outputs, const mpiserve_tensor *outputs, const mpiserve_options *options,
+                    mpiserve_request *request) {
   MSI_TURN turn = NULL;
   int code = msi_enter_service(service, &turn);
   if (code || !request) return code ? code : msi_null_argument("request");
@@ -147,19 +143,19 @@ int mpiserve_buffer_take(mpiserve_service *service, int64_t rows, mpiserve_buffe
   int code = msi_enter_service(service, &turn);
   if (code || !buffer) return code ? code : msi_null_argument("buffer");
   *buffer = (mpiserve_buffer){0};
-  int64_t limit = service->link->layout.max_rows;
+  int64_t limit = service->endpoint->layout.max_rows;
   if (rows < 1 || rows > limit)
     return msi_error(MPISERVE_EROWS,
                      "service '%s': a buffer of %lld rows: 1 to max_batch_rows = %lld",
                      service->name, (long long)rows, (long long)limit);
-  return msi_client_buffer_take(service, rows, buffer);
+  return msi_buffer_take(service, rows, buffer);
 }
 
 int mpiserve_buffer_give(mpiserve_service *service, mpiserve_buffer *buffer) {
   MSI_TURN turn = NULL;
   int code = msi_enter_service(service, &turn);
   if (code || !buffer) return code ? code : msi_null_argument("buffer");
-  return msi_client_buffer_give(service, buffer);
+  return msi_buffer_give(service, buffer);
 }
 
 /* What a reload and an unload begin with. */

@@ -6,7 +6,7 @@
 int msi_null_argument(const char *name) { return msi_error(MPISERVE_EARG, "%s is NULL", name); }
 
 int msi_not_open(const char *what) {
-  if (msi_live_forked())
+  if (msi_handles_forked())
     return msi_error(MPISERVE_ESTATE,
                      "this process was forked from the one that opened the session, and only that "
                      "one can use it: let workers send their work there, or give them ranks");
@@ -15,7 +15,7 @@ int msi_not_open(const char *what) {
 
 int msi_check_session(const mpiserve_session *session) {
   if (!session) return msi_null_argument("session");
-  return msi_live_has(session) ? MPISERVE_OK : msi_not_open("the session is not open");
+  return msi_handles_has(session) ? MPISERVE_OK : msi_not_open("the session is not open");
 }
 
 /* Services lie in an array of their session. */
@@ -29,7 +29,7 @@ static int owns(const mpiserve_session *session, const mpiserve_service *service
 /* The session of a service; NULL if it is not open. */
 static mpiserve_session *session_of(const mpiserve_service *service) {
   for (int i = 0; i < MPISERVE_MAX_SESSIONS; i++) {
-    mpiserve_session *session = msi_live_at(i);
+    mpiserve_session *session = msi_handles_at(i);
     if (session && owns(session, service)) return session;
   }
   return NULL;

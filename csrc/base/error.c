@@ -26,7 +26,7 @@
   X(MPISERVE_ECLOSED, "session closed") \
   X(MPISERVE_EFULL, "the queue is full") \
   X(MPISERVE_EDEADLINE, "the deadline passed") \
-  X(MPISERVE_ECONTROL, "a client asks for another model")
+  X(MPISERVE_ECHANGE, "a client asks for another model")
 
 static _Thread_local char last_message[2 * MPISERVE_TEXT_SIZE];
 

@@ -19,9 +19,9 @@ static void forget_all(void) {
 
 static void watch_forks(void) { pthread_atfork(NULL, NULL, forget_all); }
 
-int msi_live_forked(void) { return atomic_load(&forked); }
+int msi_handles_forked(void) { return atomic_load(&forked); }
 
-int msi_live_add(mpiserve_session *session) {
+int msi_handles_add(mpiserve_session *session) {
   static pthread_once_t once = PTHREAD_ONCE_INIT;
   pthread_once(&once, watch_forks);
   for (int i = 0; i < MPISERVE_MAX_SESSIONS; i++) {
@@ -34,18 +34,18 @@ int msi_live_add(mpiserve_session *session) {
                    MPISERVE_MAX_SESSIONS);
 }
 
-void msi_live_remove(const mpiserve_session *session) {
+void msi_handles_remove(const mpiserve_session *session) {
   for (int i = 0; i < MPISERVE_MAX_SESSIONS; i++)
-    if (msi_live_at(i) == session) atomic_store_explicit(&table[i], NULL, memory_order_relaxed);
+    if (msi_handles_at(i) == session) atomic_store_explicit(&table[i], NULL, memory_order_relaxed);
 }
 
 /* Relaxed: a thread that was handed a session knows more of it than its address already. */
-mpiserve_session *msi_live_at(int n) {
+mpiserve_session *msi_handles_at(int n) {
   return atomic_load_explicit(&table[n], memory_order_relaxed);
 }
 
-int msi_live_has(const mpiserve_session *session) {
+int msi_handles_has(const mpiserve_session *session) {
   for (int i = 0; i < MPISERVE_MAX_SESSIONS; i++)
-    if (msi_live_at(i) == session) return 1;
+    if (msi_handles_at(i) == session) return 1;
   return 0;
 }

@@ -23,7 +23,7 @@ enum {
   SHORT_SPIN_NS = 2000,
   LONG_YIELD_NS = 10000,
   FIRST_NAP_NS = 20000,
-  SLEEP_NS = 1000000 /* at a bed: MPI gets its turn now and then all the same */
+  SLEEP_NS = 1000000 /* at an address: MPI gets its turn now and then all the same */
 };
 
 int64_t msi_now(void) {
@@ -39,16 +39,16 @@ int64_t msi_deadline(double seconds) {
 
 /* Two ranks may share a core even where there are enough: then a spin of 200 us made
  * each round trip last 400 us, until the scheduler moved one of them. */
-msi_patience msi_patience_for(int ranks, int cores) {
-  if (ranks <= cores) return (msi_patience){4000, 4000, 2000000, 200000};
-  return (msi_patience){SHORT_SPIN_NS, SHORT_SPIN_NS, 50000, 500000};
+msi_backoff msi_backoff_for(int ranks, int cores) {
+  if (ranks <= cores) return (msi_backoff){4000, 4000, 2000000, 200000};
+  return (msi_backoff){SHORT_SPIN_NS, SHORT_SPIN_NS, 50000, 500000};
 }
 
-static void yield(msi_patience *patience, int64_t now) {
+static void yield(msi_backoff *backoff, int64_t now) {
   sched_yield();
-  int64_t spin = 2 * patience->spin_ns;
+  int64_t spin = 2 * backoff->spin_ns;
   if (msi_now() - now > LONG_YIELD_NS) spin = SHORT_SPIN_NS;
-  patience->spin_ns = spin < patience->most_spin_ns ? spin : patience->most_spin_ns;
+  backoff->spin_ns = spin < backoff->most_spin_ns ? spin : backoff->most_spin_ns;
 }
 
 static int64_t nap(int64_t ns, int64_t longest) {
@@ -67,15 +67,15 @@ static void futex(_Atomic uint32_t *word, int operation, uint32_t value) {
  * one there cost 30 ns in each direction of every request, to wait for its own stores. So
  * a flag that goes up while the change is still in the waker's store buffer, some 100 ns,
  * may be missed; then the sleeper finds out after SLEEP_NS by itself. */
-static int sleep_at(msi_wait *wait, const msi_bed *bed) {
+static int sleep_at(msi_wait *wait, const msi_wait_address *address) {
   if (!wait->armed) {
-    atomic_store_explicit(bed->flag, 1, memory_order_relaxed);
+    atomic_store_explicit(address->flag, 1, memory_order_relaxed);
     atomic_thread_fence(memory_order_seq_cst);
     wait->armed = 1;
     return 1;
   }
-  uint32_t now = atomic_load_explicit(bed->word, memory_order_acquire);
-  if (now != bed->target) futex(bed->word, FUTEX_WAIT, now);
+  uint32_t now = atomic_load_explicit(address->word, memory_order_acquire);
+  if (now != address->target) futex(address->word, FUTEX_WAIT, now);
   wait->armed = 0;
   return 1;
 }
@@ -86,15 +86,17 @@ void msi_wait_wake(_Atomic uint32_t *word, _Atomic uint32_t *flag) {
   futex(word, FUTEX_WAKE, 1);
 }
 #else
-static int sleep_at(msi_wait *wait, const msi_bed *bed) { return 0 && wait && bed; }
+static int sleep_at(msi_wait *wait, const msi_wait_address *address) {
+  return 0 && wait && address;
+}
 void msi_wait_wake(_Atomic uint32_t *word, _Atomic uint32_t *flag) { (void)word, (void)flag; }
 #endif
 
-void msi_wait_end(msi_wait *wait, const msi_bed *bed) {
-  if (wait->armed) atomic_store_explicit(bed->flag, 0, memory_order_relaxed);
+void msi_wait_end(msi_wait *wait, const msi_wait_address *address) {
+  if (wait->armed) atomic_store_explicit(address->flag, 0, memory_order_relaxed);
 }
 
-int msi_wait_pause(msi_wait *wait, msi_patience *patience, const msi_bed *bed) {
+int msi_wait_pause(msi_wait *wait, msi_backoff *backoff, const msi_wait_address *address) {
   unsigned every = wait->yields ? LOOKS_PER_YIELD : LOOKS_PER_CLOCK;
   if (++wait->looks % every && !wait->nap_ns && !wait->armed) {
     RELAX();
@@ -103,12 +105,12 @@ int msi_wait_pause(msi_wait *wait, msi_patience *patience, const msi_bed *bed) {
   int64_t now = msi_now();
   if (!wait->start_ns) wait->start_ns = now; /* what ends sooner needs no clock */
   int64_t waited = now - wait->start_ns;
-  if (waited < patience->spin_ns) return 0;
-  if (waited < patience->most_spin_ns + patience->yield_ns) {
+  if (waited < backoff->spin_ns) return 0;
+  if (waited < backoff->most_spin_ns + backoff->yield_ns) {
     wait->yields = 1;
-    yield(patience, now);
-  } else if (!bed || !sleep_at(wait, bed)) {
-    wait->nap_ns = nap(wait->nap_ns ? wait->nap_ns : FIRST_NAP_NS, patience->sleep_ns);
+    yield(backoff, now);
+  } else if (!address || !sleep_at(wait, address)) {
+    wait->nap_ns = nap(wait->nap_ns ? wait->nap_ns : FIRST_NAP_NS, backoff->sleep_ns);
   }
   return 1;
 }

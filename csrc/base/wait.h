@@ -15,38 +15,38 @@ int64_t msi_deadline(double seconds);
 /* How patient a rank may be with its core: spin when it has one to itself,
  * yield and sleep soon when it shares. Learns: a yield that let others run for long
  * shortens the next spins, one that came back at once lengthens them. */
-typedef struct msi_patience {
+typedef struct msi_backoff {
   int64_t spin_ns; /* before the first yield */
   int64_t most_spin_ns;
   int64_t yield_ns; /* before the first sleep */
   int64_t sleep_ns; /* the longest sleep */
-} msi_patience;
+} msi_backoff;
 
 /* ranks: of this node; cores: that this process may use. */
-msi_patience msi_patience_for(int ranks, int cores);
+msi_backoff msi_backoff_for(int ranks, int cores);
 
 /* A place to sleep at, in memory that both sides map. The sleeper raises its flag, looks
  * once more for what it waits for, and sleeps until word is target; who changes word
  * wakes it if the flag is up. word and flag may be one. */
-typedef struct msi_bed {
+typedef struct msi_wait_address {
   _Atomic uint32_t *word, *flag;
   uint32_t target;
-} msi_bed;
+} msi_wait_address;
 
 /* One wait. Zero-initialise, then call msi_wait_pause() after each look that
  * found nothing, and msi_wait_end() at the end. The pause returns true now and then
  * (when it has yielded or slept), for work that is too dear for every look. Without a
- * bed (NULL) sleeping is short naps. */
+ * address (NULL) sleeping is short naps. */
 typedef struct msi_wait {
   int64_t start_ns;
   int64_t nap_ns;
   unsigned looks;
   int yields; /* it has yielded */
-  int armed;  /* the flag of the bed is up */
+  int armed;  /* the flag of the address is up */
 } msi_wait;
 
-int msi_wait_pause(msi_wait *wait, msi_patience *patience, const msi_bed *bed);
-void msi_wait_end(msi_wait *wait, const msi_bed *bed);
+int msi_wait_pause(msi_wait *wait, msi_backoff *backoff, const msi_wait_address *address);
+void msi_wait_end(msi_wait *wait, const msi_wait_address *address);
 
 /* The other side, after it has changed what the sleeper waits for. */
 void msi_wait_wake(_Atomic uint32_t *word, _Atomic uint32_t *flag);

@@ -1,6 +1,6 @@
 /* bench: what `python -m mpiserve bench` measures in C, over mpi.h and mpiserve.h alone.
  *
- * A sampler runs on both ranks of comm: rank 0 asks and rank 1 answers, warm + rounds
+ * A sampler runs on both ranks of comm: rank 0 sends and rank 1 answers, warm + rounds
  * times. On rank 0 samples[i] is the time of round i in nanoseconds; rank 1 gives no
  * samples. bytes go each way. Memory is made and touched before the first round.
  * Returns NULL, or a static text that says what went wrong. */
@@ -28,8 +28,8 @@ const char *bench_floor_flag(MPI_Comm comm, int64_t bytes, int64_t warm, int64_t
 const char *bench_send_recv(MPI_Comm comm, int64_t bytes, int64_t warm, int64_t rounds,
                             int64_t *samples);
 
-/* A C program's life as a simulation rank: it asks the service "bench", float64 [-1],
- * which answers with what it gets. Open and close are collective over the world, in
+/* A C program as a simulation rank: it queries the service "bench", float64 [-1], which
+ * answers with what it gets. Open and close are collective over the world, in
  * which another rank serves; texts are those of mpiserve_last_error(). */
 typedef struct bench_client bench_client;
 const char *bench_client_open(MPI_Comm world, bench_client **client);

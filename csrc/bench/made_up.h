@@ -21,7 +21,7 @@ static inline int made_up_world(msi_world *world, int clients) {
                        .rank = clients,
                        .role = MPISERVE_INFERENCE,
                        .n_simulation = clients,
-                       .patience = msi_patience_for(2, 2)};
+                       .backoff = msi_backoff_for(2, 2)};
   world->roles = calloc((size_t)world->size, sizeof *world->roles);
   world->nodes = calloc((size_t)world->size, sizeof *world->nodes);
   if (!world->roles || !world->nodes) return msi_error(MPISERVE_ENOMEM, "no memory for a world");
@@ -51,16 +51,16 @@ static inline void made_up_close(msi_made_up *made) {
 }
 
 /* The end of a lane of one service that a client on this node has. */
-static inline msi_link made_up_link(msi_made_up *made, int place, uint32_t lane) {
-  const msi_port *port = &made->serving.brokers[place].ports[MPISERVE_SHARED];
-  return (msi_link){.window = &made->window,
-                    .head = made->world.rank,
-                    .place = place,
-                    .transport = MPISERVE_SHARED,
-                    .lane = lane,
-                    .layout = port->layout,
-                    .memory = port->memory,
-                    .slots = msi_port_slot(port, lane, 1)};
+static inline msi_endpoint made_up_endpoint(msi_made_up *made, int service_index, uint32_t lane) {
+  const msi_inbox *inbox = &made->serving.brokers[service_index].inboxes[MPISERVE_SHARED];
+  return (msi_endpoint){.path = {.transport = &msi_shared,
+                                 .window = &made->window,
+                                 .head = made->world.rank,
+                                 .service_index = service_index,
+                                 .doorbell_at = inbox->layout.doorbells_at + lane,
+                                 .slots = msi_inbox_slot(inbox, lane, 1),
+                                 .memory = inbox->memory},
+                        .layout = inbox->layout};
 }
 
 #endif

@@ -20,7 +20,7 @@
 enum { REHEARSALS = 64, FEATURES = 8, MAX_ROWS = 64 };
 
 static msi_made_up made;
-static msi_link speaker;
+static msi_endpoint speaker;
 
 static void must(int code) {
   if (!code) return;
@@ -41,14 +41,15 @@ static void ask(void) {
   static float in[FEATURES] = {1, 2, 3}, out[FEATURES];
   mpiserve_batch batch;
   uint64_t sequence;
-  msi_cargo cargo = {.rows = 1, .input = {-1}, .output = {-1}, .inputs = {in}, .outputs = {out}};
-  must(msi_link_infer(&speaker, MSI_INFER, &cargo, NULL, &sequence));
+  msi_payload payload = {
+      .rows = 1, .input = {-1}, .output = {-1}, .inputs = {in}, .outputs = {out}};
+  must(msi_endpoint_infer(&speaker, MSI_INFER, &payload, NULL, &sequence));
   must(msi_serving_next(&made.serving, 1.0, &batch));
-  must(msi_answer_all(made.serving.brokers, batch.inputs));
-  int slot = msi_link_reply(&speaker);
+  must(msi_reply_all(made.serving.brokers, batch.inputs));
+  int slot = msi_endpoint_reply(&speaker);
   if (slot < 0) must(msi_error(MPISERVE_ESTATE, "the speaker got no reply"));
-  must(msi_link_outputs(&speaker, slot, &cargo));
-  msi_link_release(&speaker, slot);
+  must(msi_endpoint_outputs(&speaker, slot, &payload));
+  msi_endpoint_release(&speaker, slot);
   if (memcmp(in, out, sizeof in)) must(msi_error(MPISERVE_ESTATE, "the speaker got a wrong reply"));
 }
 
@@ -61,13 +62,13 @@ __attribute__((noinline)) void speak(long rounds) {
 static void attach_all(uint32_t clients) {
   mpiserve_batch batch;
   for (uint32_t lane = 0; lane < clients; lane++) {
-    speaker = made_up_link(&made, 0, lane);
-    must(msi_link_send(&speaker, MSI_ATTACH, 0, -1, NULL, NULL));
+    speaker = made_up_endpoint(&made, 0, lane);
+    must(msi_endpoint_send(&speaker, MSI_ATTACH, 0, -1, NULL, NULL));
   }
   /* A time-out: attaching makes no batch. */
   if (msi_serving_next(&made.serving, 0, &batch) != MPISERVE_ETIMEOUT)
     must(msi_error(MPISERVE_ESTATE, "attaching made a batch"));
-  msi_link_release(&speaker, msi_link_reply(&speaker));
+  msi_endpoint_release(&speaker, msi_endpoint_reply(&speaker));
 }
 
 static size_t heap(void) {
@@ -86,7 +87,7 @@ int main(int argc, char **argv) {
   make_description(&description);
   size_t before = heap();
   must(made_up_open(&made, clients, 1, &description));
-  const msi_layout *layout = &made.serving.brokers->ports[MPISERVE_SHARED].layout;
+  const msi_layout *layout = &made.serving.brokers->inboxes[MPISERVE_SHARED].layout;
   size_t window = malloc_usable_size(made.window.memory[MPISERVE_SHARED]);
   size_t held = heap() - before - window + msi_slot_at(layout, (uint32_t)clients, 1);
   attach_all((uint32_t)clients);

@@ -53,7 +53,7 @@ static int overdue(const msi_balance *balance) {
   int found = -1;
   for (int i = 0; i < balance->n; i++) {
     const msi_load *load = &balance->loads[i];
-    double every = load->known && !load->resting ? TRY_KNOWN : TRY_UNKNOWN;
+    double every = load->known && !load->suspended ? TRY_KNOWN : TRY_UNKNOWN;
     double due = load->unseen / (every * (balance->n - 1));
     if (load->rows || due < most) continue;
     most = due;
@@ -69,7 +69,8 @@ static int soonest(const msi_balance *balance, int64_t rows) {
   for (int i = 0; i < balance->n; i++) {
     double time = expected(balance, i, least, rows);
     if (i == balance->home) time *= balance->leave;
-    if (balance->loads[i].resting || time > best || (time == best && i != balance->home)) continue;
+    if (balance->loads[i].suspended || time > best || (time == best && i != balance->home))
+      continue;
     best = time;
     chosen = i;
   }
@@ -87,7 +88,7 @@ static int longest_unseen(const msi_balance *balance, int except) {
 
 int msi_balance_choose(const msi_balance *balance, int64_t rows) {
   int home = balance->home;
-  if (balance->n < 2 || (balance->leave <= 0 && !balance->loads[home].resting)) return home;
+  if (balance->n < 2 || (balance->leave <= 0 && !balance->loads[home].suspended)) return home;
   int chosen = overdue(balance);
   if (chosen < 0) chosen = soonest(balance, rows);
   return chosen < 0 ? longest_unseen(balance, -1) : chosen;
@@ -120,5 +121,5 @@ void msi_balance_measure(msi_load *load, int64_t own_rows, int64_t batch_rows, i
   load->row_ns += weight * (row_ns - load->row_ns);
   load->others_rows += weight * ((double)(batch_rows - own_rows + waiting) - load->others_rows);
   load->known = 1;
-  load->stale = load->resting = 0;
+  load->stale = load->suspended = 0;
 }

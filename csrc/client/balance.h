@@ -13,7 +13,7 @@ typedef struct msi_load {
   double unseen;      /* time since it was asked last, in times that a request takes there */
   int known;          /* it has answered */
   int stale;          /* the next answer counts for more than what was known */
-  int resting;        /* it answered last that the service rests there */
+  int suspended;      /* it answered last that the service rests there */
 } msi_load;
 
 typedef struct msi_balance {

@@ -5,94 +5,35 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "client/change.h"
 #include "client/lease.h"
 #include "client/reroute.h"
 
-enum { TESTS_PER_LOOK = 16 }; /* at all links */
-
-/* ---- calls ------------------------------------------------------------------- */
-
-static msi_call *call_take(msi_client *client) {
-  if (!client->idle) {
-    msi_call **calls = realloc(client->calls, (client->n_calls + 1) * sizeof *calls);
-    if (!calls) return NULL;
-    client->calls = calls;
-    msi_call *call = calloc(1, sizeof *call);
-    if (!call) return NULL;
-    call->index = client->n_calls;
-    client->calls[client->n_calls++] = call;
-    client->idle = call;
-  }
-  msi_call *call = client->idle;
-  client->idle = call->next;
-  call->next = NULL;
-  call->service = NULL;
-  call->abandoned = 0;
-  call->cargo.deadline_ns = 0;
-  call->stats = (mpiserve_stats){0}; /* of the request that had the place before */
-  call->text[0] = 0;
-  return call;
-}
-
-static void call_give(msi_client *client, msi_call *call) {
-  call->state = CALL_IDLE;
-  call->generation++;
-  call->next = client->idle;
-  client->idle = call;
-}
-
-static msi_call *call_find(const msi_client *client, const mpiserve_request *request) {
-  uint32_t index = (uint32_t)request->id - 1, generation = (uint32_t)(request->id >> 32);
-  if (!request->id || index >= client->n_calls) return NULL;
-  msi_call *call = client->calls[index];
-  if (call->generation != generation || call->state == CALL_IDLE || call->abandoned) return NULL;
-  return call;
-}
-
-static mpiserve_request request_of(const msi_call *call) {
-  return (mpiserve_request){(uint64_t)call->generation << 32 | (call->index + 1)};
-}
-
-static msi_line *line_of(msi_client *client, const msi_link *link) {
-  return &client->lines[link - client->links];
-}
-
-static void line_push(msi_line *line, msi_call *call) {
-  *(line->first ? &line->last->next : &line->first) = call;
-  line->last = call;
-}
-
-static void line_remove(msi_line *line, msi_call *call) {
-  msi_call *before = NULL;
-  for (msi_call *c = line->first; c != call; c = c->next) before = c;
-  *(before ? &before->next : &line->first) = call->next;
-  if (line->last == call) line->last = before;
-  call->next = NULL;
-}
+enum { TESTS_PER_LOOK = 16 }; /* at all endpoints */
 
 /* ---- from submit to end ---------------------------------------------------------- */
 
 static void call_end(msi_client *client, msi_call *call, int code) {
-  if (call->load) msi_balance_ended(call->load, call->cargo.rows);
-  msi_lease_let_go(call->link, &call->cargo.input);
-  msi_lease_let_go(call->link, &call->cargo.output);
-  call->code = code;
+  if (call->load) msi_balance_ended(call->load, call->payload.rows);
+  msi_lease_let_go(call->message.endpoint, &call->payload.input);
+  msi_lease_let_go(call->message.endpoint, &call->payload.output);
+  call->message.code = code;
   call->state = CALL_DONE;
-  call->stats.rows = call->cargo.rows;
+  call->stats.rows = call->payload.rows;
   if (call->submitted_ns) call->stats.total_ns = msi_now() - call->submitted_ns;
   client->counters.requests++;
-  client->counters.rows += call->cargo.rows;
+  client->counters.rows += call->payload.rows;
   client->counters.errors += code != MPISERVE_OK;
-  if (call->abandoned) call_give(client, call);
+  if (call->message.abandoned) msi_calls_give(client, call);
 }
 
 static int is_late(const msi_call *call) {
-  return call->cargo.deadline_ns && msi_now() >= call->cargo.deadline_ns;
+  return call->payload.deadline_ns && msi_now() >= call->payload.deadline_ns;
 }
 
 static int end_unsent(msi_client *client, msi_call *call) {
-  line_remove(line_of(client, call->link), call);
-  snprintf(call->text, sizeof call->text,
+  msi_send_queue_remove(client, &call->message);
+  snprintf(call->message.text, sizeof call->message.text,
            "the deadline passed while earlier requests of this rank were under way");
   call_end(client, call, MPISERVE_EDEADLINE);
   return MPISERVE_OK;
@@ -100,61 +41,66 @@ static int end_unsent(msi_client *client, msi_call *call) {
 
 static int ask_rows(msi_call *call, int at) {
   call->state = CALL_LEASING;
-  return msi_lease_ask(call->link, &call->cargo, at, call);
+  return msi_lease_ask(call->message.endpoint, &call->payload, at, &call->message);
 }
 
-/* Takes the next step of the first call in line. *next is 0 if it has to wait. */
-static int step(msi_client *client, msi_line *line, msi_call *call, int *next) {
-  msi_link *link = call->link;
+/* Takes the next step of the first request in a send queue. *next is 0 if it has to wait. */
+static int step(msi_client *client, msi_call *call, int *next) {
+  msi_endpoint *endpoint = call->message.endpoint;
   *next = 1;
   if (is_late(call)) return end_unsent(client, call);
   *next = 0;
-  if (msi_lease_wanted(link, &call->cargo)) {
-    int at = msi_link_lease_find(link, call->cargo.rows);
+  if (msi_lease_wanted(endpoint, &call->payload)) {
+    int at = msi_endpoint_find_lease(endpoint, call->payload.rows);
     if (at < 0) {
-      at = msi_link_lease_spare(link);
-      return at < 0 || !msi_lease_may_ask(link) ? MPISERVE_OK : ask_rows(call, at);
+      at = msi_endpoint_spare_lease(endpoint);
+      return at < 0 || !msi_lease_may_ask(endpoint) ? MPISERVE_OK : ask_rows(call, at);
     }
-    msi_lease_hold_for_both(link, &call->cargo, at);
+    msi_lease_hold_for_both(endpoint, &call->payload, at);
   }
-  int code = msi_link_infer(link, call->kind, &call->cargo, call, &call->sequence);
+  int code =
+      msi_endpoint_infer(endpoint, call->kind, &call->payload, &call->message, &call->sequence);
   if (code) return code;
-  line_remove(line, call);
-  call->state = CALL_FLYING;
+  msi_send_queue_remove(client, &call->message);
+  call->state = CALL_IN_FLIGHT;
   *next = 1;
   return code;
 }
 
-static int send_order(msi_line *line, msi_call *call) {
-  line_remove(line, call);
-  call->state = CALL_CONTROL;
-  return msi_link_send(call->link, MSI_CONTROL, 0, call->what, call->text, call);
+/* Sends the first message, or takes a step towards it. *next is 0 if it has to wait. */
+static int send_first(msi_client *client, msi_message *first, int *next) {
+  if (first->type == MESSAGE_REQUEST) return step(client, (msi_call *)first, next);
+  msi_send_queue_remove(client, first);
+  return msi_change_send((msi_change *)first);
 }
 
-static int can_send(const msi_link *link, const msi_line *line) {
-  return line->first && line->first->state <= CALL_ORDER && msi_link_free(link);
+static int is_leasing(const msi_message *message) {
+  return message->type == MESSAGE_REQUEST && ((const msi_call *)message)->state == CALL_LEASING;
 }
 
-/* Sends what can be sent, in order: none passes one that was submitted before it. Rows are given
- * back after each: one that ends unsent may leave some that the next one waits for. */
-static int advance(msi_client *client, msi_link *link) {
-  msi_line *line = line_of(client, link);
-  int code = msi_lease_give_back(link), next = 1;
-  while (!code && next && can_send(link, line)) {
-    code = line->first->state == CALL_ORDER ? send_order(line, line->first)
-                                            : step(client, line, line->first, &next);
-    if (!code) code = msi_lease_give_back(link);
+static int can_send(const msi_endpoint *endpoint, const msi_send_queue *queue) {
+  return queue->first && !is_leasing(queue->first) && msi_endpoint_can_send(endpoint);
+}
+
+/* Sends what can be sent, in order: no message passes an earlier one. Rows are given back after
+ * each: one that ends unsent may leave some that the next one waits for. */
+static int advance(msi_client *client, msi_endpoint *endpoint) {
+  const msi_send_queue *queue = msi_send_queue_of(client, endpoint);
+  int code = msi_lease_give_back(endpoint), next = 1;
+  while (!code && next && can_send(endpoint, queue)) {
+    code = send_first(client, queue->first, &next);
+    if (!code) code = msi_lease_give_back(endpoint);
   }
   return code;
 }
 
 /* Is something to be sent that no reply will remind us of? */
-static int has_unsent(msi_client *client, const msi_link *link) {
-  return link->stale || line_of(client, link)->first;
+static int has_unsent(msi_client *client, const msi_endpoint *endpoint) {
+  return endpoint->stale || msi_send_queue_of(client, endpoint)->first;
 }
 
-static void lease_granted(msi_link *link, int at, const msi_reply_header *reply) {
-  msi_lease *lease = &link->leases[at];
+static void lease_granted(msi_endpoint *endpoint, int at, const msi_reply_header *reply) {
+  msi_lease *lease = &endpoint->leases[at];
   lease->begin = reply->lease_begin;
   lease->rows = reply->rows;
   lease->once = (int)reply->lease_once;
@@ -163,32 +109,26 @@ static void lease_granted(msi_link *link, int at, const msi_reply_header *reply)
 
 /* The head has granted rows, or refused. */
 static void on_lease(msi_client *client, msi_call *call, const msi_reply_header *reply) {
-  int input = call->cargo.input.lease;
-  int at = input >= 0 && input < MSI_SLOTS ? input : call->cargo.output.lease;
-  lease_granted(call->link, at, reply);
+  int input = call->payload.input.lease;
+  int at = input >= 0 && input < MSI_SLOTS ? input : call->payload.output.lease;
+  lease_granted(call->message.endpoint, at, reply);
   call->state = CALL_QUEUED;
-  if (!reply->code && !call->abandoned) return;
-  line_remove(line_of(client, call->link), call);
+  if (!reply->code && !call->message.abandoned) return;
+  msi_send_queue_remove(client, &call->message);
   call_end(client, call, reply->code);
 }
 
-static void on_keep(msi_call *call, const msi_reply_header *reply) {
-  int at = call->cargo.input.lease;
-  lease_granted(call->link, at, reply);
-  call->link->leases[at].users = 0;
-  call->code = reply->code;
-  call->state = CALL_DONE;
-}
-
-static void on_control(msi_client *client, msi_call *call, const msi_reply_header *reply) {
-  call->code = reply->code;
-  call->state = CALL_DONE;
-  if (call->abandoned) call_give(client, call);
+static void on_buffer(msi_buffer_request *request, const msi_reply_header *reply) {
+  msi_endpoint *endpoint = request->message.endpoint;
+  lease_granted(endpoint, request->lease, reply);
+  endpoint->leases[request->lease].users = 0;
+  request->message.code = reply->code;
+  request->done = 1;
 }
 
 static void on_result(msi_client *client, msi_call *call, int slot) {
-  msi_link *link = call->link;
-  const msi_reply_header *reply = &link->slots[slot].reply;
+  msi_endpoint *endpoint = call->message.endpoint;
+  const msi_reply_header *reply = &endpoint->path.slots[slot].reply;
   call->stats = (mpiserve_stats){.batch_rows = reply->rows,
                                  .batch_requests = reply->requests,
                                  .generation = reply->generation,
@@ -196,85 +136,102 @@ static void on_result(msi_client *client, msi_call *call, int slot) {
                                  .compute_ns = reply->compute_ns};
   int code = reply->code;
   if (!code && call->load)
-    msi_balance_measure(call->load, call->cargo.rows, reply->rows, reply->waiting_rows,
+    msi_balance_measure(call->load, call->payload.rows, reply->rows, reply->waiting_rows,
                         reply->compute_ns);
-  if (!code && !call->abandoned) code = msi_link_outputs(link, slot, &call->cargo);
+  if (!code && !call->message.abandoned)
+    code = msi_endpoint_outputs(endpoint, slot, &call->payload);
   call_end(client, call, code);
 }
 
 /* Copies the text of an error before the slot is used again. */
-static void keep_text(msi_call *call, const msi_link *link, int slot) {
-  const msi_reply_header *reply = &link->slots[slot].reply;
-  size_t bytes = reply->text_bytes <= MSI_EAGER_BYTES ? reply->text_bytes : MSI_EAGER_BYTES;
-  memcpy(call->text, link->slots[slot].output, bytes);
-  call->text[bytes] = 0;
+static void keep_text(msi_message *message, int slot) {
+  const msi_slot *from = &message->endpoint->path.slots[slot];
+  size_t bytes = from->reply.text_bytes;
+  if (bytes > MSI_EAGER_BYTES) bytes = MSI_EAGER_BYTES;
+  memcpy(message->text, from->output, bytes);
+  message->text[bytes] = 0;
 }
 
-/* The service rests at that head: the request goes to the end of another line. */
-static void on_rests(msi_client *client, msi_call *call) {
+/* The service is suspended at that head: the request goes to the end of another send queue. */
+static void on_suspended(msi_client *client, msi_call *call) {
   int code = msi_again(call);
   if (!code) {
     call->state = CALL_QUEUED;
-    line_push(line_of(client, call->link), call);
-    code = advance(client, call->link);
+    msi_send_queue_push(client, &call->message);
+    code = advance(client, call->message.endpoint);
     if (!code || call->state != CALL_QUEUED) return;
-    line_remove(line_of(client, call->link), call);
-    snprintf(call->text, sizeof call->text, "%s", mpiserve_last_error());
+    msi_send_queue_remove(client, &call->message);
+    snprintf(call->message.text, sizeof call->message.text, "%s", mpiserve_last_error());
   }
   call_end(client, call, code);
 }
 
-/* Is a reply with a code to be dealt with as others are? */
-static int on_code(msi_client *client, msi_call *call, int slot) {
-  if (call->link->slots[slot].reply.code == MSI_RESTS) {
-    on_rests(client, call);
-    return 0;
-  }
-  keep_text(call, call->link, slot);
-  return 1;
-}
-
-static void on_reply(msi_client *client, msi_link *link, int slot) {
-  msi_call *call = link->owners[slot];
-  const msi_reply_header *reply = &link->slots[slot].reply;
-  if (call && reply->code && !on_code(client, call, slot)) call = NULL;
-  if (call && call->state == CALL_LEASING)
+static void on_request(msi_client *client, msi_call *call, int slot) {
+  const msi_reply_header *reply = &call->message.endpoint->path.slots[slot].reply;
+  if (reply->code == MSI_SUSPENDED)
+    on_suspended(client, call);
+  else if (call->state == CALL_LEASING)
     on_lease(client, call, reply);
-  else if (call && call->state == CALL_KEEPING)
-    on_keep(call, reply);
-  else if (call && call->state == CALL_CONTROL)
-    on_control(client, call, reply);
-  else if (call)
+  else
     on_result(client, call, slot);
-  msi_link_release(link, slot);
 }
 
-int msi_call_progress(msi_client *client, msi_link *link) {
-  int code = link->transport == MPISERVE_RMA ? msi_link_hear(link) : MPISERVE_OK;
+static void on_reply(msi_client *client, msi_endpoint *endpoint, int slot) {
+  msi_message *message = endpoint->owners[slot];
+  const msi_reply_header *reply = &endpoint->path.slots[slot].reply;
+  if (message && reply->code && reply->code != MSI_SUSPENDED) keep_text(message, slot);
+  if (message && message->type == MESSAGE_REQUEST)
+    on_request(client, (msi_call *)message, slot);
+  else if (message && message->type == MESSAGE_CHANGE)
+    msi_change_replied(client, (msi_change *)message, reply->code);
+  else if (message)
+    on_buffer((msi_buffer_request *)message, reply);
+  msi_endpoint_release(endpoint, slot);
+}
+
+int msi_call_progress(msi_client *client, msi_endpoint *endpoint) {
+  int code = msi_endpoint_progress(endpoint);
   int slot, any = 0;
-  while (!code && (slot = msi_link_reply(link)) >= 0) {
-    on_reply(client, link, slot);
+  while (!code && (slot = msi_endpoint_reply(endpoint)) >= 0) {
+    on_reply(client, endpoint, slot);
     any = 1;
   }
-  return !code && (any || has_unsent(client, link)) ? advance(client, link) : code;
+  return !code && (any || has_unsent(client, endpoint)) ? advance(client, endpoint) : code;
 }
 
 int msi_call_progress_all(msi_client *client) {
-  int code = msi_window_nudge(client->window);
-  for (int i = 0; i < client->n_links && !code; i++) {
-    msi_link *link = &client->links[i];
-    if (link->in_flight || has_unsent(client, link)) code = msi_call_progress(client, link);
+  int code = msi_window_progress(client->window);
+  for (int i = 0; i < client->n_endpoints && !code; i++) {
+    msi_endpoint *endpoint = &client->endpoints[i];
+    if (endpoint->in_flight || has_unsent(client, endpoint))
+      code = msi_call_progress(client, endpoint);
   }
   return code;
 }
 
-int msi_call_wait_free(msi_client *client, msi_link *link) {
+int msi_call_wait_free(msi_client *client, msi_endpoint *endpoint) {
   msi_wait wait = {0};
   int code = MPISERVE_OK;
-  while (!code && !msi_link_free(link)) {
-    code = msi_call_progress(client, link);
-    if (!code && msi_wait_pause(&wait, &client->patience, NULL))
+  while (!code && !msi_endpoint_can_send(endpoint)) {
+    code = msi_call_progress(client, endpoint);
+    if (!code && msi_wait_pause(&wait, &client->backoff, NULL))
       code = msi_call_progress_all(client);
+  }
+  return code;
+}
+
+int msi_call_wait_for(msi_client *client, msi_endpoint *endpoint, const int *done, double timeout) {
+  int64_t deadline = msi_deadline(timeout);
+  msi_wait wait = {0};
+  int code = msi_call_progress(client, endpoint);
+  while (!code && !*done) {
+    if (msi_wait_pause(&wait, &client->backoff, NULL)) {
+      if (msi_now() > deadline)
+        return msi_error(MPISERVE_ETIMEOUT, "no reply from rank %d within %g s",
+                         endpoint->path.head, timeout);
+      code = msi_call_progress_all(client);
+    }
+    if (!code) code = msi_call_progress(client, endpoint);
   }
   return code;
 }
@@ -282,26 +239,27 @@ int msi_call_wait_free(msi_client *client, msi_link *link) {
 /* ---- what callers do ------------------------------------------------------------ */
 
 static void load(msi_call *call, int64_t rows, void *const *inputs, void *const *outputs) {
-  msi_cargo *cargo = &call->cargo;
-  cargo->rows = rows;
-  memcpy(cargo->inputs, inputs, (size_t)call->link->layout.inputs.n * sizeof *inputs);
-  memcpy(cargo->outputs, outputs, (size_t)call->link->layout.outputs.n * sizeof *outputs);
-  msi_lease_place(call->link, cargo);
+  msi_payload *payload = &call->payload;
+  payload->rows = rows;
+  memcpy(payload->inputs, inputs, (size_t)call->message.endpoint->layout.inputs.n * sizeof *inputs);
+  memcpy(payload->outputs, outputs,
+         (size_t)call->message.endpoint->layout.outputs.n * sizeof *outputs);
+  msi_lease_locate(call->message.endpoint, payload);
 }
 
 static void want(msi_call *call, const mpiserve_options *options) {
-  call->cargo.priority = (int8_t)(options ? options->priority : 0);
+  call->payload.priority = (int8_t)(options ? options->priority : 0);
   if (!options || options->deadline == 0 || options->deadline > 9e8) return;
-  call->cargo.deadline_ns = msi_deadline(options->deadline);
+  call->payload.deadline_ns = msi_deadline(options->deadline);
 }
 
 /* A call that has not been sent ends here. */
 static void withdraw(msi_client *client, msi_call *call) {
-  line_remove(line_of(client, call->link), call);
-  if (call->load) msi_balance_ended(call->load, call->cargo.rows);
-  msi_lease_let_go(call->link, &call->cargo.input);
-  msi_lease_let_go(call->link, &call->cargo.output);
-  call_give(client, call);
+  msi_send_queue_remove(client, &call->message);
+  if (call->load) msi_balance_ended(call->load, call->payload.rows);
+  msi_lease_let_go(call->message.endpoint, &call->payload.input);
+  msi_lease_let_go(call->message.endpoint, &call->payload.output);
+  msi_calls_give(client, call);
 }
 
 /* The caller gets no request, so that nobody may touch its tensors any more. */
@@ -309,33 +267,35 @@ static void give_up(msi_client *client, msi_call *call) {
   if (call->state == CALL_QUEUED)
     withdraw(client, call);
   else if (call->state == CALL_DONE)
-    call_give(client, call);
+    msi_calls_give(client, call);
   else
-    call->abandoned = 1;
+    call->message.abandoned = 1;
 }
 
 /* Memory that is used in place belongs to home. */
 static int bound_to_home(const mpiserve_service *service, int64_t rows, void *const *inputs,
                          void *const *outputs) {
-  msi_place place;
-  return msi_link_find_place(service->link, 0, rows, inputs, &place) ||
-         msi_link_find_place(service->link, 1, rows, outputs, &place);
+  msi_location location;
+  return msi_endpoint_find_location(service->endpoint, 0, rows, inputs, &location) ||
+         msi_endpoint_find_location(service->endpoint, 1, rows, outputs, &location);
 }
 
 /* Batches of the replica that is left need not wait for us. Its slots are all taken by what
  * it has not answered yet: then its census finds out by itself. */
-static int leave_seat(msi_client *client, msi_link *link) {
-  int code = msi_call_progress(client, link);
-  return code || !msi_link_free(link) ? code : msi_link_send(link, MSI_REST, 0, -1, NULL, NULL);
+static int leave_seat(msi_client *client, msi_endpoint *endpoint) {
+  int code = msi_call_progress(client, endpoint);
+  return code || !msi_endpoint_can_send(endpoint)
+             ? code
+             : msi_endpoint_send(endpoint, MSI_DEPART, 0, -1, NULL, NULL);
 }
 
 /* A client counts in one census: where it asked last, but for what it asks elsewhere while
  * requests of its own are under way there. */
 static int aim(mpiserve_service *service, msi_call *call, int64_t rows, int chosen) {
-  call->link = service->choices[chosen];
+  call->message.endpoint = service->choices[chosen];
   call->load = &service->balance.loads[chosen];
   int code = MPISERVE_OK, busy = service->balance.loads[service->seat].rows > 0;
-  if (chosen != service->seat && !busy && !call->load->resting) {
+  if (chosen != service->seat && !busy && !call->load->suspended) {
     code = leave_seat(service->client, service->choices[service->seat]);
     service->seat = chosen;
   }
@@ -346,13 +306,14 @@ static int aim(mpiserve_service *service, msi_call *call, int64_t rows, int chos
 
 static int choose(mpiserve_service *service, msi_call *call, int64_t rows, void *const *inputs,
                   void *const *outputs) {
-  call->link = service->link;
+  call->message.endpoint = service->endpoint;
   call->kind = MSI_INFER;
   call->load = NULL;
   if (service->balance.n < 2) return MPISERVE_OK;
   int home = service->balance.home;
   return aim(service, call, rows,
-             bound_to_home(service, rows, inputs, outputs) && !service->balance.loads[home].resting
+             bound_to_home(service, rows, inputs, outputs) &&
+                     !service->balance.loads[home].suspended
                  ? home
                  : msi_balance_choose(&service->balance, rows));
 }
@@ -361,47 +322,46 @@ int msi_call_submit(mpiserve_service *service, int64_t rows, void *const *inputs
                     void *const *outputs, const mpiserve_options *options, int timed,
                     mpiserve_request *request) {
   msi_client *client = service->client;
-  msi_call *call = call_take(client);
+  msi_call *call = msi_calls_take(client);
   if (!call) return msi_error(MPISERVE_ENOMEM, "no memory for a request");
   call->submitted_ns = timed ? msi_now() : 0;
   call->service = service;
   int code = choose(service, call, rows, inputs, outputs);
   if (code) {
-    call_give(client, call);
+    msi_calls_give(client, call);
     return code;
   }
   load(call, rows, inputs, outputs);
   want(call, options);
   call->state = CALL_QUEUED;
-  line_push(line_of(client, call->link), call);
-  code = advance(client, call->link);
+  msi_send_queue_push(client, &call->message);
+  code = advance(client, call->message.endpoint);
   if (code)
     give_up(client, call);
   else
-    *request = request_of(call);
+    *request = msi_calls_handle(call);
   return code;
 }
 
-/* What is told to the caller, once. */
+/* The caller learns the end of its request, once. */
 static int report(msi_client *client, msi_call *call, mpiserve_request *request,
                   mpiserve_stats *stats) {
-  int code = call->code;
   if (stats) *stats = call->stats;
-  if (code) msi_error(code, "%s", call->text[0] ? call->text : mpiserve_strerror(code));
+  int code = msi_message_result(&call->message);
   *request = (mpiserve_request){0};
-  call_give(client, call);
+  msi_calls_give(client, call);
   return code;
 }
 
 static int overdue(const msi_call *call) {
   if (!is_late(call)) return MPISERVE_OK;
   return msi_error(MPISERVE_EDEADLINE, "no reply from rank %d by the deadline of the request",
-                   call->link->head);
+                   call->message.endpoint->path.head);
 }
 
 /* Nobody wakes us there any more: naps it is. */
-static const msi_bed *get_up(msi_wait *wait, const msi_bed *bed) {
-  if (bed) msi_wait_end(wait, bed);
+static const msi_wait_address *get_up(msi_wait *wait, const msi_wait_address *address) {
+  if (address) msi_wait_end(wait, address);
   wait->armed = 0;
   return NULL;
 }
@@ -413,22 +373,23 @@ static int not_ended(msi_client *client) {
 }
 
 static int wait_until_done(msi_client *client, msi_call *call, double timeout, msi_wait *wait,
-                           const msi_bed *bed) {
+                           const msi_wait_address *address) {
   int64_t deadline = 0;
-  const msi_link *link = call->link;
+  const msi_endpoint *endpoint = call->message.endpoint;
   for (;;) {
-    int code = msi_call_progress(client, call->link);
+    int code = msi_call_progress(client, call->message.endpoint);
     if (code || call->state == CALL_DONE) return code;
-    int paused = timeout == 0 || msi_wait_pause(wait, &client->patience, bed);
+    int paused = timeout == 0 || msi_wait_pause(wait, &client->backoff, address);
     if (!paused) continue;
-    if (call->link != link) bed = get_up(wait, bed); /* it was sent to another replica */
+    if (call->message.endpoint != endpoint)
+      address = get_up(wait, address); /* it was sent to another replica */
     code = overdue(call);
     if (code) return code;
     if (timeout == 0) return not_ended(client);
     if (!deadline) deadline = msi_deadline(timeout);
     if (msi_now() > deadline)
-      return msi_error(MPISERVE_ETIMEOUT, "no reply from rank %d within %g s", call->link->head,
-                       timeout);
+      return msi_error(MPISERVE_ETIMEOUT, "no reply from rank %d within %g s",
+                       call->message.endpoint->path.head, timeout);
     code = msi_call_progress_all(client);
     if (code) return code;
   }
@@ -436,89 +397,43 @@ static int wait_until_done(msi_client *client, msi_call *call, double timeout, m
 
 int msi_call_wait(msi_client *client, mpiserve_request *request, double timeout,
                   mpiserve_stats *stats) {
-  msi_call *call = call_find(client, request);
+  msi_call *call = msi_calls_find(client, request);
   if (!call) return msi_error(MPISERVE_ESTATE, "no such request: it has ended, or never was");
   msi_wait wait = {0};
-  msi_bed bed;
-  int bedded = call->state == CALL_FLYING && msi_link_bed(call->link, call->sequence, &bed);
-  int code = wait_until_done(client, call, timeout, &wait, bedded ? &bed : NULL);
-  msi_wait_end(&wait, &bed);
+  msi_wait_address address;
+  int addressed = call->state == CALL_IN_FLIGHT &&
+                  msi_endpoint_wait_address(call->message.endpoint, call->sequence, &address);
+  int code = wait_until_done(client, call, timeout, &wait, addressed ? &address : NULL);
+  msi_wait_end(&wait, &address);
   if (!code) return report(client, call, request, stats);
   if (code == MPISERVE_EDEADLINE) {
-    if (stats) stats->rows = call->cargo.rows; /* it has ended, with nothing more to tell */
+    if (stats) stats->rows = call->payload.rows; /* it has ended, with nothing more to tell */
     msi_call_cancel(client, request);
   }
   return code;
 }
 
 int msi_call_cancel(msi_client *client, mpiserve_request *request) {
-  msi_call *call = call_find(client, request);
+  msi_call *call = msi_calls_find(client, request);
   if (!call) return msi_error(MPISERVE_ESTATE, "no such request: it has ended, or never was");
   *request = (mpiserve_request){0};
-  /* Other orders than to load are given still: replicas would be left with two versions. */
-  if (call->state == CALL_QUEUED || (call->state == CALL_ORDER && call->what == MPISERVE_LOAD)) {
-    msi_link *link = call->link;
+  if (call->state == CALL_QUEUED) {
+    msi_endpoint *endpoint = call->message.endpoint;
     withdraw(client, call);
-    return advance(client, link);
+    return advance(client, endpoint);
   }
   if (call->state == CALL_DONE) {
-    call_give(client, call);
+    msi_calls_give(client, call);
     return MPISERVE_OK;
   }
-  call->abandoned = 1;
-  return call->state == CALL_FLYING ? msi_link_cancel(call->link, call->sequence) : MPISERVE_OK;
+  call->message.abandoned = 1;
+  return call->state == CALL_IN_FLIGHT ? msi_endpoint_cancel(call->message.endpoint, call->sequence)
+                                       : MPISERVE_OK;
 }
 
 void msi_call_cancel_all(msi_client *client) {
   for (uint32_t i = 0; i < client->n_calls; i++) {
-    mpiserve_request request = request_of(client->calls[i]);
-    if (call_find(client, &request)) msi_call_cancel(client, &request);
+    mpiserve_request request = msi_calls_handle(client->calls[i]);
+    if (msi_calls_find(client, &request)) msi_call_cancel(client, &request);
   }
-}
-
-int msi_call_keep(msi_client *client, msi_link *link, int lease, int64_t rows) {
-  int code = msi_call_wait_free(client, link);
-  if (code) return code;
-  msi_call *call = call_take(client);
-  if (!call) return msi_error(MPISERVE_ENOMEM, "no memory for a request");
-  call->link = link;
-  call->state = CALL_KEEPING;
-  call->cargo.input = (msi_place){.lease = lease};
-  code = msi_link_send(link, MSI_KEEP, rows, lease, NULL, call);
-  if (code) {
-    call_give(client, call);
-    return code;
-  }
-  mpiserve_request request = request_of(call);
-  return msi_call_wait(client, &request, MPISERVE_FOREVER, NULL);
-}
-
-int msi_call_control(msi_client *client, msi_link *link, int what, const char *version,
-                     mpiserve_request *request) {
-  msi_call *call = call_take(client);
-  if (!call) return msi_error(MPISERVE_ENOMEM, "no memory for a request");
-  call->link = link;
-  call->load = NULL;
-  call->cargo.input = call->cargo.output = (msi_place){.lease = -1};
-  call->what = what;
-  snprintf(call->text, sizeof call->text, "%s", version ? version : "");
-  call->state = CALL_ORDER;
-  line_push(line_of(client, link), call);
-  *request = request_of(call);
-  return advance(client, link);
-}
-
-int msi_call_give_buffer(msi_client *client, msi_link *link, int lease) {
-  if (link->transport == MPISERVE_RMA) {
-    msi_link_free_buffer(link, lease);
-    link->leases[lease] = (msi_lease){0};
-    return MPISERVE_OK;
-  }
-  msi_lease_end(link, lease);
-  return advance(client, link);
-}
-
-void msi_call_close(msi_client *client) {
-  for (uint32_t i = 0; i < client->n_calls; i++) free(client->calls[i]);
-  free(client->calls);
 }

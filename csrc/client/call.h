@@ -4,7 +4,7 @@
 
 #include "client/calls.h"
 
-/* As mpiserve_submit_with(), _cancel() say, with checked tensors in the signature's order.
+/* As mpiserve_submit(), _cancel() say, with checked tensors in the signature's order.
  * timed: the total time is wanted in the end; two readings of the clock otherwise spared. */
 int msi_call_submit(mpiserve_service *service, int64_t rows, void *const *inputs,
                     void *const *outputs, const mpiserve_options *options, int timed,
@@ -16,29 +16,18 @@ int msi_call_cancel(msi_client *client, mpiserve_request *request);
 int msi_call_wait(msi_client *client, mpiserve_request *request, double timeout,
                   mpiserve_stats *stats);
 
-/* Asks for rows to be kept as buffer lease, and waits for the answer. */
-int msi_call_keep(msi_client *client, msi_link *link, int lease, int64_t rows);
-
-/* Asks a head to change its model (mpiserve_change), when the calls before have been sent; the
- * request is to be waited for. Cancelled before it was sent it is sent all the same, but
- * MPISERVE_LOAD. */
-int msi_call_control(msi_client *client, msi_link *link, int what, const char *version,
-                     mpiserve_request *request);
-
-/* Gives a buffer lease back, now or as soon as a slot is free. */
-int msi_call_give_buffer(msi_client *client, msi_link *link, int lease);
-
-/* Gives up whatever is under way. */
+/* Cancels every request. */
 void msi_call_cancel_all(msi_client *client);
 
-void msi_call_close(msi_client *client);
-
-/* Takes the replies of a link and sends what waits for its turn; of all links, and
- * lets MPI work too. Never waits. */
-int msi_call_progress(msi_client *client, msi_link *link);
+/* Takes the replies of an endpoint and sends what waits in its send queue; of all endpoints, and
+ * lets MPI make progress too. Never waits. */
+int msi_call_progress(msi_client *client, msi_endpoint *endpoint);
 int msi_call_progress_all(msi_client *client);
 
-/* Waits until the next slot of the link is free. Heads answer in the end. */
-int msi_call_wait_free(msi_client *client, msi_link *link);
+/* Makes progress until *done, which a reply of that endpoint sets; at most timeout seconds. */
+int msi_call_wait_for(msi_client *client, msi_endpoint *endpoint, const int *done, double timeout);
+
+/* Waits until the next slot of the endpoint is free. Heads answer in the end. */
+int msi_call_wait_free(msi_client *client, msi_endpoint *endpoint);
 
 #endif

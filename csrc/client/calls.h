@@ -1,72 +1,125 @@
-/* calls: what a simulation rank keeps of its services and of the requests to them. */
+/* calls: what a simulation rank keeps of its services, of its requests, and of what waits to be
+ * sent. */
 #ifndef MSI_CALLS_H
 #define MSI_CALLS_H
 
 #include "client/balance.h"
 #include "client/endpoint.h"
 
-typedef struct msi_call msi_call;
-
 struct mpiserve_service {
   struct msi_client *client;
   const char *name;
-  const msi_head *head; /* of the replica that is this rank's home; NULL: none can serve */
-  msi_link *link;       /* to that head; buffers are there */
-  int replicas;         /* that can serve */
-  msi_link **choices;   /* to each of these, near ones first */
-  msi_balance balance;  /* of the choices */
-  int seat;             /* choice in whose census this rank counts */
+  const msi_head *head;   /* of the replica that is this rank's home; NULL: none can serve */
+  msi_endpoint *endpoint; /* to that head; buffers are there */
+  int replicas;           /* that can serve */
+  msi_endpoint **choices; /* to each of these, near ones first */
+  msi_balance balance;    /* of the choices */
+  int seat;               /* choice in whose census this rank counts */
   int attached;
 };
 
-struct msi_call {
+/* What waits in the send queue of an endpoint, and then in a slot for its reply. */
+typedef struct msi_message {
+  enum {
+    MESSAGE_REQUEST, /* the first member of an msi_call */
+    MESSAGE_CHANGE,  /* ... of an msi_change */
+    MESSAGE_BUFFER   /* ... of an msi_buffer_request */
+  } type;
+  msi_endpoint *endpoint;
+  int code;                       /* of the reply */
+  int abandoned;                  /* nobody waits for the reply */
+  char text[MSI_EAGER_BYTES + 1]; /* of an error */
+  struct msi_message *next;       /* of the send queue */
+} msi_message;
+
+/* The messages of an endpoint that have not been sent yet, in the order of submission. */
+typedef struct msi_send_queue {
+  msi_message *first, *last;
+} msi_send_queue;
+
+/* A request:
+ *
+ *         submit           send               reply          wait, test, cancel
+ *   IDLE --------> QUEUED ------> IN_FLIGHT --------> DONE --------------------> IDLE
+ *                  |  ^ ^------------'                 ^
+ *        needs rows|  |   the service is               |
+ *                  v  |granted   suspended there       |
+ *                 LEASING -----------------------------'
+ *                                  refused
+ *
+ * A request that is QUEUED is DONE if its deadline passes, and IDLE if it is cancelled. */
+typedef struct msi_call {
+  msi_message message;
   uint32_t index, generation; /* its id is generation << 32 | index + 1 */
   enum {
-    CALL_IDLE,
-    CALL_QUEUED,  /* in the line of its link */
-    CALL_ORDER,   /* no request, in the line too: asks for another model */
-    CALL_LEASING, /* first of its line; has asked for rows of the slabs */
-    CALL_KEEPING, /* no request: a buffer is being asked for */
-    CALL_CONTROL, /* an order that was sent */
-    CALL_FLYING,
-    CALL_DONE
+    CALL_IDLE,      /* free */
+    CALL_QUEUED,    /* in the send queue of its endpoint */
+    CALL_LEASING,   /* first there: it has asked for rows of the slabs */
+    CALL_IN_FLIGHT, /* in a slot of its endpoint */
+    CALL_DONE       /* it has ended, and its caller does not know yet */
   } state;
-  int code;
-  int abandoned;             /* cancelled: nobody wants the end */
-  int what;                  /* mpiserve_change, of an order; its text is the version */
-  mpiserve_service *service; /* of a request; NULL: it is none */
-  msi_link *link;
+  mpiserve_service *service;
   msi_kind kind;  /* MSI_INFER or MSI_VISIT */
   msi_load *load; /* of the replica; NULL: there is no other */
   uint64_t sequence;
   int64_t submitted_ns;
-  msi_cargo cargo;
+  msi_payload payload;
   mpiserve_stats stats;
-  char text[MSI_EAGER_BYTES + 1];
-  msi_call *next; /* of the free list, or of the line */
-};
+  struct msi_call *next_idle;
+} msi_call;
 
-/* The calls of a link that have not been sent yet, in the order of submission. */
-typedef struct msi_line {
-  msi_call *first, *last;
-} msi_line;
+/* A request of a client for another model. It lives until its reply has come. */
+typedef struct msi_change {
+  msi_message message;
+  int what; /* mpiserve_change */
+  int sent;
+  int done; /* the reply is there */
+  char version[MPISERVE_NAME_SIZE];
+  struct msi_change *next; /* of all that live */
+} msi_change;
+
+/* A request for rows that the user keeps as a buffer. */
+typedef struct msi_buffer_request {
+  msi_message message;
+  int lease;
+  int done;
+} msi_buffer_request;
 
 typedef struct msi_client {
   const msi_world *world;
   msi_window *window;
-  msi_patience patience;
-  int n_links;
-  msi_link *links; /* to every head of the world */
-  msi_line *lines; /* of each link */
+  msi_backoff backoff;
+  int n_endpoints;
+  msi_endpoint *endpoints;     /* to every head of the world */
+  msi_send_queue *send_queues; /* of each endpoint */
   int n_services;
   mpiserve_service *services;
-  msi_link **choices; /* of all services */
-  msi_load *loads;    /* of these */
+  msi_endpoint **choices; /* of all services */
+  msi_load *loads;        /* of these */
   uint32_t n_calls;
   msi_call **calls; /* all that were ever needed at the same time */
   msi_call *idle;   /* free list */
-  unsigned tests;   /* looks without waiting */
+  msi_change *changes;
+  msi_buffer_request buffer; /* one at a time: its caller waits */
+  unsigned tests;            /* looks without waiting */
   mpiserve_counters counters;
 } msi_client;
+
+/* A request that is free, with no traces of the one before; NULL: no memory. And back. */
+msi_call *msi_calls_take(msi_client *client);
+void msi_calls_give(msi_client *client, msi_call *call);
+void msi_calls_free(msi_client *client);
+
+/* The request that the user's handle names, or NULL: it has ended, or never was. And the handle. */
+msi_call *msi_calls_find(const msi_client *client, const mpiserve_request *request);
+mpiserve_request msi_calls_handle(const msi_call *call);
+
+/* The end of the queue of the message's endpoint. It may leave it from anywhere. */
+msi_send_queue *msi_send_queue_of(msi_client *client, const msi_endpoint *endpoint);
+void msi_send_queue_push(msi_client *client, msi_message *message);
+void msi_send_queue_remove(msi_client *client, msi_message *message);
+
+/* The code of a reply; an error becomes this thread's last one. */
+int msi_message_result(const msi_message *message);
 
 #endif

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "client/change.h"
 
 /* ---- services -------------------------------------------------------------- */
 
@@ -16,7 +17,7 @@ static mpiserve_service *service_named(const msi_client *client, const char *nam
 
 /* Every service once, in the order of its first head. */
 static void list_services(msi_client *client) {
-  for (int h = 0; h < client->n_links; h++) {
+  for (int h = 0; h < client->n_endpoints; h++) {
     const char *name = client->world->heads[h].description.name;
     if (!service_named(client, name))
       client->services[client->n_services++] = (mpiserve_service){.client = client, .name = name};
@@ -29,16 +30,16 @@ static int is_near(const msi_world *world, const msi_head *head) {
 
 /* Adds the replicas that can serve, on this node or elsewhere. */
 static void list_choices(msi_client *client, mpiserve_service *service, int near) {
-  for (int h = 0; h < client->n_links; h++) {
+  for (int h = 0; h < client->n_endpoints; h++) {
     const msi_head *head = &client->world->heads[h];
     if (strcmp(head->description.name, service->name) || head->description.error) continue;
     if (is_near(client->world, head) == near)
-      service->choices[service->replicas++] = &client->links[h];
+      service->choices[service->replicas++] = &client->endpoints[h];
   }
 }
 
 /* Home is on this node if it can be, and goes round the clients. Every head is of one
- * service, so that all services together have as many choices as there are links. */
+ * service, so that all services together have as many choices as there are endpoints. */
 static void choose_home(msi_client *client, mpiserve_service *service, int *used) {
   service->choices = client->choices + *used;
   list_choices(client, service, 1);
@@ -47,30 +48,31 @@ static void choose_home(msi_client *client, mpiserve_service *service, int *used
   if (!service->replicas) return;
   int index = msi_world_index(client->world, client->world->rank);
   int home = service->seat = index % (near ? near : service->replicas);
-  service->link = service->choices[home];
-  service->head = &client->world->heads[service->link - client->links];
+  service->endpoint = service->choices[home];
+  service->head = &client->world->heads[service->endpoint - client->endpoints];
   msi_balance_init(&service->balance, client->loads + *used, service->replicas, home,
                    service->head->description.stickiness, index);
   *used += service->replicas;
 }
 
-/* Memory of all links and services; 0 if there is none. */
+/* Memory of all endpoints and services; 0 if there is none. */
 static int allocate(msi_client *client) {
-  size_t n = (size_t)client->n_links;
-  client->links = calloc(n, sizeof *client->links);
-  client->lines = calloc(n, sizeof *client->lines);
+  size_t n = (size_t)client->n_endpoints;
+  client->endpoints = calloc(n, sizeof *client->endpoints);
+  client->send_queues = calloc(n, sizeof *client->send_queues);
   client->services = calloc(n, sizeof *client->services);
-  client->choices = calloc(n, sizeof(msi_link *));
+  client->choices = calloc(n, sizeof(msi_endpoint *));
   client->loads = calloc(n, sizeof *client->loads);
-  return client->links && client->lines && client->services && client->choices && client->loads;
+  return client->endpoints && client->send_queues && client->services && client->choices &&
+         client->loads;
 }
 
 int msi_client_open(msi_client *client, const msi_world *world, msi_window *window) {
   *client = (msi_client){
-      .world = world, .window = window, .patience = world->patience, .n_links = world->n_heads};
-  if (!allocate(client)) return msi_error(MPISERVE_ENOMEM, "no memory for links");
+      .world = world, .window = window, .backoff = world->backoff, .n_endpoints = world->n_heads};
+  if (!allocate(client)) return msi_error(MPISERVE_ENOMEM, "no memory for endpoints");
   for (int h = 0; h < world->n_heads; h++) {
-    int code = msi_link_open(&client->links[h], window, &world->heads[h]);
+    int code = msi_endpoint_open(&client->endpoints[h], window, &world->heads[h]);
     if (code) return code;
   }
   list_services(client);
@@ -89,7 +91,7 @@ static int not_found(const msi_client *client, const char *name) {
 }
 
 static int not_loaded(const msi_client *client, const char *name) {
-  for (int h = 0; h < client->n_links; h++) {
+  for (int h = 0; h < client->n_endpoints; h++) {
     const msi_head *head = &client->world->heads[h];
     if (!strcmp(head->description.name, name))
       return msi_error(MPISERVE_EMODEL, "service '%s' on rank %d could not be loaded: %s", name,
@@ -108,33 +110,34 @@ int msi_client_find(msi_client *client, const char *name, mpiserve_service **ser
 
 /* ---- control ------------------------------------------------------------------- */
 
-static int send_control(msi_client *client, msi_link *link, msi_kind kind, const char *text) {
-  int code = msi_call_wait_free(client, link);
-  return code ? code : msi_link_send(link, kind, 0, -1, text, NULL);
+static int send_control(msi_client *client, msi_endpoint *endpoint, msi_kind kind,
+                        const char *text) {
+  int code = msi_call_wait_free(client, endpoint);
+  return code ? code : msi_endpoint_send(endpoint, kind, 0, -1, text, NULL);
 }
 
 int msi_client_attach(mpiserve_service *service) {
   if (service->attached) return MPISERVE_OK;
   service->attached = 1;
-  return send_control(service->client, service->link, MSI_ATTACH, NULL);
+  return send_control(service->client, service->endpoint, MSI_ATTACH, NULL);
 }
 
 /* Waits until nothing of ours is at the head, or on the way to it. */
 static int drain(msi_client *client, int at) {
-  msi_link *link = &client->links[at];
+  msi_endpoint *endpoint = &client->endpoints[at];
   msi_wait wait = {0};
   int code = MPISERVE_OK;
-  while (!code && (link->in_flight || client->lines[at].first)) {
-    code = msi_call_progress(client, link);
-    if (!code && link->in_flight && msi_wait_pause(&wait, &client->patience, NULL))
+  while (!code && (endpoint->in_flight || client->send_queues[at].first)) {
+    code = msi_call_progress(client, endpoint);
+    if (!code && endpoint->in_flight && msi_wait_pause(&wait, &client->backoff, NULL))
       code = msi_call_progress_all(client);
   }
   return code;
 }
 
 static int is_idle(const msi_client *client) {
-  for (int i = 0; i < client->n_links; i++)
-    if (client->links[i].in_flight || client->lines[i].first) return 0;
+  for (int i = 0; i < client->n_endpoints; i++)
+    if (client->endpoints[i].in_flight || client->send_queues[i].first) return 0;
   return 1;
 }
 
@@ -142,14 +145,14 @@ static int is_idle(const msi_client *client) {
 static int drain_all(msi_client *client) {
   int code = MPISERVE_OK;
   while (!code && !is_idle(client))
-    for (int i = 0; i < client->n_links && !code; i++) code = drain(client, i);
+    for (int i = 0; i < client->n_endpoints && !code; i++) code = drain(client, i);
   return code;
 }
 
 static int to_all(msi_client *client, msi_kind kind, const char *text) {
   int code = MPISERVE_OK;
-  for (int i = 0; i < client->n_links && !code; i++)
-    code = send_control(client, &client->links[i], kind, text);
+  for (int i = 0; i < client->n_endpoints && !code; i++)
+    code = send_control(client, &client->endpoints[i], kind, text);
   return code ? code : drain_all(client);
 }
 
@@ -161,116 +164,13 @@ int msi_client_fail(msi_client *client, const char *text) {
 int msi_client_close(msi_client *client) {
   int code = drain_all(client);
   if (!code) code = to_all(client, MSI_LEAVE, NULL);
-  for (int i = 0; i < client->n_links; i++) msi_link_close(&client->links[i]);
-  msi_call_close(client);
-  free(client->links);
-  free(client->lines);
+  for (int i = 0; i < client->n_endpoints; i++) msi_endpoint_close(&client->endpoints[i]);
+  msi_calls_free(client);
+  msi_change_end_all(client);
+  free(client->endpoints);
+  free(client->send_queues);
   free(client->services);
   free(client->choices);
   free(client->loads);
   return code;
-}
-
-/* ---- buffers -------------------------------------------------------------------- */
-
-static int spare_buffer(const msi_link *link) {
-  for (int i = MSI_SLOTS; i < MSI_LEASES; i++)
-    if (!link->leases[i].rows && !link->leases[i].users && !link->leases[i].stale) return i;
-  return -1;
-}
-
-static int being_given(const msi_link *link) {
-  for (int i = MSI_SLOTS; i < MSI_LEASES; i++)
-    if (link->leases[i].once || link->leases[i].stale) return 1;
-  return 0;
-}
-
-/* Finds one, if need be when a cancelled request lets go of it. */
-static int find_spare(mpiserve_service *service, int *at) {
-  msi_client *client = service->client;
-  msi_wait wait = {0};
-  int code = MPISERVE_OK;
-  while ((*at = spare_buffer(service->link)) < 0 && being_given(service->link) && !code) {
-    code = msi_call_progress(client, service->link);
-    if (!code && msi_wait_pause(&wait, &client->patience, NULL))
-      code = msi_call_progress_all(client);
-  }
-  if (code || *at >= 0) return code;
-  return msi_error(MPISERVE_ENOMEM, "service '%s': all %d buffers are taken; give some back",
-                   service->name, MSI_BUFFERS);
-}
-
-/* Over rma nothing is asked of the head: the memory is our own. */
-static int reserve_buffer(mpiserve_service *service, int at, int64_t rows) {
-  msi_lease *lease = &service->link->leases[at];
-  if (service->link->transport == MPISERVE_RMA) {
-    lease->rows = (uint32_t)rows;
-    return MPISERVE_OK;
-  }
-  lease->users = 1;
-  int code = msi_call_keep(service->client, service->link, at, rows);
-  lease->users = 0;
-  return code;
-}
-
-int msi_client_buffer_take(mpiserve_service *service, int64_t rows, mpiserve_buffer *buffer) {
-  msi_link *link = service->link;
-  int at, code = find_spare(service, &at);
-  if (!code) code = reserve_buffer(service, at, rows);
-  *buffer = (mpiserve_buffer){.id = (uint64_t)at + 1, .rows = rows};
-  if (!code) code = msi_link_map_buffer(link, at, buffer);
-  if (!code) return MPISERVE_OK;
-  if (at >= 0) link->leases[at] = (msi_lease){0};
-  *buffer = (mpiserve_buffer){0};
-  return code;
-}
-
-static int is_within(const void *data, const void *memory, size_t bytes) {
-  return (uintptr_t)data - (uintptr_t)memory < bytes; /* before it: far behind it, unsigned */
-}
-
-/* Does an address lie in one of the tensors of a buffer? */
-static int is_of_buffer(const void *data, const mpiserve_buffer *buffer, const msi_layout *layout) {
-  const msi_side *in = &layout->inputs, *out = &layout->outputs;
-  size_t rows = (size_t)buffer->rows;
-  for (int i = 0; i < in->n; i++)
-    if (is_within(data, buffer->inputs[i], rows * in->row_bytes[i])) return 1;
-  for (int i = 0; i < out->n; i++)
-    if (is_within(data, buffer->outputs[i], rows * out->row_bytes[i])) return 1;
-  return 0;
-}
-
-static int names_buffer(const msi_call *call, const mpiserve_buffer *buffer,
-                        const msi_layout *layout) {
-  const msi_layout *its = &call->link->layout;
-  for (int i = 0; i < its->inputs.n; i++)
-    if (is_of_buffer(call->cargo.inputs[i], buffer, layout)) return 1;
-  for (int i = 0; i < its->outputs.n; i++)
-    if (is_of_buffer(call->cargo.outputs[i], buffer, layout)) return 1;
-  return 0;
-}
-
-/* Does a request use the memory of a buffer, as whatever tensor and of whatever service, that was
- * neither waited for nor cancelled? */
-static int is_used(const mpiserve_service *service, const mpiserve_buffer *buffer) {
-  const msi_client *client = service->client;
-  for (uint32_t i = 0; i < client->n_calls; i++) {
-    const msi_call *call = client->calls[i];
-    int goes_on = call->service && call->state != CALL_IDLE && !call->abandoned;
-    if (goes_on && names_buffer(call, buffer, &service->link->layout)) return 1;
-  }
-  return 0;
-}
-
-int msi_client_buffer_give(mpiserve_service *service, mpiserve_buffer *buffer) {
-  msi_link *link = service->link;
-  uint64_t at = buffer->id - 1;
-  if (at < MSI_SLOTS || at >= MSI_LEASES || !msi_link_holds(link, (int)at))
-    return msi_error(MPISERVE_ESTATE, "no such buffer: it was given back, or never taken");
-  if (is_used(service, buffer))
-    return msi_error(MPISERVE_ESTATE,
-                     "service '%s': a request uses the buffer: wait for it, or cancel it, first",
-                     service->name);
-  *buffer = (mpiserve_buffer){0};
-  return msi_call_give_buffer(service->client, link, (int)at);
 }

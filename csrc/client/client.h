@@ -1,4 +1,4 @@
-/* client: the simulation side of a session: services, buffers, and the ordered end. */
+/* client: the simulation side of a session: services, and the ordered end. */
 #ifndef MSI_CLIENT_H
 #define MSI_CLIENT_H
 
@@ -16,9 +16,5 @@ int msi_client_attach(mpiserve_service *service);
 
 /* As mpiserve_fail() says. */
 int msi_client_fail(msi_client *client, const char *text);
-
-/* As mpiserve_buffer_take() and _give() say; rows is in range. */
-int msi_client_buffer_take(mpiserve_service *service, int64_t rows, mpiserve_buffer *buffer);
-int msi_client_buffer_give(mpiserve_service *service, mpiserve_buffer *buffer);
 
 #endif

@@ -1,10 +1,9 @@
-/* link: a simulation rank's end of one lane: how bytes get to a head and back.
+/* endpoint: a simulation rank's end of one lane: how bytes get to a head and back.
  * Knows slots, leases and both transports; knows nothing of calls and waiting. */
-#ifndef MSI_LINK_H
-#define MSI_LINK_H
+#ifndef MSI_ENDPOINT_H
+#define MSI_ENDPOINT_H
 
-#include "mpi/window.h"
-#include "protocol/slot.h"
+#include "mpi/transport.h"
 
 /* Rows of a head's slabs that are this client's until it gives them back. The first
  * MSI_SLOTS leases of a lane serve requests in turn, the others are buffers. */
@@ -17,91 +16,85 @@ typedef struct msi_lease {
 } msi_lease;
 
 /* Where rows lie: from a row of a lease on, or in the slot if lease < 0. */
-typedef struct msi_place {
+typedef struct msi_location {
   int lease;
   uint32_t row;
   int in_place; /* the caller's tensor is that memory: nothing to copy */
-} msi_place;
+} msi_location;
 
 /* What a request moves. */
-typedef struct msi_cargo {
+typedef struct msi_payload {
   int64_t rows;
   int64_t deadline_ns; /* 0: none */
   int8_t priority;
-  msi_place input, output;
+  msi_location input, output;
   void *inputs[MPISERVE_MAX_TENSORS], *outputs[MPISERVE_MAX_TENSORS];
-} msi_cargo;
+} msi_payload;
 
-typedef struct msi_link {
-  msi_window *window;
-  int head;  /* world rank */
-  int place; /* of the service among those of that rank */
-  int transport;
-  uint32_t lane;
+typedef struct msi_endpoint {
+  msi_path path;
   msi_layout layout;
-  uint8_t *memory;         /* shared: that of the head's rank; rma: NULL */
-  uint8_t *alias;          /* shared: the same again, for buffers; NULL: none was taken */
-  msi_slot *slots;         /* shared: our lane itself; rma: our copy of it */
+  uint8_t *alias;          /* same node: the head's memory again, for buffers; NULL: none taken */
   uint64_t sent;           /* sequence of the last request */
   int in_flight;           /* slots taken */
   int taken[MSI_SLOTS];    /* is the slot? */
-  void *owners[MSI_SLOTS]; /* of the slots taken; NULL: the reply interests nobody */
+  void *owners[MSI_SLOTS]; /* of the slots taken; NULL: nobody waits for the reply */
   msi_lease leases[MSI_LEASES];
   int stale;              /* leases that are */
-  void *own[MSI_BUFFERS]; /* rma: memory of the buffers */
-  uint8_t *mailbox;       /* rma: where the next message goes */
-  MPI_Request heard;      /* rma: its receive, posted while replies are owed */
-  int owed;               /* rma: messages to come */
-} msi_link;
+  void *own[MSI_BUFFERS]; /* another node: memory of the buffers */
+} msi_endpoint;
 
-int msi_link_open(msi_link *link, msi_window *window, const msi_head *head);
-void msi_link_close(msi_link *link);
+int msi_endpoint_open(msi_endpoint *endpoint, msi_window *window, const msi_head *head);
+void msi_endpoint_close(msi_endpoint *endpoint);
 
 /* Is the slot of the next request free? */
-int msi_link_free(const msi_link *link);
+int msi_endpoint_can_send(const msi_endpoint *endpoint);
 
 /* A lease for so many rows that nobody uses, or one that may be replaced: its
  * index, or -1. */
-int msi_link_lease_find(const msi_link *link, int64_t rows);
-int msi_link_lease_spare(const msi_link *link);
+int msi_endpoint_find_lease(const msi_endpoint *endpoint, int64_t rows);
+int msi_endpoint_spare_lease(const msi_endpoint *endpoint);
 
 /* Send what has no rows, or asks for some. The next slot must be free. */
-int msi_link_send(msi_link *link, msi_kind kind, int64_t rows, int lease, const char *text,
-                  void *owner);
+int msi_endpoint_send(msi_endpoint *endpoint, msi_kind kind, int64_t rows, int lease,
+                      const char *text, void *owner);
 
 /* Send rows to be computed, as MSI_INFER or MSI_VISIT. *sequence names the request for
- * msi_link_cancel(). */
-int msi_link_infer(msi_link *link, msi_kind kind, const msi_cargo *cargo, void *owner,
-                   uint64_t *sequence);
+ * msi_endpoint_cancel(). */
+int msi_endpoint_infer(msi_endpoint *endpoint, msi_kind kind, const msi_payload *payload,
+                       void *owner, uint64_t *sequence);
 
 /* The head need not compute this one any more, if it has not begun. */
-int msi_link_cancel(msi_link *link, uint64_t sequence);
+int msi_endpoint_cancel(msi_endpoint *endpoint, uint64_t sequence);
 
 /* The oldest slot with a complete reply: its number, or -1. */
-int msi_link_reply(msi_link *link);
+int msi_endpoint_reply(msi_endpoint *endpoint);
 
 /* Where to sleep until a reply comes; 0 if only naps can be had (rma). */
-int msi_link_bed(msi_link *link, uint64_t sequence, msi_bed *bed);
+int msi_endpoint_wait_address(msi_endpoint *endpoint, uint64_t sequence, msi_wait_address *address);
 
 /* The outputs of a reply; the slot stays taken. */
-int msi_link_outputs(msi_link *link, int slot, const msi_cargo *cargo);
+int msi_endpoint_outputs(msi_endpoint *endpoint, int slot, const msi_payload *payload);
 
 /* Free the slot. */
-void msi_link_release(msi_link *link, int slot);
+void msi_endpoint_release(msi_endpoint *endpoint, int slot);
 
-/* rma: put the messages that have come into the lane. */
-int msi_link_hear(msi_link *link);
+/* Brings the replies that have come into the lane. */
+static inline int msi_endpoint_progress(msi_endpoint *endpoint) {
+  msi_path *path = &endpoint->path;
+  return path->transport->progress ? path->transport->progress(path) : MPISERVE_OK;
+}
 
 /* Is the lease a buffer that the user has not given back? */
-int msi_link_holds(const msi_link *link, int lease);
+int msi_endpoint_holds(const msi_endpoint *endpoint, int lease);
 
-/* Do tensors of one side lie in a buffer, all from one row of it on? Fills place. */
-int msi_link_find_place(const msi_link *link, int outputs, int64_t rows, void *const *data,
-                        msi_place *place);
+/* Do tensors of one side lie in a buffer, all from one row of it on? Fills location. */
+int msi_endpoint_find_location(const msi_endpoint *endpoint, int outputs, int64_t rows,
+                               void *const *data, msi_location *location);
 
 /* The addresses of a buffer whose lease was granted (shared), or which is to be
  * allocated here (rma). */
-int msi_link_map_buffer(msi_link *link, int lease, mpiserve_buffer *buffer);
-void msi_link_free_buffer(msi_link *link, int lease);
+int msi_endpoint_map_buffer(msi_endpoint *endpoint, int lease, mpiserve_buffer *buffer);
+void msi_endpoint_free_buffer(msi_endpoint *endpoint, int lease);
 
 #endif

@@ -5,6 +5,8 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "client/call.h"
+#include "client/change.h"
 
 static int is_replica(const mpiserve_service *service, int head) {
   const mpiserve_description *d = &service->client->world->heads[head].description;
@@ -17,7 +19,7 @@ static double left(int64_t deadline) {
   return ns > 0 ? (double)ns * 1e-9 : 0;
 }
 
-/* The first failure is the one that is told, with its rank. */
+/* The caller learns the first failure, with its rank. */
 static int note(int first, int code, const mpiserve_service *service, int rank, char *text) {
   if (!first && code)
     snprintf(text, MPISERVE_TEXT_SIZE, "service '%s' on rank %d: %s", service->name, rank,
@@ -25,30 +27,53 @@ static int note(int first, int code, const mpiserve_service *service, int rank, 
   return first ? first : code;
 }
 
-static int take_answer(msi_client *client, mpiserve_request *request, double timeout) {
-  if (!request->id) return MPISERVE_OK; /* it was not given */
-  int code = msi_call_wait(client, request, timeout, NULL);
-  if (request->id) msi_call_cancel(client, request);
+/* Other changes than to load happen all the same: replicas would be left with two versions. */
+static void abandon(msi_client *client, msi_change *change) {
+  msi_endpoint *endpoint = change->message.endpoint;
+  change->message.abandoned = 1;
+  if (change->sent || change->what != MPISERVE_LOAD) return;
+  msi_send_queue_remove(client, &change->message);
+  msi_change_end(client, change);
+  msi_call_progress(client, endpoint); /* the next one is first now */
+}
+
+static int take_answer(msi_client *client, msi_change *change, double timeout) {
+  int code = msi_call_wait_for(client, change->message.endpoint, &change->done, timeout);
+  if (!change->done) {
+    abandon(client, change);
+    return code;
+  }
+  code = msi_message_result(&change->message);
+  msi_change_end(client, change);
   return code;
+}
+
+/* Asks one replica, behind the requests that this rank has submitted before. */
+static int send_to(msi_client *client, msi_endpoint *endpoint, int what, const char *version,
+                   msi_change **change) {
+  *change = msi_change_begin(client, endpoint, what, version);
+  if (!*change) return msi_error(MPISERVE_ENOMEM, "no memory for a change");
+  msi_send_queue_push(client, &(*change)->message);
+  return msi_call_progress(client, endpoint);
 }
 
 /* Asks all replicas, then waits for all: loading takes as long as one of them does. */
 static int ask(const mpiserve_service *service, int what, const char *version, int64_t deadline,
                char *text) {
   msi_client *client = service->client;
-  mpiserve_request *requests = calloc((size_t)client->n_links, sizeof *requests);
-  if (!requests) return msi_error(MPISERVE_ENOMEM, "no memory to ask the replicas");
+  msi_change **changes = calloc((size_t)client->n_endpoints, sizeof *changes);
+  if (!changes) return msi_error(MPISERVE_ENOMEM, "no memory to ask the replicas");
   int code = MPISERVE_OK;
-  for (int h = 0; h < client->n_links; h++) {
+  for (int h = 0; h < client->n_endpoints; h++) {
     if (!is_replica(service, h)) continue;
-    int failed = msi_call_control(client, &client->links[h], what, version, &requests[h]);
-    code = note(code, failed, service, client->links[h].head, text);
+    int failed = send_to(client, &client->endpoints[h], what, version, &changes[h]);
+    code = note(code, failed, service, client->endpoints[h].path.head, text);
   }
-  for (int h = 0; h < client->n_links; h++) {
-    int failed = take_answer(client, &requests[h], left(deadline));
-    code = note(code, failed, service, client->links[h].head, text);
+  for (int h = 0; h < client->n_endpoints; h++) {
+    int failed = changes[h] ? take_answer(client, changes[h], left(deadline)) : MPISERVE_OK;
+    code = note(code, failed, service, client->endpoints[h].path.head, text);
   }
-  free(requests);
+  free(changes);
   return code;
 }
 
@@ -61,7 +86,8 @@ int msi_reload(const mpiserve_service *service, const char *version, double time
     return code ? msi_error(code, "%s", text) : MPISERVE_OK;
   }
   char unwanted[MPISERVE_TEXT_SIZE];
-  ask(service, MPISERVE_DROP, NULL, deadline, unwanted); /* who still loads does it later */
+  ask(service, MPISERVE_DROP, NULL, deadline,
+      unwanted); /* a replica that still loads does it later */
   return msi_error(code, "%s; the version before goes on", text);
 }
 

@@ -8,29 +8,29 @@
 /* A head that rests has counted us out. One that we sit at and that is busy with requests of
  * ours goes on counting us: elsewhere this one is a visit. */
 static void aim(mpiserve_service *service, msi_call *call, int chosen) {
-  if (service->balance.loads[service->seat].resting) service->seat = chosen;
-  call->link = service->choices[chosen];
+  if (service->balance.loads[service->seat].suspended) service->seat = chosen;
+  call->message.endpoint = service->choices[chosen];
   call->load = &service->balance.loads[chosen];
   call->kind = chosen == service->seat ? MSI_INFER : MSI_VISIT;
-  msi_balance_sent(&service->balance, chosen, call->cargo.rows);
+  msi_balance_sent(&service->balance, chosen, call->payload.rows);
 }
 
 /* The caller's tensors are as they were, wherever they lie: if that is a buffer of the head
  * that rests, they are copied to the other one, and results are copied back. */
 int msi_again(msi_call *call) {
-  if (call->abandoned) return MPISERVE_ECANCELLED;
+  if (call->message.abandoned) return MPISERVE_ECANCELLED;
   if (!call->load) {
-    snprintf(call->text, sizeof call->text, "the service rests at its only replica, rank %d",
-             call->link->head);
+    snprintf(call->message.text, sizeof call->message.text,
+             "the service rests at its only replica, rank %d", call->message.endpoint->path.head);
     return MPISERVE_EMODEL;
   }
   mpiserve_service *service = call->service;
   int from = (int)(call->load - service->balance.loads);
-  call->load->resting = 1;
-  msi_balance_ended(call->load, call->cargo.rows);
-  msi_lease_let_go(call->link, &call->cargo.input);
-  msi_lease_let_go(call->link, &call->cargo.output);
-  aim(service, call, msi_balance_another(&service->balance, from, call->cargo.rows));
-  msi_lease_place(call->link, &call->cargo);
+  call->load->suspended = 1;
+  msi_balance_ended(call->load, call->payload.rows);
+  msi_lease_let_go(call->message.endpoint, &call->payload.input);
+  msi_lease_let_go(call->message.endpoint, &call->payload.output);
+  aim(service, call, msi_balance_another(&service->balance, from, call->payload.rows));
+  msi_lease_locate(call->message.endpoint, &call->payload);
   return MPISERVE_OK;
 }

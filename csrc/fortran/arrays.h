@@ -20,13 +20,13 @@ typedef struct array {
   char name[MPISERVE_NAME_SIZE]; /* "": by position */
 } array;
 
-/* What input() and output() found, for the call to tell. */
+/* What input() and output() found; the call reports it. */
 enum trouble { FINE, LOST, NO_MEMORY, NO_ROW_DIMS };
 
 /* A dense copy of an array that takes part in a call. */
 typedef struct parcel {
   struct parcel *next;
-  array array; /* where it comes from */
+  array array; /* the original */
   void *dense;
   int comes_back; /* an output */
   mpiserve_session *session;
@@ -50,8 +50,9 @@ enum { MSF_KEPT = 1024 }; /* values that no call has taken; then the oldest are 
 void msf_copy_values(array *a);
 void *msf_values_take(uint64_t id); /* NULL: they were taken, or dropped */
 void msf_values_drop(void);         /* all */
-int msf_place_add(mpiserve_session *session, mpiserve_service *service, const mpiserve_buffer *b);
-void msf_places_drop(const mpiserve_session *session, const mpiserve_service *service,
-                     uint64_t buffer); /* service NULL: all */
+int msf_location_add(mpiserve_session *session, mpiserve_service *service,
+                     const mpiserve_buffer *b);
+void msf_locations_drop(const mpiserve_session *session, const mpiserve_service *service,
+                        uint64_t buffer); /* service NULL: all */
 
 #endif

@@ -1,9 +1,9 @@
-/* descriptors: what the Fortran module needs of C. Fortran passes arrays of any type, kind and
- * rank as descriptors; here they become tensors of mpiserve.h. Sections that are not
- * contiguous are packed before the call, and unpacked after it.
+/* descriptors: the C half of the Fortran module. Fortran passes arrays of any type, kind and rank
+ * as descriptors, which become tensors of mpiserve.h here. Sections that are not contiguous are
+ * packed before the call, and unpacked after it.
  *
- * Compiled with the C compiler that belongs to the Fortran compiler, whose header
- * ISO_Fortran_binding.h is. Uses the public interface only. */
+ * The C compiler must belong to the Fortran compiler, because ISO_Fortran_binding.h does. Uses the
+ * public interface only. */
 #include <ISO_Fortran_binding.h>
 #include <stdatomic.h>
 #include <stddef.h>
@@ -61,7 +61,7 @@ static int dtype_of(const array *a) {
   return -1;
 }
 
-/* What the signature says of an array, or NULL: then the call itself will tell what is wrong. */
+/* The signature of an array, or NULL: then the call itself reports what is wrong. */
 static const mpiserve_spec *spec_of(const array *a, int at, int n, const mpiserve_spec *specs) {
   if (!a->name[0]) return at < n ? &specs[at] : NULL;
   for (int i = 0; i < n; i++)
@@ -80,7 +80,7 @@ static int no_dtype(const array *a, const mpiserve_spec *spec) {
   return mpiserve_error(MPISERVE_EDTYPE, text);
 }
 
-/* Integers take the place of the dtypes that Fortran does not have. */
+/* Integers stand for the dtypes that Fortran does not have. */
 static int as_signature(int dtype, const mpiserve_spec *spec) {
   if (!spec) return dtype;
   int same = (dtype == MPISERVE_INT8 && spec->dtype == MPISERVE_UINT8) ||
@@ -105,7 +105,7 @@ static int shape_of(const array *a, mpiserve_tensor *tensor) {
   return MPISERVE_OK;
 }
 
-/* What was found when the array was described; the i-th, from 0, of its side. */
+/* What input() or output() found; i counts from 0 within inputs or outputs. */
 static int trouble_of(const array *a, int i) {
   char text[MPISERVE_TEXT_SIZE];
   if (a->rank > MPISERVE_MAX_DIMS)
@@ -216,21 +216,21 @@ static void describe(const CFI_cdesc_t *x, int row_dims, array *a) {
   }
 }
 
-/* mpiserve_fortran_array: an array that is there until the call has ended, as is the dummy
- * argument of a blocking one. */
+/* mpiserve_fortran_array: an array that exists until the call has ended, as the dummy argument of a
+ * blocking call does. */
 void mpiserve_fortran_array(const CFI_cdesc_t *x, const char *name, int row_dims, array *a) {
   describe(x, row_dims, a);
   snprintf(a->name, sizeof a->name, "%s", name);
 }
 
-/* mpiserve_fortran_input: one that may be a temporary of the compiler's. */
+/* mpiserve_fortran_input: an array that may be a temporary of the compiler's. */
 void mpiserve_fortran_input(const CFI_cdesc_t *x, const char *name, int row_dims, array *a) {
   mpiserve_fortran_array(x, name, row_dims, a);
   msf_copy_values(a);
 }
 
-/* mpiserve_fortran_output: one that is to be there until the request has ended. What the compiler
- * copies it makes dense. */
+/* mpiserve_fortran_output: an array that must exist until the request has ended. The compiler's
+ * copies are dense. */
 void mpiserve_fortran_output(const CFI_cdesc_t *x, const char *name, int row_dims, int is_copy,
                              array *a) {
   array in_order;
@@ -239,7 +239,7 @@ void mpiserve_fortran_output(const CFI_cdesc_t *x, const char *name, int row_dim
   if (is_copy && !a->trouble && msf_is_dense(&in_order)) a->trouble = LOST;
 }
 
-/* mpiserve_fortran_is_elsewhere: than at first. */
+/* mpiserve_fortran_is_elsewhere: does x begin at another address than first? */
 int mpiserve_fortran_is_elsewhere(const CFI_cdesc_t *x, const void *first) {
   return x->base_addr != first;
 }
@@ -295,7 +295,7 @@ int mpiserve_fortran_submit(mpiserve_session *session, mpiserve_service *service
   *r = (request){session, {0}};
   int code = load(service, n_inputs, inputs, n_outputs, outputs, &c);
   if (!code)
-    code = mpiserve_submit_with(service, n_inputs, c.inputs, n_outputs, c.outputs, options, &r->id);
+    code = mpiserve_submit(service, n_inputs, c.inputs, n_outputs, c.outputs, options, &r->id);
   if (code)
     msf_unpack(c.parcels, code);
   else if (c.parcels)
@@ -353,7 +353,7 @@ int mpiserve_fortran_close(mpiserve_session *session) {
   if (!code) code = mpiserve_close(session);
   if (code == MPISERVE_ESTATE) return code; /* nothing has happened */
   msf_unpack(msf_take_all(session), MPISERVE_ESTATE);
-  msf_places_drop(session, NULL, 0);
+  msf_locations_drop(session, NULL, 0);
   if (session && atomic_fetch_sub(&n_open, 1) == 1) msf_values_drop();
   return code;
 }
@@ -363,7 +363,7 @@ int mpiserve_fortran_buffer_take(mpiserve_session *session, mpiserve_service *se
                                  mpiserve_buffer *buffer) {
   int code = mpiserve_buffer_take(service, rows, buffer);
   if (code) return code;
-  code = msf_place_add(session, service, buffer);
+  code = msf_location_add(session, service, buffer);
   if (code) mpiserve_buffer_give(service, buffer);
   return code;
 }
@@ -372,7 +372,7 @@ int mpiserve_fortran_buffer_give(mpiserve_session *session, mpiserve_service *se
                                  mpiserve_buffer *buffer) {
   uint64_t id = buffer->id;
   int code = mpiserve_buffer_give(service, buffer);
-  if (!code) msf_places_drop(session, service, id);
+  if (!code) msf_locations_drop(session, service, id);
   return code;
 }
 

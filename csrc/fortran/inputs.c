@@ -1,7 +1,6 @@
-/* inputs: what input() says of an array must be true until the call, which may come when the
- * array is no more: the compiler makes temporaries of expressions and sections, and they die
- * with the statement, or sooner. So values are copied; but not those of in-place memory, which
- * is the library's own. */
+/* inputs: the values of inputs from input() to the call. The array may not live that long: the
+ * compiler makes temporaries of expressions and sections, which end with the statement or sooner.
+ * So values are copied, except those of in-place memory, which is the library's own. */
 #include <pthread.h>
 #include <stdlib.h>
 
@@ -52,8 +51,8 @@ void msf_values_drop(void) {
 /* ---- in-place memory ------------------------------------------------------------ */
 
 /* The inputs of a buffer that is taken. */
-typedef struct place {
-  struct place *next;
+typedef struct location {
+  struct location *next;
   const mpiserve_session *session;
   const mpiserve_service *service;
   uint64_t buffer;
@@ -61,9 +60,9 @@ typedef struct place {
   struct {
     const char *begin, *end;
   } inputs[MPISERVE_MAX_TENSORS];
-} place;
+} location;
 
-static place *places;
+static location *locations;
 
 static int64_t bytes_of_row(const mpiserve_spec *spec) {
   int64_t bytes = mpiserve_dtype_size(spec->dtype);
@@ -71,29 +70,30 @@ static int64_t bytes_of_row(const mpiserve_spec *spec) {
   return bytes;
 }
 
-int msf_place_add(mpiserve_session *session, mpiserve_service *service, const mpiserve_buffer *b) {
+int msf_location_add(mpiserve_session *session, mpiserve_service *service,
+                     const mpiserve_buffer *b) {
   mpiserve_description d;
   int code = mpiserve_service_describe(service, &d, NULL, NULL, NULL);
-  place *p = code ? NULL : malloc(sizeof *p);
+  location *p = code ? NULL : malloc(sizeof *p);
   if (!code && !p) code = mpiserve_error(MPISERVE_ENOMEM, "no memory for a buffer");
   if (code) return code;
-  *p = (place){.session = session, .service = service, .buffer = b->id, .n = d.n_inputs};
+  *p = (location){.session = session, .service = service, .buffer = b->id, .n = d.n_inputs};
   for (int i = 0; i < d.n_inputs; i++) {
     p->inputs[i].begin = b->inputs[i];
     p->inputs[i].end = p->inputs[i].begin + b->rows * bytes_of_row(&d.inputs[i]);
   }
   pthread_mutex_lock(&lock);
-  p->next = places;
-  places = p;
+  p->next = locations;
+  locations = p;
   pthread_mutex_unlock(&lock);
   return MPISERVE_OK;
 }
 
-void msf_places_drop(const mpiserve_session *session, const mpiserve_service *service,
-                     uint64_t buffer) {
+void msf_locations_drop(const mpiserve_session *session, const mpiserve_service *service,
+                        uint64_t buffer) {
   pthread_mutex_lock(&lock);
-  for (place **at = &places; *at;) {
-    place *p = *at;
+  for (location **at = &locations; *at;) {
+    location *p = *at;
     if (p->session == session && (!service || (p->service == service && p->buffer == buffer))) {
       *at = p->next;
       free(p);
@@ -108,7 +108,7 @@ static int in_place(const array *a) {
   const char *end = a->base + msf_elements(a) * a->bytes;
   int found = 0;
   pthread_mutex_lock(&lock);
-  for (place *p = places; p && !found; p = p->next)
+  for (location *p = locations; p && !found; p = p->next)
     for (int i = 0; i < p->n && !found; i++)
       found = a->base >= p->inputs[i].begin && end <= p->inputs[i].end;
   pthread_mutex_unlock(&lock);
@@ -117,7 +117,7 @@ static int in_place(const array *a) {
 
 /* ---- both ------------------------------------------------------------------------ */
 
-/* From here on a is its copy, without gaps. */
+/* a becomes its own copy, without gaps. */
 void msf_copy_values(array *a) {
   if (a->trouble || !a->base || a->rank > MPISERVE_MAX_DIMS || msf_elements(a) <= 0) return;
   if (msf_is_dense(a) && in_place(a)) return;

@@ -1,6 +1,6 @@
-!> mpiserve for Fortran: a simulation rank asks models.
+!> mpiserve for Fortran: a simulation rank queries models.
 !>
-!> The words, the codes and the rules are those of mpiserve.h; this file says what differs.
+!> The words, the codes and the rules are those of mpiserve.h; this file says what is different.
 !>   - Every procedure has ierr, optional: MPISERVE_OK or another code. Without it an
 !>     error is an error stop with the text. mpiserve_last_error() gives the text of the last one.
 !>   - Arrays are of any rank. x(3, n) is the tensor [n, 3] of a signature: the first index runs
@@ -16,8 +16,8 @@
 !>     ended. Give them the target or asynchronous attribute. Where the compiler passes a copy of
 !>     an output, as gfortran does of components of arrays of a derived type, output() and submit()
 !>     are MPISERVE_EARG. A section that is not contiguous is packed, and unpacked at the end.
-!>   - What input() gives is for one call; a second one is MPISERVE_ESTATE.
-!>   - Time-outs are real(real32) or real(real64), in seconds; mpiserve_forever is none.
+!>   - The result of input() is for one call; in a second call it is MPISERVE_ESTATE.
+!>   - Time-outs are real(real32) or real(real64), in seconds; mpiserve_forever waits without end.
 !>   - Communicators are integers, of mpif.h or module mpi, or type(MPI_Comm) of mpi_f08.
 module mpiserve
   use, intrinsic :: iso_c_binding, only: c_char, c_double, c_float, c_int, c_int64_t, &
@@ -32,7 +32,7 @@ module mpiserve
     mpiserve_ethread, mpiserve_eversion, mpiserve_econfig, mpiserve_enotfound, mpiserve_ename, &
     mpiserve_edtype, mpiserve_eshape, mpiserve_erows, mpiserve_emodel, mpiserve_etimeout, &
     mpiserve_ecancelled, mpiserve_epeer, mpiserve_eclosed, mpiserve_efull, mpiserve_edeadline, &
-    mpiserve_econtrol, mpiserve_bool, mpiserve_uint8, &
+    mpiserve_echange, mpiserve_bool, mpiserve_uint8, &
     mpiserve_int8, mpiserve_int16, mpiserve_int32, mpiserve_int64, mpiserve_float16, &
     mpiserve_bfloat16, mpiserve_float32, mpiserve_float64, mpiserve_shared, mpiserve_rma, &
     mpiserve_max_dims, mpiserve_max_tensors, mpiserve_name_size, mpiserve_forever
@@ -46,14 +46,14 @@ module mpiserve
     integer(c_int64_t), allocatable :: shape(:)
   end type tensor_spec
 
-  !> What is known of a service.
+  !> The description of a service.
   type, public :: service_info
     character(len=:), allocatable :: name
     character(len=:), allocatable :: engine     !< what runs the model, for people and logs
     type(tensor_spec), allocatable :: inputs(:), outputs(:)
     integer(c_int64_t) :: max_batch_rows = 0    !< of a request, too
     integer(c_int) :: replicas = 0              !< that can serve
-    integer(c_int) :: head = -1                 !< the rank of the world that is asked
+    integer(c_int) :: head = -1                 !< the world rank of the home replica
     integer(c_int) :: transport = -1            !< mpiserve_shared or mpiserve_rma
   end type service_info
 
@@ -101,12 +101,12 @@ module mpiserve
     procedure :: count => session_count
     procedure :: at => session_at
     !> reload(name, version, timeout, [ierr]): another version of a model at all replicas, "" for
-    !> the same again; unload(name, timeout, [ierr]): let it go. One rank, blocking: mpiserve.h.
+    !> the same again; unload(name, timeout, [ierr]): free it. One rank, blocking: mpiserve.h.
     procedure, private :: session_reload, session_reload_single
     procedure, private :: session_unload, session_unload_single
     generic :: reload => session_reload, session_reload_single
     generic :: unload => session_unload, session_unload_single
-    !> fail(text, [ierr]): tell the others that this rank ended with an error; then close.
+    !> fail(text, [ierr]): report that this rank ended with an error; then close.
     procedure :: fail => session_fail
     !> close([ierr]): leave. Collective over world; waits for what is in flight.
     procedure :: close => session_close

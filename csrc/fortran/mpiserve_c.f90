@@ -27,7 +27,7 @@ module mpiserve_c
   integer(c_int), parameter :: mpiserve_eclosed = -17
   integer(c_int), parameter :: mpiserve_efull = -18
   integer(c_int), parameter :: mpiserve_edeadline = -19
-  integer(c_int), parameter :: mpiserve_econtrol = -20
+  integer(c_int), parameter :: mpiserve_echange = -20
 
   !> Dtypes.
   integer(c_int), parameter :: mpiserve_bool = 0
@@ -41,7 +41,7 @@ module mpiserve_c
   integer(c_int), parameter :: mpiserve_float32 = 8
   integer(c_int), parameter :: mpiserve_float64 = 9
 
-  !> How a service is reached, and limits.
+  !> Transports, and limits.
   integer(c_int), parameter :: mpiserve_shared = 0
   integer(c_int), parameter :: mpiserve_rma = 1
   integer, parameter :: mpiserve_max_dims = 8
@@ -52,7 +52,7 @@ module mpiserve_c
   !> What is known of an answered request: rows, and nanoseconds.
   type, bind(c) :: request_stats
     integer(c_int64_t) :: rows            !< of the request
-    integer(c_int64_t) :: batch_rows      !< of the batch in which it was computed
+    integer(c_int64_t) :: batch_rows      !< of the batch that it was part of
     integer(c_int64_t) :: batch_requests  !< requests of that batch
     integer(c_int64_t) :: queue_ns        !< at the head, from taken to batch closed
     integer(c_int64_t) :: compute_ns      !< the model, for the whole batch
@@ -75,10 +75,10 @@ module mpiserve_c
     character(kind=c_char) :: name(mpiserve_name_size)
   end type tensor
 
-  !> How a request is wanted; see mpiserve_submit_with() in mpiserve.h.
+  !> Options of a request; see mpiserve_submit() in mpiserve.h.
   type, bind(c) :: request_options
-    real(c_double) :: deadline = 0      !< seconds from now; 0: none
-    integer(c_int32_t) :: priority = 0  !< -100 to 100: higher ones are computed first
+    real(c_double) :: deadline = 0      !< seconds from now; 0: no deadline
+    integer(c_int32_t) :: priority = 0  !< -100 to 100: the head takes higher ones first
   end type request_options
 
   !> In-place memory of a service; see mpiserve_buffer_take() in mpiserve.h.

@@ -18,9 +18,9 @@ module mpiserve_requests
     procedure, private :: wait_stats, wait_stats_single, test_plain, test_stats
     !> wait([timeout, [stats,]] [ierr]): until it has ended, at most timeout seconds. Blocking.
     generic :: wait => wait_forever, wait_within, wait_within_single, wait_stats, wait_stats_single
-    !> test(done, [stats,] [ierr]): has it ended? Then ierr is how. Not blocking.
+    !> test(done, [stats,] [ierr]): has it ended? Then ierr is its code. Not blocking.
     generic :: test => test_plain, test_stats
-    !> cancel([ierr]): give it up.
+    !> cancel([ierr]): end it without a result.
     procedure :: cancel => request_cancel
   end type request
 
@@ -29,7 +29,8 @@ contains
   ! ---- tensors of a call ------------------------------------------------------------------
 
   !> An input of infer_tensors or submit_tensors, for one call: the values that x has now. Without
-  !> a name its position says which. The first row_dims dimensions count rows; else the last one.
+  !> a name its position says which input it is. The first row_dims dimensions count rows; else the
+  !> last one.
   function input(x, name, row_dims) result(made)
     type(*), dimension(..), intent(in) :: x
     character(len=*), intent(in), optional :: name
@@ -38,7 +39,7 @@ contains
     call c_input(x, c_name(name), c_row_dims(row_dims), made)
   end function input
 
-  !> An output of infer_tensors or submit_tensors: the answer goes to x itself.
+  !> An output of infer_tensors or submit_tensors: the result goes to x itself.
   function output(x, name, row_dims) result(made)
     type(*), dimension(..), intent(inout), target :: x
     character(len=*), intent(in), optional :: name
@@ -55,8 +56,8 @@ contains
     call c_output(x, c_name(name), c_row_dims(row_dims), is_copy, made)
   end function output
 
-  !> Does the compiler pass components of arrays of a derived type as copies? Which outputs are
-  !> such copies is not known then, but that those with gaps are not.
+  !> Does the compiler pass components of arrays of a derived type as copies? If it does, any dense
+  !> output may be such a copy; one with gaps is none.
   function copies_are_made() result(made)
     type cell
       real(c_double) :: a, b
@@ -75,7 +76,7 @@ contains
     answer = c_is_elsewhere(x, first)
   end function is_elsewhere
 
-  !> An input or output of the caller's: x is there until the call has ended.
+  !> An input or output of the caller's: x exists until the call has ended.
   function whole(x, row_dims) result(made)
     type(*), dimension(..), intent(in), target :: x
     integer, intent(in), optional :: row_dims

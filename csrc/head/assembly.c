@@ -15,8 +15,8 @@ static int reserve_members(msi_assembly *assembly, uint32_t n) {
   return MPISERVE_OK;
 }
 
-int msi_assembly_open(msi_assembly *assembly, msi_port *ports, int64_t max_rows) {
-  *assembly = (msi_assembly){.ports = ports, .max_rows = max_rows};
+int msi_assembly_open(msi_assembly *assembly, msi_inbox *inboxes, int64_t max_rows) {
+  *assembly = (msi_assembly){.inboxes = inboxes, .max_rows = max_rows};
   return reserve_members(assembly, 32);
 }
 
@@ -59,7 +59,7 @@ static int disjoint(msi_assembly *assembly) {
   assembly->round++;
   for (uint32_t i = 0; i < assembly->n; i++) {
     const msi_entry *m = &assembly->members[i];
-    msi_lane *lane = &assembly->ports[m->port].lanes[m->lane];
+    msi_lane *lane = &assembly->inboxes[m->inbox].lanes[m->lane];
     if (lane->round != assembly->round) lane->n_read = 0;
     lane->round = assembly->round;
     if (lane->n_read == MSI_SLOTS || reads(lane, m)) return 0;
@@ -73,7 +73,7 @@ static int one_range(msi_assembly *assembly, uint32_t *begin) {
   uint32_t first = UINT32_MAX, end = 0;
   for (uint32_t i = 0; i < assembly->n; i++) {
     const msi_entry *m = &assembly->members[i];
-    if (m->input_row == MSI_IN_SLOT || m->port != assembly->members[0].port) return 0;
+    if (m->input_row == MSI_IN_SLOT || m->inbox != assembly->members[0].inbox) return 0;
     if (m->input_row < first) first = m->input_row;
     if (m->input_row + m->rows > end) end = m->input_row + m->rows;
   }
@@ -87,7 +87,7 @@ static int same_order(const msi_assembly *assembly, uint32_t *begin) {
   *begin = first->output_row - first->at;
   for (uint32_t i = 0; i < assembly->n; i++) {
     const msi_entry *m = &assembly->members[i];
-    if (m->output_row == MSI_IN_SLOT || m->port != first->port) return 0;
+    if (m->output_row == MSI_IN_SLOT || m->inbox != first->inbox) return 0;
     if (m->output_row - m->at != *begin) return 0;
   }
   return 1;
@@ -105,31 +105,31 @@ static int reserve(const msi_assembly *assembly, const msi_side *side, uint8_t *
   return MPISERVE_OK;
 }
 
-static const uint8_t *input_of(const msi_port *port, const msi_entry *m, int i,
+static const uint8_t *input_of(const msi_inbox *inbox, const msi_entry *m, int i,
                                const uint8_t *packed) {
-  return m->input_row == MSI_IN_SLOT ? packed : msi_port_input(port, i, m->input_row);
+  return m->input_row == MSI_IN_SLOT ? packed : msi_inbox_input(inbox, i, m->input_row);
 }
 
 static void gather_member(msi_assembly *assembly, const msi_entry *m) {
-  const msi_port *port = &assembly->ports[m->port];
-  const msi_side *side = &port->layout.inputs;
-  const uint8_t *packed = msi_port_slot(port, m->lane, m->sequence)->input;
+  const msi_inbox *inbox = &assembly->inboxes[m->inbox];
+  const msi_side *side = &inbox->layout.inputs;
+  const uint8_t *packed = msi_inbox_slot(inbox, m->lane, m->sequence)->input;
   for (int i = 0; i < side->n; i++) {
     size_t bytes = m->rows * side->row_bytes[i];
-    memcpy(assembly->gathered_in[i] + m->at * side->row_bytes[i], input_of(port, m, i, packed),
+    memcpy(assembly->gathered_in[i] + m->at * side->row_bytes[i], input_of(inbox, m, i, packed),
            bytes);
     packed += bytes;
   }
 }
 
-static int lay_out_inputs(msi_assembly *assembly, const msi_port *port) {
-  const msi_side *side = &port->layout.inputs;
+static int lay_out_inputs(msi_assembly *assembly, const msi_inbox *inbox) {
+  const msi_side *side = &inbox->layout.inputs;
   uint32_t begin;
   assembly->batch.in_place = one_range(assembly, &begin);
   if (assembly->batch.in_place) {
     for (uint32_t i = 0; i < assembly->n; i++)
       assembly->members[i].at = assembly->members[i].input_row - begin;
-    for (int i = 0; i < side->n; i++) assembly->batch.inputs[i] = msi_port_input(port, i, begin);
+    for (int i = 0; i < side->n; i++) assembly->batch.inputs[i] = msi_inbox_input(inbox, i, begin);
     return MPISERVE_OK;
   }
   int code = reserve(assembly, side, assembly->gathered_in);
@@ -139,11 +139,12 @@ static int lay_out_inputs(msi_assembly *assembly, const msi_port *port) {
   return code;
 }
 
-static int lay_out_outputs(msi_assembly *assembly, const msi_port *port) {
-  const msi_side *side = &port->layout.outputs;
+static int lay_out_outputs(msi_assembly *assembly, const msi_inbox *inbox) {
+  const msi_side *side = &inbox->layout.outputs;
   uint32_t begin;
   if (same_order(assembly, &begin)) {
-    for (int i = 0; i < side->n; i++) assembly->batch.outputs[i] = msi_port_output(port, i, begin);
+    for (int i = 0; i < side->n; i++)
+      assembly->batch.outputs[i] = msi_inbox_output(inbox, i, begin);
     return MPISERVE_OK;
   }
   int code = reserve(assembly, side, assembly->gathered_out);
@@ -152,26 +153,26 @@ static int lay_out_outputs(msi_assembly *assembly, const msi_port *port) {
 }
 
 int msi_assembly_lay_out(msi_assembly *assembly) {
-  const msi_port *port = &assembly->ports[assembly->members[0].port];
+  const msi_inbox *inbox = &assembly->inboxes[assembly->members[0].inbox];
   assembly->batch.requests = (int32_t)assembly->n;
-  int code = lay_out_inputs(assembly, port);
-  return code ? code : lay_out_outputs(assembly, port);
+  int code = lay_out_inputs(assembly, inbox);
+  return code ? code : lay_out_outputs(assembly, inbox);
 }
 
 /* ---- results --------------------------------------------------------------------- */
 
 size_t msi_assembly_scatter(msi_assembly *assembly, const msi_entry *m, msi_slot *slot,
                             const void *const *outputs) {
-  const msi_port *port = &assembly->ports[m->port];
-  const msi_side *side = &port->layout.outputs;
+  const msi_inbox *inbox = &assembly->inboxes[m->inbox];
+  const msi_side *side = &inbox->layout.outputs;
   const uint8_t *packed_in = slot->input;
   uint8_t *packed = slot->output;
   for (int i = 0; i < side->n; i++) {
     size_t bytes = m->rows * side->row_bytes[i];
     const uint8_t *from = outputs ? (const uint8_t *)outputs[i] + m->at * side->row_bytes[i]
-                                  : input_of(port, m, i, packed_in);
+                                  : input_of(inbox, m, i, packed_in);
     int in_slot = m->output_row == MSI_IN_SLOT;
-    uint8_t *to = in_slot ? packed : msi_port_output(port, i, m->output_row);
+    uint8_t *to = in_slot ? packed : msi_inbox_output(inbox, i, m->output_row);
     if (to != from) msi_copy(to, from, bytes);
     if (in_slot) packed += bytes;
     packed_in += bytes;

@@ -8,7 +8,7 @@
 #include "head/inbox.h"
 
 typedef struct msi_assembly {
-  msi_port *ports; /* by transport */
+  msi_inbox *inboxes; /* by transport */
   int64_t max_rows;
   msi_entry *members;
   uint32_t n, capacity;
@@ -17,7 +17,7 @@ typedef struct msi_assembly {
   uint8_t *gathered_in[MPISERVE_MAX_TENSORS], *gathered_out[MPISERVE_MAX_TENSORS];
 } msi_assembly;
 
-int msi_assembly_open(msi_assembly *assembly, msi_port *ports, int64_t max_rows);
+int msi_assembly_open(msi_assembly *assembly, msi_inbox *inboxes, int64_t max_rows);
 void msi_assembly_close(msi_assembly *assembly);
 
 /* Begins a batch of up to n members. */

@@ -34,7 +34,7 @@ static int grow(msi_queue *queue) {
 static void raise_earlier(msi_queue *queue, const msi_entry *last) {
   for (uint32_t i = 0; i < queue->n; i++) {
     msi_entry *e = msi_queue_at(queue, i);
-    if (e->lane == last->lane && e->port == last->port && e->priority < last->priority)
+    if (e->lane == last->lane && e->inbox == last->inbox && e->priority < last->priority)
       e->priority = last->priority;
   }
 }

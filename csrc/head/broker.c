@@ -6,47 +6,48 @@
 
 #include "base/error.h"
 
-enum { PATIENCE_BATCHES = 8 }; /* without a client, until the census forgets it */
+enum { MISSES_ALLOWED = 8 }; /* without a client, until the census forgets it */
 
-static const int64_t TENANT_LIMIT_NS = 10000000000;
+static const int64_t LEASE_LIMIT_NS = 10000000000;
 
 /* ---- open and close ---------------------------------------------------------- */
 
 int msi_broker_open(msi_broker *broker, const msi_world *world,
-                    const mpiserve_description *description, int place,
+                    const mpiserve_description *description, int service_index,
                     size_t bytes[MSI_TRANSPORTS]) {
   *broker = (msi_broker){.world = world, .description = description, .failed_rank = -1};
   broker->policy =
       (msi_policy){description->max_batch_rows, description->max_delay_ns,
                    description->max_queue_rows, description->rows == MPISERVE_TOGETHER};
-  int code = msi_assembly_open(&broker->assembly, broker->ports, description->max_batch_rows);
-  broker->assembly.batch.service = place;
+  int code = msi_assembly_open(&broker->assembly, broker->inboxes, description->max_batch_rows);
+  broker->assembly.batch.service = service_index;
   if (!code) code = msi_queue_open(&broker->queue);
-  if (!code) code = msi_queue_open(&broker->tenants);
-  if (!code) code = msi_control_open(&broker->control, broker->ports);
+  if (!code) code = msi_queue_open(&broker->lease_queue);
+  if (!code) code = msi_change_queue_open(&broker->changes, broker->inboxes);
   for (int t = 0; t < MSI_TRANSPORTS && !code; t++) {
-    code = msi_port_open(&broker->ports[t], world, t, description, place, bytes[t]);
-    bytes[t] += broker->ports[t].layout.bytes;
-    broker->remaining += broker->ports[t].layout.lanes;
+    code = msi_inbox_open(&broker->inboxes[t], world, t, description, service_index, bytes[t]);
+    bytes[t] += broker->inboxes[t].layout.bytes;
+    uint32_t lanes = broker->inboxes[t].layout.lanes;
+    broker->remaining += lanes;
+    broker->remote += msi_transport_at(t)->same_node ? 0 : lanes;
   }
   return code;
 }
 
-int msi_broker_attach(msi_broker *broker, msi_window *window, msi_thread *thread) {
-  broker->window = window;
-  broker->thread = thread;
+int msi_broker_attach(msi_broker *broker, msi_window *window, msi_progress *progress) {
+  broker->progress = progress;
   int code = MPISERVE_OK;
   for (int t = 0; t < MSI_TRANSPORTS && !code; t++)
-    code = msi_port_attach(&broker->ports[t], window);
+    code = msi_inbox_attach(&broker->inboxes[t], window);
   return code;
 }
 
 void msi_broker_close(msi_broker *broker) {
-  for (int t = 0; t < MSI_TRANSPORTS; t++) msi_port_close(&broker->ports[t]);
+  for (int t = 0; t < MSI_TRANSPORTS; t++) msi_inbox_close(&broker->inboxes[t]);
   msi_queue_close(&broker->queue);
-  msi_queue_close(&broker->tenants);
-  msi_shelf_close(&broker->shelf);
-  msi_control_close(&broker->control);
+  msi_queue_close(&broker->lease_queue);
+  msi_ticket_table_close(&broker->tickets);
+  msi_change_queue_close(&broker->changes);
   msi_assembly_close(&broker->assembly);
 }
 
@@ -61,10 +62,10 @@ static void lane_join(msi_broker *broker, msi_lane *lane) {
 
 /* Where the service rests nobody asks, so nobody counts. */
 static void lane_attach(msi_broker *broker, msi_lane *lane) {
-  if (!broker->resting) lane_join(broker, lane);
+  if (!broker->suspended) lane_join(broker, lane);
 }
 
-static void lane_rest(msi_broker *broker, msi_lane *lane) {
+static void lane_uncount(msi_broker *broker, msi_lane *lane) {
   broker->able -= lane->active;
   lane->active = 0;
 }
@@ -73,23 +74,23 @@ static void lane_queue(msi_broker *broker, msi_lane *lane) { broker->asked += !l
 
 static void lane_unqueue(msi_broker *broker, msi_lane *lane) {
   broker->asked -= !--lane->queued;
-  if (!lane->queued && lane->passing) lane_rest(broker, lane);
+  if (!lane->queued && lane->passing) lane_uncount(broker, lane);
 }
 
 /* The client has gone to another replica. */
-static void lane_pass(msi_broker *broker, msi_lane *lane) {
+static void lane_depart(msi_broker *broker, msi_lane *lane) {
   lane->passing = 1;
-  if (!lane->queued) lane_rest(broker, lane);
+  if (!lane->queued) lane_uncount(broker, lane);
 }
 
 /* The delay closed a batch: those who did not come may not be coming. They
  * count again with their next request. */
 static void note_missing(msi_broker *broker) {
   for (int t = 0; t < MSI_TRANSPORTS; t++)
-    for (uint32_t l = 0; l < broker->ports[t].layout.lanes; l++) {
-      msi_lane *lane = &broker->ports[t].lanes[l];
-      if (lane->active && !lane->queued && ++lane->missed >= PATIENCE_BATCHES)
-        lane_rest(broker, lane);
+    for (uint32_t l = 0; l < broker->inboxes[t].layout.lanes; l++) {
+      msi_lane *lane = &broker->inboxes[t].lanes[l];
+      if (lane->active && !lane->queued && ++lane->missed >= MISSES_ALLOWED)
+        lane_uncount(broker, lane);
     }
 }
 
@@ -98,7 +99,7 @@ static void note_missing(msi_broker *broker) {
 int msi_broker_refuse(msi_broker *broker, const msi_entry *entry, int code, const char *text) {
   broker->counters.requests++;
   broker->counters.errors++;
-  return msi_port_reply(&broker->ports[entry->port], entry->lane, entry->sequence, code, text);
+  return msi_inbox_reply(&broker->inboxes[entry->inbox], entry->lane, entry->sequence, code, text);
 }
 
 static int refuse_after_failure(msi_broker *broker, const msi_entry *entry) {
@@ -111,26 +112,27 @@ static int refuse_after_failure(msi_broker *broker, const msi_entry *entry) {
 /* One that the service rests for has not ended: its client asks elsewhere. */
 static int turn_away(msi_broker *broker, const msi_entry *entry) {
   if (broker->failed_rank >= 0) return refuse_after_failure(broker, entry);
-  return msi_port_reply(&broker->ports[entry->port], entry->lane, entry->sequence, MSI_RESTS, NULL);
+  return msi_inbox_reply(&broker->inboxes[entry->inbox], entry->lane, entry->sequence,
+                         MSI_SUSPENDED, NULL);
 }
 
 static int reply_lease(msi_broker *broker, const msi_entry *entry) {
-  msi_port *port = &broker->ports[entry->port];
+  msi_inbox *inbox = &broker->inboxes[entry->inbox];
   msi_slot *slot;
-  int code = msi_port_reply_begin(port, entry->lane, entry->sequence, &slot);
+  int code = msi_inbox_reply_begin(inbox, entry->lane, entry->sequence, &slot);
   if (code) return code;
-  const msi_lane *lane = &port->lanes[entry->lane];
+  const msi_lane *lane = &inbox->lanes[entry->lane];
   slot->reply.lease_begin = lane->leases[entry->lease].begin;
   slot->reply.rows = lane->leases[entry->lease].rows;
-  slot->reply.lease_once = msi_port_lease_once(port, lane->leases[entry->lease]);
-  return msi_port_reply_end(port, entry->lane, entry->sequence, 0);
+  slot->reply.lease_once = msi_inbox_lease_once(inbox, lane->leases[entry->lease]);
+  return msi_inbox_reply_end(inbox, entry->lane, entry->sequence, 0);
 }
 
 /* Who waits for rows cannot ask until a batch gives some back: the census counts it as one that
  * has asked, or each batch would wait for its delay. */
 static int await_rows(msi_broker *broker, const msi_entry *entry) {
-  msi_lane *lane = &broker->ports[entry->port].lanes[entry->lane];
-  int code = msi_queue_push(&broker->tenants, *entry);
+  msi_lane *lane = &broker->inboxes[entry->inbox].lanes[entry->lane];
+  int code = msi_queue_push(&broker->lease_queue, *entry);
   if (code) return code;
   if (!lane->active) lane->passing = 1; /* until its request says more */
   lane_attach(broker, lane);
@@ -139,17 +141,18 @@ static int await_rows(msi_broker *broker, const msi_entry *entry) {
 }
 
 static msi_entry end_wait(msi_broker *broker) {
-  msi_entry entry = msi_queue_pop(&broker->tenants);
-  lane_unqueue(broker, &broker->ports[entry.port].lanes[entry.lane]);
+  msi_entry entry = msi_queue_pop(&broker->lease_queue);
+  lane_unqueue(broker, &broker->inboxes[entry.inbox].lanes[entry.lane]);
   return entry;
 }
 
 /* In turn, so that a large request is not passed for ever by small ones. */
-static int serve_tenants(msi_broker *broker) {
+static int grant_leases(msi_broker *broker) {
   int code = MPISERVE_OK;
-  while (broker->tenants.n && !code) {
-    msi_entry *first = msi_queue_at(&broker->tenants, 0);
-    if (!msi_port_lease(&broker->ports[first->port], first->lane, first->lease, first->rows)) break;
+  while (broker->lease_queue.n && !code) {
+    msi_entry *first = msi_queue_at(&broker->lease_queue, 0);
+    if (!msi_inbox_lease(&broker->inboxes[first->inbox], first->lane, first->lease, first->rows))
+      break;
     msi_entry entry = end_wait(broker);
     code = reply_lease(broker, &entry);
   }
@@ -160,50 +163,50 @@ static int serve_tenants(msi_broker *broker) {
  * this library, for the one that needs them: an error ends what would hang. */
 int msi_broker_refuse_late(msi_broker *broker, int64_t now) {
   int code = MPISERVE_OK;
-  while (!code && broker->tenants.n &&
-         now - msi_queue_at(&broker->tenants, 0)->taken_ns > TENANT_LIMIT_NS) {
+  while (!code && broker->lease_queue.n &&
+         now - msi_queue_at(&broker->lease_queue, 0)->taken_ns > LEASE_LIMIT_NS) {
     msi_entry entry = end_wait(broker);
     code = msi_broker_refuse(
         broker, &entry, MPISERVE_ENOMEM,
         "no memory for the payload came free within 10 s: other requests hold it. "
         "Raise the service's pool_bytes, or take results before waiting for other ranks");
-    if (!code) code = serve_tenants(broker);
+    if (!code) code = grant_leases(broker);
   }
   return code;
 }
 
 static int lies_in(const msi_entry *e, const msi_entry *by, const msi_range *range) {
-  return e->port == by->port && e->lane == by->lane &&
+  return e->inbox == by->inbox && e->lane == by->lane &&
          (e->input_row - range->begin < range->rows || e->output_row - range->begin < range->rows);
 }
 
 /* Rows of a request that waits or is held stay its lane's, whatever the client asks: its results
  * go there. */
 static int is_used(const msi_broker *broker, const msi_entry *by, int lease) {
-  const msi_range *range = &broker->ports[by->port].lanes[by->lane].leases[lease];
+  const msi_range *range = &broker->inboxes[by->inbox].lanes[by->lane].leases[lease];
   for (uint32_t i = 0; range->rows && i < broker->queue.n; i++)
     if (lies_in(msi_queue_at(&broker->queue, i), by, range)) return 1;
-  for (uint32_t i = 0; broker->shelf.n && i < broker->shelf.used; i++)
-    if (broker->shelf.places[i].taken && lies_in(&broker->shelf.places[i].entry, by, range))
+  for (uint32_t i = 0; broker->tickets.n && i < broker->tickets.used; i++)
+    if (broker->tickets.entries[i].taken && lies_in(&broker->tickets.entries[i].entry, by, range))
       return 1;
   return 0;
 }
 
 static int lease_possible(const msi_broker *broker, const msi_entry *entry) {
   return entry->lease >= 0 && entry->lease < MSI_LEASES &&
-         entry->rows <= broker->ports[entry->port].layout.max_rows &&
+         entry->rows <= broker->inboxes[entry->inbox].layout.max_rows &&
          !is_used(broker, entry, entry->lease);
 }
 
 /* A buffer stays for as long as its user likes: it may not be lent, nor waited for. */
 static int on_keep(msi_broker *broker, const msi_entry *entry) {
-  msi_port *port = &broker->ports[entry->port];
+  msi_inbox *inbox = &broker->inboxes[entry->inbox];
   if (!lease_possible(broker, entry))
     return msi_broker_refuse(broker, entry, MPISERVE_EROWS, "a buffer that cannot be given");
-  int given = msi_port_lease(port, entry->lane, entry->lease, entry->rows);
-  if (given && !msi_port_lease_once(port, port->lanes[entry->lane].leases[entry->lease]))
+  int given = msi_inbox_lease(inbox, entry->lane, entry->lease, entry->rows);
+  if (given && !msi_inbox_lease_once(inbox, inbox->lanes[entry->lane].leases[entry->lease]))
     return reply_lease(broker, entry);
-  msi_port_lease_drop(port, entry->lane, entry->lease);
+  msi_inbox_lease_drop(inbox, entry->lane, entry->lease);
   return msi_broker_refuse(
       broker, entry, MPISERVE_ENOMEM,
       "no room for a buffer of so many rows: raise the service's pool_bytes, or give "
@@ -211,31 +214,32 @@ static int on_keep(msi_broker *broker, const msi_entry *entry) {
 }
 
 static int on_lease(msi_broker *broker, const msi_entry *entry) {
-  msi_port *port = &broker->ports[entry->port];
+  msi_inbox *inbox = &broker->inboxes[entry->inbox];
   if (!lease_possible(broker, entry))
     return msi_broker_refuse(broker, entry, MPISERVE_EROWS, "a lease that cannot be given");
-  msi_port_lease_drop(port, entry->lane, entry->lease);
+  msi_inbox_lease_drop(inbox, entry->lane, entry->lease);
   int code = entry->rows ? await_rows(broker, entry) : reply_lease(broker, entry);
-  return code ? code : serve_tenants(broker);
+  return code ? code : grant_leases(broker);
 }
 
 /* Where one side of a request lies: in the slot, or in leased rows. The client has
  * checked this too; what is in a window is not trusted all the same. */
-static int find_rows(const msi_port *port, const msi_entry *entry, const msi_side *side,
+static int find_rows(const msi_inbox *inbox, const msi_entry *entry, const msi_side *side,
                      int32_t lease, uint32_t row, uint32_t *begin) {
   *begin = MSI_IN_SLOT;
   if (lease < 0) return msi_side_eager(side, entry->rows);
   if (lease >= MSI_LEASES) return 0;
-  msi_range range = port->lanes[entry->lane].leases[lease];
+  msi_range range = inbox->lanes[entry->lane].leases[lease];
   *begin = range.begin + row;
   return row <= range.rows && entry->rows <= range.rows - row;
 }
 
-static int fits(const msi_port *port, msi_entry *entry, const msi_request_header *request) {
-  const msi_layout *layout = &port->layout;
+static int fits(const msi_inbox *inbox, msi_entry *entry, const msi_request_header *request) {
+  const msi_layout *layout = &inbox->layout;
   if (entry->rows < 1 || entry->rows > layout->max_rows) return 0;
-  return find_rows(port, entry, &layout->inputs, request->lease, request->row, &entry->input_row) &&
-         find_rows(port, entry, &layout->outputs, request->output_lease, request->output_row,
+  return find_rows(inbox, entry, &layout->inputs, request->lease, request->row,
+                   &entry->input_row) &&
+         find_rows(inbox, entry, &layout->outputs, request->output_lease, request->output_row,
                    &entry->output_row);
 }
 
@@ -258,23 +262,23 @@ static int refuse_for_room(msi_broker *broker, const msi_entry *entry) {
 
 /* Hosts have clocks of their own: over rma the client says how long. What is in a window
  * is not trusted: the sum may be anything, but is defined, and never before now. */
-static int64_t deadline_of(const msi_entry *entry, int64_t deadline_ns) {
+static int64_t deadline_of(const msi_broker *broker, const msi_entry *entry, int64_t deadline_ns) {
   if (!deadline_ns) return 0;
-  if (entry->port == MPISERVE_RMA)
+  if (!broker->inboxes[entry->inbox].transport->same_node)
     deadline_ns = (int64_t)((uint64_t)entry->taken_ns + (uint64_t)deadline_ns);
   return deadline_ns > entry->taken_ns ? deadline_ns : entry->taken_ns;
 }
 
 static int on_infer(msi_broker *broker, msi_entry *entry, const msi_request_header *request) {
-  msi_port *port = &broker->ports[entry->port];
-  msi_lane *lane = &port->lanes[entry->lane];
+  msi_inbox *inbox = &broker->inboxes[entry->inbox];
+  msi_lane *lane = &inbox->lanes[entry->lane];
   if (broker->shut) return turn_away(broker, entry);
-  if (!fits(port, entry, request))
+  if (!fits(inbox, entry, request))
     return msi_broker_refuse(broker, entry, MPISERVE_EROWS, "rows do not fit the lane");
   if (!waits(broker) && !msi_queue_admits(&broker->policy, &broker->queue, entry->rows))
     return refuse_for_room(broker, entry);
   entry->priority = request->priority > INT8_MIN ? request->priority : 0;
-  entry->deadline_ns = deadline_of(entry, request->deadline_ns);
+  entry->deadline_ns = deadline_of(broker, entry, request->deadline_ns);
   lane_join(broker, lane);
   lane->passing = request->kind == MSI_VISIT;
   int code = msi_queue_push(&broker->queue, *entry);
@@ -286,7 +290,7 @@ static int turn_all_away(msi_broker *broker) {
   int code = MPISERVE_OK;
   while (broker->queue.n && !code) {
     msi_entry waiting = msi_queue_pop(&broker->queue);
-    lane_unqueue(broker, &broker->ports[waiting.port].lanes[waiting.lane]);
+    lane_unqueue(broker, &broker->inboxes[waiting.inbox].lanes[waiting.lane]);
     code = turn_away(broker, &waiting);
   }
   return code;
@@ -294,18 +298,18 @@ static int turn_all_away(msi_broker *broker) {
 
 static int on_fail(msi_broker *broker, const msi_entry *entry) {
   if (broker->failed_rank < 0) {
-    const msi_port *port = &broker->ports[entry->port];
+    const msi_inbox *inbox = &broker->inboxes[entry->inbox];
     size_t bytes = entry->rows < MSI_EAGER_BYTES ? entry->rows : MSI_EAGER_BYTES;
-    memcpy(broker->failed_text, msi_port_slot(port, entry->lane, entry->sequence)->input, bytes);
+    memcpy(broker->failed_text, msi_inbox_slot(inbox, entry->lane, entry->sequence)->input, bytes);
     broker->failed_text[bytes] = 0;
-    broker->failed_rank = broker->ports[entry->port].clients[entry->lane];
+    broker->failed_rank = broker->inboxes[entry->inbox].clients[entry->lane];
     broker->shut = 1;
   }
   int code = turn_all_away(broker);
-  msi_held *held;
-  while (!code && (held = msi_shelf_any(&broker->shelf))) {
+  msi_ticket *held;
+  while (!code && (held = msi_ticket_table_any(&broker->tickets))) {
     msi_entry entry = held->entry;
-    msi_broker_redeem(broker, held);
+    msi_broker_end_ticket(broker, held);
     code = refuse_after_failure(broker, &entry);
   }
   return code;
@@ -313,19 +317,19 @@ static int on_fail(msi_broker *broker, const msi_entry *entry) {
 
 static int on_control(msi_broker *broker, const msi_entry *entry) {
   if (broker->failed_rank >= 0) return refuse_after_failure(broker, entry);
-  return msi_control_push(&broker->control, entry);
+  return msi_change_queue_push(&broker->changes, entry);
 }
 
 static int on_leave(msi_broker *broker, const msi_entry *entry) {
-  msi_port *port = &broker->ports[entry->port];
-  msi_lane *lane = &port->lanes[entry->lane];
-  lane_rest(broker, lane);
+  msi_inbox *inbox = &broker->inboxes[entry->inbox];
+  msi_lane *lane = &inbox->lanes[entry->lane];
+  lane_uncount(broker, lane);
   broker->remaining -= !lane->gone;
   lane->gone = 1;
   /* Buffers that were not given back stay the client's: it may look at them after close. */
   for (int i = 0; i < MSI_SLOTS; i++)
-    if (!is_used(broker, entry, i)) msi_port_lease_drop(port, entry->lane, i);
-  return serve_tenants(broker);
+    if (!is_used(broker, entry, i)) msi_inbox_lease_drop(inbox, entry->lane, i);
+  return grant_leases(broker);
 }
 
 /* One reading of the clock serves a whole sweep over the lanes. */
@@ -334,13 +338,13 @@ static int64_t now_of(msi_broker *broker) {
   return broker->now_ns;
 }
 
-static int take(msi_broker *broker, msi_port *port, uint32_t lane,
+static int take(msi_broker *broker, msi_inbox *inbox, uint32_t lane,
                 const msi_request_header *request) {
-  msi_entry entry = {.port = (uint8_t)port->transport,
+  msi_entry entry = {.inbox = (uint8_t)inbox->transport->number,
                      .lane = lane,
                      .rows = request->rows,
                      .lease = request->lease};
-  entry.sequence = msi_port_take(port, lane, &entry.taken_ns);
+  entry.sequence = msi_inbox_take(inbox, lane, &entry.taken_ns);
   if (!entry.taken_ns) entry.taken_ns = now_of(broker);
   if (request->sequence != entry.sequence)
     return msi_broker_refuse(broker, &entry, MPISERVE_ESTATE,
@@ -351,64 +355,67 @@ static int take(msi_broker *broker, msi_port *port, uint32_t lane,
     case MSI_INFER: return on_infer(broker, &entry, request);
     case MSI_LEASE: return on_lease(broker, &entry);
     case MSI_KEEP: return on_keep(broker, &entry);
-    case MSI_CONTROL: return on_control(broker, &entry);
-    case MSI_ATTACH: lane_attach(broker, &port->lanes[lane]); break;
-    case MSI_REST: lane_pass(broker, &port->lanes[lane]); break;
+    case MSI_CHANGE: return on_control(broker, &entry);
+    case MSI_ATTACH: lane_attach(broker, &inbox->lanes[lane]); break;
+    case MSI_DEPART: lane_depart(broker, &inbox->lanes[lane]); break;
     case MSI_FAIL: code = on_fail(broker, &entry); break;
     case MSI_LEAVE: code = on_leave(broker, &entry); break;
     default: return msi_broker_refuse(broker, &entry, MPISERVE_EARG, "a request of unknown kind");
   }
-  return code ? code : msi_port_reply(port, lane, entry.sequence, MPISERVE_OK, NULL);
+  return code ? code : msi_inbox_reply(inbox, lane, entry.sequence, MPISERVE_OK, NULL);
 }
 
 /* Is it for the queue? What is cancelled or out of step is not. */
-static int is_for_queue(const msi_port *port, uint32_t lane, const msi_request_header *request) {
-  uint64_t sequence = port->lanes[lane].taken + 1;
+static int is_for_queue(const msi_inbox *inbox, uint32_t lane, const msi_request_header *request) {
+  uint64_t sequence = inbox->lanes[lane].taken + 1;
   int infers = request->kind == MSI_INFER || request->kind == MSI_VISIT;
   return infers && request->sequence == sequence &&
-         !msi_slot_cancelled(msi_port_slot(port, lane, sequence));
+         !msi_slot_cancelled(msi_inbox_slot(inbox, lane, sequence));
 }
 
 /* With on_full = wait, a request for which the queue has no room stays in its lane, and
  * none of those that come after it in this round gets past it. Other kinds do. */
-static int has_to_wait(msi_broker *broker, msi_port *port, uint32_t lane,
+static int has_to_wait(msi_broker *broker, msi_inbox *inbox, uint32_t lane,
                        const msi_request_header *request) {
-  if (!waits(broker) || !is_for_queue(port, lane, request)) return 0;
+  if (!waits(broker) || !is_for_queue(inbox, lane, request)) return 0;
   if (!broker->queue.full) {
     if (msi_queue_admits(&broker->policy, &broker->queue, request->rows)) return 0;
     broker->queue.full = 1;
-    broker->turn_port = port->transport;
+    broker->turn_inbox = inbox->transport->number;
     broker->turn_lane = lane;
   }
-  msi_port_note(port, lane, now_of(broker));
+  msi_inbox_note(inbox, lane, now_of(broker));
   return 1;
 }
 
 static int poll_lanes(msi_broker *broker, int transport, uint32_t from, uint32_t to) {
-  msi_port *port = &broker->ports[transport];
-  int code = transport == MPISERVE_RMA ? msi_window_progress(broker->window) : MPISERVE_OK;
+  msi_inbox *inbox = &broker->inboxes[transport];
+  int code = msi_inbox_sync(inbox);
   msi_request_header request;
   uint32_t last = to, left = 0; /* that a lane may ring for in one round */
-  for (uint32_t lane = from; !code && msi_port_rung(port, &lane) && lane < to;) {
+  for (uint32_t lane = from; !code && msi_inbox_rung(inbox, &lane) && lane < to;) {
     if (lane != last) left = MSI_SLOTS;
     last = lane;
-    if (left-- && msi_port_read(port, lane, &request) && !has_to_wait(broker, port, lane, &request))
-      code = take(broker, port, lane, &request);
+    if (left-- && msi_inbox_read(inbox, lane, &request) &&
+        !has_to_wait(broker, inbox, lane, &request))
+      code = take(broker, inbox, lane, &request);
     else
       lane++;
   }
   return code;
 }
 
-/* Once around, from who has waited for room in the queue longest. */
+/* Once around, from the lane that has waited for room in the queue longest. */
 int msi_broker_poll(msi_broker *broker) {
-  int first = broker->turn_port, second = 1 - first;
+  int first = broker->turn_inbox, code = MPISERVE_OK;
   uint32_t lane = broker->turn_lane;
   broker->now_ns = 0;
   broker->queue.full = 0;
-  uint32_t firsts = broker->ports[first].layout.lanes, seconds = broker->ports[second].layout.lanes;
-  int code = firsts ? poll_lanes(broker, first, lane, firsts) : MPISERVE_OK;
-  if (seconds && !code) code = poll_lanes(broker, second, 0, seconds);
+  for (int i = 0; i < MSI_TRANSPORTS && !code; i++) {
+    int at = (first + i) % MSI_TRANSPORTS;
+    uint32_t lanes = broker->inboxes[at].layout.lanes;
+    if (lanes) code = poll_lanes(broker, at, i ? 0 : lane, lanes);
+  }
   return lane && !code ? poll_lanes(broker, first, 0, lane) : code;
 }
 
@@ -416,7 +423,7 @@ int msi_broker_poll(msi_broker *broker) {
 
 static int drop(msi_broker *broker, uint32_t i, int cancelled) {
   msi_entry entry = msi_queue_remove(&broker->queue, i);
-  lane_unqueue(broker, &broker->ports[entry.port].lanes[entry.lane]);
+  lane_unqueue(broker, &broker->inboxes[entry.inbox].lanes[entry.lane]);
   ++*(cancelled ? &broker->counters.cancelled : &broker->counters.dropped);
   if (cancelled) return msi_broker_refuse(broker, &entry, MPISERVE_ECANCELLED, NULL);
   return msi_broker_refuse(broker, &entry, MPISERVE_EDEADLINE,
@@ -429,7 +436,7 @@ static int drop_unwanted(msi_broker *broker) {
   for (uint32_t i = 0; i < broker->queue.n && !code;) {
     const msi_entry *e = msi_queue_at(&broker->queue, i);
     int cancelled =
-        msi_slot_cancelled(msi_port_slot(&broker->ports[e->port], e->lane, e->sequence));
+        msi_slot_cancelled(msi_inbox_slot(&broker->inboxes[e->inbox], e->lane, e->sequence));
     if (cancelled || (e->deadline_ns && e->deadline_ns <= now_of(broker)))
       code = drop(broker, i, cancelled);
     else
@@ -445,7 +452,7 @@ static int collect(msi_broker *broker) {
   for (uint32_t i = 0; i < span && !code; i++) {
     const msi_entry *e = msi_queue_at(&broker->queue, i);
     if (!e->picked) continue;
-    lane_unqueue(broker, &broker->ports[e->port].lanes[e->lane]);
+    lane_unqueue(broker, &broker->inboxes[e->inbox].lanes[e->lane]);
     msi_assembly_add(&broker->assembly, e);
   }
   msi_queue_take_picked(&broker->queue, span);
@@ -477,19 +484,19 @@ static msi_close_reason decide(msi_broker *broker) {
   if (!broker->queue.n) return MSI_OPEN;
   /* Others are under way: who comes now is to join them, and some of those who are
    * missing wait for an answer. */
-  if (broker->shelf.n) return MSI_CLOSED_HELD;
+  if (broker->tickets.n) return MSI_CLOSED_HELD;
   return msi_batch_decide(&broker->policy, &broker->queue, broker->asked, broker->able,
                           now_of(broker));
 }
 
 int msi_broker_look(msi_broker *broker, int lay_out) {
   int code = msi_broker_poll(broker);
-  if (!code && broker->tenants.n) code = msi_broker_refuse_late(broker, now_of(broker));
+  if (!code && broker->lease_queue.n) code = msi_broker_refuse_late(broker, now_of(broker));
   if (code) return code;
-  if (broker->control.waiting.n) {
-    if (msi_control_news(&broker->control))
-      return msi_error(MPISERVE_ECONTROL, "a client asks for another model");
-    if (msi_control_pauses(&broker->control)) return MPISERVE_OK;
+  if (broker->changes.waiting.n) {
+    if (msi_change_queue_has_news(&broker->changes))
+      return msi_error(MPISERVE_ECHANGE, "a client asks for another model");
+    if (msi_change_queue_pauses(&broker->changes)) return MPISERVE_OK;
   }
   msi_close_reason reason = decide(broker);
   uint32_t n = broker->queue.n;
@@ -500,31 +507,31 @@ int msi_broker_look(msi_broker *broker, int lay_out) {
 
 /* Who waits for rows counts again, as having asked. */
 static int rejoin_waiting(msi_broker *broker) {
-  for (uint32_t i = 0; i < broker->tenants.n; i++) {
-    const msi_entry *waiting = msi_queue_at(&broker->tenants, i);
-    lane_join(broker, &broker->ports[waiting->port].lanes[waiting->lane]);
+  for (uint32_t i = 0; i < broker->lease_queue.n; i++) {
+    const msi_entry *waiting = msi_queue_at(&broker->lease_queue, i);
+    lane_join(broker, &broker->inboxes[waiting->inbox].lanes[waiting->lane]);
   }
   return MPISERVE_OK;
 }
 
-int msi_broker_rest(msi_broker *broker, int resting) {
-  broker->resting = resting;
-  broker->shut = resting || broker->failed_rank >= 0;
-  if (!resting) return rejoin_waiting(broker);
+int msi_broker_suspend(msi_broker *broker, int suspended) {
+  broker->suspended = suspended;
+  broker->shut = suspended || broker->failed_rank >= 0;
+  if (!suspended) return rejoin_waiting(broker);
   int code = turn_all_away(broker);
   for (int t = 0; t < MSI_TRANSPORTS; t++)
-    for (uint32_t l = 0; l < broker->ports[t].layout.lanes; l++)
-      lane_rest(broker, &broker->ports[t].lanes[l]);
+    for (uint32_t l = 0; l < broker->inboxes[t].layout.lanes; l++)
+      lane_uncount(broker, &broker->inboxes[t].lanes[l]);
   return code;
 }
 
-void msi_broker_settle(msi_broker *broker) {
-  broker->thread->owed -= broker->computing;
+void msi_broker_end_batch(msi_broker *broker) {
+  broker->progress->unanswered -= broker->computing;
   broker->computing = broker->open = 0;
-  msi_thread_wake(broker->thread); /* other services may hold requests */
+  msi_progress_start(broker->progress); /* other services may hold requests */
 }
 
-void msi_broker_redeem(msi_broker *broker, msi_held *held) {
-  msi_shelf_drop(&broker->shelf, held);
-  broker->thread->owed--;
+void msi_broker_end_ticket(msi_broker *broker, msi_ticket *held) {
+  msi_ticket_table_drop(&broker->tickets, held);
+  broker->progress->unanswered--;
 }

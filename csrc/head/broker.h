@@ -3,47 +3,47 @@
 #define MSI_BROKER_H
 
 #include "head/assembly.h"
-#include "head/control.h"
+#include "head/change_queue.h"
 #include "head/progress.h"
 #include "head/ticket_table.h"
 
 typedef struct msi_broker {
   const msi_world *world;
-  msi_window *window;
   const mpiserve_description *description;
   msi_policy policy;
-  msi_port ports[MSI_TRANSPORTS];
-  msi_thread *thread; /* of the rank */
-  msi_queue queue;    /* requests that wait for a batch */
-  msi_shelf shelf;    /* requests that are held */
-  msi_queue tenants;  /* requests for leases that wait for room */
-  int turn_port;      /* where the next look around begins: who found no room has */
-  uint32_t turn_lane; /* waited longest */
-  uint32_t asked;     /* lanes with a request in the queue */
-  uint32_t able;      /* lanes that count in the census */
-  uint32_t remaining; /* lanes whose client has not left */
-  int shut;           /* requests are turned away: a rank has failed, or the service rests */
-  int resting;        /* the service does, on this rank */
-  int full;           /* the model has no room: what comes stays in the queue */
-  int failed_rank;    /* of a simulation rank that ended with an error, or -1 */
+  msi_inbox inboxes[MSI_TRANSPORTS];
+  msi_progress *progress;   /* of the rank */
+  msi_queue queue;          /* requests that wait for a batch */
+  msi_ticket_table tickets; /* requests that are held */
+  msi_queue lease_queue;    /* requests for leases that wait for room */
+  int turn_inbox;           /* where the next look around begins: who found no room has */
+  uint32_t turn_lane;       /* waited longest */
+  uint32_t asked;           /* lanes with a request in the queue */
+  uint32_t able;            /* lanes that count in the census */
+  uint32_t remote;          /* lanes of clients on other nodes, which cannot wake this rank */
+  uint32_t remaining;       /* lanes whose client has not left */
+  int shut;                 /* requests are turned away: a rank has failed, or the service rests */
+  int suspended;            /* the service does, on this rank */
+  int full;                 /* the model has no room: what comes stays in the queue */
+  int failed_rank;          /* of a simulation rank that ended with an error, or -1 */
   char failed_text[MPISERVE_TEXT_SIZE];
   int open;      /* a batch was handed out and not answered */
-  int computing; /* ... and is owed: an echo is not */
+  int computing; /* ... and is unanswered: an echo is not */
   msi_assembly assembly;
-  msi_control control;
+  msi_change_queue changes;
   int64_t now_ns; /* of this sweep, once it was asked for */
   int64_t closed_ns;
   mpiserve_counters counters;
 } msi_broker;
 
 /* First half of publishing: adds the memory that this service needs in each transport to that
- * of those before it. place: its number among the services of the rank. Local. */
+ * of those before it. service_index: its number among the services of the rank. Local. */
 int msi_broker_open(msi_broker *broker, const msi_world *world,
-                    const mpiserve_description *description, int place,
+                    const mpiserve_description *description, int service_index,
                     size_t bytes[MSI_TRANSPORTS]);
 
 /* Second half: the windows are there. Local. */
-int msi_broker_attach(msi_broker *broker, msi_window *window, msi_thread *thread);
+int msi_broker_attach(msi_broker *broker, msi_window *window, msi_progress *progress);
 void msi_broker_close(msi_broker *broker);
 
 /* One look: takes requests, and closes a batch if it is time: the broker is open then. Without
@@ -53,19 +53,19 @@ int msi_broker_look(msi_broker *broker, int lay_out);
 /* Work for now and then, and whether there is none but what a client will ring for. */
 int msi_broker_refuse_late(msi_broker *broker, int64_t now);
 static inline int msi_broker_may_sleep(const msi_broker *broker) {
-  return !broker->ports[MPISERVE_RMA].layout.lanes && !broker->queue.n;
+  return !broker->remote && !broker->queue.n;
 }
 
-/* The batch that was closed: it is owed until it is settled. */
+/* The batch that was closed: it is unanswered until it is settled. */
 static inline void msi_broker_hand_out(msi_broker *broker, mpiserve_batch *batch) {
   *batch = broker->assembly.batch;
   broker->computing = 1;
-  broker->thread->owed++;
+  broker->progress->unanswered++;
 }
-void msi_broker_settle(msi_broker *broker);
+void msi_broker_end_batch(msi_broker *broker);
 
 /* The service rests here: who asks, and who waits, is to ask another replica. Or no longer. */
-int msi_broker_rest(msi_broker *broker, int resting);
+int msi_broker_suspend(msi_broker *broker, int suspended);
 
 /* Takes what clients have asked. */
 int msi_broker_poll(msi_broker *broker);
@@ -74,6 +74,6 @@ int msi_broker_poll(msi_broker *broker);
 int msi_broker_refuse(msi_broker *broker, const msi_entry *entry, int code, const char *text);
 
 /* Ends a held request's ticket, because it is being answered. */
-void msi_broker_redeem(msi_broker *broker, msi_held *held);
+void msi_broker_end_ticket(msi_broker *broker, msi_ticket *held);
 
 #endif

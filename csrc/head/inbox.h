@@ -1,11 +1,10 @@
-/* port: a head's end of the lanes of one transport: what clients wrote, and the
+/* inbox: a head's end of the lanes of one transport: what clients wrote, and the
  * replies to it. Knows slots and both transports; knows nothing of batches. */
-#ifndef MSI_PORT_H
-#define MSI_PORT_H
+#ifndef MSI_INBOX_H
+#define MSI_INBOX_H
 
 #include "head/row_pool.h"
-#include "mpi/window.h"
-#include "protocol/slot.h"
+#include "mpi/transport.h"
 
 typedef struct msi_lane {
   uint64_t taken;             /* sequence of the last request taken */
@@ -22,70 +21,75 @@ typedef struct msi_lane {
   msi_range leases[MSI_LEASES];
 } msi_lane;
 
-typedef struct msi_port {
+typedef struct msi_inbox {
   msi_window *window;
-  int transport;
-  int place; /* of its service among those of this rank */
+  const msi_transport *transport;
+  int service_index; /* of its service among those of this rank */
   msi_layout layout;
   uint8_t *memory; /* this rank's; where the segment lies in it the layout knows */
-  uint8_t *seen;   /* the bells, as far as they were taken */
+  uint8_t *seen;   /* the doorbells, as far as they were taken */
   int *clients;    /* world rank by lane */
   msi_lane *lanes;
-  msi_pool pool;
-  struct msi_port *next; /* of those that the broker thread watches */
-  MPI_Request *told;     /* rma: of the last reply message, by lane and slot */
-} msi_port;
+  msi_row_pool pool;
+  struct msi_inbox *next; /* of those that the broker thread watches */
+  MPI_Request *sends;     /* of the last replies, by lane and slot, where these are messages */
+} msi_inbox;
 
 /* Lays the segment of this rank's service number place out, from byte begin of its memory on.
- * Local; the memory comes with msi_port_attach(). */
-int msi_port_open(msi_port *port, const msi_world *world, int transport,
-                  const mpiserve_description *description, int place, size_t begin);
-int msi_port_attach(msi_port *port, msi_window *window);
-void msi_port_close(msi_port *port);
+ * Local; the memory comes with msi_inbox_attach(). */
+int msi_inbox_open(msi_inbox *inbox, const msi_world *world, int transport,
+                   const mpiserve_description *description, int service_index, size_t begin);
+int msi_inbox_attach(msi_inbox *inbox, msi_window *window);
+void msi_inbox_close(msi_inbox *inbox);
 
-/* The next lane, from *lane on, whose bell has rung: 1, or 0 if there is none. */
-int msi_port_rung(const msi_port *port, uint32_t *lane);
+/* The next lane, from *lane on, whose doorbell has rung: 1, or 0 if there is none. */
+int msi_inbox_rung(const msi_inbox *inbox, uint32_t *lane);
 
-/* Copies the header of the request that msi_port_take() will take, each word read once: a client
+/* Sees what clients have written, before a look at the doorbells. */
+static inline int msi_inbox_sync(const msi_inbox *inbox) {
+  return inbox->transport->sync ? inbox->transport->sync(inbox->window) : MPISERVE_OK;
+}
+
+/* Copies the header of the request that msi_inbox_take() will take, each word read once: a client
  * may write there at any time, so what was checked must be what is used. `cancelled` and `asleep`
  * are not copied. 0 if there is none: the request before in the same slot has no reply yet, so
  * that a client that breaks the rules has MSI_SLOTS requests at the head as all others. */
-int msi_port_read(const msi_port *port, uint32_t lane, msi_request_header *request);
+int msi_inbox_read(const msi_inbox *inbox, uint32_t lane, msi_request_header *request);
 
 /* Takes one request of a lane that has rung: its sequence. seen_ns is when it was noted first,
  * or 0. */
-uint64_t msi_port_take(msi_port *port, uint32_t lane, int64_t *seen_ns);
+uint64_t msi_inbox_take(msi_inbox *inbox, uint32_t lane, int64_t *seen_ns);
 
 /* Notes when the requests of a lane that has rung were seen, but not yet taken. */
-void msi_port_note(msi_port *port, uint32_t lane, int64_t now_ns);
+void msi_inbox_note(msi_inbox *inbox, uint32_t lane, int64_t now_ns);
 
-msi_slot *msi_port_slot(const msi_port *port, uint32_t lane, uint64_t sequence);
+msi_slot *msi_inbox_slot(const msi_inbox *inbox, uint32_t lane, uint64_t sequence);
 
 /* Gives a lane rows for lease i; what it had there goes back first. rows 0 only
  * gives back. 0 if the pool is too full now. */
-int msi_port_lease(msi_port *port, uint32_t lane, int i, uint32_t rows);
-void msi_port_lease_drop(msi_port *port, uint32_t lane, int i);
+int msi_inbox_lease(msi_inbox *inbox, uint32_t lane, int i, uint32_t rows);
+void msi_inbox_lease_drop(msi_inbox *inbox, uint32_t lane, int i);
 
 /* Must a lease of this range be given back after one request? The upper half of
  * the pool is lent so: however the lower half is split among clients that keep
  * theirs, the largest request will fit again, and nobody waits for ever. */
-int msi_port_lease_once(const msi_port *port, msi_range range);
+int msi_inbox_lease_once(const msi_inbox *inbox, msi_range range);
 
 /* Begins a reply: its slot, with the reply header cleared. */
-int msi_port_reply_begin(msi_port *port, uint32_t lane, uint64_t sequence, msi_slot **slot);
+int msi_inbox_reply_begin(msi_inbox *inbox, uint32_t lane, uint64_t sequence, msi_slot **slot);
 
 /* Ends it: payload_bytes of slot->output belong to it. Publishes it to the client. */
-int msi_port_reply_end(msi_port *port, uint32_t lane, uint64_t sequence, size_t payload_bytes);
+int msi_inbox_reply_end(msi_inbox *inbox, uint32_t lane, uint64_t sequence, size_t payload_bytes);
 
 /* A whole reply with no rows: how a request ended, and why. */
-int msi_port_reply(msi_port *port, uint32_t lane, uint64_t sequence, int code, const char *text);
+int msi_inbox_reply(msi_inbox *inbox, uint32_t lane, uint64_t sequence, int code, const char *text);
 
-static inline uint8_t *msi_port_input(const msi_port *port, int i, uint32_t row) {
-  return port->memory + port->layout.inputs_at[i] + row * port->layout.inputs.row_bytes[i];
+static inline uint8_t *msi_inbox_input(const msi_inbox *inbox, int i, uint32_t row) {
+  return inbox->memory + inbox->layout.inputs_at[i] + row * inbox->layout.inputs.row_bytes[i];
 }
 
-static inline uint8_t *msi_port_output(const msi_port *port, int i, uint32_t row) {
-  return port->memory + port->layout.outputs_at[i] + row * port->layout.outputs.row_bytes[i];
+static inline uint8_t *msi_inbox_output(const msi_inbox *inbox, int i, uint32_t row) {
+  return inbox->memory + inbox->layout.outputs_at[i] + row * inbox->layout.outputs.row_bytes[i];
 }
 
 #endif

@@ -2,8 +2,8 @@
  * input and output slab at once. First fit, so that clients who ask for rows
  * one after the other become neighbours, and their batch is one range that the
  * model can read in place. No MPI calls; used by one thread at a time. */
-#ifndef MSI_POOL_H
-#define MSI_POOL_H
+#ifndef MSI_ROW_POOL_H
+#define MSI_ROW_POOL_H
 
 #include <stdint.h>
 
@@ -11,21 +11,21 @@ typedef struct msi_range {
   uint32_t begin, rows;
 } msi_range;
 
-typedef struct msi_pool {
+typedef struct msi_row_pool {
   uint32_t rows, used;
   uint32_t taken; /* ranges taken */
   uint32_t n, capacity;
   msi_range *free; /* n free ranges, sorted, never touching each other */
-} msi_pool;
+} msi_row_pool;
 
-int msi_pool_open(msi_pool *pool, uint32_t rows);
-void msi_pool_close(msi_pool *pool);
+int msi_row_pool_open(msi_row_pool *pool, uint32_t rows);
+void msi_row_pool_close(msi_row_pool *pool);
 
 /* Takes rows; false if no free range is large enough. */
-int msi_pool_take(msi_pool *pool, uint32_t rows, msi_range *range);
+int msi_row_pool_take(msi_row_pool *pool, uint32_t rows, msi_range *range);
 
 /* Gives back a range that was taken; rows 0 is nothing. The pool's list was
  * grown while taking, so that this never fails. */
-void msi_pool_give(msi_pool *pool, msi_range range);
+void msi_row_pool_give(msi_row_pool *pool, msi_range range);
 
 #endif

@@ -13,7 +13,7 @@ static const double WAIT_NOTICE = 10;
 
 int msi_serving_open(msi_serving *serving, const msi_world *world, int n,
                      const mpiserve_description *descriptions, size_t bytes[MSI_TRANSPORTS]) {
-  *serving = (msi_serving){.patience = world->patience};
+  *serving = (msi_serving){.backoff = world->backoff};
   bytes[MPISERVE_SHARED] = bytes[MPISERVE_RMA] = 0;
   serving->brokers = calloc((size_t)n, sizeof *serving->brokers);
   if (!serving->brokers) return msi_error(MPISERVE_ENOMEM, "no memory for %d services", n);
@@ -43,23 +43,29 @@ static int64_t notice_limit(void) {
   return seconds > 0 && seconds < 1e9 ? (int64_t)(seconds * 1e9) : INT64_MAX;
 }
 
+/* The progress thread notes when clients on other nodes ask. */
+static void watch_remote(msi_serving *serving, msi_broker *broker) {
+  for (int t = 0; t < MSI_TRANSPORTS; t++)
+    if (!broker->inboxes[t].transport->same_node)
+      msi_progress_watch(&serving->progress, &broker->inboxes[t]);
+}
+
 int msi_serving_attach(msi_serving *serving, msi_window *window) {
   int code = MPISERVE_OK, remote = 0;
   for (int i = 0; i < serving->n && !code; i++) {
     msi_broker *broker = &serving->brokers[i];
-    code = msi_broker_attach(broker, window, &serving->thread);
-    remote |= broker->ports[MPISERVE_RMA].layout.lanes != 0;
+    code = msi_broker_attach(broker, window, &serving->progress);
+    remote |= broker->remote != 0;
   }
-  if (!code && remote) code = msi_thread_open(&serving->thread, window);
-  for (int i = 0; i < serving->n && !code; i++)
-    msi_thread_watch(&serving->thread, &serving->brokers[i].ports[MPISERVE_RMA]);
+  if (!code && remote) code = msi_progress_open(&serving->progress, window);
+  for (int i = 0; i < serving->n && !code; i++) watch_remote(serving, &serving->brokers[i]);
   serving->silence = (msi_silence){notice_limit(), msi_now(), 0, waited_for(serving)->remaining};
   return code;
 }
 
 void msi_serving_close(msi_serving *serving) {
-  msi_thread_rest(&serving->thread); /* which has MPI if something is owed still */
-  msi_thread_close(&serving->thread);
+  msi_progress_stop(&serving->progress); /* which has MPI if something is unanswered still */
+  msi_progress_close(&serving->progress);
   for (int i = 0; i < serving->n; i++) msi_broker_close(&serving->brokers[i]);
   free(serving->brokers);
   *serving = (msi_serving){0};
@@ -74,7 +80,7 @@ static int look(msi_serving *serving, int lay_out) {
     broker = serving->current = serving->turn;
     serving->turn = broker == serving->last ? serving->brokers : broker + 1;
     code = msi_broker_look(broker, lay_out);
-    if (code == MPISERVE_ECONTROL) serving->asked = broker;
+    if (code == MPISERVE_ECHANGE) serving->asked = broker;
     if (code || broker->open) return code;
   } while (++i < serving->n);
   if (waited_for(serving)->remaining) return MPISERVE_OK;
@@ -83,12 +89,13 @@ static int look(msi_serving *serving, int lay_out) {
 
 /* Where the rank sleeps: in its first segment. Who comes over rma cannot wake it, nor can the
  * delay of a batch. */
-static const msi_bed *bed_of(const msi_serving *serving, msi_bed *bed) {
+static const msi_wait_address *bed_of(const msi_serving *serving, msi_wait_address *address) {
   for (int i = 0; i < serving->n; i++)
     if (!msi_broker_may_sleep(&serving->brokers[i])) return NULL;
-  msi_front *front = (msi_front *)serving->brokers[0].ports[MPISERVE_SHARED].memory;
-  *bed = (msi_bed){&front->asleep, &front->asleep, 0};
-  return bed;
+  msi_segment_header *header =
+      (msi_segment_header *)serving->brokers[0].inboxes[MPISERVE_SHARED].memory;
+  *address = (msi_wait_address){&header->asleep, &header->asleep, 0};
+  return address;
 }
 
 static int refuse_late(msi_serving *serving, int64_t now) {
@@ -105,7 +112,7 @@ static int64_t heard(const msi_serving *serving) {
   int64_t n = 0;
   for (int i = 0; i < serving->n; i++) {
     const msi_broker *broker = &serving->brokers[i];
-    if (broker->queue.n || broker->shelf.n || broker->open) return -1;
+    if (broker->queue.n || broker->tickets.n || broker->open) return -1;
     n += broker->counters.requests + broker->counters.batches;
   }
   return n;
@@ -131,16 +138,16 @@ static void append_ranks(const msi_broker *broker, char *text) {
   uint32_t named = 0;
   append(text, broker->remaining == 1 ? "simulation rank" : "simulation ranks");
   for (int t = 0; t < MSI_TRANSPORTS; t++) {
-    const msi_port *port = &broker->ports[t];
-    for (uint32_t l = 0; l < port->layout.lanes && named < MOST_NAMED; l++)
-      if (!port->lanes[l].gone) append(text, named++ ? ", %d" : " %d", port->clients[l]);
+    const msi_inbox *inbox = &broker->inboxes[t];
+    for (uint32_t l = 0; l < inbox->layout.lanes && named < MOST_NAMED; l++)
+      if (!inbox->lanes[l].gone) append(text, named++ ? ", %d" : " %d", inbox->clients[l]);
   }
   if (broker->remaining > named) append(text, " and %u more", broker->remaining - named);
 }
 
 int msi_serving_waiting(msi_serving *serving, char *text) {
   const msi_broker *broker = waited_for(serving);
-  uint32_t lanes = broker->ports[0].layout.lanes + broker->ports[1].layout.lanes;
+  uint32_t lanes = broker->inboxes[0].layout.lanes + broker->inboxes[1].layout.lanes;
   int64_t n = heard(serving);
   text[0] = 0;
   if (!is_long(&serving->silence, n, broker->remaining) || !broker->remaining)
@@ -169,9 +176,9 @@ static int no_batch(msi_serving *serving, double timeout) {
 }
 
 /* Between two looks that found nothing. */
-static int pause_for(msi_serving *serving, double timeout, msi_wait *wait, msi_bed *bed,
-                     int64_t *deadline) {
-  if (!msi_wait_pause(wait, &serving->patience, bed_of(serving, bed))) return MPISERVE_OK;
+static int pause_for(msi_serving *serving, double timeout, msi_wait *wait,
+                     msi_wait_address *address, int64_t *deadline) {
+  if (!msi_wait_pause(wait, &serving->backoff, bed_of(serving, address))) return MPISERVE_OK;
   int code = refuse_late(serving, msi_now());
   if (code) return code;
   if (!*deadline) *deadline = msi_deadline(timeout);
@@ -181,57 +188,57 @@ static int pause_for(msi_serving *serving, double timeout, msi_wait *wait, msi_b
 
 static int wait_for_batch(msi_serving *serving, double timeout, int lay_out) {
   msi_wait wait = {0};
-  msi_bed bed;
+  msi_wait_address address;
   int64_t deadline = 0;
   int code;
   do {
-    code = pause_for(serving, timeout, &wait, &bed, &deadline);
+    code = pause_for(serving, timeout, &wait, &address, &deadline);
     if (!code) code = look(serving, lay_out);
   } while (!code && !serving->current->open);
-  msi_wait_end(&wait, &bed);
+  msi_wait_end(&wait, &address);
   return code;
 }
 
 int msi_serving_next(msi_serving *serving, double timeout, mpiserve_batch *batch) {
   if (serving->current->open)
     return msi_error(MPISERVE_ESTATE, "the last batch has not been answered");
-  msi_thread_rest(&serving->thread);
+  msi_progress_stop(&serving->progress);
   int code = look(serving, batch != NULL);
   if (!code && !serving->current->open) code = wait_for_batch(serving, timeout, batch != NULL);
   if (!code && batch) msi_broker_hand_out(serving->current, batch);
-  msi_thread_wake(&serving->thread);
+  msi_progress_start(&serving->progress);
   return code;
 }
 
 int msi_serving_poll(msi_serving *serving) {
   if (serving->current->open)
     return msi_error(MPISERVE_ESTATE, "the last batch has not been answered");
-  msi_thread_rest(&serving->thread);
+  msi_progress_stop(&serving->progress);
   int code = MPISERVE_OK;
   for (int i = 0; i < serving->n && !code; i++) code = msi_broker_poll(&serving->brokers[i]);
   if (!code) code = refuse_late(serving, msi_now());
-  msi_thread_wake(&serving->thread);
+  msi_progress_start(&serving->progress);
   return code;
 }
 
-static int check_place(const msi_serving *serving, int service) {
+static int check_service_index(const msi_serving *serving, int service) {
   if (service >= 0 && service < serving->n) return MPISERVE_OK;
   return msi_error(MPISERVE_EARG, "service %d of %d", service, serving->n);
 }
 
-int msi_serving_rest(msi_serving *serving, int service, int resting) {
-  int code = check_place(serving, service);
+int msi_serving_suspend(msi_serving *serving, int service, int suspended) {
+  int code = check_service_index(serving, service);
   if (code) return code;
   if (serving->brokers[service].open)
     return msi_error(MPISERVE_ESTATE, "the last batch has not been answered");
-  msi_thread_rest(&serving->thread);
-  code = msi_broker_rest(&serving->brokers[service], resting);
-  msi_thread_wake(&serving->thread);
+  msi_progress_stop(&serving->progress);
+  code = msi_broker_suspend(&serving->brokers[service], suspended);
+  msi_progress_start(&serving->progress);
   return code;
 }
 
 int msi_serving_rows_set(msi_serving *serving, int service, int rows) {
-  int code = check_place(serving, service);
+  int code = check_service_index(serving, service);
   if (code) return code;
   if (serving->brokers[service].open)
     return msi_error(MPISERVE_ESTATE, "the last batch has not been answered");
@@ -240,29 +247,29 @@ int msi_serving_rows_set(msi_serving *serving, int service, int rows) {
 }
 
 int msi_serving_room_set(msi_serving *serving, int service, int room) {
-  int code = check_place(serving, service);
+  int code = check_service_index(serving, service);
   if (!code) serving->brokers[service].full = !room;
   return code;
 }
 
 int msi_serving_queue_get(const msi_serving *serving, int service, int64_t *rows) {
-  int code = check_place(serving, service);
+  int code = check_service_index(serving, service);
   if (!code) *rows = serving->brokers[service].queue.rows;
   return code;
 }
 
-int msi_serving_control_get(const msi_serving *serving, mpiserve_control *control) {
-  int code = msi_control_get(&serving->asked->control, control);
-  if (!code) control->service = (int32_t)(serving->asked - serving->brokers);
+int msi_serving_change_get(const msi_serving *serving, mpiserve_change_request *change) {
+  int code = msi_change_queue_get(&serving->asked->changes, change);
+  if (!code) change->service = (int32_t)(serving->asked - serving->brokers);
   return code;
 }
 
-int msi_serving_control_reply(msi_serving *serving, int service, int code, const char *text) {
-  int wrong = check_place(serving, service);
+int msi_serving_change_reply(msi_serving *serving, int service, int code, const char *text) {
+  int wrong = check_service_index(serving, service);
   if (wrong) return wrong;
-  msi_thread_rest(&serving->thread);
-  int failed = msi_control_reply(&serving->brokers[service].control, code, text);
-  msi_thread_wake(&serving->thread);
+  msi_progress_stop(&serving->progress);
+  int failed = msi_change_queue_reply(&serving->brokers[service].changes, code, text);
+  msi_progress_start(&serving->progress);
   return failed;
 }
 

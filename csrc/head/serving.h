@@ -13,14 +13,14 @@ typedef struct msi_silence {
 } msi_silence;
 
 typedef struct msi_serving {
-  msi_patience patience;
+  msi_backoff backoff;
   int n;
   msi_broker *brokers; /* by the place of their services */
   msi_broker *last;
   msi_broker *turn;    /* to look at next */
   msi_broker *current; /* of the batch that was handed out last; never NULL */
   msi_broker *asked;   /* whose model a client wants to change, as was told last */
-  msi_thread thread;
+  msi_progress progress;
   msi_silence silence;
 } msi_serving;
 
@@ -40,15 +40,15 @@ int msi_serving_next(msi_serving *serving, double timeout, mpiserve_batch *batch
 /* As mpiserve_poll() says. */
 int msi_serving_poll(msi_serving *serving);
 
-/* As mpiserve_rest(), mpiserve_rows_set(), mpiserve_room_set() and mpiserve_queue_get() say. */
-int msi_serving_rest(msi_serving *serving, int service, int resting);
+/* As mpiserve_suspend(), mpiserve_rows_set(), mpiserve_room_set() and mpiserve_queue_get() say. */
+int msi_serving_suspend(msi_serving *serving, int service, int suspended);
 int msi_serving_rows_set(msi_serving *serving, int service, int rows);
 int msi_serving_room_set(msi_serving *serving, int service, int room);
 int msi_serving_queue_get(const msi_serving *serving, int service, int64_t *rows);
 
-/* As mpiserve_control_get() and mpiserve_control_reply() say. */
-int msi_serving_control_get(const msi_serving *serving, mpiserve_control *control);
-int msi_serving_control_reply(msi_serving *serving, int service, int code, const char *text);
+/* As mpiserve_change_get() and mpiserve_change_reply() say. */
+int msi_serving_change_get(const msi_serving *serving, mpiserve_change_request *change);
+int msi_serving_change_reply(msi_serving *serving, int service, int code, const char *text);
 
 /* As mpiserve_waiting_get() says; local. */
 int msi_serving_waiting(msi_serving *serving, char *text);

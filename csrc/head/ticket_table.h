@@ -1,7 +1,7 @@
 /* held: requests whose batch is over and that are still to be answered, by ticket. No MPI
  * calls; used by one thread at a time. */
-#ifndef MSI_HELD_H
-#define MSI_HELD_H
+#ifndef MSI_TICKET_TABLE_H
+#define MSI_TICKET_TABLE_H
 
 #include "head/batch.h"
 #include "mpiserve.h"
@@ -12,35 +12,35 @@ typedef struct msi_origin {
   uint32_t rows, requests;
 } msi_origin;
 
-typedef struct msi_held {
+typedef struct msi_ticket {
   msi_entry entry; /* at 0: its own rows are what it is answered with */
   msi_origin origin;
-  uint32_t generation; /* a ticket's id is generation << 32 | place + 1 */
+  uint32_t generation; /* a ticket's id is generation << 32 | index + 1 */
   int taken;
-  uint32_t next; /* free places: the next one */
-} msi_held;
+  uint32_t next; /* free entries: the next one */
+} msi_ticket;
 
 /* Grows to the most requests that were ever held at a time. */
-typedef struct msi_shelf {
-  msi_held *places;
+typedef struct msi_ticket_table {
+  msi_ticket *entries;
   uint32_t n, capacity, used, idle; /* idle: the first free place among the used ones, or used */
-} msi_shelf;
+} msi_ticket_table;
 
-void msi_shelf_close(msi_shelf *shelf);
+void msi_ticket_table_close(msi_ticket_table *table);
 
-/* Makes room for so many more, so that msi_shelf_put() cannot fail. */
-int msi_shelf_reserve(msi_shelf *shelf, uint32_t more);
+/* Makes room for so many more, so that msi_ticket_table_put() cannot fail. */
+int msi_ticket_table_reserve(msi_ticket_table *table, uint32_t more);
 
 /* Puts a request there; its ticket's id. */
-uint64_t msi_shelf_put(msi_shelf *shelf, const msi_held *held);
+uint64_t msi_ticket_table_put(msi_ticket_table *table, const msi_ticket *held);
 
 /* Who has this ticket; NULL if that has ended. Valid until the next put. */
-msi_held *msi_shelf_find(const msi_shelf *shelf, uint64_t id);
+msi_ticket *msi_ticket_table_find(const msi_ticket_table *table, uint64_t id);
 
 /* Any that is held; NULL if there is none. */
-msi_held *msi_shelf_any(const msi_shelf *shelf);
+msi_ticket *msi_ticket_table_any(const msi_ticket_table *table);
 
 /* Ends one: its ticket is void. */
-void msi_shelf_drop(msi_shelf *shelf, msi_held *held);
+void msi_ticket_table_drop(msi_ticket_table *table, msi_ticket *held);
 
 #endif

@@ -1,30 +1,29 @@
 /* mpiserve.h: the whole contract of libmpiserve, and the only installed header.
  *
- * One MPI world is partitioned into simulation ranks, which ask, and inference
- * ranks, which answer. An inference rank serves a replica of a service, a named model behind a
- * signature and a batching policy, or replicas of several services.
+ * One MPI world is partitioned into simulation ranks, which send requests, and inference ranks,
+ * which answer them. An inference rank serves a replica of a service, which is a named model behind
+ * a signature and a batching policy, or replicas of several services.
  *
  * Conventions
- *   - Every function that can fail returns int: MPISERVE_OK (0), or a negative
- *     MPISERVE_E... code. mpiserve_strerror() gives the fixed text of a code,
- *     mpiserve_last_error() the details of this thread's last failure.
- *   - The library never prints, exits or aborts. MPI errors on its own
- *     communicators and windows come back as MPISERVE_EMPI.
- *   - "Collective" means: over the world given to mpiserve_open().
- *   - Handles are checked: NULL is MPISERVE_EARG; a session that is not open, or
- *     a service of one, is MPISERVE_ESTATE; so is a request that has ended. Pointers
- *     to data cannot be checked.
- *   - A session and all that belongs to it is used by one thread at a time. Threads may take
- *     turns, which needs MPI_THREAD_SERIALIZED; a call while another thread is in one is
- *     MPISERVE_ESTATE and does nothing. Else MPI_THREAD_SINGLE is enough on simulation ranks, and
- *     MPI_THREAD_SERIALIZED on inference ranks.
- *   - A session belongs to the process that opened it. In a child that was forked from it every
- *     call is MPISERVE_ESTATE, mpiserve_open() too, and the child's end changes nothing.
- *   - Times are in seconds (double) in arguments and nanoseconds (_ns) in
- *     structs. A time-out below 0, such as MPISERVE_FOREVER, waits without end; one that is not
- *     a number is MPISERVE_EARG.
- *   - Tensors are dense and C-contiguous. The first dimension is the row
- *     (batch) dimension; the first dimension of a signature is -1.
+ *   - Every function that can fail returns int: MPISERVE_OK (0), or a negative MPISERVE_E... code.
+ *     mpiserve_strerror() gives the fixed text of a code, mpiserve_last_error() the details of this
+ *     thread's last failure.
+ *   - The library never prints, exits or aborts. MPI errors on its own communicators and windows
+ *     come back as MPISERVE_EMPI.
+ *   - "Collective" means: over the world given to mpiserve_open(). "Local" means: the call does
+ *     not communicate.
+ *   - Handles are checked: NULL is MPISERVE_EARG; a session that is not open, or a service of one,
+ *     is MPISERVE_ESTATE, and so is a request that has ended. Pointers to data cannot be checked.
+ *   - One thread at a time uses a session and all that belongs to it. Threads may take turns, which
+ *     needs MPI_THREAD_SERIALIZED; a call while another thread is in one returns MPISERVE_ESTATE
+ *     and does nothing. Otherwise simulation ranks need MPI_THREAD_SINGLE and inference ranks
+ *     MPI_THREAD_SERIALIZED.
+ *   - A session belongs to the process that opened it. In a forked child every call returns
+ *     MPISERVE_ESTATE, mpiserve_open() too, and the child's end changes nothing.
+ *   - Times are in seconds (double) in arguments and nanoseconds (_ns) in structs. A time-out below
+ *     0, such as MPISERVE_FOREVER, has no end; one that is not a number is MPISERVE_EARG.
+ *   - Tensors are dense and C-contiguous. The first dimension is the row (batch) dimension; in a
+ *     signature it is -1.
  */
 #ifndef MPISERVE_H
 #define MPISERVE_H
@@ -41,8 +40,8 @@ extern "C" {
 #define MPISERVE_VERSION_MINOR 5
 #define MPISERVE_VERSION_PATCH 0
 
-/* Raised by every change after which a program must be compiled anew. It is the
- * number in the soname, libmpiserve.so.3, so the loader refuses a wrong pair. */
+/* Rises with every change after which a program must be compiled anew. It is the number in the
+ * soname, libmpiserve.so.3, so the loader refuses a wrong pair. */
 #define MPISERVE_ABI_VERSION 3
 
 #define MPISERVE_FOREVER (-1.0)  /* as a time-out: wait without end */
@@ -50,9 +49,9 @@ extern "C" {
 #define MPISERVE_MAX_TENSORS 16  /* inputs, and outputs, of one service */
 #define MPISERVE_NAME_SIZE 64    /* bytes of a name, with its final zero */
 #define MPISERVE_TEXT_SIZE 512   /* bytes of a longer text, with its final zero */
-#define MPISERVE_MAX_SESSIONS 64 /* that one process has open at a time */
+#define MPISERVE_MAX_SESSIONS 64 /* sessions that one process has open at a time */
 
-/* Results. Text that belongs to a code: mpiserve_strerror(). */
+/* Results. mpiserve_strerror() gives the text of a code. */
 typedef enum mpiserve_code {
   MPISERVE_OK = 0,
   MPISERVE_EARG = -1,        /* an argument is not valid: null, out of range, wrong role */
@@ -72,9 +71,9 @@ typedef enum mpiserve_code {
   MPISERVE_ECANCELLED = -15, /* the request was cancelled */
   MPISERVE_EPEER = -16,      /* another rank of the session ended with an error */
   MPISERVE_ECLOSED = -17,    /* the session closed before the request was answered */
-  MPISERVE_EFULL = -18,      /* the service's queue is full: ask again later */
+  MPISERVE_EFULL = -18,      /* the service's queue is full: submit again later */
   MPISERVE_EDEADLINE = -19,  /* the request's deadline passed; unlike ETIMEOUT, it has ended */
-  MPISERVE_ECONTROL = -20    /* serving: a client asks for another model; no error */
+  MPISERVE_ECHANGE = -20     /* inference ranks: a client requests another model; no error */
 } mpiserve_code;
 
 typedef enum mpiserve_dtype {
@@ -105,7 +104,7 @@ typedef enum mpiserve_on_full {
 
 /* What the rows of a request are to each other, for the model. */
 typedef enum mpiserve_rows {
-  MPISERVE_INDEPENDENT = 0, /* nothing: requests are merged into batches, which may be cut */
+  MPISERVE_INDEPENDENT = 0, /* nothing: a batch merges requests, and may be cut */
   MPISERVE_TOGETHER = 1     /* one field: a batch is one request, and waits for no other */
 } mpiserve_rows;
 
@@ -117,10 +116,10 @@ typedef struct mpiserve_request {
   uint64_t id;
 } mpiserve_request;
 
-/* How a request is wanted; all zero is how mpiserve_submit() wants it. */
+/* Options of a request. All zero is the same as no options. */
 typedef struct mpiserve_options {
-  double deadline;  /* seconds from now, after which it is not wanted; 0: no deadline */
-  int32_t priority; /* -100 to 100: higher ones are computed first; 0: as most are */
+  double deadline;  /* seconds from now until the request ends unanswered; 0: no deadline */
+  int32_t priority; /* -100 to 100: the head takes higher ones first; 0: the default */
 } mpiserve_options;
 
 /* One tensor of a signature. shape[0] is -1 (the rows), the others are positive. */
@@ -131,8 +130,8 @@ typedef struct mpiserve_spec {
   int64_t shape[MPISERVE_MAX_DIMS];
 } mpiserve_spec;
 
-/* One tensor of a call: the caller's memory, dense and C-contiguous. name may
- * be NULL, then the position in the call says which tensor of the signature. */
+/* One tensor of a call: the caller's memory, dense and C-contiguous. If name is NULL, the position
+ * in the call says which tensor of the signature it is. */
 typedef struct mpiserve_tensor {
   const char *name;
   void *data;
@@ -141,7 +140,7 @@ typedef struct mpiserve_tensor {
   int64_t shape[MPISERVE_MAX_DIMS];
 } mpiserve_tensor;
 
-/* What an inference rank publishes. */
+/* What an inference rank publishes of a service. */
 typedef struct mpiserve_description {
   char name[MPISERVE_NAME_SIZE];
   char engine[MPISERVE_NAME_SIZE];  /* what runs the model, for people and logs */
@@ -152,10 +151,10 @@ typedef struct mpiserve_description {
   int64_t max_batch_rows; /* of a batch, and so of a request; at least 1 */
   int64_t max_delay_ns;   /* how long a batch may wait for more rows */
   int64_t pool_bytes;     /* memory for payloads too large for a slot; 0: 256 MiB */
-  double stickiness;      /* of clients: another replica is asked if it will answer in less than
-                             1 - stickiness of the time; 0: 0.25; 1: none leaves its home */
-  int64_t max_queue_rows; /* that wait at the head for a batch; 0: no limit */
-  int32_t on_full;        /* mpiserve_on_full: what if they are more */
+  double stickiness;      /* of clients: they choose another replica if it will answer in less than
+                             1 - stickiness of the time; 0: 0.25; 1: all stay with their home */
+  int64_t max_queue_rows; /* rows that wait at the head for a batch; 0: no limit */
+  int32_t on_full;        /* mpiserve_on_full: what happens beyond that limit */
   int32_t rows;           /* mpiserve_rows: may requests share a batch? */
   int32_t overwrites;     /* 1: output i takes the place of input i in the window (echo) */
   int32_t replica;        /* 0, 1, ... within the service */
@@ -163,8 +162,8 @@ typedef struct mpiserve_description {
   char error_text[MPISERVE_TEXT_SIZE];
 } mpiserve_description;
 
-/* In-place memory: see mpiserve_buffer_take(). inputs[i] and outputs[j] are dense
- * tensors of rows rows, in the order of the signature. */
+/* In-place memory: see mpiserve_buffer_take(). inputs[i] and outputs[j] are dense tensors of rows
+ * rows, in the order of the signature. */
 typedef struct mpiserve_buffer {
   uint64_t id; /* 0: no buffer */
   int64_t rows;
@@ -172,17 +171,17 @@ typedef struct mpiserve_buffer {
   void *outputs[MPISERVE_MAX_TENSORS];
 } mpiserve_buffer;
 
-/* What is known of an answered request. All zero after a call that ended none, and 0 in what
- * the head did not get to do where it ended with an error. */
+/* What is known of an answered request. All zero after a call in which no request ended. After an
+ * error, 0 in what the head did not get to. */
 typedef struct mpiserve_stats {
   int64_t rows;
-  int64_t batch_rows;     /* rows of the batch in which it was computed */
+  int64_t batch_rows;     /* rows of the batch that the request was part of */
   int64_t batch_requests; /* requests of that batch */
   int64_t queue_ns;       /* at the head, from taken to batch closed */
   int64_t compute_ns;     /* the model, for the whole batch */
   int64_t total_ns;       /* at the client, from submit to reply seen */
-  int64_t generation;     /* of the model at that replica: 1, one more with each reload, up to 65535
-                             and then from 0 on */
+  int64_t generation;     /* of the model at that replica: 1, one more with each reload, and 0 after
+                             65535 */
 } mpiserve_stats;
 
 /* Counters of this rank since open. */
@@ -203,105 +202,102 @@ typedef struct mpiserve_counters {
   int64_t thread_polls;      /* progress calls made by the broker thread */
 } mpiserve_counters;
 
-/* A closed batch, as its inference rank sees it. The pointers are valid until
- * the batch is answered. Tensor i of the inputs is [rows, ...] at inputs[i]. */
+/* A closed batch, as its inference rank sees it. The pointers are valid until the batch is
+ * answered. Tensor i of the inputs is [rows, ...] at inputs[i]. */
 typedef struct mpiserve_batch {
   int64_t rows;
   int32_t requests;
   int32_t in_place; /* 1: views of the window, no row was copied at the head */
-  int32_t service;  /* which of the services that this rank published: 0, 1, ... */
+  int32_t service;  /* index among the services that this rank published: 0, 1, ... */
   const void *inputs[MPISERVE_MAX_TENSORS];
   void *outputs[MPISERVE_MAX_TENSORS]; /* where results may be written directly */
 } mpiserve_batch;
 
-/* A request that is answered after its batch: see mpiserve_batch_hold(). id 0 is none. */
+/* A request that is answered after its batch: see mpiserve_batch_hold(). id 0 is no ticket. */
 typedef struct mpiserve_ticket {
   uint64_t id;
   int64_t row, rows; /* its first row in the batch, and their number */
-  int32_t client;    /* the world rank that asked */
+  int32_t client;    /* the world rank that submitted it */
   int32_t service;   /* as in its batch */
 } mpiserve_ticket;
 
-/* What a head is to do about its model. */
+/* A step in which a head changes its model. */
 typedef enum mpiserve_change {
   MPISERVE_LOAD = 1,  /* load a version beside the one that answers */
-  MPISERVE_SWAP = 2,  /* answer with the version that was loaded, and let the other go */
-  MPISERVE_DROP = 3,  /* let the version go that was loaded, if there is one */
-  MPISERVE_UNLOAD = 4 /* let the version go that answers; requests are errors from now on */
+  MPISERVE_SWAP = 2,  /* answer with the loaded version, and free the other one */
+  MPISERVE_DROP = 3,  /* free the loaded version, if there is one */
+  MPISERVE_UNLOAD = 4 /* free the version that answers; from now on requests end with errors */
 } mpiserve_change;
 
-/* What a client asks of a head: see mpiserve_control_get(). */
-typedef struct mpiserve_control {
-  int32_t service;                  /* which of the services of this rank */
+/* What a client requests of a head: see mpiserve_change_get(). */
+typedef struct mpiserve_change_request {
+  int32_t service;                  /* index among the services of this rank */
   int32_t what;                     /* mpiserve_change */
-  int32_t client;                   /* the world rank that asks */
+  int32_t client;                   /* the world rank of the client */
   char version[MPISERVE_NAME_SIZE]; /* of MPISERVE_LOAD; "": the same again */
-} mpiserve_control;
+} mpiserve_change_request;
 
 /* What an inference rank has waited for since long: see mpiserve_waiting_get(). */
 typedef enum mpiserve_waits {
-  MPISERVE_WAITS_NOT = 0,      /* not for long */
+  MPISERVE_WAITS_NOT = 0,      /* it has not waited for long */
   MPISERVE_WAITS_TO_BEGIN = 1, /* no request has come yet */
-  MPISERVE_WAITS_ON = 2,       /* no request comes any more, and nobody has left */
-  MPISERVE_WAITS_TO_LEAVE = 3  /* some simulation ranks have left, and others do not */
+  MPISERVE_WAITS_ON = 2,       /* requests came and have stopped, and no rank has left */
+  MPISERVE_WAITS_TO_LEAVE = 3  /* some simulation ranks have left, and others have not */
 } mpiserve_waits;
 
 /* ---- library: any rank, at any time, local ------------------------------- */
 
-/* mpiserve_version: "major.minor.patch" of the library that is loaded. */
+/* mpiserve_version: "major.minor.patch" of the loaded library. */
 const char *mpiserve_version(void);
 
-/* mpiserve_mpi_version: the MPI library's own text, at build time (of the
- * mpi.h that was compiled against) and at run time. Both are static. */
+/* mpiserve_mpi_build, mpiserve_mpi_runtime: how the MPI library describes itself, at build time (in
+ * the mpi.h that this library was compiled with) and at run time. Both are static. */
 const char *mpiserve_mpi_build(void);
 const char *mpiserve_mpi_runtime(void);
 
 /* mpiserve_strerror: the fixed English text of a code; never NULL. */
 const char *mpiserve_strerror(int code);
 
-/* mpiserve_last_error: details of the last failure in this thread; never NULL,
- * "" if there was none. Valid until this thread's next call. */
+/* mpiserve_last_error: details of the last failure in this thread; never NULL, "" if there was
+ * none. Valid until this thread's next call. */
 const char *mpiserve_last_error(void);
 
-/* mpiserve_error: for layers over this library, such as bindings: make text this thread's
- * last error (NULL: that of the code; beyond 1 KiB it is cut), and return code. */
+/* mpiserve_error: for layers over this library, such as bindings: make text this thread's last
+ * error (NULL: the text of the code; beyond 1 KiB it is cut), and return code. */
 int mpiserve_error(int code, const char *text);
 
-/* mpiserve_dtype_name, mpiserve_dtype_size: "float32" and 4; NULL and 0 for a
- * number that is no dtype. */
+/* mpiserve_dtype_name, mpiserve_dtype_size: "float32" and 4; NULL and 0 if dtype is none. */
 const char *mpiserve_dtype_name(int dtype);
 size_t mpiserve_dtype_size(int dtype);
 
 /* ---- session --------------------------------------------------------------- */
 
-/* mpiserve_open: join the session of a world. Collective over world; ranks may
- * hold any role in any order; at least one of each.
+/* mpiserve_open: join the session of a world. Collective over world; ranks may hold the roles in
+ * any order; at least one rank holds each.
  *
- * On simulation ranks it returns when every inference rank has published its
- * service (its model is loaded and warm). On inference ranks it returns when
- * the partition is known, and mpiserve_publish() must follow.
+ * On simulation ranks it returns when every inference rank has published its services (the models
+ * are loaded and warm). On inference ranks it returns when the partition is known, and
+ * mpiserve_publish() must follow.
  *
- * Wrong arguments fail at once, where they are given, and so does a second session of the
- * same ranks before the first is closed (MPISERVE_ESTATE, which leaves *session as it is;
- * after other failures it is NULL). Else it fails on every
- * rank, with the same code, if any rank fails: MPISERVE_EVERSION,
- * MPISERVE_ETHREAD, MPISERVE_ECONFIG (also when an inference rank came with
- * mpiserve_open_failed()). MPISERVE_ETIMEOUT after MPISERVE_OPEN_TIMEOUT seconds
- * (environment, default 600) if some rank never came; MPI is then of no further
- * use to the caller but to abort. */
+ * Wrong arguments fail at once, on the ranks that give them. So does a second session of the same
+ * ranks before the first is closed: MPISERVE_ESTATE, which leaves *session as it is; after other
+ * failures it is NULL. If any rank fails otherwise, every rank gets the same code:
+ * MPISERVE_EVERSION, MPISERVE_ETHREAD, MPISERVE_ECONFIG (also when a rank calls
+ * mpiserve_open_failed()). MPISERVE_ETIMEOUT after MPISERVE_OPEN_TIMEOUT seconds (environment,
+ * default 600) if some rank never came; the caller can then only abort MPI. */
 int mpiserve_open(MPI_Comm world, int role, mpiserve_session **session);
 
 /* mpiserve_open_f: the same, with the communicator as a Fortran handle. */
 int mpiserve_open_f(MPI_Fint world, int role, mpiserve_session **session);
 
-/* mpiserve_open_failed: what a rank calls in place of mpiserve_open() when it
- * cannot take part (its configuration is wrong): every rank's open then returns
- * code with this text. Collective over world. Returns code. */
+/* mpiserve_open_failed: a rank that cannot take part (its configuration is wrong) calls this in
+ * place of mpiserve_open(). Every rank's open then returns code with this text. Collective over
+ * world. Returns code. */
 int mpiserve_open_failed(MPI_Comm world, int role, int code, const char *text);
 int mpiserve_open_failed_f(MPI_Fint world, int role, int code, const char *text);
 
-/* mpiserve_comm: the communicator of the ranks that have this rank's role, in
- * the order of the world. Owned by the session. Local. */
+/* mpiserve_comm: the communicator of the ranks that have this rank's role, in the order of the
+ * world. Owned by the session. Local. */
 int mpiserve_comm(mpiserve_session *session, MPI_Comm *comm);
 int mpiserve_comm_f(mpiserve_session *session, MPI_Fint *comm);
 
@@ -311,18 +307,16 @@ int mpiserve_role_of(mpiserve_session *session, int world_rank, int *role);
 /* mpiserve_counters_get: this rank's counters. Local. */
 int mpiserve_counters_get(mpiserve_session *session, mpiserve_counters *counters);
 
-/* mpiserve_fail: tell the session that this simulation rank ended with an error,
- * before mpiserve_close(). Requests of the other simulation ranks then end with
- * MPISERVE_EPEER and this text. Simulation ranks; blocking until every
- * inference rank has taken the message, which may be after its running batch. */
+/* mpiserve_fail: report, before mpiserve_close(), that this simulation rank ended with an error.
+ * Requests of the other simulation ranks then end with MPISERVE_EPEER and this text. Simulation
+ * ranks; blocks until every inference rank has taken the message, maybe after its running batch. */
 int mpiserve_fail(mpiserve_session *session, const char *text);
 
-/* mpiserve_close: leave the session. Collective; waits for what is in flight,
- * then frees all that the session owns, so that its handles, services and requests
- * included, are MPISERVE_ESTATE. Requests that were not waited for have ended, and
- * their outputs are written. On an inference rank it is called when
- * mpiserve_batch_next() has returned MPISERVE_ECLOSED. NULL is allowed.
- * MPISERVE_ESTATE after MPI_Finalize, and nothing is freed. */
+/* mpiserve_close: leave the session. Collective; waits for what is in flight, then frees all that
+ * the session owns, so that its handles, services and requests included, are MPISERVE_ESTATE.
+ * Requests that the caller did not wait for have ended, and their outputs are written. An inference
+ * rank calls it when mpiserve_batch_next() has returned MPISERVE_ECLOSED. NULL is allowed. After
+ * MPI_Finalize it returns MPISERVE_ESTATE and frees nothing. */
 int mpiserve_close(mpiserve_session *session);
 
 /* ---- services: simulation ranks -------------------------------------- */
@@ -331,212 +325,195 @@ int mpiserve_close(mpiserve_session *session);
 int mpiserve_service_count(mpiserve_session *session, int *count);
 int mpiserve_service_at(mpiserve_session *session, int index, mpiserve_service **service);
 
-/* mpiserve_service_find: a service by name. MPISERVE_ENOTFOUND if there is none
- * (the text lists those that are), MPISERVE_EMODEL if every replica failed to
- * load (with its text). From then on this rank counts in the service's census:
- * batches wait for it, a little. Does not wait, except for a free slot. */
+/* mpiserve_service_find: a service by name. MPISERVE_ENOTFOUND if there is none (the text lists
+ * the services), MPISERVE_EMODEL if every replica failed to load (with its text). From then on the
+ * service's census counts this rank: batches wait for it, a little. Waits only for a free slot. */
 int mpiserve_service_find(mpiserve_session *session, const char *name, mpiserve_service **service);
 
-/* mpiserve_service_describe: what was published; engine and limits are those of
- * this rank's home replica. replicas is the number that can serve; head and
- * transport are the world rank of home, and how it is asked. Any output may be NULL. */
+/* mpiserve_service_describe: what was published. engine and limits are those of this rank's home
+ * replica, replicas is the number that can serve, head and transport are the world rank of home
+ * and the way there. Any output may be NULL. */
 int mpiserve_service_describe(mpiserve_service *service, mpiserve_description *description,
                               int *replicas, int *head, int *transport);
 
 /* ---- requests: simulation ranks ------------------------------------------------ */
 
-/* mpiserve_submit: begin one request of n rows. Tensors are matched to the
- * signature by name, or by position where name is NULL. Inputs must not change
- * and outputs must not be touched until the request has ended. Checked here,
- * without communication: MPISERVE_ENAME, _EDTYPE, _ESHAPE, _EROWS.
+/* mpiserve_submit: begin one request of n rows. Tensors match the signature by name, or by position
+ * where name is NULL. Inputs must not change, and outputs must not be touched, until the request
+ * has ended. Checked here, without communication: MPISERVE_ENAME, _EDTYPE, _ESHAPE, _EROWS.
  *
- * A service with several replicas gets each request at the one that will answer it
- * first, as far as this rank knows; so requests may end in another order than they were
- * submitted in. Those that use a buffer go home, and so do all if stickiness is 1.
+ * Where a service has several replicas, each request goes to the one that will answer it first, as
+ * far as this rank knows, so requests may end in another order than that of their submission.
+ * Requests that use a buffer go to the home replica; all do if stickiness is 1.
  *
- * Never waits. Requests to one replica are sent in the order of their submission. What
- * cannot be sent at once (4 requests are in flight there, or memory at the inference rank
- * must be asked for first) is sent by later calls of test, wait, submit or cancel. */
+ * Never waits. Requests to one replica are sent in the order of their submission. If a request
+ * cannot be sent at once (4 requests are in flight there, or the head must lend memory first),
+ * later calls of test, wait, submit or cancel send it.
+ *
+ * options may be NULL: no deadline, and priority 0. A request that has not ended at its deadline
+ * ends with MPISERVE_EDEADLINE: in test or wait, and also at the head if the model has not begun
+ * with it. The model then never sees it, so a late head loses no model time. The head counts the
+ * seconds from when it first saw the request; a request waits for others at most half of them.
+ *
+ * When more requests wait than a batch holds, the head takes those of higher priority first, and
+ * equal ones in the order of arrival. Requests of one simulation rank keep their order: an earlier
+ * one gets the later one's priority if that is higher. Every eighth batch is filled in the order
+ * of arrival, so low priorities wait, but not for ever. MPISERVE_EARG if deadline or priority is
+ * out of range. */
 int mpiserve_submit(mpiserve_service *service, int n_inputs, const mpiserve_tensor *inputs,
-                    int n_outputs, const mpiserve_tensor *outputs, mpiserve_request *request);
+                    int n_outputs, const mpiserve_tensor *outputs, const mpiserve_options *options,
+                    mpiserve_request *request);
 
-/* mpiserve_submit_with: the same, with a deadline and a priority; options may be NULL.
- *
- * A request that has not ended at its deadline ends with MPISERVE_EDEADLINE: in test or
- * wait, and at the head if the model has not begun with it, which then never sees it.
- * So a head that is late costs no model time. It counts the seconds from when it first
- * saw the request; a request waits for others at most half of them.
- *
- * Where more requests wait than a batch holds, those of higher priority are taken first,
- * and equal ones in the order in which they came. Of one simulation rank none
- * overtakes an earlier one, which is given the later one's priority if that is higher.
- * Every eighth batch is filled in the order of arrival: low priorities wait, but not for
- * ever. MPISERVE_EARG if deadline or priority is out of range. */
-int mpiserve_submit_with(mpiserve_service *service, int n_inputs, const mpiserve_tensor *inputs,
-                         int n_outputs, const mpiserve_tensor *outputs,
-                         const mpiserve_options *options, mpiserve_request *request);
-
-/* mpiserve_test: has the request ended? done is 0 or 1. When 1, the call
- * returns how it ended, outputs hold the result if that is MPISERVE_OK, and the
- * request is no more. stats may be NULL. Non-blocking. */
+/* mpiserve_test: has the request ended? done is 0 or 1. When 1, the call returns the code that the
+ * request ended with, outputs hold the result if that is MPISERVE_OK, and request becomes no
+ * request (id 0). stats may be NULL. Non-blocking. */
 int mpiserve_test(mpiserve_session *session, mpiserve_request *request, int *done,
                   mpiserve_stats *stats);
 
-/* mpiserve_wait: wait until the request has ended, at most timeout seconds.
- * Returns how it ended; the request is then no more (id 0). On
- * MPISERVE_ETIMEOUT it goes on, and can be waited for again or cancelled. */
+/* mpiserve_wait: wait until the request has ended, at most timeout seconds. Returns the code that
+ * it ended with; request becomes no request. On MPISERVE_ETIMEOUT the request goes on: wait again,
+ * or cancel it. */
 int mpiserve_wait(mpiserve_session *session, mpiserve_request *request, double timeout,
                   mpiserve_stats *stats);
 
-/* mpiserve_cancel: give the request up. A model that has not begun with it never sees it. Its
- * tensors may be reused when the call returns, but for rows of a buffer: see
- * mpiserve_buffer_take(). Waits only for what cannot be undone (never for the model). The request
- * is no more. */
+/* mpiserve_cancel: end the request without a result; request becomes no request. A model that has
+ * not begun with it never sees it. Its tensors may be reused when the call returns, except rows of
+ * a buffer: see mpiserve_buffer_take(). Waits only for what cannot be undone, never for a model. */
 int mpiserve_cancel(mpiserve_session *session, mpiserve_request *request);
 
-/* mpiserve_infer: submit and wait; after a time-out the request is cancelled. */
+/* mpiserve_infer: submit and wait; a time-out cancels the request. */
 int mpiserve_infer(mpiserve_service *service, int n_inputs, const mpiserve_tensor *inputs,
                    int n_outputs, const mpiserve_tensor *outputs, double timeout,
                    mpiserve_stats *stats);
 
-/* mpiserve_buffer_take: memory for requests of up to rows rows that need no copy:
- * give its pointers, or pointers to a later row of it, as the data of tensors. Where
- * client and head share a node it is part of the head's window, which the model
- * reads and writes; elsewhere it is this rank's own, as good as any other. All
- * inputs of a call are in place if they begin at one row of one buffer, or else are
- * copied; so are outputs. Inputs and outputs need not be of one buffer. A service
- * that overwrites (mpiserve_description) has its results where the inputs were.
+/* mpiserve_buffer_take: get memory for requests of up to rows rows that need no copy: give its
+ * pointers, or pointers to a later row of it, as the data of tensors. Where client and head share
+ * a node it is part of the head's window, which the model reads and writes; elsewhere it is this
+ * rank's own memory, as good as any other. All inputs of a call are in place if they begin at one
+ * row of one buffer, and are copied otherwise; so are outputs. Inputs and outputs may be of two
+ * buffers. A service that overwrites (mpiserve_description) has its results where the inputs were.
  *
- * Such rows are memory of the head. When a request that uses them is given up, by
- * mpiserve_cancel(), by a deadline that passed or after a time-out of mpiserve_infer(), a model
- * that has begun with it goes on to read and to write them. Give the buffer back then and take
- * another one: nobody else gets the rows before the model has ended.
+ * Such rows are memory of the head. If a request that uses them is cancelled, or given up at its
+ * deadline or after a time-out of mpiserve_infer(), a model that has begun with it goes on reading
+ * and writing them. Then give the buffer back and take another one: nobody else gets the rows
+ * before the model has ended.
  *
- * Blocking: the head answers between two batches. MPISERVE_EROWS beyond
- * max_batch_rows; MPISERVE_ENOMEM if 8 buffers of this service are taken, or its
- * pool has no more room (pool_bytes). Owned by the caller until it is given back;
- * what was not by mpiserve_close() stays readable until the process ends. */
+ * Blocking: the head answers between two batches. MPISERVE_EROWS beyond max_batch_rows;
+ * MPISERVE_ENOMEM if 8 buffers of this service are taken, or its pool is full (pool_bytes). The
+ * caller owns the buffer until it gives it back. After mpiserve_close() a buffer that was not given
+ * back stays readable until the process ends. */
 int mpiserve_buffer_take(mpiserve_service *service, int64_t rows, mpiserve_buffer *buffer);
 
-/* mpiserve_buffer_give: give it back; the memory must not be touched any more, and
- * buffer is none (id 0). A cancelled request that still uses it at the head keeps it
- * until that has ended. MPISERVE_ESTATE: it was given back before, or a request that was neither
- * waited for nor cancelled uses it. Never waits. */
+/* mpiserve_buffer_give: give a buffer back; its memory must not be touched any more, and buffer
+ * becomes no buffer (id 0). A cancelled request that the head still works on keeps the rows until
+ * it has ended. MPISERVE_ESTATE: the buffer was given back before, or a request uses it that was
+ * neither waited for nor cancelled. Never waits. */
 int mpiserve_buffer_give(mpiserve_service *service, mpiserve_buffer *buffer);
 
-/* mpiserve_reload: load another version of a service's model, while the simulation goes on.
- * Called by one simulation rank, at any time; another one that does so meanwhile gets
- * MPISERVE_ESTATE. version is a name that the configuration of the service gives a meaning;
- * NULL or "": the one that is there, read again. Blocking, at most timeout seconds: first
- * every replica loads, and answers with what it has meanwhile; then every replica changes
- * between two batches, when requests that are held have ended. Other services take no notice.
+/* mpiserve_reload: load another version of a service's model while the simulation goes on. One
+ * simulation rank calls it, at any time; another one that does so meanwhile gets MPISERVE_ESTATE.
+ * The configuration of the service gives the name in version a meaning; NULL or "" reads the
+ * current version again. Blocking, at most timeout seconds: first every replica loads, and answers
+ * with the current version meanwhile; then every replica changes between two batches, when held
+ * requests have ended. Other services are not affected.
  *
- * MPISERVE_OK: what any rank submits from now on is answered by this version. Else the
- * text says which rank could not load it and why, and no replica has changed; but where
- * the configuration has no memory for both versions, the others have. After
- * MPISERVE_ETIMEOUT nothing has changed if loading took too long, and this rank's next
- * requests may wait until it has ended; if it was a batch, or requests of this rank that were
- * submitted before, the replica changes when these have ended.
+ * MPISERVE_OK: the new version answers what any rank submits from now on. Otherwise the text says
+ * which rank could not load it and why, and no replica has changed, unless the configuration has
+ * no memory for both versions: then the other replicas have changed. After MPISERVE_ETIMEOUT
+ * nothing has changed if loading took too long, and this rank's next requests may wait until
+ * loading ends; if a batch, or earlier requests of this rank, took too long, the replica changes
+ * when these have ended.
  *
- * mpiserve_unload: let the model go and free its memory. Requests to the service, also those
- * that wait in its queue, end with MPISERVE_EMODEL, until a reload. After MPISERVE_ETIMEOUT
- * it comes to pass later. */
+ * mpiserve_unload: free the model and its memory. Requests to the service, also those that wait in
+ * its queue, end with MPISERVE_EMODEL, until a reload. After MPISERVE_ETIMEOUT it happens later. */
 int mpiserve_reload(mpiserve_session *session, const char *name, const char *version,
                     double timeout);
 int mpiserve_unload(mpiserve_session *session, const char *name, double timeout);
 
 /* ---- serving: inference ranks ------------------------------------------------------ */
 
-/* mpiserve_publish: announce this rank's service, ready or failed
- * (description->error). Collective over the world, whose simulation ranks are
- * in mpiserve_open(). Replicas of one service must agree in signature and
- * limits: MPISERVE_ECONFIG. */
-int mpiserve_publish(mpiserve_session *session, const mpiserve_description *description);
+/* mpiserve_publish: announce the n services of this rank, each ready or failed
+ * (description->error). Collective over the world, whose simulation ranks are in mpiserve_open().
+ * MPISERVE_ECONFIG if replicas of one service differ in signature or limits, or if two of the n
+ * services have one name. A wrong description makes only its own service fail. Services with a
+ * ready batch are served in turn, and each batch names its service. */
+int mpiserve_publish(mpiserve_session *session, int n, const mpiserve_description *descriptions);
 
-/* mpiserve_publish_all: the same for a rank that serves n services, each ready or failed.
- * The batches of mpiserve_batch_next() then say which service they are of, and services
- * with a batch that is ready are served in turn. MPISERVE_ECONFIG if two of them have
- * one name; as of any description that is wrong, the others are served all the same. */
-int mpiserve_publish_all(mpiserve_session *session, int n,
-                         const mpiserve_description *descriptions);
-
-/* mpiserve_batch_next: wait for a batch, at most timeout seconds
- * (MPISERVE_ETIMEOUT: call again; after a long silence its text is that of
- * mpiserve_waiting_get()). MPISERVE_ECLOSED: every simulation rank has
- * left; call mpiserve_close(). MPISERVE_ECONTROL, once for each: a client asks for another
- * model; see mpiserve_control_get(). */
+/* mpiserve_batch_next: wait for a batch, at most timeout seconds. MPISERVE_ETIMEOUT: call again;
+ * after a long silence its text is that of mpiserve_waiting_get(). MPISERVE_ECLOSED: every
+ * simulation rank has left; call mpiserve_close(). MPISERVE_ECHANGE, once for each: a client
+ * requests another model; see mpiserve_change_get(). */
 int mpiserve_batch_next(mpiserve_session *session, double timeout, mpiserve_batch *batch);
 
-/* mpiserve_batch_reply: answer the batch. outputs[j] is [rows, ...] of output
- * j, in any memory of the caller's; batch->outputs[j] itself costs no copy. */
+/* mpiserve_batch_reply: answer the batch. outputs[j] is [rows, ...] of output j, in any memory of
+ * the caller's; batch->outputs[j] itself costs no copy. */
 int mpiserve_batch_reply(mpiserve_session *session, const void *const *outputs);
 
-/* mpiserve_batch_reply_rows: the first rows of the outputs are final: answer the
- * requests that lie within them, while the model goes on with the others. May be called
- * several times, with more rows each time, before mpiserve_batch_reply(). */
+/* mpiserve_batch_reply_rows: the first rows of the outputs are final: answer the requests that lie
+ * within them, while the model goes on with the others. The caller may do so several times, with
+ * more rows each time, before mpiserve_batch_reply(). */
 int mpiserve_batch_reply_rows(mpiserve_session *session, int64_t rows, const void *const *outputs);
 
-/* mpiserve_batch_fail: answer every request of the batch that has no answer yet with
- * code, -1 to -32768, and text. */
+/* mpiserve_batch_fail: answer every request of the batch that has no answer yet with code, -1 to
+ * -32768, and text. */
 int mpiserve_batch_fail(mpiserve_session *session, int code, const char *text);
 
-/* mpiserve_batch_clients: the world rank that asked for each row of the batch, in
- * clients[0] to clients[rows - 1]. Local; MPISERVE_ESTATE if no batch is open. */
+/* mpiserve_batch_clients: the world rank that submitted each row of the batch, in clients[0] to
+ * clients[rows - 1]. Local; MPISERVE_ESTATE if no batch is open. */
 int mpiserve_batch_clients(mpiserve_session *session, int32_t *clients);
 
-/* mpiserve_control_get: what mpiserve_batch_next() has told of by MPISERVE_ECONTROL. Local.
- * mpiserve_control_reply: answer it, with MPISERVE_OK when it was done, or a code and a text;
- * at any later time. Batches are answered meanwhile; of MPISERVE_SWAP and MPISERVE_UNLOAD the
- * service forms none until the answer, so that requests that are held can end first. The next
- * one of this service is told of after that. A successful MPISERVE_SWAP begins a new generation:
- * answers from now on carry it. A server that cannot change its model answers with MPISERVE_ESTATE.
- * Both: MPISERVE_ESTATE if nothing is asked. */
-int mpiserve_control_get(mpiserve_session *session, mpiserve_control *control);
-int mpiserve_control_reply(mpiserve_session *session, int service, int code, const char *text);
+/* mpiserve_change_get: the change that mpiserve_batch_next() returned MPISERVE_ECHANGE for. Local.
+ * mpiserve_change_reply: answer it at any later time, with MPISERVE_OK when it is done, or a code
+ * and a text. Batches go on meanwhile; during MPISERVE_SWAP and MPISERVE_UNLOAD the service forms
+ * none until the answer, so that held requests can end first. The next change of this service
+ * follows after that. A successful MPISERVE_SWAP begins a new generation, which all answers carry
+ * from now on. A server that cannot change its model answers with MPISERVE_ESTATE.
+ * Both: MPISERVE_ESTATE if there is no such change. */
+int mpiserve_change_get(mpiserve_session *session, mpiserve_change_request *change);
+int mpiserve_change_reply(mpiserve_session *session, int service, int code, const char *text);
 
-/* mpiserve_batch_hold: end the batch without an answer and keep its requests, each to be
- * answered by a ticket when it is ready, in any order, also while another batch is open.
- * tickets has room for batch->requests of them; the caller owns them. Those of requests that
- * mpiserve_batch_reply_rows() has answered have id 0. The batch's inputs are valid no longer:
- * copy them first. While requests are held, mpiserve_batch_next() gives what has come without
- * waiting for others, so that it can join them. Local. MPISERVE_ENOMEM: the batch stays open. */
+/* mpiserve_batch_hold: end the batch without an answer and keep its requests. A ticket answers each
+ * of them when it is ready, in any order, also while another batch is open. tickets has room for
+ * batch->requests tickets, which the caller owns; id is 0 where mpiserve_batch_reply_rows() has
+ * answered the request. Copy the batch's inputs first: they are valid no longer. While requests are
+ * held, mpiserve_batch_next() returns what has come without waiting for more, so that it can join
+ * them. Local. MPISERVE_ENOMEM: the batch stays open. */
 int mpiserve_batch_hold(mpiserve_session *session, mpiserve_ticket *tickets);
 
-/* mpiserve_ticket_wanted: does anybody still wait for this request? wanted is 0 or 1. When
- * 0, it was cancelled, or another simulation rank has failed: it has been answered, and
- * the ticket is none. Clients are heard in mpiserve_batch_next() and mpiserve_poll(). Local. */
+/* mpiserve_ticket_wanted: does the client still wait for this request? wanted is 0 or 1. When 0,
+ * the request was cancelled, or another simulation rank has failed: it has been answered, and
+ * ticket becomes no ticket. The answer is as of the last mpiserve_batch_next() or mpiserve_poll().
+ * Local. */
 int mpiserve_ticket_wanted(mpiserve_session *session, mpiserve_ticket *ticket, int *wanted);
 
-/* mpiserve_ticket_reply, mpiserve_ticket_fail: answer one request that is held; outputs[j] is
- * [ticket->rows, ...] of output j, in the caller's memory, and copied. The ticket is none
- * afterwards. MPISERVE_ESTATE: it has ended, as mpiserve_ticket_wanted() tells. Never wait. */
+/* mpiserve_ticket_reply, mpiserve_ticket_fail: answer one held request. outputs[j] is
+ * [ticket->rows, ...] of output j, in the caller's memory, and is copied. ticket becomes no ticket.
+ * MPISERVE_ESTATE: the request has ended; see mpiserve_ticket_wanted(). Never wait. */
 int mpiserve_ticket_reply(mpiserve_session *session, mpiserve_ticket *ticket,
                           const void *const *outputs);
 int mpiserve_ticket_fail(mpiserve_session *session, mpiserve_ticket *ticket, int code,
                          const char *text);
 
-/* mpiserve_poll: hear what clients say, and form no batch: for a server that holds as many
- * requests as it can take. Inference ranks; never waits. MPISERVE_ESTATE while a batch is
- * open. */
+/* mpiserve_poll: take what clients send, and form no batch: for a server that holds as many
+ * requests as it can. Inference ranks; never waits. MPISERVE_ESTATE while a batch is open. */
 int mpiserve_poll(mpiserve_session *session);
 
-/* mpiserve_rest: one of the services of this rank (0, 1, ...) rests here, or no longer does: for
- * ranks that hold the models of some of their services only. Requests to it, those that wait
- * for a batch included, are sent on by their clients to another replica and end there: nobody
- * is told. Requests that are held are to be answered all the same. Clients try a replica that
- * rests now and then, and so learn when it serves again. Let another replica serve before the
- * last one rests: requests go round among all of them until one serves or their time is over,
- * and with no other replica they are MPISERVE_EMODEL.
+/* mpiserve_suspend: suspend a service of this rank (0, 1, ...) here, or resume it: for ranks that
+ * hold the models of some of their services only. Clients send their requests to it, those that
+ * wait for a batch included, to another replica, and no user notices. Held requests must still be
+ * answered. Clients try a suspended replica now and then, and so learn when it serves again. Let
+ * another replica serve before the last one is suspended: requests go round among all of them
+ * until one serves or their time is over. With no other replica they end with MPISERVE_EMODEL.
  *
- * resting is 0 or 1; as it is already: nothing changes. Inference ranks; never waits.
+ * suspended is 0 or 1; the state that it already has changes nothing. Inference ranks; never waits.
  * MPISERVE_ESTATE while a batch of it is open, MPISERVE_EARG if there is no such service. */
-int mpiserve_rest(mpiserve_session *session, int service, int resting);
+int mpiserve_suspend(mpiserve_session *session, int service, int suspended);
 
-/* mpiserve_rows_set: from the next batch of a service of this rank (0, 1, ...) on, its rows are
- * independent, or together (mpiserve_rows): where mpiserve_reload() brings a model of another
- * kind than the description said. Clients are not told: what mpiserve_service_describe() gives
- * is of open. Inference ranks; local. MPISERVE_ESTATE while a batch of it is open, MPISERVE_EARG
- * if there is no such service or kind. */
+/* mpiserve_rows_set: from the next batch on, the rows of a service of this rank (0, 1, ...) are
+ * independent, or together (mpiserve_rows), because mpiserve_reload() brought a model of another
+ * kind than the description said. mpiserve_service_describe() still gives what was published.
+ * Inference ranks; local. MPISERVE_ESTATE while a batch of it is open, MPISERVE_EARG if there is no
+ * such service or kind. */
 int mpiserve_rows_set(mpiserve_session *session, int service, int rows);
 
 /* mpiserve_room_set: has the model of a service of this rank (0, 1, ...) room for a batch? room is
@@ -549,33 +526,32 @@ int mpiserve_rows_set(mpiserve_session *session, int service, int rows);
 int mpiserve_room_set(mpiserve_session *session, int service, int room);
 
 /* mpiserve_queue_get: the rows that wait here for a batch of a service of this rank, as far as
- * they were heard of. Inference ranks; local. MPISERVE_EARG if there is no such service. */
+ * this rank has taken them. Inference ranks; local. MPISERVE_EARG if there is no such service. */
 int mpiserve_queue_get(mpiserve_session *session, int service, int64_t *rows);
 
-/* mpiserve_mpi_take, mpiserve_mpi_give: while a batch is being answered, or requests are held,
- * MPI belongs to the broker thread, and a model that calls MPI itself, among the ranks of its
- * replica, does so between these two. In pairs, from one thread at a time; not around calls of
- * this library. At other times they do nothing. Inference ranks; they wait for the
- * thread's own short calls only. MPISERVE_ESTATE before mpiserve_publish(). */
+/* mpiserve_mpi_take, mpiserve_mpi_give: while a batch is open, or requests are held, MPI belongs to
+ * the broker thread, and a model that calls MPI itself, among the ranks of its replica, does so
+ * between these two. In pairs, from one thread at a time; not around calls of this library. At
+ * other times they do nothing. Inference ranks; they wait for the thread's own short calls only.
+ * MPISERVE_ESTATE before mpiserve_publish(). */
 int mpiserve_mpi_take(mpiserve_session *session);
 int mpiserve_mpi_give(mpiserve_session *session);
 
-/* mpiserve_serve_echo: answer batches until timeout, outputs being what the inputs
- * are (which the signature must allow). Nothing is copied at the head if the
- * description says overwrites. Returns as mpiserve_batch_next(). Of a rank with several
- * services all are answered so. */
+/* mpiserve_serve_echo: answer the batches of all services of this rank until timeout: outputs are
+ * what the inputs are (which the signature must allow). The head copies nothing if the description
+ * says overwrites. Returns as mpiserve_batch_next(). */
 int mpiserve_serve_echo(mpiserve_session *session, double timeout);
 
-/* mpiserve_peer_error: has a simulation rank ended with an error? rank is its
- * world rank or -1; remaining is the number of simulation ranks that have not
- * left yet; text is of MPISERVE_TEXT_SIZE bytes. Local. */
+/* mpiserve_peer_error: has a simulation rank ended with an error? rank is its world rank or -1;
+ * remaining is the number of simulation ranks that have not left yet; text has room for
+ * MPISERVE_TEXT_SIZE bytes. Local. */
 int mpiserve_peer_error(mpiserve_session *session, int *rank, int *remaining, char *text);
 
-/* mpiserve_waiting_get: has nothing come from any simulation rank for MPISERVE_WAIT_NOTICE
- * seconds (environment, read when the services are published; default 10; 0: never)? why is
- * an mpiserve_waits. Text, of MPISERVE_TEXT_SIZE bytes or NULL, says whom this rank waits
- * for, by world rank, and what may have happened; "" if it does not wait. To be asked now and
- * then, when mpiserve_batch_next() has given none. Inference ranks; local. */
+/* mpiserve_waiting_get: has nothing come from any simulation rank for MPISERVE_WAIT_NOTICE seconds
+ * (environment, read when the services are published; default 10; 0: never)? why is an
+ * mpiserve_waits. text, of MPISERVE_TEXT_SIZE bytes or NULL, names by world rank the ranks that
+ * this one waits for, and says what may have happened; "" if it does not wait. Call it now and then
+ * when mpiserve_batch_next() has given no batch. Inference ranks; local. */
 int mpiserve_waiting_get(mpiserve_session *session, int *why, char *text);
 
 #ifdef __cplusplus

@@ -207,46 +207,46 @@ int msi_window_flush(msi_window *window, int head) {
 
 /* From one head and not from MPI_ANY_SOURCE: of such receives MPICH 5.0.2 over UCX (TCP) completes
  * some; into others it stores the message of another node and never says that it has come. */
-int msi_window_listen(msi_window *window, int head, int place, void *mailbox, size_t bytes,
-                      MPI_Request *request) {
-  int failed =
-      MPI_Irecv(mailbox, (int)bytes, MPI_BYTE, head, REPLY_TAG + place, window->replies, request);
+int msi_window_post_recv(msi_window *window, int head, int service_index, void *message,
+                         size_t bytes, MPI_Request *request) {
+  int failed = MPI_Irecv(message, (int)bytes, MPI_BYTE, head, REPLY_TAG + service_index,
+                         window->replies, request);
   return failed ? msi_mpi_error(failed, "MPI_Irecv") : MPISERVE_OK;
 }
 
-int msi_window_hear(MPI_Request *request, int *heard) {
-  int failed = MPI_Test(request, heard, MPI_STATUS_IGNORE);
+int msi_window_test_recv(MPI_Request *request, int *received) {
+  int failed = MPI_Test(request, received, MPI_STATUS_IGNORE);
   return failed ? msi_mpi_error(failed, "MPI_Test") : MPISERVE_OK;
 }
 
-void msi_window_ignore(MPI_Request *request) {
+void msi_window_cancel_recv(MPI_Request *request) {
   if (*request == MPI_REQUEST_NULL) return;
   MPI_Cancel(request);
   MPI_Wait(request, MPI_STATUS_IGNORE);
 }
 
-int msi_window_tell(msi_window *window, int client, int place, const void *message, size_t bytes,
-                    MPI_Request *request) {
+int msi_window_send(msi_window *window, int client, int service_index, const void *message,
+                    size_t bytes, MPI_Request *request) {
   /* Our own stores to the slabs must be visible to the Get that will follow. */
   MPI_Win_sync(window->win[MPISERVE_RMA]);
-  int failed =
-      MPI_Isend(message, (int)bytes, MPI_BYTE, client, REPLY_TAG + place, window->replies, request);
+  int failed = MPI_Isend(message, (int)bytes, MPI_BYTE, client, REPLY_TAG + service_index,
+                         window->replies, request);
   return failed ? msi_mpi_error(failed, "MPI_Isend") : MPISERVE_OK;
 }
 
-int msi_window_told(MPI_Request *request) {
+int msi_window_send_wait(MPI_Request *request) {
   int failed = MPI_Wait(request, MPI_STATUS_IGNORE);
   return failed ? msi_mpi_error(failed, "MPI_Wait") : MPISERVE_OK;
 }
 
-int msi_window_progress(msi_window *window) {
-  int code = msi_window_nudge(window);
+int msi_window_sync(msi_window *window) {
+  int code = msi_window_progress(window);
   if (code) return code;
   int failed = MPI_Win_sync(window->win[MPISERVE_RMA]);
   return failed ? msi_mpi_error(failed, "MPI_Win_sync") : MPISERVE_OK;
 }
 
-int msi_window_nudge(msi_window *window) {
+int msi_window_progress(msi_window *window) {
   int ignored;
   int failed =
       MPI_Iprobe(MPI_ANY_SOURCE, REPLY_TAG, window->world->comm, &ignored, MPI_STATUS_IGNORE);

@@ -49,25 +49,25 @@ int msi_window_get(msi_window *window, int head, size_t at, void *to, size_t byt
 int msi_window_flush(msi_window *window, int head);
 
 /* Client, rma: begin to receive the next message of a head, the one of its rank's service
- * number place, of at most so many bytes; has it come? *request is MPI_REQUEST_NULL again
+ * number service_index, of at most so many bytes; has it come? *request is MPI_REQUEST_NULL again
  * when it has. */
-int msi_window_listen(msi_window *window, int head, int place, void *mailbox, size_t bytes,
-                      MPI_Request *request);
-int msi_window_hear(MPI_Request *request, int *heard);
+int msi_window_post_recv(msi_window *window, int head, int service_index, void *message,
+                         size_t bytes, MPI_Request *request);
+int msi_window_test_recv(MPI_Request *request, int *received);
 
 /* Client, rma: give a receive up, if there is one. */
-void msi_window_ignore(MPI_Request *request);
+void msi_window_cancel_recv(MPI_Request *request);
 
 /* Head, rma: begin to send a message; it must not change until *request is
- * complete, for which msi_window_told() waits. */
-int msi_window_tell(msi_window *window, int client, int place, const void *message, size_t bytes,
-                    MPI_Request *request);
-int msi_window_told(MPI_Request *request);
+ * complete, for which msi_window_send_wait() waits. */
+int msi_window_send(msi_window *window, int client, int service_index, const void *message,
+                    size_t bytes, MPI_Request *request);
+int msi_window_send_wait(MPI_Request *request);
 
 /* Head, rma: let MPI work, then see what clients have put. */
-int msi_window_progress(msi_window *window);
+int msi_window_sync(msi_window *window);
 
 /* Any rank: let MPI work while waiting, for the sake of the caller's own messages. */
-int msi_window_nudge(msi_window *window);
+int msi_window_progress(msi_window *window);
 
 #endif

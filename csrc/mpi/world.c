@@ -26,7 +26,7 @@ static pthread_mutex_t open_worlds_lock = PTHREAD_MUTEX_INITIALIZER;
 
 static void enter(MPI_Comm comm) {
   pthread_mutex_lock(&open_worlds_lock);
-  open_worlds[n_open_worlds++] = comm; /* there is room: msi_live_add() has counted */
+  open_worlds[n_open_worlds++] = comm; /* there is room: msi_handles_add() has counted */
   pthread_mutex_unlock(&open_worlds_lock);
 }
 
@@ -105,7 +105,7 @@ static int complete(msi_world *world, MPI_Request *request, int64_t deadline, co
     int done, failed = MPI_Test(request, &done, MPI_STATUS_IGNORE);
     if (failed) return msi_mpi_error(failed, what);
     if (done) return MPISERVE_OK;
-    if (msi_wait_pause(&wait, &world->patience, NULL) && msi_now() > deadline)
+    if (msi_wait_pause(&wait, &world->backoff, NULL) && msi_now() > deadline)
       return not_all_came(world, what);
   }
 }
@@ -227,7 +227,7 @@ static int find_nodes(msi_world *world) {
                        "MPISERVE_TRANSPORT is shared, but ranks 0 and %d share no memory: they are "
                        "on different nodes, or the launcher keeps them apart",
                        r);
-  world->patience = msi_patience_for(ranks, msi_cores());
+  world->backoff = msi_backoff_for(ranks, msi_cores());
   return MPISERVE_OK;
 }
 
@@ -261,7 +261,7 @@ int msi_world_open(msi_world *world, MPI_Comm comm, int role, int code, const ch
                        .peers = MPI_COMM_NULL,
                        .node = MPI_COMM_NULL,
                        .role = role,
-                       .patience = msi_patience_for(2, 1)};
+                       .backoff = msi_backoff_for(2, 1)};
   MPI_Comm_rank(comm, &world->rank);
   MPI_Comm_size(comm, &world->size);
   MPI_Query_thread(&world->thread_level);
@@ -323,7 +323,8 @@ static int gather_heads(msi_world *world, const mpiserve_description *mine,
   const int bytes = (int)sizeof *all;
   for (int r = 0, n = 0; r < world->size; r++) {
     offsets[r] = n * bytes;
-    for (int i = 0; i < counts[r]; i++) world->heads[n++] = (msi_head){.rank = r, .place = i};
+    for (int i = 0; i < counts[r]; i++)
+      world->heads[n++] = (msi_head){.rank = r, .service_index = i};
     counts[r] *= bytes;
   }
   MPI_Request request;

@@ -8,8 +8,8 @@
 
 /* What a head published, and where it is. A rank is the head of each of its services. */
 typedef struct msi_head {
-  int rank;  /* of the world */
-  int place; /* among the services of its rank: 0, 1, ... */
+  int rank;          /* of the world */
+  int service_index; /* among the services of its rank: 0, 1, ... */
   mpiserve_description description;
 } msi_head;
 
@@ -24,7 +24,7 @@ typedef struct msi_world {
   int n_simulation;            /* ranks of this role in the world */
   uint8_t *roles;              /* by world rank */
   int *nodes;                  /* by world rank: the lowest world rank of its node */
-  msi_patience patience;
+  msi_backoff backoff;
   int n_heads;
   msi_head *heads; /* in the order of the world, those of a rank side by side; after
                       msi_world_publish() */

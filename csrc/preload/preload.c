@@ -36,12 +36,13 @@ msp_function *msp_next(msp_function **known, const char *name) {
 
 /* ---- begin and end ---------------------------------------------------------------- */
 
-/* All ranks fail alike for these reasons, so that nobody waits in MPI_Finalize. */
+/* For these reasons all ranks fail, so no rank waits in MPI_Finalize. */
 static int fails_everywhere(int code) {
   return code == MPISERVE_ECONFIG || code == MPISERVE_EVERSION || code == MPISERVE_ETHREAD;
 }
 
-/* Where rank 0 infers, `serve` has said why; where not every rank failed, nobody else will. */
+/* If rank 0 is an inference rank, `serve` has printed the reason; if only some ranks failed, no
+ * other rank prints it. */
 static void say_why(int code, const char *text) {
   int rank;
   PMPI_Comm_rank(MPI_COMM_WORLD, &rank);
@@ -63,8 +64,8 @@ static void give_up(int code) {
   exit(1);
 }
 
-/* Leaves the session. MPI_Finalize calls this first of all, but for the program's own attributes
- * of MPI_COMM_SELF: they are newer, and the newest comes first. */
+/* Leaves the session. MPI_Finalize calls this first, after the program's own attributes of
+ * MPI_COMM_SELF only: those are newer, and the newest comes first. */
 static int end(MPI_Comm self, int key, void *value, void *extra) {
   (void)self, (void)key, (void)value, (void)extra;
   int code = mpiserve_close(session);
@@ -144,13 +145,13 @@ MSP_PUBLIC int mpiserve_open(MPI_Comm world, int role, mpiserve_session **result
   return hand_out(world, role, result);
 }
 
-/* Before MPI_Init no handle can be converted, which libmpiserve knows. */
+/* Before MPI_Init no handle can be converted; libmpiserve checks that. */
 MSP_PUBLIC int mpiserve_open_f(MPI_Fint world, int role, mpiserve_session **result) {
   if (!session) return REAL(mpiserve_open_f)(world, role, result);
   return mpiserve_open(PMPI_Comm_f2c(world), role, result);
 }
 
-/* The others are open: they learn of it as of any failure. */
+/* The other ranks are open: they see it as they see any failure. */
 MSP_PUBLIC int mpiserve_open_failed(MPI_Comm world, int role, int code, const char *text) {
   if (!session || code >= 0) return REAL(mpiserve_open_failed)(world, role, code, text);
   if (!text) text = mpiserve_strerror(code);

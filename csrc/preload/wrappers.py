@@ -3,7 +3,7 @@
     mpicc -E -P mpi.c >mpi.i && python wrappers.py mpi.i >wrappers.c
 
 Each function of C that takes an MPI_Comm gets a wrapper that replaces MPI_COMM_WORLD by what
-preload.h says, and so does each name by which a Fortran library may have it.
+preload.h says, and so does each name that a Fortran library may give it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 # compares that with Fortran's MPI_COMM_WORLD.
 UNTOUCHED = {"MPI_Abort", "MPI_Comm_c2f", "MPI_Comm_toint"}
 
-# These start MPI; arguments of theirs in Fortran, without the error.
+# Functions that start MPI, with the number of their Fortran arguments, without the error.
 INIT = {"MPI_Init": 0, "MPI_Init_thread": 2}
 
 # MPI calls the handler of the real world for errors that belong to no communicator.

@@ -11,7 +11,7 @@ static size_t align_up(size_t n) { return (n + MSI_ALIGN - 1) / MSI_ALIGN * MSI_
 
 static const size_t POOL_BYTES = (size_t)256 << 20; /* unless the description says more */
 
-static uint32_t pool_rows(const msi_layout *layout, const mpiserve_description *description) {
+static uint32_t slab_rows(const msi_layout *layout, const mpiserve_description *description) {
   size_t max_rows = (size_t)description->max_batch_rows;
   size_t pool_bytes = description->pool_bytes ? (size_t)description->pool_bytes : POOL_BYTES;
   size_t row = layout->inputs.total_row_bytes;
@@ -22,7 +22,7 @@ static uint32_t pool_rows(const msi_layout *layout, const mpiserve_description *
   return rows < UINT32_MAX ? (uint32_t)rows : UINT32_MAX;
 }
 
-static size_t place(const msi_side *side, uint32_t rows, size_t at, size_t *offsets) {
+static size_t add_slabs(const msi_side *side, uint32_t rows, size_t at, size_t *offsets) {
   for (int i = 0; i < side->n; i++) {
     offsets[i] = at;
     at = align_up(at + rows * side->row_bytes[i]);
@@ -34,11 +34,11 @@ static size_t place(const msi_side *side, uint32_t rows, size_t at, size_t *offs
 static int check_bytes(const msi_layout *layout, const mpiserve_description *d) {
   size_t row = layout->inputs.total_row_bytes + layout->outputs.total_row_bytes;
   /* A service that has failed has no tensors, and perhaps no rows. */
-  if (!row || !layout->pool_rows || row <= MSI_MOST_BYTES / layout->pool_rows) return MPISERVE_OK;
+  if (!row || !layout->slab_rows || row <= MSI_MOST_BYTES / layout->slab_rows) return MPISERVE_OK;
   return msi_error(MPISERVE_ECONFIG,
                    "service '%s': its memory is %u rows of %zu bytes, more than 2^%d bytes: lower "
                    "max_batch_rows or pool_bytes",
-                   d->name, layout->pool_rows, row, MSI_MOST_BITS);
+                   d->name, layout->slab_rows, row, MSI_MOST_BITS);
 }
 
 static int overlay(msi_layout *layout, const char *service) {
@@ -60,21 +60,21 @@ int msi_layout_init(msi_layout *layout, const mpiserve_description *description,
   int code = msi_side_init(&layout->inputs, "input", d->n_inputs, d->inputs);
   if (!code) code = msi_side_init(&layout->outputs, "output", d->n_outputs, d->outputs);
   if (code || !lanes) return code;
-  layout->pool_rows = pool_rows(layout, d);
+  layout->slab_rows = slab_rows(layout, d);
   code = check_bytes(layout, d);
   if (code) return code;
-  layout->bells_at = sizeof(msi_front);
-  layout->lanes_at = align_up(layout->bells_at + lanes);
+  layout->doorbells_at = sizeof(msi_segment_header);
+  layout->lanes_at = align_up(layout->doorbells_at + lanes);
   size_t at = layout->lanes_at + lanes * sizeof(msi_slot) * MSI_SLOTS;
-  layout->bytes = place(&layout->inputs, layout->pool_rows, at, layout->inputs_at);
+  layout->bytes = add_slabs(&layout->inputs, layout->slab_rows, at, layout->inputs_at);
   if (d->overwrites) return overlay(layout, d->name);
-  layout->bytes = place(&layout->outputs, layout->pool_rows, layout->bytes, layout->outputs_at);
+  layout->bytes = add_slabs(&layout->outputs, layout->slab_rows, layout->bytes, layout->outputs_at);
   return MPISERVE_OK;
 }
 
 void msi_layout_move(msi_layout *layout, size_t at) {
-  layout->front_at += at;
-  layout->bells_at += at;
+  layout->header_at += at;
+  layout->doorbells_at += at;
   layout->lanes_at += at;
   for (int i = 0; i < layout->inputs.n; i++) layout->inputs_at[i] += at;
   for (int i = 0; i < layout->outputs.n; i++) layout->outputs_at[i] += at;

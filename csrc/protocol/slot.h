@@ -1,7 +1,8 @@
-/* slot: what lies where in a head's window. docs/protocol.md says the same in
+/* slot: what lies where in a head's window. docs/internals/protocol.md says the same in
  * words; both sides compute it from the published description. No MPI calls.
  *
- *   [front] [bells: one byte per lane] [lanes: slots of each lane] [input slabs] [output slabs]
+ *   [header] [doorbells: one byte per lane] [lanes: slots of each lane] [input slabs] [output
+ * slabs]
  *
  * The segments of a rank that serves several services follow each other. A lane
  * belongs to one simulation rank. Its request n (1, 2, ...) uses slot (n - 1) % slots. */
@@ -29,20 +30,20 @@ typedef enum msi_kind {
   MSI_LEAVE = 5,  /* the last word of a client */
   MSI_KEEP = 6,   /* a lease that the client keeps as long as it likes: never lent, or none */
   MSI_VISIT = 7,  /* as MSI_INFER, of a client that counts in the census of another replica */
-  MSI_REST = 8,   /* this client asks another replica now: do not wait for it */
-  MSI_CONTROL = 9 /* another model: lease says what (mpiserve_change), the payload is a version */
+  MSI_DEPART = 8, /* this client asks another replica now: do not wait for it */
+  MSI_CHANGE = 9  /* another model: lease says what (mpiserve_change), the payload is a version */
 } msi_kind;
 
 /* The code of a reply to MSI_INFER that is no end of the request: the service rests here, ask
  * another replica. Never told to users. */
-enum { MSI_RESTS = 1 };
+enum { MSI_SUSPENDED = 1 };
 
 /* The head's own line. */
-typedef struct msi_front {
+typedef struct msi_segment_header {
   _Atomic uint32_t asleep; /* 1: set by the head; 0: by it, or by who rings and wakes it. Used in
                               the first segment of a rank, which sleeps for all of them */
   uint32_t unused[15];
-} msi_front;
+} msi_segment_header;
 
 /* Written by the client before it rings; `cancelled` and `asleep` also after. */
 typedef struct msi_request_header {
@@ -90,7 +91,7 @@ typedef struct msi_slot {
 } msi_slot;
 
 _Static_assert(offsetof(msi_request_header, cancelled) % sizeof(uint64_t) == 0, "whole words");
-_Static_assert(sizeof(msi_front) == MSI_ALIGN, "one cache line");
+_Static_assert(sizeof(msi_segment_header) == MSI_ALIGN, "one cache line");
 _Static_assert(sizeof(msi_request_header) + MSI_EAGER_BYTES == 7 * MSI_ALIGN, "one writer a line");
 _Static_assert(sizeof(msi_reply_header) + MSI_EAGER_BYTES == 7 * MSI_ALIGN, "one writer a line");
 _Static_assert(sizeof(msi_slot) * MSI_SLOTS <= 4096, "a silent client costs less than a page");
@@ -98,9 +99,9 @@ _Static_assert(sizeof(msi_slot) * MSI_SLOTS <= 4096, "a silent client costs less
 typedef struct msi_layout {
   msi_side inputs, outputs;
   uint32_t lanes;
-  uint32_t pool_rows;
-  int64_t max_rows;                    /* of a request */
-  size_t front_at, bells_at, lanes_at; /* in the rank's memory, as all that ends in _at */
+  uint32_t slab_rows;
+  int64_t max_rows;                         /* of a request */
+  size_t header_at, doorbells_at, lanes_at; /* in the rank's memory, as all that ends in _at */
   size_t inputs_at[MPISERVE_MAX_TENSORS], outputs_at[MPISERVE_MAX_TENSORS];
   size_t bytes; /* of the whole segment */
 } msi_layout;

@@ -42,7 +42,7 @@ int main(int argc, char **argv) {
 
   MPI_Barrier(comm);
   begin = MPI_Wtime();
-  check(mpiserve_submit(square, 1, &in, 1, &out, &pending));
+  check(mpiserve_submit(square, 1, &in, 1, &out, NULL, &pending));
   for (int at = 0; at < SLICES; at++) {
     total += work(at);
     if (!done) code = mpiserve_test(session, &pending, &done, NULL); /* a look: 0.1 us */

@@ -61,7 +61,7 @@ cdef int code_of(cnp.ndarray array) noexcept:
 
 
 cdef str where(str service, list names, int i):
-    """What errors begin with: input i of those names, or an array for an output."""
+    """Return the beginning of error texts: input i of those names, or an output."""
     if names is None:
         return f"service '{service}', out"
     return f"service '{service}', input '{names[i] if i < len(names) else i}'"

@@ -57,7 +57,7 @@ cdef extern from *:
 
 
 def keep_freed_memory():
-    """Make malloc keep what is freed: results of a model are else faulted in anew each time."""
+    """Make malloc keep freed memory, which would else be mapped anew for each result."""
     keep_freed()
 
 
@@ -76,40 +76,7 @@ def mpi_runtime():
     return mpiserve_mpi_runtime().decode()
 
 
-cdef str text_of(const char *text):
-    # The library cuts long texts at a byte, which may be inside a character.
-    return (<bytes>text).decode("utf-8", "replace")
-
-
-cdef bytes line_of(str text):
-    # Of any origin: with an end of C's inside, or what UTF-8 cannot say.
-    return failure.one_line(text, MPISERVE_TEXT_SIZE - 1).encode()
-
-
-cdef bytes encode(str text):
-    """Make C's text of one, which a NUL would end."""
-    if "\0" in text:
-        raise errors.from_code(errors.Code.EARG, f"{text!r} has a NUL in it")
-    return text.encode()
-
-
-cdef inline int check(int code) except -1:
-    if code != MPISERVE_OK:
-        raise errors.from_code(code, text_of(mpiserve_last_error()))
-    return 0
-
-
-cdef tuple tensors_of(mpiserve_spec *specs, int n):
-    return tuple([
-        Tensor(
-            specs[i].name.decode(),
-            DTYPES[specs[i].dtype].name,
-            tuple([specs[i].shape[d] for d in range(specs[i].ndim)]),
-        )
-        for i in range(n)
-    ])
-
-
+include "text.pxi"
 include "fork.pxi"
 include "lock.pxi"
 include "serving.pxi"
@@ -126,14 +93,14 @@ cdef class Session(Handle):
         role: "simulation" or "inference".
 
     Collective over the world. On simulation ranks it returns when every service
-    was published; on inference ranks `publish` must follow.
+    is published; on inference ranks `publish` must follow.
     """
 
     cdef readonly str role
     cdef readonly object comm
     cdef readonly tuple roles
     cdef list _signatures  # of the services that this rank published
-    cdef tuple _outputs  # and those of the batch that it answers now
+    cdef tuple _outputs  # of the batch that is open
     cdef dict _services, _batches
     cdef int64_t _rows
     cdef int _requests
@@ -160,7 +127,7 @@ cdef class Session(Handle):
 
     @staticmethod
     def open_failed(comm, role, code, text):
-        """Make every rank's open raise this error. Collective; called in place of it."""
+        """Make every rank's open raise this error. Collective; replaces the open of this rank."""
         cdef MPI_Fint world = comm.py2f()
         cdef bytes data = line_of(text)
         cdef const char *message = data
@@ -207,7 +174,7 @@ cdef class Session(Handle):
     # ---- simulation ranks
 
     def services(self):
-        """Return the services that can be asked. Local."""
+        """Return the services that can serve. Local."""
         cdef int code, count
         cdef mpiserve_service *found
         self._enter()
@@ -217,7 +184,7 @@ cdef class Session(Handle):
             self._enter()
             code = mpiserve_service_at(self._session, i, &found)
             self._leave(MPISERVE_OK)
-            # One whose model could not be loaded is not in the list; asking for it says why.
+            # A service whose model failed to load is left out; service() says why it failed.
             if code == MPISERVE_OK:
                 services.append(self._wrap(found))
         return services
@@ -247,7 +214,7 @@ cdef class Session(Handle):
         self._leave(code)
 
     def unload(self, name, timeout):
-        """Let the model of a service go at all its replicas."""
+        """Free the model of a service at all its replicas."""
         cdef bytes service = encode(name)
         cdef const char *text = service
         cdef double seconds = seconds_of(timeout, "timeout")
@@ -269,10 +236,10 @@ cdef class Session(Handle):
     # ---- inference ranks
 
     def publish(self, *services):
-        """Announce what this rank serves, ready or failed. Collective over the world.
+        """Announce the services of this rank, ready or failed. Collective over the world.
 
         Args:
-            services: Of each the arguments of Description, by name.
+            services: For each service the arguments of Description, by name.
         """
         cdef mpiserve_description *all = NULL
         cdef int code, n = len(services)
@@ -286,7 +253,7 @@ cdef class Session(Handle):
         try:
             self._enter()
             with nogil:
-                code = mpiserve_publish_all(self._session, n, all)
+                code = mpiserve_publish(self._session, n, all)
             self._leave(code)
         finally:
             free(all)
@@ -299,7 +266,7 @@ cdef class Session(Handle):
 
         Raises:
             ClosedError: If every simulation rank has left.
-            ControlError: Once for each, if a client asks for another model.
+            ChangeError: Once for each change of a model that a client requests.
         """
         cdef mpiserve_batch batch
         cdef int code
@@ -334,10 +301,10 @@ cdef class Session(Handle):
         self._leave(mpiserve_batch_fail(self._session, code, message))
 
     def hold_batch(self):
-        """End the batch without an answer: each request is to be answered by its ticket.
+        """End the batch without an answer; a ticket answers each request later.
 
         Returns:
-            A ticket for each of its requests. The batch's arrays are valid no longer.
+            A ticket for each of its requests. The batch's arrays are no longer valid.
         """
         cdef int n = max(1, self._requests)
         cdef mpiserve_ticket *tickets = <mpiserve_ticket *>malloc(n * sizeof(mpiserve_ticket))
@@ -351,7 +318,7 @@ cdef class Session(Handle):
             free(tickets)
 
     def wants(self, Ticket ticket):
-        """Tell whether anybody still waits for a held request; if not, it has been answered."""
+        """Return whether the client still waits for a held request; else it has been answered."""
         cdef int wanted
         self._enter()
         self._leave(mpiserve_ticket_wanted(self._session, &ticket._ticket, &wanted))
@@ -373,7 +340,7 @@ cdef class Session(Handle):
         self._leave(mpiserve_ticket_fail(self._session, &ticket._ticket, code, message))
 
     def poll(self):
-        """Hear what clients say, and form no batch."""
+        """Take what clients send, and form no batch."""
         cdef int code
         self._enter()
         with nogil:
@@ -389,36 +356,36 @@ cdef class Session(Handle):
         self._leave(MPISERVE_OK if code == MPISERVE_ETIMEOUT else code)
 
     def batch_clients(self):
-        """Return an int32 array: the world rank that asked for each row of the batch."""
+        """Return an int32 array: the world rank that submitted each row of the batch."""
         clients = np.empty(self._rows, np.int32)
         cdef int32_t[::1] view = clients
         self._enter()
         self._leave(mpiserve_batch_clients(self._session, &view[0]))
         return clients
 
-    def control(self):
-        """Return (service, what, world rank, version) of what a client asks of a model."""
-        cdef mpiserve_control control
+    def change_get(self):
+        """Return (service, what, world rank, version) of the change that a client requests."""
+        cdef mpiserve_change_request change
         self._enter()
-        self._leave(mpiserve_control_get(self._session, &control))
-        return control.service, control.what, control.client, text_of(control.version)
+        self._leave(mpiserve_change_get(self._session, &change))
+        return change.service, change.what, change.client, text_of(change.version)
 
-    def control_reply(self, int service, int code, text):
-        """Answer it."""
+    def change_reply(self, int service, int code, text):
+        """Answer the change."""
         cdef bytes data = line_of(text)
         self._enter()
-        self._leave(mpiserve_control_reply(self._session, service, code, <const char *>data))
+        self._leave(mpiserve_change_reply(self._session, service, code, <const char *>data))
 
-    def rest(self, int service, resting):
-        """Let one of this rank's services rest here, or serve again."""
-        cdef int code, rests = bool(resting)
+    def suspend(self, int service, suspended):
+        """Suspend one of this rank's services here, or resume it."""
+        cdef int code, yes = bool(suspended)
         self._enter()
         with nogil:
-            code = mpiserve_rest(self._session, service, rests)
+            code = mpiserve_suspend(self._session, service, yes)
         self._leave(code)
 
     def set_rows(self, int service, rows):
-        """Say whether requests of one of this rank's services may share a batch from now on."""
+        """Set whether requests to one of this rank's services may share a batch from now on."""
         cdef int number = ROWS.index(rows)
         self._enter()
         self._leave(mpiserve_rows_set(self._session, service, number))
@@ -457,7 +424,7 @@ cdef class Session(Handle):
         return rank, remaining, text_of(text)
 
     def waiting(self):
-        """Return (mpiserve_waits, text): whom this rank has waited for since long, if it has."""
+        """Return (mpiserve_waits, text): the ranks that this one has waited for since long."""
         cdef int why
         cdef char text[512]
         self._enter()

@@ -1,4 +1,4 @@
-"""Arrays that are not numpy's own: each becomes one of numpy's without a change, or is refused."""
+"""Arrays that are not numpy's own become arrays of numpy without a change, or are refused."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ ADVICE = {
 
 
 def as_input(value: Any, where: str) -> np.ndarray:
-    """Make an array of what is no numpy array; its values stay, its memory may.
+    """Make a numpy array of another array; it has the same values, and the same memory if it can.
 
     Args:
         value: A tensor of torch on the CPU, a masked array, a list, or what numpy or DLPack take.
-        where: What errors begin with.
+        where: The beginning of error texts.
 
     Raises:
         ArgumentError: If it has no values, or none that a host can read.
@@ -49,7 +49,7 @@ def as_input(value: Any, where: str) -> np.ndarray:
 
 
 def as_output(value: Any, where: str) -> np.ndarray:
-    """View memory for results, which the caller is to see.
+    """View the caller's memory for results.
 
     Raises:
         ArgumentError: If it is neither an array of numpy nor a tensor, or would hide the results.

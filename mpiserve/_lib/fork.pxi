@@ -1,4 +1,6 @@
-"""What a forked child of a rank must not do: use its session, or end its MPI."""
+"""What a forked child of a rank must not do: use its session, or end its MPI. And a rank's end."""
+
+from libc.stdlib cimport exit as exit_of_c
 
 cdef extern from *:
     """
@@ -99,3 +101,11 @@ cdef int refuse_fork() except -1:
         errors.Code.ESTATE,
         "this process was forked from the one that opened the session, which alone may use it",
     )
+
+
+def end_process(int status):
+    """End this process by exit() of C: handlers of libraries run, and Python's destructors do not.
+
+    The lock of Python is kept, so that none of its threads goes on meanwhile.
+    """
+    exit_of_c(status)

@@ -64,7 +64,7 @@ cdef extern from "mpiserve.h" nogil:
         uint64_t id
         int64_t row, rows
         int32_t client, service
-    ctypedef struct mpiserve_control:
+    ctypedef struct mpiserve_change_request:
         int32_t service, what, client
         char version[64]
     const char *mpiserve_version()
@@ -83,9 +83,8 @@ cdef extern from "mpiserve.h" nogil:
     int mpiserve_service_at(mpiserve_session *, int, mpiserve_service **)
     int mpiserve_service_find(mpiserve_session *, const char *, mpiserve_service **)
     int mpiserve_service_describe(mpiserve_service *, mpiserve_description *, int *, int *, int *)
-    int mpiserve_submit_with(mpiserve_service *, int, const mpiserve_tensor *, int,
-                             const mpiserve_tensor *, const mpiserve_options *,
-                             mpiserve_request *)
+    int mpiserve_submit(mpiserve_service *, int, const mpiserve_tensor *, int,
+                        const mpiserve_tensor *, const mpiserve_options *, mpiserve_request *)
     int mpiserve_test(mpiserve_session *, mpiserve_request *, int *, mpiserve_stats *)
     int mpiserve_wait(mpiserve_session *, mpiserve_request *, double, mpiserve_stats *)
     int mpiserve_cancel(mpiserve_session *, mpiserve_request *)
@@ -93,7 +92,7 @@ cdef extern from "mpiserve.h" nogil:
     int mpiserve_buffer_give(mpiserve_service *, mpiserve_buffer *)
     int mpiserve_reload(mpiserve_session *, const char *, const char *, double)
     int mpiserve_unload(mpiserve_session *, const char *, double)
-    int mpiserve_publish_all(mpiserve_session *, int, const mpiserve_description *)
+    int mpiserve_publish(mpiserve_session *, int, const mpiserve_description *)
     int mpiserve_batch_next(mpiserve_session *, double, mpiserve_batch *)
     int mpiserve_batch_reply(mpiserve_session *, const void *const *)
     int mpiserve_batch_reply_rows(mpiserve_session *, int64_t, const void *const *)
@@ -104,9 +103,9 @@ cdef extern from "mpiserve.h" nogil:
     int mpiserve_ticket_fail(mpiserve_session *, mpiserve_ticket *, int, const char *)
     int mpiserve_poll(mpiserve_session *)
     int mpiserve_batch_clients(mpiserve_session *, int32_t *)
-    int mpiserve_control_get(mpiserve_session *, mpiserve_control *)
-    int mpiserve_control_reply(mpiserve_session *, int, int, const char *)
-    int mpiserve_rest(mpiserve_session *, int, int)
+    int mpiserve_change_get(mpiserve_session *, mpiserve_change_request *)
+    int mpiserve_change_reply(mpiserve_session *, int, int, const char *)
+    int mpiserve_suspend(mpiserve_session *, int, int)
     int mpiserve_room_set(mpiserve_session *, int, int)
     int mpiserve_rows_set(mpiserve_session *, int, int)
     int mpiserve_queue_get(mpiserve_session *, int, int64_t *)

@@ -1,4 +1,4 @@
-"""Who may enter a session of mpiserve._lib.core: one thread at a time."""
+"""The lock of a session of mpiserve._lib.core: one thread at a time may enter it."""
 
 cdef extern from *:
     """
@@ -115,7 +115,7 @@ cdef class Leftover:
 
 @cython.no_gc_clear
 cdef class Handle:
-    """A session of the library, and who is in it."""
+    """A session of the library, and its lock."""
 
     cdef mpiserve_session *_session
     cdef lock _lock
@@ -173,7 +173,7 @@ cdef class Handle:
         self._leftovers = None
         for leftover in leftovers if self._session != NULL else ():
             leftover.give_back(self._session)
-        # What they kept goes now, which may run destructors of all kinds.
+        # Dropping what they kept may run destructors of all kinds.
         lock_give(&self._lock)
         leftover = leftovers = None
         return self._take()

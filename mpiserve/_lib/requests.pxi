@@ -23,7 +23,7 @@ cdef int64_t whole(object value, str what) except? -1:
 
 
 cdef double deadline_of(object value) except? -1:
-    """Check a deadline. 0 is none to the library, but not to whoever has no time left."""
+    """Check a deadline. 0 means no deadline to the library, but no time left to the caller."""
     cdef double seconds = number_of(value, "deadline")
     if not -1e300 < seconds < 1e300:
         raise errors.from_code(
@@ -34,11 +34,11 @@ cdef double deadline_of(object value) except? -1:
 
 
 cdef double seconds_of(object value, str what) except? -2:
-    """Check a time-out; None is -1, which waits without end to the library."""
+    """Check a time-out; None becomes -1, the library's wait without end."""
     if value is None:
         return -1.0
     cdef double seconds = number_of(value, what)
-    if not seconds >= 0:  # nor is it if not a number
+    if not seconds >= 0:  # refuses NaN too
         raise errors.from_code(
             errors.Code.EARG,
             f"{what} is {value}: it must be a number of seconds from 0 on, or None for no limit",
@@ -65,7 +65,7 @@ cdef bint is_named(tuple arrays):
 
 cdef int look(mpiserve_session **session, lock *door, mpiserve_request *request, double seconds,
               mpiserve_stats *stats) noexcept nogil:
-    """Wait in looks, between which other threads may enter. The lock is held at first only."""
+    """Wait in short looks, between which other threads may enter. The caller holds the lock."""
     cdef double until = clock_now() + seconds, pause = 0
     cdef int code, looks = 0
     while True:
@@ -108,14 +108,14 @@ cdef class Request:
     cdef bint _ended
 
     def done(self):
-        """Tell whether it has ended, without waiting."""
+        """Return whether the request has ended, without waiting."""
         cdef mpiserve_session *session
         cdef int done = 0, code = MPISERVE_OK
         if self._ended:
             return True
         self._session._enter()
         session = self._session._session
-        if not self._request.id:  # another thread is about to tell
+        if not self._request.id:  # another thread is about to report the end
             pass
         elif self._service._far:
             with nogil:
@@ -128,7 +128,7 @@ cdef class Request:
         return self._ended
 
     def result(self, timeout=None):
-        """Wait for the answer; a second call gives it again.
+        """Wait for the result; a second call returns it again.
 
         Args:
             timeout: In seconds; None waits without end. After RequestTimeout the
@@ -159,7 +159,7 @@ cdef class Request:
         cdef int code = GOES_ON
         session._enter()
         with nogil:
-            if not self._request.id:  # another thread is about to tell
+            if not self._request.id:  # another thread is about to report the end
                 lock_give(&session._lock)
                 nap(FIRST_NAP)
             elif session._busy:
@@ -173,7 +173,7 @@ cdef class Request:
         return 0 if code == GOES_ON else self._end(code)
 
     def cancel(self):
-        """Give it up; nothing happens if it has ended."""
+        """End the request without a result; nothing happens if it has ended."""
         cdef int code = MPISERVE_OK
         if self._ended:
             return
@@ -188,12 +188,12 @@ cdef class Request:
 
     @property
     def stats(self):
-        """What is known of the answered request, or None: rows, batch_rows, times in ns, generation."""
+        """The statistics of the answered request, or None: mpiserve_stats by name."""
         return self._stats if self._ended and self._code == MPISERVE_OK else None
 
     @cython.final
     cdef int _end(self, int code) except -1:
-        """Note how it ended, by the code of a call; a call may also fail, and it goes on."""
+        """Take the code of a call: the request has ended, or the call failed and it goes on."""
         if self._request.id:
             return check(code)
         if code == MPISERVE_OK:
@@ -212,7 +212,7 @@ cdef class Request:
 
     def __dealloc__(self):
         cdef Leftover leftover
-        # Nobody can ask for the answer any more, and its arrays are about to go.
+        # Nobody can get the result any more, and its arrays are about to go.
         if not self._ended and self._request.id and self._session._holds():
             leftover = Leftover.__new__(Leftover)
             leftover.request = self._request

@@ -75,7 +75,7 @@ cdef class Service:
     cdef int64_t _answered, _streams
 
     def __call__(self, *arrays, out=None, timeout=None, priority=0, **named):
-        """Ask, and wait for the answer.
+        """Submit a request and wait for its result.
 
         Args:
             *arrays: One array [rows, ...] per input, in the order of the signature, or one
@@ -113,10 +113,10 @@ cdef class Service:
         Args:
             *arrays: One array [rows, ...] per input, in the order of the signature, or one
                 dict of them by name.
-            out: As of a call; the arrays must not be touched until it has ended.
+            out: As of a call; the arrays must not be touched until the request has ended.
             deadline: In seconds from now; with 0 or less there is no time left. A request that
-                has not ended by then ends with DeadlineError, and if the model has not begun
-                with it, never will.
+                has not ended by then ends with DeadlineError; a model that has not begun
+                with it never sees it.
             priority: -100 to 100. Where more requests wait than a batch holds, higher
                 ones are computed first; those of one rank stay in their order.
             **named: Inputs by name.
@@ -129,11 +129,11 @@ cdef class Service:
         return self._submit(arrays, named, out, deadline, priority)
 
     def stream(self, *arrays, timeout=None, **named):
-        """Ask for one row, and get its tokens as they come: a generator.
+        """Submit one row, and yield its tokens as they come.
 
         The service must have an input `stream`, and the outputs `tokens` and `lengths`.
-        Whoever stops before the end ends the stream at the server too: with `close()`, or
-        when the generator goes.
+        Stopping before the end, with `close()` or by deleting the generator, ends the stream at
+        the server too.
 
         Args:
             *arrays: One array [1, ...] per input but `stream`, in the order of the signature.
@@ -173,7 +173,7 @@ cdef class Service:
             raise
         finally:
             if not ended and self._session._session != NULL and not forks:
-                # Kept, because a request that nobody has is cancelled; not waited for.
+                # Kept, because deleting a request cancels it; not waited for.
                 self._endings = [one for one in self._endings if not one.done()]
                 named["stream"] = np.array([[number, STREAM_ENDS]], np.int64)
                 self._endings.append(self.submit(named))
@@ -194,7 +194,7 @@ cdef class Service:
         return 0
 
     cdef dict _by_name(self, tuple arrays, dict named, list names):
-        """Put inputs that were given by position, or in a dict, to those given by name."""
+        """Merge inputs given by position, or in a dict, with those given by name."""
         cdef dict given
         if is_named(arrays):
             given = arrays[0]
@@ -249,11 +249,11 @@ cdef class Service:
         session._enter()
         if rows * self._row_bytes > LARGE or self._far:
             with nogil:
-                code = mpiserve_submit_with(self._service, n, inputs, n_outputs, outputs,
-                                            &options, &request._request)
+                code = mpiserve_submit(self._service, n, inputs, n_outputs, outputs,
+                                       &options, &request._request)
         else:
-            code = mpiserve_submit_with(self._service, n, inputs, n_outputs, outputs,
-                                        &options, &request._request)
+            code = mpiserve_submit(self._service, n, inputs, n_outputs, outputs,
+                                   &options, &request._request)
         session._leave(code)
         return request
 
@@ -347,7 +347,7 @@ cdef class Service:
         return buffer
 
     def totals(self):
-        """Return what is known of this rank's answered requests, summed up.
+        """Return the statistics of this rank's answered requests, summed up.
 
         Returns:
             requests, rows, batch_rows, batch_requests, queue_ns, compute_ns, total_ns.
@@ -396,7 +396,7 @@ cdef make_service(Session session, mpiserve_service *found):
     service.max_batch_rows = description.max_batch_rows
     service.replicas, service.head = replicas, head
     service.transport = "shared" if transport == MPISERVE_SHARED else "rma"
-    # Of several replicas any may be asked, whatever the way to this rank's own is.
+    # A request may go to any replica, whatever the transport to the home replica is.
     service._far = transport != MPISERVE_SHARED or replicas > 1
     service._input_specs = specs_of(service.inputs)
     service._output_specs = specs_of(service.outputs)

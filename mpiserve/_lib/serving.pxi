@@ -69,11 +69,11 @@ cdef class Description:
 
 
 cdef class Batch:
-    """A batch that an inference rank is to answer.
+    """A batch that an inference rank has to answer.
 
     Attributes:
-        service: Which of the services that this rank published: 0, 1, ...
-        rows: Of all its requests.
+        service: Index among the services that this rank published: 0, 1, ...
+        rows: The number of rows of all its requests.
         requests: Their number.
         in_place: Whether the inputs are the memory that the clients wrote to.
         inputs: One array [rows, ...] per input of the signature; read-only, valid
@@ -94,8 +94,8 @@ cdef class Ticket:
     Attributes:
         row: Its first row in the batch.
         rows: Their number.
-        client: The world rank that asked.
-        service: The place of the service, as of its batch.
+        client: The world rank that submitted it.
+        service: The index of the service, as in its batch.
     """
 
     cdef mpiserve_ticket _ticket
@@ -128,7 +128,7 @@ cdef list tickets_of(mpiserve_ticket *tickets, int n):
 
 
 cdef Batch batch_of(Session session, mpiserve_batch *batch):
-    """Find or make the arrays. Rows that repeat lie at the same place: all is there."""
+    """Find or make the arrays. Rows that repeat have the same location: the arrays are there."""
     cdef Batch made
     key = (batch.service, <size_t>batch.inputs[0], <size_t>batch.outputs[0], batch.rows)
     made = session._batches.get(key)

@@ -1,4 +1,4 @@
-"""What the user writes down, checked: the configuration, its services, the partition of a world."""
+"""Read and check the configuration: services, pools and the partition of a world."""
 
 from mpiserve.config.file import Config, Group, PartitionConfig, PoolConfig
 from mpiserve.config.service import (

@@ -1,4 +1,4 @@
-"""Variables of the environment that are numbers."""
+"""Read numbers from environment variables."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ logger = logging.getLogger("mpiserve")
 
 
 def seconds(name: str, default: float) -> float:
-    """Read a time, at least 0; what is none is told in the log, and the default holds."""
+    """Read a time of at least 0; log a warning and use the default if it is not a number."""
     text = os.environ.get(name)
     if text is None:
         return default
@@ -19,6 +19,6 @@ def seconds(name: str, default: float) -> float:
     except ValueError:
         value = nan
     if isnan(value):
-        logger.warning("%s=%.40r is no number of seconds: %g is taken", name, text, default)
+        logger.warning("%s=%.40r is not a number of seconds: using %g", name, text, default)
         return default
     return max(0.0, value)

@@ -24,6 +24,7 @@ from mpiserve.config.checks import (
     key_of,
     line_error,
     shown,
+    suggest,
     value_problem,
 )
 from mpiserve.config.reader import read_tables
@@ -33,18 +34,23 @@ from mpiserve.config.service import (
     TensorConfig,
     as_tuple,
     check_name,
-    suggest,
 )
 from mpiserve.errors import ConfigError
 
 
 class PartitionConfig(Table):
-    """The table `[partition]`: which ranks of one program infer."""
+    """The table `[partition]`: the inference ranks of a world that runs one program."""
 
     placement: Literal["tail", "per-node", "dedicated"] = "tail"
+    """Which ranks become inference ranks: the last ranks of the world, the last ranks of each
+    node, or all ranks of the last nodes.
+    """
     per_node: Annotated[int | None, Field(ge=1, le=MAX_RANKS)] = None
+    """With `placement = "per-node"`: the number of inference ranks on each node."""
     bind: bool = False
+    """Whether to bind inference ranks to cores of their own."""
     ranks: Annotated[tuple[StrictInt, ...] | None, BeforeValidator(as_tuple)] = None
+    """The world ranks that become inference ranks, in place of `placement`."""
 
     @field_validator("ranks")
     @classmethod
@@ -73,11 +79,23 @@ class PoolConfig(Table):
     """One table `[pool.NAME]`: ranks that serve all of these services, or some in turn."""
 
     ranks: int = Field(1, ge=1, le=MAX_RANKS)
+    """Inference ranks of the pool, each a replica of each of its services."""
     services: Annotated[tuple[StrictStr, ...], BeforeValidator(as_tuple)]
+    """The names of the services that share the ranks."""
     loaded: Annotated[int | None, Field(ge=1, le=MAX_RANKS)] = None
+    """How many models a rank holds at a time, which makes the pool adaptive; without it, all of
+    them.
+    """
     interval_s: float = Field(0.5, gt=0, le=3600)
+    """Seconds between two load reports of a rank."""
     hysteresis: float = Field(1.5, ge=1, le=1000)
+    """A rank changes services when the load of the new one is this many times the load that the
+    old one will have.
+    """
     least_s: float = Field(5.0, ge=0, le=86400)
+    """The least time in seconds between two changes; choose several times what loading a model
+    takes.
+    """
 
     @model_validator(mode="after")
     def _check_loaded(self) -> PoolConfig:
@@ -90,20 +108,20 @@ class PoolConfig(Table):
             text = f"loaded = {self.loaded}, but there are {len(self.services)} services"
             raise ValueError(f"{text}: leave it out, and each rank holds all of them")
         if self.ranks * self.loaded < len(self.services):
-            places = f"{self.ranks} ranks that hold {self.loaded}"
-            raise ValueError(f"{places} are too few for {len(self.services)} services")
+            held = f"{self.ranks} ranks that hold {self.loaded}"
+            raise ValueError(f"{held} are too few for {len(self.services)} services")
         return self
 
 
 class Group(NamedTuple):
-    """Services that share their inference ranks: one alone, or those of a pool.
+    """Services that share their inference ranks: one service, or those of a pool.
 
     Attributes:
-        services: In the order in which a rank publishes them.
-        replicas: Of each of them.
-        tensor_parallel: Ranks of a replica.
-        key: Of the configuration, that says how many replicas there are.
-        pool: The table of their pool, if they have one.
+        services: The services, in the order in which a rank publishes them.
+        replicas: The number of replicas of each service.
+        tensor_parallel: The number of ranks of a replica.
+        key: The key of the configuration that sets the number of replicas.
+        pool: The table of the pool, if there is one.
     """
 
     services: tuple[ServiceConfig, ...]
@@ -114,11 +132,14 @@ class Group(NamedTuple):
 
 
 class Config(Table):
-    """A whole file: the partition, the services and their pools, in the order of the file."""
+    """A configuration file: the partition, the services and their pools, in file order."""
 
     partition: PartitionConfig = PartitionConfig()
+    """Which ranks of one program infer."""
     service: dict[StrictStr, ServiceConfig]
+    """The services, one table each."""
     pool: dict[StrictStr, PoolConfig] = Field(default_factory=dict)
+    """Services that share inference ranks, one table for each pool."""
 
     _source: str = PrivateAttr("config")
 
@@ -134,7 +155,7 @@ class Config(Table):
 
     @property
     def groups(self) -> tuple[Group, ...]:
-        """The services by the ranks that they share, in the order of their first ones."""
+        """The services grouped by the ranks that they share, in the order of their first ones."""
         pool_of = {name: key for key, pool in self.pool.items() for name in pool.services}
         groups = {}
         for name, service in self.service.items():
@@ -170,7 +191,7 @@ class Config(Table):
                     raise ValueError(f"'{key}': the service '{name}' is listed twice")
                 seen.add(name)
                 _check_pooled(key, name, services[name])
-            # Libraries of one process start as many threads for one model as for another.
+            # A process has one number of threads for all its models.
             if len({services[name].threads for name in pool.services}) > 1:
                 raise ValueError(f"'{key}': threads must be the same for all its services")
         return pools
@@ -180,7 +201,7 @@ class Config(Table):
         """Read and check a file.
 
         Raises:
-            ConfigError: In one line, with the file and the key.
+            ConfigError: With one line that names the file and the key.
         """
         data = read_tables(path)
         return cls.from_dict(data, source=str(path), folder=Path(path).resolve().parent)
@@ -189,10 +210,10 @@ class Config(Table):
     def from_dict(
         cls, data: Mapping[str, Any], *, source: str = "config", folder: Path | None = None
     ) -> Config:
-        """Check the tables of a file that was read, or built, elsewhere.
+        """Check tables that were read or built elsewhere.
 
         Raises:
-            ConfigError: In one line, with the source and the key.
+            ConfigError: With one line that names the source and the key.
         """
         if unfit := value_problem(data):
             raise line_error(source, f"{key_of(unfit[0])}: {unfit[1]}")
@@ -217,14 +238,16 @@ class Config(Table):
 
 def _check_pooled(pool: str, name: str, service: ServiceConfig) -> None:
     if service.tensor_parallel > 1:
-        raise ValueError(f"'{pool}': the service '{name}' has tensor_parallel, and a pool has 1")
+        text = f"'{pool}': the service '{name}' sets tensor_parallel"
+        raise ValueError(f"{text}, which a pool does not support: remove it")
     if "replicas" in service.model_fields_set:
-        raise ValueError(f"'{pool}' has the replicas of the service '{name}': its ranks")
+        text = f"'{pool}': the service '{name}' sets replicas"
+        raise ValueError(f"{text}: remove it, since the pool has a replica on each of its ranks")
 
 
 def _first_line(error: ValidationError) -> str:
     problems = error.errors(include_url=False)
-    # A misspelt key is also a missing one: the misspelling is what helps.
+    # A misspelt key is also reported as missing: the misspelling helps more.
     problems = [p for p in problems if p["type"] == "extra_forbidden"] or problems
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     return f"{key_of(problems[0]['loc']) or 'the whole'}: {_reason(problems[0])}{more}"
@@ -248,7 +271,7 @@ def _reason(problem: Any) -> str:
 
 
 def _keys_at(location: Location) -> list[str]:
-    """The keys that the table at this place of the file may have."""
+    """The keys that the table at this location of the file may have."""
     if not location:
         return list(Config.model_fields)
     if location[0] == "partition":

@@ -1,4 +1,4 @@
-"""Who infers, and what: pure functions of the configuration and the world."""
+"""Choose the inference ranks and their services from the configuration and the world."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ SIMULATION = "simulation"
 INFERENCE = "inference"
 
 
-class Seat(NamedTuple):
-    """What one inference rank does: a rank of one replica of a service, or of each of a pool's."""
+class Assignment(NamedTuple):
+    """The work of one inference rank: its replica of one service, or of each service of a pool."""
 
     services: tuple[ServiceConfig, ...]
     replica: int
@@ -27,19 +27,19 @@ class Seat(NamedTuple):
 
     @property
     def name(self) -> str:
-        """What is served, for people."""
+        """The names of the services, for texts."""
         return " + ".join(service.name for service in self.services)
 
 
-def seats(config: Config) -> list[Seat]:
-    """List what the inference ranks do, in their order.
+def assignments(config: Config) -> list[Assignment]:
+    """List the assignments of the inference ranks, in rank order.
 
-    First replicas of all services and pools come first, then the second ones, so that a
+    The first replicas of all services and pools come first, then the second ones, so that a
     placement over several nodes gives each node a mix of the services.
     """
     last = max(group.replicas for group in config.groups)
     return [
-        Seat(group.services, replica, index, group.pool)
+        Assignment(group.services, replica, index, group.pool)
         for replica in range(last)
         for group in config.groups
         if replica < group.replicas
@@ -48,15 +48,15 @@ def seats(config: Config) -> list[Seat]:
 
 
 def count(config: Config) -> int:
-    """Count the inference ranks, however many there would be."""
+    """Count the inference ranks, without listing them."""
     return sum(group.replicas * group.tensor_parallel for group in config.groups)
 
 
-def assign(config: Config, n_inference: int) -> list[Seat]:
-    """Give each of n inference ranks its seat.
+def assign(config: Config, n_inference: int) -> list[Assignment]:
+    """Give each of n inference ranks its assignment.
 
     Raises:
-        ConfigError: If there are more or fewer ranks than seats.
+        ConfigError: If there are more or fewer ranks than assignments.
     """
     needed = count(config)
     if n_inference < needed:
@@ -64,7 +64,7 @@ def assign(config: Config, n_inference: int) -> list[Seat]:
     if n_inference > needed:
         text = f"the services take {_ranks(needed)}, but {_ranks(n_inference)} serve"
         raise config.error("service", f"{text}: raise replicas, or start fewer")
-    return seats(config)
+    return assignments(config)
 
 
 def roles(config: Config, world_size: int, nodes: Sequence[int] | None = None) -> list[str]:
@@ -73,7 +73,7 @@ def roles(config: Config, world_size: int, nodes: Sequence[int] | None = None) -
     Args:
         config: The configuration.
         world_size: Ranks of the world.
-        nodes: The node of each rank, any numbers; needed where `by_node` says so.
+        nodes: The node of each rank, as any numbers; needed if `by_node` returns True.
 
     Raises:
         ConfigError: If the services do not fit into the world.
@@ -106,38 +106,39 @@ def _listed(config: Config, world_size: int, needed: int) -> set[int]:
 
 
 def by_node(config: Config) -> bool:
-    """Tell whether roles depend on the nodes of the ranks."""
+    """Return whether roles depend on the nodes of the ranks."""
     return config.partition.ranks is None and config.partition.placement != "tail"
 
 
 def replica_of(
     rank: int, replicas: Sequence[int], nodes: Sequence[int], roles: Sequence[str]
 ) -> int:
-    """Choose the replica that a simulation rank asks, as csrc/client/client.c does.
+    """Choose the replica that a simulation rank queries, as csrc/client/client.c does.
 
     Args:
-        rank: The simulation rank, of the world.
-        replicas: The inference ranks of one service, of the world.
+        rank: The world rank of the simulation rank.
+        replicas: The world ranks of the heads of one service.
         nodes: The node of each rank of the world.
         roles: The role of each rank of the world.
 
     Returns:
-        The inference rank: one of the same node if there is any, else any; in turn.
+        The world rank of the head: round robin over those of the same node, or over all if the
+        node has none.
     """
     near = [replica for replica in replicas if nodes[replica] == nodes[rank]] or list(replicas)
     return near[list(roles[:rank]).count(SIMULATION) % len(near)]
 
 
 def cores_of(cores: Sequence[int], threads: Sequence[int]) -> list[list[int]] | None:
-    """Share out the cores of a node: the last ones to its inference ranks, the first to the rest.
+    """Divide the cores of a node: the last ones for its inference ranks, the first for the others.
 
     Args:
         cores: The cores of the node.
-        threads: What each inference rank of the node runs, in their order.
+        threads: The threads of each inference rank of the node, in rank order.
 
     Returns:
-        The cores of each inference rank, and at the end those of the simulation ranks; None
-        if that leaves no core for these.
+        The cores of each inference rank, then those of the simulation ranks; None if no core
+        is left for the simulation ranks.
     """
     at = len(cores) - sum(threads)
     if at < 1:
@@ -147,7 +148,7 @@ def cores_of(cores: Sequence[int], threads: Sequence[int]) -> list[list[int]] | 
 
 
 def _members(nodes: Sequence[int]) -> dict[int, list[int]]:
-    """List the ranks of each node, the nodes in the order of their first ranks."""
+    """List the ranks of each node; the nodes are in the order of their first ranks."""
     members: dict[int, list[int]] = {}
     for rank, node in enumerate(nodes):
         members.setdefault(node, []).append(rank)
@@ -155,7 +156,7 @@ def _members(nodes: Sequence[int]) -> dict[int, list[int]]:
 
 
 def _last_nodes(config: Config, needed: int, members: dict[int, list[int]]) -> set[int]:
-    """Take whole nodes from the end."""
+    """Choose whole nodes from the end."""
     chosen: set[int] = set()
     for node in reversed(members):
         if len(chosen) < needed:
@@ -168,7 +169,7 @@ def _last_nodes(config: Config, needed: int, members: dict[int, list[int]]) -> s
 
 
 def _spread(config: Config, needed: int, free: dict[int, list[int]]) -> set[int]:
-    """Take ranks from the tails of the nodes in turn; a node's last rank only if it must be."""
+    """Choose ranks from the tails of the nodes in turn; the only rank left of a node comes last."""
     each = config.partition.per_node
     if each and each * len(free) != needed:
         text = f"{each} on each of {_count(len(free), 'node')} make {_ranks(each * len(free))}"
@@ -184,7 +185,7 @@ def _spread(config: Config, needed: int, free: dict[int, list[int]]) -> set[int]
 
 
 def _too_few(config: Config, available: int, have: str) -> ConfigError:
-    """Blame the first service, or pool, that does not fit any more."""
+    """Name the first service or pool that does not fit any more."""
     total = 0
     for group in config.groups:
         mine = group.replicas * group.tensor_parallel

@@ -1,4 +1,4 @@
-"""From a file to the tables of a configuration: whatever the file is, in time and in one line."""
+"""Read the tables of a TOML file, with quick and one-line errors for any other file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from mpiserve.config.checks import MAX_DEPTH, cut, line_error
 
 MAX_SIZE = 4 << 20  # bytes; a service takes about 500
 
-# tomllib's time for a key of n parts grows with n squared. Possessive, or this one's would too.
+# tomllib's time for a key of n parts grows with n squared. The possessive quantifiers keep this
+# expression linear.
 PART = r"""(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+"""
 LONG_KEY = re.compile(rf"(?<![\w-])(?:{PART}){{{2 * MAX_DEPTH}}}")
 LONG_INTEGER = re.compile(r"(?<!\d)\d(?:_?\d){1000}")
@@ -29,7 +30,7 @@ def read_tables(path: str | Path) -> dict[str, Any]:
     """Read the tables of a TOML file.
 
     Raises:
-        ConfigError: In one line, with the file.
+        ConfigError: With one line that names the file.
     """
     try:
         return _parsed(_text(_bytes(Path(path))))
@@ -46,7 +47,7 @@ def _bytes(path: Path) -> bytes:
     if stat.S_ISDIR(found.st_mode):
         raise ValueError("is a directory; name the TOML file in it")
     if not stat.S_ISREG(found.st_mode):  # a pipe may never end
-        raise ValueError("is no regular file")
+        raise ValueError("is not a regular file")
     if found.st_size > MAX_SIZE:
         text = f"has {found.st_size} bytes, more than the {MAX_SIZE} that a configuration may have"
         raise ValueError(text)
@@ -58,7 +59,7 @@ def _text(data: bytes) -> str:
         if data.startswith(mark):
             raise ValueError(f"is {name} text; save it as UTF-8, as TOML must be")
     if b"\0" in data[:4]:
-        raise ValueError("not UTF-8 text, as TOML must be; is it UTF-16, or no text at all?")
+        raise ValueError("not UTF-8 text, as TOML must be; is it UTF-16, or a binary file?")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -75,15 +76,15 @@ def _parsed(text: str) -> dict[str, Any]:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ValueError(_syntax(str(error))) from None
-    except ValueError as error:  # an integer that Python does not read, a day that is none
+    except ValueError as error:  # an integer with too many digits, or an invalid date
         long = LONG_INTEGER.search(text)
         line = text.count("\n", 0, long.start()) + 1 if long else 0
-        reason = "an integer has 64 bits, this one has thousands of digits"
+        reason = "an integer must fit into 64 bits, this one has thousands of digits"
         raise ValueError(f"line {line}: {reason}" if long else cut(str(error), 200)) from None
 
 
 def _syntax(text: str) -> str:
-    """Put the place before the reason."""
+    """Put the position before the reason."""
     where = re.search(r"\s*\(at (.+)\)$", text)
     if not where:
         return cut(text, 200)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from difflib import get_close_matches
 from math import prod
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -28,10 +27,10 @@ from mpiserve.config.checks import (
     MAX_SECONDS,
     MAX_THREADS,
     MAX_WARMUPS,
-    cut,
     name_problem,
     shape_problem,
     shown,
+    suggest,
 )
 from mpiserve.errors import Code, ConfigError
 
@@ -56,15 +55,9 @@ NAME_SIZE = 64
 
 BACKENDS = ("deepspeed", "torch", "onnx", "python", "echo")
 TASKS = ("generate", "embed")
-VERSION = "{version}"  # in a model or an option: the name of a version stands there
+VERSION = "{version}"  # stands for the name of a version, in a model or an option
 # "module:object" or "folder/file.py:object"
 OBJECT = re.compile(r"(?:[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*|[^:]*\w\.py):[A-Za-z_]\w*")
-
-
-def suggest(word: str, known: tuple[str, ...] | list[str]) -> str:
-    """Help with a name that is unknown."""
-    near = get_close_matches(word[:NAME_SIZE], known, 1)
-    return f"(did you mean '{near[0]}'?)" if near else f"(one of: {cut(', '.join(known), 400)})"
 
 
 def _dtype(name: str) -> str:
@@ -81,7 +74,7 @@ def _convert(convert: bool | None, info: ValidationInfo) -> bool | None:
 
 
 def check_name(name: str) -> str:
-    """Refuse a name that C could not hold."""
+    """Refuse a name that the C library cannot hold."""
     if problem := name_problem(name, NAME_SIZE):
         raise ValueError(problem)
     return name
@@ -100,7 +93,7 @@ def _version(version: str) -> str:
 
 
 def _filled(value: Any, version: str) -> Any:
-    """Put the name of a version into all texts of a value."""
+    """Replace VERSION by the name of a version in all texts of a value."""
     if isinstance(value, str):
         return value.replace(VERSION, version)
     if isinstance(value, dict):
@@ -115,23 +108,35 @@ def _shape(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def as_tuple(value: Any) -> Any:
-    """Make a list of the file a tuple."""
+    """Convert a list of the file to a tuple."""
     return tuple(value) if isinstance(value, list) else value
 
 
 class Table(BaseModel):
-    """What all tables have in common: no other keys, no other types."""
+    """The base of all tables: strict types, and no unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,  # they describe the keys in the configuration reference
+    )
 
 
 class TensorConfig(Table):
-    """One tensor of a signature; its first dimension, -1, is the rows."""
+    """One tensor of a signature; its first dimension is -1, the number of rows."""
 
     name: Annotated[str, AfterValidator(check_name)]
+    """The name by which a call, or the model, finds the tensor."""
     dtype: Annotated[str, AfterValidator(_dtype)]
+    """The type of the elements, as requests carry it."""
     shape: Annotated[tuple[StrictInt, ...], BeforeValidator(as_tuple), AfterValidator(_shape)]
-    convert: Annotated[bool | None, AfterValidator(_convert)] = None  # None: do it, and say so
+    """The dimensions: first -1, which stands for the rows, then positive sizes."""
+    convert: Annotated[bool | None, AfterValidator(_convert)] = None
+    """Whether to convert between this dtype and the model's: `true` silently, `false` never;
+    without it, convert and log what that loses.
+    """
 
     @property
     def row_bytes(self) -> int:
@@ -146,33 +151,79 @@ class ServiceConfig(Table):
     """One table `[service.NAME]`: a model, its signature and its batching policy."""
 
     backend: str = "deepspeed"
+    """What runs the model: a built-in backend, or a subclass of `mpiserve.Backend` as
+    `"module:Class"` or `"file.py:Class"`.
+    """
     model: Annotated[str | None, Field(validate_default=True)] = None
+    """The model: `"module:callable"`, `"file.py:callable"`, a model file, or a Hugging Face
+    directory. Required by all built-in backends except echo.
+    """
     task: str | None = None
+    """For a Hugging Face directory: continue sequences (`"generate"`) or map them to vectors
+    (`"embed"`).
+    """
     preprocess: Annotated[str | None, AfterValidator(_object)] = None
+    """A function that turns `inputs` into `model_inputs` before the model runs."""
     postprocess: Annotated[str | None, AfterValidator(_object)] = None
+    """A function that turns `model_outputs` into `outputs` after the model has run."""
     options: dict[str, Any] = Field(default_factory=dict)
+    """A table of settings for the backend."""
     version: Annotated[str, Field(validate_default=True)] = ""
+    """The version to start with; it replaces `{version}` in `model` and `options`."""
     reload: Literal["beside", "in-place"] = "beside"
+    """Whether a reload loads the new version beside the old one, or frees the old one first."""
     inputs: Tensors
+    """The input tensors of the signature, 1 to 16 tables."""
     outputs: Annotated[Tensors, Field(validate_default=True)] = ()
+    """The output tensors of the signature, 1 to 16 tables. Required except for echo."""
     model_inputs: Tensors | None = None
+    """The tensors that `preprocess` returns; `inputs` if not given."""
     model_outputs: Tensors | None = None
+    """The tensors that `postprocess` takes; `outputs` if not given."""
     replicas: int = Field(1, ge=1, le=MAX_RANKS)
+    """Copies of the service, each on inference ranks of its own."""
     tensor_parallel: int = Field(1, ge=1, le=MAX_PARALLEL)
+    """Ranks of a replica, which share one model (DeepSpeed, or a backend of your own)."""
     peer_timeout_s: float = Field(300.0, gt=0, le=MAX_SECONDS)
-    dtype: str | None = None  # the model's own
+    """With several ranks per replica: seconds after which a rank that does not respond is given
+    up.
+    """
+    dtype: str | None = None
+    """The dtype to convert a torch model to; without it the model keeps its own."""
     max_batch_rows: int = Field(4096, ge=1, lt=MAX_ROWS, validate_default=True)
+    """The most rows in a batch, and therefore in a request; a batch has at most 16 TiB."""
     max_delay_us: int = Field(200, ge=0, lt=2**31)
+    """The longest time, in microseconds, that a request waits for others to share its batch."""
     pool_bytes: int = Field(0, ge=0, le=MAX_BYTES)
+    """Memory for large payloads, in bytes per transport; 0 means 256 MiB."""
     stickiness: float = Field(0.25, gt=0, le=1)
+    """How strongly clients prefer their home replica: they leave it for one that replies in
+    less than `1 - stickiness` of the time. 1: they never leave it.
+    """
     max_queue_rows: int = Field(0, ge=0, lt=2**62)
+    """The most rows that wait at the head for a batch; 0 means no limit."""
     on_full: Literal["wait", "reject"] = "wait"
+    """What happens to a request that finds the queue full: it waits, or ends with
+    `QueueFullError`.
+    """
     split_failed: bool = True
+    """Whether a batch that fails is run again in halves, so that only the guilty request fails."""
     threads: int = Field(1, ge=1, le=MAX_THREADS)
+    """Threads of torch and BLAS on each inference rank."""
     chunk_rows: int = Field(0, ge=0, lt=MAX_ROWS)
-    rows: Literal["independent", "together"] | None = None  # found out at warm-up
-    input_memory: Literal["view", "copy"] | None = None  # likewise
-    warmup: Any = True  # a bool, rows of the batches, or a file of examples
+    """Rows that a torch model processes at a time; 0 means: measure the best value at warm-up."""
+    rows: Literal["independent", "together"] | None = None
+    """Whether the model computes each row independently, or the rows of a request belong
+    together; without it, mpiserve tests this at warm-up.
+    """
+    input_memory: Literal["view", "copy"] | None = None
+    """Whether the model reads the clients' memory (`"view"`) or gets copies; without it,
+    mpiserve tests at warm-up whether the model writes to its inputs or keeps them.
+    """
+    warmup: Any = True
+    """`true`: warm up with 1 and `max_batch_rows` rows; a list: with these numbers of rows; a
+    `.npz` file: with example inputs; `false`: not at all.
+    """
 
     _name: str = PrivateAttr("")
     _folder: Path = PrivateAttr(Path("."))
@@ -184,17 +235,17 @@ class ServiceConfig(Table):
 
     @property
     def folder(self) -> Path:
-        """Where the configuration lies: relative paths and modules are looked up there."""
+        """The folder of the configuration, where relative paths and modules are looked up."""
         return self._folder
 
     def of_version(self, version: str = "") -> ServiceConfig:
-        """Give the table for a version, whose name stands where {version} was.
+        """Return the table for a version, with its name in place of {version}.
 
         Args:
-            version: Its name; that of the start if not given.
+            version: The name of the version; by default that of the start.
 
         Raises:
-            ConfigError: If it is no name, or has no meaning here.
+            ConfigError: If the name is not valid, or no key uses it.
         """
         version = version or self.version
         if not version:
@@ -216,12 +267,12 @@ class ServiceConfig(Table):
 
     @property
     def warmup_rows(self) -> tuple[int, ...]:
-        """Rows of the batches that the model sees before the service is announced."""
+        """The rows of the batches that the model runs before the service is announced."""
         if isinstance(self.warmup, tuple):
             return self.warmup
         if self.warmup is False:
             return ()
-        if self.rows == "together":  # perhaps it takes whole fields alone
+        if self.rows == "together":  # the model may accept only whole fields
             return (self.max_batch_rows,)
         return tuple(sorted({1, self.max_batch_rows}))
 
@@ -317,7 +368,7 @@ class ServiceConfig(Table):
         if task not in TASKS:
             raise ValueError(f"unknown task {shown(task)} {suggest(task, TASKS)}")
         if info.data.get("backend") not in ("deepspeed", "torch"):
-            raise ValueError("tasks are of the backends 'deepspeed' and 'torch'")
+            raise ValueError("tasks need the backend 'deepspeed' or 'torch'")
         return task
 
     @field_validator("on_full")
@@ -342,9 +393,11 @@ class ServiceConfig(Table):
     @classmethod
     def _check_together(cls, rows: str | None, info: ValidationInfo) -> str | None:
         if rows == "together" and info.data.get("chunk_rows"):
-            raise ValueError("'together' is against chunk_rows, which cuts requests; remove one")
+            raise ValueError("'together' excludes chunk_rows, which cuts requests; remove one")
         if rows == "together" and info.data.get("task") == "generate":
-            raise ValueError("'together' cannot be: the task 'generate' runs sequences of all")
+            raise ValueError(
+                "'together' is not possible: the task 'generate' batches sequences of all requests"
+            )
         return rows
 
     @field_validator("warmup")
@@ -376,5 +429,5 @@ def _mirrored(outputs: Tensors, inputs: Tensors) -> Tensors:
     if not outputs:
         return inputs
     if [(t.dtype, t.shape) for t in outputs] != [(t.dtype, t.shape) for t in inputs]:
-        raise ValueError("the backend 'echo' answers with its inputs: dtypes and shapes must agree")
+        raise ValueError("the backend 'echo' returns its inputs: dtypes and shapes must be equal")
     return outputs

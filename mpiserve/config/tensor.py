@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 
 class Tensor(NamedTuple):
-    """Name, dtype and shape; shape[0] is -1, the rows."""
+    """Name, dtype and shape; shape[0] is -1, the number of rows."""
 
     name: str
     dtype: str

@@ -1,7 +1,7 @@
-"""Job scripts for batch systems, from a configuration and a plan. Pure functions.
+"""Write job scripts for batch systems, from a configuration and a plan. Pure functions.
 
-A program that is a Python script is run by `python -m mpiserve run`, one program for all ranks;
-any other is a program of its own beside `python -m mpiserve serve`.
+`python -m mpiserve run` runs a Python script as one program for all ranks. Any other command is
+a second program beside `python -m mpiserve serve`.
 """
 
 from __future__ import annotations
@@ -17,45 +17,45 @@ from mpiserve.launch.plan import Plan, ranges
 
 PMI = {"openmpi": "pmix", "mpich": "pmi2"}  # srun's --mpi
 SERVE = '"$python" -m mpiserve serve "$config"'
-# A file of the ranks' programs, for what starts them: its lines follow, then END.
+# Begins a file that gives each rank its program; its lines follow, then END.
 RANKS_FILE = ("ranks=$(mktemp ranks.XXXXXX)", "trap 'rm -f \"$ranks\"' EXIT", 'cat >"$ranks" <<END')
 MODULES = """
-# Before what is strict: a module's own script may use variables that are not set.
+# Before "set -u": the script of a module may use variables that are not set.
 {lines}
 """
 BODY = """
 set -euo pipefail
 {folder}
-python=${{MPISERVE_PYTHON:-.venv/bin/python}}  # of the environment with mpiserve
+python=${{MPISERVE_PYTHON:-.venv/bin/python}}  # in the environment with mpiserve
 config={config}
 
-# No threads but the ranks themselves; those of the models are in the configuration.
+# One thread for each rank; the configuration sets the threads of the models.
 export OMP_NUM_THREADS=1
 """
 UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
 TIMES = "HH:MM:SS, D-HH:MM:SS, minutes, or such as 90m, 2h, 1d12h"
 DEFAULT_TIME = "00:15:00"
 LONGEST = 366 * 86400
-WORD = re.compile(r"[A-Za-z0-9_][\w.,:/@+=-]*", re.ASCII)  # of an account, a queue, a module
+WORD = re.compile(r"[A-Za-z0-9_][\w.,:/@+=-]*", re.ASCII)  # an account, a queue or a module
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a job script is written from.
+    """The contents of a job script.
 
     Attributes:
-        config: The path of the configuration, as the job is to use it.
+        config: The path of the configuration, as seen from the job.
         program: The simulation: a Python script and its arguments, or any other command.
-        plan: The partition. `run` finds the same one from the configuration.
+        plan: The partition; `run` computes the same one from the configuration.
         mpi: "openmpi" or "mpich".
-        time: The limit, in any of TIMES; a quarter of an hour, if not given.
-        gpus_per_node: For the inference ranks.
-        het: Slurm: a part of the job for each role, with nodes of its own.
+        time: The time limit, in one of the forms TIMES; 15 minutes by default.
+        gpus_per_node: The GPUs of a node, for its inference ranks.
+        het: Slurm only: make a heterogeneous job, with nodes of its own for each role.
         made_by: The command that makes this script, for its first lines.
-        account: Who pays, if that has to be said: account, project or bank.
-        partition: The partition, or queue, if not the site's own.
-        modules: To load.
-        env: Variables to set, each NAME=VALUE.
+        account: The account, project or bank, if the site needs one.
+        partition: The partition or queue, if not the default one.
+        modules: The modules to load.
+        env: The variables to set, each NAME=VALUE.
     """
 
     config: str
@@ -73,7 +73,7 @@ class Job:
 
     @property
     def seconds(self) -> int:
-        """The limit of time."""
+        """The time limit."""
         return seconds_of(self.time or DEFAULT_TIME)
 
     @property
@@ -93,21 +93,21 @@ class Job:
 
     @property
     def threads(self) -> int:
-        """The cores that a rank needs, of those that need most."""
-        return max(seat.service.threads for seat in self.plan.serving.values())
+        """The cores of a rank: as many as the rank with the most threads needs."""
+        return max(assignment.service.threads for assignment in self.plan.serving.values())
 
     def simulation(self) -> str:
-        """Write the simulation's own command. Arguments of the job script follow it."""
+        """Write the command of the simulation; the job script appends its own arguments."""
         words = ['"$python"'] * self.program[0].endswith(".py")
         return " ".join([*words, *map(quoted, self.program), '"$@"'])
 
     def run(self) -> str:
-        """Write the command of all ranks alike."""
+        """Write the command of all ranks."""
         script = " ".join(map(quoted, self.program))
         return f'"$python" -m mpiserve run "$config" {script} "$@"'
 
     def parts(self, flag: str = "-n") -> str:
-        """Write the programs as mpiexec takes them."""
+        """Write the programs as arguments of mpiexec."""
         if self.spmd:
             return f"{flag} {self.ranks} {self.run()}"
         commands = {SIMULATION: self.simulation(), INFERENCE: SERVE}
@@ -117,7 +117,7 @@ class Job:
 
 
 def quoted(word: str) -> str:
-    """Quote a word for the shell; $python stays what it is."""
+    """Quote a word for the shell; "python" becomes $python."""
     return '"$python"' if word in ("python", "python3") else shlex.quote(word)
 
 
@@ -128,27 +128,29 @@ def jobscript(site: str, job: Job) -> str:
         ArgumentError: If the site is unknown, or cannot do what the job asks.
     """
     if site not in SITES:
-        raise ArgumentError(Code.EARG, f"no site '{site}': {', '.join(SITES)}")
+        raise ArgumentError(Code.EARG, f"unknown site '{site}' (one of: {', '.join(SITES)})")
     if job.het and (site != "slurm" or not job.plan.dedicated()):
-        text = "a heterogeneous job is one of Slurm, whose inference ranks have nodes of their own"
-        raise ArgumentError(Code.EARG, f"{text}: placement = 'dedicated' gives them some")
+        text = "--het needs Slurm, and nodes of their own for the inference ranks"
+        raise ArgumentError(Code.EARG, f"{text}: set placement = 'dedicated'")
     check(site, job)
     return SITES[site](job)
 
 
 def check(site: str, job: Job) -> None:
-    """Refuse what would not arrive in the script as it was meant.
+    """Refuse values that the script cannot pass on unchanged.
 
     Raises:
-        ArgumentError: Naming the option.
+        ArgumentError: With a text that names the option.
     """
     if job.mpi not in PMI:
-        raise ArgumentError(Code.EARG, f"--mpi {job.mpi!r}: {' or '.join(PMI)}")
+        raise ArgumentError(Code.EARG, f"--mpi {job.mpi!r}: must be {' or '.join(PMI)}")
     if job.gpus_per_node < 0:
-        raise ArgumentError(Code.EARG, f"--gpus-per-node {job.gpus_per_node}: at least 0")
+        text = f"--gpus-per-node {job.gpus_per_node}: must be at least 0"
+        raise ArgumentError(Code.EARG, text)
     for word in (job.config, *job.program, *job.env, job.made_by):
         if not word.isprintable():
-            raise ArgumentError(Code.EARG, f"{word!r}: a script holds no such characters")
+            text = f"{word!r}: a script cannot have unprintable characters"
+            raise ArgumentError(Code.EARG, text)
     named = [("account", job.account), ("partition", job.partition)]
     for option, word in [*named, *(("module", word) for word in job.modules)]:
         if word and not WORD.fullmatch(word):
@@ -163,15 +165,15 @@ def check(site: str, job: Job) -> None:
     if site in IN_FILES and not job.spmd:
         for word in (job.config, *job.program):
             if shlex.quote(word) != word:
-                text = f"{word!r}: two programs under {site} take no such characters"
-                raise ArgumentError(Code.EARG, f"{text}: name a script of yours that has them")
+                text = f"{word!r}: two programs under {site} cannot have words with such characters"
+                raise ArgumentError(Code.EARG, f"{text}: put the command into a script of yours")
 
 
 def seconds_of(time: str) -> int:
-    """Read a limit of time.
+    """Read a time limit.
 
     Raises:
-        ArgumentError: If it is in none of the forms that all sites understand alike.
+        ArgumentError: If it has none of the forms TIMES.
     """
     clock = re.fullmatch(
         r"(?:(?:(\d+)d?-)?(\d+):(\d\d):(\d\d)|(\d+)d?-(\d+)(?::(\d\d))?)", time, re.ASCII
@@ -194,13 +196,13 @@ def clock_of(seconds: int) -> str:
 
 
 def whose(job: Job, account: str, partition: str) -> list[str]:
-    """Write the directives of account and partition, if they are said."""
+    """Write the directives of the account and the partition, if they are given."""
     pairs = ((account, job.account), (partition, job.partition))
     return [f"{flag}{word}" for flag, word in pairs if word]
 
 
 def head(job: Job, what: str, submit: str, directives: Sequence[str], folder: str) -> str:
-    """Write what every script begins with."""
+    """Write the first part of a script."""
     infer = ranges(job.plan.ranks(INFERENCE))
     lines = [
         "#!/bin/bash",
@@ -224,19 +226,19 @@ def settings(job: Job) -> list[tuple[str, str]]:
 
 
 def slurm(job: Job) -> str:
-    """Write a job script for Slurm: srun of one program, of two, or of a job of two parts."""
+    """Write a job script for Slurm: one program, two programs, or a heterogeneous job."""
     directives = ["#SBATCH --job-name=mpiserve", f"#SBATCH --time={clock_of(job.seconds)}"]
     directives += ["#SBATCH --output=%x-%j.log"]
     folder = 'cd "${SLURM_SUBMIT_DIR:?this is a job script: submit it with sbatch}"'
     kind = slurm_het if job.het else slurm_run if job.spmd else slurm_multi_prog
     what, resources, body = kind(job)
-    note = "# With the wrong --mpi every rank gets a world of its own. If one rank dies, all end."
+    note = "# With the wrong --mpi every rank has a world of its own. If one rank dies, all end."
     text = head(job, f"Slurm, {what}", "sbatch SCRIPT", [*directives, *resources], folder)
     return text + "\n" + "\n".join([note, *body]) + "\n"
 
 
 def slurm_resources(job: Job, role: str | None = None) -> list[str]:
-    """Ask for the nodes of a role, or of all ranks."""
+    """Write the directives for the nodes of a role, or of all ranks."""
     nodes = [n for n, r in zip(job.plan.nodes, job.plan.roles, strict=True) if role in (None, r)]
     lines = [
         f"#SBATCH --nodes={len(set(nodes))}",
@@ -250,7 +252,7 @@ def slurm_resources(job: Job, role: str | None = None) -> list[str]:
 
 
 def srun(job: Job) -> str:
-    """Write what every srun begins with."""
+    """Write the first words of every srun."""
     return f'srun --mpi="${{MPISERVE_PMI:-{PMI[job.mpi]}}}" --kill-on-bad-exit=1'
 
 
@@ -260,7 +262,7 @@ def slurm_run(job: Job) -> tuple[str, list[str], list[str]]:
 
 
 def slurm_multi_prog(job: Job) -> tuple[str, list[str], list[str]]:
-    """Two programs, whose ranks a file tells."""
+    """Two programs; a file gives the ranks of each."""
     body = [
         *RANKS_FILE,
         f"{ranges(job.plan.ranks(SIMULATION))} {multi_prog(job.simulation())}",
@@ -272,12 +274,12 @@ def slurm_multi_prog(job: Job) -> tuple[str, list[str], list[str]]:
 
 
 def multi_prog(command: str) -> str:
-    """Write a command for the file of --multi-prog: the shell fills in, and nobody unquotes."""
+    """Write a command for the file of --multi-prog, which expands variables but keeps quotes."""
     return command.replace('"$@"', "$*").replace('"', "")
 
 
 def slurm_het(job: Job) -> tuple[str, list[str], list[str]]:
-    """Two programs on nodes of two kinds."""
+    """Two programs, each on nodes of its own."""
     first, second = job.plan.segments()[0][0], job.plan.segments()[-1][0]
     commands = {SIMULATION: job.simulation(), INFERENCE: SERVE}
     resources = [
@@ -345,7 +347,7 @@ def erf_line(job: Job) -> Callable[[int], str]:
 
 
 def gpu_of(job: Job, rank: int) -> int:
-    """The GPU of an inference rank: those of a node take them in turn."""
+    """Choose the GPU of an inference rank, round robin over those of its node."""
     node = job.plan.nodes[rank]
     before = [r for r in job.plan.ranks(INFERENCE) if r < rank and job.plan.nodes[r] == node]
     return len(before) % job.gpus_per_node
@@ -370,7 +372,7 @@ def flux(job: Job) -> str:
     cases = "|".join(map(str, job.plan.ranks(INFERENCE)))
     choose = [
         "export python config",
-        "# shellcheck disable=SC2016  # each task fills this in for itself",
+        "# shellcheck disable=SC2016  # each task expands this itself",
         f"flux run {flags} bash -c '",
         "  case $FLUX_TASK_RANK in",
         f"    {cases}) exec {SERVE} ;;",
@@ -382,24 +384,22 @@ def flux(job: Job) -> str:
 
 
 def minutes_of(job: Job) -> int:
-    """The minutes of the limit, rounded up."""
+    """Return the minutes of the time limit, rounded up."""
     return -(-job.seconds // 60)
 
 
 def mpirun(job: Job) -> str:
     """Write a script for mpiexec alone, with a hostfile."""
     if job.account or job.partition or job.time:
-        text = (
-            "mpirun knows no --account, no --partition and no --time: the shell's timeout has one"
-        )
-        raise ArgumentError(Code.EARG, text)
+        text = "mpirun has no --account, no --partition and no --time: remove them"
+        raise ArgumentError(Code.EARG, f"{text}; the shell's timeout can limit the time")
     flag = "-f" if job.mpi == "mpich" else "--map-by slot --hostfile"
     line = f"HOST:{job.plan.per_node}" if job.mpi == "mpich" else f"HOST slots={job.plan.per_node}"
     hint = f"# HOSTFILE names {job.nodes} hosts, a line for each: {line}"
-    folder = "hostfile=${HOSTFILE:?name the file of the hosts}"
+    folder = "hostfile=${HOSTFILE:?set it to the path of a host file}"
     text = head(job, "mpiexec and a hostfile", "HOSTFILE=hosts bash SCRIPT", [hint], folder)
     return f'{text}\n"${{MPIEXEC:-mpiexec}}" {flag} "$hostfile" {job.parts()}\n'
 
 
-IN_FILES = ("slurm", "lsf", "flux")  # where two programs are lines of a file, or of a text
+IN_FILES = ("slurm", "lsf", "flux")  # sites where two programs are lines of a file or a text
 SITES = {"slurm": slurm, "pbs": pbs, "lsf": lsf, "flux": flux, "mpirun": mpirun}

@@ -1,4 +1,4 @@
-"""The partition of a world that is not there yet: which rank would do what, on which node."""
+"""Plan the partition of a world without starting it: the role and node of each rank."""
 
 from __future__ import annotations
 
@@ -8,7 +8,14 @@ from itertools import groupby
 
 from mpiserve import terminal
 from mpiserve.config import Config
-from mpiserve.config.partition import INFERENCE, SIMULATION, Seat, replica_of, roles, seats
+from mpiserve.config.partition import (
+    INFERENCE,
+    SIMULATION,
+    Assignment,
+    assignments,
+    replica_of,
+    roles,
+)
 from mpiserve.errors import ArgumentError, Code
 
 MOST = 2**23  # ranks of a world; no machine has as many cores
@@ -16,67 +23,76 @@ MOST = 2**23  # ranks of a world; no machine has as many cores
 
 @dataclass(frozen=True)
 class Plan:
-    """A partition: role and node of each rank, and what the inference ranks do.
+    """A partition: the role and node of each rank, and the services of the inference ranks.
 
     Attributes:
         roles: "simulation" or "inference", by rank.
-        nodes: The number of the node, by rank; ranks fill the nodes in their order.
-        per_node: The most ranks of a node.
-        serving: The seat of each inference rank.
-        asking: The inference rank that each simulation rank asks, by service.
+        nodes: The number of the node, by rank; ranks fill the nodes in order.
+        per_node: The largest number of ranks of a node.
+        serving: The assignment of each inference rank.
+        heads: The inference rank that each simulation rank queries, by service.
     """
 
     roles: tuple[str, ...]
     nodes: tuple[int, ...]
     per_node: int
-    serving: dict[int, Seat]
-    asking: dict[str, dict[int, int]]
+    serving: dict[int, Assignment]
+    heads: dict[str, dict[int, int]]
 
     def ranks(self, role: str) -> list[int]:
         """List the ranks of a role."""
         return [rank for rank, mine in enumerate(self.roles) if mine == role]
 
     def clients(self, head: int) -> list[int]:
-        """List the simulation ranks that ask an inference rank."""
-        asking = [self.asking[service.name] for service in self.serving[head].services]
-        return sorted({rank for one in asking for rank, asked in one.items() if asked == head})
+        """List the simulation ranks that query an inference rank."""
+        services = [self.heads[service.name] for service in self.serving[head].services]
+        return sorted({rank for heads in services for rank, its in heads.items() if its == head})
 
     def segments(self) -> list[tuple[str, int]]:
-        """Cut the ranks into runs of one role: the parts of an MPMD command line."""
+        """Group the ranks into runs of one role: the parts of an MPMD command line."""
         return [(role, len(list(run))) for role, run in groupby(self.roles)]
 
     def dedicated(self) -> bool:
-        """Tell whether no node has ranks of both roles."""
+        """Return whether no node has ranks of both roles."""
         both = {(node, role) for node, role in zip(self.nodes, self.roles, strict=True)}
         return len(both) == len(set(self.nodes))
 
 
 def plan(config: Config, ranks: int, per_node: int | None = None) -> Plan:
-    """Make the plan of a world of so many ranks, so many on each node (all on one, if not given).
+    """Plan a world.
+
+    Args:
+        config: The configuration.
+        ranks: The ranks of the world.
+        per_node: The ranks of each node; by default all ranks are on one node.
 
     Raises:
         ConfigError: If the services do not fit into the world.
-        ArgumentError: If there is no rank, or none on a node.
+        ArgumentError: If `ranks` or `per_node` is less than 1.
     """
     per_node = ranks if per_node is None else per_node
     if ranks < 1 or per_node < 1:
-        raise ArgumentError(Code.EARG, f"{ranks} ranks, {per_node} a node: at least 1 of both")
+        text = f"{ranks} ranks, {per_node} on each node: both must be at least 1"
+        raise ArgumentError(Code.EARG, text)
     if ranks > MOST:
         raise ArgumentError(Code.EARG, f"{ranks} ranks: at most {MOST}")
     nodes = [rank // per_node for rank in range(ranks)]
     chosen = roles(config, ranks, nodes)
     inference = [rank for rank in range(ranks) if chosen[rank] == INFERENCE]
-    serving = dict(zip(inference, seats(config), strict=True))
-    asking = {}
+    serving = dict(zip(inference, assignments(config), strict=True))
+    queried = {}
     for service in config.services:
-        mine = [(rank, seat) for rank, seat in serving.items() if service in seat.services]
-        heads = [rank for rank, seat in mine if seat.tp_index == 0]
-        asking[service.name] = {
+        heads = [
+            rank
+            for rank, assignment in serving.items()
+            if service in assignment.services and assignment.tp_index == 0
+        ]
+        queried[service.name] = {
             rank: replica_of(rank, heads, nodes, chosen)
             for rank in range(ranks)
             if chosen[rank] == SIMULATION
         }
-    return Plan(tuple(chosen), tuple(nodes), min(per_node, ranks), serving, asking)
+    return Plan(tuple(chosen), tuple(nodes), min(per_node, ranks), serving, queried)
 
 
 def ranges(numbers: Iterable[int], between: str = ",") -> str:
@@ -91,18 +107,18 @@ def ranges(numbers: Iterable[int], between: str = ",") -> str:
 
 
 def show(made: Plan) -> None:
-    """Print a plan as a table: a line for each inference rank, and one for all that simulate."""
+    """Print a plan as a table: a row for each inference rank, and one for all simulation ranks."""
     from rich.table import Table
 
     table = Table("rank", "node", "does", "for ranks", "over")
     simulation = made.ranks(SIMULATION)
     nodes = sorted({made.nodes[rank] for rank in simulation})
     table.add_row(ranges(simulation), ranges(nodes), "simulation", "", "")
-    for rank, seat in made.serving.items():
+    for rank, assignment in made.serving.items():
         asked_by = made.clients(rank)
         near = sum(made.nodes[client] == made.nodes[rank] for client in asked_by)
         counts = [(near, "shared"), (len(asked_by) - near, "rma")]
         over = ", ".join(f"{word} {count}" for count, word in counts if count)
-        what = f"{seat.name}, replica {seat.replica}"
+        what = f"{assignment.name}, replica {assignment.replica}"
         table.add_row(str(rank), str(made.nodes[rank]), what, ranges(asked_by) or "none", over)
     terminal.console().print(table)

@@ -1,4 +1,4 @@
-"""The programs behind `python -m mpiserve run` and `serve`: they may print, exit and abort."""
+"""The programs `python -m mpiserve run` and `serve`, which may print, exit and abort."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from typing import NoReturn
 from mpi4py import MPI
 
 from mpiserve import session
+from mpiserve._lib import core
 from mpiserve.config import Config, environment
-from mpiserve.config.partition import INFERENCE, seats
+from mpiserve.config.partition import INFERENCE, assignments
 from mpiserve.errors import Code, ConfigError, Error, PeerError
-from mpiserve.failure import describe, trace_of
+from mpiserve.failure import describe, exit_status, is_success, trace_of
 from mpiserve.launch.static_check import findings
 from mpiserve.mpi import check, host_watch
 from mpiserve.mpi.affinity import bind
@@ -27,14 +28,14 @@ from mpiserve.observe.log import start_logging
 from mpiserve.session import Session
 
 OK, FAILURE, USAGE = 0, 1, 2  # exit statuses
-GRACE = 10.0  # seconds, if MPISERVE_GRACE does not say
-SAY = 0.5  # seconds for what was logged to get out before an abort
+GRACE = 10.0  # seconds, if MPISERVE_GRACE is not set
+FLUSH = 0.5  # seconds for the launcher to pass on the log before an abort
 
 logger = logging.getLogger("mpiserve")
 
 
 def serve(config_file: str) -> int:
-    """Serve beside a simulation of any language: every rank of this program infers."""
+    """Serve a simulation in any language: every rank of this program is an inference rank."""
     comm = MPI.COMM_WORLD
     start_logging(comm.rank)
     host_watch.watch(lose, host_watch.limit())
@@ -47,8 +48,8 @@ def serve(config_file: str) -> int:
 def run(config_file: str, script: str, args: Sequence[str], *, replace_world: bool = False) -> int:
     """Run a script on the simulation ranks, and serve on the others.
 
-    With `replace_world`, COMM_WORLD of mpi4py holds the simulation ranks alone while the
-    script runs, and its `mpiserve.open` gives a session that is open already.
+    With `replace_world`, mpi4py's COMM_WORLD holds only the simulation ranks while the script
+    runs, and the script's `mpiserve.open` returns a session that is open already.
     """
     comm = MPI.COMM_WORLD
     start_logging(comm.rank)
@@ -66,9 +67,9 @@ def run(config_file: str, script: str, args: Sequence[str], *, replace_world: bo
 
 
 def complain(error: Error, *, quiet: bool = False) -> int:
-    """Print an error's line, unless another rank does, and give the exit status."""
+    """Print an error, unless another rank does, and return the exit status."""
     if error.code == Code.EVERSION:
-        # Each of these processes may believe that it is rank 0 of a world of its own.
+        # Each of these processes may be rank 0 of a world of its own.
         launch = check.launched(os.environ)
         quiet = quiet or (launch is not None and launch[2] > 0)
     if not quiet:
@@ -79,8 +80,8 @@ def complain(error: Error, *, quiet: bool = False) -> int:
 class Guard:
     """Ends the job when one simulation rank has failed and others never leave.
 
-    They may wait for the failed one in a collective of their own, for ever. The
-    inference ranks see this, because they wait for all.
+    The others may wait for the failed one in a collective of their own, for ever. The
+    inference ranks notice, because they wait for all simulation ranks.
     """
 
     def __init__(
@@ -92,13 +93,13 @@ class Guard:
         self._session = current
         self._abort = abort
         self._clock = clock
-        # One rank is enough: the next one's turn comes if a model keeps this one busy.
+        # One rank is enough. The next one follows a second later, if a model keeps this one busy.
         self._grace = grace() + current.comm.rank
         self._since: float | None = None
         self._next = 0.0
 
     def __call__(self) -> None:
-        """Look, a few times a second at most."""
+        """Check for a failed rank, at most four times a second."""
         now = self._clock()
         if now < self._next:
             return
@@ -124,18 +125,18 @@ class Guard:
 
 
 class Reporter:
-    """Prints what ended a script, once."""
+    """Logs the exception that ended a script, once."""
 
     def __init__(self, script: str) -> None:
         self._script = script
         self._last: BaseException | None = None
 
     def __call__(self, error: BaseException) -> None:
-        """Print the traceback from the script on: what is above is not the user's."""
+        """Log the traceback from the script's frame on, without the frames of mpiserve."""
         if error is self._last:
             return
         self._last = error
-        if issubclass(type(error), PeerError):  # that rank prints its own
+        if issubclass(type(error), PeerError):  # the failed rank logs its own error
             logger.error("ended, because %s", describe(error))
             return
         trace = error.__traceback__
@@ -147,7 +148,8 @@ class Reporter:
 def lose(text: str) -> None:
     """End this rank, which may wait in MPI for a host that is out of reach.
 
-    Not by MPI: another thread may be in it. The launcher then ends the ranks that it reaches.
+    MPI_Abort is not possible, since another thread may be inside MPI. The launcher ends the
+    other ranks that it reaches.
     """
     logger.critical("%s: ending this rank", text)
     os._exit(FAILURE)
@@ -156,15 +158,15 @@ def lose(text: str) -> None:
 def abort(comm: MPI.Comm, status: int) -> None:
     """End the job, a moment after the reason was logged.
 
-    MPICH 5.0.2's launcher kills at once, and may lose what it has not passed on yet: once
-    the reason was missing in a test.
+    MPICH 5.0.2's launcher kills at once and may lose output that it has not passed on: in a
+    test the reason was missing once.
     """
-    time.sleep(SAY)
+    time.sleep(FLUSH)
     comm.Abort(status)
 
 
 def grace() -> float:
-    """Seconds that simulation ranks have to leave after one of them failed."""
+    """Return the seconds that simulation ranks have to leave after one of them failed."""
     return environment.seconds("MPISERVE_GRACE", GRACE)
 
 
@@ -177,14 +179,14 @@ def _refuse(comm: MPI.Comm, error: Error) -> int:
 
 
 def _threads(comm: MPI.Comm, config: Config, role: str) -> int:
-    """The threads of this inference rank; 0 on a simulation rank. Collective."""
+    """Return the threads of this inference rank; 0 on a simulation rank. Collective."""
     before = comm.allgather(role)[: comm.rank].count(INFERENCE)
     return _threads_of(config, before) if role == INFERENCE else 0
 
 
 def _threads_of(config: Config, position: int) -> int:
-    """The threads of an inference rank; 1 where there are too many of them, which others say."""
-    planned = seats(config)
+    """Return the threads of an inference rank; 1 if the ranks are too many, a later error."""
+    planned = assignments(config)
     return planned[position].service.threads if position < len(planned) else 1
 
 
@@ -202,20 +204,20 @@ def _infer(comm: MPI.Comm, config: Config, *, bind_alone: bool = False) -> int:
     try:
         if position == 0:
             _look(config)
-        if bind_alone:  # simulation ranks of another program are its launcher's to bind
+        if bind_alone:  # the launcher binds the simulation ranks of another program
             bind(current.comm, _threads_of(config, position))
         served = current.serve(Guard(current, partial(abort, comm)))
         current.close()
     except ConfigError as error:
         current.close()
-        # What is wrong in the file all inference ranks know, and one says it.
+        # All inference ranks find an error in the file; one prints it.
         return complain(error, quiet=position > 0 and str(error).startswith(config.source))
     except PeerError as error:
         logger.critical("%s: aborting the job", error)
         abort(comm, FAILURE)
         raise
     except BaseException as error:
-        # The simulation ranks wait for this one, which can do nothing more for them.
+        # The simulation ranks wait for this rank, which cannot answer any more.
         logger.critical("this inference rank failed\n%s", trace_of(error))
         abort(comm, FAILURE)
         raise
@@ -226,7 +228,7 @@ def _infer(comm: MPI.Comm, config: Config, *, bind_alone: bool = False) -> int:
 
 
 def _look(config: Config) -> None:
-    """Say what is not there before anything is loaded: that may take minutes."""
+    """Log what the configuration names and is missing, before models load for minutes."""
     for finding in findings(config):
         level = logging.ERROR if finding.sure else logging.WARNING
         logger.log(level, "%s", config.error(finding.key, finding.text))
@@ -236,12 +238,14 @@ def _leave(status: int) -> NoReturn:
     """End a rank whose threads may wait for another rank for ever.
 
     Destructors would not wait, but end it with a signal: "terminate called without an active
-    exception", status 134 (torch 2.13.0, gloo; not each time).
+    exception", status 134 (torch 2.13.0, gloo). Exit handlers of libraries have to run: without
+    MPICH's (5.0.2) its launcher takes the rank for a failed one, kills the others and forgets
+    their statuses, so that mpiexec ends with 9 or 0, whatever they end with.
     """
     MPI.Finalize()
     logging.shutdown()
     sys.stdout.flush()
-    os._exit(status)
+    core.end_process(status)
 
 
 def _open_failed(comm: MPI.Comm, error: Error) -> int:
@@ -252,10 +256,10 @@ def _open_failed(comm: MPI.Comm, error: Error) -> int:
 
 
 class _World(MPI.Intracomm):
-    """Stands for MPI_COMM_WORLD in a script that is not to know of the other ranks."""
+    """Replaces MPI_COMM_WORLD in a script that does not know about the inference ranks."""
 
     def Abort(self, errorcode: int = 0) -> NoReturn:  # noqa: N802
-        """End the whole job: the others would wait."""
+        """End the whole job, since the inference ranks would wait."""
         _REAL.Abort(errorcode)
 
 
@@ -264,15 +268,15 @@ _REAL = MPI.COMM_WORLD
 
 @contextmanager
 def _replaced(current: Session) -> Iterator[None]:
-    """Let mpi4py's COMM_WORLD be the simulation ranks.
+    """Replace mpi4py's COMM_WORLD by a communicator of the simulation ranks.
 
-    A duplicate, since the script may close the session and go on. It is never freed: ranks
-    that wait for one that failed would wait in MPI_Comm_free.
+    It is a duplicate, since the script may close the session and go on. It is never freed:
+    MPI_Comm_free would wait for a rank that failed.
     """
     world = _World(current.comm.Dup())
     world.Set_name("MPI_COMM_WORLD")
     world.Set_errhandler(MPI.ERRORS_RETURN)  # which mpi4py turns into exceptions
-    MPI.COMM_WORLD = world  # type: ignore[misc]  # not so final: mpi4py itself does not read it
+    MPI.COMM_WORLD = world  # type: ignore[misc]  # mpi4py itself does not read it
     try:
         yield
     finally:
@@ -310,13 +314,13 @@ def _simulate(script: str, args: Sequence[str]) -> int:
 def _execute(
     script: str, args: Sequence[str], show: Callable[[BaseException], None]
 ) -> tuple[int, BaseException | None]:
-    """Run a script as `python script args` does; give its status, and its error if any."""
+    """Run a script as `python script args` does; return its status and its error, if any."""
     sys.argv = [script, *args]
     sys.path.insert(0, str(Path(script).resolve().parent))
     try:
         runpy.run_path(script, run_name="__main__")
     except SystemExit as error:
-        return session.exit_status(error), None if session.is_success(error) else error
+        return exit_status(error), None if is_success(error) else error
     except BaseException as error:
         show(error)
         return FAILURE, error

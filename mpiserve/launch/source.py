@@ -1,4 +1,4 @@
-"""What "module:object" names, read from the source alone: nothing is imported or run."""
+"""Find the definition of "module:object" in source code, without importing or running it."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from typing import NamedTuple
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 Definition = Function | ast.ClassDef
 
-MAX_STEPS = 16  # imports that are followed from one module to the next
-# They may make any name: a function by the first, the module's own statements by the others.
+MAX_STEPS = 16  # imports to follow from one module to the next
+# Calls that may define any name: the first in any function, the others only at module level.
 DYNAMIC = ("globals",)
 DYNAMIC_OUTSIDE = ("exec", "eval", "setattr", "vars", "locals")
 
 
 class Missing(Exception):
-    """It is not there."""
+    """The object does not exist."""
 
 
 class Unknown(Exception):
-    """Only an import can tell."""
+    """Only an import can show whether the object exists."""
 
 
 class _Module(NamedTuple):
@@ -37,10 +37,10 @@ class _Module(NamedTuple):
 
 
 class _Names:
-    """What the statements of a module bind, without running them."""
+    """The names that the statements of a module bind."""
 
     def __init__(self, tree: ast.Module) -> None:
-        self.definitions: dict[str, ast.stmt] = {}  # at the top level, by one statement
+        self.definitions: dict[str, ast.stmt] = {}  # by statements at the top level
         self.others: set[str] = set()
         self.stars: list[ast.ImportFrom] = []
         for statement in tree.body:
@@ -67,29 +67,29 @@ class _Names:
 
 
 def find(spec: str, folder: Path) -> Definition | None:
-    """Find what "module:object" or "file.py:object" names.
+    """Find the definition of "module:object" or "file.py:object".
 
     Args:
-        spec: Of a form that the configuration takes.
-        folder: Of the configuration.
+        spec: The object, in a form that the configuration accepts.
+        folder: The folder of the configuration.
 
     Returns:
-        Its definition; None for what is there, but by an assignment or another way.
+        The definition; None if the object exists, but by an assignment or in another way.
 
     Raises:
-        Missing: If it is not there, with the reason.
-        Unknown: If only an import can tell.
+        Missing: If the object does not exist, with the reason.
+        Unknown: If only an import can show whether it exists.
     """
     place, _, name = spec.partition(":")
     before = list(sys.path)
     own = [str((folder / place).parent)] if place.endswith(".py") else []
-    sys.path[:0] = [str(folder), *own]  # where the model will be looked for, too
+    sys.path[:0] = [str(folder), *own]  # as when the model is loaded
     try:
         module = _file(folder / place) if place.endswith(".py") else _module(place, folder)
         return _lookup(module, name, MAX_STEPS)
     except (Missing, Unknown):
         raise
-    except Exception as error:  # of a finder, or of a file of any kind: an import may do better
+    except Exception as error:  # from a finder, or an unusual file: an import may still work
         raise Unknown(f"its source cannot be read: {type(error).__name__}: {error}") from None
     finally:
         sys.path[:] = before
@@ -106,13 +106,13 @@ def _module(name: str, folder: Path | None = None) -> _Module:
     try:
         spec = find_spec(top)
     except (ValueError, ImportError):
-        raise Unknown(f"module '{top}' has no place") from None
+        raise Unknown(f"module '{top}' cannot be located") from None
     if spec is None:
         raise Missing(f"no module '{top}' in {folder or 'sight'} or on the Python path")
     for part in parts:
         spec = _submodule(spec, f"{spec.name}.{part}")
     if spec.origin is None or not spec.origin.endswith(".py"):
-        raise Unknown(f"module '{name}' is no plain Python file")
+        raise Unknown(f"module '{name}' is not a plain Python file")
     return _Module(name, Path(spec.origin), spec.submodule_search_locations is not None)
 
 
@@ -126,9 +126,9 @@ def _submodule(parent: ModuleSpec, name: str) -> ModuleSpec:
     elif parent.origin.endswith(".py"):
         source = Path(parent.origin).read_text(encoding="utf-8", errors="replace")
     else:
-        source = "sys.modules"  # compiled, and may do anything
+        source = "sys.modules"  # a compiled module may do anything
     if "sys.modules" in source or "__path__" in source:
-        raise Unknown(f"only an import can tell whether there is a module '{name}'")
+        raise Unknown(f"only an import can show whether there is a module '{name}'")
     raise Missing(f"no module '{name}'")
 
 
@@ -136,7 +136,7 @@ def _lookup(module: _Module, name: str, steps: int) -> Definition | None:
     names = _Names(_tree(module.path))
     found = names.definitions.get(name)
     if name in names.others:
-        return None  # one of several ways, perhaps
+        return None  # it may be bound in several ways
     if isinstance(found, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
         return found
     if isinstance(found, ast.ImportFrom):
@@ -146,7 +146,7 @@ def _lookup(module: _Module, name: str, steps: int) -> Definition | None:
 
 
 def _followed(module: _Module, node: ast.ImportFrom, name: str, steps: int) -> Definition | None:
-    """Follow an import, whose own failure is another matter."""
+    """Follow an import; a failure of that import is not an error here."""
     try:
         return _imported(module, node, name, steps)
     except (Missing, Unknown):
@@ -155,7 +155,7 @@ def _followed(module: _Module, node: ast.ImportFrom, name: str, steps: int) -> D
 
 def _imported(module: _Module, node: ast.ImportFrom, name: str, steps: int) -> Definition | None:
     if steps == 0:
-        raise Unknown(f"{module.name} imports from module to module")
+        raise Unknown(f"{module.name} imports it through more than {MAX_STEPS} modules")
     base = module.name.split(".")
     base = base[: len(base) - node.level + module.package] if node.level else []
     target = ".".join([*base, *([node.module] if node.module else [])])
@@ -168,13 +168,13 @@ def _from_stars(module: _Module, names: _Names, name: str, steps: int) -> Defini
         try:
             return _imported(module, star, name, steps)
         except Missing as error:
-            unknown = unknown or "no module" in str(error)  # a path that only running it makes
+            unknown = unknown or "no module" in str(error)  # code may extend the path when it runs
         except Unknown:
             unknown = True
     if module.package and PathFinder.find_spec(f"{module.name}.{name}", [str(module.path.parent)]):
         return None
     if unknown:
-        raise Unknown(f"only an import can tell whether {module.name} has '{name}'")
+        raise Unknown(f"only an import can show whether {module.name} has '{name}'")
     near = get_close_matches(name, [*names.definitions, *names.others], 1)
     hint = f" (did you mean '{near[0]}'?)" if near else ""
     raise Missing(f"the module has no '{name}'{hint}")
@@ -190,7 +190,7 @@ def _tree(path: Path) -> ast.Module:
 
 
 def _bound(statement: ast.stmt) -> Iterator[str]:
-    """Yield the names that a statement of another kind binds, and those inside of it."""
+    """Yield the names that a statement binds, with those of the statements inside it."""
     for node in ast.walk(statement):
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
             yield node.id
@@ -211,7 +211,7 @@ def _dynamic(tree: ast.Module) -> bool:
 
 
 def _outside(node: ast.AST) -> Iterator[ast.AST]:
-    """Walk through what is in no function."""
+    """Walk through the nodes that are not inside a function."""
     for child in ast.iter_child_nodes(node):
         if not isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
             yield child
@@ -219,14 +219,14 @@ def _outside(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def signature(node: Definition, *, method: str = "__init__") -> inspect.Signature | None:
-    """The arguments of a function, or of a class or its objects.
+    """Return the arguments of a function, of a class, or of the objects of a class.
 
     Args:
         node: The definition.
-        method: Of a class: "__init__" or "__call__".
+        method: The method of a class: "__init__" or "__call__".
 
     Returns:
-        None if the definition does not tell.
+        The signature; None if the definition does not determine it.
     """
     if node.decorator_list:
         return None
@@ -245,13 +245,13 @@ def signature(node: Definition, *, method: str = "__init__") -> inspect.Signatur
 
 
 def plain(node: ast.ClassDef) -> bool:
-    """Tell whether a class has nothing that it does not define."""
+    """Return whether a class has only attributes that it defines itself."""
     bases = [base.id if isinstance(base, ast.Name) else "" for base in node.bases]
     return not node.keywords and not node.decorator_list and set(bases) <= {"object"}
 
 
 def has_method(node: ast.ClassDef, name: str) -> bool:
-    """Tell whether a class itself defines a method, or anything of its name."""
+    """Return whether a class itself binds the name of a method."""
     return any(name in [getattr(item, "name", ""), *_bound(item)] for item in node.body)
 
 

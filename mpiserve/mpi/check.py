@@ -1,4 +1,4 @@
-"""Is this the MPI that mpiserve was built for, and is the world the one that was launched?"""
+"""Check that MPI is the one that mpiserve was built for, and that the launcher belongs to it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from mpiserve.errors import Code, Error
 
-# What launchers tell their processes: the variables of the size and of the rank.
+# The variables in which launchers give the size and the rank.
 _LAUNCHERS = (
     ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
     ("PMI_SIZE", "PMI_RANK"),
@@ -26,7 +26,7 @@ _VENDORS = (
 )
 
 
-# pip and uv keep wheels that they have built, and know nothing of MPI.
+# pip and uv cache the wheels that they build, and do not know about MPI.
 REBUILD = (
     "MPICC=... pip install --force-reinstall --no-deps --no-cache-dir --no-build-isolation "
     "--no-binary mpiserve mpiserve"
@@ -34,7 +34,7 @@ REBUILD = (
 
 
 def vendor(text: str) -> tuple[str, str]:
-    """Find the vendor and the major version in an MPI library's own text."""
+    """Find the vendor and the major version in the version text of an MPI library."""
     for name, pattern in _VENDORS:
         found = re.search(pattern, text)
         if found:
@@ -43,7 +43,7 @@ def vendor(text: str) -> tuple[str, str]:
 
 
 def short(text: str) -> str:
-    """Cut a library's text to what a line can hold."""
+    """Shorten the version text of a library to one line."""
     first = re.split(r"[\n,]", text.strip())[0]
     return re.sub(r"\s+", " ", first)[:60]
 
@@ -52,7 +52,7 @@ def mpi_mismatch(build: str, runtime: str) -> str | None:
     """Say what is wrong if mpiserve was built for another MPI than the one loaded."""
     if vendor(build) == vendor(runtime):
         return None
-    debian = ', for Debian\'s with the link that "MPI builds" of docs/running.md shows,'
+    debian = ', for Debian\'s with the link that "MPICH of Debian" of docs/guide/install.md shows,'
     return (
         f"mpiserve was built with {short(build)}, but runs with {short(runtime)}: "
         f"start it with the MPI that it was built with{debian if 'MPICH' in build else ''} "
@@ -61,7 +61,7 @@ def mpi_mismatch(build: str, runtime: str) -> str | None:
 
 
 def launched(environ: Mapping[str, str]) -> tuple[str, int, int] | None:
-    """Read what the launcher says: the variable of the size, the size and the rank."""
+    """Read the launcher's variables: the name of the size's variable, the size and the rank."""
     for size, rank in _LAUNCHERS:
         if environ.get(size, "").isdigit():
             number = environ.get(rank, "")
@@ -77,18 +77,18 @@ def world_mismatch(world_size: int, library: str, environ: Mapping[str, str]) ->
     variable, size, _ = launch
     return (
         f"the world has 1 rank, but the launcher started {size} ({variable}={size}): "
-        f"it is not the launcher of the MPI library in use, {short(library)}"
+        f"use the launcher of the MPI library in use, {short(library)}"
     )
 
 
 def thread_level(mpi: Any) -> str:
-    """Name the thread level that MPI runs at; mpi is the module mpi4py.MPI."""
+    """Name the thread level of MPI; `mpi` is the module mpi4py.MPI."""
     names = ("single", "funneled", "serialized", "multiple")
     return {getattr(mpi, f"THREAD_{name.upper()}"): name for name in names}[mpi.Query_thread()]
 
 
 def require(problem: str | None) -> None:
-    """Raise what a check found.
+    """Raise an error with code EVERSION, if a check found a problem.
 
     Raises:
         Error: With code EVERSION.

@@ -1,7 +1,7 @@
-"""Notices that another host is out of reach, from what the kernel knows of TCP connections.
+"""Detect that another host is out of reach, from the state of TCP connections in the kernel.
 
-MPI waits in its calls for a host whose network is cut until the kernel gives up, a quarter of an
-hour by default. The kernel of a host answers for ranks that compute: silence means host or network.
+MPI waits for a host whose network is cut until the kernel gives up, 15 minutes by default. A
+host's kernel acknowledges even while its ranks compute: silence means the host or the network.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from typing import NamedTuple
 from mpiserve.config import environment
 
 LIMIT = 30.0  # seconds without a sign of life, if MPISERVE_LOST does not say
-PERIOD = 0.5  # seconds between two looks
+PERIOD = 0.5  # seconds between two checks
 ESTABLISHED, CLOSED = 1, 7  # states of tcp_info
-STATE_AT, ACK_AGE_AT, INFO_BYTES = 0, 56, 104  # offsets in tcp_info, and what is read of it
+STATE_AT, ACK_AGE_AT, INFO_BYTES = 0, 56, 104  # offsets in tcp_info, and the bytes to read
 
 logger = logging.getLogger("mpiserve")
 
@@ -31,7 +31,7 @@ class Peer(NamedTuple):
     Attributes:
         host: Its name, or its address.
         age: Seconds since the last sign of life.
-        broken: Whether the kernel has given it up.
+        broken: Whether the kernel has closed the connection.
     """
 
     host: str
@@ -40,33 +40,33 @@ class Peer(NamedTuple):
 
 
 def limit() -> float:
-    """Seconds that a host may be silent: MPISERVE_LOST, 0 for ever."""
+    """Return the seconds that a host may be silent, from MPISERVE_LOST; 0 means for ever."""
     return environment.seconds("MPISERVE_LOST", LIMIT)
 
 
 def watch(end: Callable[[str], None], seconds: float) -> None:
-    """Start a thread that calls end once, with a text, when a host is silent for so long."""
+    """Start a thread that calls `end` once, with a text, when a host is silent for `seconds`."""
     if seconds > 0 and sys.platform == "linux":
         watcher = Watcher(seconds)
         threading.Thread(target=watcher.run, args=(end,), name="mpiserve wire", daemon=True).start()
 
 
 class Watcher:
-    """Looks at the connections of this process."""
+    """Checks the connections of this process."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
-        self._hosts: dict[str, str] = {}  # name of the other side, by the inode of the socket
+        self._hosts: dict[str, str] = {}  # name of the other host, by the inode of the socket
 
     def run(self, end: Callable[[str], None]) -> None:
-        """Look until a host is lost."""
+        """Check the connections until a host is lost."""
         pause = threading.Event()
         while not (text := self.lost()):
             pause.wait(PERIOD)
         end(text)
 
     def lost(self) -> str | None:
-        """Say which host is lost, if one is."""
+        """Return a text that names a lost host, or None."""
         for peer in self.peers():
             if peer.broken or peer.age > self._seconds:
                 silent = f"no sign of life from host {peer.host} for {self._seconds:g} s"
@@ -107,7 +107,7 @@ class Watcher:
         return Peer(known, age if info[STATE_AT] == ESTABLISHED else 0, info[STATE_AT] == CLOSED)
 
     def _meet(self, connection: socket.socket) -> str | None:
-        """Have a connection answer for itself when it is idle, and find out whose it is."""
+        """Turn on keepalive for a new connection, and return the name of the other host."""
         address, own = connection.getpeername()[0], connection.getsockname()[0]
         if address == own or address.startswith("127.") or address == "::1":
             return None
@@ -116,7 +116,7 @@ class Watcher:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         connection.setsockopt(tcp, socket.TCP_KEEPIDLE, idle)
         connection.setsockopt(tcp, socket.TCP_KEEPINTVL, max(1, idle // 2))
-        connection.setsockopt(tcp, socket.TCP_KEEPCNT, 20)  # we say it first
+        connection.setsockopt(tcp, socket.TCP_KEEPCNT, 20)  # the watcher must report it first
         try:
             return socket.gethostbyaddr(address)[0]
         except OSError:

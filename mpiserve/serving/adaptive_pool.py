@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from mpi4py import MPI
 
-from mpiserve.backends.torch.torch_world import Pause, complete
 from mpiserve.errors import Code, Error, PeerError
 from mpiserve.failure import check_interrupt, describe
+from mpiserve.mpi.requests import Pause, complete
 from mpiserve.serving.loading import LOADING
 from mpiserve.serving.pool_policy import Move, Policy, Report, first_holders
 
@@ -255,7 +255,7 @@ class AdaptivePool:
         """Suspend what others hold, when all is published."""
         for s, model in enumerate(self._models):
             if s not in self._holds and not model.failed:
-                self._lib.rest(s, True)
+                self._lib.suspend(s, True)
         self._meter = Meter(self._models)
 
     def end(self) -> None:
@@ -364,7 +364,7 @@ class AdaptivePool:
             return  # to another version: first things first
         if gives in self._holds:
             self._holds.discard(gives)
-            self._lib.rest(gives, True)
+            self._lib.suspend(gives, True)
         if gives >= 0 and not self._models[gives].idle:
             return  # with requests that are held
         if gives >= 0:
@@ -381,7 +381,7 @@ class AdaptivePool:
         if loading.error is None and loading.backend:
             model.resume(loading.backend)
             self._holds.add(model.index)
-            self._lib.rest(model.index, False)
+            self._lib.suspend(model.index, False)
         else:
             error = loading.error or Error(Code.EMODEL, "nothing was loaded")
             logger.error("%s cannot be loaded: %s", model.service.name, describe(error))

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 from mpiserve import backends
 from mpiserve.backends.base import Backend
-from mpiserve.backends.torch.torch_world import agree
 from mpiserve.errors import CausedError, Code
 from mpiserve.failure import check_interrupt, describe, one_line
+from mpiserve.mpi.requests import agree
 from mpiserve.serving.warmup import Warmup
 
 if TYPE_CHECKING:

@@ -160,7 +160,7 @@ class Changes:
         # Who was refused lets go of what it has not got.
         code = Code.OK if request.change == Change.DROP else Code.ESTATE
         text = f"rank {self._owner} is changing the version of this service"
-        self._lib.control_reply(request.service, code, text)
+        self._lib.change_reply(request.service, code, text)
 
     def _apply(self) -> None:
         self._error = None
@@ -177,6 +177,6 @@ class Changes:
             loaded = request.change == Change.LOAD and self._error is None
             self._owner = request.client if loaded else -1
         if self._error is None:
-            self._lib.control_reply(request.service, Code.OK, "")
+            self._lib.change_reply(request.service, Code.OK, "")
             return
-        self._lib.control_reply(request.service, code_of(self._error), describe(self._error))
+        self._lib.change_reply(request.service, code_of(self._error), describe(self._error))

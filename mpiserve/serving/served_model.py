@@ -14,7 +14,7 @@ import numpy as np
 from mpiserve.backends.arrays import checked, dtype_of, zeros
 from mpiserve.backends.base import Backend, ordered
 from mpiserve.config import NAME_SIZE, ServiceConfig, TensorConfig
-from mpiserve.config.partition import Seat
+from mpiserve.config.partition import Assignment
 from mpiserve.config.tensor import Tensor
 from mpiserve.errors import Code, ModelError
 from mpiserve.failure import check_interrupt, describe, one_line
@@ -64,16 +64,16 @@ class ServedModel:
     def __init__(
         self,
         lib: core.Session,
-        seat: Seat,
+        assignment: Assignment,
         comm: MPI.Comm | None = None,
         local_rank: int = 0,
         index: int = 0,
     ) -> None:
         self._lib = lib
-        self.seat = seat
+        self.assignment = assignment
         self.index = index
-        self.configured = seat.service
-        self.service = self.current = seat.service.of_version()
+        self.configured = assignment.service
+        self.service = self.current = assignment.service.of_version()
         self.backend = Backend(self.service)
         self.follower: tensor_parallel.Follower | None = None
         self.native = self.failed = self.suspended = False
@@ -120,7 +120,7 @@ class ServedModel:
         seconds = time.monotonic() - begin
         logger.info("%s is ready after %.1f s, rows %s", self.name(), seconds, self._kind)
         if self.follower:
-            text = f"rank {self.seat.tp_index} of its replica, whose first rank answers"
+            text = f"rank {self.assignment.tp_index} of its replica, whose first rank answers"
             return {"name": self.service.name, "error_code": Code.ESTATE, "error_text": text}
         return self._description(
             engine=one_line(self._engine, NAME_SIZE - 1),
@@ -138,7 +138,7 @@ class ServedModel:
 
         parts: tuple[Any, ...] = (self._lib, self._comm, self._run_part, self._zeros)
         seconds = self.service.peer_timeout_s
-        if self.seat.tp_index:
+        if self.assignment.tp_index:
             change = self.changes.follow
             self.follower = tensor_parallel.Follower(*parts, seconds, change=change)
         else:
@@ -179,7 +179,7 @@ class ServedModel:
             "stickiness": self.service.stickiness,
             "max_queue_rows": self.service.max_queue_rows,
             "on_full": self.service.on_full,
-            "replica": self.seat.replica,
+            "replica": self.assignment.replica,
             **outcome,
         }
 
@@ -190,7 +190,7 @@ class ServedModel:
         version = f" {self.current.version}".rstrip()
         model = self.current.model or ""
         engine = self._engine or one_line(f"{self.service.backend} {model}")
-        return f"service {self.service.name}{version}, replica {self.seat.replica} ({engine})"
+        return f"service {self.service.name}{version}, replica {self.assignment.replica} ({engine})"
 
     @property
     def busy(self) -> bool:
@@ -220,7 +220,8 @@ class ServedModel:
 
     def _note(self, remark: str) -> None:
         """Log what is to be known of a model, once for all replicas and versions."""
-        if remark not in self._remarks and not self.seat.replica and not self.seat.tp_index:
+        first = not self.assignment.replica and not self.assignment.tp_index
+        if remark not in self._remarks and first:
             logger.warning("service %s: %s", self.service.name, remark)
         self._remarks.add(remark)
 

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 import numpy as np
 from mpi4py import MPI
 
-from mpiserve.backends.torch.torch_world import LONGEST, SHORTEST, TEXT, Pause, complete
 from mpiserve.errors import ClosedError, Code, ModelError, PeerError
 from mpiserve.failure import describe
+from mpiserve.mpi.requests import LONGEST, SHORTEST, TEXT, Pause, complete
 
 if TYPE_CHECKING:
     from mpiserve._lib import core

@@ -6,8 +6,7 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from mpiserve.config.partition import Seat
-from mpiserve.errors import ClosedError, ControlError, Error
+from mpiserve.errors import ChangeError, ClosedError, Error
 from mpiserve.observe import notices
 from mpiserve.serving.adaptive_pool import AdaptivePool
 from mpiserve.serving.reload import ChangeRequest
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
     from mpi4py import MPI
 
     from mpiserve._lib import core
+    from mpiserve.config.partition import Assignment
 
 logger = logging.getLogger("mpiserve")
 
@@ -30,30 +30,32 @@ class Worker:
 
     Args:
         lib: Of this rank.
-        seat: What the rank serves.
+        assignment: What the rank serves.
         comm: The ranks of its replica.
         local_rank: Position among the inference ranks of this node.
         pool: The ranks of its adaptive pool, if it is of one.
 
     Attributes:
-        models: One for each service, in the order of the seat.
+        models: One for each service, in the order of the assignment.
     """
 
     def __init__(
         self,
         lib: core.Session,
-        seat: Seat,
+        assignment: Assignment,
         comm: MPI.Comm | None = None,
         local_rank: int = 0,
         pool: MPI.Comm | None = None,
     ) -> None:
         self._lib = lib
-        self._replica = seat.replica
-        seats = [Seat((service,), seat.replica, seat.tp_index) for service in seat.services]
-        self.models = [ServedModel(lib, one, comm, local_rank, i) for i, one in enumerate(seats)]
+        self._replica = assignment.replica
+        self.models = [
+            ServedModel(lib, assignment._replace(services=(service,)), comm, local_rank, i)
+            for i, service in enumerate(assignment.services)
+        ]
         self._pool: AdaptivePool | None = None
-        if pool is not None and seat.pool:
-            self._pool = AdaptivePool(lib, self.models, pool, seat.pool)
+        if pool is not None and assignment.pool:
+            self._pool = AdaptivePool(lib, self.models, pool, assignment.pool)
         self._silence = notices.Silence(lib)
 
     def serve(self, watch: Callable[[], None] | None = None) -> None:
@@ -109,8 +111,8 @@ class Worker:
         batch = None
         try:
             batch = self._next_batch(0.0 if busy else timeout)
-        except ControlError:
-            request = ChangeRequest(*self._lib.control())
+        except ChangeError:
+            request = ChangeRequest(*self._lib.change_get())
             self.models[request.service].changes.begin(request)
         if batch is None and not busy:
             self._silence.look()

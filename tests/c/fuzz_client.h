@@ -153,7 +153,7 @@ static void send(client *c, asked *a, const mpiserve_options *options) {
   handed x = hand(c, a);
   a->deadline = options ? options->deadline : 0;
   doing("submit %s", name_of(a));
-  int code = mpiserve_submit_with(x.service, x.n_in, x.in, x.n_out, x.out, options, &a->request);
+  int code = mpiserve_submit(x.service, x.n_in, x.in, x.n_out, x.out, options, &a->request);
   must(code, "submit");
   if (!code && !a->request.id) wrong("a request without an id");
   a->id = a->request.id;

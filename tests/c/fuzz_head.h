@@ -18,7 +18,7 @@ typedef struct held {
 typedef struct model {
   const service *s;
   int64_t generation;
-  int loaded, unloaded, resting;
+  int loaded, unloaded, suspended;
   int asked; /* mpiserve_change; 0: nothing */
 } model;
 
@@ -194,16 +194,16 @@ static void answer(head *h, const mpiserve_batch *batch) {
 
 /* ---- other models ----------------------------------------------------------------------- */
 
-static void hear_order(head *h) {
-  mpiserve_control control;
-  must(mpiserve_control_get(h->session, &control), "control_get");
-  if (control.service < 0 || control.service >= h->n || control.what < MPISERVE_LOAD ||
-      control.what > MPISERVE_UNLOAD || h->w->index[control.client] != 0)
-    wrong("an order %d for service %d by rank %d", control.what, control.service, control.client);
-  if (control.what == MPISERVE_LOAD && strcmp(control.version, "fuzz"))
-    wrong("an order for version '%s'", control.version);
-  if (h->models[control.service].asked) wrong("told of an order before the one before has ended");
-  h->models[control.service].asked = control.what;
+static void take_change(head *h) {
+  mpiserve_change_request change;
+  must(mpiserve_change_get(h->session, &change), "change_get");
+  if (change.service < 0 || change.service >= h->n || change.what < MPISERVE_LOAD ||
+      change.what > MPISERVE_UNLOAD || h->w->index[change.client] != 0)
+    wrong("a change %d for service %d by rank %d", change.what, change.service, change.client);
+  if (change.what == MPISERVE_LOAD && strcmp(change.version, "fuzz"))
+    wrong("a change to version '%s'", change.version);
+  if (h->models[change.service].asked) wrong("a change began before the one before it ended");
+  h->models[change.service].asked = change.what;
 }
 
 static int change(head *h, model *m, int what) {
@@ -226,12 +226,12 @@ static int change(head *h, model *m, int what) {
 static void obey(head *h, int number) {
   model *m = &h->models[number];
   int what = m->asked;
-  doing("order %d for '%s'", what, m->s->d.name);
+  doing("change %d for '%s'", what, m->s->d.name);
   if (what == MPISERVE_SWAP || what == MPISERVE_UNLOAD) end_some_held(h, 100, number);
   int code = change(h, m, what);
   m->asked = 0;
-  must(mpiserve_control_reply(h->session, number, code, code ? "fuzz: an order" : NULL),
-       "control_reply");
+  must(mpiserve_change_reply(h->session, number, code, code ? "fuzz: a change" : NULL),
+       "change_reply");
 }
 
 /* ---- rest ------------------------------------------------------------------------------- */
@@ -240,11 +240,11 @@ static void rest_or_not(head *h, int number) {
   model *m = &h->models[number];
   int64_t rows = -1;
   if (m->s->rester != h->w->index[me.rank] || !chance(&h->d, 10)) return;
-  m->resting = !m->resting;
-  doing("'%s' rests: %d", m->s->d.name, m->resting);
-  must(mpiserve_rest(h->session, number, m->resting), "rest");
+  m->suspended = !m->suspended;
+  doing("'%s' rests: %d", m->s->d.name, m->suspended);
+  must(mpiserve_suspend(h->session, number, m->suspended), "suspend");
   must(mpiserve_queue_get(h->session, number, &rows), "queue_get");
-  if (rows < 0 || (m->resting && rows)) wrong("%lld rows wait where nobody may", (long long)rows);
+  if (rows < 0 || (m->suspended && rows)) wrong("%lld rows wait where nobody may", (long long)rows);
 }
 
 /* ---- the life of a head ----------------------------------------------------------------- */
@@ -262,7 +262,7 @@ static int all_echo(const head *h) {
 }
 
 static void between_batches(head *h) {
-  end_some_held(h, h->w->patience, -1);
+  end_some_held(h, h->w->backoff, -1);
   for (int i = 0; i < h->n; i++) {
     if (h->models[i].asked && chance(&h->d, 30)) obey(h, i);
     rest_or_not(h, i);
@@ -282,8 +282,8 @@ static int step(head *h) {
   int echoes = all_echo(h) && chance(&h->d, 30);
   int code = echoes ? mpiserve_serve_echo(h->session, 1e-3) : next(h, &batch);
   if (!code && !echoes) answer(h, &batch);
-  if (code == MPISERVE_ECONTROL) hear_order(h);
-  if (code == MPISERVE_ETIMEOUT || code == MPISERVE_ECONTROL) return MPISERVE_OK;
+  if (code == MPISERVE_ECHANGE) take_change(h);
+  if (code == MPISERVE_ETIMEOUT || code == MPISERVE_ECHANGE) return MPISERVE_OK;
   return code;
 }
 
@@ -298,7 +298,7 @@ static void publish(head *h) {
     if (s->broken == at) all[h->n].error = MPISERVE_EMODEL;
     h->models[h->n++] = (model){.s = s, .generation = 1};
   }
-  must(mpiserve_publish_all(h->session, h->n, all), "publish");
+  must(mpiserve_publish(h->session, h->n, all), "publish");
 }
 
 static void check_counters(const head *h) {

@@ -29,7 +29,7 @@ typedef struct world {
   int n;
   service services[MAX_SERVICES];
   int slow, slow_us; /* percent of batches, and how long at most */
-  int patience;      /* percent of what is held that ends after each batch */
+  int backoff;       /* percent of what is held that ends after each batch */
   int operations;    /* of each client */
   int failing;       /* client that ends with an error; -1: none */
   int leaves_flying; /* clients close with requests in flight */
@@ -136,7 +136,7 @@ static inline world make_world(uint64_t seed, int ranks) {
   }
   w.slow = (int)ANY_OF(&d, 0, 10, 40);
   w.slow_us = (int)ANY_OF(&d, 200, 2000, 8000);
-  w.patience = (int)ANY_OF(&d, 3, 30, 60);
+  w.backoff = (int)ANY_OF(&d, 3, 30, 60);
   w.operations = 100 + pick(&d, 200);
   w.failing = chance(&d, 15) ? pick(&d, w.clients) : -1;
   w.leaves_flying = chance(&d, 50);

@@ -88,7 +88,7 @@ static void test_requests_share_a_buffer(mpiserve_session *session, mpiserve_ser
   for (int i = 0; i < PIECES; i++) {
     mpiserve_tensor in = tensor((double *)a.inputs[0] + i * PIECE * COLUMNS, PIECE);
     mpiserve_tensor out = tensor((double *)a.outputs[0] + i * PIECE * COLUMNS, PIECE);
-    CHECK(!mpiserve_submit(service, 1, &in, 1, &out, &requests[i]));
+    CHECK(!mpiserve_submit(service, 1, &in, 1, &out, NULL, &requests[i]));
   }
   for (int i = PIECES - 1; i >= 0; i--) CHECK(!mpiserve_wait(session, &requests[i], 10, NULL));
   int wrong = 0;
@@ -107,7 +107,7 @@ static void test_a_cancelled_request_keeps_its_buffer(mpiserve_session *session,
     CHECK(!mpiserve_buffer_take(service, ROWS, &a));
     fill(a.inputs[0], ROWS, i);
     mpiserve_tensor in = tensor(a.inputs[0], ROWS), out = tensor(a.outputs[0], ROWS);
-    CHECK(!mpiserve_submit(service, 1, &in, 1, &out, &request));
+    CHECK(!mpiserve_submit(service, 1, &in, 1, &out, NULL, &request));
     CHECK(!mpiserve_cancel(session, &request));
     mpiserve_buffer copy = a;
     CHECK(!mpiserve_buffer_give(service, &a));
@@ -128,7 +128,7 @@ static void test_a_request_that_goes_on_keeps_its_buffer(mpiserve_session *sessi
     fill(a.outputs[0], ROWS, 1);
     mpiserve_tensor in = tensor(use % 2 ? mine : use == 2 ? a.outputs[0] : a.inputs[0], ROWS);
     mpiserve_tensor out = tensor(use % 2 ? use == 3 ? a.inputs[0] : a.outputs[0] : mine, ROWS);
-    CHECK(!mpiserve_submit(asked, 1, &in, 1, &out, &request));
+    CHECK(!mpiserve_submit(asked, 1, &in, 1, &out, NULL, &request));
     CHECK(mpiserve_buffer_give(service, &a) == MPISERVE_ESTATE);
     CHECK_TEXT(mpiserve_last_error(), "a request uses the buffer");
     CHECK(!mpiserve_buffer_give(service, &b));
@@ -180,7 +180,7 @@ static void serve(const char *name, int overwrites) {
   mpiserve_batch batch;
   mpiserve_description description = describe(name, overwrites);
   CHECK(!mpiserve_open(MPI_COMM_WORLD, MPISERVE_INFERENCE, &session));
-  CHECK(!mpiserve_publish(session, &description));
+  CHECK(!mpiserve_publish(session, 1, &description));
   int code = overwrites ? mpiserve_serve_echo(session, MPISERVE_FOREVER) : MPISERVE_OK;
   while (!code && !(code = mpiserve_batch_next(session, 60, &batch))) {
     const double *in = batch.inputs[0];

@@ -53,19 +53,20 @@ static int a_lease(void) {
                      pick(MSI_LEASES));
 }
 
-static void take_replies(msi_link *link) {
+static void take_replies(msi_endpoint *endpoint) {
   int slot;
-  CHECK(msi_link_hear(link) == MPISERVE_OK);
-  while ((slot = msi_link_reply(link)) >= 0) msi_link_release(link, slot);
+  CHECK(msi_endpoint_progress(endpoint) == MPISERVE_OK);
+  while ((slot = msi_endpoint_reply(endpoint)) >= 0) msi_endpoint_release(endpoint, slot);
   MPI_Iprobe(HEAD, 0, MPI_COMM_WORLD, &slot, MPI_STATUS_IGNORE);
 }
 
 /* Right in form. */
-static void send_plausible(msi_link *link) {
+static void send_plausible(msi_endpoint *endpoint) {
   char text[MSI_EAGER_BYTES + 1];
   for (size_t i = 0; i < sizeof text; i++) text[i] = (char)(1 + pick(127));
   text[pick(MSI_EAGER_BYTES)] = 0;
-  CHECK(!msi_link_send(link, a_kind(), some_rows(), a_lease(), pick(3) ? NULL : text, NULL));
+  CHECK(
+      !msi_endpoint_send(endpoint, a_kind(), some_rows(), a_lease(), pick(3) ? NULL : text, NULL));
 }
 
 /* All but the word that tells of a reply, or we would wait for ever. */
@@ -88,13 +89,13 @@ static void write_fields(msi_request_header *request) {
   r->kind = (uint8_t)a_kind();
 }
 
-/* Before and after the bell: what the head has checked must be what it uses. */
-static void send_raw(msi_link *link) {
-  uint64_t sequence = link->sent + 1;
-  msi_slot *slot = &link->slots[link->sent % MSI_SLOTS];
+/* Before and after the doorbell: what the head has checked must be what it uses. */
+static void send_raw(msi_endpoint *endpoint) {
+  uint64_t sequence = endpoint->sent + 1;
+  msi_slot *slot = &endpoint->path.slots[endpoint->sent % MSI_SLOTS];
   if (!pick(3))
     for (int i = pick(50); i > 0; i--) scribble(slot);
-  CHECK(!msi_link_send(link, a_kind(), some_rows(), a_lease(), NULL, NULL));
+  CHECK(!msi_endpoint_send(endpoint, a_kind(), some_rows(), a_lease(), NULL, NULL));
   for (int i = pick(3000); i > 0; i--) {
     write_fields(&slot->request);
     if (!pick(20)) scribble(slot);
@@ -104,55 +105,55 @@ static void send_raw(msi_link *link) {
 }
 
 /* Where nobody has asked: the lane is then out of step until the head has caught up. */
-static void ring_for_nothing(msi_link *link) {
-  uint8_t *bell = link->memory + link->layout.bells_at + link->lane;
-  if (link->in_flight) return;
+static void ring_for_nothing(msi_endpoint *endpoint) {
+  uint8_t *doorbell = endpoint->path.memory + endpoint->path.doorbell_at;
+  if (endpoint->in_flight) return;
   int more = pick(200);
-  atomic_store((_Atomic uint8_t *)bell, (uint8_t)(link->sent + (uint64_t)more));
-  link->sent += (uint64_t)more;
+  atomic_store((_Atomic uint8_t *)doorbell, (uint8_t)(endpoint->sent + (uint64_t)more));
+  endpoint->sent += (uint64_t)more;
   for (int i = 0; i < MSI_SLOTS; i++) {
-    uint64_t sequence = link->sent - (uint64_t)i;
-    msi_slot *slot = &link->slots[(sequence - 1) % MSI_SLOTS];
+    uint64_t sequence = endpoint->sent - (uint64_t)i;
+    msi_slot *slot = &endpoint->path.slots[(sequence - 1) % MSI_SLOTS];
     while (i < more && atomic_load(&slot->reply.sequence) != sequence) usleep(100);
   }
 }
 
-static void lease_all(msi_link *link, int64_t rows) {
+static void lease_all(msi_endpoint *endpoint, int64_t rows) {
   for (int i = 0; i < MSI_LEASES; i++) {
-    while (!msi_link_free(link)) take_replies(link);
-    CHECK(!msi_link_send(link, MSI_LEASE, i ? 0 : rows, i, NULL, NULL));
+    while (!msi_endpoint_can_send(endpoint)) take_replies(endpoint);
+    CHECK(!msi_endpoint_send(endpoint, MSI_LEASE, i ? 0 : rows, i, NULL, NULL));
   }
-  while (link->in_flight) take_replies(link);
+  while (endpoint->in_flight) take_replies(endpoint);
 }
 
 /* Large requests, without a look at the replies. */
-static void flood(msi_link *link) {
-  const msi_cargo cargo = {.rows = MAX_ROWS, .input = {0, 0, 1}, .output = {0, 0, 1}};
+static void flood(msi_endpoint *endpoint) {
+  const msi_payload payload = {.rows = MAX_ROWS, .input = {0, 0, 1}, .output = {0, 0, 1}};
   uint64_t sequence;
-  lease_all(link, MAX_ROWS);
+  lease_all(endpoint, MAX_ROWS);
   for (int i = 0; i < FLOOD; i++) {
-    CHECK(!msi_link_infer(link, MSI_INFER, &cargo, NULL, &sequence));
+    CHECK(!msi_endpoint_infer(endpoint, MSI_INFER, &payload, NULL, &sequence));
     if (i % MSI_SLOTS == 0) usleep(SLOW_US);
   }
-  link->in_flight = MSI_SLOTS; /* the others were overwritten */
-  while (link->in_flight) take_replies(link);
+  endpoint->in_flight = MSI_SLOTS; /* the others were overwritten */
+  while (endpoint->in_flight) take_replies(endpoint);
 }
 
 static void attack(mpiserve_session *session) {
-  msi_link *link = &session->client.links[0];
+  msi_endpoint *endpoint = &session->client.endpoints[0];
   for (int i = 0; i < ROUNDS; i++) {
-    while (!msi_link_free(link)) take_replies(link);
-    if (link->transport == MPISERVE_RMA || !pick(3))
-      send_plausible(link);
+    while (!msi_endpoint_can_send(endpoint)) take_replies(endpoint);
+    if (!endpoint->path.transport->same_node || !pick(3))
+      send_plausible(endpoint);
     else if (pick(20))
-      send_raw(link);
+      send_raw(endpoint);
     else
-      ring_for_nothing(link);
-    take_replies(link);
+      ring_for_nothing(endpoint);
+    take_replies(endpoint);
   }
-  while (link->in_flight) take_replies(link);
-  if (link->transport == MPISERVE_SHARED) flood(link);
-  lease_all(link, 0);
+  while (endpoint->in_flight) take_replies(endpoint);
+  if (endpoint->path.transport->same_node) flood(endpoint);
+  lease_all(endpoint, 0);
 }
 
 /* ---- the others ----------------------------------------------------------------------------- */
@@ -221,15 +222,15 @@ static void serve(mpiserve_session *session) {
                             .max_batch_rows = MAX_ROWS,
                             .max_delay_ns = 100000};
   mpiserve_batch batch;
-  mpiserve_control control;
+  mpiserve_change_request change;
   int code;
-  CHECK(mpiserve_publish(session, &d) == MPISERVE_OK);
+  CHECK(mpiserve_publish(session, 1, &d) == MPISERVE_OK);
   while ((code = mpiserve_batch_next(session, 1, &batch)) != MPISERVE_ECLOSED) {
-    CHECK(code == MPISERVE_OK || code == MPISERVE_ETIMEOUT || code == MPISERVE_ECONTROL);
+    CHECK(code == MPISERVE_OK || code == MPISERVE_ETIMEOUT || code == MPISERVE_ECHANGE);
     if (code == MPISERVE_OK) answer(session, &batch);
-    if (code != MPISERVE_ECONTROL) continue;
-    CHECK(mpiserve_control_get(session, &control) == MPISERVE_OK && control.client == 0);
-    CHECK(!mpiserve_control_reply(session, control.service, MPISERVE_ESTATE, "no other model"));
+    if (code != MPISERVE_ECHANGE) continue;
+    CHECK(mpiserve_change_get(session, &change) == MPISERVE_OK && change.client == 0);
+    CHECK(!mpiserve_change_reply(session, change.service, MPISERVE_ESTATE, "no other model"));
   }
 }
 

@@ -49,7 +49,7 @@ static void answer(mpiserve_session *session, const mpiserve_batch *batch) {
 static void serve(mpiserve_session *session) {
   mpiserve_description all[SERVICES];
   for (int i = 0; i < SERVICES; i++) all[i] = describe(i, i == SLOW ? 0 : 20000000);
-  CHECK(mpiserve_publish_all(session, SERVICES, all) == MPISERVE_OK);
+  CHECK(mpiserve_publish(session, SERVICES, all) == MPISERVE_OK);
   mpiserve_batch batch;
   mpiserve_counters count;
   int code;
@@ -82,7 +82,7 @@ static mpiserve_request submit(mpiserve_service *service, float *x, float *y, in
   mpiserve_tensor in = rows_at(x, rows), out = rows_at(y, rows);
   mpiserve_options options = {.deadline = deadline};
   mpiserve_request request = {0};
-  CHECK(mpiserve_submit_with(service, 1, &in, 1, &out, &options, &request) == MPISERVE_OK);
+  CHECK(mpiserve_submit(service, 1, &in, 1, &out, &options, &request) == MPISERVE_OK);
   return request;
 }
 

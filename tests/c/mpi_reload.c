@@ -15,26 +15,26 @@ typedef struct model {
   double factor, next; /* 0: none */
 } model;
 
-static int load(model *m, const mpiserve_control *control, int replica) {
-  double factor = control->version[0] - '0';
+static int load(model *m, const mpiserve_change_request *change, int replica) {
+  double factor = change->version[0] - '0';
   if (replica == 1 && factor == 9) return MPISERVE_EMODEL;
-  m->next = control->version[0] ? factor : m->factor;
+  m->next = change->version[0] ? factor : m->factor;
   return MPISERVE_OK;
 }
 
 static void obey(mpiserve_session *session, model *m, int replica) {
-  mpiserve_control control;
+  mpiserve_change_request change;
   int code = MPISERVE_OK;
-  CHECK(mpiserve_control_get(session, &control) == MPISERVE_OK);
-  CHECK(control.client == 0 && control.service == 0);
-  if (control.what == MPISERVE_LOAD) code = load(m, &control, replica);
-  if (control.what == MPISERVE_SWAP) m->factor = m->next;
-  if (control.what == MPISERVE_DROP) m->next = 0;
-  if (control.what == MPISERVE_UNLOAD) m->factor = 0;
-  CHECK(mpiserve_control_reply(session, control.service, code, code ? "no such weights" : NULL) ==
+  CHECK(mpiserve_change_get(session, &change) == MPISERVE_OK);
+  CHECK(change.client == 0 && change.service == 0);
+  if (change.what == MPISERVE_LOAD) code = load(m, &change, replica);
+  if (change.what == MPISERVE_SWAP) m->factor = m->next;
+  if (change.what == MPISERVE_DROP) m->next = 0;
+  if (change.what == MPISERVE_UNLOAD) m->factor = 0;
+  CHECK(mpiserve_change_reply(session, change.service, code, code ? "no such weights" : NULL) ==
         MPISERVE_OK);
-  CHECK(mpiserve_control_reply(session, control.service, code, NULL) == MPISERVE_ESTATE);
-  CHECK(mpiserve_control_get(session, &control) == MPISERVE_ESTATE);
+  CHECK(mpiserve_change_reply(session, change.service, code, NULL) == MPISERVE_ESTATE);
+  CHECK(mpiserve_change_get(session, &change) == MPISERVE_ESTATE);
 }
 
 static void answer(mpiserve_session *session, const model *m, const mpiserve_batch *batch) {
@@ -65,11 +65,11 @@ static void serve(mpiserve_session *session, int replica) {
   model m = {.factor = 1};
   mpiserve_batch batch;
   int code, asked = 0;
-  CHECK(mpiserve_publish(session, &d) == MPISERVE_OK);
+  CHECK(mpiserve_publish(session, 1, &d) == MPISERVE_OK);
   while ((code = mpiserve_batch_next(session, 1.0, &batch)) != MPISERVE_ECLOSED) {
     if (code == MPISERVE_OK) answer(session, &m, &batch);
-    if (code == MPISERVE_ECONTROL) obey(session, &m, replica);
-    asked += code == MPISERVE_ECONTROL;
+    if (code == MPISERVE_ECHANGE) obey(session, &m, replica);
+    asked += code == MPISERVE_ECHANGE;
   }
   CHECK(asked == 5); /* LOAD and SWAP, LOAD and DROP, UNLOAD: each told once */
 }

@@ -40,7 +40,7 @@ static int answer(mpiserve_session *session, const mpiserve_batch *batch) {
 
 static void serve(mpiserve_session *session, int which) {
   mpiserve_description description = describe(NAMES[which]);
-  CHECK(mpiserve_publish(session, &description) == MPISERVE_OK);
+  CHECK(mpiserve_publish(session, 1, &description) == MPISERVE_OK);
   int code;
   do {
     mpiserve_batch batch;
@@ -76,7 +76,7 @@ static void ask(mpiserve_session *session, mpiserve_service **services, unsigned
     for (int64_t k = 0; k < COLUMNS * rows[i]; k++) x[i][k] = draw(seed) % 1000;
     mpiserve_tensor in = tensor(x[i], rows[i], COLUMNS), out = tensor(y[i], rows[i], COLUMNS);
     mpiserve_options wish = {.deadline = i % 3 * 60, .priority = (int)(draw(seed) % 5) - 2};
-    CHECK(!mpiserve_submit_with(services[i / 2 % 2], 1, &in, 1, &out, &wish, &requests[i]));
+    CHECK(!mpiserve_submit(services[i / 2 % 2], 1, &in, 1, &out, &wish, &requests[i]));
   }
   for (int n = 0; n < IN_FLIGHT; n++) {
     int i = (n + 1) % IN_FLIGHT, factor = 1 + i / 2 % 2, wrong = 0;

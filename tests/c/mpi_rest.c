@@ -24,15 +24,15 @@ static void answer(mpiserve_session *session, const mpiserve_batch *batch) {
   const double *x = batch->inputs[0];
   double *y = batch->outputs[0];
   for (int64_t i = 0; i < batch->rows; i++) y[i] = 3 * x[i];
-  CHECK(mpiserve_rest(session, 0, 1) == MPISERVE_ESTATE);
+  CHECK(mpiserve_suspend(session, 0, 1) == MPISERVE_ESTATE);
   CHECK(mpiserve_batch_reply(session, (const void *const *)batch->outputs) == MPISERVE_OK);
 }
 
 /* The other one serves before this one rests. */
 static void hand_over(mpiserve_session *session, MPI_Comm comm, int peer) {
   MPI_Ssend(NULL, 0, MPI_BYTE, peer, TURN, comm);
-  CHECK(mpiserve_rest(session, 0, 1) == MPISERVE_OK);
-  CHECK(mpiserve_rest(session, 0, 1) == MPISERVE_OK);
+  CHECK(mpiserve_suspend(session, 0, 1) == MPISERVE_OK);
+  CHECK(mpiserve_suspend(session, 0, 1) == MPISERVE_OK);
   int64_t rows = -1;
   CHECK(mpiserve_queue_get(session, 0, &rows) == MPISERVE_OK && rows == 0);
 }
@@ -40,10 +40,10 @@ static void hand_over(mpiserve_session *session, MPI_Comm comm, int peer) {
 /* A client stops both and starts the first one. */
 static void obey(mpiserve_session *session) {
   if (came(MPI_COMM_WORLD, 0, STOP)) {
-    CHECK(mpiserve_rest(session, 0, 1) == MPISERVE_OK);
+    CHECK(mpiserve_suspend(session, 0, 1) == MPISERVE_OK);
     MPI_Send(NULL, 0, MPI_BYTE, 0, STOP, MPI_COMM_WORLD);
   }
-  if (came(MPI_COMM_WORLD, 0, GO)) CHECK(mpiserve_rest(session, 0, 0) == MPISERVE_OK);
+  if (came(MPI_COMM_WORLD, 0, GO)) CHECK(mpiserve_suspend(session, 0, 0) == MPISERVE_OK);
 }
 
 static void serve(mpiserve_session *session, const mpiserve_spec *spec, int replica) {
@@ -57,16 +57,16 @@ static void serve(mpiserve_session *session, const mpiserve_spec *spec, int repl
   mpiserve_batch batch;
   MPI_Comm comm;
   mpiserve_comm(session, &comm);
-  CHECK(mpiserve_publish(session, &d) == MPISERVE_OK);
-  CHECK(mpiserve_rest(session, 1, 1) == MPISERVE_EARG);
-  CHECK(mpiserve_rest(session, 0, replica) == MPISERVE_OK);
+  CHECK(mpiserve_publish(session, 1, &d) == MPISERVE_OK);
+  CHECK(mpiserve_suspend(session, 1, 1) == MPISERVE_EARG);
+  CHECK(mpiserve_suspend(session, 0, replica) == MPISERVE_OK);
   int code, holds = !replica, batches = 0, moves = 0;
   while ((code = mpiserve_batch_next(session, 0.001, &batch)) != MPISERVE_ECLOSED) {
     CHECK(code == MPISERVE_OK || code == MPISERVE_ETIMEOUT);
     if (code == MPISERVE_OK) answer(session, &batch);
     batches += code == MPISERVE_OK;
     if (!holds && came(comm, 1 - replica, TURN)) {
-      CHECK(mpiserve_rest(session, 0, 0) == MPISERVE_OK);
+      CHECK(mpiserve_suspend(session, 0, 0) == MPISERVE_OK);
       holds = 1;
       batches = 0;
     }
@@ -98,7 +98,7 @@ static void ask(mpiserve_service *service, asked *a, int rows, double seed, doub
   y.data = a->y;
   a->rows = rows;
   for (int i = 0; i < rows; i++) a->x[i] = seed + i;
-  CHECK(mpiserve_submit_with(service, 1, &x, 1, &y, &options, &a->request) == MPISERVE_OK);
+  CHECK(mpiserve_submit(service, 1, &x, 1, &y, &options, &a->request) == MPISERVE_OK);
 }
 
 static void take(mpiserve_session *session, asked *a, double seed) {

@@ -77,12 +77,12 @@ static void serve(mpiserve_session *session) {
   mpiserve_batch batch;
   mpiserve_counters count;
   int code;
-  CHECK(mpiserve_publish_all(session, SERVICES, d) == MPISERVE_OK);
+  CHECK(mpiserve_publish(session, SERVICES, d) == MPISERVE_OK);
   set_room(&h, 0);
   while ((code = mpiserve_batch_next(session, 0, &batch)) != MPISERVE_ECLOSED) {
     if (code == MPISERVE_OK) answer(&h, &batch);
-    if (code == MPISERVE_ECONTROL)
-      CHECK(mpiserve_control_reply(session, CROWDED, MPISERVE_ESTATE, "as it is") == MPISERVE_OK);
+    if (code == MPISERVE_ECHANGE)
+      CHECK(mpiserve_change_reply(session, CROWDED, MPISERVE_ESTATE, "as it is") == MPISERVE_OK);
     tell(&h);
     make_room(&h);
   }
@@ -104,7 +104,7 @@ static mpiserve_request submit(mpiserve_service *service, double *x, double *y, 
   mpiserve_tensor in = row_at(x), out = row_at(y);
   mpiserve_options options = {.deadline = deadline, .priority = priority};
   mpiserve_request request;
-  CHECK(mpiserve_submit_with(service, 1, &in, 1, &out, &options, &request) == MPISERVE_OK);
+  CHECK(mpiserve_submit(service, 1, &in, 1, &out, &options, &request) == MPISERVE_OK);
   return request;
 }
 

@@ -37,7 +37,7 @@ static void serve(mpiserve_session *session) {
   snprintf(rowless.name, sizeof rowless.name, "rowless");
   rowless.max_batch_rows = 0;
   mpiserve_description all[] = {d, broken, rowless};
-  EXPECT(mpiserve_publish_all(session, 3, all), MPISERVE_ECONFIG, "max_batch_rows");
+  EXPECT(mpiserve_publish(session, 3, all), MPISERVE_ECONFIG, "max_batch_rows");
   EXPECT(mpiserve_serve_echo(session, NAN), MPISERVE_EARG, "not a number");
   mpiserve_batch batch;
   EXPECT(mpiserve_batch_next(session, -NAN, &batch), MPISERVE_EARG, "not a number");
@@ -129,7 +129,7 @@ static void use_fork(mpiserve_session *session, mpiserve_service *twice) {
   mpiserve_tensor in = {.data = &x, .dtype = MPISERVE_FLOAT64, .ndim = 1, .shape = {1}}, out = in;
   out.data = &y;
   mpiserve_request request;
-  CHECK(mpiserve_submit(twice, 1, &in, 1, &out, &request) == MPISERVE_OK);
+  CHECK(mpiserve_submit(twice, 1, &in, 1, &out, NULL, &request) == MPISERVE_OK);
   fflush(stdout);
   pid_t child = fork();
   if (child == 0) LEAVE(be_child(session, twice));

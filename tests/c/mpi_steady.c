@@ -93,7 +93,7 @@ static void pipeline(mpiserve_session *session, mpiserve_service *service, int r
   for (int i = 0; i < rounds + 4; i++) {
     mpiserve_request *request = &requests[i % 4];
     if (request->id) CHECK(!mpiserve_wait(session, request, 60, NULL));
-    if (i < rounds) CHECK(!mpiserve_submit(service, 1, in, 1, out, request));
+    if (i < rounds) CHECK(!mpiserve_submit(service, 1, in, 1, out, NULL, request));
   }
 }
 
@@ -137,7 +137,7 @@ static void serve(void) {
   mpiserve_session *session;
   mpiserve_counters counters;
   CHECK(!mpiserve_open(MPI_COMM_WORLD, MPISERVE_INFERENCE, &session));
-  CHECK(!mpiserve_publish(session, &d));
+  CHECK(!mpiserve_publish(session, 1, &d));
   int code = MPISERVE_ETIMEOUT;
   while (code == MPISERVE_ETIMEOUT && !mpiserve_counters_get(session, &counters) &&
          counters.requests < REHEARSALS / 2)

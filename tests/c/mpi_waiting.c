@@ -60,7 +60,7 @@ static void serve(mpiserve_session *session, const mpiserve_spec *spec) {
   mpiserve_batch batch;
   int why, code;
   CHECK(mpiserve_waiting_get(session, &why, NULL) == MPISERVE_ESTATE);
-  CHECK(mpiserve_publish(session, &d) == MPISERVE_OK);
+  CHECK(mpiserve_publish(session, 1, &d) == MPISERVE_OK);
   CHECK(mpiserve_waiting_get(session, NULL, NULL) == MPISERVE_EARG);
   until(session, MPISERVE_WAITS_TO_BEGIN,
         "no request yet; does the simulation use MPI_COMM_WORLD without libmpiserve_world.so?",

@@ -25,7 +25,7 @@ static void rest(mpiserve_session *session) {
   mpiserve_batch batch;
   int64_t rows;
   int seen = 0;
-  EXPECT(mpiserve_rest(session, 2, 1), MPISERVE_EARG, "service 2 of 2");
+  EXPECT(mpiserve_suspend(session, 2, 1), MPISERVE_EARG, "service 2 of 2");
   EXPECT(mpiserve_queue_get(session, -1, &rows), MPISERVE_EARG, "service -1 of 2");
   EXPECT(mpiserve_queue_get(session, 0, NULL), MPISERVE_EARG, "rows is NULL");
   EXPECT(mpiserve_room_set(session, 2, 0), MPISERVE_EARG, "service 2 of 2");
@@ -33,13 +33,13 @@ static void rest(mpiserve_session *session) {
   EXPECT(mpiserve_rows_set(session, 0, 2), MPISERVE_EARG, "rows is 2");
   CHECK(mpiserve_rows_set(session, 0, MPISERVE_TOGETHER) == MPISERVE_OK);
   CHECK(mpiserve_rows_set(session, 0, MPISERVE_INDEPENDENT) == MPISERVE_OK);
-  CHECK(mpiserve_rest(session, 0, 1) == MPISERVE_OK);
+  CHECK(mpiserve_suspend(session, 0, 1) == MPISERVE_OK);
   while (!seen) {
     CHECK(mpiserve_batch_next(session, 0.001, &batch) == MPISERVE_ETIMEOUT);
     MPI_Iprobe(0, 0, MPI_COMM_WORLD, &seen, MPI_STATUS_IGNORE);
   }
   MPI_Recv(NULL, 0, MPI_BYTE, 0, 0, MPI_COMM_WORLD, MPI_STATUS_IGNORE);
-  CHECK(mpiserve_rest(session, 0, 0) == MPISERVE_OK);
+  CHECK(mpiserve_suspend(session, 0, 0) == MPISERVE_OK);
   MPI_Send(NULL, 0, MPI_BYTE, 0, 0, MPI_COMM_WORLD);
 }
 
@@ -50,22 +50,21 @@ static void serve(mpiserve_session *session) {
   mpiserve_batch batch;
   int ended;
   EXPECT(mpiserve_batch_next(session, 0, &batch), MPISERVE_ESTATE, "has not published");
-  EXPECT(mpiserve_rest(session, 0, 1), MPISERVE_ESTATE, "has not published");
+  EXPECT(mpiserve_suspend(session, 0, 1), MPISERVE_ESTATE, "has not published");
   EXPECT(mpiserve_rows_set(session, 0, 1), MPISERVE_ESTATE, "has not published");
   EXPECT(mpiserve_service_count(session, &ended), MPISERVE_EARG, "for simulation ranks");
-  EXPECT(mpiserve_publish(session, NULL), MPISERVE_EARG, "description is NULL");
-  EXPECT(mpiserve_publish_all(session, 1, NULL), MPISERVE_EARG, "descriptions is NULL");
-  EXPECT(mpiserve_publish_all(session, 0, &d), MPISERVE_EARG, "0 services");
+  EXPECT(mpiserve_publish(session, 1, NULL), MPISERVE_EARG, "descriptions is NULL");
+  EXPECT(mpiserve_publish(session, 0, &d), MPISERVE_EARG, "0 services");
   mpiserve_description twice[] = {d, d}; /* the first is served all the same */
-  EXPECT(mpiserve_publish_all(session, 2, twice), MPISERVE_ECONFIG, "published twice by one rank");
-  EXPECT(mpiserve_publish(session, &d), MPISERVE_ESTATE, "published already");
+  EXPECT(mpiserve_publish(session, 2, twice), MPISERVE_ECONFIG, "published twice by one rank");
+  EXPECT(mpiserve_publish(session, 1, &d), MPISERVE_ESTATE, "published already");
   EXPECT(mpiserve_batch_next(session, 0, NULL), MPISERVE_EARG, "batch is NULL");
   EXPECT(mpiserve_batch_reply(session, NULL), MPISERVE_EARG, "outputs is NULL");
   EXPECT(mpiserve_batch_reply(session, (const void *const *)batch.outputs), MPISERVE_ESTATE,
          "no batch");
   EXPECT(mpiserve_batch_fail(session, 1, "x"), MPISERVE_EARG, "not the code of an error");
   EXPECT(mpiserve_batch_fail(session, -32769, "x"), MPISERVE_EARG, "not the code of an error");
-  EXPECT(mpiserve_control_reply(session, 0, 1, "x"), MPISERVE_EARG, "not the code of an error");
+  EXPECT(mpiserve_change_reply(session, 0, 1, "x"), MPISERVE_EARG, "not the code of an error");
   rest(session);
   while (mpiserve_serve_echo(session, MPISERVE_FOREVER) != MPISERVE_ECLOSED) continue;
 }
@@ -88,7 +87,7 @@ static void give_wrong_handles(mpiserve_session *session) {
   EXPECT(mpiserve_service_find(session, "none", &service), MPISERVE_ENOTFOUND, "'echo'");
   EXPECT(mpiserve_service_at(session, 1, &service), MPISERVE_EARG, "service 1 of 1");
   EXPECT(mpiserve_infer(NULL, 1, &x, 1, &x, 1, NULL), MPISERVE_EARG, "service is NULL");
-  EXPECT(mpiserve_submit((void *)never_a_session, 1, &x, 1, &x, &request), MPISERVE_ESTATE,
+  EXPECT(mpiserve_submit((void *)never_a_session, 1, &x, 1, &x, NULL, &request), MPISERVE_ESTATE,
          NOT_OPEN);
   EXPECT(mpiserve_role_of(session, 2, &n), MPISERVE_EARG, "not in a world of 2");
   EXPECT(mpiserve_batch_next(session, 0, NULL), MPISERVE_EARG, "for inference ranks");
@@ -103,7 +102,7 @@ static void give_wrong_tensors(mpiserve_service *echo) {
 #define WRONG(change, code, text) \
   bad = x; \
   change; \
-  EXPECT(mpiserve_submit(echo, 1, &bad, 1, &x, &request), code, text); \
+  EXPECT(mpiserve_submit(echo, 1, &bad, 1, &x, NULL, &request), code, text); \
   CHECK(request.id == 0)
   WRONG(bad.ndim = 1, MPISERVE_ESHAPE, "shape is [2], the signature says [rows, 3]");
   WRONG(bad.ndim = 99, MPISERVE_ESHAPE, "of 99 dimensions");
@@ -115,12 +114,12 @@ static void give_wrong_tensors(mpiserve_service *echo) {
   WRONG(bad.data = NULL, MPISERVE_EARG, "data is NULL");
   WRONG(bad.shape[0] = 1, MPISERVE_EROWS, "other tensors of the call have more or less");
   WRONG(bad.shape[0] = 0, MPISERVE_EROWS, "at least 1 is needed");
-  EXPECT(mpiserve_submit(echo, 0, NULL, 1, &x, &request), MPISERVE_ESHAPE, "0 inputs given");
-  EXPECT(mpiserve_submit(echo, 1, NULL, 1, &x, &request), MPISERVE_EARG, "is NULL");
-  EXPECT(mpiserve_submit(echo, 1, &x, 1, &x, NULL), MPISERVE_EARG, "request is NULL");
+  EXPECT(mpiserve_submit(echo, 0, NULL, 1, &x, NULL, &request), MPISERVE_ESHAPE, "0 inputs given");
+  EXPECT(mpiserve_submit(echo, 1, NULL, 1, &x, NULL, &request), MPISERVE_EARG, "is NULL");
+  EXPECT(mpiserve_submit(echo, 1, &x, 1, &x, NULL, NULL), MPISERVE_EARG, "request is NULL");
 #define UNWANTED(options, text) \
-  EXPECT(mpiserve_submit_with(echo, 1, &x, 1, &x, &(mpiserve_options)options, &request), \
-         MPISERVE_EARG, text); \
+  EXPECT(mpiserve_submit(echo, 1, &x, 1, &x, &(mpiserve_options)options, &request), MPISERVE_EARG, \
+         text); \
   CHECK(request.id == 0)
   UNWANTED({.deadline = -1}, "a deadline of -1 s");
   UNWANTED({.deadline = NAN}, "a deadline of");
@@ -133,7 +132,7 @@ static void end_twice(mpiserve_session *session, mpiserve_service *echo) {
   mpiserve_request request, copy;
   mpiserve_buffer buffer, same;
   int done;
-  CHECK(mpiserve_submit(echo, 1, &x, 1, &y, &request) == MPISERVE_OK);
+  CHECK(mpiserve_submit(echo, 1, &x, 1, &y, NULL, &request) == MPISERVE_OK);
   copy = request;
   CHECK(mpiserve_wait(session, &request, 60, NULL) == MPISERVE_OK);
   EXPECT(mpiserve_wait(session, &request, 60, NULL), MPISERVE_ESTATE, NO_REQUEST);
@@ -157,7 +156,7 @@ static void close_with_requests(mpiserve_session *session, mpiserve_service *ech
   for (int i = 0; i < ROWS * COLUMNS; i++) in[i] = sqrt(i + 1);
   for (int i = 0; i < 8; i++) {
     mpiserve_tensor y = tensor(out[i]);
-    CHECK(mpiserve_submit(echo, 1, &x, 1, &y, &requests[i]) == MPISERVE_OK);
+    CHECK(mpiserve_submit(echo, 1, &x, 1, &y, NULL, &requests[i]) == MPISERVE_OK);
   }
   CHECK(mpiserve_close(session) == MPISERVE_OK);
   for (int i = 0; i < 8; i++) {
@@ -169,7 +168,7 @@ static void close_with_requests(mpiserve_session *session, mpiserve_service *ech
 static void ask_who_rests(mpiserve_session *session, mpiserve_service *echo) {
   double data[ROWS * COLUMNS] = {0};
   mpiserve_tensor x = tensor(data);
-  EXPECT(mpiserve_rest(session, 0, 1), MPISERVE_EARG, "for inference ranks");
+  EXPECT(mpiserve_suspend(session, 0, 1), MPISERVE_EARG, "for inference ranks");
   EXPECT(mpiserve_infer(echo, 1, &x, 1, &x, MPISERVE_FOREVER, NULL), MPISERVE_EMODEL,
          "rests at its only replica, rank 1");
   MPI_Send(NULL, 0, MPI_BYTE, 1, 0, MPI_COMM_WORLD);

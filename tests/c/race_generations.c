@@ -9,30 +9,31 @@ enum { GENERATIONS = 65536 };
 
 static msi_made_up made;
 
-static int take_reply(msi_link *link) {
-  int slot = msi_link_reply(link);
+static int take_reply(msi_endpoint *endpoint) {
+  int slot = msi_endpoint_reply(endpoint);
   CHECK(slot >= 0);
-  msi_link_release(link, slot);
-  return link->slots[slot].reply.generation;
+  msi_endpoint_release(endpoint, slot);
+  return endpoint->path.slots[slot].reply.generation;
 }
 
-static void swap(msi_link *link) {
+static void swap(msi_endpoint *endpoint) {
   mpiserve_batch batch;
-  msi_link_send(link, MSI_CONTROL, 0, MPISERVE_SWAP, NULL, NULL);
-  CHECK(msi_serving_next(&made.serving, 0, &batch) == MPISERVE_ECONTROL);
-  CHECK(msi_serving_control_reply(&made.serving, 0, MPISERVE_OK, NULL) == MPISERVE_OK);
-  take_reply(link);
+  msi_endpoint_send(endpoint, MSI_CHANGE, 0, MPISERVE_SWAP, NULL, NULL);
+  CHECK(msi_serving_next(&made.serving, 0, &batch) == MPISERVE_ECHANGE);
+  CHECK(msi_serving_change_reply(&made.serving, 0, MPISERVE_OK, NULL) == MPISERVE_OK);
+  take_reply(endpoint);
 }
 
-static int generation(msi_link *link) {
+static int generation(msi_endpoint *endpoint) {
   double in = 1, out;
   uint64_t sequence;
   mpiserve_batch batch;
-  msi_cargo cargo = {.rows = 1, .input = {-1}, .output = {-1}, .inputs = {&in}, .outputs = {&out}};
-  msi_link_infer(link, MSI_INFER, &cargo, NULL, &sequence);
+  msi_payload payload = {
+      .rows = 1, .input = {-1}, .output = {-1}, .inputs = {&in}, .outputs = {&out}};
+  msi_endpoint_infer(endpoint, MSI_INFER, &payload, NULL, &sequence);
   CHECK(msi_serving_next(&made.serving, 0, &batch) == MPISERVE_OK);
-  CHECK(msi_answer_all(made.serving.brokers, batch.inputs) == MPISERVE_OK);
-  return take_reply(link);
+  CHECK(msi_reply_all(made.serving.brokers, batch.inputs) == MPISERVE_OK);
+  return take_reply(endpoint);
 }
 
 int main(void) {
@@ -40,10 +41,10 @@ int main(void) {
   mpiserve_description d = {.name = "swapped", .n_inputs = 1, .n_outputs = 1, .max_batch_rows = 1};
   d.inputs[0] = d.outputs[0] = spec;
   CHECK(made_up_open(&made, 1, 1, &d) == MPISERVE_OK);
-  msi_link link = made_up_link(&made, 0, 0);
+  msi_endpoint endpoint = made_up_endpoint(&made, 0, 0);
   for (int i = 1; i <= GENERATIONS + 2 && !check_failures; i++) {
-    if (i < 3 || i > GENERATIONS - 3) CHECK(generation(&link) == i % GENERATIONS);
-    swap(&link);
+    if (i < 3 || i > GENERATIONS - 3) CHECK(generation(&endpoint) == i % GENERATIONS);
+    swap(&endpoint);
   }
   made_up_close(&made);
   return check_result();

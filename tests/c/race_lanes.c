@@ -12,75 +12,76 @@ enum { CLIENTS = 3, SERVICES = 2, ROUNDS = 150, MAX_ROWS = 200 };
 static msi_made_up made;
 static _Atomic int wrong;
 
-static void wait_reply(msi_link *link) {
-  msi_patience patience = msi_patience_for(2, 1); /* asleep soon */
+static void wait_reply(msi_endpoint *endpoint) {
+  msi_backoff backoff = msi_backoff_for(2, 1); /* asleep soon */
   msi_wait wait = {0};
-  msi_bed bed;
-  msi_link_bed(link, link->sent, &bed);
-  while (msi_link_reply(link) < 0) msi_wait_pause(&wait, &patience, &bed);
-  msi_wait_end(&wait, &bed);
+  msi_wait_address address;
+  msi_endpoint_wait_address(endpoint, endpoint->sent, &address);
+  while (msi_endpoint_reply(endpoint) < 0) msi_wait_pause(&wait, &backoff, &address);
+  msi_wait_end(&wait, &address);
 }
 
 /* 1: the service rests there. */
-static int take_reply(msi_link *link, const msi_cargo *cargo) {
-  wait_reply(link);
-  int slot = msi_link_reply(link), code = link->slots[slot].reply.code;
-  wrong |= code != 0 && (code != MSI_RESTS || !cargo);
-  if (cargo && !code) msi_link_outputs(link, slot, cargo);
-  msi_link_release(link, slot);
-  return code == MSI_RESTS;
+static int take_reply(msi_endpoint *endpoint, const msi_payload *payload) {
+  wait_reply(endpoint);
+  int slot = msi_endpoint_reply(endpoint), code = endpoint->path.slots[slot].reply.code;
+  wrong |= code != 0 && (code != MSI_SUSPENDED || !payload);
+  if (payload && !code) msi_endpoint_outputs(endpoint, slot, payload);
+  msi_endpoint_release(endpoint, slot);
+  return code == MSI_SUSPENDED;
 }
 
-static void lease(msi_link *link, int64_t rows) {
-  msi_link_send(link, MSI_LEASE, rows, 0, NULL, NULL);
-  wait_reply(link);
-  const msi_reply_header *reply = &link->slots[msi_link_reply(link)].reply;
-  link->leases[0] = (msi_lease){.begin = reply->lease_begin, .rows = reply->rows};
-  take_reply(link, NULL);
+static void lease(msi_endpoint *endpoint, int64_t rows) {
+  msi_endpoint_send(endpoint, MSI_LEASE, rows, 0, NULL, NULL);
+  wait_reply(endpoint);
+  const msi_reply_header *reply = &endpoint->path.slots[msi_endpoint_reply(endpoint)].reply;
+  endpoint->leases[0] = (msi_lease){.begin = reply->lease_begin, .rows = reply->rows};
+  take_reply(endpoint, NULL);
 }
 
-static void ask(msi_link *link, int64_t rows, int at, double seed) {
+static void ask(msi_endpoint *endpoint, int64_t rows, int at, double seed) {
   double in[MAX_ROWS], out[MAX_ROWS];
   uint64_t sequence;
   for (int64_t i = 0; i < rows; i++) in[i] = seed + (double)i;
-  msi_cargo cargo = {.rows = rows, .input = {at}, .output = {at}, .inputs = {in}, .outputs = {out}};
-  cargo.priority = (int8_t)(rows % 3);
-  cargo.deadline_ns = rows % 2 ? msi_deadline(60) : 0;
+  msi_payload payload = {
+      .rows = rows, .input = {at}, .output = {at}, .inputs = {in}, .outputs = {out}};
+  payload.priority = (int8_t)(rows % 3);
+  payload.deadline_ns = rows % 2 ? msi_deadline(60) : 0;
   do {
-    msi_link_infer(link, MSI_INFER, &cargo, NULL, &sequence);
-  } while (take_reply(link, &cargo));
-  for (int64_t i = 0; i < rows; i++) wrong |= out[i] != (2 + link->place) * in[i];
+    msi_endpoint_infer(endpoint, MSI_INFER, &payload, NULL, &sequence);
+  } while (take_reply(endpoint, &payload));
+  for (int64_t i = 0; i < rows; i++) wrong |= out[i] != (2 + endpoint->path.service_index) * in[i];
 }
 
 static void *client(void *argument) {
   uint32_t lane = *(uint32_t *)argument;
-  msi_link links[SERVICES];
+  msi_endpoint endpoints[SERVICES];
   for (int s = 0; s < SERVICES; s++) {
-    links[s] = made_up_link(&made, s, lane);
-    msi_link_send(&links[s], MSI_ATTACH, 0, -1, NULL, NULL);
-    take_reply(&links[s], NULL);
+    endpoints[s] = made_up_endpoint(&made, s, lane);
+    msi_endpoint_send(&endpoints[s], MSI_ATTACH, 0, -1, NULL, NULL);
+    take_reply(&endpoints[s], NULL);
   }
   for (int i = 0; i < ROUNDS * SERVICES; i++) {
-    msi_link *link = &links[i % SERVICES];
-    if (i % 50 < SERVICES) lease(link, 60 + i / 5);
-    ask(link, 1 + i % 20, -1, lane * 1000 + i);
-    ask(link, 50 + i / 5, 0, lane * 1000 + i);
+    msi_endpoint *endpoint = &endpoints[i % SERVICES];
+    if (i % 50 < SERVICES) lease(endpoint, 60 + i / 5);
+    ask(endpoint, 1 + i % 20, -1, lane * 1000 + i);
+    ask(endpoint, 50 + i / 5, 0, lane * 1000 + i);
     if (i % 100 >= SERVICES) continue;
-    msi_link_send(link, MSI_CONTROL, 0, MPISERVE_SWAP, "version", NULL);
-    take_reply(link, NULL);
+    msi_endpoint_send(endpoint, MSI_CHANGE, 0, MPISERVE_SWAP, "version", NULL);
+    take_reply(endpoint, NULL);
   }
   for (int s = 0; s < SERVICES; s++) {
-    msi_link_send(&links[s], MSI_LEAVE, 0, -1, NULL, NULL);
-    take_reply(&links[s], NULL);
+    msi_endpoint_send(&endpoints[s], MSI_LEAVE, 0, -1, NULL, NULL);
+    take_reply(&endpoints[s], NULL);
   }
   return NULL;
 }
 
 /* For a few looks; it is the only replica, so clients ask it again. */
 static void rest(msi_serving *serving, int service) {
-  wrong |= msi_serving_rest(serving, service, 1) != 0;
+  wrong |= msi_serving_suspend(serving, service, 1) != 0;
   for (int i = 0; i < 20; i++) wrong |= msi_serving_poll(serving) != 0;
-  wrong |= msi_serving_rest(serving, service, 0) != 0;
+  wrong |= msi_serving_suspend(serving, service, 0) != 0;
 }
 
 static void *head(void *argument) {
@@ -88,10 +89,10 @@ static void *head(void *argument) {
   mpiserve_batch batch;
   int code;
   while ((code = msi_serving_next(serving, 60, &batch)) != MPISERVE_ECLOSED) {
-    if (code == MPISERVE_ECONTROL) {
-      mpiserve_control order;
-      wrong |= msi_serving_control_get(serving, &order) || strcmp(order.version, "version");
-      wrong |= msi_serving_control_reply(serving, order.service, MPISERVE_OK, NULL) != 0;
+    if (code == MPISERVE_ECHANGE) {
+      mpiserve_change_request order;
+      wrong |= msi_serving_change_get(serving, &order) || strcmp(order.version, "version");
+      wrong |= msi_serving_change_reply(serving, order.service, MPISERVE_OK, NULL) != 0;
       continue;
     }
     msi_broker *broker = &serving->brokers[batch.service];
@@ -100,21 +101,21 @@ static void *head(void *argument) {
     for (int64_t i = 0; i < batch.rows; i++) {
       out[i] = (2 + batch.service) * in[i];
       if (i == batch.rows / 2)
-        wrong |= msi_answer_rows(broker, i + 1, (const void *const *)batch.outputs) != 0;
+        wrong |= msi_reply_rows(broker, i + 1, (const void *const *)batch.outputs) != 0;
     }
-    wrong |= code != 0 || msi_answer_all(broker, (const void *const *)batch.outputs) != 0;
+    wrong |= code != 0 || msi_reply_all(broker, (const void *const *)batch.outputs) != 0;
     if (broker->counters.batches % 10 == 0) rest(serving, batch.service);
   }
   return NULL;
 }
 
-static void post(int place) {
+static void post(int service_index) {
   double in[1] = {1};
   uint64_t sequence;
-  msi_link link = made_up_link(&made, place, 0);
-  link.sent = made.serving.brokers[place].ports[MPISERVE_SHARED].lanes[0].taken;
-  msi_cargo cargo = {.rows = 1, .input = {-1}, .output = {-1}, .inputs = {in}, .outputs = {in}};
-  CHECK(!msi_link_infer(&link, MSI_INFER, &cargo, NULL, &sequence));
+  msi_endpoint endpoint = made_up_endpoint(&made, service_index, 0);
+  endpoint.sent = made.serving.brokers[service_index].inboxes[MPISERVE_SHARED].lanes[0].taken;
+  msi_payload payload = {.rows = 1, .input = {-1}, .output = {-1}, .inputs = {in}, .outputs = {in}};
+  CHECK(!msi_endpoint_infer(&endpoint, MSI_INFER, &payload, NULL, &sequence));
 }
 
 static int next_service(void) {
@@ -123,9 +124,9 @@ static int next_service(void) {
   return batch.service;
 }
 
-static void reply(int place) {
-  const mpiserve_batch *batch = &made.serving.brokers[place].assembly.batch;
-  CHECK(!msi_answer_all(&made.serving.brokers[place], batch->inputs));
+static void reply(int service_index) {
+  const mpiserve_batch *batch = &made.serving.brokers[service_index].assembly.batch;
+  CHECK(!msi_reply_all(&made.serving.brokers[service_index], batch->inputs));
 }
 
 /* Of a service that always has something to do and one that seldom has: each has its turn. */
@@ -166,7 +167,7 @@ int main(void) {
   CHECK(counters.errors == 0);
   CHECK(counters.requests == 2 * CLIENTS * SERVICES * ROUNDS);
   for (int s = 0; s < SERVICES; s++)
-    CHECK(made.serving.brokers[s].control.generation == 1 + CLIENTS * SERVICES * ROUNDS / 100);
+    CHECK(made.serving.brokers[s].changes.generation == 1 + CLIENTS * SERVICES * ROUNDS / 100);
   made_up_close(&made);
   return check_result();
 }

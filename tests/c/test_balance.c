@@ -142,7 +142,7 @@ static void test_clients_try_others_at_different_times(void) {
 
 static void answer_that_it_rests(int i) {
   msi_balance_ended(&loads[i], 1);
-  loads[i].resting = 1;
+  loads[i].suspended = 1;
 }
 
 /* A home that rests is left, tried now and then, and gone back to when it serves. */
@@ -163,7 +163,7 @@ static void test_what_rests_is_tried_now_and_then(void) {
     }
     CHECK(asked[1] > 650);
     CHECK(asked[0] > 20 && asked[0] < 70 && asked[2] > 20 && asked[2] < 70); /* 1 in 16 */
-    while (loads[0].resting) answer(ask(), 100, 0);
+    while (loads[0].suspended) answer(ask(), 100, 0);
     int back = 0;
     for (int i = 0; i < 200; i++) {
       int chosen = ask();

@@ -5,7 +5,7 @@
 #include "check.h"
 
 /* Free ranges are sorted, none is empty, and none touches the next. */
-static int sound(const msi_pool *pool) {
+static int sound(const msi_row_pool *pool) {
   uint32_t free_rows = 0;
   for (uint32_t i = 0; i < pool->n; i++) {
     if (!pool->free[i].rows) return 0;
@@ -16,44 +16,44 @@ static int sound(const msi_pool *pool) {
 }
 
 static void test_first_fit_makes_neighbours(void) {
-  msi_pool pool;
+  msi_row_pool pool;
   msi_range a, b, c;
-  CHECK(!msi_pool_open(&pool, 100));
-  CHECK(msi_pool_take(&pool, 10, &a) && a.begin == 0 && a.rows == 10);
-  CHECK(msi_pool_take(&pool, 20, &b) && b.begin == 10 && b.rows == 20);
-  CHECK(msi_pool_take(&pool, 30, &c) && c.begin == 30 && c.rows == 30);
-  msi_pool_give(&pool, a);
-  CHECK(msi_pool_take(&pool, 11, &a) && a.begin == 60);
-  CHECK(msi_pool_take(&pool, 10, &b) && b.begin == 0);
+  CHECK(!msi_row_pool_open(&pool, 100));
+  CHECK(msi_row_pool_take(&pool, 10, &a) && a.begin == 0 && a.rows == 10);
+  CHECK(msi_row_pool_take(&pool, 20, &b) && b.begin == 10 && b.rows == 20);
+  CHECK(msi_row_pool_take(&pool, 30, &c) && c.begin == 30 && c.rows == 30);
+  msi_row_pool_give(&pool, a);
+  CHECK(msi_row_pool_take(&pool, 11, &a) && a.begin == 60);
+  CHECK(msi_row_pool_take(&pool, 10, &b) && b.begin == 0);
   CHECK(sound(&pool));
-  msi_pool_close(&pool);
+  msi_row_pool_close(&pool);
 }
 
 static void test_takes_all_and_no_more(void) {
-  msi_pool pool;
+  msi_row_pool pool;
   msi_range all, none;
-  CHECK(!msi_pool_open(&pool, 8));
-  CHECK(!msi_pool_take(&pool, 9, &none));
-  CHECK(!msi_pool_take(&pool, 0, &none));
-  CHECK(msi_pool_take(&pool, 8, &all) && all.begin == 0 && pool.used == 8 && pool.n == 0);
-  CHECK(!msi_pool_take(&pool, 1, &none));
-  msi_pool_give(&pool, all);
+  CHECK(!msi_row_pool_open(&pool, 8));
+  CHECK(!msi_row_pool_take(&pool, 9, &none));
+  CHECK(!msi_row_pool_take(&pool, 0, &none));
+  CHECK(msi_row_pool_take(&pool, 8, &all) && all.begin == 0 && pool.used == 8 && pool.n == 0);
+  CHECK(!msi_row_pool_take(&pool, 1, &none));
+  msi_row_pool_give(&pool, all);
   CHECK(pool.used == 0 && pool.taken == 0 && pool.n == 1 && pool.free[0].rows == 8);
-  msi_pool_close(&pool);
+  msi_row_pool_close(&pool);
 }
 
 /* Gives three neighbours back in the order that digits of which say. */
 static void give_in_order(const char *which) {
-  msi_pool pool;
+  msi_row_pool pool;
   msi_range range[3];
-  CHECK(!msi_pool_open(&pool, 30));
-  for (int i = 0; i < 3; i++) CHECK(msi_pool_take(&pool, 10, &range[i]));
+  CHECK(!msi_row_pool_open(&pool, 30));
+  for (int i = 0; i < 3; i++) CHECK(msi_row_pool_take(&pool, 10, &range[i]));
   for (int i = 0; i < 3; i++) {
-    msi_pool_give(&pool, range[which[i] - '0']);
+    msi_row_pool_give(&pool, range[which[i] - '0']);
     CHECK(sound(&pool));
   }
   CHECK(pool.n == 1 && pool.free[0].begin == 0 && pool.free[0].rows == 30);
-  msi_pool_close(&pool);
+  msi_row_pool_close(&pool);
 }
 
 static void test_neighbours_join_in_any_order(void) {
@@ -62,19 +62,19 @@ static void test_neighbours_join_in_any_order(void) {
 }
 
 static void test_nothing_can_be_given_back(void) {
-  msi_pool pool;
-  CHECK(!msi_pool_open(&pool, 4));
-  msi_pool_give(&pool, (msi_range){0, 0});
+  msi_row_pool pool;
+  CHECK(!msi_row_pool_open(&pool, 4));
+  msi_row_pool_give(&pool, (msi_range){0, 0});
   CHECK(sound(&pool) && pool.taken == 0 && pool.n == 1);
-  msi_pool_close(&pool);
+  msi_row_pool_close(&pool);
 }
 
 static void test_a_pool_without_rows(void) {
-  msi_pool pool;
+  msi_row_pool pool;
   msi_range range;
-  CHECK(!msi_pool_open(&pool, 0));
-  CHECK(!msi_pool_take(&pool, 1, &range) && sound(&pool));
-  msi_pool_close(&pool);
+  CHECK(!msi_row_pool_open(&pool, 0));
+  CHECK(!msi_row_pool_take(&pool, 1, &range) && sound(&pool));
+  msi_row_pool_close(&pool);
 }
 
 enum { ROWS = 1000, HELD = 400, STEPS = 40000 };
@@ -91,9 +91,9 @@ static uint32_t longest_gap(void) {
   return longest;
 }
 
-static void random_take(msi_pool *pool, int i, uint32_t rows) {
+static void random_take(msi_row_pool *pool, int i, uint32_t rows) {
   uint32_t gap = longest_gap();
-  int taken = msi_pool_take(pool, rows, &held[i]);
+  int taken = msi_row_pool_take(pool, rows, &held[i]);
   CHECK(taken == (rows <= gap)); /* what fits is found, so free ranges do join */
   if (!taken) {
     held[i].rows = 0;
@@ -103,16 +103,16 @@ static void random_take(msi_pool *pool, int i, uint32_t rows) {
   for (uint32_t k = 0; k < rows; k++) CHECK(map[held[i].begin + k]++ == 0);
 }
 
-static void random_give(msi_pool *pool, int i) {
+static void random_give(msi_row_pool *pool, int i) {
   memset(&map[held[i].begin], 0, held[i].rows);
-  msi_pool_give(pool, held[i]);
+  msi_row_pool_give(pool, held[i]);
   held[i].rows = 0;
 }
 
 /* Small ranges make many free ones, so that the list must grow; large ones fill. */
 static void test_random_steps_against_a_map_of_rows(uint32_t largest) {
-  msi_pool pool;
-  CHECK(!msi_pool_open(&pool, ROWS));
+  msi_row_pool pool;
+  CHECK(!msi_row_pool_open(&pool, ROWS));
   for (int step = 0; step < STEPS && !check_failures; step++) {
     int i = rand() % HELD;
     if (held[i].rows)
@@ -124,7 +124,7 @@ static void test_random_steps_against_a_map_of_rows(uint32_t largest) {
   for (int i = 0; i < HELD; i++)
     if (held[i].rows) random_give(&pool, i);
   CHECK(pool.n == 1 && pool.used == 0 && pool.taken == 0 && pool.free[0].rows == ROWS);
-  msi_pool_close(&pool);
+  msi_row_pool_close(&pool);
 }
 
 int main(void) {

@@ -23,7 +23,7 @@ static void test_pieces_lie_behind_each_other(void) {
   mpiserve_description description = description_of(100);
   msi_layout layout;
   CHECK(!msi_layout_init(&layout, &description, 3));
-  size_t rows = layout.pool_rows;
+  size_t rows = layout.slab_rows;
   CHECK(layout.lanes_at >= 3 && layout.max_rows == 100);
   CHECK(layout.inputs_at[0] >= layout.lanes_at + 3 * MSI_SLOTS * sizeof(msi_slot));
   CHECK(layout.inputs_at[1] >= layout.inputs_at[0] + rows * 24);
@@ -64,21 +64,21 @@ static void test_a_segment_that_no_memory_holds_is_refused(void) {
   CHECK_TEXT(mpiserve_last_error(), "lower max_batch_rows or pool_bytes");
 }
 
-static uint32_t pool_rows(int64_t max_rows, uint32_t lanes, int64_t pool_bytes) {
+static uint32_t slab_rows(int64_t max_rows, uint32_t lanes, int64_t pool_bytes) {
   mpiserve_description description = description_of(max_rows);
   msi_layout layout;
   description.pool_bytes = pool_bytes;
   CHECK(!msi_layout_init(&layout, &description, lanes));
-  return layout.pool_rows;
+  return layout.slab_rows;
 }
 
 static void test_rows_of_the_slabs(void) {
-  CHECK(pool_rows(100, 4, 0) == 3200);               /* twice the slots of each lane */
-  CHECK(pool_rows(100, 4, 500 * ROW) == 500);        /* as many as fit */
-  CHECK(pool_rows(100, 4, 1) == 200);                /* never less than two batches */
-  CHECK(pool_rows(100, 1, (int64_t)1 << 40) == 800); /* never more than is of use */
-  CHECK(pool_rows(1 << 27, 2, (int64_t)1 << 60) == (uint32_t)1 << 31);
-  CHECK(pool_rows(1 << 29, 64, INT64_MAX) == UINT32_MAX);
+  CHECK(slab_rows(100, 4, 0) == 3200);               /* twice the slots of each lane */
+  CHECK(slab_rows(100, 4, 500 * ROW) == 500);        /* as many as fit */
+  CHECK(slab_rows(100, 4, 1) == 200);                /* never less than two batches */
+  CHECK(slab_rows(100, 1, (int64_t)1 << 40) == 800); /* never more than is of use */
+  CHECK(slab_rows(1 << 27, 2, (int64_t)1 << 60) == (uint32_t)1 << 31);
+  CHECK(slab_rows(1 << 29, 64, INT64_MAX) == UINT32_MAX);
 }
 
 static void test_what_rides_in_a_slot(void) {

@@ -4,47 +4,49 @@
 
 enum { MANY = 100 };
 
-static uint64_t put(msi_shelf *shelf, uint32_t rows) {
-  msi_held held = {.entry = {.rows = rows}};
-  CHECK(!msi_shelf_reserve(shelf, 1));
-  return msi_shelf_put(shelf, &held);
+static uint64_t put(msi_ticket_table *table, uint32_t rows) {
+  msi_ticket held = {.entry = {.rows = rows}};
+  CHECK(!msi_ticket_table_reserve(table, 1));
+  return msi_ticket_table_put(table, &held);
 }
 
 static void test_a_ticket_is_found_until_it_ends(void) {
-  msi_shelf shelf = {0};
+  msi_ticket_table table = {0};
   uint64_t ids[MANY];
-  for (uint32_t i = 0; i < MANY; i++) ids[i] = put(&shelf, i);
-  CHECK(shelf.n == MANY);
-  for (uint32_t i = 0; i < MANY; i++) CHECK(msi_shelf_find(&shelf, ids[i])->entry.rows == i);
-  for (uint32_t i = 0; i < MANY; i += 2) msi_shelf_drop(&shelf, msi_shelf_find(&shelf, ids[i]));
-  for (uint32_t i = 0; i < MANY; i++) CHECK(!msi_shelf_find(&shelf, ids[i]) == !(i % 2));
-  CHECK(shelf.n == MANY / 2);
-  msi_shelf_close(&shelf);
+  for (uint32_t i = 0; i < MANY; i++) ids[i] = put(&table, i);
+  CHECK(table.n == MANY);
+  for (uint32_t i = 0; i < MANY; i++) CHECK(msi_ticket_table_find(&table, ids[i])->entry.rows == i);
+  for (uint32_t i = 0; i < MANY; i += 2)
+    msi_ticket_table_drop(&table, msi_ticket_table_find(&table, ids[i]));
+  for (uint32_t i = 0; i < MANY; i++) CHECK(!msi_ticket_table_find(&table, ids[i]) == !(i % 2));
+  CHECK(table.n == MANY / 2);
+  msi_ticket_table_close(&table);
 }
 
 static void test_places_are_used_again_but_not_tickets(void) {
-  msi_shelf shelf = {0};
-  uint64_t first = put(&shelf, 1), second = put(&shelf, 2);
+  msi_ticket_table table = {0};
+  uint64_t first = put(&table, 1), second = put(&table, 2);
   for (uint32_t i = 0; i < MANY; i++) {
-    msi_shelf_drop(&shelf, msi_shelf_find(&shelf, first));
-    uint64_t next = put(&shelf, i);
-    CHECK(next != first && !msi_shelf_find(&shelf, first));
-    CHECK(msi_shelf_find(&shelf, next)->entry.rows == i);
+    msi_ticket_table_drop(&table, msi_ticket_table_find(&table, first));
+    uint64_t next = put(&table, i);
+    CHECK(next != first && !msi_ticket_table_find(&table, first));
+    CHECK(msi_ticket_table_find(&table, next)->entry.rows == i);
     first = next;
   }
-  CHECK(shelf.used == 2 && msi_shelf_find(&shelf, second)->entry.rows == 2);
-  msi_shelf_close(&shelf);
+  CHECK(table.used == 2 && msi_ticket_table_find(&table, second)->entry.rows == 2);
+  msi_ticket_table_close(&table);
 }
 
 static void test_what_is_none_is_not_found(void) {
-  msi_shelf shelf = {0};
-  CHECK(!msi_shelf_find(&shelf, 0) && !msi_shelf_find(&shelf, 1) && !msi_shelf_any(&shelf));
-  uint64_t id = put(&shelf, 1);
-  CHECK(msi_shelf_any(&shelf) == msi_shelf_find(&shelf, id));
-  CHECK(!msi_shelf_find(&shelf, id + 1));
-  msi_shelf_drop(&shelf, msi_shelf_find(&shelf, id));
-  CHECK(!msi_shelf_any(&shelf) && !msi_shelf_find(&shelf, id));
-  msi_shelf_close(&shelf);
+  msi_ticket_table table = {0};
+  CHECK(!msi_ticket_table_find(&table, 0) && !msi_ticket_table_find(&table, 1) &&
+        !msi_ticket_table_any(&table));
+  uint64_t id = put(&table, 1);
+  CHECK(msi_ticket_table_any(&table) == msi_ticket_table_find(&table, id));
+  CHECK(!msi_ticket_table_find(&table, id + 1));
+  msi_ticket_table_drop(&table, msi_ticket_table_find(&table, id));
+  CHECK(!msi_ticket_table_any(&table) && !msi_ticket_table_find(&table, id));
+  msi_ticket_table_close(&table);
 }
 
 int main(void) {

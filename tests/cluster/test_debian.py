@@ -11,6 +11,8 @@ from cluster import many
 from cluster.conftest import long
 from coupling import PYTHON, SERVE, lines, right, write
 
+pytestmark = pytest.mark.every_mpi
+
 OPEN_MPI_4 = mpijob.flavour(mpijob.mpiexec()) == "openmpi4"
 
 

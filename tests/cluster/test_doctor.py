@@ -11,6 +11,8 @@ import pytest
 from coupling import CONFIG, PYTHON, alone, is_mpich
 from jobs import Target
 
+pytestmark = pytest.mark.every_mpi
+
 DOCTOR = (PYTHON, "-m", "mpiserve", "doctor")
 GOOD = {"OMP_NUM_THREADS": "1", "MPISERVE_TRANSPORT": "auto"}
 MULTIPLE = """\

@@ -15,6 +15,8 @@ from cluster.slurm import missing as no_slurm
 from coupling import CONFIG, MODEL, SIMULATION, is_mpich, lines, right, write
 from jobs import ROOT
 
+pytestmark = pytest.mark.every_mpi
+
 EXAMPLE = "examples/01_reacting_flow"
 SCRIPTS = [  # and how many ranks simulate
     ("slurm-run.sbatch", 3),

@@ -10,6 +10,8 @@ from cluster.conftest import long
 from coupling import PYTHON, RUN, SERVE, lines, right, write
 from jobs import ROOT
 
+pytestmark = pytest.mark.every_mpi
+
 EXAMPLE = ROOT / "examples/01_reacting_flow"
 
 # Rank 0 is on the host of the head, the others are not. Rank 1 says nothing for two seconds, and

@@ -1,19 +1,13 @@
 """The sources of the module compiled with a program, as for a compiler that is not gfortran."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 from jobs import Target
 
 import mpiserve
 from mpiserve.tools import build_flags
-
-pytestmark = pytest.mark.skipif(
-    os.environ.get("MPISERVE_TRANSPORT") == "rma", reason="no transport is used"
-)
 
 C_FILES = ["descriptors", "inputs", "sections"]
 MODULES = ["mpiserve_c", "mpiserve_errors", "mpiserve_requests", "mpiserve", "mpiserve_prefixed"]

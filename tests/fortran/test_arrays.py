@@ -5,6 +5,8 @@ import pytest
 from coupling import SERVE, compile_fortran
 from fortran import arrays
 
+pytestmark = pytest.mark.every_mpi
+
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory):

@@ -1,6 +1,5 @@
 """The same programs with sanitizers in the program, the module and the library, and in valgrind."""
 
-import os
 import shutil
 import subprocess
 import sys
@@ -11,10 +10,7 @@ from coupling import SERVE, compile_fortran, compile_simulation, is_mpich, write
 from fortran import arrays
 from jobs import ROOT, Target
 
-# What differs is the library's, which the asan suite runs over both.
-pytestmark = pytest.mark.skipif(
-    os.environ.get("MPISERVE_TRANSPORT") == "rma", reason="the module knows no transport"
-)
+pytestmark = pytest.mark.every_mpi
 
 HERE = Path(__file__).parent
 SANITIZE = "-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer"

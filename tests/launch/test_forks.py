@@ -2,7 +2,10 @@
 
 import sys
 
+import pytest
 from coupling import RUN, SERVE, said_by_ranks, write
+
+pytestmark = pytest.mark.every_mpi
 
 CHILDREN = """\
 import os

@@ -157,7 +157,7 @@ def test_a_model_that_raises_answers_and_lives_on(job):
 
 MISUSE = {
     "mpiserve.open(MPI.COMM_SELF)": "under `run` the world of a session is MPI_COMM_WORLD",
-    "mpiserve.open(config='coupling.toml')": "under `run` the configuration is the one that",
+    "mpiserve.open(config='coupling.toml')": "under `run` open takes no configuration",
     "mpiserve.open().close(); mpiserve.open()": "under `run` a program opens one session",
 }
 

@@ -8,6 +8,8 @@ import time
 import pytest
 from coupling import CONFIG, RUN, lines, right, write
 
+pytestmark = pytest.mark.every_mpi
+
 NEVER_OPENS = """\
 import sys
 

@@ -17,6 +17,8 @@ from coupling import (
     write,
 )
 
+pytestmark = pytest.mark.every_mpi
+
 REPLICAS = CONFIG + "replicas = 2\n"
 LEVEL = "MPIR_CVAR_DEFAULT_THREAD_LEVEL"
 

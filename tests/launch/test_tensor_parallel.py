@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from coupling import RUN, failed_to_load, is_mpich, said_by_ranks
+import pytest
+from coupling import RUN, is_mpich, said_by_ranks
+
+pytestmark = pytest.mark.every_mpi
 
 # Backends of a test's own, so that no rank has to import torch. The first number of a batch says
 # what goes wrong; to sleep is what a rank does whose part waits for that of another one.
@@ -167,4 +170,6 @@ def test_failures_come_to_the_client_and_other_services_go_on(mpiexec, tmp_path)
     assert len(said) == len(expected)
     for line, beginning in zip(said, expected, strict=True):
         assert line.startswith(beginning)
-    assert failed_to_load(done)
+    # That of the two ranks whose service could not be loaded. The ranks of a replica that is out of
+    # step end in order too, else MPICH's mpiexec (5.0.2) makes 9 or 0 of it.
+    assert done.returncode == 1

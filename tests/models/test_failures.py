@@ -6,7 +6,7 @@ import json
 
 import onnx
 import torch
-from coupling import RUN, failed_to_load
+from coupling import RUN
 from safetensors.torch import save_file
 
 MODELS = """\
@@ -176,5 +176,5 @@ def test_every_failure_comes_to_the_client_and_other_services_go_on(mpiexec, tmp
     assert len(said) == len(SAID)
     for line, (name, text) in zip(said, SAID, strict=True):
         assert line.startswith(f"{name}: ") and text in line
-    assert failed_to_load(done)
+    assert done.returncode == 1  # that of the ranks whose model could not be loaded
     assert "terminate called" not in done.stderr

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from mpi.coupling import couple, numbers, python, scaling, tensor
 
-pytestmark = pytest.mark.roles(simulation=2, inference=1)
+pytestmark = [pytest.mark.every_mpi, pytest.mark.roles(simulation=2, inference=1)]
 
 
 def test_sizes_that_vary_while_others_are_in_flight(world):

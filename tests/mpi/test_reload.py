@@ -9,6 +9,8 @@ from mpi.models import WEIGHTS_MISSING
 
 from mpiserve.errors import Code, ConfigError, Error, ModelError, NotFoundError, RequestTimeout
 
+pytestmark = pytest.mark.every_mpi
+
 CLIENTS, REPLICAS, REQUESTS = 3, 2, 5000
 AT_ONCE = 4
 WORLD = pytest.mark.roles(simulation=CLIENTS, inference=REPLICAS + 1)

@@ -10,7 +10,7 @@ from mpi.coupling import couple, numbers, python, scaling, tensor
 
 from mpiserve.config import DTYPES
 
-pytestmark = pytest.mark.roles(simulation=2, inference=1)
+pytestmark = [pytest.mark.every_mpi, pytest.mark.roles(simulation=2, inference=1)]
 
 EAGER = 12  # rows of the scaling service that ride in a slot
 SIZES = (1, EAGER, EAGER + 1, 100, 1024)

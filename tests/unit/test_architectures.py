@@ -1,7 +1,7 @@
 """Architectures of language models, on small random ones, beside `generate()` of transformers.
 
 Those of QUICK in any case; with MPISERVE_ALL_MODELS=1 all that transformers has, and the table of
-docs/language-models.md is compared with what is seen (tests/architectures.py writes it).
+docs/guide/language-models.md is compared with what is seen (tests/architectures.py writes it).
 """
 
 import os
@@ -19,7 +19,7 @@ from mpiserve.backends.language import model_limits, self_check
 from mpiserve.config import Config
 from mpiserve.errors import ModelError
 
-TABLE = Path(__file__).parents[2] / "docs/language-models.md"
+TABLE = Path(__file__).parents[2] / "docs/guide/language-models.md"
 QUICK = {
     "llama": "together",
     "gpt2": "together",
@@ -141,7 +141,7 @@ def test_long_rope_runs_one_by_one(tmp_path):
     backend = serve(tmp_path / name, room=10)
     tokens = np.random.default_rng(1).integers(3, 64, (2, 12))
     (new,) = backend.run((tokens, np.array([12, 3])))
-    assert type(backend.steps._running) is self_check.Alone
+    assert type(backend.steps._decoder) is self_check.SingleDecoder
     for row, prompt, length in zip(new, tokens, (12, 3), strict=True):
         assert row.tolist() == greedy(model, prompt[:length], 10)
 
@@ -150,7 +150,7 @@ def test_bfloat16_is_not_taken_for_a_fault(tmp_path):
     for name in ("llama", "mixtral", "mamba2"):
         architectures.save(name, tmp_path / name)
         backend = serve(tmp_path / name, dtype="bfloat16")
-        assert type(backend.steps._running) is self_check.Joined
+        assert type(backend.steps._decoder) is self_check.BatchDecoder
 
 
 def test_the_cache_has_the_name_that_the_model_gives_it(tmp_path):
@@ -163,9 +163,9 @@ def test_the_cache_has_the_name_that_the_model_gives_it(tmp_path):
         def forward(self, input_ids, cache, attention_mask, position_ids, use_cache):
             pass
 
-    sequences = self_check.Joined(New(), None, frozenset(), 1)
+    sequences = self_check.BatchDecoder(New(), None, frozenset(), 1)
     assert sequences._cache_name == "cache"
-    assert self_check.Joined(model, None, frozenset(), 1)._cache_name in (
+    assert self_check.BatchDecoder(model, None, frozenset(), 1)._cache_name in (
         "cache",
         "past_key_values",
     )

@@ -380,7 +380,12 @@ MISTAKES = [
     ("torch", "nowhere.pt2", {}, "nowhere.pt2: no such file"),
     ("torch", "some_models.py", {}, "some_models.py: torch cannot load it (.*); a model is "),
     ("python", "some_models:number", {}, "'some_models:number' is not callable"),
-    ("some_models:negative", None, {}, "'some_models:negative' is no subclass of mpiserve.Backend"),
+    (
+        "some_models:negative",
+        None,
+        {},
+        "'some_models:negative' is not a subclass of mpiserve.Backend",
+    ),
 ]
 
 

@@ -108,11 +108,11 @@ WRONG = {
     "dtype = 'int8'": "dtype: unknown model dtype 'int8' (one of: float16, ",
     "backend = 'torch'\ntensor_parallel = 2": "tensor_parallel: 2: the backend 'torch' runs",
     "task = 'chat'": "task: unknown task 'chat' (one of: generate, embed)",
-    "backend = 'python'\ntask = 'embed'": "task: tasks are of the backends 'deepspeed' and",
+    "backend = 'python'\ntask = 'embed'": "task: tasks need the backend 'deepspeed' or",
     "warmup = [0]": "warmup: rows must be 1 to max_batch_rows, got [0]",
     'warmup = "rows.csv"': "warmup: must be true, false, a list of rows or a .npz file, got",
     'rows = "merged"': "rows: must be 'independent' or 'together', got 'merged'",
-    'chunk_rows = 8\nrows = "together"': "rows: 'together' is against chunk_rows, which cuts",
+    'chunk_rows = 8\nrows = "together"': "rows: 'together' excludes chunk_rows, which cuts",
     'input_memory = "mine"': "input_memory: must be 'view' or 'copy', got 'mine'",
     "warmup = 3": "warmup: must be true, false, a list of rows or a .npz file, got 3",
     "options = 3": "options: must be a table, got 3",
@@ -133,14 +133,14 @@ REPLACED = {
     ('name = "state", ', ""): "inputs[0].name: missing",
     ('name = "state"', 'nam = "state"'): "inputs[0].nam: unknown key (did you mean 'name'?)",
     ("shape = [-1, 3]}]\nout", "shape = [3, 3]}]\nout"): (
-        "inputs[0].shape: the first dimension is the rows and must be -1, got [3, 3]"
+        "inputs[0].shape: the first dimension is the number of rows and must be -1, got [3, 3]"
     ),
     ("shape = [-1, 3]}]\nout", "shape = [-1, 0]}]\nout"): (
         "inputs[0].shape: every dimension after the first must be positive, got [-1, 0]"
     ),
     ("shape = [-1, 3]}]\nout", "shape = 3}]\nout"): "inputs[0].shape: must be a list, got 3",
     ("outputs = ", "#"): "outputs: missing",
-    ('"state"', f'"{"n" * 64}"'): "inputs[0].name: a name has 1 to 63 bytes",
+    ('"state"', f'"{"n" * 64}"'): "inputs[0].name: a name must have 1 to 63 bytes",
 }
 
 
@@ -161,7 +161,7 @@ def test_two_tensors_of_one_name_are_refused(line):
 
 def test_an_echo_of_another_shape_is_refused(line):
     text = CHEMISTRY.replace("[-1, 3]", "[-1, 4]", 1) + 'backend = "echo"'
-    assert "the backend 'echo' answers with its inputs" in line(text)
+    assert "the backend 'echo' returns its inputs" in line(text)
 
 
 PARTITION = {
@@ -185,8 +185,10 @@ POOLS = {
     "services = []": "'p' has no services",
     "services = ['chemistri']": "'p': no service 'chemistri' (did you mean 'chemistry'?)",
     "services = ['chemistry', 'chemistry']": "'p': the service 'chemistry' is listed twice",
-    "services = ['two']": "'p' has the replicas of the service 'two': its ranks",
-    "services = ['wide']": "'p': the service 'wide' has tensor_parallel, and a pool has 1",
+    "services = ['two']": "'p': the service 'two' sets replicas: remove it, "
+    "since the pool has a replica on each of its ranks",
+    "services = ['wide']": "'p': the service 'wide' sets tensor_parallel, "
+    "which a pool does not support: remove it",
     "services = ['chemistry', 'busy']": "'p': threads must be the same for all its services",
 }
 

@@ -1,8 +1,8 @@
 """What is converted of a module and of the tensors of a service, and what is said of it."""
 
 import logging
-import sys
 
+import dtype_models as models
 import ml_dtypes
 import numpy as np
 import pytest
@@ -13,206 +13,12 @@ from mpiserve.backends.torch import dtypes
 from mpiserve.config import Config
 from mpiserve.errors import ConfigError, ModelError
 
-MODELS = """
-import torch
-from torch import nn
-from torch.autograd import forward_ad
-
-
-def seeded(build):
-    torch.manual_seed(5)
-    return build()
-
-
-def plain():
-    return seeded(lambda: nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 2)))
-
-
-def half():
-    return plain().half()
-
-
-def double():
-    return plain().double()
-
-
-class MixedLayers(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.a = nn.Linear(2, 2)
-        self.b = nn.Linear(2, 2, dtype=torch.float64)
-
-    def forward(self, x):
-        return self.b(self.a(x).double()).float()
-
-
-def mixed():
-    return seeded(MixedLayers)
-
-
-class Constants(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.a = nn.Linear(2, 2)
-        self.register_buffer("tiny", torch.tensor([1e-300, 3.0], dtype=torch.float64))
-        self.register_buffer("table", torch.tensor([2**53 + 1, 7]))
-        self.register_buffer("mask", torch.tensor([True, False]))
-
-    def forward(self, x):
-        far = (self.a(x).double() * self.tiny / 1e-300).float()
-        return far + (self.table - 2**53).float() * self.mask
-
-
-def constants():
-    return seeded(Constants)
-
-
-class Spectral(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.scale = nn.Parameter(torch.ones(2))
-        self.weight = nn.Parameter(torch.randn(2, 2, dtype=torch.complex64))
-        self.register_buffer("shift", torch.tensor([1j, 2j]))
-
-    def forward(self, x):
-        return torch.view_as_real(torch.fft.fft(x * self.scale) @ self.weight + self.shift).sum(-1)
-
-
-def spectral():
-    return seeded(Spectral)
-
-
-class Statistics(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.norm = nn.BatchNorm1d(2, affine=False)
-        self.norm.running_mean = torch.tensor([1 / 3, 1e10 + 1 / 3], dtype=torch.float64)
-        self.norm.running_var = torch.tensor([1.0, 1e-60], dtype=torch.float64)
-
-    def forward(self, x):
-        mean, var = self.norm.running_mean, self.norm.running_var
-        return ((x - mean) * var).float() + self.norm.num_batches_tracked
-
-
-class Lookup(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.table = nn.Embedding(4, 2, dtype=torch.float64)
-
-    def forward(self, index):
-        return self.table(index)
-
-
-class Sparse(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.net = nn.Linear(2, 2)
-        self.register_buffer("links", torch.tensor([[0.0, 3.0], [0.0, 0.0]]).to_sparse())
-
-    def forward(self, x):
-        return torch.sparse.mm(self.links, self.net(x).T).T
-
-
-def sparse():
-    return seeded(Sparse)
-
-
-class Float8(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.scale = nn.Parameter(torch.tensor(0.5))
-        weight = torch.randn(2, 2).to(torch.float8_e4m3fn)
-        self.weight = nn.Parameter(weight, requires_grad=False)
-
-    def forward(self, x):
-        return x @ self.weight.float() * self.scale
-
-
-def float8():
-    return seeded(Float8)
-
-
-def quantised():
-    from torch.ao.quantization import quantize_dynamic
-
-    return quantize_dynamic(plain(), {nn.Linear}, dtype=torch.qint8)
-
-
-def default_dtype():
-    torch.set_default_dtype(torch.float64)
-    return nn.Linear(2, 2)
-
-
-class Forces(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.net = plain()
-
-    def forward(self, x):
-        with torch.enable_grad():
-            x = x.detach().requires_grad_(True)
-            return torch.autograd.grad((self.net(x) ** 4).sum(), x)[0]
-
-
-class Direct(nn.Module):
-    def forward(self, x):
-        with torch.enable_grad():
-            x.requires_grad_(True)
-            return torch.autograd.grad((x**4).sum(), x)[0]
-
-
-class Backward(nn.Module):
-    def forward(self, x):
-        with torch.enable_grad():
-            (x.requires_grad_(True) ** 4).sum().backward()
-            return x.grad
-
-
-class Jacobian(nn.Module):
-    def forward(self, x):  # zeros in inference mode
-        return torch.autograd.functional.jacobian(lambda x: (x**4).sum(), x)
-
-
-class Tangent(nn.Module):
-    def forward(self, x):  # None in inference mode
-        with forward_ad.dual_level():
-            dual = forward_ad.make_dual(x, torch.ones_like(x))
-            tangent = forward_ad.unpack_dual(torch.tanh(dual)).tangent
-            return torch.zeros_like(x) if tangent is None else tangent
-
-
-def in_inference_mode():
-    with torch.inference_mode():
-        return Forces()
-
-
-class ToDouble(nn.Module):
-    def forward(self, x):
-        return x.double()
-
-
-class Whole(nn.Module):
-    def forward(self, x):
-        return (x * 2).long()
-"""
 KINDS = ("torch", "deepspeed")
 FLOAT = {"dtype": "float32", "shape": [-1, 2]}
 
 
-@pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    path = tmp_path_factory.mktemp("dtypes")
-    (path / "dtype_models.py").write_text(MODELS)
-    sys.path.insert(0, str(path))
-    import dtype_models
-
-    yield dtype_models
-    sys.path.remove(str(path))
-    del sys.modules["dtype_models"]
-
-
 @pytest.fixture
-def make(models, tmp_path):
+def make(tmp_path):
     """A backend of a model of this file, loaded; x and y are updates of its tensors."""
 
     def build(kind, model, x=None, y=None, **table):
@@ -251,7 +57,7 @@ KEPT = ["plain", "mixed", "constants", "spectral", "Statistics", "float8", "quan
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("model", KEPT)
-def test_a_model_keeps_its_own_dtypes(make, models, kind, model):
+def test_a_model_keeps_its_own_dtypes(make, kind, model):
     backend, module = make(kind, model), getattr(models, model)()
     np.testing.assert_array_equal(backend.run((rows(),))[0], alone(module, rows()))
     for name, tensor in dtypes.held(module).items():
@@ -262,7 +68,7 @@ def test_a_model_keeps_its_own_dtypes(make, models, kind, model):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("model", ["plain", "constants", "spectral", "float8"])
-def test_the_dtype_that_a_model_has_changes_nothing(make, models, kind, model):
+def test_the_dtype_that_a_model_has_changes_nothing(make, kind, model):
     backend = make(kind, model, dtype="float32")
     np.testing.assert_array_equal(
         backend.run((rows(),))[0], alone(getattr(models, model)(), rows())
@@ -270,7 +76,7 @@ def test_the_dtype_that_a_model_has_changes_nothing(make, models, kind, model):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_sparse_buffers_are_kept_and_converted(make, models, kind):
+def test_sparse_buffers_are_kept_and_converted(make, kind):
     for dtype in ("float32", "float64"):
         backend = make(kind, "sparse", dtype=dtype)
         assert tensors(backend)["links"].dtype == getattr(torch, dtype)
@@ -284,11 +90,11 @@ def test_a_model_that_changes_the_default_dtype_is_named(make, caplog):
         make("torch", "default_dtype")
     finally:
         torch.set_default_dtype(torch.float32)
-    assert "changed torch's default dtype for all models of this rank" in caplog.text
+    assert "changed torch's default dtype, for all models of this rank" in caplog.text
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_float64_is_computed_by_both_backends(make, models, kind):
+def test_float64_is_computed_by_both_backends(make, kind):
     double = {"dtype": "float64"}
     for model, table in (("plain", {"dtype": "float64"}), ("double", {})):
         backend = make(kind, model, double, double, **table)
@@ -302,7 +108,7 @@ def test_float64_is_computed_by_both_backends(make, models, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_complex_weights_go_to_complex_ones(make, models, kind):
+def test_complex_weights_go_to_complex_ones(make, kind):
     backend = make(kind, "spectral", {"dtype": "float64"}, {"dtype": "float64"}, dtype="float64")
     module = models.spectral()
     module.weight.data, module.shift = module.weight.data.cdouble(), module.shift.cdouble()
@@ -313,7 +119,7 @@ def test_complex_weights_go_to_complex_ones(make, models, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_dtype_for_a_model_that_mixes_them_is_an_error(make, models, kind):
+def test_a_dtype_for_a_model_that_mixes_them_is_an_error(make, kind):
     text = r"^service\.s\.dtype: the model holds float32 \('a.weight'\) and float64 \('b.weight'\)"
     for dtype in ("float32", "bfloat16"):
         with pytest.raises(Exception, match=text):
@@ -329,7 +135,7 @@ def test_a_dtype_for_a_model_that_mixes_them_is_an_error(make, models, kind):
 @pytest.mark.parametrize(
     ("value", "text"), [(1e38, "holds numbers beyond 6.6e.04"), (1e-30, "becomes all zero")]
 )
-def test_weights_that_a_dtype_cannot_hold_are_an_error(models, value, text):
+def test_weights_that_a_dtype_cannot_hold_are_an_error(value, text):
     module = torch.nn.Linear(2, 2, bias=False)
     with torch.no_grad():
         module.weight.fill_(value)
@@ -339,14 +145,14 @@ def test_weights_that_a_dtype_cannot_hold_are_an_error(models, value, text):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_half_weights_stay_half_on_a_cpu(make, models, kind):
+def test_half_weights_stay_half_on_a_cpu(make, kind):
     backend = make(kind, "half")
     expected = alone(models.half(), rows("float16")).astype("float32")
     np.testing.assert_array_equal(backend.run((rows(),))[0], expected)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_converted_is_said_once_with_what_it_loses(make, models, caplog, kind):
+def test_what_is_converted_is_said_once_with_what_it_loses(make, caplog, kind):
     caplog.set_level(logging.INFO, "mpiserve")
     double = {"dtype": "float64"}
     backend = make(kind, "plain", double, double)
@@ -378,7 +184,7 @@ def test_nothing_is_said_where_nothing_is_converted(make, caplog):
 
 
 @pytest.mark.parametrize("convert", [None, True])
-def test_a_number_that_would_become_infinite_is_an_error(make, models, convert):
+def test_a_number_that_would_become_infinite_is_an_error(make, convert):
     backend = make("torch", "plain", {"dtype": "float64", "convert": convert})
     batch = rows("float64")
     batch[3, 1] = -1e300
@@ -394,7 +200,7 @@ def test_a_number_that_would_become_infinite_is_an_error(make, models, convert):
     assert bf16.run((rows(),))[0].dtype == ml_dtypes.bfloat16
 
 
-def test_convert_false_hands_over_what_there_is(make, models):
+def test_convert_false_hands_over_what_there_is(make):
     backend = make("torch", "Statistics", {"dtype": "float64", "convert": False})
     np.testing.assert_array_equal(
         backend.run((rows("float64"),))[0], alone(models.Statistics(), rows("float64"))
@@ -449,7 +255,7 @@ ASKING = ["Forces", "Direct", "Backward", "Jacobian", "Tangent", "in_inference_m
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("model", ASKING)
-def test_a_model_may_ask_for_gradients(make, models, caplog, kind, model):
+def test_a_model_may_ask_for_gradients(make, caplog, kind, model):
     caplog.set_level(logging.INFO, "mpiserve")
     backend = make(kind, model, chunk_rows=2)
     place = (np.zeros((5, 2), np.float32),)
@@ -464,7 +270,7 @@ def test_a_model_may_ask_for_gradients(make, models, caplog, kind, model):
             np.testing.assert_allclose(place[0], expected, rtol=1e-5, atol=1e-6)
     with backend.serving():
         np.testing.assert_allclose(backend.run((rows(),))[0], expected, rtol=1e-5, atol=1e-6)
-    assert caplog.text.count("asks for gradients") == 1
+    assert caplog.text.count("needs gradients") == 1
     caplog.clear()
     make(kind, "plain").run((rows(),))
     assert "gradients" not in caplog.text
@@ -477,7 +283,7 @@ def test_a_model_that_comes_back_while_serving_can_ask_for_gradients(make):
     assert np.isfinite(backend.run((rows(),))[0]).all()
 
 
-def test_deepspeed_that_changes_a_tensor_is_found_out(models):
+def test_deepspeed_that_changes_a_tensor_is_found_out():
     module = models.mixed()
     before = dtypes.held(module)
     dtypes.compare(module, before, True)

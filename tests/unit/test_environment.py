@@ -21,4 +21,4 @@ def test_what_is_no_time_is_told_in_a_line(monkeypatch, caplog, text):
     assert environment.seconds("SOME_SECONDS", 7.0) == 7.0
     (said,) = caplog.messages
     assert said.isprintable() and len(said) < 120
-    assert said.startswith("SOME_SECONDS=") and said.endswith("7 is taken")
+    assert said.startswith("SOME_SECONDS=") and said.endswith("using 7")

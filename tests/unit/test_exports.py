@@ -12,7 +12,8 @@ from mpiserve.serving import reload
 
 ROOT = Path(__file__).resolve().parents[2]
 HEADER = (ROOT / "csrc/include/mpiserve.h").read_text()
-CODE = re.sub(r"/\*.*?\*/", "", HEADER, flags=re.DOTALL)  # a comment may name any function
+COMMENT = re.compile(r"/\*.*?\*/", re.DOTALL)
+CODE = COMMENT.sub("", HEADER)
 PACKAGE = Path(mpiserve.__file__).parent
 LIBRARY = PACKAGE / "lib/libmpiserve.so"
 
@@ -35,6 +36,24 @@ def enum(name: str, prefix: str) -> dict[str, int]:
 def test_the_map_lists_what_the_header_declares():
     assert len(declared()) > 20
     assert sorted(mapped()) == sorted(declared())
+
+
+def names_in_comments_only(header: str) -> set[str]:
+    """The names of this library in comments of a header that its code does not have."""
+    code = set(re.findall(r"\w+", COMMENT.sub("", header)))
+    comments = " ".join(COMMENT.findall(header))
+    return set(re.findall(r"\b(?:mpiserve|MPISERVE)_\w+", comments)) - code
+
+
+def test_comments_name_what_the_header_declares():
+    read_from_the_environment = {"MPISERVE_OPEN_TIMEOUT", "MPISERVE_WAIT_NOTICE", "MPISERVE_E"}
+    assert names_in_comments_only(HEADER) == read_from_the_environment
+
+
+def test_a_comment_about_a_function_that_does_not_exist_is_found():
+    planted = HEADER + "/* mpiserve_gone: returns MPISERVE_EGONE. */\nint mpiserve_here(void);\n"
+    new = names_in_comments_only(planted) - names_in_comments_only(HEADER)
+    assert new == {"mpiserve_gone", "MPISERVE_EGONE"}
 
 
 def test_the_library_exports_what_the_header_declares():

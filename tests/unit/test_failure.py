@@ -15,6 +15,7 @@ from mpiserve.failure import (
     code_of,
     describe,
     interrupts,
+    located,
     one_line,
     trace_of,
 )
@@ -139,3 +140,11 @@ def test_ctrl_c_is_told_from_what_a_model_raises():
             check_interrupt()
     check_interrupt()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_located_names_the_line_of_an_error():
+    try:
+        raise ValueError("two\nlines")
+    except ValueError as error:
+        assert located(error).startswith("ValueError: two lines (test_failure.py:")
+    assert located(SystemExit(3)) == "the program ended with status 3"

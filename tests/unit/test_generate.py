@@ -101,7 +101,7 @@ def test_so_many_run_as_a_batch_has_rows_and_the_others_wait(make, gpt):
         ask(steps, key, key, limit=3)
     assert not steps.room
     assert steps.step() == {}
-    assert len(steps._running.lines) == 2
+    assert len(steps._decoder.sequences) == 2
     said = until(steps, *range(5))
     assert all(words(said[key]) == greedy(gpt, prompt(key)[2], 3) for key in range(5))
 
@@ -113,7 +113,7 @@ def test_what_is_dropped_leaves_at_once(make, gpt):
     steps.step()
     steps.drop(1)
     steps.step()
-    assert len(steps._running.lines) == 2
+    assert len(steps._decoder.sequences) == 2
     said = until(steps, 0, 2)
     assert said.keys() == {0, 2}
     assert words(said[2]) == greedy(gpt, prompt(2)[2], ROOM)
@@ -158,7 +158,7 @@ def clean(seed):
 
 def test_a_prompt_that_cannot_be_read_costs_itself_alone(make, gpt):
     steps = make()
-    steps._running._engine = Engine(gpt)
+    steps._decoder._engine = Engine(gpt)
     given = [clean(seed) for seed in range(4)]
     given[2][0][0, 0] = POISON
     steps.begin(0, 0, (*given[0], np.array([0])))
@@ -180,7 +180,7 @@ def test_a_step_that_fails_costs_the_sequence_that_makes_it_fail(make, gpt):
     guilty = next(seed for seed in free if POISON in free[seed][1:-1])
     others = [seed for seed in free if POISON not in free[seed]][:3]
     steps = make()
-    steps._running._engine = Engine(gpt, steps_too=True)
+    steps._decoder._engine = Engine(gpt, steps_too=True)
     for seed in (guilty, *others):
         steps.begin(seed, 0, (*clean(seed), np.array([0])))
     said = until(steps, guilty, *others)
@@ -192,7 +192,7 @@ def test_caches_that_cannot_be_joined_cost_those_that_came(make, gpt, monkeypatc
     steps = make()
     ask(steps, 1, 1)
     steps.step()
-    running, concatenate = steps._running, steps._running._concatenate
+    running, concatenate = steps._decoder, steps._decoder._concatenate
 
     def torn(mask, cache):
         monkeypatch.undo()
@@ -215,7 +215,7 @@ def test_logits_that_are_no_numbers_are_an_error(make, gpt):
             output.logits[(inputs["input_ids"] == POISON).any(1)] = float("nan")
             return output
 
-    steps._running._engine = Nan(gpt)
+    steps._decoder._engine = Nan(gpt)
     given = [clean(seed) for seed in range(2)]
     given[0][0][0, 0] = POISON
     for key in range(2):
@@ -230,7 +230,7 @@ def test_a_step_of_the_whole_that_fails_leaves_nothing_behind(make, gpt, monkeyp
     ask(steps, 1, 1, stream=[5, OPENS])
     until(steps, 1)
     ask(steps, 2, 2, stream=[0, OPENS])
-    monkeypatch.setattr(steps._running, "step", lambda: 1 / 0)
+    monkeypatch.setattr(steps._decoder, "step", lambda: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         until(steps, 2)
     monkeypatch.undo()
@@ -275,7 +275,7 @@ def test_a_stream_that_is_ended_or_whose_reader_is_gone_is_dropped(make):
     ask(steps, 4, 2, stream=[2, READS])
     steps.drop(4)
     steps.step()
-    assert not steps._running.lines
+    assert not steps._decoder.sequences
     for number in (1, 2):
         with pytest.raises(ModelError, match=f"no stream {number}"):
             ask(steps, 5, 1, stream=[number, READS])
@@ -298,10 +298,10 @@ def test_mistakes_with_streams_are_named(make):
         ask(steps, 2, 1, stream=[1, OPENS])
     with pytest.raises(ModelError, match="is being read"):
         ask(steps, 2, 1, stream=[1, READS])
-    with pytest.raises(ModelError, match="opened, read or ended: 0, 1 or 2"):
+    with pytest.raises(ModelError, match="must be 0 .open., 1 .read. or 2 .end., got"):
         ask(steps, 2, 1, stream=[1, 3])
     two = [np.repeat(array, 2, axis=0) for array in (*prompt(1)[:2], np.array([0]))]
-    with pytest.raises(ModelError, match="has one row"):
+    with pytest.raises(ModelError, match="must have one row"):
         steps.begin(3, 0, (*two, np.array([[2, OPENS], [3, OPENS]])))
     with pytest.raises(ModelError, match="outputs are 'tokens' and 'lengths'"):
         make(STREAM, outputs=("tokens",))
@@ -314,7 +314,7 @@ def test_mistakes_with_streams_are_named(make):
 
 
 def test_fewer_new_tokens_than_none_are_refused(make):
-    with pytest.raises(ModelError, match="max_new_tokens is -1; it is at least 0"):
+    with pytest.raises(ModelError, match="max_new_tokens is -1; it must be at least 0"):
         ask(make(), 1, 1, limit=-1)
 
 
@@ -323,7 +323,7 @@ def test_a_stream_that_fails_says_so_when_it_is_read(make, gpt):
     tokens, length = clean(1)
     steps.begin(1, 0, (tokens, length, np.array([0]), np.array([[4, OPENS]])))
     until(steps, 1)
-    steps._running._engine = lambda **inputs: 1 / 0
+    steps._decoder._engine = lambda **inputs: 1 / 0
     steps.step()
     ask(steps, 2, 1, stream=[4, READS])
     assert isinstance(until(steps, 2)[2], ZeroDivisionError)

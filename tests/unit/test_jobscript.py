@@ -125,7 +125,7 @@ def test_a_variable_has_a_name_and_a_value(setting):
 
 def test_no_line_of_the_script_begins_in_an_argument():
     for options in ({"program": ["sim.py", "a\nrm x"]}, {"made_by": "x 'a\nrm x'"}):
-        assert "a script holds no such characters" in refused("slurm", **options)
+        assert "a script cannot have unprintable characters" in refused("slurm", **options)
 
 
 @pytest.mark.parametrize("site", ["slurm", "lsf", "flux"])

@@ -70,7 +70,7 @@ def test_a_level_that_is_none_is_said(start, monkeypatch):
     stderr = start()
     monkeypatch.setenv("MPISERVE_LOG", "loud")
     log.start_logging(3)
-    assert "MPISERVE_LOG is 'loud': it is one of debug, info" in stderr.getvalue()
+    assert "MPISERVE_LOG is 'loud': set it to one of debug, info" in stderr.getvalue()
 
 
 class Unprintable(Exception):

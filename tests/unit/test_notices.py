@@ -54,7 +54,7 @@ def test_batches_of_one_request_are_told_once_if_others_wait(caplog):
     assert looks == [True] * (len(looks) - 1) + [False]
     assert caplog.messages == [
         "service s: batches hold one request each: max_batch_rows = 64 is below the 128 rows of "
-        "requests that were there together; raise it"
+        "requests that waited together; raise it"
     ]
 
 

@@ -3,7 +3,7 @@ import tomllib
 import pytest
 
 from mpiserve.config import Config
-from mpiserve.config.partition import assign, roles, seats
+from mpiserve.config.partition import assign, assignments, roles
 from mpiserve.errors import ConfigError
 
 
@@ -53,8 +53,11 @@ def test_per_node_on_one_node_is_the_tail():
     assert inference(make("placement = 'per-node'", a=2), 4) == [2, 3]
 
 
-def test_seats_mix_services_so_that_each_node_gets_some_of_each():
-    order = [(seat.service.name, seat.replica) for seat in seats(make(a=2, b=1, c=2))]
+def test_assignments_mix_services_so_that_each_node_gets_some_of_each():
+    order = [
+        (assignment.service.name, assignment.replica)
+        for assignment in assignments(make(a=2, b=1, c=2))
+    ]
     assert order == [("a", 0), ("b", 0), ("c", 0), ("a", 1), ("c", 1)]
 
 
@@ -115,7 +118,7 @@ def pooled(ranks):
 
 
 def test_each_rank_of_a_pool_serves_all_of_its_services():
-    order = [(seat.name, seat.replica) for seat in seats(pooled(2))]
+    order = [(assignment.name, assignment.replica) for assignment in assignments(pooled(2))]
     assert order == [("c + a", 0), ("b", 0), ("c + a", 1)]
 
 

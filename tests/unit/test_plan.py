@@ -107,5 +107,5 @@ def test_a_rank_of_a_pool_is_asked_for_each_of_its_services():
     table = {"backend": "echo", "inputs": [{"name": "x", "dtype": "float32", "shape": [-1]}]}
     tables = {"service": {"a": table, "b": table}, "pool": {"p": {"services": ["a", "b"]}}}
     made = plan(Config.from_dict(tables), 3)
-    assert made.asking == {"a": {0: 2, 1: 2}, "b": {0: 2, 1: 2}}
+    assert made.heads == {"a": {0: 2, 1: 2}, "b": {0: 2, 1: 2}}
     assert made.clients(2) == [0, 1]

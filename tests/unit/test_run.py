@@ -4,7 +4,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from mpiserve import session
 from mpiserve.errors import Code, ConfigError, Error, PeerError
 from mpiserve.launch import run as program
 
@@ -158,14 +157,6 @@ def test_an_error_is_reported_once(caplog):
 def test_the_error_of_another_rank_needs_no_traceback(caplog):
     program.Reporter("sim.py")(PeerError(Code.EPEER, "simulation rank 1 ended with an error"))
     assert caplog.messages == ["ended, because simulation rank 1 ended with an error"]
-
-
-def test_where_names_the_place_of_an_error():
-    try:
-        raise ValueError("two\nlines")
-    except ValueError as error:
-        assert session.where(error).startswith("ValueError: two lines (test_run.py:")
-    assert session.where(SystemExit(3)) == "the program ended with status 3"
 
 
 @pytest.mark.parametrize(("name", "level"), [("debug", 10), ("WARNING", 30), ("nonsense", 20)])

@@ -55,7 +55,7 @@ def test_rows_that_belong_together_are_found(name):
 def test_what_cannot_be_told_is_together_too(name):
     backend, (remark,) = module(name)
     assert backend.together
-    assert "cannot be told" in remark
+    assert "it is unknown whether rows are independent" in remark
     assert not module(name, rows="independent")[0].together, "that is the user's word"
     assert module(name, rows="independent")[1] == module(name, rows="together")[1] == []
 
@@ -165,7 +165,7 @@ def test_a_configuration_that_is_wrong_about_rows_is_an_error():
         module("mean", rows="independent")
     with pytest.raises(ModelError, match=r"service\.s\.chunk_rows: cuts requests, but .* remove"):
         module("mean", chunk_rows=16)
-    with pytest.raises(ConfigError, match="'together' is against chunk_rows"):
+    with pytest.raises(ConfigError, match="'together' excludes chunk_rows"):
         module("mean", chunk_rows=16, rows="together")
     with pytest.raises(ConfigError, match="task 'generate'"):
         service_of("x", task="generate", rows="together")
@@ -265,8 +265,8 @@ def test_rows_are_compared_on_examples(tmp_path):
 
 WRONG = {
     "x.npz: .*No such file": None,
-    "x.npz: no array 'x', which is an input; there is z": {"z": np.zeros((2, 2), np.float32)},
-    "array 'z' is no input": {"x": np.zeros((2, 2), np.float32), "z": np.zeros(1)},
+    "x.npz: no array for the input 'x'; the file has z": {"z": np.zeros((2, 2), np.float32)},
+    "the array 'z' is not an input": {"x": np.zeros((2, 2), np.float32), "z": np.zeros(1)},
     r"array 'x': expected float32 \[2, 2\], got float64 \[2, 2\]": {"x": np.zeros((2, 2))},
     r"array 'x': expected float32 \[2, 2\], got float32 \[2, 3\]": {
         "x": np.zeros((2, 3), np.float32)

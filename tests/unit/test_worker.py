@@ -7,7 +7,7 @@ import pytest
 from workers import FLOATS, FakeLib, batch, service_of, worker_of
 
 from mpiserve import Backend, Steps
-from mpiserve.config.partition import Seat
+from mpiserve.config.partition import Assignment
 from mpiserve.errors import Code, Error
 from mpiserve.serving import loading
 from mpiserve.serving.reload import Change
@@ -47,7 +47,7 @@ def test_the_watcher_sees_every_step(make):
 
 def test_echo_is_left_to_the_broker():
     lib = FakeLib()
-    Worker(lib, Seat((service_of("e", backend="echo"),), 0, 0)).serve()
+    Worker(lib, Assignment((service_of("e", backend="echo"),), 0, 0)).serve()
     assert lib.echoed == 3
     assert lib.answers == lib.timeouts == []
 
@@ -55,7 +55,7 @@ def test_echo_is_left_to_the_broker():
 def test_echo_in_a_pool_is_asked_like_the_others():
     lib = FakeLib(batch(value=3.0, service=1))
     services = tuple(service_of(name, backend="echo") for name in "ab")
-    Worker(lib, Seat(services, 0, 0)).serve()
+    Worker(lib, Assignment(services, 0, 0)).serve()
     assert lib.echoed == 0 and lib.answers[0][0][0, 0] == 3
 
 
@@ -106,7 +106,7 @@ def pool(monkeypatch):
             service_of(f"times_{factor}", options={"factor": factor}, **table) for factor in factors
         ]
         lib = FakeLib(*comes)
-        return Worker(lib, Seat(tuple(services), 0, 0)), lib
+        return Worker(lib, Assignment(tuple(services), 0, 0)), lib
 
     return build
 
@@ -192,7 +192,7 @@ def steps(monkeypatch):
         table = {"backend": f"{__name__}:InSteps", "outputs": [{"name": "y", **FLOATS}]}
         services = tuple(service_of(name, **table) for name in ("plain", "one"))
         lib = FakeLib(*comes)
-        worker = Worker(lib, Seat(services, 0, 0))
+        worker = Worker(lib, Assignment(services, 0, 0))
         worker.start()
         return worker, lib
 

@@ -1,4 +1,4 @@
-"""Sequences in generation: they join and leave between two steps, each as if it were alone."""
+"""Generate tokens for sequences that join and leave between steps."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ CACHE_NAMES = ("cache", "past_key_values", "cache_params")  # the first is that 
 
 
 @dataclass(eq=False)
-class Line:
-    """One sequence: a prompt, and the tokens that continue it."""
+class TokenSequence:
+    """A prompt and the tokens that continue it."""
 
     prompt: list[int]
     limit: int  # of tokens
-    sampler: Sampler | None = None  # or the likeliest token
+    sampler: Sampler | None = None  # None takes the likeliest token
     tokens: list[int] = field(default_factory=list)
     ended: bool = False
-    rules: Rules | None = None  # what generation_config.json asks for beside the end tokens
-    error: Exception | None = None  # why it has ended, if it failed
+    rules: Rules | None = None  # from generation_config.json
+    error: Exception | None = None  # why the sequence failed, if it did
 
     @property
     def context(self) -> list[int]:
-        """What the next token follows."""
+        """The tokens before the next one."""
         return self.prompt + self.tokens
 
     def fail(self, error: Exception) -> None:
-        """End with an error."""
+        """End the sequence with an error."""
         self.error, self.ended = error, True
 
     def choose(self, logits: torch.Tensor) -> int:
@@ -47,25 +47,25 @@ class Line:
         return int(self.sampler(logits) if self.sampler else logits.argmax())
 
     def add(self, token: int, stops: frozenset[int]) -> None:
-        """Take the next token."""
+        """Append the next token, and end the sequence if it is complete."""
         self.tokens.append(token)
         self.ended = token in stops or len(self.tokens) >= self.limit
         if self.rules and not self.ended:
             self.ended = self.rules.end(self.context)
 
 
-class Sequences(ABC):
-    """The sequences that a model continues, a token each in every step.
+class Decoder(ABC):
+    """Adds one token to each of its sequences in every step.
 
     Args:
-        model: For what it knows of itself.
-        engine: What to call.
-        stops: Tokens that end a sequence.
-        ranks: That run the model together.
+        model: The model as it was read, with its configuration.
+        engine: The callable that runs the model.
+        stops: The tokens that end a sequence.
+        ranks: The number of ranks that run the model together.
     """
 
     def __init__(self, model: Any, engine: Any, stops: frozenset[int], ranks: int) -> None:
-        self.lines: list[Line] = []
+        self.sequences: list[TokenSequence] = []
         self._model = model
         self._engine = engine
         self._stops = stops
@@ -74,44 +74,48 @@ class Sequences(ABC):
         self._known = inspect.signature(model.forward).parameters
 
     @abstractmethod
-    def read(self, lines: Sequence[Line]) -> None:
-        """Read what some lines have, and add a token to each. All of them, or it raises."""
+    def read(self, sequences: Sequence[TokenSequence]) -> None:
+        """Run the model on the contexts of new sequences, and add a token to each, or raise."""
 
     @abstractmethod
     def advance(self) -> None:
-        """Add a token to each line. What this raises leaves the lines in disorder."""
+        """Add a token to each sequence. After an exception the sequences must be read again."""
 
     @abstractmethod
-    def sweep(self) -> None:
-        """Let the lines go that have ended: the others get faster."""
+    def remove_ended(self) -> None:
+        """Remove the sequences that have ended, which makes the others faster."""
 
     @abstractmethod
     def clear(self) -> None:
-        """Forget all lines."""
+        """Remove all sequences."""
 
-    def join(self, lines: Sequence[Line]) -> None:
-        """Read some lines, which are not empty. Where that fails, halves find the guilty ones.
+    def join(self, sequences: Sequence[TokenSequence]) -> None:
+        """Read new sequences, which are not empty.
+
+        If that fails, halves are tried until only the sequences that cause the error fail.
 
         Raises:
-            Exception: If several ranks run the model: they must stay in step, whichever failed.
+            Exception: If several ranks run the model, because all of them must do the same calls.
         """
-        lines = [line for line in lines if not line.ended]
-        if not lines:
+        sequences = [sequence for sequence in sequences if not sequence.ended]
+        if not sequences:
             return
         try:
-            self.read(lines)
+            self.read(sequences)
         except Exception as error:
             if self._ranks > 1:
                 raise
-            if len(lines) == 1:
-                lines[0].fail(error)
+            if len(sequences) == 1:
+                sequences[0].fail(error)
                 return
-            half = len(lines) // 2
-            self.join(lines[:half])
-            self.join(lines[half:])
+            half = len(sequences) // 2
+            self.join(sequences[:half])
+            self.join(sequences[half:])
 
     def step(self) -> None:
-        """Add a token to each line. Where that fails, all are read again, for the guilty ones.
+        """Add a token to each sequence.
+
+        If that fails, all are read again, so that only those that cause the error fail.
 
         Raises:
             Exception: If several ranks run the model.
@@ -121,50 +125,52 @@ class Sequences(ABC):
         except Exception:
             if self._ranks > 1:
                 raise
-            lines = self.lines
+            sequences = self.sequences
             self.clear()
-            self.join(lines)
+            self.join(sequences)
 
     def _call(self, inputs: dict[str, Any]) -> Any:
-        # Else the logits of a whole prompt are computed, of which the last are used.
+        # Without this, the model computes logits for the whole prompt; only the last are used.
         last_only = {"logits_to_keep": 1} if "logits_to_keep" in self._known else {}
         return self._engine(**last_only | inputs)
 
-    def _choose(self, lines: Sequence[Line], logits: torch.Tensor) -> None:
-        """Add to each line the token that follows the last column of the logits."""
+    def _choose(self, sequences: Sequence[TokenSequence], logits: torch.Tensor) -> None:
+        """Add to each sequence the token that follows the last column of the logits."""
         import torch
 
         logits = logits[:, -1].float()
-        chosen = [self._chosen(line, row) for line, row in zip(lines, logits, strict=True)]
+        chosen = [
+            self._chosen(sequence, row) for sequence, row in zip(sequences, logits, strict=True)
+        ]
         if self._ranks > 1:
             import torch.distributed as dist
 
-            # Ranks that went different ways would wait for each other for ever.
+            # Ranks that choose different tokens would wait for each other for ever.
             agreed = torch.tensor(chosen, device=self._device)
             dist.broadcast(agreed, 0)
             chosen = agreed.tolist()
-        for line, token in zip(lines, chosen, strict=True):
-            if line.error is None:
-                line.add(token, self._stops)
+        for sequence, token in zip(sequences, chosen, strict=True):
+            if sequence.error is None:
+                sequence.add(token, self._stops)
 
-    def _chosen(self, line: Line, logits: torch.Tensor) -> int:
+    def _chosen(self, sequence: TokenSequence, logits: torch.Tensor) -> int:
         try:
             if bool(logits.isnan().any()):
                 raise ModelError(Code.EMODEL, "the model's logits are not numbers (NaN)")
-            return line.choose(logits)
+            return sequence.choose(logits)
         except Exception as error:
             if self._ranks > 1:
                 raise
-            line.fail(error)
+            sequence.fail(error)
             return 0
 
 
-class Joined(Sequences):
-    """Sequences in one batch.
+class BatchDecoder(Decoder):
+    """Runs all sequences in one batch.
 
-    Prompts are pushed to the right, so that all go on in the same column of the cache; what
-    is left of them is masked. Layers of the cache that keep a window alone could not be
-    joined: they are replaced by such as keep all.
+    Prompts are padded on the left, so that all sequences continue in the same column of the
+    cache; a mask hides the padding. Layers of the cache that keep only a window cannot be
+    joined, so layers that keep all columns replace them.
 
     Raises:
         ModelError: If the model's cache is of another kind.
@@ -177,13 +183,13 @@ class Joined(Sequences):
             raise ModelError(Code.EMODEL, "its forward() takes no cache that can be joined")
         self._cache_name = names[0]
         self._cache: Any = None
-        self._mask: torch.Tensor  # [lines, columns of the cache]
+        self._mask: torch.Tensor  # [sequences, columns of the cache]
 
-    def read(self, lines: Sequence[Line]) -> None:
-        """Read lines together, then join them with those that are there."""
+    def read(self, sequences: Sequence[TokenSequence]) -> None:
+        """Read new sequences together, then merge them into the batch."""
         import torch
 
-        contexts = [line.context for line in lines]
+        contexts = [sequence.context for sequence in sequences]
         width = max(map(len, contexts))
         pads = [width - len(context) for context in contexts]
         padded = [[0] * pad + context for pad, context in zip(pads, contexts, strict=True)]
@@ -192,36 +198,37 @@ class Joined(Sequences):
         positions = columns - torch.tensor(pads, device=self._device)[:, None]
         mask, cache = (positions >= 0).long(), new_cache(self._model.config)
         logits = self._forward(ids, mask, positions.clamp(min=0), cache)
-        self._merge(lines, mask, cache)
+        self._merge(sequences, mask, cache)
         try:
-            self._choose(lines, logits)
-        except BaseException:  # they are to be read again, or to fail: once each
-            self.lines, had = [line for line in self.lines if line not in lines], self.lines
-            self._keep([i for i, line in enumerate(had) if line not in lines])
+            self._choose(sequences, logits)
+        except BaseException:  # the caller reads the new ones again, or fails them
+            stay = [i for i, old in enumerate(self.sequences) if old not in sequences]
+            self.sequences = [self.sequences[i] for i in stay]
+            self._keep(stay)
             raise
 
     def advance(self) -> None:
-        """Call the model once for all."""
+        """Call the model once for all sequences."""
         import torch
 
-        last = [line.context[-1] for line in self.lines]
+        last = [sequence.context[-1] for sequence in self.sequences]
         ids = torch.tensor(last, device=self._device)[:, None]
         positions = self._mask.sum(1, keepdim=True)
         mask = torch.cat([self._mask, self._mask.new_ones(len(last), 1)], 1)
         logits = self._forward(ids, mask, positions, self._cache)
         self._mask = mask
-        self._choose(self.lines, logits)
+        self._choose(self.sequences, logits)
 
-    def sweep(self) -> None:
-        """Take rows out of the cache, and columns that are nobody's any more."""
-        stay = [i for i, line in enumerate(self.lines) if not line.ended]
-        if len(stay) == len(self.lines):
+    def remove_ended(self) -> None:
+        """Remove the rows of ended sequences from the cache, and columns that none uses."""
+        stay = [i for i, sequence in enumerate(self.sequences) if not sequence.ended]
+        if len(stay) == len(self.sequences):
             return
-        self.lines = [self.lines[i] for i in stay]
+        self.sequences = [self.sequences[i] for i in stay]
         self._keep(stay)
 
     def _keep(self, stay: list[int]) -> None:
-        """Leave these rows in the cache, and the columns that are somebody's."""
+        """Keep these rows of the cache, and the columns that they use."""
         if not stay:
             self._cache = None
             return
@@ -234,8 +241,8 @@ class Joined(Sequences):
             change(layer, lambda states: states[rows, :, first:], lambda states: states[rows])
 
     def clear(self) -> None:
-        """Forget the cache too."""
-        self.lines, self._cache = [], None
+        """Remove all sequences and the cache."""
+        self.sequences, self._cache = [], None
 
     def _forward(
         self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, cache: Any
@@ -246,19 +253,19 @@ class Joined(Sequences):
         logits: torch.Tensor = self._call(inputs | {self._cache_name: cache}).logits
         return logits
 
-    def _merge(self, lines: Sequence[Line], mask: torch.Tensor, cache: Any) -> None:
-        if not self.lines:
-            self.lines, self._mask, self._cache = list(lines), mask, cache
+    def _merge(self, sequences: Sequence[TokenSequence], mask: torch.Tensor, cache: Any) -> None:
+        if not self.sequences:
+            self.sequences, self._mask, self._cache = list(sequences), mask, cache
             return
         try:
             self._concatenate(mask, cache)
         except Exception:
-            # Some layers are joined and some are not: those that run are read again.
-            old = self.lines
+            # Some layers are joined and some are not: read the old sequences again.
+            old = self.sequences
             self.clear()
             self.join(old)
             raise
-        self.lines = [*self.lines, *lines]
+        self.sequences = [*self.sequences, *sequences]
 
     def _concatenate(self, mask: torch.Tensor, cache: Any) -> None:
         import torch
@@ -270,75 +277,75 @@ class Joined(Sequences):
         self._mask = joined
 
 
-class Alone(Sequences):
-    """Sequences one by one, each with the state that the model itself makes and carries on."""
+class SingleDecoder(Decoder):
+    """Runs sequences one by one, each with the state that the model itself maintains."""
 
     def __init__(self, model: Any, engine: Any, stops: frozenset[int], ranks: int) -> None:
         super().__init__(model, engine, stops, ranks)
-        self._states: dict[Line, dict[str, Any]] = {}
+        self._states: dict[TokenSequence, dict[str, Any]] = {}
 
-    def join(self, lines: Sequence[Line]) -> None:
-        """Read some lines; one that fails costs itself."""
-        for line in lines:
-            super().join([line])
+    def join(self, sequences: Sequence[TokenSequence]) -> None:
+        """Read new sequences; an error fails only the sequence that causes it."""
+        for sequence in sequences:
+            super().join([sequence])
 
     def step(self) -> None:
-        """Add a token to each line; one that fails costs itself."""
+        """Add a token to each sequence; an error fails only the sequence that causes it."""
         if self._ranks > 1:
             self.advance()
             return
-        for line in self.lines:
+        for sequence in self.sequences:
             try:
-                self._go_on(line)
+                self._continue(sequence)
             except Exception as error:
-                line.fail(error)
+                sequence.fail(error)
 
-    def read(self, lines: Sequence[Line]) -> None:
-        """Begin with a state of its own for each."""
+    def read(self, sequences: Sequence[TokenSequence]) -> None:
+        """Read new sequences, each with a state of its own."""
         import torch
 
-        for line in lines:
-            ids = torch.tensor([line.context], device=self._device)
+        for sequence in sequences:
+            ids = torch.tensor([sequence.context], device=self._device)
             state = {"attention_mask": torch.ones_like(ids), "use_cache": True}
-            logits = self._forward(line, state, ids, None)
-            self.lines = [*self.lines, line]
-            self._choose([line], logits)
+            logits = self._forward(sequence, state, ids, None)
+            self.sequences = [*self.sequences, sequence]
+            self._choose([sequence], logits)
 
     def advance(self) -> None:
-        """Call the model for each."""
-        for line in self.lines:
-            self._go_on(line)
+        """Call the model once for each sequence."""
+        for sequence in self.sequences:
+            self._continue(sequence)
 
-    def sweep(self) -> None:
-        """Drop states."""
-        self.lines = [line for line in self.lines if not line.ended]
-        self._states = {line: self._states[line] for line in self.lines}
+    def remove_ended(self) -> None:
+        """Remove ended sequences and their states."""
+        self.sequences = [sequence for sequence in self.sequences if not sequence.ended]
+        self._states = {sequence: self._states[sequence] for sequence in self.sequences}
 
     def clear(self) -> None:
-        """Forget the states too."""
-        self.lines, self._states = [], {}
+        """Remove all sequences and their states."""
+        self.sequences, self._states = [], {}
 
-    def _go_on(self, line: Line) -> None:
+    def _continue(self, sequence: TokenSequence) -> None:
         import torch
 
-        ids = torch.tensor([line.context], device=self._device)
-        self._choose([line], self._forward(line, self._states[line], ids, 1))
+        ids = torch.tensor([sequence.context], device=self._device)
+        self._choose([sequence], self._forward(sequence, self._states[sequence], ids, 1))
 
     def _forward(
-        self, line: Line, state: dict[str, Any], ids: torch.Tensor, last: int | None
+        self, sequence: TokenSequence, state: dict[str, Any], ids: torch.Tensor, last: int | None
     ) -> torch.Tensor:
         """Call the model on the last tokens as `generate()` does, and keep its state."""
         inputs = self._model.prepare_inputs_for_generation(
             ids, next_sequence_length=last, is_first_iteration=last is None, **state
         )
         output = self._call(inputs | {"return_dict": True})
-        self._states[line] = self._model._update_model_kwargs_for_generation(output, state)
+        self._states[sequence] = self._model._update_model_kwargs_for_generation(output, state)
         logits: torch.Tensor = output.logits
         return logits
 
 
 class Sampler:
-    """Draws the tokens of one line, from a stream of numbers of its own."""
+    """Draws the tokens of one sequence, with a random generator of its own."""
 
     def __init__(self, temperature: float, top_k: int, top_p: float, seed: int) -> None:
         import torch
@@ -349,12 +356,12 @@ class Sampler:
         self._stream = torch.Generator().manual_seed(seed)
 
     def __call__(self, logits: torch.Tensor) -> torch.Tensor:
-        """Draw one."""
+        """Draw a token."""
         import torch
 
         k = self._top_k if 0 < self._top_k < len(logits) else len(logits)
         best, where = (logits.cpu() / self._temperature).topk(k)
         weights = torch.softmax(best, 0)
-        # The fewest that make up top_p together, the likeliest always.
+        # Keep the fewest tokens whose probabilities add up to top_p, and always the likeliest.
         weights[(weights.cumsum(0) - weights) >= self._top_p] = 0
         return where[torch.multinomial(weights, 1, generator=self._stream)[0]]

@@ -1,4 +1,4 @@
-"""The task `generate`: requests whose sequences join and leave between steps, and streams."""
+"""The task `generate`: continuous batching of prompts, and streams of tokens."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mpiserve.backends.base import Steps
-from mpiserve.backends.language.decoding import Line, Sampler, Sequences
+from mpiserve.backends.language.decoding import Decoder, Sampler, TokenSequence
 from mpiserve.backends.language.generation_settings import Settings
 from mpiserve.backends.language.huggingface import Task
 from mpiserve.backends.language.self_check import trusted
@@ -19,28 +19,28 @@ from mpiserve.errors import ArgumentError, Code, ModelError
 if TYPE_CHECKING:
     import torch
 
-OPENS, READS, ENDS = range(3)  # what a request does with its stream
-WHOLE_BATCH = -1  # the key of one that is run at once
+OPENS, READS, ENDS = range(3)  # a request's operations on a stream
+WHOLE_BATCH = -1  # the key of a batch that runs to its end in one call
 STREAM_TIMEOUT = 60.0
 
 
 @dataclass(eq=False)
 class Stream:
-    """A sequence whose client gets the tokens as they come, by a request for each time."""
+    """A sequence whose client fetches new tokens with one request after another."""
 
-    line: Line
-    since: float  # when it was read last
-    reader: int | None = None  # the request that waits for what comes next
-    read: int = 0  # tokens
+    sequence: TokenSequence
+    since: float  # time of the last read
+    reader: int | None = None  # the request that waits for more tokens
+    read: int = 0  # tokens that the client has
 
     @property
     def ready(self) -> bool:
-        """Whether there is something to tell."""
-        return self.line.ended or len(self.line.tokens) > self.read
+        """Whether a reader can be answered."""
+        return self.sequence.ended or len(self.sequence.tokens) > self.read
 
 
 class Generator(Task, Steps):
-    """Continues the prompts of each request; as many rows at a time as a batch may have."""
+    """Continues the prompts of requests, at most max_batch_rows at a time."""
 
     def _check(self) -> None:
         super()._check()
@@ -53,11 +53,11 @@ class Generator(Task, Steps):
         self._outputs = outputs
         self._room = first.shape[1]
         self._settings = Settings(self.service, self.model, draws="temperature" in self._names)
-        self._running: Sequences
-        self._waiting: list[Line] = []
-        self._jobs: dict[int, list[Line]] = {}
+        self._decoder: Decoder
+        self._waiting: list[TokenSequence] = []
+        self._jobs: dict[int, list[TokenSequence]] = {}
         self._streams: dict[tuple[int, int], Stream] = {}
-        self._said: dict[int, Any] = {}
+        self._answers: dict[int, Any] = {}
 
     def _check_stream(self, outputs: dict[str, Any]) -> None:
         tensors = [tensor for tensor in self.service.inputs if tensor.name == "stream"]
@@ -66,7 +66,7 @@ class Generator(Task, Steps):
             text = "the input 'stream' is of shape [-1, 2]; its outputs are 'tokens' and 'lengths'"
             raise ModelError(Code.EMODEL, text)
         if tensors and self.service.replicas > 1:
-            # The requests of one stream may go to different replicas.
+            # Requests of one stream may reach different replicas.
             raise ModelError(Code.EMODEL, "the input 'stream' needs replicas = 1")
         timeout = self.service.options.get("stream_timeout_s", STREAM_TIMEOUT)
         if not isinstance(timeout, (int, float)) or timeout <= 0:
@@ -75,46 +75,46 @@ class Generator(Task, Steps):
         self._stream_timeout = timeout
 
     def warm(self) -> None:
-        """Find out how sequences are to be continued, by continuing some."""
+        """Choose the decoder that continues test sequences correctly."""
         stops, most = self._settings.stops, self.positions
-        self._running = trusted(self.service, self.model, self.engine, stops, self.ranks, most)
+        self._decoder = trusted(self.service, self.model, self.engine, stops, self.ranks, most)
 
     def __call__(self, *tensors: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Generate for the rows of a batch, until all have ended."""
+        """Generate for the rows of a batch, until all sequences have ended."""
         import torch
 
         self._begin(WHOLE_BATCH, 0, tuple(tensor.cpu() for tensor in tensors))
         return {name: torch.from_numpy(array) for name, array in self._finish().items()}
 
     def _finish(self) -> dict[str, np.ndarray]:
-        while WHOLE_BATCH not in (said := self.step()):
+        while WHOLE_BATCH not in (answers := self.step()):
             pass
-        if isinstance(said[WHOLE_BATCH], Exception):
-            raise said[WHOLE_BATCH]
-        return said[WHOLE_BATCH]
+        if isinstance(answers[WHOLE_BATCH], Exception):
+            raise answers[WHOLE_BATCH]
+        return answers[WHOLE_BATCH]
 
     # ---- requests one by one
 
     @property
     def busy(self) -> bool:
-        """Whether there are sequences to go on with."""
-        return bool(self._running.lines or self._waiting or self._said)
+        """Whether there are sequences to continue, or answers to return."""
+        return bool(self._decoder.sequences or self._waiting or self._answers)
 
     @property
     def room(self) -> bool:
-        """Whether more sequences can begin; those who read streams must be heard always."""
-        lines = len(self._running.lines) + len(self._waiting)
-        return self._streaming or lines < self.service.max_batch_rows
+        """Whether more sequences can begin. Reads of streams must always be accepted."""
+        sequences = len(self._decoder.sequences) + len(self._waiting)
+        return self._streaming or sequences < self.service.max_batch_rows
 
     def begin(self, key: int, client: int, inputs: tuple[np.ndarray, ...]) -> None:
-        """Take a request: its rows join those that are running."""
+        """Accept a request: its rows join the running sequences at the next step."""
         import torch
 
         arrays = [one.astype("float32") if one.dtype.name == "bfloat16" else one for one in inputs]
         self._begin(key, client, tuple(map(torch.from_numpy, arrays)))
 
     def step(self) -> dict[int, Any]:
-        """Let waiting sequences join, and add a token to each."""
+        """Let waiting sequences join, and add a token to each sequence."""
         import torch
 
         try:
@@ -124,64 +124,65 @@ class Generator(Task, Steps):
             self._forget()
             raise
         self._fail_jobs()
-        said, self._said = self._said, {}
-        for key, lines in list(self._jobs.items()):
-            if all(line.ended for line in lines):
-                said[key] = self._results([(line.tokens, 0) for line in lines])
+        answers, self._answers = self._answers, {}
+        for key, sequences in list(self._jobs.items()):
+            if all(sequence.ended for sequence in sequences):
+                answers[key] = self._results([(sequence.tokens, 0) for sequence in sequences])
                 del self._jobs[key]
-        return said | self._read_streams()
+        return answers | self._read_streams()
 
     def drop(self, key: int) -> None:
-        """Forget a request; a stream with the one that reads it."""
-        lines = self._jobs.pop(key, [])
-        self._said.pop(key, None)
+        """Drop a request, and the stream that it reads."""
+        sequences = self._jobs.pop(key, [])
+        self._answers.pop(key, None)
         for name, stream in list(self._streams.items()):
             if stream.reader == key:
-                lines = [*lines, self._streams.pop(name).line]
-        for line in lines:
-            line.ended = True
+                sequences = [*sequences, self._streams.pop(name).sequence]
+        for sequence in sequences:
+            sequence.ended = True
 
     def take_over(self, old: Steps) -> None:
-        """Take the streams, which have ended but were not read to their end."""
+        """Take over streams that have ended but have unread tokens."""
         if not isinstance(old, Generator):
             return
         for name, stream in old._streams.items():
             self._streams[name] = replace(stream, since=time.monotonic())
 
     def _forget(self) -> None:
-        self._running.clear()
-        self._waiting, self._jobs, self._streams, self._said = [], {}, {}, {}
+        self._decoder.clear()
+        self._waiting, self._jobs, self._streams, self._answers = [], {}, {}, {}
 
     def _begin(self, key: int, client: int, tensors: tuple[torch.Tensor, ...]) -> None:
         named = self.named(tensors)
         number, what = named["stream"][0].tolist() if self._streaming else (0, OPENS)
         if self._streaming and len(named["stream"]) > 1 and bool(named["stream"][:, 0].any()):
-            raise ModelError(Code.EMODEL, "a request with a stream has one row")
+            raise ModelError(Code.EMODEL, "a request with a stream must have one row")
         if number and what != OPENS:
-            self._go_on(key, (client, number), what)
+            self._use_stream(key, (client, number), what)
             return
-        lines = self._lines(named)
+        sequences = self._sequences(named)
         if number:
-            self._open(key, (client, number), lines[0])
+            self._open(key, (client, number), sequences[0])
         else:
-            self._jobs[key] = lines
-        self._waiting += [line for line in lines if not line.ended]
+            self._jobs[key] = sequences
+        self._waiting += [sequence for sequence in sequences if not sequence.ended]
 
-    def _lines(self, named: dict[str, torch.Tensor]) -> list[Line]:
+    def _sequences(self, named: dict[str, torch.Tensor]) -> list[TokenSequence]:
         prompts, lengths = named["tokens"].tolist(), named["lengths"].tolist()
         zeros = [0] * len(prompts)
         limits = named["max_new_tokens"].tolist() if "max_new_tokens" in named else zeros
         draws = samplers(named, len(prompts))
         rows = zip(prompts, lengths, limits, draws, strict=True)
         return [
-            self._line(prompt[:length], int(limit), draw) for prompt, length, limit, draw in rows
+            self._sequence(prompt[:length], int(limit), sampler)
+            for prompt, length, limit, sampler in rows
         ]
 
-    def _line(self, prompt: list[int], limit: int, draw: Sampler | None) -> Line:
+    def _sequence(self, prompt: list[int], limit: int, sampler: Sampler | None) -> TokenSequence:
         if limit < 0:
-            raise ModelError(Code.EMODEL, f"max_new_tokens is {limit}; it is at least 0")
+            raise ModelError(Code.EMODEL, f"max_new_tokens is {limit}; it must be at least 0")
         most = min(limit, self._room) if limit else self._room
-        # The last token is not read any more.
+        # The model does not read the last token, so it needs no position.
         if prompt and len(prompt) + most - 1 > self.positions:
             left = self.positions + 1 - len(prompt)
             hint = f"max_new_tokens may be {left} at most" if left > 0 else "shorten the prompt"
@@ -191,64 +192,65 @@ class Generator(Task, Steps):
             )
             raise ModelError(Code.EMODEL, text)
         rules = self._settings.rules(prompt, most) if prompt else None
-        return Line(prompt, most, draw, rules=rules, ended=not prompt)
+        return TokenSequence(prompt, most, sampler, rules=rules, ended=not prompt)
 
     def _advance(self) -> None:
-        for line in [line for line in self._waiting if line.ended]:
-            self._waiting.remove(line)
-        self._running.sweep()
-        old = len(self._running.lines)
+        for sequence in [sequence for sequence in self._waiting if sequence.ended]:
+            self._waiting.remove(sequence)
+        self._decoder.remove_ended()
+        old = len(self._decoder.sequences)
         if old:
-            self._running.step()
+            self._decoder.step()
         space = self.service.max_batch_rows - old
         new, self._waiting = self._waiting[:space], self._waiting[space:]
         if new:
-            self._running.join(new)
-        self._running.sweep()
+            self._decoder.join(new)
+        self._decoder.remove_ended()
 
     def _fail_jobs(self) -> None:
-        """Answer those whose sequences failed with the reason."""
-        for key, lines in list(self._jobs.items()):
-            if errors := [line.error for line in lines if line.error]:
+        """Answer requests whose sequences failed with the error."""
+        for key, sequences in list(self._jobs.items()):
+            if errors := [sequence.error for sequence in sequences if sequence.error]:
                 self.drop(key)
-                self._said[key] = errors[0]
+                self._answers[key] = errors[0]
         for stream in list(self._streams.values()):
-            if stream.line.error and stream.reader is not None:
-                error, key = stream.line.error, stream.reader
+            if stream.sequence.error and stream.reader is not None:
+                error, key = stream.sequence.error, stream.reader
                 self.drop(key)
-                self._said[key] = error
+                self._answers[key] = error
 
     def _results(self, parts: Sequence[tuple[list[int], int]]) -> dict[str, np.ndarray]:
-        """Put the tokens of each row, from a place on, into the arrays of the signature."""
-        lines, results = [line[begin:] for line, begin in parts], {}
+        """Put the tokens of each row, from an offset on, into the arrays of the signature."""
+        sequences, results = [sequence[begin:] for sequence, begin in parts], {}
         if "tokens" in self._outputs:
-            shape = len(lines), self._room
+            shape = len(sequences), self._room
             tokens = np.full(shape, self._settings.pad, self._outputs["tokens"].dtype)
-            for row, line in zip(tokens, lines, strict=True):
-                row[: len(line)] = line
+            for row, sequence in zip(tokens, sequences, strict=True):
+                row[: len(sequence)] = sequence
             results["tokens"] = tokens
         if "lengths" in self._outputs:
-            counts = [len(line) for line in lines]
+            counts = [len(sequence) for sequence in sequences]
             results["lengths"] = np.array(counts, self._outputs["lengths"].dtype)
         if self._texts and "text" in self._outputs:
-            results["text"] = self._texts.write(lines, self._outputs["text"].shape[1])
+            results["text"] = self._texts.write(sequences, self._outputs["text"].shape[1])
         return results
 
     # ---- streams
 
-    def _open(self, key: int, name: tuple[int, int], line: Line) -> None:
+    def _open(self, key: int, name: tuple[int, int], sequence: TokenSequence) -> None:
         if name in self._streams:
             raise ModelError(Code.EMODEL, f"stream {name[1]} of rank {name[0]} is open already")
-        self._streams[name] = Stream(line, time.monotonic(), key)
+        self._streams[name] = Stream(sequence, time.monotonic(), key)
 
-    def _go_on(self, key: int, name: tuple[int, int], what: int) -> None:
+    def _use_stream(self, key: int, name: tuple[int, int], what: int) -> None:
         stream = self._streams.get(name)
         if what == ENDS:
             if stream:
                 self.drop_stream(name)
-            self._said[key] = self._results([([], 0)])
+            self._answers[key] = self._results([([], 0)])
         elif what != READS:
-            raise ModelError(Code.EMODEL, "a stream is opened, read or ended: 0, 1 or 2")
+            text = f"the second value of 'stream' must be 0 (open), 1 (read) or 2 (end), got {what}"
+            raise ModelError(Code.EMODEL, text)
         elif stream is None:
             seconds = f"{self._stream_timeout:g} s"
             text = (
@@ -261,28 +263,28 @@ class Generator(Task, Steps):
             stream.reader = key
 
     def _read_streams(self) -> dict[int, dict[str, np.ndarray]]:
-        """Answer those who wait for tokens; drop what nobody reads."""
-        now, said = time.monotonic(), {}
+        """Answer readers that have new tokens; drop streams that nobody reads."""
+        now, answers = time.monotonic(), {}
         for name, stream in list(self._streams.items()):
             if stream.reader is None:
                 if now - stream.since > self._stream_timeout:
                     self.drop_stream(name)
             elif stream.ready:
-                said[stream.reader] = self._results([(stream.line.tokens, stream.read)])
-                over = stream.read == len(stream.line.tokens)
+                answers[stream.reader] = self._results([(stream.sequence.tokens, stream.read)])
+                finished = stream.read == len(stream.sequence.tokens)
                 stream.reader, stream.since = None, now
-                stream.read = len(stream.line.tokens)
-                if over:
+                stream.read = len(stream.sequence.tokens)
+                if finished:
                     del self._streams[name]
-        return said
+        return answers
 
     def drop_stream(self, name: tuple[int, int]) -> None:
         """End a stream, and the sequence with it."""
-        self._streams.pop(name).line.ended = True
+        self._streams.pop(name).sequence.ended = True
 
 
 def samplers(named: dict[str, torch.Tensor], rows: int) -> list[Sampler | None]:
-    """Make a sampler for each row with a temperature; the others take the likeliest token."""
+    """Make a sampler for each row that has a temperature; None takes the likeliest token."""
 
     def at(name: str, row: int) -> Any:
         return named[name][row].item() if name in named else 0

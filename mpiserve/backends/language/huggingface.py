@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mpiserve.backends.base import check_options
+from mpiserve.backends.language import tasks
 from mpiserve.backends.language.model_limits import distance, positions, vocabulary
 from mpiserve.backends.language.tokenizer import Texts
 from mpiserve.config import ServiceConfig
@@ -19,24 +20,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger("mpiserve")
 
 NOT_THERE = "task '{task}' needs transformers: pip install 'mpiserve[language]'"
-INPUTS = {
-    "generate": (
-        "text",
-        "tokens",
-        "lengths",
-        "max_new_tokens",
-        "temperature",
-        "top_k",
-        "top_p",
-        "seed",
-        "stream",
-    ),
-    "embed": ("text", "tokens", "lengths"),
-}
-OPTIONS = {
-    "generate": ("stop_tokens", "pad_token", "stream_timeout_s", "generation", "self_check"),
-    "embed": ("pooling", "normalize"),
-}
 POOLINGS = ("mean", "first", "last")
 
 
@@ -138,17 +121,8 @@ class Task(ABC):
         """Run the task on the tensors of a batch, in the order of the signature."""
 
     def _check(self) -> None:
-        task = self.service.task or ""
-        for tensor in self.service.inputs:
-            if tensor.name not in INPUTS[task]:
-                names = ", ".join(INPUTS[task])
-                text = f"task '{task}' has no input '{tensor.name}' (one of: {names})"
-                raise ModelError(Code.EMODEL, text)
-        if ("tokens" in self._names) == ("text" in self._names):
-            text = f"task '{task}' needs an input 'tokens' or an input 'text', and not both"
+        for text in tasks.input_problems(self.service.task or "", self._names):
             raise ModelError(Code.EMODEL, text)
-        if "text" in self._names and "lengths" in self._names:
-            raise ModelError(Code.EMODEL, "an input 'text' has no 'lengths': a zero byte ends it")
         self._texts = self._tokenizer()
 
     def _tokenizer(self) -> Texts | None:
@@ -269,7 +243,7 @@ class Embedder(Task):
 
 def check(service: ServiceConfig, others: tuple[str, ...]) -> None:
     """Refuse options that neither the task nor the backend knows."""
-    check_options(service, (*OPTIONS[service.task or ""], *others))
+    check_options(service, (*tasks.OPTIONS[service.task or ""], *others))
 
 
 def columns(tokens: torch.Tensor) -> torch.Tensor:

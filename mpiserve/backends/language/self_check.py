@@ -1,4 +1,4 @@
-"""Whether a model continues sequences step by step as it does without a cache."""
+"""Check that a model continues sequences with a cache as it does without one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from mpiserve.backends.language.decoding import Alone, Joined, Line, Sequences
+from mpiserve.backends.language.decoding import BatchDecoder, Decoder, SingleDecoder, TokenSequence
 from mpiserve.backends.language.model_limits import distance, vocabulary
 from mpiserve.config import ServiceConfig
 from mpiserve.errors import ArgumentError, Code, ModelError
@@ -17,19 +17,19 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("mpiserve")
 
-PROMPTS = (6, 2, 3)  # tokens; two begin together, the third joins them
-TOKENS = (5, 2, 3)  # that continue each
+PROMPTS = (6, 2, 3)  # lengths; two begin together, the third joins them
+TOKENS = (5, 2, 3)  # new tokens of each prompt
 LONGEST = 12
 
 
-class Watch:
-    """Takes the likeliest token, and keeps the logits."""
+class GreedySampler:
+    """Takes the likeliest token, and records the logits."""
 
     def __init__(self) -> None:
         self.logits: list[torch.Tensor] = []
 
     def __call__(self, logits: torch.Tensor) -> torch.Tensor:
-        """Choose one."""
+        """Choose a token."""
         self.logits.append(logits.float().cpu())
         return logits.argmax()
 
@@ -41,29 +41,31 @@ def trusted(
     stops: frozenset[int],
     ranks: int,
     positions: int,
-) -> Sequences:
-    """Find out how a model continues sequences rightly: together, or else one by one.
+) -> Decoder:
+    """Choose a decoder that continues sequences correctly: in batches, else one by one.
 
     Args:
-        service: Of the model; its option `self_check = false` spares all this.
-        model: As it was read.
-        engine: What to call.
-        stops: Tokens that end a sequence.
-        ranks: That run the model together.
-        positions: That the model has.
+        service: The model's service; its option `self_check = false` skips the check.
+        model: The model as it was read.
+        engine: The callable that runs the model.
+        stops: The tokens that end a sequence.
+        ranks: The number of ranks that run the model together.
+        positions: The number of positions that the model has.
 
     Raises:
-        ModelError: If it does not in any way, with its class and what was seen.
+        ModelError: If neither decoder is correct, with the model's class and the difference.
     """
     wanted = service.options.get("self_check", True)
     if not isinstance(wanted, bool):
         key = f"service.{service.name}.options.self_check"
         raise ArgumentError(Code.EARG, f"{key}: must be true or false")
     if not wanted:
-        logger.warning("service %s: nothing checks what its model continues", service.name)
-        return Joined(model, engine, stops, ranks)
+        logger.warning(
+            "service %s: self_check = false: its model's output is not checked", service.name
+        )
+        return BatchDecoder(model, engine, stops, ranks)
     faults: list[str] = []
-    for kind, how in ((Joined, "together"), (Alone, "one by one")):
+    for kind, how in ((BatchDecoder, "together"), (SingleDecoder, "one by one")):
         fault = _fault(kind, model, engine, ranks, positions)
         if not fault:
             if faults:
@@ -83,21 +85,21 @@ def trusted(
 
 
 def _fault(kind: Any, model: Any, engine: Any, ranks: int, positions: int) -> str:
-    """Say what is wrong with a way to continue sequences, or ""."""
-    if kind is Joined and (why := _changing(model.config)):
+    """Say what is wrong with a decoder, or return ""."""
+    if kind is BatchDecoder and (why := _changing(model.config)):
         return why
     try:
-        lines = _lines(model, positions)
-        _continue(kind(model, engine, frozenset(), ranks), lines)
-        return _difference(model, engine, lines)
+        sequences = _sequences(model, positions)
+        _continue(kind(model, engine, frozenset(), ranks), sequences)
+        return _difference(model, engine, sequences)
     except Exception as error:
         return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def _changing(config: Any) -> str:
-    """Say what in a model depends on the longest sequence of a batch, or "".
+    """Say what in a model depends on the longest sequence of a batch, or return "".
 
-    It could not be seen: the check's prompts are short.
+    The check itself cannot find this, because its prompts are short.
     """
     rope = getattr(config.get_text_config(), "rope_parameters", None) or {}
     kinds = [rope, *(one for one in rope.values() if isinstance(one, dict))]
@@ -106,53 +108,54 @@ def _changing(config: Any) -> str:
     return ""
 
 
-def _lines(model: Any, positions: int) -> list[Line]:
-    """Make prompts of plain tokens, as long as the model has room for."""
+def _sequences(model: Any, positions: int) -> list[TokenSequence]:
+    """Make random prompts that fit into the model's positions."""
     import torch
 
     size = vocabulary(model)
     random = torch.Generator().manual_seed(size)
     less = max(0, LONGEST - positions)
-    lines = []
+    sequences = []
     for length, tokens in zip(PROMPTS, TOKENS, strict=True):
         prompt = torch.randint(min(3, size - 1), size, (max(1, length - less),), generator=random)
-        lines.append(Line(prompt.tolist(), max(1, tokens - max(0, less - 5)), Watch()))  # type: ignore[arg-type]
-    return lines
+        limit = max(1, tokens - max(0, less - 5))
+        sequences.append(TokenSequence(prompt.tolist(), limit, GreedySampler()))  # type: ignore[arg-type]
+    return sequences
 
 
-def _continue(sequences: Sequences, lines: Sequence[Line]) -> None:
-    """Let some begin, one join and one leave: all that happens to caches."""
-    sequences.read(lines[:2])
-    sequences.sweep()
-    if sequences.lines:
-        sequences.advance()
-    sequences.read(lines[2:])
-    while sequences.lines:
-        sequences.sweep()
-        if sequences.lines:
-            sequences.advance()
-    for line in lines:
-        if line.error:
-            raise line.error
+def _continue(decoder: Decoder, sequences: Sequence[TokenSequence]) -> None:
+    """Let sequences begin, join and leave: everything that changes caches."""
+    decoder.read(sequences[:2])
+    decoder.remove_ended()
+    if decoder.sequences:
+        decoder.advance()
+    decoder.read(sequences[2:])
+    while decoder.sequences:
+        decoder.remove_ended()
+        if decoder.sequences:
+            decoder.advance()
+    for sequence in sequences:
+        if sequence.error:
+            raise sequence.error
 
 
-def _difference(model: Any, engine: Any, lines: Sequence[Line]) -> str:
-    """Compare with the model on each whole sequence, without a cache."""
+def _difference(model: Any, engine: Any, sequences: Sequence[TokenSequence]) -> str:
+    """Compare the logits with those of the model on each whole sequence, without a cache."""
     import torch
 
-    for line in lines:
-        seen = torch.stack(line.sampler.logits)  # type: ignore[union-attr]
-        wanted = _whole(model, engine, line)[-len(seen) :].float().cpu()
+    for sequence in sequences:
+        seen = torch.stack(sequence.sampler.logits)  # type: ignore[union-attr]
+        wanted = _whole(model, engine, sequence)[-len(seen) :].float().cpu()
         if far := distance(seen, wanted, next(model.parameters()).dtype):
             return f"logits are {far}"
     return ""
 
 
-def _whole(model: Any, engine: Any, line: Line) -> torch.Tensor:
+def _whole(model: Any, engine: Any, sequence: TokenSequence) -> torch.Tensor:
     import torch
 
     device = next(model.parameters()).device
-    ids = torch.tensor([line.context[:-1]], device=device)
+    ids = torch.tensor([sequence.context[:-1]], device=device)
     columns = torch.arange(ids.shape[1], device=device)[None]  # as generate() counts positions
     mask = torch.ones_like(ids)
     inputs = {"input_ids": ids, "attention_mask": mask, "use_cache": False, "position_ids": columns}

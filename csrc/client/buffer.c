@@ -1,0 +1,129 @@
+#include "client/buffer.h"
+
+#include "base/error.h"
+#include "client/call.h"
+#include "client/lease.h"
+
+static int spare_buffer(const msi_endpoint *endpoint) {
+  for (int i = MSI_SLOTS; i < MSI_LEASES; i++)
+    if (!endpoint->leases[i].rows && !endpoint->leases[i].users && !endpoint->leases[i].stale)
+      return i;
+  return -1;
+}
+
+static int being_given(const msi_endpoint *endpoint) {
+  for (int i = MSI_SLOTS; i < MSI_LEASES; i++)
+    if (endpoint->leases[i].once || endpoint->leases[i].stale) return 1;
+  return 0;
+}
+
+/* Finds one, if need be when a cancelled request lets go of it. */
+static int find_spare(mpiserve_service *service, int *at) {
+  msi_client *client = service->client;
+  msi_wait wait = {0};
+  int code = MPISERVE_OK;
+  while ((*at = spare_buffer(service->endpoint)) < 0 && being_given(service->endpoint) && !code) {
+    code = msi_call_progress(client, service->endpoint);
+    if (!code && msi_wait_pause(&wait, &client->backoff, NULL))
+      code = msi_call_progress_all(client);
+  }
+  if (code || *at >= 0) return code;
+  return msi_error(MPISERVE_ENOMEM, "service '%s': all %d buffers are taken; give some back",
+                   service->name, MSI_BUFFERS);
+}
+
+/* Waits until the head has granted the rows, or refused them. */
+static int ask(msi_client *client, msi_endpoint *endpoint, int lease, int64_t rows) {
+  int code = msi_call_wait_free(client, endpoint);
+  if (code) return code;
+  msi_buffer_request *request = &client->buffer;
+  *request = (msi_buffer_request){.message = {MESSAGE_BUFFER, endpoint}, .lease = lease};
+  code = msi_endpoint_send(endpoint, MSI_KEEP, rows, lease, NULL, &request->message);
+  if (!code) code = msi_call_wait_for(client, endpoint, &request->done, MPISERVE_FOREVER);
+  return code ? code : msi_message_result(&request->message);
+}
+
+/* Over rma nothing is asked of the head: the memory is our own. */
+static int reserve_buffer(mpiserve_service *service, int at, int64_t rows) {
+  msi_lease *lease = &service->endpoint->leases[at];
+  if (!service->endpoint->path.transport->same_node) {
+    lease->rows = (uint32_t)rows;
+    return MPISERVE_OK;
+  }
+  lease->users = 1;
+  int code = ask(service->client, service->endpoint, at, rows);
+  lease->users = 0;
+  return code;
+}
+
+int msi_buffer_take(mpiserve_service *service, int64_t rows, mpiserve_buffer *buffer) {
+  msi_endpoint *endpoint = service->endpoint;
+  int at, code = find_spare(service, &at);
+  if (!code) code = reserve_buffer(service, at, rows);
+  *buffer = (mpiserve_buffer){.id = (uint64_t)at + 1, .rows = rows};
+  if (!code) code = msi_endpoint_map_buffer(endpoint, at, buffer);
+  if (!code) return MPISERVE_OK;
+  if (at >= 0) endpoint->leases[at] = (msi_lease){0};
+  *buffer = (mpiserve_buffer){0};
+  return code;
+}
+
+static int is_within(const void *data, const void *memory, size_t bytes) {
+  return (uintptr_t)data - (uintptr_t)memory < bytes; /* before it: far behind it, unsigned */
+}
+
+/* Does an address lie in one of the tensors of a buffer? */
+static int is_of_buffer(const void *data, const mpiserve_buffer *buffer, const msi_layout *layout) {
+  const msi_side *in = &layout->inputs, *out = &layout->outputs;
+  size_t rows = (size_t)buffer->rows;
+  for (int i = 0; i < in->n; i++)
+    if (is_within(data, buffer->inputs[i], rows * in->row_bytes[i])) return 1;
+  for (int i = 0; i < out->n; i++)
+    if (is_within(data, buffer->outputs[i], rows * out->row_bytes[i])) return 1;
+  return 0;
+}
+
+static int names_buffer(const msi_call *call, const mpiserve_buffer *buffer,
+                        const msi_layout *layout) {
+  const msi_layout *its = &call->message.endpoint->layout;
+  for (int i = 0; i < its->inputs.n; i++)
+    if (is_of_buffer(call->payload.inputs[i], buffer, layout)) return 1;
+  for (int i = 0; i < its->outputs.n; i++)
+    if (is_of_buffer(call->payload.outputs[i], buffer, layout)) return 1;
+  return 0;
+}
+
+/* Does a request use the memory of a buffer, as whatever tensor and of whatever service, that was
+ * neither waited for nor cancelled? */
+static int is_used(const mpiserve_service *service, const mpiserve_buffer *buffer) {
+  const msi_client *client = service->client;
+  for (uint32_t i = 0; i < client->n_calls; i++) {
+    const msi_call *call = client->calls[i];
+    int goes_on = call->state != CALL_IDLE && !call->message.abandoned;
+    if (goes_on && names_buffer(call, buffer, &service->endpoint->layout)) return 1;
+  }
+  return 0;
+}
+
+static int give_back(msi_client *client, msi_endpoint *endpoint, int lease) {
+  if (!endpoint->path.transport->same_node) {
+    msi_endpoint_free_buffer(endpoint, lease);
+    endpoint->leases[lease] = (msi_lease){0};
+    return MPISERVE_OK;
+  }
+  msi_lease_end(endpoint, lease);
+  return msi_call_progress(client, endpoint);
+}
+
+int msi_buffer_give(mpiserve_service *service, mpiserve_buffer *buffer) {
+  msi_endpoint *endpoint = service->endpoint;
+  uint64_t at = buffer->id - 1;
+  if (at < MSI_SLOTS || at >= MSI_LEASES || !msi_endpoint_holds(endpoint, (int)at))
+    return msi_error(MPISERVE_ESTATE, "no such buffer: it was given back, or never taken");
+  if (is_used(service, buffer))
+    return msi_error(MPISERVE_ESTATE,
+                     "service '%s': a request uses the buffer: wait for it, or cancel it, first",
+                     service->name);
+  *buffer = (mpiserve_buffer){0};
+  return give_back(service->client, endpoint, (int)at);
+}

@@ -1,0 +1,82 @@
+#include "client/calls.h"
+
+#include <stdlib.h>
+
+#include "base/error.h"
+
+/* ---- requests ---------------------------------------------------------------------- */
+
+static int add(msi_client *client) {
+  msi_call **calls = realloc(client->calls, (client->n_calls + 1) * sizeof *calls);
+  if (!calls) return 0;
+  client->calls = calls;
+  msi_call *call = calloc(1, sizeof *call);
+  if (!call) return 0;
+  call->message.type = MESSAGE_REQUEST;
+  call->index = client->n_calls;
+  client->calls[client->n_calls++] = call;
+  client->idle = call;
+  return 1;
+}
+
+msi_call *msi_calls_take(msi_client *client) {
+  if (!client->idle && !add(client)) return NULL;
+  msi_call *call = client->idle;
+  client->idle = call->next_idle;
+  call->message.abandoned = 0;
+  call->message.text[0] = 0;
+  call->payload.deadline_ns = 0;
+  call->stats = (mpiserve_stats){0};
+  return call;
+}
+
+void msi_calls_give(msi_client *client, msi_call *call) {
+  call->state = CALL_IDLE;
+  call->generation++;
+  call->next_idle = client->idle;
+  client->idle = call;
+}
+
+void msi_calls_free(msi_client *client) {
+  for (uint32_t i = 0; i < client->n_calls; i++) free(client->calls[i]);
+  free(client->calls);
+}
+
+msi_call *msi_calls_find(const msi_client *client, const mpiserve_request *request) {
+  uint32_t index = (uint32_t)request->id - 1, generation = (uint32_t)(request->id >> 32);
+  if (!request->id || index >= client->n_calls) return NULL;
+  msi_call *call = client->calls[index];
+  if (call->generation != generation || call->state == CALL_IDLE) return NULL;
+  return call->message.abandoned ? NULL : call;
+}
+
+mpiserve_request msi_calls_handle(const msi_call *call) {
+  return (mpiserve_request){(uint64_t)call->generation << 32 | (call->index + 1)};
+}
+
+/* ---- send queues ------------------------------------------------------------------- */
+
+msi_send_queue *msi_send_queue_of(msi_client *client, const msi_endpoint *endpoint) {
+  return &client->send_queues[endpoint - client->endpoints];
+}
+
+void msi_send_queue_push(msi_client *client, msi_message *message) {
+  msi_send_queue *queue = msi_send_queue_of(client, message->endpoint);
+  message->next = NULL;
+  *(queue->first ? &queue->last->next : &queue->first) = message;
+  queue->last = message;
+}
+
+void msi_send_queue_remove(msi_client *client, msi_message *message) {
+  msi_send_queue *queue = msi_send_queue_of(client, message->endpoint);
+  msi_message *before = NULL;
+  for (msi_message *m = queue->first; m != message; m = m->next) before = m;
+  *(before ? &before->next : &queue->first) = message->next;
+  if (queue->last == message) queue->last = before;
+}
+
+int msi_message_result(const msi_message *message) {
+  int code = message->code;
+  if (!code) return MPISERVE_OK;
+  return msi_error(code, "%s", message->text[0] ? message->text : mpiserve_strerror(code));
+}

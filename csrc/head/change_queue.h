@@ -1,0 +1,32 @@
+/* queue: what clients ask of a head besides rows: another model in place of the one that
+ * answers. Kept in the order of arrival until the server has done it. */
+#ifndef MSI_CHANGE_QUEUE_H
+#define MSI_CHANGE_QUEUE_H
+
+#include "head/batch.h"
+#include "head/inbox.h"
+
+typedef struct msi_change_queue {
+  msi_inbox *inboxes;  /* by transport */
+  msi_queue waiting;   /* the first one is the server's */
+  int is_known;        /* ... and it knows */
+  uint16_t generation; /* of the model that answers; 1: the one of the start */
+} msi_change_queue;
+
+int msi_change_queue_open(msi_change_queue *queue, msi_inbox *inboxes);
+void msi_change_queue_close(msi_change_queue *queue);
+
+/* Takes one, which stays in its slot; entry->lease says what is asked. */
+int msi_change_queue_push(msi_change_queue *queue, const msi_entry *entry);
+
+/* While any waits. Is there one that the server has not been told of? Once for each. */
+int msi_change_queue_has_news(msi_change_queue *queue);
+
+/* While any waits. Is the model that answers to go? What comes is then for the next one. */
+int msi_change_queue_pauses(const msi_change_queue *queue);
+
+/* As mpiserve_change_get() and _reply() say. */
+int msi_change_queue_get(const msi_change_queue *queue, mpiserve_change_request *order);
+int msi_change_queue_reply(msi_change_queue *queue, int code, const char *text);
+
+#endif

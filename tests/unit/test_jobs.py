@@ -1,0 +1,51 @@
+"""Where time is saved, each module is run all the same, and what depends on the MPI by each."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from jobs import Job, in_turn
+
+TESTS = Path(__file__).parents[1]
+TRANSPORTS = ("shared", "rma")
+
+
+def run_by(mpis, transports=TRANSPORTS, every_mpi=(), n=12):
+    """Which (module, MPI, transport) are run."""
+    jobs = [
+        [Job(f"{i} {name}", [], {}, 1, every_mpi=i in every_mpi) for i in range(n)]
+        for name in transports
+    ]
+    runs = [(job.title.split(), mpi) for mpi in range(mpis) for job in in_turn(jobs, mpi, mpis)]
+    return [(int(module), mpi, transport) for (module, transport), mpi in runs]
+
+
+def test_each_module_is_run_once_and_all_combinations_alike():
+    runs = run_by(mpis=2)
+    assert sorted(module for module, *_ in runs) == list(range(12))
+    assert set(Counter((mpi, transport) for _, mpi, transport in runs).values()) == {3}
+
+
+def test_a_module_of_every_mpi_is_run_with_each_and_with_both_transports():
+    runs = run_by(mpis=2, every_mpi=range(12))
+    for module in range(12):
+        of_it = [run[1:] for run in runs if run[0] == module]
+        assert {mpi for mpi, _ in of_it} == {0, 1}
+        assert {transport for _, transport in of_it} == set(TRANSPORTS)
+    assert set(Counter((mpi, transport) for _, mpi, transport in runs).values()) == {6}
+
+
+@pytest.mark.parametrize("transports", [("shared",), TRANSPORTS])
+def test_one_mpi_runs_all(transports):
+    runs = run_by(mpis=1, transports=transports)
+    assert [module for module, *_ in runs] == list(range(12))
+    assert {transport for *_, transport in runs} == set(transports)
+
+
+def test_a_module_that_asks_for_the_mpi_is_run_by_every_mpi():
+    asking = [path for path in TESTS.glob("*/test_*.py") if "is_mpich()" in path.read_text()]
+    assert len(asking) > 6
+    for path in asking:
+        assert path == Path(__file__) or "pytest.mark.every_mpi" in path.read_text(), path.name
