@@ -136,9 +136,7 @@ class Session:
                 close would wait for it for ever.
         """
         # Simulation ranks do not need what serving imports.
-        from mpiserve.serving.adaptive_pool import AdaptivePool
-        from mpiserve.serving.served_model import Server, refuse
-        from mpiserve.serving.worker import Pool
+        from mpiserve.serving.worker import Worker, refuse
 
         self._served = True
         if self._config is None:
@@ -151,23 +149,21 @@ class Session:
             raise
         core.keep_freed_memory()
         replica = self._replica_comm(assignment)
-        parts = self._lib, assignment, replica, self._local_rank()
-        ranks = [replica, *self._pool_comm(assignment)]
-        if assignment.pool and assignment.pool.loaded:
-            server: Server | Pool = AdaptivePool(*parts, pool=ranks[1], settings=assignment.pool)
-        else:
-            server = (Pool if len(assignment.services) > 1 else Server)(*parts)
+        local_rank = self._local_rank()
+        pool = self._pool_comm(assignment)
+        worker = Worker(self._lib, assignment, replica, local_rank, pool)
         try:
             with interrupts():
-                server.serve(watch)
+                worker.serve(watch)
         except BaseException as error:
             if core.is_forked():  # a child that a model forked; the rank itself goes on
                 end_child(error)
             raise
-        self.stuck = server.broken
-        for comm in ranks if not self.stuck else ():
-            comm.Free()
-        return not server.failed
+        self.stuck = worker.broken
+        for comm in (replica, pool):
+            if comm is not None and not self.stuck:
+                comm.Free()
+        return not worker.failed
 
     def fail(self, error: BaseException | str) -> None:
         """Report to the other ranks that this simulation rank ended with an error."""
@@ -226,7 +222,7 @@ class Session:
         self._lib.close()
 
     def _refuse(self, text: str) -> None:
-        from mpiserve.serving.served_model import refuse
+        from mpiserve.serving.worker import refuse
 
         self._served = True
         name = self._config.services[0].name if self._config else "service"
@@ -244,16 +240,16 @@ class Session:
         color = replicas.index((assignment.service.name, assignment.replica))
         return self.comm.Split(color, assignment.tp_index)
 
-    def _pool_comm(self, assignment: Assignment) -> list[MPI.Comm]:
+    def _pool_comm(self, assignment: Assignment) -> MPI.Comm | None:
         """Return the ranks of this rank's adaptive pool, if any. Collective if there is one."""
         config = self._config
         if config is None or not any(pool.loaded for pool in config.pool.values()):
-            return []
+            return None
         mine = bool(assignment.pool and assignment.pool.loaded)
         names = [service.name for service in config.services]
         color = names.index(assignment.service.name) if mine else MPI.UNDEFINED
         comm = self.comm.Split(color, assignment.replica)
-        return [comm] if mine else []
+        return comm if mine else None
 
     def _local_rank(self) -> int:
         node = self.comm.Split_type(MPI.COMM_TYPE_SHARED)

@@ -1,11 +1,11 @@
-"""The ranks of an adaptive pool at work: each holds the models of some services, and moves."""
+"""What a rank of an adaptive pool does besides serving: it reports, and moves as it is told."""
 
 from __future__ import annotations
 
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -17,15 +17,12 @@ from mpiserve.failure import check_interrupt, describe
 from mpiserve.mpi.requests import Pause, complete
 from mpiserve.serving.loading import LOADING
 from mpiserve.serving.pool_policy import Move, Policy, Report, first_holders
-from mpiserve.serving.served_model import IDLE
-from mpiserve.serving.worker import Pool
 
 if TYPE_CHECKING:
     from mpiserve._lib import core
     from mpiserve.backends.base import Backend
     from mpiserve.config import PoolConfig
-    from mpiserve.config.partition import Assignment
-    from mpiserve.serving.served_model import Server
+    from mpiserve.serving.served_model import ServedModel
 
 logger = logging.getLogger("mpiserve")
 
@@ -62,7 +59,7 @@ class Channel:
             self._sent = [sent for sent in self._sent if not sent[0].Test()]
             self._sent.append((self.comm.Isend(message, dest=to, tag=TAG), message))
 
-    def hear(self) -> Iterator[tuple[int, int, list[float]]]:
+    def receive(self) -> Iterator[tuple[int, int, list[float]]]:
         """Give what has come: of whom, what it says, its numbers."""
         status = MPI.Status()
         while True:
@@ -88,16 +85,23 @@ class Channel:
 
 
 class Meter:
-    """What a rank measures in an interval, by service."""
+    """What a rank measures in an interval, by service.
 
-    def __init__(self, services: int) -> None:
-        self._services = services
+    Args:
+        models: Of the rank, which count their work.
+    """
+
+    def __init__(self, models: Sequence[ServedModel]) -> None:
+        self._models = models
         self._clear(time.monotonic())
 
     def _clear(self, now: float) -> None:
         self._begin = now
-        self.busy, self.rows = [0.0] * self._services, [0.0] * self._services
-        self._waiting, self._looks = [0.0] * self._services, 0
+        self._before = self._work()
+        self._waiting, self._looks = [0.0 for _ in self._models], 0
+
+    def _work(self) -> list[tuple[float, int]]:
+        return [(model.seconds, model.rows) for model in self._models]
 
     def look(self, waiting: list[int]) -> None:
         """Count what waits now."""
@@ -108,7 +112,10 @@ class Meter:
         """Give what was measured, and begin anew."""
         looks = max(1, self._looks)
         waiting = [rows / looks for rows in self._waiting]
-        report = Report(max(now - self._begin, 1e-6), self.busy, self.rows, waiting)
+        pairs = list(zip(self._before, self._work(), strict=True))
+        busy = [after[0] - before[0] for before, after in pairs]
+        rows = [float(after[1] - before[1]) for before, after in pairs]
+        report = Report(max(now - self._begin, 1e-6), busy, rows, waiting)
         self._clear(now)
         return report
 
@@ -120,9 +127,9 @@ class Meter:
 class Loading:
     """Loads a model in a thread, which calls no MPI; batches are answered meanwhile."""
 
-    def __init__(self, server: Server) -> None:
-        self.server = server
-        self.before = server.backend
+    def __init__(self, model: ServedModel) -> None:
+        self.model = model
+        self.before = model.backend
         self.backend: Backend | None = None
         self.error: BaseException | None = None
         self._thread = threading.Thread(target=self._load, daemon=True)
@@ -139,74 +146,88 @@ class Loading:
 
     def _load(self) -> None:
         try:
-            self.backend = self.server.load_again()
+            self.backend = self.model.load_again()
         except BaseException as error:
             self.error = error
 
 
-class AdaptivePool(Pool):
-    """Serves the services that it holds; the others rest here, until the pool's leader says.
+class AdaptivePool:
+    """Chooses the services that a rank holds; the others are suspended here.
+
+    The rank's `Worker` serves, and calls this at start, after each step and at the end.
 
     Args:
-        pool: All ranks of the pool, each with a assignment like this one.
+        lib: Of this rank.
+        models: Of all services of the pool.
+        comm: The ranks of the pool.
+        settings: Of the pool.
+
+    Attributes:
+        broken: Whether messages among the ranks of the pool may be under way.
+        longest_wait: Seconds that a step may wait for a batch.
     """
 
     def __init__(
         self,
         lib: core.Session,
-        assignment: Assignment,
-        comm: MPI.Comm | None = None,
-        local_rank: int = 0,
-        *,
-        pool: MPI.Comm,
+        models: Sequence[ServedModel],
+        comm: MPI.Comm,
         settings: PoolConfig,
     ) -> None:
-        super().__init__(lib, assignment, comm, local_rank)
+        self._lib = lib
+        self._models = models
         self._settings = settings
-        self._channel = Channel(lib, pool, len(self.servers))
-        self._meter = Meter(len(self.servers))
+        self._channel = Channel(lib, comm, len(models))
+        self._meter = Meter(models)
         self._holds: set[int] = set()
         self._policy: Policy | None = None  # of the leader
         self._decided: Move | None = None  # and what it has decided and is not done
-        self._order: tuple[int, int] | None = None  # what this rank gives up and takes
+        self._move: tuple[int, int] | None = None  # what this rank gives up and takes
         self._loading: Loading | None = None
         self._look_at = 0.0
         self._moves = 0
         self._ended: set[int] = set()  # ranks that have said that they send no more
-        self.broken = True  # messages of the pool may be under way
+        self.broken = True
+        self.longest_wait = settings.interval_s / LOOKS
 
     # ---- start and end
 
-    def _prepare(self) -> list[dict[str, Any]]:
+    def prepare(self) -> list[dict[str, Any]]:
         """Load each service once, so that what is broken is told now; keep what is ours.
+
+        Returns:
+            What is to be published of each service.
 
         Raises:
             PeerError: If a rank of the pool does not come.
         """
-        rank, services = self._channel.comm.rank, range(len(self.servers))
+        rank, services = self._channel.comm.rank, range(len(self._models))
         loaded = self._settings.loaded or len(services)
         every = [set(services)] * self._channel.comm.size
         mine = first_holders(every, loaded, len(services))[rank]
-        described = {}
-        for s in sorted(services, key=lambda s: s in mine):
-            described[s] = self.servers[s].prepare()
-            if s not in mine and not self.servers[s].failed:
-                self.servers[s].rest()
+        described = self._load_each(mine)
         able = self._agree()
         holds = first_holders(able, loaded, len(services))
         self._hold(mine, holds[rank], described)
         for s in services:
-            if not any(s in held for held in holds) and not self.servers[s].failed:
-                text = "no rank of the pool that can load it has room for it"
-                described[s] |= {"error_code": Code.EMODEL, "error_text": text}
-                self.servers[s].failed = True
+            if not any(s in held for held in holds) and not self._models[s].failed:
+                self._fail(s, "no rank of the pool that can load it has room for it", described)
         if rank == LEADER:
             self._policy = Policy(self._settings, able, holds)
         return [described[s] for s in services]
 
+    def _load_each(self, mine: set[int]) -> dict[int, dict[str, Any]]:
+        """Load each model, those last that are kept."""
+        described = {}
+        for s in sorted(range(len(self._models)), key=lambda s: s in mine):
+            described[s] = self._models[s].prepare()
+            if s not in mine and not self._models[s].failed:
+                self._models[s].suspend()
+        return described
+
     def _agree(self) -> list[set[int]]:
         """Learn which services each rank can load."""
-        mine = np.array([not server.failed for server in self.servers], np.uint8)
+        mine = np.array([not model.failed for model in self._models], np.uint8)
         every = np.zeros((self._channel.comm.size, len(mine)), np.uint8)
         if not complete(self._channel.comm.Iallgather(mine, every), LOADING):
             text = f"a rank of the pool has not loaded its models within {LOADING:g} s"
@@ -216,31 +237,33 @@ class AdaptivePool(Pool):
     def _hold(self, had: set[int], holds: set[int], described: dict[int, dict[str, Any]]) -> None:
         """Hold what others cannot: seldom anything else than what it has."""
         for s in had - holds:
-            if not self.servers[s].failed:
-                self.servers[s].rest()
+            if not self._models[s].failed:
+                self._models[s].suspend()
         for s in holds - had:
-            server = self.servers[s]
             try:
-                server.put(server.load_again())
+                self._models[s].resume(self._models[s].load_again())
             except BaseException as error:
                 check_interrupt()
-                server.failed = True
-                text = describe(error)
-                described[s] |= {"error_code": Code.EMODEL, "error_text": text}
-        self._holds = {s for s in holds if not self.servers[s].failed}
+                self._fail(s, describe(error), described)
+        self._holds = {s for s in holds if not self._models[s].failed}
 
-    def _begin(self) -> None:
-        for s, server in enumerate(self.servers):
-            if s not in self._holds and not server.failed:
-                self.lib.suspend(s, True)
-        self._meter = Meter(len(self.servers))
+    def _fail(self, s: int, text: str, described: dict[int, dict[str, Any]]) -> None:
+        described[s] |= {"error_code": Code.EMODEL, "error_text": text}
+        self._models[s].failed = True
 
-    def _end(self) -> None:
+    def start(self) -> None:
+        """Suspend what others hold, when all is published."""
+        for s, model in enumerate(self._models):
+            if s not in self._holds and not model.failed:
+                self._lib.suspend(s, True)
+        self._meter = Meter(self._models)
+
+    def end(self) -> None:
         """Take leave of the others: no message is left on its way."""
         if self._loading:
             self._loading.wait()
             if self._loading.backend:
-                self._loading.server.let_go(self._loading.backend)
+                self._loading.model.let_go(self._loading.backend)
         leads = self._channel.comm.rank == LEADER
         others = set(range(1, self._channel.comm.size)) if leads else {LEADER}
         for rank in others:
@@ -248,62 +271,56 @@ class AdaptivePool(Pool):
         pause, limit = Pause(), time.monotonic() + LOADING
         while self._ended != others and time.monotonic() < limit:
             # Some have come before: that of a rank which saw sooner that all have left.
-            self._ended |= {rank for rank, what, _ in self._channel.hear() if what == END}
+            self._ended |= {rank for rank, what, _ in self._channel.receive() if what == END}
             pause()
         self.broken = self._ended != others or not self._channel.wait_sent(LOADING)
 
-    # ---- at work
+    def summary(self) -> str:
+        """Say what this rank holds, and how many moves there were."""
+        held = " and ".join(self._models[s].service.name for s in sorted(self._holds))
+        moves = f"; moves of the pool: {self._moves}" if self._policy else ""
+        return f"holds {held or 'nothing'}{moves}"
 
-    def step(self, timeout: float = IDLE) -> bool:
-        """Answer one batch, or wait for one in vain; and go on with moving."""
-        if not super().step(min(timeout, self._settings.interval_s / LOOKS)):
-            return False
+    # ---- after each step
+
+    def look(self, batch: core.Batch | None) -> None:
+        """Measure, now and then exchange messages, and take the next step of a move.
+
+        Args:
+            batch: That was answered, if there was one.
+        """
+        if batch is not None:
+            self._meter.look([self._lib.queue_rows(s) for s in range(len(self._models))])
         now = time.monotonic()
         if now >= self._look_at:
-            self._look_at = now + min(self._settings.interval_s / LOOKS, LONGEST)
-            self._talk(now)
-        if self._order:
-            self._move()
-        return True
+            self._look_at = now + min(self.longest_wait, LONGEST)
+            self._exchange(now)
+        if self._move:
+            self._go_on(*self._move)
 
-    def _answer(self, batch: core.Batch) -> None:
-        begin, s = time.monotonic(), batch.service
-        self._meter.look([self.lib.queue_rows(s) for s in range(len(self.servers))])
-        super()._answer(batch)
-        self._meter.busy[s] += time.monotonic() - begin
-        self._meter.rows[s] += batch.rows
-
-    def _go_on(self) -> None:
-        for s, server in enumerate(self.servers):
-            begin, busy = time.monotonic(), server.busy
-            server.go_on()
-            server.look()
-            if busy:
-                self._meter.busy[s] += time.monotonic() - begin
-
-    def _talk(self, now: float) -> None:
-        """Hear the others, report what was measured, decide."""
-        for rank, what, numbers in self._channel.hear():
-            self._take(rank, what, numbers, now)
-        if self._meter.since(now) >= self._settings.interval_s and not self._order:
+    def _exchange(self, now: float) -> None:
+        """Receive from the others, report what was measured, decide."""
+        for rank, what, numbers in self._channel.receive():
+            self._handle(rank, what, numbers, now)
+        if self._meter.since(now) >= self._settings.interval_s and not self._move:
             report = self._meter.read(now)
             flat = [report.seconds, 0.0, *report.busy, *report.rows, *report.waiting]
-            self._tell(LEADER, REPORT, flat, now)
+            self._send(LEADER, REPORT, flat, now)
         if self._policy:
             self._decide(self._policy, now)
 
-    def _tell(self, rank: int, what: int, numbers: list[float], now: float) -> None:
+    def _send(self, rank: int, what: int, numbers: list[float], now: float) -> None:
         if rank == self._channel.comm.rank:
-            self._take(rank, what, numbers, now)
+            self._handle(rank, what, numbers, now)
         else:
             self._channel.send(rank, what, *numbers)
 
-    def _take(self, rank: int, what: int, numbers: list[float], now: float) -> None:
-        n = len(self.servers)
+    def _handle(self, rank: int, what: int, numbers: list[float], now: float) -> None:
+        n = len(self._models)
         if what == END:
             self._ended.add(rank)
         elif what == MOVE:
-            self._order = int(numbers[0]), int(numbers[1])
+            self._move = int(numbers[0]), int(numbers[1])
             self._loading = None
         elif self._policy and what == REPORT:
             parts = (numbers[2 + i * n : 2 + (i + 1) * n] for i in range(3))
@@ -319,11 +336,11 @@ class AdaptivePool(Pool):
         if move:
             self._decided = move
             self._log(move)
-            self._tell(move.rank, MOVE, [move.gives, move.takes], now)
+            self._send(move.rank, MOVE, [move.gives, move.takes], now)
 
     def _log(self, move: Move, held: set[int] | None = None) -> None:
         """Log what is decided, with the figures, or how it ended."""
-        names = [server.service.name for server in self.servers]
+        names = [model.service.name for model in self._models]
         gives = names[move.gives] if move.gives >= 0 else "nothing"
         what = f"pool rank {move.rank} from {gives} to {names[move.takes]}"
         if held is None:
@@ -337,49 +354,41 @@ class AdaptivePool(Pool):
             now = " and ".join(names[s] for s in sorted(held)) or "nothing"
             logger.error("could not move %s; it holds %s", what, now)
 
-    def _move(self) -> None:
+    def _go_on(self, gives: int, takes: int) -> None:
         """Take the next step of a move: give up, load, or go back if that fails."""
-        assert self._order
-        gives, takes = self._order
-        if not self._loading:
-            if any(self.servers[s].changing for s in self._order if s >= 0):
-                return  # to another version: first things first
-            if gives in self._holds:
-                self._holds.discard(gives)
-                self.lib.suspend(gives, True)
-            if gives >= 0 and not self.servers[gives].idle:
-                return  # with requests that are held
-            if gives >= 0:
-                self.servers[gives].rest()
-            self._loading = Loading(self.servers[takes])
-        elif self._loading.done:
-            self._arrive(self._loading, gives, takes)
+        if self._loading:
+            if self._loading.done:
+                self._arrive(self._loading, gives, takes)
+            return
+        if any(self._models[s].changes.open for s in (gives, takes) if s >= 0):
+            return  # to another version: first things first
+        if gives in self._holds:
+            self._holds.discard(gives)
+            self._lib.suspend(gives, True)
+        if gives >= 0 and not self._models[gives].idle:
+            return  # with requests that are held
+        if gives >= 0:
+            self._models[gives].suspend()
+        self._loading = Loading(self._models[takes])
 
     def _arrive(self, loading: Loading, gives: int, takes: int) -> None:
-        server = loading.server
-        if loading.error is None and server.backend is not loading.before:
+        model = loading.model
+        if loading.error is None and model.backend is not loading.before:
             if loading.backend:  # another version was asked for meanwhile, or none
-                server.let_go(loading.backend)
-            self._loading = Loading(server)
+                model.let_go(loading.backend)
+            self._loading = Loading(model)
             return
-        at = self.servers.index(server)
         if loading.error is None and loading.backend:
-            server.put(loading.backend)
-            self._holds.add(at)
-            self.lib.suspend(at, False)
+            model.resume(loading.backend)
+            self._holds.add(model.index)
+            self._lib.suspend(model.index, False)
         else:
             error = loading.error or Error(Code.EMODEL, "nothing was loaded")
-            logger.error("%s cannot be loaded: %s", server.service.name, describe(error))
-            if at == takes and gives >= 0:
-                self._loading = Loading(self.servers[gives])
+            logger.error("%s cannot be loaded: %s", model.service.name, describe(error))
+            if model.index == takes and gives >= 0:
+                self._loading = Loading(self._models[gives])
                 return
-        self._order = self._loading = None
-        self._meter = Meter(len(self.servers))
-        held = [0.0, 0.0] + [float(s in self._holds) for s in range(len(self.servers))]
-        self._tell(LEADER, MOVED, held, time.monotonic())
-
-    def summary(self) -> str:
-        """Say in one line what this rank has done."""
-        held = " and ".join(self.servers[s].service.name for s in sorted(self._holds))
-        moves = f"; moves of the pool: {self._moves}" if self._policy else ""
-        return f"{super().summary()}; holds {held or 'nothing'}{moves}"
+        self._move = self._loading = None
+        self._meter = Meter(self._models)
+        held = [0.0, 0.0] + [float(s in self._holds) for s in range(len(self._models))]
+        self._send(LEADER, MOVED, held, time.monotonic())

@@ -284,21 +284,15 @@ class Follower(Team):
         self._limit = 0.0
         self._pause = Pause()
 
-    def serve(self, watch: Callable[[], None] | None = None) -> None:
-        """Follow until there is nothing more to follow.
+    def step(self) -> bool:
+        """Look once at all that may have happened.
+
+        Returns:
+            False when there is nothing more to follow.
 
         Raises:
             PeerError: If the head is gone.
         """
-        while not (self._stopped and self._closed):
-            self.step()
-            if self._closed and not self._stopped and time.monotonic() > self._limit:
-                raise _gone(0)
-            if watch:
-                watch()
-
-    def step(self) -> None:
-        """Look once at all that may have happened."""
         if not self._closed:
             self._look_at_clients()
         if self.comm.Iprobe(source=0, tag=ORDER):
@@ -310,6 +304,9 @@ class Follower(Team):
             self._running = False
             self._pause.reset()
             self._tell(outcome)
+        if self._closed and not self._stopped and time.monotonic() > self._limit:
+            raise _gone(0)
+        return not (self._stopped and self._closed)
 
     def _look_at_clients(self) -> None:
         """They ask the head alone, but tell every inference rank that they leave."""

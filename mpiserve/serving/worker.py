@@ -1,4 +1,4 @@
-"""One inference rank at work for several services: a server for each, one library for all."""
+"""One inference rank at work: the loop that leads its models."""
 
 from __future__ import annotations
 
@@ -6,29 +6,38 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from mpiserve.config.partition import Assignment
-from mpiserve.errors import ChangeError, ClosedError
+from mpiserve.errors import ChangeError, ClosedError, Error
 from mpiserve.observe import notices
-from mpiserve.serving.served_model import IDLE, Server
+from mpiserve.serving.adaptive_pool import AdaptivePool
+from mpiserve.serving.reload import ChangeRequest
+from mpiserve.serving.served_model import ServedModel
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
     from mpiserve._lib import core
+    from mpiserve.config.partition import Assignment
 
 logger = logging.getLogger("mpiserve")
 
+IDLE = 0.1  # seconds that a step waits for a batch
 
-class Pool:
-    """Serves one replica of each service of a pool.
+
+class Worker:
+    """Serves one replica of a service, or of each service of a pool.
 
     A model that cannot be loaded fails its own service only.
 
-    Attributes:
-        servers: One for each service, in the order of the pool.
-    """
+    Args:
+        lib: Of this rank.
+        assignment: What the rank serves.
+        comm: The ranks of its replica.
+        local_rank: Position among the inference ranks of this node.
+        pool: The ranks of its adaptive pool, if it is of one.
 
-    broken = False  # nobody but this rank runs its models
+    Attributes:
+        models: One for each service, in the order of the assignment.
+    """
 
     def __init__(
         self,
@@ -36,80 +45,132 @@ class Pool:
         assignment: Assignment,
         comm: MPI.Comm | None = None,
         local_rank: int = 0,
+        pool: MPI.Comm | None = None,
     ) -> None:
-        self.lib = lib
-        assignments = [
-            Assignment((service,), assignment.replica, 0) for service in assignment.services
+        self._lib = lib
+        self._replica = assignment.replica
+        self.models = [
+            ServedModel(lib, assignment._replace(services=(service,)), comm, local_rank, i)
+            for i, service in enumerate(assignment.services)
         ]
-        self.servers = [Server(lib, one, comm, local_rank, i) for i, one in enumerate(assignments)]
-        self._batches = [0] * len(assignments)
+        self._pool: AdaptivePool | None = None
+        if pool is not None and assignment.pool:
+            self._pool = AdaptivePool(lib, self.models, pool, assignment.pool)
         self._silence = notices.Silence(lib)
+
+    def serve(self, watch: Callable[[], None] | None = None) -> None:
+        """Load, announce, and answer until every simulation rank has left.
+
+        Args:
+            watch: Called after every step, at least a few times a second.
+        """
+        self.start()
+        follower = self.models[0].follower
+        step = follower.step if follower else self.step
+        while step():
+            if watch:
+                watch()
+        if not follower:
+            logger.info("%s", self.summary())
+        self._end()
+
+    def start(self) -> None:
+        """Load the models and warm them up, announce the services: ready, or why not."""
+        descriptions = self._prepare()
+        with notices.publishing():
+            self._lib.publish(*descriptions)
+        if self._pool:
+            self._pool.start()
+        for model in self.models:
+            model.enter()
+
+    def step(self, timeout: float = IDLE) -> bool:
+        """Answer one batch, or wait for one in vain; go on with what runs in steps.
+
+        Returns:
+            False when every simulation rank has left.
+        """
+        try:
+            batch = self._hear(timeout)
+        except ClosedError:
+            return False
+        if batch is not None:
+            model = self.models[batch.service]
+            model.answer(batch, model.run(batch))
+        for model in self.models:
+            model.go_on()
+        self._look_after(batch)
+        return True
+
+    def _hear(self, timeout: float) -> core.Batch | None:
+        """Hear clients, and form a batch of what they ask; begin a change that they ask for."""
+        busy = False
+        for model in self.models:
+            model.update_room()
+            busy = busy or model.busy
+        batch = None
+        try:
+            batch = self._next_batch(0.0 if busy else timeout)
+        except ChangeError:
+            request = ChangeRequest(*self._lib.change_get())
+            self.models[request.service].changes.begin(request)
+        if batch is None and not busy:
+            self._silence.look()
+        return batch
+
+    def _next_batch(self, timeout: float) -> core.Batch | None:
+        if self._pool:
+            timeout = min(timeout, self._pool.longest_wait)
+        if len(self.models) > 1 or not self.models[0].native:
+            return self._lib.next_batch(timeout)
+        self._lib.serve_echo(timeout)
+        return None
+
+    def _look_after(self, batch: core.Batch | None) -> None:
+        """See whether changes that were begun can end; whether this rank is to move."""
+        for model in self.models:
+            model.changes.look()
+        if self._pool:
+            self._pool.look(batch)
+
+    def _prepare(self) -> list[dict[str, Any]]:
+        """Load the models; give what is to be published of each service."""
+        if self._pool:
+            return self._pool.prepare()
+        return [model.prepare() for model in self.models]
+
+    def _end(self) -> None:
+        if self._pool:
+            self._pool.end()
+        for model in reversed(self.models):
+            model.close()
 
     @property
     def failed(self) -> bool:
         """Whether a model could not be loaded."""
-        return any(server.failed for server in self.servers)
+        return any(model.failed for model in self.models)
 
-    def serve(self, watch: Callable[[], None] | None = None) -> None:
-        """Load, announce, and answer until every simulation rank has left; as Server.serve."""
-        descriptions = self._prepare()
-        with notices.publishing():
-            self.lib.publish(*descriptions)
-        self._begin()
-        for server in self.servers:
-            server.enter()
-        while self.step():
-            if watch:
-                watch()
-        logger.info("%s", self.summary())
-        self._end()
-        for server in reversed(self.servers):
-            server.close()
-
-    def _prepare(self) -> list[dict[str, Any]]:
-        """Load the models; give what is to be published of each service."""
-        return [server.prepare() for server in self.servers]
-
-    def _begin(self) -> None:
-        """Do what comes between announcing and answering."""
-
-    def _end(self) -> None:
-        """Do what comes when every simulation rank has left."""
-
-    def step(self, timeout: float = IDLE) -> bool:
-        """Answer one batch of one service, or wait for one in vain; as Server.step."""
-        batch, busy = None, False
-        try:
-            busy = any(server.busy for server in self.servers)
-            batch = self.lib.next_batch(0.0 if busy else timeout)
-        except ClosedError:
-            return False
-        except ChangeError:
-            order = self.lib.change_get()
-            self.servers[order[0]].change(order)
-        if batch is not None:
-            self._answer(batch)
-        elif not busy:
-            self._silence.look()
-        self._go_on()
-        return True
-
-    def _answer(self, batch: core.Batch) -> None:
-        self._batches[batch.service] += 1
-        self.servers[batch.service].answer(batch)
-
-    def _go_on(self) -> None:
-        for server in self.servers:
-            server.go_on()
-            server.look()
+    @property
+    def broken(self) -> bool:
+        """Whether messages among ranks that work together may be under way for ever."""
+        return bool(self._pool and self._pool.broken) or any(m.broken for m in self.models)
 
     def summary(self) -> str:
         """Say in one line what this rank has done."""
-        count = self.lib.counters()
-        each = ", ".join(
-            f"{server.service.name} {batches}"
-            for server, batches in zip(self.servers, self._batches, strict=True)
-        )
-        replica = self.servers[0].assignment.replica
-        requests = f"{count['requests']} requests, {count['errors']} failed"
-        return f"pool, replica {replica}: {requests}; batches: {each}"
+        counters = self._lib.counters()
+        if len(self.models) == 1:
+            return notices.summary(self.models[0].name(), counters)
+        batches = ", ".join(f"{model.service.name} {model.batches}" for model in self.models)
+        requests = f"{counters['requests']} requests, {counters['errors']} failed"
+        text = f"pool, replica {self._replica}: {requests}; batches: {batches}"
+        return f"{text}; {self._pool.summary()}" if self._pool else text
+
+
+def refuse(lib: core.Session, name: str, error: Error) -> None:
+    """Announce that this rank can serve nothing, and stay until everybody has left."""
+    lib.publish({"name": name, "error_code": int(error.code), "error_text": error.text})
+    while True:
+        try:
+            lib.next_batch(IDLE)
+        except ClosedError:
+            return

@@ -1,11 +1,15 @@
 """Ranks that serve several services: each request gets the answer of its own model."""
 
+import time
+
 import numpy as np
 import pytest
-from mpi.coupling import INFERENCE, couple, keep_busy, numbers, python, scaling, tensor
+from mpi.coupling import INFERENCE, couple, keep_busy, numbers, python, scaling, tensor, total
 from mpi.models import WEIGHTS_MISSING
+from mpi.test_queue import SHORT, Gate
 
 from mpiserve import ModelError
+from mpiserve.errors import QueueFullError
 
 pytestmark = pytest.mark.every_mpi
 
@@ -114,3 +118,104 @@ def test_a_pool_follows_the_load_from_one_service_to_the_other(world):
     services = {name: python("moody", [x], [y], max_batch_rows=1) for name in "ab"}
     pool = {"both": {"ranks": 2, "services": ["a", "b"]}}
     couple(world, services, simulate, pool=pool)
+
+
+# ---- a model that takes one request at a time ----------------------------------------------
+
+ROOM_FOR_ONE = pytest.mark.roles(simulation=3, inference=2)
+WAYS = pytest.mark.parametrize("way", ["pool", "adaptive"])
+LIMIT = 10  # seconds
+
+
+class Full(Gate):
+    """A gate before a model in steps, with room for one request, on a rank of a pool."""
+
+    def __init__(self, name, way):
+        super().__init__(f"{name} {way}")
+        self.way = way
+
+    def couple(self, world, simulate, **settings):
+        table = super().service(**settings)["noted"]
+        table |= {"backend": "models:OneAtATime"}
+        del table["model"]
+        services = {"noted": table, "scale": scaling()}
+        pools = {
+            "pool": {"ranks": 1, "services": ["noted", "scale"]},
+            "adaptive": {"ranks": 2, "services": ["noted", "scale"], "loaded": 1},
+        }
+        if self.way == "pool":
+            services["echo"] = {"backend": "echo", "inputs": [tensor("x", "int32")]}
+        return couple(world, services, simulate, pool={"both": pools[self.way]})
+
+    def check_they_wait(self, session, requests):
+        """Another service goes on; in a pool its rank looks at the queue of this one too."""
+        session.comm.Barrier()
+        for k in range(20):
+            x = numbers(3, 4, start=k)
+            np.testing.assert_array_equal(session.service("scale")(x), 2 * x + 1)
+            sum(request.done() for request in requests)  # which sends what was not sent yet
+        time.sleep(SHORT)
+        session.comm.Barrier()
+        assert self.seen() == [1], "the model has no room for more"
+
+
+@ROOM_FOR_ONE
+@WAYS
+def test_what_finds_no_room_in_a_model_keeps_its_priority(world, way):
+    gate = Full("room", way)
+    asked = [(0, 10), (5, 20), (1, 30)]  # by rank: priority, value
+
+    def simulate(session):
+        service = session.service("noted")
+        first = gate.occupy(session, service)
+        priority, value = asked[session.comm.rank]
+        request = service.submit(np.full(1, float(value)), priority=priority)
+        gate.check_they_wait(session, [request])
+        gate.open(session)
+        assert request.result(timeout=LIMIT)[0] == 2 * value + 1
+        assert first is None or first.result(timeout=LIMIT)[0] == 3
+        session.comm.Barrier()
+        assert gate.seen() == [1, 20, 30, 10]
+
+    gate.couple(world, simulate, max_batch_rows=1)
+
+
+def outcomes(requests):
+    """How many are answered, and how many rejected."""
+    rejected = 0
+    for request in requests:
+        try:
+            assert request.result(timeout=LIMIT)[0] == 5
+        except QueueFullError as error:
+            assert "'noted': 2 rows wait already, max_queue_rows is 2" in error.text
+            rejected += 1
+    return len(requests) - rejected, rejected
+
+
+@ROOM_FOR_ONE
+@WAYS
+@pytest.mark.parametrize(("on_full", "rejected"), [("reject", 4), ("wait", 0)])
+def test_what_finds_no_room_in_a_model_fills_its_queue(world, way, on_full, rejected):
+    gate = Full(f"queue {on_full}", way)
+
+    def done(session, requests):
+        return session.comm.allreduce(sum(request.done() for request in requests))
+
+    def simulate(session):
+        service = session.service("noted")
+        first = gate.occupy(session, service)
+        requests = [service.submit(np.full(1, 2.0)) for _ in range(2)]
+        end = time.monotonic() + LIMIT
+        while done(session, requests) < rejected and session.comm.bcast(time.monotonic() < end):
+            time.sleep(0.001)
+        gate.check_they_wait(session, requests)
+        assert done(session, requests) == rejected
+        gate.open(session)
+        mine = outcomes(requests)
+        assert [session.comm.allreduce(n) for n in mine] == [6 - rejected, rejected]
+        assert first is None or first.result(timeout=LIMIT)[0] == 3
+
+    limits = {"max_batch_rows": 1, "max_queue_rows": 2, "on_full": on_full}
+    counters = gate.couple(world, simulate, **limits)
+    assert total(world, counters, INFERENCE, "rejected") == rejected
+    assert total(world, counters, INFERENCE, "errors") == rejected

@@ -2,106 +2,25 @@ import asyncio
 import logging
 import os
 import signal
-from types import SimpleNamespace
 
 import ml_dtypes
 import numpy as np
 import pytest
+from workers import Model, batch, worker_of
 
-from mpiserve import Backend, backends, failure
-from mpiserve.config import Config
-from mpiserve.config.partition import Assignment
-from mpiserve.errors import ClosedError, Code, Error
+from mpiserve import backends, failure
+from mpiserve.errors import Code
 from mpiserve.failure import interrupts
-from mpiserve.serving import loading, served_model
-
-FLOATS = {"dtype": "float32", "shape": [-1, 2]}
-
-
-class FakeLib:
-    """Plays the session handle of an inference rank: hands out batches, keeps the answers."""
-
-    def __init__(self, *batches):
-        self.batches = [
-            SimpleNamespace(
-                rows=len(batch[0]), requests=1, service=0, inputs=tuple(batch), outputs=()
-            )
-            if batch
-            else None
-            for batch in batches
-        ]
-        self.published = None
-        self.answers = []
-        self.echoed = 0
-
-    def publish(self, description):
-        self.published = description
-
-    def next_batch(self, timeout):
-        if not self.batches:
-            raise ClosedError(Code.ECLOSED, "all have left")
-        return self.batches.pop(0)
-
-    def reply(self, outputs):
-        self.answers.append([np.array(output) for output in outputs])
-
-    def fail_batch(self, code, text):
-        self.answers.append((code, text))
-
-    def queue_rows(self, service):
-        return 0
-
-    def waiting(self):
-        return 0, ""
-
-    def serve_echo(self, timeout):
-        self.echoed += 1
-        if self.echoed == 3:
-            raise ClosedError(Code.ECLOSED, "all have left")
-
-    def counters(self):
-        names = ("closed_by_rows", "closed_by_census", "closed_by_delay", "errors")
-        early = {"rejected": 2, "dropped": 0, "cancelled": 1}
-        return dict.fromkeys(names, 0) | {"requests": 6, "rows": 30, "batches": 2} | early
-
-
-class Model(Backend):
-    """Whatever a test puts here."""
-
-    function = staticmethod(lambda x: x)
-    loaded = None
-
-    def load(self):
-        if self.loaded:
-            raise self.loaded
-
-    def run(self, inputs):
-        return self.function(*inputs)
 
 
 @pytest.fixture
 def make(monkeypatch):
-    """A server for a function, and its session handle."""
+    """A worker of one model, which a function is, and its session handle."""
 
-    def build(function, *batches, names=("y",), load_error=None, **table):
-        monkeypatch.setattr(Model, "function", staticmethod(function))
-        monkeypatch.setattr(Model, "loaded", load_error)
-        table = {
-            "backend": f"{__name__}:Model",
-            "warmup": False,
-            "inputs": [{"name": "x", **FLOATS}],
-            "outputs": [{"name": name, **FLOATS} for name in names],
-        } | table
-        service = Config.from_dict({"service": {"s": table}}).services[0]
-        monkeypatch.setattr(loading.backends, "import_object", lambda *_: Model)
-        lib = FakeLib(*batches)
-        return served_model.Server(lib, Assignment((service,), 1, 0)), lib
+    def build(function, *batches, **table):
+        return worker_of(monkeypatch, function, *batches, **table)
 
     return build
-
-
-def batch(rows=3, value=1.0):
-    return [np.full((rows, 2), value, np.float32)]
 
 
 def raises(error):
@@ -230,7 +149,7 @@ def test_the_log_names_the_configured_model_until_it_is_loaded(make, caplog):
     caplog.set_level(logging.INFO, "mpiserve")
     this, _ = make(lambda x: x, load_error=GeneratorExit("no"), model="there:it")
     this.serve()
-    name = f"service s, replica 1 ({__name__}:Model there:it)"
+    name = f"service s, replica 1 ({Model.__module__}:Model there:it)"
     assert caplog.messages[:2] == [f"loading {name}", f"{name} cannot be served: GeneratorExit: no"]
 
 
@@ -254,7 +173,7 @@ def test_a_model_that_cannot_be_loaded_is_announced_and_the_rank_stays(make, cap
     assert this.failed
     assert lib.published["error_code"] == Code.EMODEL
     assert lib.published["error_text"] == "FileNotFoundError: no weights"
-    assert lib.batches == []
+    assert lib.comes == []
     assert "no weights" in caplog.text
 
 
@@ -262,49 +181,6 @@ def test_a_model_that_fails_while_it_warms_up_is_announced_as_failed(make):
     this, lib = make(lambda x: x.astype(float), warmup=True)
     this.serve()
     assert "expected float32 [1, 2], got float64 [1, 2]" in lib.published["error_text"]
-
-
-def test_a_step_without_a_batch_goes_on(make):
-    this, lib = make(lambda x: x, None, batch())
-    this.start()
-    assert this.step()
-    assert lib.answers == []
-    assert this.step()
-    assert len(lib.answers) == 1
-    assert not this.step()
-
-
-def test_the_watcher_sees_every_step(make):
-    seen = []
-    this, _ = make(lambda x: x, None, batch(), None)
-    this.serve(lambda: seen.append(1))
-    assert len(seen) == 3
-
-
-def test_echo_is_left_to_the_broker(make):
-    table = {"backend": "echo", "inputs": [{"name": "x", **FLOATS}]}
-    service = Config.from_dict({"service": {"e": table}}).services[0]
-    lib = FakeLib()
-    served_model.Server(lib, Assignment((service,), 0, 0)).serve()
-    assert lib.echoed == 3
-    assert lib.answers == []
-
-
-def test_the_end_is_one_line_of_what_was_done(make, caplog):
-    caplog.set_level(logging.INFO, "mpiserve")
-    this, _ = make(lambda x: x)
-    this.serve()
-    assert caplog.messages[-1].endswith(
-        "Model): 6 requests, 0 failed (2 rejected, 1 cancelled); 2 batches of 15.0 rows and 3.0 "
-        "requests on average, closed by rows 0, census 0, delay 0"
-    )
-
-
-def test_a_rank_without_a_service_announces_why_and_stays():
-    lib = FakeLib(None, None)
-    served_model.refuse(lib, "s", Error(Code.ECONFIG, "too few ranks"))
-    assert lib.published == {"name": "s", "error_code": -7, "error_text": "too few ranks"}
-    assert lib.batches == []
 
 
 def test_bfloat16_outputs_are_checked_by_their_dtype(make):
@@ -333,8 +209,7 @@ def test_a_model_that_fails_on_zeros_shows_where_and_says_what_to_do(make, caplo
 def test_rows_that_belong_together_are_said_once_and_published(make, caplog):
     caplog.set_level(logging.INFO, "mpiserve")
     for replica in 0, 1:
-        this, lib = make(lambda x: x - x.mean(0), warmup=True)
-        this.assignment = Assignment(this.assignment.services, replica, 0)
+        this, lib = make(lambda x: x - x.mean(0), warmup=True, replica=replica)
         this.serve()
         assert lib.published["rows"] == "together"
     said = [text for text in caplog.messages if 'rows = "together"' in text]
@@ -347,11 +222,11 @@ def test_a_version_of_another_kind_changes_how_requests_are_batched(make):
     told = []
     lib.set_rows = lambda *what: told.append(what)
     this.start()
-    this.enter()
     assert told == []
     Model.function = staticmethod(lambda x: x - x.mean(0))
-    this.put(this.load_again())
-    this.put(this.load_again())
+    (model,) = this.models
+    model.put(model.load_again(), model.current)
+    model.put(model.load_again(), model.current)
     assert told == [(0, "together")]
 
 
@@ -361,11 +236,11 @@ def test_a_model_that_writes_gets_copies_and_one_that_seldom_does_is_told_how(ma
         return x
 
     x = batch()
-    x[0].flags.writeable = False
+    x.inputs[0].flags.writeable = False
     this, lib = make(write, x, warmup=True)
     this.serve()
     assert (lib.answers[0][0] == 2).all()
-    assert (x[0] == 1).all()
+    assert (x.inputs[0] == 1).all()
     this, lib = make(lambda x: write(x) if x[0, 0] == 1 else x, x, warmup=True)
     this.serve()
     assert 'needs input_memory = "copy"' in lib.answers[0][1]
