@@ -102,7 +102,7 @@ printf '%s\\n' "${COMPREPLY[@]}"
 def test_both_names_of_the_program_print_the_version(command):
     done = subprocess.run([*command, "--version"], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, f"mpiserve {__version__}\n")
-    done = subprocess.run([*command, "chekc"], capture_output=True, text=True)
+    done = subprocess.run([*command, "no-such-command"], capture_output=True, text=True)
     name = "mpiserve" if command == [SCRIPT] else "python -m mpiserve"
     assert done.returncode == 2 and f"Usage: {name} [OPTIONS]" in done.stderr
 
@@ -111,7 +111,7 @@ def test_both_names_of_the_program_print_the_version(command):
 @pytest.mark.parametrize(
     ("words", "completed"),
     [
-        (["ser"], ["serve"]),
+        (["serv"], ["serve"]),
         (["check", "--l"], ["--load"]),
         (["run", "c"], ["cases/", "coupling.toml"]),
         (["run", "cases/"], ["cases/other.toml"]),
