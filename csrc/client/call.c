@@ -94,7 +94,7 @@ static int advance(msi_client *client, msi_endpoint *endpoint) {
   return code;
 }
 
-/* Is something to be sent that no reply will remind us of? */
+/* Is there something to send, even if no reply comes? */
 static int has_unsent(msi_client *client, const msi_endpoint *endpoint) {
   return endpoint->stale || msi_send_queue_of(client, endpoint)->first;
 }
@@ -154,7 +154,7 @@ static void keep_text(msi_message *message, int slot) {
 
 /* The service is suspended at that head: the request goes to the end of another send queue. */
 static void on_suspended(msi_client *client, msi_call *call) {
-  int code = msi_again(call);
+  int code = msi_reroute(call);
   if (!code) {
     call->state = CALL_QUEUED;
     msi_send_queue_push(client, &call->message);
@@ -236,9 +236,9 @@ int msi_call_wait_for(msi_client *client, msi_endpoint *endpoint, const int *don
   return code;
 }
 
-/* ---- what callers do ------------------------------------------------------------ */
+/* ---- submit, wait, cancel -------------------------------------------------------- */
 
-static void load(msi_call *call, int64_t rows, void *const *inputs, void *const *outputs) {
+static void fill_payload(msi_call *call, int64_t rows, void *const *inputs, void *const *outputs) {
   msi_payload *payload = &call->payload;
   payload->rows = rows;
   memcpy(payload->inputs, inputs, (size_t)call->message.endpoint->layout.inputs.n * sizeof *inputs);
@@ -247,13 +247,13 @@ static void load(msi_call *call, int64_t rows, void *const *inputs, void *const 
   msi_lease_locate(call->message.endpoint, payload);
 }
 
-static void want(msi_call *call, const mpiserve_options *options) {
+static void set_options(msi_call *call, const mpiserve_options *options) {
   call->payload.priority = (int8_t)(options ? options->priority : 0);
   if (!options || options->deadline == 0 || options->deadline > 9e8) return;
   call->payload.deadline_ns = msi_deadline(options->deadline);
 }
 
-/* A call that has not been sent ends here. */
+/* Ends a request that has not been sent. */
 static void withdraw(msi_client *client, msi_call *call) {
   msi_send_queue_remove(client, &call->message);
   if (call->load) msi_balance_ended(call->load, call->payload.rows);
@@ -262,7 +262,7 @@ static void withdraw(msi_client *client, msi_call *call) {
   msi_calls_give(client, call);
 }
 
-/* The caller gets no request, so that nobody may touch its tensors any more. */
+/* The caller gets no request, so its tensors must not be touched any more. */
 static void give_up(msi_client *client, msi_call *call) {
   if (call->state == CALL_QUEUED)
     withdraw(client, call);
@@ -272,7 +272,7 @@ static void give_up(msi_client *client, msi_call *call) {
     call->message.abandoned = 1;
 }
 
-/* Memory that is used in place belongs to home. */
+/* Memory that is used in place belongs to the home replica. */
 static int bound_to_home(const mpiserve_service *service, int64_t rows, void *const *inputs,
                          void *const *outputs) {
   msi_location location;
@@ -331,8 +331,8 @@ int msi_call_submit(mpiserve_service *service, int64_t rows, void *const *inputs
     msi_calls_give(client, call);
     return code;
   }
-  load(call, rows, inputs, outputs);
-  want(call, options);
+  fill_payload(call, rows, inputs, outputs);
+  set_options(call, options);
   call->state = CALL_QUEUED;
   msi_send_queue_push(client, &call->message);
   code = advance(client, call->message.endpoint);
@@ -359,14 +359,14 @@ static int overdue(const msi_call *call) {
                    call->message.endpoint->path.head);
 }
 
-/* Nobody wakes us there any more: naps it is. */
-static const msi_wait_address *get_up(msi_wait *wait, const msi_wait_address *address) {
+/* No head wakes this wait at the old address any more: it naps from now on. */
+static const msi_wait_address *leave_address(msi_wait *wait, const msi_wait_address *address) {
   if (address) msi_wait_end(wait, address);
   wait->armed = 0;
   return NULL;
 }
 
-/* A client that tests one request for long has others too: rows to give back, what to send. */
+/* While a client tests one request for long, its other endpoints must make progress too. */
 static int not_ended(msi_client *client) {
   int code = ++client->tests % TESTS_PER_LOOK ? MPISERVE_OK : msi_call_progress_all(client);
   return code ? code : msi_error(MPISERVE_ETIMEOUT, "the request has not ended yet");
@@ -382,7 +382,7 @@ static int wait_until_done(msi_client *client, msi_call *call, double timeout, m
     int paused = timeout == 0 || msi_wait_pause(wait, &client->backoff, address);
     if (!paused) continue;
     if (call->message.endpoint != endpoint)
-      address = get_up(wait, address); /* it was sent to another replica */
+      address = leave_address(wait, address); /* it was sent to another replica */
     code = overdue(call);
     if (code) return code;
     if (timeout == 0) return not_ended(client);
@@ -401,13 +401,14 @@ int msi_call_wait(msi_client *client, mpiserve_request *request, double timeout,
   if (!call) return msi_error(MPISERVE_ESTATE, "no such request: it has ended, or never was");
   msi_wait wait = {0};
   msi_wait_address address;
-  int addressed = call->state == CALL_IN_FLIGHT &&
-                  msi_endpoint_wait_address(call->message.endpoint, call->sequence, &address);
-  int code = wait_until_done(client, call, timeout, &wait, addressed ? &address : NULL);
+  int has_address = call->state == CALL_IN_FLIGHT &&
+                    msi_endpoint_wait_address(call->message.endpoint, call->sequence, &address);
+  int code = wait_until_done(client, call, timeout, &wait, has_address ? &address : NULL);
   msi_wait_end(&wait, &address);
   if (!code) return report(client, call, request, stats);
   if (code == MPISERVE_EDEADLINE) {
-    if (stats) stats->rows = call->payload.rows; /* it has ended, with nothing more to tell */
+    if (stats)
+      stats->rows = call->payload.rows; /* the only statistics of a request that ends here */
     msi_call_cancel(client, request);
   }
   return code;

@@ -15,9 +15,9 @@ static void aim(mpiserve_service *service, msi_call *call, int chosen) {
   msi_balance_sent(&service->balance, chosen, call->payload.rows);
 }
 
-/* The caller's tensors are as they were, wherever they lie: if that is a buffer of the head
- * that rests, they are copied to the other one, and results are copied back. */
-int msi_again(msi_call *call) {
+/* The caller's tensors have not changed, wherever they are: if that is a buffer of the first head,
+ * they are copied to the other one, and results are copied back. */
+int msi_reroute(msi_call *call) {
   if (call->message.abandoned) return MPISERVE_ECANCELLED;
   if (!call->load) {
     snprintf(call->message.text, sizeof call->message.text,

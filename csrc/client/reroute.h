@@ -1,10 +1,11 @@
-/* again: a request that a head has turned away, because the service rests there. */
-#ifndef MSI_AGAIN_H
-#define MSI_AGAIN_H
+/* reroute: sends a request to another replica after its service was suspended at the first one. */
+#ifndef MSI_REROUTE_H
+#define MSI_REROUTE_H
 
 #include "client/calls.h"
 
-/* Aims it at another replica, whose line it then is to join; or the code that it ends with. */
-int msi_again(msi_call *call);
+/* Chooses another replica, whose send queue the request must then join; or returns the code that
+ * the request ends with. */
+int msi_reroute(msi_call *call);
 
 #endif

@@ -1,5 +1,5 @@
 /* A head of two services and its clients as threads of one process, for the thread sanitizer: who
- * may see what before what, in slots, leases, early answers, orders to change a model, rest and
+ * may see what before what, in slots, leases, early answers, changes of a model, suspending and
  * sleep. */
 #include <pthread.h>
 
@@ -21,7 +21,7 @@ static void wait_reply(msi_endpoint *endpoint) {
   msi_wait_end(&wait, &address);
 }
 
-/* 1: the service rests there. */
+/* 1: the service is suspended there. */
 static int take_reply(msi_endpoint *endpoint, const msi_payload *payload) {
   wait_reply(endpoint);
   int slot = msi_endpoint_reply(endpoint), code = endpoint->path.slots[slot].reply.code;
@@ -78,7 +78,7 @@ static void *client(void *argument) {
 }
 
 /* For a few looks; it is the only replica, so clients ask it again. */
-static void rest(msi_serving *serving, int service) {
+static void suspend(msi_serving *serving, int service) {
   wrong |= msi_serving_suspend(serving, service, 1) != 0;
   for (int i = 0; i < 20; i++) wrong |= msi_serving_poll(serving) != 0;
   wrong |= msi_serving_suspend(serving, service, 0) != 0;
@@ -90,9 +90,9 @@ static void *head(void *argument) {
   int code;
   while ((code = msi_serving_next(serving, 60, &batch)) != MPISERVE_ECLOSED) {
     if (code == MPISERVE_ECHANGE) {
-      mpiserve_change_request order;
-      wrong |= msi_serving_change_get(serving, &order) || strcmp(order.version, "version");
-      wrong |= msi_serving_change_reply(serving, order.service, MPISERVE_OK, NULL) != 0;
+      mpiserve_change_request change;
+      wrong |= msi_serving_change_get(serving, &change) || strcmp(change.version, "version");
+      wrong |= msi_serving_change_reply(serving, change.service, MPISERVE_OK, NULL) != 0;
       continue;
     }
     msi_broker *broker = &serving->brokers[batch.service];
@@ -104,7 +104,7 @@ static void *head(void *argument) {
         wrong |= msi_reply_rows(broker, i + 1, (const void *const *)batch.outputs) != 0;
     }
     wrong |= code != 0 || msi_reply_all(broker, (const void *const *)batch.outputs) != 0;
-    if (broker->counters.batches % 10 == 0) rest(serving, batch.service);
+    if (broker->counters.batches % 10 == 0) suspend(serving, batch.service);
   }
   return NULL;
 }

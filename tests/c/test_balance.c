@@ -140,13 +140,13 @@ static void test_clients_try_others_at_different_times(void) {
   for (int step = 0; step < 9; step++) CHECK(tries[step] <= 2);
 }
 
-static void answer_that_it_rests(int i) {
+static void answer_suspended(int i) {
   msi_balance_ended(&loads[i], 1);
   loads[i].suspended = 1;
 }
 
-/* A home that rests is left, tried now and then, and gone back to when it serves. */
-static void test_what_rests_is_tried_now_and_then(void) {
+/* The client leaves a suspended home, tries it now and then, and returns when it serves. */
+static void test_a_suspended_replica_is_tried_now_and_then(void) {
   for (int sticky = 0; sticky < 2; sticky++) {
     int asked[3] = {0};
     msi_balance_init(&balance, loads, 3, 0, sticky, 0);
@@ -157,7 +157,7 @@ static void test_what_rests_is_tried_now_and_then(void) {
         answer(1, 100, 0);
         continue;
       }
-      answer_that_it_rests(chosen);
+      answer_suspended(chosen);
       int other = msi_balance_another(&balance, chosen, 1);
       CHECK(other != chosen);
     }
@@ -179,7 +179,7 @@ static void test_all_that_rest_are_asked_in_turn(void) {
   int asked[3] = {0};
   start(3, 0);
   for (int i = 0, at = ask(); i < 300; i++) {
-    answer_that_it_rests(at);
+    answer_suspended(at);
     int next = msi_balance_another(&balance, at, 1);
     CHECK(next != at);
     msi_balance_sent(&balance, next, 1);
@@ -190,7 +190,7 @@ static void test_all_that_rest_are_asked_in_turn(void) {
 }
 
 int main(void) {
-  test_what_rests_is_tried_now_and_then();
+  test_a_suspended_replica_is_tried_now_and_then();
   test_all_that_rest_are_asked_in_turn();
   test_equals_stay_at_home();
   test_a_slow_home_is_left_and_tried_at_times();
