@@ -2,6 +2,7 @@
 #ifndef MSI_SESSION_H
 #define MSI_SESSION_H
 
+#include "base/handles.h"
 #include "client/client.h"
 #include "head/serving.h"
 
@@ -23,17 +24,17 @@ extern mpiserve_session msi_sessions[MPISERVE_MAX_SESSIONS];
 /* A call that changes a session has it to itself until it returns: a second thread would corrupt
  * it, so that it gets an error. Declare one before msi_enter(); it leaves at the end of its block.
  * An attribute of GCC, Clang and the compilers that follow them. */
-#define MSI_TURN __attribute__((cleanup(msi_leave))) mpiserve_session *
-void msi_leave(mpiserve_session *const *turn);
+#define MSI_TURN __attribute__((cleanup(msi_leave))) msi_handle *
+void msi_leave(msi_handle *const *turn);
 
-/* With no other thread in the session, which is open, *turn becomes it. */
-int msi_take_turn(mpiserve_session *session, mpiserve_session **turn);
+/* With no other thread in the session, which is open, *turn becomes its handle. */
+int msi_take_turn(mpiserve_session *session, msi_handle **turn);
 
 /* The same, if it is open, on a rank of this role; on an inference rank that has published; if
  * the session of a service is open. */
-int msi_enter(mpiserve_session *session, int role, mpiserve_session **turn);
-int msi_enter_serving(mpiserve_session *session, mpiserve_session **turn);
-int msi_enter_service(const mpiserve_service *service, mpiserve_session **turn);
+int msi_enter(mpiserve_session *session, int role, msi_handle **turn);
+int msi_enter_serving(mpiserve_session *session, msi_handle **turn);
+int msi_enter_service(const mpiserve_service *service, msi_handle **turn);
 
 /* For what never changes: is it open, on a rank of this role? Any thread may ask. */
 int msi_check_session(const mpiserve_session *session);
