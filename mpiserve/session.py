@@ -1,4 +1,4 @@
-"""One rank's membership of a coupled world."""
+"""Open a session, which is one rank's membership of a coupled world."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ atexit.register(core.keep_mpi)
 
 
 class Session:
-    """What `mpiserve.open` returns: a role, the ranks that share it, and the services.
+    """The result of `mpiserve.open`: a role, the ranks that share it, and the services.
 
-    A context manager. When its body ends with an exception on a simulation rank,
-    the other ranks learn of it, and the world closes without a hang.
+    A context manager. When its body ends with an exception on a simulation rank, the other
+    ranks are informed, and the world closes without a hang.
 
-    Threads may use it at the same time. A forked child may not: all calls are errors there,
-    and its end is no event of the session.
+    Threads may use a session at the same time. A forked child may not: all calls raise an error
+    there, and the end of the child does not affect the session.
 
     Attributes:
         role: "simulation" or "inference".
         comm: The ranks of this role, in the order of the world.
-        stuck: Whether something of this rank may wait for ever, after it has served: it worked
-            together with others, one of which fell out of step.
+        stuck: Whether a thread of this rank may wait for ever after `serve`, because another
+            rank of its replica did not take part.
     """
 
     def __init__(self, lib: core.Session, config: Config | None = None) -> None:
@@ -71,7 +71,7 @@ class Session:
             self.close()
             return
         if not isinstance(error, SystemExit):
-            # Said now, because the other ranks may be stuck, and the job be aborted.
+            # Log it now: the other ranks may be stuck, and the job may be aborted.
             _Process.on_error(error)
         self.abandon(error)
 
@@ -84,7 +84,7 @@ class Session:
         """Find a service; on simulation ranks.
 
         Raises:
-            NotFoundError: If there is none of this name.
+            NotFoundError: If there is no service of this name.
             ModelError: If none of its replicas could load its model.
         """
         return self._lib.service(name)
@@ -92,30 +92,30 @@ class Session:
     def reload(self, name: str, version: str = "", timeout: float | None = None) -> None:
         """Load another version of a service's model while the simulation goes on.
 
-        Called by one simulation rank; not collective. Replicas answer with the version that
-        they have until all have loaded the new one. What any rank submits after this has
-        returned is answered by the new one.
+        Call it on one simulation rank; it is not collective. Replicas answer with the old
+        version until all have loaded the new one. The new version answers every request that
+        any rank submits after this has returned.
 
         Args:
-            name: Of the service.
-            version: A name, which the service's `model` or `options` give a meaning. If not
-                given, the version that is there is read again.
-            timeout: In seconds; None waits without end. After RequestTimeout nothing has
-                changed, or replicas change when what they have begun has ended.
+            name: The name of the service.
+            version: The name of the version, which `model` or `options` of the service use. By
+                default the current version is read again.
+            timeout: In seconds; None waits for ever. After RequestTimeout either nothing has
+                changed, or the replicas change when the work that they have begun has ended.
 
         Raises:
-            ModelError: If a replica could not load it, with the reason. The version before
-                goes on everywhere; with `reload = "in-place"` at this replica alone.
-            ConfigError: If the version has no meaning for the service.
+            ModelError: If a replica could not load the version, with the reason. All replicas
+                go on with the old version; with `reload = "in-place"` only this replica does.
+            ConfigError: If neither `model` nor `options` of the service use a version.
             NotFoundError: If there is no such service.
-            Error: With code ESTATE, if another rank is reloading it.
+            Error: With code ESTATE, if another rank reloads the service.
         """
         self._lib.reload(name, version, timeout)
 
     def unload(self, name: str, timeout: float | None = None) -> None:
-        """Free the memory of a service's model, at all replicas; on simulation ranks.
+        """Free the memory of a service's model in all replicas; on simulation ranks.
 
-        Requests, also those that wait, are ModelErrors from then on, until a `reload`.
+        Until a `reload`, requests fail with ModelError, including those that wait already.
         """
         self._lib.unload(name, timeout)
 
@@ -135,14 +135,15 @@ class Session:
             PeerError: When the clients have left, if another rank of this replica is gone:
                 close would wait for it for ever.
         """
-        # server and session are of one layer; this is the only way between them.
+        # Simulation ranks do not need what serving imports.
         from mpiserve.serving.adaptive_pool import AdaptivePool
         from mpiserve.serving.served_model import Server, refuse
         from mpiserve.serving.worker import Pool
 
         self._served = True
         if self._config is None:
-            raise Error(Code.ESTATE, "an inference rank is opened with a configuration")
+            text = "serve needs a configuration: open(config=...) on the inference ranks"
+            raise Error(Code.ESTATE, text)
         try:
             assignment = assign(self._config, self.comm.size)[self.comm.rank]
         except ConfigError as error:
@@ -160,7 +161,7 @@ class Session:
             with interrupts():
                 server.serve(watch)
         except BaseException as error:
-            if core.is_forked():  # by a model, and came out of it: the rank itself goes on
+            if core.is_forked():  # a child that a model forked; the rank itself goes on
                 end_child(error)
             raise
         self.stuck = server.broken
@@ -169,11 +170,11 @@ class Session:
         return not server.failed
 
     def fail(self, error: BaseException | str) -> None:
-        """Tell the other ranks that this simulation rank ended with an error."""
+        """Report to the other ranks that this simulation rank ended with an error."""
         self._lib.fail(error if isinstance(error, str) else located(error))
 
     def abandon(self, error: BaseException | str) -> None:
-        """Tell the other ranks of an error and leave. Nothing that fails here hides it."""
+        """Report an error to the other ranks and leave. Further errors are only logged."""
         if core.is_forked():
             return
         try:
@@ -184,10 +185,11 @@ class Session:
             logger.warning("closing the session after an error: %s", second)
 
     def peer_error(self) -> tuple[int, int, str]:
-        """Ask whether a simulation rank ended with an error; on inference ranks.
+        """Return whether a simulation rank ended with an error; on inference ranks.
 
         Returns:
-            Its world rank or -1, the simulation ranks that have not left, its text.
+            The world rank of the failed one or -1, the number of simulation ranks that have not
+            left, and the text of the error.
         """
         return self._lib.peer_error()
 
@@ -214,7 +216,7 @@ class Session:
         }
 
     def close(self) -> None:
-        """Leave. Collective over the world; a second call does nothing."""
+        """Leave the session. Collective over the world; a second call does nothing."""
         if self._closed:
             return
         self._closed = True
@@ -231,7 +233,7 @@ class Session:
         refuse(self._lib, name, Error(Code.EMODEL, text))
 
     def _at_exit(self) -> None:
-        """A program that forgot to close, or died: the other ranks wait for it."""
+        """Leave the session of a program that did not close it: the other ranks wait for it."""
         if not core.is_forked() and not MPI.Is_finalized():
             error = getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
             self.abandon(error) if error else self.close()
@@ -243,7 +245,7 @@ class Session:
         return self.comm.Split(color, assignment.tp_index)
 
     def _pool_comm(self, assignment: Assignment) -> list[MPI.Comm]:
-        """The ranks of an adaptive pool. Collective, where there is any."""
+        """Return the ranks of this rank's adaptive pool, if any. Collective if there is one."""
         config = self._config
         if config is None or not any(pool.loaded for pool in config.pool.values()):
             return []
@@ -265,7 +267,7 @@ def _log_error(error: BaseException) -> None:
 
 
 class _Process:
-    """What a launcher has to know, and to change, of this process."""
+    """The state of this process that `run` needs."""
 
     attempted = False
     session: Session | None = None
@@ -275,28 +277,28 @@ class _Process:
 
 
 def latest() -> Session | None:
-    """The session that this process opened last, if it could."""
+    """Return the session that this process opened last, or None."""
     return _Process.session
 
 
 def attempted() -> bool:
-    """Whether this process tried to open a session."""
+    """Return whether this process tried to open a session."""
     return _Process.attempted
 
 
 def is_forked() -> bool:
-    """Whether this process was forked from a rank, and is none itself."""
+    """Return whether this process was forked from a rank."""
     return core.is_forked()
 
 
 def launched_by_run(show: Callable[[BaseException], None]) -> None:
-    """Tell that `run` started this program, and how it shows exceptions that end a session."""
+    """Note that `run` started this program, and how to show exceptions that end a session."""
     _Process.under_run = True
     _Process.on_error = staticmethod(show)
 
 
 def prepare() -> Session:
-    """Open the session that the script's `open` is to give. Collective over the world."""
+    """Open the session that the script's `open` will return. Collective over the world."""
     _Process.prepared = join(MPI.COMM_WORLD, SIMULATION)
     return _Process.prepared
 
@@ -305,18 +307,18 @@ def open(comm: MPI.Comm | None = None, config: Config | str | Path | None = None
     """Join the session of a world. Collective over the world.
 
     Args:
-        comm: The world; MPI_COMM_WORLD if not given.
-        config: The configuration, or its file, if this program is to hold inference
-            ranks too: its partition says which. Read on rank 0 alone. Without one,
-            this is a simulation rank.
+        comm: The world; by default MPI_COMM_WORLD.
+        config: The configuration, or its file, if this program has inference ranks too: its
+            partition chooses them. Only rank 0 reads the file. Without a configuration this
+            is a simulation rank.
 
     Returns:
-        On simulation ranks, when every service is ready or has failed. On inference
-        ranks at once: they must call `serve`.
+        The session: on simulation ranks when every service is ready or has failed, on inference
+        ranks at once. Inference ranks must call `serve`.
 
     Raises:
         ConfigError: On every rank, if the configuration is wrong on any.
-        Error: With code EVERSION or ETHREAD, if the ranks do not fit together.
+        Error: With code EVERSION or ETHREAD, if versions or thread levels of the ranks differ.
     """
     comm = MPI.COMM_WORLD if comm is None else comm
     if _Process.under_run:
@@ -344,7 +346,7 @@ def agree(comm: MPI.Comm, config: Config | str | Path) -> tuple[Config, str]:
 
 
 def join(comm: MPI.Comm, role: str, config: Config | None = None) -> Session:
-    """Join with a role that is known. Collective."""
+    """Join the session with a given role. Collective."""
     _Process.attempted = True
     check_world(comm)
     with notices.opening(comm.size) if role == INFERENCE else nullcontext():
@@ -355,23 +357,23 @@ def join(comm: MPI.Comm, role: str, config: Config | None = None) -> Session:
 
 
 def refuse(comm: MPI.Comm, error: Error) -> bool:
-    """Take part in every rank's open with an error. Collective, on an inference rank.
+    """Make `open` fail on every rank with an error. Collective, on an inference rank.
 
     Returns:
-        Whether this is the first of the ranks that failed: the one to print it.
+        Whether this is the first of the ranks that failed, which must print the error.
     """
     _Process.attempted = True
     check_world(comm)
     try:
         core.Session.open_failed(comm, INFERENCE, int(error.code), error.text)
     except Error as raised:
-        # The others get the first one's text behind its rank.
+        # On the others the text begins with the rank of the first one.
         return error.text.startswith(raised.text)
     return False
 
 
 def check_world(comm: MPI.Comm) -> None:
-    """Refuse a world that is not the one that was launched.
+    """Refuse a world of one rank if the launcher started several.
 
     Raises:
         Error: With code EVERSION, naming the launcher's variable and the library.
@@ -382,9 +384,10 @@ def check_world(comm: MPI.Comm) -> None:
 
 
 def _check_under_run(comm: MPI.Comm, config: object) -> None:
-    """Refuse what would wait for ever: the inference ranks joined one session of the world."""
+    """Refuse calls that would hang, since the inference ranks join one session of the world."""
     if config is not None:
-        raise ArgumentError(Code.EARG, "under `run` the configuration is the one that it was given")
+        text = "under `run` open takes no configuration: `run` has read it"
+        raise ArgumentError(Code.EARG, text)
     if MPI.Comm.Compare(comm, MPI.COMM_WORLD) > MPI.CONGRUENT:
         raise ArgumentError(Code.EARG, "under `run` the world of a session is MPI_COMM_WORLD")
     if _Process.attempted and not _Process.prepared:
@@ -392,7 +395,7 @@ def _check_under_run(comm: MPI.Comm, config: object) -> None:
 
 
 def read(config: Config | str | Path) -> Config | Error:
-    """Read a configuration, or give what is wrong: no rank may leave the others waiting."""
+    """Read a configuration; return an error instead of raising it, as other ranks wait."""
     try:
         return config if isinstance(config, Config) else Config.load(config)
     except Error as error:
@@ -402,7 +405,7 @@ def read(config: Config | str | Path) -> Config | Error:
 
 
 def _nodes(comm: MPI.Comm, config: Config) -> list[int] | None:
-    """The node of each rank, as its lowest rank; only where the placement asks."""
+    """Return the lowest rank of each rank's node, if the placement needs nodes."""
     if not by_node(config):
         return None
     node = comm.Split_type(MPI.COMM_TYPE_SHARED)

@@ -1,4 +1,4 @@
-"""What is printed for people: colours and bars on a terminal of theirs, plain lines elsewhere."""
+"""Print tables and progress: colours and bars on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import Console
 
-WIDTH = 120  # of tables where nothing says how wide a line may be
+WIDTH = 120  # columns of tables, if the width is unknown
 HEIGHT = 50
-# Launchers give their ranks a terminal, whatever they themselves write to.
+# Launchers give their ranks a pseudo-terminal even if their own output is a file.
 LAUNCHED = (
     "OMPI_COMM_WORLD_SIZE",
     "PMI_SIZE",
@@ -27,23 +27,23 @@ LAUNCHED = (
     "JSM_NAMESPACE_RANK",
 )
 BATCH = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "FLUX_JOB_ID", "COBALT_JOBID", "JOB_ID")
-# Bars of libraries, of several ranks at a time, in a log.
+# Progress bars of libraries would fill a log, from several ranks at a time.
 SILENT = {"TQDM_DISABLE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 
-EVERY = 10.0  # seconds without a line of progress, at most
-LEAST = 1.0  # seconds between two lines
-PARTS = 10  # of a stage, a line each
+EVERY = 10.0  # the most seconds between two lines of progress
+LEAST = 1.0  # the fewest seconds between two lines
+PARTS = 10  # lines for each stage
 
 
 def live(environ: Mapping[str, str] = os.environ, *, stream: Any = None) -> bool:
-    """Tell whether somebody looks at a terminal, so that colours and bars are of use.
+    """Return whether output goes to a person's terminal, so that colours and bars are useful.
 
-    Not with NO_COLOR or TERM=dumb, in CI, in jobs of batch systems, or under a launcher of MPI;
-    in these three with FORCE_COLOR.
+    False with NO_COLOR or TERM=dumb. FORCE_COLOR makes it True in CI, in jobs of batch systems
+    and under an MPI launcher, where it is False otherwise.
 
     Args:
         environ: The environment.
-        stream: What is written to; stdout, if not given.
+        stream: The output stream; by default stdout.
     """
     if environ.get("NO_COLOR") or environ.get("TERM") in ("dumb", "unknown"):
         return False
@@ -56,23 +56,23 @@ def live(environ: Mapping[str, str] = os.environ, *, stream: Any = None) -> bool
     stream = sys.stdout if stream is None else stream
     try:
         return bool(stream.isatty())
-    except (AttributeError, ValueError):  # no stream, or a closed one
+    except (AttributeError, ValueError):  # there is no stream, or it is closed
         return False
 
 
 def console(*, stderr: bool = False, quiet: bool = False, width: int | None = None) -> Console:
-    """Make the console of rich that everything is printed by.
+    """Make the rich console for all output.
 
     Args:
         stderr: Write to stderr, not to stdout.
         quiet: Print nothing.
-        width: Of a line, at least where it is not a terminal's.
+        width: The width of a line; by default that of the terminal.
     """
     from rich.console import Console
 
     stream: Any = sys.stderr if stderr else sys.stdout
     if hasattr(stream, "reconfigure"):
-        stream.reconfigure(errors="backslashreplace")  # a name may have what the locale has not
+        stream.reconfigure(errors="backslashreplace")  # the locale may lack characters of a name
     shown = live(stream=stream)
     if not shown and width is None:
         columns = os.environ.get("COLUMNS", "")
@@ -81,21 +81,22 @@ def console(*, stderr: bool = False, quiet: bool = False, width: int | None = No
         stderr=stderr,
         quiet=quiet,
         width=width,
-        height=None if shown else HEIGHT,  # else rich takes 80 columns with TERM=dumb
+        height=None if shown else HEIGHT,  # without a height, rich uses 80 columns with TERM=dumb
         force_terminal=shown,
         force_interactive=shown,
         color_system="auto" if shown else None,
         no_color=not shown,
-        # What is printed are names and texts of the user's.
+        # Names and texts of the user's may look like markup.
         markup=False,
         emoji=False,
     )
 
 
 class Pace:
-    """Says which steps of a long stage deserve a line: the last, and some on the way.
+    """Decides which steps of a long stage get a line of output.
 
-    A tenth of the steps is worth one, but not two within a second; so are 10 seconds.
+    These are the last step, and steps after each tenth of the stage or after 10 seconds, but at
+    most one a second.
     """
 
     def __init__(self, steps: int, clock: Callable[[], float] = time.monotonic) -> None:
@@ -104,7 +105,7 @@ class Pace:
         self._last, self._part = clock(), 0
 
     def due(self, done: int) -> bool:
-        """Tell whether a line is due after so many steps."""
+        """Return whether a line is due after `done` steps."""
         now, part = self._clock(), done * PARTS // self._steps
         passed = now - self._last
         if done < self._steps and passed < EVERY and (part == self._part or passed < LEAST):
@@ -114,12 +115,12 @@ class Pace:
 
 
 class Progress:
-    """How far a program is: bars on a terminal, a line now and then elsewhere.
+    """Shows the progress of a program: bars on a terminal, lines elsewhere.
 
     A context manager.
 
     Args:
-        shown: Whether this process shows it; on one rank it does.
+        shown: Whether this process shows progress; only one rank should.
     """
 
     def __init__(self, *, shown: bool = True) -> None:
@@ -145,7 +146,7 @@ class Progress:
             self._task = self._bars.add_task(text, total=steps)
 
     def step(self) -> None:
-        """One step more of the newest stage is done."""
+        """Count one more step of the current stage."""
         self._done += 1
         if self._bars:
             self._bars.advance(self._task)
@@ -163,6 +164,6 @@ def _bars(where: Console) -> Any:
 
 
 def silence_libraries() -> None:
-    """Let libraries that are imported from now on draw no bars; what is set already stays."""
+    """Disable progress bars of libraries that are imported later, unless the user has set them."""
     for name, value in SILENT.items():
         os.environ.setdefault(name, value)

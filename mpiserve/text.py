@@ -1,4 +1,4 @@
-"""Text in tensors: a row of uint8 for each, which is its UTF-8 filled up with zeros."""
+"""Convert texts to tensors of uint8 and back: each row is UTF-8, padded with zeros."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from mpiserve.errors import ArgumentError, Code
 
 
 def encode_text(texts: Iterable[str], width: int) -> np.ndarray:
-    """Put texts into a tensor, for services with an input `text`.
+    """Encode texts as a tensor, for services with an input `text`.
 
     Args:
-        texts: One for each row.
-        width: Bytes of a row, as in the signature.
+        texts: A text for each row.
+        width: The bytes of a row, as in the signature.
 
     Returns:
         A uint8 array [rows, width].
 
     Raises:
-        ArgumentError: If a text is longer, or has a zero byte.
+        ArgumentError: If a text is longer than `width`, or has a zero byte.
     """
     rows = [text.encode() for text in texts]
     for number, row in enumerate(rows):
@@ -34,13 +34,13 @@ def encode_text(texts: Iterable[str], width: int) -> np.ndarray:
 
 
 def decode_text(rows: np.ndarray) -> list[str]:
-    """Get texts out of a tensor.
+    """Decode texts from a tensor.
 
     Args:
         rows: A uint8 array [rows, width].
 
     Returns:
-        What is before the first zero of each row; bytes that are no UTF-8 become U+FFFD.
+        The text before the first zero of each row; invalid UTF-8 becomes U+FFFD.
     """
     lines = (row.tobytes() for row in np.ascontiguousarray(rows, np.uint8))
     return [line.split(b"\0", 1)[0].decode(errors="replace") for line in lines]

@@ -331,7 +331,7 @@ def _generated(steps: Any, tokens: Any, lengths: Any) -> list[list[int]]:
 
 
 def table(folder: Path) -> list[str]:
-    """Return the rows of the table in docs/language-models.md, a line for each kind."""
+    """Return the rows of the table in docs/guide/language-models.md, a line for each kind."""
     rows = []
     for name in names():
         try:

@@ -1,4 +1,4 @@
-/* slot: what lies where in a head's window. docs/protocol.md says the same in
+/* slot: what lies where in a head's window. docs/internals/protocol.md says the same in
  * words; both sides compute it from the published description. No MPI calls.
  *
  *   [header] [doorbells: one byte per lane] [lanes: slots of each lane] [input slabs] [output

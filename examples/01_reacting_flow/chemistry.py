@@ -65,7 +65,7 @@ class Chemistry(nn.Module):
 
 
 def build(weights: Path = WEIGHTS) -> nn.Module:
-    """Return the trained network; this is what `coupling.toml` names as the model."""
+    """Return the trained network; `coupling.toml` names this function as the model."""
     module = Chemistry()
     with safe_open(weights, framework="pt") as file:
         if file.metadata() != kinetics.constants():

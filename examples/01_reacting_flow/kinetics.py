@@ -29,7 +29,7 @@ _RATE = DAMKOEHLER / FUEL_STOICHIOMETRIC / OXIDIZER_PER_FUEL
 
 
 def constants() -> dict[str, str]:
-    """Return what a trained network depends on, as text for the header of the weights file."""
+    """Return the constants of the training, as text for the header of the weights file."""
     return {
         "oxidizer_per_fuel": repr(OXIDIZER_PER_FUEL),
         "heat_release": repr(HEAT_RELEASE),

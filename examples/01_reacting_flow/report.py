@@ -1,4 +1,4 @@
-"""What the example shows of itself: progress, picture, fields, result and a table."""
+"""Write the results of the example: a picture, fields, numbers and a table."""
 
 import json
 
@@ -88,7 +88,7 @@ def draw_temperature(figure, axes, result, temperature, text):
 
 
 def draw_earlier_fronts(axes, result, earlier):
-    """Draw where the front was before, dotted at first, then ever more solid."""
+    """Draw earlier positions of the front, from dotted to solid."""
     x, y = centers(result)
     for temperature, style in zip(earlier, (":", "-.", "--", (0, (8, 2))), strict=True):
         axes.contour(x, y, temperature, levels=[FRONT], colors="deepskyblue", linestyles=[style])

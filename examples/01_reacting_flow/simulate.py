@@ -1,4 +1,4 @@
-"""A wrinkled flame: MPI transport in numpy, chemistry asked of a DeepSpeed inference rank.
+"""A wrinkled flame: MPI transport in numpy, chemistry from a DeepSpeed inference rank.
 
 mpiexec -n 4 python -m mpiserve run coupling.toml simulate.py
 """
@@ -10,7 +10,7 @@ from pathlib import Path
 import mpiserve
 
 # isort: split
-# After mpiserve: mpi4py.MPI by itself asks for a thread level that MPICH worlds may not mix.
+# After mpiserve: mpi4py.MPI requests a thread level by default that MPICH worlds may not mix.
 import kinetics
 import numpy as np
 import report
@@ -65,7 +65,7 @@ def largest(comm, value):
 
 
 class Bounds:
-    """Smallest and largest temperature and mass fractions that a run has met."""
+    """The smallest and largest temperature and mass fractions of a run."""
 
     def __init__(self):
         self._low, self._high = np.full(3, np.inf), np.full(3, -np.inf)
@@ -128,7 +128,7 @@ def run_reference(grid, transport, history, bar):
 
 
 def broker_figures(session, service):
-    """Return engine, transport, batching over all requests, and the count of RMA targets."""
+    """Return engine, transport, batch sizes of all requests, and the count of RMA targets."""
     totals = service.totals()
     mine = [totals["requests"], totals["rows"], totals["batch_rows"]]
     sums = np.array([*mine, session.info()["counters"]["rma_to_simulation"]], dtype=np.int64)

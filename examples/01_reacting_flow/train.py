@@ -44,7 +44,7 @@ def integrate(states: np.ndarray, workers: int) -> np.ndarray:
 
 
 def tracked(items: Iterable, text: str, steps: int) -> Iterator:
-    """Yield items, and show how far it is."""
+    """Yield items, and show the progress."""
     with Progress() as progress:
         progress.begin(text, steps)
         for item in items:
@@ -53,7 +53,7 @@ def tracked(items: Iterable, text: str, steps: int) -> Iterator:
 
 
 class Data:
-    """Inputs of the network and the conversion that it should find."""
+    """Inputs of the network, and the conversion that it must learn."""
 
     def __init__(self, states: np.ndarray, reacted: np.ndarray):
         scaled = states / [1.0, 1.0, kinetics.OXIDIZER_PER_FUEL]
@@ -62,7 +62,7 @@ class Data:
         columns = torch.from_numpy(np.stack([states[:, 0], limiting, excess, burnt]))
         self.temperature, self.limiting, self.excess, self.burnt = columns
         rate = torch.from_numpy(kinetics.rate(*states.T)) * kinetics.REACTION_TIME
-        # Where next to nothing burns the integrated conversion is all rounding: take the rate.
+        # If hardly anything burns, the integrated conversion is mostly rounding: take the rate.
         fraction = torch.where(rate < 1e-8, rate, self.burnt) / self.limiting
         self.log_exponent = torch.log(-torch.log1p(-fraction.clamp(1e-30, 1 - 1e-9)))
 
@@ -74,7 +74,7 @@ class Data:
         return burnt_error, found - self.log_exponent
 
     def loss(self, module: chemistry.Chemistry) -> torch.Tensor:
-        """Weigh small conversions up, and hold the exponent in place where it does not matter."""
+        """Weigh small conversions more, and fix the exponent where it has no effect."""
         burnt_error, log_error = self.error(module)
         weight = 1.0 / (self.burnt / kinetics.FUEL_STOICHIOMETRIC + 0.01)
         return (burnt_error * weight).square().mean() + 1e-4 * log_error.square().mean()

@@ -41,8 +41,8 @@ class Grid:
 
     def block(self, rank: int) -> tuple[slice, slice]:
         """Return the rows and columns of the grid that `rank` owns."""
-        place = zip(self.comm.Get_coords(rank), self.comm.dims, self.shape, strict=True)
-        return tuple(slice(i * n // parts, (i + 1) * n // parts) for i, parts, n in place)
+        axes = zip(self.comm.Get_coords(rank), self.comm.dims, self.shape, strict=True)
+        return tuple(slice(i * n // parts, (i + 1) * n // parts) for i, parts, n in axes)
 
     def centers(self) -> tuple[np.ndarray, np.ndarray]:
         """Return x and y of this rank's cell centres, halo included."""
@@ -55,7 +55,7 @@ class Grid:
         """Fill the halo of `field` from the neighbours; boundaries in x stay as they are."""
         edges = (field[:, 1, 1:-1], field[:, -2, 1:-1], field[:, 1:-1, 1], field[:, 1:-1, -2])
         halos = (field[:, 0, 1:-1], field[:, -1, 1:-1], field[:, 1:-1, 0], field[:, 1:-1, -1])
-        # What leaves towards side s arrives from the opposite side, s ^ 1, of the neighbour.
+        # Cells sent to side s arrive from the opposite side, s ^ 1, of the neighbour.
         requests = [
             self.comm.Irecv(buffer, rank, tag=side ^ 1)
             for side, (buffer, rank) in enumerate(
@@ -71,7 +71,7 @@ class Grid:
                 halos[side][...] = self._incoming[side]
 
     def gather(self, field: np.ndarray) -> np.ndarray | None:
-        """Return the whole of some fields `[n, ny, nx]` on rank 0, None elsewhere."""
+        """Return fields `[n, ny, nx]` of the whole grid on rank 0, None elsewhere."""
         if self.comm.rank:
             self.comm.Send(np.ascontiguousarray(field), 0)
             return None
@@ -138,7 +138,7 @@ class Transport:
         self.stable_time = 1.0 / float(fastest[0])
 
     def advance(self, state: np.ndarray, duration: float) -> None:
-        """Advance `state` by `duration`, in as many substeps as stability asks for."""
+        """Advance `state` by `duration`, in as many substeps as stability requires."""
         substeps = math.ceil(duration / self.stable_time)
         cells = state[:, 1:-1, 1:-1]
         for _ in range(substeps):
@@ -164,7 +164,7 @@ class Transport:
         cells += self._change
 
     def _fill_halo(self, state: np.ndarray) -> None:
-        """Take the halo from other ranks, and from the boundaries: inflow left, outflow right."""
+        """Fill the halo from other ranks and the boundaries: inflow left, outflow right."""
         self._grid.exchange(state)
         if self._grid.columns.start == 0:
             state[:, :, 0] = self._inflow

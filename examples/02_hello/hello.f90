@@ -1,4 +1,4 @@
-!> Every simulation rank asks a service for three temperatures. Without ierr an error ends the
+!> Every simulation rank queries a service with three temperatures. Without ierr an error ends the
 !> program with its text.
 program hello
   use, intrinsic :: iso_fortran_env, only: real32

@@ -1,4 +1,4 @@
-"""Every simulation rank asks a service for three temperatures."""
+"""Every simulation rank queries a service with three temperatures."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""A network of one neuron that everybody can check."""
+"""A network of one neuron, whose results are easy to check."""
 
 import torch
 

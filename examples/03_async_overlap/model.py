@@ -1,4 +1,4 @@
-"""A model that takes its time and no core of ours, as one on a GPU does."""
+"""A model that takes time but no CPU core, like one on a GPU."""
 
 import time
 

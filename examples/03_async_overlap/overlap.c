@@ -1,4 +1,4 @@
-/* Compute while the model runs: submit, work of our own, look now and then, take the result. */
+/* Compute while the model runs: submit, compute, test now and then, fetch the result. */
 #include <mpiserve.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -45,7 +45,7 @@ int main(int argc, char **argv) {
   check(mpiserve_submit(square, 1, &in, 1, &out, NULL, &pending));
   for (int at = 0; at < SLICES; at++) {
     total += work(at);
-    if (!done) code = mpiserve_test(session, &pending, &done, NULL); /* a look: 0.1 us */
+    if (!done) code = mpiserve_test(session, &pending, &done, NULL); /* takes 0.1 us */
   }
   check(done ? code : mpiserve_wait(session, &pending, 60, NULL));
   double overlapped = MPI_Wtime() - begin;

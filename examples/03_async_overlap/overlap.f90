@@ -1,4 +1,4 @@
-!> Compute while the model runs: submit, work of our own, look now and then, take the result.
+!> Compute while the model runs: submit, compute, test now and then, fetch the result.
 program overlap
   use, intrinsic :: iso_fortran_env, only: error_unit, real64
   use mpi_f08
@@ -38,7 +38,7 @@ program overlap
   call square%submit(x, y, pending)
   do at = 0, slices - 1
     total = total + work(at)
-    if (.not. done) call pending%test(done)  ! a look: 0.1 us
+    if (.not. done) call pending%test(done)  ! takes 0.1 us
   end do
   if (.not. done) call pending%wait(60.0_real64)
   overlapped = MPI_Wtime() - begin

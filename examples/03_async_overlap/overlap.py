@@ -1,4 +1,4 @@
-"""Compute while the model runs: submit, work of our own, look now and then, take the result."""
+"""Compute while the model runs: submit, compute, test now and then, fetch the result."""
 
 import sys
 import time
@@ -33,7 +33,7 @@ with mpiserve.open() as session:
     total, seen = 0.0, False
     for at in range(SLICES):
         total += work(at)
-        seen = seen or pending.done()  # a look costs less than a microsecond
+        seen = seen or pending.done()  # takes less than a microsecond
     y = pending.result(timeout=60)
     overlapped = time.perf_counter() - begin
 

@@ -1,4 +1,4 @@
-/* Several tensors in a call, by name in any order or by position, and what a mistake says. */
+/* Pass several tensors, by name in any order or by position, and print the error of a mistake. */
 #include <mpiserve.h>
 #include <stdio.h>
 

@@ -1,4 +1,4 @@
-!> Several tensors in a call, by name in any order or by position, and what a mistake says.
+!> Pass several tensors, by name in any order or by position, and print the error of a mistake.
 program many
   use, intrinsic :: iso_fortran_env, only: int32, int64, real32, real64
   use mpi_f08

@@ -1,4 +1,4 @@
-"""The network that stands for the closure: friction rate and eddy viscosity of a cell."""
+"""The network that replaces the closure: friction rate and eddy viscosity of a cell."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 
 WEIGHTS = Path(__file__).parent / "weights.safetensors"
 
-# The range that it was trained for; both outputs are proportional to the speed, which the
-# network need not learn.
+# The range of the training. Both outputs are proportional to the speed, so the network does not
+# have to learn that.
 DEPTHS, SPEEDS = (0.4, 3.0), (0.0, 4.0)  # m, m/s
 WIDTH = 24
 

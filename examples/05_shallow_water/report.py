@@ -16,7 +16,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-# What the run with the network may differ from that with the formula.
+# Limits for the differences between the runs with the network and with the formula.
 LIMITS = {
     "volume_drift": 1e-12,  # relative; finite volumes lose nothing but round-off
     "friction_error": 0.01,  # of the largest friction rate of the run
@@ -48,7 +48,7 @@ def read_run(file: Path, nx: int, ny: int) -> Run:
 
 
 def result(summary: dict[str, float], network: Run, formula: Run) -> dict[str, object]:
-    """Put the numbers together, and whether they are within the limits."""
+    """Return the numbers, and whether they are within the limits."""
     found = {
         "volume_drift": max(summary["network_volume_drift"], summary["formula_volume_drift"]),
         "friction_error": summary["network_friction_error"],
@@ -68,7 +68,7 @@ def result(summary: dict[str, float], network: Run, formula: Run) -> dict[str, o
 
 
 def draw(summary: dict[str, float], network: Run, formula: Run, file: Path) -> None:
-    """Draw the water's surface of the frames, the speed at last, and where the runs differ."""
+    """Draw the water surface of the frames, the final speed, and the difference of the runs."""
     extent = (0, summary["length"], 0, summary["width"])
     figure, axes = plt.subplots(
         2, 3, figsize=(13, 7), layout="constrained", sharex=True, sharey=True
@@ -88,7 +88,7 @@ def draw(summary: dict[str, float], network: Run, formula: Run, file: Path) -> N
         axis.set_xlabel("x, m")
     for axis in axes[:, 0]:
         axis.set_ylabel("y, m")
-    figure.suptitle("Shallow water whose friction and eddy viscosity are asked of a network")
+    figure.suptitle("Shallow water with friction and eddy viscosity from a network")
     figure.savefig(file, dpi=130)
 
 

@@ -1,5 +1,5 @@
 !> A basin after a mass of water fell into it: the shallow-water equations on a grid of cells,
-!> with bottom friction and eddy viscosity from a closure that another rank of the world answers.
+!> with bottom friction and eddy viscosity from a closure that another rank of the world computes.
 !>
 !> Finite volumes, Rusanov's flux, a Cartesian grid of simulation ranks. The run is made twice:
 !> with the network that mpiserve serves, and with the closure's formula, for comparison.
@@ -151,7 +151,7 @@ contains
       - dt / dy * (fy(:, :, 1:my) - fy(:, :, 0:my - 1))
   end subroutine advance
 
-  !> What the closure is asked: depth in m and speed in m/s of each cell.
+  !> The inputs of the closure: depth in m and speed in m/s of each cell.
   subroutine ask(features)
     real(real32), intent(out) :: features(2, mx, my)
     features(1, :, :) = real(q(1, 1:mx, 1:my), real32)

@@ -1,4 +1,4 @@
-"""Write what the services load: a small Llama with random weights, and a network as ONNX."""
+"""Write the models of the services: a small Llama with random weights, and an ONNX network."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ def llama(path):
         num_attention_heads=4,
         num_key_value_heads=4,
         max_position_embeddings=128,
-        # Else random weights give logits so close that rounding decides between two tokens.
+        # With smaller random weights, logits are so close that rounding decides between tokens.
         initializer_range=0.3,
         eos_token_id=None,
         pad_token_id=0,

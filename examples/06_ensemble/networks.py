@@ -1,4 +1,4 @@
-"""The two small networks of the ensemble, with the same weights wherever they are made."""
+"""The two small networks of the ensemble, always with the same weights."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Members of an ensemble: each asks three services at once in every step."""
+"""Members of an ensemble: each queries three services at once in every step."""
 
 import json
 import time
@@ -13,7 +13,7 @@ STEPS, ROWS, PROMPT = 5, 512, 8
 
 
 def words(state):
-    """Put the mean state into tokens, which is what a language model reads."""
+    """Encode the mean state as tokens for the language model."""
     tokens = 1 + np.clip(20 * (state.mean(axis=0) + 2), 0, 90).astype(np.int64)
     return tokens[None, :], np.array([len(tokens)])
 
@@ -32,22 +32,22 @@ class Timed:
 
 
 def run(session):
-    """Return what this member asked, and was answered, in each step; and how often at once."""
+    """Return the queries and answers of each step, and how often requests overlapped."""
     writer, surrogate, risk = map(session.service, ("writer", "surrogate", "risk"))
     random = np.random.default_rng(session.comm.rank)
     state = random.standard_normal((ROWS, 8), dtype=np.float32)
-    asked, at_once = [], 0
+    answered, at_once = [], 0
     for _ in range(STEPS):
         prompt = words(state)
         requests = [Timed(writer, *prompt), Timed(surrogate, state), Timed(risk, state)]
         (tokens, _), change, level = (request.result() for request in requests)
         at_once += max(r.begin for r in requests) < min(r.end for r in requests)
-        asked.append((state.copy(), change, level, prompt[0][0], tokens[0]))
+        answered.append((state.copy(), change, level, prompt[0][0], tokens[0]))
         state += 0.1 * change
-    return asked, at_once
+    return answered, at_once
 
 
-def compare(asked):
+def compare(answered):
     """Compare all answers with those of the same models in this process."""
     import networks
     import torch
@@ -56,7 +56,7 @@ def compare(asked):
     networks_here = networks.surrogate().eval(), networks.risk().eval()
     llama = transformers.AutoModelForCausalLM.from_pretrained(OUT / "models/llama").eval()
     differences, identical = [0.0, 0.0], True
-    for state, change, level, prompt, tokens in asked:
+    for state, change, level, prompt, tokens in answered:
         with torch.inference_mode():
             for i, (network, answer) in enumerate(zip(networks_here, (change, level), strict=True)):
                 here = network(torch.from_numpy(state)).numpy()
@@ -71,11 +71,11 @@ def compare(asked):
 with mpiserve.open() as session:
     rank = session.comm.rank
     services = {service.name: service.engine for service in session.services}
-    asked, at_once = run(session)
-    everything = session.comm.gather((asked, at_once))
+    answered, at_once = run(session)
+    everything = session.comm.gather((answered, at_once))
 
 if rank == 0:
-    (mlp, onnx), identical = compare([one for asked, _ in everything for one in asked])
+    (mlp, onnx), identical = compare([one for answered, _ in everything for one in answered])
     result = {
         "services": services,
         "members": len(everything),

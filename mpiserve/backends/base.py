@@ -1,4 +1,4 @@
-"""What every backend is: load a model, run it on batches, let it go."""
+"""The base class of backends: load a model, run it on batches, close it."""
 
 from __future__ import annotations
 
@@ -25,50 +25,51 @@ if TYPE_CHECKING:
 
 
 class Steps(ABC):
-    """Continuous batching: requests come and go one by one, while a model goes on in steps.
+    """Continuous batching: requests begin and end one by one, while the model runs in steps.
 
-    Called by one thread. A request is known by its key, from `begin` until a step gives its
-    results or it is dropped.
+    One thread calls these methods. A key identifies a request, from `begin` until a step
+    returns its result or `drop` is called.
     """
 
     @property
     @abstractmethod
     def busy(self) -> bool:
-        """Whether there is something to go on with; if not, the server waits for requests."""
+        """Whether `step` has work; if not, the worker waits for requests."""
 
     @property
     def room(self) -> bool:
-        """Whether another request can begin; if not, those that come wait at the broker."""
+        """Whether another request can begin; if not, new requests wait in the queue."""
         return True
 
     @abstractmethod
     def begin(self, key: int, client: int, inputs: tuple[np.ndarray, ...]) -> None:
-        """Take a request. What this raises is the answer to it.
+        """Accept a request. An exception of this method is the answer to the request.
 
         Args:
-            key: What the request is known by.
-            client: The world rank that asked.
+            key: The key of the request.
+            client: The world rank of the client.
             inputs: One array [rows, ...] per input, which may be kept.
         """
 
     @abstractmethod
     def step(self) -> Mapping[int, Any]:
-        """Go on a little; called all the time, a few times a second at least.
+        """Do one step of the work. Called repeatedly, at least a few times a second.
+
+        An exception of this method is the answer to all requests, and each is dropped.
 
         Returns:
-            By key, what the requests that have ended are answered with: as `Backend.run`
-            returns it, or an exception. What this raises is the answer to all requests, and
-            each is dropped.
+            The results of the requests that have ended, by key: in a form that `Backend.run`
+            may return, or an exception.
         """
 
     @abstractmethod
     def drop(self, key: int) -> None:
-        """Forget a request, which nobody wants any more."""
+        """Drop a request whose result is not needed any more."""
 
-    def take_over(self, old: Steps) -> None:  # noqa: B027 - most have nothing to take
-        """Take what clients may come back for, of a version that has ended all requests.
+    def take_over(self, old: Steps) -> None:  # noqa: B027 - most have nothing to take over
+        """Take over state that clients may continue, from a version that has ended all requests.
 
-        Called once, before the first request, by a reload that loads beside the old version.
+        A reload beside the old version calls this once, before the first request.
         """
 
 
@@ -76,24 +77,24 @@ class Backend:
     """Runs the model of one replica.
 
     Subclass it, write `run`, and name the class in the configuration as
-    `backend = "module:Class"`. `load` is where to build or read the model: it is
-    called once, before the service is announced.
+    `backend = "module:Class"`. Build or read the model in `load`, which is called once, before
+    the service is announced.
 
     Attributes:
         service: The service's table of the configuration.
         comm: The ranks of this replica.
         local_rank: Position among the inference ranks of this node, to choose a device by.
-        steps: What takes requests one by one, if batches are not for this model; from
-            `load` on.
+        steps: The continuous batching of the model, if it accepts requests one by one; set by
+            `load`.
     """
 
     steps: Steps | None = None
-    native = False  # answered by the broker in C, without run()
-    overwrites = False  # results lie where the inputs were; nothing is copied
-    together = False  # the rows of a batch are one request, which is not to be cut
-    copies = False  # the inputs of each batch are its own, to be written to and kept
-    wants_clients = False  # `clients` is filled before each batch; of replicas of one rank
-    clients: np.ndarray  # int32 [rows]: the world rank that asked for each row; -1 at warm-up
+    native = False  # the broker answers in C, without run()
+    overwrites = False  # results replace the inputs in the same memory, without a copy
+    together = False  # a batch is one request, which must not be cut
+    copies = False  # each batch has inputs of its own, which the model may change and keep
+    wants_clients = False  # `clients` is set before each batch; for replicas of one rank
+    clients: np.ndarray  # int32 [rows]: the world rank of the client of each row; -1 at warm-up
 
     def __init__(
         self, service: ServiceConfig, comm: MPI.Comm | None = None, local_rank: int = 0
@@ -104,36 +105,36 @@ class Backend:
 
     @property
     def engine(self) -> str:
-        """What runs the model, for people and logs: "package.module.Class"."""
+        """The object that runs the model, for texts: "package.module.Class"."""
         return full_name(type(self))
 
     @property
     def arithmetic(self) -> Sequence[str]:
-        """Floating dtypes in which the model computes, beside those of the signature."""
+        """Floating dtypes of the model's arithmetic, in addition to those of the signature."""
         return ()
 
     def load(self) -> None:
-        """Make the model ready to run."""
+        """Build or read the model."""
 
     def given(self, inputs: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
-        """Give what the model is called with for the inputs of a batch: these, or copies."""
+        """Return the inputs of a batch, or copies if `copies` is set."""
         return tuple(array.copy() for array in inputs) if self.copies else inputs
 
     def writes(self, inputs: tuple[np.ndarray, ...]) -> bool:
-        """Run the model; tell whether it is known to write to its inputs, whatever they are."""
+        """Run the model, and return whether it is known to write to its inputs."""
         return False
 
     def run(self, inputs: tuple[np.ndarray, ...]) -> Any:
         """Run the model on one batch.
 
         Args:
-            inputs: One array [rows, ...] per input of the signature, in its order.
-                They view the broker's memory, are read-only, and are valid until this
-                returns; or they are copies, if `copies` is set.
+            inputs: One array [rows, ...] per input, in the order of the signature. They are
+                read-only views of the broker's memory and valid until this returns; or
+                copies, if `copies` is set.
 
         Returns:
-            One array [rows, ...] per output of the signature: a sequence in its
-            order, a mapping by name, or for one output the array alone.
+            One array [rows, ...] per output: a sequence in the order of the signature, a
+            mapping by name, or for one output the array itself.
         """
         raise NotImplementedError(f"{full_name(type(self))} has no run()")
 
@@ -143,44 +144,44 @@ class Backend:
         outputs: tuple[np.ndarray, ...],
         done: Callable[[int], None],
     ) -> Any:
-        """Run the model on one batch, perhaps with results where they are wanted.
+        """Run the model on one batch, optionally writing results straight into `outputs`.
 
         Args:
-            inputs: As of `run`.
-            outputs: One array [rows, ...] per output, in the broker's memory: what is
-                written here is not copied again.
-            done: To be called, if so many first rows of all `outputs` are final: their
-                clients get them while the model goes on with the others.
+            inputs: The inputs, as in `run`.
+            outputs: One array [rows, ...] per output, in the broker's memory: results written
+                here are not copied again.
+            done: A function to call with the number of first rows of all `outputs` that are
+                final: their clients receive them while the model runs on the others.
 
         Returns:
-            `outputs` itself if all results are there, or else as `run`.
+            `outputs` itself if it holds all results, otherwise the results as from `run`.
         """
         return self.run(inputs)
 
     def serving(self) -> AbstractContextManager[Any]:
-        """Enclose the time of serving: what else each batch would have to set up."""
+        """Return a context for the time of serving, for settings that all batches share."""
         return nullcontext()
 
     def tune(self, inputs: tuple[np.ndarray, ...], outputs: tuple[np.ndarray, ...]) -> None:
-        """Find out what suits the model; called once after warming up, with its largest batch."""
+        """Tune the model; called once after warm-up, with its largest batch."""
 
     def take_over(self, old: Backend) -> None:
-        """Take what the version before had found out; called instead of `tune`."""
+        """Take over the tuning of the version before; called instead of `tune`."""
 
     def warmed(self) -> None:
-        """Hear that warm-up is over: what comes now are requests."""
+        """Called when warm-up is over and requests follow."""
 
     def close(self) -> None:
-        """Let the model go."""
+        """Free the model."""
 
 
 def full_name(thing: Any) -> str:
-    """Name a class or a function with its module."""
+    """Return the name of a class or a function, with its module."""
     return f"{thing.__module__}.{getattr(thing, '__qualname__', type(thing).__qualname__)}"
 
 
 def ordered(result: Any, service: ServiceConfig) -> list[Any]:
-    """Bring what a model returned into the order of the signature's outputs.
+    """Put the result of a model into the order of the signature's outputs.
 
     Raises:
         ModelError: If the names or the number of the outputs are wrong.
@@ -189,19 +190,19 @@ def ordered(result: Any, service: ServiceConfig) -> list[Any]:
 
 
 def arranged(result: Any, names: Sequence[str], what: str) -> list[Any]:
-    """Bring arrays into the order of their names.
+    """Put arrays into the order of their names.
 
     Args:
         result: A sequence in that order, a mapping by name, or for one name the array.
-        names: In the order that is wanted.
-        what: What they are, for an error.
+        names: The names, in the order of the result.
+        what: The kind of the arrays, for error texts.
 
     Raises:
         ModelError: If the names or the number are wrong.
     """
     if isinstance(result, (tuple, list)):
         arrays = list(result)
-    elif hasattr(result, "dtype"):  # an array or a tensor: no costly look at what else it may be
+    elif hasattr(result, "dtype"):  # an array or a tensor; isinstance of Mapping is slow
         arrays = [result]
     elif isinstance(result, Mapping):
         arrays = _by_name(result, names, what)
@@ -223,18 +224,18 @@ def _by_name(result: Mapping[str, Any], names: Sequence[str], what: str) -> list
 def import_object(spec: str, folder: Path) -> Any:
     """Import "module:object" or "file.py:object".
 
-    A module may lie in the configuration's folder, and the path of a file begins there. The file
-    finds modules beside it, as a script does.
+    A module may be in the configuration's folder, and the path of a file is relative to it. The
+    file can import modules beside it, as a script can.
 
     Raises:
-        ModelError: If there is no such module or file, or no such object in it.
+        ModelError: If the module, the file or the object does not exist.
     """
-    place, _, name = spec.partition(":")
+    module_or_file, _, name = spec.partition(":")
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
     module_name = module_of(spec, folder)
     try:
-        return getattr(_imported(place, module_name, folder), name)
+        return getattr(_imported(module_or_file, module_name, folder), name)
     except ModuleNotFoundError as error:
         if error.name != module_name.split(".")[0] and error.name != module_name:
             raise
@@ -247,14 +248,15 @@ def import_object(spec: str, folder: Path) -> Any:
 
 
 def module_of(spec: str, folder: Path) -> str:
-    """Name the module of "module:object" or "file.py:object" in sys.modules.
+    """Return the name in sys.modules for "module:object" or "file.py:object".
 
-    That of a file is named as it would be by an import, unless another module has this name.
+    The module of a file has the same name as if it were imported, unless another module has
+    this name.
     """
-    place = spec.partition(":")[0]
-    if not place.endswith(".py"):
-        return place
-    path = (folder / place).resolve()
+    module_or_file = spec.partition(":")[0]
+    if not module_or_file.endswith(".py"):
+        return module_or_file
+    path = (folder / module_or_file).resolve()
     if path.stem.isidentifier():
         taken = sys.modules.get(path.stem)
         origin = getattr(taken, "__file__", None) if taken else _origin(path.stem)
@@ -266,7 +268,7 @@ def module_of(spec: str, folder: Path) -> str:
 def _origin(name: str) -> str | None:
     try:
         found = find_spec(name)
-    except ValueError:  # a module without one, or no name
+    except ValueError:  # a module without a spec, or an empty name
         return None
     return found.origin or str(found.submodule_search_locations) if found else None
 
@@ -275,10 +277,10 @@ def _same(origin: str | None, path: Path) -> bool:
     return origin is not None and Path(origin).resolve() == path
 
 
-def _imported(place: str, name: str, folder: Path) -> ModuleType:
-    if not place.endswith(".py"):
+def _imported(module_or_file: str, name: str, folder: Path) -> ModuleType:
+    if not module_or_file.endswith(".py"):
         return import_module(name)
-    path = (folder / place).resolve()
+    path = (folder / module_or_file).resolve()
     if not path.is_file():
         raise ModelError(Code.EMODEL, f"{path}: no such file")
     if str(path.parent) not in sys.path:
@@ -296,10 +298,10 @@ def _imported(place: str, name: str, folder: Path) -> ModuleType:
 
 
 def read_again(name: str) -> None:
-    """Read a module anew, if it was imported before.
+    """Execute the source of a module again, if it was imported before, as a new module.
 
-    What was made by the module before keeps it: importlib.reload would change it under the
-    version that still answers. Modules that it imports are not read again.
+    importlib.reload would change the old module, which the version that still answers uses.
+    Modules that it imports are not read again.
     """
     old = sys.modules.get(name)
     if old is None or old.__spec__ is None:
@@ -317,7 +319,7 @@ def _execute(module: ModuleType, loader: Any) -> None:
     if not isinstance(loader, SourceLoader):
         loader.exec_module(module)
         return
-    # Not the compiled file: it knows its source by size and second only.
+    # Compile the source: the cached file identifies its source by size and second only.
     path = loader.get_filename(module.__name__)
     exec(loader.source_to_code(loader.get_data(path), path), module.__dict__)
 
@@ -326,7 +328,7 @@ def check_options(service: ServiceConfig, known: Sequence[str]) -> None:
     """Refuse options that the backend does not know.
 
     Raises:
-        ArgumentError: With the key, and the one that was perhaps meant.
+        ArgumentError: With the key, and a similar one if there is one.
     """
     for key in service.options:
         if key not in known:

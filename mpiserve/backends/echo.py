@@ -1,4 +1,4 @@
-"""The echo: outputs are copies of the inputs, made by the broker in C."""
+"""The backend `echo`: the broker copies inputs to outputs in C."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ if TYPE_CHECKING:
 
 
 class EchoBackend(Backend):
-    """Answers without Python: what remains is the cost of mpiserve itself."""
+    """Answers in C, without Python, to measure the cost of mpiserve itself."""
 
     known_options: tuple[str, ...] = ()
     native = True
     overwrites = True
 
     def load(self) -> None:
-        """Refuse options: there are none."""
+        """Refuse options, since there are none."""
         check_options(self.service, self.known_options)
 
     def run(self, inputs: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
-        """Do in Python what the broker does in C."""
+        """Return the inputs, as the broker does in C."""
         return inputs

@@ -1,4 +1,4 @@
-"""What a file is that is no model, and what to write instead; nothing is unpickled."""
+"""Identify files that are not models, and say what to do instead, without unpickling."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-HEAD = 512  # bytes that tell a kind
-CHECKPOINTS = ("state_dict", "model_state_dict", "model")  # where trainers put the weights
+HEAD = 512  # bytes that identify a kind
+CHECKPOINTS = ("state_dict", "model_state_dict", "model")  # keys of weights in checkpoints
 TOML = 'model = "module:callable" and options = {{ weights = "{name}" }}'
 BUILDS = "the callable returns the module without its weights"
 EXPORT = "save it by torch.export, with dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)"
@@ -20,25 +20,25 @@ STARTS = (
     (b"\x89HDF\r\n", "an HDF5 file, as Keras writes; convert it to ONNX, and set backend = 'onnx'"),
     (b"GGUF", "a GGUF file of llama.cpp; a language model is a Hugging Face directory here"),
     (b"version https://git-lfs", "a pointer of Git LFS, without the file: run 'git lfs pull'"),
-    (b"\x93NUMPY", "an array of numpy, and no model"),
+    (b"\x93NUMPY", "a numpy array, not a model"),
     (b"\x7fELF", "a compiled library; name a module:callable that loads it"),
 )
 
 
 def is_torchscript(path: Path) -> bool:
-    """Whether a file is TorchScript, whatever its name."""
+    """Return whether a file is TorchScript, by its contents."""
     return _holds(path, "/constants.pkl") and _holds(path, "/code/")
 
 
 def is_exported(path: Path) -> bool:
-    """Whether a file is a program of torch.export, whatever its name."""
+    """Return whether a file is a program of torch.export, by its contents."""
     return not _is_compiled(path) and (
         _holds(path, "/models/") or _holds(path, "serialized_exported_program.json")
     )
 
 
 def is_safetensors(path: Path) -> bool:
-    """Whether a file begins as safetensors do."""
+    """Return whether a file begins with a header of safetensors."""
     with path.open("rb") as file:
         head = file.read(HEAD)
     length = int.from_bytes(head[:8], "little")
@@ -46,10 +46,10 @@ def is_safetensors(path: Path) -> bool:
 
 
 def describe(path: Path) -> str:
-    """Say in one line what a file is, and what to write so that its model can be served.
+    """Say in one line what a file is, and how its model can be served.
 
     Returns:
-        "" if that cannot be told.
+        The text; "" if the kind is unknown.
     """
     if path.is_dir():
         return _directory(path)
@@ -63,7 +63,7 @@ def describe(path: Path) -> str:
     if head[4:8] == b"TFL3":
         return "a TensorFlow Lite file; convert it to ONNX, and set backend = 'onnx'"
     if is_safetensors(path):
-        return f"safetensors: weights alone. Write {TOML.format(name=path.name)}; {BUILDS}"
+        return f"safetensors: only weights. Write {TOML.format(name=path.name)}; {BUILDS}"
     if zipfile.is_zipfile(path):
         return _archive(path)
     if head.startswith(b"PK\x03\x04"):
@@ -71,7 +71,7 @@ def describe(path: Path) -> str:
     if head[:1] == b"\x80" and head[1] <= pickle.HIGHEST_PROTOCOL:
         return _pickle(path, path.read_bytes())
     if path.suffix == ".json" and path.name.endswith(".safetensors.index.json"):
-        return f"an index of weights alone. Write {TOML.format(name=path.name)}; {BUILDS}"
+        return f"an index of weights. Write {TOML.format(name=path.name)}; {BUILDS}"
     return ""
 
 
@@ -97,8 +97,8 @@ def _directory(path: Path) -> str:
     if (path / "saved_model.pb").is_file():
         return "a SavedModel of TensorFlow; convert it to ONNX, and set backend = 'onnx'"
     if (path / "config.json").is_file():
-        return "a directory: say what it is for, task = 'generate' or 'embed'"
-    return "a directory without config.json, so none of Hugging Face's; name a file in it"
+        return "a directory: set task = 'generate' or 'embed'"
+    return "a directory without config.json, so not a Hugging Face directory; name a file in it"
 
 
 def _archive(path: Path) -> str:
@@ -116,23 +116,23 @@ def _archive(path: Path) -> str:
     if "model.weights.h5" in members:
         return "a Keras file; convert it to ONNX, and set backend = 'onnx'"
     if members and all(name.endswith(".npy") for name in members):
-        return "arrays of numpy, and no model"
-    return f"a zip archive that holds {', '.join(members[:3]) or 'nothing'}, and no model"
+        return "numpy arrays, not a model"
+    return f"a zip archive with {', '.join(members[:3]) or 'no files'}, not a model"
 
 
 def _pickle(path: Path, data: bytes) -> str:
-    """Tell weights from a whole module: torch reads weights without running any code."""
+    """Describe a pickle: torch reads weights, but not a whole module, without running code."""
     import torch
 
     try:
         found = torch.load(path, weights_only=True, map_location="meta")
-    except Exception:  # whatever a pickle that is no weights makes of it
+    except Exception:  # a pickle of anything else may cause any exception
         return _whole(path, data)
     safe = path.with_suffix(".safetensors").name
     key = next((name for name in CHECKPOINTS if _is_state(_get(found, name))), "")
     if not key and not _is_state(found):
-        return f"{type(found).__name__} of torch.save, and neither a module nor its weights"
-    what = f"a checkpoint, with weights in '{key}'" if key else "a state_dict: weights alone"
+        return f"a {type(found).__name__} of torch.save, neither a module nor its weights"
+    what = f"a checkpoint, with weights in '{key}'" if key else "a state_dict: only weights"
     part = f"['{key}']" if key else ""
     text = f"{what}. Convert it: from safetensors.torch import save_file; "
     text += "save_file({k: v.contiguous().clone() for k, v in "
@@ -144,8 +144,8 @@ def _whole(path: Path, data: bytes) -> str:
     names = [name for name in _globals(data) if not name.startswith(("torch._", "collections"))]
     of = f" of {names[0]}" if names else ""
     safe = path.with_suffix(".safetensors").name
-    text = f"a pickle{of}, which can run any code when it is read, so it is not read here. Where it"
-    text += f" was made: safetensors.torch.save_model(module, '{safe}')"
+    text = f"a pickle{of}, which can run any code when it is read, so mpiserve does not read it."
+    text += f" Where you made it, run safetensors.torch.save_model(module, '{safe}')"
     return f"{text}. Write {TOML.format(name=safe)}; {BUILDS}. Or {EXPORT}"
 
 
@@ -164,7 +164,7 @@ def _is_state(found: Any) -> bool:
 
 
 def _globals(data: bytes) -> Iterator[str]:
-    """Name what a pickle would import, without reading it as one."""
+    """Yield the names that a pickle would import, without unpickling it."""
     texts: list[str] = []
     try:
         for code, argument, _ in pickletools.genops(data):
@@ -174,5 +174,5 @@ def _globals(data: bytes) -> Iterator[str]:
                 yield ".".join(texts[-2:])
             elif isinstance(argument, str):
                 texts.append(argument)
-    except ValueError:  # it is broken, or goes on as something else
+    except ValueError:  # the pickle is broken, or other data follows it
         return

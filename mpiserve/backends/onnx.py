@@ -1,4 +1,4 @@
-"""ONNX models in sessions of onnxruntime."""
+"""The backend `onnx`: run ONNX models with onnxruntime."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class OnnxBackend(Backend):
 
     Inputs and outputs of the signature are those of the model, by name; outputs that the
     signature leaves out are not computed. Options: `providers`, a list of execution
-    providers, CPUExecutionProvider if not given, and `provider_options`, a table of
-    tables by provider.
+    providers, by default CPUExecutionProvider, and `provider_options`, a table with a table
+    for each provider.
     """
 
     known_options = ("providers", "provider_options")
@@ -44,14 +44,14 @@ class OnnxBackend(Backend):
 
     @property
     def engine(self) -> str:
-        """The session's class, by the name that its users know."""
+        """The class of the session, by its public name."""
         return "onnxruntime.InferenceSession"
 
     def load(self) -> None:
         """Load the file and compare it with the signature.
 
         Raises:
-            ModelError: If there is no such file, or it is no model, or another one.
+            ModelError: If the file is missing, is not a model, or does not fit the signature.
         """
         check_options(self.service, self.known_options)
         try:
@@ -65,12 +65,12 @@ class OnnxBackend(Backend):
         settings = onnxruntime.SessionOptions()
         settings.intra_op_num_threads = self.service.threads
         settings.inter_op_num_threads = 1
-        # Else its threads spin for the next call, on cores that the simulation wants.
+        # Without this, its threads spin until the next call, on cores that the simulation needs.
         settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
         providers = self._providers(onnxruntime.get_available_providers())
         try:
             self._session = onnxruntime.InferenceSession(path, settings, providers=providers)
-        except Exception as error:  # of a class for each reason, and with the addresses of sources
+        except Exception as error:  # the class depends on the reason
             if what := file_kinds.describe(path):
                 raise ModelError(Code.EMODEL, f"{path.name} is {what}") from None
             text = " ".join(str(error).split()).removeprefix("[ONNXRuntimeError] : ")
@@ -91,7 +91,7 @@ class OnnxBackend(Backend):
         outputs: tuple[np.ndarray, ...],
         done: Callable[[int], None],
     ) -> Any:
-        """Run the model with results where they are wanted: it refuses shapes that do not fit."""
+        """Run the model with results in `outputs`; onnxruntime refuses shapes that do not fit."""
         binding = self._session.io_binding()
         for name, array in zip(self._inputs, inputs, strict=True):
             binding.bind_cpu_input(name, array)
@@ -109,9 +109,9 @@ class OnnxBackend(Backend):
         wanted = self.service.options.get("providers", ["CPUExecutionProvider"])
         settings = self.service.options.get("provider_options", {})
         for name in [*wanted, *settings]:
-            # It would fall back to the CPU with a warning.
+            # onnxruntime would fall back to the CPU with a warning.
             if name not in available:
-                text = f"{key}.providers: no '{name}' here; there is {', '.join(available)}"
+                text = f"{key}.providers: no '{name}' here; use one of {', '.join(available)}"
                 raise ArgumentError(Code.EARG, text)
         return [(name, settings.get(name, {})) for name in wanted]
 
@@ -130,7 +130,7 @@ class OnnxBackend(Backend):
 
 
 def _compare(side: str, mine: TensorConfig, model: Any) -> None:
-    """Compare a tensor of the signature with the model's; names and None stand for any length."""
+    """Compare a tensor of the signature with the model's, whose free dimensions are not numbers."""
     dtype = DTYPES.get(model.type, model.type)
     shape = [length if isinstance(length, int) else -1 for length in model.shape]
     fits = len(shape) == len(mine.shape) and all(
@@ -141,7 +141,7 @@ def _compare(side: str, mine: TensorConfig, model: Any) -> None:
     expected = f"the signature says {mine.dtype} {list(mine.shape)}"
     text = f"{side} '{mine.name}': the model has {dtype} {shape}, {expected}"
     if shape and shape[0] > 0 and shape[1:] == list(mine.shape[1:]):
-        text += f". It was exported for {shape[0]} rows alone; export it with free rows: {DYNAMIC}"
+        text += f". It was exported for only {shape[0]} rows; export it with free rows: {DYNAMIC}"
     elif fits:
         text += "; the backend 'onnx' converts nothing: preprocess and postprocess can"
     raise ModelError(Code.EMODEL, text)

@@ -1,4 +1,4 @@
-"""A model between two functions of the user's."""
+"""Run a model between the user's functions `preprocess` and `postprocess`."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 class ProcessedBackend(Backend):
     """Calls `preprocess` before another backend and `postprocess` after it.
 
-    Each gets one array [rows, ...] per tensor, and returns what a backend's `run` may:
-    arrays of as many rows. What goes to the model is `model_inputs`, and what comes
-    from it `model_outputs`, where they differ from the signature.
+    Each function receives one array [rows, ...] per tensor, and returns arrays of as many rows
+    in any form that a backend's `run` may return. `model_inputs` and `model_outputs` describe
+    the tensors of the model, where they differ from the signature.
     """
 
     def __init__(
@@ -37,17 +37,19 @@ class ProcessedBackend(Backend):
         self._model = create(service.of_model(), comm, local_rank)
         self._model.copies = True  # the arrays of each batch are new
         if self._model.native:
-            text = f"the backend '{service.backend}' answers in C, without functions"
+            text = (
+                f"the backend '{service.backend}' calls no preprocess and postprocess: remove them"
+            )
             raise ModelError(Code.EMODEL, text)
 
     @property
     def engine(self) -> str:
-        """That of the model."""
+        """The engine of the model."""
         return self._model.engine
 
     @property
     def arithmetic(self) -> Sequence[str]:
-        """Those of the model, and between it and the functions."""
+        """The dtypes of the model's arithmetic, and of its inputs and outputs."""
         inner = self._model.service
         return [*self._model.arithmetic, *(t.dtype for t in (*inner.inputs, *inner.outputs))]
 
@@ -65,7 +67,7 @@ class ProcessedBackend(Backend):
             self.steps = ProcessedSteps(self._model.steps, self._prepared, self._finished)
 
     def run(self, inputs: tuple[np.ndarray, ...]) -> Any:
-        """Run all three on a batch."""
+        """Run preprocess, the model and postprocess on a batch."""
         rows = len(inputs[0])
         if self.wants_clients:
             self._model.clients = self.clients
@@ -87,31 +89,31 @@ class ProcessedBackend(Backend):
         return self._after(*_fitting(results, tensors, rows, "output of the model"))
 
     def serving(self) -> AbstractContextManager[Any]:
-        """Enclose the time of serving as the model wants it."""
+        """Enter the model's context of serving."""
         return self._model.serving()
 
     def tune(self, inputs: tuple[np.ndarray, ...], outputs: tuple[np.ndarray, ...]) -> None:
-        """Let the model find out what suits it, with as many rows."""
+        """Tune the model, with as many rows."""
         room = zeros(self._model.service.outputs, len(inputs[0]))
         self._model.together = self.together
         self._model.tune(self._prepared(self.given(inputs)), room)
 
     def writes(self, inputs: tuple[np.ndarray, ...]) -> bool:
-        """As of the model, which may get what came in."""
+        """Return whether the model writes to its inputs, which may be those of preprocess."""
         return self._model.writes(self._prepared(inputs))
 
     def warmed(self) -> None:
-        """Tell the model."""
+        """Tell the model that warm-up is over."""
         self._model.warmed()
 
     def take_over(self, old: Backend) -> None:
-        """Let the model take what its version before had found out."""
+        """Take over the tuning of the model's version before."""
         if isinstance(old, ProcessedBackend):
             self._model.together = self.together
             self._model.take_over(old._model)
 
     def close(self) -> None:
-        """Let the model go."""
+        """Close the model."""
         self._model.close()
         self.steps = None
 
@@ -126,7 +128,7 @@ class ProcessedBackend(Backend):
 
 
 class ProcessedSteps(Steps):
-    """Calls the functions for each request of a model that takes them one by one."""
+    """Calls the functions for each request of a model that accepts requests one by one."""
 
     def __init__(
         self,
@@ -141,30 +143,30 @@ class ProcessedSteps(Steps):
 
     @property
     def busy(self) -> bool:
-        """As the model is."""
+        """Whether the model is busy."""
         return self._steps.busy
 
     @property
     def room(self) -> bool:
-        """As the model has."""
+        """Whether the model has room."""
         return self._steps.room
 
     def begin(self, key: int, client: int, inputs: tuple[np.ndarray, ...]) -> None:
-        """Prepare a request for the model."""
+        """Preprocess a request and begin it."""
         self._steps.begin(key, client, self._before(inputs))
         self._rows[key] = len(inputs[0])
 
     def step(self) -> dict[int, Any]:
-        """Let the model go on, and finish what has ended."""
+        """Step the model, and postprocess the results of requests that have ended."""
         return {key: self._finish(key, result) for key, result in self._steps.step().items()}
 
     def drop(self, key: int) -> None:
-        """Forget a request."""
+        """Drop a request."""
         self._rows.pop(key, None)
         self._steps.drop(key)
 
     def take_over(self, old: Steps) -> None:
-        """Let the model take what clients may come back for."""
+        """Take over the state of requests that clients may continue."""
         if isinstance(old, ProcessedSteps):
             self._steps.take_over(old._steps)
 
@@ -182,7 +184,7 @@ class ProcessedSteps(Steps):
 def _fitting(
     result: Any, tensors: Sequence[TensorConfig], rows: int, what: str
 ) -> tuple[np.ndarray, ...]:
-    """Bring arrays into the order of tensors that they must fit."""
+    """Return arrays in the order of their tensors, checked."""
     arrays = arranged(result, [tensor.name for tensor in tensors], f"{what}s")
     return tuple(
         checked(array, tensor, dtype_of(tensor), rows, what)

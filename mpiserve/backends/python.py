@@ -1,4 +1,4 @@
-"""Any Python callable on numpy arrays."""
+"""The backend `python`: call any Python callable with numpy arrays."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ if TYPE_CHECKING:
 class PythonBackend(Backend):
     """Calls `model = "module:callable"` with one array per input.
 
-    A class is instantiated once, with the options as keyword arguments, and its
-    object is called. A function gets the options with every call. One with an argument
-    `clients` gets the world rank that asked for each row there.
+    A class is instantiated once, with the options as keyword arguments, and its object is
+    called. A function receives the options with every call. An argument `clients` receives the
+    world rank of the client of each row.
     """
 
-    known_options = None  # the callable's own
+    known_options = None  # those of the callable
     _call: Callable[..., Any]
     _engine = ""
 
     @property
     def engine(self) -> str:
-        """The callable's own name."""
+        """The name of the callable."""
         return self._engine or super().engine
 
     def load(self) -> None:
@@ -50,14 +50,14 @@ class PythonBackend(Backend):
         self.wants_clients = "clients" in arguments_of(self._call)
 
     def run(self, inputs: tuple[np.ndarray, ...]) -> Any:
-        """Call it."""
+        """Call the callable."""
         if self.wants_clients:
             return self._call(*inputs, clients=self.clients)
         return self._call(*inputs)
 
 
 def arguments_of(function: Callable[..., Any]) -> Collection[str]:
-    """Name the arguments of a callable; none of one that hides them, as numpy's do."""
+    """Return the arguments of a callable; none if it hides them, as numpy's functions do."""
     try:
         return signature(function).parameters
     except (TypeError, ValueError):

@@ -1,4 +1,4 @@
-"""`python -m mpiserve bench`: mpiserve beside the floors and the rivals, in one run.
+"""`python -m mpiserve bench`: measure mpiserve, lower bounds and alternatives in one run.
 
-Nothing is imported here: models are loaded from this package where MPI must not start.
+This file imports nothing, since processes without MPI load models from this package.
 """

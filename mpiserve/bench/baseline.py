@@ -1,10 +1,10 @@
-"""The network called in process, in the ways that matter: one large call, and chunks.
+"""Measure the network in process: one large call, and chunks.
 
     python -m mpiserve.bench.baseline ROWS
 
-A process of its own, so that what it tells malloc changes nothing for the server that it is
-compared with. It answers lines of "CHUNK STEPS" on stdin with rows per second; chunk 0 is one
-call for all rows, before malloc is told anything.
+It runs as a process of its own, so that its settings of malloc do not affect the server that it
+is compared with. For each line "CHUNK STEPS" on stdin it prints rows per second; chunk 0 is one
+call for all rows, before malloc is changed.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from mpiserve.bench.models import features, mlp
 if TYPE_CHECKING:
     import torch
 
-WARM = 30  # steps that do not count: so many until the scheduler has found a core for each
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+WARM = 30  # steps before the measurement, until each process has a core
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from glibc's malloc.h
 
 
 def main() -> None:
-    """Measure what is asked for, until there is nothing more."""
+    """Answer lines of stdin until it ends."""
     import torch
 
     rows = int(sys.argv[1])
@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def speed(module: torch.nn.Module, x: torch.Tensor, chunk: int, steps: int) -> float:
-    """Return rows per second of so many steps, each of all rows in chunks."""
+    """Return rows per second of `steps` steps, each of all rows in chunks."""
     for step in range(WARM + steps):
         if step == WARM:
             begin = time.perf_counter()
@@ -48,9 +48,9 @@ def speed(module: torch.nn.Module, x: torch.Tensor, chunk: int, steps: int) -> f
 
 
 def keep_memory() -> None:
-    """Tell glibc not to give large blocks back, which would be faulted in anew at each call."""
+    """Make glibc keep large blocks, which would otherwise cause page faults in each call."""
     libc = ctypes.CDLL(None)
-    libc.mallopt(M_MMAP_THRESHOLD, 32 << 20)  # the most that it takes
+    libc.mallopt(M_MMAP_THRESHOLD, 32 << 20)  # the largest accepted value
     libc.mallopt(M_TRIM_THRESHOLD, 1 << 30)
 
 

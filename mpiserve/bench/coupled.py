@@ -1,4 +1,4 @@
-"""Sessions of the benchmark: the last rank of the world serves, the others ask."""
+"""Sessions of the benchmark: the last rank of the world serves, the others are clients."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from mpiserve.session import Session, join
 TRANSPORTS = ("shared", "rma")
 SERVICE = "bench"
 VARIABLE = "MPISERVE_TRANSPORT"
-NAP = 0.002  # seconds between two looks of a rank that rests
+NAP = 0.002  # seconds between two polls of a rank that waits
 
 T = TypeVar("T")
 
 
 def config(backend: str, shape: list[int], kind: str, **keys: Any) -> Config:
-    """Make the configuration of one service that gives back the shape that it gets."""
+    """Make the configuration of one service whose output has the shape of its input."""
     service = {
         "backend": backend,
         "inputs": [{"name": "x", "dtype": kind, "shape": shape}],
@@ -36,7 +36,7 @@ def config(backend: str, shape: list[int], kind: str, **keys: Any) -> Config:
 
 
 def doubles(backend: str, rows: int, /, **keys: Any) -> Config:
-    """Make the configuration of a service of doubles, up to so many of them."""
+    """Make the configuration of a service of doubles, with up to `rows` of them."""
     return config(backend, [-1], "float64", max_batch_rows=rows, **keys)
 
 
@@ -46,13 +46,13 @@ def network(**keys: Any) -> Config:
 
 
 def serves(comm: MPI.Comm) -> bool:
-    """Tell whether this rank is the one that serves."""
+    """Return whether this rank serves."""
     return comm.rank == comm.size - 1
 
 
 @contextmanager
 def forced(transport: str) -> Iterator[None]:
-    """Make sessions that are opened meanwhile use one transport."""
+    """Make sessions that are opened inside the context use one transport."""
     before = os.environ.get(VARIABLE)
     os.environ[VARIABLE] = transport
     try:
@@ -76,17 +76,17 @@ def couple(
     ask: Callable[[Session], T],
     bound: bool = False,
 ) -> T | None:
-    """Run ask on the simulation ranks of a session of its own. Collective.
+    """Run a function on the simulation ranks of a new session. Collective.
 
     Args:
         comm: The ranks of the benchmark.
-        transport: What the session uses.
-        service: What is served.
-        ask: Called with the session.
-        bound: Give the rank that serves a core of its own.
+        transport: The transport of the session.
+        service: The configuration of the service.
+        ask: The function, called with the session.
+        bound: Bind the rank that serves to a core of its own.
 
     Returns:
-        What ask returned; None on the rank that serves.
+        The result of the function; None on the rank that serves.
     """
     with forced(transport), apart(comm, serves(comm)) if bound else nullcontext():
         if serves(comm):
@@ -96,8 +96,8 @@ def couple(
             return ask(session)
 
 
-def rest(comm: MPI.Comm) -> None:
-    """Wait for all ranks without taking a core from those that work."""
+def idle_barrier(comm: MPI.Comm) -> None:
+    """Wait for all ranks, without using a core that another rank needs."""
     arrived = comm.Ibarrier()
     while not arrived.Test():
         time.sleep(NAP)
@@ -106,5 +106,5 @@ def rest(comm: MPI.Comm) -> None:
 def alone(comm: MPI.Comm, work: Callable[[], T]) -> T | None:
     """Run work on the rank that serves while the others sleep; every rank gets its result."""
     result = work() if serves(comm) else None
-    rest(comm)
+    idle_barrier(comm)
     return comm.bcast(result, root=comm.size - 1)

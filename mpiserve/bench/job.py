@@ -1,4 +1,4 @@
-"""A second MPI job, started by a rank of the first one after its MPI is over."""
+"""Start a second MPI job from a rank of the first one, after its MPI is finalized."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 
 from mpiserve.errors import Code, Error
 
-# Where launchers tell a process which rank of which job it is. What the user set for MPI stays,
-# but for the throttle, of which a job with more ranks than cores needs its own.
+# Variables in which launchers describe the rank and the job of a process. The user's settings for
+# MPI stay, except the throttle: a job with more ranks than cores needs its own.
 MARKS = re.compile(
     r"""OMPI_(?!MCA_|ALLOW_|PRTE_)
     |OMPI_MCA_(?:ess_|orte_|pmix|initial_wdir|num_procs|cpu_type|PREFIXES)
@@ -27,7 +27,7 @@ MARKS = re.compile(
     re.VERBOSE,
 )
 
-# More ranks than cores: without these, ranks that wait in MPI keep the core from those that work.
+# Settings for more ranks than cores: without them, ranks that wait in MPI do not yield their core.
 CROWDED = {
     "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
     "PRTE_MCA_hwloc_default_binding_policy": "none",
@@ -39,12 +39,12 @@ CROWDED = {
 
 
 def scrubbed(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return an environment without what marks a process as a rank of a job."""
+    """Return an environment without the variables that mark a process as a rank of a job."""
     return {name: value for name, value in environ.items() if not MARKS.match(name)}
 
 
 def launcher() -> str:
-    """Find mpiexec: $MPIEXEC, this environment's own, or the one on PATH.
+    """Find mpiexec: $MPIEXEC, that of this environment, or the one on PATH.
 
     Raises:
         Error: If there is none.
@@ -58,10 +58,10 @@ def launcher() -> str:
 
 
 def run(ranks: int, args: Sequence[str], timeout: float) -> None:
-    """Run python -m mpiserve with these arguments on so many ranks.
+    """Run python -m mpiserve with these arguments on `ranks` ranks.
 
     Raises:
-        Error: If it fails or takes too long, with the last line that it wrote.
+        Error: If it fails or takes too long, with the last line of its stderr.
     """
     command = [launcher(), "-n", str(ranks), sys.executable, "-m", "mpiserve", *args]
     env = CROWDED | scrubbed(os.environ)
@@ -82,7 +82,7 @@ def run(ranks: int, args: Sequence[str], timeout: float) -> None:
 
 
 def reason(stderr: str) -> str:
-    """Find the line that says why a job failed: our own, or the last one."""
+    """Find the line that says why a job failed: one of mpiserve, or the last one."""
     lines = [line for line in stderr.splitlines() if line.strip("- ")]
     ours = [line.removeprefix("mpiserve: ") for line in lines if line.startswith("mpiserve: ")]
-    return (ours[:1] or lines[-1:] or ["nothing was said"])[0]
+    return (ours[:1] or lines[-1:] or ["it printed no reason"])[0]

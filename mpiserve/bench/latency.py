@@ -1,4 +1,4 @@
-"""Round trips over size: floors, rivals and mpiserve, in turns."""
+"""Measure round trips over size: lower bounds, alternatives and mpiserve, in turns."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from mpiserve.session import Session
 BACKENDS = ("echo", "torch")
 CLIENTS = ("c", "python")
 MEMORIES = ("user", "in_place")
-WIRE = {"transport": "rma", "memory": "user"}  # all that differs between nodes
+WIRE = {"transport": "rma", "memory": "user"}  # the only cases between nodes
 WIRE_FLOORS = ("floor_rma", "floor_put_get")
 WORD = 8  # bytes of a double, and of the flag floor
 
@@ -42,14 +42,14 @@ Sampler = Callable[[MPI.Comm, int, int, int], Any]
 
 
 class Case(NamedTuple):
-    """One line of the table: what it is called, and how both ranks measure it once."""
+    """A row of the table: its labels, and the function with which both ranks measure it once."""
 
     labels: dict[str, str]
     measure: Callable[[MPI.Comm, Plan], Samples]
 
     @property
     def title(self) -> str:
-        """What people see."""
+        """The name in the progress and the table."""
         return " ".join(self.labels.values())
 
 
@@ -61,7 +61,7 @@ def measure(comm: MPI.Comm, plan: Plan, progress: Progress) -> list[dict[str, An
 
 
 def measure_wire(comm: MPI.Comm, plan: Plan, progress: Progress) -> list[dict[str, Any]]:
-    """Measure what goes from node to node. Collective over 2 ranks; rank 0 gets the rows."""
+    """Measure the cases between nodes. Collective over 2 ranks; rank 0 gets the rows."""
     cases = [case for case in floors() if case.measure is not flag]
     cases.append(Case({"case": "floor_put_get"}, each_size(_native.floor_put_get)))
     cases += [case for case in coupled_cases(plan.sizes) if WIRE.items() <= case.labels.items()]
@@ -70,7 +70,7 @@ def measure_wire(comm: MPI.Comm, plan: Plan, progress: Progress) -> list[dict[st
 
 
 def over(floor: str, rows: list[dict[str, Any]]) -> Iterable[dict[str, Any]]:
-    """Give how many times a floor's round trip mpiserve takes."""
+    """Yield the ratios of mpiserve's round trips to those of a lower bound."""
     p50 = {row["bytes"]: row["p50_us"] for row in rows if row["case"] == floor}
     for row in rows:
         if row["case"] == "mpiserve":
@@ -99,7 +99,7 @@ def in_turns(
 
 
 def each_size(sampler: Sampler, part: float = 1.0) -> Callable[[MPI.Comm, Plan], Samples]:
-    """Make a measurement of all sizes from one of a single size."""
+    """Make a measurement of all sizes from a measurement of one size."""
 
     def run(comm: MPI.Comm, plan: Plan) -> Samples:
         return {size: sampler(comm, size, *plan.share(size, part)) for size in plan.sizes}
@@ -108,19 +108,19 @@ def each_size(sampler: Sampler, part: float = 1.0) -> Callable[[MPI.Comm, Plan],
 
 
 def floors() -> Iterable[Case]:
-    """What the hardware and MPI allow."""
+    """The lower bounds that the hardware and MPI set."""
     yield Case({"case": "floor_rma"}, each_size(_native.floor_rma))
     yield Case({"case": "floor_flag"}, flag)
     yield Case({"case": "send_recv_c"}, each_size(_native.send_recv))
 
 
 def flag(comm: MPI.Comm, plan: Plan) -> Samples:
-    """Two words on two cache lines have but one size."""
+    """Two words on two cache lines, which have only one size."""
     return {WORD: _native.floor_flag(comm, WORD, *plan.share(WORD))}
 
 
 def rival_cases(others: list[rivals.Rival]) -> Iterable[Case]:
-    """What people use today."""
+    """The alternatives."""
     for rival in others:
         yield Case({"case": rival.name}, each_size(rival.sample, rival.part))
 
@@ -143,7 +143,7 @@ def coupled_cases(sizes: list[int]) -> Iterable[Case]:
 def c_client(
     service: Config, transport: str, in_place: bool, comm: MPI.Comm, plan: Plan
 ) -> Samples:
-    """Ask from C."""
+    """Query from C."""
     with forced(transport):
         if serves(comm):
             serve(comm, service)
@@ -158,7 +158,7 @@ def c_client(
 def python_client(
     service: Config, transport: str, in_place: bool, comm: MPI.Comm, plan: Plan
 ) -> Samples:
-    """Ask from Python."""
+    """Query from Python."""
 
     def ask(session: Session) -> Samples:
         found = session.service(SERVICE)
@@ -168,14 +168,14 @@ def python_client(
 
 
 def echo(service: Any, in_place: bool, size: int, warm: int, rounds: int) -> np.ndarray:
-    """Ask a service of doubles for size bytes, again and again, and look at the last answer."""
+    """Query a service of doubles with `size` bytes repeatedly, and check the last answer."""
     rows = size // WORD
     x = service.empty_input(rows) if in_place else np.empty(rows)
     y = service.empty_output(rows) if in_place else np.zeros(rows)
     x[:] = np.arange(rows)
     samples = timed(lambda: service(x, out=y), warm, rounds)
     if not np.array_equal(x, y):
-        raise RuntimeError("the service brought back other rows than it got")
+        raise RuntimeError("the service returned other rows than it received")
     return samples
 
 
@@ -191,7 +191,7 @@ def network_cases() -> Iterable[Case]:
 
 
 def in_process(comm: MPI.Comm, plan: Plan) -> Samples:
-    """Call the network where it would be served, with nothing in between."""
+    """Call the network directly on the rank that would serve it."""
     x = features(1)
 
     def work() -> np.ndarray:
@@ -207,7 +207,7 @@ def in_process(comm: MPI.Comm, plan: Plan) -> Samples:
 
 
 def one_row(transport: str, comm: MPI.Comm, plan: Plan) -> Samples:
-    """Ask for one row of the network."""
+    """Query one row of the network."""
     x, y = features(1), features(1)
 
     def ask(session: Session) -> Samples:

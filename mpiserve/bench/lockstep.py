@@ -1,7 +1,7 @@
 """Three clients in lock-step and one server: how well batches use the model's core.
 
-In short turns, so that what the machine does meanwhile hits all alike: the network in a process
-without MPI, mpiserve, and a ZeroMQ worker. Then once more with a core for the rank that serves.
+The network in a process without MPI, mpiserve, and a ZeroMQ worker take short turns, so that
+other load on the machine affects all alike. A second run gives the rank that serves a core.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from mpi4py import MPI
 
 from mpiserve.bench.baseline import WARM
 from mpiserve.bench.child import Child
-from mpiserve.bench.coupled import SERVICE, couple, network, rest
+from mpiserve.bench.coupled import SERVICE, couple, idle_barrier, network
 from mpiserve.bench.machine import version
 from mpiserve.bench.models import features
 from mpiserve.bench.places import anywhere
@@ -64,7 +64,7 @@ def turns(
     chunk: int = 0,
     bound: bool = False,
 ) -> tuple[Speeds, int] | None:
-    """Compare the systems for some numbers of clients; give speeds, and the best chunk."""
+    """Compare the systems for some numbers of clients; return speeds, and the best chunk."""
     return couple(
         comm,
         TRANSPORT,
@@ -75,7 +75,7 @@ def turns(
 
 
 class Turns:
-    """The ranks that ask, of which some do, in turns with what they are compared with."""
+    """The clients of mpiserve, in turns with the systems that it is compared with."""
 
     def __init__(self, session: Session, plan: Plan) -> None:
         self.session, self.comm = session, session.comm
@@ -83,12 +83,12 @@ class Turns:
         self.speeds: Speeds = defaultdict(list)
 
     def run(self, progress: Progress, clients: Sequence[int], chunk: int) -> tuple[Speeds, int]:
-        """Measure everything; give the speeds and the best chunk of the baseline.
+        """Measure everything; return the speeds and the best chunk of the baseline.
 
         Args:
-            progress: Told of every step.
-            clients: How many ask; measured for each of these numbers.
-            chunk: The best chunk, if it is known.
+            progress: Shows every step.
+            clients: The numbers of clients to measure.
+            chunk: The best chunk, if known.
         """
         with ExitStack() as stack:
             child = None
@@ -112,28 +112,28 @@ class Turns:
         return self.speeds, chunk
 
     def best_chunk(self, child: Child | None) -> int:
-        """Find the rows at a time with which the network is fastest in process."""
+        """Find the chunk size with which the network is fastest in process."""
         for chunk in (0, *CALIBRATIONS * CHUNKS):
             self.alone(str(chunk), child, chunk)
         return max(CHUNKS, key=lambda chunk: median(self.speeds[str(chunk), 0]))
 
     def alone(self, name: str, child: Child | None, chunk: int) -> None:
-        """Let the child work while every rank sleeps."""
-        speed = float(child.ask(f"{chunk} {self.steps}")) if child else None
-        rest(self.comm)
+        """Measure the child while every rank sleeps."""
+        speed = float(child.request(f"{chunk} {self.steps}")) if child else None
+        idle_barrier(self.comm)
         self.speeds[name, 0].append(self.comm.bcast(speed))
 
     def turn(self, name: str, active: int, step: Step | None) -> None:
-        """Let the first ranks take steps: from the first one's begin to the last one's end."""
-        rest(self.comm)
+        """Measure steps of the first ranks, from the earliest begin to the latest end."""
+        idle_barrier(self.comm)
         mine = self.times(step) if self.comm.rank < active and step else None
-        rest(self.comm)
+        idle_barrier(self.comm)
         spans = [span for span in self.comm.allgather(mine) if span]
         span = max(end for _, end in spans) - min(begin for begin, _ in spans)
         self.speeds[name, active].append(active * ROWS * self.steps / span)
 
     def times(self, step: Step) -> tuple[float, float]:
-        """Fall into step with the other ranks, then return begin and end of the steps."""
+        """Warm up in step with the other ranks, then return begin and end of the steps."""
         for _ in range(WARM):
             step()
         begin = time.monotonic()
@@ -142,14 +142,14 @@ class Turns:
         return begin, time.monotonic()
 
     def client(self) -> Step:
-        """Ask mpiserve. Ranks that never look the service up are waited for by no batch."""
+        """Query mpiserve. Batches do not wait for ranks that never look up the service."""
         service = self.session.service(SERVICE)
         x, y = features(ROWS), features(ROWS)
         return lambda: service(x, out=y)
 
     @contextmanager
     def zeromq(self) -> Iterator[Step | None]:
-        """Ask a ZeroMQ worker, if there is ZeroMQ."""
+        """Query a ZeroMQ worker, if pyzmq is installed."""
         if not self.comm.bcast(version("pyzmq")):
             yield None
             return
@@ -163,7 +163,7 @@ class Turns:
                 np.frombuffer(socket.recv(copy=False).buffer, np.float32).reshape(x.shape)
 
             yield step
-            rest(self.comm)
+            idle_barrier(self.comm)
             if self.comm.rank == 0:
                 socket.send(STOP)
                 socket.recv()
@@ -175,21 +175,21 @@ class Turns:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="mpiserve-"))
         address = self.comm.bcast(f"ipc://{folder}/zeromq")
         if self.comm.rank == 0:
-            stack.enter_context(Child("worker", address, str(ROWS))).hear()
-        rest(self.comm)
+            stack.enter_context(Child("worker", address, str(ROWS))).read_line()
+        idle_barrier(self.comm)
         socket = stack.enter_context(stack.enter_context(zmq.Context()).socket(zmq.REQ))
         socket.connect(address)
         return socket
 
 
 def census_wait(comm: MPI.Comm, plan: Plan) -> dict[str, Any]:
-    """Measure how long clients wait beyond the model, where a timer would be slow."""
+    """Measure how long clients wait in addition to the model, where a timer would be slow."""
 
     def ask(session: Session) -> list[list[tuple[float, float, int]]]:
         service = session.service(SERVICE)
         x, y = features(ROWS), features(ROWS)
         found = []
-        rest(session.comm)
+        idle_barrier(session.comm)
         for _ in range(5 if plan.quick else 100):
             begin = time.perf_counter_ns()
             pending = service.submit(x, out=y)
@@ -201,7 +201,7 @@ def census_wait(comm: MPI.Comm, plan: Plan) -> dict[str, Any]:
 
     found = couple(comm, TRANSPORT, network(max_delay_us=DELAY_US), ask) or [[(0.0, 0.0, 0)]]
     steps = np.array(found)  # [client, step, (total, compute, requests)]
-    # Clients get their rows as soon as these are done; the model's time is the last one's.
+    # Clients receive their rows as soon as they are done; the last one has the model's whole time.
     waits = (steps[:, :, 0].max(axis=0) - steps[:, :, 1].max(axis=0)) / 1000
     return {
         "case": "census_wait",
@@ -215,12 +215,12 @@ def census_wait(comm: MPI.Comm, plan: Plan) -> dict[str, Any]:
 
 
 def median(values: Any) -> float:
-    """Give the median as a plain number."""
+    """Return the median as a plain number."""
     return float(np.median(values))
 
 
 def throughput_rows(speeds: Speeds) -> list[dict[str, Any]]:
-    """Rows per second of every system, by clients."""
+    """Make rows of the report: rows per second of every system, by clients."""
     return [
         {
             "case": "throughput",
@@ -236,7 +236,7 @@ def throughput_rows(speeds: Speeds) -> list[dict[str, Any]]:
 
 
 def efficiency_row(speeds: Speeds, chunk: int, bind: bool) -> dict[str, Any]:
-    """Compare mpiserve with the best that the network does in process, turn by turn."""
+    """Compare mpiserve with the best chunk of the network in process, turn by turn."""
     ours = np.array(speeds["mpiserve", CLIENTS])
     alone = np.array(speeds["in_process", 0])
     row = {

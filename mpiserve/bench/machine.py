@@ -1,4 +1,4 @@
-"""Where the figures come from."""
+"""Describe the machine of a measurement."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PACKAGES = ("mpiserve", "mpi4py", "numpy", "torch", "pyzmq", "redis")
 
 
 def machine() -> dict[str, Any]:
-    """Describe this machine, Python and the packages that count."""
+    """Describe this machine, Python and the packages that matter."""
     return {
         "cpu": cpu_model(),
         "cores": len(os.sched_getaffinity(0)),
@@ -23,7 +23,7 @@ def machine() -> dict[str, Any]:
 
 
 def cpu_model() -> str:
-    """Name the processor."""
+    """Return the name of the processor."""
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:

@@ -1,4 +1,4 @@
-"""The program behind `python -m mpiserve bench`; it may print and abort."""
+"""The program `python -m mpiserve bench`, which may print and abort."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mpiserve.session import check_world
 
 OK, FAILURE, USAGE = 0, 1, 2  # exit statuses
 PAIR = 2  # ranks: one client and one server
-LIMIT = 1200.0  # seconds for another job
+LIMIT = 1200.0  # seconds for a second job
 
 MEASURES = {
     "latency": latency.measure,
@@ -29,7 +29,7 @@ MEASURES = {
     "lockstep": lockstep.measure,
     "strong_scaling": strong_scaling.measure,
 }
-# Ranks of the world in which a case is measured; 0: in none.
+# The number of ranks of the world that a case needs; 0 if it needs no MPI.
 CASES = {
     "latency": PAIR,
     "overlap": PAIR,
@@ -46,11 +46,11 @@ def bench(
     hosts: bool = False,
     cases: Sequence[str] = (),
 ) -> int:
-    """Measure, print tables, and write what was asked for; give the exit status.
+    """Measure, print tables, write files, and return the exit status.
 
-    A world of two ranks measures all cases, or those that are given: when its own MPI is
-    over it starts a job for each that needs more ranks. A world of so many ranks
-    measures this case only. One rank will do where no case needs two.
+    A world of two ranks measures all cases, or the given ones: after its own MPI is finalized,
+    it starts a job for each case that needs more ranks. A world with the ranks of such a case
+    measures only this case. One rank is enough if no case needs two.
     """
     comm = MPI.COMM_WORLD
     cases = cases or [case for case, ranks in CASES.items() if comm.size in (PAIR, ranks)]
@@ -77,7 +77,7 @@ def bench(
 
 
 def wrong(comm: MPI.Comm, cases: Sequence[str], plots: str | None, hosts: bool) -> str | None:
-    """Say what keeps the bench from starting, if anything does."""
+    """Say why the benchmark cannot start, or return None."""
     try:
         check_world(comm)
     except Error as error:
@@ -85,7 +85,7 @@ def wrong(comm: MPI.Comm, cases: Sequence[str], plots: str | None, hosts: bool) 
     if hosts and comm.size != PAIR:
         return f"bench --hosts takes {PAIR} ranks, not {comm.size}"
     if unknown := [case for case in cases if case not in CASES]:
-        return f"bench --case {unknown[0]}: it is one of {', '.join(CASES)}"
+        return f"bench --case {unknown[0]}: must be one of {', '.join(CASES)}"
     if not hosts and not fits(comm.size, cases):
         alone = (f"{ranks} for --case {case}" for case, ranks in CASES.items() if ranks > PAIR)
         return f"bench takes {PAIR} ranks (or {', '.join(alone)} alone), not {comm.size}"
@@ -93,7 +93,7 @@ def wrong(comm: MPI.Comm, cases: Sequence[str], plots: str | None, hosts: bool) 
     apart = node.size < comm.size
     node.Free()
     if apart and not hosts:
-        return "bench takes ranks of one node, but with --hosts"
+        return "bench takes ranks of one node, unless --hosts is given"
     if hosts and not apart:
         return "bench --hosts takes ranks of two nodes"
     if hosts and plots:
@@ -104,14 +104,14 @@ def wrong(comm: MPI.Comm, cases: Sequence[str], plots: str | None, hosts: bool) 
 
 
 def fits(ranks: int, cases: Sequence[str]) -> bool:
-    """Tell whether a world of so many ranks can see to these cases."""
+    """Return whether a world of `ranks` ranks can measure these cases."""
     if ranks <= PAIR:
         return bool(cases) and all(CASES[case] != PAIR or ranks == PAIR for case in cases)
     return bool(cases) and all(CASES[case] == ranks for case in cases)
 
 
 def give_up(comm: MPI.Comm, error: BaseException) -> None:
-    """Print why, and end the other rank too, which may wait for this one."""
+    """Print an error, and end the other rank too, which may wait for this one."""
     if isinstance(error, Error):
         print(f"mpiserve: {error}", file=sys.stderr, flush=True)
     else:
@@ -128,7 +128,7 @@ def measure(
     rows: list[Row],
     hosts: bool = False,
 ) -> None:
-    """Measure what needs this world, and end its MPI; rank 0 gets the rows."""
+    """Measure the cases of this world, and finalize MPI; rank 0 gets the rows."""
     if hosts:
         rows += latency.measure_wire(comm, plan, progress)
     else:
@@ -141,7 +141,7 @@ def measure(
 def afterwards(
     cases: Sequence[str], plan: Plan, progress: Progress, rows: list[Row]
 ) -> Error | None:
-    """Measure what needs no MPI of ours. An error comes back, so that the rows so far are kept."""
+    """Measure the other cases. An error is returned, so that the rows so far are kept."""
     try:
         for case in cases:
             rows += crew(case, plan, progress) if CASES[case] else scale.measure(plan, progress)

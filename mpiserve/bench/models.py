@@ -1,4 +1,4 @@
-"""What the services of the benchmark run."""
+"""The models of the benchmark's services."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FEATURES, HIDDEN = 64, 256
 
 
 def identity() -> torch.nn.Module:
-    """Make a module that returns what it gets: the cost of torch's side without a model."""
+    """Make a module that returns its input, to measure the cost of the torch backend."""
     import torch
 
     return torch.nn.Identity()
@@ -35,7 +35,7 @@ def features(rows: int) -> np.ndarray:
 
 
 class Busy:
-    """Takes a fixed time, without sleeping, and returns what it gets."""
+    """Takes a fixed time, without sleeping, and returns its input."""
 
     def __init__(self, ms: float) -> None:
         self.seconds = ms / 1000

@@ -1,4 +1,4 @@
-"""Does a simulation that computes wait for its model? Submit, compute, fetch."""
+"""Measure whether a simulation that computes waits for its model: submit, compute, fetch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mpiserve.session import Session
 MODEL_MS = 15
 COMPUTE_MS = 20
 ROWS = 8192  # 64 KiB: too much for a slot
-TEST_EVERY = 0.001  # seconds between two looks, where the client looks
+TEST_EVERY = 0.001  # seconds between two tests, if the client tests
 
 
 def measure(comm: MPI.Comm, plan: Plan, progress: Progress) -> list[dict[str, Any]]:
@@ -41,7 +41,7 @@ def ask(plan: Plan, looks: bool, session: Session) -> list[float]:
     """Return the seconds of each submit, compute and fetch."""
     service = session.service(SERVICE)
     x, y = np.ones(ROWS), np.zeros(ROWS)
-    service(x, out=y)  # from here on, memory is there
+    service(x, out=y)  # allocates memory before the measurement
     times = []
     for _ in range(3 if plan.quick else 30):
         begin = time.perf_counter()
@@ -53,7 +53,7 @@ def ask(plan: Plan, looks: bool, session: Session) -> list[float]:
 
 
 def compute(pending: Any) -> None:
-    """Keep the core busy; look at what is pending now and then, if there is anything."""
+    """Keep the core busy; test the pending request now and then, if there is one."""
     now = time.perf_counter()
     end, look = now + COMPUTE_MS / 1000, now + TEST_EVERY
     while now < end:

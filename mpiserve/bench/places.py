@@ -1,4 +1,4 @@
-"""Who runs on which cores while something is measured."""
+"""Bind ranks and threads to cores during a measurement."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from mpi4py import MPI
 
 from mpiserve.mpi.affinity import bind
 
-CORES = os.sched_getaffinity(0)  # where the launcher lets this process run
+CORES = os.sched_getaffinity(0)  # the cores that the launcher gives this process
 
 
 @contextmanager
 def apart(comm: MPI.Comm, serves: bool) -> Iterator[None]:
-    """Give the rank that serves a core of its own meanwhile, as `partition.bind` does.
+    """Bind the rank that serves to a core of its own, as `partition.bind` does.
 
     Collective over comm.
     """
@@ -28,7 +28,7 @@ def apart(comm: MPI.Comm, serves: bool) -> Iterator[None]:
 
 @contextmanager
 def anywhere() -> Iterator[None]:
-    """Let the scheduler place this thread and what it starts meanwhile, as rivals run."""
+    """Let the scheduler place this thread and those that it starts, as alternatives run."""
     mine = os.sched_getaffinity(0)
     os.sched_setaffinity(0, CORES)
     try:

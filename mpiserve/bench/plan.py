@@ -1,4 +1,4 @@
-"""What is measured how often."""
+"""The sizes and numbers of rounds of the measurements."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 KIB, MIB = 2**10, 2**20
 
-# Rounds by bytes each way: more where a round is short.
+# The number of rounds by bytes each way: more if a round is short.
 FULL = {
     8: 20000,
     KIB: 20000,
@@ -18,10 +18,10 @@ FULL = {
 }
 QUICK = {8: 200, KIB: 200, MIB: 20}
 
-# Over a network, where a round is ten times as long.
+# The same between nodes, where a round takes ten times as long.
 HOSTS = {8: 4000, KIB: 4000, 64 * KIB: 1000, 4 * MIB: 100}
 
-LEAST_WARM = 5  # more than a lane has slots, so that all of them have been used
+LEAST_WARM = 5  # more than the slots of a lane, so that warm-up uses all of them
 LEAST_ROUNDS = 4
 
 
@@ -31,9 +31,9 @@ class Plan:
 
     Attributes:
         rounds: In total, by bytes.
-        repetitions: Into which the rounds are split, all cases taking turns, so
-            that what the machine does meanwhile hits them alike.
-        quick: Whether this is to show that it works, and not how fast.
+        repetitions: The number of parts into which the rounds are split. All cases take turns,
+            so that other load on the machine affects them alike.
+        quick: Whether to check only that the benchmark works.
     """
 
     rounds: dict[int, int]
@@ -42,7 +42,7 @@ class Plan:
 
     @property
     def sizes(self) -> list[int]:
-        """Bytes each way, from few to many."""
+        """The bytes each way, in ascending order."""
         return list(self.rounds)
 
     def share(self, size: int, part: float = 1.0) -> tuple[int, int]:
@@ -50,7 +50,7 @@ class Plan:
 
         Args:
             size: Bytes each way.
-            part: Less than 1 for what is slow.
+            part: A factor below 1 for slow cases.
         """
         rounds = max(LEAST_ROUNDS, int(self.rounds[size] * part) // self.repetitions)
         return max(LEAST_WARM, rounds // 10), rounds

@@ -1,4 +1,4 @@
-"""Pictures of a report: round trips over size, throughput over clients."""
+"""Draw a report: round trips over size, throughput over clients."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ STYLE: Any = {
 
 
 class Line(NamedTuple):
-    """A line of the latency plot: which rows, and how it looks."""
+    """A line of the latency plot: its rows and its style."""
 
     name: str
     rows: Row
@@ -63,7 +63,7 @@ SYSTEMS = {"mpiserve": ("mpiserve", "#1971c2"), "zeromq": ("ZeroMQ worker", "#b0
 
 
 def draw(report: Row, folder: Path) -> list[Path]:
-    """Draw what the report has rows for, and return the files."""
+    """Draw the plots that the report has rows for, and return the files."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -99,14 +99,14 @@ def latency(report: Row, path: Path) -> Path:
 
 
 def lines_of(transport: str) -> list[Line]:
-    """Complete our own lines for a panel."""
+    """Return the lines of a panel."""
     user = {"case": "mpiserve", "transport": transport, "memory": "user"}
     lines = [line._replace(rows=user | line.rows) for line in OURS]
     return [*lines, IN_PLACE._replace(rows=user | IN_PLACE.rows | {"memory": "in_place"})]
 
 
 def points(rows: list[Row], wanted: Row) -> list[tuple[int, float]]:
-    """Return (bytes, p50) of the rows that have what is wanted."""
+    """Return (bytes, p50) of the rows with the wanted values."""
     found = [row for row in rows if wanted.items() <= row.items()]
     return sorted((row["bytes"], row["p50_us"]) for row in found)
 
@@ -144,7 +144,7 @@ def _none() -> Any:
 
 
 def duration(micros: float) -> str:
-    """Write microseconds as people do."""
+    """Write microseconds with a suitable unit."""
     for unit, name in ((1e6, "s"), (1e3, "ms"), (1, "µs")):
         if micros >= unit:
             return f"{micros / unit:g} {name}"
@@ -152,14 +152,14 @@ def duration(micros: float) -> str:
 
 
 def throughput(report: Row, path: Path) -> Path:
-    """Draw rows per second over clients, with what the network does in process."""
+    """Draw rows per second over clients, with those of the network in process."""
     from matplotlib import pyplot
 
     rows = [row for row in report["rows"] if row["case"] == "throughput"]
     figure, axes = pyplot.subplots(figsize=(8, 4.8), layout="constrained")
     systems = [name for name in SYSTEMS if any(row["system"] == name for row in rows)]
-    for place, system in enumerate(systems):
-        plot_bars(axes, [row for row in rows if row["system"] == system], place, len(systems))
+    for position, system in enumerate(systems):
+        plot_bars(axes, [row for row in rows if row["system"] == system], position, len(systems))
     for row in report["rows"]:
         if row["case"] == "batch_efficiency" and not row["bind"]:
             plot_references(axes, row)
@@ -171,21 +171,21 @@ def throughput(report: Row, path: Path) -> Path:
     return path
 
 
-def plot_bars(axes: Axes, rows: list[Row], place: int, systems: int) -> None:
+def plot_bars(axes: Axes, rows: list[Row], position: int, systems: int) -> None:
     """Draw the bars of one system beside those of the others."""
     name, color = SYSTEMS[rows[0]["system"]]
     width = 0.7 / systems
-    middle = [row["clients"] + (place - (systems - 1) / 2) * width for row in rows]
+    middle = [row["clients"] + (position - (systems - 1) / 2) * width for row in rows]
     heights = [row["value"] / 1000 for row in rows]
     bars = axes.bar(middle, heights, width * 0.92, color=color, label=name)
-    # On white, for the lines of the references pass behind.
+    # On white, since the lines of the references are behind.
     box = {"facecolor": "white", "edgecolor": "none", "pad": 1.0}
     texts = [f"{height:.0f} k" for height in heights]
     axes.bar_label(bars, texts, padding=3, fontsize=8.5, color=color, bbox=box)
 
 
 def plot_references(axes: Axes, row: Row) -> None:
-    """Draw what the same network does with nothing in between."""
+    """Draw lines for the same network in process."""
     for key, name, dashes in (
         ("in_process_rows_per_s", f"in process, chunks of {row['in_process_chunk']}", "--"),
         ("in_process_naive_rows_per_s", "in process, one call", ":"),
@@ -205,6 +205,6 @@ def finish_throughput(axes: Axes, clients: list[int]) -> None:
 
 
 def heading(title: str, report: Row) -> str:
-    """Say below the title where the figures come from."""
+    """Return the title, with a line about the machine."""
     machine = report["machine"]
     return f"{title}\n{report['mpi']}, {machine['cores']} cores, {machine['cpu']}"

@@ -1,4 +1,4 @@
-"""What people see of a run: progress while it lasts, tables, a JSON file."""
+"""Show a run: progress, tables and a JSON file."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ Row = dict[str, Any]
 LABELS = ("case", "client", "backend", "transport", "memory", "model")
 FIGURES = ("p50_us", "p99_us", "max_us")
 WIDTH = 120
-LINES = 8  # of a stage, where there is no terminal
+LINES = 8  # lines for each stage, without a terminal
 
 
 class Progress:
-    """Shows on one rank how far the run is, by a bar.
+    """Shows the progress of a run on one rank, by a bar.
 
-    Launchers hand a rank's output on, so it seldom has a terminal: then the bar is
-    printed anew now and then. A context manager. On other ranks it shows nothing.
+    Launchers pass on the output of ranks, so there is seldom a terminal: then the bar is
+    printed again now and then. A context manager. On other ranks it shows nothing.
     """
 
     def __init__(self, shown: bool) -> None:
@@ -39,7 +39,7 @@ class Progress:
             TimeElapsedColumn(),
             *columns,
             console=self.console,
-            # It would draw while others measure: steps alone draw, between two cases.
+            # A refresh would disturb measurements, so only steps draw, between two cases.
             auto_refresh=False,
             disable=not self._live,
         )
@@ -52,13 +52,13 @@ class Progress:
         self._bar.stop()
 
     def begin(self, stage: str, steps: int) -> None:
-        """Start a stage of so many steps."""
+        """Start a stage of `steps` steps."""
         self.say(stage)
         self._task = self._bar.add_task(stage, total=steps)
         self._steps, self._done = steps, 0
 
     def step(self, title: str) -> None:
-        """Show what begins now."""
+        """Show the step that begins now."""
         self._bar.update(self._task, completed=self._done, description=title, refresh=True)
         if not self._live and self._done % max(1, self._steps // LINES) == 0:
             task = next(task for task in self._bar.tasks if task.id == self._task)
@@ -71,7 +71,7 @@ class Progress:
 
 
 def write_json(path: Path, report: Row) -> None:
-    """Write the report of a run, one row a line."""
+    """Write the report of a run, with one row on each line."""
     path.parent.mkdir(parents=True, exist_ok=True)
     head = json.dumps({key: report[key] for key in ("machine", "mpi")}, indent=2)
     rows = ",\n".join(f"    {json.dumps(row)}" for row in report["rows"])
@@ -88,12 +88,12 @@ def show(report: Row) -> None:
 
 
 def label(row: Row) -> str:
-    """Name the line that a row belongs to."""
+    """Return the name of a row's line in the table."""
     return " ".join(str(row[key]) for key in LABELS if key in row)
 
 
 def size_name(size: int) -> str:
-    """Write a number of bytes as people do."""
+    """Write a number of bytes with a unit."""
     for unit, name in ((2**20, "MiB"), (2**10, "KiB")):
         if size >= unit:
             return f"{size // unit} {name}"
@@ -101,7 +101,7 @@ def size_name(size: int) -> str:
 
 
 def latency_table(rows: list[Row]) -> Table:
-    """Lay out the medians: a line per case, a column per size."""
+    """Make a table of the medians: a line for each case, a column for each size."""
     sizes = sorted({row["bytes"] for row in rows if "model" not in row})
     table = Table(title="round trip, p50 in microseconds")
     table.add_column("case", no_wrap=True)
@@ -117,7 +117,7 @@ def latency_table(rows: list[Row]) -> Table:
 
 
 def value_table(rows: Iterable[Row]) -> Table:
-    """Lay out all other cases, a line each."""
+    """Make a table of all other cases, a line for each."""
     table = Table("case", "parameters", "value", "unit")
     for row in rows:
         rest = {key: value for key, value in row.items() if key not in ("case", "value", "unit")}
@@ -127,5 +127,5 @@ def value_table(rows: Iterable[Row]) -> Table:
 
 
 def figure(value: float) -> str:
-    """Write a figure with as many digits as mean something."""
+    """Write a number with its significant digits."""
     return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"

@@ -1,4 +1,4 @@
-"""What people use today, each as a sampler over two ranks, from Python."""
+"""Alternatives to mpiserve, each as a sampler over two ranks, from Python."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from mpiserve.bench.machine import version
 from mpiserve.bench.report import Progress
 from mpiserve.bench.stats import timed
 
-WAIT = 60  # seconds, for an answer of a server
+WAIT = 60  # seconds for an answer of a server
 
 
 class Rival:
-    """A way to send bytes to another rank and to get as many back.
+    """A way to send bytes to another rank and to receive as many.
 
     Attributes:
         name: The case, as in the rows.
-        part: Of the rounds of mpiserve, as it takes longer.
+        part: The share of mpiserve's rounds, since it takes longer.
     """
 
     name = ""
@@ -44,16 +44,16 @@ class Rival:
         return None
 
     def ask(self, comm: MPI.Comm, x: np.ndarray, warm: int, rounds: int) -> np.ndarray:
-        """Send x and get an answer, again and again."""
+        """Send x and wait for an answer, repeatedly."""
         raise NotImplementedError
 
     def answer(self, comm: MPI.Comm, size: int, rounds: int) -> None:
-        """Send back what comes."""
+        """Return each message."""
         raise NotImplementedError
 
 
 class Mpi4py(Rival):
-    """Send and Recv of arrays that are made once."""
+    """Send and Recv of preallocated arrays."""
 
     name = "send_recv_mpi4py"
 
@@ -91,7 +91,7 @@ class ZeroMQ(Rival):
             yield socket
 
     def ask(self, comm: MPI.Comm, x: np.ndarray, warm: int, rounds: int) -> np.ndarray:
-        """Ask; the answer is an array that views the message."""
+        """Send requests; the answer is an array that views the message."""
         with self._socket("REQ") as socket:
             comm.Barrier()
             socket.connect(f"ipc://{self.folder}/zeromq")
@@ -105,7 +105,7 @@ class ZeroMQ(Rival):
         return samples
 
     def answer(self, comm: MPI.Comm, size: int, rounds: int) -> None:
-        """Answer; what goes back is an array, as from a model."""
+        """Answer requests with an array, as from a model."""
         with self._socket("REP") as socket:
             socket.bind(f"ipc://{self.folder}/zeromq")
             comm.Barrier()
@@ -138,7 +138,7 @@ class Redis(Rival):
         return timed(call, warm, rounds)
 
     def answer(self, comm: MPI.Comm, size: int, rounds: int) -> None:
-        """Be the worker."""
+        """Pop requests and push answers."""
         for _ in range(rounds):
             x = np.frombuffer(self.client.blpop("asked")[1], np.uint8)
             self.client.rpush("answered", x.data)
@@ -146,7 +146,7 @@ class Redis(Rival):
 
 @contextmanager
 def available(comm: MPI.Comm, progress: Progress) -> Iterator[list[Rival]]:
-    """Start what has to run, and give the rivals that there are. Collective over 2 ranks."""
+    """Start servers, and yield the available alternatives. Collective over 2 ranks."""
     with ExitStack() as stack:
         folder = Path(comm.bcast(_folder(stack) if comm.rank == 0 else None))
         rivals: list[Rival] = [Mpi4py(folder)]
@@ -179,7 +179,7 @@ def _no_redis() -> str:
 
 @contextmanager
 def redis_server(folder: Path) -> Iterator[None]:
-    """Run a Redis server that only this job knows, and that writes nothing."""
+    """Run a Redis server for this job alone, which writes no files."""
     import redis
 
     options = ["--port", "0", "--unixsocket", str(folder / "redis"), "--dir", str(folder)]

@@ -1,4 +1,4 @@
-"""What silent clients cost the head: instructions per request, and memory."""
+"""Measure the cost of silent clients for the head: instructions per request, and memory."""
 
 from __future__ import annotations
 
@@ -40,18 +40,18 @@ def measure(plan: Plan, progress: Progress) -> list[dict[str, Any]]:
 
 
 def row(case: str, clients: int, value: float, unit: str) -> dict[str, Any]:
-    """Make a row of the report; one client speaks, and the others rest in the census."""
+    """Make a row of the report; one client sends requests, and the census skips the others."""
     silent = {"clients": clients, "silent": "resting"}
     return {"case": case, **silent, "value": value, "unit": unit}
 
 
 def held(clients: int) -> int:
-    """Return the bytes that a head holds for so many lanes, slabs left out."""
+    """Return the bytes that a head holds for the lanes of `clients` clients, without slabs."""
     return int(run([str(HARNESS), str(clients), "1"]).stdout)
 
 
 def instructions(clients: int, rounds: int) -> int:
-    """Count the instructions of so many requests of one client."""
+    """Count the instructions of `rounds` requests of one client."""
     with tempfile.TemporaryDirectory(prefix="mpiserve-") as folder:
         options = ["--toggle-collect=speak", f"--callgrind-out-file={folder}/callgrind"]
         command = ["valgrind", "--tool=callgrind", *options, str(HARNESS)]
@@ -60,7 +60,7 @@ def instructions(clients: int, rounds: int) -> int:
 
 
 def collected(text: str) -> int:
-    """Read the count in what callgrind says.
+    """Read the count from the output of callgrind.
 
     Raises:
         Error: If there is none.
@@ -72,7 +72,7 @@ def collected(text: str) -> int:
 
 
 def run(command: list[str]) -> subprocess.CompletedProcess[str]:
-    """Run a program that is no rank of this job.
+    """Run a program that is not a rank of this job.
 
     Raises:
         Error: If it fails, with the last line that it wrote.

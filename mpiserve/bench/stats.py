@@ -1,4 +1,4 @@
-"""From samples to figures."""
+"""Take samples, and summarize them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 
 def timed(call: Callable[[], object], warm: int, rounds: int) -> np.ndarray:
-    """Call so often, and return the nanoseconds of each call after the warm-up."""
+    """Call a function repeatedly; return the nanoseconds of each call after the warm-up."""
     for _ in range(warm):
         call()
     clock = time.perf_counter_ns

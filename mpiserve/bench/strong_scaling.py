@@ -1,4 +1,4 @@
-"""How many requests a second 16 clients get from 1, 2 and 4 services that give back what they get.
+"""Measure requests per second of 16 clients with 1, 2 and 4 services that return their inputs.
 
 The set-up of the strong scaling of the system that docs/performance.md compares with: each client
 has one request under way. Here the services are replicas of one, and the clients are C programs.
@@ -14,7 +14,7 @@ import numpy as np
 from mpi4py import MPI
 
 from mpiserve.bench import _native
-from mpiserve.bench.coupled import doubles, rest
+from mpiserve.bench.coupled import doubles, idle_barrier
 from mpiserve.bench.plan import Plan
 from mpiserve.bench.report import Progress
 from mpiserve.config.partition import INFERENCE
@@ -41,7 +41,7 @@ def measure(comm: MPI.Comm, plan: Plan, progress: Progress) -> list[dict[str, An
 
 
 def turn(comm: MPI.Comm, plan: Plan, services: int) -> float:
-    """Let all clients ask at the same time; from the first one's begin to the last one's end."""
+    """Measure requests of all clients at the same time, from the first begin to the last end."""
     warm, rounds = plan.share(BYTES)
     world = comm.Split(comm.rank < CLIENTS + services, comm.rank)
     clients = comm.Split(comm.rank < CLIENTS, comm.rank)
@@ -51,7 +51,7 @@ def turn(comm: MPI.Comm, plan: Plan, services: int) -> float:
     elif comm.rank < CLIENTS + services:
         with join(world, INFERENCE, doubles("echo", CLIENTS, replicas=services)) as session:
             session.serve()
-    rest(comm)
+    idle_barrier(comm)
     spans = [span for span in comm.allgather(mine) if span]
     clients.Free()
     world.Free()
@@ -59,11 +59,11 @@ def turn(comm: MPI.Comm, plan: Plan, services: int) -> float:
 
 
 def asked(world: MPI.Comm, clients: MPI.Comm, warm: int, rounds: int) -> tuple[float, float]:
-    """Ask so often, one request at a time; give begin and end."""
+    """Send requests one at a time; return begin and end."""
     client = _native.Client(world)
     try:
         client.sample(False, BYTES, 0, warm)
-        rest(clients)
+        idle_barrier(clients)
         begin = time.monotonic()
         client.sample(False, BYTES, 0, rounds)
         return begin, time.monotonic()

@@ -1,8 +1,8 @@
-"""A ZeroMQ worker that runs the network: what mpiserve is compared with.
+"""A ZeroMQ worker that runs the network, to compare mpiserve with.
 
     python -m mpiserve.bench.worker ADDRESS ROWS
 
-Says "ready", then answers until a request is empty.
+It prints "ready", then answers until a request is empty.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ STOP = b""
 
 
 def main() -> None:
-    """Serve."""
+    """Answer requests."""
     import torch
     import zmq
 

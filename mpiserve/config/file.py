@@ -42,9 +42,15 @@ class PartitionConfig(Table):
     """The table `[partition]`: the inference ranks of a world that runs one program."""
 
     placement: Literal["tail", "per-node", "dedicated"] = "tail"
+    """Which ranks become inference ranks: the last ranks of the world, the last ranks of each
+    node, or all ranks of the last nodes.
+    """
     per_node: Annotated[int | None, Field(ge=1, le=MAX_RANKS)] = None
+    """With `placement = "per-node"`: the number of inference ranks on each node."""
     bind: bool = False
+    """Whether to bind inference ranks to cores of their own."""
     ranks: Annotated[tuple[StrictInt, ...] | None, BeforeValidator(as_tuple)] = None
+    """The world ranks that become inference ranks, in place of `placement`."""
 
     @field_validator("ranks")
     @classmethod
@@ -73,11 +79,23 @@ class PoolConfig(Table):
     """One table `[pool.NAME]`: ranks that serve all of these services, or some in turn."""
 
     ranks: int = Field(1, ge=1, le=MAX_RANKS)
+    """Inference ranks of the pool, each a replica of each of its services."""
     services: Annotated[tuple[StrictStr, ...], BeforeValidator(as_tuple)]
+    """The names of the services that share the ranks."""
     loaded: Annotated[int | None, Field(ge=1, le=MAX_RANKS)] = None
+    """How many models a rank holds at a time, which makes the pool adaptive; without it, all of
+    them.
+    """
     interval_s: float = Field(0.5, gt=0, le=3600)
+    """Seconds between two load reports of a rank."""
     hysteresis: float = Field(1.5, ge=1, le=1000)
+    """A rank changes services when the load of the new one is this many times the load that the
+    old one will have.
+    """
     least_s: float = Field(5.0, ge=0, le=86400)
+    """The least time in seconds between two changes; choose several times what loading a model
+    takes.
+    """
 
     @model_validator(mode="after")
     def _check_loaded(self) -> PoolConfig:
@@ -117,8 +135,11 @@ class Config(Table):
     """A configuration file: the partition, the services and their pools, in file order."""
 
     partition: PartitionConfig = PartitionConfig()
+    """Which ranks of one program infer."""
     service: dict[StrictStr, ServiceConfig]
+    """The services, one table each."""
     pool: dict[StrictStr, PoolConfig] = Field(default_factory=dict)
+    """Services that share inference ranks, one table for each pool."""
 
     _source: str = PrivateAttr("config")
 

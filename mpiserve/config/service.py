@@ -1,4 +1,4 @@
-"""One table `[service.NAME]` of the configuration: what is served, and how."""
+"""The table `[service.NAME]` of the configuration: a model, its signature and its batching."""
 
 from __future__ import annotations
 
@@ -115,16 +115,28 @@ def as_tuple(value: Any) -> Any:
 class Table(BaseModel):
     """The base of all tables: strict types, and no unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,  # they describe the keys in the configuration reference
+    )
 
 
 class TensorConfig(Table):
     """One tensor of a signature; its first dimension is -1, the number of rows."""
 
     name: Annotated[str, AfterValidator(check_name)]
+    """The name by which a call, or the model, finds the tensor."""
     dtype: Annotated[str, AfterValidator(_dtype)]
+    """The type of the elements, as requests carry it."""
     shape: Annotated[tuple[StrictInt, ...], BeforeValidator(as_tuple), AfterValidator(_shape)]
-    convert: Annotated[bool | None, AfterValidator(_convert)] = None  # None: do it, and say so
+    """The dimensions: first -1, which stands for the rows, then positive sizes."""
+    convert: Annotated[bool | None, AfterValidator(_convert)] = None
+    """Whether to convert between this dtype and the model's: `true` silently, `false` never;
+    without it, convert and log what that loses.
+    """
 
     @property
     def row_bytes(self) -> int:
@@ -139,33 +151,79 @@ class ServiceConfig(Table):
     """One table `[service.NAME]`: a model, its signature and its batching policy."""
 
     backend: str = "deepspeed"
+    """What runs the model: a built-in backend, or a subclass of `mpiserve.Backend` as
+    `"module:Class"` or `"file.py:Class"`.
+    """
     model: Annotated[str | None, Field(validate_default=True)] = None
+    """The model: `"module:callable"`, `"file.py:callable"`, a model file, or a Hugging Face
+    directory. Required by all built-in backends except echo.
+    """
     task: str | None = None
+    """For a Hugging Face directory: continue sequences (`"generate"`) or map them to vectors
+    (`"embed"`).
+    """
     preprocess: Annotated[str | None, AfterValidator(_object)] = None
+    """A function that turns `inputs` into `model_inputs` before the model runs."""
     postprocess: Annotated[str | None, AfterValidator(_object)] = None
+    """A function that turns `model_outputs` into `outputs` after the model has run."""
     options: dict[str, Any] = Field(default_factory=dict)
+    """A table of settings for the backend."""
     version: Annotated[str, Field(validate_default=True)] = ""
+    """The version to start with; it replaces `{version}` in `model` and `options`."""
     reload: Literal["beside", "in-place"] = "beside"
+    """Whether a reload loads the new version beside the old one, or frees the old one first."""
     inputs: Tensors
+    """The input tensors of the signature, 1 to 16 tables."""
     outputs: Annotated[Tensors, Field(validate_default=True)] = ()
+    """The output tensors of the signature, 1 to 16 tables. Required except for echo."""
     model_inputs: Tensors | None = None
+    """The tensors that `preprocess` returns; `inputs` if not given."""
     model_outputs: Tensors | None = None
+    """The tensors that `postprocess` takes; `outputs` if not given."""
     replicas: int = Field(1, ge=1, le=MAX_RANKS)
+    """Copies of the service, each on inference ranks of its own."""
     tensor_parallel: int = Field(1, ge=1, le=MAX_PARALLEL)
+    """Ranks of a replica, which share one model (DeepSpeed, or a backend of your own)."""
     peer_timeout_s: float = Field(300.0, gt=0, le=MAX_SECONDS)
-    dtype: str | None = None  # the model's own
+    """With several ranks per replica: seconds after which a rank that does not respond is given
+    up.
+    """
+    dtype: str | None = None
+    """The dtype to convert a torch model to; without it the model keeps its own."""
     max_batch_rows: int = Field(4096, ge=1, lt=MAX_ROWS, validate_default=True)
+    """The most rows in a batch, and therefore in a request; a batch has at most 16 TiB."""
     max_delay_us: int = Field(200, ge=0, lt=2**31)
+    """The longest time, in microseconds, that a request waits for others to share its batch."""
     pool_bytes: int = Field(0, ge=0, le=MAX_BYTES)
+    """Memory for large payloads, in bytes per transport; 0 means 256 MiB."""
     stickiness: float = Field(0.25, gt=0, le=1)
+    """How strongly clients prefer their home replica: they leave it for one that replies in
+    less than `1 - stickiness` of the time. 1: they never leave it.
+    """
     max_queue_rows: int = Field(0, ge=0, lt=2**62)
+    """The most rows that wait at the head for a batch; 0 means no limit."""
     on_full: Literal["wait", "reject"] = "wait"
+    """What happens to a request that finds the queue full: it waits, or ends with
+    `QueueFullError`.
+    """
     split_failed: bool = True
+    """Whether a batch that fails is run again in halves, so that only the guilty request fails."""
     threads: int = Field(1, ge=1, le=MAX_THREADS)
+    """Threads of torch and BLAS on each inference rank."""
     chunk_rows: int = Field(0, ge=0, lt=MAX_ROWS)
-    rows: Literal["independent", "together"] | None = None  # warm-up finds it out
-    input_memory: Literal["view", "copy"] | None = None  # warm-up finds it out
-    warmup: Any = True  # a bool, rows of the batches, or a file of examples
+    """Rows that a torch model processes at a time; 0 means: measure the best value at warm-up."""
+    rows: Literal["independent", "together"] | None = None
+    """Whether the model computes each row independently, or the rows of a request belong
+    together; without it, mpiserve tests this at warm-up.
+    """
+    input_memory: Literal["view", "copy"] | None = None
+    """Whether the model reads the clients' memory (`"view"`) or gets copies; without it,
+    mpiserve tests at warm-up whether the model writes to its inputs or keeps them.
+    """
+    warmup: Any = True
+    """`true`: warm up with 1 and `max_batch_rows` rows; a list: with these numbers of rows; a
+    `.npz` file: with example inputs; `false`: not at all.
+    """
 
     _name: str = PrivateAttr("")
     _folder: Path = PrivateAttr(Path("."))

@@ -1,1 +1,1 @@
-"""Starting jobs."""
+"""Start jobs: run, plan, write job scripts, check a configuration."""

@@ -125,7 +125,7 @@ def jobscript(site: str, job: Job) -> str:
     """Write the job script of a site: one of SITES.
 
     Raises:
-        ArgumentError: If the site is unknown, or cannot do what the job asks.
+        ArgumentError: If the site is unknown, or does not support an option of the job.
     """
     if site not in SITES:
         raise ArgumentError(Code.EARG, f"unknown site '{site}' (one of: {', '.join(SITES)})")

@@ -80,12 +80,16 @@ def find(spec: str, folder: Path) -> Definition | None:
         Missing: If the object does not exist, with the reason.
         Unknown: If only an import can show whether it exists.
     """
-    place, _, name = spec.partition(":")
+    module_or_file, _, name = spec.partition(":")
     before = list(sys.path)
-    own = [str((folder / place).parent)] if place.endswith(".py") else []
+    own = [str((folder / module_or_file).parent)] if module_or_file.endswith(".py") else []
     sys.path[:0] = [str(folder), *own]  # as when the model is loaded
     try:
-        module = _file(folder / place) if place.endswith(".py") else _module(place, folder)
+        module = (
+            _file(folder / module_or_file)
+            if module_or_file.endswith(".py")
+            else _module(module_or_file, folder)
+        )
         return _lookup(module, name, MAX_STEPS)
     except (Missing, Unknown):
         raise
@@ -117,8 +121,8 @@ def _module(name: str, folder: Path | None = None) -> _Module:
 
 
 def _submodule(parent: ModuleSpec, name: str) -> ModuleSpec:
-    places = parent.submodule_search_locations
-    found = PathFinder.find_spec(name, list(places)) if places is not None else None
+    locations = parent.submodule_search_locations
+    found = PathFinder.find_spec(name, list(locations)) if locations is not None else None
     if found is not None:
         return found
     if parent.origin is None:

@@ -1,4 +1,4 @@
-"""What a configuration names and is not there, found without loading anything."""
+"""Find missing files, objects and packages of a configuration, without loading a model."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ KINDS: dict[str, tuple[tuple[type, ...], str]] = {
 
 
 class Finding(NamedTuple):
-    """What will not work, or may not.
+    """A problem of a configuration.
 
     Attributes:
-        key: Of the configuration.
+        key: The key of the configuration.
         text: What is wrong, and what to do.
-        sure: Whether the service cannot be served; else it is a warning.
+        sure: Whether the service cannot work; otherwise this is a warning.
     """
 
     key: str
@@ -56,13 +56,13 @@ class Finding(NamedTuple):
 
 
 def findings(config: Config) -> list[Finding]:
-    """Look for what is named and is not there, on this machine. Nothing is imported."""
+    """Find what the configuration names and this machine lacks, without importing it."""
     found = chain.from_iterable(_of_service(service.of_version()) for service in config.services)
     return [*found, *_memory(config), *_alike(config)]
 
 
 def window_bytes(services: Sequence[ServiceConfig]) -> int:
-    """The bytes of the memory of a rank that serves these, in a window, about."""
+    """Estimate the bytes of the window of a rank that serves these services."""
     return sum(
         max(service.pool_bytes or POOL, 2 * service.max_batch_rows * service.row_bytes)
         for service in services
@@ -89,7 +89,7 @@ def _backend(service: ServiceConfig) -> Iterator[Finding]:
         return
     node = yield from _found("backend", service.backend, service)
     if isinstance(node, source.Function) or (isinstance(node, ast.ClassDef) and source.plain(node)):
-        yield Finding("backend", f"'{service.backend}' is no subclass of mpiserve.Backend")
+        yield Finding("backend", f"'{service.backend}' is not a subclass of mpiserve.Backend")
 
 
 def _options(service: ServiceConfig) -> Iterator[Finding]:
@@ -106,7 +106,7 @@ def _options(service: ServiceConfig) -> Iterator[Finding]:
 
 
 def _engine_options(service: ServiceConfig) -> Iterator[Finding]:
-    """Arguments of DeepSpeed that have a key elsewhere, and classes of its policy."""
+    """Check arguments of DeepSpeed that have a key elsewhere, and classes of its policy."""
     arguments, policy = (
         value if isinstance(value, dict) else {}
         for value in map(service.options.get, ("init_inference", "injection_policy"))
@@ -122,7 +122,7 @@ def _engine_options(service: ServiceConfig) -> Iterator[Finding]:
 
 
 def _task(service: ServiceConfig) -> Iterator[Finding]:
-    """The tensors by whose names a task knows what they are."""
+    """Check the names of the inputs of a task."""
     if service.task is None:
         return
     key = "model_inputs" if service.model_inputs else "inputs"
@@ -132,7 +132,7 @@ def _task(service: ServiceConfig) -> Iterator[Finding]:
 
 
 def _wanted(name: str, value: Any) -> str:
-    """Say of what kind an option's value must be, if it is not."""
+    """Return the kind that the value of an option must have, or "" if it has that kind."""
     kinds, wanted = KINDS.get(name, ((object,), ""))
     fits = type(value) in kinds if isinstance(value, bool) else isinstance(value, kinds)
     return "" if fits or not wanted else wanted
@@ -156,11 +156,11 @@ def _model(service: ServiceConfig) -> Iterator[Finding]:
 def _model_file(service: ServiceConfig, model: str) -> Iterator[Finding]:
     path = service.folder / model  # os.path, as Path raises for a name that is too long
     if service.task and not os.path.isfile(path / "config.json"):
-        text = "no config.json in it" if os.path.isdir(path) else "no such directory"
+        text = "it has no config.json" if os.path.isdir(path) else "no such directory"
         kind = "needs a Hugging Face directory, or 'module:callable'"
         yield Finding("model", f"{cut(str(path), 300)}: {text}; task '{service.task}' {kind}")
     elif os.path.isdir(path) and not service.task:
-        yield Finding("model", f"{path} is a directory: say task = 'generate' or 'embed'")
+        yield Finding("model", f"{path} is a directory: set task = 'generate' or 'embed'")
     elif not os.path.exists(path):
         hint = "" if ":" not in model else "; a callable is named 'module:callable'"
         yield Finding("model", f"{cut(str(path), 300)}: no such file{hint}")
@@ -183,7 +183,7 @@ def _warmup(service: ServiceConfig) -> Iterator[Finding]:
 
 
 def _factory(service: ServiceConfig, node: source.Definition | None) -> Iterator[Finding]:
-    """A callable that gives a module: called once, with options.arguments."""
+    """Check a callable that returns a module, called once with options.arguments."""
     arguments = service.options.get("arguments", {})
     if node is not None and isinstance(arguments, dict):
         made = source.signature(node)
@@ -191,7 +191,7 @@ def _factory(service: ServiceConfig, node: source.Definition | None) -> Iterator
 
 
 def _callable(service: ServiceConfig, node: source.Definition | None) -> Iterator[Finding]:
-    """A function of the inputs and the options, or a class of the options whose objects are."""
+    """Check a function of the inputs and options, or a class of the options with __call__."""
     count = len(service.model_inputs or service.inputs)
     if isinstance(node, ast.ClassDef):
         yield from _bound("options", node.name, source.signature(node), 0, service.options)
@@ -235,7 +235,7 @@ def _found(
 def _bound(
     key: str, name: str, signature: Any, count: int, options: Mapping[str, Any]
 ) -> Iterator[Finding]:
-    """Compare a call with so many arrays, and options by name, with a signature."""
+    """Check a call with `count` arrays, and options by name, against a signature."""
     if signature is None:
         return
     known = signature.parameters
@@ -257,7 +257,7 @@ def _bound(
 
 
 def _here(service: ServiceConfig) -> Iterator[Finding]:
-    """What this machine lacks, and the one of the job may have."""
+    """Warn about what this machine lacks, since the machine of the job may have it."""
     module, package = NEEDS.get(service.backend, ("", ""))
     if module and not _installed(module):
         text = f"'{service.backend}' needs {module}, which is not here: pip install '{package}'"
@@ -274,14 +274,14 @@ def _here(service: ServiceConfig) -> Iterator[Finding]:
 def _installed(module: str) -> bool:
     try:
         return find_spec(module) is not None
-    except ValueError:  # it is imported, and hides where from
+    except ValueError:  # the module is imported and has no spec
         return True
 
 
 def _memory(config: Config) -> Iterator[Finding]:
     try:
         whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError):  # not everywhere
+    except (ValueError, OSError):  # not available on every system
         return
     for group in config.groups:
         needed = window_bytes(group.services)

@@ -1,1 +1,1 @@
-"""What Python does with MPI itself."""
+"""Use MPI from Python: check it, bind ranks to cores, wait for requests, watch hosts."""

@@ -52,7 +52,7 @@ def mpi_mismatch(build: str, runtime: str) -> str | None:
     """Say what is wrong if mpiserve was built for another MPI than the one loaded."""
     if vendor(build) == vendor(runtime):
         return None
-    debian = ', for Debian\'s with the link that "MPI builds" of docs/running.md shows,'
+    debian = ', for Debian\'s with the link that "MPICH of Debian" of docs/guide/install.md shows,'
     return (
         f"mpiserve was built with {short(build)}, but runs with {short(runtime)}: "
         f"start it with the MPI that it was built with{debian if 'MPICH' in build else ''} "

@@ -1,1 +1,1 @@
-"""What the log says of a rank at work."""
+"""Log what happens on a rank."""

@@ -1,4 +1,4 @@
-"""What the log says by itself: of waits that are long, and of batches that hold too little."""
+"""Log long waits, and batches that are too small."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("mpiserve")
 
-NOTICE = 10.0  # seconds after which a wait is long, if MPISERVE_WAIT_NOTICE does not say
-LOOK = 0.25  # seconds between two looks whether nothing comes
-ALONE = 8  # batches of one request, with others left waiting
-WATCHED = 1000  # batches, until it is clear that they hold what comes
+NOTICE = 10.0  # seconds after which a wait is long, if MPISERVE_WAIT_NOTICE is not set
+LOOK = 0.25  # seconds between two checks for requests
+ALONE = 8  # batches of one request while others wait, before a warning
+WATCHED = 1000  # batches without one, until the watch ends
 
-EARLY = ("rejected", "dropped", "cancelled")  # how requests end that the model never sees
+EARLY = ("rejected", "dropped", "cancelled")  # requests that end before the model runs
 
 OPENING = (
     "has waited %g s for every rank of the world (%d) to come to mpiserve_open. A simulation may "
@@ -33,17 +33,17 @@ PUBLISHING = "is ready, and has waited %g s for the other inference ranks, which
 
 
 def limit() -> float:
-    """Seconds after which a wait is long; as libmpiserve reads the variable."""
+    """Return the seconds after which a wait is long, as libmpiserve reads the variable."""
     value = seconds("MPISERVE_WAIT_NOTICE", NOTICE)
     return value or math.inf
 
 
 class Alarm:
-    """Says something when what it encloses takes long, from a thread, which calls no MPI.
+    """Calls a function when its body takes long, from a thread, which calls no MPI.
 
     Args:
-        say: Called with the seconds that have passed.
-        again: Whether to say it again, after twice the time each.
+        say: The function, called with the seconds that have passed.
+        again: Whether to call it again, each time after twice the time.
     """
 
     def __init__(self, say: Callable[[float], None], *, again: bool = False) -> None:
@@ -75,7 +75,7 @@ class Alarm:
 
 
 def loading(what: str) -> Alarm:
-    """Say what is loaded, and again now and then while it is."""
+    """Log that a model is being loaded, and again if it takes long."""
     logger.info("loading %s", what)
     return Alarm(
         lambda seconds: logger.info("still loading %s, for %.0f s", what, seconds), again=True
@@ -83,17 +83,17 @@ def loading(what: str) -> Alarm:
 
 
 def opening(ranks: int) -> Alarm:
-    """Say whom an inference rank waits for that opens a session of so many ranks."""
+    """Log that an inference rank waits long for other ranks to open the session."""
     return Alarm(lambda seconds: logger.warning(OPENING, round(seconds, 1), ranks))
 
 
 def publishing() -> Alarm:
-    """Say whom an inference rank waits for that announces its services."""
+    """Log that an inference rank waits long for others to publish their services."""
     return Alarm(lambda seconds: logger.info(f"this rank {PUBLISHING}", round(seconds, 1)))
 
 
 class Silence:
-    """Says once of each kind whom a rank waits for that serves, when nothing comes for long."""
+    """Logs, once for each reason, what a rank waits for when it receives no requests for long."""
 
     def __init__(self, lib: core.Session, clock: Callable[[], float] = time.monotonic) -> None:
         self._lib = lib
@@ -102,7 +102,7 @@ class Silence:
         self._said = {0}
 
     def look(self) -> None:
-        """Ask the lib, a few times a second at most; when there was no batch."""
+        """Check what the rank waits for, at most four times a second; call it without a batch."""
         now = time.monotonic()
         if now < self._next:
             return
@@ -114,11 +114,11 @@ class Silence:
 
 
 class Alone:
-    """Says once that requests do not share batches because these hold too few rows.
+    """Logs once that requests do not share batches because max_batch_rows is too small.
 
     Args:
-        name: Of the service.
-        most: Its max_batch_rows.
+        name: The name of the service.
+        most: The max_batch_rows of the service.
     """
 
     def __init__(self, name: str, most: int) -> None:
@@ -127,10 +127,15 @@ class Alone:
         self._batches = self._alone = 0
 
     def look(self, requests: int, rows: int, waiting: int) -> bool:
-        """See how many requests a batch holds, and the rows that it left waiting.
+        """Count a batch.
+
+        Args:
+            requests: The requests of the batch.
+            rows: The rows of the batch.
+            waiting: The rows of other requests that wait.
 
         Returns:
-            Whether to go on looking.
+            Whether to go on watching.
         """
         self._batches += 1
         self._alone += waiting > 0
@@ -140,7 +145,7 @@ class Alone:
             return True
         logger.warning(
             "service %s: batches hold one request each: max_batch_rows = %d is below the %d rows "
-            "of requests that were there together; raise it",
+            "of requests that waited together; raise it",
             self._name,
             self._most,
             rows + waiting,
@@ -149,7 +154,7 @@ class Alone:
 
 
 def summary(name: str, count: Mapping[str, int]) -> str:
-    """Say in one line what a rank has done, from its counters."""
+    """Summarize the counters of a rank in one line."""
     requests = f"{name}: {count['requests']} requests, {count['errors']} failed"
     early = [f"{count[key]} {key}" for key in EARLY if count[key]]
     requests += f" ({', '.join(early)})" if early else ""

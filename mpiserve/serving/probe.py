@@ -1,6 +1,6 @@
-"""What a model does with the rows and the memory of its inputs, found out by calling it.
+"""Call a model to find out whether rows are independent, and whether it changes its inputs.
 
-Pure but for the calls: no MPI, no configuration, and the same rows at every start.
+There is no MPI and no configuration, and the random rows are the same at every start.
 """
 
 from __future__ import annotations
@@ -14,35 +14,35 @@ import numpy as np
 
 from mpiserve.failure import check_interrupt, describe
 
-ROWS = 40  # of a look: more than models pad to, or split at
-FEW = 8  # of rows that are large
-LARGE = 64 << 10  # bytes of a row, from which on it is
-CLOSE = 100  # times eps and the largest magnitude: what rounding may change
-COARSE = 8, 0.01  # times eps, and more: at most so much, where eps itself is large
-GROSS = 1e-3  # of the largest magnitude: no rounding in float32 or better
-BLOCK = 1 << 20  # bytes that are compared at a time
+ROWS = 40  # rows to compare: more than models pad to, or split at
+FEW = 8  # the same for large rows
+LARGE = 64 << 10  # bytes from which on a row is large
+CLOSE = 100  # times eps and the largest magnitude: differences that rounding may cause
+COARSE = 8, 0.01  # times eps, and an addend: the upper limit of these, where eps is large
+GROSS = 1e-3  # of the largest magnitude: more than rounding in float32 or better
+BLOCK = 1 << 20  # bytes to compare at a time
 SEED = 13
-RANDOM = "two calls with the same rows differ: it is random, or has a state"
+RANDOM = "two calls with the same rows differ: the model is random, or has a state"
 EPS = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23, "float64": 2.0**-52}
-# Factors of normally distributed numbers, 0 for numbers from 0 to 1; how many integers there are.
-# Integers are 0 or 1: more may be beyond the end of a table that they are looked up in.
+# The factor of normally distributed numbers (0: uniform from 0 to 1), and the number of distinct
+# integers. Integers are 0 or 1, since larger ones may be beyond the end of a lookup table.
 KINDS = ((1.0, 2), (0.0, 2), (100.0, 2), (1.0, 1), (0.0, 1))
 
 Arrays = tuple[np.ndarray, ...]
 Run = Callable[[Arrays], Sequence[np.ndarray]]
-Call = Callable[..., Sequence[np.ndarray]]  # of rows, and perhaps of how many: see Calls
+Call = Callable[..., Sequence[np.ndarray]]  # takes rows, and optionally a number: see Calls
 
 
 class Calls:
-    """Calls a model with arrays as a batch has them, and sees what becomes of these.
+    """Calls a model with the arrays of a batch, and records what it does to them.
 
     Args:
-        run: Runs the model; it must keep no array itself.
-        writable: Whether it gets arrays that it may write to.
+        run: Runs the model; it must not keep an array itself.
+        writable: Whether the arrays are writable.
 
     Attributes:
         changed: Whether the model has written to an input.
-        kept: Whether it has kept one, or a view of one.
+        kept: Whether the model has kept an input, or a view of one.
     """
 
     def __init__(self, run: Run, writable: bool = False) -> None:
@@ -51,10 +51,10 @@ class Calls:
         self.changed = self.kept = False
 
     def __call__(self, rows: Arrays, count: int = 0) -> list[np.ndarray]:
-        """Call the model with a copy of the rows, or with so many: the same over and over.
+        """Call the model with a copy of the rows, repeated up to `count` rows if given.
 
         Returns:
-            Its results, valid until the next call.
+            The results, valid until the next call.
         """
         count = count or len(rows[0])
         try:
@@ -78,7 +78,7 @@ class Calls:
 
 
 def _copy(array: np.ndarray, rows: int, writable: bool) -> np.ndarray:
-    """Make a view of fresh memory: numpy makes that the base of all views of the view."""
+    """Copy rows into new memory, which numpy makes the base of all views of the copy."""
     memory = np.empty(rows * array[:1].nbytes, np.uint8)
     view = memory.view(array.dtype).reshape(rows, *array.shape[1:])
     for part in blocks(view, len(array)):
@@ -96,13 +96,13 @@ def _apart(result: np.ndarray, given: Arrays) -> np.ndarray:
 
 
 def _grown(array: np.ndarray, rows: int) -> np.ndarray:
-    """Repeat the rows of an array: steps of a few bytes would take long."""
+    """Repeat the rows of an array, since copies of a few bytes at a time are slow."""
     times = min(-(-rows // len(array)), BLOCK // array.nbytes)
     return np.concatenate([array] * times) if times > 1 else array
 
 
 def blocks(array: np.ndarray, rows: int) -> Iterator[np.ndarray]:
-    """Cut an array into parts of so many rows; the last one may have fewer."""
+    """Cut an array into parts of `rows` rows; the last one may have fewer."""
     return (array[begin : begin + rows] for begin in range(0, len(array), rows))
 
 
@@ -117,17 +117,17 @@ def _identical(a: np.ndarray, b: np.ndarray) -> bool:
 def _alive(owners: Sequence[weakref.ref[Any]]) -> bool:
     if all(owner() is None for owner in owners):
         return False
-    gc.collect()  # what only a circle keeps nobody sees again
+    gc.collect()  # a reference cycle does not count as keeping an input
     return any(owner() is not None for owner in owners)
 
 
 class Finding(NamedTuple):
-    """Whether a row's results depend on the rows beside it.
+    """Whether the results of a row depend on the other rows of the batch.
 
     Attributes:
-        why: What shows that they do, or why nobody can tell; "" if they do not.
+        why: The evidence that they do, or why it is unknown; "" if they do not.
         proven: Whether they do.
-        gross: Whether by more than rounding may ever change.
+        gross: Whether the difference is larger than rounding can explain.
     """
 
     why: str = ""
@@ -136,15 +136,15 @@ class Finding(NamedTuple):
 
 
 class Probe:
-    """Compares a model's results of the same rows in different company.
+    """Compares a model's results of the same rows in different batches.
 
     Args:
-        call: Runs the model: `Calls`, or as that does.
-        names: Of its outputs, for people.
-        eps: Of the coarsest arithmetic in which it computes.
+        call: Runs the model: a `Calls` object, or a function like it.
+        names: The names of the outputs, for texts.
+        eps: The eps of the coarsest arithmetic of the model.
 
     Attributes:
-        finding: What is known so far.
+        finding: The finding so far.
     """
 
     def __init__(self, call: Call, names: Sequence[str], eps: float) -> None:
@@ -153,14 +153,14 @@ class Probe:
         self._eps = eps
         self._rows: Arrays = ()
         self._whole: Sequence[np.ndarray] = ()
-        self._random = False  # or has a state
+        self._random = False  # whether the model is random or has a state
         self.finding = Finding()
 
     def find(self, candidates: Iterator[Arrays]) -> Finding:
-        """Compare on the first rows that tell something.
+        """Compare batches of the first candidate rows that are informative.
 
-        All that can be called is called, whatever is found: ranks that run a model together
-        stay in step.
+        All batches are run, whatever is found, so that ranks that run a model together do the
+        same calls.
         """
         why = self._choose(candidates)
         if not self._rows:
@@ -176,10 +176,10 @@ class Probe:
         return self.finding
 
     def repeat(self, rows: int) -> bool:
-        """Compare in so many rows, those of `find` over and over.
+        """Compare a batch of `rows` rows, which repeats the rows of `find`.
 
         Returns:
-            Whether the model could be called.
+            Whether the model ran.
         """
         if not self._rows:
             return False
@@ -197,7 +197,7 @@ class Probe:
         return True
 
     def _choose(self, candidates: Iterator[Arrays]) -> str:
-        """Keep the rows whose results tell most; say what is missing in them."""
+        """Keep the rows whose results are most informative; say what is missing in them."""
         most, why = 0, ""
         for rows in candidates:
             try:
@@ -206,7 +206,7 @@ class Probe:
                 check_interrupt()
                 why = why or f"it fails on random rows: {describe(error)}"
                 continue
-            much, lacks = _telling(results)
+            much, lacks = _informative(results)
             if much > most:
                 most, why, self._rows = much, lacks, rows
                 self._whole = [result.copy() for result in results]
@@ -215,15 +215,15 @@ class Probe:
         return why
 
     def _compare_again(self, every: np.ndarray) -> None:
-        """Compare with all rows once more, after others; a random model proves nothing."""
+        """Run all rows once more, after other batches, to detect a model that is random."""
         ordered, self.finding = self.finding, Finding()
         self._compare(every, "again", False)
         self._random = bool(self.finding.why)
-        # Without the numbers, which are others at each start.
+        # Without the numbers, which differ at each start.
         self.finding = Finding(RANDOM) if self._random else ordered
 
     def _compare(self, index: np.ndarray, how: str, proves: bool) -> None:
-        """Compare the results of some of the rows with those that they had among all."""
+        """Compare the results of some rows with their results in the whole batch."""
         rows = tuple(array[index] for array in self._rows)
         try:
             results = self._call(rows)
@@ -237,7 +237,7 @@ class Probe:
             self._see(_say(name, text, how), proves, gross)
 
     def _see(self, why: str, proves: bool, gross: bool = False) -> None:
-        """Keep what says most: the first gross proof, the first proof, or the first doubt."""
+        """Keep the strongest finding: the first gross proof, else the first proof or doubt."""
         known = self.finding
         more = proves and not self._random and (proves, gross) > (known.proven, known.gross)
         if why and (not known.why or more):
@@ -249,7 +249,7 @@ def _say(name: str, text: str, how: str) -> str:
 
 
 def _pieces(every: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-    """Give parts of the rows: single ones, and the two sides of a cut."""
+    """Yield parts of the rows: single rows, and the two sides of a cut."""
     cut = max(1, len(every) // 3)
     yield "alone", every[:1]
     yield "without those before them", every[cut:]
@@ -258,14 +258,14 @@ def _pieces(every: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def _mixed(every: np.ndarray) -> np.ndarray:
-    """Give another order; a random one of few might be the same."""
+    """Return another order; a random order of few rows might be the same."""
     return np.random.default_rng(SEED).permutation(every) if len(every) > 3 else every[::-1]
 
 
 def _differ(
     expected: np.ndarray, result: np.ndarray, whole: np.ndarray, eps: float
 ) -> tuple[str, bool]:
-    """Say how far results are from what they should be, "" within rounding; and whether grossly."""
+    """Describe a difference of results, or "" within rounding; and whether it is gross."""
     if expected.dtype.name not in EPS:
         wrong = int((expected != result).sum())
         return f"differs in {wrong} of {result.size} numbers" if wrong else "", True
@@ -281,8 +281,8 @@ def _differ(
     return text, bool(far > GROSS * largest)
 
 
-def _telling(results: Sequence[np.ndarray]) -> tuple[int, str]:
-    """Tell how much results would show, 1 to 3, and what is missing."""
+def _informative(results: Sequence[np.ndarray]) -> tuple[int, str]:
+    """Rate from 1 to 3 how informative results are, and say what is missing."""
     floats = [np.asarray(x, np.float64) for x in results if x.dtype.name in EPS]
     if not all(np.isfinite(x).any() for x in floats):
         return 1, "its results on random rows are not finite"
@@ -292,12 +292,12 @@ def _telling(results: Sequence[np.ndarray]) -> tuple[int, str]:
 
 
 def size(limit: int, row_bytes: int) -> int:
-    """Choose how many rows are looked at, of at most so many."""
+    """Choose how many rows to compare, at most `limit`."""
     return min(limit, FEW if row_bytes > LARGE else ROWS)
 
 
 def random_rows(like: Sequence[np.ndarray]) -> Iterator[Arrays]:
-    """Make rows of several kinds, of the shapes and dtypes of some arrays."""
+    """Yield random rows of several kinds, with the shapes and dtypes of `like`."""
     floats = [array.dtype.name in EPS for array in like]
     for factor, integers in KINDS if any(floats) else KINDS[:1]:
         if integers == 1 and all(floats):
@@ -315,17 +315,17 @@ def _random(
         )
         return np.asarray(values, like.dtype)
     whole = random.integers(0, integers, like.shape)
-    if integers > 1:  # so that no two neighbours are the same row
+    if integers > 1:  # neighbouring rows must differ
         whole.reshape(len(whole), -1)[:, 0] = np.arange(len(whole)) % integers
     return whole.astype(like.dtype)
 
 
 def example_rows(examples: Arrays, rows: int) -> Iterator[Arrays]:
-    """Take rows of examples, over and over if there are fewer."""
+    """Yield `rows` rows of examples, repeated if there are fewer."""
     yield repeated(examples, rows)
 
 
 def repeated(arrays: Arrays, rows: int) -> Arrays:
-    """Make arrays of so many rows, those of others over and over."""
+    """Make arrays of `rows` rows, which repeat the rows of `arrays`."""
     index = np.arange(rows) % len(arrays[0])
     return tuple(array[index] for array in arrays)

@@ -1,4 +1,4 @@
-"""Warming a model up, and finding out meanwhile how it is to be asked."""
+"""Warm up a model, and find out whether it needs whole requests or copies of its inputs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from mpiserve.config import ServiceConfig, TensorConfig
 
-OFF = "nothing is found out without warm-up"
+OFF = "without warm-up nothing is known about the model"
 HINT = (
     'warm-up runs on zeros: if the model cannot, set warmup = "file.npz" with rows that it can '
     "run on, warmup = [N] if it takes N rows alone, or warmup = false"
@@ -31,15 +31,16 @@ COPIED = {"changes": "the model changes its input", "keeps": "the model keeps it
 
 
 class WarmupError(CausedError):
-    """The model raised while it was warming up; the cause is what it raised."""
+    """The model raised an exception during warm-up, which is this error's cause."""
 
 
 class Found(NamedTuple):
-    """What was found out about a model.
+    """The properties of a model.
 
     Attributes:
         rows: Whether the rows of a request belong together.
-        memory: What it does to its inputs, as in COPIED; UNKNOWN, or "" for nothing.
+        memory: How the model treats its inputs: a key of COPIED, UNKNOWN, or "" if it only
+            reads them.
     """
 
     rows: Finding
@@ -47,17 +48,17 @@ class Found(NamedTuple):
 
 
 class Warmup:
-    """Runs a model on the batches of warm-up, and on those that tell how it is to be asked.
+    """Runs a model on the batches of warm-up, and on batches that reveal its properties.
 
     Sets `together` and `copies` of the backend.
 
     Args:
-        backend: Which has loaded its model.
-        service: Its table.
+        backend: The backend, which has loaded its model.
+        service: The table of the service.
         comm: The ranks of the replica that run the model together, if there are several.
 
     Attributes:
-        remarks: What the user should know, one line each.
+        remarks: Texts for the user, one line each.
     """
 
     def __init__(self, backend: Backend, service: ServiceConfig, comm: MPI.Comm | None) -> None:
@@ -71,30 +72,31 @@ class Warmup:
         self.remarks: list[str] = []
 
     def look(self) -> None:
-        """Warm the model up and look at it: this rank's part, which waits for no other rank.
+        """Warm up the model and examine it, without waiting for other ranks.
 
         Raises:
-            Exception: Whatever the model raises.
+            Exception: Any exception of the model.
         """
         backend, service = self.backend, self._service
         if backend.wants_clients and self._comm:
-            raise ModelError(Code.EMODEL, "clients are known to replicas of one rank alone")
+            text = "a model with an argument 'clients' needs tensor_parallel = 1"
+            raise ModelError(Code.EMODEL, text)
         self._examples = examples(service)
         if backend.native or backend.steps:
             for rows in service.warmup_rows:
                 self._run(self._rows(rows))
         else:
-            backend.together = backend.copies = True  # nothing is cut or kept while we look
+            backend.together = backend.copies = True  # the probe passes whole batches and copies
             self._found = self._look()
 
     def settle(self, old: Backend | None = None) -> None:
-        """Choose how the model is asked, with the other ranks of the replica when all have looked.
+        """Set the backend's properties, after all ranks of the replica have called `look`.
 
         Args:
-            old: The version that answers, if there is one.
+            old: The version that answers now, if there is one.
 
         Raises:
-            ModelError: If the configuration is against what was found; on every rank alike.
+            ModelError: On every rank, if the configuration contradicts the findings.
         """
         backend, service = self.backend, self._service
         if self._found:
@@ -103,7 +105,7 @@ class Warmup:
             backend.together = service.rows == "together"
         if old:
             backend.take_over(old)
-        # Several ranks do the same with the same rows at a time, whatever suits each.
+        # Several ranks must run the same number of rows at a time, so none of them tunes it.
         elif service.warmup_rows and not self._comm:
             rows = service.warmup_rows[-1]
             backend.clients = np.full(rows, -1, np.int32)
@@ -112,7 +114,7 @@ class Warmup:
     # ---- calls
 
     def _run(self, inputs: Arrays) -> list[np.ndarray]:
-        """Run one batch as it will be run, and check what comes."""
+        """Run one batch as serving does, and check its results."""
         backend, service, rows = self.backend, self._service, len(inputs[0])
         backend.clients = np.full(rows, -1, np.int32)
         room = zeros(service.outputs, rows)
@@ -132,7 +134,7 @@ class Warmup:
     def _try(self, rows: int) -> None:
         """Run a batch of warm-up.
 
-        A model that fails on one row alone may be one for whole fields.
+        A model that fails on a single row may be one for whole fields: then two rows are tried.
         """
         try:
             self._calls(self._rows(rows))
@@ -150,11 +152,11 @@ class Warmup:
             raise error
         raise WarmupError(Code.EMODEL, f"{describe(error)}; {HINT}") from error
 
-    # ---- what there is to find
+    # ---- findings
 
     def _look(self) -> Found:
         service = self._service
-        alone = service.max_batch_rows == 1  # every batch is one row: nothing to find out
+        alone = service.max_batch_rows == 1  # every batch is one row: rows are independent
         if not service.warmup_rows:
             return Found(Finding() if alone else Finding(OFF), UNKNOWN)
         bytes_ = sum(array.nbytes for array in zeros(service.inputs, 1))
@@ -171,7 +173,7 @@ class Warmup:
         return self._sum_up(probe.finding)
 
     def _find(self, probe: Probe, rows: int) -> None:
-        """Look at the rows, or only at what becomes of the inputs if that is all to be known."""
+        """Compare rows, or only watch the inputs if the configuration says how rows relate."""
         candidates = self._candidates(rows)
         if self._service.rows != "together" and rows > 1:
             probe.find(candidates)
@@ -192,14 +194,16 @@ class Warmup:
         return Found(finding, "changes" if calls.changed else "keeps" if calls.kept else "")
 
     def _agreed(self, found: Found, comm: MPI.Comm) -> Found:
-        """Make what was found that of all ranks of the replica."""
-        said = partial(agree, comm, seconds=self._service.peer_timeout_s)
-        proven = bool(said("proven" if found.rows.proven else ""))
-        kinds = [kind for kind in (*COPIED, UNKNOWN) if said(kind if found.memory == kind else "")]
-        gross = bool(said("gross" if found.rows.gross else ""))
-        return Found(Finding(said(found.rows.why), proven, gross), [*kinds, ""][0])
+        """Combine the findings of all ranks of the replica. Collective."""
+        any_rank = partial(agree, comm, seconds=self._service.peer_timeout_s)
+        proven = bool(any_rank("proven" if found.rows.proven else ""))
+        kinds = [
+            kind for kind in (*COPIED, UNKNOWN) if any_rank(kind if found.memory == kind else "")
+        ]
+        gross = bool(any_rank("gross" if found.rows.gross else ""))
+        return Found(Finding(any_rank(found.rows.why), proven, gross), [*kinds, ""][0])
 
-    # ---- what follows from it
+    # ---- consequences
 
     def _choose(self, found: Found) -> None:
         service, backend = self._service, self.backend
@@ -215,7 +219,7 @@ class Warmup:
 
 
 def _against(service: ServiceConfig, found: Found) -> Iterator[tuple[str, str]]:
-    """Give the key that contradicts what was found, and what to do."""
+    """Yield keys of the configuration that contradict the findings, and what to do."""
     why = f"the rows of a request belong together ({found.rows.why})"
     if service.rows == "independent" and found.rows.gross:
         yield "rows", f"'independent', but {why}; set rows = \"together\", or remove it"
@@ -229,16 +233,17 @@ def _against(service: ServiceConfig, found: Found) -> Iterator[tuple[str, str]]:
 def _about_rows(finding: Finding, rows: str | None) -> str:
     if rows:
         return (
-            f'rows = "independent" is taken at its word, though {finding.why}: by rounding, perhaps'
+            f'rows = "independent" is set, so rows are batched, though {finding.why}: '
+            "this may be rounding"
         )
     if finding.proven:
         return (
             f"the rows of a request belong together: {finding.why}. So each request is a call of "
-            'its own (rows = "together" says so too, and this no more)'
+            'its own (set rows = "together" to silence this warning)'
         )
     return (
-        f"whether rows are independent cannot be told: {finding.why}. So each request is a call "
-        'of its own and chunk_rows is not used, until rows = "independent" or "together" is set'
+        f"it is unknown whether rows are independent: {finding.why}. So each request is a call "
+        'of its own and chunk_rows is not used; set rows = "independent" or "together"'
     )
 
 
@@ -246,23 +251,23 @@ def _about_memory(memory: str) -> str:
     what = COPIED.get(memory, OFF)
     return (
         f"{what}, so it gets copies of the clients' memory "
-        '(input_memory = "copy" says so too, "view" that it needs none)'
+        '(set input_memory = "copy" to silence this warning, or "view" if it needs no copies)'
     )
 
 
 def _eps(service: ServiceConfig, backend: Backend) -> float:
-    """Of the coarsest arithmetic on the way of a row."""
+    """Return the eps of the coarsest arithmetic between a row's inputs and outputs."""
     tensors = [tensor.dtype for tensor in (*service.inputs, *service.outputs)]
-    inside = list(backend.arithmetic) or ["float32"]  # of the user's own nothing is known
+    inside = list(backend.arithmetic) or ["float32"]  # a guess for the user's own backend
     return max((EPS[name] for name in [*tensors, *inside] if name in EPS), default=0.0)
 
 
 def _ignore(_rows: int) -> None:
-    """Answer nobody."""
+    """Ignore finished rows: warm-up has no clients."""
 
 
 def _attempt(do: Callable[[], Any]) -> Any:
-    """Call a model on what it need not be able to run on."""
+    """Call a model on rows that it may not support; return None if it raises."""
     try:
         return do()
     except BaseException:
@@ -274,10 +279,10 @@ def _attempt(do: Callable[[], Any]) -> Any:
 
 
 def examples(service: ServiceConfig) -> Arrays | None:
-    """Read the rows that `warmup` names, if it does.
+    """Read the file of example rows that `warmup` names, if it names one.
 
     Raises:
-        ModelError: If the file does not fit the signature, saying how.
+        ModelError: If the file does not fit the signature, with the difference.
     """
     if not isinstance(service.warmup, str):
         return None
@@ -293,10 +298,10 @@ def _read(service: ServiceConfig) -> Arrays:
     names = [tensor.name for tensor in service.inputs]
     with np.load(service.folder / str(service.warmup), allow_pickle=False) as file:
         if missing := [name for name in names if name not in file.files]:
-            text = f"no array '{missing[0]}', which is an input; there is {', '.join(file.files)}"
+            text = f"no array for the input '{missing[0]}'; the file has {', '.join(file.files)}"
             raise ModelError(Code.EMODEL, text)
         if unknown := [name for name in file.files if name not in names]:
-            text = f"array '{unknown[0]}' is no input; there is {', '.join(names)}"
+            text = f"the array '{unknown[0]}' is not an input; the inputs are {', '.join(names)}"
             raise ModelError(Code.EMODEL, text)
         arrays = tuple(_fitting(file[tensor.name], tensor) for tensor in service.inputs)
     rows = [len(array) for array in arrays]
@@ -308,6 +313,6 @@ def _read(service: ServiceConfig) -> Arrays:
 def _fitting(array: np.ndarray, tensor: TensorConfig) -> np.ndarray:
     dtype = dtype_of(tensor)
     if tensor.dtype == "bfloat16" and array.dtype == np.dtype("V2"):
-        array = array.view(dtype)  # numpy's files do not know its name
+        array = array.view(dtype)  # npz files do not store the name bfloat16
     rows = len(array) if array.ndim else 0
     return checked(array, tensor, dtype, rows, "array")

@@ -1,1 +1,1 @@
-"""What a person runs."""
+"""Programs that a person runs: check a set-up, try models, print build flags."""

@@ -1,6 +1,6 @@
-"""Where the parts for C, C++ and Fortran programs are, and the flags that compile with them.
+"""Find the installed files for C, C++ and Fortran programs, and the flags to build with them.
 
-Pure functions of the files that lie in the package; no MPI.
+Pure functions of the files of the package; no MPI.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ FORTRAN = PREFIX / "share/mpiserve/fortran"
 
 
 def cflags() -> str:
-    """Flags for the compiler of C and C++."""
+    """Return the flags for the compiler of C and C++."""
     return f"-I{INCLUDE}"
 
 
 def libs() -> str:
-    """Flags for the linker of C and C++ programs, which then find the library at run time."""
+    """Return the flags for the linker of C and C++ programs, with the path for run time."""
     return f"-L{LIB} -lmpiserve -Wl,-rpath,{LIB}"
 
 
 def fflags() -> str:
-    """Flags for the Fortran compiler.
+    """Return the flags for the Fortran compiler.
 
     Raises:
         Error: With code ENOTFOUND, if the module was not built.
@@ -36,7 +36,7 @@ def fflags() -> str:
 
 
 def flibs() -> str:
-    """Flags for the linker of Fortran programs.
+    """Return the flags for the linker of Fortran programs.
 
     Raises:
         Error: With code ENOTFOUND, if the module was not built.
@@ -46,28 +46,29 @@ def flibs() -> str:
 
 
 def cmake_dir() -> str:
-    """The folder for CMake's mpiserve_DIR."""
+    """Return the folder for CMake's mpiserve_DIR."""
     return str(LIB / "cmake/mpiserve")
 
 
 def pkg_config_dir() -> str:
-    """The folder for PKG_CONFIG_PATH."""
+    """Return the folder for PKG_CONFIG_PATH."""
     return str(LIB / "pkgconfig")
 
 
 def world() -> str:
-    """The library for LD_PRELOAD of codes that say MPI_COMM_WORLD.
+    """Return the library to preload into codes that use MPI_COMM_WORLD.
 
     Raises:
         Error: With code ENOTFOUND, if it was not built.
     """
     library = LIB / "libmpiserve_world.so"
     if not library.exists():
-        raise Error(Code.ENOTFOUND, f"{library.name} was not built: that takes python3")
+        text = f"{library.name} was not built: build mpiserve again, where python3 is on PATH"
+        raise Error(Code.ENOTFOUND, text)
     return str(library)
 
 
 def _require(file: Path, remedy: str) -> None:
     if not file.exists():
-        text = f"{file.name} was not built: install gfortran and build mpiserve anew, or {remedy}"
+        text = f"{file.name} was not built: install gfortran and build mpiserve again, or {remedy}"
         raise Error(Code.ENOTFOUND, text)

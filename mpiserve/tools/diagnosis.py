@@ -1,4 +1,4 @@
-"""What is wrong with a set-up: pure functions of what each rank knows of itself."""
+"""Find problems of a set-up: pure functions of facts that each rank collects."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import NamedTuple
 from mpiserve.mpi import check
 
 ERROR, WARNING = "error", "warning"
-SKEW = 0.1  # seconds between two clocks that logs can bear
+SKEW = 0.1  # seconds between two clocks that do not disturb logs
 NUMBERS = ("MPISERVE_OPEN_TIMEOUT", "MPISERVE_GRACE")
-SPIN = 0.001  # seconds of a barrier, where ranks wait for each other's cores
+SPIN = 0.001  # seconds of a barrier from which on ranks wait for each other's cores
 YIELD = {
     "MPICH": "MPIR_CVAR_CH4_PROGRESS_THROTTLE=1 and "
     "MPIR_CVAR_CH4_PROGRESS_THROTTLE_NO_PROGRESS_COUNT=8",
@@ -22,12 +22,13 @@ CORES = "fewer ranks on the node, or more cores for the job"
 
 
 class Finding(NamedTuple):
-    """One thing that is wrong.
+    """A problem of a set-up.
 
     Attributes:
-        severity: "error": it will not work, or wrongly. "warning": it will be slow, or confuse.
+        severity: "error" if jobs fail or give wrong results; "warning" if they are slow or
+            confusing.
         text: What is wrong, and where.
-        remedy: The setting that mends it.
+        remedy: The setting that fixes it.
     """
 
     severity: str
@@ -37,21 +38,21 @@ class Finding(NamedTuple):
 
 @dataclass(frozen=True)
 class Facts:
-    """What one rank knows of itself.
+    """Facts about one rank.
 
     Attributes:
-        rank: Of the world.
-        host: The name of its node.
-        node: A number for its node: the lowest rank there.
-        cores: Those that it may use.
-        node_cores: How many its node has.
-        world: Ranks of its world.
-        library: The MPI library's own text.
+        rank: The rank in the world.
+        host: The name of the node.
+        node: A number for the node: the lowest rank on it.
+        cores: The cores that the rank may use.
+        node_cores: The number of cores of the node.
+        world: The number of ranks of the world.
+        library: The version text of the MPI library.
         build: The MPI that mpiserve was built with.
-        level: Its thread level: single, funneled, serialized or multiple.
+        level: The thread level: single, funneled, serialized or multiple.
         shm: Free bytes of /dev/shm.
-        gpus: GPUs that its node has.
-        skew: Seconds by which its clock is ahead of rank 0's.
+        gpus: The number of GPUs of the node.
+        skew: Seconds by which the rank's clock is ahead of rank 0's.
         barrier: Seconds that a barrier of the node takes.
         environment: The variables that matter.
     """
@@ -76,11 +77,11 @@ World = Sequence[Facts]
 
 
 def find(world: World, window: int = 0) -> list[Finding]:
-    """List what is wrong, errors first.
+    """List the problems, errors first.
 
     Args:
         world: The facts of all ranks.
-        window: Bytes of /dev/shm that the largest window takes; 0: not known.
+        window: Bytes of /dev/shm that the largest window takes; 0 if unknown.
     """
     found = [finding for check in CHECKS for finding in check(world)]
     found += small_shm(world, window)
@@ -97,7 +98,7 @@ def wrong_launcher(world: World) -> Iterator[Finding]:
 
 
 def wrong_build(world: World) -> Iterator[Finding]:
-    """It was built for another MPI than the one that is loaded."""
+    """Mpiserve was built for another MPI than the one that is loaded."""
     for facts in world:
         text = check.mpi_mismatch(facts.build, facts.library)
         if text:
@@ -106,7 +107,7 @@ def wrong_build(world: World) -> Iterator[Finding]:
 
 
 def mixed_levels(library: str, levels: Sequence[str]) -> Iterator[Finding]:
-    """In MPICH all ranks run at MPI_THREAD_MULTIPLE, or none; levels are by rank."""
+    """MPICH requires MPI_THREAD_MULTIPLE on all ranks or on none; `levels` are by rank."""
     others = [level for level in levels if level != "multiple"]
     if check.vendor(library)[0] == "MPICH" and others and len(others) < len(levels):
         text = f"rank {levels.index('multiple')} runs at thread level multiple and rank "
@@ -117,7 +118,7 @@ def mixed_levels(library: str, levels: Sequence[str]) -> Iterator[Finding]:
 
 
 def thread_levels(world: World) -> Iterator[Finding]:
-    """MPICH must not mix levels, and a broker thread needs one."""
+    """MPICH must not mix levels, and a broker thread needs at least "serialized"."""
     yield from mixed_levels(world[0].library, [facts.level for facts in world])
     low = [facts.rank for facts in world if facts.level in ("single", "funneled")]
     if low and several_nodes(world):
@@ -127,7 +128,7 @@ def thread_levels(world: World) -> Iterator[Finding]:
 
 
 def several_nodes(world: World) -> bool:
-    """Tell whether ranks are on different nodes."""
+    """Return whether ranks are on different nodes."""
     return len({facts.node for facts in world}) > 1
 
 
@@ -145,8 +146,8 @@ def crowded(world: World) -> Iterator[Finding]:
     for ranks in nodes(world).values():
         cores = {core for facts in ranks for core in facts.cores}
         if len(ranks) > len(cores) and ranks[0].barrier > SPIN:
-            text = f"{len(ranks)} ranks on {len(cores)} cores of {ranks[0].host} do not let each "
-            text += f"other run: a barrier takes {1e3 * ranks[0].barrier:.1f} ms"
+            text = f"{len(ranks)} ranks on {len(cores)} cores of {ranks[0].host} do not yield "
+            text += f"their cores: a barrier takes {1e3 * ranks[0].barrier:.1f} ms"
             yield Finding(WARNING, text, remedy)
 
 
@@ -174,48 +175,44 @@ def threads(world: World) -> Iterator[Finding]:
 
 
 def threads_of(facts: Facts) -> int:
-    """The threads that OpenMP would start."""
+    """Return the number of threads that OpenMP would start."""
     value = facts.environment.get("OMP_NUM_THREADS", "").split(",")[0]
     return int(value) if value.isdigit() else len(facts.cores)
 
 
 def transport(world: World) -> Iterator[Finding]:
-    """A transport that is forced where another one is better, or the only one."""
+    """A forced transport that is slower than another one, or does not work."""
     forced = {facts.environment.get("MPISERVE_TRANSPORT", "auto") for facts in world}
     if "shared" in forced and several_nodes(world):
         text = "MPISERVE_TRANSPORT=shared, but the ranks are on several nodes"
         yield Finding(ERROR, text, "MPISERVE_TRANSPORT=auto")
     if "rma" in forced and any(len(ranks) > 1 for ranks in nodes(world).values()):
-        text = (
-            "MPISERVE_TRANSPORT=rma keeps ranks of one node from using the memory that they share"
-        )
+        text = "MPISERVE_TRANSPORT=rma prevents ranks of one node from using shared memory"
         yield Finding(WARNING, text, "MPISERVE_TRANSPORT=auto")
 
 
 def no_thread(world: World) -> Iterator[Finding]:
-    """Nobody makes progress while a model runs."""
+    """No thread makes progress while a model runs."""
     for facts in world:
         rma = several_nodes(world) or facts.environment.get("MPISERVE_TRANSPORT") == "rma"
         if facts.environment.get("MPISERVE_THREAD") == "off" and rma:
-            text = (
-                "MPISERVE_THREAD=off: clients of other nodes wait until a model that runs is done"
-            )
+            text = "MPISERVE_THREAD=off: clients of other nodes wait while a model runs"
             yield Finding(WARNING, text, "MPISERVE_THREAD unset")
             return
 
 
 def bad_numbers(world: World) -> Iterator[Finding]:
-    """Limits that are no numbers are taken for the default."""
+    """The default replaces limits that are not numbers."""
     for name in NUMBERS:
         values = [facts.environment[name] for facts in world if name in facts.environment]
         wrong = [value for value in values if not re.fullmatch(r"\d+(\.\d*)?", value)]
         if wrong:
-            text = f"{name}={wrong[0]!r} is no number of seconds: the default is used"
+            text = f"{name}={wrong[0]!r} is not a number of seconds: the default is used"
             yield Finding(WARNING, text, f"{name}=60, for example")
 
 
 def gpus(world: World) -> Iterator[Finding]:
-    """A GPU that is named and not there."""
+    """CUDA_VISIBLE_DEVICES names more GPUs than the node has."""
     for facts in world:
         named = facts.environment.get("CUDA_VISIBLE_DEVICES", "")
         wanted = [word for word in named.split(",") if word.strip() not in ("", "-1", "NoDevFiles")]
@@ -229,7 +226,7 @@ def gpus(world: World) -> Iterator[Finding]:
 
 
 def clocks(world: World) -> Iterator[Finding]:
-    """Clocks that differ put the lines of a log out of order."""
+    """Clocks that differ mix up the order of log lines."""
     worst = max(world, key=lambda facts: abs(facts.skew))
     if abs(worst.skew) > SKEW:
         text = f"the clock of {worst.host} (rank {worst.rank}) is {worst.skew:+.2f} s off rank 0's"
@@ -251,7 +248,7 @@ def known_broken(world: World) -> Iterator[Finding]:
 
 
 def small_shm(world: World, window: int) -> Iterator[Finding]:
-    """Windows that /dev/shm has no room for."""
+    """Windows that do not fit into /dev/shm."""
     for ranks in nodes(world).values():
         free = min(facts.shm for facts in ranks)
         if window > free:

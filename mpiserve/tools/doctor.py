@@ -1,4 +1,4 @@
-"""`python -m mpiserve doctor`: looks at the world that it runs in; may print."""
+"""`python -m mpiserve doctor`: examine the world that it runs in, and print the problems."""
 
 from __future__ import annotations
 
@@ -21,37 +21,37 @@ from mpiserve.tools.diagnosis import Facts, Finding, find, mixed_levels, nodes
 
 PREFIXES = ("MPISERVE_", "OMP_", "OMPI_", "PMI", "SLURM_", "CUDA_", "MV2_", "PALS_")
 OK, FOUND = 0, 1  # exit statuses
-PATIENCE = 5.0  # seconds that the others let rank 0 speak before they end the job themselves
-PAUSE = 0.3  # seconds that the target of a measured operation calls nothing
+GRACE = 5.0  # seconds that rank 0 has to print before the others end the job
+PAUSE = 0.3  # seconds for which the target of a measured operation does not call MPI
 BARRIERS = 31
-ROUNDS = 20  # of the exchange of clocks; the fastest one counts
+ROUNDS = 20  # exchanges of clocks; the fastest one counts
 
 
 def doctor(config: Config | None = None) -> int:
-    """Look, measure, print what is wrong and give the exit status. Collective over the world."""
+    """Examine the world, print the problems and return the exit status. Collective."""
     comm = MPI.COMM_WORLD
     refuse_mixed(comm)
     world = comm.allgather(facts(comm))
     progress = measured(comm, [facts.node for facts in world])
     found = find(world, window(config))
-    if _speaks(comm, world[0]):
+    if _prints(comm, world[0]):
         show(world, progress, found)
     return FOUND if found else OK
 
 
 def refuse_mixed(comm: MPI.Intracomm) -> None:
-    """End the job where messages cannot be trusted, after the first of them. Collective."""
+    """End the job if mixed thread levels can corrupt messages. Collective."""
     levels = comm.allgather(check.thread_level(MPI))
     for finding in mixed_levels(MPI.Get_library_version(), levels):
         if comm.rank == 0:
             print_findings([finding])
         else:
-            time.sleep(PATIENCE)  # rank 0 ends this too
+            time.sleep(GRACE)  # rank 0 normally ends the job before
         abort(comm, FOUND)
 
 
 def facts(comm: MPI.Intracomm) -> Facts:
-    """Collect what this rank knows of itself. Collective."""
+    """Collect the facts of this rank. Collective."""
     node = comm.Split_type(MPI.COMM_TYPE_SHARED)
     lowest = node.bcast(comm.rank)
     barrier = median_barrier(node)
@@ -76,7 +76,7 @@ def facts(comm: MPI.Intracomm) -> Facts:
 
 
 def median_barrier(comm: MPI.Comm) -> float:
-    """Time barriers. Collective."""
+    """Return the median time of a barrier. Collective."""
     took = []
     for _ in range(BARRIERS):
         begin = time.perf_counter()
@@ -99,7 +99,7 @@ def skew(comm: MPI.Intracomm) -> float:
 
 
 def exchange(comm: MPI.Intracomm) -> tuple[float, float]:
-    """Ask rank 0 for the time: how long that took, and the difference."""
+    """Get the time of rank 0; return how long that took, and the difference."""
     begin = time.time()
     comm.send(None, dest=0)
     theirs = comm.recv(source=0)
@@ -108,10 +108,10 @@ def exchange(comm: MPI.Intracomm) -> tuple[float, float]:
 
 
 def measured(comm: MPI.Intracomm, where: list[int]) -> dict[str, float]:
-    """Time a Put of rank 0 into ranks that call nothing meanwhile. Collective.
+    """Time a Put of rank 0 into ranks that do not call MPI. Collective.
 
     Returns:
-        Seconds, by "on a node" and "between nodes", as far as the world has both.
+        Seconds, by "on a node" and "between nodes", as far as the world has such pairs.
     """
     ranks = range(1, comm.size)
     found = {
@@ -126,7 +126,7 @@ def put(comm: MPI.Intracomm, target: int) -> float:
     window = MPI.Win.Allocate(8, comm=comm)
     window.Lock_all()
     word, took = np.ones(1), 0.0
-    for _ in range(2):  # connections are made in the first
+    for _ in range(2):  # the first one includes making connections
         comm.Barrier()
         if comm.rank == target:
             time.sleep(PAUSE)
@@ -142,20 +142,20 @@ def put(comm: MPI.Intracomm, target: int) -> float:
 
 
 def window(config: Config | None) -> int:
-    """The bytes of the largest memory of a rank in a window, about; 0 without one."""
+    """Estimate the bytes of the largest window of a rank; 0 without a configuration."""
     if config is None:
         return 0
     return max(window_bytes(group.services) for group in config.groups)
 
 
-def _speaks(comm: MPI.Intracomm, first: Facts) -> bool:
-    """Tell whether this rank prints: one of them, even where each has a world of its own."""
+def _prints(comm: MPI.Intracomm, first: Facts) -> bool:
+    """Return whether this rank prints; one rank does, even if each has a world of its own."""
     launch = check.launched(first.environment)
     return comm.rank == 0 and (comm.size > 1 or launch is None or launch[2] == 0)
 
 
 def show(world: list[Facts], progress: Mapping[str, float], found: list[Finding]) -> None:
-    """Print what there is, and what is wrong with it."""
+    """Print the nodes, the measurements and the problems."""
     from rich.table import Table
 
     table = Table("node", "ranks", "cores", "/dev/shm free", "GPUs", title="mpiserve doctor")
@@ -170,13 +170,13 @@ def show(world: list[Facts], progress: Mapping[str, float], found: list[Finding]
     pairs = [a.node == b.node for a in world for b in world if a.rank < b.rank]
     print(f"pairs of ranks: {sum(pairs)} over shared, {len(pairs) - sum(pairs)} over rma")
     for name, seconds in progress.items():
-        helped = "needs no help of the target" if seconds < PAUSE / 3 else "waits for the target"
-        print(f"a Put {name} {helped}: {1e6 * seconds:.0f} us into a rank that calls nothing")
+        passive = "needs no help of the target" if seconds < PAUSE / 3 else "waits for the target"
+        print(f"a Put {name} {passive}: {1e6 * seconds:.0f} us into a rank that calls nothing")
     print_findings(found)
 
 
 def print_findings(found: list[Finding]) -> None:
-    """Print what is wrong and what mends it."""
+    """Print the problems and their remedies."""
     for finding in found:
-        print(f"{finding.severity}: {finding.text}\n  mend it: {finding.remedy}")
+        print(f"{finding.severity}: {finding.text}\n  remedy: {finding.remedy}")
     print(f"{len(found)} finding(s)", flush=True)

@@ -1,4 +1,4 @@
-"""`check --load`: every model loaded and warmed up in this process, without MPI; may print."""
+"""`check --load`: load and warm up each model in this process, without MPI; may print."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ OK, FAILURE = 0, 1  # exit statuses
 
 
 class Outcome(NamedTuple):
-    """How a model came up.
+    """The result of loading a model.
 
     Attributes:
-        service: Its name.
-        engine: What would run it.
-        load: Seconds that it took to load.
-        warm: Seconds that its warm-up took, with what is found out there.
-        outputs: What it answered with, or why it was not asked.
-        error: Why it cannot be served, if so.
+        service: The name of the service.
+        engine: The engine that would run the model.
+        load: The seconds to load it.
+        warm: The seconds to warm it up and examine it.
+        outputs: The outputs, or why the model was not run.
+        error: Why the model cannot be served, or "".
     """
 
     service: str
@@ -36,7 +36,7 @@ class Outcome(NamedTuple):
 
 
 def try_all(config: Config) -> int:
-    """Load, warm up and let go of each model in turn; print a table, and what failed."""
+    """Load, warm up and close each model in turn; print a table and the errors."""
     with interrupts():
         outcomes = [_try(service) for service in config.services]
     _show(outcomes)
@@ -73,7 +73,7 @@ def _try(service: ServiceConfig) -> Outcome:
         remarks.append(f"could not close its model: {describe(error)}")
     outputs = ", ".join(f"{t.name} {t.dtype} {list(t.shape)}" for t in service.outputs)
     if not service.warmup_rows:
-        outputs = "not asked: warmup = false"
+        outputs = "not run: warmup = false"
     for remark in remarks:
         print(f"mpiserve: service {service.name}: {remark}", file=sys.stderr)
     return Outcome(service.name, engine, loaded - begin, end - loaded, outputs + note)

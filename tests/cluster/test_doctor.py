@@ -38,7 +38,7 @@ int clock_gettime(clockid_t id, struct timespec *t) {
 PLANTED = {
     "OMP_NUM_THREADS": ("8", "threads on", "OMP_NUM_THREADS=1"),
     "MPISERVE_TRANSPORT": ("rma", "the memory that they share", "MPISERVE_TRANSPORT=auto"),
-    "MPISERVE_THREAD": ("off", "until a model that runs is done", "MPISERVE_THREAD unset"),
+    "MPISERVE_THREAD": ("off", "wait while a model runs", "MPISERVE_THREAD unset"),
     "CUDA_VISIBLE_DEVICES": ("0,1,2,3,4,5,6,7,8", "GPU(s): models", "CUDA_VISIBLE_DEVICES unset"),
     "MPISERVE_OPEN_TIMEOUT": ("soon", "'soon' is no number", "MPISERVE_OPEN_TIMEOUT=60"),
 }
@@ -48,9 +48,7 @@ def found(done):
     """Return what was found: (severity, text, remedy)."""
     printed = done.stdout.splitlines()
     starts = [i for i, line in enumerate(printed) if line.startswith(("error: ", "warning: "))]
-    return [
-        (*printed[i].split(": ", 1), printed[i + 1].removeprefix("  mend it: ")) for i in starts
-    ]
+    return [(*printed[i].split(": ", 1), printed[i + 1].removeprefix("  remedy: ")) for i in starts]
 
 
 def only(done, severity, text, remedy):
@@ -101,7 +99,7 @@ def test_ranks_that_do_not_yield_are_found(on_hosts):
     ranks = 2 * len(os.sched_getaffinity(0))
     done = on_hosts({"n1": ranks}, ["-n", ranks, *DOCTOR], env=GOOD | spinning)
     remedy = "PROGRESS_THROTTLE=1" if is_mpich() else "oversubscribe"
-    only(done, "warning", "do not let each other run", remedy)
+    only(done, "warning", "do not yield their cores", remedy)
 
 
 def test_a_window_beyond_shared_memory_is_found(mpiexec, tmp_path):

@@ -79,7 +79,7 @@ def test_every_script_is_tested():
 
 
 @pytest.mark.parametrize("name", ARGUMENTS)
-def test_script_asks_for_what_the_plan_needs(told, name):
+def test_script_requests_the_resources_of_the_plan(told, name):
     made, config = planned(name)
     text = told(name)
     inference = made.ranks("inference")

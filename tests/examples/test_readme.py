@@ -64,20 +64,20 @@ def test_commands_without_mpi_jobs(tmp_path):
         assert "mpiserve" in done.stdout or "rectifier" in done.stdout
 
 
-def running(language, word):
-    """Return the block of docs/running.md in this language that holds this word."""
-    text = (README.parent / "docs/running.md").read_text()
+def guide(name, language, word):
+    """Return the block of a guide in this language that holds this word."""
+    text = (README.parent / f"docs/guide/{name}.md").read_text()
     found = re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
     return next(block for block in found if word in block)
 
 
-def test_c_program_of_running_md(mpiexec, tmp_path):
+def test_c_program_of_the_guide(mpiexec, tmp_path):
     (tmp_path / "coupling.toml").write_text(blocks("toml")[0])
-    (tmp_path / "simulation.c").write_text(running("c", "mpiserve_open"))
+    (tmp_path / "simulation.c").write_text(guide("c", "c", "mpiserve_open"))
     env = mpijob.settings()
     env["PATH"] = f"{Path(sys.executable).parent}:{env['PATH']}"
     compiler = env.get("MPICC", "mpicc")
-    build = running("sh", "mpicc simulation.c").replace("mpicc", compiler)
+    build = guide("c", "sh", "mpicc simulation.c").replace("mpicc", compiler)
     done = mpijob.run(["sh", "-e", "-c", build], timeout=60, env=env, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
 
@@ -88,8 +88,8 @@ def test_c_program_of_running_md(mpiexec, tmp_path):
     assert result.stdout.split("\n")[:2] == ["0 0 0 1"] * 2
 
 
-def test_backend_class_of_running_md(mpiexec, tmp_path):
-    backend = running("python", "Backend")
+def test_backend_class_of_the_guide(mpiexec, tmp_path):
+    backend = guide("models", "python", "Backend")
     (tmp_path / "module.py").write_text(backend)
     named = 'backend = "module:Scale"\noptions = { factor = 2.0 }'
     table = blocks("toml")[0].splitlines()

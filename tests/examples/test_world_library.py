@@ -114,7 +114,7 @@ def test_an_open_that_fails_ends_the_code_with_the_reason(legacy, tmp_path):
     assert len(said) == 2  # the other is serve's own
 
 
-def test_without_inference_ranks_the_reason_is_said(legacy, mpiexec):
+def test_without_inference_ranks_the_reason_is_printed(legacy, mpiexec):
     program = legacy.compiled()
     done = mpiexec(["-n", 2, "env", f"LD_PRELOAD={build_flags.world()}", program])
     assert done.returncode not in (0, 124)

@@ -1,11 +1,11 @@
-"""The Fortran of docs/fortran.md compiles."""
+"""The Fortran of docs/guide/fortran.md compiles."""
 
 import re
 
 from coupling import compile_fortran
 from jobs import ROOT
 
-GUIDE = (ROOT / "docs/fortran.md").read_text()
+GUIDE = (ROOT / "docs/guide/fortran.md").read_text()
 
 
 # What the snippets use and do not declare.

@@ -108,7 +108,7 @@ for stream in (sys.stdout, sys.stderr):
 """
 
 
-def test_what_is_not_there_is_said_before_models_are_loaded_and_in_plain_lines(mpiexec, tmp_path):
+def test_missing_files_are_logged_before_models_load(mpiexec, tmp_path):
     """The other services go on. Launchers give ranks a terminal, but nobody looks at it."""
     write(tmp_path, SIMULATION_THAT_IS_RIGHT + LINES, CONFIG + ABSENT)
     (tmp_path / "model.py").write_text(BARS)

@@ -100,7 +100,7 @@ def test_a_program_may_hold_both_roles_by_itself(job):
     assert job("-n", 3, *SIM, sim=sim).returncode == 0
 
 
-def test_an_inference_rank_that_does_not_serve_holds_nobody(job):
+def test_an_inference_rank_that_does_not_serve_blocks_no_other(job):
     sim = (
         "import mpiserve\n"
         "with mpiserve.open(config='coupling.toml') as session:\n"
@@ -125,13 +125,13 @@ def test_more_replicas_than_ranks_that_serve_is_one_line_and_no_hang(job):
     assert "told: " in result.stdout
 
 
-def test_an_exception_without_a_with_block_holds_nobody(job):
+def test_an_exception_without_a_with_block_blocks_no_other(job):
     sim = "import mpiserve\nsession = mpiserve.open()\nif session.comm.rank == 0:\n    1 / 0\n"
     assert job(*run_args(3), sim=sim).returncode == 1
     assert job("-n", 2, *SIM, ":", "-n", 1, *SERVE, sim=sim).returncode == 1
 
 
-def test_an_exception_before_open_holds_nobody(job):
+def test_an_exception_before_open_blocks_no_other(job):
     sim = "from mpi4py import MPI\nif MPI.COMM_WORLD.rank == 0:\n    1 / 0\n" + GOOD
     result = job(*run_args(3), sim=sim, grace="1")
     assert result.returncode not in (0, 124)
@@ -157,7 +157,7 @@ def test_a_model_that_raises_answers_and_lives_on(job):
 
 MISUSE = {
     "mpiserve.open(MPI.COMM_SELF)": "under `run` the world of a session is MPI_COMM_WORLD",
-    "mpiserve.open(config='coupling.toml')": "under `run` the configuration is the one that",
+    "mpiserve.open(config='coupling.toml')": "under `run` open takes no configuration",
     "mpiserve.open().close(); mpiserve.open()": "under `run` a program opens one session",
 }
 

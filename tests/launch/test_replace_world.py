@@ -42,7 +42,7 @@ except mpiserve.Error as error:
 """
 
 
-def test_a_script_that_asks_gets_the_session_that_is_there(mpiexec, tmp_path):
+def test_open_in_a_script_returns_the_open_session(mpiexec, tmp_path):
     write(tmp_path, ASKS)
     done = mpiexec(["-n", 3, *REPLACED, "sim.py"])
     assert done.returncode == 0

@@ -74,7 +74,7 @@ def test_a_script_that_never_opens_gets_its_arguments(mpiexec, tmp_path):
     assert lines(done.stdout) == ["__main__ got ['--steps', '3', '-n', 'a b']"] * 2
 
 
-def test_an_open_timeout_that_is_no_number_is_said(mpiexec, tmp_path, monkeypatch):
+def test_an_open_timeout_that_is_not_a_number_is_reported(mpiexec, tmp_path, monkeypatch):
     write(tmp_path)
     monkeypatch.setenv("MPISERVE_OPEN_TIMEOUT", "10s")
     result = mpiexec(["-n", 2, *RUN, "c.toml", "sim.py"], timeout=60)

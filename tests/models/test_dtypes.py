@@ -139,4 +139,4 @@ def test_models_of_several_dtypes_compute_as_they_do_alone(mpiexec, tmp_path):
     said = [line for line in done.stderr.splitlines() if "converted" in line]
     assert [line.count("service narrow: ") for line in said] == [1, 1]
     assert "of 16 digits 7 remain" in done.stderr
-    assert done.stderr.count("service forces: the model asks for gradients") == 1
+    assert done.stderr.count("service forces: the model needs gradients") == 1

@@ -1,7 +1,7 @@
 """Architectures of language models, on small random ones, beside `generate()` of transformers.
 
 Those of QUICK in any case; with MPISERVE_ALL_MODELS=1 all that transformers has, and the table of
-docs/language-models.md is compared with what is seen (tests/architectures.py writes it).
+docs/guide/language-models.md is compared with what is seen (tests/architectures.py writes it).
 """
 
 import os
@@ -19,7 +19,7 @@ from mpiserve.backends.language import model_limits, self_check
 from mpiserve.config import Config
 from mpiserve.errors import ModelError
 
-TABLE = Path(__file__).parents[2] / "docs/language-models.md"
+TABLE = Path(__file__).parents[2] / "docs/guide/language-models.md"
 QUICK = {
     "llama": "together",
     "gpt2": "together",

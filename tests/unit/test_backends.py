@@ -291,14 +291,14 @@ def test_outputs_are_found_by_name(make):
     assert total.shape == (5,)
 
 
-def test_a_read_only_batch_warns_nobody(make, recwarn):
+def test_a_read_only_batch_causes_no_warning(make, recwarn):
     array = rows()
     array.flags.writeable = False
     make("torch", "some_models:mlp").run((array,))
     assert not recwarn.list
 
 
-def test_a_dtype_that_the_model_was_not_asked_for_is_left_to_be_refused(make):
+def test_an_output_of_an_unexpected_dtype_is_refused(make):
     (result,) = make("torch", "some_models:Double").run((rows(),))
     assert result.dtype == np.float64
 
@@ -380,7 +380,12 @@ MISTAKES = [
     ("torch", "nowhere.pt2", {}, "nowhere.pt2: no such file"),
     ("torch", "some_models.py", {}, "some_models.py: torch cannot load it (.*); a model is "),
     ("python", "some_models:number", {}, "'some_models:number' is not callable"),
-    ("some_models:negative", None, {}, "'some_models:negative' is no subclass of mpiserve.Backend"),
+    (
+        "some_models:negative",
+        None,
+        {},
+        "'some_models:negative' is not a subclass of mpiserve.Backend",
+    ),
 ]
 
 

@@ -138,7 +138,7 @@ def test_the_reason_of_a_failed_job_is_our_own_line():
     said = "noise\nmpiserve: no service 'bench'\nprterun has exited\n-----\n"
     assert job.reason(said) == "no service 'bench'"
     assert job.reason("a\nb\n----\n") == "b"
-    assert job.reason("") == "nothing was said"
+    assert job.reason("") == "it printed no reason"
 
 
 # ---- what callgrind says

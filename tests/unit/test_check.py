@@ -43,7 +43,7 @@ def test_another_mpi_is_named_with_the_one_of_the_build(build, runtime):
         {"SLURM_STEP_NUM_TASKS": "4", "SLURM_STEP_ID": "0"},
     ],
 )
-def test_a_world_of_one_that_was_launched_as_more_is_told(environ):
+def test_a_world_of_one_that_was_launched_as_more_is_reported(environ):
     text = check.world_mismatch(1, MPICH, environ)
     assert f"{next(iter(environ))}=4" in text
     assert "MPICH Version: 5.0.2" in text

@@ -1,5 +1,8 @@
+import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -82,3 +85,52 @@ def test_importing_mpiserve_starts_nothing():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
     assert done.stdout == "serialized\n"
+
+
+SCRIPT = Path(sys.prefix, "bin/mpiserve")  # as pip has made it
+
+# What a shell does behind a tab, with the last of the words unfinished.
+TAB = """\
+eval "$(_MPISERVE_COMPLETE=source_bash mpiserve)"
+COMP_WORDS=(mpiserve "$@") COMP_CWORD=$#
+$(complete -p mpiserve | sed 's/.* -F \\([^ ]*\\) .*/\\1/') mpiserve
+printf '%s\\n' "${COMPREPLY[@]}"
+"""
+
+
+@pytest.mark.parametrize("command", [[SCRIPT], [sys.executable, "-m", "mpiserve"]])
+def test_both_names_of_the_program_print_the_version(command):
+    done = subprocess.run([*command, "--version"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, f"mpiserve {__version__}\n")
+    done = subprocess.run([*command, "chekc"], capture_output=True, text=True)
+    name = "mpiserve" if command == [SCRIPT] else "python -m mpiserve"
+    assert done.returncode == 2 and f"Usage: {name} [OPTIONS]" in done.stderr
+
+
+@pytest.mark.skipif(not shutil.which("bash"), reason="there is no bash")
+@pytest.mark.parametrize(
+    ("words", "completed"),
+    [
+        (["ser"], ["serve"]),
+        (["check", "--l"], ["--load"]),
+        (["run", "c"], ["cases/", "coupling.toml"]),
+        (["run", "cases/"], ["cases/other.toml"]),
+        (["run", "coupling.toml", "s"], ["sim.py"]),
+    ],
+)
+def test_bash_completes_commands_options_and_files(tmp_path, words, completed):
+    (tmp_path / "cases").mkdir()
+    for name in ("coupling.toml", "cases/other.toml", "cases/notes.md", "sim.py", "sim.toml"):
+        (tmp_path / name).touch()
+    path = f"{SCRIPT.parent}:{os.environ['PATH']}"
+    command = ["bash", "--norc", "-c", TAB, "bash", *words]
+    env = os.environ | {"PATH": path}
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.stdout.split() == completed, done.stderr
+
+
+@pytest.mark.parametrize("shell", ["zsh", "fish"])
+def test_other_shells_get_their_script(shell):
+    env = os.environ | {"_MPISERVE_COMPLETE": f"source_{shell}"}
+    done = subprocess.run([SCRIPT], env=env, capture_output=True, text=True)
+    assert done.returncode == 0 and f"_MPISERVE_COMPLETE=complete_{shell}" in done.stdout

@@ -185,8 +185,8 @@ POOLS = {
     "services = []": "'p' has no services",
     "services = ['chemistri']": "'p': no service 'chemistri' (did you mean 'chemistry'?)",
     "services = ['chemistry', 'chemistry']": "'p': the service 'chemistry' is listed twice",
-    "services = ['two']": "'p': the service 'two' sets replicas: "
-    "remove it, since the pool has a replica on each of its ranks",
+    "services = ['two']": "'p': the service 'two' sets replicas: remove it, "
+    "since the pool has a replica on each of its ranks",
     "services = ['wide']": "'p': the service 'wide' sets tensor_parallel, "
     "which a pool does not support: remove it",
     "services = ['chemistry', 'busy']": "'p': threads must be the same for all its services",

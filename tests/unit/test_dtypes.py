@@ -1,4 +1,4 @@
-"""What is converted of a module and of the tensors of a service, and what is said of it."""
+"""Conversions of modules and tensors, and their log."""
 
 import logging
 
@@ -90,7 +90,7 @@ def test_a_model_that_changes_the_default_dtype_is_named(make, caplog):
         make("torch", "default_dtype")
     finally:
         torch.set_default_dtype(torch.float32)
-    assert "changed torch's default dtype for all models of this rank" in caplog.text
+    assert "changed torch's default dtype, for all models of this rank" in caplog.text
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -152,7 +152,7 @@ def test_half_weights_stay_half_on_a_cpu(make, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_converted_is_said_once_with_what_it_loses(make, caplog, kind):
+def test_a_conversion_is_logged_once_with_its_loss(make, caplog, kind):
     caplog.set_level(logging.INFO, "mpiserve")
     double = {"dtype": "float64"}
     backend = make(kind, "plain", double, double)
@@ -175,7 +175,7 @@ def test_what_is_converted_is_said_once_with_what_it_loses(make, caplog, kind):
     assert "convert" not in caplog.text
 
 
-def test_nothing_is_said_where_nothing_is_converted(make, caplog):
+def test_nothing_is_logged_without_a_conversion(make, caplog):
     caplog.set_level(logging.INFO, "mpiserve")
     make("torch", "plain").run((rows(),))
     make("torch", "mixed").run((rows(),))
@@ -212,7 +212,7 @@ def test_convert_false_hands_over_what_there_is(make):
         )
 
 
-def test_digits_of_a_result_are_lost_only_if_it_is_said(make):
+def test_digits_of_a_result_are_lost_only_if_configured(make):
     place = (np.zeros((5, 2), np.float32),)
     text = r"output 'y': expected float32 \[5, 2\], got float64 \[5, 2\]; .*convert = true"
     with pytest.raises(ModelError, match=text):
@@ -270,7 +270,7 @@ def test_a_model_may_ask_for_gradients(make, caplog, kind, model):
             np.testing.assert_allclose(place[0], expected, rtol=1e-5, atol=1e-6)
     with backend.serving():
         np.testing.assert_allclose(backend.run((rows(),))[0], expected, rtol=1e-5, atol=1e-6)
-    assert caplog.text.count("asks for gradients") == 1
+    assert caplog.text.count("needs gradients") == 1
     caplog.clear()
     make(kind, "plain").run((rows(),))
     assert "gradients" not in caplog.text

@@ -16,7 +16,7 @@ def test_a_time_is_read(monkeypatch, caplog, text, value):
 
 
 @pytest.mark.parametrize("text", ["nan", "10s", "", "x" * 5000, "\x1b[2J"])
-def test_what_is_no_time_is_told_in_a_line(monkeypatch, caplog, text):
+def test_a_value_that_is_not_a_time_is_logged_in_a_line(monkeypatch, caplog, text):
     monkeypatch.setenv("SOME_SECONDS", text)
     assert environment.seconds("SOME_SECONDS", 7.0) == 7.0
     (said,) = caplog.messages

@@ -1,4 +1,4 @@
-"""Whatever an exception does when it is asked what it is, there is one line that says it."""
+"""Any exception is described in one line, even if its own methods raise."""
 
 import asyncio
 import os
@@ -128,7 +128,7 @@ def test_a_code_that_no_reply_can_carry_is_that_of_the_model():
     assert code_of(Error(Code.ESTATE)) == Code.ESTATE
 
 
-def test_ctrl_c_is_told_from_what_a_model_raises():
+def test_ctrl_c_is_distinguished_from_exceptions_of_a_model():
     with interrupts():
         with pytest.raises(KeyboardInterrupt):
             raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""Arrays that are not numpy's own: each is taken as it is, or refused with what to do."""
+"""Arrays of other libraries: each is accepted without a copy, or refused with a remedy."""
 
 import ml_dtypes
 import numpy as np

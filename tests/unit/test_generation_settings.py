@@ -1,4 +1,4 @@
-"""What generation_config.json asks for: as `generate()` does it, or refused by name."""
+"""Fields of generation_config.json have the effect of `generate()`, or are refused by name."""
 
 import json
 import logging

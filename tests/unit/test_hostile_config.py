@@ -1,4 +1,4 @@
-"""Whatever a configuration holds, `check` passes, or gives one line and status 2."""
+"""For any configuration, `check` passes, or prints one line and exits with status 2."""
 
 import json
 import random

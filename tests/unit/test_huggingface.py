@@ -148,9 +148,9 @@ def test_the_engine_is_deepspeeds(make):
 
 
 MISTAKES = [
-    ({"model": "nowhere"}, "nowhere: no such directory; task 'generate' needs one of Hugging"),
-    ({"model": "."}, "no config.json, as a Hugging Face directory has"),
-    ({"task": None, "options": {}}, "llama is a directory: say what it is for, task = 'generate'"),
+    ({"model": "nowhere"}, "nowhere: no such directory; task 'generate' needs a Hugging"),
+    ({"model": "."}, "not a Hugging Face directory: it has no config.json"),
+    ({"task": None, "options": {}}, "llama is a directory: set task = 'generate'"),
     (
         {"inputs": [TOKENS, tensor("heat", "float32")]},
         "task 'generate' has no input 'heat' (one of",
@@ -188,7 +188,11 @@ def test_options_are_those_of_the_task(make):
 
 @pytest.mark.parametrize(
     ("tokens", "lengths", "text"),
-    [([VOCABULARY], 1, "tokens are 0 to 95"), ([-1], 1, "tokens are"), ([1], WIDTH + 1, "lengths")],
+    [
+        ([VOCABULARY], 1, "tokens must be 0 to 95"),
+        ([-1], 1, "tokens must"),
+        ([1], WIDTH + 1, "lengths"),
+    ],
 )
 def test_wrong_tokens_and_lengths_are_refused(make, tokens, lengths, text):
     batch = np.zeros((1, WIDTH), np.int64), np.array([lengths])
@@ -199,7 +203,7 @@ def test_wrong_tokens_and_lengths_are_refused(make, tokens, lengths, text):
 
 @pytest.mark.parametrize("option", ["replace_with_kernel_inject", "enable_cuda_graph"])
 def test_what_needs_a_gpu_says_so(make, option):
-    with pytest.raises(ArgumentError, match=f"{option}: needs a GPU, and there is none"):
+    with pytest.raises(ArgumentError, match=f"{option}: needs a GPU: remove it here"):
         make(options={"init_inference": {option: True}})
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections import Counter
 from pathlib import Path
 
 import pytest
+import run
 from jobs import Job, in_turn
 
 TESTS = Path(__file__).parents[1]
@@ -49,3 +51,11 @@ def test_a_module_that_asks_for_the_mpi_is_run_by_every_mpi():
     assert len(asking) > 6
     for path in asking:
         assert path == Path(__file__) or "pytest.mark.every_mpi" in path.read_text(), path.name
+
+
+@pytest.mark.parametrize(("keyword", "failures"), [("", ["c: nothing was run"]), ("none", [])])
+def test_a_suite_that_runs_nothing_fails(monkeypatch, keyword, failures):
+    monkeypatch.setattr(run, "plan", lambda *given: [])
+    summary = run.Summary(minutes=1)
+    run.run_all(summary, ["c", "fortran"], [None], Namespace(k=keyword, fortran=[]))
+    assert summary.failures == failures

@@ -1,4 +1,4 @@
-"""The layers of docs/architecture.md, enforced."""
+"""The layers of docs/internals/architecture.md, enforced."""
 
 import ast
 import re

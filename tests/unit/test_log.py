@@ -1,4 +1,4 @@
-"""Lines of the log: ours, unless the user says where it goes, at any time."""
+"""The log goes to stderr, unless the user sets a handler, at any time."""
 
 import io
 import logging
@@ -66,7 +66,7 @@ def test_a_handler_that_does_nothing_takes_no_lines(start):
     assert "here" in stderr.getvalue()
 
 
-def test_a_level_that_is_none_is_said(start, monkeypatch):
+def test_an_unknown_level_is_logged(start, monkeypatch):
     stderr = start()
     monkeypatch.setenv("MPISERVE_LOG", "loud")
     log.start_logging(3)

@@ -1,4 +1,4 @@
-"""Files that are models, and files that are not: what they are said to be, and the way out."""
+"""Files that are models, and the errors and remedies for files that are not."""
 
 import json
 import pickle
@@ -154,17 +154,17 @@ def write(path, models, kind):
 
 
 SAID = {
-    "state": "net.pt is a state_dict: weights alone. Convert it: ",
-    "old state": "net.pt is a state_dict: weights alone. Convert it: ",
+    "state": "net.pt is a state_dict: only weights. Convert it: ",
+    "old state": "net.pt is a state_dict: only weights. Convert it: ",
     "checkpoint": "net.pt is a checkpoint, with weights in 'state_dict'. Convert it: ",
     "whole": "net.pt is a pickle of torch.nn.modules.container.Sequential, which can run any code",
     "pickle": "net.pt is a pickle of torch.nn.modules.container.Sequential, which can run any code",
     "bomb": "net.pt is a pickle of __builtin__.exec, which can run any code",
-    "tensor": "net.pt is Tensor of torch.save, and neither a module nor its weights",
-    "safetensors": "net.pt is safetensors: weights alone. Write ",
+    "tensor": "net.pt is a Tensor of torch.save, neither a module nor its weights",
+    "safetensors": "net.pt is safetensors: only weights. Write ",
     "keras": "net.pt is a Keras file; convert it to ONNX",
     "hdf5": "net.pt is an HDF5 file, as Keras writes",
-    "zip": "net.pt is a zip archive that holds readme.txt, and no model",
+    "zip": "net.pt is a zip archive with readme.txt, not a model",
     "aotinductor": "net.pt is a package that AOTInductor compiled, for one machine",
     "cut": "net.pt is an archive that is cut off: copy or write it again",
     "empty": "net.pt is an empty file",
@@ -207,7 +207,7 @@ def test_models_are_known_by_what_they_hold(make, models, tmp_path):
             np.testing.assert_allclose(result, alone(models.net(), rows(n)), atol=1e-6)
         with pytest.raises(ModelError, match="for one set backend = 'deepspeed' or 'torch'"):
             make(name, backend="onnx")
-    with pytest.raises(ModelError, match="is safetensors: weights alone"):
+    with pytest.raises(ModelError, match="is safetensors: only weights"):
         save_file(models.net().state_dict(), tmp_path / "net.safetensors")
         make("net.safetensors", backend="deepspeed")
 
@@ -217,7 +217,7 @@ def test_directories_are_named(make, tmp_path):
     with pytest.raises(ModelError, match=r"^empty is a directory without config.json"):
         make("empty")
     (tmp_path / "empty/config.json").write_text("{}")
-    with pytest.raises(ModelError, match=r"^empty is a directory: say what it is for, task = 'gen"):
+    with pytest.raises(ModelError, match=r"^empty is a directory: set task = 'gen"):
         make("empty")
     (tmp_path / "empty/saved_model.pb").write_text("")
     with pytest.raises(ModelError, match=r"^empty is a SavedModel of TensorFlow"):
@@ -225,7 +225,7 @@ def test_directories_are_named(make, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("rows_of", "text"), [(None, "4 rows alone"), ({"max": 64}, "0 to 64"), ({"min": 3}, "3 to")]
+    ("rows_of", "text"), [(None, "only 4 rows"), ({"max": 64}, "0 to 64"), ({"min": 3}, "3 to")]
 )
 def test_a_program_for_some_rows_alone_is_refused(make, models, tmp_path, rows_of, text):
     dynamic = rows_of and ({0: torch.export.Dim("rows", **rows_of)},)
@@ -255,7 +255,7 @@ def test_onnx_for_some_rows_alone_is_refused(make, models, tmp_path):
     model = onnx.load(tmp_path / "net.onnx")
     model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 4
     onnx.save(model, tmp_path / "net.onnx")
-    text = r"input 'x': the model has float32 \[4, 2\], .* exported for 4 rows alone; .*dynamic_sh"
+    text = r"input 'x': the model has float32 \[4, 2\], .* exported for only 4 rows; .*dynamic_sh"
     with pytest.raises(ModelError, match=text):
         make("net.onnx", backend="onnx")
     with pytest.raises(ModelError, match="^net.onnx is named as an ONNX file; .*backend = 'onnx'"):
@@ -271,7 +271,7 @@ def test_tied_weights_may_be_there_once(make, models, tmp_path, kind):
     np.testing.assert_array_equal(result, alone(module, rows()))
     weight = module.a.weight.detach()
     save_file({"a.weight": weight, "b.weight": weight + 1}, tmp_path / "w.safetensors")
-    with pytest.raises(ModelError, match="'a.weight' and 'b.weight' are one tensor of the module"):
+    with pytest.raises(ModelError, match="'a.weight' and 'b.weight' are one tensor in the module"):
         make("file_models:Tied", "w.safetensors", kind)
 
 
@@ -309,7 +309,7 @@ def test_weights_in_several_files_are_found_by_their_index(make, models, tmp_pat
     index.write_text(json.dumps({"weight_map": places}))
     (result,) = make("file_models:net", index.name).run((rows(),))
     np.testing.assert_array_equal(result, alone(module, rows()))
-    with pytest.raises(ModelError, match="^model.safetensors.index.json is an index of weights al"):
+    with pytest.raises(ModelError, match="^model.safetensors.index.json is an index of weights"):
         make(index.name)
     (tmp_path / "2.safetensors").unlink()
     with pytest.raises(ModelError, match="2.safetensors: no such file"):
@@ -331,7 +331,7 @@ WRONG = [
     ),
     (lambda s: s | {"2.bias": torch.zeros(3)}, r"'2.bias' is \[3\] in the file and \[2\] in the m"),
     (lambda s: s | {"2.bias": s["2.bias"].double()}, r"float64 in .*set dtype = 'float32'$"),
-    (lambda s: s | {"2.bias": torch.zeros(2).cfloat()}, r"complex64 in .*make them the same"),
+    (lambda s: s | {"2.bias": torch.zeros(2).cfloat()}, r"complex64 in .*make the dtypes the same"),
     (lambda s: s | {"2.bias": torch.zeros(2).long()}, r"int64 in the file and float32 .*same"),
 ]
 
@@ -365,11 +365,17 @@ def test_weights_of_another_dtype_lose_nothing_in_silence(make, models, tmp_path
 
 def test_weights_of_another_kind_of_file_are_named(make, models, tmp_path):
     write(tmp_path / "net.pt", models, "state")
-    with pytest.raises(ModelError, match=r"^net.pt: no safetensors file, .*: a state_dict: .*Conv"):
+    with pytest.raises(
+        ModelError,
+        match=r"^net.pt: options.weights must name a safetensors file: a state_dict: .*Conv",
+    ):
         make("file_models:net", "net.pt")
     save_file(models.net().state_dict(), tmp_path / "w.safetensors")
     (tmp_path / "w.safetensors").write_bytes((tmp_path / "w.safetensors").read_bytes()[:-9])
-    with pytest.raises(ModelError, match=r"^w.safetensors: no safetensors file, .*: it is broken"):
+    with pytest.raises(
+        ModelError,
+        match=r"^w.safetensors: options.weights must name a safetensors file: it is broken",
+    ):
         make("file_models:net", "w.safetensors")
     with pytest.raises(ModelError, match="is a directory: options.weights names a file in it"):
         make("file_models:net", ".")

@@ -1,4 +1,4 @@
-"""What the log says once, and when."""
+"""Notices that the log contains once, and when."""
 
 import logging
 import math
@@ -26,7 +26,7 @@ class Lib:
         return self.state
 
 
-def test_a_silence_is_told_once_of_each_kind(monkeypatch, caplog):
+def test_each_kind_of_silence_is_logged_once(monkeypatch, caplog):
     monkeypatch.setattr(notices, "LOOK", 0)
     lib = Lib()
     silence = Silence(lib)
@@ -36,7 +36,7 @@ def test_a_silence_is_told_once_of_each_kind(monkeypatch, caplog):
     assert caplog.messages == ["none yet", "none"]
 
 
-def test_long_work_is_told_again_and_short_work_not(monkeypatch):
+def test_only_long_work_is_logged_again(monkeypatch):
     monkeypatch.setenv("MPISERVE_WAIT_NOTICE", "0.01")
     said, once = [], []
     with Alarm(said.append, again=True), Alarm(once.append):
@@ -48,17 +48,17 @@ def test_long_work_is_told_again_and_short_work_not(monkeypatch):
         raise StopIteration
 
 
-def test_batches_of_one_request_are_told_once_if_others_wait(caplog):
+def test_batches_of_one_request_are_logged_once_if_others_wait(caplog):
     alone = Alone("s", 64)
     looks = [alone.look(1, 64, 64 * (i % 2)) for i in range(2 * notices.ALONE)]
     assert looks == [True] * (len(looks) - 1) + [False]
     assert caplog.messages == [
         "service s: batches hold one request each: max_batch_rows = 64 is below the 128 rows of "
-        "requests that were there together; raise it"
+        "requests that waited together; raise it"
     ]
 
 
-def test_batches_that_merge_or_that_nobody_waits_for_are_not(caplog):
+def test_batches_that_merge_or_leave_no_request_waiting_are_not(caplog):
     alone = Alone("s", 64)
     assert all(alone.look(1, 64, 64) for _ in range(notices.ALONE - 1))
     assert not alone.look(2, 64, 64)
@@ -68,7 +68,7 @@ def test_batches_that_merge_or_that_nobody_waits_for_are_not(caplog):
     assert not caplog.messages
 
 
-def test_loading_is_said_before_it_begins(caplog):
+def test_loading_is_logged_before_it_begins(caplog):
     caplog.set_level(logging.INFO, "mpiserve")
     with notices.loading("service s"):
         assert caplog.messages == ["loading service s"]

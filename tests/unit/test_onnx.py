@@ -85,7 +85,7 @@ def test_an_input_that_the_signature_lacks_is_named(make, folder):
 
 
 def test_a_provider_that_is_not_there_is_named(make):
-    text = "options.providers: no 'TensorrtExecutionProvider' here; there is .*CPUExecution"
+    text = "options.providers: no 'TensorrtExecutionProvider' here; use one of .*CPUExecution"
     with pytest.raises(ArgumentError, match=text):
         make(options={"providers": ["TensorrtExecutionProvider", "CPUExecutionProvider"]})
     options = {"providers": ["CPUExecutionProvider"]}

@@ -19,14 +19,14 @@ PER_NODE = make("placement = 'per-node'\nper_node = 1")
 DEDICATED = make("placement = 'dedicated'")
 
 
-def test_per_node_asks_on_its_node():
+def test_per_node_clients_query_their_own_node():
     made = plan(PER_NODE, 8, 4)
     assert made.ranks("inference") == [3, 7]
     assert made.clients(3) == [0, 1, 2]
     assert made.clients(7) == [4, 5, 6]
 
 
-def test_tail_is_asked_in_turn_by_those_of_other_nodes():
+def test_clients_of_other_nodes_query_the_tail_round_robin():
     made = plan(make(), 8, 4)
     assert made.ranks("inference") == [6, 7]
     assert (made.clients(6), made.clients(7)) == ([0, 2, 4], [1, 3, 5])
@@ -85,7 +85,7 @@ def test_a_script_is_run_and_another_program_has_serve_beside_it():
     assert "pmi2" in text and "pmix" not in text
 
 
-def test_threads_and_gpus_are_asked_for():
+def test_threads_and_gpus_are_requested():
     text = jobscript("lsf", job(make("placement = 'per-node'", threads=2), gpus_per_node=1))
     assert "rank: 7: { host: 2; cpu: {6-7}; gpu: {0}; } : app 1" in text
     assert "ncpus=8" in jobscript("pbs", job(make("placement = 'per-node'", threads=2)))
@@ -103,7 +103,7 @@ def test_an_unknown_site_is_refused_with_those_there_are():
         jobscript("sge", job())
 
 
-def test_a_rank_of_a_pool_is_asked_for_each_of_its_services():
+def test_a_rank_of_a_pool_is_queried_for_each_of_its_services():
     table = {"backend": "echo", "inputs": [{"name": "x", "dtype": "float32", "shape": [-1]}]}
     tables = {"service": {"a": table, "b": table}, "pool": {"p": {"services": ["a", "b"]}}}
     made = plan(Config.from_dict(tables), 3)

@@ -124,7 +124,7 @@ def test_what_goes_wrong_on_a_batch_is_named(make, table, error, text):
         (
             {"backend": "echo", "outputs": [], "model_inputs": None, "model_outputs": None},
             ModelError,
-            "'echo' answers in C, without functions",
+            "'echo' calls no preprocess and postprocess",
         ),
     ],
 )

@@ -29,7 +29,7 @@ def look(function, n=probe.ROWS, repeat=0, like=None):
 
 
 @pytest.mark.parametrize("n", [2, 3, 8, probe.ROWS])
-def test_rows_that_see_their_neighbours_are_told_with_the_numbers(n):
+def test_rows_that_depend_on_others_are_reported_with_the_numbers(n):
     finding, _ = look(lambda x: x - x.mean(0), n)
     assert finding.proven
     assert finding.why.startswith("output 'y' differs by ")

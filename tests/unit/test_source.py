@@ -56,7 +56,7 @@ def test_what_is_there_is_found(folder, spec):
         ("./nowhere.py:f", "no such file"),
     ],
 )
-def test_what_is_not_there_is_told(folder, spec, text):
+def test_missing_objects_are_reported(folder, spec, text):
     with pytest.raises(source.Missing, match=text):
         source.find(spec, folder)
 
@@ -64,7 +64,7 @@ def test_what_is_not_there_is_told(folder, spec, text):
 @pytest.mark.parametrize(
     "spec", ["made:anything", "lazy:anything", "circle:f", "deep:f", "sys:path", "os.path:join"]
 )
-def test_what_only_an_import_can_tell_is_not_refused(folder, spec):
+def test_objects_that_only_an_import_can_show_are_not_refused(folder, spec):
     with pytest.raises(source.Unknown):
         source.find(spec, folder)
 

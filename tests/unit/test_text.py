@@ -118,7 +118,7 @@ def test_what_a_model_has_no_room_for_is_cut_where_it_is_embedded_and_refused_el
     )
     np.testing.assert_array_equal(vectors[0], vectors[1])
     backend = make(model="llama", task="generate", inputs=[long], outputs=[ANSWER])
-    with pytest.raises(ModelError, match="a text of 600 tokens; the model takes 512"):
+    with pytest.raises(ModelError, match="a text has 600 tokens; the model accepts 512"):
         backend.steps.begin(1, 0, (encode_text(["x" * 600], 1000),))
 
 
@@ -130,7 +130,7 @@ def test_what_a_model_has_no_room_for_is_cut_where_it_is_embedded_and_refused_el
         ({"inputs": [LENGTHS]}, "needs an input 'tokens' or an input 'text'"),
         ({"inputs": [TEXT | {"dtype": "int8"}]}, "a tensor of uint8"),
         ({"outputs": [LENGTHS]}, "the outputs 'tokens' or 'text'"),
-        ({"model": "silent"}, "silent: no tokenizer, which tensors of text need"),
+        ({"model": "silent"}, "silent: no tokenizer, which .text. tensors need"),
     ],
 )
 def test_mistakes_are_named(make, folder, table, match):

@@ -55,7 +55,7 @@ def test_models_are_loaded_and_warmed_up_without_mpi(load):
     assert done.returncode == 0, done.stderr
     row = next(line for line in done.stdout.splitlines() if "right" in line)
     assert "models.Counts" in row and "y float32 [-1, 3]" in row and row.count(" s ") == 2
-    assert "not asked: warmup = false" in done.stdout
+    assert "not run: warmup = false" in done.stdout
     assert "no MPI" in done.stderr
 
 

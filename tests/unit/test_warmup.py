@@ -52,10 +52,10 @@ def test_rows_that_belong_together_are_found(name):
 
 
 @pytest.mark.parametrize("name", row_models.UNSURE)
-def test_what_cannot_be_told_is_together_too(name):
+def test_unknown_rows_are_together_too(name):
     backend, (remark,) = module(name)
     assert backend.together
-    assert "cannot be told" in remark
+    assert "it is unknown whether rows are independent" in remark
     assert not module(name, rows="independent")[0].together, "that is the user's word"
     assert module(name, rows="independent")[1] == module(name, rows="together")[1] == []
 
@@ -265,8 +265,8 @@ def test_rows_are_compared_on_examples(tmp_path):
 
 WRONG = {
     "x.npz: .*No such file": None,
-    "x.npz: no array 'x', which is an input; there is z": {"z": np.zeros((2, 2), np.float32)},
-    "array 'z' is no input": {"x": np.zeros((2, 2), np.float32), "z": np.zeros(1)},
+    "x.npz: no array for the input 'x'; the file has z": {"z": np.zeros((2, 2), np.float32)},
+    "the array 'z' is not an input": {"x": np.zeros((2, 2), np.float32), "z": np.zeros(1)},
     r"array 'x': expected float32 \[2, 2\], got float64 \[2, 2\]": {"x": np.zeros((2, 2))},
     r"array 'x': expected float32 \[2, 2\], got float32 \[2, 3\]": {
         "x": np.zeros((2, 3), np.float32)

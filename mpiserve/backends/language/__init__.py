@@ -1,1 +1,1 @@
-"""Language models of Hugging Face directories."""
+"""Serve language models of Hugging Face directories."""

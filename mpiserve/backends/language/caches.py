@@ -1,4 +1,4 @@
-"""What the layers of a cache of transformers hold, for sequences that join and leave."""
+"""Join and cut the layers of a transformers cache, for sequences that join and leave."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 
 def new_cache(config: Any) -> Any:
-    """Make an empty cache whose layers can be joined, whatever the model.
+    """Make an empty cache whose layers can be joined.
 
     Raises:
-        ModelError: If it has layers that cannot.
+        ModelError: If the model's cache has layers that cannot be joined.
     """
     from transformers import cache_utils as kinds
 
@@ -31,18 +31,18 @@ def new_cache(config: Any) -> Any:
             states = getattr(layer, "number_of_states", 1)
             layer = cache.layers[i] = plain[type(layer)](number_of_states=states)
         if type(layer) not in (kinds.LinearAttentionLayer, kinds.DummyLayer, *plain.values()):
-            text = f"its cache has a layer of the kind {type(layer).__name__}"
+            text = f"its cache has a layer {type(layer).__name__}, which cannot be joined"
             raise ModelError(Code.EMODEL, text)
     return cache
 
 
 def join(layer: Any, other: Any, width: int) -> None:
-    """Put the lines of another layer behind those of a layer.
+    """Append the sequences of another layer to those of a layer.
 
     Args:
-        layer: That is changed.
-        other: Of the same kind.
-        width: Columns that keys and values are to have.
+        layer: The layer, which is changed.
+        other: A layer of the same kind.
+        width: The number of columns of the new keys and values.
     """
     import torch
 
@@ -65,9 +65,9 @@ def change(
     """Apply functions to the tensors of a layer.
 
     Args:
-        layer: Of the cache.
-        columns: For keys and values, which are [lines, heads, columns, width].
-        rows: For states that grow with no column, which are [lines, ...].
+        layer: A layer of the cache.
+        columns: The function for keys and values, which are [sequences, heads, columns, width].
+        rows: The function for states without columns, which are [sequences, ...].
     """
     if getattr(layer, "keys", None) is not None:
         layer.keys, layer.values = columns(layer.keys), columns(layer.values)
@@ -78,7 +78,7 @@ def change(
 
 
 def _states(layer: Any) -> Iterator[torch.Tensor]:
-    """Give the tensors of a layer, in the order in which `change` changes them."""
+    """Yield the tensors of a layer, in the order in which `change` changes them."""
     if getattr(layer, "keys", None) is not None:
         yield layer.keys
         yield layer.values
@@ -91,7 +91,7 @@ def _recurrent(layer: Any) -> list[dict[int, Any]]:
 
 
 def pushed(tensor: torch.Tensor, dim: int, width: int) -> torch.Tensor:
-    """Widen one dimension with zeros on the left."""
+    """Pad one dimension with zeros on the left."""
     import torch
 
     pads = [0, 0] * (tensor.dim() - 1 - dim) + [width - tensor.shape[dim], 0]

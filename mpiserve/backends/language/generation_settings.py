@@ -1,4 +1,4 @@
-"""What a model's generation_config.json asks for: each field is honoured or refused by name."""
+"""Apply a model's generation_config.json: each field is honoured or refused by name."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("mpiserve")
 
-# Fields that change the tokens and that this does not do; and the values that mean nothing.
+# Fields that change the tokens and are not supported, with their neutral values.
 REFUSED: dict[str, Any] = {
     "num_beams": 1,
     "num_beam_groups": 1,
@@ -32,7 +32,7 @@ REFUSED: dict[str, Any] = {
     "dola_layers": "",
     "max_time": 0.0,  # requests have deadlines
 }
-# Draws are the requests' own: temperature, top_k, top_p and seed are inputs.
+# Requests set the sampling: temperature, top_k, top_p and seed are inputs.
 DRAWS = ("do_sample", "temperature", "top_k", "top_p")
 MORE_DRAWS = dict.fromkeys(("min_p", "top_h", "epsilon_cutoff", "eta_cutoff"), 0.0)
 MORE_DRAWS["typical_p"] = 1.0
@@ -40,11 +40,11 @@ LENGTHS = ("max_length", "max_new_tokens")
 
 
 class Rules:
-    """What one sequence is to obey, beside its end tokens.
+    """The rules of one sequence, in addition to its end tokens.
 
     Args:
-        processors: transformers' own, of which each changes the logits.
-        criteria: Those that end the sequence.
+        processors: Processors of transformers that change the logits.
+        criteria: Criteria of transformers that end the sequence.
     """
 
     def __init__(self, processors: Any, criteria: list[Any]) -> None:
@@ -52,7 +52,7 @@ class Rules:
         self._criteria = criteria
 
     def scores(self, context: list[int], logits: torch.Tensor) -> torch.Tensor:
-        """Change the logits of the token that follows."""
+        """Return the changed logits of the next token."""
         import torch
 
         ids = torch.tensor([context], device=logits.device)
@@ -60,7 +60,7 @@ class Rules:
         return scores
 
     def end(self, context: list[int]) -> bool:
-        """Whether the sequence ends with its last token."""
+        """Return whether the sequence ends with its last token."""
         import torch
 
         ids = torch.tensor([context])
@@ -71,13 +71,14 @@ class Settings:
     """The generation settings of a model and of its service.
 
     Args:
-        service: Its options `generation`, `stop_tokens` and `pad_token` come first.
-        model: With the generation_config.json of its directory, if there is one.
+        service: The service; its options `generation`, `stop_tokens` and `pad_token` override
+            the model's settings.
+        model: The model, with the generation_config.json of its directory, if there is one.
         draws: Whether requests may have a temperature.
 
     Raises:
-        ModelError: For a field that cannot be honoured.
-        ArgumentError: For an option that is not right.
+        ModelError: If a field is not supported.
+        ArgumentError: If an option is wrong.
     """
 
     def __init__(self, service: ServiceConfig, model: Any, draws: bool) -> None:
@@ -104,7 +105,7 @@ class Settings:
         return Rules(self._processors(prompt, limit), self._criteria)
 
     def _overridden(self, service: ServiceConfig) -> Any:
-        """Take the model's own, and the fields of the option `generation` in place of its."""
+        """Return the model's settings, overridden by the option `generation`."""
         key, config = f"service.{service.name}.options.generation", self._model.generation_config
         config, table = copy.deepcopy(config), service.options.get("generation", {})
         if not isinstance(table, dict):
@@ -135,18 +136,19 @@ class Settings:
         if left:
             what, name = ", ".join(left), service.name
             logger.info(
-                "service %s: requests say instead of generation_config.json: %s", name, what
+                "service %s: requests set these, not generation_config.json: %s", name, what
             )
 
     def _no(self, service: ServiceConfig, name: str, value: Any, neutral: Any) -> None:
         text = (
-            f"generation_config.json asks for {name} = {value!r}, which task 'generate' does not "
-            f"do: remove it, or set service.{service.name}.options.generation.{name} = {neutral!r}"
+            f"generation_config.json has {name} = {value!r}, which task 'generate' does not "
+            f"support: remove it, or set service.{service.name}.options.generation.{name} = "
+            f"{neutral!r}"
         )
         raise ModelError(Code.EMODEL, text)
 
     def _processors(self, prompt: list[int], limit: int) -> Any:
-        """Let transformers make its processors of logits, as `generate()` does for one prompt."""
+        """Make transformers' processors of logits, as `generate()` does for one prompt."""
         import torch
 
         config = copy.copy(self._config)

@@ -1,4 +1,4 @@
-"""Language models of Hugging Face directories: tasks over padded token tensors."""
+"""Read language models from Hugging Face directories, and run the task `embed`."""
 
 from __future__ import annotations
 
@@ -24,18 +24,20 @@ POOLINGS = ("mean", "first", "last")
 
 
 def read_directory(service: ServiceConfig, path: Path) -> torch.nn.Module:
-    """Read the model of a directory, in the dtype of the service or its own; nothing is fetched.
+    """Read the model of a directory, in the service's dtype or its own, without downloads.
 
     Raises:
-        ModelError: If the service has no task, transformers is missing, or weights are.
+        ModelError: If the service has no task, or transformers or weights are missing.
     """
     import torch
 
     if service.task is None:
-        text = f"{path.name} is a directory: say what it is for, task = 'generate' or 'embed'"
+        text = f"{path.name} is a directory: set task = 'generate' or 'embed'"
         raise ModelError(Code.EMODEL, text)
     if not (path / "config.json").is_file():
-        raise ModelError(Code.EMODEL, f"{path}: no config.json, as a Hugging Face directory has")
+        raise ModelError(
+            Code.EMODEL, f"{path}: not a Hugging Face directory: it has no config.json"
+        )
     try:
         import transformers
     except ModuleNotFoundError:
@@ -48,7 +50,7 @@ def read_directory(service: ServiceConfig, path: Path) -> torch.nn.Module:
     model, loaded = kind.from_pretrained(
         path, dtype=dtype, local_files_only=True, output_loading_info=True
     )
-    # transformers warns, and makes up what is missing. Nobody asks for the pooler's results.
+    # transformers warns about missing weights, and makes random ones. The pooler is not used.
     missing = sorted(key for key in loaded["missing_keys"] if not key.startswith("pooler."))
     if missing:
         text = f"{path}: the files lack {len(missing)} weights of the model, such as {missing[0]}"
@@ -57,26 +59,26 @@ def read_directory(service: ServiceConfig, path: Path) -> torch.nn.Module:
 
 
 def _refuse(service: ServiceConfig, path: Path, config: Any) -> None:
-    """Refuse kinds of models that the tasks do not know, by their names."""
+    """Refuse kinds of models that the tasks do not support, by name."""
     import transformers
 
     name = (getattr(config, "architectures", None) or [type(config).__name__])[0]
     why, generates = "", service.task == "generate"
     if config.is_encoder_decoder:
-        why = "has an encoder and a decoder, and the tasks serve models that are one of them"
+        why = "has an encoder and a decoder; the tasks serve models that have only one of them"
     elif generates and type(config) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
-        why = "is not one that continues text in transformers (no causal language model)"
+        why = "is not a causal language model of transformers, so it cannot continue text"
     if why:
         raise ModelError(Code.EMODEL, f"{path.name}: {name} {why}")
 
 
 def description(module: Any) -> tuple[Any, Any]:
-    """What `empty` needs to make the same model elsewhere."""
+    """Return the arguments with which `empty` makes the same model on another rank."""
     return module.config, getattr(module, "generation_config", None)
 
 
 def empty(service: ServiceConfig, described: tuple[Any, Any]) -> torch.nn.Module:
-    """Make the model that a directory describes, without values."""
+    """Make the model of a directory's description, without values."""
     import torch
     import transformers
 
@@ -84,23 +86,23 @@ def empty(service: ServiceConfig, described: tuple[Any, Any]) -> torch.nn.Module
     generates = service.task == "generate"
     kind: Any = transformers.AutoModelForCausalLM if generates else transformers.AutoModel
     with torch.device("meta"):
-        # Without values to look at, the head's configuration says what it has found.
+        # The dtype is that of the head's configuration, since there are no values here.
         model = kind.from_config(config, dtype=getattr(torch, service.dtype or "", config.dtype))
     model = model.to_empty(device="cpu")
-    model.tie_weights()  # which to_empty takes apart
+    model.tie_weights()  # to_empty has untied them
     if generation_config is not None:
         model.generation_config = generation_config
     return model
 
 
 class Task(ABC):
-    """What a service does with the model; called with the tensors of its inputs.
+    """Runs a language model on the tensors of a service's inputs.
 
     Args:
         service: The service's table.
-        model: As it was read, for what it knows of itself.
-        engine: What to call.
-        ranks: That run it together.
+        model: The model as it was read, with its configuration.
+        engine: The callable that runs the model.
+        ranks: The number of ranks that run it together.
     """
 
     def __init__(self, service: ServiceConfig, model: Any, engine: Any, ranks: int) -> None:
@@ -114,7 +116,7 @@ class Task(ABC):
 
     @abstractmethod
     def warm(self) -> None:
-        """Run the model once: a batch of zeros, whose prompts have no tokens, does not."""
+        """Run the model once, since warm-up batches of zeros have no tokens to run it on."""
 
     @abstractmethod
     def __call__(self, *tensors: torch.Tensor) -> Any:
@@ -131,15 +133,15 @@ class Task(ABC):
         if not texts:
             return None
         if any(tensor.dtype != "uint8" or len(tensor.shape) != 2 for tensor in texts):
-            raise ModelError(Code.EMODEL, "'text' is a tensor of uint8, [-1, bytes]")
+            raise ModelError(Code.EMODEL, "'text' must be a tensor of uint8, [-1, bytes]")
         path = self.service.folder / str(self.service.model)
         return Texts(path, self.positions, cuts=self.service.task == "embed")
 
     def named(self, tensors: tuple[torch.Tensor, ...]) -> dict[str, torch.Tensor]:
-        """Find the inputs by name, with lengths in any case.
+        """Return the inputs by name, always with tokens and lengths.
 
         Raises:
-            ModelError: For lengths and tokens that cannot be.
+            ModelError: If lengths or tokens are out of range.
         """
         named = dict(zip(self._names, tensors, strict=True))
         if self._texts and "text" in named:
@@ -150,14 +152,14 @@ class Task(ABC):
         used = columns(tokens) < lengths[:, None]
         size = vocabulary(self.model)
         if bool((lengths < 0).any()) or bool((lengths > tokens.shape[1]).any()):
-            raise ModelError(Code.EMODEL, f"lengths are 0 to {tokens.shape[1]}")
+            raise ModelError(Code.EMODEL, f"lengths must be 0 to {tokens.shape[1]}")
         if bool(((tokens < 0) | (tokens >= size))[used].any()):
-            raise ModelError(Code.EMODEL, f"tokens are 0 to {size - 1}")
+            raise ModelError(Code.EMODEL, f"tokens must be 0 to {size - 1}")
         return named
 
 
 class Embedder(Task):
-    """One vector per row: the model's last hidden states, pooled over the row's tokens."""
+    """Computes one vector per row: the last hidden states, pooled over the row's tokens."""
 
     def _check(self) -> None:
         super()._check()
@@ -168,7 +170,7 @@ class Embedder(Task):
             raise ArgumentError(Code.EARG, f"{key}: must be one of: {', '.join(POOLINGS)}")
 
     def warm(self) -> None:
-        """Find out whether rows of different lengths go together, by embedding some."""
+        """Check on test rows whether rows of different lengths can share a batch."""
         self._by_length = False
         if self._far():
             self._by_length = True
@@ -178,13 +180,13 @@ class Embedder(Task):
                 text = f"{name}: a row's vector depends on the other rows of a batch: {far}"
                 raise ModelError(Code.EMODEL, text)
             logger.warning(
-                "service %s: %s needs rows of one length: they are run in groups",
+                "service %s: %s needs rows of one length: rows run in groups of equal length",
                 self.service.name,
                 name,
             )
 
     def _far(self) -> str:
-        """Embed rows together and alone; say how far they are from each other, or ""."""
+        """Embed rows together and alone; describe the difference, or return ""."""
         import torch
 
         longest, device = min(6, self.positions), next(self.model.parameters()).device
@@ -220,11 +222,11 @@ class Embedder(Task):
 
         width = max(1, int(lengths.max()))
         mask = columns(tokens[:, :width]) < lengths[:, None]
-        # What lies behind a row's tokens is arbitrary, and need not be one that the model knows.
+        # Values behind the tokens of a row are arbitrary, and may not be valid tokens.
         ids = torch.where(mask, tokens[:, :width], 0)
         states = self.engine(input_ids=ids, attention_mask=mask.long()).last_hidden_state
         pooled = self._pool(states.float(), mask, lengths)
-        # A row of no tokens has no states: what the model makes of it may be anything.
+        # A row without tokens has no states: the result of the model is arbitrary.
         pooled = torch.where(lengths[:, None] > 0, pooled, 0)
         if self._normalize:
             pooled = torch.nn.functional.normalize(pooled, dim=1)
@@ -247,7 +249,7 @@ def check(service: ServiceConfig, others: tuple[str, ...]) -> None:
 
 
 def columns(tokens: torch.Tensor) -> torch.Tensor:
-    """The numbers of the columns, as one row."""
+    """Return the indices of the columns, as one row."""
     import torch
 
     return torch.arange(tokens.shape[1], device=tokens.device)[None, :]

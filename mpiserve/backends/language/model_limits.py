@@ -1,4 +1,4 @@
-"""What is known of a model of transformers: its tokens, its positions, its rounding."""
+"""Find the limits of a model of transformers: its tokens, positions and rounding."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_targe
 
 
 def vocabulary(model: Any) -> int:
-    """How many tokens a model knows: those that it has vectors for."""
+    """Return the number of tokens that a model has embeddings for."""
     size = getattr(model.config.get_text_config(), "vocab_size", sys.maxsize)
     rows = getattr(model.get_input_embeddings(), "num_embeddings", size)
     return min(size, rows)
 
 
 def positions(model: Any) -> int:
-    """How many tokens a sequence may have; a great number where nothing says so."""
+    """Return the most tokens of a sequence; sys.maxsize if the model sets no limit."""
     config = model.config.get_text_config()
     said = [getattr(config, name, None) for name in POSITIONS]
     most = min((one for one in said if isinstance(one, int) and one > 0), default=sys.maxsize)
@@ -27,7 +27,7 @@ def positions(model: Any) -> int:
 
 
 def _before_the_first(model: Any) -> int:
-    """Rows of the table of positions that no token has, as RoBERTa's, which begins behind a pad."""
+    """Return the unused first rows of a table of positions, as in RoBERTa."""
     import torch
 
     tables = (
@@ -39,10 +39,10 @@ def _before_the_first(model: Any) -> int:
 
 
 def distance(seen: torch.Tensor, wanted: torch.Tensor, dtype: torch.dtype) -> str:
-    """Say how far rows are from what they should be, or "" if that may be rounding.
+    """Describe the difference of rows, or return "" if it may be rounding.
 
-    Layers add their rounding up, and float32 is not kept by all kernels. What is wrong is
-    farther off: where states were lost, random models of all architectures showed over 7 %.
+    Layers add up rounding, and not all kernels keep float32. Real errors are larger: random
+    models of all architectures differ by over 7 % if states are lost.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""Between text and tokens, by the tokenizer of a Hugging Face directory."""
+"""Convert text to tokens and back with the tokenizer of a Hugging Face directory."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class Texts:
 
     Args:
         path: The model's directory.
-        most: Tokens that the model takes.
-        cuts: Leave out what is too long, as is usual where a text is embedded.
+        most: The most tokens that the model accepts.
+        cuts: Whether to truncate longer texts, as is usual for embeddings.
 
     Raises:
-        ModelError: If there is none, or it cannot be read.
+        ModelError: If the directory has no tokenizer, or it cannot be read.
     """
 
     def __init__(self, path: Path, most: int, cuts: bool) -> None:
@@ -36,23 +36,23 @@ class Texts:
             )
         except (OSError, ValueError) as error:
             reason = str(error).splitlines()[0]
-            text = f"{path}: no tokenizer, which tensors of text need ({reason})"
+            text = f"{path}: no tokenizer, which 'text' tensors need ({reason})"
             raise ModelError(Code.EMODEL, text) from None
         self._most = min(most, self.tokenizer.model_max_length)
         self._cuts = cuts
 
     def read(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Turn a tensor of text into tokens and lengths; no text is no tokens.
+        """Convert a tensor of text into tokens and lengths; an empty text has no tokens.
 
         Raises:
-            ModelError: For a text that the model is too small for.
+            ModelError: If a text has more tokens than the model accepts.
         """
         import torch
 
-        lines = [self._tokens(text) for text in decode_text(rows.cpu().numpy())]
-        lengths = [len(line) for line in lines]
+        texts = [self._tokens(text) for text in decode_text(rows.cpu().numpy())]
+        lengths = [len(tokens) for tokens in texts]
         width = max(1, *lengths)
-        padded = [line + [0] * (width - len(line)) for line in lines]
+        padded = [tokens + [0] * (width - len(tokens)) for tokens in texts]
         return torch.tensor(padded).to(rows.device), torch.tensor(lengths).to(rows.device)
 
     def _tokens(self, text: str) -> list[int]:
@@ -61,18 +61,18 @@ class Texts:
         cut = {"truncation": True, "max_length": self._most} if self._cuts else {}
         tokens: list[int] = self.tokenizer(text, verbose=False, **cut)["input_ids"]
         if len(tokens) > self._most:
-            what = f"a text of {len(tokens)} tokens; the model takes {self._most}"
+            what = f"a text has {len(tokens)} tokens; the model accepts {self._most}: shorten it"
             raise ModelError(Code.EMODEL, what)
         return tokens
 
-    def write(self, lines: Sequence[list[int]], width: int) -> np.ndarray:
-        """Turn tokens into a tensor of text, without what only steers the model.
+    def write(self, texts: Sequence[list[int]], width: int) -> np.ndarray:
+        """Convert tokens into a tensor of text, without special tokens.
 
         A text that is too long ends with the last character that fits.
         """
-        rows = np.zeros((len(lines), width), np.uint8)
-        for row, line in zip(rows, lines, strict=True):
-            text: str = self.tokenizer.decode(line, skip_special_tokens=True)
+        rows = np.zeros((len(texts), width), np.uint8)
+        for row, tokens in zip(rows, texts, strict=True):
+            text: str = self.tokenizer.decode(tokens, skip_special_tokens=True)
             fits = text.encode()[:width].decode(errors="ignore").encode()
             row[: len(fits)] = np.frombuffer(fits, np.uint8)
         return rows

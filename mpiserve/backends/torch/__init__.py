@@ -1,1 +1,1 @@
-"""Models of torch: modules, their files and weights, DeepSpeed."""
+"""Run torch modules: backends, model files, weights and dtypes."""

@@ -1,4 +1,4 @@
-"""Compile a module with torch.compile, if the service asks for it."""
+"""Compile a module with torch.compile, if the service has the option `compile`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def compile_arguments(service: ServiceConfig, device: torch.device) -> dict[str, Any] | None:
-    """Return the arguments of torch.compile, or None if the service does not ask for it.
+    """Return the arguments of torch.compile, or None if the service does not set the option.
 
     Raises:
         ArgumentError: If this machine or this service cannot compile.

@@ -1,4 +1,4 @@
-"""DeepSpeed inference engines, the default."""
+"""The backend `deepspeed`, the default: run modules in DeepSpeed inference engines."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from mpi4py import MPI
 
 
-CASTS = ("float", "half", "bfloat16")  # methods by which DeepSpeed converts a module
+CASTS = ("float", "half", "bfloat16")  # methods with which DeepSpeed converts a module
 GPU_ONLY = ("replace_with_kernel_inject", "enable_cuda_graph")
 ELSEWHERE = {
     "dtype": "dtype of the service itself",
@@ -39,10 +39,11 @@ ELSEWHERE = {
 class DeepSpeedBackend(TorchBackend):
     """Runs a module in an engine of `deepspeed.init_inference`.
 
-    Takes the models and options of the torch backend, and the option `init_inference`:
-    a table of further keyword arguments of that function, and `injection_policy`: for blocks
-    that AutoTP does not know, a table of lists by "module:Class", of the children whose
-    results the ranks of a replica add up, such as [".fc2"].
+    Accepts the models and options of the torch backend, and two more options.
+    `init_inference` is a table of further keyword arguments of that function.
+    `injection_policy` is for blocks that AutoTP does not know: a table whose keys are
+    "module:Class", and whose values are lists of the children whose results the ranks of a
+    replica add up, such as [".fc2"].
     """
 
     engine_options = ("init_inference", "injection_policy")
@@ -50,18 +51,16 @@ class DeepSpeedBackend(TorchBackend):
     _in_world = False
 
     def read(self) -> torch.nn.Module:
-        """Get the module; the head of a replica reads the weights, and shares them.
-
-        If a rank of the replica cannot, no other goes on without it.
+        """Return the module; the head of a replica reads the weights and broadcasts them.
 
         Raises:
-            ModelError: On every rank alike.
+            ModelError: On every rank of the replica, if it fails on any.
         """
         comm, service = self.comm, self.service
         if comm is None or service.tensor_parallel == 1:
             return super().read()
         head = comm.rank == 0
-        # By a file beside the weights, which the head reads too.
+        # Whether a file beside the weights describes the module; the head reads it too.
         described = bool(service.task) and not OBJECT.fullmatch(service.model or "")
         module = self._agreed(comm, lambda: self._read_part(head, described))
         if described:
@@ -74,16 +73,16 @@ class DeepSpeedBackend(TorchBackend):
 
     def _read_part(self, head: bool, described: bool) -> Any:
         if described and not head:
-            import transformers  # noqa: F401  # as long as the head reads
+            import transformers  # noqa: F401  # while the head reads
 
             return None
         return load_module(self.service, weights=head)
 
     def _agreed(self, comm: MPI.Comm, do: Callable[[], Any]) -> Any:
-        """Do something on all ranks. Collective.
+        """Call a function on all ranks. Collective.
 
         Raises:
-            ModelError: On every rank, if it raised on any.
+            ModelError: On every rank, if the function raises on any.
         """
         result, wrong = None, ""
         cause: BaseException | None = None
@@ -98,7 +97,7 @@ class DeepSpeedBackend(TorchBackend):
         return result
 
     def prepare(self, module: torch.nn.Module) -> Any:
-        """Hand the module to DeepSpeed; the ranks of a replica together."""
+        """Make a DeepSpeed engine of the module. Collective over the ranks of a replica."""
         deepspeed = import_deepspeed(self.device.type)
         options = self._options()
         if self.comm is not None and self.service.tensor_parallel > 1:
@@ -108,35 +107,36 @@ class DeepSpeedBackend(TorchBackend):
             options["tensor_parallel"] = {"tp_size": self.comm.size}
         before = dtypes.held(module)
         with without_casts(module):
-            dtype = self._said_dtype()
+            dtype = self._accepted_dtype()
             engine = deepspeed.init_inference(set_eval(module), dtype=dtype, **options)
-        if not options.get("replace_with_kernel_inject"):  # which makes other modules
+        if not options.get("replace_with_kernel_inject"):  # this option makes other modules
             whole = self.service.tensor_parallel == 1 and "injection_policy" not in options
             dtypes.compare(engine.module, before, whole)
         return set_eval(engine)
 
-    def _said_dtype(self) -> torch.dtype:
-        """The dtype that DeepSpeed hears: it refuses some, but is kept from converting anyway."""
+    def _accepted_dtype(self) -> torch.dtype:
+        """A dtype that DeepSpeed accepts, which has no effect: `without_casts` stops conversion."""
         known = ["float32", "bfloat16", "float16"][: 2 if self.device.type == "cpu" else 3]
-        said = self.dtype is not None and dtypes.short(self.dtype) in known
-        return self.dtype if said and self.dtype else self._torch.float32
+        accepted = self.dtype is not None and dtypes.short(self.dtype) in known
+        return self.dtype if accepted and self.dtype else self._torch.float32
 
     def compile(self, arguments: dict[str, Any]) -> None:
-        """Let the module in the engine be compiled when it is first called."""
+        """Wrap the module in the engine so that its first call compiles it."""
         self.module.module = compiled(self.service, self.module.module, arguments)
 
     def close(self) -> None:
-        """Free the module's memory, and the torch world of the replica if there is one."""
+        """Free the module's memory, and close the torch world of the replica, if any."""
         super().close()
         if self._in_world:
             self._in_world = False
             close_torch_world()
 
     def _options(self) -> dict[str, Any]:
-        """Arguments of init_inference.
+        """Return the arguments of init_inference.
 
         Raises:
-            ArgumentError: For those that are said elsewhere, or need a GPU where there is none.
+            ArgumentError: For arguments that have a key elsewhere, or need a GPU on a machine
+                without one.
         """
         options = dict(self.service.options.get("init_inference", {}))
         key = f"service.{self.service.name}"
@@ -147,7 +147,7 @@ class DeepSpeedBackend(TorchBackend):
         if self.device.type == "cpu":
             for name in GPU_ONLY:
                 if options.get(name):
-                    text = f"{key}.options.init_inference.{name}: needs a GPU, and there is none"
+                    text = f"{key}.options.init_inference.{name}: needs a GPU: remove it here"
                     raise ArgumentError(Code.EARG, text)
         if policy := self.service.options.get("injection_policy"):
             options["injection_policy"] = {
@@ -159,10 +159,11 @@ class DeepSpeedBackend(TorchBackend):
 
 @contextmanager
 def without_casts(module: torch.nn.Module) -> Iterator[None]:
-    """Keep DeepSpeed from converting a module, which is in the dtypes that it is to have.
+    """Keep DeepSpeed from converting a module, which has the right dtypes already.
 
-    DeepSpeed 0.19.8 calls one of its methods, by the dtype of `init_inference`, float16 if not
-    given: layers of another dtype, and buffers such as those of rotary embeddings, lose digits.
+    DeepSpeed 0.19.8 calls one of the module's methods, chosen by the dtype of `init_inference`
+    (by default float16): layers of another dtype, and buffers such as those of rotary
+    embeddings, would lose digits.
     """
     for name in CASTS:
         module.__dict__[name] = lambda: module
@@ -174,10 +175,10 @@ def without_casts(module: torch.nn.Module) -> Iterator[None]:
 
 
 def import_deepspeed(device: str) -> Any:
-    """Import DeepSpeed for a kind of device, quietly and without its shared-memory all-reduce.
+    """Import DeepSpeed for a kind of device, without its log and its shared-memory all-reduce.
 
-    DeepSpeed 0.19.8 compiles that operation when a process group is made (over a
-    minute, the first time), and it ignores which ranks belong to the group.
+    DeepSpeed 0.19.8 compiles that operation when a process group is made, which takes over a
+    minute the first time, and the operation ignores which ranks belong to the group.
     """
     os.environ.setdefault("DS_ACCELERATOR", device)
     import deepspeed

@@ -1,4 +1,4 @@
-"""Dtypes of a module: what is converted, because the configuration says so, and what is lost."""
+"""Convert modules and tensors to other dtypes, and report what a conversion loses."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from mpiserve.errors import ArgumentError, Code, ModelError
 if TYPE_CHECKING:
     import torch
 
-# A complex number is computed in the arithmetic of its parts. Other kinds (integers, bool,
-# float8, quantised) store values in a way of their own and are never converted.
+# The arithmetic of a complex number is that of its parts. Other kinds (integers, bool, float8,
+# quantised) have representations of their own and are never converted.
 ARITHMETIC = {
     "float16": "float16",
     "bfloat16": "bfloat16",
@@ -29,24 +29,24 @@ Held = dict[str, "torch.Tensor"]
 
 
 def short(dtype: torch.dtype) -> str:
-    """Name a dtype as a configuration does."""
+    """Return the name of a dtype, as in the configuration."""
     return str(dtype).removeprefix("torch.")
 
 
 def is_float(dtype: torch.dtype) -> bool:
-    """Whether values of a dtype are numbers that may be converted from and to others."""
+    """Return whether a dtype is one of the convertible floating dtypes."""
     return short(dtype) in DIGITS
 
 
 def loses(source: torch.dtype, wanted: torch.dtype) -> bool:
-    """Whether a dtype cannot hold every value of another one."""
+    """Return whether `wanted` cannot represent every value of `source`."""
     import torch
 
     return torch.promote_types(source, wanted) is not wanted
 
 
 def loss(source: torch.dtype, wanted: torch.dtype) -> str:
-    """Say what a conversion does to values."""
+    """Describe the effect of a conversion on values."""
     import torch
 
     if not loses(source, wanted):
@@ -61,30 +61,30 @@ def loss(source: torch.dtype, wanted: torch.dtype) -> str:
 
 
 def held(module: torch.nn.Module) -> Held:
-    """The tensors of a module, parameters and buffers, by name; tied ones once."""
+    """Return the parameters and buffers of a module by name; tied ones once."""
     return {name: tensor.detach() for name, tensor in _tensors(module)}
 
 
 def own(module: torch.nn.Module) -> torch.dtype | None:
-    """The dtype in which a module computes: of all its parameters, or None if they differ."""
+    """Return the dtype of all parameters of a module, or None if they differ."""
     dtypes = {_arithmetic(tensor) for tensor in module.parameters()} - {None}
     return dtypes.pop() if len(dtypes) == 1 else None
 
 
 def convert(module: torch.nn.Module, wanted: torch.dtype, key: str) -> None:
-    """Bring a module to the dtype that the configuration says.
+    """Convert a module to the dtype of the configuration.
 
     Numbers of other dtypes are converted, complex ones to complex ones. A module whose parameters
-    have the dtype already is left alone, with all its buffers.
+    have the dtype already is not changed, including its buffers.
 
     Args:
-        module: It is changed.
+        module: The module, which is changed.
         wanted: The dtype.
-        key: Of the configuration, for errors.
+        key: The key of the configuration, for error texts.
 
     Raises:
-        ArgumentError: If the module mixes dtypes, so that this would lose some on purpose.
-        ModelError: If it loses more than digits.
+        ArgumentError: If the module mixes dtypes on purpose, so that some would lose digits.
+        ModelError: If numbers become infinite, or a tensor becomes zero.
     """
     if own(module) is wanted:
         return
@@ -102,15 +102,15 @@ def convert(module: torch.nn.Module, wanted: torch.dtype, key: str) -> None:
 
 
 def compare(module: torch.nn.Module, before: Held, values: bool) -> None:
-    """Make sure that DeepSpeed left the tensors of a module as they were.
+    """Check that DeepSpeed has not changed the tensors of a module.
 
     Args:
-        module: As it is now.
-        before: Its tensors before.
-        values: Whether values must be the same too: not of what is shared among ranks.
+        module: The module now.
+        before: The tensors before.
+        values: Whether to compare values too; not possible if ranks hold parts of the tensors.
 
     Raises:
-        ModelError: If it changed one.
+        ModelError: If DeepSpeed has changed one.
     """
     for name, tensor in held(module).items():
         old = before.get(name, tensor)
@@ -128,7 +128,7 @@ def converted(tensor: torch.Tensor, wanted: torch.dtype, what: str) -> torch.Ten
     """Convert numbers to another floating dtype.
 
     Raises:
-        ModelError: If a finite number has become infinite; `what` names the tensor.
+        ModelError: If a finite number becomes infinite; `what` names the tensor.
     """
     import torch
 
@@ -144,26 +144,26 @@ def converted(tensor: torch.Tensor, wanted: torch.dtype, what: str) -> torch.Ten
 
 
 def without_inference(module: torch.nn.Module) -> None:
-    """Replace tensors that were made in inference mode: autograd refuses them for ever."""
+    """Replace tensors that were made in inference mode, which autograd never accepts."""
     import torch
     from torch.nn.parameter import is_lazy
 
     new: dict[int, torch.Tensor] = {}
     for part in module.modules():
-        places: tuple[dict[str, Any], ...] = (part._parameters, part._buffers)
-        for place in places:
-            for name, tensor in list(place.items()):
+        owners: tuple[dict[str, Any], ...] = (part._parameters, part._buffers)
+        for owner in owners:
+            for name, tensor in list(owner.items()):
                 if tensor is None or is_lazy(tensor) or not tensor.is_inference():
                     continue
                 if id(tensor) not in new:
                     copy = tensor.clone()
                     is_parameter = isinstance(tensor, torch.nn.Parameter)
                     new[id(tensor)] = torch.nn.Parameter(copy, False) if is_parameter else copy
-                place[name] = new[id(tensor)]
+                owner[name] = new[id(tensor)]
 
 
 def without_values(module: torch.nn.Module) -> str:
-    """Name a tensor that has no values: of a lazy layer, or on the device "meta"; else ""."""
+    """Return the name of a tensor without values (lazy, or on the device "meta"), or ""."""
     from torch.nn.parameter import is_lazy
 
     named = chain(module.named_parameters(), module.named_buffers())
@@ -185,7 +185,7 @@ def _arithmetic(tensor: torch.Tensor) -> torch.dtype | None:
 
 
 def _target(tensor: torch.Tensor, wanted: torch.dtype) -> torch.dtype | None:
-    """What a tensor becomes; None if it has no such form, or is not of numbers."""
+    """Return the target dtype of a tensor; None if `wanted` has no equivalent for it."""
     import torch
 
     if not tensor.is_complex():
@@ -198,7 +198,7 @@ def _target(tensor: torch.Tensor, wanted: torch.dtype) -> torch.dtype | None:
 def _same(tensor: torch.Tensor, old: torch.Tensor) -> bool:
     import torch
 
-    # Sparse tensors and those of other classes have no memory to look at.
+    # Sparse tensors and those of other classes have no plain memory to compare.
     plain = type(tensor) is torch.Tensor and tensor.layout is torch.strided
     if not plain or tensor.device != old.device or tensor.data_ptr() == old.data_ptr():
         return True
@@ -207,7 +207,7 @@ def _same(tensor: torch.Tensor, old: torch.Tensor) -> bool:
 
 
 def _mixed(tensors: Held, wanted: torch.dtype) -> str:
-    """Say which dtypes a module mixes, with a tensor of each."""
+    """List the dtypes that a module mixes, with a tensor of each."""
     names: dict[str, str] = {}
     for name, tensor in tensors.items():
         names.setdefault(short(tensor.dtype), name)
@@ -235,7 +235,7 @@ def check_values(name: str, tensor: torch.Tensor, target: torch.dtype, key: str)
 
 
 def _stored(tensor: torch.Tensor) -> torch.Tensor:
-    """The numbers that a tensor holds, of a sparse one too."""
+    """Return the stored numbers of a tensor, which may be sparse."""
     import torch
 
     if tensor.layout is torch.strided:

@@ -1,4 +1,4 @@
-"""Models that ask for gradients while they infer: inference mode has none to give."""
+"""Detect models that compute gradients while they infer, which inference mode does not allow."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-FAILED = re.compile(r"inference tensor|grad", re.IGNORECASE)  # of an error of torch
-CALLS = 8  # that are watched: a model may ask on some batches alone
+FAILED = re.compile(r"inference tensor|grad", re.IGNORECASE)  # in error texts of torch
+CALLS = 8  # to watch: a model may compute gradients only on some batches
 
 
 @contextmanager
 def allowed() -> Iterator[None]:
-    """Compute without gradients, but so that a model can ask for them inside."""
+    """Disable gradients, but let the model enable them inside."""
     import torch
 
     with torch.inference_mode(False), torch.no_grad():
@@ -21,17 +21,17 @@ def allowed() -> Iterator[None]:
 
 
 def can_be_watched(module: Any) -> bool:
-    """Whether calls of a module may be watched: one that is compiled would compile twice."""
+    """Return whether calls of a module may be watched: a compiled one would compile twice."""
     return all(type(part).__name__ != "OptimizedModule" for part in module.modules())
 
 
 def watched(call: Callable[[], Any]) -> tuple[Any, bool]:
-    """Call a model in inference mode, and see whether it asks for gradients.
+    """Call a model in inference mode, and detect whether it computes gradients.
 
-    Not every model fails there: `torch.autograd.functional.jacobian` gives zeros.
+    Not every such model fails there: `torch.autograd.functional.jacobian` returns zeros.
 
     Returns:
-        The result, which is wrong if it asks; and whether it asks.
+        The result, which is wrong if the model computes gradients, and whether it does.
     """
     from torch.overrides import TorchFunctionMode
 

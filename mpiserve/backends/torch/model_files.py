@@ -1,4 +1,4 @@
-"""Modules: from a callable, a TorchScript file or an exported program."""
+"""Load a module from a callable, a TorchScript file, an exported program or a directory."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ DYNAMIC = "dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)"
 
 
 def load_module(service: ServiceConfig, weights: bool = True) -> torch.nn.Module:
-    """Load a service's model as a module, on the CPU, in the dtype that the service says.
+    """Load a service's model as a module, on the CPU, in the dtype of the configuration.
 
     Args:
         service: The service's table.
-        weights: Whether to read the weights of a module that is built first.
+        weights: Whether to read the weights of a module that a callable builds.
 
     Raises:
-        ModelError: If it is not of a kind that torch can run.
-        ArgumentError: If it cannot be in the service's dtype.
+        ModelError: If torch cannot run the model.
+        ArgumentError: If the model cannot have the dtype of the configuration.
     """
     model = service.model or ""
     if OBJECT.fullmatch(model):
@@ -51,13 +51,15 @@ def _built(service: ServiceConfig, model: str, weights: bool) -> torch.nn.Module
         text = f"'{model}' must return a torch.nn.Module, not {type(module).__name__}"
         raise ModelError(Code.EMODEL, text)
     dtypes.without_inference(module)
-    # Before the weights are read, which may be of that dtype already.
+    # Convert before reading the weights, which may have that dtype already.
     _in_dtype(service, module)
     if weights and "weights" in service.options:
         saved_weights.load(service, module, service.folder / service.options["weights"])
     if weights and (name := dtypes.without_values(module)):
         text = f"'{model}': '{name}' has no values: it is on the device 'meta' or of a lazy layer"
-        raise ModelError(Code.EMODEL, f"{text}; return a module that is built, or give it weights")
+        raise ModelError(
+            Code.EMODEL, f"{text}; return a module with values, or set options.weights"
+        )
     return module
 
 
@@ -72,7 +74,7 @@ def _read(service: ServiceConfig, path: Path) -> torch.nn.Module:
     if path.is_dir() and service.task:
         return huggingface.read_directory(service, path)
     if service.task:
-        text = f"{path}: no such directory; task '{service.task}' needs one of Hugging Face's"
+        text = f"{path}: no such directory; task '{service.task}' needs a Hugging Face directory"
         raise ModelError(Code.EMODEL, text)
     if not path.exists():
         raise ModelError(Code.EMODEL, f"{path}: no such file")
@@ -87,7 +89,7 @@ def _read(service: ServiceConfig, path: Path) -> torch.nn.Module:
         what = "named as an ONNX file; for one set backend = 'onnx'"
     if what:
         raise ModelError(Code.EMODEL, f"{path.name} is {what}")
-    text = f"{path.name}: torch cannot load it (of no kind that is known); a model is {KINDS}"
+    text = f"{path.name}: torch cannot load it (an unknown kind of file); a model is {KINDS}"
     raise ModelError(Code.EMODEL, text)
 
 
@@ -107,7 +109,7 @@ def _exported(service: ServiceConfig, path: Path) -> torch.nn.Module:
 
     try:
         program = torch.export.load(path)
-    except Exception as error:  # of another version of torch, or with operations that are not here
+    except Exception as error:  # from another version of torch, or with unknown operations
         reason = " ".join(str(error).split())[:200]
         text = f"{path.name}: torch {torch.__version__} cannot load this program of torch.export"
         raise ModelError(Code.EMODEL, f"{text} ({reason})") from error
@@ -118,7 +120,7 @@ def _exported(service: ServiceConfig, path: Path) -> torch.nn.Module:
 
 
 def _check_program_dtype(service: ServiceConfig, path: Path, module: torch.nn.Module) -> None:
-    """Refuse another dtype: a program has those of its export in its operations."""
+    """Refuse another dtype than that of the export, which the program's operations contain."""
     mine = dtypes.own(module)
     if service.dtype and mine and dtypes.short(mine) != service.dtype:
         key = f"service.{service.name}.dtype"
@@ -128,10 +130,10 @@ def _check_program_dtype(service: ServiceConfig, path: Path, module: torch.nn.Mo
 
 
 def _check_rows(service: ServiceConfig, path: Path, program: Any) -> None:
-    """Refuse a program for other numbers of rows than those of batches.
+    """Refuse a program that does not accept the numbers of rows of batches.
 
     Raises:
-        ModelError: Saying how to export it.
+        ModelError: With the way to export it.
     """
     names = set(program.graph_signature.user_inputs)
     for node in program.graph.nodes:
@@ -140,7 +142,7 @@ def _check_rows(service: ServiceConfig, path: Path, program: Any) -> None:
             continue
         least, most = _range(program, shape[0])
         if least > 1 or most < service.max_batch_rows:
-            rows = f"{least} rows alone" if least == most else f"{least} to {most} rows"
+            rows = f"only {least} rows" if least == most else f"{least} to {most} rows"
             needed = f"batches have 1 to {service.max_batch_rows} (max_batch_rows)"
             text = f"{path.name}: exported for {rows} of '{node.name}', and {needed}"
             how = f"torch.export.export(module, (x,), {DYNAMIC})"
@@ -151,8 +153,8 @@ def _range(program: Any, rows: Any) -> tuple[int, int]:
     if isinstance(rows, int):
         return rows, rows
     limits = program.range_constraints.get(rows.node.expr)
-    if limits is None:  # rows that are computed from others
+    if limits is None:  # a number of rows that is computed from others
         return 0, 2**63
-    # torch writes 2 for dimensions that it has not tried with 0 and 1, and takes them all the same.
+    # torch writes 2 for dimensions that it has not tried with 0 and 1, but accepts these too.
     least = 1 if limits.lower == 2 else int(limits.lower)
     return least, int(limits.upper) if limits.upper.is_Integer else 2**63

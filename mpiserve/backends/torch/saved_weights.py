@@ -1,4 +1,4 @@
-"""Weights of safetensors files, into the module that they belong to."""
+"""Load weights of safetensors files into a module."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("mpiserve")
 
-COMPILED = "_orig_mod."  # torch.compile puts it before the names of what it wraps
-PARALLEL = "module."  # DataParallel and its kind, before all names
+COMPILED = "_orig_mod."  # torch.compile adds it to the names of what it wraps
+PARALLEL = "module."  # DataParallel and the like add it before all names
 SHOWN = 3  # names in an error
 
 State = dict[str, "torch.Tensor"]
@@ -29,23 +29,23 @@ State = dict[str, "torch.Tensor"]
 def load(service: ServiceConfig, module: torch.nn.Module, path: Path) -> None:
     """Fill a module from a safetensors file, or an index of several.
 
-    Names that torch.compile and DataParallel made longer are known by their short forms. Tied
-    tensors may be there once.
+    Names may have the prefixes of torch.compile and DataParallel. Tied tensors may be stored
+    once.
 
     Args:
-        service: Which may say a dtype, in which the module is already.
-        module: It is changed.
-        path: Of the file.
+        service: The service; if it sets a dtype, the module has it already.
+        module: The module, which is changed.
+        path: The file.
 
     Raises:
-        ModelError: If it is no such file, or not the module's weights.
+        ModelError: If the file is missing or of another kind, or does not fit the module.
     """
     mine = module.state_dict()
     found = _renamed(path, _read(path), mine)
     for name in found.keys() & mine.keys():
         _check_one(path, name, found[name], mine[name], service)
     _check_tied(path, mine, found)
-    # torch says what is missing: modules may know older names, and do without some.
+    # torch reports missing names, since modules may rename old ones or need only some.
     missing, more = module.load_state_dict(found, strict=False)
     _check_names(path, mine, found, missing, more)
 
@@ -68,7 +68,7 @@ def _file(path: Path) -> State:
         what = file_kinds.describe(path)
         if not what or file_kinds.is_safetensors(path):
             what = f"it is broken or cut off ({error})"
-        text = f"{path.name}: no safetensors file, as options.weights names: {what}"
+        text = f"{path.name}: options.weights must name a safetensors file: {what}"
         raise ModelError(Code.EMODEL, text) from None
 
 
@@ -76,33 +76,33 @@ def _shards(path: Path) -> State:
     if not path.is_file():
         raise ModelError(Code.EMODEL, f"{path}: no such file")
     try:
-        places: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        files: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
     except (ValueError, KeyError, TypeError):
-        text = f"{path.name}: no index of safetensors files: it has no 'weight_map'"
+        text = f"{path.name}: not an index of safetensors files: it has no 'weight_map'"
         raise ModelError(Code.EMODEL, text) from None
     found: State = {}
-    for name in sorted(set(places.values())):
+    for name in sorted(set(files.values())):
         found |= _file(path.parent / name)
-    if missing := [name for name in places if name not in found]:
+    if missing := [name for name in files if name not in found]:
         text = f"{path.name}: its files lack {_list(missing)}"
         raise ModelError(Code.EMODEL, text)
-    return {name: found[name] for name in places}
+    return {name: found[name] for name in files}
 
 
 def _renamed(path: Path, found: State, mine: State) -> State:
-    """Give tensors of a file the names that they have in the module."""
+    """Rename the tensors of a file to their names in the module."""
     known = {short: name for name, short in _short(mine).items()}
     names = {name: known.get(short, short) for name, short in _short(found).items()}
-    if any(name in mine for name in found):  # not all are longer, so that none is
+    if any(name in mine for name in found):  # a prefix is on all names or on none
         names = {name: name if name in mine else new for name, new in names.items()}
     if changed := [name for name in found if name not in mine and names[name] in mine]:
-        text = "is taken as" if len(changed) == 1 else "and others are taken as"
+        text = "is loaded as" if len(changed) == 1 else "and others are loaded as"
         logger.info("%s: '%s' %s '%s'", path.name, changed[0], text, names[changed[0]])
     return {names[name]: tensor for name, tensor in found.items()}
 
 
 def _short(names: Iterable[str]) -> dict[str, str]:
-    """Names without what torch.compile put into them, or DataParallel before all of them."""
+    """Map names to the same names without the prefixes of torch.compile and DataParallel."""
     short = {name: name.replace(COMPILED, "") for name in names}
     if not all(name.startswith(PARALLEL) for name in short.values()):
         return short
@@ -124,12 +124,12 @@ def _check_names(
         return
     text = f"{path.name} does not fit the module: it {' and '.join(parts)}"
     if prefix := _prefix(mine, found):
-        text += f". Names differ by '{prefix}': save the state of that part alone, without it"
+        text += f". Names differ by '{prefix}': save the state_dict of that submodule, without it"
     raise ModelError(Code.EMODEL, text)
 
 
 def _prefix(mine: State, found: State) -> str:
-    """What all names of the file begin with, if the module has them without it; or ""."""
+    """Return a common prefix of the file's names that the module's names lack, or ""."""
     first = next(iter(found), "")
     for end in (i + 1 for i, letter in enumerate(first) if letter == "."):
         cut = first[:end]
@@ -142,7 +142,7 @@ def _check_one(
     path: Path, name: str, tensor: torch.Tensor, mine: Any, service: ServiceConfig
 ) -> None:
     if not hasattr(mine, "is_meta"):
-        text = f"{path.name}: '{name}' is no tensor of the module, but {type(mine).__name__}"
+        text = f"{path.name}: '{name}' is not a tensor in the module, but {type(mine).__name__}"
         raise ModelError(Code.EMODEL, text)
     if mine.is_meta:
         text = f"{path.name}: '{name}' of the module is on the device 'meta'; build it on the CPU"
@@ -155,7 +155,7 @@ def _check_one(
     kinds = f"{dtypes.short(tensor.dtype)} in the file and {dtypes.short(mine.dtype)} in the module"
     text = f"{path.name}: '{name}' is {kinds}"
     if not _converts(tensor.dtype, mine.dtype):
-        raise ModelError(Code.EMODEL, f"{text}; make them the same")
+        raise ModelError(Code.EMODEL, f"{text}; make the dtypes the same")
     if dtypes.loses(tensor.dtype, mine.dtype):
         if not service.dtype:
             text += ", which would lose digits; build the module in that dtype, or"
@@ -165,13 +165,13 @@ def _check_one(
 
 
 def _converts(source: torch.dtype, wanted: torch.dtype) -> bool:
-    """Whether values are numbers of one kind: real, or complex."""
+    """Return whether both dtypes are real floating dtypes, or both complex."""
     both_real = dtypes.is_float(source) and dtypes.is_float(wanted)
     return both_real or (source.is_complex and wanted.is_complex)
 
 
 def _check_tied(path: Path, mine: State, found: State) -> None:
-    """Refuse different values for what is one tensor: the last one would win."""
+    """Refuse different values for tied tensors, of which the last would win."""
     import torch
 
     first: dict[tuple[int, ...], str] = {}
@@ -181,12 +181,12 @@ def _check_tied(path: Path, mine: State, found: State) -> None:
             continue
         other = first.setdefault((value.data_ptr(), *value.shape, *value.stride()), name)
         if not torch.equal(found[other], tensor):
-            text = f"'{other}' and '{name}' are one tensor of the module, and differ in the file"
+            text = f"'{other}' and '{name}' are one tensor in the module, but differ in the file"
             raise ModelError(Code.EMODEL, f"{path.name}: {text}")
 
 
 def _storage(value: Any) -> int:
-    """Tell tensors apart that are not tied; what a state holds besides is tied to nothing."""
+    """Return a number that is the same for tied tensors only."""
     address = value.untyped_storage().data_ptr() if _has_storage(value) else 0
     return address or id(value)
 
@@ -199,14 +199,14 @@ def _has_storage(value: Any) -> bool:
 
 
 def _is_lazy(value: Any) -> bool:
-    """Whether a tensor takes its shape from the weights that it gets."""
+    """Return whether a tensor gets its shape from its weights."""
     from torch.nn.parameter import is_lazy
 
     return bool(is_lazy(value))
 
 
 def _is_whole(value: Any) -> bool:
-    """Whether a tensor is all of its memory, so that who fills it fills those tied to it."""
+    """Return whether a tensor covers its whole storage, so that filling it fills tied tensors."""
     if not _has_storage(value):
         return False
     return bool(value.untyped_storage().nbytes() == value.numel() * value.element_size())

@@ -1,4 +1,4 @@
-"""torch modules on the batches of a service."""
+"""The backend `torch`: run a torch module on batches."""
 
 from __future__ import annotations
 
@@ -30,34 +30,34 @@ logger = logging.getLogger("mpiserve")
 
 CHUNKS = (128, 256, 512, 1024, 2048, 4096, 8192)
 TUNE_ROUNDS = 5
-TUNE_SECONDS = 2.0  # a model that is slower is not measured so often
-TUNE_GAIN = 0.97  # of the time of all rows at once: a chunk must be worth it
+TUNE_SECONDS = 2.0  # slow models are measured less often
+TUNE_GAIN = 0.97  # of the time of all rows at once: a chunk must be at least so fast
 MAX_KNOWN = 256  # batches whose views are kept
-DTYPES = re.compile(r"same dtype|scalar type")  # of an error of torch
+DTYPES = re.compile(r"same dtype|scalar type")  # in error texts of torch
 _NOTHING = nullcontext()
 
 
 class TorchBackend(Backend):
-    """Runs an nn.Module in inference mode, or under no_grad if it asks for gradients.
+    """Runs an nn.Module in inference mode, or under no_grad if it needs gradients.
 
-    `model` is "module:callable" giving the module, a .pt2 file of torch.export, or
+    `model` is "module:callable", which returns the module, a .pt2 file of torch.export, or
     a TorchScript file. Options: `arguments`, a table of keyword arguments of the
     callable; `weights`, a safetensors file, or an index of several, that is loaded into its
     module; and `compile`, which is true, a mode of `torch.compile`, or a table of its arguments.
 
     Attributes:
-        dtype: In which the module computes; None if its parameters are of several, or it has
-            none.
+        dtype: The dtype in which the module computes; None if its parameters have several
+            dtypes, or it has no parameters.
     """
 
     known_options: tuple[str, ...] = ("arguments", "weights", "compile")
-    engine_options: tuple[str, ...] = ()  # of these, what a task's model takes too
+    engine_options: tuple[str, ...] = ()  # the known options that apply to tasks too
     module: Any
     dtype: torch.dtype | None = None
     _engine = ""
-    _gradients = False  # the model asks for them while it infers
+    _gradients = False  # the model computes gradients while it infers
     _can_be_watched = False
-    _watches = 0  # calls that are watched still
+    _watches = 0  # calls still to watch
 
     @property
     def engine(self) -> str:
@@ -65,10 +65,10 @@ class TorchBackend(Backend):
         return self._engine or super().engine
 
     def load(self) -> None:
-        """Load the module and bring it to the device, dtype and mode of serving.
+        """Load the module, and move it to the device, dtype and mode of serving.
 
         Raises:
-            ModelError: If the model is not of a kind that torch can run.
+            ModelError: If torch cannot run the model.
         """
         import torch
 
@@ -76,24 +76,24 @@ class TorchBackend(Backend):
             huggingface.check(self.service, self.engine_options)
         else:
             check_options(self.service, self.known_options)
-        # The model reads the clients' memory, which numpy knows to be not for writing.
+        # The inputs are views of the clients' memory, which numpy marks as read-only.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         torch.set_num_threads(self.service.threads)
         self.device = choose_device(self.local_rank)
         self._torch = torch
-        self._said: set[str] = set()
+        self._logged: set[str] = set()
         self._known: dict[int, tuple[tuple[np.ndarray, ...], list[torch.Tensor]]] = {}
         self._wanted = [getattr(torch, output.dtype) for output in self.service.outputs]
         self.chunk_rows = self.service.chunk_rows
         arguments = compile_arguments(self.service, self.device)
-        # What is made in inference mode, as when a model comes back while serving, stays so.
+        # Tensors that are made in inference mode, as in a reload while serving, stay in it.
         default = torch.get_default_dtype()
         with torch.inference_mode(False):
             module = self.read()
-            self._look_at_dtypes(module)
+            self._find_dtypes(module)
             self.module = self.prepare(module)
         if torch.get_default_dtype() is not default:
-            text = "the model has changed torch's default dtype for all models of this rank"
+            text = "the model has changed torch's default dtype, for all models of this rank"
             logger.warning("service %s: %s", self.service.name, text)
         self._engine = full_name(type(self.module))
         if arguments is not None:
@@ -107,7 +107,7 @@ class TorchBackend(Backend):
                 self.module.warm()
 
     def read(self) -> torch.nn.Module:
-        """Get the module, on the CPU and in the dtype that the service says."""
+        """Return the module, on the CPU and in the dtype of the configuration."""
         return load_module(self.service)
 
     def prepare(self, module: torch.nn.Module) -> Any:
@@ -115,7 +115,7 @@ class TorchBackend(Backend):
         return set_eval(module).to(self.device)
 
     def compile(self, arguments: dict[str, Any]) -> None:
-        """Let the module be compiled when it is first called."""
+        """Wrap the module so that its first call compiles it."""
         self.module = compiled(self.service, self.module, arguments)
 
     def _task(self, module: torch.nn.Module) -> huggingface.Task:
@@ -126,7 +126,7 @@ class TorchBackend(Backend):
         return self.steps
 
     def run(self, inputs: tuple[np.ndarray, ...]) -> list[np.ndarray]:
-        """Call the module once, on tensors that view the batch."""
+        """Call the module once, with tensors that are views of the batch."""
         with self._inference():
             return [self._array(tensor) for tensor in self._call(self._views(inputs))]
 
@@ -136,7 +136,7 @@ class TorchBackend(Backend):
         outputs: tuple[np.ndarray, ...],
         done: Callable[[int], None],
     ) -> Any:
-        """Call the module, on pieces that suit the caches, and put the results in place."""
+        """Call the module on chunks that suit the caches, and copy the results to `outputs`."""
         rows, chunk = len(inputs[0]), self.chunk_rows
         with self._inference():
             tensors, targets = self._views(inputs), self._views(outputs)
@@ -155,7 +155,7 @@ class TorchBackend(Backend):
         return _NOTHING if self._gradients else self._torch.inference_mode()
 
     def tune(self, inputs: tuple[np.ndarray, ...], outputs: tuple[np.ndarray, ...]) -> None:
-        """Measure which number of rows at a time is fastest, unless the service says it."""
+        """Measure which chunk size is fastest, unless the configuration sets chunk_rows."""
         if self.service.chunk_rows or self.service.task or self.device.type != "cpu":
             return
         if self.together:
@@ -163,7 +163,7 @@ class TorchBackend(Backend):
         rows = len(inputs[0])
         times = dict.fromkeys([rows, *(chunk for chunk in CHUNKS if chunk < rows)], inf)
         end = perf_counter() + TUNE_SECONDS
-        # In rounds: what disturbs the machine for a while disturbs all alike.
+        # In rounds, so that other load on the machine affects all sizes alike.
         for chunk in TUNE_ROUNDS * [*times]:
             self.chunk_rows, begin = chunk, perf_counter()
             self.run_batch(self.given(inputs), outputs, ignore)
@@ -177,12 +177,12 @@ class TorchBackend(Backend):
         )
 
     def take_over(self, old: Backend) -> None:
-        """Take the rows at a time: measured beside a model at work they would say little."""
+        """Take over the chunk size: a measurement beside a busy model would be inaccurate."""
         if isinstance(old, TorchBackend):
             self.chunk_rows = old.chunk_rows
 
     def warmed(self) -> None:
-        """Watch the first calls again, which are requests now."""
+        """Watch the first calls again, since these are requests."""
         self._watches = gradients.CALLS if self._can_be_watched else 0
 
     def close(self) -> None:
@@ -192,23 +192,23 @@ class TorchBackend(Backend):
 
     @property
     def arithmetic(self) -> Sequence[str]:
-        """That of the service and of the weights; on GPUs perhaps with fewer bits."""
+        """The dtypes of the model and its weights; on GPUs also that of TF32, if allowed."""
         torch = self._torch
         weights: Any = getattr(self.module, "parameters", tuple)()
         dtypes = {weight.dtype for weight in weights if weight.is_floating_point()} | {self.dtype}
         names = [str(dtype).removeprefix("torch.") for dtype in dtypes]
         backends = (torch.backends.cuda.matmul, torch.backends.cudnn)
         if self.device.type == "cuda" and any(backend.allow_tf32 for backend in backends):
-            names.append("float16")  # TF32 has as many bits
+            names.append("float16")  # TF32 has as many bits of precision
         return names
 
     def writes(self, inputs: tuple[np.ndarray, ...]) -> bool:
-        """Ask torch, which counts what is written to a tensor outside of inference mode."""
+        """Use torch's count of writes to a tensor, which it keeps outside of inference mode."""
         torch = self._torch
         with torch.inference_mode(False):
             tensors = [tensor_of(array) for array in inputs]
         before = [tensor._version for tensor in tensors]
-        # As it was written: such tensors are another case, for which it would be compiled again.
+        # Without torch.compile, which would compile the model again for such tensors.
         with torch.compiler.set_stance("force_eager"), self._inference():
             self._call(tensors)
         return before != [tensor._version for tensor in tensors]
@@ -219,44 +219,44 @@ class TorchBackend(Backend):
         return _NOTHING if self._torch.is_inference_mode_enabled() else self.serving()
 
     def _again(self, error: RuntimeError, tensors: list[torch.Tensor]) -> Any:
-        """Call a model again that failed in inference mode, where no gradients can be had.
+        """Call a model again that failed because inference mode allows no gradients.
 
         Raises:
-            RuntimeError: The error itself, if it is of another kind.
-            ModelError: If it is about dtypes, with those that the model got.
+            RuntimeError: The error itself, if it has another cause.
+            ModelError: If the error is about dtypes, with those of the inputs.
         """
         if DTYPES.search(str(error)):
             got = [f"'{one.name}' {one.dtype}" for one in self.service.inputs]
             mine = f"in {dtypes.short(self.dtype)}" if self.dtype else "in no dtype of its own"
             text = f"{str(error).splitlines()[0]}; the inputs are {', '.join(got)}, and the model"
             raise ModelError(Code.EMODEL, f"{text} computes {mine}") from error
-        asks = not self.service.task and gradients.FAILED.search(str(error))
-        if not (asks and self._torch.is_inference_mode_enabled()):
+        needs = not self.service.task and gradients.FAILED.search(str(error))
+        if not (needs and self._torch.is_inference_mode_enabled()):
             raise error
         return self._with_gradients(tensors)
 
     def _watched(self, tensors: list[torch.Tensor]) -> Any:
-        """Call the model, and call it again if it asks for gradients where it gets none."""
+        """Call the model, and call it again with gradients if it needs them."""
         self._watches -= 1
         if not self._torch.is_inference_mode_enabled():
             return self.module(*tensors)
-        result, asked = gradients.watched(lambda: self.module(*tensors))
-        return self._with_gradients(tensors) if asked else result
+        result, needed = gradients.watched(lambda: self.module(*tensors))
+        return self._with_gradients(tensors) if needed else result
 
     def _with_gradients(self, tensors: list[torch.Tensor]) -> Any:
-        """Call the model where it can have gradients, and let it have them from now on."""
+        """Call the model with gradients allowed, and allow them from now on."""
         with gradients.allowed():
             result = self.module(*[tensor.clone() for tensor in tensors])
         if not self._gradients:
             self._gradients = True
-            self._known.clear()  # their tensors are of inference mode
+            self._known.clear()  # these tensors were made in inference mode
             self._as_they_are = False
-            text = "the model asks for gradients, and so runs under no_grad, not in inference mode"
+            text = "the model needs gradients, so it runs under no_grad, not in inference mode"
             logger.info("service %s: %s", self.service.name, text)
         return result
 
-    def _look_at_dtypes(self, module: torch.nn.Module) -> None:
-        """See in which dtype the module computes, and which inputs have to be converted."""
+    def _find_dtypes(self, module: torch.nn.Module) -> None:
+        """Determine the dtype of the module, and which inputs must be converted."""
         self.dtype = getattr(self._torch, self.service.dtype or "", dtypes.own(module))
         self._targets = [self._target(tensor) for tensor in self.service.inputs]
         inputs = [getattr(self._torch, tensor.dtype) for tensor in self.service.inputs]
@@ -264,31 +264,31 @@ class TorchBackend(Backend):
         for tensor, theirs, mine in zip(self.service.inputs, inputs, self._targets, strict=True):
             if theirs is not mine:
                 what = f"input '{tensor.name}' is {tensor.dtype}, and the model computes in"
-                self._tell(tensor, f"{what} {dtypes.short(mine)}", theirs, mine)
+                self._log_loss(tensor, f"{what} {dtypes.short(mine)}", theirs, mine)
 
     def _target(self, tensor: TensorConfig) -> torch.dtype:
         theirs: torch.dtype = getattr(self._torch, tensor.dtype)
-        # A task knows its inputs by name, and what to do with them.
+        # A task converts its inputs itself.
         fixed = self.service.task or tensor.convert is False or self.dtype is None
         return theirs if fixed or not dtypes.is_float(theirs) else self.dtype or theirs
 
-    def _tell(
+    def _log_loss(
         self, tensor: TensorConfig, what: str, source: torch.dtype, wanted: torch.dtype
     ) -> None:
-        """Say once what a conversion loses, unless the configuration asks for it."""
+        """Log once how much a conversion loses, unless the configuration requests it."""
         follows = self.comm is not None and self.service.tensor_parallel > 1 and self.comm.rank
-        if tensor.convert or follows or what in self._said:
+        if tensor.convert or follows or what in self._logged:
             return
-        self._said.add(what)
+        self._logged.add(what)
         level = logging.WARNING if dtypes.loses(source, wanted) else logging.INFO
         text = f"{what}: it is converted, {dtypes.loss(source, wanted)}"
-        hint = "convert = true at the tensor says that this is wanted"
+        hint = "set convert = true at the tensor to silence this"
         logger.log(level, "service %s: %s (%s)", self.service.name, text, hint)
 
     def _call(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Call the module; give tensors in the order and of the dtypes of the signature."""
+        """Call the module; return tensors in the order and the dtypes of the signature."""
         if not self._as_they_are:
-            tensors = [self._moved(i, tensor) for i, tensor in enumerate(tensors)]
+            tensors = [self._on_device(i, tensor) for i, tensor in enumerate(tensors)]
         try:
             result = self._watched(tensors) if self._watches else self.module(*tensors)
         except RuntimeError as error:
@@ -303,7 +303,7 @@ class TorchBackend(Backend):
         ]
 
     def _views(self, arrays: tuple[np.ndarray, ...]) -> list[torch.Tensor]:
-        """View arrays as tensors. The broker gives the same arrays for the same rows again."""
+        """View arrays as tensors, cached: the broker reuses the arrays of the same rows."""
         if self.copies:
             return [tensor_of(array) for array in arrays]
         known = self._known.get(id(arrays))
@@ -311,12 +311,12 @@ class TorchBackend(Backend):
             if len(self._known) >= MAX_KNOWN:
                 self._known.clear()
             known = (arrays, [tensor_of(array) for array in arrays])
-            if not arrays[0].flags.owndata:  # the broker's memory: no other comes again
+            if not arrays[0].flags.owndata:  # only views of the broker's memory are reused
                 self._known[id(arrays)] = known
         return known[1]
 
     def _array(self, tensor: torch.Tensor) -> np.ndarray:
-        """View a result as an array, after a copy only if it is elsewhere or strided."""
+        """View a result as an array; copy it first only if it is on a GPU or strided."""
         if tensor.requires_grad or not (tensor.is_cpu and tensor.is_contiguous()):
             tensor = tensor.detach().cpu().contiguous()
         if tensor.dtype is not self._torch.bfloat16:
@@ -326,7 +326,7 @@ class TorchBackend(Backend):
         return tensor.view(self._torch.int16).numpy().view(bfloat16)
 
     def _put(self, results: list[torch.Tensor], targets: list[torch.Tensor]) -> None:
-        """Copy results to their places, if they are what the signature says."""
+        """Copy results into the outputs, if they fit the signature."""
         for i, target in enumerate(targets):
             result = results[i]
             if result.shape != target.shape or result.dtype is not target.dtype:
@@ -341,15 +341,15 @@ class TorchBackend(Backend):
             return text
         return f"{text}; set its dtype, or convert = true there, which loses digits"
 
-    def _moved(self, i: int, tensor: torch.Tensor) -> torch.Tensor:
+    def _on_device(self, i: int, tensor: torch.Tensor) -> torch.Tensor:
         wanted = self._targets[i]
         if tensor.dtype is not wanted:
             tensor = dtypes.converted(tensor, wanted, f"input '{self.service.inputs[i].name}'")
-        # A tensor of its own for each call: backward() would add to the gradients of the last one.
+        # A new tensor for each call: backward() would add to the gradients of the last call.
         return tensor.detach().to(self.device)
 
     def _converted(self, tensor: Any, wanted: torch.dtype, output: TensorConfig) -> torch.Tensor:
-        """Convert what may be, as the signature has it; what is left will be refused."""
+        """Convert an output to the signature's dtype if allowed; else `_put` refuses it."""
         if not isinstance(tensor, self._torch.Tensor):
             text = f"the model must return tensors, not {type(tensor).__name__}"
             raise ModelError(Code.EMODEL, text)
@@ -357,11 +357,11 @@ class TorchBackend(Backend):
         if mine is wanted or not self._may_convert(mine, wanted, output):
             return tensor
         what = f"output '{output.name}' is {output.dtype}, and the model gives"
-        self._tell(output, f"{what} {dtypes.short(mine)}", mine, wanted)
+        self._log_loss(output, f"{what} {dtypes.short(mine)}", mine, wanted)
         return dtypes.converted(tensor, wanted, f"output '{output.name}'")
 
     def _may_convert(self, mine: torch.dtype, wanted: torch.dtype, output: TensorConfig) -> bool:
-        """Unless it is said, digits are lost of the model's own arithmetic alone."""
+        """By default, a conversion may lose digits only of the model's own dtype."""
         if not (dtypes.is_float(mine) and dtypes.is_float(wanted)):
             return False
         if output.convert is None:
@@ -370,16 +370,16 @@ class TorchBackend(Backend):
 
 
 def ignore(_rows: int) -> None:
-    """Answer nobody: while tuning."""
+    """Ignore finished rows: tuning has no clients."""
 
 
 def short(tensor: torch.Tensor) -> str:
-    """Dtype and shape of a tensor, for people."""
+    """Return the dtype and shape of a tensor, for texts."""
     return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
 
 
 def choose_device(local_rank: int) -> torch.device:
-    """Choose the GPU of a rank, in turn over those of the node; without one, the CPU."""
+    """Choose the GPU of a rank, round robin over those of the node; without any, the CPU."""
     import torch
 
     if not torch.cuda.is_available():
@@ -390,7 +390,7 @@ def choose_device(local_rank: int) -> torch.device:
 
 
 def set_eval(module: torch.nn.Module) -> torch.nn.Module:
-    """Leave training mode. An exported program has none, and says so by an exception."""
+    """Leave training mode. An exported program has none, and raises an exception."""
     try:
         return module.eval()
     except NotImplementedError:
@@ -398,7 +398,7 @@ def set_eval(module: torch.nn.Module) -> torch.nn.Module:
 
 
 def tensor_of(array: np.ndarray) -> torch.Tensor:
-    """View an array as a tensor; numpy's bfloat16 is one that torch does not know."""
+    """View an array as a tensor; torch does not know numpy's bfloat16."""
     import torch
 
     if array.dtype.name == "bfloat16":

@@ -14,17 +14,17 @@ _worlds = 0  # models of this rank that use the torch world
 
 
 def open_torch_world(comm: MPI.Comm, device: str, seconds: float) -> None:
-    """Make the ranks of a replica the world of torch.distributed. Collective over them.
+    """Make the ranks of a replica the world of torch.distributed. Collective over the ranks.
 
-    There is one, which the versions of a model share; it goes when the last of them has closed it.
+    A process has one world, which the versions of a model share; the last close destroys it.
 
-    DeepSpeed's own discovery asks MPI_COMM_WORLD with collectives, so that inference ranks
-    which call it alone hang (0.19.8); it takes a world that is there already.
+    DeepSpeed 0.19.8 finds ranks by collectives over MPI_COMM_WORLD, which hang because only
+    inference ranks call them. It uses a world that exists already.
 
     Args:
         comm: The ranks.
         device: "cpu" or "cuda".
-        seconds: After which a collective of a rank that the others do not join fails.
+        seconds: The time-out of collectives.
     """
     import torch.distributed as dist
 
@@ -47,7 +47,7 @@ def open_torch_world(comm: MPI.Comm, device: str, seconds: float) -> None:
 
 
 def close_torch_world() -> None:
-    """Let the world go, if nobody else uses it."""
+    """Destroy the world, if no other model uses it."""
     import torch.distributed as dist
 
     global _worlds
@@ -57,7 +57,7 @@ def close_torch_world() -> None:
 
 
 def _host(comm: MPI.Comm) -> str:
-    """Choose where the head listens: on one node no name has to be known to anybody."""
+    """Choose the address at which the head listens: loopback if all ranks are on one node."""
     from mpi4py import MPI
 
     node = comm.Split_type(MPI.COMM_TYPE_SHARED)
@@ -65,6 +65,6 @@ def _host(comm: MPI.Comm) -> str:
     node.Free()
     if not alone:
         return socket.gethostname()
-    # gloo looks the host's own name up, which containers may not know.
+    # gloo looks up the host's own name, which may be unknown in containers.
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     return "127.0.0.1"

@@ -1,4 +1,4 @@
-"""The weights of a replica of several ranks: one reads them, and all get them by MPI."""
+"""Broadcast the weights of a replica from the rank that reads them to the others."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ Manifest = list[tuple[str, tuple[int, ...], str]]
 
 
 def manifest(module: torch.nn.Module) -> Manifest:
-    """Name what a module holds, with shapes and dtypes."""
+    """List the tensors of a module, with shapes and dtypes."""
     return [(name, tuple(tensor.shape), str(tensor.dtype)) for name, tensor in _tensors(module)]
 
 
 def compare(module: torch.nn.Module, expected: Manifest) -> None:
-    """Make sure that a module is that of the head.
+    """Check that a module has the same tensors as that of the head.
 
     Raises:
-        ModelError: If it holds something else.
+        ModelError: If it has other tensors.
     """
     if different := set(manifest(module)) ^ set(expected):
-        text = f"the module is not that of the first rank: they differ in '{min(different)[0]}'"
-        raise ModelError(Code.EMODEL, text)
+        text = f"the module differs from that of the first rank in '{min(different)[0]}'"
+        raise ModelError(Code.EMODEL, f"{text}: build the same module on every rank")
 
 
 def share(comm: MPI.Comm, module: torch.nn.Module, seconds: float) -> None:
-    """Give all ranks the head's values, those of buffers too. Collective; burns no core.
+    """Broadcast the head's parameters and buffers. Collective; does not burn a core.
 
     Args:
         comm: The ranks; the head is rank 0.
-        module: Of the same manifest on all.
-        seconds: After which a piece that has not come is given up.
+        module: The module, with the same manifest on all ranks.
+        seconds: The time-out of each piece.
 
     Raises:
         ModelError: If a rank did not take part.
@@ -57,7 +57,7 @@ def share(comm: MPI.Comm, module: torch.nn.Module, seconds: float) -> None:
 
 
 def _tensors(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Parameters and buffers, kept in a state dict or not; tied ones once."""
+    """Yield all parameters and buffers, also those outside the state dict; tied ones once."""
     return chain(module.named_parameters(), module.named_buffers())
 
 

@@ -1,0 +1,66 @@
+"""The source distribution holds the whole repository, and a wheel of it works elsewhere."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import mpijob
+import pytest
+from jobs import ROOT
+
+import mpiserve
+
+pytestmark = pytest.mark.timeout(300)  # it compiles
+
+LEFT_OUT = shutil.ignore_patterns(".git", ".venv*", ".*_cache", "build", "dist", "*.egg-info")
+BUILD = "from setuptools.build_meta import build_sdist; build_sdist('../dist')"
+MADE = ("PKG-INFO", "setup.cfg", "mpiserve.egg-info/")  # by the build of a source distribution
+USE = "import mpiserve, mpiserve._lib.core as core; print(mpiserve.__file__, core.version())"
+
+
+def run(*command: str, cwd: Path, **env: str) -> str:
+    environment = mpijob.settings() | env
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def listed(*options: str) -> set[str]:
+    """Return the files of the repository that are there."""
+    names = run("git", "ls-files", "-z", *options, cwd=ROOT).split("\0")
+    return {name for name in names if name and (ROOT / name).exists()}
+
+
+@pytest.fixture(scope="module")
+def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build it in a copy of this folder, with all that builds and runs have left in it."""
+    folder = tmp_path_factory.mktemp("sdist")
+    shutil.copytree(ROOT, folder / "copy", ignore=LEFT_OUT, symlinks=True)
+    run(sys.executable, "-c", BUILD, cwd=folder / "copy")
+    (path,) = (folder / "dist").iterdir()
+    return path
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="this folder is no clone")
+def test_the_source_distribution_is_the_repository(sdist):
+    with tarfile.open(sdist) as archive:
+        files = {m.name.partition("/")[2] for m in archive.getmembers() if not m.isdir()}
+    files = {name for name in files if not name.startswith(MADE)}
+    assert listed() - files == set()
+    assert files - listed() - listed("--others", "--exclude-standard") == set()
+
+
+def test_a_wheel_of_it_works_in_a_folder_of_its_own(sdist, tmp_path):
+    pip = (sys.executable, "-m", "pip", "-q")
+    run(*pip, "wheel", "--no-deps", "--no-build-isolation", str(sdist), cwd=tmp_path)
+    (wheel,) = tmp_path.glob("*.whl")
+    site = tmp_path / "site"
+    run(*pip, "install", "--no-deps", "--target", str(site), str(wheel), cwd=tmp_path)
+    said = run(sys.executable, "-c", USE, cwd=tmp_path, PYTHONPATH=str(site))
+    assert said == f"{site}/mpiserve/__init__.py {mpiserve.__version__}\n"
+    said = run(str(site / "bin/mpiserve"), "--version", cwd=tmp_path, PYTHONPATH=str(site))
+    assert said == f"mpiserve {mpiserve.__version__}\n"
