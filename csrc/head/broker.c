@@ -6,8 +6,6 @@
 
 #include "base/error.h"
 
-enum { MISSES_ALLOWED = 8 }; /* without a client, until the census forgets it */
-
 static const int64_t LEASE_LIMIT_NS = 10000000000;
 
 /* ---- open and close ---------------------------------------------------------- */
@@ -51,49 +49,6 @@ void msi_broker_close(msi_broker *broker) {
   msi_assembly_close(&broker->assembly);
 }
 
-/* ---- the census ----------------------------------------------------------------- */
-
-static void lane_join(msi_broker *broker, msi_lane *lane) {
-  lane->missed = 0;
-  if (lane->active || lane->gone) return;
-  lane->active = 1;
-  broker->able++;
-}
-
-/* Where the service rests nobody asks, so nobody counts. */
-static void lane_attach(msi_broker *broker, msi_lane *lane) {
-  if (!broker->suspended) lane_join(broker, lane);
-}
-
-static void lane_uncount(msi_broker *broker, msi_lane *lane) {
-  broker->able -= lane->active;
-  lane->active = 0;
-}
-
-static void lane_queue(msi_broker *broker, msi_lane *lane) { broker->asked += !lane->queued++; }
-
-static void lane_unqueue(msi_broker *broker, msi_lane *lane) {
-  broker->asked -= !--lane->queued;
-  if (!lane->queued && lane->passing) lane_uncount(broker, lane);
-}
-
-/* The client has gone to another replica. */
-static void lane_depart(msi_broker *broker, msi_lane *lane) {
-  lane->passing = 1;
-  if (!lane->queued) lane_uncount(broker, lane);
-}
-
-/* The delay closed a batch: those who did not come may not be coming. They
- * count again with their next request. */
-static void note_missing(msi_broker *broker) {
-  for (int t = 0; t < MSI_TRANSPORTS; t++)
-    for (uint32_t l = 0; l < broker->inboxes[t].layout.lanes; l++) {
-      msi_lane *lane = &broker->inboxes[t].lanes[l];
-      if (lane->active && !lane->queued && ++lane->missed >= MISSES_ALLOWED)
-        lane_uncount(broker, lane);
-    }
-}
-
 /* ---- requests ------------------------------------------------------------------- */
 
 int msi_broker_refuse(msi_broker *broker, const msi_entry *entry, int code, const char *text) {
@@ -135,14 +90,14 @@ static int await_rows(msi_broker *broker, const msi_entry *entry) {
   int code = msi_queue_push(&broker->lease_queue, *entry);
   if (code) return code;
   if (!lane->active) lane->passing = 1; /* until its request says more */
-  lane_attach(broker, lane);
-  lane_queue(broker, lane);
+  msi_census_attach(&broker->census, lane);
+  msi_census_queue(&broker->census, lane);
   return MPISERVE_OK;
 }
 
 static msi_entry end_wait(msi_broker *broker) {
   msi_entry entry = msi_queue_pop(&broker->lease_queue);
-  lane_unqueue(broker, &broker->inboxes[entry.inbox].lanes[entry.lane]);
+  msi_census_unqueue(&broker->census, &broker->inboxes[entry.inbox].lanes[entry.lane]);
   return entry;
 }
 
@@ -279,10 +234,10 @@ static int on_infer(msi_broker *broker, msi_entry *entry, const msi_request_head
     return refuse_for_room(broker, entry);
   entry->priority = request->priority > INT8_MIN ? request->priority : 0;
   entry->deadline_ns = deadline_of(broker, entry, request->deadline_ns);
-  lane_join(broker, lane);
+  msi_census_join(&broker->census, lane);
   lane->passing = request->kind == MSI_VISIT;
   int code = msi_queue_push(&broker->queue, *entry);
-  if (!code) lane_queue(broker, lane);
+  if (!code) msi_census_queue(&broker->census, lane);
   return code;
 }
 
@@ -290,7 +245,7 @@ static int turn_all_away(msi_broker *broker) {
   int code = MPISERVE_OK;
   while (broker->queue.n && !code) {
     msi_entry waiting = msi_queue_pop(&broker->queue);
-    lane_unqueue(broker, &broker->inboxes[waiting.inbox].lanes[waiting.lane]);
+    msi_census_unqueue(&broker->census, &broker->inboxes[waiting.inbox].lanes[waiting.lane]);
     code = turn_away(broker, &waiting);
   }
   return code;
@@ -323,7 +278,7 @@ static int on_control(msi_broker *broker, const msi_entry *entry) {
 static int on_leave(msi_broker *broker, const msi_entry *entry) {
   msi_inbox *inbox = &broker->inboxes[entry->inbox];
   msi_lane *lane = &inbox->lanes[entry->lane];
-  lane_uncount(broker, lane);
+  msi_census_uncount(&broker->census, lane);
   broker->remaining -= !lane->gone;
   lane->gone = 1;
   /* Buffers that were not given back stay the client's: it may look at them after close. */
@@ -356,8 +311,8 @@ static int take(msi_broker *broker, msi_inbox *inbox, uint32_t lane,
     case MSI_LEASE: return on_lease(broker, &entry);
     case MSI_KEEP: return on_keep(broker, &entry);
     case MSI_CHANGE: return on_control(broker, &entry);
-    case MSI_ATTACH: lane_attach(broker, &inbox->lanes[lane]); break;
-    case MSI_DEPART: lane_depart(broker, &inbox->lanes[lane]); break;
+    case MSI_ATTACH: msi_census_attach(&broker->census, &inbox->lanes[lane]); break;
+    case MSI_DEPART: msi_census_depart(&broker->census, &inbox->lanes[lane]); break;
     case MSI_FAIL: code = on_fail(broker, &entry); break;
     case MSI_LEAVE: code = on_leave(broker, &entry); break;
     default: return msi_broker_refuse(broker, &entry, MPISERVE_EARG, "a request of unknown kind");
@@ -423,7 +378,7 @@ int msi_broker_poll(msi_broker *broker) {
 
 static int drop(msi_broker *broker, uint32_t i, int cancelled) {
   msi_entry entry = msi_queue_remove(&broker->queue, i);
-  lane_unqueue(broker, &broker->inboxes[entry.inbox].lanes[entry.lane]);
+  msi_census_unqueue(&broker->census, &broker->inboxes[entry.inbox].lanes[entry.lane]);
   ++*(cancelled ? &broker->counters.cancelled : &broker->counters.dropped);
   if (cancelled) return msi_broker_refuse(broker, &entry, MPISERVE_ECANCELLED, NULL);
   return msi_broker_refuse(broker, &entry, MPISERVE_EDEADLINE,
@@ -452,7 +407,7 @@ static int collect(msi_broker *broker) {
   for (uint32_t i = 0; i < span && !code; i++) {
     const msi_entry *e = msi_queue_at(&broker->queue, i);
     if (!e->picked) continue;
-    lane_unqueue(broker, &broker->inboxes[e->inbox].lanes[e->lane]);
+    msi_census_unqueue(&broker->census, &broker->inboxes[e->inbox].lanes[e->lane]);
     msi_assembly_add(&broker->assembly, e);
   }
   msi_queue_take_picked(&broker->queue, span);
@@ -469,7 +424,8 @@ static void count_batch(msi_broker *broker, msi_close_reason reason, int in_plac
 }
 
 static int close_batch(msi_broker *broker, msi_close_reason reason, int lay_out) {
-  if (reason == MSI_CLOSED_DELAY) note_missing(broker);
+  for (int t = 0; t < MSI_TRANSPORTS && reason == MSI_CLOSED_DELAY; t++)
+    msi_census_note_missing(&broker->census, &broker->inboxes[t]);
   int code = collect(broker);
   if (code) return code;
   broker->closed_ns = now_of(broker);
@@ -485,8 +441,8 @@ static msi_close_reason decide(msi_broker *broker) {
   /* Others are under way: who comes now is to join them, and some of those who are
    * missing wait for an answer. */
   if (broker->tickets.n) return MSI_CLOSED_HELD;
-  return msi_batch_decide(&broker->policy, &broker->queue, broker->asked, broker->able,
-                          now_of(broker));
+  return msi_batch_decide(&broker->policy, &broker->queue, broker->census.asked,
+                          broker->census.able, now_of(broker));
 }
 
 int msi_broker_look(msi_broker *broker, int lay_out) {
@@ -509,19 +465,18 @@ int msi_broker_look(msi_broker *broker, int lay_out) {
 static int rejoin_waiting(msi_broker *broker) {
   for (uint32_t i = 0; i < broker->lease_queue.n; i++) {
     const msi_entry *waiting = msi_queue_at(&broker->lease_queue, i);
-    lane_join(broker, &broker->inboxes[waiting->inbox].lanes[waiting->lane]);
+    msi_census_join(&broker->census, &broker->inboxes[waiting->inbox].lanes[waiting->lane]);
   }
   return MPISERVE_OK;
 }
 
 int msi_broker_suspend(msi_broker *broker, int suspended) {
-  broker->suspended = suspended;
+  broker->census.suspended = suspended;
   broker->shut = suspended || broker->failed_rank >= 0;
   if (!suspended) return rejoin_waiting(broker);
   int code = turn_all_away(broker);
   for (int t = 0; t < MSI_TRANSPORTS; t++)
-    for (uint32_t l = 0; l < broker->inboxes[t].layout.lanes; l++)
-      lane_uncount(broker, &broker->inboxes[t].lanes[l]);
+    msi_census_uncount_all(&broker->census, &broker->inboxes[t]);
   return code;
 }
 
