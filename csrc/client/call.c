@@ -286,7 +286,8 @@ static int aim(mpiserve_service *service, msi_call *call, int64_t rows, int chos
   int code = MPISERVE_OK;
   if (msi_assignment_changes(service, chosen)) {
     code = msi_call_progress(service->client, service->choices[service->assignment]);
-    if (!code) code = msi_assignment_move(service, chosen);
+    if (!code && msi_assignment_changes(service, chosen))
+      code = msi_assignment_move(service, chosen);
   }
   if (!code) msi_assignment_aim(service, call, rows, chosen);
   return code;

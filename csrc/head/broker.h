@@ -49,8 +49,7 @@ void msi_broker_close(msi_broker *broker);
  * lay_out it has no tensors. */
 int msi_broker_look(msi_broker *broker, int lay_out);
 
-/* Work for now and then, and whether there is none but what a client will ring for. */
-int msi_broker_refuse_late(msi_broker *broker, int64_t now);
+/* Has it nothing to do until a client rings its doorbell? */
 static inline int msi_broker_may_sleep(const msi_broker *broker) {
   return !broker->remote && !broker->queue.n;
 }
@@ -70,7 +69,12 @@ int msi_broker_suspend(msi_broker *broker, int suspended);
 int msi_broker_poll(msi_broker *broker);
 
 /* Answers a request with an error. */
-int msi_broker_refuse(msi_broker *broker, const msi_entry *entry, int code, const char *text);
+static inline int msi_broker_refuse(msi_broker *broker, const msi_entry *entry, int code,
+                                    const char *text) {
+  broker->counters.requests++;
+  broker->counters.errors++;
+  return msi_inbox_reply(&broker->inboxes[entry->inbox], entry->lane, entry->sequence, code, text);
+}
 
 /* Ends a held request's ticket, because it is being answered. */
 void msi_broker_end_ticket(msi_broker *broker, msi_ticket *held);
