@@ -141,7 +141,7 @@ int mpiserve_close(mpiserve_session *session) {
   int code = msi_check_session(session);
   if (code) return code;
   if (msi_library_finalized()) return msi_error(MPISERVE_ESTATE, "close comes before MPI_Finalize");
-  mpiserve_session *turn; /* ends with the session */
+  msi_handle *turn; /* which ends with the session */
   code = msi_take_turn(session, &turn);
   if (code) return code;
   if (session->world.role == MPISERVE_SIMULATION) code = msi_client_close(&session->client);

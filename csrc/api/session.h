@@ -2,6 +2,7 @@
 #ifndef MSI_SESSION_H
 #define MSI_SESSION_H
 
+#include "base/handles.h"
 #include "client/client.h"
 #include "head/serving.h"
 
@@ -20,20 +21,20 @@ extern mpiserve_session msi_sessions[MPISERVE_MAX_SESSIONS];
 
 /* ---- turn.c ------------------------------------------------------------------------- */
 
-/* A call that changes a session has the session to itself until it returns; a second thread gets an
- * error. Declare a turn before msi_enter(); it ends at the end of its block. This is an attribute
- * of GCC, Clang and compatible compilers. */
-#define MSI_TURN __attribute__((cleanup(msi_leave))) mpiserve_session *
-void msi_leave(mpiserve_session *const *turn);
+/* A call that changes a session has it to itself until it returns: a second thread would corrupt
+ * it, so that it gets an error. Declare one before msi_enter(); it leaves at the end of its block.
+ * An attribute of GCC, Clang and the compilers that follow them. */
+#define MSI_TURN __attribute__((cleanup(msi_leave))) msi_handle *
+void msi_leave(msi_handle *const *turn);
 
-/* Takes the turn of an open session, if no other thread has it: *turn is the session then. */
-int msi_take_turn(mpiserve_session *session, mpiserve_session **turn);
+/* With no other thread in the session, which is open, *turn becomes its handle. */
+int msi_take_turn(mpiserve_session *session, msi_handle **turn);
 
-/* The same, after a check that the session is open and this rank has the role; that it is an
- * inference rank which has published; that the session of the service is open. */
-int msi_enter(mpiserve_session *session, int role, mpiserve_session **turn);
-int msi_enter_serving(mpiserve_session *session, mpiserve_session **turn);
-int msi_enter_service(const mpiserve_service *service, mpiserve_session **turn);
+/* The same, if it is open, on a rank of this role; on an inference rank that has published; if
+ * the session of a service is open. */
+int msi_enter(mpiserve_session *session, int role, msi_handle **turn);
+int msi_enter_serving(mpiserve_session *session, msi_handle **turn);
+int msi_enter_service(const mpiserve_service *service, msi_handle **turn);
 
 /* For data that never changes, with no turn: is the session open, and has this rank the role? Any
  * thread may call these. */

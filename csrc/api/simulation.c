@@ -161,7 +161,7 @@ int mpiserve_buffer_give(mpiserve_service *service, mpiserve_buffer *buffer) {
 
 /* The common beginning of reload and unload. */
 static int enter_named(mpiserve_session *session, const char *name, double timeout,
-                       mpiserve_service **service, mpiserve_session **turn) {
+                       mpiserve_service **service, msi_handle **turn) {
   int code = msi_enter(session, MPISERVE_SIMULATION, turn);
   if (!code) code = msi_check_timeout(timeout);
   if (code || !name) return code ? code : msi_null_argument("name");

@@ -5,7 +5,24 @@
 #ifndef MSI_HANDLES_H
 #define MSI_HANDLES_H
 
+#include <stdatomic.h>
+
+#include "base/error.h"
 #include "mpiserve.h"
+
+/* Closed, being opened or closed by whoever took it, or open: MSI_HANDLE_OPEN + role. */
+enum { MSI_HANDLE_FREE, MSI_HANDLE_TAKEN, MSI_HANDLE_OPEN };
+
+/* Here for the functions below, which every public function calls. */
+typedef struct msi_handle {
+  atomic_int state, entered;
+  _Atomic uintptr_t memory;
+  _Atomic size_t bytes; /* 0: it owns none */
+  int has_comm;         /* these two: under a lock */
+  MPI_Comm comm;
+} msi_handle;
+
+extern msi_handle msi_handles[MPISERVE_MAX_SESSIONS];
 
 /* A place of the table, 0 to MPISERVE_MAX_SESSIONS - 1, which belongs to the caller and is not
  * open yet; or -1, with a text, if all are taken. And back: it is closed, and nobody's turn. */
@@ -15,8 +32,10 @@ void msi_handles_give(int place);
 /* From now on the place is open, to a session of this role. */
 void msi_handles_open(int place, int role);
 
-/* The role of the session there; -1 if none is open. Any number is allowed. */
-int msi_handles_role(int place);
+/* The role of a session; negative if it is not open. */
+static inline int msi_handles_role(msi_handle *handle) {
+  return atomic_load_explicit(&handle->state, memory_order_acquire) - MSI_HANDLE_OPEN;
+}
 
 /* Addresses in this memory are handles of the session too, until msi_handles_give(). */
 void msi_handles_own(int place, const void *memory, size_t bytes);
@@ -25,10 +44,20 @@ void msi_handles_own(int place, const void *memory, size_t bytes);
  * or -1. */
 int msi_handles_owner(const void *address, size_t piece);
 
+static inline void msi_handles_leave(msi_handle *handle) {
+  atomic_store_explicit(&handle->entered, 0, memory_order_release);
+}
+
 /* Begins the turn of a thread, if the place is open and nobody else's turn: 1, or 0 if it is
  * another's, or -1 if it is not open. The thread sees what the one before it has done. */
-int msi_handles_enter(int place);
-void msi_handles_leave(int place);
+static inline int msi_handles_enter(msi_handle *handle) {
+  if (msi_handles_role(handle) < 0) return -1;
+  if (atomic_exchange_explicit(&handle->entered, 1, memory_order_acquire)) return 0;
+  /* It may have closed since it was found open: nobody closes it while this turn lasts. */
+  if (msi_handles_role(handle) >= 0) return 1;
+  msi_handles_leave(handle);
+  return -1;
+}
 
 /* The communicator of an open session, until msi_handles_drop_comm(). Does the function say of
  * any that it is the same? It is called under a lock, so that none is freed meanwhile. */

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "client/census.h"
 #include "client/change.h"
 #include "client/lease.h"
 #include "client/reroute.h"
@@ -280,27 +281,15 @@ static int bound_to_home(const mpiserve_service *service, int64_t rows, void *co
          msi_endpoint_find_location(service->endpoint, 1, rows, outputs, &location);
 }
 
-/* Batches of the replica that is left need not wait for us. Its slots are all taken by what
- * it has not answered yet: then its census finds out by itself. */
-static int leave_seat(msi_client *client, msi_endpoint *endpoint) {
-  int code = msi_call_progress(client, endpoint);
-  return code || !msi_endpoint_can_send(endpoint)
-             ? code
-             : msi_endpoint_send(endpoint, MSI_DEPART, 0, -1, NULL, NULL);
-}
-
-/* A client counts in one census: where it asked last, but for what it asks elsewhere while
- * requests of its own are under way there. */
+/* The replies of the old assignment are taken first: a slot may be free then. */
 static int aim(mpiserve_service *service, msi_call *call, int64_t rows, int chosen) {
-  call->message.endpoint = service->choices[chosen];
-  call->load = &service->balance.loads[chosen];
-  int code = MPISERVE_OK, busy = service->balance.loads[service->seat].rows > 0;
-  if (chosen != service->seat && !busy && !call->load->suspended) {
-    code = leave_seat(service->client, service->choices[service->seat]);
-    service->seat = chosen;
+  int code = MPISERVE_OK;
+  if (msi_assignment_changes(service, chosen)) {
+    code = msi_call_progress(service->client, service->choices[service->assignment]);
+    if (!code && msi_assignment_changes(service, chosen))
+      code = msi_assignment_move(service, chosen);
   }
-  call->kind = chosen == service->seat ? MSI_INFER : MSI_VISIT;
-  if (!code) msi_balance_sent(&service->balance, chosen, rows);
+  if (!code) msi_assignment_aim(service, call, rows, chosen);
   return code;
 }
 

@@ -14,7 +14,7 @@ struct mpiserve_service {
   int replicas;           /* that can serve */
   msi_endpoint **choices; /* to each of these, near ones first */
   msi_balance balance;    /* of the choices */
-  int seat;               /* choice in whose census this rank counts */
+  int assignment;         /* choice in whose census this rank counts */
   int attached;
 };
 

@@ -47,7 +47,7 @@ static void choose_home(msi_client *client, mpiserve_service *service, int *used
   list_choices(client, service, 0);
   if (!service->replicas) return;
   int index = msi_world_index(client->world, client->world->rank);
-  int home = service->seat = index % (near ? near : service->replicas);
+  int home = service->assignment = index % (near ? near : service->replicas);
   service->endpoint = service->choices[home];
   service->head = &client->world->heads[service->endpoint - client->endpoints];
   msi_balance_init(&service->balance, client->loads + *used, service->replicas, home,

@@ -3,17 +3,8 @@
 #include <stdio.h>
 
 #include "base/error.h"
+#include "client/census.h"
 #include "client/lease.h"
-
-/* A head that rests has counted us out. One that we sit at and that is busy with requests of
- * ours goes on counting us: elsewhere this one is a visit. */
-static void aim(mpiserve_service *service, msi_call *call, int chosen) {
-  if (service->balance.loads[service->seat].suspended) service->seat = chosen;
-  call->message.endpoint = service->choices[chosen];
-  call->load = &service->balance.loads[chosen];
-  call->kind = chosen == service->seat ? MSI_INFER : MSI_VISIT;
-  msi_balance_sent(&service->balance, chosen, call->payload.rows);
-}
 
 /* The caller's tensors have not changed, wherever they are: if that is a buffer of the first head,
  * they are copied to the other one, and results are copied back. */
@@ -31,7 +22,8 @@ int msi_reroute(msi_call *call) {
   msi_balance_ended(call->load, call->payload.rows);
   msi_lease_let_go(call->message.endpoint, &call->payload.input);
   msi_lease_let_go(call->message.endpoint, &call->payload.output);
-  aim(service, call, msi_balance_another(&service->balance, from, call->payload.rows));
+  msi_assignment_aim_again(service, call,
+                           msi_balance_another(&service->balance, from, call->payload.rows));
   msi_lease_locate(call->message.endpoint, &call->payload);
   return MPISERVE_OK;
 }

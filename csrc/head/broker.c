@@ -5,10 +5,7 @@
 #include <string.h>
 
 #include "base/error.h"
-
-enum { MISSES_ALLOWED = 8 }; /* without a client, until the census forgets it */
-
-static const int64_t LEASE_LIMIT_NS = 10000000000;
+#include "head/leases.h"
 
 /* ---- open and close ---------------------------------------------------------- */
 
@@ -51,56 +48,7 @@ void msi_broker_close(msi_broker *broker) {
   msi_assembly_close(&broker->assembly);
 }
 
-/* ---- the census ----------------------------------------------------------------- */
-
-static void lane_join(msi_broker *broker, msi_lane *lane) {
-  lane->missed = 0;
-  if (lane->active || lane->gone) return;
-  lane->active = 1;
-  broker->able++;
-}
-
-/* Where the service rests nobody asks, so nobody counts. */
-static void lane_attach(msi_broker *broker, msi_lane *lane) {
-  if (!broker->suspended) lane_join(broker, lane);
-}
-
-static void lane_uncount(msi_broker *broker, msi_lane *lane) {
-  broker->able -= lane->active;
-  lane->active = 0;
-}
-
-static void lane_queue(msi_broker *broker, msi_lane *lane) { broker->asked += !lane->queued++; }
-
-static void lane_unqueue(msi_broker *broker, msi_lane *lane) {
-  broker->asked -= !--lane->queued;
-  if (!lane->queued && lane->passing) lane_uncount(broker, lane);
-}
-
-/* The client has gone to another replica. */
-static void lane_depart(msi_broker *broker, msi_lane *lane) {
-  lane->passing = 1;
-  if (!lane->queued) lane_uncount(broker, lane);
-}
-
-/* The delay closed a batch: those who did not come may not be coming. They
- * count again with their next request. */
-static void note_missing(msi_broker *broker) {
-  for (int t = 0; t < MSI_TRANSPORTS; t++)
-    for (uint32_t l = 0; l < broker->inboxes[t].layout.lanes; l++) {
-      msi_lane *lane = &broker->inboxes[t].lanes[l];
-      if (lane->active && !lane->queued && ++lane->missed >= MISSES_ALLOWED)
-        lane_uncount(broker, lane);
-    }
-}
-
 /* ---- requests ------------------------------------------------------------------- */
-
-int msi_broker_refuse(msi_broker *broker, const msi_entry *entry, int code, const char *text) {
-  broker->counters.requests++;
-  broker->counters.errors++;
-  return msi_inbox_reply(&broker->inboxes[entry->inbox], entry->lane, entry->sequence, code, text);
-}
 
 static int refuse_after_failure(msi_broker *broker, const msi_entry *entry) {
   char text[MPISERVE_TEXT_SIZE + 64];
@@ -114,112 +62,6 @@ static int turn_away(msi_broker *broker, const msi_entry *entry) {
   if (broker->failed_rank >= 0) return refuse_after_failure(broker, entry);
   return msi_inbox_reply(&broker->inboxes[entry->inbox], entry->lane, entry->sequence,
                          MSI_SUSPENDED, NULL);
-}
-
-static int reply_lease(msi_broker *broker, const msi_entry *entry) {
-  msi_inbox *inbox = &broker->inboxes[entry->inbox];
-  msi_slot *slot;
-  int code = msi_inbox_reply_begin(inbox, entry->lane, entry->sequence, &slot);
-  if (code) return code;
-  const msi_lane *lane = &inbox->lanes[entry->lane];
-  slot->reply.lease_begin = lane->leases[entry->lease].begin;
-  slot->reply.rows = lane->leases[entry->lease].rows;
-  slot->reply.lease_once = msi_inbox_lease_once(inbox, lane->leases[entry->lease]);
-  return msi_inbox_reply_end(inbox, entry->lane, entry->sequence, 0);
-}
-
-/* Who waits for rows cannot ask until a batch gives some back: the census counts it as one that
- * has asked, or each batch would wait for its delay. */
-static int await_rows(msi_broker *broker, const msi_entry *entry) {
-  msi_lane *lane = &broker->inboxes[entry->inbox].lanes[entry->lane];
-  int code = msi_queue_push(&broker->lease_queue, *entry);
-  if (code) return code;
-  if (!lane->active) lane->passing = 1; /* until its request says more */
-  lane_attach(broker, lane);
-  lane_queue(broker, lane);
-  return MPISERVE_OK;
-}
-
-static msi_entry end_wait(msi_broker *broker) {
-  msi_entry entry = msi_queue_pop(&broker->lease_queue);
-  lane_unqueue(broker, &broker->inboxes[entry.inbox].lanes[entry.lane]);
-  return entry;
-}
-
-/* In turn, so that a large request is not passed for ever by small ones. */
-static int grant_leases(msi_broker *broker) {
-  int code = MPISERVE_OK;
-  while (broker->lease_queue.n && !code) {
-    msi_entry *first = msi_queue_at(&broker->lease_queue, 0);
-    if (!msi_inbox_lease(&broker->inboxes[first->inbox], first->lane, first->lease, first->rows))
-      break;
-    msi_entry entry = end_wait(broker);
-    code = reply_lease(broker, &entry);
-  }
-  return code;
-}
-
-/* Rows that are missing may be with a client that is itself waiting, outside
- * this library, for the one that needs them: an error ends what would hang. */
-int msi_broker_refuse_late(msi_broker *broker, int64_t now) {
-  int code = MPISERVE_OK;
-  while (!code && broker->lease_queue.n &&
-         now - msi_queue_at(&broker->lease_queue, 0)->taken_ns > LEASE_LIMIT_NS) {
-    msi_entry entry = end_wait(broker);
-    code = msi_broker_refuse(
-        broker, &entry, MPISERVE_ENOMEM,
-        "no memory for the payload came free within 10 s: other requests hold it. "
-        "Raise the service's pool_bytes, or take results before waiting for other ranks");
-    if (!code) code = grant_leases(broker);
-  }
-  return code;
-}
-
-static int lies_in(const msi_entry *e, const msi_entry *by, const msi_range *range) {
-  return e->inbox == by->inbox && e->lane == by->lane &&
-         (e->input_row - range->begin < range->rows || e->output_row - range->begin < range->rows);
-}
-
-/* Rows of a request that waits or is held stay its lane's, whatever the client asks: its results
- * go there. */
-static int is_used(const msi_broker *broker, const msi_entry *by, int lease) {
-  const msi_range *range = &broker->inboxes[by->inbox].lanes[by->lane].leases[lease];
-  for (uint32_t i = 0; range->rows && i < broker->queue.n; i++)
-    if (lies_in(msi_queue_at(&broker->queue, i), by, range)) return 1;
-  for (uint32_t i = 0; broker->tickets.n && i < broker->tickets.used; i++)
-    if (broker->tickets.entries[i].taken && lies_in(&broker->tickets.entries[i].entry, by, range))
-      return 1;
-  return 0;
-}
-
-static int lease_possible(const msi_broker *broker, const msi_entry *entry) {
-  return entry->lease >= 0 && entry->lease < MSI_LEASES &&
-         entry->rows <= broker->inboxes[entry->inbox].layout.max_rows &&
-         !is_used(broker, entry, entry->lease);
-}
-
-/* A buffer stays for as long as its user likes: it may not be lent, nor waited for. */
-static int on_keep(msi_broker *broker, const msi_entry *entry) {
-  msi_inbox *inbox = &broker->inboxes[entry->inbox];
-  if (!lease_possible(broker, entry))
-    return msi_broker_refuse(broker, entry, MPISERVE_EROWS, "a buffer that cannot be given");
-  int given = msi_inbox_lease(inbox, entry->lane, entry->lease, entry->rows);
-  if (given && !msi_inbox_lease_once(inbox, inbox->lanes[entry->lane].leases[entry->lease]))
-    return reply_lease(broker, entry);
-  msi_inbox_lease_drop(inbox, entry->lane, entry->lease);
-  return msi_broker_refuse(
-      broker, entry, MPISERVE_ENOMEM,
-      "no room for a buffer of so many rows: raise the service's pool_bytes, or give "
-      "other buffers back");
-}
-
-static int on_lease(msi_broker *broker, const msi_entry *entry) {
-  msi_inbox *inbox = &broker->inboxes[entry->inbox];
-  if (!lease_possible(broker, entry))
-    return msi_broker_refuse(broker, entry, MPISERVE_EROWS, "a lease that cannot be given");
-  msi_inbox_lease_drop(inbox, entry->lane, entry->lease);
-  int code = entry->rows ? await_rows(broker, entry) : reply_lease(broker, entry);
-  return code ? code : grant_leases(broker);
 }
 
 /* Where one side of a request lies: in the slot, or in leased rows. The client has
@@ -279,10 +121,10 @@ static int on_infer(msi_broker *broker, msi_entry *entry, const msi_request_head
     return refuse_for_room(broker, entry);
   entry->priority = request->priority > INT8_MIN ? request->priority : 0;
   entry->deadline_ns = deadline_of(broker, entry, request->deadline_ns);
-  lane_join(broker, lane);
+  msi_census_join(&broker->census, lane);
   lane->passing = request->kind == MSI_VISIT;
   int code = msi_queue_push(&broker->queue, *entry);
-  if (!code) lane_queue(broker, lane);
+  if (!code) msi_census_queue(&broker->census, lane);
   return code;
 }
 
@@ -290,7 +132,7 @@ static int turn_all_away(msi_broker *broker) {
   int code = MPISERVE_OK;
   while (broker->queue.n && !code) {
     msi_entry waiting = msi_queue_pop(&broker->queue);
-    lane_unqueue(broker, &broker->inboxes[waiting.inbox].lanes[waiting.lane]);
+    msi_census_unqueue(&broker->census, &broker->inboxes[waiting.inbox].lanes[waiting.lane]);
     code = turn_away(broker, &waiting);
   }
   return code;
@@ -323,13 +165,13 @@ static int on_control(msi_broker *broker, const msi_entry *entry) {
 static int on_leave(msi_broker *broker, const msi_entry *entry) {
   msi_inbox *inbox = &broker->inboxes[entry->inbox];
   msi_lane *lane = &inbox->lanes[entry->lane];
-  lane_uncount(broker, lane);
+  msi_census_uncount(&broker->census, lane);
   broker->remaining -= !lane->gone;
   lane->gone = 1;
   /* Buffers that were not given back stay the client's: it may look at them after close. */
   for (int i = 0; i < MSI_SLOTS; i++)
-    if (!is_used(broker, entry, i)) msi_inbox_lease_drop(inbox, entry->lane, i);
-  return grant_leases(broker);
+    if (!msi_leases_is_used(broker, entry, i)) msi_inbox_lease_drop(inbox, entry->lane, i);
+  return msi_leases_grant(broker);
 }
 
 /* One reading of the clock serves a whole sweep over the lanes. */
@@ -353,11 +195,11 @@ static int take(msi_broker *broker, msi_inbox *inbox, uint32_t lane,
   switch (request->kind) {
     case MSI_VISIT:
     case MSI_INFER: return on_infer(broker, &entry, request);
-    case MSI_LEASE: return on_lease(broker, &entry);
-    case MSI_KEEP: return on_keep(broker, &entry);
+    case MSI_LEASE: return msi_leases_give(broker, &entry);
+    case MSI_KEEP: return msi_leases_keep(broker, &entry);
     case MSI_CHANGE: return on_control(broker, &entry);
-    case MSI_ATTACH: lane_attach(broker, &inbox->lanes[lane]); break;
-    case MSI_DEPART: lane_depart(broker, &inbox->lanes[lane]); break;
+    case MSI_ATTACH: msi_census_attach(&broker->census, &inbox->lanes[lane]); break;
+    case MSI_DEPART: msi_census_depart(&broker->census, &inbox->lanes[lane]); break;
     case MSI_FAIL: code = on_fail(broker, &entry); break;
     case MSI_LEAVE: code = on_leave(broker, &entry); break;
     default: return msi_broker_refuse(broker, &entry, MPISERVE_EARG, "a request of unknown kind");
@@ -423,7 +265,7 @@ int msi_broker_poll(msi_broker *broker) {
 
 static int drop(msi_broker *broker, uint32_t i, int cancelled) {
   msi_entry entry = msi_queue_remove(&broker->queue, i);
-  lane_unqueue(broker, &broker->inboxes[entry.inbox].lanes[entry.lane]);
+  msi_census_unqueue(&broker->census, &broker->inboxes[entry.inbox].lanes[entry.lane]);
   ++*(cancelled ? &broker->counters.cancelled : &broker->counters.dropped);
   if (cancelled) return msi_broker_refuse(broker, &entry, MPISERVE_ECANCELLED, NULL);
   return msi_broker_refuse(broker, &entry, MPISERVE_EDEADLINE,
@@ -452,7 +294,7 @@ static int collect(msi_broker *broker) {
   for (uint32_t i = 0; i < span && !code; i++) {
     const msi_entry *e = msi_queue_at(&broker->queue, i);
     if (!e->picked) continue;
-    lane_unqueue(broker, &broker->inboxes[e->inbox].lanes[e->lane]);
+    msi_census_unqueue(&broker->census, &broker->inboxes[e->inbox].lanes[e->lane]);
     msi_assembly_add(&broker->assembly, e);
   }
   msi_queue_take_picked(&broker->queue, span);
@@ -469,7 +311,8 @@ static void count_batch(msi_broker *broker, msi_close_reason reason, int in_plac
 }
 
 static int close_batch(msi_broker *broker, msi_close_reason reason, int lay_out) {
-  if (reason == MSI_CLOSED_DELAY) note_missing(broker);
+  for (int t = 0; t < MSI_TRANSPORTS && reason == MSI_CLOSED_DELAY; t++)
+    msi_census_note_missing(&broker->census, &broker->inboxes[t]);
   int code = collect(broker);
   if (code) return code;
   broker->closed_ns = now_of(broker);
@@ -485,13 +328,13 @@ static msi_close_reason decide(msi_broker *broker) {
   /* Others are under way: who comes now is to join them, and some of those who are
    * missing wait for an answer. */
   if (broker->tickets.n) return MSI_CLOSED_HELD;
-  return msi_batch_decide(&broker->policy, &broker->queue, broker->asked, broker->able,
-                          now_of(broker));
+  return msi_batch_decide(&broker->policy, &broker->queue, broker->census.asked,
+                          broker->census.able, now_of(broker));
 }
 
 int msi_broker_look(msi_broker *broker, int lay_out) {
   int code = msi_broker_poll(broker);
-  if (!code && broker->lease_queue.n) code = msi_broker_refuse_late(broker, now_of(broker));
+  if (!code && broker->lease_queue.n) code = msi_leases_refuse_late(broker, now_of(broker));
   if (code) return code;
   if (broker->changes.waiting.n) {
     if (msi_change_queue_has_news(&broker->changes))
@@ -505,23 +348,16 @@ int msi_broker_look(msi_broker *broker, int lay_out) {
   return reason && !broker->full && !code ? close_batch(broker, reason, lay_out) : code;
 }
 
-/* Who waits for rows counts again, as having asked. */
-static int rejoin_waiting(msi_broker *broker) {
-  for (uint32_t i = 0; i < broker->lease_queue.n; i++) {
-    const msi_entry *waiting = msi_queue_at(&broker->lease_queue, i);
-    lane_join(broker, &broker->inboxes[waiting->inbox].lanes[waiting->lane]);
-  }
-  return MPISERVE_OK;
-}
-
 int msi_broker_suspend(msi_broker *broker, int suspended) {
-  broker->suspended = suspended;
+  broker->census.suspended = suspended;
   broker->shut = suspended || broker->failed_rank >= 0;
-  if (!suspended) return rejoin_waiting(broker);
+  if (!suspended) {
+    msi_leases_rejoin(broker);
+    return MPISERVE_OK;
+  }
   int code = turn_all_away(broker);
   for (int t = 0; t < MSI_TRANSPORTS; t++)
-    for (uint32_t l = 0; l < broker->inboxes[t].layout.lanes; l++)
-      lane_uncount(broker, &broker->inboxes[t].lanes[l]);
+    msi_census_uncount_all(&broker->census, &broker->inboxes[t]);
   return code;
 }
 

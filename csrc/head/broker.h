@@ -3,6 +3,7 @@
 #define MSI_BROKER_H
 
 #include "head/assembly.h"
+#include "head/census.h"
 #include "head/change_queue.h"
 #include "head/progress.h"
 #include "head/ticket_table.h"
@@ -18,18 +19,16 @@ typedef struct msi_broker {
   msi_queue lease_queue;    /* requests for leases that wait for room */
   int turn_inbox;           /* where the next look around begins: who found no room has */
   uint32_t turn_lane;       /* waited longest */
-  uint32_t asked;           /* lanes with a request in the queue */
-  uint32_t able;            /* lanes that count in the census */
   uint32_t remote;          /* lanes of clients on other nodes, which cannot wake this rank */
   uint32_t remaining;       /* lanes whose client has not left */
   int shut;                 /* requests are turned away: a rank has failed, or the service rests */
-  int suspended;            /* the service does, on this rank */
   int full;                 /* the model has no room: what comes stays in the queue */
   int failed_rank;          /* of a simulation rank that ended with an error, or -1 */
   char failed_text[MPISERVE_TEXT_SIZE];
   int open;      /* a batch was handed out and not answered */
   int computing; /* ... and is unanswered: an echo is not */
   msi_assembly assembly;
+  msi_census census;
   msi_change_queue changes;
   int64_t now_ns; /* of this sweep, once it was asked for */
   int64_t closed_ns;
@@ -50,8 +49,7 @@ void msi_broker_close(msi_broker *broker);
  * lay_out it has no tensors. */
 int msi_broker_look(msi_broker *broker, int lay_out);
 
-/* Work for now and then, and whether there is none but what a client will ring for. */
-int msi_broker_refuse_late(msi_broker *broker, int64_t now);
+/* Has it nothing to do until a client rings its doorbell? */
 static inline int msi_broker_may_sleep(const msi_broker *broker) {
   return !broker->remote && !broker->queue.n;
 }
@@ -71,7 +69,12 @@ int msi_broker_suspend(msi_broker *broker, int suspended);
 int msi_broker_poll(msi_broker *broker);
 
 /* Answers a request with an error. */
-int msi_broker_refuse(msi_broker *broker, const msi_entry *entry, int code, const char *text);
+static inline int msi_broker_refuse(msi_broker *broker, const msi_entry *entry, int code,
+                                    const char *text) {
+  broker->counters.requests++;
+  broker->counters.errors++;
+  return msi_inbox_reply(&broker->inboxes[entry->inbox], entry->lane, entry->sequence, code, text);
+}
 
 /* Ends a held request's ticket, because it is being answered. */
 void msi_broker_end_ticket(msi_broker *broker, msi_ticket *held);

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "head/leases.h"
 
 enum { MOST_NAMED = 8 }; /* ranks of a text */
 
@@ -101,7 +102,7 @@ static const msi_wait_address *bed_of(const msi_serving *serving, msi_wait_addre
 static int refuse_late(msi_serving *serving, int64_t now) {
   int code = MPISERVE_OK;
   for (int i = 0; i < serving->n && !code; i++)
-    code = msi_broker_refuse_late(&serving->brokers[i], now);
+    code = msi_leases_refuse_late(&serving->brokers[i], now);
   return code;
 }
 

@@ -39,7 +39,8 @@ static void *open_and_close(void *argument) {
     mpiserve_service *second = &session->client.services[1];
     atomic_store(&seen, second);
     wrong += msi_check_service(second) != MPISERVE_OK;
-    wrong += msi_enter_service(second, &turn) != MPISERVE_OK || turn != session;
+    wrong += msi_enter_service(second, &turn) != MPISERVE_OK ||
+             turn != &msi_handles[session - msi_sessions];
     turn = NULL; /* which close() ends */
     close_one(session);
   }
