@@ -112,9 +112,9 @@ def check(
     checked = _checked(config)
     _look(checked)
     if load:
-        from mpiserve.tools import trial
+        from mpiserve.tools import check_load
 
-        raise typer.Exit(trial.try_all(checked))
+        raise typer.Exit(check_load.try_all(checked))
     table = Table("service", "replicas", "backend", "model")
     for service in checked.services:
         count, model = str(service.replicas), service.model or "-"

@@ -19,7 +19,7 @@ struct mpiserve_session {
 /* All that one process can have, by their place in base/handles: a handle is an address here. */
 extern mpiserve_session msi_sessions[MPISERVE_MAX_SESSIONS];
 
-/* ---- turn.c ------------------------------------------------------------------------- */
+/* ---- access.c ----------------------------------------------------------------------- */
 
 /* A call that changes a session has it to itself until it returns: a second thread would corrupt
  * it, so that it gets an error. Declare one before msi_enter(); it leaves at the end of its block.

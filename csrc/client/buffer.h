@@ -2,7 +2,7 @@
 #ifndef MSI_BUFFER_H
 #define MSI_BUFFER_H
 
-#include "client/calls.h"
+#include "client/state.h"
 
 /* As mpiserve_buffer_take() and _give() say; rows is in range. */
 int msi_buffer_take(mpiserve_service *service, int64_t rows, mpiserve_buffer *buffer);

@@ -2,7 +2,7 @@
 #ifndef MSI_CALL_H
 #define MSI_CALL_H
 
-#include "client/calls.h"
+#include "client/state.h"
 
 /* As mpiserve_submit(), _cancel() say, with checked tensors in the signature's order.
  * timed: measure the total time; otherwise two readings of the clock are saved. */

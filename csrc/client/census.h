@@ -4,7 +4,7 @@
 #ifndef MSI_CLIENT_CENSUS_H
 #define MSI_CLIENT_CENSUS_H
 
-#include "client/calls.h"
+#include "client/state.h"
 
 /* Does a request to this choice change the assignment? Then msi_assignment_move(), after the
  * replies of the old one have been taken, says so to it. */

@@ -2,7 +2,7 @@
 #ifndef MSI_CLIENT_CHANGE_H
 #define MSI_CLIENT_CHANGE_H
 
-#include "client/calls.h"
+#include "client/state.h"
 
 /* version may be NULL. Returns NULL if there is no memory. */
 msi_change *msi_change_begin(msi_client *client, msi_endpoint *endpoint, int what,

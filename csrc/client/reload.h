@@ -2,7 +2,7 @@
 #ifndef MSI_RELOAD_H
 #define MSI_RELOAD_H
 
-#include "client/calls.h"
+#include "client/state.h"
 
 /* As mpiserve_reload() and mpiserve_unload() say. */
 int msi_reload(const mpiserve_service *service, const char *version, double timeout);

@@ -2,7 +2,7 @@
 #ifndef MSI_REROUTE_H
 #define MSI_REROUTE_H
 
-#include "client/calls.h"
+#include "client/state.h"
 
 /* Chooses another replica, whose send queue the request must then join; or returns the code that
  * the request ends with. */

@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 
 from mpiserve import errors
-from mpiserve._lib import foreign
+from mpiserve._lib import foreign_arrays
 
 cimport numpy as cnp
 from cpython.ref cimport Py_INCREF
@@ -74,7 +74,7 @@ cdef int describe(mpiserve_tensor *tensor, cnp.ndarray array, str service, list 
         raise errors.from_code(
             errors.Code.EDTYPE,
             f"{where(service, names, i)}: dtype {array.dtype} is not supported: "
-            + foreign.advice(array.dtype),
+            + foreign_arrays.advice(array.dtype),
         )
     if ndim > MPISERVE_MAX_DIMS:
         raise errors.from_code(
@@ -92,7 +92,7 @@ cdef int describe(mpiserve_tensor *tensor, cnp.ndarray array, str service, list 
 cdef object as_input(mpiserve_tensor *tensor, object value, str service, list names, int i):
     """Describe input i of those names; returns the array that must stay alive."""
     array = value if type(value) is np.ndarray else (
-        foreign.as_input(value, where(service, names, i))
+        foreign_arrays.as_input(value, where(service, names, i))
     )
     if not cnp.PyArray_IS_C_CONTIGUOUS(array):
         array = np.ascontiguousarray(array)
@@ -102,7 +102,7 @@ cdef object as_input(mpiserve_tensor *tensor, object value, str service, list na
 
 cdef int as_output(mpiserve_tensor *tensor, object value, str service) except -1:
     """Describe memory that the caller gave for results: it is used as it is, or refused."""
-    array = value if type(value) is np.ndarray else foreign.as_output(value, where(service, None, 0))
+    array = value if type(value) is np.ndarray else foreign_arrays.as_output(value, where(service, None, 0))
     if not cnp.PyArray_IS_C_CONTIGUOUS(array) or not cnp.PyArray_ISWRITEABLE(array):
         raise errors.from_code(
             errors.Code.EARG,

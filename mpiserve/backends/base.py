@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
-from mpiserve.config.checks import suggest
+from mpiserve.config.values import suggest
 from mpiserve.errors import ArgumentError, Code, ModelError
 
 if TYPE_CHECKING:

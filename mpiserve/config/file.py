@@ -18,15 +18,6 @@ from pydantic import (
     model_validator,
 )
 
-from mpiserve.config.checks import (
-    MAX_RANKS,
-    Location,
-    key_of,
-    line_error,
-    shown,
-    suggest,
-    value_problem,
-)
 from mpiserve.config.reader import read_tables
 from mpiserve.config.service import (
     ServiceConfig,
@@ -34,6 +25,15 @@ from mpiserve.config.service import (
     TensorConfig,
     as_tuple,
     check_name,
+)
+from mpiserve.config.values import (
+    MAX_RANKS,
+    Location,
+    key_of,
+    line_error,
+    shown,
+    suggest,
+    value_problem,
 )
 from mpiserve.errors import ConfigError
 

@@ -9,7 +9,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from mpiserve.config.checks import MAX_DEPTH, cut, line_error
+from mpiserve.config.values import MAX_DEPTH, cut, line_error
 
 MAX_SIZE = 4 << 20  # bytes; a service takes about 500
 

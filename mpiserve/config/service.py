@@ -19,7 +19,7 @@ from pydantic import (
     field_validator,
 )
 
-from mpiserve.config.checks import (
+from mpiserve.config.values import (
     MAX_BYTES,
     MAX_PARALLEL,
     MAX_RANKS,

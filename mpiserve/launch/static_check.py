@@ -13,8 +13,8 @@ from mpiserve import backends
 from mpiserve.backends.language.tasks import input_problems
 from mpiserve.backends.torch.deepspeed_backend import ELSEWHERE
 from mpiserve.config import OBJECT, Config, ServiceConfig
-from mpiserve.config.checks import cut, shown, suggest
-from mpiserve.launch import source
+from mpiserve.config.values import cut, shown, suggest
+from mpiserve.launch import definitions
 
 POOL = 256 << 20  # bytes of a service whose pool_bytes is 0
 NEEDS = {
@@ -88,7 +88,9 @@ def _backend(service: ServiceConfig) -> Iterator[Finding]:
     if not OBJECT.fullmatch(service.backend):
         return
     node = yield from _found("backend", service.backend, service)
-    if isinstance(node, source.Function) or (isinstance(node, ast.ClassDef) and source.plain(node)):
+    if isinstance(node, definitions.Function) or (
+        isinstance(node, ast.ClassDef) and definitions.plain(node)
+    ):
         yield Finding("backend", f"'{service.backend}' is not a subclass of mpiserve.Backend")
 
 
@@ -182,27 +184,27 @@ def _warmup(service: ServiceConfig) -> Iterator[Finding]:
         yield Finding("warmup", f"{cut(str(service.folder / service.warmup), 300)}: no such file")
 
 
-def _factory(service: ServiceConfig, node: source.Definition | None) -> Iterator[Finding]:
+def _factory(service: ServiceConfig, node: definitions.Definition | None) -> Iterator[Finding]:
     """Check a callable that returns a module, called once with options.arguments."""
     arguments = service.options.get("arguments", {})
     if node is not None and isinstance(arguments, dict):
-        made = source.signature(node)
+        made = definitions.signature(node)
         yield from _bound("options.arguments", node.name, made, 0, arguments)
 
 
-def _callable(service: ServiceConfig, node: source.Definition | None) -> Iterator[Finding]:
+def _callable(service: ServiceConfig, node: definitions.Definition | None) -> Iterator[Finding]:
     """Check a function of the inputs and options, or a class of the options with __call__."""
     count = len(service.model_inputs or service.inputs)
     if isinstance(node, ast.ClassDef):
-        yield from _bound("options", node.name, source.signature(node), 0, service.options)
-        if source.plain(node) and not source.has_method(node, "__call__"):
+        yield from _bound("options", node.name, definitions.signature(node), 0, service.options)
+        if definitions.plain(node) and not definitions.has_method(node, "__call__"):
             yield Finding("model", f"objects of '{node.name}' cannot be called: no __call__")
-        call = source.signature(node, method="__call__")
+        call = definitions.signature(node, method="__call__")
         yield from _bound("model", f"{node.name}.__call__", call, count, {})
     elif isinstance(node, ast.AsyncFunctionDef):
         yield Finding("model", f"'{node.name}' is async: write a plain function")
     elif node is not None:
-        function = source.signature(node)
+        function = definitions.signature(node)
         yield from _bound("options", node.name, function, count, service.options)
 
 
@@ -216,18 +218,18 @@ def _functions(service: ServiceConfig) -> Iterator[Finding]:
         if spec is None:
             continue
         node = yield from _found(key, spec, service)
-        if isinstance(node, source.Function):
-            yield from _bound(key, node.name, source.signature(node), count, {})
+        if isinstance(node, definitions.Function):
+            yield from _bound(key, node.name, definitions.signature(node), count, {})
 
 
 def _found(
     key: str, spec: str, service: ServiceConfig
 ) -> Iterator[Finding] | Any:  # a generator that returns the definition
     try:
-        return source.find(spec, service.folder)
-    except source.Missing as error:
+        return definitions.find(spec, service.folder)
+    except definitions.Missing as error:
         yield Finding(key, f"'{cut(spec, 200)}': {error}")
-    except source.Unknown as error:
+    except definitions.Unknown as error:
         yield Finding(key, f"'{cut(spec, 200)}': {error}", sure=False)
     return None
 

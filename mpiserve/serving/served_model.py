@@ -20,11 +20,11 @@ from mpiserve.errors import Code, ModelError
 from mpiserve.failure import check_interrupt, describe, one_line
 from mpiserve.observe import notices
 from mpiserve.observe.log import Failures
-from mpiserve.serving.absent import Absent, Suspended, Unloaded
+from mpiserve.serving.absent_model import Absent, Suspended, Unloaded
 from mpiserve.serving.continuous import Stepper
+from mpiserve.serving.failed_batch import Splitter
 from mpiserve.serving.loading import Loader, engine_of
 from mpiserve.serving.reload import Changes
-from mpiserve.serving.splitting import Splitter
 
 if TYPE_CHECKING:
     from mpi4py import MPI

@@ -14,7 +14,16 @@ from mpiserve.backends.base import Backend, ordered
 from mpiserve.errors import CausedError, Code, Error, ModelError
 from mpiserve.failure import check_interrupt, describe
 from mpiserve.mpi.requests import agree
-from mpiserve.serving.probe import EPS, Arrays, Calls, Finding, Probe, random_rows, repeated, size
+from mpiserve.serving.model_probe import (
+    EPS,
+    Arrays,
+    Calls,
+    Finding,
+    Probe,
+    random_rows,
+    repeated,
+    size,
+)
 
 if TYPE_CHECKING:
     from mpi4py import MPI

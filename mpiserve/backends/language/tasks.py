@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from mpiserve.config.checks import shown, suggest
+from mpiserve.config.values import shown, suggest
 
 INPUTS = {
     "generate": (

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mpiserve.backends.base import import_object
 from mpiserve.backends.language import huggingface
-from mpiserve.backends.torch import dtypes, weights
+from mpiserve.backends.torch import dtypes, weight_broadcast
 from mpiserve.backends.torch.compiling import compiled
 from mpiserve.backends.torch.model_files import load_module
 from mpiserve.backends.torch.torch_backend import TorchBackend, set_eval
@@ -66,9 +66,9 @@ class DeepSpeedBackend(TorchBackend):
         if described:
             description = comm.bcast(huggingface.description(module) if head else None)
             module = self._agreed(comm, lambda: module or huggingface.empty(service, description))
-        expected = comm.bcast(weights.manifest(module) if head else None)
-        self._agreed(comm, lambda: weights.compare(module, expected))
-        weights.share(comm, module, service.peer_timeout_s)
+        expected = comm.bcast(weight_broadcast.manifest(module) if head else None)
+        self._agreed(comm, lambda: weight_broadcast.compare(module, expected))
+        weight_broadcast.share(comm, module, service.peer_timeout_s)
         return module
 
     def _read_part(self, head: bool, described: bool) -> Any:

@@ -1,7 +1,7 @@
-/* calls: what a simulation rank keeps of its services, of its requests, and of what waits to be
+/* state: what a simulation rank keeps of its services, of its requests, and of what waits to be
  * sent. */
-#ifndef MSI_CALLS_H
-#define MSI_CALLS_H
+#ifndef MSI_STATE_H
+#define MSI_STATE_H
 
 #include "client/balance.h"
 #include "client/endpoint.h"

@@ -1,4 +1,4 @@
-/* turn: checks that a session is open, that this rank has the role, and that no other thread is in
+/* access: checks that a session is open, that this rank has the role, and that no other thread is in
  * a call of it. */
 #include "api/session.h"
 #include "base/error.h"

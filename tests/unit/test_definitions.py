@@ -1,6 +1,6 @@
 import pytest
 
-from mpiserve.launch import source
+from mpiserve.launch import definitions
 
 PACKAGE = {
     "plain.py": "def f(x): pass\nclass C: pass\nvalue = 3\nimport os as system\n",
@@ -37,7 +37,7 @@ def folder(tmp_path):
     + ["torch.nn:ReLU", "numpy:mean", "encoded:f", "lazy:__getattr__"],
 )
 def test_what_is_there_is_found(folder, spec):
-    source.find(spec, folder)
+    definitions.find(spec, folder)
 
 
 @pytest.mark.parametrize(
@@ -57,20 +57,22 @@ def test_what_is_there_is_found(folder, spec):
     ],
 )
 def test_missing_objects_are_reported(folder, spec, text):
-    with pytest.raises(source.Missing, match=text):
-        source.find(spec, folder)
+    with pytest.raises(definitions.Missing, match=text):
+        definitions.find(spec, folder)
 
 
 @pytest.mark.parametrize(
     "spec", ["made:anything", "lazy:anything", "circle:f", "deep:f", "sys:path", "os.path:join"]
 )
 def test_objects_that_only_an_import_can_show_are_not_refused(folder, spec):
-    with pytest.raises(source.Unknown):
-        source.find(spec, folder)
+    with pytest.raises(definitions.Unknown):
+        definitions.find(spec, folder)
 
 
 def test_arguments_are_those_of_the_definition(folder):
-    node = source.find("pack:deep", folder)
-    assert str(source.signature(node)) == "(a, b=None, *, c, **d)"
-    assert str(source.signature(source.find("plain:C", folder))) == "()"
-    assert source.signature(source.find("torch.nn:ReLU", folder)).parameters.keys() == {"inplace"}
+    node = definitions.find("pack:deep", folder)
+    assert str(definitions.signature(node)) == "(a, b=None, *, c, **d)"
+    assert str(definitions.signature(definitions.find("plain:C", folder))) == "()"
+    assert definitions.signature(definitions.find("torch.nn:ReLU", folder)).parameters.keys() == {
+        "inplace"
+    }

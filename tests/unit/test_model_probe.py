@@ -5,12 +5,12 @@ import gc
 import numpy as np
 import pytest
 
-from mpiserve.serving import probe
+from mpiserve.serving import model_probe
 
-F32 = probe.EPS["float32"]
+F32 = model_probe.EPS["float32"]
 
 
-def look(function, n=probe.ROWS, repeat=0, like=None):
+def look(function, n=model_probe.ROWS, repeat=0, like=None):
     """Give the probe and the calls of a function of float32 [rows, 2]."""
 
     def run(arrays):
@@ -20,15 +20,15 @@ def look(function, n=probe.ROWS, repeat=0, like=None):
         return [result]
 
     like = (np.zeros((n, 2), np.float32),) if like is None else like
-    calls = probe.Calls(run)
-    this = probe.Probe(calls, ["y"], F32)
-    this.find(probe.random_rows(like))
+    calls = model_probe.Calls(run)
+    this = model_probe.Probe(calls, ["y"], F32)
+    this.find(model_probe.random_rows(like))
     if repeat:
         this.repeat(repeat)
     return this.finding, calls
 
 
-@pytest.mark.parametrize("n", [2, 3, 8, probe.ROWS])
+@pytest.mark.parametrize("n", [2, 3, 8, model_probe.ROWS])
 def test_rows_that_depend_on_others_are_reported_with_the_numbers(n):
     finding, _ = look(lambda x: x - x.mean(0), n)
     assert finding.proven
@@ -79,7 +79,7 @@ def test_a_model_that_always_fails_is_called_a_few_times():
 
     finding, _ = look(fails)
     assert finding == ("it fails on random rows: ValueError: no", False, False)
-    assert len(count) <= len(probe.KINDS)
+    assert len(count) <= len(model_probe.KINDS)
 
 
 def test_an_exception_that_cannot_be_printed_is_named():
@@ -159,6 +159,6 @@ def test_an_input_that_is_refused_is_given_to_be_written():
 
 
 def test_looking_is_the_same_at_every_start():
-    first, second = ([*probe.random_rows((np.zeros((5, 2)),))] for _ in range(2))
+    first, second = ([*model_probe.random_rows((np.zeros((5, 2)),))] for _ in range(2))
     for a, b in zip(first, second, strict=True):
         np.testing.assert_array_equal(a, b)

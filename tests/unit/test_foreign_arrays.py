@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mpiserve import ArgumentError
-from mpiserve._lib import foreign
+from mpiserve._lib import foreign_arrays
 
 X = np.arange(6, dtype=np.float32).reshape(3, 2)
 
@@ -51,7 +51,7 @@ def conjugate():
     ],
 )
 def test_values_and_dtype_stay(value, wanted):
-    array = foreign.as_input(value, "here")
+    array = foreign_arrays.as_input(value, "here")
     assert type(array) is np.ndarray
     assert array.dtype == wanted.dtype
     np.testing.assert_array_equal(array, wanted)
@@ -70,19 +70,19 @@ def test_values_and_dtype_stay(value, wanted):
 )
 def test_what_has_no_values_here_is_refused(value, text):
     with pytest.raises(ArgumentError, match=f"here: .*{text}"):
-        foreign.as_input(value, "here")
+        foreign_arrays.as_input(value, "here")
 
 
 @pytest.mark.parametrize("make", [lambda: torch.zeros(3, 2), lambda: np.zeros((3, 2)).view(Kept)])
 def test_results_are_seen_in_the_memory_that_was_given(make):
     out = make()
-    foreign.as_output(out, "here")[:] = 7
+    foreign_arrays.as_output(out, "here")[:] = 7
     assert (np.asarray(out) == 7).all()
 
 
 def test_results_of_bfloat16_are_seen_too():
     out = torch.zeros(3, 2, dtype=torch.bfloat16)
-    foreign.as_output(out, "here")[:] = 7
+    foreign_arrays.as_output(out, "here")[:] = 7
     assert (out == 7).all()
 
 
@@ -98,7 +98,7 @@ def test_results_of_bfloat16_are_seen_too():
 )
 def test_what_would_hide_results_is_refused(value, text):
     with pytest.raises(ArgumentError, match=f"here.*{text}"):
-        foreign.as_output(value, "here")
+        foreign_arrays.as_output(value, "here")
 
 
 @pytest.mark.parametrize(
@@ -114,4 +114,4 @@ def test_what_would_hide_results_is_refused(value, text):
     ],
 )
 def test_there_is_advice_for_dtypes_that_cannot_be_sent(dtype, text):
-    assert text.replace(".'", "('") in foreign.advice(np.dtype(dtype))
+    assert text.replace(".'", "('") in foreign_arrays.advice(np.dtype(dtype))

@@ -1,4 +1,4 @@
-#include "client/calls.h"
+#include "client/state.h"
 
 #include <stdlib.h>
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mpiserve.errors import Code, Error
-from mpiserve.serving.splitting import Splitter
+from mpiserve.serving.failed_batch import Splitter
 
 
 class Lib:
