@@ -1,4 +1,5 @@
-/* leases: rows of the slabs that clients ask a service for: granted, waited for, kept as buffers. */
+/* leases: rows of the slabs that clients ask a service for: granted, waited for, kept as buffers.
+ */
 #ifndef MSI_LEASES_H
 #define MSI_LEASES_H
 
