@@ -23,6 +23,8 @@ LANGUAGES = {".c": "C", ".h": "C", ".py": "Python", ".pyx": "Python", ".pxi": "P
 OTHERS = (".f90", ".pxd", ".pyi")
 BUILT = re.compile(r"mpiserve/.*\.[ch]$|mpiserve/(include|share)/|/out/")
 MEDIAN, LONGEST, FILE = 10, 60, 450
+# The C interface is one header, and that is the whole contract: 310 lines of it are declarations.
+WHOLE = ("csrc/include/mpiserve.h",)
 
 # lizard reads Python: a function of Cython becomes one.
 CYTHON = re.compile(r"^( *)cp?def (?!class|extern)[^\n(:=]*?(\w+)\(", re.MULTILINE)
@@ -59,7 +61,8 @@ def sources(folders: tuple[str, ...]) -> Iterator[tuple[str, str]]:
 
 def check(files: list[tuple[str, str]]) -> list[str]:
     """Print the figures, and return what is too long."""
-    wrong = [f"{name}: {n} lines" for name, text in files if (n := text.count("\n")) > FILE]
+    lengths = {name: text.count("\n") for name, text in files if name not in WHOLE}
+    wrong = [f"{name}: {lines} lines" for name, lines in lengths.items() if lines > FILE]
     for language in ("C", "Python"):
         mine = [file for file in files if LANGUAGES.get(Path(file[0]).suffix) == language]
         found = [function for file in mine for function in functions(*file)]

@@ -1,5 +1,5 @@
-/* access: checks that a session is open, that this rank has the role, and that no other thread is in
- * a call of it. */
+/* access: checks that a session is open, that this rank has the role, and that no other thread is
+ * in a call of it. */
 #include "api/session.h"
 #include "base/error.h"
 #include "base/handles.h"

@@ -12,8 +12,8 @@ int64_t msi_now(void);
 /* Nanoseconds from now, for a time-out in seconds; INT64_MAX for "forever". */
 int64_t msi_deadline(double seconds);
 
-/* How patient a rank may be with its core: spin when it has one to itself,
- * yield and sleep soon when it shares. Learns: a yield that let others run for long
+/* How long a rank spins, yields and sleeps while it waits: it spins when it has a core to itself,
+ * and yields and sleeps soon when it shares one. Learns: a yield that let others run for long
  * shortens the next spins, one that came back at once lengthens them. */
 typedef struct msi_backoff {
   int64_t spin_ns; /* before the first yield */
@@ -26,8 +26,8 @@ typedef struct msi_backoff {
 msi_backoff msi_backoff_for(int ranks, int cores);
 
 /* A place to sleep at, in memory that both sides map. The sleeper raises its flag, looks
- * once more for what it waits for, and sleeps until word is target; who changes word
- * wakes it if the flag is up. word and flag may be one. */
+ * once more for what it waits for, and sleeps until word is target. Whoever changes word
+ * wakes the sleeper if the flag is up. word and flag may be one. */
 typedef struct msi_wait_address {
   _Atomic uint32_t *word, *flag;
   uint32_t target;

@@ -1,5 +1,5 @@
-/* endpoint: a simulation rank's end of one lane: how bytes get to a head and back.
- * Knows slots, leases and both transports; knows nothing of calls and waiting. */
+/* endpoint: a simulation rank's end of one lane: how requests get to a head and replies back.
+ * It knows slots, leases and the transport, and nothing of calls and waiting. */
 #ifndef MSI_ENDPOINT_H
 #define MSI_ENDPOINT_H
 
@@ -15,14 +15,14 @@ typedef struct msi_lease {
   int renewed; /* it was replaced before: sizes vary, ask for some more */
 } msi_lease;
 
-/* Where rows lie: from a row of a lease on, or in the slot if lease < 0. */
+/* Where rows lie: in a lease, from one of its rows on; in the slot if lease < 0. */
 typedef struct msi_location {
   int lease;
   uint32_t row;
   int in_place; /* the caller's tensor is that memory: nothing to copy */
 } msi_location;
 
-/* What a request moves. */
+/* The rows of a request, and how it is to be served. */
 typedef struct msi_payload {
   int64_t rows;
   int64_t deadline_ns; /* 0: none */
@@ -55,7 +55,7 @@ int msi_endpoint_can_send(const msi_endpoint *endpoint);
 int msi_endpoint_find_lease(const msi_endpoint *endpoint, int64_t rows);
 int msi_endpoint_spare_lease(const msi_endpoint *endpoint);
 
-/* Send what has no rows, or asks for some. The next slot must be free. */
+/* Sends a request of any kind that moves no rows. The next slot must be free. */
 int msi_endpoint_send(msi_endpoint *endpoint, msi_kind kind, int64_t rows, int lease,
                       const char *text, void *owner);
 
@@ -64,13 +64,14 @@ int msi_endpoint_send(msi_endpoint *endpoint, msi_kind kind, int64_t rows, int l
 int msi_endpoint_infer(msi_endpoint *endpoint, msi_kind kind, const msi_payload *payload,
                        void *owner, uint64_t *sequence);
 
-/* The head need not compute this one any more, if it has not begun. */
+/* Tells the head that nobody waits for this request: it drops the request if the model has not
+ * begun with it. */
 int msi_endpoint_cancel(msi_endpoint *endpoint, uint64_t sequence);
 
 /* The oldest slot with a complete reply: its number, or -1. */
 int msi_endpoint_reply(msi_endpoint *endpoint);
 
-/* Where to sleep until a reply comes; 0 if only naps can be had (rma). */
+/* Where to sleep until the reply comes; 0: the head cannot wake this client. */
 int msi_endpoint_wait_address(msi_endpoint *endpoint, uint64_t sequence, msi_wait_address *address);
 
 /* The outputs of a reply; the slot stays taken. */

@@ -57,7 +57,7 @@ static int refuse_after_failure(msi_broker *broker, const msi_entry *entry) {
   return msi_broker_refuse(broker, entry, MPISERVE_EPEER, text);
 }
 
-/* One that the service rests for has not ended: its client asks elsewhere. */
+/* Where the service is suspended the request goes on: its client sends it to another replica. */
 static int turn_away(msi_broker *broker, const msi_entry *entry) {
   if (broker->failed_rank >= 0) return refuse_after_failure(broker, entry);
   return msi_inbox_reply(&broker->inboxes[entry->inbox], entry->lane, entry->sequence,

@@ -1,4 +1,5 @@
-/* broker: the inference side of one service. Takes what clients ask, forms batches, answers. */
+/* broker: the inference side of one service. It takes requests, forms batches and refuses what it
+ * cannot serve; head/reply.c answers. */
 #ifndef MSI_BROKER_H
 #define MSI_BROKER_H
 
@@ -17,20 +18,20 @@ typedef struct msi_broker {
   msi_queue queue;          /* requests that wait for a batch */
   msi_ticket_table tickets; /* requests that are held */
   msi_queue lease_queue;    /* requests for leases that wait for room */
-  int turn_inbox;           /* where the next look around begins: who found no room has */
-  uint32_t turn_lane;       /* waited longest */
+  int turn_inbox;           /* where the next poll begins: at the lane that found no room */
+  uint32_t turn_lane;       /* in the queue and has waited longest */
   uint32_t remote;          /* lanes of clients on other nodes, which cannot wake this rank */
   uint32_t remaining;       /* lanes whose client has not left */
-  int shut;                 /* requests are turned away: a rank has failed, or the service rests */
-  int full;                 /* the model has no room: what comes stays in the queue */
-  int failed_rank;          /* of a simulation rank that ended with an error, or -1 */
+  int shut;        /* requests are turned away: a rank has failed, or the service is suspended */
+  int full;        /* the model has no room: requests stay in the queue */
+  int failed_rank; /* of a simulation rank that ended with an error, or -1 */
   char failed_text[MPISERVE_TEXT_SIZE];
   int open;      /* a batch was handed out and not answered */
-  int computing; /* ... and is unanswered: an echo is not */
+  int computing; /* ... and a model computes it: an echo computes nothing */
   msi_assembly assembly;
   msi_census census;
   msi_change_queue changes;
-  int64_t now_ns; /* of this sweep, once it was asked for */
+  int64_t now_ns; /* of this poll, once somebody has asked for the time */
   int64_t closed_ns;
   mpiserve_counters counters;
 } msi_broker;
@@ -45,8 +46,8 @@ int msi_broker_open(msi_broker *broker, const msi_world *world,
 int msi_broker_attach(msi_broker *broker, msi_window *window, msi_progress *progress);
 void msi_broker_close(msi_broker *broker);
 
-/* One look: takes requests, and closes a batch if it is time: the broker is open then. Without
- * lay_out it has no tensors. */
+/* Takes requests, and closes a batch if it is time to: then broker->open is set. Without lay_out
+ * the batch has no tensors. */
 int msi_broker_look(msi_broker *broker, int lay_out);
 
 /* Has it nothing to do until a client rings its doorbell? */
@@ -54,7 +55,7 @@ static inline int msi_broker_may_sleep(const msi_broker *broker) {
   return !broker->remote && !broker->queue.n;
 }
 
-/* The batch that was closed: it is unanswered until it is settled. */
+/* Gives the closed batch to the model. It counts as unanswered until msi_broker_end_batch(). */
 static inline void msi_broker_hand_out(msi_broker *broker, mpiserve_batch *batch) {
   *batch = broker->assembly.batch;
   broker->computing = 1;
@@ -62,10 +63,11 @@ static inline void msi_broker_hand_out(msi_broker *broker, mpiserve_batch *batch
 }
 void msi_broker_end_batch(msi_broker *broker);
 
-/* The service rests here: who asks, and who waits, is to ask another replica. Or no longer. */
+/* Suspends the service on this rank, or resumes it. While it is suspended, every request, also
+ * those in the queue, is sent back so that its client asks another replica. */
 int msi_broker_suspend(msi_broker *broker, int suspended);
 
-/* Takes what clients have asked. */
+/* Takes the requests that clients have written, once around all lanes. */
 int msi_broker_poll(msi_broker *broker);
 
 /* Answers a request with an error. */

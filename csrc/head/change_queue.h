@@ -1,5 +1,5 @@
-/* queue: what clients ask of a head besides rows: another model in place of the one that
- * answers. Kept in the order of arrival until the server has done it. */
+/* change_queue: requests of clients for another model in place of the one that answers, in the
+ * order of arrival. Each stays until the server has answered it. */
 #ifndef MSI_CHANGE_QUEUE_H
 #define MSI_CHANGE_QUEUE_H
 
@@ -9,7 +9,7 @@
 typedef struct msi_change_queue {
   msi_inbox *inboxes;  /* by transport */
   msi_queue waiting;   /* the first one is the server's */
-  int is_known;        /* ... and it knows */
+  int is_known;        /* the server knows of the first one */
   uint16_t generation; /* of the model that answers; 1: the one of the start */
 } msi_change_queue;
 
@@ -19,10 +19,11 @@ void msi_change_queue_close(msi_change_queue *queue);
 /* Takes one, which stays in its slot; entry->lease says what is asked. */
 int msi_change_queue_push(msi_change_queue *queue, const msi_entry *entry);
 
-/* While any waits. Is there one that the server has not been told of? Once for each. */
+/* While any waits: true once for each, when the server has not heard of it. */
 int msi_change_queue_has_news(msi_change_queue *queue);
 
-/* While any waits. Is the model that answers to go? What comes is then for the next one. */
+/* While any waits: does the first one replace the model that answers? Then no batch is formed
+ * until it is done, so that later requests get the next model. */
 int msi_change_queue_pauses(const msi_change_queue *queue);
 
 /* As mpiserve_change_get() and _reply() say. */

@@ -1,5 +1,5 @@
-/* inbox: a head's end of the lanes of one transport: what clients wrote, and the
- * replies to it. Knows slots and both transports; knows nothing of batches. */
+/* inbox: a head's end of the lanes of one transport: the requests that clients
+ * wrote, and the replies. It knows slots and the transport, and nothing of batches. */
 #ifndef MSI_INBOX_H
 #define MSI_INBOX_H
 
@@ -42,7 +42,7 @@ int msi_inbox_open(msi_inbox *inbox, const msi_world *world, int transport,
 int msi_inbox_attach(msi_inbox *inbox, msi_window *window);
 void msi_inbox_close(msi_inbox *inbox);
 
-/* The next lane, from *lane on, whose doorbell has rung: 1, or 0 if there is none. */
+/* Finds the next lane, from *lane on, whose doorbell has rung: 1, or 0 if there is none. */
 int msi_inbox_rung(const msi_inbox *inbox, uint32_t *lane);
 
 /* Sees what clients have written, before a look at the doorbells. */

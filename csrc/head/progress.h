@@ -1,5 +1,5 @@
-/* thread: lets MPI make progress at an inference rank while its model runs, for
- * the sake of clients that Put and Get from other nodes, and notes when they ask. One thread at a
+/* progress: a thread that lets MPI make progress at an inference rank while its model runs, for
+ * clients that Put and Get from other nodes, and notes when their requests arrive. One thread at a
  * time calls MPI: MPI_THREAD_SERIALIZED is enough, and asking for more would break MPICH worlds
  * whose other ranks ask for less. */
 #ifndef MSI_PROGRESS_H
@@ -22,14 +22,14 @@ typedef struct msi_progress {
   _Atomic int64_t polls;
 } msi_progress;
 
-/* Starts it at rest if this head has clients over RMA and MPI allows threads;
+/* Starts it, stopped, if this head has clients over RMA and MPI allows threads;
  * MPISERVE_THREAD=off in the environment keeps it from starting. */
 int msi_progress_open(msi_progress *progress, msi_window *window);
 
-/* Lets it note when the clients of an inbox ask. At rest; the inbox outlives it. */
+/* Lets it note when the clients of an inbox ask. While it is stopped; the inbox outlives it. */
 void msi_progress_watch(msi_progress *progress, msi_inbox *inbox);
 
-/* At rest. */
+/* While it is stopped. */
 void msi_progress_close(msi_progress *progress);
 
 /* The caller leaves MPI to the progress, and calls none, if anything is unanswered; the caller

@@ -1,4 +1,4 @@
-/* answer: from a batch or a held request back to the slots of its clients. */
+/* reply: from a batch or a held request back to the slots of its clients. */
 #ifndef MSI_REPLY_H
 #define MSI_REPLY_H
 

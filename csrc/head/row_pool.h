@@ -1,4 +1,4 @@
-/* pool: which rows of the slabs belong to whom. The unit is a row of every
+/* row_pool: which rows of the slabs belong to whom. The unit is a row of every
  * input and output slab at once. First fit, so that clients who ask for rows
  * one after the other become neighbours, and their batch is one range that the
  * model can read in place. No MPI calls; used by one thread at a time. */

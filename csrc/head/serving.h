@@ -15,11 +15,11 @@ typedef struct msi_silence {
 typedef struct msi_serving {
   msi_backoff backoff;
   int n;
-  msi_broker *brokers; /* by the place of their services */
+  msi_broker *brokers; /* by the index of their services */
   msi_broker *last;
   msi_broker *turn;    /* to look at next */
   msi_broker *current; /* of the batch that was handed out last; never NULL */
-  msi_broker *asked;   /* whose model a client wants to change, as was told last */
+  msi_broker *asked;   /* the one of the last MPISERVE_ECHANGE */
   msi_progress progress;
   msi_silence silence;
 } msi_serving;

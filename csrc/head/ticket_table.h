@@ -1,4 +1,4 @@
-/* held: requests whose batch is over and that are still to be answered, by ticket. No MPI
+/* ticket_table: requests whose batch has ended and that are answered later, by ticket. No MPI
  * calls; used by one thread at a time. */
 #ifndef MSI_TICKET_TABLE_H
 #define MSI_TICKET_TABLE_H
@@ -34,7 +34,7 @@ int msi_ticket_table_reserve(msi_ticket_table *table, uint32_t more);
 /* Puts a request there; its ticket's id. */
 uint64_t msi_ticket_table_put(msi_ticket_table *table, const msi_ticket *held);
 
-/* Who has this ticket; NULL if that has ended. Valid until the next put. */
+/* The request of this ticket; NULL if that has ended. Valid until the next put. */
 msi_ticket *msi_ticket_table_find(const msi_ticket_table *table, uint64_t id);
 
 /* Any that is held; NULL if there is none. */

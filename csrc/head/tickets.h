@@ -1,5 +1,5 @@
-/* late: answers to requests whose batch is over: held by tickets, in place of an answer to
- * their batch. */
+/* tickets: a batch ends without an answer, and each of its requests is answered later, by its
+ * ticket. */
 #ifndef MSI_TICKETS_H
 #define MSI_TICKETS_H
 

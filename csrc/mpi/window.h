@@ -1,8 +1,6 @@
-/* window: the only file with MPI_Win_*, Put, Get and flush. Two transports:
- *
- *   shared  clients on the head's node use the head's memory itself
- *   rma     clients elsewhere Put and Get; the head tells them by one small
- *           message that a reply is there
+/* window: the memory of heads, and the only file with MPI_Win_*, Put, Get and flush. Clients on
+ * the head's node use its memory itself; clients elsewhere Put and Get, and each reply to them is
+ * a message. See mpi/transport.h.
  *
  * Only inference ranks have memory in a window, and only they are targets: a
  * simulation rank may compute for hours and delays nobody. */

@@ -1,8 +1,7 @@
 /* slot: what lies where in a head's window. docs/internals/protocol.md says the same in
  * words; both sides compute it from the published description. No MPI calls.
  *
- *   [header] [doorbells: one byte per lane] [lanes: slots of each lane] [input slabs] [output
- * slabs]
+ *   [header] [doorbells: a byte per lane] [lanes: slots] [input slabs] [output slabs]
  *
  * The segments of a rank that serves several services follow each other. A lane
  * belongs to one simulation rank. Its request n (1, 2, ...) uses slot (n - 1) % slots. */
@@ -27,36 +26,37 @@ typedef enum msi_kind {
   MSI_LEASE = 2,  /* rows of the slabs, kept until replaced or taken back */
   MSI_INFER = 3,
   MSI_FAIL = 4,   /* the client ended with an error; its text is the payload */
-  MSI_LEAVE = 5,  /* the last word of a client */
+  MSI_LEAVE = 5,  /* the last request of a client */
   MSI_KEEP = 6,   /* a lease that the client keeps as long as it likes: never lent, or none */
   MSI_VISIT = 7,  /* as MSI_INFER, of a client that counts in the census of another replica */
   MSI_DEPART = 8, /* this client asks another replica now: do not wait for it */
   MSI_CHANGE = 9  /* another model: lease says what (mpiserve_change), the payload is a version */
 } msi_kind;
 
-/* The code of a reply to MSI_INFER that is no end of the request: the service rests here, ask
- * another replica. Never told to users. */
+/* The code of a reply to MSI_INFER that does not end the request: the service is suspended at this
+ * head, and the client sends the request to another replica. Users never see it. */
 enum { MSI_SUSPENDED = 1 };
 
-/* The head's own line. */
+/* The cache line that the head writes. */
 typedef struct msi_segment_header {
-  _Atomic uint32_t asleep; /* 1: set by the head; 0: by it, or by who rings and wakes it. Used in
-                              the first segment of a rank, which sleeps for all of them */
+  _Atomic uint32_t asleep; /* The head sets 1 before it sleeps; the head, or the client that wakes
+                              it, sets 0. Used in the first segment of a rank only */
   uint32_t unused[15];
 } msi_segment_header;
 
-/* Written by the client before it rings; `cancelled` and `asleep` also after. */
+/* The client writes it before it rings the doorbell, and `cancelled` and `asleep` also later. */
 typedef struct msi_request_header {
   uint64_t sequence; /* n: guards against a lane out of step */
   uint8_t kind;
   int8_t priority;
-  int8_t lease;             /* which lease of the lane holds the inputs; -1: they ride here */
-  int8_t output_lease;      /* and the outputs; -1: they will ride here */
-  uint32_t rows;            /* or the bytes of a text */
-  int64_t deadline_ns;      /* 0: none; shared: by the node's clock; rma: from now on */
+  int8_t lease;        /* the lease of the lane that holds the inputs; -1: they are in the slot */
+  int8_t output_lease; /* the same for the outputs */
+  uint32_t rows;       /* or the bytes of a text */
+  int64_t deadline_ns; /* 0: none; shared: by the node's clock; rma: from now on */
   uint32_t row, output_row; /* of the leases: the first ones used */
   _Atomic uint32_t cancelled;
-  _Atomic uint32_t asleep; /* 1: the client wants to be woken; 0: by it, or by who wakes it */
+  _Atomic uint32_t
+      asleep; /* the client sets 1 before it sleeps; it, or the head that wakes it, sets 0 */
 } msi_request_header;
 
 /* Written by the head; sequence last. */
@@ -116,7 +116,7 @@ int msi_layout_init(msi_layout *layout, const mpiserve_description *description,
 /* Moves the segment to where it begins in the memory of its rank; it began at 0. */
 void msi_layout_move(msi_layout *layout, size_t at);
 
-/* Do this many rows of one side ride in the slot? */
+/* Do this many rows of one side fit into the slot? */
 int msi_side_eager(const msi_side *side, int64_t rows);
 
 static inline size_t msi_slot_at(const msi_layout *layout, uint32_t lane, uint64_t sequence) {
@@ -124,7 +124,7 @@ static inline size_t msi_slot_at(const msi_layout *layout, uint32_t lane, uint64
          (lane * (size_t)MSI_SLOTS + (sequence - 1) % MSI_SLOTS) * sizeof(msi_slot);
 }
 
-/* Pairs with the client's release: it wants nothing of this request any more. */
+/* Has the client cancelled the request? Pairs with its release. */
 static inline int msi_slot_cancelled(const msi_slot *slot) {
   return atomic_load_explicit(&slot->request.cancelled, memory_order_acquire) != 0;
 }
