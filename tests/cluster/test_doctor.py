@@ -37,10 +37,10 @@ int clock_gettime(clockid_t id, struct timespec *t) {
 # What is planted by variables alone: what finds it, and the setting that mends it.
 PLANTED = {
     "OMP_NUM_THREADS": ("8", "threads on", "OMP_NUM_THREADS=1"),
-    "MPISERVE_TRANSPORT": ("rma", "the memory that they share", "MPISERVE_TRANSPORT=auto"),
+    "MPISERVE_TRANSPORT": ("rma", "from using shared memory", "MPISERVE_TRANSPORT=auto"),
     "MPISERVE_THREAD": ("off", "wait while a model runs", "MPISERVE_THREAD unset"),
     "CUDA_VISIBLE_DEVICES": ("0,1,2,3,4,5,6,7,8", "GPU(s): models", "CUDA_VISIBLE_DEVICES unset"),
-    "MPISERVE_OPEN_TIMEOUT": ("soon", "'soon' is no number", "MPISERVE_OPEN_TIMEOUT=60"),
+    "MPISERVE_OPEN_TIMEOUT": ("soon", "'soon' is not a number", "MPISERVE_OPEN_TIMEOUT=60"),
 }
 
 
