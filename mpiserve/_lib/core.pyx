@@ -339,14 +339,6 @@ cdef class Session(Handle):
         self._enter()
         self._leave(mpiserve_ticket_fail(self._session, &ticket._ticket, code, message))
 
-    def poll(self):
-        """Take what clients send, and form no batch."""
-        cdef int code
-        self._enter()
-        with nogil:
-            code = mpiserve_poll(self._session)
-        self._leave(code)
-
     def serve_echo(self, double timeout):
         """Answer with copies of the inputs, in C, until the time-out."""
         cdef int code

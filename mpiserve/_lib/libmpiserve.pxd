@@ -101,7 +101,6 @@ cdef extern from "mpiserve.h" nogil:
     int mpiserve_ticket_wanted(mpiserve_session *, mpiserve_ticket *, int *)
     int mpiserve_ticket_reply(mpiserve_session *, mpiserve_ticket *, const void *const *)
     int mpiserve_ticket_fail(mpiserve_session *, mpiserve_ticket *, int, const char *)
-    int mpiserve_poll(mpiserve_session *)
     int mpiserve_batch_clients(mpiserve_session *, int32_t *)
     int mpiserve_change_get(mpiserve_session *, mpiserve_change_request *)
     int mpiserve_change_reply(mpiserve_session *, int, int, const char *)
