@@ -56,6 +56,7 @@ bench: build/stamp.$(MPI) $(BASE)/stamp.bench  ## measure beside floors and riva
 
 # TESTS="-k NAME" and the like: see tests/run.py
 test: QUICK := --quick --seconds 3
+test-all: QUICK := --minutes 180
 test test-all: build/stamp.openmpi build/stamp.mpich $(FORTRAN:%=build/stamp.%) $(BASE)/stamp.tools
 	@$(if $(FORTRAN),,echo "no Debian MPI and gfortran here: the Fortran tests are left out")
 	@$(BASE)/bin/python tests/run.py --mpi openmpi=$(BASE) mpich=$(BASE)-mpich \

@@ -97,7 +97,7 @@ class ClosedError(Error):
 
 
 class ChangeError(Error):
-    """A client asks for a change of the model. A server receives it; it is not a failure."""
+    """A client asks for a change of the model. A worker receives it; it is not a failure."""
 
 
 _CLASSES: dict[int, type[Error]] = {

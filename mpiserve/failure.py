@@ -17,6 +17,7 @@ from mpiserve.errors import CausedError, Code, Error
 
 TEXT = 400  # bytes of a line: it fits into an error reply
 TRACE = 20_000  # characters of a traceback
+PACKAGE = Path(__file__).parent
 # Terminals execute control characters, C strings end at NUL, and surrogates cannot be encoded.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 _name: Callable[[type], str] = type.__dict__["__name__"].__get__  # not that of a metaclass
@@ -115,12 +116,16 @@ def exit_status(error: SystemExit) -> int:
 
 
 def located(error: BaseException) -> str:
-    """Describe an exception in one line, with the file and line that raised it."""
+    """Describe an exception in one line, with the last line of the user's code that ran."""
     if isinstance(error, SystemExit):
         return one_line(f"the program ended with status {text_of(error.code)}")
     frames = traceback.extract_tb(error.__traceback__)
-    python = [frame for frame in frames if not frame.filename.endswith(".pyx")]
-    location = f" ({Path(python[-1].filename).name}:{python[-1].lineno})" if python else ""
+    # Python marks the modules that run a script as frozen.
+    python = [f for f in frames if not f.filename.endswith((".pyx", ".pxi"))]
+    python = [f for f in python if not f.filename.startswith("<frozen ")]
+    users = [f for f in python if PACKAGE not in Path(f.filename).parents]
+    last = (users or python)[-1:]
+    location = f" ({Path(last[0].filename).name}:{last[0].lineno})" if last else ""
     text = text_of(error) or "no text"
     return one_line(f"{kind_of(error)}: {text}", TEXT - len(location.encode())) + location
 

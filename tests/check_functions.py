@@ -18,7 +18,7 @@ from typing import NamedTuple
 import lizard
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDERS = ("csrc", "mpiserve", "tests", "examples", "jobscripts", "setup.py")
+FOLDERS = ("csrc", "mpiserve", "tests", "examples", "jobscripts", "docs", "setup.py")
 LANGUAGES = {".c": "C", ".h": "C", ".py": "Python", ".pyx": "Python", ".pxi": "Python"}
 OTHERS = (".f90", ".pxd", ".pyi")
 BUILT = re.compile(r"mpiserve/.*\.[ch]$|mpiserve/(include|share)/|/out/")

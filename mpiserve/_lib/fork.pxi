@@ -8,12 +8,12 @@ cdef extern from *:
     #define _GNU_SOURCE
     #endif
     #include <pthread.h>
+    #include <stdint.h>
+    #include <unistd.h>
     #ifdef __linux__
     #include <link.h>
-    #include <stdint.h>
     #include <string.h>
     #include <sys/mman.h>
-    #include <unistd.h>
     #endif
 
     /* Not os.register_at_fork: a library may fork too. */
@@ -73,10 +73,22 @@ cdef extern from *:
     #else
     static void leave_out_finalize(void) {}
     #endif
+
+    enum { EXIT_SECONDS = 5 };
+    static void *exit_late(void *status) {
+      for (unsigned left = EXIT_SECONDS; left;) left = sleep(left);
+      _exit((int)(intptr_t)status);
+    }
+    static void limit_exit(int status) {
+      pthread_t thread;
+      if (!pthread_create(&thread, NULL, exit_late, (void *)(intptr_t)status))
+        pthread_detach(thread);
+    }
     """
     unsigned forks
     int watch_forks()
     void leave_out_finalize()
+    void limit_exit(int status)
 
 if watch_forks():
     raise MemoryError
@@ -104,8 +116,10 @@ cdef int refuse_fork() except -1:
 
 
 def end_process(int status):
-    """End this process by exit() of C: handlers of libraries run, and Python's destructors do not.
+    """End this process by exit() of C, at most 5 s later.
 
-    The lock of Python is kept, so that none of its threads goes on meanwhile.
+    Exit handlers of libraries and destructors of static C++ objects run, and Python's do not. The
+    lock of Python is kept, so that none of its threads goes on meanwhile.
     """
+    limit_exit(status)  # a handler may wait for a thread that is stuck
     exit_of_c(status)

@@ -41,7 +41,7 @@ def measure(plan: Plan, progress: Progress) -> list[dict[str, Any]]:
 
 def row(case: str, clients: int, value: float, unit: str) -> dict[str, Any]:
     """Make a row of the report; one client sends requests, and the census skips the others."""
-    silent = {"clients": clients, "silent": "resting"}
+    silent = {"clients": clients, "silent": "idle"}
     return {"case": case, **silent, "value": value, "unit": unit}
 
 

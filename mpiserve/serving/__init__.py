@@ -1,1 +1,1 @@
-"""An inference rank at work."""
+"""Serve models on an inference rank."""

@@ -1,4 +1,4 @@
-"""What stands where a model was."""
+"""Backends for services whose model is unloaded or suspended."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from mpiserve.errors import Code, ModelError
 
 
 class Absent(Backend):
-    """Answers nothing."""
+    """Refuses every batch."""
 
     text = ""
 
     def run(self, inputs: Any) -> Any:
-        """Refuse."""
+        """Refuse a batch."""
         raise ModelError(Code.EMODEL, f"service '{self.service.name}' {self.text}")
 
 
 class Unloaded(Absent):
-    """Stands where a model was that a client has unloaded: every batch is an error."""
+    """Replaces a model that a client has unloaded: every batch is an error."""
 
     text = "has no model now: it was unloaded; reload it"
 
 
 class Suspended(Absent):
-    """Stands where a model was that a rank of an adaptive pool has given up: no batch comes."""
+    """Replaces a model that a rank of an adaptive pool has suspended: it gets no batch."""
 
     text = "is suspended on this rank"

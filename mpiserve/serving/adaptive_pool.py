@@ -1,4 +1,4 @@
-"""What a rank of an adaptive pool does besides serving: it reports, and moves as it is told."""
+"""Measure this rank's load, report it to the pool's leader, and carry out the moves it sends."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ logger = logging.getLogger("mpiserve")
 
 LEADER = 0  # the rank of a pool that decides
 TAG = 1
-REPORT, MOVED, MOVE, END = 1, 2, 3, 4  # what messages say
+REPORT, MOVED, MOVE, END = 1, 2, 3, 4  # kinds of messages
 LOOKS = 10  # for messages in an interval
 LONGEST = 0.05  # seconds between two of these looks
 
 
 class Channel:
-    """Short messages between the ranks of a pool: nobody waits, but at the end.
+    """Sends short messages between the ranks of a pool, and waits only at the end.
 
-    A message is 3 + 3 n numbers, n being the services of the pool: what it says, two numbers,
-    and three for each service. So small a message is sent whatever the receiver does.
+    A message is 3 + 3 n numbers for n services: its kind, two numbers, and three for each service.
+    MPI sends so small a message without waiting for the receiver.
 
     Args:
-        lib: Of this rank; its thread is kept out of MPI meanwhile.
+        lib: The session handle of this rank; its thread is kept out of MPI meanwhile.
         comm: The ranks of the pool.
-        services: Their number.
+        services: The number of services of the pool.
     """
 
     def __init__(self, lib: core.Session, comm: MPI.Comm, services: int) -> None:
@@ -60,7 +60,7 @@ class Channel:
             self._sent.append((self.comm.Isend(message, dest=to, tag=TAG), message))
 
     def receive(self) -> Iterator[tuple[int, int, list[float]]]:
-        """Give what has come: of whom, what it says, its numbers."""
+        """Yield the messages that have arrived: sender, kind, numbers."""
         status = MPI.Status()
         while True:
             with self._mpi():
@@ -72,7 +72,7 @@ class Channel:
             yield status.source, int(what), numbers
 
     def wait_sent(self, seconds: float) -> bool:
-        """Wait until what was sent has left."""
+        """Wait until the messages are sent; return whether they are."""
         return all(complete(request, seconds) for request, _ in self._sent)
 
     @contextmanager
@@ -85,10 +85,10 @@ class Channel:
 
 
 class Meter:
-    """What a rank measures in an interval, by service.
+    """Measures the load of a rank in an interval, by service.
 
     Args:
-        models: Of the rank, which count their work.
+        models: The models of the rank, which count their work.
     """
 
     def __init__(self, models: Sequence[ServedModel]) -> None:
@@ -103,13 +103,13 @@ class Meter:
     def _work(self) -> list[tuple[float, int]]:
         return [(model.seconds, model.rows) for model in self._models]
 
-    def look(self, waiting: list[int]) -> None:
-        """Count what waits now."""
+    def sample(self, waiting: list[int]) -> None:
+        """Add the rows that wait now, of each service."""
         self._looks += 1
         self._waiting = [sum(pair) for pair in zip(self._waiting, waiting, strict=True)]
 
     def read(self, now: float) -> Report:
-        """Give what was measured, and begin anew."""
+        """Return the measurements, and start a new interval."""
         looks = max(1, self._looks)
         waiting = [rows / looks for rows in self._waiting]
         pairs = list(zip(self._before, self._work(), strict=True))
@@ -120,12 +120,12 @@ class Meter:
         return report
 
     def since(self, now: float) -> float:
-        """Tell how long it has measured."""
+        """Return the seconds since the interval began."""
         return now - self._begin
 
 
 class Loading:
-    """Loads a model in a thread, which calls no MPI; batches are answered meanwhile."""
+    """Loads a model in a thread, which calls no MPI, while the rank answers batches."""
 
     def __init__(self, model: ServedModel) -> None:
         self.model = model
@@ -137,11 +137,11 @@ class Loading:
 
     @property
     def done(self) -> bool:
-        """Whether it has ended."""
+        """Whether the thread has ended."""
         return not self._thread.is_alive()
 
     def wait(self) -> None:
-        """Wait until it has ended, at most as long as loading may take."""
+        """Wait for the thread to end, at most as long as loading may take."""
         self._thread.join(LOADING)
 
     def _load(self) -> None:
@@ -152,15 +152,15 @@ class Loading:
 
 
 class AdaptivePool:
-    """Chooses the services that a rank holds; the others are suspended here.
+    """Loads and suspends the models of a rank, as the leader of the pool decides.
 
-    The rank's `Worker` serves, and calls this at start, after each step and at the end.
+    The rank's `Worker` calls it at start, in each step and at the end.
 
     Args:
-        lib: Of this rank.
-        models: Of all services of the pool.
+        lib: The session handle of this rank.
+        models: The models of all services of the pool.
         comm: The ranks of the pool.
-        settings: Of the pool.
+        settings: The settings of the pool.
 
     Attributes:
         broken: Whether messages among the ranks of the pool may be under way.
@@ -181,22 +181,22 @@ class AdaptivePool:
         self._meter = Meter(models)
         self._holds: set[int] = set()
         self._policy: Policy | None = None  # of the leader
-        self._decided: Move | None = None  # and what it has decided and is not done
-        self._move: tuple[int, int] | None = None  # what this rank gives up and takes
+        self._decided: Move | None = None  # the leader's decision that is not done yet
+        self._move: tuple[int, int] | None = None  # the services that this rank gives up and takes
         self._loading: Loading | None = None
         self._look_at = 0.0
         self._moves = 0
-        self._ended: set[int] = set()  # ranks that have said that they send no more
+        self._ended: set[int] = set()  # ranks that send no more messages
         self.broken = True
         self.longest_wait = settings.interval_s / LOOKS
 
     # ---- start and end
 
     def prepare(self) -> list[dict[str, Any]]:
-        """Load each service once, so that what is broken is told now; keep what is ours.
+        """Load each model once, so that errors are found now; keep those that this rank holds.
 
         Returns:
-            What is to be published of each service.
+            The description of each service to publish.
 
         Raises:
             PeerError: If a rank of the pool does not come.
@@ -217,7 +217,7 @@ class AdaptivePool:
         return [described[s] for s in services]
 
     def _load_each(self, mine: set[int]) -> dict[int, dict[str, Any]]:
-        """Load each model, those last that are kept."""
+        """Load each model; those that are kept come last."""
         described = {}
         for s in sorted(range(len(self._models)), key=lambda s: s in mine):
             described[s] = self._models[s].prepare()
@@ -235,7 +235,7 @@ class AdaptivePool:
         return [{s for s, able in enumerate(row) if able} for row in every]
 
     def _hold(self, had: set[int], holds: set[int], described: dict[int, dict[str, Any]]) -> None:
-        """Hold what others cannot: seldom anything else than what it has."""
+        """Load and suspend models where the first choice has changed, as others failed to load."""
         for s in had - holds:
             if not self._models[s].failed:
                 self._models[s].suspend()
@@ -252,14 +252,14 @@ class AdaptivePool:
         self._models[s].failed = True
 
     def start(self) -> None:
-        """Suspend what others hold, when all is published."""
+        """Suspend the services that other ranks hold, after all are published."""
         for s, model in enumerate(self._models):
             if s not in self._holds and not model.failed:
                 self._lib.suspend(s, True)
         self._meter = Meter(self._models)
 
     def end(self) -> None:
-        """Take leave of the others: no message is left on its way."""
+        """Exchange END messages, so that no message stays under way."""
         if self._loading:
             self._loading.wait()
             if self._loading.backend:
@@ -276,21 +276,19 @@ class AdaptivePool:
         self.broken = self._ended != others or not self._channel.wait_sent(LOADING)
 
     def summary(self) -> str:
-        """Say what this rank holds, and how many moves there were."""
+        """Name the services that this rank holds, and count the moves."""
         held = " and ".join(self._models[s].service.name for s in sorted(self._holds))
         moves = f"; moves of the pool: {self._moves}" if self._policy else ""
         return f"holds {held or 'nothing'}{moves}"
 
-    # ---- after each step
+    # ---- in each step
 
-    def look(self, batch: core.Batch | None) -> None:
-        """Measure, now and then exchange messages, and take the next step of a move.
+    def sample(self) -> None:
+        """Measure the rows that wait, when a batch is formed and not yet run."""
+        self._meter.sample([self._lib.queue_rows(s) for s in range(len(self._models))])
 
-        Args:
-            batch: That was answered, if there was one.
-        """
-        if batch is not None:
-            self._meter.look([self._lib.queue_rows(s) for s in range(len(self._models))])
+    def look(self) -> None:
+        """Exchange messages if it is time to, and take the next step of a move."""
         now = time.monotonic()
         if now >= self._look_at:
             self._look_at = now + min(self.longest_wait, LONGEST)
@@ -299,7 +297,7 @@ class AdaptivePool:
             self._go_on(*self._move)
 
     def _exchange(self, now: float) -> None:
-        """Receive from the others, report what was measured, decide."""
+        """Receive messages, report measurements, and decide on a move."""
         for rank, what, numbers in self._channel.receive():
             self._handle(rank, what, numbers, now)
         if self._meter.since(now) >= self._settings.interval_s and not self._move:
@@ -339,7 +337,7 @@ class AdaptivePool:
             self._send(move.rank, MOVE, [move.gives, move.takes], now)
 
     def _log(self, move: Move, held: set[int] | None = None) -> None:
-        """Log what is decided, with the figures, or how it ended."""
+        """Log a decision with its figures, or its outcome if `held` is given."""
         names = [model.service.name for model in self._models]
         gives = names[move.gives] if move.gives >= 0 else "nothing"
         what = f"pool rank {move.rank} from {gives} to {names[move.takes]}"
@@ -355,18 +353,18 @@ class AdaptivePool:
             logger.error("could not move %s; it holds %s", what, now)
 
     def _go_on(self, gives: int, takes: int) -> None:
-        """Take the next step of a move: give up, load, or go back if that fails."""
+        """Take the next step of a move: suspend, load, or go back if that fails."""
         if self._loading:
             if self._loading.done:
                 self._arrive(self._loading, gives, takes)
             return
         if any(self._models[s].changes.open for s in (gives, takes) if s >= 0):
-            return  # to another version: first things first
+            return  # a change of version ends first
         if gives in self._holds:
             self._holds.discard(gives)
             self._lib.suspend(gives, True)
         if gives >= 0 and not self._models[gives].idle:
-            return  # with requests that are held
+            return  # it still holds requests
         if gives >= 0:
             self._models[gives].suspend()
         self._loading = Loading(self._models[takes])
@@ -374,7 +372,7 @@ class AdaptivePool:
     def _arrive(self, loading: Loading, gives: int, takes: int) -> None:
         model = loading.model
         if loading.error is None and model.backend is not loading.before:
-            if loading.backend:  # another version was asked for meanwhile, or none
+            if loading.backend:  # a client has changed the version meanwhile
                 model.let_go(loading.backend)
             self._loading = Loading(model)
             return

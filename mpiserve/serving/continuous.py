@@ -1,4 +1,4 @@
-"""Continuous batching: requests are held, join what runs, and are answered as they end."""
+"""Continuous batching: hold requests, run them step by step, answer each when it ends."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class Stepper:
     """Serves a model that takes requests one by one.
 
     Args:
-        lib: Of this rank.
+        lib: The session handle of this rank.
         steps: The model.
-        finish: Makes the arrays of the signature, of so many rows, from a result.
-        report: Puts an exception into one line, and logs it.
+        finish: Makes the output arrays of a number of rows from a result.
+        report: Logs an exception, and describes it in one line.
     """
 
     def __init__(
@@ -42,40 +42,40 @@ class Stepper:
 
     @property
     def busy(self) -> bool:
-        """Whether there is something to go on with."""
+        """Whether the model has work left."""
         return self._ask("busy")
 
     @property
     def idle(self) -> bool:
-        """Whether nothing runs, and nothing is held."""
+        """Whether the model has no work and holds no request."""
         return not self._held and not self.busy
 
     @property
     def room(self) -> bool:
-        """Whether more requests can begin; if not, they are to wait at the broker."""
+        """Whether more requests can begin; if not, they wait at the broker."""
         return self._ask("room")
 
     def take(self, batch: core.Batch) -> None:
-        """Hold the requests of a batch, and begin them."""
+        """Hold the requests of a batch, and pass each to the model."""
         inputs = [array.copy() for array in batch.inputs]
         for ticket in self._lib.hold_batch():
             rows = slice(ticket.row, ticket.row + ticket.rows)
             self._begin(ticket, tuple(array[rows] for array in inputs))
 
     def go_on(self) -> None:
-        """Drop what nobody wants any more, take one step, answer what has ended."""
+        """Drop requests that no client waits for, run one step, answer requests that ended."""
         self._forget()
         self._advance()
 
     def _ask(self, what: str) -> bool:
-        """Ask the model what it is; one that cannot say fails what it has."""
+        """Read a property of the model; if that raises, fail all held requests."""
         try:
             return bool(getattr(self._steps, what))
         except BaseException as error:
             check_interrupt()
             self._report(error)
             self._fail_all(error)
-            return what == "room"  # else nobody would ever be told why
+            return what == "room"  # so that later requests reach the model, and get the error
 
     def _begin(self, ticket: core.Ticket, inputs: tuple[np.ndarray, ...]) -> None:
         key = next(self._keys)
@@ -87,7 +87,7 @@ class Stepper:
             self._fail(key, error)
 
     def _forget(self) -> None:
-        """Drop what nobody waits for any more: the others get faster."""
+        """Drop requests that no client waits for, which makes the others faster."""
         for key, ticket in list(self._held.items()):
             if not self._lib.wants(ticket):
                 del self._held[key]

@@ -1,4 +1,4 @@
-"""A batch that failed, again in halves, until each request that makes the model fail is alone."""
+"""Rerun a failed batch in halves to isolate the requests that make the model fail."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ Arrays = tuple[np.ndarray, ...]
 
 
 def halves(group: list[Any]) -> list[list[Any]]:
-    """Cut a list into two; of one, the list itself."""
+    """Cut a list into two; a list of one stays whole."""
     middle = len(group) // 2
     return [half for half in (group[:middle], group[middle:]) if half]
 
 
 class Splitter:
-    """Answers the requests of batches that failed, at the cost of more calls of the model.
+    """Answers the requests of failed batches, at the cost of more calls of the model.
 
-    Of n requests that all fail, it makes 2 n - 2 calls.
+    If all n requests fail, it makes 2 n - 2 calls.
 
     Args:
-        lib: Of this rank.
-        run: Runs the model on inputs, and the clients that asked for each row; gives outputs.
-        report: Puts an exception into one line, and logs it.
+        lib: The session handle of this rank.
+        run: Runs the model on inputs, given the client of each row; returns outputs.
+        report: Logs an exception, and describes it in one line.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Splitter:
         """Answer all requests of a batch that has failed, and has no answer yet.
 
         Returns:
-            False if there is no memory for it: the batch is as it was.
+            False if there is no memory for it; the batch is unchanged then.
         """
         try:
             inputs = tuple(array.copy() for array in batch.inputs)
@@ -64,11 +64,11 @@ class Splitter:
         return True
 
     def _wanted(self, tickets: list[core.Ticket]) -> list[core.Ticket]:
-        """Leave out those that have an answer, from a part of the batch that did not fail."""
+        """Leave out requests that have an answer, from a part of the batch that did not fail."""
         return [ticket for ticket in tickets if self._lib.wants(ticket)]
 
     def _answered(self, group: list[core.Ticket], inputs: Arrays) -> bool:
-        """Run the model on the rows of some requests; of one, a failure is an answer too."""
+        """Run the model on the rows of some requests; the failure of a single one is its answer."""
         try:
             outputs = self._run(_rows_of(group, inputs), _clients_of(group))
         except BaseException as error:

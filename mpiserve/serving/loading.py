@@ -1,4 +1,4 @@
-"""Loading a version of a model, in step with the other ranks of its replica."""
+"""Load a version of a model, in step with the other ranks of its replica."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ class Loader:
     Args:
         comm: The ranks of the replica.
         local_rank: Position among the inference ranks of this node.
-        remark: Takes what the user should know of a model, one line each.
+        remark: Called with each remark for the user about a model, in one line.
 
     Attributes:
-        loaded: When the newest model was, before its warm-up, by the clock of time.monotonic.
+        loaded: When the newest model was loaded, before its warm-up, as time.monotonic tells it.
     """
 
     def __init__(
@@ -51,10 +51,10 @@ class Loader:
         self.loaded = 0.0
 
     def load(self, service: ServiceConfig, old: Backend | None = None) -> Backend:
-        """Load a version and warm it up; beside the one that answers, if there is one.
+        """Load a version and warm it up, beside the version that answers if there is one.
 
         Raises:
-            Exception: Whatever the model raises; on every rank of the replica, if on one.
+            Exception: Any exception of the model; on every rank of the replica, if on one.
         """
         limit_threads(service.threads)
         shared = self._comm if service.tensor_parallel > 1 else None
@@ -70,7 +70,7 @@ class Loader:
         return warmup.backend
 
     def _looked_at(self, service: ServiceConfig, shared: MPI.Comm | None) -> Warmup:
-        """Load and look at a model, on all ranks or on none."""
+        """Load and examine a model, on all ranks or on none."""
         if shared is None:
             return self._make(service, shared)
         warmup, wrong, cause = None, "", None
@@ -87,7 +87,7 @@ class Loader:
         raise FailedTogetherError(Code.EMODEL, wrong) from cause
 
     def _make(self, service: ServiceConfig, shared: MPI.Comm | None) -> Warmup:
-        """Do this rank's part, which waits for no other rank but in the model's own calls."""
+        """Load and examine this rank's part; only the model's own calls wait for other ranks."""
         backend = backends.create(service, self._comm, self._local_rank)
         try:
             backend.load()
@@ -101,7 +101,7 @@ class Loader:
 
 
 def engine_of(backend: Backend) -> str:
-    """Name what runs a model, which a class of the user's says."""
+    """Return the engine of a backend, which may be a class of the user."""
     try:
         return one_line(backend.engine)
     except BaseException:

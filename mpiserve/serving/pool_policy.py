@@ -1,4 +1,4 @@
-"""Which rank of an adaptive pool holds the models of which services: decided here, done elsewhere.
+"""Decide which ranks of an adaptive pool hold the models of which services.
 
 No MPI and no clock: what is measured and the time are passed in, so the same measurements
 give the same moves.
@@ -18,12 +18,12 @@ AGAIN = 20  # times least_s, after which a rank is asked again to load what it c
 
 
 class Report(NamedTuple):
-    """What a rank has measured over an interval, for each service of the pool.
+    """The measurements of a rank over an interval, for each service of the pool.
 
     Attributes:
         seconds: The length of the interval.
-        busy: Seconds that it computed.
-        rows: That it answered.
+        busy: Seconds that the rank computed.
+        rows: Rows that it answered.
         waiting: Rows that waited at it, on average.
     """
 
@@ -37,11 +37,11 @@ class Move(NamedTuple):
     """A rank gives one service up and takes another one.
 
     Attributes:
-        rank: Of the pool.
-        gives: Position of a service in the pool; -1: there is room without that.
-        takes: Position of another one.
-        loads: Of each service, ranks that its work would keep busy for each that holds it.
-        rest: What the load of `gives` will be.
+        rank: The rank in the pool.
+        gives: Position in the pool of the service to give up; -1 if the rank has room for both.
+        takes: Position in the pool of the service to take.
+        loads: The load of each service: ranks that it would keep busy, for each rank that holds it.
+        rest: The load of `gives` after the move.
     """
 
     rank: int
@@ -52,12 +52,12 @@ class Move(NamedTuple):
 
 
 def first_holders(able: Sequence[set[int]], loaded: int, services: int) -> list[set[int]]:
-    """Share the services out at start: each to some rank if that can be, round and round.
+    """Assign the services to ranks at start, in turn; each to at least one rank if possible.
 
     Args:
         able: The services that each rank can load.
-        loaded: That a rank holds at a time.
-        services: Their number.
+        loaded: The number of services that a rank holds at a time.
+        services: The number of services.
     """
     holders: list[list[int]] = [[] for _ in able]
     for service in range(services):
@@ -74,7 +74,7 @@ def first_holders(able: Sequence[set[int]], loaded: int, services: int) -> list[
 def _place(
     service: int, holders: list[list[int]], able: Sequence[set[int]], loaded: int, tried: set[int]
 ) -> bool:
-    """Find a rank for a service, and if need be another one for a service that is there."""
+    """Find a rank for a service; if none has room, move another service to another rank."""
     ranks = [rank for rank in range(len(able)) if service in able[rank]]
     # The rank whose turn it is, as long as all can load all.
     for rank in sorted(ranks, key=lambda rank: (rank != service // loaded, rank)):
@@ -102,9 +102,9 @@ class Policy:
     keeps it.
 
     Args:
-        settings: Of the pool.
+        settings: The settings of the pool.
         able: The services that each rank can load.
-        holds: Those that it holds.
+        holds: The services that each rank holds.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class Policy:
         self._failed: dict[tuple[int, int], float] = {}  # rank and service: when to try again
 
     def see(self, rank: int, report: Report) -> None:
-        """Take what a rank has measured."""
+        """Add the measurements of a rank."""
         for s in self._services:
             if report.rows[s] > 0:
                 cost = report.busy[s] / report.rows[s]
@@ -131,10 +131,10 @@ class Policy:
             _smooth(self._waiting[rank], s, report.waiting[s])
 
     def decide(self, now: float) -> Move | None:
-        """Give the move that helps most, if one is worth it; nothing moves until `moved`.
+        """Return the move that helps most, if one is worth it; then none until `moved` is called.
 
         Args:
-            now: In seconds, of any clock that goes on.
+            now: The time in seconds, of any steady clock.
         """
         if self._moving or now < self._next:
             return None
@@ -147,7 +147,7 @@ class Policy:
         return None
 
     def moved(self, move: Move, holds: set[int], now: float) -> None:
-        """Take what the rank holds after a move, done or not."""
+        """Record the services that the rank holds after a move, whether it succeeded or not."""
         self._moving = False
         self._next = now + self._settings.least_s
         self.holds[move.rank] = set(holds)
@@ -164,7 +164,7 @@ class Policy:
         return sum(busy[service] for busy in self._busy) + waiting / self._settings.interval_s
 
     def _load(self, service: int, less: int = 0) -> float:
-        """The load with so many ranks less; the last one keeps it."""
+        """Return the load if `less` ranks gave the service up; infinity if none would hold it."""
         ranks = self._holders(service) - less
         return self._demand(service) / ranks if ranks > 0 else float("inf")
 
@@ -183,7 +183,7 @@ class Policy:
         return found
 
     def _others(self, move: Move) -> float:
-        """How busy the rank is with what it keeps."""
+        """Return how busy the rank is with the services that it keeps."""
         return sum(self._busy[move.rank][s] for s in self.holds[move.rank] if s != move.gives)
 
 

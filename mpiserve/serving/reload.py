@@ -1,4 +1,4 @@
-"""Another version of a model in place of the one that answers, while requests come in."""
+"""Replace the version of a model while requests come in."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Change(IntEnum):
-    """What a client asks of a head; mpiserve_change of mpiserve.h."""
+    """The kind of a change; the values of mpiserve_change in mpiserve.h."""
 
     LOAD = 1
     SWAP = 2
@@ -26,7 +26,7 @@ class Change(IntEnum):
 
 
 class ChangeRequest(NamedTuple):
-    """A change that a client asks for: of which service, the world rank that asks, a version."""
+    """A request for a change: the service, the kind, the world rank of the client, a version."""
 
     service: int
     change: int
@@ -35,10 +35,10 @@ class ChangeRequest(NamedTuple):
 
 
 class Versions:
-    """The version of a model that is to answer next, on this rank; it may be there already.
+    """Loads the next version of a model on this rank, and switches to it.
 
     Args:
-        model: Whose version changes.
+        model: The model whose version changes.
     """
 
     def __init__(self, model: ServedModel) -> None:
@@ -66,25 +66,25 @@ class Versions:
         self._next = wanted, self._fresh(wanted) if beside else None
 
     def swap(self) -> None:
-        """Answer with what was loaded."""
+        """Answer with the version that was loaded."""
         if self._next is None:
             raise Error(Code.ESTATE, "no version was loaded that could take over")
         (wanted, backend), self._next = self._next, None
         self._model.put(backend or self._in_place(wanted), wanted)
 
     def drop(self) -> None:
-        """Let go of what was loaded, if there is anything."""
+        """Close the version that was loaded, if there is one."""
         if self._next and self._next[1]:
             self._model.let_go(self._next[1])
         self._next = None
 
     def unload(self) -> None:
-        """Let the model go."""
+        """Close the model."""
         self.drop()
         self._model.unload()
 
     def _in_place(self, wanted: ServiceConfig) -> Backend:
-        """Load a version where the one before was; go back to that if it fails."""
+        """Unload the current version and load another; load the current one again if that fails."""
         self._model.unload()
         try:
             return self._fresh(wanted)
@@ -103,11 +103,11 @@ class Versions:
 
 
 class Changes:
-    """Makes the changes of a model that clients ask for, one after the other.
+    """Makes the changes of a model that clients request, one at a time.
 
     Args:
-        lib: Of this rank.
-        model: What changes.
+        lib: The session handle of this rank.
+        model: The model to change.
     """
 
     def __init__(self, lib: core.Session, model: ServedModel) -> None:
@@ -122,11 +122,11 @@ class Changes:
 
     @property
     def open(self) -> bool:
-        """Whether a client has begun to change the version, and has not ended it."""
+        """Whether a client's change of the version has begun and not ended."""
         return self._thread is not None or self._waiting or self._owner != -1
 
     def begin(self, request: ChangeRequest) -> None:
-        """Make the change that a client asks for, or begin with it."""
+        """Make the change that a client requests, or begin it."""
         self._request = request
         if self._owner not in (-1, request.client):
             self._refuse(request)
@@ -140,7 +140,7 @@ class Changes:
             self._finish()
 
     def look(self) -> None:
-        """End the change that was begun, if its thread is done, or the model idle at last."""
+        """End the change that was begun, if its thread has ended or the model is idle."""
         if self._thread and not self._thread.is_alive():
             self._thread = None
             self._finish()
@@ -157,7 +157,7 @@ class Changes:
             check_interrupt()
 
     def _refuse(self, request: ChangeRequest) -> None:
-        # Who was refused lets go of what it has not got.
+        # A client that was refused drops a version that this rank never loaded for it.
         code = Code.OK if request.change == Change.DROP else Code.ESTATE
         text = f"rank {self._owner} is changing the version of this service"
         self._lib.change_reply(request.service, code, text)

@@ -1,4 +1,4 @@
-"""One model's life on an inference rank: load, publish, run, answer, change, let go."""
+"""Load, publish, run, change and close one model on an inference rank, and answer its batches."""
 
 from __future__ import annotations
 
@@ -43,22 +43,22 @@ Outcome = Sequence[np.ndarray] | BaseException | None
 class ServedModel:
     """The model of one service, on one rank of a replica.
 
-    The rank's `Worker` leads it.
+    The rank's `Worker` calls it.
 
     Attributes:
         index: Which of the services of this rank it is: 0, 1, ...
         configured: The service's table, as it is written in the configuration.
-        current: The same for the version that answers.
-        backend: What runs the model.
+        current: The same table for the version that answers.
+        backend: The backend that runs the model.
         native: Whether the broker answers, in C.
-        changes: What clients ask of it besides rows.
-        follower: Follows the head of the replica, on its other ranks.
+        changes: Handles requests to change the model.
+        follower: On the other ranks of the replica: follows its head.
         failed: Whether the model could not be loaded. The rank then stays, so that
             the world can close, and every call of a client is an error.
-        suspended: Whether this rank of an adaptive pool has given it up for another one.
-        batches: How many it has answered, or taken.
-        rows: Of these.
-        seconds: That it has worked.
+        suspended: Whether this rank of an adaptive pool has unloaded it for another model.
+        batches: Batches answered or held so far.
+        rows: Rows in them.
+        seconds: Seconds spent on them.
     """
 
     def __init__(
@@ -90,7 +90,6 @@ class ServedModel:
         self._stepper: Stepper | None = None
         self._room = True  # as the broker was told
         self._engine = ""  # of the model that answers, once it is loaded
-        self._began = 0.0  # with a batch
         self._failures = Failures(self.name)
         self._splitter = Splitter(lib, self._run_rows, self._report)
         self._alone: notices.Alone | None = notices.Alone(
@@ -101,7 +100,11 @@ class ServedModel:
     # ---- start and end
 
     def prepare(self) -> dict[str, Any]:
-        """Load the model and warm it up; give what is to be published of it: ready, or why not."""
+        """Load the model and warm it up.
+
+        Returns:
+            The description to publish: of the service, or of the error.
+        """
         begin, wrong = time.monotonic(), ""
         try:
             with notices.loading(self.name()):
@@ -155,7 +158,7 @@ class ServedModel:
             self._agree_rows()
 
     def close(self) -> None:
-        """Let the followers go, the model, and what it needed; called once, at the end.
+        """Stop the followers and close the model; called once, at the end.
 
         Raises:
             PeerError: If a follower is gone.
@@ -194,12 +197,12 @@ class ServedModel:
 
     @property
     def busy(self) -> bool:
-        """Whether there is something to go on with, so that it must not wait for requests."""
+        """Whether the model has work left, so that the worker must not wait for requests."""
         return self._stepper is not None and self._stepper.busy
 
     @property
     def idle(self) -> bool:
-        """Whether every request that the model took has its answer."""
+        """Whether every request that the model holds has been answered."""
         return self._stepper is None or self._stepper.idle
 
     @property
@@ -219,7 +222,7 @@ class ServedModel:
         return self._comm if self._comm is not None and self.service.tensor_parallel > 1 else None
 
     def _note(self, remark: str) -> None:
-        """Log what is to be known of a model, once for all replicas and versions."""
+        """Log a remark about the model, once for all replicas and versions."""
         first = not self.assignment.replica and not self.assignment.tp_index
         if remark not in self._remarks and first:
             logger.warning("service %s: %s", self.service.name, remark)
@@ -228,18 +231,26 @@ class ServedModel:
     # ---- batches
 
     def update_room(self) -> None:
-        """Have requests wait in the queue while the model has no room for more."""
+        """Keep requests in the queue while the model has no room for more."""
         room = self._stepper is None or self._stepper.room
         if room != self._room:
             self._room = room
             self._lib.set_room(self.index, room)
 
     def run(self, batch: core.Batch) -> Outcome:
-        """Run the model on a batch: outputs, or what it raised.
+        """Run the model on a batch.
 
-        A model that works in steps takes the requests, and `go_on` answers them: None.
+        Returns:
+            The outputs, or the exception that the model raised. None if the model works in steps:
+            it holds the requests, and `go_on` answers them.
         """
-        self._began = time.monotonic()
+        begin = time.monotonic()
+        try:
+            return self._run(batch)
+        finally:
+            self.seconds += time.monotonic() - begin
+
+    def _run(self, batch: core.Batch) -> Outcome:
         if self._stepper:
             self._stepper.take(batch)
             return None
@@ -251,17 +262,18 @@ class ServedModel:
             return error
 
     def answer(self, batch: core.Batch, outcome: Outcome) -> None:
-        """Reply to a batch that was run; an exception is the reply to who caused it."""
+        """Reply to a batch that was run, with its outputs or with an error."""
+        begin = time.monotonic()
         if isinstance(outcome, BaseException):
             self._fail(batch, self._report(outcome))
         elif outcome is not None:
             self._lib.reply(outcome)
         self.batches += 1
         self.rows += batch.rows
-        self.seconds += time.monotonic() - self._began
+        self.seconds += time.monotonic() - begin
 
     def go_on(self) -> None:
-        """Take one step with what was begun, if the model works in steps."""
+        """Run one step on the held requests, if the model works in steps."""
         if self._stepper:
             begin, busy = time.monotonic(), self.busy
             self._stepper.go_on()
@@ -296,7 +308,7 @@ class ServedModel:
         return self.backend.run_batch(inputs, outputs, done)
 
     def _given(self, inputs: Arrays) -> Arrays:
-        """Copies, if the model needs some; ranks that run it together make their own."""
+        """Copy the inputs if the model needs copies; ranks that run it together make their own."""
         return inputs if self._head else self.backend.given(inputs)
 
     def _run_part(self, inputs: Arrays) -> list[Any]:
@@ -318,12 +330,12 @@ class ServedModel:
         return [checked(array, tensor, dtype, rows) for array, tensor, dtype in expected]
 
     def _report(self, error: BaseException) -> str:
-        """Log a failure of a batch, and put it into one line."""
+        """Log a failure of a batch, and describe it in one line."""
         text = self._failures.once(error)
         return text + READ_ONLY if isinstance(error, ValueError) and "read-only" in text else text
 
     def _fail(self, batch: core.Batch, text: str) -> None:
-        """Answer a batch that failed: with what is right for each request, or the error."""
+        """Answer a batch that failed: rerun it in halves, or send the error to all its requests."""
         split = self.service.split_failed and batch.requests > 1 and not self.broken
         if not (split and self._splitter.split(batch)):
             self._lib.fail_batch(Code.EMODEL, text)
@@ -352,9 +364,10 @@ class ServedModel:
         return backend
 
     def put(self, backend: Backend, version: ServiceConfig) -> None:
-        """Answer with another backend, between two batches, while no request is held."""
+        """Replace the backend, between two batches, while no request is held."""
         self._leave()
         self.backend, old = backend, self.backend
+        self.current = version
         self._engine, self.native = engine_of(backend), backend.native
         self._agree_rows()
         if backend.steps and old.steps:
@@ -367,10 +380,9 @@ class ServedModel:
         gc.collect()  # models are full of circles
         if not self.suspended:
             logger.info("%s answers now", self.name())
-        self.current = version
 
     def unload(self) -> None:
-        """Let the model go; every batch is an error from then on."""
+        """Close the model; every batch is an error from then on."""
         self.put(Unloaded(self.current), self.current)
 
     def change_followers(self, change: int, version: str) -> None:
@@ -379,11 +391,11 @@ class ServedModel:
             self._head.change(change, version)
 
     def let_go(self, backend: Backend) -> None:
-        """Close a model, which keeps nobody from an answer if it raises."""
+        """Close a model; log its exception, so that requests are still answered."""
         self._failures.attempt("could not close a model", backend.close)
 
     def _stepper_of(self, backend: Backend) -> Stepper | None:
-        """Make what leads a model that works in steps; several ranks run batches alone."""
+        """Make the stepper of a model that works in steps; several ranks run whole batches only."""
         if not backend.steps or self._shared:
             return None
         return Stepper(self._lib, backend.steps, self._finished, self._report)
@@ -392,7 +404,7 @@ class ServedModel:
         return "together" if self.backend.together else "independent"
 
     def _agree_rows(self) -> None:
-        """Batch as the model that answers needs it, which may be of another kind than the first."""
+        """Tell the broker whether the new model takes rows together, if that has changed."""
         kind = self._kind_of_rows()
         if isinstance(self.backend, Absent) or not self._announced or kind == self._kind:
             return
@@ -403,13 +415,13 @@ class ServedModel:
     # ---- in an adaptive pool
 
     def suspend(self) -> None:
-        """Let the model go, until `resume`; nothing is to be under way."""
+        """Close the model until `resume`; no request may be held."""
         self.suspended = True
         if not isinstance(self.backend, Unloaded):
             self.put(Suspended(self.current), self.current)
 
     def load_again(self) -> Backend:
-        """Load the version that answers elsewhere; in any thread, and nothing is changed here.
+        """Load the version that other ranks answer with, in any thread; change nothing here.
 
         Raises:
             Exception: Whatever the model raises.
@@ -419,11 +431,11 @@ class ServedModel:
         return self._loader.load(self.current)
 
     def resume(self, backend: Backend) -> None:
-        """Answer with what `load_again` gave."""
+        """Answer with the backend that `load_again` returned."""
         self.suspended = False
         self.put(backend, self.current)
 
 
 def signature(tensor: TensorConfig) -> Tensor:
-    """A tensor as the broker publishes it."""
+    """Describe a tensor as the broker publishes it."""
     return Tensor(tensor.name, tensor.dtype, tensor.shape)

@@ -1,7 +1,7 @@
-"""The ranks of one replica that run a model together: the head and its followers.
+"""Run a model on the ranks of one replica together: the head and its followers.
 
-The head hands each batch to the others by MPI, all run their part of the model, each in a
-thread of its own, and the head learns how it ended. So a rank that fails, or is stuck in
+The head broadcasts each batch to its followers by MPI. Every rank runs its part of the model in a
+thread, and the followers report the outcome to the head. So a rank that fails, or is stuck in
 a collective of the model because another one failed, still answers.
 """
 
@@ -25,9 +25,9 @@ from mpiserve.mpi.requests import LONGEST, SHORTEST, TEXT, Pause, complete
 if TYPE_CHECKING:
     from mpiserve._lib import core
 
-ORDER, OUTCOME, ALIVE = 1, 2, 3  # tags
+COMMAND, OUTCOME, ALIVE = 1, 2, 3  # tags
 KNOWN = 16  # numbers of rows whose arrays are kept
-RUN, GIVE_UP, STOP, CHANGE = 1, 2, 3, 4  # what the head orders
+RUN, GIVE_UP, STOP, CHANGE = 1, 2, 3, 4  # the commands of the head
 LATE = 5.0  # seconds that the others have when one rank has failed
 
 Arrays = tuple[np.ndarray, ...]
@@ -35,7 +35,7 @@ Run = Callable[[Arrays], Any]
 
 
 class Outcome(NamedTuple):
-    """How a rank's part of a batch ended: a result, or the exception."""
+    """The outcome of a rank's part of a batch: a result, or an exception."""
 
     result: Any = None
     error: BaseException | None = None
@@ -44,8 +44,8 @@ class Outcome(NamedTuple):
 class Part:
     """Runs one rank's part of a batch in a thread, which may get stuck.
 
-    A collective of the model cannot be interrupted. The thread is a daemon, so that one
-    which waits for a rank that is gone keeps nobody from leaving.
+    A collective of the model cannot be interrupted. The thread is a daemon, so that the process
+    can end while the thread waits for a rank that is gone.
     """
 
     def __init__(self, run: Run) -> None:
@@ -72,20 +72,20 @@ class Part:
                 self._outcome = Outcome(result=self._run(inputs))
             except BaseException as error:
                 self._outcome = Outcome(error=error)
-            if os.getpid() != self._process:  # a child of the model's came out of it: no rank
+            if os.getpid() != self._process:  # a child that the model forked: it is no rank
                 os._exit(int(self._outcome.error is not None))
             self._ended.set()
 
 
 class Team:
-    """What head and followers share: their communicator, and the parts of a batch.
+    """The base of head and follower: the communicator, and this rank's part of a batch.
 
     Args:
-        lib: Of this rank.
+        lib: The session handle of this rank.
         comm: The ranks of the replica; the head is rank 0.
         run: Runs this rank's part of a batch on its inputs.
-        make: Makes arrays for the inputs of so many rows.
-        seconds: After which a rank that does not answer is given up.
+        make: Makes arrays for the inputs of a number of rows.
+        seconds: The time-out for an answer of a rank.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class Team:
 
     @contextmanager
     def mpi(self) -> Iterator[None]:
-        """Keep the broker thread out of MPI meanwhile."""
+        """Keep the broker thread out of MPI in this context."""
         self.lib.mpi_take()
         try:
             yield
@@ -114,7 +114,7 @@ class Team:
             self.lib.mpi_give()
 
     def arrays(self, rows: int) -> Arrays:
-        """Find this rank's own memory for the inputs of a batch."""
+        """Return this rank's own memory for the inputs of a batch."""
         if rows not in self._known:
             self._known = self._known if len(self._known) < KNOWN else {}
             self._known[rows] = self._make(rows)
@@ -129,7 +129,7 @@ class Team:
 
 
 class Head(Team):
-    """Leads its followers through each batch."""
+    """Sends each batch and change to the followers, and collects their outcomes."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -139,7 +139,7 @@ class Head(Team):
     def run(self, batch: Arrays) -> Any:
         """Run a batch on all ranks.
 
-        A part that is given up may still read its inputs: it gets a copy, as the others do.
+        A part that timed out may still read its inputs, so it gets a copy, as the followers do.
 
         Raises:
             ModelError: If a part failed. When the ranks cannot have stayed in step,
@@ -149,7 +149,7 @@ class Head(Team):
             raise ModelError(Code.EMODEL, self.broken)
         try:
             return self._run(batch)
-        except MPI.Exception as error:  # of a rank that is gone, where MPI says so
+        except MPI.Exception as error:  # a rank is gone, and this MPI reports it
             self._break(str(error))
 
     def _run(self, batch: Arrays) -> Any:
@@ -157,9 +157,9 @@ class Head(Team):
         inputs = self.arrays(len(batch[0]))
         for mine, array in zip(inputs, batch, strict=True):
             mine[:] = array
-        self._order(RUN, len(batch[0]))
+        self._send(RUN, len(batch[0]))
         if not self.spread(inputs):
-            self._break(f"a rank did not take a batch within {self.seconds:g} s")
+            self._break(f"a rank did not receive a batch within {self.seconds:g} s")
         self.part.start(inputs)
         ended, texts = self._wait()
         if ended and len(texts) == len(self._followers):
@@ -177,20 +177,20 @@ class Head(Team):
         """
         if self.broken:
             raise ModelError(Code.EMODEL, self.broken)
-        self._order(CHANGE, what)
+        self._send(CHANGE, what)
         text = np.zeros(TEXT, np.uint8)
         data = version.encode()[:TEXT]
         text[: len(data)] = np.frombuffer(data, np.uint8)
         if not self.spread((text,)):
-            self._break(f"a rank did not take an order within {self.seconds:g} s")
+            self._break(f"a rank did not receive a change within {self.seconds:g} s")
 
     def stop(self) -> None:
-        """Let the followers leave.
+        """Stop the followers.
 
         Raises:
             PeerError: If one is gone: the world cannot be closed without it.
         """
-        self._order(STOP)
+        self._send(STOP)
         end, silent = time.monotonic() + LATE, set(self._followers if self.broken else ())
         while silent:
             silent -= {rank for rank in silent if self._alive(rank)}
@@ -199,27 +199,27 @@ class Head(Team):
             time.sleep(LONGEST)
 
     def _alive(self, rank: int) -> bool:
-        """Tell whether a rank that was given up has said that it knows."""
+        """Return whether a rank has confirmed that it was given up."""
         with suppress(MPI.Exception), self.mpi():
             return self.comm.Iprobe(source=rank, tag=ALIVE)
         return False
 
-    def _order(self, what: int, rows: int = 0) -> None:
+    def _send(self, what: int, rows: int = 0) -> None:
         message = np.array([what, self._sequence, rows], np.int64)
         with self.mpi():
             for rank in self._followers:
                 # Small enough to be sent at once whatever the receiver does.
-                self.comm.Isend(message, dest=rank, tag=ORDER).Free()
+                self.comm.Isend(message, dest=rank, tag=COMMAND).Free()
             self._last = message  # the memory of what may be on its way
 
     def _break(self, text: str) -> NoReturn:
         self.broken = f"the replica of {self.comm.size} ranks is out of step: {text}"
         with suppress(MPI.Exception):  # the rank that broke it may be gone
-            self._order(GIVE_UP)
+            self._send(GIVE_UP)
         raise ModelError(Code.EMODEL, self.broken)
 
     def _wait(self) -> tuple[Outcome | None, dict[int, str]]:
-        """Wait for all parts; if one has failed, for the others a moment only."""
+        """Wait for all parts; after a failure, at most `LATE` seconds for the others."""
         texts: dict[int, str] = {}
         limit, bad = time.monotonic() + self.seconds, False
         step = SHORTEST
@@ -235,7 +235,7 @@ class Head(Team):
                 return mine, texts
 
     def _outcomes(self) -> dict[int, str]:
-        """Receive what followers say, of this batch."""
+        """Receive the outcomes of followers for this batch."""
         texts = {}
         message, status = np.zeros(8 + TEXT, np.uint8), MPI.Status()
         with self.mpi():
@@ -250,13 +250,13 @@ class Head(Team):
 
 
 def _gone(rank: int) -> PeerError:
-    """Make the error of a rank that says nothing: killed, or stuck where nobody reaches it."""
+    """Make the error of a rank that does not answer: it was killed, or is stuck."""
     text = f"tensor-parallel rank {rank} of this replica is gone, without which nobody can close"
     return PeerError(Code.EPEER, text)
 
 
 def _differ(mine: Outcome | None, texts: dict[int, str]) -> str:
-    """Name the rank that began it."""
+    """Name the rank that failed first."""
     for rank, text in texts.items():
         if text:
             return f"tensor-parallel rank {rank}: {text}"
@@ -266,10 +266,10 @@ def _differ(mine: Outcome | None, texts: dict[int, str]) -> str:
 
 
 class Follower(Team):
-    """Follows the head's orders until every simulation rank has left.
+    """Follows the head's commands until every simulation rank has left.
 
     Args:
-        change: Changes this rank's model as the head says; fails as the other ranks do.
+        change: Changes this rank's model as the head commands; fails if the other ranks fail.
     """
 
     def __init__(
@@ -285,42 +285,42 @@ class Follower(Team):
         self._pause = Pause()
 
     def step(self) -> bool:
-        """Look once at all that may have happened.
+        """Check once for clients that leave, commands of the head and the end of a batch.
 
         Returns:
-            False when there is nothing more to follow.
+            False when the head has stopped this rank and every simulation rank has left.
 
         Raises:
             PeerError: If the head is gone.
         """
         if not self._closed:
             self._look_at_clients()
-        if self.comm.Iprobe(source=0, tag=ORDER):
+        if self.comm.Iprobe(source=0, tag=COMMAND):
             self._pause.reset()
-            self._obey()
+            self._receive()
         if not self._running:
             self._pause()
         elif outcome := self.part.wait(LONGEST):
             self._running = False
             self._pause.reset()
-            self._tell(outcome)
+            self._report(outcome)
         if self._closed and not self._stopped and time.monotonic() > self._limit:
             raise _gone(0)
         return not (self._stopped and self._closed)
 
     def _look_at_clients(self) -> None:
-        """They ask the head alone, but tell every inference rank that they leave."""
+        """See whether all clients have left: each tells every inference rank, not only the head."""
         try:
             self.lib.next_batch(0.0)
         except ClosedError:
             self._closed = True
-            # Of the head, which may be busy with a last batch.
+            # The head may be busy with a last batch.
             self._limit = time.monotonic() + self.seconds + 3 * LATE
 
-    def _obey(self) -> None:
-        order = np.zeros(3, np.int64)
-        self.comm.Recv(order, source=0, tag=ORDER)
-        what, self._sequence, rows = map(int, order)
+    def _receive(self) -> None:
+        command = np.zeros(3, np.int64)
+        self.comm.Recv(command, source=0, tag=COMMAND)
+        what, self._sequence, rows = map(int, command)
         if what == STOP:
             self._stopped = True
         elif what == GIVE_UP:
@@ -343,9 +343,9 @@ class Follower(Team):
         if self.spread((text,)):
             self._change(what, text.tobytes().rstrip(b"\0").decode())
         else:
-            self.broken = "the head went away in the middle of an order"
+            self.broken = "the head went away in the middle of a change"
 
-    def _tell(self, outcome: Outcome) -> None:
+    def _report(self, outcome: Outcome) -> None:
         message = np.zeros(8 + TEXT, np.uint8)
         message[:8].view(np.int64)[0] = self._sequence
         if outcome.error is not None:

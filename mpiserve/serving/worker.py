@@ -1,4 +1,4 @@
-"""One inference rank at work: the loop that leads its models."""
+"""Serve the models of one inference rank: receive requests, run batches, answer."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class Worker:
     A model that cannot be loaded fails its own service only.
 
     Args:
-        lib: Of this rank.
-        assignment: What the rank serves.
+        lib: The session handle of this rank.
+        assignment: The services of this rank.
         comm: The ranks of its replica.
         local_rank: Position among the inference ranks of this node.
         pool: The ranks of its adaptive pool, if it is of one.
@@ -59,7 +59,7 @@ class Worker:
         self._silence = notices.Silence(lib)
 
     def serve(self, watch: Callable[[], None] | None = None) -> None:
-        """Load, announce, and answer until every simulation rank has left.
+        """Load the models, publish the services, and answer until every simulation rank has left.
 
         Args:
             watch: Called after every step, at least a few times a second.
@@ -75,7 +75,7 @@ class Worker:
         self._end()
 
     def start(self) -> None:
-        """Load the models and warm them up, announce the services: ready, or why not."""
+        """Load the models and warm them up; publish each service, or the error of its model."""
         descriptions = self._prepare()
         with notices.publishing():
             self._lib.publish(*descriptions)
@@ -85,38 +85,46 @@ class Worker:
             model.enter()
 
     def step(self, timeout: float = IDLE) -> bool:
-        """Answer one batch, or wait for one in vain; go on with what runs in steps.
+        """Answer one batch, or time out; then advance models that run in steps.
 
         Returns:
             False when every simulation rank has left.
         """
+        busy = self._update_room()
         try:
-            batch = self._hear(timeout)
+            batch = self._receive(0.0 if busy else timeout)
         except ClosedError:
             return False
         if batch is not None:
+            if self._pool:
+                self._pool.sample()
             model = self.models[batch.service]
             model.answer(batch, model.run(batch))
+        elif not busy:
+            self._silence.look()
         for model in self.models:
             model.go_on()
-        self._look_after(batch)
+        self._look_after()
         return True
 
-    def _hear(self, timeout: float) -> core.Batch | None:
-        """Hear clients, and form a batch of what they ask; begin a change that they ask for."""
-        busy = False
+    def _update_room(self) -> bool:
+        """Tell the broker which models have room for requests.
+
+        Returns:
+            Whether a model has work left.
+        """
         for model in self.models:
             model.update_room()
-            busy = busy or model.busy
-        batch = None
+        return any(model.busy for model in self.models)
+
+    def _receive(self, timeout: float) -> core.Batch | None:
+        """Receive requests and form a batch; start a model change if a client requests one."""
         try:
-            batch = self._next_batch(0.0 if busy else timeout)
+            return self._next_batch(timeout)
         except ChangeError:
             request = ChangeRequest(*self._lib.change_get())
             self.models[request.service].changes.begin(request)
-        if batch is None and not busy:
-            self._silence.look()
-        return batch
+            return None
 
     def _next_batch(self, timeout: float) -> core.Batch | None:
         if self._pool:
@@ -126,15 +134,15 @@ class Worker:
         self._lib.serve_echo(timeout)
         return None
 
-    def _look_after(self, batch: core.Batch | None) -> None:
-        """See whether changes that were begun can end; whether this rank is to move."""
+    def _look_after(self) -> None:
+        """End model changes that are done; move models between the ranks of a pool."""
         for model in self.models:
             model.changes.look()
         if self._pool:
-            self._pool.look(batch)
+            self._pool.look()
 
     def _prepare(self) -> list[dict[str, Any]]:
-        """Load the models; give what is to be published of each service."""
+        """Load the models; return the description of each service to publish."""
         if self._pool:
             return self._pool.prepare()
         return [model.prepare() for model in self.models]
@@ -156,7 +164,7 @@ class Worker:
         return bool(self._pool and self._pool.broken) or any(m.broken for m in self.models)
 
     def summary(self) -> str:
-        """Say in one line what this rank has done."""
+        """Summarize in one line what this rank has done."""
         counters = self._lib.counters()
         if len(self.models) == 1:
             return notices.summary(self.models[0].name(), counters)
@@ -167,7 +175,7 @@ class Worker:
 
 
 def refuse(lib: core.Session, name: str, error: Error) -> None:
-    """Announce that this rank can serve nothing, and stay until everybody has left."""
+    """Publish an error as the service, and stay until every simulation rank has left."""
     lib.publish({"name": name, "error_code": int(error.code), "error_text": error.text})
     while True:
         try:

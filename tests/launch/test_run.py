@@ -105,6 +105,28 @@ def test_a_rank_that_raises_ends_the_others(mpiexec, tmp_path):
     assert all("rank 1" in line and "the flame went out" in line for line in got)
 
 
+ASKS_FOR_NO_SERVICE = """\
+import mpiserve
+import numpy as np
+
+with mpiserve.open() as session:
+    twice = session.service("twice")
+    if session.comm.rank == 1:
+        session.service("nope")
+    while True:
+        twice(np.ones((2, 3), np.float32))
+"""
+
+
+def test_the_error_of_another_rank_names_the_line_of_the_script(mpiexec, tmp_path):
+    write(tmp_path, ASKS_FOR_NO_SERVICE)
+    done = mpiexec(["-n", 3, *RUN, "c.toml", "sim.py"])
+    assert done.returncode not in (0, 124)
+    (error,) = [line for line in lines(done.stderr) if "rank 0: ended, because" in line]
+    assert "rank 1" in error
+    assert error.endswith("(sim.py:7)")
+
+
 def test_ranks_that_wait_for_a_failed_one_are_aborted(mpiexec, tmp_path):
     write(tmp_path, RAISES_WHILE_OTHERS_WAIT)
     done = mpiexec(["-n", 3, *RUN, "c.toml", "sim.py"], env={"MPISERVE_GRACE": "1"})

@@ -12,6 +12,8 @@ from mpi.test_held import asked, countdown
 
 from mpiserve import ModelError
 
+pytestmark = pytest.mark.every_mpi
+
 SETTLE, COUNT = 0.7, 0.4  # seconds
 FACTORS = {"a": 3.0, "b": 5.0, "c": 7.0}
 MOVES = re.compile(r"moves of the pool: (\d+)")  # in the log of the rank that decides
@@ -122,7 +124,7 @@ def test_a_rank_that_cannot_load_goes_back_to_what_it_had(world, caplog):
 
 @WORLD
 @pytest.mark.timeout(60)
-def test_a_version_is_remembered_where_the_service_rests(world):
+def test_a_version_is_remembered_where_the_service_is_suspended(world):
     def simulate(session):
         a = session.service("a")
         nap = np.full((1, 1), NAP, np.float32)

@@ -8,6 +8,8 @@ import pytest
 from mpi.coupling import INFERENCE, couple, numbers, python, scaling, tensor, total
 from mpi4py.MPI import MAX
 
+pytestmark = pytest.mark.every_mpi
+
 TRANSPORT = os.environ.get("MPISERVE_TRANSPORT", "shared")
 ROW = 0.005  # seconds, of the fast replica
 SLOWER = 5.0

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from mpi.coupling import INFERENCE, SIMULATION, couple, numbers, python, scaling, tensor, total
 
+pytestmark = pytest.mark.every_mpi
+
 TRANSPORT = os.environ.get("MPISERVE_TRANSPORT", "shared")
 COMPUTING = 1.0  # seconds without a call of the library
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from argparse import Namespace
 from collections import Counter
 from pathlib import Path
@@ -46,11 +47,14 @@ def test_one_mpi_runs_all(transports):
     assert {transport for *_, transport in runs} == set(transports)
 
 
-def test_a_module_that_asks_for_the_mpi_is_run_by_every_mpi():
-    asking = [path for path in TESTS.glob("*/test_*.py") if "is_mpich()" in path.read_text()]
-    assert len(asking) > 6
+@pytest.mark.parametrize(("asks", "least"), [(r"is_mpich\(\)", 6), (r"\bTRANSPORT\b [!=]=", 2)])
+def test_a_module_that_asks_for_the_mpi_or_transport_is_run_by_every_mpi(asks, least):
+    """And so with both transports: see above."""
+    mpi_tests = [path for path in TESTS.glob("*/test_*.py") if path.parent.name != "unit"]
+    asking = [path for path in mpi_tests if re.search(asks, path.read_text())]
+    assert len(asking) >= least
     for path in asking:
-        assert path == Path(__file__) or "pytest.mark.every_mpi" in path.read_text(), path.name
+        assert "pytest.mark.every_mpi" in path.read_text(), path.name
 
 
 @pytest.mark.parametrize(("keyword", "failures"), [("", ["c: nothing was run"]), ("none", [])])

@@ -114,9 +114,16 @@ def python_uses(name, text):
     return internal(ast.parse(text))
 
 
+def with_included(path):
+    """The text of a Cython file, and of those that it includes."""
+    text = path.read_text()
+    included = re.findall(r'^include "([^"]+)"', text, re.M)
+    return "\n".join([text, *(with_included(path.parent / name) for name in included)])
+
+
 def python_sources():
     cython = {name: (PACKAGE / name.replace(".", "/")).with_suffix(".pyx") for name in CYTHON}
-    return {name: path.read_text() for name, path in (python_files() | cython).items()}
+    return {name: with_included(path) for name, path in (python_files() | cython).items()}
 
 
 def wrong_imports(sources):
@@ -154,6 +161,20 @@ def test_a_planted_wrong_import_is_found(name, text, used):
     assert (name, used) in wrong_imports({name: text})
 
 
+def test_a_planted_wrong_import_of_an_included_file_is_found(tmp_path):
+    (tmp_path / "core.pyx").write_text('include "one.pxi"\n')
+    (tmp_path / "one.pxi").write_text('include "two.pxi"\n')
+    (tmp_path / "two.pxi").write_text("from mpiserve.backends.base import Backend\n")
+    text = with_included(tmp_path / "core.pyx")
+    assert wrong_imports({"_lib.core": text}) == [("_lib.core", "backends.base")]
+
+
+def test_every_included_file_is_read():
+    text = "\n".join(with_included(path) for path in PACKAGE.rglob("*.pyx"))
+    for path in PACKAGE.rglob("*.pxi"):
+        assert path.read_text() in text, path.name
+
+
 def test_only_the_room_lib_touches_the_library():
     for name, path in python_files().items():
         used = {module for module, _ in imports(ast.parse(path.read_text()))}
@@ -179,11 +200,37 @@ NO_MPI |= {"mpi.check", "tools.build_flags", "tools.check_load"}
 NO_MPI |= {f"bench.{name}" for name in ("models", "baseline", "job", "plots", "scale")}
 
 
+def starts_of_mpi(name, sources):
+    """The imports that start MPI when a module is imported, its own and those of others."""
+    found, seen, left = [], {name}, [name]
+    while left:
+        user = left.pop()
+        for module, _ in imported_at_once(ast.parse(sources[user])):
+            used = module.removeprefix("mpiserve.")
+            if module.startswith("mpi4py.MPI") or used in CYTHON:
+                found.append(f"{user} imports {module}")
+            elif module != used and used in sources and used not in seen:
+                seen.add(used)
+                left.append(used)
+    return found
+
+
 @pytest.mark.parametrize("name", python_files(), ids="mpiserve.{}".format)
 def test_modules_that_need_no_mpi_do_not_start_it(name):
     if name in NO_MPI or room_of(name) in NO_MPI_ROOMS:
-        at_once = {module for module, _ in imported_at_once(tree_of(name))}
-        assert not {module for module in at_once if module.startswith("mpi4py.MPI")}
+        sources = {known: path.read_text() for known, path in python_files().items()}
+        assert starts_of_mpi(name, sources) == []
+
+
+def test_a_planted_import_that_starts_mpi_through_others_is_found():
+    sources = {
+        "errors": "from mpiserve import failure",
+        "failure": "from mpiserve.text import one, two",
+        "text": "from mpi4py import MPI",
+    }
+    assert starts_of_mpi("errors", sources) == ["text imports mpi4py.MPI"]
+    sources["failure"] = "def late():\n    from mpiserve import text"
+    assert starts_of_mpi("errors", sources) == []
 
 
 def c_files(root=CSRC):

@@ -230,6 +230,17 @@ def test_a_version_of_another_kind_changes_how_requests_are_batched(make):
     assert told == [(0, "together")]
 
 
+def test_the_log_names_the_version_that_answers_after_a_change(make, caplog):
+    caplog.set_level(logging.INFO, "mpiserve")
+    this, _ = make(lambda x: x)
+    this.start()
+    (model,) = this.models
+    version = model.current.model_copy(update={"version": "2"})
+    model.put(model.load_version(version), version)
+    assert caplog.messages[-1] == f"{model.name()} answers now"
+    assert " 2, replica" in caplog.messages[-1]
+
+
 def test_a_model_that_writes_gets_copies_and_one_that_seldom_does_is_told_how(make):
     def write(x):
         x += 1
