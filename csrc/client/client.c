@@ -67,9 +67,19 @@ static int allocate(msi_client *client) {
          client->loads;
 }
 
+/* Sessions differ in the ids of their requests, or the id of one that is closed could be that of a
+ * request of the next one. */
+static uint32_t first_generation(void) {
+  static _Atomic uint32_t opened;
+  return atomic_fetch_add(&opened, 1) << 16;
+}
+
 int msi_client_open(msi_client *client, const msi_world *world, msi_window *window) {
-  *client = (msi_client){
-      .world = world, .window = window, .backoff = world->backoff, .n_endpoints = world->n_heads};
+  *client = (msi_client){.world = world,
+                         .window = window,
+                         .backoff = world->backoff,
+                         .n_endpoints = world->n_heads,
+                         .first_generation = first_generation()};
   if (!allocate(client)) return msi_error(MPISERVE_ENOMEM, "no memory for endpoints");
   for (int h = 0; h < world->n_heads; h++) {
     int code = msi_endpoint_open(&client->endpoints[h], window, &world->heads[h]);
