@@ -1,5 +1,6 @@
 /* Threads open and close sessions of their own, while another thread checks and enters sessions
  * that may be closed, or be another's by now: it reads a session only in a turn of its own. */
+#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -8,10 +9,11 @@
 #include "base/handles.h"
 #include "check.h"
 
-enum { OPENERS = 3, ROUNDS = 3000, SERVICES = 2, REPLICAS = 7, PUBLISHED = 5 };
+enum { OPENERS = 3, CHECKERS = 2, ROUNDS = 10000, SERVICES = 2, REPLICAS = 7, PUBLISHED = 5 };
 
 static _Atomic(mpiserve_service *) seen; /* a service of a session that was open lately */
 static _Atomic int left = OPENERS, wrong, refused, entered;
+static int first_free; /* of the places for OPENERS sessions, side by side */
 
 /* What is checked of a session, made without MPI. */
 static mpiserve_session *open_one(int role) {
@@ -45,6 +47,7 @@ static void close_one(mpiserve_session *session) {
   free(session->client.services);
   *session = (mpiserve_session){0};
   msi_handles_leave(turn);
+  sched_yield(); /* the moment in which somebody might enter what is freed */
   msi_handles_give(index);
 }
 
@@ -97,10 +100,11 @@ static void *use_stale(void *argument) {
     mpiserve_service *service = atomic_load(&seen);
     if (service) count(msi_check_service(service));
     if (service) enter_service(service);
-    for (int i = 0; i < MPISERVE_MAX_SESSIONS; i++) {
-      count(msi_check_role(&msi_sessions[i], MPISERVE_SIMULATION));
-      enter_simulation(&msi_sessions[i]);
-      enter_serving(&msi_sessions[i]);
+    for (int i = 0; i < OPENERS; i++) {
+      mpiserve_session *session = &msi_sessions[(first_free + i) % MPISERVE_MAX_SESSIONS];
+      count(msi_check_role(session, MPISERVE_SIMULATION));
+      enter_simulation(session);
+      enter_serving(session);
     }
   }
   return argument;
@@ -116,13 +120,13 @@ static void check_places_go_round(void) {
 }
 
 int main(void) {
-  pthread_t threads[OPENERS + 1];
+  pthread_t threads[OPENERS + CHECKERS];
   check_places_go_round();
   /* Few places are free, so that each is soon another session's. */
-  for (int i = OPENERS; i < MPISERVE_MAX_SESSIONS; i++) msi_handles_take();
-  pthread_create(&threads[OPENERS], NULL, use_stale, NULL);
-  for (int i = 0; i < OPENERS; i++) pthread_create(&threads[i], NULL, open_and_close, NULL);
-  for (int i = 0; i <= OPENERS; i++) pthread_join(threads[i], NULL);
+  for (int i = OPENERS; i < MPISERVE_MAX_SESSIONS; i++) first_free = msi_handles_take() + 1;
+  for (int i = 0; i < OPENERS + CHECKERS; i++)
+    pthread_create(&threads[i], NULL, i < OPENERS ? open_and_close : use_stale, NULL);
+  for (int i = 0; i < OPENERS + CHECKERS; i++) pthread_join(threads[i], NULL);
   CHECK(!wrong && refused > 0 && entered > 0);
   CHECK(msi_check_service(seen) == MPISERVE_ESTATE);
   return check_result();
