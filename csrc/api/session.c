@@ -132,7 +132,7 @@ static int close_session(mpiserve_session *session) {
   int code = MPISERVE_OK;
   if (session->world.role == MPISERVE_SIMULATION) code = msi_client_close(&session->client);
   int met = session->broken ? MPISERVE_OK : msi_world_barrier(&session->world);
-  if (session->published) msi_serving_close(&session->serving);
+  msi_serving_close(&session->serving); /* also after a failed publish */
   /* Freeing is collective: simulation ranks left when their open failed. */
   int freed = session->broken ? MPISERVE_OK : msi_window_close(&session->window);
   msi_handles_drop_comm((int)(session - msi_sessions)); /* which is freed now */
