@@ -23,14 +23,21 @@ static msi_handle *handle_of(const mpiserve_session *session) {
   return &msi_handles[at / sizeof *session];
 }
 
-static int role_of(const mpiserve_session *session) {
-  msi_handle *handle = handle_of(session);
-  return handle ? msi_handles_role(handle) : -1;
+/* MSI_ANY_ROLE: is it open? The rank of an error is the handle's: the session may be another
+ * thread's turn, or closed by now. */
+int msi_check_role(const mpiserve_session *session, int role) {
+  if (!session) return msi_null_argument("session");
+  const msi_handle *handle = handle_of(session);
+  if (handle && msi_handles_is_open(handle, role)) return MPISERVE_OK;
+  if (!handle || !msi_handles_is_open(handle, MSI_ANY_ROLE))
+    return msi_not_open("the session is not open");
+  return msi_error(MPISERVE_EARG, "this is for %s ranks, and rank %d is one of the others",
+                   role == MPISERVE_SIMULATION ? "simulation" : "inference",
+                   atomic_load_explicit(&handle->rank, memory_order_relaxed));
 }
 
 int msi_check_session(const mpiserve_session *session) {
-  if (!session) return msi_null_argument("session");
-  return role_of(session) < 0 ? msi_not_open("the session is not open") : MPISERVE_OK;
+  return msi_check_role(session, MSI_ANY_ROLE);
 }
 
 static int service_not_open(void) { return msi_not_open("the session of the service is not open"); }
@@ -40,22 +47,10 @@ int msi_check_service(const mpiserve_service *service) {
   return msi_handles_owner(service, sizeof *service) < 0 ? service_not_open() : MPISERVE_OK;
 }
 
-static int not_entered(int entered) {
-  if (entered < 0) return msi_not_open("the session is not open");
+static int another_is_in(void) {
   return msi_error(MPISERVE_ESTATE,
                    "another thread is in a call of this session: threads use a session one at a "
                    "time; put a lock around the calls");
-}
-
-static inline int take_turn(msi_handle *handle, msi_handle **turn) {
-  int entered = msi_handles_enter(handle);
-  if (entered <= 0) return not_entered(entered);
-  *turn = handle;
-  return MPISERVE_OK;
-}
-
-int msi_take_turn(mpiserve_session *session, msi_handle **turn) {
-  return take_turn(handle_of(session), turn);
 }
 
 void msi_leave(msi_handle *const *turn) {
@@ -64,35 +59,34 @@ void msi_leave(msi_handle *const *turn) {
 
 int msi_enter(mpiserve_session *session, int role, msi_handle **turn) {
   msi_handle *handle = handle_of(session);
-  int is_right = handle && msi_handles_role(handle) == role;
-  int code = is_right ? MPISERVE_OK : msi_check_role(session, role);
-  return code ? code : take_turn(handle, turn);
+  int entered = handle ? msi_handles_enter(handle, role) : -1;
+  if (entered > 0) {
+    *turn = handle;
+    return MPISERVE_OK;
+  }
+  int code = entered < 0 ? msi_check_role(session, role) : MPISERVE_OK;
+  return code ? code : another_is_in(); /* also: it has been opened since */
 }
 
+int msi_enter_serving(mpiserve_session *session, msi_handle **turn) {
+  int code = msi_enter(session, MPISERVE_INFERENCE, turn);
+  if (code || session->published) return code;
+  return msi_error(MPISERVE_ESTATE, "rank %d has not published its service", session->world.rank);
+}
+
+/* The place may be another session's by the time of the turn. */
 int msi_enter_service(const mpiserve_service *service, msi_handle **turn) {
   if (!service) return msi_null_argument("service");
-  int place = msi_handles_owner(service, sizeof *service);
-  return place < 0 ? service_not_open() : take_turn(&msi_handles[place], turn);
+  int index = msi_handles_owner(service, sizeof *service);
+  int entered = index < 0 ? -1 : msi_handles_enter(&msi_handles[index], MPISERVE_SIMULATION);
+  if (!entered) return another_is_in();
+  if (entered < 0) return service_not_open();
+  *turn = &msi_handles[index];
+  return msi_handles_owns(index, service, sizeof *service) ? MPISERVE_OK : service_not_open();
 }
 
 int msi_check_timeout(double timeout) {
   if (timeout == timeout) return MPISERVE_OK;
   return msi_error(MPISERVE_EARG,
                    "the time-out is not a number; MPISERVE_FOREVER waits without end");
-}
-
-int msi_check_role(const mpiserve_session *session, int role) {
-  if (!session) return msi_null_argument("session");
-  int its = role_of(session);
-  if (its < 0) return msi_not_open("the session is not open");
-  if (its == role) return MPISERVE_OK;
-  return msi_error(MPISERVE_EARG, "this is for %s ranks, and rank %d is one of the others",
-                   role == MPISERVE_SIMULATION ? "simulation" : "inference", session->world.rank);
-}
-
-int msi_enter_serving(mpiserve_session *session, msi_handle **turn) {
-  int code = msi_check_role(session, MPISERVE_INFERENCE);
-  if (!code && !session->published)
-    return msi_error(MPISERVE_ESTATE, "rank %d has not published its service", session->world.rank);
-  return code ? code : msi_take_turn(session, turn);
 }

@@ -62,13 +62,13 @@ static int publish(mpiserve_session *session, int n) {
   int code = msi_world_publish(&session->world, n, session->descriptions);
   session->broken = code != MPISERVE_OK;
   if (code) return code;
-  session->published = n;
   int opened =
       msi_serving_open(&session->serving, &session->world, n, session->descriptions, bytes);
   if (opened) bytes[MPISERVE_SHARED] = bytes[MPISERVE_RMA] = 0;
   code = msi_window_open(&session->window, &session->world, bytes);
   session->broken = code != MPISERVE_OK; /* and so on every rank */
   if (!opened && !code) opened = msi_serving_attach(&session->serving, &session->window);
+  if (!opened && !code) session->published = n;
   if (!code) code = msi_world_barrier(&session->world);
   return opened ? opened : code;
 }
@@ -78,7 +78,7 @@ int mpiserve_publish(mpiserve_session *session, int n, const mpiserve_descriptio
   int code = msi_enter(session, MPISERVE_INFERENCE, &turn), wrong = -1;
   if (code || !descriptions) return code ? code : msi_null_argument("descriptions");
   if (n < 1) return msi_error(MPISERVE_EARG, "%d services", n);
-  if (session->published) return msi_error(MPISERVE_ESTATE, "published already");
+  if (session->descriptions) return msi_error(MPISERVE_ESTATE, "published already");
   session->descriptions = calloc((size_t)n, sizeof *descriptions);
   if (!session->descriptions) return msi_error(MPISERVE_ENOMEM, "no memory for %d services", n);
   memcpy(session->descriptions, descriptions, (size_t)n * sizeof *descriptions);

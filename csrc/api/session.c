@@ -25,28 +25,21 @@ static int open_simulation(mpiserve_session *session) {
   return code;
 }
 
-/* The end of a session: another thread may take its place at once. */
-static void forget(mpiserve_session *session) {
-  free(session->descriptions);
-  msi_handles_give((int)(session - msi_sessions));
-}
-
-static int open_session(mpiserve_session *made, MPI_Comm world, int role, int code,
-                        const char *text) {
-  int place = (int)(made - msi_sessions);
+static int open_session(int index, MPI_Comm world, int role, int code, const char *text) {
+  mpiserve_session *made = &msi_sessions[index];
   *made = (mpiserve_session){0};
   int result = msi_world_open(&made->world, world, role, code, text);
   if (result) return result;
-  msi_handles_keep_comm(place, made->world.comm);
+  msi_handles_keep_comm(index, made->world.comm);
   if (role == MPISERVE_SIMULATION) result = open_simulation(made);
   if (result) {
-    msi_handles_drop_comm(place);
+    msi_handles_drop_comm(index);
     msi_world_close(&made->world);
     return result;
   }
   size_t bytes = (size_t)made->client.n_services * sizeof *made->client.services;
-  msi_handles_own(place, made->client.services, bytes);
-  msi_handles_open(place, role);
+  msi_handles_own(index, made->client.services, bytes);
+  msi_handles_open(index, role, made->world.rank);
   return MPISERVE_OK;
 }
 
@@ -54,13 +47,13 @@ static int open_any(MPI_Comm world, int role, int code, const char *text,
                     mpiserve_session **session) {
   int result = check_open(world, role);
   if (result) return result;
-  int place = msi_handles_take();
-  if (place < 0) return MPISERVE_ENOMEM;
-  result = open_session(&msi_sessions[place], world, role, code, text);
+  int index = msi_handles_take();
+  if (index < 0) return MPISERVE_ENOMEM;
+  result = open_session(index, world, role, code, text);
   if (result)
-    forget(&msi_sessions[place]);
+    msi_handles_give(index);
   else
-    *session = &msi_sessions[place];
+    *session = &msi_sessions[index];
   return result;
 }
 
@@ -116,8 +109,7 @@ int mpiserve_role_of(mpiserve_session *session, int world_rank, int *role) {
 
 int mpiserve_counters_get(mpiserve_session *session, mpiserve_counters *counters) {
   MSI_TURN turn = NULL;
-  int code = msi_check_session(session);
-  if (!code) code = msi_take_turn(session, &turn);
+  int code = msi_enter(session, MSI_ANY_ROLE, &turn);
   if (code || !counters) return code ? code : msi_null_argument("counters");
   if (session->world.role == MPISERVE_SIMULATION)
     *counters = session->client.counters;
@@ -136,21 +128,31 @@ int mpiserve_fail(mpiserve_session *session, const char *text) {
 }
 
 /* No rank may free a window that another rank still uses: all ranks meet first. */
+static int close_session(mpiserve_session *session) {
+  int code = MPISERVE_OK;
+  if (session->world.role == MPISERVE_SIMULATION) code = msi_client_close(&session->client);
+  int met = session->broken ? MPISERVE_OK : msi_world_barrier(&session->world);
+  msi_serving_close(&session->serving); /* also after a failed publish */
+  /* Freeing is collective: simulation ranks left when their open failed. */
+  int freed = session->broken ? MPISERVE_OK : msi_window_close(&session->window);
+  msi_handles_drop_comm((int)(session - msi_sessions)); /* which is freed now */
+  msi_world_close(&session->world);
+  free(session->descriptions);
+  return code ? code : met ? met : freed;
+}
+
 int mpiserve_close(mpiserve_session *session) {
   if (!session) return MPISERVE_OK;
   int code = msi_check_session(session);
   if (code) return code;
   if (msi_library_finalized()) return msi_error(MPISERVE_ESTATE, "close comes before MPI_Finalize");
-  msi_handle *turn; /* which ends with the session */
-  code = msi_take_turn(session, &turn);
+  msi_handle *turn; /* which ends before another thread may take the place */
+  code = msi_enter(session, MSI_ANY_ROLE, &turn);
   if (code) return code;
-  if (session->world.role == MPISERVE_SIMULATION) code = msi_client_close(&session->client);
-  int met = session->broken ? MPISERVE_OK : msi_world_barrier(&session->world);
-  if (session->published) msi_serving_close(&session->serving);
-  /* Freeing is collective: simulation ranks left when their open failed. */
-  int freed = session->broken ? MPISERVE_OK : msi_window_close(&session->window);
-  msi_handles_drop_comm((int)(session - msi_sessions)); /* which is freed now */
-  msi_world_close(&session->world);
-  forget(session);
-  return code ? code : met ? met : freed;
+  int index = (int)(session - msi_sessions);
+  msi_handles_close(index);
+  code = close_session(session);
+  msi_handles_leave(turn);
+  msi_handles_give(index);
+  return code;
 }

@@ -27,11 +27,9 @@ extern mpiserve_session msi_sessions[MPISERVE_MAX_SESSIONS];
 #define MSI_TURN __attribute__((cleanup(msi_leave))) msi_handle *
 void msi_leave(msi_handle *const *turn);
 
-/* With no other thread in the session, which is open, *turn becomes its handle. */
-int msi_take_turn(mpiserve_session *session, msi_handle **turn);
-
-/* The same, if it is open, on a rank of this role; on an inference rank that has published; if
- * the session of a service is open. */
+/* If the session is open, on a rank of this role or MSI_ANY_ROLE, and no other thread is in it,
+ * *turn becomes its handle. The same on an inference rank that has published; for the session of a
+ * service. After an error of the latter two there may be a turn. */
 int msi_enter(mpiserve_session *session, int role, msi_handle **turn);
 int msi_enter_serving(mpiserve_session *session, msi_handle **turn);
 int msi_enter_service(const mpiserve_service *service, msi_handle **turn);

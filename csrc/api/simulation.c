@@ -25,12 +25,11 @@ int mpiserve_service_at(mpiserve_session *session, int index, mpiserve_service *
 }
 
 int mpiserve_service_find(mpiserve_session *session, const char *name, mpiserve_service **service) {
-  int code = msi_check_role(session, MPISERVE_SIMULATION);
+  MSI_TURN turn = NULL;
+  int code = msi_enter(session, MPISERVE_SIMULATION, &turn);
   if (code || !name || !service) return code ? code : msi_null_argument(name ? "service" : "name");
   *service = NULL;
-  MSI_TURN turn = NULL;
-  code = msi_take_turn(session, &turn);
-  if (!code) code = msi_client_find(&session->client, name, service);
+  code = msi_client_find(&session->client, name, service);
   return code ? code : msi_client_attach(*service);
 }
 

@@ -2,8 +2,8 @@
  *
  * A made-up world of one head and so many simulation ranks on one node, without MPI and in one
  * process. All clients attach; then one of them speaks, and this program is both it and the head.
- * The silent ones are idle: they have missed batches until the census forgot them, as in a job in
- * which most ranks seldom ask. Instructions are counted of speak() alone:
+ * The silent ones are not counted: they have missed batches until the census forgot them, as in a
+ * job in which most ranks seldom ask. Instructions are counted of speak() alone:
  *
  *   valgrind --tool=callgrind --toggle-collect=speak scale 1024 1000
  *

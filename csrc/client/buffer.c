@@ -36,10 +36,13 @@ static int find_spare(mpiserve_service *service, int *at) {
 static int ask(msi_client *client, msi_endpoint *endpoint, int lease, int64_t rows) {
   int code = msi_call_wait_free(client, endpoint);
   if (code) return code;
+  int slot = (int)(endpoint->sent % MSI_SLOTS);
   msi_buffer_request *request = &client->buffer;
   *request = (msi_buffer_request){.message = {MESSAGE_BUFFER, endpoint}, .lease = lease};
   code = msi_endpoint_send(endpoint, MSI_KEEP, rows, lease, NULL, &request->message);
   if (!code) code = msi_call_wait_for(client, endpoint, &request->done, MPISERVE_FOREVER);
+  /* A late reply must not answer the next request, which is in the same memory. */
+  if (code && endpoint->owners[slot] == &request->message) endpoint->owners[slot] = NULL;
   return code ? code : msi_message_result(&request->message);
 }
 

@@ -67,13 +67,41 @@ static int allocate(msi_client *client) {
          client->loads;
 }
 
+/* Sessions differ in the ids of their requests, or the id of one that is closed could be that of a
+ * request of the next one. */
+static uint32_t first_generation(void) {
+  static _Atomic uint32_t opened;
+  return atomic_fetch_add(&opened, 1) << 16;
+}
+
+static void free_all(msi_client *client) {
+  for (int i = 0; client->endpoints && i < client->n_endpoints; i++)
+    msi_endpoint_close(&client->endpoints[i]);
+  free(client->endpoints);
+  free(client->send_queues);
+  free(client->services);
+  free(client->choices);
+  free(client->loads);
+}
+
+static int open_endpoints(msi_client *client) {
+  int code = MPISERVE_OK;
+  if (!allocate(client)) code = msi_error(MPISERVE_ENOMEM, "no memory for endpoints");
+  for (int h = 0; h < client->n_endpoints && !code; h++)
+    code = msi_endpoint_open(&client->endpoints[h], client->window, &client->world->heads[h]);
+  return code;
+}
+
 int msi_client_open(msi_client *client, const msi_world *world, msi_window *window) {
-  *client = (msi_client){
-      .world = world, .window = window, .backoff = world->backoff, .n_endpoints = world->n_heads};
-  if (!allocate(client)) return msi_error(MPISERVE_ENOMEM, "no memory for endpoints");
-  for (int h = 0; h < world->n_heads; h++) {
-    int code = msi_endpoint_open(&client->endpoints[h], window, &world->heads[h]);
-    if (code) return code;
+  *client = (msi_client){.world = world,
+                         .window = window,
+                         .backoff = world->backoff,
+                         .n_endpoints = world->n_heads,
+                         .first_generation = first_generation()};
+  int code = open_endpoints(client);
+  if (code) {
+    free_all(client);
+    return code;
   }
   list_services(client);
   for (int i = 0, used = 0; i < client->n_services; i++)
@@ -163,13 +191,8 @@ int msi_client_fail(msi_client *client, const char *text) {
 int msi_client_close(msi_client *client) {
   int code = drain_all(client);
   if (!code) code = to_all(client, MSI_LEAVE, NULL);
-  for (int i = 0; i < client->n_endpoints; i++) msi_endpoint_close(&client->endpoints[i]);
   msi_calls_free(client);
   msi_change_end_all(client);
-  free(client->endpoints);
-  free(client->send_queues);
-  free(client->services);
-  free(client->choices);
-  free(client->loads);
+  free_all(client);
   return code;
 }

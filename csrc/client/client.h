@@ -4,6 +4,7 @@
 
 #include "client/call.h"
 
+/* On failure all is freed. */
 int msi_client_open(msi_client *client, const msi_world *world, msi_window *window);
 
 /* Waits for every request, leaves every head, frees all. */

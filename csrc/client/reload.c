@@ -37,7 +37,7 @@ static void abandon(msi_client *client, msi_change *change) {
   msi_call_progress(client, endpoint); /* the next message is first now */
 }
 
-static int take_answer(msi_client *client, msi_change *change, double timeout) {
+static int wait_for_reply(msi_client *client, msi_change *change, double timeout) {
   int code = msi_call_wait_for(client, change->message.endpoint, &change->done, timeout);
   if (!change->done) {
     abandon(client, change);
@@ -58,8 +58,8 @@ static int send_to(msi_client *client, msi_endpoint *endpoint, int what, const c
 }
 
 /* Sends to all replicas, then waits for all, so that they load at the same time. */
-static int ask(const mpiserve_service *service, int what, const char *version, int64_t deadline,
-               char *text) {
+static int send_all(const mpiserve_service *service, int what, const char *version,
+                    int64_t deadline, char *text) {
   msi_client *client = service->client;
   msi_change **changes = calloc((size_t)client->n_endpoints, sizeof *changes);
   if (!changes) return msi_error(MPISERVE_ENOMEM, "no memory to ask the replicas");
@@ -70,7 +70,7 @@ static int ask(const mpiserve_service *service, int what, const char *version, i
     code = note(code, failed, service, client->endpoints[h].path.head, text);
   }
   for (int h = 0; h < client->n_endpoints; h++) {
-    int failed = changes[h] ? take_answer(client, changes[h], left(deadline)) : MPISERVE_OK;
+    int failed = changes[h] ? wait_for_reply(client, changes[h], left(deadline)) : MPISERVE_OK;
     code = note(code, failed, service, client->endpoints[h].path.head, text);
   }
   free(changes);
@@ -80,19 +80,19 @@ static int ask(const mpiserve_service *service, int what, const char *version, i
 int msi_reload(const mpiserve_service *service, const char *version, double timeout) {
   char text[MPISERVE_TEXT_SIZE];
   int64_t deadline = msi_deadline(timeout);
-  int code = ask(service, MPISERVE_LOAD, version, deadline, text);
+  int code = send_all(service, MPISERVE_LOAD, version, deadline, text);
   if (!code) {
-    code = ask(service, MPISERVE_SWAP, NULL, deadline, text);
+    code = send_all(service, MPISERVE_SWAP, NULL, deadline, text);
     return code ? msi_error(code, "%s", text) : MPISERVE_OK;
   }
   char unwanted[MPISERVE_TEXT_SIZE];
-  ask(service, MPISERVE_DROP, NULL, deadline,
-      unwanted); /* a replica that still loads does it later */
+  send_all(service, MPISERVE_DROP, NULL, deadline,
+           unwanted); /* a replica that still loads does it later */
   return msi_error(code, "%s; the version before goes on", text);
 }
 
 int msi_unload(const mpiserve_service *service, double timeout) {
   char text[MPISERVE_TEXT_SIZE];
-  int code = ask(service, MPISERVE_UNLOAD, NULL, msi_deadline(timeout), text);
+  int code = send_all(service, MPISERVE_UNLOAD, NULL, msi_deadline(timeout), text);
   return code ? msi_error(code, "%s", text) : MPISERVE_OK;
 }

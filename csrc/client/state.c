@@ -14,6 +14,7 @@ static int add(msi_client *client) {
   if (!call) return 0;
   call->message.type = MESSAGE_REQUEST;
   call->index = client->n_calls;
+  call->generation = client->first_generation;
   client->calls[client->n_calls++] = call;
   client->idle = call;
   return 1;

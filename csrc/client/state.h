@@ -94,8 +94,9 @@ typedef struct msi_client {
   msi_send_queue *send_queues; /* of each endpoint */
   int n_services;
   mpiserve_service *services;
-  msi_endpoint **choices; /* of all services */
-  msi_load *loads;        /* of these */
+  msi_endpoint **choices;    /* of all services */
+  msi_load *loads;           /* of these */
+  uint32_t first_generation; /* of its requests */
   uint32_t n_calls;
   msi_call **calls; /* as many as were ever in use at the same time */
   msi_call *idle;   /* free list */

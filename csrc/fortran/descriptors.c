@@ -352,6 +352,9 @@ int mpiserve_fortran_close(mpiserve_session *session) {
   int code = end_waiting(session);
   if (!code) code = mpiserve_close(session);
   if (code == MPISERVE_ESTATE) return code; /* nothing has happened */
+  /* All this is of the session that was closed: the library gives its address to another one only
+   * when it has given all other free ones. It cannot go before the close, which may be refused
+   * because another thread is in a call that ends a request. */
   msf_unpack(msf_take_all(session), MPISERVE_ESTATE);
   msf_locations_drop(session, NULL, 0);
   if (session && atomic_fetch_sub(&n_open, 1) == 1) msf_values_drop();

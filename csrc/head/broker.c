@@ -12,7 +12,8 @@
 int msi_broker_open(msi_broker *broker, const msi_world *world,
                     const mpiserve_description *description, int service_index,
                     size_t bytes[MSI_TRANSPORTS]) {
-  *broker = (msi_broker){.world = world, .description = description, .failed_rank = -1};
+  *broker =
+      (msi_broker){.world = world, .description = description, .has_room = 1, .failed_rank = -1};
   broker->policy =
       (msi_policy){description->max_batch_rows, description->max_delay_ns,
                    description->max_queue_rows, description->rows == MPISERVE_TOGETHER};
@@ -157,7 +158,7 @@ static int on_fail(msi_broker *broker, const msi_entry *entry) {
   return code;
 }
 
-static int on_control(msi_broker *broker, const msi_entry *entry) {
+static int on_change(msi_broker *broker, const msi_entry *entry) {
   if (broker->failed_rank >= 0) return refuse_after_failure(broker, entry);
   return msi_change_queue_push(&broker->changes, entry);
 }
@@ -197,7 +198,7 @@ static int take(msi_broker *broker, msi_inbox *inbox, uint32_t lane,
     case MSI_INFER: return on_infer(broker, &entry, request);
     case MSI_LEASE: return msi_leases_give(broker, &entry);
     case MSI_KEEP: return msi_leases_keep(broker, &entry);
-    case MSI_CHANGE: return on_control(broker, &entry);
+    case MSI_CHANGE: return on_change(broker, &entry);
     case MSI_ATTACH: msi_census_attach(&broker->census, &inbox->lanes[lane]); break;
     case MSI_DEPART: msi_census_depart(&broker->census, &inbox->lanes[lane]); break;
     case MSI_FAIL: code = on_fail(broker, &entry); break;
@@ -345,7 +346,7 @@ int msi_broker_look(msi_broker *broker, int lay_out) {
   uint32_t n = broker->queue.n;
   if (reason || broker->queue.timed) code = drop_unwanted(broker);
   if (broker->queue.n < n) reason = decide(broker);
-  return reason && !broker->full && !code ? close_batch(broker, reason, lay_out) : code;
+  return reason && broker->has_room && !code ? close_batch(broker, reason, lay_out) : code;
 }
 
 int msi_broker_suspend(msi_broker *broker, int suspended) {

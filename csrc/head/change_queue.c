@@ -29,14 +29,14 @@ int msi_change_queue_pauses(const msi_change_queue *queue) {
 
 static int none(void) { return msi_error(MPISERVE_ESTATE, "no client asks for a change"); }
 
-int msi_change_queue_get(const msi_change_queue *queue, mpiserve_change_request *order) {
+int msi_change_queue_get(const msi_change_queue *queue, mpiserve_change_request *change) {
   if (!queue->waiting.n) return none();
   const msi_entry *first = msi_queue_at(&queue->waiting, 0);
   const msi_inbox *inbox = &queue->inboxes[first->inbox];
   const msi_slot *slot = msi_inbox_slot(inbox, first->lane, first->sequence);
   size_t bytes = first->rows; /* of the copy: the slot may have changed */
-  *order = (mpiserve_change_request){.what = first->lease, .client = inbox->clients[first->lane]};
-  memcpy(order->version, slot->input, bytes < MPISERVE_NAME_SIZE ? bytes : MPISERVE_NAME_SIZE - 1);
+  *change = (mpiserve_change_request){.what = first->lease, .client = inbox->clients[first->lane]};
+  memcpy(change->version, slot->input, bytes < MPISERVE_NAME_SIZE ? bytes : MPISERVE_NAME_SIZE - 1);
   return MPISERVE_OK;
 }
 

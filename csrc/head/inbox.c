@@ -28,7 +28,7 @@ static int allocate(msi_inbox *inbox) {
   if (inbox->transport->reply_begin) {
     inbox->sends = malloc((size_t)lanes * MSI_SLOTS * sizeof *inbox->sends);
     lacking |= !inbox->sends;
-    for (size_t i = 0; !lacking && i < (size_t)lanes * MSI_SLOTS; i++)
+    for (size_t i = 0; inbox->sends && i < (size_t)lanes * MSI_SLOTS; i++)
       inbox->sends[i] = MPI_REQUEST_NULL;
   }
   return lacking ? msi_error(MPISERVE_ENOMEM, "no memory for %u lanes", lanes) : MPISERVE_OK;
@@ -68,9 +68,9 @@ void msi_inbox_close(msi_inbox *inbox) {
   *inbox = (msi_inbox){0};
 }
 
-/* Bells are compared with what was seen of them a cache line at a time, so that a silent
- * client costs a third of an instruction. Only hints, so no atomics are needed: whoever
- * has rung is looked at again. Open MPI 4.1.4 (osc sm) gives window memory that is aligned
+/* Doorbells are compared with what was seen of them a cache line at a time, so that a silent
+ * client costs a third of an instruction. Only hints, so no atomics are needed: a lane that
+ * differs is looked at again. Open MPI 4.1.4 (osc sm) gives window memory that is aligned
  * to 8 bytes only, where an aligned load crashes. */
 typedef uint64_t pair __attribute__((vector_size(16)));
 typedef pair loose __attribute__((aligned(8)));

@@ -35,7 +35,7 @@ typedef struct msi_inbox {
   MPI_Request *sends;     /* of the last replies, by lane and slot, where these are messages */
 } msi_inbox;
 
-/* Lays the segment of this rank's service number place out, from byte begin of its memory on.
+/* Lays the segment of this rank's service service_index out, from byte begin of its memory on.
  * Local; the memory comes with msi_inbox_attach(). */
 int msi_inbox_open(msi_inbox *inbox, const msi_world *world, int transport,
                    const mpiserve_description *description, int service_index, size_t begin);

@@ -1,7 +1,7 @@
-/* progress: a thread that lets MPI make progress at an inference rank while its model runs, for
- * clients that Put and Get from other nodes, and notes when their requests arrive. One thread at a
- * time calls MPI: MPI_THREAD_SERIALIZED is enough, and asking for more would break MPICH worlds
- * whose other ranks ask for less. */
+/* progress: the broker thread, which lets MPI make progress at an inference rank while its model
+ * runs, for clients that Put and Get from other nodes, and notes when their requests arrive. One
+ * thread at a time calls MPI: MPI_THREAD_SERIALIZED is enough, and asking for more would break
+ * MPICH worlds whose other ranks ask for less. */
 #ifndef MSI_PROGRESS_H
 #define MSI_PROGRESS_H
 
@@ -32,7 +32,7 @@ void msi_progress_watch(msi_progress *progress, msi_inbox *inbox);
 /* While it is stopped. */
 void msi_progress_close(msi_progress *progress);
 
-/* The caller leaves MPI to the progress, and calls none, if anything is unanswered; the caller
+/* The caller leaves MPI to the thread, and calls none, if anything is unanswered; the caller
  * takes it back, if the thread has it. */
 static inline void msi_progress_start(msi_progress *progress) {
   if (progress->awake || !progress->unanswered) return;

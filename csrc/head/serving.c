@@ -44,7 +44,7 @@ static int64_t notice_limit(void) {
   return seconds > 0 && seconds < 1e9 ? (int64_t)(seconds * 1e9) : INT64_MAX;
 }
 
-/* The progress thread notes when clients on other nodes ask. */
+/* The broker thread notes when clients on other nodes ask. */
 static void watch_remote(msi_serving *serving, msi_broker *broker) {
   for (int t = 0; t < MSI_TRANSPORTS; t++)
     if (!broker->inboxes[t].transport->same_node)
@@ -90,7 +90,8 @@ static int look(msi_serving *serving, int lay_out) {
 
 /* Where the rank sleeps: in its first segment. Who comes over rma cannot wake it, nor can the
  * delay of a batch. */
-static const msi_wait_address *bed_of(const msi_serving *serving, msi_wait_address *address) {
+static const msi_wait_address *wait_address_of(const msi_serving *serving,
+                                               msi_wait_address *address) {
   for (int i = 0; i < serving->n; i++)
     if (!msi_broker_may_sleep(&serving->brokers[i])) return NULL;
   msi_segment_header *header =
@@ -109,7 +110,7 @@ static int refuse_late(msi_serving *serving, int64_t now) {
 /* ---- whom it waits for --------------------------------------------------------------- */
 
 /* How many requests and batches there were; -1 while there are requests without an answer. */
-static int64_t heard(const msi_serving *serving) {
+static int64_t activity(const msi_serving *serving) {
   int64_t n = 0;
   for (int i = 0; i < serving->n; i++) {
     const msi_broker *broker = &serving->brokers[i];
@@ -119,10 +120,10 @@ static int64_t heard(const msi_serving *serving) {
   return n;
 }
 
-static int is_long(msi_silence *silence, int64_t heard, uint32_t remaining) {
+static int is_long(msi_silence *silence, int64_t activity, uint32_t remaining) {
   int64_t now = msi_now();
-  if (heard < 0 || heard != silence->heard || remaining != silence->remaining)
-    *silence = (msi_silence){silence->limit_ns, now, heard, remaining};
+  if (activity < 0 || activity != silence->activity || remaining != silence->remaining)
+    *silence = (msi_silence){silence->limit_ns, now, activity, remaining};
   return now - silence->since_ns >= silence->limit_ns;
 }
 
@@ -149,7 +150,7 @@ static void append_ranks(const msi_broker *broker, char *text) {
 int msi_serving_waiting(msi_serving *serving, char *text) {
   const msi_broker *broker = waited_for(serving);
   uint32_t lanes = broker->inboxes[0].layout.lanes + broker->inboxes[1].layout.lanes;
-  int64_t n = heard(serving);
+  int64_t n = activity(serving);
   text[0] = 0;
   if (!is_long(&serving->silence, n, broker->remaining) || !broker->remaining)
     return MPISERVE_WAITS_NOT;
@@ -179,7 +180,8 @@ static int no_batch(msi_serving *serving, double timeout) {
 /* Between two looks that found nothing. */
 static int pause_for(msi_serving *serving, double timeout, msi_wait *wait,
                      msi_wait_address *address, int64_t *deadline) {
-  if (!msi_wait_pause(wait, &serving->backoff, bed_of(serving, address))) return MPISERVE_OK;
+  if (!msi_wait_pause(wait, &serving->backoff, wait_address_of(serving, address)))
+    return MPISERVE_OK;
   int code = refuse_late(serving, msi_now());
   if (code) return code;
   if (!*deadline) *deadline = msi_deadline(timeout);
@@ -205,7 +207,9 @@ int msi_serving_next(msi_serving *serving, double timeout, mpiserve_batch *batch
     return msi_error(MPISERVE_ESTATE, "the last batch has not been answered");
   msi_progress_stop(&serving->progress);
   int code = look(serving, batch != NULL);
-  if (!code && !serving->current->open) code = wait_for_batch(serving, timeout, batch != NULL);
+  if (!code && !serving->current->open)
+    code =
+        timeout == 0 ? no_batch(serving, timeout) : wait_for_batch(serving, timeout, batch != NULL);
   if (!code && batch) msi_broker_hand_out(serving->current, batch);
   msi_progress_start(&serving->progress);
   return code;
@@ -249,7 +253,7 @@ int msi_serving_rows_set(msi_serving *serving, int service, int rows) {
 
 int msi_serving_room_set(msi_serving *serving, int service, int room) {
   int code = check_service_index(serving, service);
-  if (!code) serving->brokers[service].full = !room;
+  if (!code) serving->brokers[service].has_room = room != 0;
   return code;
 }
 

@@ -8,7 +8,7 @@
 typedef struct msi_silence {
   int64_t limit_ns; /* after which it is long: MPISERVE_WAIT_NOTICE */
   int64_t since_ns;
-  int64_t heard; /* requests and batches until then */
+  int64_t activity; /* requests and batches until then */
   uint32_t remaining;
 } msi_silence;
 

@@ -521,6 +521,8 @@ int mpiserve_rows_set(mpiserve_session *session, int service, int rows);
  * its model can take. Without room mpiserve_batch_next() forms no batch of this service. Its
  * requests wait in the queue, where max_queue_rows, on_full, priorities, deadlines and
  * cancellations hold as ever; batches of other services, and changes of any, are not affected.
+ * Requests wait until there is room, and so does mpiserve_close() of their ranks; suspend the
+ * service, or give it room.
  * With no room at all it still takes what clients write, so that a time-out of 0 is a poll.
  * Inference ranks; local. MPISERVE_EARG if there is no such service. */
 int mpiserve_room_set(mpiserve_session *session, int service, int room);

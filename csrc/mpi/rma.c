@@ -25,6 +25,7 @@ static void close_rma(msi_path *path) {
   msi_window_cancel_recv(&path->recv);
   free(path->slots);
   free(path->message);
+  path->slots = NULL;
   path->message = NULL;
 }
 
@@ -35,8 +36,8 @@ static int post_recv(msi_path *path) {
                               MESSAGE_BYTES, &path->recv);
 }
 
-/* Payload and header must be visible at the head before the doorbell. Nothing orders two Puts,
- * so the first is flushed; the second flush pushes the doorbell out (MPI may keep a Put back). */
+/* Nothing orders two Puts, so the first is flushed; the second flush pushes the doorbell out (MPI
+ * may keep a Put back). */
 static int ring(msi_path *path, uint64_t sequence) {
   uint8_t doorbell = (uint8_t)sequence;
   int code = msi_window_flush(path->window, path->head);

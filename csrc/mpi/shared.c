@@ -8,8 +8,8 @@ static int open_shared(msi_path *path) {
   return code;
 }
 
-/* Payload and header must be visible at the head before the doorbell: the release store orders
- * them. The head sleeps in the first segment of its rank. */
+/* The release store puts payload and header before the doorbell. The head sleeps in the first
+ * segment of its rank. */
 static int post(msi_path *path, uint64_t sequence, size_t bytes) {
   (void)bytes;
   msi_segment_header *header = (msi_segment_header *)path->memory;

@@ -35,7 +35,8 @@ typedef struct msi_transport {
   int (*open)(msi_path *path);
   void (*close)(msi_path *path);
 
-  /* Client: a request in its slot, with bytes of payload, becomes visible at the head. */
+  /* Client: a request in its slot, with bytes of payload, becomes visible at the head, payload and
+   * header before its doorbell. */
   int (*post)(msi_path *path, uint64_t sequence, size_t bytes);
 
   /* Client: that a request in its slot is cancelled becomes visible at the head. */

@@ -233,7 +233,7 @@ static int agree(msi_world *world, int code, const char *text) {
 
 int msi_world_open(msi_world *world, MPI_Comm comm, int role, int code, const char *text) {
   if (!code && !limit_of(getenv("MPISERVE_OPEN_TIMEOUT"))) {
-    code = MPISERVE_ECONFIG; /* all are told, as of any failure of a rank */
+    code = MPISERVE_ECONFIG; /* all ranks get it, as any failure of a rank */
     text = "MPISERVE_OPEN_TIMEOUT is to be a number of seconds above 0";
   }
   *world = (msi_world){.comm = MPI_COMM_NULL,

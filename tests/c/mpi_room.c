@@ -22,7 +22,7 @@ static mpiserve_spec spec(void) {
 
 typedef struct head {
   mpiserve_session *session;
-  int room, told; /* what was told of the queue: EACH or 2 * EACH rows */
+  int room, announced; /* of the queue: EACH or 2 * EACH rows */
   int batches[SERVICES];
   int32_t clients[2 * EACH]; /* of the batches of the crowded service */
 } head;
@@ -45,15 +45,15 @@ static void answer(head *h, const mpiserve_batch *batch) {
 }
 
 /* The requests of low priority are here, then those of high priority too. */
-static void tell(head *h) {
+static void announce(head *h) {
   int64_t rows;
   mpiserve_counters count;
   CHECK(mpiserve_counters_get(h->session, &count) == MPISERVE_OK);
   CHECK(mpiserve_queue_get(h->session, CROWDED, &rows) == MPISERVE_OK);
   if (count.errors < 2) return; /* what nobody wants any more is in the queue */
-  if (h->told == 2 * EACH || rows < h->told + EACH) return;
-  h->told += EACH;
-  MPI_Send(NULL, 0, MPI_BYTE, HIGH, h->told == EACH ? QUEUED : FULL, MPI_COMM_WORLD);
+  if (h->announced == 2 * EACH || rows < h->announced + EACH) return;
+  h->announced += EACH;
+  MPI_Send(NULL, 0, MPI_BYTE, HIGH, h->announced == EACH ? QUEUED : FULL, MPI_COMM_WORLD);
 }
 
 static void make_room(head *h) {
@@ -83,7 +83,7 @@ static void serve(mpiserve_session *session) {
     if (code == MPISERVE_OK) answer(&h, &batch);
     if (code == MPISERVE_ECHANGE)
       CHECK(mpiserve_change_reply(session, CROWDED, MPISERVE_ESTATE, "as it is") == MPISERVE_OK);
-    tell(&h);
+    announce(&h);
     make_room(&h);
   }
   CHECK(h.batches[CROWDED] == 2 * EACH && h.batches[SPARE] == SPARES);
@@ -141,7 +141,7 @@ static void check_ends(mpiserve_session *session, mpiserve_service *service) {
   CHECK(mpiserve_cancel(session, &given_up) == MPISERVE_OK);
 }
 
-/* The head is told of it, room or not. */
+/* The head is asked for it, room or not. */
 static void check_change(mpiserve_session *session) {
   CHECK(mpiserve_reload(session, "crowded", NULL, LIMIT) == MPISERVE_ESTATE);
   CHECK_TEXT(mpiserve_last_error(), "as it is");
