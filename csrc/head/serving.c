@@ -177,15 +177,15 @@ static int no_batch(msi_serving *serving, double timeout) {
   return msi_error(MPISERVE_ETIMEOUT, "no batch within %g s%s%s", timeout, colon, text);
 }
 
-/* Between two looks that found nothing. */
+/* Between two looks that found nothing. With a time-out of 0 there is no second one. */
 static int pause_for(msi_serving *serving, double timeout, msi_wait *wait,
                      msi_wait_address *address, int64_t *deadline) {
-  if (!msi_wait_pause(wait, &serving->backoff, wait_address_of(serving, address)))
+  if (timeout != 0 && !msi_wait_pause(wait, &serving->backoff, wait_address_of(serving, address)))
     return MPISERVE_OK;
   int code = refuse_late(serving, msi_now());
   if (code) return code;
   if (!*deadline) *deadline = msi_deadline(timeout);
-  if (msi_now() <= *deadline) return MPISERVE_OK;
+  if (timeout != 0 && msi_now() <= *deadline) return MPISERVE_OK;
   return no_batch(serving, timeout);
 }
 
@@ -207,9 +207,7 @@ int msi_serving_next(msi_serving *serving, double timeout, mpiserve_batch *batch
     return msi_error(MPISERVE_ESTATE, "the last batch has not been answered");
   msi_progress_stop(&serving->progress);
   int code = look(serving, batch != NULL);
-  if (!code && !serving->current->open)
-    code =
-        timeout == 0 ? no_batch(serving, timeout) : wait_for_batch(serving, timeout, batch != NULL);
+  if (!code && !serving->current->open) code = wait_for_batch(serving, timeout, batch != NULL);
   if (!code && batch) msi_broker_hand_out(serving->current, batch);
   msi_progress_start(&serving->progress);
   return code;
