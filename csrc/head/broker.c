@@ -346,7 +346,8 @@ int msi_broker_look(msi_broker *broker, int lay_out) {
   uint32_t n = broker->queue.n;
   if (reason || broker->queue.timed) code = drop_unwanted(broker);
   if (broker->queue.n < n) reason = decide(broker);
-  return reason && broker->has_room && !code ? close_batch(broker, reason, lay_out) : code;
+  if (code || !reason || !broker->has_room) return code;
+  return close_batch(broker, reason, lay_out);
 }
 
 int msi_broker_suspend(msi_broker *broker, int suspended) {
