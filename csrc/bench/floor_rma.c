@@ -53,10 +53,8 @@ static void answer(floor_end *end, int64_t rounds) {
 
 static const char *run(floor_end *end, const void *payload, int64_t warm, int64_t rounds,
                        int64_t *samples) {
-  memset(end->mine, 0, FLAG_BYTES + (size_t)end->bytes);
   MPI_Win_lock_all(MPI_MODE_NOCHECK, end->win);
-  MPI_Win_sync(end->win);
-  MPI_Barrier(end->comm); /* nobody puts before the flags are cleared */
+  MPI_Barrier(end->comm);
   if (end->rank == 0)
     ask(end, payload, warm, rounds, samples);
   else
@@ -75,9 +73,10 @@ const char *bench_floor_rma(MPI_Comm comm, int64_t bytes, int64_t warm, int64_t 
   end.peer = !end.rank;
   void *payload = bench_memory(bytes, 1);
   if (!payload) return "no memory for the RMA floor";
-  MPI_Win_allocate((MPI_Aint)(FLAG_BYTES + bytes), 1, MPI_INFO_NULL, comm, &end.mine, &end.win);
-  const char *failed = run(&end, payload, warm, rounds, samples);
-  MPI_Win_free(&end.win);
+  const char *failed = "no memory for the RMA floor";
+  if (bench_window_open(comm, FLAG_BYTES + bytes, &end.mine, &end.win))
+    failed = run(&end, payload, warm, rounds, samples);
+  bench_window_close(FLAG_BYTES + bytes, end.mine, &end.win);
   free(payload);
   return failed;
 }
