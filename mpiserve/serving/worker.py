@@ -137,6 +137,7 @@ class Worker:
     def _look_after(self) -> None:
         """End model changes that are done; move models between the ranks of a pool."""
         for model in self.models:
+            model.backend.supervise()
             model.changes.look()
         if self._pool:
             self._pool.look()
