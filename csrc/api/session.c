@@ -16,12 +16,13 @@ static int check_open(MPI_Comm world, int role) {
 }
 
 static int open_simulation(mpiserve_session *session) {
-  const size_t none[MSI_TRANSPORTS] = {0};
+  const size_t none[MSI_PARTS] = {0};
   int code = msi_world_publish(&session->world, 0, NULL);
   if (!code) code = msi_window_open(&session->window, &session->world, none);
-  /* Heads clear their lanes before any client writes to them. */
-  if (!code) code = msi_world_barrier(&session->world);
-  if (!code) code = msi_client_open(&session->client, &session->world, &session->window);
+  if (code) return code;
+  code = msi_client_open(&session->client, &session->world, &session->window);
+  code = msi_world_agree(&session->world, code);
+  if (code) msi_client_free(&session->client);
   return code;
 }
 
@@ -34,6 +35,7 @@ static int open_session(int index, MPI_Comm world, int role, int code, const cha
   if (role == MPISERVE_SIMULATION) result = open_simulation(made);
   if (result) {
     msi_handles_drop_comm(index);
+    msi_window_unmap(&made->window);
     msi_world_close(&made->world);
     return result;
   }
@@ -129,7 +131,7 @@ int mpiserve_fail(mpiserve_session *session, const char *text) {
   return code ? code : msi_client_fail(&session->client, text ? text : "no reason given");
 }
 
-/* No rank may free a window that another rank still uses: all ranks meet first. */
+/* No rank may free an MPI window that another rank still uses: all ranks meet first. */
 static int close_session(mpiserve_session *session) {
   int code = MPISERVE_OK;
   if (session->world.role == MPISERVE_SIMULATION) code = msi_client_close(&session->client);
@@ -137,6 +139,7 @@ static int close_session(mpiserve_session *session) {
   msi_serving_close(&session->serving); /* also after a failed publish */
   /* Freeing is collective: simulation ranks left when their open failed. */
   int freed = session->broken ? MPISERVE_OK : msi_window_close(&session->window);
+  msi_window_unmap(&session->window);
   msi_handles_drop_comm((int)(session - msi_sessions)); /* which is freed now */
   msi_world_close(&session->world);
   free(session->descriptions);

@@ -74,7 +74,7 @@ static uint32_t first_generation(void) {
   return atomic_fetch_add(&opened, 1) << 16;
 }
 
-static void free_all(msi_client *client) {
+void msi_client_free(msi_client *client) {
   for (int i = 0; client->endpoints && i < client->n_endpoints; i++)
     msi_endpoint_close(&client->endpoints[i]);
   free(client->endpoints);
@@ -82,6 +82,7 @@ static void free_all(msi_client *client) {
   free(client->services);
   free(client->choices);
   free(client->loads);
+  *client = (msi_client){0};
 }
 
 static int open_endpoints(msi_client *client) {
@@ -100,7 +101,7 @@ int msi_client_open(msi_client *client, const msi_world *world, msi_window *wind
                          .first_generation = first_generation()};
   int code = open_endpoints(client);
   if (code) {
-    free_all(client);
+    msi_client_free(client);
     return code;
   }
   list_services(client);
@@ -193,6 +194,6 @@ int msi_client_close(msi_client *client) {
   if (!code) code = to_all(client, MSI_LEAVE, NULL);
   msi_calls_free(client);
   msi_change_end_all(client);
-  free_all(client);
+  msi_client_free(client);
   return code;
 }

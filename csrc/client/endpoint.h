@@ -34,7 +34,6 @@ typedef struct msi_payload {
 typedef struct msi_endpoint {
   msi_path path;
   msi_layout layout;
-  uint8_t *alias;          /* same node: the head's memory again, for buffers; NULL: none taken */
   uint64_t sent;           /* sequence of the last request */
   int in_flight;           /* slots taken */
   int taken[MSI_SLOTS];    /* is the slot? */

@@ -26,7 +26,7 @@ typedef struct msi_inbox {
   const msi_transport *transport;
   int service_index; /* of its service among those of this rank */
   msi_layout layout;
-  uint8_t *memory; /* this rank's; where the segment lies in it the layout knows */
+  uint8_t *memory; /* this rank's; where the section lies in it the layout knows */
   uint8_t *seen;   /* the doorbells, as far as they were taken */
   int *clients;    /* world rank by lane */
   msi_lane *lanes;
@@ -35,11 +35,11 @@ typedef struct msi_inbox {
   MPI_Request *sends;     /* of the last replies, by lane and slot, where these are messages */
 } msi_inbox;
 
-/* Lays the segment of this rank's service service_index out, from byte begin of its memory on.
+/* Lays the section of this rank's service service_index out, from byte begin of its memory on.
  * Local; the memory comes with msi_inbox_attach(). */
 int msi_inbox_open(msi_inbox *inbox, const msi_world *world, int transport,
                    const mpiserve_description *description, int service_index, size_t begin);
-int msi_inbox_attach(msi_inbox *inbox, msi_window *window);
+void msi_inbox_attach(msi_inbox *inbox, msi_window *window);
 void msi_inbox_close(msi_inbox *inbox);
 
 /* Finds the next lane, from *lane on, whose doorbell has rung: 1, or 0 if there is none. */

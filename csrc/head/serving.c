@@ -13,9 +13,9 @@ enum { MOST_NAMED = 8 }; /* ranks of a text */
 static const double WAIT_NOTICE = 10;
 
 int msi_serving_open(msi_serving *serving, const msi_world *world, int n,
-                     const mpiserve_description *descriptions, size_t bytes[MSI_TRANSPORTS]) {
+                     const mpiserve_description *descriptions, size_t bytes[MSI_PARTS]) {
   *serving = (msi_serving){.backoff = world->backoff};
-  bytes[MPISERVE_SHARED] = bytes[MPISERVE_RMA] = 0;
+  memset(bytes, 0, MSI_PARTS * sizeof *bytes);
   serving->brokers = calloc((size_t)n, sizeof *serving->brokers);
   if (!serving->brokers) return msi_error(MPISERVE_ENOMEM, "no memory for %d services", n);
   serving->current = serving->turn = serving->asked = serving->brokers;
@@ -53,12 +53,11 @@ static void watch_remote(msi_serving *serving, msi_broker *broker) {
 
 int msi_serving_attach(msi_serving *serving, msi_window *window) {
   int code = MPISERVE_OK, remote = 0;
-  for (int i = 0; i < serving->n && !code; i++) {
-    msi_broker *broker = &serving->brokers[i];
-    code = msi_broker_attach(broker, window, &serving->progress);
-    remote |= broker->remote != 0;
+  for (int i = 0; i < serving->n; i++) {
+    msi_broker_attach(&serving->brokers[i], window, &serving->progress);
+    remote |= serving->brokers[i].remote != 0;
   }
-  if (!code && remote) code = msi_progress_open(&serving->progress, window);
+  if (remote) code = msi_progress_open(&serving->progress, window);
   for (int i = 0; i < serving->n && !code; i++) watch_remote(serving, &serving->brokers[i]);
   serving->silence = (msi_silence){notice_limit(), msi_now(), 0, waited_for(serving)->remaining};
   return code;
@@ -88,14 +87,14 @@ static int look(msi_serving *serving, int lay_out) {
   return msi_error(MPISERVE_ECLOSED, "every simulation rank has left the session");
 }
 
-/* Where the rank sleeps: in its first segment. Who comes over rma cannot wake it, nor can the
+/* Where the rank sleeps: in its first section. Who comes over rma cannot wake it, nor can the
  * delay of a batch. */
 static const msi_wait_address *wait_address_of(const msi_serving *serving,
                                                msi_wait_address *address) {
   for (int i = 0; i < serving->n; i++)
     if (!msi_broker_may_sleep(&serving->brokers[i])) return NULL;
-  msi_segment_header *header =
-      (msi_segment_header *)serving->brokers[0].inboxes[MPISERVE_SHARED].memory;
+  msi_section_header *header =
+      (msi_section_header *)serving->brokers[0].inboxes[MPISERVE_SHARED].memory;
   *address = (msi_wait_address){&header->asleep, &header->asleep, 0};
   return address;
 }

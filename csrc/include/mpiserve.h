@@ -237,6 +237,13 @@ typedef struct mpiserve_change_request {
   char version[MPISERVE_NAME_SIZE]; /* of MPISERVE_LOAD; "": the same again */
 } mpiserve_change_request;
 
+/* Memory that other processes may map: see mpiserve_segment_get(). */
+typedef struct mpiserve_segment {
+  void *memory;
+  int64_t bytes;
+  int32_t fd; /* of its file, which has no name */
+} mpiserve_segment;
+
 /* What an inference rank has waited for since long: see mpiserve_waiting_get(). */
 typedef enum mpiserve_waits {
   MPISERVE_WAITS_NOT = 0,      /* it has not waited for long */
@@ -493,6 +500,13 @@ int mpiserve_ticket_reply(mpiserve_session *session, mpiserve_ticket *ticket,
                           const void *const *outputs);
 int mpiserve_ticket_fail(mpiserve_session *session, mpiserve_ticket *ticket, int code,
                          const char *text);
+
+/* mpiserve_segment_get: the memory of this rank in which all inputs and outputs lie that
+ * mpiserve_batch_next() hands out. Another process of this user, which runs the model, maps its
+ * file (MAP_SHARED): the file descriptor is sent to it, or opened at /proc/PID/fd/FD. It belongs to
+ * the session and is valid until mpiserve_close(); a mapping of it may outlive that. Inference
+ * ranks; local. MPISERVE_ESTATE before mpiserve_publish(). */
+int mpiserve_segment_get(mpiserve_session *session, mpiserve_segment *segment);
 
 /* mpiserve_poll: take what clients send, and form no batch: for a server that holds as many
  * requests as it can. Inference ranks; never waits. MPISERVE_ESTATE while a batch is open. */

@@ -89,6 +89,15 @@ static int complete(msi_world *world, MPI_Request *request, int64_t deadline, co
   }
 }
 
+int msi_world_gather(msi_world *world, const void *mine, void *all, size_t bytes,
+                     const char *what) {
+  MPI_Request request;
+  int failed =
+      MPI_Iallgather(mine, (int)bytes, MPI_BYTE, all, (int)bytes, MPI_BYTE, world->comm, &request);
+  if (failed) return msi_mpi_error(failed, "MPI_Iallgather");
+  return complete(world, &request, open_deadline(), what);
+}
+
 static int duplicate(msi_world *world, MPI_Comm comm) {
   MPI_Request request;
   int failed = MPI_Comm_idup(comm, &world->comm, &request);
@@ -107,24 +116,25 @@ static int exchange_hello(msi_world *world, int code, hello *all) {
   const char *transport = getenv("MPISERVE_TRANSPORT");
   snprintf(mine.version, sizeof mine.version, "%s", mpiserve_version());
   snprintf(mine.transport, sizeof mine.transport, "%s", transport ? transport : "auto");
-  MPI_Request request;
-  int failed = MPI_Iallgather(&mine, sizeof mine, MPI_BYTE, all, sizeof mine, MPI_BYTE, world->comm,
-                              &request);
-  if (failed) return msi_mpi_error(failed, "MPI_Iallgather");
-  return complete(world, &request, open_deadline(), "mpiserve_open");
+  return msi_world_gather(world, &mine, all, sizeof mine, "mpiserve_open");
 }
 
-/* A rank that failed tells its text to all. */
+/* A rank that failed tells its code and text to all. */
+static int share_error(msi_world *world, int rank, int code, const char *text) {
+  struct {
+    int code;
+    char text[MPISERVE_TEXT_SIZE];
+  } error = {.code = code};
+  if (rank == world->rank) snprintf(error.text, sizeof error.text, "%s", text);
+  int failed = MPI_Bcast(&error, sizeof error, MPI_BYTE, rank, world->comm);
+  if (failed) return msi_mpi_error(failed, "MPI_Bcast");
+  if (rank == world->rank) return msi_error(error.code, "%s", error.text);
+  return msi_error(error.code, "rank %d: %s", rank, error.text);
+}
+
 static int check_failed(msi_world *world, const hello *all, const char *text) {
-  char message[MPISERVE_TEXT_SIZE] = "";
-  for (int r = 0; r < world->size; r++) {
-    if (!all[r].code) continue;
-    if (r == world->rank) snprintf(message, sizeof message, "%s", text);
-    int failed = MPI_Bcast(message, sizeof message, MPI_BYTE, r, world->comm);
-    if (failed) return msi_mpi_error(failed, "MPI_Bcast");
-    if (r == world->rank) return msi_error(all[r].code, "%s", message);
-    return msi_error(all[r].code, "rank %d: %s", r, message);
-  }
+  for (int r = 0; r < world->size; r++)
+    if (all[r].code) return share_error(world, r, all[r].code, text);
   return MPISERVE_OK;
 }
 
@@ -286,10 +296,7 @@ static int check_replicas(const msi_world *world) {
 
 /* Ranks may be loading their models: the first of two collectives is the one that waits. */
 static int gather_counts(msi_world *world, int n, int *counts) {
-  MPI_Request request;
-  int failed = MPI_Iallgather(&n, 1, MPI_INT, counts, 1, MPI_INT, world->comm, &request);
-  if (failed) return msi_mpi_error(failed, "MPI_Iallgather");
-  int code = complete(world, &request, open_deadline(), "mpiserve_publish");
+  int code = msi_world_gather(world, &n, counts, sizeof n, "mpiserve_publish");
   for (int r = 0; r < world->size; r++) world->n_heads += counts[r];
   return code;
 }
@@ -338,6 +345,20 @@ int msi_world_barrier(msi_world *world) {
   int failed = MPI_Ibarrier(world->comm, &request);
   if (failed) return msi_mpi_error(failed, "MPI_Ibarrier");
   return complete(world, &request, INT64_MAX, "mpiserve_close");
+}
+
+int msi_world_agree(msi_world *world, int code) {
+  MPI_Request request;
+  int *vote = &world->votes[0], *first = &world->votes[1];
+  *vote = code ? world->rank : world->size;
+  int failed = MPI_Iallreduce(vote, first, 1, MPI_INT, MPI_MIN, world->comm, &request);
+  if (failed) return msi_mpi_error(failed, "MPI_Iallreduce");
+  int late = complete(world, &request, open_deadline(), "mpiserve_open");
+  if (late || *first == world->size) return late;
+  char text[MPISERVE_TEXT_SIZE];
+  size_t bytes = msi_text_bytes(mpiserve_last_error(), sizeof text - 1);
+  snprintf(text, sizeof text, "%.*s", (int)bytes, mpiserve_last_error());
+  return share_error(world, *first, code, text);
 }
 
 static void free_comm(MPI_Comm *comm) {

@@ -25,6 +25,7 @@ typedef struct msi_world {
   uint8_t *roles;              /* by world rank */
   int *nodes;                  /* by world rank: the lowest world rank of its node */
   msi_backoff backoff;
+  int votes[2]; /* of msi_world_agree(): MPI may write there after a time-out */
   int n_heads;
   msi_head *heads; /* in the order of the world, those of a rank side by side; after
                       msi_world_publish() */
@@ -43,6 +44,14 @@ int msi_world_publish(msi_world *world, int n, const mpiserve_description *descr
 
 /* Waits for everybody, without taking the core from those who still work. */
 int msi_world_barrier(msi_world *world);
+
+/* As msi_world_barrier(), at open; an error of one rank (code, and its last message) becomes the
+ * error of all, with its text. */
+int msi_world_agree(msi_world *world, int code);
+
+/* Gathers so many bytes of each rank at every rank, at open or publish, as what says. After
+ * MPISERVE_ETIMEOUT MPI may still write to all. */
+int msi_world_gather(msi_world *world, const void *mine, void *all, size_t bytes, const char *what);
 
 /* Frees all; safe on a world that failed to open. */
 void msi_world_close(msi_world *world);

@@ -394,6 +394,17 @@ cdef class Session(Handle):
         self._leave(mpiserve_queue_get(self._session, service, &rows))
         return rows
 
+    def segments(self):
+        """Return (file descriptor, address, bytes) of the memory in which all batches lie."""
+        cdef mpiserve_segment segment
+        self._enter()
+        self._leave(mpiserve_segment_get(self._session, &segment))
+        return [(segment.fd, <size_t>segment.memory, segment.bytes)]
+
+    def locate(self, array):
+        """Return (index in segments(), offset) of a contiguous array, or None: it is elsewhere."""
+        return locate(self.segments(), array)
+
     def mpi_take(self):
         """Take MPI from the broker thread, while a batch is being answered."""
         cdef int code

@@ -67,6 +67,10 @@ cdef extern from "mpiserve.h" nogil:
     ctypedef struct mpiserve_change_request:
         int32_t service, what, client
         char version[64]
+    ctypedef struct mpiserve_segment:
+        void *memory
+        int64_t bytes
+        int32_t fd
     const char *mpiserve_version()
     const char *mpiserve_mpi_build()
     const char *mpiserve_mpi_runtime()
@@ -108,6 +112,7 @@ cdef extern from "mpiserve.h" nogil:
     int mpiserve_room_set(mpiserve_session *, int, int)
     int mpiserve_rows_set(mpiserve_session *, int, int)
     int mpiserve_queue_get(mpiserve_session *, int, int64_t *)
+    int mpiserve_segment_get(mpiserve_session *, mpiserve_segment *)
     int mpiserve_mpi_take(mpiserve_session *)
     int mpiserve_mpi_give(mpiserve_session *)
     int mpiserve_serve_echo(mpiserve_session *, double)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -56,7 +57,6 @@ def facts(comm: MPI.Intracomm) -> Facts:
     lowest = node.bcast(comm.rank)
     barrier = median_barrier(node)
     node.Free()
-    shm = os.statvfs("/dev/shm") if Path("/dev/shm").is_dir() else None
     return Facts(
         rank=comm.rank,
         host=os.uname().nodename,
@@ -67,12 +67,22 @@ def facts(comm: MPI.Intracomm) -> Facts:
         library=MPI.Get_library_version(),
         build=core.mpi_build(),
         level=check.thread_level(MPI),
-        shm=shm.f_bavail * shm.f_frsize if shm else 0,
+        memory=available_memory(),
         gpus=len(list(Path("/proc/driver/nvidia/gpus").glob("*"))),
         skew=skew(comm),
         barrier=barrier,
         environment={k: v for k, v in os.environ.items() if k.startswith(PREFIXES)},
     )
+
+
+def available_memory() -> int | None:
+    """Return the bytes of memory that the machine can still give; None if unknown."""
+    try:
+        text = Path("/proc/meminfo").read_text()
+    except OSError:
+        return None
+    found = re.search(r"^MemAvailable: *(\d+) kB$", text, re.MULTILINE)
+    return int(found[1]) << 10 if found else None
 
 
 def median_barrier(comm: MPI.Comm) -> float:
@@ -142,7 +152,7 @@ def put(comm: MPI.Intracomm, target: int) -> float:
 
 
 def window(config: Config | None) -> int:
-    """Estimate the bytes of the largest window of a rank; 0 without a configuration."""
+    """Estimate the bytes of the rank that needs most; 0 without a configuration."""
     if config is None:
         return 0
     return max(window_bytes(group.services) for group in config.groups)
@@ -158,11 +168,11 @@ def show(world: list[Facts], progress: Mapping[str, float], found: list[Finding]
     """Print the nodes, the measurements and the problems."""
     from rich.table import Table
 
-    table = Table("node", "ranks", "cores", "/dev/shm free", "GPUs", title="mpiserve doctor")
+    table = Table("node", "ranks", "cores", "memory free", "GPUs", title="mpiserve doctor")
     for ranks in nodes(world).values():
         cores = {core for facts in ranks for core in facts.cores}
-        shm = f"{min(facts.shm for facts in ranks) / 2**20:.0f} MiB"
-        numbers = str(len(ranks)), f"{len(cores)} of {ranks[0].node_cores}", shm
+        memory = "" if ranks[0].memory is None else f"{ranks[0].memory / 2**20:.0f} MiB"
+        numbers = str(len(ranks)), f"{len(cores)} of {ranks[0].node_cores}", memory
         table.add_row(ranks[0].host, *numbers, str(ranks[0].gpus))
     terminal.console(width=110).print(table)
     first = world[0]
