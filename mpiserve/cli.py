@@ -96,6 +96,9 @@ def run(
 @app.command()
 def serve(config: ConfigFile) -> None:
     """Serve beside another program of the same world; all ranks of this program serve."""
+    from mpiserve.serving.isolation.server_link import the_server
+
+    the_server.start()  # before MPI, which does not like forks
     _exit("serve", config)
 
 

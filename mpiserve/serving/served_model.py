@@ -23,6 +23,7 @@ from mpiserve.observe.log import Failures
 from mpiserve.serving.absent_model import Absent, Suspended, Unloaded
 from mpiserve.serving.continuous import Stepper
 from mpiserve.serving.failed_batch import Splitter
+from mpiserve.serving.isolation.loader import IsolatedLoader
 from mpiserve.serving.loading import Loader, engine_of
 from mpiserve.serving.reload import Changes
 
@@ -82,7 +83,11 @@ class ServedModel:
         self.changes = Changes(lib, self)
         self._head: tensor_parallel.Head | None = None
         self._comm = comm
-        self._loader = Loader(comm, local_rank, self._note)
+        self._loader: Loader | IsolatedLoader
+        if self.service.isolated:
+            self._loader = IsolatedLoader(self.service, local_rank, self._note)
+        else:
+            self._loader = Loader(comm, local_rank, self._note)
         self._dtypes = [dtype_of(tensor) for tensor in self.service.outputs]
         self._remarks: set[str] = set()
         self._kind = ""  # of rows, as clients were told
@@ -292,7 +297,8 @@ class ServedModel:
         if self.backend.wants_clients:
             self.backend.clients = clients
         outputs = self._zeros_of_outputs(len(clients))
-        result = self._results(self._given(inputs), outputs, lambda _: None)
+        given = self._given(inputs)
+        result = self._head.run(given) if self._head else self.backend.rerun_rows(given, outputs)
         return result if result is outputs else self._finished(result, len(clients))
 
     def _results(self, inputs: Arrays, outputs: Arrays, done: Callable[[int], None]) -> Any:
@@ -322,7 +328,7 @@ class ServedModel:
     def _report(self, error: BaseException) -> str:
         """Log a failure of a batch, and describe it in one line."""
         text = self._failures.once(error)
-        return text + READ_ONLY if isinstance(error, ValueError) and "read-only" in text else text
+        return text + READ_ONLY if text.startswith("ValueError:") and "read-only" in text else text
 
     def _fail(self, batch: core.Batch, text: str) -> None:
         """Answer a batch that failed: rerun it in halves, or send the error to all its requests."""
