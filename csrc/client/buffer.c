@@ -76,15 +76,26 @@ static msi_endpoint *endpoint_of(const mpiserve_service *service, const mpiserve
   return NULL;
 }
 
-int msi_buffer_take(mpiserve_service *service, int64_t rows, mpiserve_buffer *buffer) {
-  msi_endpoint *endpoint = service->endpoint;
+static int take(mpiserve_service *service, int64_t rows, mpiserve_buffer *buffer) {
   int at, code = find_spare(service, &at);
+  msi_endpoint *endpoint = service->endpoint; /* the home may have moved */
   if (!code) code = reserve_buffer(service, at, rows);
   *buffer = (mpiserve_buffer){.id = id_of(service->client, endpoint, at), .rows = rows};
   if (!code) code = msi_endpoint_map_buffer(endpoint, at, buffer);
   if (!code) return MPISERVE_OK;
   if (at >= 0) endpoint->leases[at] = (msi_lease){0};
   *buffer = (mpiserve_buffer){0};
+  return code;
+}
+
+/* The home may die meanwhile: then another one gives the memory, if another one lives. */
+int msi_buffer_take(mpiserve_service *service, int64_t rows, mpiserve_buffer *buffer) {
+  const msi_endpoint *home;
+  int code;
+  do {
+    home = service->endpoint;
+    code = take(service, rows, buffer);
+  } while (code == MPISERVE_EPEER && service->endpoint != home);
   return code;
 }
 
