@@ -10,10 +10,14 @@
 #include <mpi.h>
 #include <stdint.h>
 
-/* Into windows over memory that is shared already, as mpiserve's: Put and flush of the payload,
- * then of a flag. */
+/* Into windows of MPI_Win_allocate: Put and flush of the payload, then of a flag. */
 const char *bench_floor_rma(MPI_Comm comm, int64_t bytes, int64_t warm, int64_t rounds,
                             int64_t *samples);
+
+/* The same into windows of MPI_Win_create over memory that processes share already, as mpiserve's
+ * is. */
+const char *bench_floor_created(MPI_Comm comm, int64_t bytes, int64_t warm, int64_t rounds,
+                                int64_t *samples);
 
 /* Into and out of the window of rank 1, which only makes progress: Put and flush, Get and
  * flush. */
@@ -45,10 +49,5 @@ int64_t bench_now(void);
 /* Memory that has been touched, aligned to cache lines, its bytes a pattern of seed;
  * NULL if there is none. */
 void *bench_memory(int64_t bytes, int seed);
-
-/* A window of MPI_Win_create over zeroed memory of each rank that other processes could map, as
- * mpiserve's is. Collective; 0 if there is no memory on this rank, whose part is then empty. */
-int bench_window_open(MPI_Comm comm, int64_t bytes, uint8_t **mine, MPI_Win *win);
-void bench_window_close(int64_t bytes, uint8_t *mine, MPI_Win *win);
 
 #endif

@@ -1,5 +1,7 @@
+#define _GNU_SOURCE
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include "bench.h"
 
@@ -53,8 +55,10 @@ static void answer(floor_end *end, int64_t rounds) {
 
 static const char *run(floor_end *end, const void *payload, int64_t warm, int64_t rounds,
                        int64_t *samples) {
+  memset(end->mine, 0, FLAG_BYTES + (size_t)end->bytes);
   MPI_Win_lock_all(MPI_MODE_NOCHECK, end->win);
-  MPI_Barrier(end->comm);
+  MPI_Win_sync(end->win);
+  MPI_Barrier(end->comm); /* nobody puts before the flags are cleared */
   if (end->rank == 0)
     ask(end, payload, warm, rounds, samples);
   else
@@ -73,10 +77,27 @@ const char *bench_floor_rma(MPI_Comm comm, int64_t bytes, int64_t warm, int64_t 
   end.peer = !end.rank;
   void *payload = bench_memory(bytes, 1);
   if (!payload) return "no memory for the RMA floor";
-  const char *failed = "no memory for the RMA floor";
-  if (bench_window_open(comm, FLAG_BYTES + bytes, &end.mine, &end.win))
-    failed = run(&end, payload, warm, rounds, samples);
-  bench_window_close(FLAG_BYTES + bytes, end.mine, &end.win);
+  MPI_Win_allocate((MPI_Aint)(FLAG_BYTES + bytes), 1, MPI_INFO_NULL, comm, &end.mine, &end.win);
+  const char *failed = run(&end, payload, warm, rounds, samples);
+  MPI_Win_free(&end.win);
+  free(payload);
+  return failed;
+}
+
+const char *bench_floor_created(MPI_Comm comm, int64_t bytes, int64_t warm, int64_t rounds,
+                                int64_t *samples) {
+  floor_end end = {.comm = comm, .bytes = bytes};
+  size_t size = FLAG_BYTES + (size_t)bytes;
+  MPI_Comm_rank(comm, &end.rank);
+  end.peer = !end.rank;
+  void *payload = bench_memory(bytes, 1);
+  void *mine = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+  if (!payload || mine == MAP_FAILED) return "no memory for the floor of created windows";
+  end.mine = mine;
+  MPI_Win_create(mine, (MPI_Aint)size, 1, MPI_INFO_NULL, comm, &end.win);
+  const char *failed = run(&end, payload, warm, rounds, samples);
+  MPI_Win_free(&end.win);
+  munmap(mine, size);
   free(payload);
   return failed;
 }

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from coupling import CONFIG, PYTHON, RUN, SERVE, lines, right, write
+from coupling import CONFIG, PYTHON, RUN, SERVE, is_mpich, lines, right, write
 
 AUTO = {"MPISERVE_TRANSPORT": "auto"}
 
@@ -76,6 +77,9 @@ def group() -> Iterator[Path]:
     except OSError as error:
         pytest.skip(f"no control group can be made: {error}")
     yield made
+    deadline = time.monotonic() + 10
+    while (made / "cgroup.procs").read_text() and time.monotonic() < deadline:
+        time.sleep(0.01)  # MPICH's launcher does not wait for the end of ranks that it kills
     made.rmdir()
 
 
@@ -89,6 +93,7 @@ def test_the_limit_of_a_control_group_is_named_by_every_rank(mpiexec, tmp_path, 
     assert f"memory.limit_in_bytes of the control group /{group.name}" in done.stderr
 
 
+@pytest.mark.skipif(is_mpich(), reason="MPICH itself (UCX) does not start in such a world")
 def test_a_rank_in_a_pid_namespace_of_its_own_gets_an_error(mpiexec, tmp_path):
     own = [*unshare("--pid"), "--fork", "--kill-child", "--mount-proc"]
     write(tmp_path, "import mpiserve\nmpiserve.open()\n")
