@@ -85,7 +85,7 @@ class ServedModel:
         self._comm = comm
         self._loader: Loader | IsolatedLoader
         if self.service.isolated:
-            self._loader = IsolatedLoader(self.service, local_rank, self._note)
+            self._loader = IsolatedLoader(lib, self.service, local_rank, self._note)
         else:
             self._loader = Loader(comm, local_rank, self._note)
         self._dtypes = [dtype_of(tensor) for tensor in self.service.outputs]
