@@ -116,6 +116,7 @@ class Isolated(Backend):
         self._given_up = ""
         self._entered = self._closed = False
         self._look_at = self._try_at = 0.0
+        self._thread: threading.Thread | None = None
         self._views: dict[int, tuple[Arrays, Arrays, Any]] = {}
         self._segments: list[Any] | None = None  # that the child maps; None: not tried yet
         self._batches: dict[int, Located] = {}
@@ -322,6 +323,9 @@ class Isolated(Backend):
         if self._given_up or self._closed or now < self._look_at:
             return
         self._look_at = now + LOOK
+        if self._thread:
+            self._thread = self._thread if self._thread.is_alive() else None
+            return
         child = self._child
         if child and child.dead:
             error = child.lost()
@@ -330,8 +334,20 @@ class Isolated(Backend):
         if self._child or now < self._try_at:
             return
         self._try_at = now + RETRY
+        if self.service.replicas > 1:  # they answer meanwhile
+            self._thread = threading.Thread(target=self._restart, daemon=True)
+            self._thread.start()
+        else:
+            self._restart()
+
+    def _restart(self) -> None:
         with suppress(Error):  # it is logged, and the answer to the next request
             self._working()
+
+    @property
+    def unavailable(self) -> bool:
+        """Whether a child is being started in place of one that was lost."""
+        return self._thread is not None
 
     def close(self) -> None:
         """Close the model, and end its process."""
