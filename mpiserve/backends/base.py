@@ -97,6 +97,7 @@ class Backend:
     copies = False  # each batch has inputs of its own, which the model may change and keep
     wants_clients = False  # `clients` is set before each batch; for replicas of one rank
     tune_result: Any = None  # what `tune` measured, for another process that loads the model
+    unavailable = False  # whether other replicas should answer for a while
     clients: np.ndarray  # int32 [rows]: the world rank of the client of each row; -1 at warm-up
 
     def __init__(

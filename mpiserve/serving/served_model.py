@@ -85,13 +85,15 @@ class ServedModel:
         self._comm = comm
         self._loader: Loader | IsolatedLoader
         if self.service.isolated:
-            self._loader = IsolatedLoader(self.service, local_rank, self._note)
+            self._loader = IsolatedLoader(lib, self.service, local_rank, self._note)
         else:
             self._loader = Loader(comm, local_rank, self._note)
+            if self.service.tensor_parallel > 1 and not assignment.tp_index:
+                logger.info("service %s: its model runs in the ranks themselves", self.service.name)
         self._dtypes = [dtype_of(tensor) for tensor in self.service.outputs]
         self._remarks: set[str] = set()
         self._kind = ""  # of rows, as clients were told
-        self._announced = False
+        self._announced = self._down = False
         self.stepper: Stepper | None = None
         self._room = True  # as the broker was told
         self._engine = ""  # of the model that answers, once it is loaded
@@ -234,6 +236,13 @@ class ServedModel:
         self._remarks.add(remark)
 
     # ---- batches
+
+    def supervise(self) -> None:
+        """Watch the backend; let other replicas answer while it cannot."""
+        self.backend.supervise()
+        if self.backend.unavailable != self._down and not self.assignment.pool:
+            self._down = self.backend.unavailable
+            self._lib.suspend(self.index, self._down)
 
     def update_room(self) -> None:
         """Keep requests in the queue while the model has no room for more."""

@@ -141,7 +141,7 @@ class Worker:
                 model.go_on()
             if model.changes.pending:
                 model.changes.look()
-            model.backend.supervise()
+            model.supervise()
         if self._pool:
             self._pool.look()
 

@@ -74,6 +74,19 @@ def fragile(x):
     return 2 * x
 
 
+class Gated:
+    # It is not loaded again before a file is there.
+    def __init__(self):
+        while os.path.exists("crashed") and not os.path.exists("gate"):
+            time.sleep(0.01)
+
+    def __call__(self, x):
+        if (x > 0).any():
+            open("crashed", "w").close()
+            os._exit(9)
+        return 2 * x
+
+
 class Segfault:
     def __init__(self):
         ctypes.string_at(0)
@@ -223,3 +236,32 @@ def test_only_the_guilty_request_fails_however_its_model_dies(mpiexec, models):
         assert not alive(pid), pid
     for number in re.findall(r"process (\d+)", done.stderr):
         assert not os.path.exists(f"/proc/{number}"), number
+
+
+TWO = """\
+from pathlib import Path
+
+import mpiserve
+import numpy as np
+
+with mpiserve.open() as session:
+    service, x = session.service("gated"), np.full((2, 3), -1, np.float32)
+    try:
+        service(-x, timeout=60)
+        raise AssertionError("answered")
+    except mpiserve.ModelError as error:
+        assert "has ended with status 9" in str(error), error
+    for _ in range(30):
+        assert (service(x, timeout=30) == 2 * x).all()
+    Path("gate").touch()
+    print("the other replica has answered", flush=True)
+"""
+
+
+def test_another_replica_answers_while_a_process_is_started_again(mpiexec, models):
+    table = TABLE.format(name="gated", model="Gated", settings="replicas = 2")
+    (models / "c.toml").write_text(table)
+    (models / "sim.py").write_text(TWO)
+    done = mpiexec(["-n", 3, *RUN, "c.toml", "sim.py"], timeout=100)
+    assert "the other replica has answered" in done.stdout
+    assert done.returncode == 0

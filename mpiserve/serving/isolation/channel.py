@@ -19,10 +19,11 @@ if TYPE_CHECKING:
 
 RUN, CALL = 1, 2  # operations: a batch; a message
 OK, FAILED = 0, 1  # codes of their ends
-OWN = 0  # the number of the memory that belongs to the child alone; others are segments of the rank
+OWN, SEGMENT = 0, 1  # numbers of memories: of the child alone; of the rank, where its batches lie
 PAGE = mmap.PAGESIZE
 
 Arrays = tuple[np.ndarray, ...]
+Place = tuple[int, int]  # the number of a memory, and the bytes before a tensor
 
 
 class Channel:
@@ -93,9 +94,9 @@ class Room:
         self._memory = memory
         self._places = _places(service)[0]
 
-    def places(self) -> tuple[int, ...]:
-        """Return number and offset of each input, output, and of the clients."""
-        return tuple(number for place in self._places for number in (OWN, place))
+    def places(self) -> list[Place]:
+        """Return the place of each input, output, and of the clients."""
+        return [(OWN, offset) for offset in self._places]
 
     def arrays(self, rows: int) -> tuple[Arrays, Arrays, np.ndarray]:
         """View the memory as inputs, outputs and clients of so many rows."""

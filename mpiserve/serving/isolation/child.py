@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import faulthandler
 import logging
+import mmap
 import os
 import pickle
 import resource
@@ -19,7 +20,7 @@ import numpy as np
 from mpiserve.backends.arrays import checked, dtype_of
 from mpiserve.backends.base import Backend, Steps, ordered
 from mpiserve.failure import check_interrupt, end_child, interrupts
-from mpiserve.serving.isolation.channel import CALL, FAILED, OK, Arrays, Channel, Room
+from mpiserve.serving.isolation.channel import CALL, FAILED, OK, Arrays, Channel, view
 from mpiserve.serving.isolation.messages import Answer, Failure, Loaded, Order, StepsState
 from mpiserve.serving.loading import Loader, engine_of
 
@@ -60,9 +61,10 @@ class Child:
         self._log = log
         self._process, self._server = os.getpid(), os.getppid()
         self._backend: Backend | None = None
-        self._room: Room | None = None
         self._serving = ExitStack()
-        self._shapes: dict[int, tuple[Arrays, Arrays, np.ndarray]] = {}
+        self._shapes: dict[tuple[int, ...], tuple[Arrays, Arrays, np.ndarray]] = {}
+        own = channel.own
+        self._memories: list[tuple[Any, Any]] = [(own, own)]  # to read; to write
         self._rows: dict[int, int] = {}  # of the requests that the steps hold
         self._memory_bytes = 0
         self._going = True
@@ -82,7 +84,7 @@ class Child:
         """Run the model on a batch, with the results where the rank looks for them."""
         calls = self._channel.calls
         try:
-            self._run(calls.rows)
+            self._run(calls.rows, calls.places)
         except BaseException as error:
             check_interrupt()
             self._channel.answer(FAILED, Answer(failure=self._failure(error), log=self._log.take()))
@@ -93,8 +95,9 @@ class Child:
         else:
             calls.end(OK)
 
-    def _run(self, rows: int) -> None:
-        inputs, outputs, clients = self._arrays(rows)
+    def _run(self, rows: int, places: tuple[int, ...]) -> None:
+        key = (rows, *places)
+        inputs, outputs, clients = self._shapes.get(key) or self._arrays(key)
         backend = self._loaded
         if backend.wants_clients:
             backend.clients = clients.copy()
@@ -103,16 +106,27 @@ class Child:
             for array, given in zip(outputs, self._finished(result, rows), strict=True):
                 array[...] = given
 
-    def _arrays(self, rows: int) -> tuple[Arrays, Arrays, np.ndarray]:
-        found = self._shapes.get(rows)
-        if found is None:
-            assert self._room
-            if len(self._shapes) >= SHAPES:
-                self._shapes.clear()
-            found = self._shapes[rows] = self._room.arrays(rows)
-            for array in found[0]:
-                array.flags.writeable = False
-        return found
+    def _arrays(self, key: tuple[int, ...]) -> tuple[Arrays, Arrays, np.ndarray]:
+        """View the places of a batch; they repeat, so the views are kept."""
+        service, rows = self._loaded.service, key[0]
+        memories = [self._memories[number] for number in key[1::2]]
+        places = list(zip(memories, key[2::2], strict=True))
+        n = len(service.inputs)
+        inputs = tuple(
+            view(memory[0], offset, tensor, rows)
+            for (memory, offset), tensor in zip(places, service.inputs, strict=False)
+        )
+        outputs = tuple(
+            view(memory[1], offset, tensor, rows)
+            for (memory, offset), tensor in zip(places[n:], service.outputs, strict=False)
+        )
+        for array in inputs:
+            array.flags.writeable = False
+        clients = np.ndarray((rows,), np.int32, places[-1][0][1], places[-1][1])
+        if len(self._shapes) >= SHAPES:
+            self._shapes.clear()
+        self._shapes[key] = inputs, outputs, clients
+        return inputs, outputs, clients
 
     def _finished(self, result: Any, rows: int) -> list[np.ndarray]:
         service = self._loaded.service
@@ -162,7 +176,6 @@ class Child:
         else:
             backend = loader.load(service, tuning=order.tuning)
         self._backend = backend
-        self._room = Room(service, self._channel.own)
         return Loaded(
             engine=engine_of(backend),
             together=bool(backend.together),
@@ -176,6 +189,20 @@ class Child:
             if backend.steps
             else False,
         )
+
+    def attach(self, segments: list[tuple[int, int, int]]) -> None:
+        """Map memory of the rank; the model can write to outputs alone, not to what clients wrote.
+
+        Args:
+            segments: Process, file descriptor and bytes of each.
+        """
+        for pid, number, size in segments:
+            file = os.open(f"/proc/{pid}/fd/{number}", os.O_RDWR | os.O_CLOEXEC)
+            try:
+                read = mmap.mmap(file, size, access=mmap.ACCESS_READ)
+                self._memories.append((read, mmap.mmap(file, size)))
+            finally:
+                os.close(file)
 
     def enter(self) -> None:
         """Enter what the backend needs while it serves."""
@@ -254,7 +281,7 @@ class Child:
 
 CALLS: dict[str, Callable[..., Any]] = {
     call.__name__: call
-    for call in (Child.load, Child.enter, Child.leave, Child.close)
+    for call in (Child.load, Child.attach, Child.enter, Child.leave, Child.close)
     + (Child.begin, Child.step, Child.drop, Child.copy, Child.take_over)
 }
 

@@ -30,8 +30,7 @@ DEEPSPEED = "deepspeed"
 def main(number: int) -> None:
     """Serve the rank at the other end of a socket, until it closes the socket or ends."""
     signal.signal(signal.SIGTERM, _stop)
-    handover.die_with_parent(signal.SIGTERM)
-    handover.adopt_orphans()
+    handover.adopt_orphans()  # no signal at the rank's death: a thread that ends would cause it
     with socket.socket(fileno=number) as link:
         server = Server(link)
         try:

@@ -9,13 +9,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from mpiserve.backends.base import Backend
 from mpiserve.errors import Code, Error, ModelError
 from mpiserve.failure import describe
+from mpiserve.serving.isolation.channel import SEGMENT, Place
 from mpiserve.serving.isolation.isolated_steps import IsolatedSteps
 from mpiserve.serving.isolation.messages import Loaded, Order
 from mpiserve.serving.isolation.process import ChildProcess, LostError
@@ -24,6 +25,7 @@ from mpiserve.serving.isolation.server_link import ForkServer, without_mpi
 from mpiserve.serving.loading import Known
 
 if TYPE_CHECKING:
+    from mpiserve._lib import core
     from mpiserve.config import ServiceConfig
 
 Arrays = tuple[np.ndarray, ...]
@@ -34,10 +36,54 @@ SHAPES = 256  # numbers of rows whose arrays are kept
 logger = logging.getLogger("mpiserve")
 
 
+class Located(NamedTuple):
+    """A batch, and where its tensors lie: in memory of the rank, or in the child's own."""
+
+    inputs: Arrays
+    outputs: Arrays
+    places: tuple[int, ...]
+    copied: Arrays | None  # the inputs in the child's own memory, if they must be copied there
+    results: Arrays | None  # the same of the outputs
+
+
+class Early:
+    """Copies results from the child's own memory, early if their clients can have them.
+
+    Args:
+        results: The results.
+        outputs: Where clients look for them.
+        done: Called with the number of first rows that are there.
+    """
+
+    def __init__(self, results: Arrays, outputs: Arrays, done: Callable[[int], None]) -> None:
+        self._results = results
+        self._outputs = outputs
+        self._done = done
+        self._rows = 0
+
+    def __call__(self, rows: int) -> None:
+        """Copy the first rows."""
+        self._copy(rows)
+        self._rows = rows
+        self._done(rows)
+
+    def finish(self) -> Arrays:
+        """Return the results, which need no copy if none were early."""
+        if not self._rows:
+            return self._results
+        self._copy(None)
+        return self._outputs
+
+    def _copy(self, end: int | None) -> None:
+        for array, result in zip(self._outputs, self._results, strict=True):
+            array[self._rows : end] = result[self._rows : end]
+
+
 class Isolated(Backend):
     """Has a child process load and run the model, and starts another one when that is lost.
 
     Args:
+        lib: The session handle of this rank.
         service: The table of the service.
         server: The fork server.
         local_rank: Position among the inference ranks of this node.
@@ -50,11 +96,17 @@ class Isolated(Backend):
     steps: IsolatedSteps | None = None
 
     def __init__(
-        self, service: ServiceConfig, server: ForkServer, local_rank: int, tuning: Any = None
+        self,
+        lib: core.Session,
+        service: ServiceConfig,
+        server: ForkServer,
+        local_rank: int,
+        tuning: Any = None,
     ) -> None:
         super().__init__(service, None, local_rank)
         self.tune_result = tuning
         self.remarks: tuple[str, ...] = ()
+        self._lib = lib
         self._server = server
         self._lock = threading.RLock()  # a restart may be in a thread
         self._child: ChildProcess | None = None
@@ -64,7 +116,10 @@ class Isolated(Backend):
         self._given_up = ""
         self._entered = self._closed = False
         self._look_at = self._try_at = 0.0
+        self._thread: threading.Thread | None = None
         self._views: dict[int, tuple[Arrays, Arrays, Any]] = {}
+        self._segments: list[Any] | None = None  # that the child maps; None: not tried yet
+        self._batches: dict[int, Located] = {}
 
     @property
     def engine(self) -> str:
@@ -94,7 +149,7 @@ class Isolated(Backend):
             child.end()
             raise
         self._take(loaded)
-        self._views = {}
+        self._views, self._batches, self._segments = {}, {}, None
         return child
 
     def _order(self) -> Order:
@@ -185,26 +240,60 @@ class Isolated(Backend):
 
     def _run_once(self, inputs: Arrays, outputs: Arrays, done: Callable[[int], None]) -> Any:
         child, rows = self._working(), len(inputs[0])
-        given, results, clients = self._arrays(child, rows)
-        for array, mine in zip(given, inputs, strict=True):
-            np.copyto(array, mine)
+        batch = self._batches.get(id(inputs))
+        if batch is None or batch.inputs is not inputs or batch.outputs is not outputs:
+            batch = self._located(child, inputs, outputs)
+        if batch.copied is not None:
+            for array, mine in zip(batch.copied, inputs, strict=True):
+                np.copyto(array, mine)
         if self.wants_clients:
-            clients[:] = self.clients
-        early = 0
+            self._arrays(child, rows)[2][:] = self.clients
+        if batch.results is None:
+            child.run(rows, batch.places, done, self.service.timeout_s)
+            return outputs
+        early = Early(batch.results, outputs, done)
+        child.run(rows, batch.places, early, self.service.timeout_s)
+        return early.finish()
 
-        def report(last: int) -> None:
-            nonlocal early
-            for array, result in zip(outputs, results, strict=True):
-                array[early:last] = result[early:last]
-            early = last
-            done(last)
+    def _located(self, child: ChildProcess, inputs: Arrays, outputs: Arrays) -> Located:
+        """Find where the tensors of a batch lie. The arrays repeat, so that is kept."""
+        mine, results, _ = self._arrays(child, len(inputs[0]))
+        own, n = child.places(), len(inputs)
+        given, wanted = self._places(child, inputs), self._places(child, outputs)
+        places = [*(given or own[:n]), *(wanted or own[n:-1]), own[-1]]
+        flat = tuple(number for place in places for number in place)
+        batch = Located(inputs, outputs, flat, None if given else mine, None if wanted else results)
+        if len(self._batches) >= SHAPES:
+            self._batches.clear()
+        if given or wanted:  # others, of the splitter, come once
+            self._batches[id(inputs)] = batch
+        return batch
 
-        child.run(rows, report, self.service.timeout_s)
-        if not early:
-            return results
-        for array, result in zip(outputs, results, strict=True):
-            array[early:] = result[early:]
-        return outputs
+    def _places(self, child: ChildProcess, arrays: Arrays) -> list[Place] | None:
+        """Return the places of arrays in memory of the rank, if all lie there."""
+        if self._segments is None:
+            self._segments = self._attached(child)
+        places = []
+        for array in arrays:
+            found = self._lib.locate(array) if self._segments else None
+            if found is None:
+                return None
+            places.append((SEGMENT + found[0], found[1]))
+        return places
+
+    def _attached(self, child: ChildProcess) -> list[Any]:
+        """Have the child map the memory in which batches lie; without it they are copied."""
+        segments = self._lib.segments()
+        ids = [(os.getpid(), file, size) for file, _, size in segments]
+        try:
+            child.call("attach", ids, limit=self.service.load_timeout_s, what="while it attached")
+        except LostError:
+            raise
+        except Error as error:
+            text = "service %s: batches are copied, since its process cannot map them: %s"
+            logger.warning(text, self.service.name, error)
+            return []
+        return segments
 
     def _arrays(self, child: ChildProcess, rows: int) -> tuple[Arrays, Arrays, Any]:
         found = self._views.get(rows)
@@ -234,6 +323,9 @@ class Isolated(Backend):
         if self._given_up or self._closed or now < self._look_at:
             return
         self._look_at = now + LOOK
+        if self._thread:
+            self._thread = self._thread if self._thread.is_alive() else None
+            return
         child = self._child
         if child and child.dead:
             error = child.lost()
@@ -242,8 +334,20 @@ class Isolated(Backend):
         if self._child or now < self._try_at:
             return
         self._try_at = now + RETRY
+        if self.service.replicas > 1:  # they answer meanwhile
+            self._thread = threading.Thread(target=self._restart, daemon=True)
+            self._thread.start()
+        else:
+            self._restart()
+
+    def _restart(self) -> None:
         with suppress(Error):  # it is logged, and the answer to the next request
             self._working()
+
+    @property
+    def unavailable(self) -> bool:
+        """Whether a child is being started in place of one that was lost."""
+        return self._thread is not None
 
     def close(self) -> None:
         """Close the model, and end its process."""

@@ -12,6 +12,7 @@ from mpiserve.serving.isolation.isolated import Isolated
 from mpiserve.serving.isolation.server_link import the_server
 
 if TYPE_CHECKING:
+    from mpiserve._lib import core
     from mpiserve.config import ServiceConfig
 
 # torch imports _dynamo late, when warm-up watches what a model writes to: in two seconds.
@@ -24,14 +25,20 @@ class IsolatedLoader:
     """Loads the versions of a service, each in a child of its own.
 
     Args:
+        lib: The session handle of this rank.
         service: The table of the service.
         local_rank: Position among the inference ranks of this node.
         remark: Called with each remark for the user about a model, in one line.
     """
 
     def __init__(
-        self, service: ServiceConfig, local_rank: int, remark: Callable[[str], None]
+        self,
+        lib: core.Session,
+        service: ServiceConfig,
+        local_rank: int,
+        remark: Callable[[str], None],
     ) -> None:
+        self._lib = lib
         self._local_rank = local_rank
         self._remark = remark
         the_server.load(libraries_of(service), service.threads)
@@ -44,7 +51,7 @@ class IsolatedLoader:
             Error: If it cannot be loaded, with the text of the reason.
         """
         tuning = old.tune_result if isinstance(old, Isolated) else None
-        backend = Isolated(service, the_server, self._local_rank, tuning)
+        backend = Isolated(self._lib, service, the_server, self._local_rank, tuning)
         try:
             backend.load()
         except BaseException:

@@ -10,7 +10,7 @@ from typing import Any
 from mpiserve._lib import handover
 from mpiserve.config import ServiceConfig
 from mpiserve.errors import Code, ModelError
-from mpiserve.serving.isolation.channel import OK, RUN, Arrays, Channel, Room
+from mpiserve.serving.isolation.channel import OK, RUN, Arrays, Channel, Place, Room
 from mpiserve.serving.isolation.messages import Answer
 from mpiserve.serving.isolation.server_link import ForkServer, ending
 
@@ -67,11 +67,18 @@ class ChildProcess:
         """View the inputs, outputs and clients of a batch."""
         return self._room.arrays(rows)
 
-    def run(self, rows: int, done: Callable[[int], None], limit: float) -> None:
-        """Run the model on the batch in the shared memory.
+    def places(self) -> list[Place]:
+        """Return where `arrays` lie."""
+        return self._room.places()
+
+    def run(
+        self, rows: int, places: tuple[int, ...], done: Callable[[int], None], limit: float
+    ) -> None:
+        """Run the model on a batch.
 
         Args:
             rows: The rows.
+            places: The places of the inputs, the outputs and the clients, one after the other.
             done: Called with the number of first rows of all outputs that are final.
             limit: The seconds that it may take; 0 means no limit.
 
@@ -80,7 +87,7 @@ class ChildProcess:
             Error: With the text of the model's exception.
         """
         calls, last = self._channel.calls, 0
-        calls.post(RUN, rows)
+        calls.post(RUN, rows, places)
         end = time.monotonic() + limit if limit else 0.0
         while True:
             left = max(0.0, end - time.monotonic()) if limit else FOREVER
