@@ -77,6 +77,9 @@ class FakeLib:
     def waiting(self) -> tuple[int, str]:
         return 0, ""
 
+    def lost(self) -> tuple[int, str]:
+        return 0, ""
+
     def serve_echo(self, timeout: float) -> None:
         self.echoed += 1
         if self.echoed == 3:

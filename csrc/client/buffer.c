@@ -3,6 +3,7 @@
 #include "base/error.h"
 #include "client/call.h"
 #include "client/lease.h"
+#include "client/waiting.h"
 
 static int spare_buffer(const msi_endpoint *endpoint) {
   for (int i = MSI_SLOTS; i < MSI_LEASES; i++)
@@ -34,13 +35,13 @@ static int find_spare(mpiserve_service *service, int *at) {
 
 /* Waits until the head has granted the rows, or refused them. */
 static int ask(msi_client *client, msi_endpoint *endpoint, int lease, int64_t rows) {
-  int code = msi_call_wait_free(client, endpoint);
+  int code = msi_waiting_for_slot(client, endpoint, INT64_MAX);
   if (code) return code;
   int slot = (int)(endpoint->sent % MSI_SLOTS);
   msi_buffer_request *request = &client->buffer;
   *request = (msi_buffer_request){.message = {MESSAGE_BUFFER, endpoint}, .lease = lease};
   code = msi_endpoint_send(endpoint, MSI_KEEP, rows, lease, NULL, &request->message);
-  if (!code) code = msi_call_wait_for(client, endpoint, &request->done, MPISERVE_FOREVER);
+  if (!code) code = msi_waiting_for_reply(client, endpoint, &request->done, MPISERVE_FOREVER);
   /* A late reply must not answer the next request, which is in the same memory. */
   if (code && endpoint->owners[slot] == &request->message) endpoint->owners[slot] = NULL;
   return code ? code : msi_message_result(&request->message);
@@ -109,7 +110,7 @@ static int is_used(const mpiserve_service *service, const mpiserve_buffer *buffe
 }
 
 static int give_back(msi_client *client, msi_endpoint *endpoint, int lease) {
-  if (!endpoint->path.transport->same_node) {
+  if (!endpoint->path.transport->same_node || endpoint->lost) {
     msi_endpoint_free_buffer(endpoint, lease);
     endpoint->leases[lease] = (msi_lease){0};
     return MPISERVE_OK;

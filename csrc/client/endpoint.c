@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "mpi/failure.h"
 
 /* Our lane is our rank among the clients that reach this head in this way. */
 static uint32_t lane_of(const msi_world *world, int head, int transport, int rank) {
@@ -65,8 +66,37 @@ int msi_endpoint_can_send(const msi_endpoint *endpoint) {
   return !endpoint->taken[endpoint->sent % MSI_SLOTS];
 }
 
+int msi_endpoint_lost(const msi_endpoint *endpoint) {
+  char text[MPISERVE_TEXT_SIZE] = "";
+  msi_failure_name(endpoint->path.window->world, endpoint->path.head, text, sizeof text);
+  return msi_error(MPISERVE_EPEER, "%s has died", text);
+}
+
+static double seconds_since(int64_t ns) { return (double)(msi_now() - ns) * 1e-9; }
+
+/* Over rma nobody can look into the memory of a head that may not answer. */
+static void append_doing(const msi_endpoint *endpoint, char *text, size_t bytes) {
+  const msi_segment_header *header = (const msi_segment_header *)endpoint->path.memory;
+  if (!header) return;
+  int64_t busy_ns = atomic_load_explicit(&header->busy_ns, memory_order_relaxed);
+  int64_t looked_ns = atomic_load_explicit(&header->looked_ns, memory_order_relaxed);
+  if (busy_ns)
+    msi_text_append(text, bytes, "; it runs a batch since %.1f s", seconds_since(busy_ns));
+  else if (looked_ns)
+    msi_text_append(text, bytes, "; it looked for requests %.1f s ago", seconds_since(looked_ns));
+}
+
+void msi_endpoint_why(const msi_endpoint *endpoint, char *text, size_t bytes) {
+  static const char *const STATES[] = {"no reply", "alive", "stopped by a signal", "dead"};
+  const msi_world *world = endpoint->path.window->world;
+  msi_failure_name(world, endpoint->path.head, text, bytes);
+  msi_text_append(text, bytes, ": %s", STATES[msi_failure_state_of(world, endpoint->path.head)]);
+  append_doing(endpoint, text, bytes);
+}
+
 static int post(msi_endpoint *endpoint, size_t payload_bytes, void *owner) {
   int at = (int)(endpoint->sent % MSI_SLOTS);
+  if (endpoint->lost) return msi_endpoint_lost(endpoint);
   int code = endpoint->path.transport->post(&endpoint->path, endpoint->sent + 1, payload_bytes);
   if (code) return code;
   endpoint->sent++;

@@ -103,6 +103,7 @@ typedef struct msi_client {
   msi_change *changes;
   msi_buffer_request buffer; /* one at a time: its caller waits */
   unsigned tests;            /* calls of test */
+  int n_dead;                /* ranks of the world that were known to be dead at the last look */
   mpiserve_counters counters;
 } msi_client;
 

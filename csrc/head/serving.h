@@ -22,6 +22,8 @@ typedef struct msi_serving {
   msi_broker *asked;   /* the one of the last MPISERVE_ECHANGE */
   msi_progress progress;
   msi_silence silence;
+  msi_segment_header *header; /* where clients see what this rank does; NULL: none is near */
+  int n_dead;                 /* ranks of the world that were known to be dead at the last look */
 } msi_serving;
 
 /* First half of publishing: what memory each transport needs. Local. descriptions must

@@ -22,6 +22,7 @@ static int open_rma(msi_path *path) {
 }
 
 static void close_rma(msi_path *path) {
+  path->window->unread |= path->replies_to_come;
   msi_window_cancel_recv(&path->recv);
   free(path->slots);
   free(path->message);
@@ -73,7 +74,7 @@ static void deliver(msi_path *path) {
 static int progress(msi_path *path) {
   int code = MPISERVE_OK, received = 1;
   while (!code && path->replies_to_come) {
-    code = msi_window_test_recv(&path->recv, &received);
+    code = msi_window_test_recv(path->window, &path->recv, &received);
     if (code || !received) break;
     deliver(path);
     if (--path->replies_to_come) code = post_recv(path);

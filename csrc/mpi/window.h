@@ -17,6 +17,7 @@ typedef struct msi_window {
   MPI_Win win[MSI_TRANSPORTS];
   void *memory[MSI_TRANSPORTS]; /* this rank's own */
   MPI_Comm replies;             /* of the messages of the rma transport */
+  int unread;                   /* such messages may come that nobody receives any more */
   int64_t operations, to_simulation;
 } msi_window;
 
@@ -51,7 +52,7 @@ int msi_window_flush(msi_window *window, int head);
  * when it has. */
 int msi_window_post_recv(msi_window *window, int head, int service_index, void *message,
                          size_t bytes, MPI_Request *request);
-int msi_window_test_recv(MPI_Request *request, int *received);
+int msi_window_test_recv(msi_window *window, MPI_Request *request, int *received);
 
 /* Client, rma: give a receive up, if there is one. */
 void msi_window_cancel_recv(MPI_Request *request);

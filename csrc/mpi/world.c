@@ -6,9 +6,12 @@
 
 #include "base/error.h"
 #include "base/handles.h"
+#include "mpi/failure.h"
 #include "protocol/tensor.h"
 
-enum { MOST_NAMED = 8 }; /* ranks of a text */
+enum { MOST_NAMED = 8 /* ranks of a text */, MEETINGS = 2 };
+
+static const int64_t SWEEP_NS = 100000000, SECOND_MEETING_NS = 3000000000;
 
 /* What every rank tells every other at open. */
 typedef struct hello {
@@ -17,6 +20,7 @@ typedef struct hello {
   int32_t thread_level;
   int32_t code;
   char transport[8]; /* MPISERVE_TRANSPORT of its environment */
+  msi_identity who;
 } hello;
 
 static int is_same(MPI_Comm a, MPI_Comm b) {
@@ -40,18 +44,27 @@ int msi_mpi_error(int mpi_code, const char *call) {
   return msi_error(MPISERVE_EMPI, "%s: %s", call, text);
 }
 
-/* Seconds; 600 if there is no text, 0 if it is no positive number. */
-static double limit_of(const char *text) {
-  if (!text || !*text) return 600;
+/* Seconds; normal if there is no text, 0 if it is no positive number. */
+static double limit_of(const char *text, double normal) {
+  if (!text || !*text) return normal;
   char *end;
   double seconds = strtod(text, &end);
   return *end || !(seconds > 0) ? 0 : seconds;
 }
 
+static double open_limit(void) { return limit_of(getenv("MPISERVE_OPEN_TIMEOUT"), 600); }
+
+static double close_limit(void) { return limit_of(getenv("MPISERVE_CLOSE_TIMEOUT"), 30); }
+
 /* The time after which open and publish give up on a rank that does not come. */
 static int64_t open_deadline(void) {
-  double seconds = limit_of(getenv("MPISERVE_OPEN_TIMEOUT"));
+  double seconds = open_limit();
   return msi_deadline(seconds > 0 ? seconds : 600);
+}
+
+double msi_world_close_limit(void) {
+  double seconds = close_limit();
+  return seconds > 0 ? seconds : 30;
 }
 
 /* Who did not come MPI does not say. After open the inference ranks are known, which publish
@@ -76,16 +89,26 @@ static int not_all_came(const msi_world *world, const char *what) {
                    world->rank, what);
 }
 
+/* A rank that is dead never comes. */
+static int has_died(const msi_world *world, const char *what) {
+  char text[MPISERVE_TEXT_SIZE] = "";
+  msi_failure_name_dead(world, text, sizeof text);
+  return msi_error(MPISERVE_EPEER, "rank %d: %s cannot end, because a rank has died: %s",
+                   world->rank, what, text);
+}
+
 /* Completes a nonblocking collective. Ranks may come minutes apart (models are
  * being loaded), so this sleeps where MPI_Wait would burn a core. */
 static int complete(msi_world *world, MPI_Request *request, int64_t deadline, const char *what) {
   msi_wait wait = {0};
   for (;;) {
     int done, failed = MPI_Test(request, &done, MPI_STATUS_IGNORE);
+    if (msi_failure_note(world, world->comm, failed)) return has_died(world, what);
     if (failed) return msi_mpi_error(failed, what);
     if (done) return MPISERVE_OK;
-    if (msi_wait_pause(&wait, &world->backoff, NULL) && msi_now() > deadline)
-      return not_all_came(world, what);
+    if (!msi_wait_pause(&wait, &world->backoff, NULL)) continue;
+    if (world->failure && msi_failure_look(world)) return has_died(world, what);
+    if (msi_now() > deadline) return not_all_came(world, what);
   }
 }
 
@@ -107,6 +130,7 @@ static int exchange_hello(msi_world *world, int code, hello *all) {
   const char *transport = getenv("MPISERVE_TRANSPORT");
   snprintf(mine.version, sizeof mine.version, "%s", mpiserve_version());
   snprintf(mine.transport, sizeof mine.transport, "%s", transport ? transport : "auto");
+  mine.who = msi_identity_own();
   MPI_Request request;
   int failed = MPI_Iallgather(&mine, sizeof mine, MPI_BYTE, all, sizeof mine, MPI_BYTE, world->comm,
                               &request);
@@ -218,6 +242,14 @@ static int split_roles(msi_world *world) {
   return MPISERVE_OK;
 }
 
+/* From now on it is noticed when a rank dies. */
+static int watch(msi_world *world, const hello *all) {
+  msi_identity *ranks = calloc((size_t)world->size, sizeof *ranks);
+  if (!ranks) return msi_error(MPISERVE_ENOMEM, "no memory for %d ranks", world->size);
+  for (int r = 0; r < world->size; r++) ranks[r] = all[r].who;
+  return msi_failure_open(world, ranks);
+}
+
 static int agree(msi_world *world, int code, const char *text) {
   hello *all = calloc((size_t)world->size, sizeof *all);
   if (!all) return msi_error(MPISERVE_ENOMEM, "no memory for %d ranks", world->size);
@@ -227,18 +259,21 @@ static int agree(msi_world *world, int code, const char *text) {
   if (!result) result = check_threads(world, all);
   if (!result) result = check_transport(world, all);
   if (!result) result = check_roles(world, all);
+  if (!result) result = watch(world, all);
   free(all);
   return result;
 }
 
 int msi_world_open(msi_world *world, MPI_Comm comm, int role, int code, const char *text) {
-  if (!code && !limit_of(getenv("MPISERVE_OPEN_TIMEOUT"))) {
+  if (!code && !(open_limit() > 0 && close_limit() > 0)) {
     code = MPISERVE_ECONFIG; /* all ranks get it, as any failure of a rank */
-    text = "MPISERVE_OPEN_TIMEOUT is to be a number of seconds above 0";
+    text = open_limit() > 0 ? "MPISERVE_CLOSE_TIMEOUT is to be a number of seconds above 0"
+                            : "MPISERVE_OPEN_TIMEOUT is to be a number of seconds above 0";
   }
   *world = (msi_world){.comm = MPI_COMM_NULL,
                        .peers = MPI_COMM_NULL,
                        .node = MPI_COMM_NULL,
+                       .meeting = MPI_REQUEST_NULL,
                        .role = role,
                        .backoff = msi_backoff_for(2, 1)};
   MPI_Comm_rank(comm, &world->rank);
@@ -337,7 +372,47 @@ int msi_world_barrier(msi_world *world) {
   MPI_Request request;
   int failed = MPI_Ibarrier(world->comm, &request);
   if (failed) return msi_mpi_error(failed, "MPI_Ibarrier");
-  return complete(world, &request, INT64_MAX, "mpiserve_close");
+  return complete(world, &request, open_deadline(), "mpiserve_open");
+}
+
+/* Looks at all ranks of the node now and then, as MPI may never say that one is dead. */
+static int meeting_is_over(msi_world *world, int64_t deadline) {
+  msi_wait wait = {0};
+  int64_t next = 0;
+  for (;;) {
+    int done, failed = MPI_Test(&world->meeting, &done, MPI_STATUS_IGNORE);
+    if (failed) return msi_failure_note(world, world->comm, failed), 0;
+    if (done) return 1;
+    if (!msi_wait_pause(&wait, &world->backoff, NULL)) continue;
+    int64_t now = msi_now();
+    if (now > deadline) return 0;
+    if (now < next) continue;
+    if (msi_failure_sweep(world)) return 0;
+    next = now + SWEEP_NS;
+  }
+}
+
+/* Each says whether it is here only in passing, as its time is over. */
+static int begin_meeting(msi_world *world, int64_t deadline) {
+  if (world->meeting != MPI_REQUEST_NULL) return 1;
+  world->passing = msi_now() > deadline;
+  return !MPI_Iallreduce(&world->passing, &world->passers, 1, MPI_INT, MPI_SUM, world->comm,
+                         &world->meeting);
+}
+
+/* After the first meeting a rank knows that all have come, and after the second one that all know
+ * it: a rank whose deadline passed in between must not be waited for in a call that has no end.
+ * Those that are here come to the second one at once, so that it has a deadline of its own. */
+int msi_world_meet(msi_world *world, int64_t deadline) {
+  while (world->met < MEETINGS) {
+    if (msi_failure_sweep(world)) return 0; /* before MPI finds out, and prints lines about it */
+    if (!begin_meeting(world, deadline) || !meeting_is_over(world, deadline)) return 0;
+    world->met++;
+    if (world->passers && deadline != INT64_MAX) return 0;
+    int64_t soon = msi_now() + SECOND_MEETING_NS;
+    if (deadline < soon) deadline = soon;
+  }
+  return 1;
 }
 
 static void free_comm(MPI_Comm *comm) {
@@ -351,6 +426,7 @@ void msi_world_close(msi_world *world) {
   free(world->roles);
   free(world->nodes);
   free(world->heads);
+  msi_failure_close(world);
   world->roles = NULL;
   world->nodes = NULL;
   world->heads = NULL;

@@ -26,8 +26,12 @@ typedef struct msi_world {
   int *nodes;                  /* by world rank: the lowest world rank of its node */
   msi_backoff backoff;
   int n_heads;
-  msi_head *heads; /* in the order of the world, those of a rank side by side; after
-                      msi_world_publish() */
+  msi_head *heads;             /* in the order of the world, those of a rank side by side; after
+                                  msi_world_publish() */
+  struct msi_failure *failure; /* who has died: mpi/failure.h */
+  int met;                     /* of the meetings at the end, how many are over */
+  MPI_Request meeting;         /* the one that goes on, or MPI_REQUEST_NULL */
+  int passing, passers;        /* is this rank there in passing; how many are */
 } msi_world;
 
 /* MPISERVE_ESTATE if a session of the same ranks is open in this process. Local. */
@@ -41,8 +45,17 @@ int msi_world_open(msi_world *world, MPI_Comm comm, int role, int code, const ch
  * have none. */
 int msi_world_publish(msi_world *world, int n, const mpiserve_description *descriptions);
 
-/* Waits for everybody, without taking the core from those who still work. */
+/* Waits for everybody to come to the end of open, as long as open may take. */
 int msi_world_barrier(msi_world *world);
+
+/* Seconds that a close waits for others if nobody says otherwise: MPISERVE_CLOSE_TIMEOUT. Local. */
+double msi_world_close_limit(void);
+
+/* Has every rank of the world come here, to its end of the session? Waits for them, without taking
+ * the core from those who still work, until the deadline or until one has died. 0: this rank may
+ * do nothing that the others have to take part in, such as freeing a window; but it may ask again,
+ * later. 1: they all do it now. */
+int msi_world_meet(msi_world *world, int64_t deadline);
 
 /* Frees all; safe on a world that failed to open. */
 void msi_world_close(msi_world *world);

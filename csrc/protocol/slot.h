@@ -37,11 +37,16 @@ typedef enum msi_kind {
  * head, and the client sends the request to another replica. Users never see it. */
 enum { MSI_SUSPENDED = 1 };
 
-/* The cache line that the head writes. */
+/* What the head writes, in the first segment of a rank only. Clients read the first cache line with
+ * every request, and the second one when they have waited for long. */
 typedef struct msi_segment_header {
   _Atomic uint32_t asleep; /* The head sets 1 before it sleeps; the head, or the client that wakes
-                              it, sets 0. Used in the first segment of a rank only */
+                              it, sets 0 */
   uint32_t unused[15];
+  _Atomic int64_t busy_ns;   /* since when the head runs a batch, by the node's clock; 0: it does
+                                not */
+  _Atomic int64_t looked_ns; /* when the head, which had nothing to do, looked for requests */
+  uint32_t unused_too[12];
 } msi_segment_header;
 
 /* The client writes it before it rings the doorbell, and `cancelled` and `asleep` also later. */
@@ -91,7 +96,7 @@ typedef struct msi_slot {
 } msi_slot;
 
 _Static_assert(offsetof(msi_request_header, cancelled) % sizeof(uint64_t) == 0, "whole words");
-_Static_assert(sizeof(msi_segment_header) == MSI_ALIGN, "one cache line");
+_Static_assert(sizeof(msi_segment_header) == 2 * MSI_ALIGN, "two cache lines");
 _Static_assert(sizeof(msi_request_header) + MSI_EAGER_BYTES == 7 * MSI_ALIGN, "one writer a line");
 _Static_assert(sizeof(msi_reply_header) + MSI_EAGER_BYTES == 7 * MSI_ALIGN, "one writer a line");
 _Static_assert(sizeof(msi_slot) * MSI_SLOTS <= 4096, "a silent client costs less than a page");

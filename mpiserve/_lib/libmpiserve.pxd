@@ -54,7 +54,7 @@ cdef extern from "mpiserve.h" nogil:
         int64_t requests, rows, errors, batches, batches_in_place
         int64_t closed_by_rows, closed_by_census, closed_by_delay
         int64_t rejected, dropped, cancelled
-        int64_t rma_operations, rma_to_simulation, thread_polls
+        int64_t rma_operations, rma_to_simulation, thread_polls, rerouted
     ctypedef struct mpiserve_batch:
         int64_t rows
         int32_t requests, in_place, service
@@ -79,6 +79,8 @@ cdef extern from "mpiserve.h" nogil:
     int mpiserve_counters_get(mpiserve_session *, mpiserve_counters *)
     int mpiserve_fail(mpiserve_session *, const char *)
     int mpiserve_close(mpiserve_session *)
+    int mpiserve_close_within(mpiserve_session *, double)
+    int mpiserve_lost_get(mpiserve_session *, int *, char *)
     int mpiserve_service_count(mpiserve_session *, int *)
     int mpiserve_service_at(mpiserve_session *, int, mpiserve_service **)
     int mpiserve_service_find(mpiserve_session *, const char *, mpiserve_service **)

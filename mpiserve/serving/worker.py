@@ -57,6 +57,7 @@ class Worker:
         if pool is not None and assignment.pool:
             self._pool = AdaptivePool(lib, self.models, pool, assignment.pool)
         self._silence = notices.Silence(lib)
+        self._losses = notices.Losses(lib)
 
     def serve(self, watch: Callable[[], None] | None = None) -> None:
         """Load the models, publish the services, and answer until every simulation rank has left.
@@ -102,6 +103,7 @@ class Worker:
             model.answer(batch, model.run(batch))
         elif not busy:
             self._silence.look()
+            self._losses.look()
         for model in self.models:
             model.go_on()
         self._look_after()

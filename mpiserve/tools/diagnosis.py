@@ -11,7 +11,7 @@ from mpiserve.mpi import check
 
 ERROR, WARNING = "error", "warning"
 SKEW = 0.1  # seconds between two clocks that do not disturb logs
-NUMBERS = ("MPISERVE_OPEN_TIMEOUT", "MPISERVE_GRACE")
+NUMBERS = ("MPISERVE_OPEN_TIMEOUT", "MPISERVE_CLOSE_TIMEOUT", "MPISERVE_GRACE")
 SPIN = 0.001  # seconds of a barrier from which on ranks wait for each other's cores
 YIELD = {
     "MPICH": "MPIR_CVAR_CH4_PROGRESS_THROTTLE=1 and "

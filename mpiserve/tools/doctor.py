@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 from statistics import median
 
@@ -17,6 +18,7 @@ from mpiserve.config import Config
 from mpiserve.launch.run import abort
 from mpiserve.launch.static_check import window_bytes
 from mpiserve.mpi import check
+from mpiserve.tools import leftovers
 from mpiserve.tools.diagnosis import Facts, Finding, find, mixed_levels, nodes
 
 PREFIXES = ("MPISERVE_", "OMP_", "OMPI_", "PMI", "SLURM_", "CUDA_", "MV2_", "PALS_")
@@ -27,13 +29,16 @@ BARRIERS = 31
 ROUNDS = 20  # exchanges of clocks; the fastest one counts
 
 
-def doctor(config: Config | None = None) -> int:
-    """Examine the world, print the problems and return the exit status. Collective."""
+def doctor(config: Config | None = None, *, clean: bool = False) -> int:
+    """Examine the world, print the problems and return the exit status. Collective.
+
+    With `clean`, remove what dead jobs of this user have left on the nodes.
+    """
     comm = MPI.COMM_WORLD
     refuse_mixed(comm)
     world = comm.allgather(facts(comm))
     progress = measured(comm, [facts.node for facts in world])
-    found = find(world, window(config))
+    found = find(world, window(config)) + remains(comm, world, clean=clean)
     if _prints(comm, world[0]):
         show(world, progress, found)
     return FOUND if found else OK
@@ -73,6 +78,18 @@ def facts(comm: MPI.Intracomm) -> Facts:
         barrier=barrier,
         environment={k: v for k, v in os.environ.items() if k.startswith(PREFIXES)},
     )
+
+
+def remains(comm: MPI.Intracomm, world: list[Facts], *, clean: bool) -> list[Finding]:
+    """Find what dead jobs have left, on one rank of each node; remove it if asked. Collective."""
+    mine = world[comm.rank]
+    left = leftovers.find() if mine.node == comm.rank else []
+    for leftover in left if clean else ():
+        leftover.remove()
+    texts = [f"host {mine.host}: {leftover.what}" for leftover in left]
+    every = chain.from_iterable(comm.allgather(texts))
+    remedy = "removed" if clean else "`python -m mpiserve doctor --clean` removes it"
+    return [Finding("warning", f"left by a dead job: {text}", remedy) for text in every]
 
 
 def median_barrier(comm: MPI.Comm) -> float:

@@ -1,0 +1,11 @@
+/* loss: what a head does when clients have died. */
+#ifndef MSI_LOSS_H
+#define MSI_LOSS_H
+
+#include "head/broker.h"
+
+/* The lanes of clients that are known to be dead are as if these had left, and had cancelled what
+ * they had asked for. Not while a batch of the broker is open. */
+int msi_loss_of_clients(msi_broker *broker);
+
+#endif
