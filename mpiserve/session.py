@@ -136,7 +136,7 @@ class Session:
         Raises:
             ConfigError: If the services need more or fewer ranks than there are.
             PeerError: When the clients have left, if another rank of this replica is gone:
-                close would wait for it for ever.
+                MPI_Finalize may wait for it for ever.
         """
         # Simulation ranks do not need what serving imports.
         from mpiserve.serving.worker import Worker, refuse
@@ -191,6 +191,14 @@ class Session:
             left, and the text of the error.
         """
         return self._lib.peer_error()
+
+    def lost(self) -> tuple[int, str]:
+        """Return how many ranks of the world are known to have died, and their names.
+
+        Ranks of other nodes are seen only with an MPI that goes on after a failure, as Open MPI 5
+        under `mpirun --with-ft ulfm`.
+        """
+        return self._lib.lost()
 
     def info(self) -> dict[str, Any]:
         """Describe the session as this rank sees it."""

@@ -128,6 +128,7 @@ static void look_at(const msi_world *world, int i) {
 
 int msi_failure_look(const msi_world *world) {
   msi_failure *failure = world->failure;
+  if (!failure) return 0;
   int64_t now = msi_now();
   if (now < failure->next_ns) return failure->n_dead;
   failure->next_ns = now + LOOK_NS;
@@ -144,9 +145,13 @@ int msi_failure_sweep(const msi_world *world) {
   return failure->n_dead;
 }
 
-int msi_failure_count(const msi_world *world) { return world->failure->n_dead; }
+int msi_failure_count(const msi_world *world) {
+  return world->failure ? world->failure->n_dead : 0;
+}
 
-int msi_failure_is_dead(const msi_world *world, int rank) { return world->failure->dead[rank]; }
+int msi_failure_is_dead(const msi_world *world, int rank) {
+  return world->failure && world->failure->dead[rank];
+}
 
 msi_peer_state msi_failure_state_of(const msi_world *world, int rank) {
   if (world->failure->dead[rank]) return MSI_PEER_DEAD;

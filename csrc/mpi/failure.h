@@ -1,6 +1,7 @@
 /* failure: which ranks of the world have died, by the signs that there are: on a node the kernel
  * tells, wherever they are MPI tells if it goes on after a failure (Open MPI 5 under mpirun
- * --with-ft ulfm). One thread at a time, the one that may call MPI. Every call here is local. */
+ * --with-ft ulfm). In a world that nobody watches, nobody dies. One thread at a time, the one that
+ * may call MPI. Every call here is local. */
 #ifndef MSI_FAILURE_H
 #define MSI_FAILURE_H
 

@@ -233,9 +233,13 @@ def _infer(comm: MPI.Comm, config: Config, *, bind_alone: bool = False) -> int:
         # All inference ranks find an error in the file; one prints it.
         return complain(error, quiet=position > 0 and str(error).startswith(config.source))
     except PeerError as error:
-        logger.critical("%s: aborting the job", error)
-        abort(comm, FAILURE)
-        raise
+        if not current.lost()[0]:  # it is stuck, and MPI_Finalize would wait for it
+            logger.critical("%s: aborting the job", error)
+            abort(comm, FAILURE)
+            raise
+        logger.error("%s", error)
+        current.close()
+        _leave(OK, finalize=False)
     except BaseException as error:
         # The simulation ranks wait for this rank, which cannot answer any more.
         logger.critical("this inference rank failed\n%s", trace_of(error))

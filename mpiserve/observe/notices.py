@@ -130,7 +130,7 @@ class Losses:
         count, text = self._lib.lost()
         if count > self._known:
             self._known = count
-            logger.error("%s has died: the others go on; what it asked for is dropped", text)
+            logger.error("%s has died; the others go on", text)
 
 
 class Alone:
