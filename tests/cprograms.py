@@ -4,7 +4,7 @@ tests/c/test_*.c test files of the library that call no MPI; they are compiled w
 tests/c/mpi_*.c run on as many ranks as a comment in each says ("ranks: 4").
 tests/c/race_*.c are several ranks as threads of one process, for the thread sanitizer; they are
 linked with an MPI and call none of it. Exit status 0: passed, 77: skipped, else failed.
-tests/c/fuzz.c is a random program, tests/c/hostile.c a hostile client: of these each seed is a test.
+tests/c/fuzz.c is a random program, tests/c/hostile.c a hostile client: each seed is a test.
 """
 
 from __future__ import annotations

@@ -6,11 +6,11 @@
 
 Suites: unit (pytest, one process), c, asan and tsan (C programs, plain and with sanitizers), fuzz
 (the random program tests/c/fuzz.c, plain and with sanitizers, and the hostile client
-tests/c/hostile.c, each with --seeds from --seed on, which is new each time, for --seconds), protocol
-(pytest: models of the protocol, and planted bugs), mpi (pytest, each module once per number of
-ranks that its tests declare), harness, launch, models and examples (pytest; these start MPI jobs
-themselves), cluster (the same, on several hosts of this machine), and fortran, which is launch for
-MPIs with a Fortran wrapper: those that --fortran names, which run nothing else but
+tests/c/hostile.c; each with --seeds from --seed on, which is new each time, for --seconds),
+protocol (pytest: models of the protocol, and planted bugs), mpi (pytest, each module once per
+number of ranks that its tests declare), harness, launch, models and examples (pytest; these start
+MPI jobs themselves), cluster (the same, on several hosts of this machine), and fortran, which is
+launch for MPIs with a Fortran wrapper: those that --fortran names, which run nothing else but
 cluster/test_debian.py.
 Exit status 0: nothing failed. The last line is the count.
 

@@ -139,7 +139,7 @@ static void await_messages(attacker *a, uint64_t n) {
       must(msi_window_post_recv(path->window, path->head, path->service_index, path->message,
                                 REPLY_BYTES, &path->recv),
            "post_recv");
-    must(msi_window_test_recv(&path->recv, &come), "test_recv");
+    must(msi_window_test_recv(path->window, &path->recv, &come), "test_recv");
   }
 }
 

@@ -1,7 +1,10 @@
 /* A head and two clients in one thread, which takes their steps in the orders that matter: what
  * docs/internals/protocol_model.md proves of the model, looked at in the library. */
 #include "check.h"
+#include "head/loss.h"
 #include "head/reply.h"
+#include "head/tickets.h"
+#include "mpi/failure.h"
 #include "race.h"
 
 enum { CLIENTS = 2, MAX_ROWS = 100, POOL_ROWS = 2 * MAX_ROWS, ROUNDS = 300 };
@@ -200,6 +203,71 @@ static void check_a_client_leaves_once(void) {
   made_up_close(&made);
 }
 
+/* ---- dying ------------------------------------------------------------------------------ */
+
+static uint8_t dead[CLIENTS + 1];
+static msi_failure failure = {.dead = dead};
+
+static void look(void) {
+  mpiserve_batch batch;
+  CHECK(msi_serving_next(&made.serving, 0, &batch) == MPISERVE_ETIMEOUT);
+}
+
+static void die(int client) {
+  made.world.failure = &failure;
+  dead[client] = 1;
+  failure.n_dead = 1;
+}
+
+static void end_death(void) {
+  memset(dead, 0, sizeof dead);
+  failure.n_dead = 0;
+  made.world.failure = NULL;
+  made_up_close(&made);
+}
+
+/* Its requests wait, or were not taken: nobody answers them, and its rows go to others. */
+static void check_the_dead_have_left(void) {
+  begin(POOL_ROWS, LONG_NS);
+  send(1, MSI_ATTACH, 0, -1);
+  poll();
+  CHECK(take(1) == MPISERVE_OK);
+  lease(0, 0, MAX_ROWS);
+  infer(0, 1, MAX_ROWS, 0);
+  poll();
+  lease(1, 0, 1);
+  send(1, MSI_LEASE, MAX_ROWS, 1); /* waits */
+  poll();
+  send(0, MSI_LEASE, 1, 1); /* is not taken */
+  die(0);
+  CHECK(!msi_loss_of_clients(broker));
+  CHECK(broker->remaining == 1 && !broker->queue.n);
+  CHECK(take(1) == MPISERVE_OK);
+  poll();
+  CHECK(broker->inboxes[MPISERVE_SHARED].pool.used == 1 + MAX_ROWS);
+  end_death();
+}
+
+/* What is held reads its rows until it has ended. */
+static void check_rows_of_the_dead_are_freed_later(void) {
+  mpiserve_batch batch;
+  mpiserve_ticket ticket;
+  int wanted;
+  begin(POOL_ROWS, 0);
+  lease(0, 0, MAX_ROWS);
+  infer(0, 1, MAX_ROWS, 0);
+  CHECK(!msi_serving_next(&made.serving, 0, &batch));
+  CHECK(!msi_tickets_hold(&made.serving, &ticket));
+  const msi_row_pool *pool = &broker->inboxes[MPISERVE_SHARED].pool;
+  die(0);
+  look();
+  CHECK(pool->used == MAX_ROWS);
+  CHECK(!msi_tickets_wanted(&made.serving, &ticket, &wanted) && !wanted);
+  look();
+  CHECK(pool->used == 0);
+  end_death();
+}
+
 int main(void) {
   check_doorbells();
   check_slot_is_free_after_its_reply_was_read();
@@ -209,5 +277,7 @@ int main(void) {
   check_rows_of_a_request_are_not_given_away();
   check_the_upper_half_is_lent();
   check_a_client_leaves_once();
+  check_the_dead_have_left();
+  check_rows_of_the_dead_are_freed_later();
   return check_result();
 }

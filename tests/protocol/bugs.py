@@ -24,7 +24,7 @@ RELEASE, ACQUIRE = (
 PACK = "msi_side_pack(&endpoint->layout.inputs, payload->rows, slot->input, payload->inputs);"
 CLEAR = "atomic_store_explicit(&slot->request.cancelled, 0, memory_order_relaxed);"
 SEEN = "inbox->seen[lane] = (uint8_t)sequence;"
-OPEN = "if (inbox->lanes[lane].open & slot_bit(sequence)) return 0;"
+OPEN = "if (inbox->lanes[lane].open & (slot_bit(sequence) | MSI_SHUT)) return 0;"
 UPPER = "return range.begin + range.rows > inbox->pool.rows / 2;"
 LIMIT = "operation == FUTEX_WAIT ? &limit : NULL"
 TEXT = "entry->rows < MSI_EAGER_BYTES ? entry->rows : MSI_EAGER_BYTES"
@@ -52,7 +52,12 @@ BUGS = [
         {SEEN: "inbox->seen[lane] = inbox->memory[inbox->layout.doorbells_at + lane];"},
         "race_steps",
     ),
-    Bug("open slot taken", "head/inbox.c", {OPEN: ""}, "race_steps"),
+    Bug(
+        "open slot taken",
+        "head/inbox.c",
+        {OPEN: "if (inbox->lanes[lane].open & MSI_SHUT) return 0;"},
+        "race_steps",
+    ),
     Bug("cancellation kept", "client/endpoint.c", {CLEAR: ""}, "race_steps"),
     Bug(
         "lease freed while a request reads it",
@@ -71,6 +76,30 @@ BUGS = [
         "leaving counted twice",
         "head/broker.c",
         {"broker->remaining -= !lane->gone;": "broker->remaining--;"},
+        "race_steps",
+    ),
+    Bug(
+        "dead client not counted as left",
+        "head/loss.c",
+        {"broker->remaining -= !inbox->lanes[lane].gone;": ""},
+        "race_steps",
+    ),
+    Bug(
+        "request of a dead client taken",
+        "head/loss.c",
+        {"msi_inbox_shut(inbox, lane);": ""},
+        "race_steps",
+    ),
+    Bug(
+        "rows of the dead freed while a request reads them",
+        "head/loss.c",
+        {"if (!is_used) msi_inbox_lease_drop": "msi_inbox_lease_drop"},
+        "race_steps",
+    ),
+    Bug(
+        "rows of the dead never freed",
+        "head/loss.c",
+        {"broker->dead_rows |= is_used;": "(void)is_used;"},
         "race_steps",
     ),
     Bug(

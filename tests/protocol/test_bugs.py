@@ -9,7 +9,6 @@ import mpijob
 import pytest
 from cprograms import ASAN, FLAGS, ROOMS, TSAN
 from jobs import ROOT, Target
-
 from protocol.bugs import BUGS, MEMORY, THREADS, Bug
 
 MPICC = Target("", Path(sys.prefix)).mpicc
