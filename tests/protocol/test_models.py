@@ -1,9 +1,12 @@
 """The protocol as models: spin finds no error in any state, and finds each planted bug."""
 
 import pytest
+from jobs import ROOT
 from protocol import spin
 
 pytestmark = pytest.mark.skipif(not spin.installed(), reason=spin.MISSING)
+
+FIGURES = ROOT / "build/protocol.txt"
 
 # Each model, and the definitions that choose what is in it.
 RIGHT = [
@@ -63,12 +66,22 @@ def name(value):
     return "-".join(value) if isinstance(value, list) else value
 
 
+@pytest.fixture(scope="module")
+def figures():
+    """Collect lines for make proof, which prints them."""
+    lines = []
+    yield lines
+    FIGURES.write_text("\n".join(lines) + "\n")
+
+
 @pytest.mark.timeout(2 * spin.SECONDS)
 @pytest.mark.parametrize(("model", "defines"), RIGHT, ids=name)
-def test_a_model_has_no_error_in_any_state(model, defines, tmp_path):
+def test_a_model_has_no_error_in_any_state(model, defines, tmp_path, figures):
     found = spin.check(model, defines, tmp_path)
     words = " ".join([model, *defines])
-    print(f"{words}: {found.states} states, {found.megabytes} MB, {found.seconds} s")
+    figures.append(
+        f"{words:20} {found.states:10,} states {found.megabytes:6.0f} MB {found.seconds:6.1f} s"
+    )
     assert found.complete, f"{found.error}\n{found.way}\n{found.text}"
 
 
