@@ -41,7 +41,7 @@ SUITES += ("cluster", "fortran", "protocol")
 ONE_TRANSPORT = ("harness", "models", "examples", "cluster")
 WITHOUT_MPI = ("unit", "protocol")
 # They share no files with the others, and wait much.
-BESIDE = (*WITHOUT_MPI, "models", "cluster", "fortran")
+BESIDE = (*WITHOUT_MPI, "launch", "cluster", "fortran")
 NOT_RUN = "not run, or it did not end"
 WORDS = ("passed", "failed", "skipped")
 SHOWN = 20  # failures of one job

@@ -142,6 +142,8 @@ static void on_result(msi_client *client, msi_call *call, int slot) {
                         reply->compute_ns);
   if (!code && !call->message.abandoned)
     code = msi_endpoint_outputs(endpoint, slot, &call->payload);
+  if (code == MPISERVE_EPEER && !reply->code)
+    snprintf(call->message.text, sizeof call->message.text, "%s", mpiserve_last_error());
   call_end(client, call, code);
 }
 

@@ -2,18 +2,14 @@
 
 #include "mpi/failure.h"
 
-/* Buffers that users have stay theirs, and others are taken at the new home. */
-static void move_home(mpiserve_service *service) {
-  service->endpoint = service->choices[service->balance.home];
-  service->head = &service->client->world->heads[service->endpoint - service->client->endpoints];
-}
-
+/* Buffers that users have stay theirs, and others are taken at the new home. What other threads may
+ * read, such as the head of the home at open, does not change. */
 static void lose_replica(mpiserve_service *service, const msi_endpoint *endpoint) {
   for (int i = 0; i < service->replicas; i++) {
     if (service->choices[i] != endpoint) continue;
     msi_balance_lose(&service->balance, i);
     if (service->assignment == i) service->assignment = service->balance.home;
-    move_home(service);
+    service->endpoint = service->choices[service->balance.home];
   }
 }
 

@@ -55,6 +55,7 @@ int msi_inbox_attach(msi_inbox *inbox, msi_window *window) {
   /* Slabs are not touched here: pages that nobody uses cost nothing. */
   size_t begin = inbox->layout.header_at, end = msi_slot_at(&inbox->layout, inbox->layout.lanes, 1);
   memset(inbox->memory + begin, 0, end - begin);
+  ((msi_segment_header *)(inbox->memory + begin))->magic = MSI_MAGIC;
   return MPISERVE_OK;
 }
 

@@ -353,7 +353,7 @@ int mpiserve_service_find(mpiserve_session *session, const char *name, mpiserve_
 
 /* mpiserve_service_describe: what was published. engine and limits are those of this rank's home
  * replica, replicas is the number that can serve, head and transport are the world rank of home
- * and the way there. Any output may be NULL. */
+ * and the way there: all as at open. Any output may be NULL. */
 int mpiserve_service_describe(mpiserve_service *service, mpiserve_description *description,
                               int *replicas, int *head, int *transport);
 

@@ -90,7 +90,17 @@ static int read_rows(msi_path *path, size_t at, void *to, size_t bytes) {
   return msi_window_get(path->window, path->head, at, to, bytes);
 }
 
-static int read_end(msi_path *path) { return msi_window_flush(path->window, path->head); }
+/* Of a dead head MPI reports success too, and fetches nothing (Open MPI 5.0.11, ULFM): so a word
+ * that is known is fetched with the rows. */
+static int read_end(msi_path *path) {
+  uint32_t magic = 0;
+  int code = msi_window_get(path->window, path->head, offsetof(msi_segment_header, magic), &magic,
+                            sizeof magic);
+  if (!code) code = msi_window_flush(path->window, path->head);
+  if (code || magic == MSI_MAGIC) return code;
+  return msi_error(MPISERVE_EPEER, "inference rank %d has died before its results were fetched",
+                   path->head);
+}
 
 static int reply_end(msi_window *window, int client, int service_index, msi_slot *slot,
                      size_t bytes, MPI_Request *send) {

@@ -37,12 +37,16 @@ typedef enum msi_kind {
  * head, and the client sends the request to another replica. Users never see it. */
 enum { MSI_SUSPENDED = 1 };
 
+/* In a header that was read, and not only said to be. */
+#define MSI_MAGIC UINT32_C(0x6d736967)
+
 /* What the head writes, in the first segment of a rank only. Clients read the first cache line with
  * every request, and the second one when they have waited for long. */
 typedef struct msi_segment_header {
   _Atomic uint32_t asleep; /* The head sets 1 before it sleeps; the head, or the client that wakes
                               it, sets 0 */
-  uint32_t unused[15];
+  uint32_t magic;          /* MSI_MAGIC */
+  uint32_t unused[14];
   _Atomic int64_t busy_ns;   /* since when the head runs a batch, by the node's clock; 0: it does
                                 not */
   _Atomic int64_t looked_ns; /* when the head, which had nothing to do, looked for requests */

@@ -26,7 +26,8 @@ with open(f"pid.{rank}.new", "w") as file:
 os.rename(f"pid.{rank}.new", f"pid.{rank}")
 """
 
-# In step 50 somebody is killed, maybe this rank itself; all others get all their answers.
+# In step 50 somebody is killed, maybe this rank itself; all others get all their answers, small
+# ones, which lie in slots, large ones, which lie in leased rows, and those in memory of the head.
 KILLS = """\
 import os
 import signal
@@ -42,9 +43,12 @@ with mpiserve.open() as session:
     for step in range(100):
         if step == 50 and rank == 1:
             os.kill(int(open(f"pid.{sys.argv[1]}").read()), signal.SIGKILL)
-        x = np.full((2, 3), 10 * step + rank, np.float32)
+        if step % 10 == 0:
+            here = twice.empty_input(60)
+        x = here if step % 3 == 0 else np.empty((60 if step % 3 == 1 else 2, 3), np.float32)
+        x[:] = 10 * step + rank
         begin = time.monotonic()
-        assert (twice(x, timeout=30) == 2 * x).all()
+        assert (twice(x, timeout=30) == 20 * step + 2 * rank).all()
         late = max(late, time.monotonic() - begin)
     assert late < 10, late
     print(f"rank {rank} is right", flush=True)
