@@ -70,7 +70,8 @@ void msi_futex_wake(_Atomic uint32_t *word) {
 /* Sleeper: flag up, fence, look, sleep. Waker: change, look at the flag, without a fence:
  * one there cost 30 ns in each direction of every request, to wait for its own stores. So
  * a flag that goes up while the change is still in the waker's store buffer, some 100 ns,
- * may be missed; then the sleeper finds out after SLEEP_NS by itself. */
+ * may be missed; then the sleeper finds out after SLEEP_NS by itself. The page
+ * docs/internals/protocol_model.md proves which cases there are. */
 static int sleep_at(msi_wait *wait, const msi_wait_address *address) {
   if (!wait->armed) {
     atomic_store_explicit(address->flag, 1, memory_order_relaxed);

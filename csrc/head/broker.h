@@ -23,6 +23,7 @@ typedef struct msi_broker {
   uint32_t remote;          /* lanes of clients on other nodes, which cannot wake this rank */
   uint32_t remaining;       /* lanes whose client has not left */
   int shut;        /* requests are turned away: a rank has failed, or the service is suspended */
+  int dead_rows;   /* rows of clients that died stay taken, until what is held has ended */
   int has_room;    /* the model has: otherwise requests stay in the queue */
   int failed_rank; /* of a simulation rank that ended with an error, or -1 */
   char failed_text[MPISERVE_TEXT_SIZE];

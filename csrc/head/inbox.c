@@ -129,7 +129,7 @@ static uint8_t slot_bit(uint64_t sequence) { return (uint8_t)(1 << (sequence - 1
 int msi_inbox_read(const msi_inbox *inbox, uint32_t lane, msi_request_header *request) {
   enum { WORDS = offsetof(msi_request_header, cancelled) / sizeof(uint64_t) };
   uint64_t sequence = inbox->lanes[lane].taken + 1, copy[WORDS];
-  if (inbox->lanes[lane].open & slot_bit(sequence)) return 0;
+  if (inbox->lanes[lane].open & (slot_bit(sequence) | MSI_SHUT)) return 0;
   const volatile uint64_t *from = (const volatile uint64_t *)msi_inbox_slot(inbox, lane, sequence);
   for (int i = 0; i < WORDS; i++) copy[i] = from[i];
   memcpy(request, copy, sizeof copy);

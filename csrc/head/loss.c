@@ -32,11 +32,14 @@ static void cancel_held(msi_broker *broker, msi_inbox *inbox, uint32_t lane) {
   }
 }
 
-/* Rows of held requests stay taken: their results go there. */
+/* Rows of held requests stay taken until these have ended: their results go there. */
 static void free_rows(msi_broker *broker, msi_inbox *inbox, uint32_t lane) {
   const msi_entry any = {.inbox = (uint8_t)inbox->transport->number, .lane = lane};
-  for (int i = 0; i < MSI_LEASES; i++)
-    if (!msi_leases_is_used(broker, &any, i)) msi_inbox_lease_drop(inbox, lane, i);
+  for (int i = 0; i < MSI_LEASES; i++) {
+    int is_used = msi_leases_is_used(broker, &any, i);
+    if (!is_used) msi_inbox_lease_drop(inbox, lane, i);
+    broker->dead_rows |= is_used;
+  }
 }
 
 static void bury(msi_broker *broker, msi_inbox *inbox, uint32_t lane) {
@@ -47,17 +50,21 @@ static void bury(msi_broker *broker, msi_inbox *inbox, uint32_t lane) {
   forget(broker, &broker->lease_queue, inbox, lane);
   cancel_held(broker, inbox, lane);
   msi_census_uncount(&broker->census, &inbox->lanes[lane]);
+  broker->remaining -= !inbox->lanes[lane].gone;
   inbox->lanes[lane].gone = 1;
-  broker->remaining--;
-  free_rows(broker, inbox, lane);
+  msi_inbox_shut(inbox, lane);
 }
 
+/* Those that are buried already may have had rows of held requests. */
 int msi_loss_of_clients(msi_broker *broker) {
+  broker->dead_rows = 0;
   for (int t = 0; t < MSI_TRANSPORTS; t++) {
     msi_inbox *inbox = &broker->inboxes[t];
-    for (uint32_t l = 0; l < inbox->layout.lanes; l++)
-      if (!inbox->lanes[l].gone && msi_failure_is_dead(broker->world, inbox->clients[l]))
-        bury(broker, inbox, l);
+    for (uint32_t l = 0; l < inbox->layout.lanes; l++) {
+      if (!msi_failure_is_dead(broker->world, inbox->clients[l])) continue;
+      if (!msi_inbox_is_shut(inbox, l)) bury(broker, inbox, l);
+      free_rows(broker, inbox, l);
+    }
   }
   return msi_leases_grant(broker);
 }

@@ -172,8 +172,9 @@ int msi_serving_waiting(msi_serving *serving, char *text) {
 static int bury_dead(msi_serving *serving) {
   const msi_world *world = serving->brokers->world;
   int n_dead = msi_failure_look(world), code = MPISERVE_OK;
-  for (int i = 0; n_dead != serving->n_dead && i < serving->n && !code; i++)
-    code = msi_loss_of_clients(&serving->brokers[i]);
+  for (int i = 0; i < serving->n && !code; i++)
+    if (n_dead != serving->n_dead || serving->brokers[i].dead_rows)
+      code = msi_loss_of_clients(&serving->brokers[i]);
   serving->n_dead = n_dead;
   return code;
 }
