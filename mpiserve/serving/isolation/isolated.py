@@ -320,11 +320,14 @@ class Isolated(Backend):
     def supervise(self) -> None:
         """Start another child if this one is lost; called after each batch, and now and then."""
         now = time.monotonic()
-        if self._given_up or self._closed or now < self._look_at:
+        if now < self._look_at:
             return
         self._look_at = now + LOOK
         if self._thread:
-            self._thread = self._thread if self._thread.is_alive() else None
+            if not self._thread.is_alive():
+                self._thread, self.unavailable = None, False
+            return
+        if self._given_up or self._closed:
             return
         child = self._child
         if child and child.dead:
@@ -337,17 +340,13 @@ class Isolated(Backend):
         if self.service.replicas > 1:  # they answer meanwhile
             self._thread = threading.Thread(target=self._restart, daemon=True)
             self._thread.start()
+            self.unavailable = True
         else:
             self._restart()
 
     def _restart(self) -> None:
         with suppress(Error):  # it is logged, and the answer to the next request
             self._working()
-
-    @property
-    def unavailable(self) -> bool:
-        """Whether a child is being started in place of one that was lost."""
-        return self._thread is not None
 
     def close(self) -> None:
         """Close the model, and end its process."""
