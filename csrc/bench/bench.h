@@ -14,11 +14,6 @@
 const char *bench_floor_rma(MPI_Comm comm, int64_t bytes, int64_t warm, int64_t rounds,
                             int64_t *samples);
 
-/* The same into windows of MPI_Win_create over memory that processes share already, as mpiserve's
- * is. */
-const char *bench_floor_created(MPI_Comm comm, int64_t bytes, int64_t warm, int64_t rounds,
-                                int64_t *samples);
-
 /* Into and out of the window of rank 1, which only makes progress: Put and flush, Get and
  * flush. */
 const char *bench_floor_put_get(MPI_Comm comm, int64_t bytes, int64_t warm, int64_t rounds,

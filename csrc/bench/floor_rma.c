@@ -1,7 +1,5 @@
-#define _GNU_SOURCE
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 
 #include "bench.h"
 
@@ -80,24 +78,6 @@ const char *bench_floor_rma(MPI_Comm comm, int64_t bytes, int64_t warm, int64_t 
   MPI_Win_allocate((MPI_Aint)(FLAG_BYTES + bytes), 1, MPI_INFO_NULL, comm, &end.mine, &end.win);
   const char *failed = run(&end, payload, warm, rounds, samples);
   MPI_Win_free(&end.win);
-  free(payload);
-  return failed;
-}
-
-const char *bench_floor_created(MPI_Comm comm, int64_t bytes, int64_t warm, int64_t rounds,
-                                int64_t *samples) {
-  floor_end end = {.comm = comm, .bytes = bytes};
-  size_t size = FLAG_BYTES + (size_t)bytes;
-  MPI_Comm_rank(comm, &end.rank);
-  end.peer = !end.rank;
-  void *payload = bench_memory(bytes, 1);
-  void *mine = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-  if (!payload || mine == MAP_FAILED) return "no memory for the floor of created windows";
-  end.mine = mine;
-  MPI_Win_create(mine, (MPI_Aint)size, 1, MPI_INFO_NULL, comm, &end.win);
-  const char *failed = run(&end, payload, warm, rounds, samples);
-  MPI_Win_free(&end.win);
-  munmap(mine, size);
   free(payload);
   return failed;
 }

@@ -51,8 +51,11 @@ int msi_inbox_open(msi_inbox *inbox, const msi_world *world, int transport,
 void msi_inbox_attach(msi_inbox *inbox, msi_window *window) {
   inbox->window = window;
   inbox->memory = window->memory[inbox->transport->number];
-  if (inbox->layout.lanes)
-    ((msi_section_header *)(inbox->memory + inbox->layout.header_at))->magic = MSI_MAGIC;
+  if (!inbox->layout.lanes) return;
+  /* Slabs are not touched here: pages that nobody uses cost nothing. */
+  size_t begin = inbox->layout.header_at, end = msi_slot_at(&inbox->layout, inbox->layout.lanes, 1);
+  memset(inbox->memory + begin, 0, end - begin);
+  ((msi_section_header *)(inbox->memory + begin))->magic = MSI_MAGIC;
 }
 
 /* Is it the lane of a client that is dead, on a transport whose replies are messages? MPI may try

@@ -10,8 +10,9 @@
 #include "base/segment.h"
 #include "mpi/world.h"
 
-/* The memory of a head is one segment with a part for each transport, by its number
- * (MPISERVE_SHARED, MPISERVE_RMA), and one for what the head writes for its models alone. */
+/* The memory of a head has a part for each transport, by its number (MPISERVE_SHARED,
+ * MPISERVE_RMA), and one for what the head writes for its models alone. All but that of rma, which
+ * MPI allocates, lie in one segment. */
 enum { MSI_TRANSPORTS = 2, MSI_OWN = MSI_TRANSPORTS, MSI_PARTS };
 
 /* A head on this node whose memory a client has mapped. */
@@ -38,11 +39,11 @@ typedef struct msi_window {
  * MPISERVE_TRANSPORT says. Local, and the same at every rank. */
 int msi_window_transport(const msi_world *world, int client, int head);
 
-/* Collective over the world. bytes: of each part of this rank's memory (0 on simulation ranks),
- * which is zero at first. An error of one rank is that of all. */
+/* Collective over the world. bytes: of each part of this rank's memory (0 on simulation ranks). An
+ * error of one rank is that of all. */
 int msi_window_open(msi_window *window, msi_world *world, const size_t bytes[MSI_PARTS]);
 
-/* Makes this rank's memory alone. Local. */
+/* Makes this rank's segment alone. Local. */
 int msi_window_reserve(msi_window *window, const size_t bytes[MSI_PARTS]);
 
 /* Collective over the world; no message may be under way. */

@@ -46,8 +46,8 @@ int msi_world_open(msi_world *world, MPI_Comm comm, int role, int code, const ch
  * have none. */
 int msi_world_publish(msi_world *world, int n, const mpiserve_description *descriptions);
 
-/* Waits for everybody to come to the end of open, as long as open may take; an error of one rank (code, and its last message) becomes the
- * error of all, with its text. */
+/* Waits for everybody to come to the end of open, as long as open may take; an error of one rank
+ * (code, and its last message) becomes the error of all, with its text. */
 int msi_world_agree(msi_world *world, int code);
 
 /* Gathers so many bytes of each rank at every rank, at open or publish, as what says. After

@@ -17,7 +17,6 @@ cdef extern from "bench.h" nogil:
     ctypedef struct bench_client:
         pass
     const char *bench_floor_rma(MPI_Comm, int64_t, int64_t, int64_t, int64_t *)
-    const char *bench_floor_created(MPI_Comm, int64_t, int64_t, int64_t, int64_t *)
     const char *bench_floor_put_get(MPI_Comm, int64_t, int64_t, int64_t, int64_t *)
     const char *bench_floor_flag(MPI_Comm, int64_t, int64_t, int64_t, int64_t *)
     const char *bench_send_recv(MPI_Comm, int64_t, int64_t, int64_t, int64_t *)
@@ -48,11 +47,6 @@ cdef sample(sampler measure, comm, int64_t size, int64_t warm, int64_t rounds):
 def floor_rma(comm, size, warm, rounds):
     """Measure Put and flush of payload and flag, there and back. Collective over 2 ranks."""
     return sample(bench_floor_rma, comm, size, warm, rounds)
-
-
-def floor_created(comm, size, warm, rounds):
-    """Measure the same over memory that exists, as mpiserve's. Collective over 2 ranks."""
-    return sample(bench_floor_created, comm, size, warm, rounds)
 
 
 def floor_put_get(comm, size, warm, rounds):

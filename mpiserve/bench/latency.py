@@ -56,9 +56,7 @@ class Case(NamedTuple):
 def measure(comm: MPI.Comm, plan: Plan, progress: Progress) -> list[dict[str, Any]]:
     """Measure all cases in turns. Collective over 2 ranks; rank 0 gets the rows."""
     with rivals.available(comm, progress) as others:
-        created = Case({"case": "floor_created"}, each_size(_native.floor_created))
-        cases = [*floors(), created, *rival_cases(others), *coupled_cases(plan.sizes)]
-        cases += network_cases()
+        cases = [*floors(), *rival_cases(others), *coupled_cases(plan.sizes), *network_cases()]
         return in_turns(comm, plan, progress, cases)
 
 
