@@ -6,6 +6,7 @@
 #include "base/handles.h"
 #include "mpi/failure.h"
 #include "mpi/library.h"
+#include "mpi/meeting.h"
 
 static int check_open(MPI_Comm world, int role) {
   int code = msi_handles_forked() ? msi_not_open("") : msi_library_check_running();
@@ -172,7 +173,7 @@ static int close_session(mpiserve_session *session, int64_t deadline) {
   int code = MPISERVE_OK, freed = MPISERVE_OK;
   if (session->world.role == MPISERVE_SIMULATION)
     code = msi_client_close(&session->client, deadline);
-  session->left = !session->broken && !msi_world_meet(&session->world, deadline);
+  session->left = !session->broken && !msi_meeting_wait(&session->world, deadline);
   msi_serving_close(&session->serving);                 /* also after a failed publish */
   msi_handles_drop_comm((int)(session - msi_sessions)); /* another session may be opened */
   free(session->descriptions);
@@ -222,7 +223,7 @@ static void close_all(void) {
   close_open_ones();
   for (int i = 0; i < MPISERVE_MAX_SESSIONS; i++) {
     mpiserve_session *session = &msi_sessions[i];
-    if (session->left && msi_world_meet(&session->world, INT64_MAX)) free_together(session);
+    if (session->left && msi_meeting_wait(&session->world, INT64_MAX)) free_together(session);
     session->left = 0;
   }
 }

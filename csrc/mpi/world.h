@@ -53,14 +53,9 @@ int msi_world_agree(msi_world *world, int code);
 /* Gathers so many bytes of each rank at every rank, at open or publish, as what says. After
  * MPISERVE_ETIMEOUT MPI may still write to all. */
 int msi_world_gather(msi_world *world, const void *mine, void *all, size_t bytes, const char *what);
+
 /* Seconds that a close waits for others if nobody says otherwise: MPISERVE_CLOSE_TIMEOUT. Local. */
 double msi_world_close_limit(void);
-
-/* Has every rank of the world come here, to its end of the session? Waits for them, without taking
- * the core from those who still work, until the deadline or until one has died. 0: this rank may
- * do nothing that the others have to take part in, such as freeing a window; but it may ask again,
- * later. 1: they all do it now. */
-int msi_world_meet(msi_world *world, int64_t deadline);
 
 /* Frees all; safe on a world that failed to open. */
 void msi_world_close(msi_world *world);
