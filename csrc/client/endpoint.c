@@ -75,7 +75,8 @@ static void append_doing(const msi_endpoint *endpoint, char *text, size_t bytes)
   int64_t busy_ns = atomic_load_explicit(&header->busy_ns, memory_order_relaxed);
   int64_t looked_ns = atomic_load_explicit(&header->looked_ns, memory_order_relaxed);
   if (busy_ns)
-    msi_text_append(text, bytes, "; it runs a batch since %.1f s", seconds_since(busy_ns));
+    msi_text_append(text, bytes, "; it has been running a batch for %.1f s",
+                    seconds_since(busy_ns));
   else if (looked_ns)
     msi_text_append(text, bytes, "; it looked for requests %.1f s ago", seconds_since(looked_ns));
 }

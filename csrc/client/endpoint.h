@@ -83,8 +83,8 @@ void msi_endpoint_release(msi_endpoint *endpoint, int slot);
 /* MPISERVE_EPEER: the head has died. */
 int msi_endpoint_lost(const msi_endpoint *endpoint);
 
-/* Appends what is known of a head that does not reply: "inference rank 3 (pid 77 on host n1): busy
- * with a batch for 12 s". */
+/* Appends what is known of a head that does not reply: "inference rank 3 (pid 77 on host n1):
+ * alive; it has been running a batch for 12.0 s". */
 void msi_endpoint_why(const msi_endpoint *endpoint, char *text, size_t bytes);
 
 /* Brings the replies that have come into the lane. */
