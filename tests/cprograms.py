@@ -24,7 +24,7 @@ PROGRAMS = ROOT / "build/test-programs"
 BUILT: set[str] = set()  # libraries, by this process
 ROOMS = ("base", "protocol", "mpi", "client", "head", "api")  # of the library, as in csrc/Makefile
 # Of client and head, what the tests without MPI link with.
-POLICY = ("client/balance", "head/batch", "head/row_pool", "head/ticket_table")
+POLICY = ("client/balance", "client/check", "head/batch", "head/row_pool", "head/ticket_table")
 FUZZ_RANKS = (3, 4, 5, 2)
 FLAGS = ["-std=c11", "-g", "-O1", "-fPIC", "-pthread", "-Wall", "-Wextra", "-Werror"]
 FLAGS += ["-Icsrc", "-Icsrc/include"]

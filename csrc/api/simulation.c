@@ -133,8 +133,18 @@ int mpiserve_infer(mpiserve_service *service, int n_inputs, const mpiserve_tenso
   if (code) return code;
   code = submit(service, n_inputs, inputs, n_outputs, outputs, NULL, stats != NULL, &request);
   if (!code) code = msi_call_wait(service->client, &request, timeout, stats);
-  if (code && request.id)
-    msi_call_cancel(service->client, &request); /* the caller reuses its tensors now */
+  if (code && request.id) /* the caller reuses its tensors now */
+    code = msi_call_give_up(service->client, &request, code, stats);
+  return code;
+}
+
+int mpiserve_fallback_set(mpiserve_service *service,
+                          int (*function)(void *data, int64_t rows, const void *const *inputs,
+                                          void *const *outputs, int code, const char *why),
+                          void *data) {
+  MSI_TURN turn = NULL;
+  int code = msi_enter_service(service, &turn);
+  if (!code) service->fallback = (msi_fallback){function, data};
   return code;
 }
 

@@ -6,6 +6,7 @@
 
 #include "base/error.h"
 #include "client/change.h"
+#include "client/check.h"
 
 /* ---- services -------------------------------------------------------------- */
 
@@ -50,6 +51,7 @@ static void choose_home(msi_client *client, mpiserve_service *service, int *used
   int home = service->assignment = index % (near ? near : service->replicas);
   service->endpoint = service->choices[home];
   service->head = &client->world->heads[service->endpoint - client->endpoints];
+  service->checked = msi_check_wanted(&service->endpoint->layout.outputs);
   msi_balance_init(&service->balance, client->loads + *used, service->replicas, home,
                    service->head->description.stickiness, index);
   *used += service->replicas;

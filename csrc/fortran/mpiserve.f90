@@ -35,8 +35,9 @@ module mpiserve
     mpiserve_echange, mpiserve_bool, mpiserve_uint8, &
     mpiserve_int8, mpiserve_int16, mpiserve_int32, mpiserve_int64, mpiserve_float16, &
     mpiserve_bfloat16, mpiserve_float32, mpiserve_float64, mpiserve_shared, mpiserve_rma, &
+    mpiserve_model, mpiserve_fallback, &
     mpiserve_max_dims, mpiserve_max_tensors, mpiserve_name_size, mpiserve_forever
-  public :: request_stats, request_options, tensor, buffer, request
+  public :: request_stats, request_options, tensor, buffer, request, fallback_function
   public :: input, output, mpiserve_last_error, mpiserve_strerror, mpiserve_version
 
   !> One tensor of a signature. shape is as an array is declared here: the rows are last, -1.
@@ -83,6 +84,10 @@ module mpiserve
     !> buffer_take(rows, buffer, [ierr]), buffer_give(buffer, [ierr]): as in mpiserve.h.
     procedure :: buffer_take => service_buffer_take
     procedure :: buffer_give => service_buffer_give
+    !> fallback([function,] [ierr]): a fallback_function, such as the physics, answers what the
+    !> service does not; without one, none: mpiserve_fallback_set() in mpiserve.h. Local. The
+    !> function is of a module, or outlives the requests.
+    procedure :: fallback => service_fallback
   end type service
 
   !> A simulation rank's membership of a coupled world.
@@ -394,4 +399,11 @@ contains
     integer, intent(out), optional :: ierr
     call finish(c_buffer_give(self%session, self%handle, taken), ierr)
   end subroutine service_buffer_give
+
+  subroutine service_fallback(self, function, ierr)
+    class(service), intent(in) :: self
+    procedure(fallback_function), optional :: function
+    integer, intent(out), optional :: ierr
+    call set_fallback(self%handle, function, ierr)
+  end subroutine service_fallback
 end module mpiserve

@@ -41,6 +41,10 @@ module mpiserve_c
   integer(c_int), parameter :: mpiserve_float32 = 8
   integer(c_int), parameter :: mpiserve_float64 = 9
 
+  !> What has answered a request.
+  integer(c_int), parameter :: mpiserve_model = 0
+  integer(c_int), parameter :: mpiserve_fallback = 2
+
   !> Transports, and limits.
   integer(c_int), parameter :: mpiserve_shared = 0
   integer(c_int), parameter :: mpiserve_rma = 1
@@ -58,6 +62,8 @@ module mpiserve_c
     integer(c_int64_t) :: compute_ns      !< the model, for the whole batch
     integer(c_int64_t) :: total_ns        !< at the client, from submit to reply seen
     integer(c_int64_t) :: generation      !< of the model: 1, one more with each reload
+    integer(c_int64_t) :: source          !< mpiserve_model or mpiserve_fallback
+    integer(c_int64_t) :: fallback_rows   !< of the rows, those that the fallback answered
   end type request_stats
 
   !> One tensor of a call: what input() and output() make.
@@ -96,6 +102,19 @@ module mpiserve_c
   end type request_handle
 
   abstract interface
+    !> What answers in place of a service: see service%fallback(). It fills the outputs, and sets
+    !> ierr to 0, or to another number if it cannot. inputs and outputs are in the order of the
+    !> signature, for c_f_pointer(inputs(1), x, [3, rows]); code and why say what went wrong.
+    subroutine fallback_function(rows, inputs, outputs, code, why, ierr)
+      import :: c_ptr
+      implicit none
+      integer, intent(in) :: rows
+      type(c_ptr), intent(in) :: inputs(*), outputs(*)
+      integer, intent(in) :: code
+      character(len=*), intent(in) :: why
+      integer, intent(out) :: ierr
+    end subroutine fallback_function
+
     !> Not bind(c): x comes as the compiler's own descriptor. Is it a copy of the actual argument?
     subroutine gfortran_probe(x, is_copy)
       import :: c_int
@@ -296,6 +315,16 @@ module mpiserve_c
       integer(c_int64_t), intent(inout) :: shape(*)
       integer(c_int) :: code
     end function c_spec
+
+    function c_fallback_set(service, function, data) result(code) &
+        bind(c, name="mpiserve_fallback_set")
+      import :: c_funptr, c_int, c_ptr
+      implicit none
+      type(c_ptr), value :: service
+      type(c_funptr), value :: function
+      type(c_ptr), value :: data
+      integer(c_int) :: code
+    end function c_fallback_set
 
     function c_buffer_take(session, service, rows, taken) result(code) &
         bind(c, name="mpiserve_fortran_buffer_take")

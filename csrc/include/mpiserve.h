@@ -102,6 +102,12 @@ typedef enum mpiserve_on_full {
   MPISERVE_REJECT = 1 /* ends it with MPISERVE_EFULL */
 } mpiserve_on_full;
 
+/* What has answered a request: mpiserve_stats. */
+typedef enum mpiserve_source {
+  MPISERVE_MODEL = 0,   /* a replica of the service */
+  MPISERVE_FALLBACK = 2 /* some rows, or all, the caller's own function: mpiserve_fallback_set() */
+} mpiserve_source;
+
 /* What the rows of a request are to each other, for the model. */
 typedef enum mpiserve_rows {
   MPISERVE_INDEPENDENT = 0, /* nothing: a batch merges requests, and may be cut */
@@ -122,12 +128,20 @@ typedef struct mpiserve_options {
   int32_t priority; /* -100 to 100: the head takes higher ones first; 0: the default */
 } mpiserve_options;
 
+/* What every value of an output must be, or its row is no answer: bits of mpiserve_spec. */
+typedef enum mpiserve_check {
+  MPISERVE_FINITE = 1, /* neither NaN nor infinite */
+  MPISERVE_BOUNDS = 2  /* min to max, both included, and no NaN */
+} mpiserve_check;
+
 /* One tensor of a signature. shape[0] is -1 (the rows), the others are positive. */
 typedef struct mpiserve_spec {
   char name[MPISERVE_NAME_SIZE];
   int32_t dtype; /* mpiserve_dtype */
   int32_t ndim;
   int64_t shape[MPISERVE_MAX_DIMS];
+  int32_t check;   /* of an output: bits of mpiserve_check, or 0: any value is an answer */
+  double min, max; /* for MPISERVE_BOUNDS */
 } mpiserve_spec;
 
 /* One tensor of a call: the caller's memory, dense and C-contiguous. If name is NULL, the position
@@ -182,6 +196,8 @@ typedef struct mpiserve_stats {
   int64_t total_ns;       /* at the client, from submit to reply seen */
   int64_t generation;     /* of the model at that replica: 1, one more with each reload, and 0 after
                              65535 */
+  int64_t source;         /* mpiserve_source */
+  int64_t fallback_rows;  /* of the rows, those that the caller's fallback answered */
 } mpiserve_stats;
 
 /* Counters of this rank since open. */
@@ -200,6 +216,8 @@ typedef struct mpiserve_counters {
   int64_t rma_operations;    /* Put, Get and flush called by this rank */
   int64_t rma_to_simulation; /* of these, aimed at a simulation rank: always 0 */
   int64_t thread_polls;      /* progress calls made by the broker thread */
+  int64_t fallbacks;         /* simulation: requests of which the fallback answered rows */
+  int64_t failed_rows;       /* simulation: rows of results that failed the check of the outputs */
 } mpiserve_counters;
 
 /* A closed batch, as its inference rank sees it. The pointers are valid until the batch is
@@ -366,7 +384,7 @@ int mpiserve_submit(mpiserve_service *service, int n_inputs, const mpiserve_tens
 
 /* mpiserve_test: has the request ended? done is 0 or 1. When 1, the call returns the code that the
  * request ended with, outputs hold the result if that is MPISERVE_OK, and request becomes no
- * request (id 0). stats may be NULL. Non-blocking. */
+ * request (id 0). stats may be NULL. Non-blocking, but for a fallback: mpiserve_fallback_set(). */
 int mpiserve_test(mpiserve_session *session, mpiserve_request *request, int *done,
                   mpiserve_stats *stats);
 
@@ -385,6 +403,50 @@ int mpiserve_cancel(mpiserve_session *session, mpiserve_request *request);
 int mpiserve_infer(mpiserve_service *service, int n_inputs, const mpiserve_tensor *inputs,
                    int n_outputs, const mpiserve_tensor *outputs, double timeout,
                    mpiserve_stats *stats);
+
+/* mpiserve_fallback_set: let a function of the caller's, such as the physics that the model stands
+ * for, answer the requests of this rank that the service does not. NULL: none, as at the beginning.
+ * It holds for all requests to the service that end from now on. Local.
+ *
+ * It is called when a request ends with an error that is not the caller's, and fills the outputs.
+ * Then the call returns MPISERVE_OK, and mpiserve_stats and mpiserve_counters say who answered:
+ *
+ *   MPISERVE_EMODEL, and codes of   the model failed, is unloaded, or serves nowhere     yes
+ *     mpiserve_batch_fail()
+ *   MPISERVE_EFULL, _ENOMEM         the head had no room for it                           yes
+ *   MPISERVE_EDEADLINE              its deadline passed                                   yes
+ *   MPISERVE_ETIMEOUT               of mpiserve_infer(), which ends the request           yes
+ *                                   of mpiserve_wait(), after which it goes on            no
+ *   MPISERVE_EPEER                  its inference rank is gone, and no other serves       yes
+ *                                   another simulation rank reported an error             no
+ *   MPISERVE_ECANCELLED             the caller ended it                                   no
+ *   MPISERVE_EARG, _ESTATE, _ENAME, the call is wrong                                     no
+ *     _EDTYPE, _ESHAPE, _EROWS
+ *   MPISERVE_EMPI                   MPI failed, and the session with it                   no
+ *
+ * function gets data as it was given here; rows, 1 or more; inputs[i] and outputs[j], dense
+ * tensors of rows rows in the order of the signature, which it must not keep; code and why: the
+ * error that the call would return. It returns 0 when all outputs are filled. Otherwise the call
+ * returns code, with why and the function's own text, which it sets by mpiserve_error(). A C++
+ * exception must not leave it.
+ *
+ * Rows of a result that the signature's outputs do not allow (mpiserve_spec.check) are the model's
+ * failure: MPISERVE_EMODEL, with the output, row and value. Only these rows go to the function, in
+ * one call and in their order, and the others stay what they are; if the rows of a request belong
+ * together (mpiserve_rows), all of them go. None can go if the caller's outputs are the memory of
+ * its inputs, which the result has replaced. What the function returns is not checked.
+ *
+ * The thread that calls mpiserve_infer(), mpiserve_wait() or mpiserve_test() runs it, before the
+ * call returns and for as long as it takes, also beyond a time-out. No other call runs it: not
+ * submit, cancel or close. The thread has the session, so a call of the same session, service or
+ * request in the function is MPISERVE_ESTATE. It may call MPI as the caller may.
+ *
+ * If a request is given up at its deadline or time-out while its outputs are rows of a buffer, the
+ * model may still write there, so the fallback is not called and the text says so. */
+int mpiserve_fallback_set(mpiserve_service *service,
+                          int (*function)(void *data, int64_t rows, const void *const *inputs,
+                                          void *const *outputs, int code, const char *why),
+                          void *data);
 
 /* mpiserve_buffer_take: get memory for requests of up to rows rows that need no copy: give its
  * pointers, or pointers to a later row of it, as the data of tensors. Where client and head share

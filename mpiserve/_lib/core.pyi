@@ -1,12 +1,14 @@
 """Types of the Cython module; its docstrings are in core.pyx."""
 
-from collections.abc import Iterator, Sequence
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 from mpi4py import MPI
 
 from mpiserve.config.tensor import Tensor
+
+Function = TypeVar("Function", bound=Callable[..., Any] | None)
 
 def keep_freed_memory() -> None: ...
 def is_forked() -> bool: ...
@@ -34,6 +36,7 @@ class Description:
         rows: str = "independent",
         overwrites: bool = False,
         replica: int = 0,
+        checks: Sequence[tuple[bool, float | None, float | None]] = (),
         error_code: int = 0,
         error_text: str = "",
     ) -> None: ...
@@ -99,6 +102,7 @@ class Service:
     max_batch_rows: int
     replicas: int
     head: int
+    checks: dict[str, tuple[bool, float | None, float | None]]
     def __call__(
         self,
         *arrays: np.ndarray,
@@ -118,12 +122,13 @@ class Service:
     def stream(
         self, *arrays: np.ndarray, timeout: float | None = None, **named: np.ndarray
     ) -> Iterator[np.ndarray]: ...
+    def fallback(self, function: Function) -> Function: ...
     def empty_input(self, rows: int) -> Any: ...
     def empty_output(self, rows: int) -> Any: ...
     def totals(self) -> dict[str, int]: ...
 
 class Request:
-    stats: dict[str, int] | None
+    stats: dict[str, Any] | None
     def done(self) -> bool: ...
     def result(self, timeout: float | None = None) -> Any: ...
     def cancel(self) -> None: ...

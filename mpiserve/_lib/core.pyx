@@ -5,6 +5,7 @@ Users meet these classes through `mpiserve.open`. Every failure raises the class
 `mpiserve.errors` that stands for the library's code, with the library's text.
 """
 
+import threading
 import weakref
 from collections import namedtuple
 from math import prod
@@ -15,10 +16,13 @@ from mpi4py import MPI
 
 from mpiserve import errors, failure
 from mpiserve._lib.arrays import DTYPE_CODES, DTYPES
+from mpiserve._lib.fallbacks import Fallback
 from mpiserve.config.tensor import Tensor
 
 cimport cython
 from cpython.exc cimport PyErr_CheckSignals
+from cpython.pythread cimport PyThread_get_thread_ident
+from libc.math cimport INFINITY, isinf
 from libc.stdint cimport int32_t, int64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memset
@@ -424,5 +428,8 @@ cdef class Session(Handle):
         return why, text_of(text)
 
 
+include "buffer.pxi"
 include "service.pxi"
+include "published.pxi"
 include "requests.pxi"
+include "fallback.pxi"

@@ -172,6 +172,7 @@ class ServedModel:
         self._failures.attempt("could not leave what it needed to serve", self._serving.close)
 
     def _description(self, **outcome: Any) -> dict[str, Any]:
+        finite = self.service.check == "finite"
         return {
             "name": self.service.name,
             "inputs": [signature(tensor) for tensor in self.service.inputs],
@@ -183,6 +184,7 @@ class ServedModel:
             "max_queue_rows": self.service.max_queue_rows,
             "on_full": self.service.on_full,
             "replica": self.assignment.replica,
+            "checks": [(finite, t.min, t.max) for t in self.service.outputs],
             **outcome,
         }
 

@@ -107,6 +107,7 @@ def test_codes_dtypes_and_limits_of_fortran_are_those_of_the_header():
     same = {f"MPISERVE_{name}": value for name, value in enum("mpiserve_code", "MPISERVE_").items()}
     same |= {f"MPISERVE_{key}": n for key, n in enum("mpiserve_dtype", "MPISERVE_").items()}
     same |= {f"MPISERVE_{key}": n for key, n in enum("mpiserve_transport", "MPISERVE_").items()}
+    same |= {f"MPISERVE_{key}": n for key, n in enum("mpiserve_source", "MPISERVE_").items()}
     limits = re.findall(r"#define (MPISERVE_(?:MAX_DIMS|MAX_TENSORS|NAME_SIZE)) (\d+)", CODE)
     assert in_fortran() == same | {name: int(value) for name, value in limits}
 
