@@ -4,6 +4,7 @@
 #include "api/session.h"
 #include "base/error.h"
 #include "client/buffer.h"
+#include "client/life.h"
 #include "client/reload.h"
 
 enum { MAX_PRIORITY = 100 };
@@ -45,6 +46,25 @@ int mpiserve_service_describe(mpiserve_service *service, mpiserve_description *d
   if (head) *head = service->head->rank;
   if (transport) *transport = service->endpoint->path.transport->number;
   return MPISERVE_OK;
+}
+
+int mpiserve_service_state_get(mpiserve_session *session, const char *name, int n,
+                               mpiserve_replica_state *state) {
+  MSI_TURN turn = NULL;
+  int code = msi_enter(session, MPISERVE_SIMULATION, &turn);
+  if (code || !name || !state) return code ? code : msi_null_argument(name ? "state" : "name");
+  *state = (mpiserve_replica_state){0};
+  code = msi_client_has(&session->client, name);
+  return code ? code : msi_life_get(&session->client, name, n, state);
+}
+
+int mpiserve_service_wait_ready(mpiserve_session *session, const char *name, double timeout) {
+  MSI_TURN turn = NULL;
+  int code = msi_enter(session, MPISERVE_SIMULATION, &turn);
+  if (!code) code = msi_check_timeout(timeout);
+  if (code || !name) return code ? code : msi_null_argument("name");
+  code = msi_client_has(&session->client, name);
+  return code ? code : msi_life_wait(&session->client, name, timeout);
 }
 
 static int match(mpiserve_service *service, int n_inputs, const mpiserve_tensor *inputs,

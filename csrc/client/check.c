@@ -126,8 +126,7 @@ static void say(const msi_side *outputs, int i, int64_t row, const void *data, c
   while (passes(spec, begin + k * mpiserve_dtype_size(spec->dtype), 1)) k++;
   double value = value_at(spec->dtype, begin, k);
   if ((spec->check & MPISERVE_FINITE) && !isfinite(value))
-    snprintf(text, size, "output '%s', row %lld: a value is %g", spec->name, (long long)row,
-             value);
+    snprintf(text, size, "output '%s', row %lld: a value is %g", spec->name, (long long)row, value);
   else
     snprintf(text, size, "output '%s', row %lld: %g is not within %g to %g", spec->name,
              (long long)row, value, spec->min, spec->max);

@@ -45,6 +45,17 @@ module mpiserve_c
   integer(c_int), parameter :: mpiserve_model = 0
   integer(c_int), parameter :: mpiserve_fallback = 2
 
+  !> States of a service.
+  integer(c_int), parameter :: mpiserve_launched = 0
+  integer(c_int), parameter :: mpiserve_loading = 1
+  integer(c_int), parameter :: mpiserve_ready = 2
+  integer(c_int), parameter :: mpiserve_busy = 3
+  integer(c_int), parameter :: mpiserve_suspended = 4
+  integer(c_int), parameter :: mpiserve_restarting = 5
+  integer(c_int), parameter :: mpiserve_failed = 6
+  integer(c_int), parameter :: mpiserve_gone = 7
+  integer, parameter :: mpiserve_states = 8
+
   !> Transports, and limits.
   integer(c_int), parameter :: mpiserve_shared = 0
   integer(c_int), parameter :: mpiserve_rma = 1
@@ -80,6 +91,15 @@ module mpiserve_c
     integer(c_int64_t) :: copy
     character(kind=c_char) :: name(mpiserve_name_size)
   end type tensor
+
+  !> The state of a replica; times are nanoseconds since 1970, 0: never. See
+  !> mpiserve_service_state_get() in mpiserve.h.
+  type, bind(c) :: replica_state
+    integer(c_int32_t) :: state = 0      !< mpiserve_ready, mpiserve_busy or another
+    integer(c_int32_t) :: replica = 0    !< 0, 1, ... within the service
+    integer(c_int32_t) :: rank = -1      !< of its head, in the world
+    integer(c_int64_t) :: entered_ns(0:mpiserve_states - 1) = 0  !< by state: when it was entered last
+  end type replica_state
 
   !> Options of a request; see mpiserve_submit() in mpiserve.h.
   type, bind(c) :: request_options
@@ -266,6 +286,27 @@ module mpiserve_c
       real(c_double), value :: timeout
       integer(c_int) :: code
     end function c_unload
+
+    function c_state_get(session, name, n, state) result(code) &
+        bind(c, name="mpiserve_service_state_get")
+      import :: c_char, c_int, c_ptr, replica_state
+      implicit none
+      type(c_ptr), value :: session
+      character(kind=c_char), intent(in) :: name(*)
+      integer(c_int), value :: n
+      type(replica_state), intent(out) :: state
+      integer(c_int) :: code
+    end function c_state_get
+
+    function c_wait_ready(session, name, timeout) result(code) &
+        bind(c, name="mpiserve_service_wait_ready")
+      import :: c_char, c_double, c_int, c_ptr
+      implicit none
+      type(c_ptr), value :: session
+      character(kind=c_char), intent(in) :: name(*)
+      real(c_double), value :: timeout
+      integer(c_int) :: code
+    end function c_wait_ready
 
     function c_find(session, name, service) result(code) bind(c, name="mpiserve_service_find")
       import :: c_char, c_int, c_ptr

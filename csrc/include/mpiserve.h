@@ -50,6 +50,7 @@ extern "C" {
 #define MPISERVE_NAME_SIZE 64    /* bytes of a name, with its final zero */
 #define MPISERVE_TEXT_SIZE 512   /* bytes of a longer text, with its final zero */
 #define MPISERVE_MAX_SESSIONS 64 /* sessions that one process has open at a time */
+#define MPISERVE_STATES 8        /* in mpiserve_state */
 
 /* Results. mpiserve_strerror() gives the text of a code. */
 typedef enum mpiserve_code {
@@ -101,6 +102,18 @@ typedef enum mpiserve_on_full {
   MPISERVE_WAIT = 0,  /* leaves it where it is until there is room */
   MPISERVE_REJECT = 1 /* ends it with MPISERVE_EFULL */
 } mpiserve_on_full;
+
+/* Where a replica of a service is in its life: see mpiserve_service_state_get(). */
+typedef enum mpiserve_state {
+  MPISERVE_LAUNCHED = 0,   /* its rank is there, and no model: before loading, or unloaded */
+  MPISERVE_LOADING = 1,    /* its model is being loaded */
+  MPISERVE_READY = 2,      /* it answers, and waits for requests */
+  MPISERVE_BUSY = 3,       /* it answers, and computes a batch or holds requests */
+  MPISERVE_SUSPENDED = 4,  /* it sends requests to other replicas: mpiserve_suspend() */
+  MPISERVE_RESTARTING = 5, /* the same, until its model is there again */
+  MPISERVE_FAILED = 6,     /* its model cannot be had: each request is an error */
+  MPISERVE_GONE = 7        /* its rank has left the session */
+} mpiserve_state;
 
 /* What has answered a request: mpiserve_stats. */
 typedef enum mpiserve_source {
@@ -175,6 +188,15 @@ typedef struct mpiserve_description {
   int32_t error;          /* MPISERVE_OK, or why this replica can't serve */
   char error_text[MPISERVE_TEXT_SIZE];
 } mpiserve_description;
+
+/* The state of a replica. Times are nanoseconds since 1970 by the clock of its node. */
+typedef struct mpiserve_replica_state {
+  int32_t state;                       /* mpiserve_state */
+  int32_t replica;                     /* 0, 1, ... within the service */
+  int32_t rank;                        /* of its head, in the world */
+  int64_t entered_ns[MPISERVE_STATES]; /* by mpiserve_state: when it was entered last; 0: never;
+                                          of MPISERVE_BUSY: 0 while it is not busy */
+} mpiserve_replica_state;
 
 /* In-place memory: see mpiserve_buffer_take(). inputs[i] and outputs[j] are dense tensors of rows
  * rows, in the order of the signature. */
@@ -353,6 +375,19 @@ int mpiserve_service_find(mpiserve_session *session, const char *name, mpiserve_
  * and the way there. Any output may be NULL. */
 int mpiserve_service_describe(mpiserve_service *service, mpiserve_description *description,
                               int *replicas, int *head, int *transport);
+
+/* mpiserve_service_state_get: the state of the n-th replica of a service, 0, 1, ..., those included
+ * that could not load their model; or with n = -1 of the one that can serve best. The state may
+ * have changed when the call returns. On a node it is a load; between nodes a Get, which may wait
+ * as long as a submit. MPISERVE_ENOTFOUND: no such service; MPISERVE_EARG: no such replica.
+ *
+ * mpiserve_service_wait_ready: wait until a replica is MPISERVE_READY or MPISERVE_BUSY, at most
+ * timeout seconds. When mpiserve_open() returns, each service is ready or has failed; this is for
+ * services that were suspended or unloaded, or whose model restarts. MPISERVE_EMODEL, at once, if
+ * every replica has failed or is gone, with ranks and times; MPISERVE_ETIMEOUT. Blocking. */
+int mpiserve_service_state_get(mpiserve_session *session, const char *name, int n,
+                               mpiserve_replica_state *state);
+int mpiserve_service_wait_ready(mpiserve_session *session, const char *name, double timeout);
 
 /* ---- requests: simulation ranks ------------------------------------------------ */
 
@@ -570,6 +605,14 @@ int mpiserve_poll(mpiserve_session *session);
  * suspended is 0 or 1; the state that it already has changes nothing. Inference ranks; never waits.
  * MPISERVE_ESTATE while a batch of it is open, MPISERVE_EARG if there is no such service. */
 int mpiserve_suspend(mpiserve_session *session, int service, int suspended);
+
+/* mpiserve_state_set: say in which state the replica of a service of this rank (0, 1, ...) is:
+ * MPISERVE_LAUNCHED, _LOADING, _READY, _RESTARTING or _FAILED. It is what clients read, and changes
+ * nothing else: a replica that restarts is suspended too, first. The library itself says
+ * MPISERVE_READY or _FAILED after mpiserve_publish(), MPISERVE_BUSY, _SUSPENDED and _GONE, and
+ * MPISERVE_READY when the service is resumed. Inference ranks; local. MPISERVE_EARG if there is no
+ * such service, or for another state. */
+int mpiserve_state_set(mpiserve_session *session, int service, int state);
 
 /* mpiserve_rows_set: from the next batch on, the rows of a service of this rank (0, 1, ...) are
  * independent, or together (mpiserve_rows), because mpiserve_reload() brought a model of another

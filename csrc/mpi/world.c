@@ -240,6 +240,7 @@ int msi_world_open(msi_world *world, MPI_Comm comm, int role, int code, const ch
                        .peers = MPI_COMM_NULL,
                        .node = MPI_COMM_NULL,
                        .role = role,
+                       .launched_ns = msi_now(),
                        .backoff = msi_backoff_for(2, 1)};
   MPI_Comm_rank(comm, &world->rank);
   MPI_Comm_size(comm, &world->size);
@@ -253,6 +254,7 @@ int msi_world_open(msi_world *world, MPI_Comm comm, int role, int code, const ch
   if (!result) result = agree(world, code, text);
   if (!result) result = find_nodes(world);
   if (!result) result = split_roles(world);
+  world->opened_ns = msi_now();
   if (result) msi_world_close(world);
   return result;
 }

@@ -37,11 +37,14 @@ typedef enum msi_kind {
  * head, and the client sends the request to another replica. Users never see it. */
 enum { MSI_SUSPENDED = 1 };
 
-/* The cache line that the head writes. */
+/* The cache lines that the head writes. */
 typedef struct msi_segment_header {
   _Atomic uint32_t asleep; /* The head sets 1 before it sleeps; the head, or the client that wakes
                               it, sets 0. Used in the first segment of a rank only */
   uint32_t unused[15];
+  /* By mpiserve_state, as in mpiserve_replica_state. A line of its own: it changes with each batch,
+   * and clients look at the other one with each request. */
+  _Atomic int64_t entered_ns[MPISERVE_STATES];
 } msi_segment_header;
 
 /* The client writes it before it rings the doorbell, and `cancelled` and `asleep` also later. */
@@ -91,7 +94,8 @@ typedef struct msi_slot {
 } msi_slot;
 
 _Static_assert(offsetof(msi_request_header, cancelled) % sizeof(uint64_t) == 0, "whole words");
-_Static_assert(sizeof(msi_segment_header) == MSI_ALIGN, "one cache line");
+_Static_assert(offsetof(msi_segment_header, entered_ns) == MSI_ALIGN, "lines of their own");
+_Static_assert(sizeof(msi_segment_header) == 2 * MSI_ALIGN, "two cache lines");
 _Static_assert(sizeof(msi_request_header) + MSI_EAGER_BYTES == 7 * MSI_ALIGN, "one writer a line");
 _Static_assert(sizeof(msi_reply_header) + MSI_EAGER_BYTES == 7 * MSI_ALIGN, "one writer a line");
 _Static_assert(sizeof(msi_slot) * MSI_SLOTS <= 4096, "a silent client costs less than a page");
@@ -128,6 +132,9 @@ static inline size_t msi_slot_at(const msi_layout *layout, uint32_t lane, uint64
 static inline int msi_slot_cancelled(const msi_slot *slot) {
   return atomic_load_explicit(&slot->request.cancelled, memory_order_acquire) != 0;
 }
+
+/* The state that was entered last; ready is busy while there is a time of that. */
+int msi_state_of(const int64_t *entered_ns);
 
 /* The half of a sequence number that a futex can wait for. */
 static inline _Atomic uint32_t *msi_low_half(_Atomic uint64_t *sequence) {

@@ -14,6 +14,7 @@ cdef extern from "mpiserve.h" nogil:
         MPISERVE_BFLOAT16
         MPISERVE_FALLBACK
         MPISERVE_FINITE, MPISERVE_BOUNDS
+        MPISERVE_EARG, MPISERVE_STATES, MPISERVE_BUSY
         MPISERVE_MAX_DIMS, MPISERVE_MAX_TENSORS, MPISERVE_TEXT_SIZE, MPISERVE_NAME_SIZE
     ctypedef struct mpiserve_session:
         pass
@@ -46,6 +47,9 @@ cdef extern from "mpiserve.h" nogil:
         double stickiness
         int32_t on_full, rows, overwrites, replica, error
         char error_text[512]
+    ctypedef struct mpiserve_replica_state:
+        int32_t state, replica, rank
+        int64_t entered_ns[8]
     ctypedef struct mpiserve_buffer:
         uint64_t id
         int64_t rows
@@ -89,6 +93,9 @@ cdef extern from "mpiserve.h" nogil:
     int mpiserve_service_at(mpiserve_session *, int, mpiserve_service **)
     int mpiserve_service_find(mpiserve_session *, const char *, mpiserve_service **)
     int mpiserve_service_describe(mpiserve_service *, mpiserve_description *, int *, int *, int *)
+    int mpiserve_service_state_get(mpiserve_session *, const char *, int, mpiserve_replica_state *)
+    int mpiserve_service_wait_ready(mpiserve_session *, const char *, double)
+    int mpiserve_state_set(mpiserve_session *, int, int)
     int mpiserve_submit(mpiserve_service *, int, const mpiserve_tensor *, int,
                         const mpiserve_tensor *, const mpiserve_options *, mpiserve_request *)
     int mpiserve_test(mpiserve_session *, mpiserve_request *, int *, mpiserve_stats *)

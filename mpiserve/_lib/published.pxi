@@ -1,5 +1,11 @@
 """What services publish, as objects of mpiserve._lib.core."""
 
+# In the order of mpiserve_state.
+STATES = (
+    "launched", "loading", "ready", "busy", "suspended", "restarting", "failed", "gone",
+)
+ReplicaState = namedtuple("ReplicaState", "replica rank state entered")
+
 
 cdef tuple tensors_of(mpiserve_spec *specs, int n):
     return tuple([
@@ -23,6 +29,19 @@ cdef dict checks_of(mpiserve_spec *specs, int n):
         for i in range(n)
         if specs[i].check
     }
+
+
+cdef object state_of(mpiserve_replica_state *state):
+    return ReplicaState(
+        state.replica,
+        state.rank,
+        STATES[state.state],
+        {
+            STATES[i]: 1e-9 * state.entered_ns[i]
+            for i in range(MPISERVE_STATES)
+            if state.entered_ns[i]
+        },
+    )
 
 
 cdef object bound_of(mpiserve_spec *spec, double bound):

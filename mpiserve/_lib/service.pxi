@@ -318,6 +318,36 @@ cdef class Service:
             self._session._answering = 0
         return 0
 
+    @property
+    def state(self):
+        """The state of the replica that can serve best, as of now: "ready", "busy" or another.
+
+        `launched` (no model, such as after `unload`), `loading`, `ready`, `busy`, `suspended`,
+        `restarting`, `failed` or `gone`. Between nodes this is a message, and may wait for one.
+        """
+        return self._session.state(self.name).state
+
+    def states(self):
+        """Return the state of each replica, those that could not load their model included.
+
+        Returns:
+            Named tuples: replica, rank (of its head, in the world), state, and entered: when it
+            entered each state last, in seconds since 1970; `busy` only while it is busy.
+        """
+        return self._session.states(self.name)
+
+    def wait_ready(self, timeout=None):
+        """Wait until a replica is ready or busy.
+
+        Args:
+            timeout: In seconds; None waits without end.
+
+        Raises:
+            ModelError: If every replica has failed or is gone, with ranks and times.
+            RequestTimeout: After the time-out.
+        """
+        self._session.wait_ready(self.name, timeout)
+
     def empty_input(self, rows):
         """Take memory for inputs that the model reads where it lies, without a copy.
 

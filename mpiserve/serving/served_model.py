@@ -87,6 +87,7 @@ class ServedModel:
         self._remarks: set[str] = set()
         self._kind = ""  # of rows, as clients were told
         self._announced = False
+        self._life = notices.Life(self.name)
         self.stepper: Stepper | None = None
         self._room = True  # as the broker was told
         self._engine = ""  # of the model that answers, once it is loaded
@@ -373,6 +374,16 @@ class ServedModel:
         gc.collect()  # models are full of circles
         if not self.suspended:
             logger.info("%s answers now", self.name())
+        absent: dict[type[Backend], str] = {Unloaded: "launched", Suspended: "suspended"}
+        self.enter_state(absent.get(type(backend), "ready"))
+
+    def enter_state(self, state: str) -> None:
+        """Let clients read, and log, in which state the service is on this rank."""
+        if not self._announced:
+            return
+        self._life.enter(state)
+        if state != "suspended":  # which the broker knows best
+            self._lib.set_state(self.index, state)
 
     def unload(self) -> None:
         """Close the model; every batch is an error from then on."""

@@ -47,7 +47,7 @@ static int64_t failed_of(const mpiserve_spec *spec, void *data, int64_t *failed,
     CHECK(failed_of(&both, y, failed, text) == 1); \
     y[5] = 0; \
     y[COLUMNS * ROWS - 1] = (type)NAN; \
-    y[6] = (type)-INFINITY; \
+    y[6] = (type) - INFINITY; \
     CHECK(failed_of(&finite, y, failed, text) == 2 && failed[0] == 2 && failed[1] == ROWS - 1); \
     CHECK(failed_of(&bounds, y, failed, text) == 2); \
     CHECK(failed_of(&above, y, failed, text) == 2); \
@@ -92,9 +92,9 @@ static void check_halves(int dtype, uint16_t one, uint16_t largest, uint16_t lea
     int64_t failed[ROWS]; \
     char text[256] = ""; \
     mpiserve_spec finite = spec_of(dtype, MPISERVE_FINITE, 0, 0); \
-    mpiserve_spec bounds = spec_of(dtype, MPISERVE_BOUNDS, least, (greatest)-1.0); \
+    mpiserve_spec bounds = spec_of(dtype, MPISERVE_BOUNDS, least, (greatest) - 1.0); \
     y[0] = (type)(least); \
-    y[200] = (type)((greatest)-1); \
+    y[200] = (type)((greatest) - 1); \
     CHECK(failed_of(&finite, y, failed, text) == 0); \
     CHECK(failed_of(&bounds, y, failed, text) == 0); \
     y[199] = (type)(greatest); \
