@@ -87,6 +87,10 @@ class ServiceConfig(Table):
     """The tensors that `postprocess` takes; `outputs` if not given."""
     replicas: int = Field(1, ge=1, le=MAX_RANKS)
     """Copies of the service, each on inference ranks of its own."""
+    cores: int = Field(0, ge=0, le=MAX_THREADS)
+    """Cores that a replica needs. `plan` refuses nodes that lack them; 0 means: not known."""
+    gpus: int = Field(0, ge=0, le=MAX_PARALLEL)
+    """GPUs that a replica needs, for `plan`."""
     tensor_parallel: int = Field(1, ge=1, le=MAX_PARALLEL)
     """Ranks of a replica, which share one model (DeepSpeed, or a backend of your own)."""
     peer_timeout_s: float = Field(300.0, gt=0, le=MAX_SECONDS)
