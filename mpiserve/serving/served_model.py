@@ -369,21 +369,23 @@ class ServedModel:
         self.stepper = self._stepper_of(backend)
         self.update_room()
         self.enter()
+        was_unloaded = isinstance(old, Unloaded)
         self.let_go(old)  # what fails there does not keep the other one from answering
         del old
         gc.collect()  # models are full of circles
         if not self.suspended:
             logger.info("%s answers now", self.name())
-        absent: dict[type[Backend], str] = {Unloaded: "launched", Suspended: "suspended"}
-        self.enter_state(absent.get(type(backend), "ready"))
+        if isinstance(backend, Unloaded):
+            self.enter_state("launched")
+        elif was_unloaded and not self.suspended:
+            self.enter_state("ready")
 
     def enter_state(self, state: str) -> None:
         """Let clients read, and log, in which state the service is on this rank."""
         if not self._announced:
             return
         self._life.enter(state)
-        if state != "suspended":  # which the broker knows best
-            self._lib.set_state(self.index, state)
+        self._lib.set_state(self.index, state)
 
     def unload(self) -> None:
         """Close the model; every batch is an error from then on."""
