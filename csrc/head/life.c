@@ -25,7 +25,7 @@ void msi_life_begin(msi_life *life, const msi_inbox *inboxes, int64_t launched_n
   for (int t = 0; t < MSI_TRANSPORTS; t++)
     if (inboxes[t].layout.lanes)
       life->headers[life->n++] =
-          (msi_segment_header *)(inboxes[t].memory + inboxes[t].layout.header_at);
+          (msi_section_header *)(inboxes[t].memory + inboxes[t].layout.header_at);
   enter_at(life, MPISERVE_LAUNCHED, launched_ns + life->since_1970_ns);
   enter_at(life, MPISERVE_LOADING, loading_ns + life->since_1970_ns);
   msi_life_enter(life, error ? MPISERVE_FAILED : MPISERVE_READY);

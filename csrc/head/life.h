@@ -6,7 +6,7 @@
 
 typedef struct msi_life {
   int n; /* segments of the service */
-  msi_segment_header *headers[MSI_TRANSPORTS];
+  msi_section_header *headers[MSI_TRANSPORTS];
   int64_t last_ns;       /* of the last change: times go on, though clocks may be set back */
   int64_t since_1970_ns; /* of the wall clock, when the monotonic clock was 0 */
 } msi_life;

@@ -123,6 +123,27 @@ class ServiceConfig(Table):
     """
     split_failed: bool = True
     """Whether a batch that fails is run again in halves, so that only the guilty request fails."""
+    isolate: Literal["auto"] | bool = "auto"
+    """Whether the model runs in a child process of the inference rank, so that its crash fails
+    only the request that causes it. `"auto"`: yes, unless the broker answers in C (echo) or
+    several ranks run the model together (`tensor_parallel`).
+    """
+    timeout_s: float = Field(0.0, ge=0, le=MAX_SECONDS)
+    """Seconds that a batch, or a step of a model that works in steps, may take in the child: then
+    the child is ended and started again. 0 means no limit.
+    """
+    load_timeout_s: float = Field(1800.0, gt=0, le=MAX_SECONDS)
+    """Seconds that the child may take to load the model and warm it up."""
+    memory_bytes: int = Field(0, ge=0, le=MAX_BYTES)
+    """The most memory that the child may allocate, in bytes, beside the clients' tensors. 0 means
+    no limit.
+    """
+    restarts: int = Field(20, ge=0, lt=2**31)
+    """Restarts of the child within `restart_window_s` before the replica is given up: its
+    requests then fail until a reload. Restarts to find the guilty request of one batch count once.
+    """
+    restart_window_s: float = Field(60.0, gt=0, le=MAX_SECONDS)
+    """Seconds in which `restarts` are counted."""
     threads: int = Field(1, ge=1, le=MAX_THREADS)
     """Threads of torch and BLAS on each inference rank."""
     chunk_rows: int = Field(0, ge=0, lt=MAX_ROWS)
@@ -287,6 +308,30 @@ class ServiceConfig(Table):
         if info.data.get("backend") not in ("deepspeed", "torch"):
             raise ValueError("tasks need the backend 'deepspeed' or 'torch'")
         return task
+
+    @field_validator("isolate")
+    @classmethod
+    def _check_isolate(cls, isolate: str | bool, info: ValidationInfo) -> str | bool:
+        if isolate is True and info.data.get("tensor_parallel", 1) > 1:
+            raise ValueError("true is not possible with tensor_parallel: remove one")
+        return isolate
+
+    @field_validator("timeout_s", "memory_bytes")
+    @classmethod
+    def _check_isolated(cls, limit: float, info: ValidationInfo) -> float:
+        data = info.data
+        if limit and data.get("isolate") == "auto" and data.get("tensor_parallel", 1) > 1:
+            raise ValueError("limits a child process, which tensor_parallel does not use")
+        if limit and data.get("isolate") is False:
+            raise ValueError("limits a child process: remove isolate = false")
+        return limit
+
+    @property
+    def isolated(self) -> bool:
+        """Whether the model runs in a child process."""
+        if self.isolate == "auto":
+            return self.backend != "echo" and self.tensor_parallel == 1
+        return self.isolate
 
     @field_validator("on_full")
     @classmethod
