@@ -54,6 +54,19 @@ void msi_endpoint_close(msi_endpoint *endpoint) {
     endpoint->path.transport->close(&endpoint->path);
 }
 
+int msi_endpoint_states(msi_endpoint *endpoint, int64_t *entered_ns) {
+  msi_path *path = &endpoint->path;
+  size_t at = endpoint->layout.header_at + offsetof(msi_section_header, entered_ns);
+  if (path->transport->same_node) {
+    const _Atomic int64_t *times = (const _Atomic int64_t *)(path->memory + at);
+    for (int i = 0; i < MPISERVE_STATES; i++)
+      entered_ns[i] = atomic_load_explicit(&times[i], memory_order_relaxed);
+    return MPISERVE_OK;
+  }
+  int code = path->transport->read(path, at, entered_ns, MPISERVE_STATES * sizeof *entered_ns);
+  return code ? code : path->transport->read_end(path);
+}
+
 /* ---- slots ----------------------------------------------------------------------- */
 
 int msi_endpoint_can_send(const msi_endpoint *endpoint) {

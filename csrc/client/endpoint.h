@@ -47,6 +47,9 @@ typedef struct msi_endpoint {
 int msi_endpoint_open(msi_endpoint *endpoint, msi_window *window, const msi_head *head);
 void msi_endpoint_close(msi_endpoint *endpoint);
 
+/* Reads when the replica entered each state: MPISERVE_STATES times. */
+int msi_endpoint_states(msi_endpoint *endpoint, int64_t *entered_ns);
+
 /* Is the slot of the next request free? */
 int msi_endpoint_can_send(const msi_endpoint *endpoint);
 
