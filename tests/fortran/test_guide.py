@@ -7,6 +7,7 @@ from jobs import ROOT
 
 GUIDE = (ROOT / "docs/guide/fortran.md").read_text()
 
+C = "use, intrinsic :: iso_c_binding\n"
 
 # What the snippets use and do not declare.
 MORE = """\
@@ -14,7 +15,15 @@ type(service) :: gas, columns
 real :: t(9), y4(3, 9), rho(9), flux(3, 9)
 real, target :: fields(4, 5, 3), rates(4, 5, 3), fluxes(4, 5, 3)
 """
-END = "end program guide\n"
+
+# What the procedures of the snippets call.
+INTEGRATE = """\
+subroutine integrate(state, rate)
+real, intent(in) :: state(:, :)
+real, intent(out) :: rate(:, :)
+rate = state
+end subroutine integrate
+"""
 
 
 def test_the_snippets_are_one_program(tmp_path):
@@ -25,7 +34,8 @@ def test_the_snippets_are_one_program(tmp_path):
     text = "".join([first, *others]).replace("my_input(y,", "my_input(y4,")
     declared = re.findall(r"^[\w, ()]+ :: .*\n", text, re.MULTILINE)
     body = [line + "\n" for line in text.splitlines() if line.startswith("call ")]
-    parts = ["program guide\n", "use, intrinsic :: iso_c_binding\n", *uses, *declared, MORE]
-    (tmp_path / "guide.f90").write_text("".join([*parts, *body, "contains\n", *procedures, END]))
+    module = ["module own\n", C, "contains\n", *procedures, INTEGRATE, "end module own\n"]
+    program = ["program guide\n", "use own\n", C, *uses, *declared, MORE, *body]
+    (tmp_path / "guide.f90").write_text("".join([*module, *program, "end program guide\n"]))
     assert (len(body), len(procedures)) == (19, 1)
     compile_fortran(tmp_path / "guide.f90")
