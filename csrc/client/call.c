@@ -419,7 +419,7 @@ int msi_call_give_up(msi_client *client, mpiserve_request *request, int code,
   msi_call given = *call; /* which may serve another request soon */
   msi_call_cancel(client, request);
   code = msi_fallback_give_up(client, &given, code);
-  if (stats) *stats = given.stats; /* only what is known here */
+  if (stats && code != MPISERVE_ETIMEOUT) *stats = given.stats; /* only what is known here */
   return code;
 }
 

@@ -18,7 +18,7 @@ struct msi_cut {
   mpiserve_service *service;  /* NULL: free */
   uint32_t n, ended;          /* pieces, and those of them that have ended */
   mpiserve_request *pieces;
-  int64_t submitted_ns;
+  int64_t rows, submitted_ns;
   mpiserve_stats stats;
 };
 
@@ -85,8 +85,9 @@ static void end_pieces(msi_client *client, msi_cut *cut) {
 static int end(msi_client *client, msi_cut *cut, mpiserve_request *request, int code,
                mpiserve_stats *stats) {
   end_pieces(client, cut);
+  if (code) cut->stats = (mpiserve_stats){.rows = cut->rows};
   cut->stats.total_ns = msi_now() - cut->submitted_ns;
-  if (stats) *stats = cut->stats;
+  if (stats && code != MPISERVE_ETIMEOUT) *stats = cut->stats;
   *request = (mpiserve_request){0};
   give(cut);
   return code;
@@ -159,6 +160,7 @@ int msi_request_submit(mpiserve_service *service, int64_t rows, void *const *inp
   msi_cut *cut = take(client, (uint32_t)((rows - 1) / most + 1));
   if (!cut) return msi_error(MPISERVE_ENOMEM, "no memory for the pieces of a request");
   cut->service = service;
+  cut->rows = rows;
   cut->submitted_ns = msi_now();
   *request = (mpiserve_request){(uint64_t)cut->generation << 32 | CUT | (cut->index + 1)};
   code = submit_pieces(cut, rows, inputs, outputs, options);
