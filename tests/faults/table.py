@@ -1,0 +1,309 @@
+"""The table of faults: what each one is, and what must be seen under which launcher.
+
+    python tests/faults/table.py      print what the last runs have seen, and write build/faults.md
+
+UNMET, at the end, names what the product does not do yet. Such a test must fail, so that whoever
+makes it pass takes its line away.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+SEEN = "faults.jsonl"  # in the folder of each job of tests/run.py
+
+# How a job is launched: as usual; so that MPI tells survivors of a death (Open MPI 5); so that the
+# launcher kills no survivors and sees no signal (MPICH).
+PLAIN, ULFM, KEPT = "plain", "ulfm", "no cleanup"
+MODES = {PLAIN: ("openmpi", "mpich"), ULFM: ("openmpi",), KEPT: ("mpich",)}
+TOLERANT = (ULFM, KEPT)
+EVERY = tuple(MODES)
+
+ALIVE, ENDS, EITHER = "alive", "ends", "either"
+
+
+@dataclass(frozen=True)
+class Expect:
+    """What must be seen.
+
+    Attributes:
+        job: ALIVE: all clients but one that dies itself ask all they want, close and end.
+            ENDS: the launcher ends the job, with a status that is not 0.
+        guilty: What the request that holds the trigger must get: an error, or the right answer.
+        text: A pattern of what somebody must have been told: the error, else a line of the log.
+        errors: Requests that may end with an error though they hold no trigger; None: any.
+        status: The exit status of the launcher, or None for any.
+        closes: Whether every client must close without an error.
+        empty: Whether no file may remain in /dev/shm and in the folder for temporary files.
+    """
+
+    job: str = ALIVE
+    guilty: str = "error"
+    text: str = ""
+    errors: int | None = 0
+    status: int | None = 0
+    closes: bool = True
+    empty: bool = True
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A row.
+
+    Attributes:
+        number: As in the list of faults, see docs/guide/survival.md.
+        name: What happens.
+        expect: What must be seen, by mode; its keys are the modes under which it is run.
+        plan: What differs in the plan of job/simulate.py.
+        service: Keys of the service "twice".
+        broken: The model of a second service, which cannot be loaded.
+        inference: The number of inference ranks.
+        outside: What the test does to the job, see test_ranks.py.
+        quick: Whether `make test` runs it.
+        seconds: The most that the job may take; generous, since the machine may be busy.
+        shm: The size of /dev/shm.
+    """
+
+    number: int
+    name: str
+    expect: dict[str, Expect]
+    plan: dict[str, Any] = field(default_factory=dict)
+    service: dict[str, Any] = field(default_factory=dict)
+    broken: str = ""
+    inference: int = 1
+    outside: str = ""
+    quick: bool = False
+    seconds: float = 60
+    shm: str = "1g"
+
+    @property
+    def key(self) -> str:
+        return f"{self.number} {self.name}"
+
+
+def told(text: str, **changes: Any) -> dict[str, Expect]:
+    """The guilty request gets an error with this text, and nothing else happens."""
+    return {PLAIN: Expect(text=text, **changes)}
+
+
+UNHARMED = {PLAIN: Expect(guilty="right")}
+
+
+def of_model(number: int, act: str, expect: dict[str, Expect], **rest: Any) -> Fault:
+    """A fault of the model, twice: in a small request, then in a large one."""
+    name = act.replace("_", " ").strip()
+    plan = {"triggers": [act], "at": [4, 7], "steps": 12, "lockstep": True}
+    return Fault(number, name, expect, plan=plan, **rest)
+
+
+SOON = {"timeout_s": 1.0}
+LATE = {"timeout_s": 30.0}
+
+MODEL = [
+    of_model(1, "null_read", told("SIGSEGV"), quick=True),
+    of_model(2, "exit_7", told("status 7"), quick=True),
+    of_model(3, "kill_itself", told("SIGKILL")),
+    of_model(4, "abort", told("SIGABRT")),
+    of_model(5, "hang", told("timeout_s"), service=SOON, quick=True),
+    of_model(6, "nap", UNHARMED, service=LATE),
+    of_model(7, "stop", told("timeout_s"), service=SOON),
+    of_model(8, "use_memory", told("[Mm]emory"), service={"memory_bytes": 3 << 30}),
+    of_model(9, "raise_", told("ValueError: the model says no"), quick=True),
+    of_model(9, "sys_exit", told("SystemExit: the model leaves")),
+    of_model(9, "interrupt", told("KeyboardInterrupt: of the model")),
+    of_model(9, "unprintable", told("Unprintable: .its text cannot be read")),
+    of_model(10, "wrong_shape", told("shape")),
+    of_model(10, "wrong_dtype", told("dtype")),
+    of_model(10, "nothing", told("None")),
+    of_model(10, "nan", told("finite|nan"), service={"check": "finite"}, quick=True),
+    of_model(11, "fork", UNHARMED, quick=True),
+    of_model(11, "start_program", UNHARMED),
+]
+
+
+def of_load(model: str, expect: dict[str, Expect], **rest: Any) -> Fault:
+    """A model that cannot be loaded, beside one that answers from another rank."""
+    plan = {"broken": True, "steps": 6, "lockstep": True}
+    return Fault(12, rest.pop("name"), expect, plan=plan, broken=model, inference=2, **rest)
+
+
+# Inference ranks end with status 1 if their model could not be loaded.
+UNLOADED = {"status": None}
+LOAD = [
+    of_load("LoadSegfault", told("SIGSEGV", **UNLOADED), name="load: segfault", quick=True),
+    of_load("LoadExit", told("status 7", **UNLOADED), name="load: exit"),
+    of_load("LoadRaise", told("ValueError: the model says no", **UNLOADED), name="load: raise"),
+    # Nobody knows how long a model may load: open fails in time, and says who is not ready.
+    of_load(
+        "LoadHang",
+        {PLAIN: Expect(EITHER, text=r"rank 3", status=None, errors=None)},
+        name="load: hang",
+    ),
+]
+
+# Launchers kill what remains, and say which rank has died of what.
+KILLED = Expect(ENDS, guilty="any", text=r"signal 9|SIGNAL: 9|rank \d", errors=None)
+GOES_ON = Expect(guilty="any", errors=0)
+KEPT_ON = replace(GOES_ON, status=None)  # MPICH's launcher returns the status of the dead rank
+WORK = {"steps": 60, "pause": 0.03, "at": [10]}
+
+
+def of_rank(number: int, name: str, outside: str, expect: dict[str, Expect], **rest: Any) -> Fault:
+    """A fault that the test does to an inference rank while two clients ask."""
+    plan = WORK | rest.pop("plan", {})
+    return Fault(number, name, expect, plan=plan, outside=outside, **rest)
+
+
+def of_client(
+    number: int, name: str, act: str, expect: dict[str, Expect], **rest: Any
+) -> Fault:
+    """A fault of simulation rank 1, while the others ask."""
+    plan = WORK | {"act": act} | rest.pop("plan", {})
+    return Fault(number, name, expect, plan=plan, **rest)
+
+
+# What the others are told when nobody can answer: rank, host and cause, each time.
+GONE = Expect(guilty="any", text=r"rank 2\b.*(died|gone|killed|ended|dead)", errors=None)
+DEATH = {PLAIN: KILLED, ULFM: GOES_ON, KEPT: KEPT_ON}
+# An exit with status 0: no launcher kills for that, so what happens is up to MPI.
+LEFT = {PLAIN: replace(KILLED, job=EITHER, text=r"rank 1|exit", status=None)}
+MISSING = Expect(guilty="any", text=r"rank 1\b", errors=0, status=None, closes=False)
+
+RANKS = [
+    of_rank(6, "rank stopped for 3 s", "nap", {mode: GOES_ON for mode in EVERY}, quick=True),
+    of_rank(
+        7,
+        "rank stopped for ever",
+        "stop",
+        {mode: replace(GONE, text=r"rank 2\b", status=None, closes=False) for mode in EVERY},
+        plan={"timeout": 3.0, "steps": 14},
+    ),
+    of_rank(13, "one of 2 replicas killed", "kill", DEATH, inference=2, quick=True),
+    of_rank(
+        14,
+        "last replica killed",
+        "kill",
+        {PLAIN: KILLED, ULFM: GONE, KEPT: replace(GONE, status=None)},
+        quick=True,
+    ),
+    of_rank(
+        14,
+        "last replica killed, fallback",
+        "kill",
+        DEATH,
+        plan={"fallback": True},
+    ),
+    of_client(15, "simulation rank: SIGKILL", "kill", DEATH, quick=True),
+    of_client(15, "simulation rank: segfault", "segfault", DEATH),
+    of_client(15, "simulation rank: exit", "exit", LEFT | {m: GOES_ON for m in TOLERANT}),
+    of_client(16, "simulation rank: silent", "silent", {mode: MISSING for mode in EVERY}),
+    of_client(
+        16, "simulation rank: finalize", "finalize", {mode: MISSING for mode in EVERY}, quick=True
+    ),
+    of_client(
+        17,
+        "simulation rank raises",
+        "raise",
+        {
+            mode: Expect(ENDS, guilty="any", text="the simulation says no", errors=None)
+            for mode in EVERY
+        },
+        quick=True,
+    ),
+]
+
+# MPI itself keeps files in /dev/shm, of which some builds need more than others.
+NODE = [
+    Fault(
+        18,
+        "/dev/shm too small",
+        {PLAIN: Expect(EITHER, guilty="any", text="", errors=0, status=None)},
+        outside="small",
+        shm="24m",
+        plan={"grow": 200_000, "at": [2], "steps": 6},
+        quick=True,
+    ),
+    Fault(
+        18,
+        "/dev/shm filled after open",
+        {PLAIN: Expect(guilty="any")},
+        outside="fill",
+        plan={"grow": 200_000, "at": [4], "steps": 10},
+        quick=True,
+    ),
+    Fault(
+        19,
+        "launcher killed",
+        {mode: Expect(ENDS, guilty="any", errors=None) for mode in EVERY},
+        outside="launcher",
+        plan={"steps": 1_000_000, "pause": 0.01},
+        quick=True,
+    ),
+    Fault(
+        20,
+        "stdout and log full",
+        {PLAIN: Expect(guilty="any", status=None)},
+        outside="full",
+        plan={"steps": 12},
+        quick=True,
+    ),
+    Fault(
+        20,
+        "stdout and log closed",
+        {PLAIN: Expect(guilty="any", status=None)},
+        outside="closed",
+        plan={"steps": 40, "pause": 0.03},
+    ),
+]
+
+FAULTS = [*MODEL, *LOAD, *RANKS, *NODE]
+
+# "fault/mode/mpi/transport": what is missing. A star stands for anything.
+UNMET: dict[str, str] = {}
+
+
+def unmet(fault: Fault, mode: str, mpi: str, transport: str) -> str:
+    """Return why a test must fail today, or ""."""
+    case = f"{fault.key}/{mode}/{mpi}/{transport}"
+    return next((why for pattern, why in UNMET.items() if fnmatch(case, pattern)), "")
+
+
+COLUMNS = ("fault", "launched", "MPI", "transport", "what was said", "next answer", "job")
+COLUMNS += ("requests of others", "status", "left behind", "")
+
+
+def rows() -> Iterator[dict[str, Any]]:
+    """What the jobs of tests/run.py have seen."""
+    for path in sorted((ROOT / "build/test-logs").glob(f"*/{SEEN}")):
+        yield from map(json.loads, path.read_text().splitlines())
+
+
+def line(row: dict[str, Any]) -> str:
+    cells = [str(row.get(column, "")).replace("|", "/").replace("\n", " ") for column in COLUMNS]
+    return f"| {' | '.join(cells)} |"
+
+
+def page() -> str:
+    """Return the table of what was seen, in Markdown."""
+    order = sorted(rows(), key=lambda row: (int(row["fault"].split()[0]), *row.values()))
+    head = [f"| {' | '.join(COLUMNS)} |", f"|{' --- |' * len(COLUMNS)}"]
+    counts = Counter(row[""].partition(":")[0] for row in order)
+    summary = ", ".join(f"{count} {word}" for word, count in counts.most_common())
+    return "\n".join(["# Faults", "", f"{summary}.", "", *head, *map(line, order), ""])
+
+
+def main() -> None:
+    text = page()
+    (ROOT / "build/faults.md").write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
