@@ -65,7 +65,9 @@ def print_table(result, folder):
     table.add_row("faults of the model", ", ".join(f"{result[kind]} {kind}" for kind in KINDS))
     table.add_row("rows that the physics has answered", f"{result['rows_by_physics']}")
     table.add_row("of all rows", f"{100 * result['rows_by_physics'] / result['rows']:.2f} %")
-    table.add_row("step", f"{1e3 * result['seconds_per_step_median']:.1f} ms, at most {largest:.0f}")
+    table.add_row(
+        "step", f"{1e3 * result['seconds_per_step_median']:.1f} ms, at most {largest:.0f}"
+    )
     error = 100 * result["max_rel_difference_temperature"]
     table.add_row("max. relative difference, temperature", f"{error:.3f} %")
     console = terminal.console()

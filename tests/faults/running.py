@@ -93,7 +93,9 @@ def write(folder: Path, fault: Fault) -> None:
     for path in JOB.iterdir():
         if path.suffix == ".py":
             shutil.copy(path, folder)
-    known = {key: value for key, value in fault.service.items() if key in ServiceConfig.model_fields}
+    known = {
+        key: value for key, value in fault.service.items() if key in ServiceConfig.model_fields
+    }
     settings = "\n".join(f"{key} = {json.dumps(value)}" for key, value in known.items())
     replicas = fault.inference - bool(fault.broken)
     rows = max(256, 4 * fault.plan.get("grow", 0))
@@ -130,7 +132,8 @@ def started(
 class Seen:
     """What was seen of a job that has ended.
 
-    `act` is when the last fault happened, as far as it is known.
+    `act` is when the last fault happened, as far as it is known; `woken` when a rank that was
+    silent went on, for which nobody may have waited.
     """
 
     watched: Watched
@@ -138,9 +141,11 @@ class Seen:
     mode: str
     clients: int
     act: float | None = None
+    woken: float | None = None
 
     def __post_init__(self) -> None:
         self.events = self.watched.events()
+        self.woken = next((event["time"] for event in self.of("woke")), self.woken)
         acts = [e["time"] for es in self.events.values() for e in es if e["kind"] == "act"]
         if acts:
             self.act = max([*acts, self.act or 0.0])
@@ -183,10 +188,13 @@ class Seen:
             events = self.events.get(str(rank), [])
             ended = [e for e in events if e["kind"] in ("right", "wrong", "error")]
             ended = [e for e in ended if e["step"] >= 0]
-            if not any(e["kind"] == "end" for e in events):
+            ends = [e["time"] for e in events if e["kind"] == "end"]
+            if not ends:
                 found.append(f"client {rank} did not end, after {len(ended)} answers")
             elif len(ended) != 2 * self.fault_plan["steps"]:
                 found.append(f"client {rank} has {len(ended)} answers")
+            if self.woken and max(ends, default=0.0) > self.woken:
+                found.append(f"client {rank} waited for a silent rank")
         return found
 
 
@@ -210,8 +218,9 @@ def problems(seen: Seen, expect: Expect) -> list[str]:
         found.append(f"close failed: {unclosed[0]['text']}")
     if watched.left:
         found.append(f"processes remain: {watched.left}")
-    if expect.empty and watched.files:
-        found.append(f"files remain: {watched.files}")
+    files = watched.shm + (watched.session if expect.session else [])
+    if files:
+        found.append(f"files remain: {files}")
     return found
 
 
@@ -278,7 +287,7 @@ def counted(seen: Seen) -> str:
 
 def remains(watched: Watched) -> str:
     names = [process.command.split()[0] for process in watched.left if process.command]
-    return ", ".join([*names, *watched.files])[:120]
+    return ", ".join([*names, *watched.shm, *watched.session])[:120]
 
 
 def check(seen: Seen) -> None:

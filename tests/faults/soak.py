@@ -97,7 +97,8 @@ def run(folder: Path, seconds: float, every: float) -> list[str]:
     bad = [f"{len(seen.of('wrong'))} wrong answers"] if seen.of("wrong") else []
     bad += [event["text"] for event in seen.of("error", guilty=False)]
     bad += [f"status {job.status}"] if job.status else []
-    bad += [f"remains: {job.left} {job.files}"] if job.left or job.files else []
+    left = [*job.left, *job.shm, *job.session]
+    bad += [f"remains: {left}"] if left else []
     deaths = [event for event in seen.events.get("model", []) if event["kind"] == "act"]
     print(f"{len(samples)} samples, {len(deaths)} faults, {len(seen.of('error'))} requests failed")
     return bad + (growth(samples[:-1]) if len(samples) > 1 else ["no samples"])

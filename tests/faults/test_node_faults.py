@@ -21,6 +21,7 @@ def closed_pipe():
 
 
 def streams(fault):
+    """Return where the output of the job goes, if it goes nowhere."""
     if fault.outside == "full":
         return {"stdout": "/dev/full", "stderr": "/dev/full"}
     if fault.outside == "closed":
@@ -39,6 +40,8 @@ def harm(job, fault):
     elif fault.outside == "launcher":
         job.until(lambda: job.asked(5), 40)
         os.kill(job.launcher.pid, signal.SIGKILL)
+    else:
+        return None
     return time.monotonic()
 
 
@@ -49,5 +52,5 @@ def test_the_job(fault, mode, tmp_path):
         job.wait(fault.seconds)
         job.settle(LEFT_WITHIN)
         if fault.outside == "fill":
-            job.files.remove("filler")
+            job.shm.remove("filler")
         check(Seen(job, fault, mode, CLIENTS, act))

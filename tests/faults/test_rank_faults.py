@@ -24,19 +24,24 @@ def harm(job, fault):
     return time.monotonic(), pid if how == signal.SIGSTOP else None
 
 
+def wake(job, fault, stopped):
+    """Let a stopped rank go on; return when, if nobody may have waited for it."""
+    if fault.outside == "nap":
+        time.sleep(NAP)
+    else:
+        job.until(lambda: ends(job) == CLIENTS, fault.seconds)
+    os.kill(stopped, signal.SIGCONT)
+    return None if fault.outside == "nap" else time.monotonic()
+
+
 @pytest.mark.parametrize(("fault", "mode"), cases(table.RANKS))
 def test_the_others(fault, mode, tmp_path):
     with started(tmp_path, fault, mode, clients=CLIENTS) as job:
         act, stopped = harm(job, fault)
-        if stopped:
-            if fault.outside == "nap":
-                time.sleep(NAP)
-            else:
-                job.until(lambda: ends(job) == CLIENTS, fault.seconds)
-            os.kill(stopped, signal.SIGCONT)
+        woken = wake(job, fault, stopped) if stopped else None
         job.wait(fault.seconds)
         job.settle(LEFT_WITHIN)
-        check(Seen(job, fault, mode, CLIENTS, act))
+        check(Seen(job, fault, mode, CLIENTS, act, woken))
 
 
 def ends(job):

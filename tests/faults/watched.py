@@ -90,7 +90,8 @@ class Watched:
         self.seconds = 0.0
         self.status: int | None = None  # None: it was killed, since its time was over
         self.left: list[Process] = []
-        self.files: list[str] = []
+        self.shm: list[str] = []  # files that remain there,
+        self.session: list[str] = []  # and in the folder for temporary files
 
     def start(self, command: list[str], env: dict[str, str], stdout: str, stderr: str) -> None:
         env = env | {MARK: self.mark, "TMPDIR": str(self.temporary)}
@@ -139,7 +140,7 @@ class Watched:
         return any(event.get("step", -1) >= step for events in ranks for event in events)
 
     def wait(self, seconds: float) -> None:
-        """Wait for the launcher, then for what outlives it; end what remains, and list it."""
+        """Wait for the launcher."""
         with suppress(subprocess.TimeoutExpired):
             self.status = self.launcher.wait(seconds)
         self.seconds = time.monotonic() - self.begin
@@ -150,9 +151,8 @@ class Watched:
         while (left := self.processes()) and time.monotonic() < end and self.status is not None:
             time.sleep(0.1)
         self.left = left
-        self.files = self.room.files() + sorted(
-            str(path.relative_to(self.temporary)) for path in files_in(self.temporary)
-        )
+        self.shm = self.room.files()
+        self.session = sorted(str(p.relative_to(self.temporary)) for p in files_in(self.temporary))
         self.end()
 
     def end(self) -> None:

@@ -19,9 +19,10 @@ import time
 from itertools import count
 from pathlib import Path
 
-import mpiserve
 import numpy as np
 from models import right, trigger
+
+import mpiserve
 
 PLAN = json.loads(sys.argv[1])
 SMALL, LARGE = 2, 40  # rows
@@ -31,7 +32,7 @@ class Diary:
     """The events of this rank, each a line that is on disk before the next statement."""
 
     def __init__(self, rank: int) -> None:
-        self.file = Path(f"events.{rank}").open("w", buffering=1)
+        self.file = Path(f"events.{rank}").open("w", buffering=1)  # noqa: SIM115
 
     def write(self, kind: str, **fields: object) -> None:
         self.file.write(json.dumps({"time": time.monotonic(), "kind": kind, **fields}) + "\n")
@@ -71,7 +72,7 @@ def submitted(service: mpiserve.Service, x: np.ndarray) -> object:
 
 
 def last_step(step: int, begin: float) -> bool:
-    """Tell whether the run is over; with `seconds` a fault comes each `every` seconds until then."""
+    """Tell whether the run is over; with `seconds` a fault comes now and then until it is."""
     if not PLAN["seconds"]:
         return step == PLAN["steps"]
     now = time.monotonic() - begin
