@@ -168,6 +168,8 @@ def main() -> None:
         except mpiserve.Error as error:
             diary.write("unclosed", **described(error))
     diary.write("end")
+    if getattr(session, "bereft", False):
+        os._exit(0)  # MPI_Finalize may wait for the dead
 
 
 if __name__ == "__main__":
