@@ -39,7 +39,7 @@ from jobs import LOGS, ROOT, TO_LOG, Job, Target, in_turn, reports
 SUITES = ("unit", "c", "asan", "tsan", "fuzz", "harness", "mpi", "launch", "models", "examples")
 SUITES += ("faults", "cluster", "fortran")
 ONE_TRANSPORT = ("harness", "models", "examples", "cluster")
-BESIDE = ("unit", "models", "cluster", "fortran")  # share no files with the others, and wait much
+BESIDE = ("unit", "launch", "cluster", "fortran")  # share no files with the others, and wait much
 NOT_RUN = "not run, or it did not end"
 WORDS = ("passed", "failed", "skipped")
 SHOWN = 20  # failures of one job

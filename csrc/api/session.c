@@ -83,7 +83,8 @@ int mpiserve_open_failed_f(MPI_Fint world, int role, int code, const char *text)
 }
 
 int mpiserve_comm(mpiserve_session *session, MPI_Comm *comm) {
-  int code = msi_check_session(session);
+  MSI_READER reader = NULL;
+  int code = msi_read(session, MSI_ANY_ROLE, &reader);
   if (code || !comm) return code ? code : msi_null_argument("comm");
   *comm = session->world.peers;
   return MPISERVE_OK;
@@ -98,7 +99,8 @@ int mpiserve_comm_f(mpiserve_session *session, MPI_Fint *comm) {
 }
 
 int mpiserve_role_of(mpiserve_session *session, int world_rank, int *role) {
-  int code = msi_check_session(session);
+  MSI_READER reader = NULL;
+  int code = msi_read(session, MSI_ANY_ROLE, &reader);
   if (code || !role) return code ? code : msi_null_argument("role");
   if (world_rank < 0 || world_rank >= session->world.size)
     return msi_error(MPISERVE_EARG, "rank %d is not in a world of %d", world_rank,
@@ -143,12 +145,13 @@ static int close_session(mpiserve_session *session) {
 
 int mpiserve_close(mpiserve_session *session) {
   if (!session) return MPISERVE_OK;
-  int code = msi_check_session(session);
-  if (code) return code;
-  if (msi_library_finalized()) return msi_error(MPISERVE_ESTATE, "close comes before MPI_Finalize");
   msi_handle *turn; /* which ends before another thread may take the place */
-  code = msi_enter(session, MSI_ANY_ROLE, &turn);
+  int code = msi_enter(session, MSI_ANY_ROLE, &turn);
   if (code) return code;
+  if (msi_library_finalized()) {
+    msi_handles_leave(turn);
+    return msi_error(MPISERVE_ESTATE, "close comes before MPI_Finalize");
+  }
   int index = (int)(session - msi_sessions);
   msi_handles_close(index);
   code = close_session(session);

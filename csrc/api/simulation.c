@@ -9,14 +9,16 @@
 enum { MAX_PRIORITY = 100 };
 
 int mpiserve_service_count(mpiserve_session *session, int *count) {
-  int code = msi_check_role(session, MPISERVE_SIMULATION);
+  MSI_READER reader = NULL;
+  int code = msi_read(session, MPISERVE_SIMULATION, &reader);
   if (code || !count) return code ? code : msi_null_argument("count");
   *count = session->client.n_services;
   return MPISERVE_OK;
 }
 
 int mpiserve_service_at(mpiserve_session *session, int index, mpiserve_service **service) {
-  int code = msi_check_role(session, MPISERVE_SIMULATION);
+  MSI_READER reader = NULL;
+  int code = msi_read(session, MPISERVE_SIMULATION, &reader);
   if (code || !service) return code ? code : msi_null_argument("service");
   *service = NULL;
   if (index < 0 || index >= session->client.n_services)
@@ -35,7 +37,8 @@ int mpiserve_service_find(mpiserve_session *session, const char *name, mpiserve_
 
 int mpiserve_service_describe(mpiserve_service *service, mpiserve_description *description,
                               int *replicas, int *head, int *transport) {
-  int code = msi_check_service(service);
+  MSI_READER reader = NULL;
+  int code = msi_read_service(service, &reader);
   if (code) return code;
   if (description) *description = service->head->description;
   if (replicas) *replicas = service->replicas;

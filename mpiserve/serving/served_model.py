@@ -5,8 +5,8 @@ from __future__ import annotations
 import gc
 import logging
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,7 +37,6 @@ logger = logging.getLogger("mpiserve")
 READ_ONLY = ' (a model that writes to its input needs input_memory = "copy")'
 
 Arrays = tuple[np.ndarray, ...]
-Outcome = Sequence[np.ndarray] | BaseException | None
 
 
 class ServedModel:
@@ -58,7 +57,8 @@ class ServedModel:
         suspended: Whether this rank of an adaptive pool has unloaded it for another model.
         batches: Batches answered or held so far.
         rows: Rows in them.
-        seconds: Seconds spent on them.
+        seconds: Seconds spent on them, in an adaptive pool.
+        stepper: Holds the requests of a model that works in steps.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class ServedModel:
         self._remarks: set[str] = set()
         self._kind = ""  # of rows, as clients were told
         self._announced = False
-        self._stepper: Stepper | None = None
+        self.stepper: Stepper | None = None
         self._room = True  # as the broker was told
         self._engine = ""  # of the model that answers, once it is loaded
         self._failures = Failures(self.name)
@@ -135,7 +135,7 @@ class ServedModel:
     def _start(self) -> None:
         """Become head or follower of the ranks that run the model together, or work alone."""
         if not self._shared:
-            self._stepper = self._stepper_of(self.backend)
+            self.stepper = self._stepper_of(self.backend)
             return
         from mpiserve.serving import tensor_parallel
 
@@ -198,12 +198,12 @@ class ServedModel:
     @property
     def busy(self) -> bool:
         """Whether the model has work left, so that the worker must not wait for requests."""
-        return self._stepper is not None and self._stepper.busy
+        return self.stepper is not None and self.stepper.busy
 
     @property
     def idle(self) -> bool:
         """Whether every request that the model holds has been answered."""
-        return self._stepper is None or self._stepper.idle
+        return self.stepper is None or self.stepper.idle
 
     @property
     def broken(self) -> bool:
@@ -232,57 +232,50 @@ class ServedModel:
 
     def update_room(self) -> None:
         """Keep requests in the queue while the model has no room for more."""
-        room = self._stepper is None or self._stepper.room
+        room = self.stepper is None or self.stepper.room
         if room != self._room:
             self._room = room
             self._lib.set_room(self.index, room)
 
-    def run(self, batch: core.Batch) -> Outcome:
-        """Run the model on a batch.
+    def answer(self, batch: core.Batch) -> None:
+        """Run the model on a batch and reply: its outputs, or its exception.
 
-        Returns:
-            The outputs, or the exception that the model raised. None if the model works in steps:
-            it holds the requests, and `go_on` answers them.
+        A model that works in steps holds the requests, and `go_on` answers them.
         """
-        begin = time.monotonic()
-        try:
-            return self._run(batch)
-        finally:
-            self.seconds += time.monotonic() - begin
-
-    def _run(self, batch: core.Batch) -> Outcome:
-        if self._stepper:
-            self._stepper.take(batch)
-            return None
-        self._look_whether_alone(batch)
-        try:
-            return self._outputs(batch)
-        except BaseException as error:
-            check_interrupt()
-            return error
-
-    def answer(self, batch: core.Batch, outcome: Outcome) -> None:
-        """Reply to a batch that was run, with its outputs or with an error."""
-        begin = time.monotonic()
-        if isinstance(outcome, BaseException):
-            self._fail(batch, self._report(outcome))
-        elif outcome is not None:
-            self._lib.reply(outcome)
         self.batches += 1
         self.rows += batch.rows
-        self.seconds += time.monotonic() - begin
+        if self.stepper:
+            self.stepper.take(batch)
+            return
+        if self._alone:
+            self._look_whether_alone(batch)
+        try:
+            outputs = self._outputs(batch)
+        except BaseException as error:
+            check_interrupt()
+            self._fail(batch, self._report(error))
+        else:
+            self._lib.reply(outputs)
 
     def go_on(self) -> None:
         """Run one step on the held requests, if the model works in steps."""
-        if self._stepper:
-            begin, busy = time.monotonic(), self.busy
-            self._stepper.go_on()
-            self.seconds += time.monotonic() - begin if busy else 0.0
+        if self.stepper:
+            with self.timed() if self.busy else nullcontext():
+                self.stepper.go_on()
+
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        """Add the time of this context to `seconds`."""
+        begin = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds += time.monotonic() - begin
 
     def _look_whether_alone(self, batch: core.Batch) -> None:
-        if self._alone and not self.backend.together:
+        if not self.backend.together:
             waiting = self._lib.queue_rows(batch.service)
-            if not self._alone.look(batch.requests, batch.rows, waiting):
+            if self._alone and not self._alone.look(batch.requests, batch.rows, waiting):
                 self._alone = None
 
     def _outputs(self, batch: core.Batch) -> Sequence[np.ndarray]:
@@ -292,7 +285,7 @@ class ServedModel:
         if self.backend.wants_clients:
             self.backend.clients = self._lib.batch_clients()
         result = self._results(self._given(batch.inputs), batch.outputs, done)
-        return self._checked(result, batch.outputs, batch.rows)
+        return result if result is batch.outputs else self._finished(result, batch.rows)
 
     def _run_rows(self, inputs: Arrays, clients: np.ndarray) -> Sequence[np.ndarray]:
         """Run the model on rows of requests whose batch is over."""
@@ -300,7 +293,7 @@ class ServedModel:
             self.backend.clients = clients
         outputs = self._zeros_of_outputs(len(clients))
         result = self._results(self._given(inputs), outputs, lambda _: None)
-        return self._checked(result, outputs, len(clients))
+        return result if result is outputs else self._finished(result, len(clients))
 
     def _results(self, inputs: Arrays, outputs: Arrays, done: Callable[[int], None]) -> Any:
         if self._head:
@@ -320,9 +313,6 @@ class ServedModel:
 
     def _zeros_of_outputs(self, rows: int) -> Arrays:
         return zeros(self.service.outputs, rows)
-
-    def _checked(self, result: Any, outputs: Arrays, rows: int) -> Sequence[np.ndarray]:
-        return outputs if result is outputs else self._finished(result, rows)
 
     def _finished(self, result: Any, rows: int) -> list[np.ndarray]:
         results = ordered(result, self.service)
@@ -373,7 +363,8 @@ class ServedModel:
         if backend.steps and old.steps:
             what = "could not take over what the version before had begun"
             self._failures.attempt(what, backend.steps.take_over, old.steps)
-        self._stepper = self._stepper_of(backend)
+        self.stepper = self._stepper_of(backend)
+        self.update_room()
         self.enter()
         self.let_go(old)  # what fails there does not keep the other one from answering
         del old

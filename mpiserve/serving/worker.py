@@ -92,18 +92,17 @@ class Worker:
         """
         busy = self._update_room()
         try:
-            batch = self._receive(0.0 if busy else timeout)
+            batch = self._next_batch(0.0 if busy else timeout)
         except ClosedError:
             return False
+        except ChangeError:
+            batch = None
+            self._begin_change()
         if batch is not None:
-            if self._pool:
-                self._pool.sample()
-            model = self.models[batch.service]
-            model.answer(batch, model.run(batch))
+            answerer = self._pool or self.models[batch.service]
+            answerer.answer(batch)
         elif not busy:
             self._silence.look()
-        for model in self.models:
-            model.go_on()
         self._look_after()
         return True
 
@@ -113,18 +112,17 @@ class Worker:
         Returns:
             Whether a model has work left.
         """
+        busy = False
         for model in self.models:
-            model.update_room()
-        return any(model.busy for model in self.models)
+            if model.stepper:  # an empty call for each batch is dear beside a small model
+                model.update_room()
+                busy = busy or model.busy
+        return busy
 
-    def _receive(self, timeout: float) -> core.Batch | None:
-        """Receive requests and form a batch; start a model change if a client requests one."""
-        try:
-            return self._next_batch(timeout)
-        except ChangeError:
-            request = ChangeRequest(*self._lib.change_get())
-            self.models[request.service].changes.begin(request)
-            return None
+    def _begin_change(self) -> None:
+        """Start the model change that a client requests."""
+        request = ChangeRequest(*self._lib.change_get())
+        self.models[request.service].changes.begin(request)
 
     def _next_batch(self, timeout: float) -> core.Batch | None:
         if self._pool:
@@ -135,9 +133,12 @@ class Worker:
         return None
 
     def _look_after(self) -> None:
-        """End model changes that are done; move models between the ranks of a pool."""
+        """Advance models that run in steps; end changes; move models between ranks of a pool."""
         for model in self.models:
-            model.changes.look()
+            if model.stepper:
+                model.go_on()
+            if model.changes.pending:
+                model.changes.look()
         if self._pool:
             self._pool.look()
 
