@@ -81,7 +81,9 @@ def cases(faults: list[Fault]) -> list[Any]:
             marks = [pytest.mark.timeout(fault.seconds + 60)]
             if fault.quick:
                 marks.append(pytest.mark.quick)
-            if why := table.unmet(fault, mode, mpi(), transport()):
+            if transport() not in fault.transports:
+                marks.append(pytest.mark.skip(reason=f"with {fault.transports[0]} only"))
+            elif why := table.unmet(fault, mode, mpi(), transport()):
                 marks.append(pytest.mark.xfail(strict=True, reason=why))
             name = f"{fault.key} {mode}".replace(" ", "-").replace(":", "")
             found.append(pytest.param(fault, mode, id=name, marks=marks))
