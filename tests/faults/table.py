@@ -42,7 +42,8 @@ class Expect:
         status: The exit status of the launcher, or None for any.
         closes: Whether every client must close without an error.
         session: Whether no file may remain in the folder for temporary files, where launchers keep
-            some. None may remain in /dev/shm.
+            some. None may remain in /dev/shm,
+        stays: but those whose names fit this pattern.
     """
 
     job: str = ALIVE
@@ -52,6 +53,7 @@ class Expect:
     status: int | None = 0
     closes: bool = True
     session: bool = True
+    stays: str = "-"
 
 
 @dataclass(frozen=True)
@@ -143,16 +145,17 @@ LOAD = [
     of_load("LoadSegfault", told("SIGSEGV", **UNLOADED), name="load: segfault", quick=True),
     of_load("LoadExit", told("status 7", **UNLOADED), name="load: exit"),
     of_load("LoadRaise", told("ValueError: the model says no", **UNLOADED), name="load: raise"),
-    # Nobody knows how long a model may load: open fails in time, and says who is not ready.
     of_load(
         "LoadHang",
-        {PLAIN: Expect(EITHER, text=r"rank 3", status=None, errors=None)},
+        told("load_timeout_s", **UNLOADED),
         name="load: hang",
+        service={"load_timeout_s": 3.0},
     ),
 ]
 
-# Launchers kill what remains, and say which rank has died of what.
-KILLED = Expect(ENDS, guilty="any", text=r"signal 9|SIGNAL: 9", errors=None)
+# Launchers kill what remains, and say which rank has died of what. Ranks of MPICH that are killed
+# leave their file in /dev/shm.
+KILLED = Expect(ENDS, guilty="any", text=r"[Ss]ignal:? 9", errors=None, stays="mpich_shm_.*")
 GOES_ON = Expect(guilty="any", errors=0)
 KEPT_ON = replace(GOES_ON, status=None)  # MPICH's launcher returns the status of the dead rank
 WORK = {"steps": 60, "pause": 0.03, "at": [10]}
@@ -174,8 +177,8 @@ def of_client(number: int, name: str, act: str, expect: dict[str, Expect], **res
 GONE = Expect(guilty="any", text=r"rank 2\b.*(died|gone|killed|ended|dead)", errors=None)
 DEATH = {PLAIN: KILLED, ULFM: GOES_ON, KEPT: KEPT_ON}
 # An exit with status 0: no launcher kills for that, so what happens is up to MPI.
-LEFT = {PLAIN: replace(KILLED, job=EITHER, text=r"rank 1|exit", status=None)}
-MISSING = Expect(guilty="any", text=r"rank 1\b", errors=0, status=None, closes=False)
+LEFT = {PLAIN: replace(KILLED, job=EITHER, text="", status=None)}
+MISSING = Expect(guilty="any", text=r"simulation rank 1\b", errors=0, status=None, closes=False)
 
 RANKS = [
     of_rank(6, "rank stopped for 3 s", "nap", dict.fromkeys(EVERY, GOES_ON), quick=True),
@@ -183,7 +186,10 @@ RANKS = [
         7,
         "rank stopped for ever",
         "stop",
-        {mode: replace(GONE, text=r"rank 2\b", status=None, closes=False) for mode in EVERY},
+        {
+            mode: replace(GONE, text=r"rank 2\b.*stopped", status=None, closes=False)
+            for mode in EVERY
+        },
         plan={"timeout": 3.0, "steps": 14},
     ),
     of_rank(13, "one of 2 replicas killed", "kill", DEATH, inference=2, quick=True),
@@ -206,7 +212,7 @@ RANKS = [
         15,
         "simulation rank: segfault",
         "segfault",
-        DEATH | {PLAIN: replace(KILLED, text="signal 11|SIGNAL: 11")},
+        DEATH | {PLAIN: replace(KILLED, text="[Ss]ignal:? 11")},
     ),
     of_client(15, "simulation rank: exit", "exit", LEFT | dict.fromkeys(TOLERANT, GOES_ON)),
     of_client(16, "simulation rank: silent", "silent", dict.fromkeys(EVERY, MISSING)),
@@ -217,10 +223,7 @@ RANKS = [
         17,
         "simulation rank raises",
         "raise",
-        {
-            mode: Expect(ENDS, guilty="any", text="the simulation says no", errors=None)
-            for mode in EVERY
-        },
+        {mode: replace(KILLED, text="the simulation says no") for mode in EVERY},
         quick=True,
     ),
 ]
@@ -266,7 +269,8 @@ NODE = [
     Fault(
         20,
         "stdout and log closed",
-        {PLAIN: Expect(guilty="any", status=None)},
+        # MPICH's launcher ends by SIGPIPE, and with it the job.
+        {PLAIN: Expect(EITHER, guilty="any", status=None, stays="mpich_shm_.*")},
         outside="closed",
         plan={"steps": 40, "pause": 0.03},
     ),
@@ -274,14 +278,37 @@ NODE = [
 
 FAULTS = [*MODEL, *LOAD, *RANKS, *NODE]
 
-# "fault/mode/mpi/transport": what is missing. A star stands for anything.
-UNMET: dict[str, str] = {}
+# Why a test must fail today: patterns of "fault/mode/mpi/transport".
+UNMET: dict[str, tuple[str, ...]] = {
+    "a model has no process of its own": (
+        "[1-5] *",
+        "7 stop/*",
+        "8 *",
+        "11 *",
+        "12 load: segfault/*",
+        "12 load: exit/*",
+        "12 load: hang/*",
+    ),
+    "results are not checked": ("10 nan/*",),
+    "memory is not reserved": (
+        "18 /dev/shm too small/*",
+        "18 /dev/shm filled after open/*",
+    ),
+    "nobody looks whether ranks live": (
+        "7 rank stopped for ever/*",
+        "1[345] */ulfm/*",
+        "1[345] */no cleanup/*",
+        "16 *",
+        "19 *",
+    ),
+}
 
 
 def unmet(fault: Fault, mode: str, mpi: str, transport: str) -> str:
     """Return why a test must fail today, or ""."""
     case = f"{fault.key}/{mode}/{mpi}/{transport}"
-    return next((why for pattern, why in UNMET.items() if fnmatch(case, pattern)), "")
+    found = (why for why, names in UNMET.items() if any(fnmatch(case, name) for name in names))
+    return next(found, "")
 
 
 COLUMNS = ("fault", "launched", "MPI", "transport", "what was said", "next answer", "job")
