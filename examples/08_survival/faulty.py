@@ -33,7 +33,8 @@ class Faulty(nn.Module):
         if len(state) == 1:  # the warm-up
             return self.module(state)
         draw = random.Random(f"{self.seed} {count_call()}")
-        kind = draw.choice(KINDS) if draw.random() < self.rate else ""
+        kind = draw.choice(KINDS)
+        kind = kind if draw.random() < self.rate else ""
         if kind:
             note(kind)
         if kind == "crash":
