@@ -38,7 +38,8 @@ def draw_times(axes, shown):
         axes.plot(steps, heights, "o", color=colour, label=f"the model: {kind}")
     axes.set(ylabel="time of the step, ms", title="What happened when")
     axes.grid(alpha=0.3)
-    axes.legend(loc="upper right")
+    axes.margins(y=0.25)
+    axes.legend(loc="upper right", ncols=3)
 
 
 def draw_rows(axes, shown):
