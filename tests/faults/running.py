@@ -48,7 +48,7 @@ PLAN = {
 }
 FLAGS = {PLAIN: [], ULFM: ["--with-ft", "ulfm"], KEPT: ["-disable-auto-cleanup"]}
 # Its own status hides a signal from MPICH's launcher, which would kill the survivors for it.
-BEHIND_SHELL = ["bash", "-c", '"$@"; exit $(($? > 128 ? 7 : $?))', "bash"]
+BEHIND_SHELL = ["bash", "-c", 'trap "" USR1; "$@"; exit $(($? > 128 ? 7 : $?))', "bash"]
 LEFT_WITHIN = 10.0  # seconds in which everything of a job must be gone
 SERVICE = """
 [service.{name}]
