@@ -9,9 +9,11 @@ fault; the medians of the first and the last quarter of the run must be alike.
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 import tempfile
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -88,7 +90,11 @@ def run(folder: Path, seconds: float, every: float) -> list[str]:
     service = {"timeout_s": 1.0, "restarts": 1_000_000}
     fault = Fault(0, "soak", {PLAIN: Expect()}, plan=plan, service=service)
     samples = []
-    with started(folder, fault, PLAIN, clients=CLIENTS) as job:
+    # The log has hundreds of deaths.
+    with (
+        redirect_stdout(io.StringIO()),
+        started(folder, fault, PLAIN, clients=CLIENTS) as job,
+    ):
         while not job.until(lambda: False, every) and job.launcher.poll() is None:
             samples.append(sampled(job))
         job.wait(60)
