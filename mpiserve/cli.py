@@ -96,6 +96,9 @@ def run(
 @app.command()
 def serve(config: ConfigFile) -> None:
     """Serve beside another program of the same world; all ranks of this program serve."""
+    from mpiserve.serving.isolation.server_link import the_server
+
+    the_server.start()  # before MPI, which does not like forks
     _exit("serve", config)
 
 
@@ -164,6 +167,9 @@ def jobscript(
     ] = "",
     gpus_per_node: Annotated[int, typer.Option(help="For the inference ranks.")] = 0,
     het: Annotated[bool, typer.Option(help="Slurm: a heterogeneous job.")] = False,
+    fault_tolerant: Annotated[
+        bool, typer.Option("--fault-tolerant", help="Let other ranks live when one has died.")
+    ] = False,
     account: Annotated[str, typer.Option(help="Account, project or bank.")] = "",
     partition: Annotated[str, typer.Option("--partition", "--queue", help="Where it runs.")] = "",
     module: Annotated[list[str] | None, typer.Option(help="To load; may be repeated.")] = None,
@@ -180,7 +186,7 @@ def jobscript(
         command = shlex.join(["python", "-m", "mpiserve", *sys.argv[1:]])
         job = writer.Job(
             *(config, program, made, mpi, time, gpus_per_node, het, command),
-            *(account, partition, module or (), env or ()),
+            *(account, partition, module or (), env or (), fault_tolerant),
         )
         print(writer.jobscript(site, job), end="")
 
@@ -266,6 +272,9 @@ def doctor(
     config: Annotated[
         str | None, typer.Argument(metavar="[CONFIG]", help="To check the size of its windows.")
     ] = None,
+    clean: Annotated[
+        bool, typer.Option("--clean", help="Remove what your dead jobs left on the nodes.")
+    ] = False,
 ) -> None:
     """Check the set-up of the ranks that it runs on, and suggest remedies."""
     checked = _checked(config) if config else None
@@ -274,7 +283,7 @@ def doctor(
     except (Error, ImportError) as error:
         print(f"mpiserve: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
-    raise typer.Exit(program.doctor(checked))
+    raise typer.Exit(program.doctor(checked, clean=clean))
 
 
 @app.command()

@@ -77,6 +77,9 @@ class FakeLib:
     def waiting(self) -> tuple[int, str]:
         return 0, ""
 
+    def lost(self) -> tuple[int, str]:
+        return 0, ""
+
     def serve_echo(self, timeout: float) -> None:
         self.echoed += 1
         if self.echoed == 3:
@@ -110,7 +113,7 @@ def batch(rows: int = 3, value: float = 1.0, service: int = 0) -> Any:
 
 def service_of(name: str, **table: Any) -> Any:
     """Read the table of a service of float32 [2]."""
-    known = {"inputs": [{"name": "x", **FLOATS}], "warmup": False}
+    known = {"inputs": [{"name": "x", **FLOATS}], "warmup": False, "isolate": False}
     return Config.from_dict({"service": {name: known | table}}).services[0]
 
 

@@ -43,7 +43,8 @@ int mpiserve_service_describe(mpiserve_service *service, mpiserve_description *d
   if (description) *description = service->head->description;
   if (replicas) *replicas = service->replicas;
   if (head) *head = service->head->rank;
-  if (transport) *transport = service->endpoint->path.transport->number;
+  const msi_world *world = service->client->world;
+  if (transport) *transport = msi_window_transport(world, world->rank, service->head->rank);
   return MPISERVE_OK;
 }
 

@@ -23,10 +23,4 @@ void msi_call_cancel_all(msi_client *client);
 int msi_call_progress(msi_client *client, msi_endpoint *endpoint);
 int msi_call_progress_all(msi_client *client);
 
-/* Makes progress until *done, which a reply of that endpoint sets; at most timeout seconds. */
-int msi_call_wait_for(msi_client *client, msi_endpoint *endpoint, const int *done, double timeout);
-
-/* Waits until the next slot of the endpoint is free, without a time-out: heads always answer. */
-int msi_call_wait_free(msi_client *client, msi_endpoint *endpoint);
-
 #endif

@@ -5,7 +5,11 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "client/call.h"
 #include "client/change.h"
+#include "client/waiting.h"
+
+static const int64_t MOMENT_NS = 1000000000;
 
 /* ---- services -------------------------------------------------------------- */
 
@@ -74,7 +78,7 @@ static uint32_t first_generation(void) {
   return atomic_fetch_add(&opened, 1) << 16;
 }
 
-static void free_all(msi_client *client) {
+void msi_client_free(msi_client *client) {
   for (int i = 0; client->endpoints && i < client->n_endpoints; i++)
     msi_endpoint_close(&client->endpoints[i]);
   free(client->endpoints);
@@ -82,6 +86,7 @@ static void free_all(msi_client *client) {
   free(client->services);
   free(client->choices);
   free(client->loads);
+  *client = (msi_client){0};
 }
 
 static int open_endpoints(msi_client *client) {
@@ -100,7 +105,7 @@ int msi_client_open(msi_client *client, const msi_world *world, msi_window *wind
                          .first_generation = first_generation()};
   int code = open_endpoints(client);
   if (code) {
-    free_all(client);
+    msi_client_free(client);
     return code;
   }
   list_services(client);
@@ -138,61 +143,56 @@ int msi_client_find(msi_client *client, const char *name, mpiserve_service **ser
 
 /* ---- joining and leaving ------------------------------------------------------- */
 
-static int send_note(msi_client *client, msi_endpoint *endpoint, msi_kind kind, const char *text) {
-  int code = msi_call_wait_free(client, endpoint);
-  return code ? code : msi_endpoint_send(endpoint, kind, 0, -1, text, NULL);
+static int send_note(msi_client *client, msi_endpoint *endpoint, msi_kind kind, const char *text,
+                     int64_t deadline) {
+  if (endpoint->lost) return MPISERVE_OK;
+  int code = msi_waiting_for_slot(client, endpoint, deadline);
+  if (code || endpoint->lost) return code; /* it may have died meanwhile */
+  return msi_endpoint_send(endpoint, kind, 0, -1, text, NULL);
 }
 
 int msi_client_attach(mpiserve_service *service) {
   if (service->attached) return MPISERVE_OK;
   service->attached = 1;
-  return send_note(service->client, service->endpoint, MSI_ATTACH, NULL);
+  return send_note(service->client, service->endpoint, MSI_ATTACH, NULL, INT64_MAX);
 }
 
-/* Waits until no message of this rank is at the head, or on the way to it. */
-static int drain(msi_client *client, int at) {
-  msi_endpoint *endpoint = &client->endpoints[at];
-  msi_wait wait = {0};
+/* The first error is returned; the other heads get the note all the same. */
+static int send_to_all(msi_client *client, msi_kind kind, const char *text, int64_t deadline) {
   int code = MPISERVE_OK;
-  while (!code && (endpoint->in_flight || client->send_queues[at].first)) {
-    code = msi_call_progress(client, endpoint);
-    if (!code && endpoint->in_flight && msi_wait_pause(&wait, &client->backoff, NULL))
-      code = msi_call_progress_all(client);
+  for (int i = 0; i < client->n_endpoints; i++) {
+    int failed = send_note(client, &client->endpoints[i], kind, text, deadline);
+    if (!code) code = failed;
   }
   return code;
 }
 
-static int is_idle(const msi_client *client) {
-  for (int i = 0; i < client->n_endpoints; i++)
-    if (client->endpoints[i].in_flight || client->send_queues[i].first) return 0;
-  return 1;
-}
-
-/* A request that one head turns away goes to another one, which may have been drained already. */
-static int drain_all(msi_client *client) {
-  int code = MPISERVE_OK;
-  while (!code && !is_idle(client))
-    for (int i = 0; i < client->n_endpoints && !code; i++) code = drain(client, i);
-  return code;
-}
-
-static int to_all(msi_client *client, msi_kind kind, const char *text) {
-  int code = MPISERVE_OK;
-  for (int i = 0; i < client->n_endpoints && !code; i++)
-    code = send_note(client, &client->endpoints[i], kind, text);
-  return code ? code : drain_all(client);
-}
-
 int msi_client_fail(msi_client *client, const char *text) {
+  int64_t deadline = msi_deadline(msi_world_close_limit());
   msi_call_cancel_all(client);
-  return to_all(client, MSI_FAIL, text);
+  int code = send_to_all(client, MSI_FAIL, text, deadline);
+  return code ? code : msi_waiting_for_all(client, deadline);
 }
 
-int msi_client_close(msi_client *client) {
-  int code = drain_all(client);
-  if (!code) code = to_all(client, MSI_LEAVE, NULL);
+/* A head that does not answer gets the note if it has a slot for it: should it go on, it will know.
+ */
+static int leave(msi_client *client, int64_t deadline) {
+  int code = msi_waiting_for_all(client, deadline);
+  if (!code) {
+    code = send_to_all(client, MSI_LEAVE, NULL, deadline);
+    return code ? code : msi_waiting_for_all(client, deadline);
+  }
+  char text[MPISERVE_TEXT_SIZE];
+  snprintf(text, sizeof text, "%s", mpiserve_last_error());
+  msi_call_cancel_all(client);
+  send_to_all(client, MSI_LEAVE, NULL, msi_now() + MOMENT_NS);
+  return msi_error(code, "%s", text);
+}
+
+int msi_client_close(msi_client *client, int64_t deadline) {
+  int code = leave(client, deadline);
   msi_calls_free(client);
   msi_change_end_all(client);
-  free_all(client);
+  msi_client_free(client);
   return code;
 }

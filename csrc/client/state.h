@@ -9,8 +9,8 @@
 struct mpiserve_service {
   struct msi_client *client;
   const char *name;
-  const msi_head *head;   /* of the replica that is this rank's home; NULL: none can serve */
-  msi_endpoint *endpoint; /* to that head; holds the buffers */
+  const msi_head *head;   /* of this rank's home replica at open; NULL: none can serve */
+  msi_endpoint *endpoint; /* to its home now: another one if that has died; holds the buffers */
   int replicas;           /* that can serve */
   msi_endpoint **choices; /* to each of these, near ones first */
   msi_balance balance;    /* of the choices */
@@ -103,6 +103,7 @@ typedef struct msi_client {
   msi_change *changes;
   msi_buffer_request buffer; /* one at a time: its caller waits */
   unsigned tests;            /* calls of test */
+  int n_dead;                /* ranks of the world that were known to be dead at the last look */
   mpiserve_counters counters;
 } msi_client;
 

@@ -108,8 +108,10 @@ module mpiserve
     generic :: unload => session_unload, session_unload_single
     !> fail(text, [ierr]): report that this rank ended with an error; then close.
     procedure :: fail => session_fail
-    !> close([ierr]): leave. Collective over world; waits for what is in flight.
-    procedure :: close => session_close
+    !> close([timeout], [ierr]): leave. Collective over world; waits for what is in flight, at most
+    !> timeout seconds; by default MPISERVE_CLOSE_TIMEOUT of the environment, or 30.
+    generic :: close => session_close, session_close_within, session_close_single
+    procedure, private :: session_close, session_close_within, session_close_single
   end type session
 
 contains
@@ -204,6 +206,20 @@ contains
     integer, intent(out), optional :: ierr
     call finish(c_close(self%handle), ierr)
   end subroutine session_close
+
+  subroutine session_close_within(self, timeout, ierr)
+    class(session), intent(inout) :: self
+    real(c_double), intent(in) :: timeout
+    integer, intent(out), optional :: ierr
+    call finish(c_close_within(self%handle, timeout), ierr)
+  end subroutine session_close_within
+
+  subroutine session_close_single(self, timeout, ierr)
+    class(session), intent(inout) :: self
+    real(c_float), intent(in) :: timeout
+    integer, intent(out), optional :: ierr
+    call self%session_close_within(real(timeout, c_double), ierr)
+  end subroutine session_close_single
 
   ! ---- services: requests ------------------------------------------------------------------
 

@@ -220,6 +220,15 @@ module mpiserve_c
       integer(c_int) :: code
     end function c_close
 
+    function c_close_within(session, timeout) result(code) &
+      bind(c, name="mpiserve_fortran_close_within")
+      import :: c_double, c_int, c_ptr
+      implicit none
+      type(c_ptr), value :: session
+      real(c_double), value :: timeout
+      integer(c_int) :: code
+    end function c_close_within
+
     function c_fail(session, text) result(code) bind(c, name="mpiserve_fail")
       import :: c_char, c_int, c_ptr
       implicit none

@@ -11,15 +11,13 @@
 
 int msi_broker_open(msi_broker *broker, const msi_world *world,
                     const mpiserve_description *description, int service_index,
-                    size_t bytes[MSI_TRANSPORTS]) {
+                    size_t bytes[MSI_PARTS]) {
   *broker =
       (msi_broker){.world = world, .description = description, .has_room = 1, .failed_rank = -1};
   broker->policy =
       (msi_policy){description->max_batch_rows, description->max_delay_ns,
                    description->max_queue_rows, description->rows == MPISERVE_TOGETHER};
-  int code = msi_assembly_open(&broker->assembly, broker->inboxes, description->max_batch_rows);
-  broker->assembly.batch.service = service_index;
-  if (!code) code = msi_queue_open(&broker->queue);
+  int code = msi_queue_open(&broker->queue);
   if (!code) code = msi_queue_open(&broker->lease_queue);
   if (!code) code = msi_change_queue_open(&broker->changes, broker->inboxes);
   for (int t = 0; t < MSI_TRANSPORTS && !code; t++) {
@@ -29,15 +27,15 @@ int msi_broker_open(msi_broker *broker, const msi_world *world,
     broker->remaining += lanes;
     broker->remote += msi_transport_at(t)->same_node ? 0 : lanes;
   }
+  if (!code) code = msi_assembly_open(&broker->assembly, broker->inboxes, &bytes[MSI_OWN]);
+  broker->assembly.batch.service = service_index;
   return code;
 }
 
-int msi_broker_attach(msi_broker *broker, msi_window *window, msi_progress *progress) {
+void msi_broker_attach(msi_broker *broker, msi_window *window, msi_progress *progress) {
   broker->progress = progress;
-  int code = MPISERVE_OK;
-  for (int t = 0; t < MSI_TRANSPORTS && !code; t++)
-    code = msi_inbox_attach(&broker->inboxes[t], window);
-  return code;
+  for (int t = 0; t < MSI_TRANSPORTS; t++) msi_inbox_attach(&broker->inboxes[t], window);
+  msi_assembly_attach(&broker->assembly, window->memory[MSI_OWN]);
 }
 
 void msi_broker_close(msi_broker *broker) {
@@ -317,8 +315,7 @@ static int close_batch(msi_broker *broker, msi_close_reason reason, int lay_out)
   int code = collect(broker);
   if (code) return code;
   broker->closed_ns = now_of(broker);
-  if (lay_out) code = msi_assembly_lay_out(&broker->assembly);
-  if (code) return code;
+  if (lay_out) msi_assembly_lay_out(&broker->assembly);
   count_batch(broker, reason, !lay_out || broker->assembly.batch.in_place);
   broker->open = 1;
   return MPISERVE_OK;

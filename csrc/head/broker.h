@@ -23,6 +23,7 @@ typedef struct msi_broker {
   uint32_t remote;          /* lanes of clients on other nodes, which cannot wake this rank */
   uint32_t remaining;       /* lanes whose client has not left */
   int shut;        /* requests are turned away: a rank has failed, or the service is suspended */
+  int dead_rows;   /* rows of clients that died stay taken, until what is held has ended */
   int has_room;    /* the model has: otherwise requests stay in the queue */
   int failed_rank; /* of a simulation rank that ended with an error, or -1 */
   char failed_text[MPISERVE_TEXT_SIZE];
@@ -36,14 +37,14 @@ typedef struct msi_broker {
   mpiserve_counters counters;
 } msi_broker;
 
-/* First half of publishing: adds the memory that this service needs in each transport to that
- * of those before it. service_index: its number among the services of the rank. Local. */
+/* First half of publishing: adds the memory that this service needs in each part to that of
+ * those before it. service_index: its number among the services of the rank. Local. */
 int msi_broker_open(msi_broker *broker, const msi_world *world,
                     const mpiserve_description *description, int service_index,
-                    size_t bytes[MSI_TRANSPORTS]);
+                    size_t bytes[MSI_PARTS]);
 
-/* Second half: the windows are there. Local. */
-int msi_broker_attach(msi_broker *broker, msi_window *window, msi_progress *progress);
+/* Second half: the memory is there. Local. */
+void msi_broker_attach(msi_broker *broker, msi_window *window, msi_progress *progress);
 void msi_broker_close(msi_broker *broker);
 
 /* Takes requests, and closes a batch if it is time to: then broker->open is set. Without lay_out

@@ -69,7 +69,7 @@ typedef enum mpiserve_code {
   MPISERVE_EMODEL = -13,     /* the model failed: while loading, or on this batch */
   MPISERVE_ETIMEOUT = -14,   /* the time-out passed */
   MPISERVE_ECANCELLED = -15, /* the request was cancelled */
-  MPISERVE_EPEER = -16,      /* another rank of the session ended with an error */
+  MPISERVE_EPEER = -16,      /* another rank of the session ended with an error, or died */
   MPISERVE_ECLOSED = -17,    /* the session closed before the request was answered */
   MPISERVE_EFULL = -18,      /* the service's queue is full: submit again later */
   MPISERVE_EDEADLINE = -19,  /* the request's deadline passed; unlike ETIMEOUT, it has ended */
@@ -200,6 +200,7 @@ typedef struct mpiserve_counters {
   int64_t rma_operations;    /* Put, Get and flush called by this rank */
   int64_t rma_to_simulation; /* of these, aimed at a simulation rank: always 0 */
   int64_t thread_polls;      /* progress calls made by the broker thread */
+  int64_t rerouted;          /* simulation: sent again to another replica, as theirs had died */
 } mpiserve_counters;
 
 /* A closed batch, as its inference rank sees it. The pointers are valid until the batch is
@@ -236,6 +237,13 @@ typedef struct mpiserve_change_request {
   int32_t client;                   /* the world rank of the client */
   char version[MPISERVE_NAME_SIZE]; /* of MPISERVE_LOAD; "": the same again */
 } mpiserve_change_request;
+
+/* Memory that other processes may map: see mpiserve_segment_get(). */
+typedef struct mpiserve_segment {
+  void *memory;
+  int64_t bytes;
+  int32_t fd; /* of its file, which has no name */
+} mpiserve_segment;
 
 /* What an inference rank has waited for since long: see mpiserve_waiting_get(). */
 typedef enum mpiserve_waits {
@@ -316,8 +324,28 @@ int mpiserve_fail(mpiserve_session *session, const char *text);
  * the session owns, so that its handles, services and requests included, are MPISERVE_ESTATE.
  * Requests that the caller did not wait for have ended, and their outputs are written. An inference
  * rank calls it when mpiserve_batch_next() has returned MPISERVE_ECLOSED. NULL is allowed. After
- * MPI_Finalize it returns MPISERVE_ESTATE and frees nothing. */
+ * MPI_Finalize it returns MPISERVE_ESTATE and frees nothing. MPI_Finalize closes what is open; then
+ * mpiserve_last_error() says what went wrong, if anything.
+ *
+ * It waits at most MPISERVE_CLOSE_TIMEOUT seconds (environment, default 30) for the inference
+ * ranks, and then for the other ranks to close: these may compute for hours, and nobody needs this
+ * one any more, so the session is closed all the same, and what all free together is freed in
+ * MPI_Finalize. Whatever it returns, the session is closed:
+ *   MPISERVE_ETIMEOUT  inference ranks did not answer in time; the text names them, and says what
+ *                      they do, as far as can be seen: busy, stopped, silent.
+ *   MPISERVE_EPEER     ranks have died, which the text names. MPI_Finalize may wait for them for
+ *                      ever: end the process with _exit().
+ *
+ * mpiserve_close_within: the same, with a limit of timeout seconds. */
 int mpiserve_close(mpiserve_session *session);
+int mpiserve_close_within(mpiserve_session *session, double timeout);
+
+/* mpiserve_lost_get: how many ranks of the world are known to have died, where the launcher lets
+ * the others live. text, of MPISERVE_TEXT_SIZE bytes or NULL, names them, with process and host.
+ * A simulation rank that has died counts as one that has left. A request whose inference rank has
+ * died goes to another replica, or ends with MPISERVE_EPEER. Ranks of other nodes are seen only
+ * with an MPI that goes on after a failure (Open MPI 5: mpirun --with-ft ulfm). Local. */
+int mpiserve_lost_get(mpiserve_session *session, int *count, char *text);
 
 /* ---- services: simulation ranks -------------------------------------- */
 
@@ -332,7 +360,7 @@ int mpiserve_service_find(mpiserve_session *session, const char *name, mpiserve_
 
 /* mpiserve_service_describe: what was published. engine and limits are those of this rank's home
  * replica, replicas is the number that can serve, head and transport are the world rank of home
- * and the way there. Any output may be NULL. */
+ * and the way there: all as at open. Any output may be NULL. */
 int mpiserve_service_describe(mpiserve_service *service, mpiserve_description *description,
                               int *replicas, int *head, int *transport);
 
@@ -493,6 +521,13 @@ int mpiserve_ticket_reply(mpiserve_session *session, mpiserve_ticket *ticket,
                           const void *const *outputs);
 int mpiserve_ticket_fail(mpiserve_session *session, mpiserve_ticket *ticket, int code,
                          const char *text);
+
+/* mpiserve_segment_get: the memory of this rank in which all inputs and outputs lie that
+ * mpiserve_batch_next() hands out. Another process of this user, which runs the model, maps its
+ * file (MAP_SHARED): the file descriptor is sent to it, or opened at /proc/PID/fd/FD. It belongs to
+ * the session and is valid until mpiserve_close(); a mapping of it may outlive that. Inference
+ * ranks; local. MPISERVE_ESTATE before mpiserve_publish(). */
+int mpiserve_segment_get(mpiserve_session *session, mpiserve_segment *segment);
 
 /* mpiserve_poll: take what clients send, and form no batch: for a server that holds as many
  * requests as it can. Inference ranks; never waits. MPISERVE_ESTATE while a batch is open. */

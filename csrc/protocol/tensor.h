@@ -5,7 +5,7 @@
 
 #include "mpiserve.h"
 
-/* The most bytes of a row, and of a segment: more than a machine has, and so few that sums and
+/* The most bytes of a row, and of a section: more than a machine has, and so few that sums and
  * products of them do not overflow. */
 enum { MSI_MOST_BITS = 47 };
 #define MSI_MOST_BYTES ((size_t)1 << MSI_MOST_BITS)

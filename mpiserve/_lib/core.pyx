@@ -78,6 +78,7 @@ def mpi_runtime():
 
 include "text.pxi"
 include "fork.pxi"
+include "launcher.pxi"
 include "lock.pxi"
 include "serving.pxi"
 
@@ -153,20 +154,29 @@ cdef class Session(Handle):
             code = mpiserve_fail(self._session, message)
         self._leave(code)
 
-    def close(self):
+    def lost(self):
+        """Return (number, text) of the ranks of the world that are known to have died. Local."""
+        cdef int count
+        cdef char text[512]
+        self._enter()
+        self._leave(mpiserve_lost_get(self._session, &count, text))
+        return count, text_of(text)
+
+    def close(self, timeout=None):
         """Leave. Collective over the world; a second call does nothing.
 
         A thread that waits for a request gets an error, with code ESTATE.
         """
         cdef mpiserve_session *session
-        cdef int code
+        cdef int code, limited = timeout is not None
+        cdef double seconds = seconds_of(timeout, "timeout")
         self._take()
         session = self._session
         self._session = NULL
         self._closing = True
         lock_give(&self._lock)
         with nogil:
-            code = mpiserve_close(session)
+            code = mpiserve_close_within(session, seconds) if limited else mpiserve_close(session)
         self._closing = False
         self._leftovers = None
         check(code)
@@ -393,6 +403,17 @@ cdef class Session(Handle):
         self._enter()
         self._leave(mpiserve_queue_get(self._session, service, &rows))
         return rows
+
+    def segments(self):
+        """Return (file descriptor, address, bytes) of the memory in which all batches lie."""
+        cdef mpiserve_segment segment
+        self._enter()
+        self._leave(mpiserve_segment_get(self._session, &segment))
+        return [(segment.fd, <size_t>segment.memory, segment.bytes)]
+
+    def locate(self, array):
+        """Return (index in segments(), offset) of a contiguous array, or None: it is elsewhere."""
+        return locate(self.segments(), array)
 
     def mpi_take(self):
         """Take MPI from the broker thread, while a batch is being answered."""

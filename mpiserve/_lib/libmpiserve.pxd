@@ -54,7 +54,7 @@ cdef extern from "mpiserve.h" nogil:
         int64_t requests, rows, errors, batches, batches_in_place
         int64_t closed_by_rows, closed_by_census, closed_by_delay
         int64_t rejected, dropped, cancelled
-        int64_t rma_operations, rma_to_simulation, thread_polls
+        int64_t rma_operations, rma_to_simulation, thread_polls, rerouted
     ctypedef struct mpiserve_batch:
         int64_t rows
         int32_t requests, in_place, service
@@ -67,6 +67,10 @@ cdef extern from "mpiserve.h" nogil:
     ctypedef struct mpiserve_change_request:
         int32_t service, what, client
         char version[64]
+    ctypedef struct mpiserve_segment:
+        void *memory
+        int64_t bytes
+        int32_t fd
     const char *mpiserve_version()
     const char *mpiserve_mpi_build()
     const char *mpiserve_mpi_runtime()
@@ -79,6 +83,8 @@ cdef extern from "mpiserve.h" nogil:
     int mpiserve_counters_get(mpiserve_session *, mpiserve_counters *)
     int mpiserve_fail(mpiserve_session *, const char *)
     int mpiserve_close(mpiserve_session *)
+    int mpiserve_close_within(mpiserve_session *, double)
+    int mpiserve_lost_get(mpiserve_session *, int *, char *)
     int mpiserve_service_count(mpiserve_session *, int *)
     int mpiserve_service_at(mpiserve_session *, int, mpiserve_service **)
     int mpiserve_service_find(mpiserve_session *, const char *, mpiserve_service **)
@@ -108,6 +114,7 @@ cdef extern from "mpiserve.h" nogil:
     int mpiserve_room_set(mpiserve_session *, int, int)
     int mpiserve_rows_set(mpiserve_session *, int, int)
     int mpiserve_queue_get(mpiserve_session *, int, int64_t *)
+    int mpiserve_segment_get(mpiserve_session *, mpiserve_segment *)
     int mpiserve_mpi_take(mpiserve_session *)
     int mpiserve_mpi_give(mpiserve_session *)
     int mpiserve_serve_echo(mpiserve_session *, double)

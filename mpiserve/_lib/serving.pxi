@@ -162,3 +162,11 @@ cdef int find_rows(const void **data, tuple specs, outputs, int64_t rows) except
         data[i] = result_at(outputs[i], dtype, shape, rows)
         i += 1
     return 0
+
+
+cdef tuple locate(list segments, object array):
+    begin = array.__array_interface__["data"][0]
+    for i, (_, address, size) in enumerate(segments):
+        if address <= begin and begin + array.nbytes <= address + size:
+            return i, begin - address
+    return None

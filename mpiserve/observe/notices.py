@@ -113,6 +113,26 @@ class Silence:
             logger.warning("%s", text)
 
 
+class Losses:
+    """Logs which ranks of the world have died, where the launcher lets the others live."""
+
+    def __init__(self, lib: core.Session) -> None:
+        self._lib = lib
+        self._next = 0.0
+        self._known = 0
+
+    def look(self) -> None:
+        """Check at most four times a second; call it without a batch."""
+        now = time.monotonic()
+        if now < self._next:
+            return
+        self._next = now + LOOK
+        count, text = self._lib.lost()
+        if count > self._known:
+            self._known = count
+            logger.error("%s has died; the others go on", text)
+
+
 class Alone:
     """Logs once that requests do not share batches because max_batch_rows is too small.
 

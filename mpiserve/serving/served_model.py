@@ -23,6 +23,7 @@ from mpiserve.observe.log import Failures
 from mpiserve.serving.absent_model import Absent, Suspended, Unloaded
 from mpiserve.serving.continuous import Stepper
 from mpiserve.serving.failed_batch import Splitter
+from mpiserve.serving.isolation.loader import IsolatedLoader
 from mpiserve.serving.loading import Loader, engine_of
 from mpiserve.serving.reload import Changes
 
@@ -82,11 +83,17 @@ class ServedModel:
         self.changes = Changes(lib, self)
         self._head: tensor_parallel.Head | None = None
         self._comm = comm
-        self._loader = Loader(comm, local_rank, self._note)
+        self._loader: Loader | IsolatedLoader
+        if self.service.isolated:
+            self._loader = IsolatedLoader(lib, self.service, local_rank, self._note)
+        else:
+            self._loader = Loader(comm, local_rank, self._note)
+            if self.service.tensor_parallel > 1 and not assignment.tp_index:
+                logger.info("service %s: its model runs in the ranks themselves", self.service.name)
         self._dtypes = [dtype_of(tensor) for tensor in self.service.outputs]
         self._remarks: set[str] = set()
         self._kind = ""  # of rows, as clients were told
-        self._announced = False
+        self._announced = self._down = False
         self.stepper: Stepper | None = None
         self._room = True  # as the broker was told
         self._engine = ""  # of the model that answers, once it is loaded
@@ -230,6 +237,13 @@ class ServedModel:
 
     # ---- batches
 
+    def supervise(self) -> None:
+        """Watch the backend; let other replicas answer while it cannot."""
+        self.backend.supervise()
+        if self.backend.unavailable != self._down and not self.assignment.pool:
+            self._down = self.backend.unavailable
+            self._lib.suspend(self.index, self._down)
+
     def update_room(self) -> None:
         """Keep requests in the queue while the model has no room for more."""
         room = self.stepper is None or self.stepper.room
@@ -292,7 +306,8 @@ class ServedModel:
         if self.backend.wants_clients:
             self.backend.clients = clients
         outputs = self._zeros_of_outputs(len(clients))
-        result = self._results(self._given(inputs), outputs, lambda _: None)
+        given = self._given(inputs)
+        result = self._head.run(given) if self._head else self.backend.rerun_rows(given, outputs)
         return result if result is outputs else self._finished(result, len(clients))
 
     def _results(self, inputs: Arrays, outputs: Arrays, done: Callable[[int], None]) -> Any:
@@ -322,7 +337,7 @@ class ServedModel:
     def _report(self, error: BaseException) -> str:
         """Log a failure of a batch, and describe it in one line."""
         text = self._failures.once(error)
-        return text + READ_ONLY if isinstance(error, ValueError) and "read-only" in text else text
+        return text + READ_ONLY if text.startswith("ValueError:") and "read-only" in text else text
 
     def _fail(self, batch: core.Batch, text: str) -> None:
         """Answer a batch that failed: rerun it in halves, or send the error to all its requests."""

@@ -57,6 +57,7 @@ class Worker:
         if pool is not None and assignment.pool:
             self._pool = AdaptivePool(lib, self.models, pool, assignment.pool)
         self._silence = notices.Silence(lib)
+        self._losses = notices.Losses(lib)
 
     def serve(self, watch: Callable[[], None] | None = None) -> None:
         """Load the models, publish the services, and answer until every simulation rank has left.
@@ -103,6 +104,7 @@ class Worker:
             answerer.answer(batch)
         elif not busy:
             self._silence.look()
+            self._losses.look()
         self._look_after()
         return True
 
@@ -139,6 +141,7 @@ class Worker:
                 model.go_on()
             if model.changes.pending:
                 model.changes.look()
+            model.supervise()
         if self._pool:
             self._pool.look()
 

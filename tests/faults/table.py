@@ -290,28 +290,9 @@ FAULTS = [*MODEL, *LOAD, *RANKS, *NODE]
 
 # Why a test must fail today: patterns of "fault/mode/mpi/transport".
 UNMET: dict[str, tuple[str, ...]] = {
-    "a model has no process of its own": (
-        "[1-5] *",
-        "7 stop/*",
-        "8 *",
-        "11 *",
-        "12 load: segfault/*",
-        "12 load: exit/*",
-        "12 load: hang/*",
-    ),
     "results are not checked": ("10 nan/*",),
     "there is no fallback": ("14 last replica killed, fallback/*",),
-    "memory is not reserved": (
-        "18 /dev/shm too small/*",
-        "18 /dev/shm filled after open/*",
-    ),
-    "nobody looks whether ranks live": (
-        "7 rank stopped for ever/*",
-        "1[345] */ulfm/*",
-        "1[345] */no cleanup/*",
-        "16 *",
-        "19 */openmpi/*",
-    ),
+    "requests stay with a head that is stopped": ("7 rank stopped for ever/*",),
 }
 
 

@@ -111,6 +111,8 @@ def test_a_rank_that_cannot_load_goes_back_to_what_it_had(world, caplog):
     # b is loaded once by each rank, at start; c by none.
     services = {"a": paced("fail", "a"), "b": paced("fail", "b", times=1)}
     services["c"] = paced("fail", "c", times=0)
+    for service in services.values():
+        service["isolate"] = False  # a new process would not know how often it was loaded before
     with caplog.at_level(logging.INFO, "mpiserve"):
         counters = couple(world, services, simulate, pool=pool("abc", 3))
     if world.role == INFERENCE:

@@ -38,6 +38,9 @@ def test_the_map_lists_what_the_header_declares():
     assert sorted(mapped()) == sorted(declared())
 
 
+ENVIRONMENT = ("OPEN_TIMEOUT", "CLOSE_TIMEOUT", "WAIT_NOTICE", "E")  # E: of the names of codes
+
+
 def names_in_comments_only(header: str) -> set[str]:
     """The names of this library in comments of a header that its code does not have."""
     code = set(re.findall(r"\w+", COMMENT.sub("", header)))
@@ -46,7 +49,7 @@ def names_in_comments_only(header: str) -> set[str]:
 
 
 def test_comments_name_what_the_header_declares():
-    read_from_the_environment = {"MPISERVE_OPEN_TIMEOUT", "MPISERVE_WAIT_NOTICE", "MPISERVE_E"}
+    read_from_the_environment = {f"MPISERVE_{name}" for name in ENVIRONMENT}
     assert names_in_comments_only(HEADER) == read_from_the_environment
 
 

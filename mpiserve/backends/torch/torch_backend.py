@@ -181,6 +181,15 @@ class TorchBackend(Backend):
         if isinstance(old, TorchBackend):
             self.chunk_rows = old.chunk_rows
 
+    @property
+    def tune_result(self) -> int:
+        """The chunk size."""
+        return self.chunk_rows
+
+    @tune_result.setter
+    def tune_result(self, chunk_rows: int) -> None:
+        self.chunk_rows = chunk_rows
+
     def warmed(self) -> None:
         """Watch the first calls again, since these are requests."""
         self._watches = gradients.CALLS if self._can_be_watched else 0
