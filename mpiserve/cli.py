@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from glob import escape, glob
 from importlib import metadata
 from pathlib import Path
@@ -146,12 +147,25 @@ RanksPerNode = Annotated[
 
 
 @app.command()
-def plan(config: ConfigFile, ranks: Ranks, ranks_per_node: RanksPerNode = None) -> None:
+def plan(
+    config: ConfigFile,
+    ranks: Ranks,
+    ranks_per_node: RanksPerNode = None,
+    cores_per_node: Annotated[int | None, typer.Option(help="Default: of this machine.")] = None,
+    gpus_per_node: Annotated[int | None, typer.Option(help="Default: of this machine.")] = None,
+    memory_per_node: Annotated[
+        int | None, typer.Option(help="In bytes. Default: of this machine.")
+    ] = None,
+) -> None:
     """Show the role of each rank of a world, and the clients of each model, without MPI."""
     from mpiserve.launch import plan as program
+    from mpiserve.launch.resources import this_machine
 
+    given = {"cores": cores_per_node, "gpus": gpus_per_node, "memory_bytes": memory_per_node}
+    stated = {key: value for key, value in given.items() if value is not None}
+    node = replace(this_machine(), **stated)
     with _usage():
-        program.show(program.plan(_checked(config), ranks, ranks_per_node))
+        program.show(program.plan(_checked(config), ranks, ranks_per_node, node))
 
 
 @app.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})

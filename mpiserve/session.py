@@ -92,6 +92,16 @@ class Session:
         """
         return self._lib.service(name)
 
+    def states(self, name: str) -> tuple[core.ReplicaState, ...]:
+        """Return the states of the replicas of a service; on simulation ranks.
+
+        As `Service.states`, also for a service that no replica could load.
+
+        Raises:
+            NotFoundError: If there is no service of this name.
+        """
+        return self._lib.states(name)
+
     def reload(self, name: str, version: str = "", timeout: float | None = None) -> None:
         """Load another version of a service's model while the simulation goes on.
 
@@ -213,7 +223,7 @@ class Session:
             "services": [
                 {
                     key: getattr(service, key)
-                    for key in ("name", "engine", "version", "rows", "replicas", "head")
+                    for key in ("name", "engine", "version", "rows", "replicas", "head", "state")
                 }
                 for service in services
             ],

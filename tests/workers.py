@@ -31,6 +31,7 @@ class FakeLib:
         self.answers: list[Any] = []
         self.timeouts: list[float] = []
         self.rooms: list[tuple[int, bool]] = []
+        self.states: list[tuple[int, str]] = []
         self.changed: list[tuple[int, int]] = []
         self.echoed = 0
 
@@ -52,6 +53,9 @@ class FakeLib:
 
     def change_reply(self, service: int, code: int, text: str) -> None:
         self.changed.append((service, code))
+
+    def set_state(self, service: int, state: str) -> None:
+        self.states.append((service, state))
 
     def set_room(self, service: int, room: bool) -> None:
         self.rooms.append((service, room))

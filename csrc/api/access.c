@@ -3,6 +3,7 @@
 #include "api/session.h"
 #include "base/error.h"
 #include "base/handles.h"
+#include "client/fallback.h"
 
 mpiserve_session msi_sessions[MPISERVE_MAX_SESSIONS];
 
@@ -62,7 +63,9 @@ int msi_read_service(const mpiserve_service *service, msi_handle **reader) {
   return msi_handles_owns(index, service, sizeof *service) ? MPISERVE_OK : service_not_open();
 }
 
-static int another_is_in(void) {
+static int another_is_in(const msi_handle *handle) {
+  if (msi_fallback_runs(&msi_sessions[handle - msi_handles].client))
+    return msi_error(MPISERVE_ESTATE, "a fallback must not call the session that calls it");
   return msi_error(MPISERVE_ESTATE,
                    "another thread is in a call of this session: threads use a session one at a "
                    "time; put a lock around the calls");
@@ -80,7 +83,7 @@ int msi_enter(mpiserve_session *session, int role, msi_handle **turn) {
     return MPISERVE_OK;
   }
   int code = entered < 0 ? check_role(session, role) : MPISERVE_OK;
-  return code ? code : another_is_in(); /* also: it has been opened since */
+  return code ? code : another_is_in(handle); /* also: it has been opened since */
 }
 
 int msi_enter_serving(mpiserve_session *session, msi_handle **turn) {
@@ -94,7 +97,7 @@ int msi_enter_service(const mpiserve_service *service, msi_handle **turn) {
   if (!service) return msi_null_argument("service");
   int index = msi_handles_owner(service, sizeof *service);
   int entered = index < 0 ? -1 : msi_handles_enter(&msi_handles[index], MPISERVE_SIMULATION);
-  if (!entered) return another_is_in();
+  if (!entered) return another_is_in(&msi_handles[index]);
   if (entered < 0) return service_not_open();
   *turn = &msi_handles[index];
   return msi_handles_owns(index, service, sizeof *service) ? MPISERVE_OK : service_not_open();

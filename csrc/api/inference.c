@@ -157,6 +157,12 @@ int mpiserve_suspend(mpiserve_session *session, int service, int suspended) {
   return code ? code : msi_serving_suspend(&session->serving, service, suspended != 0);
 }
 
+int mpiserve_state_set(mpiserve_session *session, int service, int state) {
+  MSI_TURN turn = NULL;
+  int code = msi_enter_serving(session, &turn);
+  return code ? code : msi_serving_state_set(&session->serving, service, state);
+}
+
 int mpiserve_rows_set(mpiserve_session *session, int service, int rows) {
   MSI_TURN turn = NULL;
   int code = msi_enter_serving(session, &turn);

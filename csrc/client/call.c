@@ -7,6 +7,7 @@
 #include "base/error.h"
 #include "client/census.h"
 #include "client/change.h"
+#include "client/fallback.h"
 #include "client/lease.h"
 #include "client/loss.h"
 #include "client/reroute.h"
@@ -154,6 +155,7 @@ static void keep_text(msi_message *message, int slot) {
   if (bytes > MSI_EAGER_BYTES) bytes = MSI_EAGER_BYTES;
   memcpy(message->text, from->output, bytes);
   message->text[bytes] = 0;
+  message->replied = 1;
 }
 
 /* The service is suspended at that head, or the head is dead: the request goes to the end of
@@ -351,8 +353,8 @@ int msi_call_submit(mpiserve_service *service, int64_t rows, void *const *inputs
 /* The caller learns the end of its request, once. */
 static int report(msi_client *client, msi_call *call, mpiserve_request *request,
                   mpiserve_stats *stats) {
+  int code = msi_fallback_end(client, call);
   if (stats) *stats = call->stats;
-  int code = msi_message_result(&call->message);
   *request = (mpiserve_request){0};
   msi_calls_give(client, call);
   return code;
@@ -411,11 +413,17 @@ int msi_call_wait(msi_client *client, mpiserve_request *request, double timeout,
   int code = wait_until_done(client, call, timeout, &wait, has_address ? &address : NULL);
   msi_wait_end(&wait, &address);
   if (!code) return report(client, call, request, stats);
-  if (code == MPISERVE_EDEADLINE) {
-    if (stats)
-      stats->rows = call->payload.rows; /* the only statistics of a request that ends here */
-    msi_call_cancel(client, request);
-  }
+  return code == MPISERVE_EDEADLINE ? msi_call_give_up(client, request, code, stats) : code;
+}
+
+int msi_call_give_up(msi_client *client, mpiserve_request *request, int code,
+                     mpiserve_stats *stats) {
+  const msi_call *call = msi_calls_find(client, request);
+  if (!call) return code;
+  msi_call given = *call; /* which may serve another request soon */
+  msi_call_cancel(client, request);
+  code = msi_fallback_give_up(client, &given, code);
+  if (stats) *stats = given.stats; /* only what is known here */
   return code;
 }
 

@@ -15,6 +15,11 @@ int msi_call_cancel(msi_client *client, mpiserve_request *request);
 int msi_call_wait(msi_client *client, mpiserve_request *request, double timeout,
                   mpiserve_stats *stats);
 
+/* Ends a request that has not ended, with a code and this thread's last error, unless the fallback
+ * answers. */
+int msi_call_give_up(msi_client *client, mpiserve_request *request, int code,
+                     mpiserve_stats *stats);
+
 /* Cancels every request. */
 void msi_call_cancel_all(msi_client *client);
 

@@ -7,6 +7,8 @@
 #include "base/error.h"
 #include "client/call.h"
 #include "client/change.h"
+#include "client/check.h"
+#include "client/life.h"
 #include "client/waiting.h"
 
 static const int64_t MOMENT_NS = 1000000000;
@@ -54,6 +56,7 @@ static void choose_home(msi_client *client, mpiserve_service *service, int *used
   int home = service->assignment = index % (near ? near : service->replicas);
   service->endpoint = service->choices[home];
   service->head = &client->world->heads[service->endpoint - client->endpoints];
+  service->checked = msi_check_wanted(&service->endpoint->layout.outputs);
   msi_balance_init(&service->balance, client->loads + *used, service->replicas, home,
                    service->head->description.stickiness, index);
   *used += service->replicas;
@@ -123,14 +126,19 @@ static int not_found(const msi_client *client, const char *name) {
   return msi_error(MPISERVE_ENOTFOUND, "no service '%s' in this world; there is %s", name, known);
 }
 
-static int not_loaded(const msi_client *client, const char *name) {
-  for (int h = 0; h < client->n_endpoints; h++) {
-    const msi_head *head = &client->world->heads[h];
-    if (!strcmp(head->description.name, name))
-      return msi_error(MPISERVE_EMODEL, "service '%s' on rank %d could not be loaded: %s", name,
-                       head->rank, head->description.error_text);
-  }
-  return MPISERVE_EMODEL;
+static int not_loaded(msi_client *client, const char *name) {
+  char since[MSI_CLOCK_SIZE];
+  int h = 0;
+  while (strcmp(client->world->heads[h].description.name, name)) h++;
+  const msi_head *head = &client->world->heads[h];
+  int code = msi_life_since(client, h, since);
+  if (code) return code;
+  return msi_error(MPISERVE_EMODEL, "service '%s' on rank %d could not be loaded: %s (since %s)",
+                   name, head->rank, head->description.error_text, since);
+}
+
+int msi_client_has(const msi_client *client, const char *name) {
+  return service_named(client, name) ? MPISERVE_OK : not_found(client, name);
 }
 
 int msi_client_find(msi_client *client, const char *name, mpiserve_service **service) {

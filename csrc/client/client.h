@@ -14,6 +14,9 @@ int msi_client_close(msi_client *client, int64_t deadline);
 /* Frees all of a client that has sent nothing. */
 void msi_client_free(msi_client *client);
 
+/* MPISERVE_ENOTFOUND if there is no service of this name, in whatever state. */
+int msi_client_has(const msi_client *client, const char *name);
+
 int msi_client_find(msi_client *client, const char *name, mpiserve_service **service);
 
 /* Announces that this rank will send requests: the census counts it from now on. */

@@ -54,6 +54,19 @@ void msi_endpoint_close(msi_endpoint *endpoint) {
     endpoint->path.transport->close(&endpoint->path);
 }
 
+int msi_endpoint_states(msi_endpoint *endpoint, int64_t *entered_ns) {
+  msi_path *path = &endpoint->path;
+  size_t at = endpoint->layout.header_at + offsetof(msi_section_header, entered_ns);
+  if (path->transport->same_node) {
+    const _Atomic int64_t *times = (const _Atomic int64_t *)(path->memory + at);
+    for (int i = 0; i < MPISERVE_STATES; i++)
+      entered_ns[i] = atomic_load_explicit(&times[i], memory_order_relaxed);
+    return MPISERVE_OK;
+  }
+  int code = path->transport->read(path, at, entered_ns, MPISERVE_STATES * sizeof *entered_ns);
+  return code ? code : path->transport->read_end(path);
+}
+
 /* ---- slots ----------------------------------------------------------------------- */
 
 int msi_endpoint_can_send(const msi_endpoint *endpoint) {
@@ -75,7 +88,8 @@ static void append_doing(const msi_endpoint *endpoint, char *text, size_t bytes)
   int64_t busy_ns = atomic_load_explicit(&header->busy_ns, memory_order_relaxed);
   int64_t looked_ns = atomic_load_explicit(&header->looked_ns, memory_order_relaxed);
   if (busy_ns)
-    msi_text_append(text, bytes, "; it runs a batch since %.1f s", seconds_since(busy_ns));
+    msi_text_append(text, bytes, "; it has been running a batch for %.1f s",
+                    seconds_since(busy_ns));
   else if (looked_ns)
     msi_text_append(text, bytes, "; it looked for requests %.1f s ago", seconds_since(looked_ns));
 }

@@ -47,6 +47,9 @@ typedef struct msi_endpoint {
 int msi_endpoint_open(msi_endpoint *endpoint, msi_window *window, const msi_head *head);
 void msi_endpoint_close(msi_endpoint *endpoint);
 
+/* Reads when the replica entered each state: MPISERVE_STATES times. */
+int msi_endpoint_states(msi_endpoint *endpoint, int64_t *entered_ns);
+
 /* Is the slot of the next request free? */
 int msi_endpoint_can_send(const msi_endpoint *endpoint);
 
@@ -83,8 +86,8 @@ void msi_endpoint_release(msi_endpoint *endpoint, int slot);
 /* MPISERVE_EPEER: the head has died. */
 int msi_endpoint_lost(const msi_endpoint *endpoint);
 
-/* Appends what is known of a head that does not reply: "inference rank 3 (pid 77 on host n1): busy
- * with a batch for 12 s". */
+/* Appends what is known of a head that does not reply: "inference rank 3 (pid 77 on host n1):
+ * alive; it has been running a batch for 12.0 s". */
 void msi_endpoint_why(const msi_endpoint *endpoint, char *text, size_t bytes);
 
 /* Brings the replies that have come into the lane. */

@@ -6,6 +6,13 @@
 #include "client/balance.h"
 #include "client/endpoint.h"
 
+/* What answers rows in place of a service: mpiserve_fallback_set(). */
+typedef struct msi_fallback {
+  int (*function)(void *data, int64_t rows, const void *const *inputs, void *const *outputs,
+                  int code, const char *why); /* NULL: none */
+  void *data;
+} msi_fallback;
+
 struct mpiserve_service {
   struct msi_client *client;
   const char *name;
@@ -16,6 +23,8 @@ struct mpiserve_service {
   msi_balance balance;    /* of the choices */
   int assignment;         /* choice in whose census this rank counts */
   int attached;
+  int checked; /* the values of its results are */
+  msi_fallback fallback;
 };
 
 /* What waits in the send queue of an endpoint, and then in a slot for its reply. */
@@ -27,6 +36,7 @@ typedef struct msi_message {
   } type;
   msi_endpoint *endpoint;
   int code;                       /* of the reply */
+  int replied;                    /* the code is a head's */
   int abandoned;                  /* nobody waits for the reply */
   char text[MSI_EAGER_BYTES + 1]; /* of an error */
   struct msi_message *next;       /* of the send queue */

@@ -36,9 +36,12 @@ void msi_broker_attach(msi_broker *broker, msi_window *window, msi_progress *pro
   broker->progress = progress;
   for (int t = 0; t < MSI_TRANSPORTS; t++) msi_inbox_attach(&broker->inboxes[t], window);
   msi_assembly_attach(&broker->assembly, window->memory[MSI_OWN]);
+  msi_life_begin(&broker->life, broker->inboxes, broker->world->launched_ns,
+                 broker->world->opened_ns, broker->description->error);
 }
 
 void msi_broker_close(msi_broker *broker) {
+  msi_life_enter(&broker->life, MPISERVE_GONE);
   for (int t = 0; t < MSI_TRANSPORTS; t++) msi_inbox_close(&broker->inboxes[t]);
   msi_queue_close(&broker->queue);
   msi_queue_close(&broker->lease_queue);
@@ -347,7 +350,17 @@ int msi_broker_look(msi_broker *broker, int lay_out) {
   return close_batch(broker, reason, lay_out);
 }
 
+int msi_broker_enter(msi_broker *broker, int state) {
+  if (state < MPISERVE_LAUNCHED || state > MPISERVE_FAILED || state == MPISERVE_BUSY ||
+      state == MPISERVE_SUSPENDED)
+    return msi_error(MPISERVE_EARG, "%d is no state that a server may set", state);
+  msi_life_enter(&broker->life, state);
+  return MPISERVE_OK;
+}
+
 int msi_broker_suspend(msi_broker *broker, int suspended) {
+  if (suspended != broker->census.suspended)
+    msi_life_enter(&broker->life, suspended ? MPISERVE_SUSPENDED : MPISERVE_READY);
   broker->census.suspended = suspended;
   broker->shut = suspended || broker->failed_rank >= 0;
   if (!suspended) {
@@ -362,11 +375,13 @@ int msi_broker_suspend(msi_broker *broker, int suspended) {
 
 void msi_broker_end_batch(msi_broker *broker) {
   broker->progress->unanswered -= broker->computing;
+  if (broker->computing && !broker->tickets.n) msi_life_busy(&broker->life, 0);
   broker->computing = broker->open = 0;
   msi_progress_start(broker->progress); /* other services may hold requests */
 }
 
 void msi_broker_end_ticket(msi_broker *broker, msi_ticket *held) {
   msi_ticket_table_drop(&broker->tickets, held);
+  if (!broker->tickets.n && !broker->computing) msi_life_busy(&broker->life, 0);
   broker->progress->unanswered--;
 }

@@ -6,6 +6,7 @@
 #include "head/assembly.h"
 #include "head/census.h"
 #include "head/change_queue.h"
+#include "head/life.h"
 #include "head/progress.h"
 #include "head/ticket_table.h"
 
@@ -32,6 +33,7 @@ typedef struct msi_broker {
   msi_assembly assembly;
   msi_census census;
   msi_change_queue changes;
+  msi_life life;
   int64_t now_ns; /* of this poll, once somebody has asked for the time */
   int64_t closed_ns;
   mpiserve_counters counters;
@@ -61,8 +63,12 @@ static inline void msi_broker_hand_out(msi_broker *broker, mpiserve_batch *batch
   *batch = broker->assembly.batch;
   broker->computing = 1;
   broker->progress->unanswered++;
+  msi_life_busy(&broker->life, broker->closed_ns);
 }
 void msi_broker_end_batch(msi_broker *broker);
+
+/* As mpiserve_state_set() says. */
+int msi_broker_enter(msi_broker *broker, int state);
 
 /* Suspends the service on this rank, or resumes it. While it is suspended, every request, also
  * those in the queue, is sent back so that its client asks another replica. */

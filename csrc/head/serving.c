@@ -276,6 +276,11 @@ int msi_serving_room_set(msi_serving *serving, int service, int room) {
   return code;
 }
 
+int msi_serving_state_set(msi_serving *serving, int service, int state) {
+  int code = check_service_index(serving, service);
+  return code ? code : msi_broker_enter(&serving->brokers[service], state);
+}
+
 int msi_serving_queue_get(const msi_serving *serving, int service, int64_t *rows) {
   int code = check_service_index(serving, service);
   if (!code) *rows = serving->brokers[service].queue.rows;

@@ -46,6 +46,7 @@ int msi_serving_poll(msi_serving *serving);
 int msi_serving_suspend(msi_serving *serving, int service, int suspended);
 int msi_serving_rows_set(msi_serving *serving, int service, int rows);
 int msi_serving_room_set(msi_serving *serving, int service, int room);
+int msi_serving_state_set(msi_serving *serving, int service, int state);
 int msi_serving_queue_get(const msi_serving *serving, int service, int64_t *rows);
 
 /* As mpiserve_change_get() and mpiserve_change_reply() say. */

@@ -283,6 +283,7 @@ int msi_world_open(msi_world *world, MPI_Comm comm, int role, int code, const ch
                        .node = MPI_COMM_NULL,
                        .meeting = MPI_REQUEST_NULL,
                        .role = role,
+                       .launched_ns = msi_now(),
                        .backoff = msi_backoff_for(2, 1)};
   MPI_Comm_rank(comm, &world->rank);
   MPI_Comm_size(comm, &world->size);
@@ -296,6 +297,7 @@ int msi_world_open(msi_world *world, MPI_Comm comm, int role, int code, const ch
   if (!result) result = agree(world, code, text);
   if (!result) result = find_nodes(world);
   if (!result) result = split_roles(world);
+  world->opened_ns = msi_now();
   if (result) msi_world_close(world);
   return result;
 }

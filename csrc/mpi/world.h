@@ -20,10 +20,11 @@ typedef struct msi_world {
   int rank, size;
   int role;
   int thread_level;
-  int force_rma, force_shared; /* MPISERVE_TRANSPORT */
-  int n_simulation;            /* ranks of this role in the world */
-  uint8_t *roles;              /* by world rank */
-  int *nodes;                  /* by world rank: the lowest world rank of its node */
+  int64_t launched_ns, opened_ns; /* when this rank came to open, and when all had come */
+  int force_rma, force_shared;    /* MPISERVE_TRANSPORT */
+  int n_simulation;               /* ranks of this role in the world */
+  uint8_t *roles;                 /* by world rank */
+  int *nodes;                     /* by world rank: the lowest world rank of its node */
   msi_backoff backoff;
   int votes[2]; /* of msi_world_agree(): MPI may write there after a time-out */
   int n_heads;

@@ -73,6 +73,13 @@ int msi_layout_init(msi_layout *layout, const mpiserve_description *description,
   return MPISERVE_OK;
 }
 
+int msi_state_of(const int64_t *entered_ns) {
+  int last = MPISERVE_LAUNCHED;
+  for (int i = 0; i < MPISERVE_STATES; i++)
+    if (i != MPISERVE_BUSY && entered_ns[i] >= entered_ns[last]) last = i;
+  return last == MPISERVE_READY && entered_ns[MPISERVE_BUSY] ? MPISERVE_BUSY : last;
+}
+
 void msi_layout_move(msi_layout *layout, size_t at) {
   layout->header_at += at;
   layout->doorbells_at += at;

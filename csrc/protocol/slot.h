@@ -40,17 +40,20 @@ enum { MSI_SUSPENDED = 1 };
 /* In a header that was read, and not only said to be. */
 #define MSI_MAGIC UINT32_C(0x6d736967)
 
-/* What the head writes, in the first section of a rank only. Clients read the first cache line with
- * every request, and the second one when they have waited for long. */
+/* What the head writes. Clients read the first cache line of a rank's first section with every
+ * request, the second one when they have waited for long, and the third one when they ask for the
+ * state of the service. */
 typedef struct msi_section_header {
   _Atomic uint32_t asleep; /* The head sets 1 before it sleeps; the head, or the client that wakes
-                              it, sets 0 */
+                              it, sets 0. In the first section of a rank only */
   uint32_t magic;          /* MSI_MAGIC */
   uint32_t unused[14];
   _Atomic int64_t busy_ns;   /* since when the head runs a batch, by the node's clock; 0: it does
-                                not */
-  _Atomic int64_t looked_ns; /* when the head, which had nothing to do, looked for requests */
+                                not. In the first section only */
+  _Atomic int64_t looked_ns; /* when the head, which had nothing to do, looked for requests; as
+                                above */
   uint32_t unused_too[12];
+  _Atomic int64_t entered_ns[MPISERVE_STATES]; /* by mpiserve_state, as in mpiserve_replica_state */
 } msi_section_header;
 
 /* The client writes it before it rings the doorbell, and `cancelled` and `asleep` also later. */
@@ -100,7 +103,8 @@ typedef struct msi_slot {
 } msi_slot;
 
 _Static_assert(offsetof(msi_request_header, cancelled) % sizeof(uint64_t) == 0, "whole words");
-_Static_assert(sizeof(msi_section_header) == 2 * MSI_ALIGN, "two cache lines");
+_Static_assert(offsetof(msi_section_header, entered_ns) == 2 * MSI_ALIGN, "lines of their own");
+_Static_assert(sizeof(msi_section_header) == 3 * MSI_ALIGN, "three cache lines");
 _Static_assert(sizeof(msi_request_header) + MSI_EAGER_BYTES == 7 * MSI_ALIGN, "one writer a line");
 _Static_assert(sizeof(msi_reply_header) + MSI_EAGER_BYTES == 7 * MSI_ALIGN, "one writer a line");
 _Static_assert(sizeof(msi_slot) * MSI_SLOTS <= 4096, "a silent client costs less than a page");
@@ -141,6 +145,9 @@ static inline size_t msi_slot_at(const msi_layout *layout, uint32_t lane, uint64
 static inline int msi_slot_cancelled(const msi_slot *slot) {
   return atomic_load_explicit(&slot->request.cancelled, memory_order_acquire) != 0;
 }
+
+/* The state that was entered last; ready is busy while there is a time of that. */
+int msi_state_of(const int64_t *entered_ns);
 
 /* The half of a sequence number that a futex can wait for. */
 static inline _Atomic uint32_t *msi_low_half(_Atomic uint64_t *sequence) {

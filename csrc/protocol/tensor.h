@@ -28,7 +28,7 @@ int msi_side_init(msi_side *side, const char *what, int n, const mpiserve_spec *
 int msi_side_match(const msi_side *side, const char *service, int n, const mpiserve_tensor *tensors,
                    int64_t *rows, void **data);
 
-/* Do two sides have equal names, dtypes and shapes? */
+/* Do two sides have equal names, dtypes, shapes and checks? */
 int msi_side_equal(const msi_side *a, const msi_side *b);
 
 #endif

@@ -87,6 +87,10 @@ class ServiceConfig(Table):
     """The tensors that `postprocess` takes; `outputs` if not given."""
     replicas: int = Field(1, ge=1, le=MAX_RANKS)
     """Copies of the service, each on inference ranks of its own."""
+    cores: int = Field(0, ge=0, le=MAX_THREADS)
+    """Cores that a replica needs. `plan` refuses nodes that lack them; 0 means: not known."""
+    gpus: int = Field(0, ge=0, le=MAX_PARALLEL)
+    """GPUs that a replica needs, for `plan`."""
     tensor_parallel: int = Field(1, ge=1, le=MAX_PARALLEL)
     """Ranks of a replica, which share one model (DeepSpeed, or a backend of your own)."""
     peer_timeout_s: float = Field(300.0, gt=0, le=MAX_SECONDS)
@@ -110,6 +114,12 @@ class ServiceConfig(Table):
     on_full: Literal["wait", "reject"] = "wait"
     """What happens to a request that finds the queue full: it waits, or ends with
     `QueueFullError`.
+    """
+    check: Literal["finite"] | None = None
+    """`"finite"`: a row with a NaN or an infinite value in an output is no answer. Neither is one
+    with a value outside of `min` and `max` of its output, or with a NaN where these are given.
+    Clients check what they get: such rows go to the client's fallback, or the request ends with
+    `ModelError`. Without these keys, any value is an answer.
     """
     split_failed: bool = True
     """Whether a batch that fails is run again in halves, so that only the guilty request fails."""
@@ -261,6 +271,8 @@ class ServiceConfig(Table):
             _check_kept(tensors, info.data["backend"])
         if len(tensors) > MAX_TENSORS:
             raise ValueError(f"at most {MAX_TENSORS} tensors, got {len(tensors)}")
+        if info.field_name != "outputs":
+            _check_unbounded(tensors)
         names = [tensor.name for tensor in tensors]
         for name in names:
             if names.count(name) > 1:
@@ -366,6 +378,12 @@ class ServiceConfig(Table):
         if not all(0 < rows <= limit for rows in warmup):
             raise ValueError(f"rows must be 1 to max_batch_rows, got {shown(warmup)}")
         return tuple(warmup)
+
+
+def _check_unbounded(tensors: Tensors) -> None:
+    for tensor in tensors:
+        if tensor.min is not None or tensor.max is not None:
+            raise ValueError(f"min or max at '{tensor.name}': only values of outputs are checked")
 
 
 def _check_kept(tensors: Tensors, backend: str) -> None:

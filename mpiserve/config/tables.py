@@ -48,6 +48,13 @@ def _convert(convert: bool | None, info: ValidationInfo) -> bool | None:
     return convert
 
 
+def _above_min(most: float | None, info: ValidationInfo) -> float | None:
+    least = info.data.get("min")
+    if most is not None and least is not None and not least <= most:
+        raise ValueError(f"{most:g} is below min = {least:g}")
+    return most
+
+
 def check_name(name: str) -> str:
     """Refuse a name that the C library cannot hold."""
     if problem := name_problem(name, NAME_SIZE):
@@ -91,6 +98,10 @@ class TensorConfig(Table):
     """Whether to convert between this dtype and the model's: `true` silently, `false` never;
     without it, convert and log what that loses.
     """
+    min: float | None = None
+    """Of an output: the least value that is an answer; see `check`."""
+    max: Annotated[float | None, AfterValidator(_above_min)] = None
+    """Of an output: the greatest value that is an answer; see `check`."""
 
     @property
     def row_bytes(self) -> int:

@@ -92,6 +92,28 @@ def publishing() -> Alarm:
     return Alarm(lambda seconds: logger.info(f"this rank {PUBLISHING}", round(seconds, 1)))
 
 
+class Life:
+    """Logs the states of a service on this rank after it was ready first, a line for each.
+
+    Args:
+        name: Returns the name of the model.
+    """
+
+    def __init__(self, name: Callable[[], str]) -> None:
+        self._name = name
+        self._state = "ready"
+        self._since = time.monotonic()
+
+    def enter(self, state: str) -> None:
+        """Note a state; nothing happens if it is the same."""
+        if state == self._state:
+            return
+        now = time.monotonic()
+        text = "%s: %s, after %.3f s %s"
+        logger.info(text, self._name(), state, now - self._since, self._state)
+        self._state, self._since = state, now
+
+
 class Silence:
     """Logs, once for each reason, what a rank waits for when it receives no requests for long."""
 

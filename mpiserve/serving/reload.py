@@ -86,6 +86,7 @@ class Versions:
     def _in_place(self, wanted: ServiceConfig) -> Backend:
         """Unload the current version and load another; load the current one again if that fails."""
         self._model.unload()
+        self._model.enter_state("loading")
         try:
             return self._fresh(wanted)
         except BaseException:

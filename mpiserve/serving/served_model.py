@@ -94,6 +94,7 @@ class ServedModel:
         self._remarks: set[str] = set()
         self._kind = ""  # of rows, as clients were told
         self._announced = self._down = False
+        self._life = notices.Life(self.name)
         self.stepper: Stepper | None = None
         self._room = True  # as the broker was told
         self._engine = ""  # of the model that answers, once it is loaded
@@ -179,6 +180,7 @@ class ServedModel:
         self._failures.attempt("could not leave what it needed to serve", self._serving.close)
 
     def _description(self, **outcome: Any) -> dict[str, Any]:
+        finite = self.service.check == "finite"
         return {
             "name": self.service.name,
             "inputs": [signature(tensor) for tensor in self.service.inputs],
@@ -190,6 +192,7 @@ class ServedModel:
             "max_queue_rows": self.service.max_queue_rows,
             "on_full": self.service.on_full,
             "replica": self.assignment.replica,
+            "checks": [(finite, t.min, t.max) for t in self.service.outputs],
             **outcome,
         }
 
@@ -243,6 +246,7 @@ class ServedModel:
         if self.backend.unavailable != self._down and not self.assignment.pool:
             self._down = self.backend.unavailable
             self._lib.suspend(self.index, self._down)
+            self.enter_state("restarting" if self._down else "ready")
 
     def update_room(self) -> None:
         """Keep requests in the queue while the model has no room for more."""
@@ -381,11 +385,23 @@ class ServedModel:
         self.stepper = self._stepper_of(backend)
         self.update_room()
         self.enter()
+        was_unloaded = isinstance(old, Unloaded)
         self.let_go(old)  # what fails there does not keep the other one from answering
         del old
         gc.collect()  # models are full of circles
         if not self.suspended:
             logger.info("%s answers now", self.name())
+        if isinstance(backend, Unloaded):
+            self.enter_state("launched")
+        elif was_unloaded and not self.suspended:
+            self.enter_state("ready")
+
+    def enter_state(self, state: str) -> None:
+        """Let clients read, and log, in which state the service is on this rank."""
+        if not self._announced:
+            return
+        self._life.enter(state)
+        self._lib.set_state(self.index, state)
 
     def unload(self) -> None:
         """Close the model; every batch is an error from then on."""

@@ -79,7 +79,7 @@ static void busy_head(void) {
     CHECK(infer(session, SHORT) == MPISERVE_ETIMEOUT);
     const char *transport = getenv("MPISERVE_TRANSPORT");
     int is_rma = transport && !strcmp(transport, "rma");
-    close_in_vain(session, is_rma ? ": alive" : ": alive; it runs a batch since");
+    close_in_vain(session, is_rma ? ": alive" : ": alive; it has been running a batch for");
     tell(HEAD);
   } else {
     CHECK(mpiserve_close(session) == MPISERVE_OK);

@@ -12,13 +12,12 @@ from pathlib import Path
 import pytest
 from coupling import CONFIG, PYTHON, RUN, SERVE, is_mpich, lines, right, write
 
-AUTO = {"MPISERVE_TRANSPORT": "auto"}
+AUTO = {"MPISERVE_TRANSPORT": "auto"}  # the memory of rma is MPI's
 
 pytestmark = pytest.mark.every_mpi
 
 # 64 MiB is what containers have; rank 0 fills it when the session is open.
 SMALL = 'mount -t tmpfs -o size=64m tmpfs /dev/shm && exec "$@"'
-# Over rma on one node Open MPI takes some for each message, and dies of SIGBUS if it is full.
 FULL = """\
 import errno
 import os
@@ -28,7 +27,7 @@ import numpy as np
 
 with mpiserve.open() as session:
     rank = session.comm.rank
-    if rank == 0 and os.environ["MPISERVE_TRANSPORT"] != "rma":
+    if rank == 0:
         with open("/dev/shm/full", "wb", buffering=0) as file:
             try:
                 while True:
@@ -62,7 +61,7 @@ def unshare(kind: str) -> list[str]:
 def test_a_small_and_a_full_dev_shm_do_not_matter(mpiexec, tmp_path):
     write(tmp_path, FULL, LARGE)
     hidden = [*unshare("--mount"), "sh", "-c", SMALL, "sh"]
-    done = mpiexec(["-n", 3, *RUN, "c.toml", "sim.py"], wrapped=hidden)
+    done = mpiexec(["-n", 3, *RUN, "c.toml", "sim.py"], wrapped=hidden, env=AUTO)
     assert done.returncode == 0
     assert lines(done.stdout) == right(2)
 
@@ -87,7 +86,7 @@ def test_the_limit_of_a_control_group_is_named_by_every_rank(mpiexec, tmp_path, 
     write(tmp_path, "import mpiserve\nmpiserve.open()\n", HUNGRY)
     join = ["sh", "-c", f'echo $$ >{group}/cgroup.procs; exec "$@"', "sh"]
     simulation = ["-n", 1, PYTHON, "-m", "mpiserve", "run", "c.toml", "sim.py"]
-    done = mpiexec([*simulation, ":", "-n", 1, *join, *SERVE, "c.toml"])
+    done = mpiexec([*simulation, ":", "-n", 1, *join, *SERVE, "c.toml"], env=AUTO)
     assert done.returncode != 0
     assert "bytes of memory are needed and" in done.stderr
     assert f"memory.limit_in_bytes of the control group /{group.name}" in done.stderr

@@ -1,4 +1,4 @@
-"""The memory of a head: other processes can map it, and too little of it is an error for all."""
+"""The memory of a head on its node: others can map it, and too little is an error for all."""
 
 from __future__ import annotations
 
@@ -19,6 +19,12 @@ pytestmark = pytest.mark.every_mpi
 ROWS = 500  # too many for a slot
 SHAPE = {"dtype": "float64", "shape": (-1, 4)}
 MOST = 4096  # bytes of a file
+
+
+@pytest.fixture(autouse=True)
+def shared(monkeypatch):
+    """Let no rank use rma, whose memory is MPI's."""
+    monkeypatch.setenv("MPISERVE_TRANSPORT", "shared")
 
 
 def mapped(session: core.Session) -> np.ndarray:

@@ -26,7 +26,7 @@ CLEAR = "atomic_store_explicit(&slot->request.cancelled, 0, memory_order_relaxed
 SEEN = "inbox->seen[lane] = (uint8_t)sequence;"
 OPEN = "if (inbox->lanes[lane].open & (slot_bit(sequence) | MSI_SHUT)) return 0;"
 UPPER = "return range.begin + range.rows > inbox->pool.rows / 2;"
-LIMIT = "operation == FUTEX_WAIT ? &limit : NULL"
+LIMIT = "FUTEX_WAIT, value, &limit, NULL"
 TEXT = "entry->rows < MSI_EAGER_BYTES ? entry->rows : MSI_EAGER_BYTES"
 
 BUGS = [
@@ -109,7 +109,10 @@ BUGS = [
         "test_wait",
     ),
     Bug(
-        "sleep without a limit", "base/wait.c", {LIMIT: "limit.tv_sec ? &limit : NULL"}, "test_wait"
+        "sleep without a limit",
+        "base/wait.c",
+        {LIMIT: LIMIT.replace("&limit", "limit.tv_sec ? &limit : NULL")},
+        "test_wait",
     ),
     Bug(
         "number of a lease not checked",

@@ -45,9 +45,10 @@ def link(build, sources, objects, program, output):
 
 
 def start(program, build, binary):
+    own = {"MPISERVE_TEST_DIR": str(binary.parent)}  # for reports: in the other one are this test's
     if build == THREADS:
-        return run([binary], os.environ | {"UCX_MEM_EVENTS": "no"})
-    env = mpijob.settings() | {"MPISERVE_TRANSPORT": "shared", "FUZZ_LIMIT": "20"}
+        return run([binary], os.environ | own | {"UCX_MEM_EVENTS": "no"})
+    env = mpijob.settings() | own | {"MPISERVE_TRANSPORT": "shared", "FUZZ_LIMIT": "20"}
     return run([env["MPIEXEC"], "-n", 4, binary, *SEEDS], env)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import mpiserve
 from mpiserve import config, errors
+from mpiserve._lib import core
 from mpiserve.serving import reload
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -94,6 +95,12 @@ def test_dtypes_are_those_of_the_header():
     assert names == enum("mpiserve_dtype", "MPISERVE_")
 
 
+def test_states_are_those_of_the_header():
+    names = {name.upper(): number for number, name in enumerate(core.STATES)}
+    assert names == enum("mpiserve_state", "MPISERVE_")
+    assert f"#define MPISERVE_STATES {len(names)} " in CODE
+
+
 def test_changes_of_a_model_are_those_of_the_header():
     assert {change.name: change.value for change in reload.Change} == enum(
         "mpiserve_change", "MPISERVE_"
@@ -110,7 +117,9 @@ def test_codes_dtypes_and_limits_of_fortran_are_those_of_the_header():
     same = {f"MPISERVE_{name}": value for name, value in enum("mpiserve_code", "MPISERVE_").items()}
     same |= {f"MPISERVE_{key}": n for key, n in enum("mpiserve_dtype", "MPISERVE_").items()}
     same |= {f"MPISERVE_{key}": n for key, n in enum("mpiserve_transport", "MPISERVE_").items()}
-    limits = re.findall(r"#define (MPISERVE_(?:MAX_DIMS|MAX_TENSORS|NAME_SIZE)) (\d+)", CODE)
+    same |= {f"MPISERVE_{key}": n for key, n in enum("mpiserve_source", "MPISERVE_").items()}
+    same |= {f"MPISERVE_{key}": n for key, n in enum("mpiserve_state", "MPISERVE_").items()}
+    limits = re.findall(r"#define (MPISERVE_(?:MAX_DIMS|MAX_TENSORS|NAME_SIZE|STATES)) (\d+)", CODE)
     assert in_fortran() == same | {name: int(value) for name, value in limits}
 
 
