@@ -61,7 +61,7 @@ class Fault:
     """A row.
 
     Attributes:
-        number: As in the list of faults, from 1 to 20.
+        number: As in the list of faults, see docs/guide/survival.md.
         name: What happens.
         expect: What must be seen, by mode; its keys are the modes under which it is run.
         plan: What differs in the plan of job/simulate.py.
