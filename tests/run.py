@@ -200,8 +200,10 @@ def narrowed(suite: str, debian: bool, args: argparse.Namespace) -> argparse.Nam
     which = {"cluster": "debian" if debian else "not debian"}
     if args.quick:
         which["faults"] = "quick"
-    words = [f"({word})" for word in (args.k, which.get(suite, "")) if word]
-    return argparse.Namespace(**vars(args) | {"k": " and ".join(words)})
+    words = [word for word in (args.k, which.get(suite, "")) if word]
+    # Names of C programs are compared as they are.
+    both = " and ".join(f"({word})" for word in words) if len(words) > 1 else "".join(words)
+    return argparse.Namespace(**vars(args) | {"k": both})
 
 
 def plan(

@@ -75,6 +75,7 @@ def _begin(comm: MPI.Comm) -> None:
 
 def end_with_launcher() -> None:
     """End this rank when its launcher ends, which kills no rank if it is killed itself."""
+    os.environ["MPISERVE_END_WITH_LAUNCHER"] = "0"  # open need not do the same
     watched = launcher.watchable()
     if watched is None:
         lose("the launcher of this job has ended")
