@@ -1,5 +1,7 @@
 """The results of the example: a picture of what happened when, and a table."""
 
+from collections import Counter
+
 import numpy as np
 from rich.table import Table
 
@@ -33,13 +35,21 @@ def draw_times(axes, shown):
     seconds = np.diff(shown["ends"])
     axes.semilogy(np.arange(1, len(seconds) + 1), 1e3 * seconds, color="0.4", linewidth=1)
     for kind, colour in KINDS.items():
-        steps = [min(max(step, 1), len(seconds)) for step, k in shown["events"] if k == kind]
-        heights = [1e3 * seconds[step - 1] for step in steps]
-        axes.plot(steps, heights, "o", color=colour, label=f"the model: {kind}")
+        marks = [(step, y) for step, y, k in marks_of(shown["events"], seconds) if k == kind]
+        axes.scatter(*np.reshape(marks, (-1, 2)).T, color=colour, label=kind, zorder=3)
     axes.set(ylabel="time of the step, ms", title="What happened when")
     axes.grid(alpha=0.3)
     axes.margins(y=0.25)
     axes.legend(loc="upper right", ncols=3)
+
+
+def marks_of(events, seconds):
+    """Yield step, height and kind of each fault; those of one step lie one above the other."""
+    drawn = Counter()
+    for step, kind in events:
+        at = min(max(step, 1), len(seconds))
+        yield at, 1e3 * seconds[at - 1] * 2 ** drawn[at], kind
+        drawn[at] += 1
 
 
 def draw_rows(axes, shown):

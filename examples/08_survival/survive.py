@@ -44,6 +44,13 @@ def run(grid, transport, chemistry, steps, bar, text):
     return history, ends
 
 
+def begin_faults(comm):
+    """Let the model draw faults from now on: see faulty.py."""
+    if comm.rank == 0:
+        (OUT / "calls").touch()
+    comm.Barrier()
+
+
 def difference(comm, disturbed, undisturbed):
     """Return the largest relative difference of all cells, after each step."""
     mine = np.max(np.abs(disturbed - undisturbed) / undisturbed, axis=(1, 2))
@@ -87,6 +94,7 @@ def simulate(session, options):
 
     with terminal.Progress(shown=grid.comm.rank == 0) as bar:
         undisturbed, _ = run(grid, transport, sound, options.steps, bar, "undisturbed")
+        begin_faults(session.comm)
         disturbed, ends = run(grid, transport, shaky, options.steps, bar, "with faults")
     errors, rows = difference(grid.comm, disturbed, undisturbed), by_physics(grid.comm, answered)
     happened = events(ends)
@@ -124,12 +132,10 @@ def parse():
 
 def main():
     """Take part in the session and, on simulation rank 0, write the results."""
+    options = parse()
+    for name in ("calls", "events.jsonl"):  # of the last run
+        (OUT / name).unlink(missing_ok=True)
     with mpiserve.open() as session:
-        options = parse()
-        if session.comm.rank == 0:
-            for name in ("calls", "events.jsonl"):  # of the last run
-                (OUT / name).unlink(missing_ok=True)
-        session.comm.Barrier()
         result, shown = simulate(session, options)
         if session.comm.rank == 0:
             (OUT / "result.json").write_text(json.dumps(result, indent=2) + "\n")
