@@ -112,15 +112,15 @@ SOON = {"timeout_s": 1.0}
 LATE = {"timeout_s": 30.0}
 
 MODEL = [
-    of_model(1, "null_read", told("SIGSEGV"), quick=True),
-    of_model(2, "exit_7", told("status 7"), quick=True),
+    of_model(1, "null_read", told("SIGSEGV")),
+    of_model(2, "exit_7", told("status 7")),
     of_model(3, "kill_itself", told("SIGKILL")),
     of_model(4, "abort", told("SIGABRT")),
-    of_model(5, "hang", told("timeout_s"), service=SOON, quick=True),
+    of_model(5, "hang", told("timeout_s"), service=SOON),
     of_model(6, "nap", UNHARMED, service=LATE),
     of_model(7, "stop", told("timeout_s"), service=SOON),
     of_model(8, "use_memory", told("[Mm]emory"), service={"memory_bytes": 3 << 30}),
-    of_model(9, "raise_", told("ValueError: the model says no"), quick=True),
+    of_model(9, "raise_", told("ValueError: the model says no")),
     of_model(9, "sys_exit", told("SystemExit: the model leaves")),
     of_model(9, "interrupt", told("KeyboardInterrupt: of the model")),
     of_model(9, "unprintable", told("Unprintable: .its text cannot be read")),
@@ -128,7 +128,7 @@ MODEL = [
     of_model(10, "wrong_dtype", told("expected float32 .*got str")),
     of_model(10, "nothing", told("expected float32 .*got object")),
     of_model(10, "nan", told("finite|nan"), service={"check": "finite"}, quick=True),
-    of_model(11, "fork", UNHARMED, quick=True),
+    of_model(11, "fork", UNHARMED),
     of_model(11, "start_program", UNHARMED),
 ]
 
@@ -142,7 +142,7 @@ def of_load(model: str, expect: dict[str, Expect], **rest: Any) -> Fault:
 # Inference ranks end with status 1 if their model could not be loaded.
 UNLOADED = {"status": None}
 LOAD = [
-    of_load("LoadSegfault", told("SIGSEGV", **UNLOADED), name="load: segfault", quick=True),
+    of_load("LoadSegfault", told("SIGSEGV", **UNLOADED), name="load: segfault"),
     of_load("LoadExit", told("status 7", **UNLOADED), name="load: exit"),
     of_load("LoadRaise", told("ValueError: the model says no", **UNLOADED), name="load: raise"),
     of_load(
@@ -183,7 +183,7 @@ LEFT = {PLAIN: replace(KILLED, job=EITHER, text="", status=None)}
 MISSING = Expect(guilty="any", text=r"simulation rank 1\b", errors=0, status=None, closes=False)
 
 RANKS = [
-    of_rank(6, "rank stopped for 3 s", "nap", dict.fromkeys(EVERY, GOES_ON), quick=True),
+    of_rank(6, "rank stopped for 3 s", "nap", dict.fromkeys(EVERY, GOES_ON)),
     of_rank(
         7,
         "rank stopped for ever",
@@ -194,13 +194,12 @@ RANKS = [
         },
         plan={"timeout": 3.0, "steps": 14},
     ),
-    of_rank(13, "one of 2 replicas killed", "kill", DEATH, inference=2, quick=True),
+    of_rank(13, "one of 2 replicas killed", "kill", DEATH, inference=2),
     of_rank(
         14,
         "last replica killed",
         "kill",
         {PLAIN: KILLED, ULFM: GONE, KEPT: replace(GONE, status=None, stays=MPICH_FILE)},
-        quick=True,
     ),
     of_rank(
         14,
@@ -209,7 +208,7 @@ RANKS = [
         DEATH,
         plan={"fallback": True},
     ),
-    of_client(15, "simulation rank: SIGKILL", "kill", DEATH, quick=True),
+    of_client(15, "simulation rank: SIGKILL", "kill", DEATH),
     of_client(
         15,
         "simulation rank: segfault",
@@ -224,7 +223,6 @@ RANKS = [
         "finalize",
         # MPI_Finalize closes the session, and nobody is missing.
         dict.fromkeys(EVERY, replace(MISSING, text="")),
-        quick=True,
     ),
     of_client(
         17,
@@ -244,7 +242,6 @@ NODE = [
         outside="small",
         shm="24m",
         plan={"grow": 200_000, "at": [2], "steps": 6},
-        quick=True,
         transports=("shared",),
     ),
     Fault(
@@ -291,7 +288,6 @@ NODE = [
         {PLAIN: Expect(EITHER, guilty="any", status=None, stays=MPICH_FILE)},
         outside="full",
         plan={"steps": 12},
-        quick=True,
     ),
     Fault(
         20,
