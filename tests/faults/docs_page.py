@@ -51,6 +51,7 @@ def said(seen: list[dict[str, Any]]) -> str:
     text = next((row["what was said"] for row in seen if row["what was said"]), "")
     text = re.sub(r"[|`\n]", " ", text).strip("\0 ")
     text = re.sub(r"^\d{4}-\S+ \S+ ", "", text)
+    text = re.sub(r"on host [\w.-]+", "on host node1", text)
     return f"`{text}{' ...' * (len(text) > LONG)}`" if text else ""
 
 
