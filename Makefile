@@ -31,7 +31,7 @@ SHELL_FILES := .ci/run tests/gpu/run tests/gpu/bundle $(wildcard tests/*.sh) $(w
 
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: help build install demo bench test test-all test-mpi test-cluster test-c asan tsan fuzz proof lint format docs clean
+.PHONY: help build install demo bench test test-all test-mpi test-cluster test-faults soak test-c asan tsan fuzz proof lint format docs clean
 
 help:
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*##/\t/' | expand -t 12
@@ -72,6 +72,16 @@ test-mpi: build/stamp.$(MPI) $(BASE)/stamp.tools  ## the tests that run MPI jobs
 test-cluster: build/stamp.openmpi build/stamp.mpich $(BASE)/stamp.tools  ## those on several hosts, and under Slurm; none may be skipped
 	@MPISERVE_CLUSTER=required $(BASE)/bin/python tests/run.py cluster \
 	    --mpi openmpi=$(BASE) mpich=$(BASE)-mpich $(TESTS)
+
+# TESTS="--transport rma -k replica" and the like
+test-faults: build/stamp.openmpi build/stamp.mpich $(BASE)/stamp.tools  ## jobs in which something dies; the table of what was seen is build/faults.md
+	@rm -rf build/test-logs/*_faults_*
+	@$(BASE)/bin/python tests/run.py faults --mpi openmpi=$(BASE) mpich=$(BASE)-mpich \
+	    --minutes 180 $(TESTS); status=$$?; $(BASE)/bin/python tests/faults/table.py; exit $$status
+
+# SOAK="--minutes 2 --every 5"
+soak: build/stamp.$(MPI) $(BASE)/stamp.tools  ## an hour with a fault every 5 s: nothing may grow
+	@$(ENV)/bin/python tests/faults/soak.py $(SOAK)
 
 test-c: build/stamp.$(MPI)  ## the C tests, with one MPI
 	@$(BASE)/bin/python tests/run.py c --mpi $(MPI)=$(ENV) $(TESTS)

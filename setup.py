@@ -168,12 +168,12 @@ def replace(source: Path, target: Path) -> None:
     os.replace(new, target)
 
 
-def extension(name: str) -> Extension:
-    """Describe a Cython module of mpiserve/_lib, which links libmpiserve."""
+def extension(name: str, *sources: str) -> Extension:
+    """Describe a Cython module of mpiserve/_lib, which links libmpiserve, and has more files."""
     return Extension(
         name,
-        [name.replace(".", "/") + ".pyx"],
-        include_dirs=[str(HEADER.parent), numpy.get_include()],
+        [name.replace(".", "/") + ".pyx", *sources],
+        include_dirs=["csrc", str(HEADER.parent), numpy.get_include()],
         define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")],
         libraries=["mpiserve"],
         extra_link_args=["-Wl,-rpath,$ORIGIN/../lib"],
@@ -228,7 +228,8 @@ setup(
     package_data={"mpiserve": ["py.typed"], "mpiserve._lib": ["*.pyi"]},
     ext_modules=cythonize(
         [
-            *(extension(f"mpiserve._lib.{name}") for name in ("arrays", "core")),
+            extension("mpiserve._lib.arrays"),
+            extension("mpiserve._lib.core", "csrc/base/launcher.c"),
             handover(),
             native(),
         ],

@@ -9,13 +9,14 @@ Suites: unit (pytest, one process), c, asan and tsan (C programs, plain and with
 tests/c/hostile.c; each with --seeds from --seed on, which is new each time, for --seconds),
 protocol (pytest: models of the protocol, and planted bugs), mpi (pytest, each module once per
 number of ranks that its tests declare), harness, launch, models and examples (pytest; these start
-MPI jobs themselves), cluster (the same, on several hosts of this machine), and fortran, which is
-launch for MPIs with a Fortran wrapper: those that --fortran names, which run nothing else but
-cluster/test_debian.py.
+MPI jobs themselves), faults (the same, of jobs in which something dies), cluster (the same, on
+several hosts of this machine), and fortran, which is launch for MPIs with a Fortran wrapper: those
+that --fortran names, which run nothing else but cluster/test_debian.py.
 Exit status 0: nothing failed. The last line is the count.
 
 --quick saves time: each module is run under one of the MPIs with one of the transports, in turns.
-The C programs, and the modules that pytest.mark.every_mpi marks, are run under every MPI.
+The C programs, and the modules that pytest.mark.every_mpi marks, are run under every MPI. Of faults
+those run that pytest.mark.quick marks.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ WITHOUT_MPI = ("unit", "protocol")
 LANES = (
     ("c", "asan", "tsan", "fuzz", "harness", "mpi"),
     ("unit", "protocol", "models", "examples"),
-    ("launch", "cluster", "fortran"),
+    ("launch", "faults", "cluster", "fortran"),
 )
 SUITES = tuple(chain.from_iterable(LANES))
 NOT_RUN = "not run, or it did not end"
@@ -150,7 +151,7 @@ def show(job: Job) -> None:
 
 def pytest_command(target: Target, suite: str, keyword: str, *args: str) -> list[str]:
     options = ["-v", "-p", "no:cacheprovider", "-k", keyword]
-    if suite in ("harness", "launch", "models", "examples", "cluster", "fortran"):
+    if suite in ("harness", "launch", "models", "examples", "faults", "cluster", "fortran"):
         options.append("--timeout=180")
     return [target.python, "-m", "pytest", *options, *args]
 
@@ -197,18 +198,25 @@ def pytest_jobs(
     return jobs
 
 
+def narrowed(suite: str, debian: bool, args: argparse.Namespace) -> argparse.Namespace:
+    """Return the options with the tests of a suite that are meant."""
+    which = {"cluster": "debian" if debian else "not debian"}
+    if args.quick:
+        which["faults"] = "quick"
+    words = [word for word in (args.k, which.get(suite, "")) if word]
+    # Names of C programs are compared as they are.
+    both = " and ".join(f"({word})" for word in words) if len(words) > 1 else "".join(words)
+    return argparse.Namespace(**vars(args) | {"k": both})
+
+
 def plan(
     suite: str, target: Target | None, first: Target, args: argparse.Namespace
 ) -> Iterable[Job]:
     """Return the jobs of a suite under one MPI, or those that need none."""
     debian = target is not None and target.fortran
-    if suite == "cluster":
-        which = "debian" if debian else "not debian"
-        args = argparse.Namespace(
-            **vars(args) | {"k": f"({args.k}) and {which}" if args.k else which}
-        )
-    elif (suite == "fortran") != debian:
+    if suite != "cluster" and (suite == "fortran") != debian:
         return []
+    args = narrowed(suite, debian, args)
     if target is None:
         if suite in WITHOUT_MPI:
             return pytest_jobs(suite, first, "", args.k, collect(first, suite, args.k))

@@ -4,6 +4,7 @@
 #include "api/session.h"
 #include "base/error.h"
 #include "base/handles.h"
+#include "base/launcher.h"
 #include "mpi/failure.h"
 #include "mpi/library.h"
 #include "mpi/meeting.h"
@@ -45,6 +46,7 @@ static int open_session(int index, MPI_Comm world, int role, int code, const cha
   }
   size_t bytes = (size_t)made->client.n_services * sizeof *made->client.services;
   msi_library_at_finalize(close_all);
+  msi_launcher_watch();
   msi_handles_own(index, made->client.services, bytes);
   msi_handles_open(index, role, made->world.rank);
   return MPISERVE_OK;

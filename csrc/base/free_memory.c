@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 enum { FILE_BYTES = 16384 };
@@ -141,4 +142,10 @@ msi_free_memory msi_free_memory_find(const char *root) {
   look_at_all_groups(&least, root);
   look_at_process(&least, root);
   return least;
+}
+
+uint64_t msi_free_memory_in(const char *folder) {
+  struct statvfs room;
+  if (statvfs(folder, &room) || !room.f_blocks) return UINT64_MAX; /* 0 blocks: without a limit */
+  return (uint64_t)room.f_bavail * room.f_frsize;
 }

@@ -14,4 +14,7 @@ typedef struct msi_free_memory {
  * a folder of a test. */
 msi_free_memory msi_free_memory_find(const char *root);
 
+/* Bytes that are free in the file system of a folder; UINT64_MAX if it does not say. */
+uint64_t msi_free_memory_in(const char *folder);
+
 #endif

@@ -14,6 +14,9 @@
 #include "base/error.h"
 #include "base/free_memory.h"
 
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23
+#endif
 #ifndef MFD_NOEXEC_SEAL
 #define MFD_NOEXEC_SEAL 8U
 #endif
@@ -75,6 +78,22 @@ static int reserve(int fd, size_t bytes) {
       return refuse(bytes, at, strerror(errno));
     else if (piece > SMALL_PIECE)
       piece /= 2;
+  }
+  return code;
+}
+
+/* A page for which there is no room in the file system of its file, mostly /dev/shm, would be a
+ * SIGBUS at its first use; here it is EFAULT. EINVAL: the kernel cannot, or the pages are no usual
+ * memory. */
+int msi_segment_fill(void *memory, size_t bytes) {
+  size_t before = (uintptr_t)memory % (size_t)sysconf(_SC_PAGESIZE), next;
+  uint8_t *begin = (uint8_t *)memory - before;
+  int code = MPISERVE_OK;
+  for (size_t at = 0, end = before + bytes; !code && at < end; at += next) {
+    next = end - at < PIECE ? end - at : PIECE;
+    code = check_free(bytes, at < bytes ? at : bytes);
+    if (code || !madvise(begin + at, next, MADV_POPULATE_WRITE) || errno == EINVAL) continue;
+    return refuse(bytes, at, errno == EFAULT ? "in /dev/shm" : strerror(errno));
   }
   return code;
 }

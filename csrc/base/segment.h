@@ -25,6 +25,10 @@ typedef struct msi_segment_id {
  * error at once (MPISERVE_ENOMEM), whose text has the bytes that are needed and free. */
 int msi_segment_open(msi_segment *segment, size_t bytes);
 
+/* Reserves the pages of memory that a library has mapped and nobody has used yet, as those of a
+ * segment are; kernels before Linux 5.14 cannot. An error as above. */
+int msi_segment_fill(void *memory, size_t bytes);
+
 /* Maps the first bytes of a segment that another process has made and still has. The processes
  * must be of one user, and see each other in /proc. */
 int msi_segment_attach(msi_segment *segment, const msi_segment_id *id, size_t bytes);

@@ -8,8 +8,11 @@
  *   - Every function that can fail returns int: MPISERVE_OK (0), or a negative MPISERVE_E... code.
  *     mpiserve_strerror() gives the fixed text of a code, mpiserve_last_error() the details of this
  *     thread's last failure.
- *   - The library never prints, exits or aborts. MPI errors on its own communicators and windows
- *     come back as MPISERVE_EMPI.
+ *   - The library never prints, exits or aborts, but for one case: when the launcher of the job has
+ *     ended (killed, mostly), where MPI_Finalize would wait for ever, a thread prints a line and
+ *     ends the process by SIGTERM, or 3 s later by _exit(1). MPISERVE_END_WITH_LAUNCHER=0 in the
+ *     environment of open switches that off.
+ *   - MPI errors on its own communicators and windows come back as MPISERVE_EMPI.
  *   - "Collective" means: over the world given to mpiserve_open(). "Local" means: the call does
  *     not communicate.
  *   - Handles are checked: NULL is MPISERVE_EARG; a session that is not open, or a service of one,

@@ -1,13 +1,18 @@
 #define _GNU_SOURCE
 #include "mpi/window.h"
 
+#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/error.h"
+#include "base/free_memory.h"
 #include "mpi/failure.h"
 
-enum { REPLY_TAG = 1 }; /* of a rank's first service; its others have the next ones */
+enum {
+  REPLY_TAG = 1,      /* of a rank's first service; its others have the next ones */
+  EXTRA_BYTES = 65536 /* what MPI needs for a rank beside its window */
+};
 
 static const size_t PIECE = (size_t)1 << 30; /* MPI counts are int */
 
@@ -56,7 +61,7 @@ int msi_window_reserve(msi_window *window, const size_t bytes[MSI_PARTS]) {
 /* MPI's memory and not a part of the segment: over MPI_Win_create a round trip of 1 KiB took two to
  * four times as long on one node, and up to twice as long between hosts (Open MPI 5.0.11, MPICH
  * 5.0.2). One access epoch from open to close: nobody else ever locks, hence NOCHECK. */
-static int open_rma(msi_window *window, size_t bytes) {
+static int allocate(msi_window *window, size_t bytes) {
   int failed = MPI_Win_allocate((MPI_Aint)bytes, 1, MPI_INFO_NULL, window->world->comm,
                                 &window->memory[MPISERVE_RMA], &window->win);
   if (failed) return msi_mpi_error(failed, "MPI_Win_allocate");
@@ -66,6 +71,58 @@ static int open_rma(msi_window *window, size_t bytes) {
   /* Messages have a communicator of their own, so that none is mistaken. */
   failed = MPI_Comm_dup(window->world->comm, &window->replies);
   return failed ? msi_mpi_error(failed, "MPI_Comm_dup") : MPISERVE_OK;
+}
+
+static int several_nodes(const msi_world *world) {
+  for (int r = 1; r < world->size; r++)
+    if (world->nodes[r] != world->nodes[0]) return 1;
+  return 0;
+}
+
+/* Where MPI libraries keep a window that ranks of a node share. */
+static const char *folder_of_windows(void) {
+  const char *set = getenv("OMPI_MCA_osc_sm_backing_directory");
+  return set && *set ? set : "/dev/shm";
+}
+
+static int too_little_room(uint64_t needed, uint64_t room) {
+  return msi_error(
+      MPISERVE_ENOMEM,
+      "no memory for requests: %" PRIu64 " bytes are needed and %" PRIu64
+      " bytes are free in %s, where MPI keeps what MPISERVE_TRANSPORT=rma needs. Lower "
+      "max_batch_rows or pool_bytes, or make it larger (docker run --shm-size)",
+      needed, room, folder_of_windows());
+}
+
+/* With too little room Open MPI (5.0.11) never comes back from MPI_Win_allocate, and MPICH (5.0.2)
+ * is killed by SIGBUS later. Between nodes it depends on the network whether that room is needed.
+ */
+static int check_room(msi_world *world, size_t bytes) {
+  uint64_t mine = bytes, *all = calloc((size_t)world->size, sizeof *all);
+  int code = all ? MPISERVE_OK : msi_error(MPISERVE_ENOMEM, "no memory for %d ranks", world->size);
+  code = msi_world_agree(world, code);
+  if (!code) code = msi_world_gather(world, &mine, all, sizeof mine, "mpiserve_open");
+  if (code == MPISERVE_ETIMEOUT) return code; /* MPI may still write there */
+  uint64_t room = msi_free_memory_in(folder_of_windows()), needed = 0;
+  for (int r = 0; r < world->size && !code; r++) needed += all[r] + EXTRA_BYTES;
+  free(all);
+  if (!code && !several_nodes(world) && needed > room) code = too_little_room(needed, room);
+  return msi_world_agree(world, code);
+}
+
+/* As mpiserve's own memory, it is there before the first request, or open fails. */
+static int fill(msi_window *window, msi_world *world, size_t bytes) {
+  int code = bytes ? msi_segment_fill(window->memory[MPISERVE_RMA], bytes) : MPISERVE_OK;
+  if (code) msi_error(code, "no memory for requests: %s", mpiserve_last_error());
+  code = msi_world_agree(world, code);
+  if (code) msi_window_close(window);
+  return code;
+}
+
+static int open_rma(msi_window *window, msi_world *world, size_t bytes) {
+  int code = check_room(world, bytes);
+  if (!code) code = msi_world_agree(world, allocate(window, bytes));
+  return code ? code : fill(window, world, bytes);
 }
 
 /* ---- the memory of others ---------------------------------------------------------- */
@@ -126,12 +183,6 @@ void msi_window_keep(msi_window *window, int head) {
 
 /* ---- open and close ------------------------------------------------------------------ */
 
-static int several_nodes(const msi_world *world) {
-  for (int r = 1; r < world->size; r++)
-    if (world->nodes[r] != world->nodes[0]) return 1;
-  return 0;
-}
-
 /* Libraries that fail or hang between nodes, and what mends them. */
 static int known_broken(const msi_world *world) {
   const char *library = mpiserve_mpi_runtime(), *osc = getenv("OMPI_MCA_osc");
@@ -159,8 +210,7 @@ int msi_window_open(msi_window *window, msi_world *world, const size_t bytes[MSI
   find_used(window);
   offer *offers = calloc((size_t)world->size, sizeof *offers);
   int code = msi_world_agree(world, prepare(window, bytes, offers));
-  if (!code && window->used[MPISERVE_RMA])
-    code = msi_world_agree(world, open_rma(window, bytes[MPISERVE_RMA]));
+  if (!code && window->used[MPISERVE_RMA]) code = open_rma(window, world, bytes[MPISERVE_RMA]);
   if (!code && window->used[MPISERVE_SHARED])
     code = exchange_memory(window, world, bytes[MPISERVE_SHARED], offers);
   if (code != MPISERVE_ETIMEOUT) free(offers); /* else MPI may still write there */

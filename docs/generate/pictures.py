@@ -64,8 +64,10 @@ def main() -> int:
     """Make all pictures; exit status 1 if one is missing or too large."""
     shrink("01_reacting_flow")
     shrink("05_shallow_water")
+    shrink("08_survival")
     draw_search("07_semantic_search")
     names = ("01_reacting_flow.png", "05_shallow_water.png", "07_semantic_search.svg")
+    names += ("08_survival.png",)
     sizes = {name: (IMAGES / name).stat().st_size for name in names}
     for name, size in sizes.items():
         print(f"docs/images/{name}: {size:,} bytes")

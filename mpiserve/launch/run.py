@@ -29,6 +29,7 @@ from mpiserve.observe.log import start_logging
 from mpiserve.session import Session
 
 OK, FAILURE, USAGE = 0, 1, 2  # exit statuses
+WITH_ULFM = "OMPI_MCA_mpi_ft_enable"  # set by mpirun
 GRACE = 10.0  # seconds, if MPISERVE_GRACE is not set
 FLUSH = 0.5  # seconds for the launcher to pass on the log before an abort
 
@@ -75,6 +76,7 @@ def _begin(comm: MPI.Comm) -> None:
 
 def end_with_launcher() -> None:
     """End this rank when its launcher ends, which kills no rank if it is killed itself."""
+    os.environ["MPISERVE_END_WITH_LAUNCHER"] = "0"  # open need not do the same
     watched = launcher.watchable()
     if watched is None:
         lose("the launcher of this job has ended")
@@ -179,9 +181,12 @@ def abort(comm: MPI.Comm, status: int) -> None:
     """End the job, a moment after the reason was logged.
 
     MPICH 5.0.2's launcher kills at once and may lose output that it has not passed on: in a
-    test the reason was missing once.
+    test the reason was missing once. Under `--with-ft ulfm` MPI_Abort ends this rank alone, and
+    ranks that wait for each other wait on (Open MPI 5.0.11): there the launcher is asked.
     """
     time.sleep(FLUSH)
+    if os.environ.get(WITH_ULFM) == "1":
+        launcher.end_job()
     comm.Abort(status)
 
 

@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/time.h>
@@ -225,6 +226,40 @@ static void test_a_limit_of_addresses_is_named(void) {
 }
 #endif
 
+/* ---- memory of others ------------------------------------------------------------------ */
+
+static uint8_t *map_file(size_t in_file, size_t bytes) {
+  int file = memfd_create("test", 0);
+  CHECK(file >= 0 && !ftruncate(file, (off_t)in_file));
+  uint8_t *memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+  CHECK(memory != MAP_FAILED);
+  close(file);
+  return memory;
+}
+
+static size_t resident(const uint8_t *memory, size_t bytes) {
+  size_t page = (size_t)getpagesize(), n = 0;
+  unsigned char pages[LARGE / 4096];
+  CHECK(!mincore((void *)memory, bytes, pages));
+  for (size_t i = 0; i < bytes / page; i++) n += pages[i] & 1;
+  return n * page;
+}
+
+static void test_memory_of_others_is_reserved_and_kept(void) {
+  uint8_t *memory = map_file(LARGE, LARGE);
+  memory[SMALL] = 7;
+  CHECK(!msi_segment_fill(memory + 100, LARGE - 100));
+  CHECK(memory[SMALL] == 7 && resident(memory, LARGE) == LARGE);
+  munmap(memory, LARGE);
+}
+
+static void test_a_page_that_would_be_a_bus_error_is_an_error(void) {
+  uint8_t *memory = map_file(LARGE / 2, LARGE);
+  CHECK(msi_segment_fill(memory, LARGE) == MPISERVE_ENOMEM);
+  CHECK_TEXT(mpiserve_last_error(), "5242880 bytes of memory are needed");
+  munmap(memory, LARGE);
+}
+
 /* ---- signals -------------------------------------------------------------------------- */
 
 static volatile sig_atomic_t ticks;
@@ -256,6 +291,8 @@ int main(void) {
 #ifndef __SANITIZE_ADDRESS__
   test_a_limit_of_addresses_is_named();
 #endif
+  test_memory_of_others_is_reserved_and_kept();
+  test_a_page_that_would_be_a_bus_error_is_an_error();
   test_signals_do_not_disturb();
   return check_result();
 }

@@ -132,3 +132,10 @@ def test_the_tables_of_rooms_list_every_file():
         if len(shared) == 1:
             known = {path.stem for path in (ROOT / folder).rglob("*.*")}
             assert names <= known, f"{folder}: {names - known}"
+
+
+def test_the_page_of_faults_has_every_number_and_no_job_that_went_wrong():
+    page = (ROOT / "docs/internals/faults.md").read_text()
+    found = re.findall(r"^\| (\d+) .*\| (\d+) of (\d+) \|$", page, re.MULTILINE)
+    assert {int(number) for number, _, _ in found} == set(range(1, 21))
+    assert [row for row in found if row[1] != row[2]] == []

@@ -39,7 +39,8 @@ def test_the_map_lists_what_the_header_declares():
     assert sorted(mapped()) == sorted(declared())
 
 
-ENVIRONMENT = ("OPEN_TIMEOUT", "CLOSE_TIMEOUT", "WAIT_NOTICE", "E")  # E: of the names of codes
+ENVIRONMENT = ("OPEN_TIMEOUT", "CLOSE_TIMEOUT", "WAIT_NOTICE", "END_WITH_LAUNCHER")
+ENVIRONMENT += ("E",)  # of the names of codes
 
 
 def names_in_comments_only(header: str) -> set[str]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 from mpiserve.mpi import launcher
 from mpiserve.tools import leftovers
 
+ROOT = Path(__file__).resolve().parents[2]
 PROC = Path("/proc")
 OLD = time.time() - 3600
 
@@ -61,6 +63,12 @@ def test_a_rank_whose_launcher_lives_is_none(rank, monkeypatch):
     names = {name for _, name in launcher.ancestors(rank)}
     monkeypatch.setattr(launcher, "LAUNCHERS", names)
     assert names and not ours(rank)
+
+
+def test_the_library_knows_the_same_launchers():
+    text = (ROOT / "csrc/base/launcher.c").read_text()
+    names = text.partition("LAUNCHERS[] = {")[2].partition("}")[0]
+    assert set(re.findall(r'"(.+?)"', names)) == launcher.LAUNCHERS
 
 
 def make(path, age):

@@ -28,7 +28,9 @@ class LostError(ModelError):
         taken: Whether it had begun the call.
     """
 
-    taken = True
+    def __init__(self, code: int, text: str, *, taken: bool = True) -> None:
+        super().__init__(code, text)
+        self.taken = taken
 
 
 class ChildProcess:
@@ -129,9 +131,9 @@ class ChildProcess:
             text = f"the model's process took over {limit} {what}: it was killed"
         else:
             text = f"the model's process {ending(self.end(), what)}"
-        error = LostError(Code.EMODEL, text)
-        error.taken = taken
-        raise error
+        # Not by a variable: its traceback would hold this frame, and with it the memory of the
+        # child until the next collection of garbage.
+        raise LostError(Code.EMODEL, text, taken=taken)
 
     def _answered(self) -> Any:
         try:

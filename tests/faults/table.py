@@ -1,0 +1,347 @@
+"""The table of faults: what each one is, and what must be seen under which launcher.
+
+    python tests/faults/table.py      print what the last runs have seen, and write build/faults.md
+
+UNMET, at the end, names what the product does not do yet. Such a test must fail, so that whoever
+makes it pass takes its line away.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+SEEN = "faults.jsonl"  # in the folder of each job of tests/run.py
+
+# How a job is launched: as usual; so that MPI tells survivors of a death (Open MPI 5); so that the
+# launcher kills no survivors and sees no signal (MPICH).
+PLAIN, ULFM, KEPT = "plain", "ulfm", "no cleanup"
+MODES = {PLAIN: ("openmpi", "mpich"), ULFM: ("openmpi",), KEPT: ("mpich",)}
+EVERY = tuple(MODES)
+
+MPICH_FILE = "mpich_shm_.*"
+ALIVE, ENDS, EITHER = "alive", "ends", "either"
+
+
+@dataclass(frozen=True)
+class Expect:
+    """What must be seen.
+
+    Attributes:
+        job: ALIVE: all clients but one that dies itself ask all they want, close and end.
+            ENDS: the launcher ends the job, with a status that is not 0.
+        guilty: What the request that holds the trigger must get: an error, or the right answer.
+        text: A pattern of what somebody must have been told: the error, else a line of the log.
+        errors: Requests that may end with an error though they hold no trigger; None: any.
+        status: The exit status of the launcher, or None for any.
+        closes: Whether every client must close without an error.
+        session: Whether no file may remain in the folder for temporary files, where launchers keep
+            some. None may remain in /dev/shm,
+        stays: but those whose names fit this pattern.
+    """
+
+    job: str = ALIVE
+    guilty: str = "error"
+    text: str = ""
+    errors: int | None = 0
+    status: int | None = 0
+    closes: bool = True
+    session: bool = True
+    stays: str = "-"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A row.
+
+    Attributes:
+        number: As in the list of faults, see docs/guide/survival.md.
+        name: What happens.
+        expect: What must be seen, by mode; its keys are the modes under which it is run.
+        plan: What differs in the plan of job/simulate.py.
+        service: Keys of the service "twice".
+        broken: The model of a second service, which cannot be loaded.
+        inference: The number of inference ranks.
+        outside: What the test does to the job, see test_ranks.py.
+        quick: Whether `make test` runs it.
+        seconds: The most that the job may take; generous, since the machine may be busy.
+        shm: The size of /dev/shm.
+        transports: Those with which it is run.
+    """
+
+    number: int
+    name: str
+    expect: dict[str, Expect]
+    plan: dict[str, Any] = field(default_factory=dict)
+    service: dict[str, Any] = field(default_factory=dict)
+    broken: str = ""
+    inference: int = 1
+    outside: str = ""
+    quick: bool = False
+    seconds: float = 60
+    shm: str = "1g"
+    transports: tuple[str, ...] = ("shared", "rma")
+
+    @property
+    def key(self) -> str:
+        return f"{self.number} {self.name}"
+
+
+def told(text: str, **changes: Any) -> dict[str, Expect]:
+    """The guilty request gets an error with this text, and nothing else happens."""
+    return {PLAIN: Expect(text=text, **changes)}
+
+
+UNHARMED = {PLAIN: Expect(guilty="right")}
+
+
+def of_model(number: int, act: str, expect: dict[str, Expect], **rest: Any) -> Fault:
+    """A fault of the model, twice: in a small request, then in a large one."""
+    name = act.replace("_", " ").strip()
+    plan = {"triggers": [act], "at": [4, 7], "steps": 12, "lockstep": True}
+    return Fault(number, name, expect, plan=plan, **rest)
+
+
+SOON = {"timeout_s": 1.0}
+LATE = {"timeout_s": 30.0}
+
+MODEL = [
+    of_model(1, "null_read", told("SIGSEGV")),
+    of_model(2, "exit_7", told("status 7")),
+    of_model(3, "kill_itself", told("SIGKILL")),
+    of_model(4, "abort", told("SIGABRT")),
+    of_model(5, "hang", told("timeout_s"), service=SOON),
+    of_model(6, "nap", UNHARMED, service=LATE),
+    of_model(7, "stop", told("timeout_s"), service=SOON),
+    of_model(8, "use_memory", told("[Mm]emory"), service={"memory_bytes": 3 << 30}),
+    of_model(9, "raise_", told("ValueError: the model says no")),
+    of_model(9, "sys_exit", told("SystemExit: the model leaves")),
+    of_model(9, "interrupt", told("KeyboardInterrupt: of the model")),
+    of_model(9, "unprintable", told("Unprintable: .its text cannot be read")),
+    of_model(10, "wrong_shape", told(r"expected float32 \[\d+, 3\], got float32 \[1, 7\]")),
+    of_model(10, "wrong_dtype", told("expected float32 .*got str")),
+    of_model(10, "nothing", told("expected float32 .*got object")),
+    of_model(10, "nan", told("finite|nan"), service={"check": "finite"}, quick=True),
+    of_model(11, "fork", UNHARMED),
+    of_model(11, "start_program", UNHARMED),
+]
+
+
+def of_load(model: str, expect: dict[str, Expect], **rest: Any) -> Fault:
+    """A model that cannot be loaded, beside one that answers from another rank."""
+    plan = {"broken": True, "steps": 6, "lockstep": True}
+    return Fault(12, rest.pop("name"), expect, plan=plan, broken=model, inference=2, **rest)
+
+
+# Inference ranks end with status 1 if their model could not be loaded.
+UNLOADED = {"status": None}
+LOAD = [
+    of_load("LoadSegfault", told("SIGSEGV", **UNLOADED), name="load: segfault"),
+    of_load("LoadExit", told("status 7", **UNLOADED), name="load: exit"),
+    of_load("LoadRaise", told("ValueError: the model says no", **UNLOADED), name="load: raise"),
+    of_load(
+        "LoadHang",
+        told("load_timeout_s", **UNLOADED),
+        name="load: hang",
+        service={"load_timeout_s": 3.0},
+    ),
+]
+
+# Launchers kill what remains, and say which rank has died of what. Ranks of MPICH that are killed
+# leave their file in /dev/shm.
+KILLED = Expect(ENDS, guilty="any", text=r"[Ss]ignal:? 9", errors=None, stays=MPICH_FILE)
+GOES_ON = Expect(guilty="any", errors=0)
+# MPICH's launcher returns the status of the dead rank, and survivors that leave without
+# MPI_Finalize, which would wait for it, leave MPICH's file in /dev/shm.
+KEPT_ON = replace(GOES_ON, status=None, stays=MPICH_FILE)
+WORK = {"steps": 60, "pause": 0.03, "at": [10]}
+
+
+def of_rank(number: int, name: str, outside: str, expect: dict[str, Expect], **rest: Any) -> Fault:
+    """A fault that the test does to an inference rank while two clients ask."""
+    plan = WORK | rest.pop("plan", {})
+    return Fault(number, name, expect, plan=plan, outside=outside, **rest)
+
+
+def of_client(number: int, name: str, act: str, expect: dict[str, Expect], **rest: Any) -> Fault:
+    """A fault of simulation rank 1, while the others ask."""
+    plan = WORK | {"act": act} | rest.pop("plan", {})
+    return Fault(number, name, expect, plan=plan, **rest)
+
+
+# What the others are told when nobody can answer: rank, host and cause, each time.
+GONE = Expect(guilty="any", text=r"rank 2\b.*(died|gone|killed|ended|dead)", errors=None)
+DEATH = {PLAIN: KILLED, ULFM: GOES_ON, KEPT: KEPT_ON}
+# An exit with status 0: no launcher kills for that, so what happens is up to MPI.
+LEFT = {PLAIN: replace(KILLED, job=EITHER, text="", status=None)}
+MISSING = Expect(guilty="any", text=r"simulation rank 1\b", errors=0, status=None, closes=False)
+
+RANKS = [
+    of_rank(6, "rank stopped for 3 s", "nap", dict.fromkeys(EVERY, GOES_ON)),
+    of_rank(
+        7,
+        "rank stopped for ever",
+        "stop",
+        {
+            mode: replace(GONE, text=r"rank 2\b.*stopped", status=None, closes=False)
+            for mode in EVERY
+        },
+        plan={"timeout": 3.0, "steps": 14},
+    ),
+    of_rank(13, "one of 2 replicas killed", "kill", DEATH, inference=2),
+    of_rank(
+        14,
+        "last replica killed",
+        "kill",
+        {PLAIN: KILLED, ULFM: GONE, KEPT: replace(GONE, status=None, stays=MPICH_FILE)},
+    ),
+    of_rank(
+        14,
+        "last replica killed, fallback",
+        "kill",
+        DEATH,
+        plan={"fallback": True},
+    ),
+    of_client(15, "simulation rank: SIGKILL", "kill", DEATH),
+    of_client(
+        15,
+        "simulation rank: segfault",
+        "segfault",
+        DEATH | {PLAIN: replace(KILLED, text="[Ss]ignal:? 11")},
+    ),
+    of_client(15, "simulation rank: exit", "exit", LEFT | {ULFM: GOES_ON, KEPT: KEPT_ON}),
+    of_client(16, "simulation rank: silent", "silent", dict.fromkeys(EVERY, MISSING)),
+    of_client(
+        16,
+        "simulation rank: finalize",
+        "finalize",
+        # MPI_Finalize closes the session, and nobody is missing.
+        dict.fromkeys(EVERY, replace(MISSING, text="")),
+    ),
+    of_client(
+        17,
+        "simulation rank raises",
+        "raise",
+        {mode: replace(KILLED, text="the simulation says no") for mode in EVERY},
+        quick=True,
+    ),
+]
+
+# MPI itself keeps files in /dev/shm, of which some builds need more than others.
+NODE = [
+    Fault(
+        18,
+        "/dev/shm too small",
+        {PLAIN: Expect(guilty="any")},
+        outside="small",
+        shm="24m",
+        plan={"grow": 200_000, "at": [2], "steps": 6},
+        transports=("shared",),
+    ),
+    Fault(
+        18,
+        "/dev/shm too small for MPI's window",
+        {
+            PLAIN: Expect(
+                ENDS,
+                guilty="any",
+                text=r"\d+ bytes are needed and \d+ bytes are free",
+                stays=MPICH_FILE,
+            )
+        },
+        outside="small",
+        shm="24m",
+        plan={"grow": 200_000, "at": [2], "steps": 6},
+        quick=True,
+        transports=("rma",),
+    ),
+    Fault(
+        18,
+        "/dev/shm filled after open",
+        {PLAIN: Expect(guilty="any")},
+        outside="fill",
+        plan={"grow": 200_000, "at": [4], "steps": 10},
+        quick=True,
+    ),
+    Fault(
+        19,
+        "launcher killed",
+        # The launcher cannot remove its own files any more. MPICH's kills the ranks at once.
+        {
+            mode: Expect(ENDS, guilty="any", errors=None, session=False, stays=MPICH_FILE)
+            for mode in EVERY
+        },
+        outside="launcher",
+        plan={"steps": 1_000_000, "pause": 0.01},
+        quick=True,
+    ),
+    Fault(
+        20,
+        "stdout and log full",
+        # MPICH's launcher ends where it cannot write, and with it the job.
+        {PLAIN: Expect(EITHER, guilty="any", status=None, stays=MPICH_FILE)},
+        outside="full",
+        plan={"steps": 12},
+    ),
+    Fault(
+        20,
+        "stdout and log closed",
+        {PLAIN: Expect(EITHER, guilty="any", status=None, stays=MPICH_FILE)},
+        outside="closed",
+        plan={"steps": 40, "pause": 0.03},
+    ),
+]
+
+FAULTS = [*MODEL, *LOAD, *RANKS, *NODE]
+
+# Why a test must fail today: patterns of "fault/mode/mpi/transport".
+UNMET: dict[str, tuple[str, ...]] = {
+    "requests stay with a head that is stopped": ("7 rank stopped for ever/*",),
+}
+
+
+def unmet(fault: Fault, mode: str, mpi: str, transport: str) -> str:
+    """Return why a test must fail today, or ""."""
+    case = f"{fault.key}/{mode}/{mpi}/{transport}"
+    found = (why for why, names in UNMET.items() if any(fnmatch(case, name) for name in names))
+    return next(found, "")
+
+
+COLUMNS = ("fault", "launched", "MPI", "transport", "what was said", "next answer", "job")
+COLUMNS += ("requests of others", "status", "left behind", "")
+
+
+def rows() -> Iterator[dict[str, Any]]:
+    """What the jobs of tests/run.py have seen."""
+    for path in sorted((ROOT / "build/test-logs").glob(f"*/{SEEN}")):
+        yield from map(json.loads, path.read_text().splitlines())
+
+
+def line(row: dict[str, Any]) -> str:
+    cells = [str(row.get(column, "")).replace("|", "/").replace("\n", " ") for column in COLUMNS]
+    return f"| {' | '.join(cells)} |"
+
+
+def page() -> str:
+    """Return the table of what was seen, in Markdown."""
+    order = sorted(rows(), key=lambda row: (int(row["fault"].split()[0]), *row.values()))
+    head = [f"| {' | '.join(COLUMNS)} |", f"|{' --- |' * len(COLUMNS)}"]
+    counts = Counter(row[""].partition(":")[0] for row in order)
+    summary = ", ".join(f"{count} {word}" for word, count in counts.most_common())
+    return "\n".join(["# Faults", "", f"{summary}.", "", *head, *map(line, order), ""])
+
+
+def main() -> None:
+    text = page()
+    (ROOT / "build/faults.md").write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
