@@ -11,10 +11,11 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from mpiserve.errors import Code, ModelError
-from mpiserve.serving.isolation.fork_server import END, FORK, IMPORT
+from mpiserve.serving.isolation.fork_server import END, FORK, IMPORT, LATER
 
 # Launchers identify a rank by these: a child that finds them would take itself for one.
 MPI_VARIABLES = re.compile(
@@ -23,6 +24,8 @@ MPI_VARIABLES = re.compile(
 )
 CHILD = "mpiserve.serving.isolation.child"  # imports what each child needs
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+DEVICES = ("nvidia[0-9]*", "kfd")  # of GPUs, in /dev
+NAMES = 100  # of modules in a request, which has a limit
 ANSWER = 600.0  # seconds in which the fork server answers; it may import from a slow file system
 TRIES = 2
 
@@ -53,20 +56,24 @@ class ForkServer:
             if self._link is None:
                 self._start()
 
-    def load(self, libraries: Iterable[str], threads: int = 1) -> None:
+    def load(self, libraries: Iterable[str], threads: int = 1, *, later: bool = False) -> None:
         """Import libraries, which children then share; returns at once.
 
         Args:
-            libraries: Their names.
+            libraries: Their names. Of DeepSpeed nothing is imported where there is a GPU: it
+                chooses its accelerator then, and a fork cannot use a GPU that its parent has used.
             threads: The threads that they may start. They read it when they are imported, so the
                 first number stays.
+            later: Whether to import them while there is nothing else to do.
         """
+        if any(next(Path("/dev").glob(name), None) for name in DEVICES):
+            libraries = [name for name in libraries if name.partition(".")[0] != "deepspeed"]
         with self._lock:
             self._threads = self._threads if self._libraries else threads
             new = [name for name in (CHILD, *libraries) if name not in self._libraries]
             self._libraries.update(dict.fromkeys(new))
             if new and self._link is not None:
-                self._import(new)
+                self._import(new, later=later)
 
     def fork(self, name: str, files: Sequence[int]) -> Process:
         """Make a child.
@@ -128,8 +135,11 @@ class ForkServer:
         if self._libraries:
             self._import(list(self._libraries))
 
-    def _import(self, names: list[str]) -> None:
-        self._send((IMPORT, (names, dict.fromkeys(THREADS, str(self._threads)))))
+    def _import(self, names: list[str], *, later: bool = False) -> None:
+        variables = dict.fromkeys(THREADS, str(self._threads))
+        for begin in range(0, len(names), NAMES):
+            part = names[begin : begin + NAMES]
+            self._send((LATER, part) if later else (IMPORT, (part, variables)))
 
     def _fork(self, name: str, files: Sequence[int]) -> Process:
         if self._link is None:

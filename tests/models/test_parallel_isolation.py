@@ -1,0 +1,259 @@
+"""Children of the ranks of a replica restart together, whichever of them dies or hangs."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+from coupling import RUN
+
+# A row whose first number is below 0 says what the rank does that its second number names.
+MODELS = """\
+import os
+import signal
+import time
+
+import torch
+
+
+class Block(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc1 = torch.nn.Linear(4, 8)
+        self.fc2 = torch.nn.Linear(8, 4)
+        self.told = False
+        with torch.no_grad():
+            for numbers in self.parameters():
+                numbers.fill_(0.5)
+
+    def forward(self, x):
+        if torch.distributed.is_initialized():
+            rank = torch.distributed.get_rank()
+            if not self.told:
+                self.tell(rank)
+            for kind, who, *_ in x.tolist():
+                if kind < 0 and who == rank:
+                    KINDS[int(-kind) - 1]()
+        return self.fc2(torch.relu(self.fc1(x)))
+
+    def tell(self, rank):
+        self.told = True
+        with open("pids.txt", "a") as file:
+            print(os.getpid(), file=file)
+        with open(f"pid.{rank}.new", "w") as file:
+            print(os.getpid(), file=file)
+        os.rename(f"pid.{rank}.new", f"pid.{rank}")
+
+
+def crash():
+    open("crashed", "w").close()
+    os._exit(9)
+
+
+def fail():
+    raise ValueError("bad at one rank")
+
+
+KINDS = [
+    lambda: os.kill(os.getpid(), signal.SIGKILL),
+    lambda: time.sleep(1000),
+    fail,
+    crash,
+]
+
+
+def good():
+    return torch.nn.Sequential(Block())
+
+
+def gated():
+    # It is not loaded again before a file is there.
+    while os.path.exists("crashed") and not os.path.exists("gate"):
+        time.sleep(0.01)
+    return good()
+
+
+def aborts():
+    try:
+        os.close(os.open("first", os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        os.abort()
+    return good()
+
+
+def raises():
+    try:
+        os.close(os.open("second", os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        raise RuntimeError("no weights on this rank") from None
+    return good()
+"""
+
+CONFIG = """\
+[service.pair]
+model = "models:{version}"
+version = "good"
+tensor_parallel = 2
+peer_timeout_s = 20
+timeout_s = 2
+restarts = 100
+options = { injection_policy = { "models:Block" = [".fc2"] } }
+inputs = [{ name = "x", dtype = "float32", shape = [-1, 4] }]
+outputs = [{ name = "y", dtype = "float32", shape = [-1, 4] }]
+rows = "independent"
+input_memory = "view"
+max_batch_rows = 64
+max_delay_us = 50000
+"""
+
+# Rank 1 asks for the worst; rank 0 asks at the same time, and gets what it asks for.
+SIMULATION = """\
+import os
+import signal
+import time
+
+import mpiserve
+import numpy as np
+
+LIMIT = 60
+
+
+def rows(kind, who):
+    return np.tile(np.array([kind, who, 2, 3], np.float32), (2, 1))
+
+
+def right(y, x):
+    return np.allclose(y, 0.5 + 8 * 0.5 * (0.5 + 0.5 * x.sum(1, keepdims=True)))
+
+
+def ask(kind, who):
+    session.comm.Barrier()
+    guilty = session.comm.rank == 1
+    x = rows(-kind if guilty else 1, who)
+    try:
+        assert right(pair(x, timeout=LIMIT), x), (kind, who)
+        assert not guilty, (kind, who)
+    except mpiserve.ModelError as error:
+        assert guilty, error
+        print(f"kind {kind} at {who}: {error}", flush=True)
+    check()
+
+
+def check():
+    assert right(pair(rows(1, 0), timeout=LIMIT), rows(1, 0))
+
+
+def kill(who):
+    os.kill(int(open(f"pid.{who}").read()), signal.SIGKILL)
+
+
+def kill_under_load(who):
+    failed = 0
+    for step in range(60):
+        if step == 30 and session.comm.rank == 1:
+            kill(who)
+        try:
+            check()
+        except mpiserve.ModelError as error:
+            assert "the model's process was killed by SIGKILL" in str(error), error
+            failed += 1
+    failed = session.comm.allreduce(failed)
+    assert failed <= 1, failed  # the one that was computed, if it was alone
+    check()
+
+
+def reload(version):
+    try:
+        session.reload("pair", version, timeout=LIMIT)
+        text = "right"
+    except mpiserve.ModelError as error:
+        text = error
+    print(f"reload {version}: {text}", flush=True)
+
+
+with mpiserve.open() as session:
+    pair = session.service("pair")
+    check()
+    for kind, who in ((1, 0), (1, 1), (2, 1), (3, 1)):
+        ask(kind, who)
+    for who in range(2):
+        kill_under_load(who)
+        session.comm.Barrier()
+        if session.comm.rank == 1:
+            kill(who)
+            check()
+            kill(who)
+            time.sleep(1)  # the replica starts again by itself
+            check()
+    for version in ("aborts", "raises", "good"):
+        session.comm.Barrier()
+        if session.comm.rank == 1:
+            reload(version)
+        session.comm.Barrier()
+        check()
+    print(f"rank {session.comm.rank} is right", flush=True)
+"""
+
+SAID = {
+    "1 at 0": "tensor-parallel rank 0: the model's process was killed by SIGKILL on this batch",
+    "1 at 1": "tensor-parallel rank 1: the model's process was killed by SIGKILL on this batch",
+    "2 at 1": "tensor-parallel rank .: the model's process took over timeout_s = 2 s on this batch",
+    "3 at 1": "tensor-parallel rank .: .*(bad at one rank|took over timeout_s)",
+}
+
+
+def write(folder, config, simulation):
+    (folder / "models.py").write_text(MODELS)
+    (folder / "c.toml").write_text(config)
+    (folder / "sim.py").write_text(simulation)
+
+
+@pytest.mark.every_mpi
+def test_a_replica_restarts_whichever_of_its_processes_dies_or_hangs(mpiexec, tmp_path):
+    write(tmp_path, CONFIG, SIMULATION)
+
+    done = mpiexec(["-n", 4, *RUN, "c.toml", "sim.py"], timeout=170)
+
+    assert done.returncode == 0
+    for rank in range(2):
+        assert f"rank {rank} is right" in done.stdout
+    for kind, text in SAID.items():
+        assert re.search(f"^kind {kind}: {text}", done.stdout, re.M), kind
+    assert re.search("^reload aborts: .*killed by SIGABRT", done.stdout, re.M)
+    assert re.search("^reload raises: .*no weights on this rank", done.stdout, re.M)
+    assert "reload good: right" in done.stdout
+    assert "between two batches" in done.stderr
+    pids = (tmp_path / "pids.txt").read_text().split()
+    assert len(pids) > 4 * len(SAID)
+    for pid in pids:
+        assert not Path(f"/proc/{pid}").exists(), os.readlink(f"/proc/{pid}/exe")
+
+
+TWO = """\
+from pathlib import Path
+
+import mpiserve
+import numpy as np
+
+with mpiserve.open() as session:
+    service = session.service("pair")
+    try:
+        service(np.full((2, 4), [-4, 1, 0, 0], np.float32), timeout=60)
+        raise AssertionError("answered")
+    except mpiserve.ModelError as error:
+        assert "tensor-parallel rank 1: the model's process has ended with status 9" in str(error)
+    for _ in range(30):
+        assert (service(np.zeros((2, 4), np.float32), timeout=30) == 2.5).all()
+    Path("gate").touch()
+    print("the other replica has answered", flush=True)
+"""
+
+
+def test_another_replica_answers_while_processes_are_started_again(mpiexec, tmp_path):
+    config = CONFIG.replace('version = "good"', 'version = "gated"\nreplicas = 2')
+    write(tmp_path, config, TWO)
+    done = mpiexec(["-n", 5, *RUN, "c.toml", "sim.py"], timeout=150)
+    assert "the other replica has answered" in done.stdout
+    assert done.returncode == 0
