@@ -269,7 +269,10 @@ class Follower(_Team, tensor_parallel.Follower):
         """Check once for all that Follower looks for, and whether the child lives."""
         if self._due() and not self._running:
             self._look_at_child()
-        return super().step()
+        goes_on = super().step()
+        if not goes_on and self.part.busy:
+            self._stop_part()
+        return goes_on
 
     def _look_at_child(self) -> None:
         model = self._model
