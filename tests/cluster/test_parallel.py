@@ -38,6 +38,6 @@ def test_its_processes_meet_and_start_again(on_hosts, tmp_path):
     # The head is beside the simulation; the other rank of the replica is on the other host.
     done = on_hosts({"n1": 2, "n2": 1}, ["-n", 3, *RUN, "c.toml", "sim.py"], timeout=150)
     assert done.returncode == 0
-    killed = "tensor-parallel rank {}: the model's process was killed by SIGKILL.*\n"
+    killed = "tensor-parallel rank {}: the model's process .* on this batch.*\n"
     expected = "right\n" + killed.format(0) + "right\n" + killed.format(1) + "right\n"
     assert re.fullmatch(expected, done.stdout)

@@ -59,7 +59,7 @@ def kill_under_load(who):
         try:
             check()
         except mpiserve.ModelError as error:
-            assert "the model's process was killed by SIGKILL" in str(error), error
+            assert "the model's process" in str(error), error
             failed += 1
     failed = session.comm.allreduce(failed)
     assert failed <= 1, failed  # the one that was computed, if it was alone
@@ -98,9 +98,11 @@ with mpiserve.open() as session:
     print(f"rank {session.comm.rank} is right", flush=True)
 """
 
+# A fork server that is busy importing does not say how a process has ended.
+DIED = "the model's process (was killed by SIGKILL|has ended) on this batch"
 SAID = {
-    "1 at 0": "tensor-parallel rank 0: the model's process was killed by SIGKILL on this batch",
-    "1 at 1": "tensor-parallel rank 1: the model's process was killed by SIGKILL on this batch",
+    "1 at 0": f"tensor-parallel rank 0: {DIED}",
+    "1 at 1": f"tensor-parallel rank 1: {DIED}",
     "2 at 1": "tensor-parallel rank .: the model's process took over timeout_s = 2 s on this batch",
     "3 at 1": "tensor-parallel rank .: .*(bad at one rank|took over timeout_s)",
 }
