@@ -50,14 +50,14 @@ int msi_handover_taken(const msi_handover_side *parent) {
   return atomic_load_explicit(&parent->shared->taken, memory_order_relaxed) == parent->request;
 }
 
-/* Acquire: pairs with the release of change(), so that results and answer are seen. */
+/* Acquire: pairs with the release of change(), so that results and answer are seen. One word says
+ * all: a second load might see the end of the call whose report the first one saw, and the news of
+ * that end would then count as a report of the next call. */
 static int look(msi_handover_side *parent) {
-  msi_handover *shared = parent->shared;
-  uint32_t news = atomic_load_explicit(&shared->news, memory_order_acquire);
+  uint32_t news = atomic_load_explicit(&parent->shared->news, memory_order_acquire);
   if (news == parent->news) return MSI_HANDOVER_LATE;
   parent->news = news;
-  uint32_t ended = atomic_load_explicit(&shared->ended, memory_order_relaxed);
-  return ended == parent->request ? MSI_HANDOVER_ENDED : MSI_HANDOVER_ROWS;
+  return news % 2 ? MSI_HANDOVER_ENDED : MSI_HANDOVER_ROWS;
 }
 
 int msi_handover_wait(msi_handover_side *parent, int64_t deadline, int pidfd) {
@@ -97,13 +97,14 @@ int msi_handover_next(msi_handover_side *child, int64_t deadline) {
 void msi_handover_rows(msi_handover_side *child, int64_t rows) {
   msi_handover *shared = child->shared;
   atomic_store_explicit(&shared->rows_done, rows, memory_order_relaxed);
-  change(&shared->news, ++child->news, &shared->parent_asleep);
+  child->news = (child->news | 1) + 1; /* even */
+  change(&shared->news, child->news, &shared->parent_asleep);
 }
 
 void msi_handover_end(msi_handover_side *child, int code, uint64_t answer_size) {
   msi_handover *shared = child->shared;
   shared->code = code;
   shared->answer_size = answer_size;
-  atomic_store_explicit(&shared->ended, child->request, memory_order_relaxed);
-  change(&shared->news, ++child->news, &shared->parent_asleep);
+  child->news = (child->news + 1) | 1; /* odd */
+  change(&shared->news, child->news, &shared->parent_asleep);
 }

@@ -31,9 +31,9 @@ typedef struct msi_handover {
   uint64_t size; /* bytes of a message that comes with the call */
   msi_place place[MSI_HANDOVER_PLACES];
   /* The child's half. news orders the fields behind it. */
-  _Alignas(MSI_HANDOVER_LINE) _Atomic uint32_t news; /* rises with each report, and each end */
+  _Alignas(MSI_HANDOVER_LINE) _Atomic uint32_t news; /* rises; odd at an end, else a report */
   _Atomic uint32_t child_asleep;
-  _Atomic uint32_t taken, ended; /* the numbers of the last such calls */
+  _Atomic uint32_t taken; /* the number of the last such call */
   _Atomic int64_t rows_done;
   int32_t code;
   uint64_t answer_size; /* bytes of a message that comes with the end */

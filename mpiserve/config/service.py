@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -28,6 +29,7 @@ BACKENDS = ("deepspeed", "torch", "onnx", "python", "echo")
 TASKS = ("generate", "embed")
 VERSION = "{version}"  # stands for the name of a version, in a model or an option
 # "module:object" or "folder/file.py:object"
+NEEDS_MPI = "communicates by MPI among the ranks of tensor_parallel, which a child cannot"
 OBJECT = re.compile(r"(?:[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*|[^:]*\w\.py):[A-Za-z_]\w*")
 
 
@@ -125,8 +127,8 @@ class ServiceConfig(Table):
     """Whether a batch that fails is run again in halves, so that only the guilty request fails."""
     isolate: Literal["auto"] | bool = "auto"
     """Whether the model runs in a child process of the inference rank, so that its crash fails
-    only the request that causes it. `"auto"`: yes, unless the broker answers in C (echo) or
-    several ranks run the model together (`tensor_parallel`).
+    only the request that causes it. `"auto"`: yes, unless the broker answers in C (echo) or a
+    backend of your own runs on several ranks (`tensor_parallel`), which communicate by MPI.
     """
     timeout_s: float = Field(0.0, ge=0, le=MAX_SECONDS)
     """Seconds that a batch, or a step of a model that works in steps, may take in the child: then
@@ -312,16 +314,16 @@ class ServiceConfig(Table):
     @field_validator("isolate")
     @classmethod
     def _check_isolate(cls, isolate: str | bool, info: ValidationInfo) -> str | bool:
-        if isolate is True and info.data.get("tensor_parallel", 1) > 1:
-            raise ValueError("true is not possible with tensor_parallel: remove one")
+        if isolate is True and _needs_mpi(info.data):
+            raise ValueError(f"true: a backend of your own {NEEDS_MPI}: remove one")
         return isolate
 
     @field_validator("timeout_s", "memory_bytes")
     @classmethod
     def _check_isolated(cls, limit: float, info: ValidationInfo) -> float:
         data = info.data
-        if limit and data.get("isolate") == "auto" and data.get("tensor_parallel", 1) > 1:
-            raise ValueError("limits a child process, which tensor_parallel does not use")
+        if limit and data.get("isolate") == "auto" and _needs_mpi(data):
+            raise ValueError(f"limits a child process; a backend of your own {NEEDS_MPI}")
         if limit and data.get("isolate") is False:
             raise ValueError("limits a child process: remove isolate = false")
         return limit
@@ -330,7 +332,7 @@ class ServiceConfig(Table):
     def isolated(self) -> bool:
         """Whether the model runs in a child process."""
         if self.isolate == "auto":
-            return self.backend != "echo" and self.tensor_parallel == 1
+            return self.backend != "echo" and not _needs_mpi(vars(self))
         return self.isolate
 
     @field_validator("on_full")
@@ -378,6 +380,11 @@ class ServiceConfig(Table):
         if not all(0 < rows <= limit for rows in warmup):
             raise ValueError(f"rows must be 1 to max_batch_rows, got {shown(warmup)}")
         return tuple(warmup)
+
+
+def _needs_mpi(service: Mapping[str, Any]) -> bool:
+    """Whether a model of several ranks communicates by MPI: DeepSpeed does not need to."""
+    return service.get("tensor_parallel", 1) > 1 and service.get("backend") != "deepspeed"
 
 
 def _check_unbounded(tensors: Tensors) -> None:

@@ -97,7 +97,8 @@ class Loader:
             backend.together, backend.copies = known.together, known.copies
             if known.tuning is not None:
                 backend.tune_result = known.tuning
-            Warmup(backend, service, None).repeat()
+            shared = self._comm if service.tensor_parallel > 1 else None
+            Warmup(backend, service, shared).repeat()
             backend.warmed()
         except BaseException:
             _close(backend)

@@ -23,7 +23,7 @@ from mpiserve.serving.absent_model import Absent, Suspended, Unloaded
 from mpiserve.serving.continuous import Stepper
 from mpiserve.serving.description import description
 from mpiserve.serving.failed_batch import Splitter
-from mpiserve.serving.isolation.loader import IsolatedLoader
+from mpiserve.serving.isolation.loader import IsolatedLoader, loader_of
 from mpiserve.serving.loading import Loader, engine_of
 from mpiserve.serving.reload import Changes
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from mpi4py import MPI
 
     from mpiserve._lib import core
-    from mpiserve.serving import tensor_parallel
+    from mpiserve.serving import restarting
 
 logger = logging.getLogger("mpiserve")
 
@@ -76,16 +76,16 @@ class ServedModel:
         self.configured = assignment.service
         self.service = self.current = assignment.service.of_version()
         self.backend = Backend(self.service)
-        self.follower: tensor_parallel.Follower | None = None
+        self.follower: restarting.Follower | None = None
         self.native = self.failed = self.suspended = False
         self.batches = self.rows = 0
         self.seconds = 0.0
         self.changes = Changes(lib, self)
-        self._head: tensor_parallel.Head | None = None
+        self._head: restarting.Head | None = None
         self._comm = comm
         self._loader: Loader | IsolatedLoader
         if self.service.isolated:
-            self._loader = IsolatedLoader(lib, self.service, local_rank, self._note)
+            self._loader = loader_of(comm, lib, self.service, local_rank, self._note)
         else:
             self._loader = Loader(comm, local_rank, self._note)
             if self.service.tensor_parallel > 1 and not assignment.tp_index:
@@ -148,15 +148,14 @@ class ServedModel:
         if not self._shared:
             self.stepper = self._stepper_of(self.backend)
             return
-        from mpiserve.serving import tensor_parallel
+        from mpiserve.serving import restarting
 
-        parts: tuple[Any, ...] = (self._lib, self._comm, self._run_part, self._zeros)
-        seconds = self.service.peer_timeout_s
+        seconds, change = self.service.peer_timeout_s, self.changes.follow
+        parts: tuple[Any, ...] = (self._lib, self._comm, self._run_part, self._zeros, seconds)
         if self.assignment.tp_index:
-            change = self.changes.follow
-            self.follower = tensor_parallel.Follower(*parts, seconds, change=change)
+            self.follower = restarting.Follower(lambda: self.backend, *parts, change=change)
         else:
-            self._head = tensor_parallel.Head(*parts, seconds)
+            self._head = restarting.Head(lambda: self.backend, *parts)
 
     def enter(self) -> None:
         """Enter what the backend needs while it serves."""
@@ -228,7 +227,7 @@ class ServedModel:
 
     def supervise(self) -> None:
         """Watch the backend; let other replicas answer while it cannot."""
-        self.backend.supervise()
+        (self._head or self.backend).supervise()
         if self.backend.unavailable != self._down and not self.assignment.pool:
             self._down = self.backend.unavailable
             self._lib.suspend(self.index, self._down)
@@ -297,7 +296,11 @@ class ServedModel:
             self.backend.clients = clients
         outputs = self._zeros_of_outputs(len(clients))
         given = self._given(inputs)
-        result = self._head.run(given) if self._head else self.backend.rerun_rows(given, outputs)
+        result = (
+            self._head.run(given, part=True)
+            if self._head
+            else self.backend.rerun_rows(given, outputs)
+        )
         return result if result is outputs else self._finished(result, len(clients))
 
     def _results(self, inputs: Arrays, outputs: Arrays, done: Callable[[int], None]) -> Any:

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import numpy as np
@@ -21,13 +22,16 @@ from mpi4py import MPI
 from mpiserve.errors import ClosedError, Code, ModelError, PeerError
 from mpiserve.failure import describe
 from mpiserve.mpi.requests import LONGEST, SHORTEST, TEXT, Pause, complete
+from mpiserve.serving.isolation.process import LostError
 
 if TYPE_CHECKING:
     from mpiserve._lib import core
 
 COMMAND, OUTCOME, ALIVE = 1, 2, 3  # tags
+HEAD = 16  # bytes before the text of an outcome: the number of the command, and LOST or UNTAKEN
 KNOWN = 16  # numbers of rows whose arrays are kept
 RUN, GIVE_UP, STOP, CHANGE = 1, 2, 3, 4  # the commands of the head
+LOST, UNTAKEN = 1, 2  # a child process is lost: on this batch, or before it
 LATE = 5.0  # seconds that the others have when one rank has failed
 
 Arrays = tuple[np.ndarray, ...]
@@ -41,6 +45,41 @@ class Outcome(NamedTuple):
     error: BaseException | None = None
 
 
+class Report(NamedTuple):
+    """What a follower says of the outcome of its part.
+
+    Attributes:
+        text: The text of its exception, or "".
+        lost: LOST or UNTAKEN, if its child process is lost; else 0.
+    """
+
+    text: str
+    lost: int = 0
+
+
+class Awaited:
+    """Outcomes of what all ranks do: of this rank, and of followers.
+
+    Args:
+        seconds: How long to wait for all.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.mine: Outcome | None = None
+        self.reports: dict[int, Report] = {}
+        self.limit = time.monotonic() + seconds
+        self.bad = False
+
+
+class Job:
+    """A call in the thread of a part, and its outcome."""
+
+    def __init__(self, call: Callable[[], Any]) -> None:
+        self.call = call
+        self.outcome: Outcome | None = None
+        self.ended = threading.Event()
+
+
 class Part:
     """Runs one rank's part of a batch in a thread, which may get stuck.
 
@@ -51,30 +90,40 @@ class Part:
     def __init__(self, run: Run) -> None:
         self._run = run
         self._process = os.getpid()
-        self._jobs: queue.SimpleQueue[Arrays] = queue.SimpleQueue()
-        self._outcome: Outcome | None = None
-        self._ended = threading.Event()
+        self._jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
+        self._last: Job | None = None
         threading.Thread(target=self._work, daemon=True).start()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a call has not ended."""
+        return self._last is not None and not self._last.ended.is_set()
 
     def start(self, inputs: Arrays) -> None:
         """Begin a batch."""
-        self._ended.clear()
-        self._jobs.put(inputs)
+        self.do(partial(self._run, inputs))
+
+    def do(self, call: Callable[[], Any]) -> None:
+        """Begin a call."""
+        self._last = Job(call)
+        self._jobs.put(self._last)
 
     def wait(self, seconds: float) -> Outcome | None:
-        """Wait a little for the end of the batch."""
-        return self._outcome if self._ended.wait(seconds) else None
+        """Wait a little for the end of what began last."""
+        job = self._last
+        return job.outcome if job and job.ended.wait(seconds) else None
 
     def _work(self) -> None:
         while True:
-            inputs = self._jobs.get()
+            job = self._jobs.get()
             try:
-                self._outcome = Outcome(result=self._run(inputs))
+                outcome = Outcome(result=job.call())
             except BaseException as error:
-                self._outcome = Outcome(error=error)
+                outcome = Outcome(error=error)
             if os.getpid() != self._process:  # a child that the model forked: it is no rank
-                os._exit(int(self._outcome.error is not None))
-            self._ended.set()
+                os._exit(int(outcome.error is not None))
+            job.outcome = outcome
+            job.ended.set()
 
 
 class Team:
@@ -136,10 +185,14 @@ class Head(Team):
         self._followers = range(1, self.comm.size)
         self._sequence = 0
 
-    def run(self, batch: Arrays) -> Any:
+    def run(self, batch: Arrays, *, part: bool = False) -> Any:
         """Run a batch on all ranks.
 
         A part that timed out may still read its inputs, so it gets a copy, as the followers do.
+
+        Args:
+            batch: The inputs.
+            part: Whether they are of a part of a batch that has failed.
 
         Raises:
             ModelError: If a part failed. When the ranks cannot have stayed in step,
@@ -161,13 +214,20 @@ class Head(Team):
         if not self.spread(inputs):
             self._break(f"a rank did not receive a batch within {self.seconds:g} s")
         self.part.start(inputs)
-        ended, texts = self._wait()
-        if ended and len(texts) == len(self._followers):
-            if ended.error is None and not any(texts.values()):
+        awaited = Awaited(self.seconds)
+        self._wait(awaited)
+        ended, reports = awaited.mine, awaited.reports.values()
+        if ended and len(reports) == len(self._followers):
+            if ended.error is None and not any(report.text for report in reports):
                 return ended.result
-            if ended.error is not None and all(texts.values()):
-                raise ended.error  # all alike: they are in step, and go on
-        self._break(_differ(ended, texts))
+            alike = ended.error is not None and all(report.text for report in reports)
+            if ended.error is not None and alike and not lost(awaited):
+                raise ended.error  # they are in step, and go on
+        self._fall_out(awaited)
+
+    def _fall_out(self, awaited: Awaited) -> NoReturn:
+        """Note that the ranks cannot have stayed in step."""
+        self._break(differ(awaited))
 
     def change(self, what: int, version: str) -> None:
         """Have the followers change their model, as the head does next.
@@ -195,7 +255,7 @@ class Head(Team):
         while silent:
             silent -= {rank for rank in silent if self._alive(rank)}
             if silent and time.monotonic() > end:
-                raise _gone(min(silent))
+                raise gone(min(silent))
             time.sleep(LONGEST)
 
     def _alive(self, rank: int) -> bool:
@@ -218,50 +278,70 @@ class Head(Team):
             self._send(GIVE_UP)
         raise ModelError(Code.EMODEL, self.broken)
 
-    def _wait(self) -> tuple[Outcome | None, dict[int, str]]:
+    def _wait(self, awaited: Awaited) -> None:
         """Wait for all parts; after a failure, at most `LATE` seconds for the others."""
-        texts: dict[int, str] = {}
-        limit, bad = time.monotonic() + self.seconds, False
         step = SHORTEST
-        while True:
-            mine = self.part.wait(step)
+        while not self._look(awaited, step):
             step = min(1.5 * step, LONGEST)
-            texts |= self._outcomes()
-            if mine and len(texts) == len(self._followers):
-                return mine, texts
-            if not bad and (any(texts.values()) or (mine and mine.error is not None)):
-                bad, limit = True, min(limit, time.monotonic() + LATE)
-            if time.monotonic() > limit:
-                return mine, texts
 
-    def _outcomes(self) -> dict[int, str]:
+    def _look(self, awaited: Awaited, seconds: float) -> bool:
+        """Look for outcomes; return whether there is nothing more to wait for."""
+        awaited.mine = self.part.wait(seconds)
+        awaited.reports |= self._outcomes()
+        if (awaited.mine and len(awaited.reports) == len(self._followers)) or lost(awaited):
+            return True
+        mine = awaited.mine and awaited.mine.error is not None
+        if not awaited.bad and (mine or any(report.text for report in awaited.reports.values())):
+            awaited.bad = True
+            awaited.limit = min(awaited.limit, time.monotonic() + LATE)
+        return time.monotonic() > awaited.limit
+
+    def _outcomes(self) -> dict[int, Report]:
         """Receive the outcomes of followers for this batch."""
-        texts = {}
-        message, status = np.zeros(8 + TEXT, np.uint8), MPI.Status()
+        reports = {}
+        message, status = np.zeros(HEAD + TEXT, np.uint8), MPI.Status()
         with self.mpi():
             for rank in self._followers:
                 if not self.comm.Iprobe(source=rank, tag=OUTCOME, status=status):
                     continue
                 message[:] = 0
                 self.comm.Recv(message, source=rank, tag=OUTCOME)
-                if message[:8].view(np.int64)[0] == self._sequence:
-                    texts[rank] = message[8:].tobytes().rstrip(b"\0").decode(errors="ignore")
-        return texts
+                sequence, lost = message[:HEAD].view(np.int64)
+                if sequence == self._sequence:
+                    text = message[HEAD:].tobytes().rstrip(b"\0").decode(errors="ignore")
+                    reports[rank] = Report(text, int(lost))
+        return reports
 
 
-def _gone(rank: int) -> PeerError:
+def gone(rank: int) -> PeerError:
     """Make the error of a rank that does not answer: it was killed, or is stuck."""
     text = f"tensor-parallel rank {rank} of this replica is gone"
     return PeerError(Code.EPEER, text)
 
 
-def _differ(mine: Outcome | None, texts: dict[int, str]) -> str:
-    """Name the rank that failed first."""
-    for rank, text in texts.items():
-        if text:
-            return f"tensor-parallel rank {rank}: {text}"
-    if mine and mine.error is not None:
-        return f"tensor-parallel rank 0: {describe(mine.error)}"
+def lost(awaited: Awaited) -> int:
+    """Return LOST if the child of a rank is lost on this batch, UNTAKEN if one was before it."""
+    kinds = {report.lost for report in awaited.reports.values()}
+    kinds.add(lost_kind(awaited.mine.error if awaited.mine else None))
+    return LOST if LOST in kinds else UNTAKEN if UNTAKEN in kinds else 0
+
+
+def lost_kind(error: BaseException | None) -> int:
+    """Return LOST or UNTAKEN for the error of a lost child, else 0."""
+    if not isinstance(error, LostError):
+        return 0
+    return LOST if error.taken else UNTAKEN
+
+
+def differ(awaited: Awaited) -> str:
+    """Name the rank that failed first; one whose child is lost knows more than the others."""
+    reports = dict(awaited.reports)
+    if awaited.mine and awaited.mine.error is not None:
+        error = awaited.mine.error
+        reports[0] = Report(describe(error), lost_kind(error))
+    for rank, report in sorted(reports.items(), key=lambda item: (not item[1].lost, not item[0])):
+        if report.text:
+            return f"tensor-parallel rank {rank}: {report.text}"
     return "a rank did not end its part in time"
 
 
@@ -305,7 +385,7 @@ class Follower(Team):
             self._pause.reset()
             self._report(outcome)
         if self._closed and not self._stopped and time.monotonic() > self._limit:
-            raise _gone(0)
+            raise gone(0)
         return not (self._stopped and self._closed)
 
     def _look_at_clients(self) -> None:
@@ -326,9 +406,16 @@ class Follower(Team):
         elif what == GIVE_UP:
             self.broken = "given up by the head"
             self._running = False
-            self.comm.Isend(np.zeros(0, np.uint8), dest=0, tag=ALIVE).Free()
+            self._tell_alive()
         elif not self.broken:
-            (self._begin if what == RUN else self._change_to)(rows)
+            self._do(what, rows)
+
+    def _tell_alive(self) -> None:
+        self.comm.Isend(np.zeros(0, np.uint8), dest=0, tag=ALIVE).Free()
+
+    def _do(self, what: int, argument: int) -> None:
+        """Do what the head commands."""
+        (self._begin if what == RUN else self._change_to)(argument)
 
     def _begin(self, rows: int) -> None:
         inputs = self.arrays(rows)
@@ -346,11 +433,11 @@ class Follower(Team):
             self.broken = "the head went away in the middle of a change"
 
     def _report(self, outcome: Outcome) -> None:
-        message = np.zeros(8 + TEXT, np.uint8)
-        message[:8].view(np.int64)[0] = self._sequence
+        message = np.zeros(HEAD + TEXT, np.uint8)
+        message[:HEAD].view(np.int64)[:] = self._sequence, lost_kind(outcome.error)
         if outcome.error is not None:
             text = describe(outcome.error).encode()[:TEXT]
-            message[8 : 8 + len(text)] = np.frombuffer(text, np.uint8)
+            message[HEAD : HEAD + len(text)] = np.frombuffer(text, np.uint8)
         if not self.broken:
             complete(self.comm.Isend(message, dest=0, tag=OUTCOME), self.seconds)
 

@@ -94,7 +94,7 @@ static void test_each_call_ends_with_its_own_answer(void) {
 
 static void test_reports_come_before_the_end_and_only_rise(void) {
   family made = make();
-  for (int i = 0; i < 100; i++) {
+  for (int i = 0; i < 1000; i++) {
     int64_t done = 0, before = 0;
     post(&made, COUNT, 50);
     while (wait_for(&made, 60) == MSI_HANDOVER_ROWS) {
@@ -103,6 +103,8 @@ static void test_reports_come_before_the_end_and_only_rise(void) {
       before = done;
     }
     CHECK(made.side.shared->code == 50);
+    post(&made, ADD, 1); /* no report of the call before is one of this call */
+    CHECK(wait_for(&made, 60) == MSI_HANDOVER_ENDED && made.side.shared->code == 1);
   }
   end(&made);
 }

@@ -118,7 +118,6 @@ with mpiserve.open() as session:
     others_go_on()
 """
 
-OUT_OF_STEP = "ModelError: the replica of 2 ranks is out of step: "
 SAID = [
     ("missing", "none.onnx: no such file"),
     ("misfit", "input 'x': the model has float32 [-1, 4], the signature says float32 [-1, 3]"),
@@ -126,15 +125,15 @@ SAID = [
     ("unfit", "w.safetensors: 'fc1.weight' is [4, 3] in the file and [8, 3] in the module"),
     ("too_big", "MemoryError: Unable to allocate 8.00 PiB"),
     ("raises", "right"),
-    ("raises", f"{OUT_OF_STEP}tensor-parallel rank 1: ValueError: bad at one rank"),
-    ("raises", f"{OUT_OF_STEP}tensor-parallel rank 1: ValueError: bad at one rank"),
+    ("raises", "ModelError: tensor-parallel rank 1: ValueError: bad at one rank"),
+    ("raises", "right"),
     ("hungry", "right"),
     ("hungry", "DefaultCPUAllocator: can't allocate memory"),
     ("hungry", "right"),
     ("gathers", "right"),
     ("gathers", "indices element out of data bounds, idx=3"),
     ("gathers", "right"),
-    ("hangs", f"{OUT_OF_STEP}a rank did not end its part in time"),
+    ("hangs", "ModelError: a rank did not end its part in time"),
 ]
 
 

@@ -18,6 +18,11 @@ class Bug(NamedTuple):
     build: str = THREADS
 
 
+def unordered(word: str) -> dict[str, str]:
+    """Load a word without acquire, in a file that has others."""
+    return {f"{word}, memory_order_acquire": f"{word}, memory_order_relaxed"}
+
+
 RELEASE, ACQUIRE = (
     {f"memory_order_{order}": "memory_order_relaxed"} for order in ("release", "acquire")
 )
@@ -28,6 +33,9 @@ OPEN = "if (inbox->lanes[lane].open & (slot_bit(sequence) | MSI_SHUT)) return 0;
 UPPER = "return range.begin + range.rows > inbox->pool.rows / 2;"
 LIMIT = "FUTEX_WAIT, value, &limit, NULL"
 TEXT = "entry->rows < MSI_EAGER_BYTES ? entry->rows : MSI_EAGER_BYTES"
+HANDOVER = "base/handover.c"
+LAST, LAST_MISSED = "!(found = look(parent)) && !dead", "!dead && !(found = look(parent))"
+TAKEN = "atomic_store_explicit(&shared->taken, child->request, memory_order_relaxed);"
 
 BUGS = [
     Bug("doorbell relaxed", "mpi/shared.c", RELEASE, "race_lanes"),
@@ -114,6 +122,11 @@ BUGS = [
         {LIMIT: LIMIT.replace("&limit", "limit.tv_sec ? &limit : NULL")},
         "test_wait",
     ),
+    Bug("hand-over relaxed", HANDOVER, RELEASE, "race_handover"),
+    Bug("call seen without acquire", HANDOVER, unordered("shared->request"), "race_handover"),
+    Bug("news seen without acquire", HANDOVER, unordered("news"), "race_handover"),
+    Bug("no look after the death", HANDOVER, {LAST: LAST_MISSED}, "race_handover"),
+    Bug("child does not say that it took the call", HANDOVER, {TAKEN: ""}, "test_handover"),
     Bug(
         "number of a lease not checked",
         "head/broker.c",

@@ -20,6 +20,7 @@ RIGHT = [
     ("close", []),
     ("close", ["LIMIT"]),
     ("suspend", []),
+    ("handover", []),
 ]
 
 WRONG = "assertion violated"
@@ -59,6 +60,18 @@ BUGS = [
     ("suspend", ["ABANDONED_GOES_ON"], WRONG),
     ("suspend", ["DEAD_HEAD_FORGOTTEN"], STUCK),
     ("suspend", ["DRAINED_ONCE"], WRONG),
+    ("handover", ["REQUEST_RELAXED"], WRONG),
+    ("handover", ["NEWS_RELAXED"], WRONG),
+    ("handover", ["CALL_AFTER_REQUEST"], WRONG),
+    ("handover", ["RESULT_AFTER_NEWS"], WRONG),
+    ("handover", ["ROWS_AFTER_NEWS"], WRONG),
+    ("handover", ["SEPARATE_END"], WRONG),
+    ("handover", ["NO_FENCE"], WRONG),
+    ("handover", ["NO_LIMIT"], STUCK),
+    ("handover", ["NO_LAST_LOOK"], WRONG),
+    ("handover", ["TAKEN_LATE"], WRONG),
+    ("handover", ["TAKEN_READ_EARLY"], WRONG),
+    ("handover", ["OLD_MEMORY"], WRONG),
 ]
 
 

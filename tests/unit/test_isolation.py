@@ -134,16 +134,18 @@ def test_which_services_are_isolated():
     assert (
         not isolation(backend="echo").isolated and isolation(backend="echo", isolate=True).isolated
     )
-    assert not isolation(tensor_parallel=2).isolated and not isolation(isolate=False).isolated
+    assert isolation(backend="deepspeed", model="m:f", tensor_parallel=2).isolated
+    own = isolation(backend="m:Class", tensor_parallel=2)
+    assert not own.isolated and not isolation(isolate=False).isolated
 
 
 @pytest.mark.parametrize(
     "keys",
     [
         {"isolate": "never"},
-        {"isolate": True, "tensor_parallel": 2},
+        {"isolate": True, "backend": "m:Class", "tensor_parallel": 2},
         {"isolate": False, "timeout_s": 1.0},
-        {"tensor_parallel": 2, "memory_bytes": 1},
+        {"memory_bytes": 1, "backend": "m:Class", "tensor_parallel": 2},
         {"timeout_s": -1.0},
         {"restarts": -1},
         {"load_timeout_s": 0.0},

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-import socket
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
+
+from mpiserve.backends.torch.peers import LOOPBACK, Peers, host_of
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 _worlds = 0  # models of this rank that use the torch world
 
 
-def open_torch_world(comm: MPI.Comm, device: str, seconds: float) -> None:
+def open_torch_world(comm: MPI.Comm | Peers, device: str, seconds: float) -> None:
     """Make the ranks of a replica the world of torch.distributed. Collective over the ranks.
 
     A process has one world, which the versions of a model share; the last close destroys it.
@@ -22,7 +23,7 @@ def open_torch_world(comm: MPI.Comm, device: str, seconds: float) -> None:
     inference ranks call them. It uses a world that exists already.
 
     Args:
-        comm: The ranks.
+        comm: The ranks, or their child processes.
         device: "cpu" or "cuda".
         seconds: The time-out of collectives.
     """
@@ -32,14 +33,8 @@ def open_torch_world(comm: MPI.Comm, device: str, seconds: float) -> None:
     _worlds += 1
     if dist.is_initialized():
         return
-    host = _host(comm)
     limit = timedelta(seconds=seconds)
-    store: Any = None
-    if comm.rank == 0:
-        store = dist.TCPStore(host, 0, comm.size, True, limit, wait_for_workers=False)
-    host, port = comm.bcast((host, store.port) if store else None)
-    if store is None:
-        store = dist.TCPStore(host, port, comm.size, False, limit)
+    store = dist.PrefixStore("world", _store(comm, limit))
     backend = "nccl" if device == "cuda" else "gloo"
     dist.init_process_group(
         backend, store=store, rank=comm.rank, world_size=comm.size, timeout=limit
@@ -56,15 +51,16 @@ def close_torch_world() -> None:
         dist.destroy_process_group()
 
 
-def _host(comm: MPI.Comm) -> str:
-    """Choose the address at which the head listens: loopback if all ranks are on one node."""
-    from mpi4py import MPI
+def _store(comm: MPI.Comm | Peers, limit: timedelta) -> Any:
+    """Return a store that all ranks share."""
+    import torch.distributed as dist
 
-    node = comm.Split_type(MPI.COMM_TYPE_SHARED)
-    alone = node.size == comm.size
-    node.Free()
-    if not alone:
-        return socket.gethostname()
-    # gloo looks up the host's own name, which may be unknown in containers.
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    return "127.0.0.1"
+    if isinstance(comm, Peers):
+        return comm.store
+    host, store = host_of(comm), None
+    if host == LOOPBACK:  # gloo looks up the host's own name, which may be unknown in containers
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    if comm.rank == 0:
+        store = dist.TCPStore(host, 0, comm.size, True, limit, wait_for_workers=False)
+    port = comm.bcast(store.port if store else None)
+    return store or dist.TCPStore(host, port, comm.size, False, limit)

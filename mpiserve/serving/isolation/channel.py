@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 RUN, CALL = 1, 2  # operations: a batch; a message
 OK, FAILED = 0, 1  # codes of their ends
 OWN, SEGMENT = 0, 1  # numbers of memories: of the child alone; of the rank, where its batches lie
+MEMORIES = 4  # of a channel: calls, messages of each side, tensors
 PAGE = mmap.PAGESIZE
 
 Arrays = tuple[np.ndarray, ...]
@@ -30,12 +31,15 @@ class Channel:
     """Calls between a rank and a child, the messages of calls, and room for tensors.
 
     Args:
-        files: The descriptors of the memory, as `files` of the other side.
+        files: The descriptors of the memory, as `files` of the other side, and others.
+
+    Attributes:
+        more: The others.
     """
 
     def __init__(self, files: Sequence[int]) -> None:
-        self.files = tuple(files)
-        calls, self._asks, self._answers, own = self.files[:4]
+        self.files, self.more = tuple(files[:MEMORIES]), tuple(files[MEMORIES:])
+        calls, self._asks, self._answers, own = self.files
         self.calls = Handover(mmap.mmap(calls, SIZE))
         self.own = mmap.mmap(own, os.fstat(own).st_size)
 

@@ -67,6 +67,7 @@ class Child:
         self._memories: list[tuple[Any, Any]] = [(own, own)]  # to read; to write
         self._rows: dict[int, int] = {}  # of the requests that the steps hold
         self._memory_bytes = 0
+        self._several = False  # ranks run the model together
         self._going = True
 
     def live(self) -> None:
@@ -101,7 +102,11 @@ class Child:
         backend = self._loaded
         if backend.wants_clients:
             backend.clients = clients.copy()
-        result = backend.run_batch(backend.given(inputs), outputs, self._channel.calls.report)
+        arrays = backend.given(inputs)
+        if self._several:
+            result = backend.run(arrays)
+        else:
+            result = backend.run_batch(arrays, outputs, self._channel.calls.report)
         if result is not outputs:
             for array, given in zip(outputs, self._finished(result, rows), strict=True):
                 array[...] = given
@@ -170,7 +175,7 @@ class Child:
         _settle(order)
         service, remarks = order.service, list[str]()
         self._memory_bytes = service.memory_bytes
-        loader = Loader(None, order.local_rank, remarks.append)
+        loader = Loader(self._met(order), order.local_rank, remarks.append)
         if order.known:
             backend = loader.repeat(service, order.known)
         else:
@@ -182,13 +187,23 @@ class Child:
             copies=bool(backend.copies),
             wants_clients=bool(backend.wants_clients),
             tuning=backend.tune_result,
-            libraries=tuple(name for name in LARGE if name in sys.modules),
+            libraries=_libraries(),
             remarks=tuple(remarks),
             steps=self._state() if backend.steps else None,
             takes_over=type(backend.steps).take_over is not Steps.take_over
             if backend.steps
             else False,
         )
+
+    def _met(self, order: Order) -> Any:
+        """Meet the children of the other ranks of the replica, if there are several."""
+        if order.meeting is None:
+            return None
+        from mpiserve.backends.torch.peers import Peers
+
+        self._several = True
+        listener = next(iter(self._channel.more), None)
+        return Peers(order.meeting, listener)
 
     def attach(self, segments: list[tuple[int, int, int]]) -> None:
         """Map memory of the rank; the model can write to outputs alone, not to what clients wrote.
@@ -314,6 +329,15 @@ def main(name: str, files: list[int]) -> NoReturn:
             print(f"mpiserve: the process of service {name} ends", file=sys.stderr)
         end_child(error)
     end_child(None)
+
+
+def _libraries() -> tuple[str, ...]:
+    """Name the large libraries that were imported, for other children to share.
+
+    DeepSpeed imports dozens of modules of its own and of transformers when it shards a model.
+    """
+    parts = [name for name in sys.modules if name.startswith(("deepspeed.", "transformers."))]
+    return tuple(name for name in (*LARGE, *parts) if name in sys.modules)
 
 
 def _settle(order: Order) -> None:

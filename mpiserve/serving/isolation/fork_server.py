@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 
 from mpiserve._lib import handover
 
-IMPORT, FORK, END = "import", "fork", "end"  # requests
+IMPORT, LATER, FORK, END = "import", "later", "fork", "end"  # requests
 MESSAGE = 1 << 16  # bytes of the longest request
 FILES = 64  # the most descriptors of a request
 REAP = 1.0  # seconds between two looks for descendants whose parents have ended
@@ -53,30 +53,39 @@ class Server:
     def __init__(self, link: socket.socket) -> None:
         self._link = link
         self._children: set[int] = set()
+        self._later: list[str] = []  # to import while the rank asks for nothing
 
     def run(self) -> None:
         """Answer requests until the rank is gone."""
         while True:
-            if select.select([self._link], [], [], REAP)[0]:
+            if select.select([self._link], [], [], 0.0 if self._later else REAP)[0]:
                 data, files, _, _ = socket.recv_fds(self._link, MESSAGE, FILES)
                 if not data:
                     return
                 what, argument = pickle.loads(data)
                 self._do(what, argument, files)
+            elif self._later:
+                self._import([self._later.pop(0)])
             self._reap_orphans()
 
     def _do(self, what: str, argument: Any, files: list[int]) -> None:
         if what == IMPORT:
             names, variables = argument
             os.environ.update(variables)
-            for name in names:
-                load_library(name)
-            gc.collect()
-            gc.freeze()  # a collection would write to pages that children share
+            self._import(names)
+        elif what == LATER:
+            self._later += argument
         elif what == FORK:
             self._fork(argument, files)
         elif what == END:
             self._link.send(pickle.dumps(self._end(argument)))
+
+    def _import(self, names: list[str]) -> None:
+        for name in names:
+            load_library(name)
+        if not self._later:
+            gc.collect()
+            gc.freeze()  # a collection would write to pages that children share
 
     def _fork(self, name: str, files: list[int]) -> None:
         flush()

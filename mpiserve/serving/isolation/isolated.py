@@ -138,7 +138,7 @@ class Isolated(Backend):
 
     def _started(self) -> ChildProcess:
         """Start a child that has loaded the model."""
-        child = ChildProcess(self._server, self.service)
+        child = self._forked()
         limit = self.service.load_timeout_s
         what = "while it loaded the model or warmed it up"
         try:
@@ -151,6 +151,9 @@ class Isolated(Backend):
         self._take(loaded)
         self._views, self._batches, self._segments = {}, {}, None
         return child
+
+    def _forked(self) -> ChildProcess:
+        return ChildProcess(self._server, self.service)
 
     def _order(self) -> Order:
         return Order(
@@ -170,7 +173,7 @@ class Isolated(Backend):
         self.together, self.tune_result = loaded.together, loaded.tuning
         self.remarks = loaded.remarks
         self._known = Known(loaded.together, loaded.copies, loaded.tuning)
-        self._server.load(loaded.libraries, self.service.threads)
+        self._server.load(loaded.libraries, self.service.threads, later=True)
         if loaded.steps and not self.steps:
             self.steps = IsolatedSteps(self._working, self._lose, self.service.timeout_s)
         if loaded.steps and self.steps:
@@ -228,13 +231,14 @@ class Isolated(Backend):
         return self._run(inputs, outputs, lambda _: None, part=True)
 
     def _run(self, inputs: Arrays, outputs: Arrays, done: Callable[[int], None], part: bool) -> Any:
-        try:
-            results = self._run_once(inputs, outputs, done)
-        except LostError as error:
-            self._lose(error, part=part)
-            if error.taken:
-                raise
-            results = self._run_once(inputs, outputs, done)  # it had died before this batch
+        for again in (True, False):
+            try:
+                results = self._run_once(inputs, outputs, done)
+                break
+            except LostError as error:
+                self._lose(error, part=part)
+                if error.taken or not again:  # else it had died before this batch
+                    raise
         self._restarts.succeed()
         return results
 

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from mpiserve.backends.base import Backend
-from mpiserve.failure import check_interrupt
+from mpiserve.backends.torch.peers import Meeting, host_of, listen
+from mpiserve.errors import Code, ModelError
+from mpiserve.failure import check_interrupt, describe
+from mpiserve.mpi.requests import agree, complete
 from mpiserve.serving.isolation.isolated import Isolated
+from mpiserve.serving.isolation.part import IsolatedPart
+from mpiserve.serving.isolation.process import LostError
 from mpiserve.serving.isolation.server_link import the_server
+from mpiserve.serving.loading import LOADING, FailedTogetherError
 
 if TYPE_CHECKING:
+    from mpi4py import MPI
+
     from mpiserve._lib import core
     from mpiserve.config import ServiceConfig
 
 # torch imports _dynamo late, when warm-up watches what a model writes to: in two seconds.
 TORCH = ("torch", "torch._dynamo")
 LIBRARIES = {"torch": TORCH, "deepspeed": (*TORCH, "deepspeed")}
-DEVICES = ("nvidia[0-9]*", "kfd")  # of GPUs, in /dev
 
 
 class IsolatedLoader:
@@ -50,10 +59,9 @@ class IsolatedLoader:
         Raises:
             Error: If it cannot be loaded, with the text of the reason.
         """
-        tuning = old.tune_result if isinstance(old, Isolated) else None
-        backend = Isolated(self._lib, service, the_server, self._local_rank, tuning)
+        backend = self._made(service, old.tune_result if isinstance(old, Isolated) else None)
         try:
-            backend.load()
+            self._load(backend)
         except BaseException:
             check_interrupt()
             backend.close()
@@ -62,14 +70,71 @@ class IsolatedLoader:
             self._remark(text)
         return backend
 
+    def _made(self, service: ServiceConfig, tuning: Any) -> Isolated:
+        return Isolated(self._lib, service, the_server, self._local_rank, tuning)
+
+    def _load(self, backend: Isolated) -> None:
+        backend.load()
+
+
+class PartLoader(IsolatedLoader):
+    """Loads the versions of a service of which each replica has several ranks, in step with them.
+
+    Args:
+        comm: The ranks of the replica.
+        args: As of IsolatedLoader.
+    """
+
+    def __init__(self, comm: MPI.Comm, *args: Any) -> None:
+        super().__init__(*args)
+        self._comm = comm
+        self._host = host_of(comm)
+
+    def _made(self, service: ServiceConfig, tuning: Any) -> Isolated:
+        comm, seconds = self._comm, service.peer_timeout_s
+        meeting = Meeting(comm.rank, comm.size, self._host, 0, seconds)
+        return IsolatedPart(meeting, self._lib, service, the_server, self._local_rank, tuning)
+
+    def _load(self, backend: Isolated) -> None:
+        assert isinstance(backend, IsolatedPart)
+        lost, wrong = "", ""
+        cause: BaseException | None = None
+        try:
+            backend.starter(*self._port())()
+        except LostError as error:
+            lost = describe(error)
+        except BaseException as error:
+            check_interrupt()
+            wrong, cause = describe(error), error
+        # That another rank is lost is what the others say when one is: it says more itself.
+        limit = backend.service.load_timeout_s + LOADING
+        if text := agree(self._comm, lost, limit) or agree(self._comm, wrong, limit):
+            raise FailedTogetherError(Code.EMODEL, text) from cause
+
+    def _port(self) -> tuple[int, socket.socket | None]:
+        """Choose the port at which the children meet, on the head; tell the others."""
+        listener = None if self._comm.rank else listen(self._host)
+        port = np.array([listener.getsockname()[1] if listener else 0], np.int64)
+        if not complete(self._comm.Ibcast(port, root=0), LOADING):
+            raise ModelError(Code.EMODEL, f"the first rank did not come within {LOADING:g} s")
+        return int(port[0]), listener
+
+
+def loader_of(comm: MPI.Comm | None, lib: core.Session, service: ServiceConfig, *args: Any) -> Any:
+    """Make the loader of a service on this rank. Collective over the ranks of a replica.
+
+    Args:
+        comm: The ranks of the replica.
+        lib: The session handle of this rank.
+        service: The table of the service.
+        args: More arguments of IsolatedLoader.
+    """
+    if comm is not None and service.tensor_parallel > 1:
+        return PartLoader(comm, lib, service, *args)
+    return IsolatedLoader(lib, service, *args)
+
 
 def libraries_of(service: ServiceConfig) -> tuple[str, ...]:
-    """Return the large libraries that a service needs, for children to share.
-
-    DeepSpeed chooses its accelerator when it is imported, and a fork cannot use a GPU that its
-    parent has used: where there is one, each child imports DeepSpeed itself.
-    """
+    """Return the large libraries that a service needs, for children to share."""
     names = LIBRARIES.get(service.backend, ())
-    if any(next(Path("/dev").glob(name), None) for name in DEVICES):
-        names = tuple(name for name in names if name in TORCH)
     return (*names, "transformers") if names and service.task else names

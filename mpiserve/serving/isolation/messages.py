@@ -10,6 +10,7 @@ from mpiserve.errors import CausedError, Error, from_code
 from mpiserve.failure import Traced, cause_of, code_of, describe, trace_of
 
 if TYPE_CHECKING:
+    from mpiserve.backends.torch.peers import Meeting
     from mpiserve.config import ServiceConfig
     from mpiserve.serving.loading import Known
 
@@ -27,6 +28,7 @@ class Order:
         level: The level of the log.
         tuning: What the version before has measured.
         known: What warm-up has found out, if the same model was loaded before.
+        meeting: Where the children of the replica's ranks meet, if there are several.
     """
 
     service: ServiceConfig
@@ -37,6 +39,7 @@ class Order:
     level: int
     tuning: Any = None
     known: Known | None = None
+    meeting: Meeting | None = None
 
 
 @dataclass(frozen=True)

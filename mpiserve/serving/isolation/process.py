@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from mpiserve._lib import handover
@@ -39,12 +43,15 @@ class ChildProcess:
     Args:
         server: The fork server.
         service: The table of the service.
+        files: More descriptors for the child, which gets copies.
 
     Raises:
         ModelError: If it cannot be made.
     """
 
-    def __init__(self, server: ForkServer, service: ServiceConfig) -> None:
+    def __init__(
+        self, server: ForkServer, service: ServiceConfig, files: Sequence[int] = ()
+    ) -> None:
         self._server = server
         try:
             self._channel = Channel.create(service)
@@ -52,13 +59,14 @@ class ChildProcess:
             text = f"no memory to share with the model's process: {error}"
             raise ModelError(Code.EMODEL, text) from None
         try:
-            self._process = server.fork(service.name, self._channel.files)
+            self._process = server.fork(service.name, (*self._channel.files, *files))
         except BaseException:
             self._channel.close()
             raise
         self._room = Room(service, self._channel.own)
         self.pid = self._process.pid
         self._ended = False
+        self._ending = threading.Lock()
 
     @property
     def dead(self) -> bool:
@@ -125,12 +133,12 @@ class ChildProcess:
     def _check(self, found: int, limit: str, what: str) -> None:
         if found == handover.ENDED:
             return
-        taken = self._channel.calls.taken
         if found == handover.LATE:
             self.end()
             text = f"the model's process took over {limit} {what}: it was killed"
         else:
             text = f"the model's process {ending(self.end(), what)}"
+        taken = self._channel.calls.taken  # after its end: it might take the call just now
         # Not by a variable: its traceback would hold this frame, and with it the memory of the
         # child until the next collection of garbage.
         raise LostError(Code.EMODEL, text, taken=taken)
@@ -170,10 +178,18 @@ class ChildProcess:
         finally:
             self.end()
 
+    def kill(self) -> None:
+        """Kill the process, in any thread; the thread that waits for a call finds it dead."""
+        with self._ending:
+            if not self._ended:  # else its number may be that of another one
+                with suppress(ProcessLookupError):
+                    os.kill(self.pid, signal.SIGKILL)
+
     def end(self) -> int | None:
         """Kill the process and all that it has started; return its status."""
-        if self._ended:
-            return None
-        self._ended = True
+        with self._ending:
+            if self._ended:
+                return None
+            self._ended = True
         self._channel.close()
         return self._server.end(self._process)

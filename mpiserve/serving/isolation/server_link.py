@@ -5,16 +5,19 @@ from __future__ import annotations
 import os
 import pickle
 import re
+import select
 import signal
 import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from mpiserve.errors import Code, ModelError
-from mpiserve.serving.isolation.fork_server import END, FORK, IMPORT
+from mpiserve.serving.isolation.fork_server import END, FORK, IMPORT, LATER
 
 # Launchers identify a rank by these: a child that finds them would take itself for one.
 MPI_VARIABLES = re.compile(
@@ -23,7 +26,10 @@ MPI_VARIABLES = re.compile(
 )
 CHILD = "mpiserve.serving.isolation.child"  # imports what each child needs
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+DEVICES = ("nvidia[0-9]*", "kfd")  # of GPUs, in /dev
+NAMES = 100  # of modules in a request, which has a limit
 ANSWER = 600.0  # seconds in which the fork server answers; it may import from a slow file system
+STATUS = 4.0  # seconds to wait for the end of a child, and for its status
 TRIES = 2
 
 
@@ -44,6 +50,7 @@ class ForkServer:
         self._lock = threading.Lock()
         self._link: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
+        self._due = 0  # replies that have not come yet
         self._libraries: dict[str, None] = {}
         self._threads = 1
 
@@ -53,20 +60,24 @@ class ForkServer:
             if self._link is None:
                 self._start()
 
-    def load(self, libraries: Iterable[str], threads: int = 1) -> None:
+    def load(self, libraries: Iterable[str], threads: int = 1, *, later: bool = False) -> None:
         """Import libraries, which children then share; returns at once.
 
         Args:
-            libraries: Their names.
+            libraries: Their names. Of DeepSpeed nothing is imported where there is a GPU: it
+                chooses its accelerator then, and a fork cannot use a GPU that its parent has used.
             threads: The threads that they may start. They read it when they are imported, so the
                 first number stays.
+            later: Whether to import them while there is nothing else to do.
         """
+        if any(next(Path("/dev").glob(name), None) for name in DEVICES):
+            libraries = [name for name in libraries if name.partition(".")[0] != "deepspeed"]
         with self._lock:
             self._threads = self._threads if self._libraries else threads
             new = [name for name in (CHILD, *libraries) if name not in self._libraries]
             self._libraries.update(dict.fromkeys(new))
             if new and self._link is not None:
-                self._import(new)
+                self._import(new, later=later)
 
     def fork(self, name: str, files: Sequence[int]) -> Process:
         """Make a child.
@@ -93,15 +104,21 @@ class ForkServer:
         """Kill a child and all that it has started, and wait for its end.
 
         Returns:
-            The status of its end, as of os.waitpid; None if it is unknown.
+            The status of its end, as of os.waitpid; None if it is unknown, also if the fork server
+            does not say it soon, since it is importing: it ends the rest then.
         """
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(process.pidfd, signal.SIGKILL)
+        select.select([process.pidfd], [], [], STATUS)
         os.close(process.pidfd)
         with self._lock:
             if self._link is None:
                 return None
             try:
                 self._send((END, process.pid))
-                return pickle.loads(self._link.recv(1 << 16))
+                return pickle.loads(self._reply(STATUS)[0])
+            except TimeoutError:
+                return None
             except (OSError, EOFError):
                 self._stop()
                 return None
@@ -124,22 +141,37 @@ class ForkServer:
                 pass_fds=[other.fileno()],
                 env=without_mpi(os.environ),
             )
-        self._link = mine
+        self._link, self._due = mine, 0
         if self._libraries:
             self._import(list(self._libraries))
 
-    def _import(self, names: list[str]) -> None:
-        self._send((IMPORT, (names, dict.fromkeys(THREADS, str(self._threads)))))
+    def _import(self, names: list[str], *, later: bool = False) -> None:
+        variables = dict.fromkeys(THREADS, str(self._threads))
+        for begin in range(0, len(names), NAMES):
+            part = names[begin : begin + NAMES]
+            self._send((LATER, part) if later else (IMPORT, (part, variables)))
 
     def _fork(self, name: str, files: Sequence[int]) -> Process:
         if self._link is None:
             self._start()
         self._send((FORK, name), files)
         assert self._link
-        data, pidfds, _, _ = socket.recv_fds(self._link, 1 << 16, 1)
-        if not data:
-            raise ConnectionResetError("the fork server has ended")
+        data, pidfds = self._reply(ANSWER)
         return Process(pickle.loads(data), pidfds[0])
+
+    def _reply(self, seconds: float) -> tuple[bytes, list[int]]:
+        """Receive the reply to the last request; drop those that came too late before."""
+        assert self._link
+        self._due += 1
+        self._link.settimeout(seconds)
+        while True:
+            data, files, _, _ = socket.recv_fds(self._link, 1 << 16, 1)
+            if not data:
+                raise ConnectionResetError("the fork server has ended")
+            self._due -= 1
+            if not self._due:
+                self._link.settimeout(ANSWER)
+                return data, files
 
     def _send(self, request: tuple[str, Any], files: Sequence[int] = ()) -> None:
         assert self._link
