@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 from coupling import RUN, write
 from model_files import examples, export, info, write_onnx
@@ -76,14 +73,3 @@ def test_a_contradiction_starts_nothing(mpiexec, tmp_path):
     assert done.returncode == 2
     text = "'y': the configuration says float32 [-1, 2], and net.onnx float32 [rows, 7]"
     assert done.stderr.count(f"mpiserve: c.toml: service.net.outputs: {text}") == 1
-
-
-def test_check_and_plan_say_where_the_signature_is_from(tmp_path):
-    write(tmp_path, SIMULATION, CONFIG)
-    export(tmp_path / "flame.pt2")
-    write_onnx(tmp_path / "net.onnx")
-    for words in ("check", "check --load", "plan -n 4"):
-        command = [sys.executable, "-m", "mpiserve", *words.split(), "c.toml"]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=150)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.count("(read from flame.pt2)") == 1, words

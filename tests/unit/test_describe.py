@@ -60,6 +60,18 @@ def test_what_it_prints_works_as_it_is(describe, tmp_path, name):
     assert service.max_batch_rows == 4096 and service.completed_by == ("", ())
 
 
+def test_check_and_plan_say_what_was_read(describe, tmp_path):
+    write_onnx(tmp_path / "net.onnx")
+    table = '[service.net]\nbackend = "onnx"\nmodel = "net.onnx"\nmax_batch_rows = 4\n'
+    (tmp_path / "c.toml").write_text(table)
+    said = "net: inputs x float32 [-1, 3]; outputs y float32 [-1, 2] (read from net.onnx)\n"
+    for words in (["check"], ["check", "--load"], ["plan", "-n", "4"]):
+        result = CliRunner().invoke(app, [*words, "c.toml"])
+        assert result.exit_code == 0 and result.stdout.count(said) == 1, result.output
+    (tmp_path / "c.toml").write_text(describe("net.onnx").stdout)
+    assert "read from" not in CliRunner().invoke(app, ["check", "c.toml"]).stdout
+
+
 def test_the_text_is_that_of_a_person(describe, tmp_path):
     write_onnx(tmp_path / "net.onnx")
     assert describe("net.onnx").stdout == (
@@ -77,7 +89,9 @@ def test_names_and_json(describe, tmp_path):
     assert list(tomllib.loads(named)["service"]) == ["die flöte"]
     tables = json.loads(describe("my net (3).onnx", "--json", "--name", "x").stdout)
     assert tables == tomllib.loads(describe("my net (3).onnx", "--name", "x").stdout)
-    assert "must not have control characters" in wrong(describe("my net (3).onnx", "--name", "a\nb"))
+    assert "must not have control characters" in wrong(
+        describe("my net (3).onnx", "--name", "a\nb")
+    )
 
 
 def test_a_batch_of_wide_rows_fits_into_memory(describe, tmp_path):
