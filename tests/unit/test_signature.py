@@ -314,6 +314,11 @@ def test_an_endless_length_is_no_model(service, folder):
     assert "has no signature" in error(service, "huge.onnx")
 
 
+def test_a_file_that_is_cut_off_is_no_model(service, folder):
+    (folder / "cut.onnx").write_bytes((folder / "net.onnx").read_bytes()[:-1])
+    assert "has no signature" in error(service, "cut.onnx")
+
+
 def test_examples_fit_the_file(service):
     assert [tuple(t.shape[1:]) for t in examples()] == [
         t.shape[1:] for t in service("flame.pt2").inputs
