@@ -19,6 +19,9 @@ from mpiserve.cli import app
 from mpiserve.config import Config
 
 
+pytestmark = pytest.mark.timeout(120)  # torch.export is slow on a busy machine
+
+
 @pytest.fixture
 def describe(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

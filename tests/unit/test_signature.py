@@ -16,6 +16,8 @@ from mpiserve.config import Config
 from mpiserve.config.completion import origin
 from mpiserve.errors import ConfigError
 
+pytestmark = pytest.mark.timeout(120)  # torch.export is slow on a busy machine
+
 X = {"name": "x", "dtype": "float32", "shape": [-1, 3]}
 T = {"name": "t", "dtype": "float32", "shape": [-1]}
 FLAME = {
