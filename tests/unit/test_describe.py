@@ -18,7 +18,6 @@ from mpiserve import backends
 from mpiserve.cli import app
 from mpiserve.config import Config
 
-
 pytestmark = pytest.mark.timeout(120)  # torch.export is slow on a busy machine
 
 
