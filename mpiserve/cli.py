@@ -1,4 +1,4 @@
-"""`mpiserve`: run, serve, check, plan, jobscript, config, bench, doctor, info."""
+"""`mpiserve`: run, serve, describe, check, plan, jobscript, config, bench, doctor, info."""
 
 from __future__ import annotations
 
@@ -104,6 +104,26 @@ def serve(config: ConfigFile) -> None:
 
 
 @app.command()
+def describe(
+    file: Annotated[
+        str, typer.Argument(metavar="FILE", help="A model file, or a Hugging Face directory.")
+    ],
+    name: Annotated[str, typer.Option(help="Of the service. Default: from FILE.")] = "",
+    json: Annotated[bool, typer.Option("--json", help="Print JSON in place of TOML.")] = False,
+) -> None:
+    """Print the table of a service that runs the model in FILE, without MPI."""
+    from json import dumps
+
+    from mpiserve.tools import describe as program
+
+    with _usage():
+        table = program.table_of(file)
+        name = name or program.name_of(file)
+        text = program.text_of(name, table)
+    print(dumps({"service": {name: table}}, indent=2) if json else text)
+
+
+@app.command()
 def check(
     config: ConfigFile,
     load: Annotated[
@@ -115,6 +135,7 @@ def check(
 
     checked = _checked(config)
     _look(checked)
+    _show_origins(checked)
     if load:
         from mpiserve.tools import check_load
 
@@ -124,6 +145,15 @@ def check(
         count, model = str(service.replicas), service.model or "-"
         table.add_row(service.name, count, service.backend, model)
     terminal.console().print(table)
+
+
+def _show_origins(config: Config) -> None:
+    """Say which inputs and outputs were read from model files."""
+    from mpiserve.config.completion import origin
+
+    for service in config.services:
+        if text := origin(service):
+            print(text)
 
 
 def _look(config: Config) -> None:
@@ -164,8 +194,10 @@ def plan(
     given = {"cores": cores_per_node, "gpus": gpus_per_node, "memory_bytes": memory_per_node}
     stated = {key: value for key, value in given.items() if value is not None}
     node = replace(this_machine(), **stated)
+    checked = _checked(config)
     with _usage():
-        program.show(program.plan(_checked(config), ranks, ranks_per_node, node))
+        program.show(program.plan(checked, ranks, ranks_per_node, node))
+    _show_origins(checked)
 
 
 @app.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})

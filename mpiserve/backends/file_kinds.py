@@ -8,6 +8,8 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mpiserve.config.model_file import is_compiled, is_exported, is_torchscript, members
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -23,18 +25,6 @@ STARTS = (
     (b"\x93NUMPY", "a numpy array, not a model"),
     (b"\x7fELF", "a compiled library; name a module:callable that loads it"),
 )
-
-
-def is_torchscript(path: Path) -> bool:
-    """Return whether a file is TorchScript, by its contents."""
-    return _holds(path, "/constants.pkl") and _holds(path, "/code/")
-
-
-def is_exported(path: Path) -> bool:
-    """Return whether a file is a program of torch.export, by its contents."""
-    return not _is_compiled(path) and (
-        _holds(path, "/models/") or _holds(path, "serialized_exported_program.json")
-    )
 
 
 def is_safetensors(path: Path) -> bool:
@@ -75,24 +65,6 @@ def describe(path: Path) -> str:
     return ""
 
 
-def _holds(path: Path, part: str) -> bool:
-    return any(part in f"/{name}" for name in _members(path))
-
-
-def _members(path: Path) -> list[str]:
-    if not zipfile.is_zipfile(path):
-        return []
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.namelist()
-    except zipfile.BadZipFile:
-        return []
-
-
-def _is_compiled(path: Path) -> bool:
-    return _holds(path, "/data/aotinductor/")
-
-
 def _directory(path: Path) -> str:
     if (path / "saved_model.pb").is_file():
         return "a SavedModel of TensorFlow; convert it to ONNX, and set backend = 'onnx'"
@@ -102,22 +74,22 @@ def _directory(path: Path) -> str:
 
 
 def _archive(path: Path) -> str:
-    if _is_compiled(path):
+    if is_compiled(path):
         text = "a package that AOTInductor compiled, for one machine. Save the program itself, with"
         return f"{text} torch.export.save, and set options.compile = true"
     if is_exported(path) or is_torchscript(path):
         kind = "a program of torch.export" if is_exported(path) else "TorchScript"
         return f"{kind}; for one set backend = 'deepspeed' or 'torch'"
-    members = _members(path)
-    for name in members:
+    names = members(path)
+    for name in names:
         if name.endswith("/data.pkl"):
             with zipfile.ZipFile(path) as archive:
                 return _pickle(path, archive.read(name))
-    if "model.weights.h5" in members:
+    if "model.weights.h5" in names:
         return "a Keras file; convert it to ONNX, and set backend = 'onnx'"
-    if members and all(name.endswith(".npy") for name in members):
+    if names and all(name.endswith(".npy") for name in names):
         return "numpy arrays, not a model"
-    return f"a zip archive with {', '.join(members[:3]) or 'no files'}, not a model"
+    return f"a zip archive with {', '.join(names[:3]) or 'no files'}, not a model"
 
 
 def _pickle(path: Path, data: bytes) -> str:

@@ -18,6 +18,8 @@ from pydantic import (
     model_validator,
 )
 
+from mpiserve.config.completion import Completed, completions, contradiction
+from mpiserve.config.model_file import SIDES
 from mpiserve.config.reader import read_tables
 from mpiserve.config.service import ServiceConfig
 from mpiserve.config.tables import Table, TensorConfig, as_tuple, check_name
@@ -207,15 +209,19 @@ class Config(Table):
     ) -> Config:
         """Check tables that were read or built elsewhere.
 
+        Services without inputs or outputs get those that the files of their models say.
+
         Raises:
             ConfigError: With one line that names the source and the key.
         """
         if unfit := value_problem(data):
             raise line_error(source, f"{key_of(unfit[0])}: {unfit[1]}")
+        folder = folder or Path.cwd()
+        completed = completions(data.get("service"), folder)
         try:
-            config = cls.model_validate(data)
+            config = cls.model_validate(_with(data, completed))
         except ValidationError as error:
-            raise line_error(source, _first_line(error)) from None
+            raise line_error(source, _first_line(error, completed)) from None
         config._source = source
         for pool in config.pool.values():
             for name in pool.services:
@@ -223,8 +229,17 @@ class Config(Table):
                 config.service[name] = config.service[name].model_copy(update=update)
         for name, service in config.service.items():
             service._name = name
-            service._folder = folder or Path.cwd()
+            service._folder = folder
+            config._complete(service, completed.get(name))
         return config
+
+    def _complete(self, service: ServiceConfig, completed: Completed | None) -> None:
+        """Note what was read from a file, and refuse what contradicts it."""
+        if completed is None or completed.signature is None:
+            return
+        service._completed_by = (completed.signature.file, tuple(completed.added))
+        if found := contradiction(service, completed.signature):
+            raise self.error(f"service.{service.name}.{found[0]}", found[1])
 
     def error(self, key: str, text: str) -> ConfigError:
         """Make the error for a key of this file."""
@@ -240,12 +255,30 @@ def _check_pooled(pool: str, name: str, service: ServiceConfig) -> None:
         raise ValueError(f"{text}: remove it, since the pool has a replica on each of its ranks")
 
 
-def _first_line(error: ValidationError) -> str:
+def _with(data: Mapping[str, Any], completed: Mapping[str, Completed]) -> Mapping[str, Any]:
+    """Add what was read from files to the tables of services."""
+    if not completed:
+        return data
+    tables = {name: data["service"][name] | found.added for name, found in completed.items()}
+    return {**data, "service": {**data["service"], **tables}}
+
+
+def _first_line(error: ValidationError, completed: Mapping[str, Completed]) -> str:
     problems = error.errors(include_url=False)
     # A misspelt key is also reported as missing: the misspelling helps more.
     problems = [p for p in problems if p["type"] == "extra_forbidden"] or problems
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    return f"{key_of(problems[0]['loc']) or 'the whole'}: {_reason(problems[0])}{more}"
+    first = problems[0]
+    reason = _unread(first["loc"], completed) or _reason(first)
+    return f"{key_of(first['loc']) or 'the whole'}: {reason}{more}"
+
+
+def _unread(location: Location, completed: Mapping[str, Completed]) -> str:
+    """Say why inputs or outputs are missing that could not be read from a file."""
+    if len(location) != 3 or location[2] not in SIDES:
+        return ""
+    found = completed.get(str(location[1]))
+    return f"missing; {found.problem}" if found and found.problem else ""
 
 
 def _reason(problem: Any) -> str:

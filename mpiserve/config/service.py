@@ -79,10 +79,13 @@ class ServiceConfig(Table):
     """The version to start with; it replaces `{version}` in `model` and `options`."""
     reload: Literal["beside", "in-place"] = "beside"
     """Whether a reload loads the new version beside the old one, or frees the old one first."""
-    inputs: Tensors
-    """The input tensors of the signature, 1 to 16 tables."""
+    inputs: Annotated[Tensors, Field(validate_default=True)] = ()
+    """The input tensors of the signature, 1 to 16 tables. Required, unless the model is an ONNX
+    file or a program of `torch.export`: without this key, mpiserve reads them from the file.
+    """
     outputs: Annotated[Tensors, Field(validate_default=True)] = ()
-    """The output tensors of the signature, 1 to 16 tables. Required except for echo."""
+    """The output tensors of the signature, 1 to 16 tables. Required as `inputs`, except for echo.
+    """
     model_inputs: Tensors | None = None
     """The tensors that `preprocess` returns; `inputs` if not given."""
     model_outputs: Tensors | None = None
@@ -165,6 +168,7 @@ class ServiceConfig(Table):
 
     _name: str = PrivateAttr("")
     _folder: Path = PrivateAttr(Path("."))
+    _completed_by: tuple[str, tuple[str, ...]] = PrivateAttr(("", ()))
 
     @property
     def name(self) -> str:
@@ -175,6 +179,11 @@ class ServiceConfig(Table):
     def folder(self) -> Path:
         """The folder of the configuration, where relative paths and modules are looked up."""
         return self._folder
+
+    @property
+    def completed_by(self) -> tuple[str, tuple[str, ...]]:
+        """The file of the model, and the keys among inputs and outputs that were read from it."""
+        return self._completed_by
 
     def of_version(self, version: str = "") -> ServiceConfig:
         """Return the table for a version, with its name in place of {version}.

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from mpiserve.config.completion import origin
 from mpiserve.errors import ChangeError, ClosedError, Error
 from mpiserve.observe import notices
 from mpiserve.serving.adaptive_pool import AdaptivePool
@@ -77,6 +78,7 @@ class Worker:
 
     def start(self) -> None:
         """Load the models and warm them up; publish each service, or the error of its model."""
+        self._log_origins()
         descriptions = self._prepare()
         with notices.publishing():
             self._lib.publish(*descriptions)
@@ -150,6 +152,13 @@ class Worker:
         if self._pool:
             return self._pool.prepare()
         return [model.prepare() for model in self.models]
+
+    def _log_origins(self) -> None:
+        """Say which tensors the files of models have said, once for all replicas."""
+        for model in self.models:
+            first = not model.assignment.replica and not model.assignment.tp_index
+            if first and (text := origin(model.configured)):
+                logger.info("%s", text)
 
     def _end(self) -> None:
         if self._pool:

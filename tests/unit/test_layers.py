@@ -196,7 +196,7 @@ def test_torch_is_imported_late_and_by_backends_and_the_benchmark_only(name):
 
 NO_MPI_ROOMS = {"errors", "failure", "text", "terminal", "config", "cli"}
 NO_MPI = {f"launch.{name}" for name in ("plan", "jobscript", "definitions", "static_check")}
-NO_MPI |= {"mpi.check", "tools.build_flags", "tools.check_load"}
+NO_MPI |= {"mpi.check", "tools.build_flags", "tools.check_load", "tools.describe"}
 NO_MPI |= {f"bench.{name}" for name in ("models", "baseline", "job", "plots", "scale")}
 
 

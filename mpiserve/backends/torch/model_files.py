@@ -10,6 +10,7 @@ from mpiserve.backends.base import import_object
 from mpiserve.backends.language import huggingface
 from mpiserve.backends.torch import dtypes, saved_weights
 from mpiserve.config import OBJECT, ServiceConfig
+from mpiserve.config.model_file import is_exported, is_torchscript
 from mpiserve.errors import ArgumentError, Code, ModelError
 
 if TYPE_CHECKING:
@@ -78,9 +79,9 @@ def _read(service: ServiceConfig, path: Path) -> torch.nn.Module:
         raise ModelError(Code.EMODEL, text)
     if not path.exists():
         raise ModelError(Code.EMODEL, f"{path}: no such file")
-    if path.is_file() and file_kinds.is_exported(path):
+    if path.is_file() and is_exported(path):
         return _exported(service, path)
-    if path.is_file() and file_kinds.is_torchscript(path):
+    if path.is_file() and is_torchscript(path):
         module = _script(path)
         _in_dtype(service, module)
         return module
