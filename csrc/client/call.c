@@ -151,8 +151,7 @@ static void keep_text(msi_message *message, int slot) {
   message->replied = 1;
 }
 
-/* The service is suspended at that head, or the head is dead or stopped: the request goes to the
- * end of another send queue. */
+/* That head has suspended the service, has died or has stopped: another one gets the request. */
 static void send_elsewhere(msi_client *client, msi_call *call) {
   int code = msi_reroute(client, call);
   if (!code) {
@@ -316,10 +315,9 @@ static int choose(mpiserve_service *service, msi_call *call, int64_t rows, void 
 }
 
 /* A head that has stopped may go on by now; or it may still write to these tensors. */
-static int check_stopped(const mpiserve_service *service, void *const *inputs,
-                         void *const *outputs) {
+static int check_stopped(const mpiserve_service *service, void *const *in, void *const *out) {
   int code = msi_call_progress_all(service->client);
-  return code ? code : msi_stopped_check(service, inputs, outputs);
+  return code ? code : msi_stopped_check(service, in, out);
 }
 
 int msi_call_submit(mpiserve_service *service, int64_t rows, void *const *inputs,

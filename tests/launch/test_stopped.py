@@ -134,9 +134,7 @@ print("closed", flush=True)
 @pytest.mark.parametrize("transport", ["shared", "rma"])
 def test_the_only_replica_is_stopped_and_the_fallback_answers(mpiexec, tmp_path, env, transport):
     write(tmp_path, ONE)
-    done = mpiexec(
-        ["-n", 3, *RUN, "c.toml", "sim.py"], env=env | {"MPISERVE_TRANSPORT": transport}
-    )
+    done = mpiexec(["-n", 3, *RUN, "c.toml", "sim.py"], env=env | {"MPISERVE_TRANSPORT": transport})
     assert done.returncode == 0
     pid = (tmp_path / "pid.2").read_text()
     who = f"service 'twice': inference rank 2 (pid {pid} on host {os.uname().nodename})"

@@ -20,6 +20,7 @@ RIGHT = [
     ("close", []),
     ("close", ["LIMIT"]),
     ("suspend", []),
+    ("suspend", ["STOPS"]),
 ]
 
 WRONG = "assertion violated"
@@ -59,6 +60,8 @@ BUGS = [
     ("suspend", ["ABANDONED_GOES_ON"], WRONG),
     ("suspend", ["DEAD_HEAD_FORGOTTEN"], STUCK),
     ("suspend", ["DRAINED_ONCE"], WRONG),
+    ("suspend", ["STOPS", "WITHDRAWN_ENDS_TWICE"], WRONG),
+    ("suspend", ["STOPS", "WITHDRAWN_SLOT_IS_FREE"], STUCK),
 ]
 
 
