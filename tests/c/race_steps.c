@@ -10,7 +10,7 @@
 enum { CLIENTS = 2, MAX_ROWS = 100, POOL_ROWS = 2 * MAX_ROWS, ROUNDS = 300 };
 
 static const int64_t LONG_NS = 1000000000000;
-static const double LIMIT_S = 20;
+static const double LIMIT_S = 5;
 
 static msi_made_up made;
 static msi_endpoint ends[CLIENTS];
