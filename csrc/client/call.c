@@ -303,7 +303,7 @@ static int aim(mpiserve_service *service, msi_call *call, int64_t rows, int chos
 static int choose(mpiserve_service *service, msi_call *call, int64_t rows, void *const *inputs,
                   void *const *outputs) {
   call->message.endpoint = service->endpoint;
-  call->kind = MSI_INFER;
+  call->kind = call->is_piece ? MSI_PIECE : MSI_INFER;
   call->load = NULL;
   if (service->balance.n < 2) return MPISERVE_OK;
   int home = service->balance.home;
@@ -314,21 +314,21 @@ static int choose(mpiserve_service *service, msi_call *call, int64_t rows, void 
                  : msi_balance_choose(&service->balance, rows));
 }
 
-/* A head that has stopped may go on by now; or it may still write to these tensors. */
 static int check_stopped(const mpiserve_service *service, void *const *in, void *const *out) {
   int code = msi_call_progress_all(service->client);
   return code ? code : msi_stopped_check(service, in, out);
 }
 
 int msi_call_submit(mpiserve_service *service, int64_t rows, void *const *inputs,
-                    void *const *outputs, const mpiserve_options *options, int timed,
+                    void *const *outputs, const mpiserve_options *options, int how,
                     mpiserve_request *request) {
   msi_client *client = service->client;
   int code = client->unsettled ? check_stopped(service, inputs, outputs) : MPISERVE_OK;
   if (code) return code;
   msi_call *call = msi_calls_take(client);
   if (!call) return msi_error(MPISERVE_ENOMEM, "no memory for a request");
-  call->submitted_ns = timed ? msi_now() : 0;
+  call->submitted_ns = how & CALL_TIMED ? msi_now() : 0;
+  call->is_piece = (how & CALL_IS_PIECE) != 0;
   call->service = service;
   code = choose(service, call, rows, inputs, outputs);
   if (code) {
@@ -420,7 +420,7 @@ int msi_call_give_up(msi_client *client, mpiserve_request *request, int code,
   msi_call given = *call; /* which may serve another request soon */
   msi_call_cancel(client, request);
   code = msi_fallback_give_up(client, &given, code);
-  if (stats) *stats = given.stats; /* only what is known here */
+  if (stats && code != MPISERVE_ETIMEOUT) *stats = given.stats; /* only what is known here */
   return code;
 }
 
