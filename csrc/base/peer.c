@@ -60,7 +60,7 @@ msi_peer_state msi_peer_state_of(const msi_identity *near) {
   if (!read_stat(near->pid, text)) return MSI_PEER_DEAD;
   if (!parse_stat(text, &state, &start)) return MSI_PEER_UNKNOWN;
   if (start != near->start || state == 'Z' || state == 'X') return MSI_PEER_DEAD;
-  return state == 'T' ? MSI_PEER_STOPPED : MSI_PEER_ALIVE;
+  return state == 'T' || state == 't' ? MSI_PEER_STOPPED : MSI_PEER_ALIVE;
 }
 
 /* The number may be another process's by the time of the call, hence the look after it. */

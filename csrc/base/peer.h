@@ -19,7 +19,7 @@ typedef struct msi_identity {
 typedef enum msi_peer_state {
   MSI_PEER_UNKNOWN, /* another host or container, or no /proc */
   MSI_PEER_ALIVE,
-  MSI_PEER_STOPPED, /* by a signal; it may go on */
+  MSI_PEER_STOPPED, /* by a signal or a debugger; it may go on */
   MSI_PEER_DEAD
 } msi_peer_state;
 

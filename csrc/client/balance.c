@@ -107,6 +107,8 @@ void msi_balance_lose(msi_balance *balance, int i) {
   if (balance->home == i && next >= 0) balance->home = next;
 }
 
+void msi_balance_regain(msi_balance *balance, int i) { balance->loads[i].dead = 0; }
+
 static double between(double low, double value, double high) {
   return value < low ? low : value > high ? high : value;
 }

@@ -14,7 +14,7 @@ typedef struct msi_load {
   int known;          /* it has answered */
   int stale;          /* the next answer counts for more than what was known */
   int suspended;      /* by its last answer the service is suspended there; or it is dead */
-  int dead;           /* never to be tried again */
+  int dead;           /* or stopped: not to be tried */
 } msi_load;
 
 typedef struct msi_balance {
@@ -39,6 +39,9 @@ int msi_balance_another(const msi_balance *balance, int i, int64_t rows);
 
 /* Replica i is dead. Another one becomes home, if it was that and another one lives. */
 void msi_balance_lose(msi_balance *balance, int i);
+
+/* It lives after all: it is tried as a suspended one is. */
+void msi_balance_regain(msi_balance *balance, int i);
 
 /* A request of so many rows goes to replica i. */
 void msi_balance_sent(msi_balance *balance, int i, int64_t rows);

@@ -27,6 +27,7 @@ static int find_spare(mpiserve_service *service, int *at) {
     code = msi_call_progress(client, service->endpoint);
     if (!code && msi_wait_pause(&wait, &client->backoff, NULL))
       code = msi_call_progress_all(client);
+    if (!code && service->endpoint->stopped) code = msi_endpoint_lost(service->endpoint);
   }
   if (code || *at >= 0) return code;
   return msi_error(MPISERVE_ENOMEM, "service '%s': all %d buffers are taken; give some back",

@@ -11,6 +11,7 @@
 #include "client/lease.h"
 #include "client/loss.h"
 #include "client/reroute.h"
+#include "client/stopped.h"
 
 enum { TESTS_PER_LOOK = 16 }; /* at all endpoints */
 
@@ -102,19 +103,11 @@ static int has_unsent(msi_client *client, const msi_endpoint *endpoint) {
   return endpoint->stale || msi_send_queue_of(client, endpoint)->first;
 }
 
-static void lease_granted(msi_endpoint *endpoint, int at, const msi_reply_header *reply) {
-  msi_lease *lease = &endpoint->leases[at];
-  lease->begin = reply->lease_begin;
-  lease->rows = reply->rows;
-  lease->once = (int)reply->lease_once;
-  lease->renewed = 1;
-}
-
 /* The head has granted rows, or refused. */
 static void on_lease(msi_client *client, msi_call *call, const msi_reply_header *reply) {
   int input = call->payload.input.lease;
   int at = input >= 0 && input < MSI_SLOTS ? input : call->payload.output.lease;
-  lease_granted(call->message.endpoint, at, reply);
+  msi_lease_granted(call->message.endpoint, at, reply);
   call->state = CALL_QUEUED;
   if (!reply->code && !call->message.abandoned) return;
   msi_send_queue_remove(client, &call->message);
@@ -123,7 +116,7 @@ static void on_lease(msi_client *client, msi_call *call, const msi_reply_header 
 
 static void on_buffer(msi_buffer_request *request, const msi_reply_header *reply) {
   msi_endpoint *endpoint = request->message.endpoint;
-  lease_granted(endpoint, request->lease, reply);
+  msi_lease_granted(endpoint, request->lease, reply);
   endpoint->leases[request->lease].users = 0;
   request->message.code = reply->code;
   request->done = 1;
@@ -158,8 +151,7 @@ static void keep_text(msi_message *message, int slot) {
   message->replied = 1;
 }
 
-/* The service is suspended at that head, or the head is dead: the request goes to the end of
- * another send queue. */
+/* That head has suspended the service, has died or has stopped: another one gets the request. */
 static void send_elsewhere(msi_client *client, msi_call *call) {
   int code = msi_reroute(client, call);
   if (!code) {
@@ -193,6 +185,8 @@ static void on_reply(msi_client *client, msi_endpoint *endpoint, int slot) {
     msi_change_replied(client, (msi_change *)message, reply->code);
   else if (message)
     on_buffer((msi_buffer_request *)message, reply);
+  else
+    msi_stopped_settle(client, endpoint, slot);
   msi_endpoint_release(endpoint, slot);
 }
 
@@ -211,7 +205,7 @@ int msi_call_progress(msi_client *client, msi_endpoint *endpoint) {
   return !code && (any || has_unsent(client, endpoint)) ? advance(client, endpoint) : code;
 }
 
-/* Its head is dead. */
+/* Its head is dead, or has stopped. */
 static void on_loss(msi_client *client, msi_message *message) {
   if (message->type == MESSAGE_REQUEST) {
     send_elsewhere(client, (msi_call *)message);
@@ -227,7 +221,7 @@ static void on_loss(msi_client *client, msi_message *message) {
   ((msi_buffer_request *)message)->done = 1;
 }
 
-/* What a dead head has answered is there on its node. Elsewhere results would have to be fetched
+/* What a head has answered before is there on its node. Elsewhere results would have to be fetched
  * from it, and MPI reports success for that too: nothing there is of use. */
 static void see_to_losses(msi_client *client) {
   msi_endpoint *endpoint;
@@ -235,7 +229,7 @@ static void see_to_losses(msi_client *client) {
   while ((endpoint = msi_loss_next(client))) {
     if (endpoint->path.transport->same_node) take_replies(client, endpoint);
     while ((message = msi_loss_take(client, endpoint))) on_loss(client, message);
-    msi_loss_end(endpoint);
+    msi_loss_end(client, endpoint);
   }
 }
 
@@ -320,23 +314,30 @@ static int choose(mpiserve_service *service, msi_call *call, int64_t rows, void 
                  : msi_balance_choose(&service->balance, rows));
 }
 
+static int check_stopped(const mpiserve_service *service, void *const *in, void *const *out) {
+  int code = msi_call_progress_all(service->client);
+  return code ? code : msi_stopped_check(service, in, out);
+}
+
 int msi_call_submit(mpiserve_service *service, int64_t rows, void *const *inputs,
                     void *const *outputs, const mpiserve_options *options, int how,
                     mpiserve_request *request) {
   msi_client *client = service->client;
+  int code = client->unsettled ? check_stopped(service, inputs, outputs) : MPISERVE_OK;
+  if (code) return code;
   msi_call *call = msi_calls_take(client);
   if (!call) return msi_error(MPISERVE_ENOMEM, "no memory for a request");
   call->submitted_ns = how & CALL_TIMED ? msi_now() : 0;
   call->is_piece = (how & CALL_IS_PIECE) != 0;
   call->service = service;
-  int code = choose(service, call, rows, inputs, outputs);
+  code = choose(service, call, rows, inputs, outputs);
   if (code) {
     msi_calls_give(client, call);
     return code;
   }
   fill_payload(call, rows, inputs, outputs);
   set_options(call, options);
-  if (call->message.endpoint->lost) {
+  if (call->message.endpoint->lost || call->message.endpoint->stopped) {
     send_elsewhere(client, call); /* every replica is */
     *request = msi_calls_handle(call);
     return MPISERVE_OK;

@@ -10,6 +10,7 @@
 #include "client/check.h"
 #include "client/life.h"
 #include "client/request.h"
+#include "client/stopped.h"
 #include "client/waiting.h"
 
 static const int64_t MOMENT_NS = 1000000000;
@@ -106,7 +107,8 @@ int msi_client_open(msi_client *client, const msi_world *world, msi_window *wind
                          .window = window,
                          .backoff = world->backoff,
                          .n_endpoints = world->n_heads,
-                         .first_generation = first_generation()};
+                         .first_generation = first_generation(),
+                         .stopped_limit_ns = msi_stopped_limit()};
   int code = open_endpoints(client);
   if (code) {
     msi_client_free(client);

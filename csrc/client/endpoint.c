@@ -73,15 +73,26 @@ int msi_endpoint_can_send(const msi_endpoint *endpoint) {
   return !endpoint->taken[endpoint->sent % MSI_SLOTS];
 }
 
-int msi_endpoint_lost(const msi_endpoint *endpoint) {
-  char text[MPISERVE_TEXT_SIZE] = "";
-  msi_failure_name(endpoint->path.window->world, endpoint->path.head, text, sizeof text);
-  return msi_error(MPISERVE_EPEER, "%s has died", text);
-}
-
 static double seconds_since(int64_t ns) { return (double)(msi_now() - ns) * 1e-9; }
 
+int msi_endpoint_lost(const msi_endpoint *endpoint) {
+  char text[MPISERVE_TEXT_SIZE] = "";
+  const msi_world *world = endpoint->path.window->world;
+  int head = endpoint->path.head;
+  msi_failure_name(world, head, text, sizeof text);
+  if (!endpoint->stopped) return msi_error(MPISERVE_EPEER, "%s has died", text);
+  int by_signal = msi_failure_state_of(world, head) == MSI_PEER_STOPPED;
+  return msi_error(MPISERVE_EPEER, "%s %s for %.1f s", text,
+                   by_signal ? "has been stopped by a signal" : "has shown no sign of life",
+                   seconds_since(endpoint->silent_ns));
+}
+
 /* Over rma nobody can look into the memory of a head that may not answer. */
+int64_t msi_endpoint_waits(const msi_endpoint *endpoint) {
+  const msi_section_header *header = (const msi_section_header *)endpoint->path.memory;
+  return header ? atomic_load_explicit(&header->waits_ns, memory_order_relaxed) : 0;
+}
+
 static void append_doing(const msi_endpoint *endpoint, char *text, size_t bytes) {
   const msi_section_header *header = (const msi_section_header *)endpoint->path.memory;
   if (!header) return;
@@ -277,6 +288,19 @@ int msi_endpoint_find_location(const msi_endpoint *endpoint, int outputs, int64_
     if (i < side->n) return 0;
     *location = (msi_location){b, (uint32_t)row, 1};
     return 1;
+  }
+  return 0;
+}
+
+int msi_endpoint_is_in_buffer(const msi_endpoint *endpoint, int at, const void *tensor) {
+  const msi_layout *layout = &endpoint->layout;
+  const msi_lease *lease = &endpoint->leases[at];
+  for (int i = 0; i < layout->inputs.n + layout->outputs.n; i++) {
+    int outputs = i >= layout->inputs.n, j = outputs ? i - layout->inputs.n : i;
+    const msi_side *side = outputs ? &layout->outputs : &layout->inputs;
+    /* Unsigned, as above. */
+    uintptr_t into = (uintptr_t)tensor - (uintptr_t)buffer_at(endpoint, outputs, j, lease->begin);
+    if (into < lease->rows * side->row_bytes[j]) return 1;
   }
   return 0;
 }

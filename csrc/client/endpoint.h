@@ -31,14 +31,25 @@ typedef struct msi_payload {
   void *inputs[MPISERVE_MAX_TENSORS], *outputs[MPISERVE_MAX_TENSORS];
 } msi_payload;
 
+/* What a slot whose request was withdrawn keeps until the head replies: leases, -1: none. */
+typedef struct msi_withdrawn {
+  int waits; /* for the reply */
+  int input, output;
+  int exposed; /* the buffer to which the head may write */
+} msi_withdrawn;
+
 typedef struct msi_endpoint {
   msi_path path;
   msi_layout layout;
   uint64_t sent;           /* sequence of the last request */
   int in_flight;           /* slots taken */
   int lost;                /* the head has died: nothing is sent there any more */
+  int stopped;             /* the head shows no sign of life: no request is sent there */
+  int64_t silent_ns;       /* since when there was none; 0: there was one */
+  uint64_t waits_for;      /* the oldest request without a reply, at the last look */
   int taken[MSI_SLOTS];    /* is the slot? */
   void *owners[MSI_SLOTS]; /* of the slots taken; NULL: nobody waits for the reply */
+  msi_withdrawn withdrawn[MSI_SLOTS];
   msi_lease leases[MSI_LEASES];
   int stale;              /* leases that are */
   void *own[MSI_BUFFERS]; /* another node: memory of the buffers */
@@ -83,7 +94,11 @@ int msi_endpoint_outputs(msi_endpoint *endpoint, int slot, const msi_payload *pa
 /* Free the slot. */
 void msi_endpoint_release(msi_endpoint *endpoint, int slot);
 
-/* MPISERVE_EPEER: the head has died. */
+/* When the head, which waits, last looked for what it waits for, by the clock of the node; 0: it
+ * does not wait, or nobody can see. */
+int64_t msi_endpoint_waits(const msi_endpoint *endpoint);
+
+/* MPISERVE_EPEER: the head has died, or has stopped. */
 int msi_endpoint_lost(const msi_endpoint *endpoint);
 
 /* Appends what is known of a head that does not reply: "inference rank 3 (pid 77 on host n1):
@@ -102,6 +117,9 @@ int msi_endpoint_holds(const msi_endpoint *endpoint, int lease);
 /* Do tensors of one side lie in a buffer, all from one row of it on? Fills location. */
 int msi_endpoint_find_location(const msi_endpoint *endpoint, int outputs, int64_t rows,
                                void *const *data, msi_location *location);
+
+/* Does a tensor begin in the rows of a buffer, inputs or outputs? */
+int msi_endpoint_is_in_buffer(const msi_endpoint *endpoint, int lease, const void *tensor);
 
 /* The addresses of a buffer whose lease was granted (shared), or which is to be
  * allocated here (rma). */

@@ -62,7 +62,8 @@ static int answer(msi_client *client, msi_call *call, const part *p) {
 }
 
 static int answer_all(msi_client *client, msi_call *call) {
-  if (!call->service->fallback.function || !is_the_services(&call->message))
+  if (!call->service->fallback.function || call->message.exposed ||
+      !is_the_services(&call->message))
     return msi_message_result(&call->message);
   part all = {.rows = call->payload.rows};
   memcpy(all.inputs, call->payload.inputs, sizeof all.inputs);

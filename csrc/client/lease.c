@@ -55,6 +55,14 @@ int msi_lease_ask(msi_endpoint *endpoint, msi_payload *payload, int at, void *ow
   return msi_endpoint_send(endpoint, MSI_LEASE, rows < limit ? rows : limit, at, NULL, owner);
 }
 
+void msi_lease_granted(msi_endpoint *endpoint, int at, const msi_reply_header *reply) {
+  msi_lease *lease = &endpoint->leases[at];
+  lease->begin = reply->lease_begin;
+  lease->rows = reply->rows;
+  lease->once = (int)reply->lease_once;
+  lease->renewed = 1;
+}
+
 /* Not while the endpoint has rows that other clients may wait for: asking may occupy the slot that
  * is needed to give them back. */
 int msi_lease_may_ask(const msi_endpoint *endpoint) {

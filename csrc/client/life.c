@@ -27,7 +27,9 @@ static int read_state(msi_client *client, int h, mpiserve_replica_state *state) 
   const msi_head *head = &client->world->heads[h];
   *state = (mpiserve_replica_state){.replica = head->description.replica, .rank = head->rank};
   int code = msi_endpoint_states(&client->endpoints[h], state->entered_ns);
-  state->state = client->endpoints[h].lost ? MPISERVE_GONE : msi_state_of(state->entered_ns);
+  state->state = msi_state_of(state->entered_ns);
+  if (client->endpoints[h].stopped) state->state = MPISERVE_SUSPENDED;
+  if (client->endpoints[h].lost) state->state = MPISERVE_GONE;
   return code;
 }
 

@@ -1,30 +1,32 @@
 #include "client/loss.h"
 
+#include "client/stopped.h"
 #include "mpi/failure.h"
 
-/* Buffers that users have stay theirs, and others are taken at the new home. What other threads may
- * read, such as the head of the home at open, does not change. */
-static void lose_replica(mpiserve_service *service, const msi_endpoint *endpoint) {
-  for (int i = 0; i < service->replicas; i++) {
-    if (service->choices[i] != endpoint) continue;
-    msi_balance_lose(&service->balance, i);
-    if (service->assignment == i) service->assignment = service->balance.home;
-    service->endpoint = service->choices[service->balance.home];
-  }
+/* It may have stopped before. */
+static void lose(msi_client *client, msi_endpoint *endpoint) {
+  endpoint->lost = 1;
+  client->unsettled -= endpoint->stopped;
+  endpoint->stopped = 0;
+  for (int i = 0; i < client->n_services; i++) msi_service_lose(&client->services[i], endpoint);
 }
 
-msi_endpoint *msi_loss_next(msi_client *client) {
+static msi_endpoint *next_dead(msi_client *client) {
   int n_dead = msi_failure_look(client->world);
   if (n_dead == client->n_dead) return NULL;
   for (int h = 0; h < client->n_endpoints; h++) {
     msi_endpoint *endpoint = &client->endpoints[h];
     if (endpoint->lost || !msi_failure_is_dead(client->world, endpoint->path.head)) continue;
-    endpoint->lost = 1;
-    for (int i = 0; i < client->n_services; i++) lose_replica(&client->services[i], endpoint);
+    lose(client, endpoint);
     return endpoint;
   }
   client->n_dead = n_dead;
   return NULL;
+}
+
+msi_endpoint *msi_loss_next(msi_client *client) {
+  msi_endpoint *endpoint = next_dead(client);
+  return endpoint ? endpoint : msi_stopped_next(client);
 }
 
 /* A request that waits for rows is in the send queue too: there it is taken. */
@@ -33,6 +35,7 @@ static int is_queued(const msi_message *message) {
 }
 
 msi_message *msi_loss_take(msi_client *client, msi_endpoint *endpoint) {
+  if (endpoint->stopped) return msi_stopped_take(client, endpoint);
   for (int i = 0; i < MSI_SLOTS; i++) {
     int at = (int)((endpoint->sent + (uint64_t)i) % MSI_SLOTS);
     if (!endpoint->taken[at]) continue;
@@ -45,7 +48,9 @@ msi_message *msi_loss_take(msi_client *client, msi_endpoint *endpoint) {
   return first;
 }
 
-void msi_loss_end(msi_endpoint *endpoint) {
+void msi_loss_end(msi_client *client, msi_endpoint *endpoint) {
+  if (endpoint->stopped) return;
+  for (int i = 0; i < MSI_SLOTS; i++) msi_stopped_settle(client, endpoint, i);
   for (int i = 0; i < MSI_LEASES; i++)
     if (!msi_endpoint_holds(endpoint, i) || i < MSI_SLOTS) endpoint->leases[i] = (msi_lease){0};
   endpoint->stale = 0;

@@ -10,15 +10,18 @@ static int replica_of(const msi_call *call) {
   return (int)(call->load - call->service->balance.loads);
 }
 
+static int is_away(const msi_endpoint *endpoint) { return endpoint->lost || endpoint->stopped; }
+
+static int is_lost(msi_call *call, const char *what) {
+  int code = msi_endpoint_lost(call->message.endpoint);
+  snprintf(call->message.text, sizeof call->message.text, "service '%s': %s, %s",
+           call->service->name, mpiserve_last_error(), what);
+  return code;
+}
+
 static int no_other(msi_call *call) {
   const msi_endpoint *endpoint = call->message.endpoint;
-  if (endpoint->lost) {
-    int code = msi_endpoint_lost(endpoint);
-    snprintf(call->message.text, sizeof call->message.text,
-             "service '%s': %s, and no other replica lives", call->service->name,
-             mpiserve_last_error());
-    return code;
-  }
+  if (is_away(endpoint)) return is_lost(call, "and no other replica lives");
   snprintf(call->message.text, sizeof call->message.text,
            "the service is suspended at its only replica, rank %d", endpoint->path.head);
   return MPISERVE_EMODEL;
@@ -28,11 +31,13 @@ static int no_other(msi_call *call) {
  * they are copied to the other one, and results are copied back. */
 int msi_reroute(msi_client *client, msi_call *call) {
   if (call->message.abandoned) return MPISERVE_ECANCELLED;
+  if (call->message.exposed)
+    return is_lost(call, "and may still write the outputs, which are rows of its buffer");
   mpiserve_service *service = call->service;
   int64_t rows = call->payload.rows;
   int to = call->load ? msi_balance_another(&service->balance, replica_of(call), rows) : -1;
   if (to < 0) return no_other(call);
-  client->counters.rerouted += call->message.endpoint->lost;
+  client->counters.rerouted += is_away(call->message.endpoint);
   call->load->suspended = 1;
   msi_balance_ended(call->load, rows);
   msi_lease_let_go(call->message.endpoint, &call->payload.input);

@@ -4,6 +4,17 @@
 
 #include "base/error.h"
 
+/* Buffers that users have stay theirs, and others are taken at the new home. What other threads may
+ * read, such as the head of the home at open, does not change. */
+void msi_service_lose(mpiserve_service *service, const msi_endpoint *endpoint) {
+  for (int i = 0; i < service->replicas; i++) {
+    if (service->choices[i] != endpoint) continue;
+    msi_balance_lose(&service->balance, i);
+    if (service->assignment == i) service->assignment = service->balance.home;
+    service->endpoint = service->choices[service->balance.home];
+  }
+}
+
 /* ---- requests ---------------------------------------------------------------------- */
 
 static int add(msi_client *client) {
@@ -24,7 +35,7 @@ msi_call *msi_calls_take(msi_client *client) {
   if (!client->idle && !add(client)) return NULL;
   msi_call *call = client->idle;
   client->idle = call->next_idle;
-  call->message.abandoned = call->message.replied = 0;
+  call->message.abandoned = call->message.replied = call->message.exposed = 0;
   call->message.text[0] = 0;
   call->payload.deadline_ns = 0;
   call->stats = (mpiserve_stats){0};

@@ -38,6 +38,7 @@ typedef struct msi_message {
   int code;                       /* of the reply */
   int replied;                    /* the code is a head's */
   int abandoned;                  /* nobody waits for the reply */
+  int exposed;                    /* its head, which has stopped, may still write its outputs */
   char text[MSI_EAGER_BYTES + 1]; /* of an error */
   struct msi_message *next;       /* of the send queue */
 } msi_message;
@@ -120,8 +121,14 @@ typedef struct msi_client {
   msi_buffer_request buffer; /* one at a time: its caller waits */
   unsigned tests;            /* calls of test */
   int n_dead;                /* ranks of the world that were known to be dead at the last look */
+  int unsettled;             /* endpoints that are stopped, and slots that are withdrawn */
+  int64_t stopped_limit_ns, next_look_ns; /* for heads that have stopped */
   mpiserve_counters counters;
 } msi_client;
+
+/* The endpoint's head has died or stopped: the service has its home elsewhere, if another replica
+ * serves. */
+void msi_service_lose(mpiserve_service *service, const msi_endpoint *endpoint);
 
 /* Takes a free request, cleared; NULL: no memory. Gives it back. */
 msi_call *msi_calls_take(msi_client *client);

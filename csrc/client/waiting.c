@@ -47,6 +47,7 @@ int msi_waiting_for_slot(msi_client *client, msi_endpoint *endpoint, int64_t dea
     code = msi_call_progress(client, endpoint);
     if (code || !msi_wait_pause(&wait, &client->backoff, NULL)) continue;
     code = msi_now() > deadline ? no_replies(client) : msi_call_progress_all(client);
+    if (!code && endpoint->stopped && deadline == INT64_MAX) code = msi_endpoint_lost(endpoint);
   }
   return code;
 }

@@ -8,7 +8,8 @@
 int msi_waiting_for_reply(msi_client *client, msi_endpoint *endpoint, const int *done,
                           double timeout);
 
-/* Waits until the next slot of the endpoint is free; MPISERVE_ETIMEOUT after the deadline. */
+/* Waits until the next slot of the endpoint is free; MPISERVE_ETIMEOUT after the deadline. Without
+ * one (INT64_MAX) MPISERVE_EPEER if the head has stopped. */
 int msi_waiting_for_slot(msi_client *client, msi_endpoint *endpoint, int64_t deadline);
 
 /* Waits until no message of this rank is at a head, or on the way to one; MPISERVE_ETIMEOUT after

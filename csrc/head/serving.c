@@ -12,6 +12,7 @@
 enum { MOST_NAMED = 8 }; /* ranks of a text */
 
 static const double WAIT_NOTICE = 10;
+static const int64_t BURIAL_NS = 100000000; /* between two looks for dead clients */
 
 int msi_serving_open(msi_serving *serving, const msi_world *world, int n,
                      const mpiserve_description *descriptions, size_t bytes[MSI_PARTS]) {
@@ -179,10 +180,30 @@ static int bury_dead(msi_serving *serving) {
   return code;
 }
 
+/* A rank that always has a batch never pauses. The time is that of its last one: no look at a clock
+ * is added. */
+static int bury_in_time(msi_serving *serving) {
+  int64_t now = serving->current->closed_ns;
+  if (now < serving->next_burial_ns) return MPISERVE_OK;
+  serving->next_burial_ns = now + BURIAL_NS;
+  return bury_dead(serving);
+}
+
 static int no_batch(msi_serving *serving, double timeout) {
   char text[MPISERVE_TEXT_SIZE];
   const char *colon = msi_serving_waiting(serving, text) ? ": " : "";
   return msi_error(MPISERVE_ETIMEOUT, "no batch within %g s%s%s", timeout, colon, text);
+}
+
+/* A sign of life. Clients rely on it for as long as the rank waits. */
+static void say_looked(msi_serving *serving, int64_t now) {
+  if (!serving->header) return;
+  atomic_store_explicit(&serving->header->looked_ns, now, memory_order_relaxed);
+  atomic_store_explicit(&serving->header->waits_ns, now, memory_order_relaxed);
+}
+
+static void say_found(msi_serving *serving) {
+  if (serving->header) atomic_store_explicit(&serving->header->waits_ns, 0, memory_order_relaxed);
 }
 
 /* Between two looks that found nothing. With a time-out of 0 there is no second one. */
@@ -191,8 +212,7 @@ static int pause_for(msi_serving *serving, double timeout, msi_wait *wait,
   if (timeout != 0 && !msi_wait_pause(wait, &serving->backoff, wait_address_of(serving, address)))
     return MPISERVE_OK;
   int64_t now = msi_now();
-  if (serving->header)
-    atomic_store_explicit(&serving->header->looked_ns, now, memory_order_relaxed);
+  say_looked(serving, now);
   int code = refuse_late(serving, now);
   if (!code) code = bury_dead(serving);
   if (code) return code;
@@ -211,6 +231,7 @@ static int wait_for_batch(msi_serving *serving, double timeout, int lay_out) {
     if (!code) code = look(serving, lay_out);
   } while (!code && !serving->current->open);
   msi_wait_end(&wait, &address);
+  if (deadline) say_found(serving);
   return code;
 }
 
@@ -224,7 +245,8 @@ int msi_serving_next(msi_serving *serving, double timeout, mpiserve_batch *batch
     return msi_error(MPISERVE_ESTATE, "the last batch has not been answered");
   msi_progress_stop(&serving->progress);
   say_busy(serving, 0);
-  int code = look(serving, batch != NULL);
+  int code = bury_in_time(serving);
+  if (!code) code = look(serving, batch != NULL);
   if (!code && !serving->current->open) code = wait_for_batch(serving, timeout, batch != NULL);
   if (!code && batch) {
     msi_broker_hand_out(serving->current, batch);

@@ -243,7 +243,8 @@ typedef struct mpiserve_counters {
   int64_t thread_polls;      /* progress calls made by the broker thread */
   int64_t fallbacks;         /* simulation: requests of which the fallback answered rows */
   int64_t failed_rows;       /* simulation: rows of results that failed the check of the outputs */
-  int64_t rerouted;          /* simulation: sent again to another replica, as theirs had died */
+  int64_t rerouted;          /* simulation: sent again to another replica, as theirs had died or
+                                stopped */
 } mpiserve_counters;
 
 /* A closed batch, as its inference rank sees it. The pointers are valid until the batch is
@@ -531,7 +532,9 @@ int mpiserve_fallback_set(mpiserve_service *service,
  * Such rows are memory of the head. If a request that uses them is cancelled, or given up at its
  * deadline or after a time-out of mpiserve_infer(), a model that has begun with it goes on reading
  * and writing them. Then give the buffer back and take another one: nobody else gets the rows
- * before the model has ended.
+ * before the model has ended. The same is true of a request that ends with MPISERVE_EPEER because
+ * its head has stopped: until the head has answered, a request with tensors in that buffer is
+ * refused with MPISERVE_EPEER.
  *
  * Blocking: the head answers between two batches. MPISERVE_EROWS beyond max_batch_rows;
  * MPISERVE_ENOMEM if 8 buffers of this service are taken, or its pool is full (pool_bytes). The

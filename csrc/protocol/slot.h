@@ -53,7 +53,9 @@ typedef struct msi_section_header {
                                 not. In the first section only */
   _Atomic int64_t looked_ns; /* when the head, which had nothing to do, looked for requests; as
                                 above */
-  uint32_t unused_too[12];
+  _Atomic int64_t waits_ns;  /* the same, for as long as the head waits for requests; else 0; as
+                                above */
+  uint32_t unused_too[10];
   _Atomic int64_t entered_ns[MPISERVE_STATES]; /* by mpiserve_state, as in mpiserve_replica_state */
 } msi_section_header;
 

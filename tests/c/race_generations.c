@@ -37,7 +37,7 @@ static int generation(msi_endpoint *endpoint) {
 }
 
 int main(void) {
-  mpiserve_spec spec = {"x", MPISERVE_FLOAT64, 1, {-1}};
+  mpiserve_spec spec = {.name = "x", .dtype = MPISERVE_FLOAT64, .ndim = 1, .shape = {-1}};
   mpiserve_description d = {.name = "swapped", .n_inputs = 1, .n_outputs = 1, .max_batch_rows = 1};
   d.inputs[0] = d.outputs[0] = spec;
   CHECK(made_up_open(&made, 1, 1, &d) == MPISERVE_OK);

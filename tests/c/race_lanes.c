@@ -147,7 +147,7 @@ static void check_turns(const mpiserve_description *descriptions) {
 }
 
 int main(void) {
-  mpiserve_spec spec = {"x", MPISERVE_FLOAT64, 1, {-1}};
+  mpiserve_spec spec = {.name = "x", .dtype = MPISERVE_FLOAT64, .ndim = 1, .shape = {-1}};
   mpiserve_description twice = {.name = "twice",
                                 .n_inputs = 1,
                                 .n_outputs = 1,

@@ -10,6 +10,7 @@
 enum { CLIENTS = 2, MAX_ROWS = 100, POOL_ROWS = 2 * MAX_ROWS, ROUNDS = 300 };
 
 static const int64_t LONG_NS = 1000000000000;
+static const double LIMIT_S = 5;
 
 static msi_made_up made;
 static msi_endpoint ends[CLIENTS];
@@ -18,7 +19,7 @@ static msi_broker *broker;
 /* ---- steps ------------------------------------------------------------------------------ */
 
 static void begin(int64_t pool_rows, int64_t max_delay_ns) {
-  mpiserve_spec spec = {"x", MPISERVE_FLOAT64, 1, {-1}};
+  mpiserve_spec spec = {.name = "x", .dtype = MPISERVE_FLOAT64, .ndim = 1, .shape = {-1}};
   mpiserve_description d = {.name = "twice",
                             .n_inputs = 1,
                             .n_outputs = 1,
@@ -268,6 +269,22 @@ static void check_rows_of_the_dead_are_freed_later(void) {
   end_death();
 }
 
+/* A head that forms a batch whenever it looks never waits. */
+static void check_the_dead_have_left_a_busy_head(void) {
+  const int64_t limit = msi_deadline(LIMIT_S);
+  double last = 0, next = 1;
+  begin(POOL_ROWS, 0);
+  lease(0, 0, MAX_ROWS);
+  const msi_row_pool *pool = &broker->inboxes[MPISERVE_SHARED].pool;
+  die(0);
+  while (pool->used && msi_now() < limit) {
+    infer(1, next++, 1, -1);
+    CHECK(answer(&last) == 1 && take(1) == MPISERVE_OK);
+  }
+  CHECK(!pool->used && broker->remaining == 1);
+  end_death();
+}
+
 int main(void) {
   check_doorbells();
   check_slot_is_free_after_its_reply_was_read();
@@ -279,5 +296,6 @@ int main(void) {
   check_a_client_leaves_once();
   check_the_dead_have_left();
   check_rows_of_the_dead_are_freed_later();
+  check_the_dead_have_left_a_busy_head();
   return check_result();
 }

@@ -111,6 +111,18 @@ BUGS = [
         "race_steps",
     ),
     Bug(
+        "dead client not seen by a head that always has a batch",
+        "head/serving.c",
+        {"if (now < serving->next_burial_ns)": "if (now < INT64_MAX)"},
+        "race_steps",
+    ),
+    Bug(
+        "rows of a withdrawn request are free at once",
+        "client/stopped.c",
+        {"hand_over(&call->payload.output, sent, &withdrawn->output);": ""},
+        "race_stopped",
+    ),
+    Bug(
         "no second look",
         "base/wait.c",
         {"wait->armed = 1;\n    return 1;": "wait->armed = 1;"},

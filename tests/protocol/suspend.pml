@@ -4,8 +4,9 @@
  * A client sends two requests to a service that has a replica at each of two heads. A head may
  * suspend the service, and resume it, at any time: it turns away what comes and what waits in its
  * queue, and the client sends it to the other one. A head may die: what it has goes to the other
- * one too, or ends when there is none. The client may cancel; then it closes, which takes all
- * replies and sends LEAVE to each head. */
+ * one too, or ends when there is none. With STOPS a head may stop, and go on, in place of suspending:
+ * what it has goes the same way, while its slot stays taken. The client may cancel; then it closes,
+ * which takes all replies and sends LEAVE to each head. */
 
 #define HEADS 2
 #define REQUESTS 2
@@ -22,11 +23,22 @@ byte ends[REQUESTS];                        /* for the proof: how often the call
 mtype slot[HEADS] = EMPTY;
 byte owner[HEADS] = NOBODY;                 /* request in the slot */
 bool suspended[HEADS], dead[HEADS], left[HEADS];
+bool stopped[HEADS], away[HEADS];           /* the head; what the client knows of it */
+bool working[HEADS];                        /* for the proof: the head may write to the slot */
 bool closing;
 bool safe;                                  /* from now on nobody dies */
-byte suspensions[HEADS];                    /* so that they come to an end */
+byte suspensions[HEADS], stops[HEADS];      /* so that they come to an end */
+
+#ifdef STOPS
+#define MOST_SUSPENSIONS 0
+#define MOST_STOPS 1
+#else
+#define MOST_SUSPENSIONS 2
+#define MOST_STOPS 0
+#endif
 
 #define OTHER(h) (1 - (h))
+#define SERVES(h) (!dead[h] && !away[h])
 
 #define END(r) \
   state[r] = OVER; \
@@ -38,14 +50,14 @@ byte suspensions[HEADS];                    /* so that they come to an end */
 #elif defined(ABANDONED_GOES_ON)
 #define REROUTE(r) \
   if \
-  :: !dead[OTHER(at[r])] -> state[r] = WAITING; at[r] = OTHER(at[r]) \
+  :: SERVES(OTHER(at[r])) -> state[r] = WAITING; at[r] = OTHER(at[r]) \
   :: else -> END(r) \
   fi
 #else
 #define REROUTE(r) \
   if \
   :: abandoned[r] -> END(r) \
-  :: !abandoned[r] && !dead[OTHER(at[r])] -> state[r] = WAITING; at[r] = OTHER(at[r]) \
+  :: !abandoned[r] && SERVES(OTHER(at[r])) -> state[r] = WAITING; at[r] = OTHER(at[r]) \
   :: else -> END(r) \
   fi
 #endif
@@ -55,18 +67,45 @@ byte suspensions[HEADS];                    /* so that they come to an end */
 
 #define SEND(r) \
   d_step { state[r] == WAITING && !dead[at[r]] && slot[at[r]] == EMPTY -> \
-    assert(!abandoned[r]); assert(!left[at[r]]); \
+    assert(!abandoned[r]); assert(!left[at[r]]); assert(!working[at[r]]); \
     state[r] = FLIGHT; slot[at[r]] = SENT; owner[at[r]] = r }
 
-/* The head has died: a message to it takes another way. */
+/* The head has died, or has stopped: a message to it takes another way. */
 #define UNDELIVERABLE(r) \
-  d_step { state[r] == WAITING && dead[at[r]] -> REROUTE(r) }
+  d_step { state[r] == WAITING && (dead[at[r]] || away[at[r]]) -> REROUTE(r) }
 
 #define TAKE_REPLY(h) \
   d_step { slot[h] == DONE && owner[h] != NOBODY -> END(owner[h]); slot[h] = EMPTY; owner[h] = NOBODY }
 
 #define TAKE_TURNED_AWAY(h) \
-  d_step { slot[h] == AWAY -> REROUTE(owner[h]); slot[h] = EMPTY; owner[h] = NOBODY }
+  d_step { slot[h] == AWAY && owner[h] != NOBODY -> \
+    REROUTE(owner[h]); slot[h] = EMPTY; owner[h] = NOBODY }
+
+/* The reply to LEAVE, or to what was withdrawn. */
+#define TAKE_UNWANTED(h) \
+  d_step { (slot[h] == DONE || slot[h] == AWAY) && owner[h] == NOBODY -> slot[h] = EMPTY }
+
+#define NOTICE_STOP(h) \
+  d_step { stopped[h] && !dead[h] && !away[h] && (slot[h] == SENT || slot[h] == TAKEN) -> \
+    away[h] = 1 }
+
+#define NOTICE_LIFE(h) \
+  d_step { !stopped[h] && away[h] -> away[h] = 0 }
+
+/* The head may go on at any time, with what is in the slot. */
+#ifdef WITHDRAWN_ENDS_TWICE
+#define WITHDRAW(h) \
+  d_step { away[h] && owner[h] != NOBODY && (slot[h] == SENT || slot[h] == TAKEN) && \
+    state[owner[h]] == FLIGHT -> REROUTE(owner[h]) }
+#elif defined(WITHDRAWN_SLOT_IS_FREE)
+#define WITHDRAW(h) \
+  d_step { away[h] && owner[h] != NOBODY && (slot[h] == SENT || slot[h] == TAKEN) -> \
+    REROUTE(owner[h]); owner[h] = NOBODY; slot[h] = EMPTY }
+#else
+#define WITHDRAW(h) \
+  d_step { away[h] && owner[h] != NOBODY && (slot[h] == SENT || slot[h] == TAKEN) -> \
+    REROUTE(owner[h]); owner[h] = NOBODY }
+#endif
 
 #ifdef DEAD_HEAD_FORGOTTEN
 #define TAKE_BACK(h) d_step { 0 -> skip }
@@ -110,6 +149,14 @@ active proctype client() {
   :: TAKE_REPLY(1)
   :: TAKE_TURNED_AWAY(0)
   :: TAKE_TURNED_AWAY(1)
+  :: TAKE_UNWANTED(0)
+  :: TAKE_UNWANTED(1)
+  :: NOTICE_STOP(0)
+  :: NOTICE_STOP(1)
+  :: NOTICE_LIFE(0)
+  :: NOTICE_LIFE(1)
+  :: WITHDRAW(0)
+  :: WITHDRAW(1)
   :: TAKE_BACK(0)
   :: TAKE_BACK(1)
   :: CANCEL(0)
@@ -117,8 +164,6 @@ active proctype client() {
   :: !closing -> closing = 1
   :: LEAVE(0)
   :: LEAVE(1)
-  :: d_step { slot[0] == DONE && owner[0] == NOBODY -> slot[0] = EMPTY }
-  :: d_step { slot[1] == DONE && owner[1] == NOBODY -> slot[1] = EMPTY }
   :: closing && GONE(0) && GONE(1) && DRAINED(0) && DRAINED(1) -> break
   od;
   assert(state[0] == IDLE || ends[0] == 1);
@@ -128,14 +173,18 @@ active proctype client() {
 active [HEADS] proctype head() {
   byte h = _pid - 1;
   do
-  :: d_step { slot[h] == SENT && suspended[h] -> slot[h] = AWAY }
-  :: d_step { slot[h] == SENT && !suspended[h] -> slot[h] = TAKEN }
-  :: d_step { slot[h] == TAKEN -> slot[h] = DONE }
-  :: d_step { slot[h] == TAKEN && suspended[h] -> slot[h] = AWAY } /* it waits in the queue */
-  :: d_step { slot[h] == LEFT -> slot[h] = DONE }; break
-  :: d_step { !suspended[h] && suspensions[h] < 2 -> suspended[h] = 1; suspensions[h]++ }
-  :: d_step { suspended[h] -> suspended[h] = 0 }
-  :: d_step { !safe -> dead[h] = 1 }; break
+  :: d_step { !stopped[h] && slot[h] == SENT && suspended[h] -> slot[h] = AWAY }
+  :: d_step { !stopped[h] && slot[h] == SENT && !suspended[h] -> slot[h] = TAKEN; working[h] = 1 }
+  :: d_step { !stopped[h] && working[h] -> slot[h] = DONE; working[h] = 0 }
+  :: d_step { !stopped[h] && working[h] && suspended[h] -> /* it waits in the queue */
+       slot[h] = AWAY; working[h] = 0 }
+  :: d_step { !stopped[h] && slot[h] == LEFT -> slot[h] = DONE }; break
+  :: d_step { !stopped[h] && !suspended[h] && suspensions[h] < MOST_SUSPENSIONS ->
+       suspended[h] = 1; suspensions[h]++ }
+  :: d_step { !stopped[h] && suspended[h] -> suspended[h] = 0 }
+  :: d_step { !stopped[h] && stops[h] < MOST_STOPS -> stopped[h] = 1; stops[h]++ }
+  :: d_step { stopped[h] -> stopped[h] = 0 }
+  :: d_step { !safe -> dead[h] = 1; stopped[h] = 0; working[h] = 0 }; break
   od
 }
 

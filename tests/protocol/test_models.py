@@ -20,6 +20,7 @@ RIGHT = [
     ("close", []),
     ("close", ["LIMIT"]),
     ("suspend", []),
+    ("suspend", ["STOPS"]),
     ("handover", []),
 ]
 
@@ -60,6 +61,8 @@ BUGS = [
     ("suspend", ["ABANDONED_GOES_ON"], WRONG),
     ("suspend", ["DEAD_HEAD_FORGOTTEN"], STUCK),
     ("suspend", ["DRAINED_ONCE"], WRONG),
+    ("suspend", ["STOPS", "WITHDRAWN_ENDS_TWICE"], WRONG),
+    ("suspend", ["STOPS", "WITHDRAWN_SLOT_IS_FREE"], STUCK),
     ("handover", ["REQUEST_RELAXED"], WRONG),
     ("handover", ["NEWS_RELAXED"], WRONG),
     ("handover", ["CALL_AFTER_REQUEST"], WRONG),
