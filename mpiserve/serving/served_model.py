@@ -55,7 +55,8 @@ class ServedModel:
         follower: On the other ranks of the replica: follows its head.
         failed: Whether the model could not be loaded. The rank then stays, so that
             the world can close, and every call of a client is an error.
-        suspended: Whether this rank of an adaptive pool has unloaded it for another model.
+        suspended: Whether it is unloaded until `resume`: for another model, or as a spare.
+        stopped: Whether it must not serve: a spare that nobody needs, or stopped by a client.
         batches: Batches answered or held so far.
         rows: Rows in them.
         seconds: Seconds spent on them, in an adaptive pool.
@@ -77,7 +78,7 @@ class ServedModel:
         self.service = self.current = assignment.service.of_version()
         self.backend = Backend(self.service)
         self.follower: tensor_parallel.Follower | None = None
-        self.native = self.failed = self.suspended = False
+        self.native = self.failed = self.suspended = self.stopped = False
         self.batches = self.rows = 0
         self.seconds = 0.0
         self.changes = Changes(lib, self)
@@ -192,6 +193,7 @@ class ServedModel:
             "max_queue_rows": self.service.max_queue_rows,
             "on_full": self.service.on_full,
             "replica": self.assignment.replica,
+            "spare": self.assignment.spare,
             "checks": [(finite, t.min, t.max) for t in self.service.outputs],
             **outcome,
         }
@@ -243,6 +245,8 @@ class ServedModel:
     def supervise(self) -> None:
         """Watch the backend; let other replicas answer while it cannot."""
         self.backend.supervise()
+        if self.stopped:
+            return
         if self.backend.unavailable != self._down and not self.assignment.pool:
             self._down = self.backend.unavailable
             self._lib.suspend(self.index, self._down)
@@ -398,7 +402,7 @@ class ServedModel:
 
     def enter_state(self, state: str) -> None:
         """Let clients read, and log, in which state the service is on this rank."""
-        if not self._announced:
+        if not self._announced or (self.stopped and state != "launched"):
             return
         self._life.enter(state)
         self._lib.set_state(self.index, state)
