@@ -55,9 +55,9 @@ with mpiserve.open() as session:
 """
 
 
-# MPI_Win_flush of osc/rdma, the only component of Open MPI 5.0.11 between hosts without UCX, waits in
-# ompi_osc_rdma_flush for ever once its target has died, also under --with-ft ulfm, and so does the
-# client's next request there: Open MPI says that the component is not tested after a failure.
+# MPI_Win_flush of osc/rdma, the component of Open MPI 5.0.11 between hosts, never returns once its
+# target has died, also under --with-ft ulfm: the client's next request there hangs. Open MPI warns
+# that the component is not tested after a failure.
 @pytest.mark.xfail(run=False, reason="MPI_Win_flush to a dead rank of another host does not return")
 # Ranks 0 to 2 are on n1, 3 and 4 on n2: simulation, simulation, replica; replica, spare.
 @pytest.mark.parametrize("victim", [2, 3])
