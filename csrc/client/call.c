@@ -184,11 +184,6 @@ static void on_request(msi_client *client, msi_call *call, int slot) {
     on_result(client, call, slot);
 }
 
-static void on_change(msi_client *client, msi_change *change, int code) {
-  msi_spare_replied(client, change, code);
-  msi_change_replied(client, change, code);
-}
-
 static void on_reply(msi_client *client, msi_endpoint *endpoint, int slot) {
   msi_message *message = endpoint->owners[slot];
   const msi_reply_header *reply = &endpoint->path.slots[slot].reply;
@@ -196,7 +191,7 @@ static void on_reply(msi_client *client, msi_endpoint *endpoint, int slot) {
   if (message && message->type == MESSAGE_REQUEST)
     on_request(client, (msi_call *)message, slot);
   else if (message && message->type == MESSAGE_CHANGE)
-    on_change(client, (msi_change *)message, reply->code);
+    msi_spare_replied(client, (msi_change *)message, reply->code);
   else if (message)
     on_buffer((msi_buffer_request *)message, reply);
   msi_endpoint_release(endpoint, slot);
@@ -226,7 +221,7 @@ static void on_loss(msi_client *client, msi_message *message) {
   int code = msi_endpoint_lost(message->endpoint);
   snprintf(message->text, sizeof message->text, "%s", mpiserve_last_error());
   if (message->type == MESSAGE_CHANGE) {
-    on_change(client, (msi_change *)message, code);
+    msi_spare_replied(client, (msi_change *)message, code);
     return;
   }
   message->code = code;

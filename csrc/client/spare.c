@@ -100,8 +100,7 @@ void msi_spare_replace(msi_client *client, const msi_endpoint *dead) {
   }
 }
 
-void msi_spare_replied(msi_client *client, const msi_change *change, int code) {
-  if (change->what != MPISERVE_REPLACE || !code) return;
+static void ask_next(msi_client *client, const msi_change *change) {
   int h = (int)(change->message.endpoint - client->endpoints);
   for (int s = 0; s < client->n_services; s++) {
     mpiserve_service *service = &client->services[s];
@@ -110,4 +109,9 @@ void msi_spare_replied(msi_client *client, const msi_change *change, int code) {
     if (!msi_spare_serves(change->message.endpoint)) service->balance.loads[i].suspended = 1;
     ask_from(client, service, h + 1, change->version);
   }
+}
+
+void msi_spare_replied(msi_client *client, msi_change *change, int code) {
+  if (change->what == MPISERVE_REPLACE && code) ask_next(client, change);
+  msi_change_replied(client, change, code);
 }

@@ -19,7 +19,7 @@ int msi_spare_another(mpiserve_service *service, int i, int64_t rows, int chosen
 /* A head has died: a spare is to take its place for each service that it served. */
 void msi_spare_replace(msi_client *client, const msi_endpoint *dead);
 
-/* A spare has answered that: after a refusal, or its death, the next one is asked. */
-void msi_spare_replied(msi_client *client, const msi_change *change, int code);
+/* Takes the reply to any change. After a spare has refused, or died, the next one is asked. */
+void msi_spare_replied(msi_client *client, msi_change *change, int code);
 
 #endif
