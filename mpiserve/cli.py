@@ -144,6 +144,9 @@ def check(
     for service in checked.services:
         count, model = str(service.replicas), service.model or "-"
         table.add_row(service.name, count, service.backend, model)
+    if checked.partition.spares:
+        names = ", ".join(service.name for group in checked.spared for service in group.services)
+        table.add_row("spares", str(checked.partition.spares), "", f"of {names}")
     terminal.console().print(table)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from mpi4py import MPI
 
 from mpiserve._lib import core
+from mpiserve._lib.changes import Changes
 from mpiserve.config import Config
 from mpiserve.config.partition import INFERENCE, SIMULATION, Assignment, assign, by_node, roles
 from mpiserve.errors import ArgumentError, Code, ConfigError, Error, PeerError
@@ -29,7 +30,7 @@ check.require(check.mpi_mismatch(core.mpi_runtime(), MPI.Get_library_version()))
 atexit.register(core.keep_mpi)
 
 
-class Session:
+class Session(Changes):
     """The result of `mpiserve.open`: a role, the ranks that share it, and the services.
 
     A context manager. When its body ends with an exception on a simulation rank, the other
@@ -101,36 +102,6 @@ class Session:
             NotFoundError: If there is no service of this name.
         """
         return self._lib.states(name)
-
-    def reload(self, name: str, version: str = "", timeout: float | None = None) -> None:
-        """Load another version of a service's model while the simulation goes on.
-
-        Call it on one simulation rank; it is not collective. Replicas answer with the old
-        version until all have loaded the new one. The new version answers every request that
-        any rank submits after this has returned.
-
-        Args:
-            name: The name of the service.
-            version: The name of the version, which `model` or `options` of the service use. By
-                default the current version is read again.
-            timeout: In seconds; None waits for ever. After RequestTimeout either nothing has
-                changed, or the replicas change when the work that they have begun has ended.
-
-        Raises:
-            ModelError: If a replica could not load the version, with the reason. All replicas
-                go on with the old version; with `reload = "in-place"` only this replica does.
-            ConfigError: If neither `model` nor `options` of the service use a version.
-            NotFoundError: If there is no such service.
-            Error: With code ESTATE, if another rank reloads the service.
-        """
-        self._lib.reload(name, version, timeout)
-
-    def unload(self, name: str, timeout: float | None = None) -> None:
-        """Free the memory of a service's model in all replicas; on simulation ranks.
-
-        Until a `reload`, requests fail with ModelError, including those that wait already.
-        """
-        self._lib.unload(name, timeout)
 
     def serve(self, watch: Callable[[], None] | None = None) -> bool:
         """Load this rank's model and answer until every simulation rank has left.
@@ -275,8 +246,8 @@ class Session:
 
     def _replica_comm(self, assignment: Assignment) -> MPI.Comm:
         every = assign(self._config, self.comm.size) if self._config else []
-        replicas = [(each.service.name, each.replica) for each in every]
-        color = replicas.index((assignment.service.name, assignment.replica))
+        replicas = [(each.spare, each.service.name, each.replica) for each in every]
+        color = replicas.index((assignment.spare, assignment.service.name, assignment.replica))
         return self.comm.Split(color, assignment.tp_index)
 
     def _pool_comm(self, assignment: Assignment) -> MPI.Comm | None:

@@ -7,6 +7,7 @@
 #include "client/life.h"
 #include "client/reload.h"
 #include "client/request.h"
+#include "client/scale.h"
 
 enum { MAX_PRIORITY = 100 };
 
@@ -188,7 +189,7 @@ int mpiserve_buffer_give(mpiserve_service *service, mpiserve_buffer *buffer) {
   return msi_buffer_give(service, buffer);
 }
 
-/* The common beginning of reload and unload. */
+/* The common beginning of changes of a service. */
 static int enter_named(mpiserve_session *session, const char *name, double timeout,
                        mpiserve_service **service, msi_handle **turn) {
   int code = msi_enter(session, MPISERVE_SIMULATION, turn);
@@ -214,4 +215,25 @@ int mpiserve_unload(mpiserve_session *session, const char *name, double timeout)
   mpiserve_service *service;
   int code = enter_named(session, name, timeout, &service, &turn);
   return code ? code : msi_unload(service, timeout);
+}
+
+int mpiserve_scale(mpiserve_session *session, const char *name, int replicas, double timeout) {
+  MSI_TURN turn = NULL;
+  mpiserve_service *service;
+  int code = enter_named(session, name, timeout, &service, &turn);
+  return code ? code : msi_scale(service, replicas, timeout);
+}
+
+int mpiserve_start(mpiserve_session *session, const char *name, double timeout) {
+  MSI_TURN turn = NULL;
+  mpiserve_service *service;
+  int code = enter_named(session, name, timeout, &service, &turn);
+  return code ? code : msi_scale(service, service->planned, timeout);
+}
+
+int mpiserve_stop(mpiserve_session *session, const char *name, double timeout) {
+  MSI_TURN turn = NULL;
+  mpiserve_service *service;
+  int code = enter_named(session, name, timeout, &service, &turn);
+  return code ? code : msi_scale(service, 0, timeout);
 }

@@ -103,7 +103,8 @@ int msi_balance_another(const msi_balance *balance, int i, int64_t rows) {
 
 void msi_balance_lose(msi_balance *balance, int i) {
   balance->loads[i].dead = balance->loads[i].suspended = 1;
-  int next = longest_unseen(balance, i);
+  int next = soonest(balance, 1);
+  if (next < 0) next = longest_unseen(balance, i);
   if (balance->home == i && next >= 0) balance->home = next;
 }
 

@@ -11,6 +11,7 @@
 #include "client/lease.h"
 #include "client/loss.h"
 #include "client/reroute.h"
+#include "client/spare.h"
 #include "client/stopped.h"
 
 enum { TESTS_PER_LOOK = 16 }; /* at all endpoints */
@@ -182,7 +183,7 @@ static void on_reply(msi_client *client, msi_endpoint *endpoint, int slot) {
   if (message && message->type == MESSAGE_REQUEST)
     on_request(client, (msi_call *)message, slot);
   else if (message && message->type == MESSAGE_CHANGE)
-    msi_change_replied(client, (msi_change *)message, reply->code);
+    msi_spare_replied(client, (msi_change *)message, reply->code);
   else if (message)
     on_buffer((msi_buffer_request *)message, reply);
   else
@@ -214,7 +215,7 @@ static void on_loss(msi_client *client, msi_message *message) {
   int code = msi_endpoint_lost(message->endpoint);
   snprintf(message->text, sizeof message->text, "%s", mpiserve_last_error());
   if (message->type == MESSAGE_CHANGE) {
-    msi_change_replied(client, (msi_change *)message, code);
+    msi_spare_replied(client, (msi_change *)message, code);
     return;
   }
   message->code = code;
@@ -228,6 +229,7 @@ static void see_to_losses(msi_client *client) {
   msi_message *message;
   while ((endpoint = msi_loss_next(client))) {
     if (endpoint->path.transport->same_node) take_replies(client, endpoint);
+    msi_spare_replace(client, endpoint);
     while ((message = msi_loss_take(client, endpoint))) on_loss(client, message);
     msi_loss_end(client, endpoint);
   }
@@ -306,12 +308,12 @@ static int choose(mpiserve_service *service, msi_call *call, int64_t rows, void 
   call->kind = call->is_piece ? MSI_PIECE : MSI_INFER;
   call->load = NULL;
   if (service->balance.n < 2) return MPISERVE_OK;
+  const msi_load *loads = service->balance.loads;
   int home = service->balance.home;
-  return aim(service, call, rows,
-             bound_to_home(service, rows, inputs, outputs) &&
-                     !service->balance.loads[home].suspended
-                 ? home
-                 : msi_balance_choose(&service->balance, rows));
+  int is_bound = bound_to_home(service, rows, inputs, outputs) && !loads[home].suspended;
+  int chosen = is_bound ? home : msi_balance_choose(&service->balance, rows);
+  if (loads[chosen].suspended) chosen = msi_spare_choose(service, rows, chosen);
+  return aim(service, call, rows, chosen);
 }
 
 static int check_stopped(const mpiserve_service *service, void *const *in, void *const *out) {

@@ -36,12 +36,12 @@ static int is_near(const msi_world *world, const msi_head *head) {
   return world->nodes[head->rank] == world->nodes[world->rank];
 }
 
-/* Adds the replicas that can serve, on this node or elsewhere. */
-static void list_choices(msi_client *client, mpiserve_service *service, int near) {
+/* Adds the replicas that can serve, on this node or elsewhere: spares, or others. */
+static void list_choices(msi_client *client, mpiserve_service *service, int near, int spare) {
   for (int h = 0; h < client->n_endpoints; h++) {
     const msi_head *head = &client->world->heads[h];
     if (strcmp(head->description.name, service->name) || head->description.error) continue;
-    if (is_near(client->world, head) == near)
+    if (is_near(client->world, head) == near && !head->description.spare == !spare)
       service->choices[service->replicas++] = &client->endpoints[h];
   }
 }
@@ -50,17 +50,21 @@ static void list_choices(msi_client *client, mpiserve_service *service, int near
  * service, so all services together have as many choices as there are endpoints. */
 static void choose_home(msi_client *client, mpiserve_service *service, int *used) {
   service->choices = client->choices + *used;
-  list_choices(client, service, 1);
+  list_choices(client, service, 1, 0);
   int near = service->replicas;
-  list_choices(client, service, 0);
+  list_choices(client, service, 0, 0);
+  int planned = service->planned = service->replicas;
+  list_choices(client, service, 1, 1);
+  list_choices(client, service, 0, 1);
   if (!service->replicas) return;
   int index = msi_world_index(client->world, client->world->rank);
-  int home = service->assignment = index % (near ? near : service->replicas);
+  int home = service->assignment = index % (near ? near : planned ? planned : service->replicas);
   service->endpoint = service->choices[home];
   service->head = &client->world->heads[service->endpoint - client->endpoints];
   service->checked = msi_check_wanted(&service->endpoint->layout.outputs);
   msi_balance_init(&service->balance, client->loads + *used, service->replicas, home,
                    service->head->description.stickiness, index);
+  for (int i = planned; i < service->replicas; i++) service->balance.loads[i].suspended = 1;
   *used += service->replicas;
 }
 

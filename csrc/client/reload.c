@@ -5,19 +5,11 @@
 #include <string.h>
 
 #include "base/error.h"
-#include "client/call.h"
-#include "client/change.h"
-#include "client/waiting.h"
+#include "client/change_wait.h"
 
 static int is_replica(const mpiserve_service *service, int head) {
   const mpiserve_description *d = &service->client->world->heads[head].description;
   return !d->error && !service->client->endpoints[head].lost && !strcmp(d->name, service->name);
-}
-
-static double left(int64_t deadline) {
-  if (deadline == INT64_MAX) return MPISERVE_FOREVER;
-  int64_t ns = deadline - msi_now();
-  return ns > 0 ? (double)ns * 1e-9 : 0;
 }
 
 /* The caller learns the first failure, with its rank. */
@@ -26,36 +18,6 @@ static int note(int first, int code, const mpiserve_service *service, int rank, 
     snprintf(text, MPISERVE_TEXT_SIZE, "service '%s' on rank %d: %s", service->name, rank,
              mpiserve_last_error());
   return first ? first : code;
-}
-
-/* Every change but a load happens all the same, or replicas would keep two versions. */
-static void abandon(msi_client *client, msi_change *change) {
-  msi_endpoint *endpoint = change->message.endpoint;
-  change->message.abandoned = 1;
-  if (change->sent || change->what != MPISERVE_LOAD) return;
-  msi_send_queue_remove(client, &change->message);
-  msi_change_end(client, change);
-  msi_call_progress(client, endpoint); /* the next message is first now */
-}
-
-static int wait_for_reply(msi_client *client, msi_change *change, double timeout) {
-  int code = msi_waiting_for_reply(client, change->message.endpoint, &change->done, timeout);
-  if (!change->done) {
-    abandon(client, change);
-    return code;
-  }
-  code = msi_message_result(&change->message);
-  msi_change_end(client, change);
-  return code;
-}
-
-/* Sends a change to one replica, behind the requests that this rank submitted before. */
-static int send_to(msi_client *client, msi_endpoint *endpoint, int what, const char *version,
-                   msi_change **change) {
-  *change = msi_change_begin(client, endpoint, what, version);
-  if (!*change) return msi_error(MPISERVE_ENOMEM, "no memory for a change");
-  msi_send_queue_push(client, &(*change)->message);
-  return msi_call_progress(client, endpoint);
 }
 
 /* Sends to all replicas, then waits for all, so that they load at the same time. */
@@ -67,11 +29,11 @@ static int send_all(const mpiserve_service *service, int what, const char *versi
   int code = MPISERVE_OK;
   for (int h = 0; h < client->n_endpoints; h++) {
     if (!is_replica(service, h)) continue;
-    int failed = send_to(client, &client->endpoints[h], what, version, &changes[h]);
+    int failed = msi_change_submit(client, &client->endpoints[h], what, version, &changes[h]);
     code = note(code, failed, service, client->endpoints[h].path.head, text);
   }
   for (int h = 0; h < client->n_endpoints; h++) {
-    int failed = changes[h] ? wait_for_reply(client, changes[h], left(deadline)) : MPISERVE_OK;
+    int failed = changes[h] ? msi_change_wait(client, changes[h], deadline) : MPISERVE_OK;
     code = note(code, failed, service, client->endpoints[h].path.head, text);
   }
   free(changes);

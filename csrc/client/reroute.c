@@ -5,6 +5,7 @@
 #include "base/error.h"
 #include "client/census.h"
 #include "client/lease.h"
+#include "client/spare.h"
 
 static int replica_of(const msi_call *call) {
   return (int)(call->load - call->service->balance.loads);
@@ -20,10 +21,15 @@ static int is_lost(msi_call *call, const char *what) {
 }
 
 static int no_other(msi_call *call) {
-  const msi_endpoint *endpoint = call->message.endpoint;
+  msi_endpoint *endpoint = call->message.endpoint;
   if (is_away(endpoint)) return is_lost(call, "and no other replica lives");
-  snprintf(call->message.text, sizeof call->message.text,
-           "the service is suspended at its only replica, rank %d", endpoint->path.head);
+  if (msi_spare_is_stopped(endpoint))
+    snprintf(call->message.text, sizeof call->message.text,
+             "service '%s' was stopped, and serves nowhere: mpiserve_start() starts it",
+             call->service->name);
+  else
+    snprintf(call->message.text, sizeof call->message.text,
+             "the service is suspended at its only replica, rank %d", endpoint->path.head);
   return MPISERVE_EMODEL;
 }
 
@@ -36,9 +42,10 @@ int msi_reroute(msi_client *client, msi_call *call) {
   mpiserve_service *service = call->service;
   int64_t rows = call->payload.rows;
   int to = call->load ? msi_balance_another(&service->balance, replica_of(call), rows) : -1;
+  if (call->load) call->load->suspended = 1;
+  if (to >= 0) to = msi_spare_another(service, replica_of(call), rows, to);
   if (to < 0) return no_other(call);
   client->counters.rerouted += is_away(call->message.endpoint);
-  call->load->suspended = 1;
   msi_balance_ended(call->load, rows);
   msi_lease_let_go(call->message.endpoint, &call->payload.input);
   msi_lease_let_go(call->message.endpoint, &call->payload.output);

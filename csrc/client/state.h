@@ -19,7 +19,8 @@ struct mpiserve_service {
   const msi_head *head;   /* of this rank's home replica at open; NULL: none can serve */
   msi_endpoint *endpoint; /* to its home now: another one if that has died; holds the buffers */
   int replicas;           /* that can serve */
-  msi_endpoint **choices; /* to each of these, near ones first */
+  int planned;            /* of these, those that are no spares */
+  msi_endpoint **choices; /* to each of these: near ones first, and all spares last */
   msi_balance balance;    /* of the choices */
   int assignment;         /* choice in whose census this rank counts */
   int attached;

@@ -101,6 +101,12 @@ module mpiserve
     procedure, private :: session_unload, session_unload_single
     generic :: reload => session_reload, session_reload_single
     generic :: unload => session_unload, session_unload_single
+    !> scale(name, replicas, timeout, [ierr]): let so many replicas serve; start(name, timeout,
+    !> [ierr]): as many as the configuration has; stop(name, timeout, [ierr]): none. One rank,
+    !> blocking: mpiserve.h.
+    procedure :: scale => session_scale
+    procedure :: start => session_start
+    procedure :: stop => session_stop
     !> fail(text, [ierr]): report that this rank ended with an error; then close.
     procedure :: fail => session_fail
     !> close([timeout], [ierr]): leave. Collective over world; waits for what is in flight, at most
@@ -217,6 +223,32 @@ contains
     integer, intent(out), optional :: ierr
     call self%session_unload(name, real(timeout, c_double), ierr)
   end subroutine session_unload_single
+
+  subroutine session_scale(self, name, replicas, timeout, ierr)
+    class(session), intent(in) :: self
+    character(len=*), intent(in) :: name
+    integer, intent(in) :: replicas
+    class(*), intent(in) :: timeout
+    integer, intent(out), optional :: ierr
+    call finish(c_scale(self%handle, trim(name)//c_null_char, int(replicas, c_int), &
+      seconds_of(timeout)), ierr)
+  end subroutine session_scale
+
+  subroutine session_start(self, name, timeout, ierr)
+    class(session), intent(in) :: self
+    character(len=*), intent(in) :: name
+    class(*), intent(in) :: timeout
+    integer, intent(out), optional :: ierr
+    call finish(c_start(self%handle, trim(name)//c_null_char, seconds_of(timeout)), ierr)
+  end subroutine session_start
+
+  subroutine session_stop(self, name, timeout, ierr)
+    class(session), intent(in) :: self
+    character(len=*), intent(in) :: name
+    class(*), intent(in) :: timeout
+    integer, intent(out), optional :: ierr
+    call self%scale(name, 0, timeout, ierr)
+  end subroutine session_stop
 
   subroutine session_fail(self, text, ierr)
     class(session), intent(in) :: self

@@ -296,6 +296,27 @@ module mpiserve_c
       integer(c_int) :: code
     end function c_unload
 
+    function c_scale(session, name, replicas, timeout) result(code) &
+        bind(c, name="mpiserve_scale")
+      import :: c_char, c_double, c_int, c_ptr
+      implicit none
+      type(c_ptr), value :: session
+      character(kind=c_char), intent(in) :: name(*)
+      integer(c_int), value :: replicas
+      real(c_double), value :: timeout
+      integer(c_int) :: code
+    end function c_scale
+
+    function c_start(session, name, timeout) result(code) &
+        bind(c, name="mpiserve_start")
+      import :: c_char, c_double, c_int, c_ptr
+      implicit none
+      type(c_ptr), value :: session
+      character(kind=c_char), intent(in) :: name(*)
+      real(c_double), value :: timeout
+      integer(c_int) :: code
+    end function c_start
+
     function c_state_get(session, name, n, state) result(code) &
         bind(c, name="mpiserve_service_state_get")
       import :: c_char, c_int, c_ptr, replica_state

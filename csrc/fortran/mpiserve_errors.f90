@@ -1,10 +1,12 @@
 !> Texts of errors, and how each procedure ends. Programs use module mpiserve.
 module mpiserve_errors
-  use, intrinsic :: iso_c_binding, only: c_char, c_f_pointer, c_int, c_null_char, c_ptr
+  use, intrinsic :: iso_c_binding, only: c_char, c_double, c_f_pointer, c_float, c_int, c_int64_t, &
+    c_null_char, c_ptr
   use mpiserve_c
   implicit none
   private
-  public :: mpiserve_last_error, mpiserve_strerror, mpiserve_version, from_c, joined, finish
+  public :: mpiserve_last_error, mpiserve_strerror, mpiserve_version, from_c, joined, finish, &
+    seconds_of
 
 contains
 
@@ -49,6 +51,20 @@ contains
       text(i:i) = letters(i)
     end do
   end function joined
+
+  !> A time-out of either kind; any other is not a number, which the library refuses.
+  pure function seconds_of(timeout) result(seconds)
+    class(*), intent(in) :: timeout
+    real(c_double) :: seconds
+    select type (timeout)
+    type is (real(c_double))
+      seconds = timeout
+    type is (real(c_float))
+      seconds = real(timeout, c_double)
+    class default
+      seconds = transfer(-1_c_int64_t, seconds)
+    end select
+  end function seconds_of
 
   subroutine finish(code, ierr)
     integer(c_int), intent(in) :: code

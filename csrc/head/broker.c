@@ -38,6 +38,9 @@ void msi_broker_attach(msi_broker *broker, msi_window *window, msi_progress *pro
   msi_assembly_attach(&broker->assembly, window->memory[MSI_OWN]);
   msi_life_begin(&broker->life, broker->inboxes, broker->world->launched_ns,
                  broker->world->opened_ns, broker->description->error);
+  if (!broker->description->spare || broker->description->error) return;
+  broker->shut = broker->census.suspended = 1;
+  msi_life_enter(&broker->life, MPISERVE_LAUNCHED);
 }
 
 void msi_broker_close(msi_broker *broker) {
@@ -113,10 +116,15 @@ static int64_t deadline_of(const msi_broker *broker, const msi_entry *entry, int
   return deadline_ns > entry->taken_ns ? deadline_ns : entry->taken_ns;
 }
 
+/* Requests that follow it may have nowhere else to go. */
+static int is_starting(const msi_broker *broker) {
+  return broker->failed_rank < 0 && msi_change_queue_starts(&broker->changes);
+}
+
 static int on_infer(msi_broker *broker, msi_entry *entry, const msi_request_header *request) {
   msi_inbox *inbox = &broker->inboxes[entry->inbox];
   msi_lane *lane = &inbox->lanes[entry->lane];
-  if (broker->shut) return turn_away(broker, entry);
+  if (broker->shut && !is_starting(broker)) return turn_away(broker, entry);
   if (!fits(inbox, entry, request))
     return msi_broker_refuse(broker, entry, MPISERVE_EROWS, "rows do not fit the lane");
   if (!waits(broker) && !msi_queue_admits(&broker->policy, &broker->queue, entry->rows))
@@ -380,7 +388,7 @@ int msi_broker_look(msi_broker *broker, int lay_out) {
   uint32_t n = broker->queue.n;
   if (reason || broker->queue.timed) code = drop_unwanted(broker);
   if (broker->queue.n < n) reason = decide(broker);
-  if (code || !reason || !broker->has_room) return code;
+  if (code || !reason || !broker->has_room || broker->shut) return code;
   return close_batch(broker, reason, lay_out);
 }
 
@@ -392,19 +400,29 @@ int msi_broker_enter(msi_broker *broker, int state) {
   return MPISERVE_OK;
 }
 
+static int nobody_asks(msi_broker *broker) {
+  int code = turn_all_away(broker);
+  for (int t = 0; t < MSI_TRANSPORTS; t++)
+    msi_census_uncount_all(&broker->census, &broker->inboxes[t]);
+  return code;
+}
+
 int msi_broker_suspend(msi_broker *broker, int suspended) {
+  int resumed = broker->has_room ? MPISERVE_READY : MPISERVE_LOADING;
   if (suspended != broker->census.suspended)
-    msi_life_enter(&broker->life, suspended ? MPISERVE_SUSPENDED : MPISERVE_READY);
+    msi_life_enter(&broker->life, suspended ? MPISERVE_SUSPENDED : resumed);
   broker->census.suspended = suspended;
   broker->shut = suspended || broker->failed_rank >= 0;
   if (!suspended) {
     msi_leases_rejoin(broker);
     return MPISERVE_OK;
   }
-  int code = turn_all_away(broker);
-  for (int t = 0; t < MSI_TRANSPORTS; t++)
-    msi_census_uncount_all(&broker->census, &broker->inboxes[t]);
-  return code;
+  return nobody_asks(broker);
+}
+
+int msi_broker_change_reply(msi_broker *broker, int code, const char *text) {
+  int failed = msi_change_queue_reply(&broker->changes, code, text);
+  return failed || !broker->census.suspended || is_starting(broker) ? failed : nobody_asks(broker);
 }
 
 void msi_broker_end_batch(msi_broker *broker) {

@@ -71,11 +71,14 @@ void msi_broker_end_batch(msi_broker *broker);
 int msi_broker_enter(msi_broker *broker, int state);
 
 /* Suspends the service on this rank, or resumes it. While it is suspended, every request, also
- * those in the queue, is sent back so that its client asks another replica. */
+ * those in the queue, is sent back so that its client asks another replica; but requests wait for
+ * the answer to MPISERVE_START and MPISERVE_REPLACE. */
 int msi_broker_suspend(msi_broker *broker, int suspended);
 
 /* Do rows of a request belong together from now on? Then pieces of requests are refused. */
 int msi_broker_rows_set(msi_broker *broker, int together);
+/* As mpiserve_change_reply() says. */
+int msi_broker_change_reply(msi_broker *broker, int code, const char *text);
 
 /* Takes the requests that clients have written, once around all lanes. */
 int msi_broker_poll(msi_broker *broker);

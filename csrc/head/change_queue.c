@@ -12,7 +12,7 @@ int msi_change_queue_open(msi_change_queue *queue, msi_inbox *inboxes) {
 void msi_change_queue_close(msi_change_queue *queue) { msi_queue_close(&queue->waiting); }
 
 int msi_change_queue_push(msi_change_queue *queue, const msi_entry *entry) {
-  if (entry->lease >= MPISERVE_LOAD && entry->lease <= MPISERVE_UNLOAD)
+  if (entry->lease >= MPISERVE_LOAD && entry->lease <= MPISERVE_REPLACE)
     return msi_queue_push(&queue->waiting, *entry);
   return msi_inbox_reply(&queue->inboxes[entry->inbox], entry->lane, entry->sequence, MPISERVE_EARG,
                          "a change of unknown kind");
@@ -25,6 +25,14 @@ int msi_change_queue_has_news(msi_change_queue *queue) {
 int msi_change_queue_pauses(const msi_change_queue *queue) {
   int what = msi_queue_at(&queue->waiting, 0)->lease;
   return what == MPISERVE_SWAP || what == MPISERVE_UNLOAD;
+}
+
+int msi_change_queue_starts(const msi_change_queue *queue) {
+  for (uint32_t i = 0; i < queue->waiting.n; i++) {
+    int what = msi_queue_at(&queue->waiting, i)->lease;
+    if (what == MPISERVE_START || what == MPISERVE_REPLACE) return 1;
+  }
+  return 0;
 }
 
 static int none(void) { return msi_error(MPISERVE_ESTATE, "no client asks for a change"); }

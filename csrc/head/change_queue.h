@@ -26,6 +26,9 @@ int msi_change_queue_has_news(msi_change_queue *queue);
  * until it is done, so that later requests get the next model. */
 int msi_change_queue_pauses(const msi_change_queue *queue);
 
+/* Does one that waits start the service here? */
+int msi_change_queue_starts(const msi_change_queue *queue);
+
 /* As mpiserve_change_get() and _reply() say. */
 int msi_change_queue_get(const msi_change_queue *queue, mpiserve_change_request *change);
 int msi_change_queue_reply(msi_change_queue *queue, int code, const char *text);

@@ -321,7 +321,7 @@ int msi_serving_change_reply(msi_serving *serving, int service, int code, const 
   int wrong = check_service_index(serving, service);
   if (wrong) return wrong;
   msi_progress_stop(&serving->progress);
-  int failed = msi_change_queue_reply(&serving->brokers[service].changes, code, text);
+  int failed = msi_broker_change_reply(&serving->brokers[service], code, text);
   msi_progress_start(&serving->progress);
   return failed;
 }

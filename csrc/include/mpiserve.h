@@ -108,7 +108,8 @@ typedef enum mpiserve_on_full {
 
 /* Where a replica of a service is in its life: see mpiserve_service_state_get(). */
 typedef enum mpiserve_state {
-  MPISERVE_LAUNCHED = 0,   /* its rank is there, and no model: before loading, or unloaded */
+  MPISERVE_LAUNCHED = 0,   /* its rank is there and serves nothing: before loading, unloaded,
+                              stopped, or a spare */
   MPISERVE_LOADING = 1,    /* its model is being loaded */
   MPISERVE_READY = 2,      /* it answers, and waits for requests */
   MPISERVE_BUSY = 3,       /* it answers, and computes a batch or holds requests */
@@ -188,6 +189,7 @@ typedef struct mpiserve_description {
   int32_t rows;           /* mpiserve_rows: may requests share a batch? */
   int32_t overwrites;     /* 1: output i takes the place of input i in the window (echo) */
   int32_t replica;        /* 0, 1, ... within the service */
+  int32_t spare;          /* 1: it is stopped at first, and takes the place of replicas that die */
   int32_t error;          /* MPISERVE_OK, or why this replica can't serve */
   char error_text[MPISERVE_TEXT_SIZE];
 } mpiserve_description;
@@ -268,10 +270,14 @@ typedef struct mpiserve_ticket {
 
 /* A step in which a head changes its model. */
 typedef enum mpiserve_change {
-  MPISERVE_LOAD = 1,  /* load a version beside the one that answers */
-  MPISERVE_SWAP = 2,  /* answer with the loaded version, and free the other one */
-  MPISERVE_DROP = 3,  /* free the loaded version, if there is one */
-  MPISERVE_UNLOAD = 4 /* free the version that answers; from now on requests end with errors */
+  MPISERVE_LOAD = 1,   /* load a version beside the one that answers */
+  MPISERVE_SWAP = 2,   /* answer with the loaded version, and free the other one */
+  MPISERVE_DROP = 3,   /* free the loaded version, if there is one */
+  MPISERVE_UNLOAD = 4, /* free the version that answers; from now on requests end with errors */
+  MPISERVE_START = 5,  /* resume, and load the model; MPISERVE_ESTATE: serves another service */
+  MPISERVE_STOP = 6,   /* suspend, and free the model */
+  MPISERVE_REPLACE = 7 /* MPISERVE_START for a rank that died, whose number version is; answered
+                          before the model is loaded, and MPISERVE_OK if that was done before */
 } mpiserve_change;
 
 /* What a client requests of a head: see mpiserve_change_get(). */
@@ -568,6 +574,24 @@ int mpiserve_reload(mpiserve_session *session, const char *name, const char *ver
                     double timeout);
 int mpiserve_unload(mpiserve_session *session, const char *name, double timeout);
 
+/* mpiserve_scale: let so many replicas of a service serve. They load their models, and take
+ * requests from then on; or they send those that they have to the other replicas, and free their
+ * models. The replicas of the configuration start first, then spare ranks, and spare ranks stop
+ * first. A spare rank serves one service at a time, or those of one pool. One simulation rank calls
+ * it; another one may call it at the same time, and the later one decides. Blocking, at most
+ * timeout seconds, until the models answer or are freed.
+ *
+ * mpiserve_start: scale to the number of the configuration. mpiserve_stop: scale to 0.
+ * Requests to a service that serves nowhere end with MPISERVE_EMODEL.
+ *
+ * MPISERVE_EARG if the session has fewer replicas and spares of this service.
+ * MPISERVE_ESTATE, with what each rank said, if no spare is left, or a replica cannot be stopped:
+ * one of several ranks, or of an adaptive pool. MPISERVE_EMODEL if a model cannot be loaded. After
+ * MPISERVE_ETIMEOUT it happens later. */
+int mpiserve_scale(mpiserve_session *session, const char *name, int replicas, double timeout);
+int mpiserve_start(mpiserve_session *session, const char *name, double timeout);
+int mpiserve_stop(mpiserve_session *session, const char *name, double timeout);
+
 /* ---- serving: inference ranks ------------------------------------------------------ */
 
 /* mpiserve_publish: announce the n services of this rank, each ready or failed
@@ -658,8 +682,8 @@ int mpiserve_suspend(mpiserve_session *session, int service, int suspended);
  * MPISERVE_LAUNCHED, _LOADING, _READY, _RESTARTING or _FAILED. It is what clients read, and changes
  * nothing else: a replica that restarts is suspended too, first. The library itself says
  * MPISERVE_READY or _FAILED after mpiserve_publish(), MPISERVE_BUSY, _SUSPENDED and _GONE, and
- * MPISERVE_READY when the service is resumed. Inference ranks; local. MPISERVE_EARG if there is no
- * such service, or for another state. */
+ * MPISERVE_READY when the service is resumed, or _LOADING if there is no room for requests then.
+ * Inference ranks; local. MPISERVE_EARG if there is no such service, or for another state. */
 int mpiserve_state_set(mpiserve_session *session, int service, int state);
 
 /* mpiserve_rows_set: from the next batch on, the rows of a service of this rank (0, 1, ...) are

@@ -241,6 +241,20 @@ cdef class Session(InferenceCalls):
             code = mpiserve_unload(self._session, text, seconds)
         self._leave(code)
 
+    def scale(self, name, replicas, timeout):
+        """Let so many replicas of a service serve; None: as many as the configuration has."""
+        cdef bytes service = encode(name)
+        cdef const char *text = service
+        cdef double seconds = seconds_of(timeout, "timeout")
+        cdef int code, starts = replicas is None, n = 0 if replicas is None else replicas
+        self._enter()
+        with nogil:
+            if starts:
+                code = mpiserve_start(self._session, text, seconds)
+            else:
+                code = mpiserve_scale(self._session, text, n, seconds)
+        self._leave(code)
+
     cdef _wrap(self, mpiserve_service *found):
         cdef mpiserve_description description
         self._enter()

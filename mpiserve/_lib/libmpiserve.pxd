@@ -45,7 +45,7 @@ cdef extern from "mpiserve.h" nogil:
         mpiserve_spec outputs[16]
         int64_t max_batch_rows, max_delay_ns, pool_bytes, max_queue_rows
         double stickiness
-        int32_t on_full, rows, overwrites, replica, error
+        int32_t on_full, rows, overwrites, replica, spare, error
         char error_text[512]
     ctypedef struct mpiserve_replica_state:
         int32_t state, replica, rank
@@ -114,6 +114,8 @@ cdef extern from "mpiserve.h" nogil:
     int mpiserve_buffer_give(mpiserve_service *, mpiserve_buffer *)
     int mpiserve_reload(mpiserve_session *, const char *, const char *, double)
     int mpiserve_unload(mpiserve_session *, const char *, double)
+    int mpiserve_scale(mpiserve_session *, const char *, int, double)
+    int mpiserve_start(mpiserve_session *, const char *, double)
     int mpiserve_publish(mpiserve_session *, int, const mpiserve_description *)
     int mpiserve_batch_next(mpiserve_session *, double, mpiserve_batch *)
     int mpiserve_batch_reply(mpiserve_session *, const void *const *)

@@ -322,7 +322,7 @@ cdef class Service:
     def state(self):
         """The state of the replica that can serve best, as of now: "ready", "busy" or another.
 
-        `launched` (no model, such as after `unload`), `loading`, `ready`, `busy`, `suspended`,
+        `launched` (a spare, or after `unload` or `stop`), `loading`, `ready`, `busy`, `suspended`,
         `restarting`, `failed` or `gone`. Between nodes this is a message, and may wait for one.
         """
         return self._session.state(self.name).state

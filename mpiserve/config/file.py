@@ -48,6 +48,16 @@ class PartitionConfig(Table):
     """Whether to bind inference ranks to cores of their own."""
     ranks: Annotated[tuple[StrictInt, ...] | None, BeforeValidator(as_tuple)] = None
     """The world ranks that become inference ranks, in place of `placement`."""
+    spares: Annotated[int, Field(ge=0, le=MAX_RANKS)] = 0
+    """Inference ranks more than the replicas need, the last ones. A spare takes the place of a
+    replica that dies, of any service but those with `tensor_parallel` and those of adaptive pools;
+    `session.start` and `session.scale` use it too. Each reserves memory for requests, as a replica
+    of each of these services does.
+    """
+    warm_spares: bool = False
+    """Whether a spare keeps the models of all these services in memory, and so serves at once. By
+    default it loads each once at open, so that errors are found, and again when it is needed.
+    """
 
     @field_validator("ranks")
     @classmethod
@@ -69,6 +79,8 @@ class PartitionConfig(Table):
             raise ValueError("placement and ranks exclude each other")
         if self.per_node and self.placement != "per-node":
             raise ValueError("per_node needs placement = 'per-node'")
+        if self.warm_spares and not self.spares:
+            raise ValueError("warm_spares needs spares")
         return self
 
 
@@ -162,6 +174,15 @@ class Config(Table):
             groups[key] = Group(members, service.replicas, service.tensor_parallel, key, pool)
         return tuple(groups.values())
 
+    @property
+    def spared(self) -> tuple[Group, ...]:
+        """The groups of which a spare rank can serve one."""
+        return tuple(
+            group
+            for group in self.groups
+            if group.tensor_parallel == 1 and not (group.pool and group.pool.loaded)
+        )
+
     @field_validator("service")
     @classmethod
     def _check_services(cls, service: dict[str, ServiceConfig]) -> dict[str, ServiceConfig]:
@@ -231,6 +252,10 @@ class Config(Table):
             service._name = name
             service._folder = folder
             config._complete(service, completed.get(name))
+        if config.partition.spares and not config.spared:
+            text = "no service is left for spares: one rank cannot replace one of several, of"
+            text += " tensor_parallel, or one of an adaptive pool"
+            raise config.error("partition.spares", text)
         return config
 
     def _complete(self, service: ServiceConfig, completed: Completed | None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from mpiserve.config import Config, PoolConfig, ServiceConfig
+from mpiserve.config import Config, Group, PoolConfig, ServiceConfig
 from mpiserve.errors import ConfigError
 
 SIMULATION = "simulation"
@@ -13,12 +13,28 @@ INFERENCE = "inference"
 
 
 class Assignment(NamedTuple):
-    """The work of one inference rank: its replica of one service, or of each service of a pool."""
+    """The work of one inference rank: its replica of one service, or of each service of a pool.
+
+    Attributes:
+        services: The services, in the order in which the rank publishes them.
+        replica: Counts the replicas, or the spares.
+        tp_index: The position among the ranks of the replica.
+        pool: The table of the pool, if there is one.
+        spared: The groups of services of which a spare serves one at a time; of others empty.
+        warm: Whether a spare keeps all models in memory.
+    """
 
     services: tuple[ServiceConfig, ...]
     replica: int
     tp_index: int
     pool: PoolConfig | None = None
+    spared: tuple[Group, ...] = ()
+    warm: bool = False
+
+    @property
+    def spare(self) -> bool:
+        """Whether the rank is a spare."""
+        return bool(self.spared)
 
     @property
     def service(self) -> ServiceConfig:
@@ -35,21 +51,26 @@ def assignments(config: Config) -> list[Assignment]:
     """List the assignments of the inference ranks, in rank order.
 
     The first replicas of all services and pools come first, then the second ones, so that a
-    placement over several nodes gives each node a mix of the services.
+    placement over several nodes gives each node a mix of the services. Spares come last.
     """
     last = max(group.replicas for group in config.groups)
-    return [
+    replicas = [
         Assignment(group.services, replica, index, group.pool)
         for replica in range(last)
         for group in config.groups
         if replica < group.replicas
         for index in range(group.tensor_parallel)
     ]
+    groups, warm = config.spared, config.partition.warm_spares
+    services = tuple(service for group in groups for service in group.services)
+    spares = range(config.partition.spares)
+    return replicas + [Assignment(services, i, 0, spared=groups, warm=warm) for i in spares]
 
 
 def count(config: Config) -> int:
     """Count the inference ranks, without listing them."""
-    return sum(group.replicas * group.tensor_parallel for group in config.groups)
+    replicas = sum(group.replicas * group.tensor_parallel for group in config.groups)
+    return replicas + config.partition.spares
 
 
 def assign(config: Config, n_inference: int) -> list[Assignment]:
@@ -192,6 +213,9 @@ def _too_few(config: Config, available: int, have: str) -> ConfigError:
         total += mine
         if total > available:
             break
+    else:
+        need = f"{_count(config.partition.spares, 'spare')} beside {_ranks(total)} of the services"
+        return config.error("partition.spares", f"{need}, {have}")
     verb = "needs" if group.replicas == 1 else "need"
     need = f"{_count(group.replicas, 'replica')} {verb} {_count(mine, 'inference rank')}"
     others = "" if total == mine else f" ({total} with the services above)"

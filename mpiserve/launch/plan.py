@@ -91,7 +91,7 @@ def plan(config: Config, ranks: int, per_node: int | None = None, node: Node | N
         heads = [
             rank
             for rank, assignment in serving.items()
-            if service in assignment.services and assignment.tp_index == 0
+            if service in assignment.services and assignment.tp_index == 0 and not assignment.spare
         ]
         queried[service.name] = {
             rank: replica_of(rank, heads, nodes, chosen)
@@ -125,6 +125,7 @@ def show(made: Plan) -> None:
         near = sum(made.nodes[client] == made.nodes[rank] for client in asked_by)
         counts = [(near, "shared"), (len(asked_by) - near, "rma")]
         over = ", ".join(f"{word} {count}" for count, word in counts if count)
-        what = f"{assignment.name}, replica {assignment.replica}"
+        kind = "spare" if assignment.spare else "replica"
+        what = f"{assignment.name}, {kind} {assignment.replica}"
         table.add_row(str(rank), str(made.nodes[rank]), what, ranges(asked_by) or "none", over)
     terminal.console().print(table)

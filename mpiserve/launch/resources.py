@@ -71,7 +71,10 @@ def _lack(resource: str, has: int, here: Sequence[Assignment], clients: int) -> 
 
 
 def _need(assigned: Assignment, resource: str) -> Fraction:
-    """Return what a rank needs: its share of a replica, or for the services of a pool."""
+    """Return what a rank needs: its share of a replica, for a pool, or for what a spare serves."""
+    if assigned.spare and not assigned.warm:
+        alone = [assigned._replace(services=g.services, spared=()) for g in assigned.spared]
+        return max(_need(group, resource) for group in alone)
     needs = [
         Fraction(_stated(service, resource), service.tensor_parallel)
         for service in assigned.services

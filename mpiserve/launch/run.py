@@ -212,7 +212,9 @@ def _threads(comm: MPI.Comm, config: Config, role: str) -> int:
 def _threads_of(config: Config, position: int) -> int:
     """Return the threads of an inference rank; 1 if the ranks are too many, a later error."""
     planned = assignments(config)
-    return planned[position].service.threads if position < len(planned) else 1
+    if position >= len(planned):
+        return 1
+    return max(service.threads for service in planned[position].services)
 
 
 def _find(comm: MPI.Comm, script: str) -> None:

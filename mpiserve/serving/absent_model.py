@@ -25,6 +25,6 @@ class Unloaded(Absent):
 
 
 class Suspended(Absent):
-    """Replaces a model that a rank of an adaptive pool has suspended: it gets no batch."""
+    """Replaces a model that is unloaded until its rank serves it again: it gets no batch."""
 
     text = "is suspended on this rank"

@@ -23,6 +23,9 @@ class Change(IntEnum):
     SWAP = 2
     DROP = 3
     UNLOAD = 4
+    START = 5
+    STOP = 6
+    REPLACE = 7
 
 
 class ChangeRequest(NamedTuple):

@@ -55,7 +55,8 @@ class ServedModel:
         follower: On the other ranks of the replica: follows its head.
         failed: Whether the model could not be loaded. The rank then stays, so that
             the world can close, and every call of a client is an error.
-        suspended: Whether this rank of an adaptive pool has unloaded it for another model.
+        suspended: Whether it is unloaded until `resume`: for another model, or as a spare.
+        stopped: Whether it must not serve: a spare that nobody needs, or stopped by a client.
         batches: Batches answered or held so far.
         rows: Rows in them.
         seconds: Seconds spent on them, in an adaptive pool.
@@ -77,7 +78,7 @@ class ServedModel:
         self.service = self.current = assignment.service.of_version()
         self.backend = Backend(self.service)
         self.follower: restarting.Follower | None = None
-        self.native = self.failed = self.suspended = False
+        self.native = self.failed = self.suspended = self.stopped = False
         self.batches = self.rows = 0
         self.seconds = 0.0
         self.changes = Changes(lib, self)
@@ -141,7 +142,8 @@ class ServedModel:
         )
 
     def _describe(self, **outcome: Any) -> dict[str, Any]:
-        return description(self.service, self.assignment.replica, **outcome)
+        spare = self.assignment.spare
+        return description(self.service, self.assignment.replica, spare=spare, **outcome)
 
     def _start(self) -> None:
         """Become head or follower of the ranks that run the model together, or work alone."""
@@ -228,6 +230,8 @@ class ServedModel:
     def supervise(self) -> None:
         """Watch the backend; let other replicas answer while it cannot."""
         (self._head or self.backend).supervise()
+        if self.stopped:
+            return
         if self.backend.unavailable != self._down and not self.assignment.pool:
             self._down = self.backend.unavailable
             self._lib.suspend(self.index, self._down)
@@ -387,7 +391,7 @@ class ServedModel:
 
     def enter_state(self, state: str) -> None:
         """Let clients read, and log, in which state the service is on this rank."""
-        if not self._announced:
+        if not self._announced or (self.stopped and state != "launched"):
             return
         self._life.enter(state)
         self._lib.set_state(self.index, state)

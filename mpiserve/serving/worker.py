@@ -12,11 +12,13 @@ from mpiserve.observe import notices
 from mpiserve.serving.adaptive_pool import AdaptivePool
 from mpiserve.serving.reload import ChangeRequest
 from mpiserve.serving.served_model import ServedModel
+from mpiserve.serving.starting import Starting
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
     from mpiserve._lib import core
+    from mpiserve.config import ServiceConfig
     from mpiserve.config.partition import Assignment
 
 logger = logging.getLogger("mpiserve")
@@ -51,9 +53,10 @@ class Worker:
         self._lib = lib
         self._replica = assignment.replica
         self.models = [
-            ServedModel(lib, assignment._replace(services=(service,)), comm, local_rank, i)
+            ServedModel(lib, only(assignment, service), comm, local_rank, i)
             for i, service in enumerate(assignment.services)
         ]
+        self._starting = Starting(lib, self.models, assignment)
         self._pool: AdaptivePool | None = None
         if pool is not None and assignment.pool:
             self._pool = AdaptivePool(lib, self.models, pool, assignment.pool)
@@ -86,6 +89,7 @@ class Worker:
             self._pool.start()
         for model in self.models:
             model.enter()
+        self._starting.announce()
 
     def step(self, timeout: float = IDLE) -> bool:
         """Answer one batch, or time out; then advance models that run in steps.
@@ -125,8 +129,7 @@ class Worker:
 
     def _begin_change(self) -> None:
         """Start the model change that a client requests."""
-        request = ChangeRequest(*self._lib.change_get())
-        self.models[request.service].changes.begin(request)
+        self._starting.begin(ChangeRequest(*self._lib.change_get()))
 
     def _next_batch(self, timeout: float) -> core.Batch | None:
         if self._pool:
@@ -144,6 +147,8 @@ class Worker:
             if model.changes.pending:
                 model.changes.look()
             model.supervise()
+        if self._starting.pending:
+            self._starting.look()
         if self._pool:
             self._pool.look()
 
@@ -151,7 +156,7 @@ class Worker:
         """Load the models; return the description of each service to publish."""
         if self._pool:
             return self._pool.prepare()
-        return [model.prepare() for model in self.models]
+        return [self._starting.prepare(model) for model in self.models]
 
     def _log_origins(self) -> None:
         """Say which tensors the files of models have said, once for all replicas."""
@@ -163,6 +168,7 @@ class Worker:
     def _end(self) -> None:
         if self._pool:
             self._pool.end()
+        self._starting.end()
         for model in reversed(self.models):
             model.close()
 
@@ -183,8 +189,15 @@ class Worker:
             return notices.summary(self.models[0].name(), counters)
         batches = ", ".join(f"{model.service.name} {model.batches}" for model in self.models)
         requests = f"{counters['requests']} requests, {counters['errors']} failed"
-        text = f"pool, replica {self._replica}: {requests}; batches: {batches}"
+        kind = "spare" if self.models[0].assignment.spare else "pool, replica"
+        text = f"{kind} {self._replica}: {requests}; batches: {batches}"
         return f"{text}; {self._pool.summary()}" if self._pool else text
+
+
+def only(assignment: Assignment, service: ServiceConfig) -> Assignment:
+    """Return what the rank does for one service; spares are numbered behind its replicas."""
+    replica = assignment.replica + (service.replicas if assignment.spare else 0)
+    return assignment._replace(services=(service,), replica=replica)
 
 
 def refuse(lib: core.Session, name: str, error: Error) -> None:

@@ -48,6 +48,13 @@ program reload
   call coupled%get_state("times", state, 1)
   call check(state%state == mpiserve_ready .or. state%state == mpiserve_busy)
   call expect_factor(5, 4)
+  call coupled%stop("times", 60.0)
+  call coupled%get_state("times", state)
+  call check(state%state == mpiserve_launched)
+  call coupled%start("times ", 60.0_c_double)
+  call expect_factor(5, 4)
+  call coupled%scale("times", 2, 60.0, ierr)
+  call expect(ierr, mpiserve_earg, "2 replicas; it has 1, and 0 spare ranks")
   call coupled%close()
   call MPI_Finalize()
   if (failures == 0) print "(a)", "every version answered in its turn"

@@ -90,6 +90,34 @@ def test_the_other_simulation_ranks_go_on_when_one_is_killed(mpiexec, tmp_path, 
     assert "rank 1 is right" not in done.stdout
 
 
+# All answers come, and a spare takes the place of the dead replica.
+SPARED = KILLS.replace(
+    "    print(f",
+    """\
+    assert session.info()["counters"]["rerouted"] <= 1
+    replicas, begin = int(sys.argv[2]), time.monotonic()
+    while [s.state in ("ready", "busy") for s in twice.states()].count(True) < replicas:
+        assert (twice(np.ones((2, 3), np.float32), timeout=30) == 2).all()
+        assert time.monotonic() - begin < 30, twice.states()
+    print(f""",
+    1,
+)
+
+
+@SURVIVES
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_a_spare_takes_the_place_of_a_replica_that_is_killed(mpiexec, tmp_path, pids, replicas):
+    config = CONFIG + f'replicas = {replicas}\nrows = "independent"\n[partition]\nspares = 1\n'
+    write(tmp_path, SPARED, config)
+    command = [*SURVIVE, "-n", 3 + replicas, *RUN, "c.toml", "sim.py", 2, replicas]
+    done = mpiexec(command, env=pids)
+    assert done.returncode == 0
+    for rank in range(2):
+        assert f"rank {rank} is right" in done.stdout
+        assert f"rank {rank} has left" in done.stdout
+    assert "takes the place of rank 2" in done.stderr
+
+
 LAST = """\
 import os
 import signal

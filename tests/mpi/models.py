@@ -232,3 +232,17 @@ class Sequences:
             sums[i] = self.sums.get(int(client), 0.0) + x[i]
             self.sums[int(client)] = sums[i]
         return sums
+
+
+class Once:
+    """Can be loaded once in a process."""
+
+    loaded = 0
+
+    def __init__(self) -> None:
+        Once.loaded += 1
+        if Once.loaded > 1:
+            raise MemoryError("it loads once")
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        return scale(x)

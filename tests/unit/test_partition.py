@@ -126,3 +126,18 @@ def test_a_pool_that_does_not_fit_is_one_line():
     with pytest.raises(ConfigError) as caught:
         roles(pooled(4), 4)
     assert str(caught.value).startswith("c.toml: pool.p.ranks: 4 replicas need 4 inference ranks, ")
+
+
+def test_spares_come_last_and_serve_one_group_at_a_time():
+    x = [{"name": "x", "dtype": "float32", "shape": [-1]}]
+    service = {"backend": "echo", "inputs": x, "outputs": x}
+    tables = {"service": {"a": service, "b": service | {"replicas": 2}}}
+    config = Config.from_dict(tables | {"partition": {"spares": 2}})
+    listed = assignments(config)
+    assert [each.spare for each in listed] == [False] * 3 + [True] * 2
+    assert [each.replica for each in listed] == [0, 0, 1, 0, 1]
+    assert inference(config, 7) == [2, 3, 4, 5, 6]
+    with pytest.raises(ConfigError, match="partition.spares: 2 spares beside 3 ranks"):
+        assign(config, 4)
+    with pytest.raises(ConfigError, match="warm_spares needs spares"):
+        Config.from_dict(tables | {"partition": {"warm_spares": True}})
