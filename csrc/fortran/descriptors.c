@@ -37,6 +37,8 @@ static const struct {
     {CFI_type_int64_t, MPISERVE_INT64},
     {CFI_type_float, MPISERVE_FLOAT32},
     {CFI_type_double, MPISERVE_FLOAT64},
+    {CFI_type_float_Complex, MPISERVE_COMPLEX64},
+    {CFI_type_double_Complex, MPISERVE_COMPLEX128},
     /* The same kinds under C's other names, which some compilers tell apart. */
     {CFI_type_signed_char, MPISERVE_INT8},
     {CFI_type_short, MPISERVE_INT16},
@@ -48,11 +50,14 @@ static const struct {
 /* How an array of each dtype is declared. Fortran has no unsigned and no short real kinds:
  * integers of the same size hold their bits. */
 static const char *const DECLARATIONS[] = {
-    [MPISERVE_BOOL] = "logical(c_bool)",   [MPISERVE_UINT8] = "integer(int8)",
-    [MPISERVE_INT8] = "integer(int8)",     [MPISERVE_INT16] = "integer(int16)",
-    [MPISERVE_INT32] = "integer(int32)",   [MPISERVE_INT64] = "integer(int64)",
-    [MPISERVE_FLOAT16] = "integer(int16)", [MPISERVE_BFLOAT16] = "integer(int16)",
-    [MPISERVE_FLOAT32] = "real(real32)",   [MPISERVE_FLOAT64] = "real(real64)",
+    [MPISERVE_BOOL] = "logical(c_bool)",       [MPISERVE_UINT8] = "integer(int8)",
+    [MPISERVE_INT8] = "integer(int8)",         [MPISERVE_INT16] = "integer(int16)",
+    [MPISERVE_INT32] = "integer(int32)",       [MPISERVE_INT64] = "integer(int64)",
+    [MPISERVE_FLOAT16] = "integer(int16)",     [MPISERVE_BFLOAT16] = "integer(int16)",
+    [MPISERVE_FLOAT32] = "real(real32)",       [MPISERVE_FLOAT64] = "real(real64)",
+    [MPISERVE_UINT16] = "integer(int16)",      [MPISERVE_UINT32] = "integer(int32)",
+    [MPISERVE_UINT64] = "integer(int64)",      [MPISERVE_COMPLEX64] = "complex(real32)",
+    [MPISERVE_COMPLEX128] = "complex(real64)",
 };
 
 static int dtype_of(const array *a) {
@@ -80,13 +85,20 @@ static int no_dtype(const array *a, const mpiserve_spec *spec) {
   return mpiserve_error(MPISERVE_EDTYPE, text);
 }
 
+static int is_16_bits(int dtype) {
+  return dtype == MPISERVE_UINT16 || dtype == MPISERVE_FLOAT16 || dtype == MPISERVE_BFLOAT16;
+}
+
 /* Integers stand for the dtypes that Fortran does not have. */
 static int as_signature(int dtype, const mpiserve_spec *spec) {
-  if (!spec) return dtype;
-  int same = (dtype == MPISERVE_INT8 && spec->dtype == MPISERVE_UINT8) ||
-             (dtype == MPISERVE_INT16 &&
-              (spec->dtype == MPISERVE_FLOAT16 || spec->dtype == MPISERVE_BFLOAT16));
-  return same ? spec->dtype : dtype;
+  int asked = spec ? spec->dtype : dtype;
+  switch (dtype) {
+    case MPISERVE_INT8: return asked == MPISERVE_UINT8 ? asked : dtype;
+    case MPISERVE_INT16: return is_16_bits(asked) ? asked : dtype;
+    case MPISERVE_INT32: return asked == MPISERVE_UINT32 ? asked : dtype;
+    case MPISERVE_INT64: return asked == MPISERVE_UINT64 ? asked : dtype;
+    default: return dtype;
+  }
 }
 
 /* ---- arrays become tensors ------------------------------------------------------ */
