@@ -66,7 +66,7 @@ static int init_code(mpiserve_spec spec) {
 static void test_signatures_that_are_wrong(void) {
   mpiserve_spec spec = {.name = "y", .dtype = MPISERVE_INT8, .ndim = 2, .shape = {-1, 2}};
   CHECK(init_code(spec) == MPISERVE_OK);
-  spec.dtype = 10;
+  spec.dtype = MPISERVE_COMPLEX128 + 1;
   CHECK(init_code(spec) == MPISERVE_EDTYPE);
   CHECK_TEXT(mpiserve_last_error(), "output 'y'");
   spec.dtype = MPISERVE_INT8;
