@@ -85,20 +85,10 @@ static int no_dtype(const array *a, const mpiserve_spec *spec) {
   return mpiserve_error(MPISERVE_EDTYPE, text);
 }
 
-static int is_16_bits(int dtype) {
-  return dtype == MPISERVE_UINT16 || dtype == MPISERVE_FLOAT16 || dtype == MPISERVE_BFLOAT16;
-}
-
-/* Integers stand for the dtypes that Fortran does not have. */
+/* Integers stand for the dtypes that Fortran does not have: those that are declared alike. */
 static int as_signature(int dtype, const mpiserve_spec *spec) {
-  int asked = spec ? spec->dtype : dtype;
-  switch (dtype) {
-    case MPISERVE_INT8: return asked == MPISERVE_UINT8 ? asked : dtype;
-    case MPISERVE_INT16: return is_16_bits(asked) ? asked : dtype;
-    case MPISERVE_INT32: return asked == MPISERVE_UINT32 ? asked : dtype;
-    case MPISERVE_INT64: return asked == MPISERVE_UINT64 ? asked : dtype;
-    default: return dtype;
-  }
+  if (!spec || strcmp(DECLARATIONS[dtype], DECLARATIONS[spec->dtype]) != 0) return dtype;
+  return spec->dtype;
 }
 
 /* ---- arrays become tensors ------------------------------------------------------ */
