@@ -1,14 +1,15 @@
 !> Doubles for models that compute in float32, two requests at a time: one of them overflows.
 program doubles
-  use, intrinsic :: iso_fortran_env, only: real32, real64
+  use, intrinsic :: iso_fortran_env, only: int32, real32, real64
   use mpi_f08
   use mpiserve
   implicit none
   type(session) :: coupled
-  type(service) :: twice, turned
+  type(service) :: twice, turned, counted
   type(request) :: pending, beyond
   real(real64), target :: x(3, 4), y(3, 4), far(3, 4), nothing(3, 4)
   complex(real64), target :: z(3, 4), w(3, 8)
+  integer(int32) :: counts(3, 4), same(3, 4)
   integer :: i, ierr, failures
 
   failures = 0
@@ -36,6 +37,10 @@ program doubles
   call turned%infer(cmplx(z, kind=real32), w(:, :4), ierr)
   call check(ierr == mpiserve_edtype)
   call check(index(mpiserve_last_error(), "dtype is complex64, the signature says complex128") > 0)
+  call coupled%find("counted", counted)
+  counts = reshape([(i - 7, i = 1, 12)], [3, 4])
+  call counted%infer(counts, same)  ! integers alone, which hold the bits of uint32
+  call check(all(same == counts))
   call coupled%close()
   call MPI_Finalize()
   if (failures == 0) print "(a)", "right"
