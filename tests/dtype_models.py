@@ -68,6 +68,26 @@ def spectral():
     return seeded(Spectral)
 
 
+class Fourier(nn.Module):
+    """A layer of a Fourier neural operator: complex weights, a complex field in and out."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(2, 2, dtype=torch.complex64))
+
+    def forward(self, x):
+        return torch.fft.ifft(torch.fft.fft(x, dim=-1) @ self.weight, dim=-1)
+
+
+def fourier():
+    return seeded(Fourier)
+
+
+class Conjugate(nn.Module):
+    def forward(self, z):
+        return z.conj()
+
+
 class Statistics(nn.Module):
     def __init__(self):
         super().__init__()
@@ -175,6 +195,15 @@ def in_inference_mode():
 class ToDouble(nn.Module):
     def forward(self, x):
         return x.double()
+
+
+class Identity32(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.unused = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x):
+        return x
 
 
 class Whole(nn.Module):

@@ -34,6 +34,9 @@ static double value_at(int dtype, const void *data, size_t i) {
     case MPISERVE_INT32: return ((const int32_t *)data)[i];
     case MPISERVE_INT16: return ((const int16_t *)data)[i];
     case MPISERVE_INT8: return ((const int8_t *)data)[i];
+    case MPISERVE_UINT64: return (double)((const uint64_t *)data)[i];
+    case MPISERVE_UINT32: return ((const uint32_t *)data)[i];
+    case MPISERVE_UINT16: return ((const uint16_t *)data)[i];
     default: return ((const uint8_t *)data)[i];
   }
 }
@@ -91,16 +94,22 @@ static int all_within(const mpiserve_spec *spec, const void *data, size_t n) {
 
 /* ---- rows ------------------------------------------------------------------------------ */
 
+/* The n values are parts: a complex number has two. */
 static int passes(const mpiserve_spec *spec, const void *data, size_t n) {
-  if ((spec->check & MPISERVE_FINITE) && !all_finite(spec->dtype, data, n)) return 0;
+  if ((spec->check & MPISERVE_FINITE) && !all_finite(msi_dtype_part(spec->dtype), data, n))
+    return 0;
   return !(spec->check & MPISERVE_BOUNDS) || all_within(spec, data, n);
+}
+
+static size_t part_bytes(const mpiserve_spec *spec) {
+  return mpiserve_dtype_size(msi_dtype_part(spec->dtype));
 }
 
 /* The first output of these rows that does not pass; -1: all pass. */
 static int first_failed(const msi_side *outputs, int64_t row, int64_t rows, void *const *data) {
   for (int i = 0; i < outputs->n; i++) {
     const mpiserve_spec *spec = &outputs->specs[i];
-    size_t bytes = outputs->row_bytes[i], values = bytes / mpiserve_dtype_size(spec->dtype);
+    size_t bytes = outputs->row_bytes[i], values = bytes / part_bytes(spec);
     const char *begin = (const char *)data[i] + (size_t)row * bytes;
     if (spec->check && !passes(spec, begin, (size_t)rows * values)) return i;
   }
@@ -123,8 +132,8 @@ static void say(const msi_side *outputs, int i, int64_t row, const void *data, c
   const mpiserve_spec *spec = &outputs->specs[i];
   size_t bytes = outputs->row_bytes[i], k = 0;
   const char *begin = (const char *)data + (size_t)row * bytes;
-  while (passes(spec, begin + k * mpiserve_dtype_size(spec->dtype), 1)) k++;
-  double value = value_at(spec->dtype, begin, k);
+  while (passes(spec, begin + k * part_bytes(spec), 1)) k++;
+  double value = value_at(msi_dtype_part(spec->dtype), begin, k);
   if ((spec->check & MPISERVE_FINITE) && !isfinite(value))
     snprintf(text, size, "output '%s', row %lld: a value is %g", spec->name, (long long)row, value);
   else

@@ -37,6 +37,8 @@ static const struct {
     {CFI_type_int64_t, MPISERVE_INT64},
     {CFI_type_float, MPISERVE_FLOAT32},
     {CFI_type_double, MPISERVE_FLOAT64},
+    {CFI_type_float_Complex, MPISERVE_COMPLEX64},
+    {CFI_type_double_Complex, MPISERVE_COMPLEX128},
     /* The same kinds under C's other names, which some compilers tell apart. */
     {CFI_type_signed_char, MPISERVE_INT8},
     {CFI_type_short, MPISERVE_INT16},
@@ -48,11 +50,14 @@ static const struct {
 /* How an array of each dtype is declared. Fortran has no unsigned and no short real kinds:
  * integers of the same size hold their bits. */
 static const char *const DECLARATIONS[] = {
-    [MPISERVE_BOOL] = "logical(c_bool)",   [MPISERVE_UINT8] = "integer(int8)",
-    [MPISERVE_INT8] = "integer(int8)",     [MPISERVE_INT16] = "integer(int16)",
-    [MPISERVE_INT32] = "integer(int32)",   [MPISERVE_INT64] = "integer(int64)",
-    [MPISERVE_FLOAT16] = "integer(int16)", [MPISERVE_BFLOAT16] = "integer(int16)",
-    [MPISERVE_FLOAT32] = "real(real32)",   [MPISERVE_FLOAT64] = "real(real64)",
+    [MPISERVE_BOOL] = "logical(c_bool)",       [MPISERVE_UINT8] = "integer(int8)",
+    [MPISERVE_INT8] = "integer(int8)",         [MPISERVE_INT16] = "integer(int16)",
+    [MPISERVE_INT32] = "integer(int32)",       [MPISERVE_INT64] = "integer(int64)",
+    [MPISERVE_FLOAT16] = "integer(int16)",     [MPISERVE_BFLOAT16] = "integer(int16)",
+    [MPISERVE_FLOAT32] = "real(real32)",       [MPISERVE_FLOAT64] = "real(real64)",
+    [MPISERVE_UINT16] = "integer(int16)",      [MPISERVE_UINT32] = "integer(int32)",
+    [MPISERVE_UINT64] = "integer(int64)",      [MPISERVE_COMPLEX64] = "complex(real32)",
+    [MPISERVE_COMPLEX128] = "complex(real64)",
 };
 
 static int dtype_of(const array *a) {
@@ -80,13 +85,10 @@ static int no_dtype(const array *a, const mpiserve_spec *spec) {
   return mpiserve_error(MPISERVE_EDTYPE, text);
 }
 
-/* Integers stand for the dtypes that Fortran does not have. */
+/* Integers stand for the dtypes that Fortran does not have: those that are declared alike. */
 static int as_signature(int dtype, const mpiserve_spec *spec) {
-  if (!spec) return dtype;
-  int same = (dtype == MPISERVE_INT8 && spec->dtype == MPISERVE_UINT8) ||
-             (dtype == MPISERVE_INT16 &&
-              (spec->dtype == MPISERVE_FLOAT16 || spec->dtype == MPISERVE_BFLOAT16));
-  return same ? spec->dtype : dtype;
+  if (!spec || strcmp(DECLARATIONS[dtype], DECLARATIONS[spec->dtype]) != 0) return dtype;
+  return spec->dtype;
 }
 
 /* ---- arrays become tensors ------------------------------------------------------ */
@@ -170,7 +172,7 @@ static int to_tensors(int n, const array *arrays, int n_specs, const mpiserve_sp
 static int ambiguous(int n, const array *arrays) {
   for (int i = 0; i < n; i++) {
     int dtype = dtype_of(&arrays[i]);
-    if (dtype < 0 || dtype == MPISERVE_INT8 || dtype == MPISERVE_INT16) return 1;
+    if (dtype < 0 || (dtype >= MPISERVE_INT8 && dtype <= MPISERVE_INT64)) return 1;
   }
   return 0;
 }

@@ -6,8 +6,9 @@
 !>   - Arrays are of any rank. x(3, n) is the tensor [n, 3] of a signature: the first index runs
 !>     fastest here and the last one there, so nothing is transposed, and the rows are the last
 !>     dimension here. A scalar is one row of a tensor [-1]. Messages show shapes as the signature.
-!>   - Kinds: logical(c_bool), integer(int8), (int16), (int32), (int64), real(real32), (real64).
-!>     integer(int8) also holds the bits of uint8, integer(int16) those of float16 and bfloat16.
+!>   - Kinds: logical(c_bool), integer(int8), (int16), (int32), (int64), real(real32), (real64),
+!>     complex(real32), (real64). Integers also hold the bits of unsigned ones of the same size, and
+!>     integer(int16) those of float16 and bfloat16.
 !>   - row_dims = n: the first n dimensions count rows, together; the array is transposed on the way.
 !>   - infer takes any arrays and expressions. The others read inputs when input() or submit() is
 !>     called: any expression is right, and inputs may change afterwards. Only the in-place memory
@@ -35,7 +36,8 @@ module mpiserve
     mpiserve_ecancelled, mpiserve_epeer, mpiserve_eclosed, mpiserve_efull, mpiserve_edeadline, &
     mpiserve_echange, mpiserve_bool, mpiserve_uint8, &
     mpiserve_int8, mpiserve_int16, mpiserve_int32, mpiserve_int64, mpiserve_float16, &
-    mpiserve_bfloat16, mpiserve_float32, mpiserve_float64, mpiserve_shared, mpiserve_rma, &
+    mpiserve_bfloat16, mpiserve_float32, mpiserve_float64, mpiserve_uint16, mpiserve_uint32, &
+    mpiserve_uint64, mpiserve_complex64, mpiserve_complex128, mpiserve_shared, mpiserve_rma, &
     mpiserve_model, mpiserve_fallback, mpiserve_launched, mpiserve_loading, mpiserve_ready, &
     mpiserve_busy, mpiserve_suspended, mpiserve_restarting, mpiserve_failed, mpiserve_gone, &
     mpiserve_max_dims, mpiserve_max_tensors, mpiserve_name_size, mpiserve_forever

@@ -40,6 +40,11 @@ module mpiserve_c
   integer(c_int), parameter :: mpiserve_bfloat16 = 7
   integer(c_int), parameter :: mpiserve_float32 = 8
   integer(c_int), parameter :: mpiserve_float64 = 9
+  integer(c_int), parameter :: mpiserve_uint16 = 10
+  integer(c_int), parameter :: mpiserve_uint32 = 11
+  integer(c_int), parameter :: mpiserve_uint64 = 12
+  integer(c_int), parameter :: mpiserve_complex64 = 13
+  integer(c_int), parameter :: mpiserve_complex128 = 14
 
   !> What has answered a request.
   integer(c_int), parameter :: mpiserve_model = 0

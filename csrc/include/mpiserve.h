@@ -90,7 +90,13 @@ typedef enum mpiserve_dtype {
   MPISERVE_FLOAT16 = 6,
   MPISERVE_BFLOAT16 = 7,
   MPISERVE_FLOAT32 = 8,
-  MPISERVE_FLOAT64 = 9
+  MPISERVE_FLOAT64 = 9,
+  /* Since 0.5.0: */
+  MPISERVE_UINT16 = 10,
+  MPISERVE_UINT32 = 11,
+  MPISERVE_UINT64 = 12,
+  MPISERVE_COMPLEX64 = 13, /* two float32, the real part first, as float _Complex */
+  MPISERVE_COMPLEX128 = 14 /* two float64, as double _Complex */
 } mpiserve_dtype;
 
 typedef enum mpiserve_role { MPISERVE_SIMULATION = 0, MPISERVE_INFERENCE = 1 } mpiserve_role;
@@ -147,8 +153,8 @@ typedef struct mpiserve_options {
 
 /* What every value of an output must be, or its row is no answer: bits of mpiserve_spec. */
 typedef enum mpiserve_check {
-  MPISERVE_FINITE = 1, /* neither NaN nor infinite */
-  MPISERVE_BOUNDS = 2  /* min to max, both included, and no NaN */
+  MPISERVE_FINITE = 1, /* neither NaN nor infinite; of a complex value, both parts */
+  MPISERVE_BOUNDS = 2  /* min to max, both included, and no NaN; not of a complex dtype */
 } mpiserve_check;
 
 /* One tensor of a signature. shape[0] is -1 (the rows), the others are positive. */

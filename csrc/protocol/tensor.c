@@ -9,11 +9,21 @@ static const struct {
   const char *name;
   size_t size;
 } dtypes[] = {
-    [MPISERVE_BOOL] = {"bool", 1},       [MPISERVE_UINT8] = {"uint8", 1},
-    [MPISERVE_INT8] = {"int8", 1},       [MPISERVE_INT16] = {"int16", 2},
-    [MPISERVE_INT32] = {"int32", 4},     [MPISERVE_INT64] = {"int64", 8},
-    [MPISERVE_FLOAT16] = {"float16", 2}, [MPISERVE_BFLOAT16] = {"bfloat16", 2},
-    [MPISERVE_FLOAT32] = {"float32", 4}, [MPISERVE_FLOAT64] = {"float64", 8},
+    [MPISERVE_BOOL] = {"bool", 1},
+    [MPISERVE_UINT8] = {"uint8", 1},
+    [MPISERVE_INT8] = {"int8", 1},
+    [MPISERVE_INT16] = {"int16", 2},
+    [MPISERVE_INT32] = {"int32", 4},
+    [MPISERVE_INT64] = {"int64", 8},
+    [MPISERVE_FLOAT16] = {"float16", 2},
+    [MPISERVE_BFLOAT16] = {"bfloat16", 2},
+    [MPISERVE_FLOAT32] = {"float32", 4},
+    [MPISERVE_FLOAT64] = {"float64", 8},
+    [MPISERVE_UINT16] = {"uint16", 2},
+    [MPISERVE_UINT32] = {"uint32", 4},
+    [MPISERVE_UINT64] = {"uint64", 8},
+    [MPISERVE_COMPLEX64] = {"complex64", 8},
+    [MPISERVE_COMPLEX128] = {"complex128", 16},
 };
 
 static int dtype_valid(int dtype) {
@@ -25,6 +35,11 @@ const char *mpiserve_dtype_name(int dtype) {
 }
 
 size_t mpiserve_dtype_size(int dtype) { return dtype_valid(dtype) ? dtypes[dtype].size : 0; }
+
+int msi_dtype_part(int dtype) {
+  if (dtype == MPISERVE_COMPLEX64) return MPISERVE_FLOAT32;
+  return dtype == MPISERVE_COMPLEX128 ? MPISERVE_FLOAT64 : dtype;
+}
 
 /* Writes "[rows, 3, 4]" for people. */
 static const char *shape_text(char *text, size_t size, int ndim, const int64_t *shape) {
@@ -61,6 +76,9 @@ static int spec_check(const char *what, const mpiserve_spec *spec) {
       ((spec->check & MPISERVE_BOUNDS) && !(spec->min <= spec->max)))
     return msi_error(MPISERVE_ECONFIG, "%s '%s': check is %d, of values from %g to %g", what,
                      spec->name, spec->check, spec->min, spec->max);
+  if ((spec->check & MPISERVE_BOUNDS) && msi_dtype_part(spec->dtype) != spec->dtype)
+    return msi_error(MPISERVE_ECONFIG, "%s '%s': %s has no order, so it has no bounds", what,
+                     spec->name, dtypes[spec->dtype].name);
   return MPISERVE_OK;
 }
 

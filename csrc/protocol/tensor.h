@@ -10,6 +10,9 @@
 enum { MSI_MOST_BITS = 47 };
 #define MSI_MOST_BYTES ((size_t)1 << MSI_MOST_BITS)
 
+/* The dtype of the real and the imaginary part of a complex dtype; every other is its own. */
+int msi_dtype_part(int dtype);
+
 /* One side (inputs or outputs) of a signature, and what follows from it. */
 typedef struct msi_side {
   const char *what; /* "input" or "output", for messages */

@@ -14,6 +14,7 @@ cimport numpy as cnp
 from cpython.ref cimport Py_INCREF
 from mpiserve._lib.libmpiserve cimport (
     MPISERVE_BFLOAT16,
+    MPISERVE_COMPLEX128,
     MPISERVE_MAX_DIMS,
     mpiserve_dtype_name,
     mpiserve_tensor,
@@ -28,7 +29,7 @@ cnp.import_array()
 
 DTYPES = tuple(
     np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
-    for name in (mpiserve_dtype_name(i).decode() for i in range(10))
+    for name in (mpiserve_dtype_name(i).decode() for i in range(MPISERVE_COMPLEX128 + 1))
 )
 DTYPE_CODES = {dtype.name: code for code, dtype in enumerate(DTYPES)}
 
@@ -43,7 +44,7 @@ cdef void fill_codes():
     for i in range(MAX_TYPES):
         _codes[i] = -1
     # Some C types share a size: all that mean int64, for one, are its code.
-    for letter in "?bBhilqefd":
+    for letter in "?bBhHiIlLqQefdFD":
         dtype = np.dtype(letter)
         _codes[dtype.num] = DTYPE_CODES.get(dtype.name, -1)
 

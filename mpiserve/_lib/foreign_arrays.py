@@ -13,7 +13,6 @@ from mpiserve.errors import ArgumentError, Code
 ADVICE = {
     "O": "convert it to numbers first, as with np.asarray(x, dtype='float32')",
     "V": "give each field as an array of its own",
-    "c": "give the real and the imaginary part as arrays of their own",
     "M": "convert it to numbers first, as with .astype('int64')",
     "m": "convert it to numbers first, as with .astype('int64')",
     "U": "see mpiserve.encode_text",
@@ -65,7 +64,7 @@ def as_output(value: Any, where: str) -> np.ndarray:
         raise _wrong(where, "it requires grad, and autograd would not see results: .detach() it")
     plain = _plain(value, where)
     if plain.data_ptr() != value.data_ptr():
-        raise _wrong(where, "it is a view that negates: give a tensor of its own memory")
+        raise _wrong(where, "it is a view that negates or conjugates: give memory of its own")
     return _of_tensor(plain, where)
 
 

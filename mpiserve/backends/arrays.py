@@ -30,6 +30,47 @@ def checked(
     raise ModelError(Code.EMODEL, f"{what} '{tensor.name}': {expected}, {got}")
 
 
+def cast(source: np.ndarray, target: np.ndarray, what: str) -> None:
+    """Copy floating numbers into an array of another floating dtype, in one pass.
+
+    They are rounded to nearest. Infinity and NaN stay what they are, and numbers below the
+    smallest of the target become 0.
+
+    Args:
+        source: Real or complex numbers.
+        target: An array of that shape; numbers of the same kind.
+        what: The beginning of error texts.
+
+    Raises:
+        ModelError: If a finite number becomes infinite.
+    """
+    try:
+        # The processor notes an overflow while it converts: nothing looks at the numbers again.
+        with np.errstate(over="raise", under="ignore", invalid="ignore"):
+            np.copyto(target, source, casting="unsafe")
+    except FloatingPointError:
+        text = f"{what}: {_beyond(source, target.real.dtype)}"
+        raise ModelError(Code.EMODEL, text) from None
+
+
+@np.errstate(over="ignore", under="ignore", invalid="ignore")
+def _beyond(source: np.ndarray, dtype: np.dtype) -> str:
+    """Name the first number of a source that is infinite in another dtype."""
+    limit = f"{dtype.name} ends at {_largest(dtype):.1e}"
+    for row, values in enumerate(source):
+        for part in (values.real, values.imag):
+            lost = np.isfinite(part) & ~np.isfinite(part.astype(dtype))
+            if lost.any():
+                return f"row {row} has {float(part[lost].flat[0]):g}, and {limit}"
+    return limit
+
+
+def _largest(dtype: np.dtype) -> float:
+    import ml_dtypes
+
+    return float(ml_dtypes.finfo(dtype).max)
+
+
 def zeros(tensors: Sequence[TensorConfig], rows: int) -> tuple[np.ndarray, ...]:
     """Make arrays of zeros for a batch of `rows` rows."""
     return tuple(np.zeros((rows, *tensor.shape[1:]), dtype_of(tensor)) for tensor in tensors)

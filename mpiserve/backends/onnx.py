@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mpiserve.backends import file_kinds
+from mpiserve.backends.arrays import cast, dtype_of
 from mpiserve.backends.base import Backend, check_options
 from mpiserve.config import TensorConfig
+from mpiserve.config.tables import COMPLEX_DTYPES, MODEL_DTYPES
 from mpiserve.errors import ArgumentError, Code, ModelError
 
 if TYPE_CHECKING:
@@ -27,6 +29,9 @@ DTYPES = {
     "tensor(bfloat16)": "bfloat16",
     "tensor(float)": "float32",
     "tensor(double)": "float64",
+    "tensor(uint16)": "uint16",
+    "tensor(uint32)": "uint32",
+    "tensor(uint64)": "uint64",
 }
 
 
@@ -34,7 +39,8 @@ class OnnxBackend(Backend):
     """Runs an .onnx file.
 
     Inputs and outputs of the signature are those of the model, by name; outputs that the
-    signature leaves out are not computed. Options: `providers`, a list of execution
+    signature leaves out are not computed. With `convert = true` at a floating tensor, the
+    dtype of the model may be another. Options: `providers`, a list of execution
     providers, by default CPUExecutionProvider, and `provider_options`, a table with a table
     for each provider.
     """
@@ -54,6 +60,10 @@ class OnnxBackend(Backend):
             ModelError: If the file is missing, is not a model, or does not fit the signature.
         """
         check_options(self.service, self.known_options)
+        for tensor in (*self.service.inputs, *self.service.outputs):
+            if tensor.dtype in COMPLEX_DTYPES:
+                text = f"'{tensor.name}' is {tensor.dtype}, and onnxruntime has no complex tensors"
+                raise ModelError(Code.EMODEL, f"{text}: give both parts as a dimension of 2")
         try:
             import onnxruntime
         except ModuleNotFoundError:
@@ -76,14 +86,20 @@ class OnnxBackend(Backend):
             text = " ".join(str(error).split()).removeprefix("[ONNXRuntimeError] : ")
             text = f"{path.name}: onnxruntime cannot load it ({text[:200]})"
             raise ModelError(Code.EMODEL, text) from error
-        self._check("input", self.service.inputs, self._session.get_inputs())
-        self._check("output", self.service.outputs, self._session.get_outputs())
+        self._given = self._check("input", self.service.inputs, self._session.get_inputs())
+        self._made = self._check("output", self.service.outputs, self._session.get_outputs())
         self._inputs = [tensor.name for tensor in self.service.inputs]
         self._outputs = [tensor.name for tensor in self.service.outputs]
 
     def run(self, inputs: tuple[np.ndarray, ...]) -> list[Any]:
         """Run the model on one batch."""
-        return self._session.run(self._outputs, dict(zip(self._inputs, inputs, strict=True)))
+        arrays = dict(zip(self._inputs, self._converted(inputs), strict=True))
+        results = list(self._session.run(self._outputs, arrays))
+        for i in self._made:
+            result, dtype = results[i], dtype_of(self.service.outputs[i])
+            results[i] = np.empty(result.shape, dtype)
+            cast(result, results[i], f"output '{self._outputs[i]}'")
+        return results
 
     def run_batch(
         self,
@@ -93,16 +109,29 @@ class OnnxBackend(Backend):
     ) -> Any:
         """Run the model with results in `outputs`; onnxruntime refuses shapes that do not fit."""
         binding = self._session.io_binding()
-        for name, array in zip(self._inputs, inputs, strict=True):
+        for name, array in zip(self._inputs, self._converted(inputs), strict=True):
             binding.bind_cpu_input(name, array)
-        for name, array in zip(self._outputs, outputs, strict=True):
+        results = list(outputs)
+        for i, dtype in self._made.items():
+            results[i] = np.empty(outputs[i].shape, dtype)
+        for name, array in zip(self._outputs, results, strict=True):
             binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
         self._session.run_with_iobinding(binding)
+        for i in self._made:
+            cast(results[i], outputs[i], f"output '{self._outputs[i]}'")
         return outputs
 
     def close(self) -> None:
         """Free the session."""
         self.__dict__.pop("_session", None)
+
+    def _converted(self, inputs: tuple[np.ndarray, ...]) -> list[np.ndarray]:
+        """Return inputs in the dtypes of the model."""
+        arrays = list(inputs)
+        for i, dtype in self._given.items():
+            arrays[i] = np.empty(inputs[i].shape, dtype)
+            cast(inputs[i], arrays[i], f"input '{self._inputs[i]}'")
+        return arrays
 
     def _providers(self, available: list[str]) -> list[Any]:
         key = f"service.{self.service.name}.options"
@@ -115,7 +144,10 @@ class OnnxBackend(Backend):
                 raise ArgumentError(Code.EARG, text)
         return [(name, settings.get(name, {})) for name in wanted]
 
-    def _check(self, side: str, mine: tuple[TensorConfig, ...], theirs: list[Any]) -> None:
+    def _check(
+        self, side: str, mine: tuple[TensorConfig, ...], theirs: list[Any]
+    ) -> dict[int, np.dtype]:
+        """Compare a side with the model's; return the model's dtypes of tensors to convert."""
         known = {tensor.name: tensor for tensor in theirs}
         names = [tensor.name for tensor in mine]
         for name in names:
@@ -125,23 +157,33 @@ class OnnxBackend(Backend):
         missing = [name for name in known if name not in names]
         if side == "input" and missing:
             raise ModelError(Code.EMODEL, f"the model also needs the input '{missing[0]}'")
-        for tensor in mine:
-            _compare(side, tensor, known[tensor.name])
+        found = [_compare(side, tensor, known[tensor.name]) for tensor in mine]
+        return {i: dtype for i, dtype in enumerate(found) if dtype is not None}
 
 
-def _compare(side: str, mine: TensorConfig, model: Any) -> None:
-    """Compare a tensor of the signature with the model's, whose free dimensions are not numbers."""
+def _compare(side: str, mine: TensorConfig, model: Any) -> np.dtype | None:
+    """Compare a tensor of the signature with the model's, whose free dimensions are not numbers.
+
+    Returns:
+        The model's dtype if it is another and the tensor is to be converted.
+    """
     dtype = DTYPES.get(model.type, model.type)
     shape = [length if isinstance(length, int) else -1 for length in model.shape]
     fits = len(shape) == len(mine.shape) and all(
         theirs in (-1, length) for theirs, length in zip(shape, mine.shape, strict=True)
     )
     if dtype == mine.dtype and fits:
-        return
+        return None
+    # onnxruntime makes no arrays of bfloat16 of ml_dtypes, nor takes them.
+    floats = dtype in MODEL_DTYPES and dtype != "bfloat16" and mine.dtype in MODEL_DTYPES
+    if fits and floats and mine.convert:
+        return dtype_of(mine.model_copy(update={"dtype": dtype}))
     expected = f"the signature says {mine.dtype} {list(mine.shape)}"
     text = f"{side} '{mine.name}': the model has {dtype} {shape}, {expected}"
     if shape and shape[0] > 0 and shape[1:] == list(mine.shape[1:]):
         text += f". It was exported for only {shape[0]} rows; export it with free rows: {DYNAMIC}"
+    elif fits and floats:
+        text += "; set convert = true at the tensor"
     elif fits:
-        text += "; the backend 'onnx' converts nothing: preprocess and postprocess can"
+        text += "; the backend 'onnx' converts only floats: preprocess and postprocess can more"
     raise ModelError(Code.EMODEL, text)

@@ -278,7 +278,7 @@ class ServiceConfig(Table):
             return _mirrored(tensors, inputs)
         if not tensors:
             raise ValueError("missing")
-        if info.data.get("backend") in ("onnx", "python", "echo"):
+        if info.data.get("backend") in ("python", "echo"):
             _check_kept(tensors, info.data["backend"])
         if len(tensors) > MAX_TENSORS:
             raise ValueError(f"at most {MAX_TENSORS} tensors, got {len(tensors)}")

@@ -28,9 +28,15 @@ DTYPES = (
     "bfloat16",
     "float32",
     "float64",
+    "uint16",
+    "uint32",
+    "uint64",
+    "complex64",
+    "complex128",
 )
-DTYPE_BYTES = dict(zip(DTYPES, (1, 1, 1, 2, 4, 8, 2, 2, 4, 8), strict=True))
+DTYPE_BYTES = dict(zip(DTYPES, (1, 1, 1, 2, 4, 8, 2, 2, 4, 8, 2, 4, 8, 8, 16), strict=True))
 MODEL_DTYPES = ("float16", "bfloat16", "float32", "float64")
+COMPLEX_DTYPES = ("complex64", "complex128")
 MAX_DIMS = 8
 NAME_SIZE = 64
 
@@ -43,9 +49,16 @@ def _dtype(name: str) -> str:
 
 def _convert(convert: bool | None, info: ValidationInfo) -> bool | None:
     dtype = info.data.get("dtype", "float32")
-    if convert is not None and dtype not in MODEL_DTYPES:
+    if convert is not None and dtype not in (*MODEL_DTYPES, *COMPLEX_DTYPES):
         raise ValueError(f"a tensor of {dtype} is never converted")
     return convert
+
+
+def _ordered(bound: float | None, info: ValidationInfo) -> float | None:
+    dtype = info.data.get("dtype", "float32")
+    if bound is not None and dtype in COMPLEX_DTYPES:
+        raise ValueError(f'{dtype} has no order, so it has no bounds; check = "finite" can be set')
+    return bound
 
 
 def _above_min(most: float | None, info: ValidationInfo) -> float | None:
@@ -96,11 +109,11 @@ class TensorConfig(Table):
     """The dimensions: first -1, which stands for the rows, then positive sizes."""
     convert: Annotated[bool | None, AfterValidator(_convert)] = None
     """Whether to convert between this dtype and the model's: `true` silently, `false` never;
-    without it, convert and log what that loses.
+    without it, convert and log what that loses. `onnx` converts only with `true`.
     """
-    min: float | None = None
+    min: Annotated[float | None, AfterValidator(_ordered)] = None
     """Of an output: the least value that is an answer; see `check`."""
-    max: Annotated[float | None, AfterValidator(_above_min)] = None
+    max: Annotated[float | None, AfterValidator(_ordered), AfterValidator(_above_min)] = None
     """Of an output: the greatest value that is an answer; see `check`."""
 
     @property

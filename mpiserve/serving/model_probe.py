@@ -24,6 +24,7 @@ BLOCK = 1 << 20  # bytes to compare at a time
 SEED = 13
 RANDOM = "two calls with the same rows differ: the model is random, or has a state"
 EPS = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23, "float64": 2.0**-52}
+EPS |= {"complex64": EPS["float32"], "complex128": EPS["float64"]}
 # The factor of normally distributed numbers (0: uniform from 0 to 1), and the number of distinct
 # integers. Integers are 0 or 1, since larger ones may be beyond the end of a lookup table.
 KINDS = ((1.0, 2), (0.0, 2), (100.0, 2), (1.0, 1), (0.0, 1))
@@ -269,7 +270,7 @@ def _differ(
     if expected.dtype.name not in EPS:
         wrong = int((expected != result).sum())
         return f"differs in {wrong} of {result.size} numbers" if wrong else "", True
-    a, b, every = (np.asarray(array, np.float64) for array in (expected, result, whole))
+    a, b, every = (_reals(array) for array in (expected, result, whole))
     finite = np.isfinite(a) & np.isfinite(b)
     if not np.array_equal(a[~finite], b[~finite], equal_nan=True):
         return "has other numbers that are not finite", True
@@ -281,9 +282,16 @@ def _differ(
     return text, bool(far > GROSS * largest)
 
 
+def _reals(array: np.ndarray) -> np.ndarray:
+    """Return floating numbers as float64; a complex number is its two parts."""
+    if array.dtype.kind == "c":
+        array = np.stack((array.real, array.imag), -1)
+    return np.asarray(array, np.float64)
+
+
 def _informative(results: Sequence[np.ndarray]) -> tuple[int, str]:
     """Rate from 1 to 3 how informative results are, and say what is missing."""
-    floats = [np.asarray(x, np.float64) for x in results if x.dtype.name in EPS]
+    floats = [_reals(x) for x in results if x.dtype.name in EPS]
     if not all(np.isfinite(x).any() for x in floats):
         return 1, "its results on random rows are not finite"
     if all(_identical(x[1:], x[:-1]) for x in results):
@@ -310,14 +318,18 @@ def _random(
     random: np.random.Generator, like: np.ndarray, factor: float, integers: int
 ) -> np.ndarray:
     if like.dtype.name in EPS:
-        values = (
-            factor * random.standard_normal(like.shape) if factor else random.random(like.shape)
-        )
+        values = _floats(random, like.shape, factor)
+        if like.dtype.kind == "c":
+            values = values + 1j * _floats(random, like.shape, factor)
         return np.asarray(values, like.dtype)
     whole = random.integers(0, integers, like.shape)
     if integers > 1:  # neighbouring rows must differ
         whole.reshape(len(whole), -1)[:, 0] = np.arange(len(whole)) % integers
     return whole.astype(like.dtype)
+
+
+def _floats(random: np.random.Generator, shape: tuple[int, ...], factor: float) -> np.ndarray:
+    return factor * random.standard_normal(shape) if factor else random.random(shape)
 
 
 def example_rows(examples: Arrays, rows: int) -> Iterator[Arrays]:

@@ -52,7 +52,7 @@ static inline side side_of(int n, const mpiserve_spec *specs) {
 static inline void make_spec(dice *d, mpiserve_spec *spec, const char *letter, int i) {
   int left = log_pick(d, ELEMENTS);
   snprintf(spec->name, sizeof spec->name, "%s%d", letter, i);
-  spec->dtype = pick(d, MPISERVE_FLOAT64 + 1);
+  spec->dtype = pick(d, MPISERVE_COMPLEX128 + 1);
   spec->ndim = 1 + pick(d, 4);
   spec->shape[0] = -1;
   for (int k = 1; k < spec->ndim; left /= (int)spec->shape[k++])

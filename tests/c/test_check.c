@@ -86,6 +86,23 @@ static void check_halves(int dtype, uint16_t one, uint16_t largest, uint16_t lea
   CHECK(failed_of(&bounds, y, failed, text) == 3);
 }
 
+/* A complex value is finite if both parts are; a row has twice as many parts as values. */
+#define CHECK_COMPLEX(type, dtype) \
+  do { \
+    type y[ROWS * COLUMNS * 2] = {0}; \
+    int64_t failed[ROWS]; \
+    char text[256] = ""; \
+    mpiserve_spec finite = spec_of(dtype, MPISERVE_FINITE, 0, 0); \
+    CHECK(failed_of(&finite, y, failed, text) == 0); \
+    y[2 * COLUMNS * 4 + 1] = (type)INFINITY; \
+    CHECK(failed_of(&finite, y, failed, text) == 1 && failed[0] == 4); \
+    CHECK_TEXT(text, "output 'y', row 4: a value is inf"); \
+    y[2 * COLUMNS * ROWS - 1] = (type)NAN; \
+    y[0] = (type)NAN; \
+    CHECK(failed_of(&finite, y, failed, text) == 3 && failed[2] == ROWS - 1); \
+    CHECK_TEXT(text, "row 0: a value is nan"); \
+  } while (0)
+
 #define CHECK_WHOLE(type, dtype, least, greatest) \
   do { \
     type y[ROWS * COLUMNS] = {0}; \
@@ -110,6 +127,11 @@ static void check_wrong_specs(void) {
   CHECK(msi_side_init(&side, "output", 1, &crossed) == MPISERVE_ECONFIG);
   CHECK_TEXT(mpiserve_last_error(), "output 'y': check is 2, of values from 2 to 1");
   CHECK(msi_side_init(&side, "output", 1, &unknown) == MPISERVE_ECONFIG);
+  for (int dtype = MPISERVE_COMPLEX64; dtype <= MPISERVE_COMPLEX128; dtype++) {
+    mpiserve_spec bounds = spec_of(dtype, MPISERVE_BOUNDS, 0, 1);
+    CHECK(msi_side_init(&side, "output", 1, &bounds) == MPISERVE_ECONFIG);
+    CHECK_TEXT(mpiserve_last_error(), "has no order, so it has no bounds");
+  }
 }
 
 int main(void) {
@@ -122,7 +144,12 @@ int main(void) {
   CHECK_WHOLE(int16_t, MPISERVE_INT16, -32768, 32767);
   CHECK_WHOLE(int32_t, MPISERVE_INT32, INT32_MIN, INT32_MAX);
   CHECK_WHOLE(int64_t, MPISERVE_INT64, -9007199254740992, 9007199254740992);
+  CHECK_WHOLE(uint16_t, MPISERVE_UINT16, 0, 65535);
+  CHECK_WHOLE(uint32_t, MPISERVE_UINT32, 0, UINT32_MAX);
+  CHECK_WHOLE(uint64_t, MPISERVE_UINT64, 0, 9007199254740992);
   CHECK_WHOLE(uint8_t, MPISERVE_BOOL, 0, 1);
+  CHECK_COMPLEX(float, MPISERVE_COMPLEX64);
+  CHECK_COMPLEX(double, MPISERVE_COMPLEX128);
   check_wrong_specs();
   return check_result();
 }

@@ -39,14 +39,17 @@ static int match_code(mpiserve_tensor x, mpiserve_tensor flag) {
 }
 
 static void test_dtypes(void) {
-  static const size_t sizes[] = {1, 1, 1, 2, 4, 8, 2, 2, 4, 8};
-  for (int dtype = MPISERVE_BOOL; dtype <= MPISERVE_FLOAT64; dtype++) {
+  static const size_t sizes[] = {1, 1, 1, 2, 4, 8, 2, 2, 4, 8, 2, 4, 8, 8, 16};
+  for (int dtype = MPISERVE_BOOL; dtype <= MPISERVE_COMPLEX128; dtype++) {
     CHECK(mpiserve_dtype_size(dtype) == sizes[dtype]);
     CHECK(mpiserve_dtype_name(dtype) && mpiserve_dtype_name(dtype)[0]);
   }
   CHECK(!strcmp(mpiserve_dtype_name(MPISERVE_BFLOAT16), "bfloat16"));
   CHECK(!mpiserve_dtype_name(-1) && !mpiserve_dtype_size(-1));
-  CHECK(!mpiserve_dtype_name(MPISERVE_FLOAT64 + 1) && !mpiserve_dtype_size(MPISERVE_FLOAT64 + 1));
+  CHECK(!strcmp(mpiserve_dtype_name(MPISERVE_UINT32), "uint32"));
+  CHECK(!strcmp(mpiserve_dtype_name(MPISERVE_COMPLEX128), "complex128"));
+  int beyond = MPISERVE_COMPLEX128 + 1;
+  CHECK(!mpiserve_dtype_name(beyond) && !mpiserve_dtype_size(beyond));
 }
 
 static void test_bytes_of_a_row(void) {
@@ -63,7 +66,7 @@ static int init_code(mpiserve_spec spec) {
 static void test_signatures_that_are_wrong(void) {
   mpiserve_spec spec = {.name = "y", .dtype = MPISERVE_INT8, .ndim = 2, .shape = {-1, 2}};
   CHECK(init_code(spec) == MPISERVE_OK);
-  spec.dtype = 10;
+  spec.dtype = MPISERVE_COMPLEX128 + 1;
   CHECK(init_code(spec) == MPISERVE_EDTYPE);
   CHECK_TEXT(mpiserve_last_error(), "output 'y'");
   spec.dtype = MPISERVE_INT8;

@@ -1,6 +1,6 @@
 """Write a Fortran program that asks with arrays of every kind and rank, and read what it saw.
 
-For each rank a service takes ten arrays, one of each dtype. The program writes its inputs and
+For each rank a service takes an array of each dtype. The program writes its inputs and
 its outputs to a file, as the compiler sees them; nothing of mpiserve takes part in that.
 """
 
@@ -14,6 +14,7 @@ import numpy as np
 # dtype: Fortran's declaration, and how element j of an array is made.
 INTEGER = "int(modulo(j * 37_int64 + 11_int64, 251_int64) - 125_int64, {kind})"
 REAL = "real(j, {kind}) * 0.37_{kind} - 5"
+COMPLEX = "cmplx(real(j, {kind}) * 0.37_{kind}, -real(j, {kind}), {kind})"
 KINDS = {
     "bool": ("logical(c_bool)", "logical(modulo(j, 3_int64) == 0, c_bool)"),
     "uint8": ("integer(int8)", INTEGER.format(kind="int8")),
@@ -25,10 +26,15 @@ KINDS = {
     "bfloat16": ("integer(int16)", INTEGER.format(kind="int16")),
     "float32": ("real(real32)", REAL.format(kind="real32")),
     "float64": ("real(real64)", REAL.format(kind="real64")),
+    "uint16": ("integer(int16)", INTEGER.format(kind="int16")),
+    "uint32": ("integer(int32)", INTEGER.format(kind="int32")),
+    "uint64": ("integer(int64)", INTEGER.format(kind="int64")),
+    "complex64": ("complex(real32)", COMPLEX.format(kind="real32")),
+    "complex128": ("complex(real64)", COMPLEX.format(kind="real64")),
 }
 # What lies in an output where no result belongs.
 UNTOUCHED = {"bool": ".true."} | {name: "7" for name in KINDS if name != "bool"}
-BITS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
+BITS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64, 16: np.uint64}
 
 RANKS = range(8)
 ROWS = 4
@@ -45,7 +51,11 @@ def invert(*arrays):
 
 
 def flip(x):
-    return ~x if x.dtype == bool else (~x.view(f"u{x.itemsize}")).view(x.dtype)
+    return ~x if x.dtype == bool else (~bits(x)).view(x.dtype).reshape(x.shape)
+
+
+def bits(x):
+    return np.ascontiguousarray(x).reshape(-1).view(np.uint8)
 """
 
 PROGRAM = """\
@@ -203,11 +213,12 @@ def read(file: BinaryIO, rank: int) -> list[Seen]:
 def one(file: BinaryIO, rank: int, call: str, name: str) -> Seen:
     size = np.dtype(name).itemsize if name != "bfloat16" else 2
     bits = np.dtype(BITS[size])
-    given = take(file, bits, extents(rank))
-    after = take(file, bits, parent(call, rank))
-    seven = {"float32": np.float32(7), "float64": np.float64(7), "bool": np.True_}
-    fill = np.asarray(seven.get(name, np.array(7, bits))).view(bits)
-    expected = np.full(after.shape, fill)
+    words = size // bits.itemsize  # of an element
+    given = take(file, bits, (words, *extents(rank)))
+    after = take(file, bits, (words, *parent(call, rank)))
+    seven = np.array(7, bits if name.endswith("float16") else name)
+    expected = np.empty_like(after)
+    expected[...] = np.frombuffer(seven.tobytes(), bits)
     flipped = given ^ bits.type(1) if name == "bool" else ~given
     expected[slices(call, rank)] = flipped[::-1] if rank else flipped
     return Seen(f"rank {rank}, {call}", name, given, after, expected)

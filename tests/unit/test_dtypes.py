@@ -196,8 +196,103 @@ def test_a_number_that_would_become_infinite_is_an_error(make, convert):
     backend = make("torch", "torch.nn:Identity", y={"dtype": "float16", "convert": True})
     with pytest.raises(ModelError, match=r"^output 'y': row 0 has 70000, and float16 ends at 6.6"):
         backend.run((np.full((2, 2), 7e4, np.float32),))
+    back = make("torch", "ToDouble", y={"convert": True})
+    assert back.run((np.array([[np.inf, np.nan]], np.float32),))[0][0, 0] == np.inf
     bf16 = make("torch", "torch.nn:Identity", y={"dtype": "bfloat16", "convert": True})
     assert bf16.run((rows(),))[0].dtype == ml_dtypes.bfloat16
+
+
+# Each number, and what it is as a float32: rounded to nearest, even where two are as near.
+LARGEST = float(np.finfo(np.float32).max)
+TINY = 2.0**-149  # the smallest that is not 0
+ROUNDED = {
+    1 / 3: 11184811 * 2.0**-25,
+    1 + 2.0**-24: 1.0,
+    1 + 3 * 2.0**-24: 1 + 2.0**-22,
+    LARGEST: LARGEST,
+    -LARGEST - 2.0**102: -LARGEST,  # less than half a step beyond
+    2.0**-126: 2.0**-126,
+    1e-40: 71362 * TINY,  # with 5 digits
+    TINY: TINY,
+    0.51 * TINY: TINY,
+    0.5 * TINY: 0.0,
+    5e-324: 0.0,
+    -1e-300: -0.0,
+    np.inf: np.inf,
+    -np.inf: -np.inf,
+    np.nan: np.nan,
+}
+
+
+@pytest.mark.parametrize("rows", [1, 3, 1000])
+def test_numbers_are_rounded_to_the_nearest(make, rows):
+    double = {"dtype": "float64", "convert": True, "shape": [-1, len(ROUNDED)]}
+    backend = make("torch", "Identity32", double, double)
+    x = np.tile(np.array([*ROUNDED]), (rows, 1))
+    place = (np.zeros_like(x),)
+    backend.run_batch((x,), place, print)
+    for result in (place[0], backend.run((x,))[0]):
+        np.testing.assert_array_equal(result, np.tile([*ROUNDED.values()], (rows, 1)))
+        assert np.signbit(result[-1][[*ROUNDED].index(-1e-300)])
+    values = 10 ** np.random.default_rng(1).uniform(-37, 38, x.shape)
+    relative = np.abs(backend.run((values,))[0] / values - 1)
+    assert 2.0**-26 < relative.max() <= 2.0**-24
+
+
+@pytest.mark.parametrize("value", [LARGEST + 2.0**103, -1e39, 1.7e308])
+@pytest.mark.parametrize("at", [(0, 0), (599, 14)])
+def test_every_number_is_looked_at(make, value, at):
+    double = {"dtype": "float64", "convert": True, "shape": [-1, len(ROUNDED)]}
+    backend = make("torch", "Identity32", double, double)
+    x = np.tile(np.array([*ROUNDED]), (600, 1))
+    x[at] = value
+    text = f"^input 'x': row {at[0]} has {value:g}, and float32 ends at 3.4e.38$"
+    with pytest.raises(ModelError, match=text.replace("+", r"\+")):
+        backend.run_batch((x,), (np.zeros_like(x),), print)
+
+
+def complex_rows(dtype="complex64"):
+    return (rows("float64") + 1j * rows("float64")[::-1]).astype(dtype)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_complex_models_compute_in_their_dtype(make, kind):
+    one, two = {"dtype": "complex64"}, {"dtype": "complex128"}
+    x, fourier = complex_rows("complex128"), models.fourier()
+    expected = alone(fourier, x.astype("complex64"))
+    np.testing.assert_array_equal(
+        make(kind, "fourier", one, one).run((complex_rows(),))[0], expected
+    )
+    wide = make(kind, "fourier", two | {"convert": True}, two | {"convert": True})
+    place = (np.zeros_like(x),)
+    wide.run_batch((x,), place, print)
+    np.testing.assert_array_equal(place[0], expected.astype("complex128"))
+    double = make(kind, "fourier", two, two, dtype="float64")
+    np.testing.assert_allclose(
+        double.run((x,))[0], alone(fourier.to(torch.complex128), x), rtol=1e-12
+    )
+    x[2, 1] = complex(np.inf, -1e300)
+    with pytest.raises(ModelError, match=r"^input 'x': row 2 has -1e.300, and float32 ends at 3.4"):
+        wide.run((x,))
+
+
+def test_complex_results_are_views_or_are_converted(make):
+    one, two = {"dtype": "complex64"}, {"dtype": "complex128"}
+    z, place = complex_rows(), (np.zeros((5, 2), "complex64"),)
+    backend = make("torch", "Conjugate", one, one)
+    backend.run_batch((z,), place, print)
+    np.testing.assert_array_equal(place[0], z.conj())
+    np.testing.assert_array_equal(backend.run((z,))[0], z.conj())
+    narrow = make("torch", "Conjugate", two, one | {"convert": True})
+    narrow.run_batch((z.astype("complex128"),), place, print)
+    np.testing.assert_array_equal(place[0], z.conj())
+    with pytest.raises(ModelError, match=r"expected complex64 .*, got complex128 .*convert = true"):
+        make("torch", "Conjugate", two, one).run_batch((z.astype("complex128"),), place, print)
+    for theirs, mine in ((FLOAT, one), (one, FLOAT)):
+        with pytest.raises(ModelError, match=f"expected {mine['dtype']} .*, got {theirs['dtype']}"):
+            make("torch", "torch.nn:Identity", theirs, mine | {"convert": True}).run_batch(
+                (rows().astype(theirs["dtype"]),), (np.zeros((5, 2), mine["dtype"]),), print
+            )
 
 
 def test_convert_false_hands_over_what_there_is(make):
@@ -240,6 +335,9 @@ def test_floats_never_become_integers_nor_integers_floats(make, convert):
     ("table", "text"),
     [
         ({"x": {"dtype": "int64", "convert": True}}, "a tensor of int64 is never converted"),
+        ({"x": {"dtype": "uint32", "convert": False}}, "a tensor of uint32 is never converted"),
+        ({"y": {"dtype": "complex64", "min": 0.0}}, "complex64 has no order, so it has no bounds"),
+        ({"y": {"dtype": "complex128", "max": 1.0}}, 'check = "finite" can be set'),
         ({"kind": "python", "x": {"convert": True}}, "the backend 'python' converts nothing"),
         ({"kind": "python", "dtype": "float32"}, "dtype: the backend 'python' converts no model"),
         ({"dtype": "complex64"}, "unknown model dtype 'complex64'"),

@@ -113,6 +113,15 @@ def test_integers_are_few_and_neighbours_differ(dtype):
     assert look(lambda i: i / np.float32(len(i)), like=like)[0].proven
 
 
+@pytest.mark.parametrize("dtype", ["complex64", "complex128"])
+def test_both_parts_of_complex_rows_vary_and_are_compared(dtype):
+    like = (np.zeros((8, 2), dtype),)
+    assert not look(lambda z: z * z.conj()[:, ::-1] + 1j, like=like)[0].why
+    assert look(lambda z: z + 1j * z.imag.mean(), like=like)[0].proven
+    assert look(lambda z: z.imag - z.imag.max(), like=like)[0].proven
+    assert "not finite" in look(lambda z: z * np.nan, like=like)[0].why
+
+
 def test_a_table_of_one_entry_is_looked_up_with_floats_that_vary():
     like = np.zeros((8, 2), np.float32), np.zeros(8, np.int32)
     table = np.ones(1, np.float32)

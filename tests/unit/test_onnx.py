@@ -44,6 +44,60 @@ def rows(n):
     return np.random.default_rng(n).standard_normal((n, 3), dtype=np.float32)
 
 
+@pytest.mark.parametrize("shape", [[-1, 3], [-1]])
+def test_complex_tensors_are_refused_when_it_is_loaded(make, shape):
+    text = "^'x' is complex64, and onnxruntime has no complex tensors: give both parts"
+    with pytest.raises(ModelError, match=text):
+        make(inputs=[X | {"dtype": "complex64", "shape": shape}])
+
+
+def identity(path, dtype):
+    """A file of a model that returns its input."""
+    info, kind = onnx.helper.make_tensor_value_info, getattr(onnx.TensorProto, dtype)
+    ends = [info(name, kind, ["rows", 3]) for name in "xy"]
+    node = onnx.helper.make_node("Identity", ["x"], ["y"])
+    graph = onnx.helper.make_graph([node], "same", ends[:1], ends[1:])
+    opset = onnx.helper.make_opsetid("", 17)
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[opset], ir_version=8), path)
+
+
+@pytest.mark.parametrize("dtype", ["uint16", "uint32", "uint64"])
+def test_unsigned_integers(make, folder, dtype):
+    x = np.arange(6, dtype=dtype).reshape(2, 3) + np.iinfo(dtype).max // 2
+    identity(folder / "same.onnx", dtype.upper())
+    tensor = {"dtype": dtype, "shape": [-1, 3]}
+    ends = {"inputs": [{"name": "x", **tensor}], "outputs": [{"name": "y", **tensor}]}
+    backend = make("same.onnx", **ends)
+    place = (np.zeros_like(x),)
+    backend.run_batch((x,), place, print)
+    np.testing.assert_array_equal(place[0], x)
+    np.testing.assert_array_equal(backend.run((x,))[0], x)
+
+
+DOUBLE = {"dtype": "float64", "convert": True}
+
+
+def test_doubles_are_converted_for_a_network_of_floats_if_configured(make, folder):
+    backend = make(inputs=[X | DOUBLE], outputs=[Y | DOUBLE])
+    batch, place = rows(5).astype(np.float64) / 3, (np.zeros((5, 2)),)
+    expected = make().run((batch.astype(np.float32),))[0].astype(np.float64)
+    assert backend.run_batch((batch,), place, print) is place
+    np.testing.assert_array_equal(place[0], expected)
+    np.testing.assert_array_equal(backend.run((batch,))[0], expected)
+    batch[3, 1] = 1e39
+    for run in (backend.run, lambda inputs: backend.run_batch(inputs, place, print)):
+        with pytest.raises(ModelError, match=r"^input 'x': row 3 has 1e.39, and float32 ends at 3"):
+            run((batch,))
+    identity(folder / "narrow.onnx", "FLOAT")
+    y = {"name": "y", "dtype": "float16", "shape": [-1, 3], "convert": True}
+    half, x = make("narrow.onnx", outputs=[y]), np.full((2, 3), 7e4, np.float32)
+    for run in (half.run, lambda x: half.run_batch(x, (np.zeros((2, 3), np.float16),), print)):
+        with pytest.raises(
+            ModelError, match=r"^output 'y': row 0 has 70000, and float16 ends at 6"
+        ):
+            run((x,))
+
+
 @pytest.mark.parametrize("n", [1, 7, 300])
 def test_it_equals_the_network_that_it_was_made_from(make, n):
     backend = make()
@@ -63,7 +117,8 @@ MISTAKES = [
     ({"outputs": [Y | {"name": "z"}]}, "the model has no output 'z'; it has y"),
     ({"inputs": [X | {"shape": [-1, 4]}]}, r"input 'x': the model has float32 \[-1, 3\], the sig"),
     ({"outputs": [Y | {"shape": [-1]}]}, r"output 'y': .* the signature says float32 \[-1\]"),
-    ({"outputs": [Y | {"dtype": "float64"}]}, r"output 'y': .* says float64 \[-1, 2\]"),
+    ({"outputs": [Y | {"dtype": "float64"}]}, r"output 'y': .* says float64 .*convert = true at"),
+    ({"outputs": [Y | {"dtype": "int32"}]}, r"output 'y': .* converts only floats: preprocess"),
 ]
 
 

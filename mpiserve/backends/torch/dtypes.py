@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
+from mpiserve.backends.arrays import cast
 from mpiserve.errors import ArgumentError, Code, ModelError
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
 # The arithmetic of a complex number is that of its parts. Other kinds (integers, bool, float8,
@@ -38,6 +40,27 @@ def is_float(dtype: torch.dtype) -> bool:
     return short(dtype) in DIGITS
 
 
+def same_kind(a: torch.dtype, b: torch.dtype) -> bool:
+    """Return whether numbers of two dtypes convert to each other: both real, or both complex."""
+    return short(a) in ARITHMETIC and short(b) in ARITHMETIC and a.is_complex == b.is_complex
+
+
+def in_arithmetic(dtype: torch.dtype, arithmetic: torch.dtype | None) -> torch.dtype:
+    """Return the dtype, real or complex, that numbers have in an arithmetic, if there is one."""
+    import torch
+
+    if arithmetic is None or short(dtype) not in ARITHMETIC:
+        return dtype
+    if not dtype.is_complex:
+        return arithmetic
+    return getattr(torch, COMPLEX.get(short(arithmetic), ""), dtype)
+
+
+def arithmetic(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype of the parts of complex numbers; that of others is their own."""
+    return dtype.to_real() if dtype.is_complex else dtype
+
+
 def loses(source: torch.dtype, wanted: torch.dtype) -> bool:
     """Return whether `wanted` cannot represent every value of `source`."""
     import torch
@@ -50,14 +73,18 @@ def loss(source: torch.dtype, wanted: torch.dtype) -> str:
     import torch
 
     if not loses(source, wanted):
-        return f"which loses nothing, but has the {DIGITS[short(source)]} digits of {short(source)}"
-    before, after = DIGITS[short(source)], DIGITS[short(wanted)]
+        return f"which loses nothing, but has the {_digits(source)} digits of {short(source)}"
+    before, after = _digits(source), _digits(wanted)
     limits = torch.finfo(wanted)
     text = f"of {before} digits {after} remain" if after < before else f"{after} digits remain"
     if limits.max >= torch.finfo(source).max:
         return text
     tiny = f"below {limits.smallest_normal:.1e} it loses digits or becomes 0"
     return f"{text}, {tiny}, and a number beyond {limits.max:.1e} is an error"
+
+
+def _digits(dtype: torch.dtype) -> int:
+    return DIGITS[ARITHMETIC[short(dtype)]]
 
 
 def held(module: torch.nn.Module) -> Held:
@@ -125,22 +152,40 @@ def compare(module: torch.nn.Module, before: Held, values: bool) -> None:
 
 
 def converted(tensor: torch.Tensor, wanted: torch.dtype, what: str) -> torch.Tensor:
-    """Convert numbers to another floating dtype.
+    """Convert numbers to another dtype of the same kind.
 
     Raises:
         ModelError: If a finite number becomes infinite; `what` names the tensor.
     """
     import torch
 
-    result = tensor.to(wanted)
-    if not loses(tensor.dtype, wanted) or bool(result.isfinite().all()):
-        return result
-    beyond = tensor.isfinite() & ~result.isfinite()
-    if bool(beyond.any()):
-        row, value = int(beyond.nonzero()[0, 0]), float(tensor[beyond][0])
-        limit = f"{short(wanted)} ends at {torch.finfo(wanted).max:.1e}"
-        raise ModelError(Code.EMODEL, f"{what}: row {row} has {value:g}, and {limit}")
+    result = torch.empty(tensor.shape, dtype=wanted)
+    copy(tensor, result, what)
     return result
+
+
+def copy(tensor: torch.Tensor, target: torch.Tensor, what: str) -> None:
+    """Copy numbers into a tensor of another dtype of the same kind, in one pass.
+
+    Raises:
+        ModelError: If a finite number becomes infinite; `what` names the tensor.
+    """
+    if loses(tensor.dtype, target.dtype):
+        cast(as_array(tensor), as_array(target), what)
+    else:
+        target.copy_(tensor)
+
+
+def as_array(tensor: torch.Tensor) -> np.ndarray:
+    """View a tensor as an array; copy it only from a GPU, or if it is a view that negates."""
+    import torch
+
+    tensor = tensor.detach().cpu().resolve_conj().resolve_neg()
+    if tensor.dtype is not torch.bfloat16:
+        return tensor.numpy()
+    from ml_dtypes import bfloat16
+
+    return tensor.view(torch.int16).numpy().view(bfloat16)
 
 
 def without_inference(module: torch.nn.Module) -> None:

@@ -128,7 +128,8 @@ class TorchBackend(Backend):
     def run(self, inputs: tuple[np.ndarray, ...]) -> list[np.ndarray]:
         """Call the module once, with tensors that are views of the batch."""
         with self._inference():
-            return [self._array(tensor) for tensor in self._call(self._views(inputs))]
+            results = self._call(self._views(inputs))
+            return [self._array(i, result) for i, result in enumerate(results)]
 
     def run_batch(
         self,
@@ -204,8 +205,8 @@ class TorchBackend(Backend):
         """The dtypes of the model and its weights; on GPUs also that of TF32, if allowed."""
         torch = self._torch
         weights: Any = getattr(self.module, "parameters", tuple)()
-        dtypes = {weight.dtype for weight in weights if weight.is_floating_point()} | {self.dtype}
-        names = [str(dtype).removeprefix("torch.") for dtype in dtypes]
+        own = [w.dtype for w in weights if w.is_floating_point() or w.is_complex()]
+        names = [str(dtype).removeprefix("torch.") for dtype in {*own, self.dtype}]
         backends = (torch.backends.cuda.matmul, torch.backends.cudnn)
         if self.device.type == "cuda" and any(backend.allow_tf32 for backend in backends):
             names.append("float16")  # TF32 has as many bits of precision
@@ -278,8 +279,8 @@ class TorchBackend(Backend):
     def _target(self, tensor: TensorConfig) -> torch.dtype:
         theirs: torch.dtype = getattr(self._torch, tensor.dtype)
         # A task converts its inputs itself.
-        fixed = self.service.task or tensor.convert is False or self.dtype is None
-        return theirs if fixed or not dtypes.is_float(theirs) else self.dtype or theirs
+        fixed = self.service.task or tensor.convert is False
+        return theirs if fixed else dtypes.in_arithmetic(theirs, self.dtype)
 
     def _log_loss(
         self, tensor: TensorConfig, what: str, source: torch.dtype, wanted: torch.dtype
@@ -295,21 +296,19 @@ class TorchBackend(Backend):
         logger.log(level, "service %s: %s (%s)", self.service.name, text, hint)
 
     def _call(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Call the module; return tensors in the order and the dtypes of the signature."""
+        """Call the module; return tensors in the order of the signature, of the model's dtypes."""
         if not self._as_they_are:
             tensors = [self._on_device(i, tensor) for i, tensor in enumerate(tensors)]
         try:
             result = self._watched(tensors) if self._watches else self.module(*tensors)
         except RuntimeError as error:
             result = self._again(error, tensors)
-        return [
-            tensor
-            if type(tensor) is self._torch.Tensor and tensor.dtype is wanted
-            else self._converted(tensor, wanted, output)
-            for tensor, wanted, output in zip(
-                ordered(result, self.service), self._wanted, self.service.outputs, strict=True
-            )
-        ]
+        results = ordered(result, self.service)
+        for tensor in results:
+            if not isinstance(tensor, self._torch.Tensor):
+                text = f"the model must return tensors, not {type(tensor).__name__}"
+                raise ModelError(Code.EMODEL, text)
+        return results
 
     def _views(self, arrays: tuple[np.ndarray, ...]) -> list[torch.Tensor]:
         """View arrays as tensors, cached: the broker reuses the arrays of the same rows."""
@@ -324,29 +323,30 @@ class TorchBackend(Backend):
                 self._known[id(arrays)] = known
         return known[1]
 
-    def _array(self, tensor: torch.Tensor) -> np.ndarray:
-        """View a result as an array; copy it first only if it is on a GPU or strided."""
-        if tensor.requires_grad or not (tensor.is_cpu and tensor.is_contiguous()):
-            tensor = tensor.detach().cpu().contiguous()
-        if tensor.dtype is not self._torch.bfloat16:
-            return tensor.numpy()
-        from ml_dtypes import bfloat16
-
-        return tensor.view(self._torch.int16).numpy().view(bfloat16)
+    def _array(self, i: int, result: torch.Tensor) -> np.ndarray:
+        """View a result as an array; copy it first only if it is on a GPU, strided or converted."""
+        wanted = self._wanted[i]
+        if result.dtype is not wanted and self._may_convert(i, result.dtype):
+            result = dtypes.converted(result, wanted, self._output(i))
+        return dtypes.as_array(result.contiguous())
 
     def _put(self, results: list[torch.Tensor], targets: list[torch.Tensor]) -> None:
         """Copy results into the outputs, if they fit the signature."""
         for i, target in enumerate(targets):
             result = results[i]
-            if result.shape != target.shape or result.dtype is not target.dtype:
+            same = result.dtype is target.dtype
+            if result.shape != target.shape or not (same or self._may_convert(i, result.dtype)):
                 raise ModelError(Code.EMODEL, self._refused(i, result, target))
-            target.copy_(result)
+            if same:
+                target.copy_(result)
+            else:
+                dtypes.copy(result, target, self._output(i))
 
     def _refused(self, i: int, result: torch.Tensor, target: torch.Tensor) -> str:
         output = self.service.outputs[i]
         text = f"output '{output.name}': expected {short(target)}, got {short(result)}"
-        floats = dtypes.is_float(result.dtype) and dtypes.is_float(target.dtype)
-        if result.dtype is target.dtype or not floats:
+        same_kind = dtypes.same_kind(result.dtype, target.dtype)
+        if result.dtype is target.dtype or not same_kind:
             return text
         return f"{text}; set its dtype, or convert = true there, which loses digits"
 
@@ -357,25 +357,21 @@ class TorchBackend(Backend):
         # A new tensor for each call: backward() would add to the gradients of the last call.
         return tensor.detach().to(self.device)
 
-    def _converted(self, tensor: Any, wanted: torch.dtype, output: TensorConfig) -> torch.Tensor:
-        """Convert an output to the signature's dtype if allowed; else `_put` refuses it."""
-        if not isinstance(tensor, self._torch.Tensor):
-            text = f"the model must return tensors, not {type(tensor).__name__}"
-            raise ModelError(Code.EMODEL, text)
-        mine = tensor.dtype
-        if mine is wanted or not self._may_convert(mine, wanted, output):
-            return tensor
-        what = f"output '{output.name}' is {output.dtype}, and the model gives"
-        self._log_loss(output, f"{what} {dtypes.short(mine)}", mine, wanted)
-        return dtypes.converted(tensor, wanted, f"output '{output.name}'")
+    def _output(self, i: int) -> str:
+        return f"output '{self.service.outputs[i].name}'"
 
-    def _may_convert(self, mine: torch.dtype, wanted: torch.dtype, output: TensorConfig) -> bool:
-        """By default, a conversion may lose digits only of the model's own dtype."""
-        if not (dtypes.is_float(mine) and dtypes.is_float(wanted)):
+    def _may_convert(self, i: int, mine: torch.dtype) -> bool:
+        """By default, a conversion may lose digits only of the model's own dtype. Log it once."""
+        output, wanted = self.service.outputs[i], self._wanted[i]
+        if not dtypes.same_kind(mine, wanted):
             return False
-        if output.convert is None:
-            return mine is self.dtype or not dtypes.loses(mine, wanted)
-        return output.convert
+        allowed = output.convert
+        if allowed is None:
+            allowed = dtypes.arithmetic(mine) is self.dtype or not dtypes.loses(mine, wanted)
+        if allowed:
+            what = f"{self._output(i)} is {output.dtype}, and the model gives"
+            self._log_loss(output, f"{what} {dtypes.short(mine)}", mine, wanted)
+        return allowed
 
 
 def ignore(_rows: int) -> None:
