@@ -121,23 +121,6 @@ static int is_starting(const msi_broker *broker) {
   return broker->failed_rank < 0 && msi_change_queue_starts(&broker->changes);
 }
 
-static int on_infer(msi_broker *broker, msi_entry *entry, const msi_request_header *request) {
-  msi_inbox *inbox = &broker->inboxes[entry->inbox];
-  msi_lane *lane = &inbox->lanes[entry->lane];
-  if (broker->shut && !is_starting(broker)) return turn_away(broker, entry);
-  if (!fits(inbox, entry, request))
-    return msi_broker_refuse(broker, entry, MPISERVE_EROWS, "rows do not fit the lane");
-  if (!waits(broker) && !msi_queue_admits(&broker->policy, &broker->queue, entry->rows))
-    return refuse_for_room(broker, entry);
-  entry->priority = request->priority > INT8_MIN ? request->priority : 0;
-  entry->deadline_ns = deadline_of(broker, entry, request->deadline_ns);
-  msi_census_join(&broker->census, lane);
-  lane->passing = request->kind != MSI_INFER;
-  int code = msi_queue_push(&broker->queue, *entry);
-  if (!code) msi_census_queue(&broker->census, lane);
-  return code;
-}
-
 static int refuse_piece(msi_broker *broker, const msi_entry *entry) {
   char text[MPISERVE_TEXT_SIZE];
   snprintf(
@@ -148,10 +131,23 @@ static int refuse_piece(msi_broker *broker, const msi_entry *entry) {
   return msi_broker_refuse(broker, entry, MPISERVE_EROWS, text);
 }
 
-static int on_piece(msi_broker *broker, msi_entry *entry, const msi_request_header *request) {
-  if (broker->policy.together && !broker->shut) return refuse_piece(broker, entry);
-  entry->piece = 1;
-  return on_infer(broker, entry, request);
+static int on_infer(msi_broker *broker, msi_entry *entry, const msi_request_header *request) {
+  msi_inbox *inbox = &broker->inboxes[entry->inbox];
+  msi_lane *lane = &inbox->lanes[entry->lane];
+  if (broker->shut && !is_starting(broker)) return turn_away(broker, entry);
+  if (!fits(inbox, entry, request))
+    return msi_broker_refuse(broker, entry, MPISERVE_EROWS, "rows do not fit the lane");
+  entry->piece = request->kind == MSI_PIECE;
+  if (entry->piece && broker->policy.together) return refuse_piece(broker, entry);
+  if (!waits(broker) && !msi_queue_admits(&broker->policy, &broker->queue, entry->rows))
+    return refuse_for_room(broker, entry);
+  entry->priority = request->priority > INT8_MIN ? request->priority : 0;
+  entry->deadline_ns = deadline_of(broker, entry, request->deadline_ns);
+  msi_census_join(&broker->census, lane);
+  lane->passing = request->kind != MSI_INFER;
+  int code = msi_queue_push(&broker->queue, *entry);
+  if (!code) msi_census_queue(&broker->census, lane);
+  return code;
 }
 
 /* Pieces that wait were sent to a model that takes rows one by one. */
@@ -235,9 +231,9 @@ static int take(msi_broker *broker, msi_inbox *inbox, uint32_t lane,
                              "the lane is out of step with its doorbell");
   int code = MPISERVE_OK;
   switch (request->kind) {
+    case MSI_PIECE:
     case MSI_VISIT:
     case MSI_INFER: return on_infer(broker, &entry, request);
-    case MSI_PIECE: return on_piece(broker, &entry, request);
     case MSI_LEASE: return msi_leases_give(broker, &entry);
     case MSI_KEEP: return msi_leases_keep(broker, &entry);
     case MSI_CHANGE: return on_change(broker, &entry);
