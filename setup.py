@@ -214,7 +214,7 @@ setup(
     packages=find_packages(include=["mpiserve*"]),
     package_data={"mpiserve": ["py.typed"], "mpiserve._lib": ["*.pyi"]},
     ext_modules=cythonize(
-        [extension("mpiserve._lib.arrays"), extension("mpiserve._lib.core"), native()],
+        [*(extension(f"mpiserve._lib.{name}") for name in ("arrays", "core", "engine")), native()],
         language_level=3,
     ),
     cmdclass={"build": Build, "build_ext": BuildExt, "bdist_wheel": Wheel},

@@ -311,15 +311,16 @@ static void count_batch(msi_broker *broker, msi_close_reason reason, int in_plac
   c->closed_by_delay += reason == MSI_CLOSED_DELAY;
 }
 
-static int close_batch(msi_broker *broker, msi_close_reason reason, int lay_out) {
+static int close_batch(msi_broker *broker, msi_close_reason reason) {
   for (int t = 0; t < MSI_TRANSPORTS && reason == MSI_CLOSED_DELAY; t++)
     msi_census_note_missing(&broker->census, &broker->inboxes[t]);
   int code = collect(broker);
   if (code) return code;
   broker->closed_ns = now_of(broker);
-  if (lay_out) code = msi_assembly_lay_out(&broker->assembly);
+  if (!broker->engine.by_request) code = msi_assembly_lay_out(&broker->assembly);
   if (code) return code;
-  count_batch(broker, reason, !lay_out || broker->assembly.batch.in_place);
+  count_batch(broker, reason, broker->engine.by_request || broker->assembly.batch.in_place);
+  broker->progress->unanswered++;
   broker->open = 1;
   return MPISERVE_OK;
 }
@@ -333,7 +334,7 @@ static msi_close_reason decide(msi_broker *broker) {
                           broker->census.able, now_of(broker));
 }
 
-int msi_broker_look(msi_broker *broker, int lay_out) {
+int msi_broker_look(msi_broker *broker) {
   int code = msi_broker_poll(broker);
   if (!code && broker->lease_queue.n) code = msi_leases_refuse_late(broker, now_of(broker));
   if (code) return code;
@@ -347,7 +348,7 @@ int msi_broker_look(msi_broker *broker, int lay_out) {
   if (reason || broker->queue.timed) code = drop_unwanted(broker);
   if (broker->queue.n < n) reason = decide(broker);
   if (code || !reason || !broker->has_room) return code;
-  return close_batch(broker, reason, lay_out);
+  return close_batch(broker, reason);
 }
 
 int msi_broker_suspend(msi_broker *broker, int suspended) {
@@ -364,8 +365,8 @@ int msi_broker_suspend(msi_broker *broker, int suspended) {
 }
 
 void msi_broker_end_batch(msi_broker *broker) {
-  broker->progress->unanswered -= broker->computing;
-  broker->computing = broker->open = 0;
+  broker->progress->unanswered--;
+  broker->open = 0;
   msi_progress_start(broker->progress); /* other services may hold requests */
 }
 

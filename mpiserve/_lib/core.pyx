@@ -30,6 +30,7 @@ from mpiserve._lib.arrays cimport (
     result_at,
     view_rows,
 )
+from mpiserve._lib.engine cimport Engine
 from mpiserve._lib.libmpiserve cimport *
 
 ROWS = ("independent", "together")  # in the order of mpiserve_rows
@@ -101,7 +102,7 @@ cdef class Session(Handle):
     cdef readonly tuple roles
     cdef list _signatures  # of the services that this rank published
     cdef tuple _outputs  # of the batch that is open
-    cdef dict _services, _batches
+    cdef dict _services, _batches, _engines
     cdef int64_t _rows
     cdef int _requests
 
@@ -119,6 +120,7 @@ cdef class Session(Handle):
         self.comm = MPI.Comm.f2py(peers)
         self._services = {}
         self._batches = {}
+        self._engines = {}
         roles = []
         for rank in range(comm.size):
             check(mpiserve_role_of(self._session, rank, &other))
@@ -261,6 +263,8 @@ cdef class Session(Handle):
     def next_batch(self, double timeout):
         """Wait for a batch, at most timeout seconds.
 
+        Batches of services with an engine are answered meanwhile, without Python.
+
         Returns:
             The batch, or None after the time-out.
 
@@ -273,8 +277,10 @@ cdef class Session(Handle):
         self._enter()
         with nogil:
             code = mpiserve_batch_next(self._session, timeout, &batch)
-        self._leave(MPISERVE_OK if code == MPISERVE_ETIMEOUT else code)
-        return None if code == MPISERVE_ETIMEOUT else batch_of(self, &batch)
+        failure = text_of(mpiserve_last_error()) if code == MPISERVE_EMODEL else ""
+        answers = code == MPISERVE_ETIMEOUT or code == MPISERVE_EMODEL
+        self._leave(MPISERVE_OK if answers else code)
+        return None if code == MPISERVE_ETIMEOUT else batch_of(self, &batch, failure)
 
     def reply(self, outputs):
         """Answer the batch: one C-contiguous array [rows, ...] per output, of its dtype."""
@@ -339,13 +345,15 @@ cdef class Session(Handle):
         self._enter()
         self._leave(mpiserve_ticket_fail(self._session, &ticket._ticket, code, message))
 
-    def serve_echo(self, double timeout):
-        """Answer with copies of the inputs, in C, until the time-out."""
-        cdef int code
+    def set_engine(self, int service, Engine engine):
+        """Have the batches of one of this rank's services answered by an engine; None: by nobody.
+
+        `next_batch` returns those on which it fails.
+        """
+        cdef mpiserve_engine *wanted = NULL if engine is None else &engine.engine
         self._enter()
-        with nogil:
-            code = mpiserve_serve_echo(self._session, timeout)
-        self._leave(MPISERVE_OK if code == MPISERVE_ETIMEOUT else code)
+        self._leave(mpiserve_engine_set(self._session, service, wanted))
+        self._engines[service] = engine
 
     def batch_clients(self):
         """Return an int32 array: the world rank that submitted each row of the batch."""

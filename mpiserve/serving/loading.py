@@ -103,7 +103,7 @@ class Loader:
 def engine_of(backend: Backend) -> str:
     """Return the engine of a backend, which may be a class of the user."""
     try:
-        return one_line(backend.engine)
+        return one_line((backend.native and backend.native.text) or backend.engine)
     except BaseException:
         check_interrupt()
         return one_line(type(backend).__qualname__)

@@ -20,6 +20,7 @@ from mpiserve.errors import Code, ModelError
 from mpiserve.failure import check_interrupt, describe, one_line
 from mpiserve.observe import notices
 from mpiserve.observe.log import Failures
+from mpiserve.serving import engines
 from mpiserve.serving.absent_model import Absent, Suspended, Unloaded
 from mpiserve.serving.continuous import Stepper
 from mpiserve.serving.failed_batch import Splitter
@@ -50,7 +51,7 @@ class ServedModel:
         configured: The service's table, as it is written in the configuration.
         current: The same table for the version that answers.
         backend: The backend that runs the model.
-        native: Whether the broker answers, in C.
+        alone: Whether it is the only model of its rank: then the library may run its engine.
         changes: Handles requests to change the model.
         follower: On the other ranks of the replica: follows its head.
         failed: Whether the model could not be loaded. The rank then stays, so that
@@ -76,7 +77,7 @@ class ServedModel:
         self.service = self.current = assignment.service.of_version()
         self.backend = Backend(self.service)
         self.follower: tensor_parallel.Follower | None = None
-        self.native = self.failed = self.suspended = False
+        self.alone = self.failed = self.suspended = False
         self.batches = self.rows = 0
         self.seconds = 0.0
         self.changes = Changes(lib, self)
@@ -88,6 +89,7 @@ class ServedModel:
         self._kind = ""  # of rows, as clients were told
         self._announced = False
         self._stepper: Stepper | None = None
+        self._in_c = engines.InC(lib, index, self.service)
         self._room = True  # as the broker was told
         self._engine = ""  # of the model that answers, once it is loaded
         self._failures = Failures(self.name)
@@ -109,14 +111,14 @@ class ServedModel:
         try:
             with notices.loading(self.name()):
                 self.backend = self._loader.load(self.service)
-            self._engine, self.native = engine_of(self.backend), self.backend.native
+            self._engine = engine_of(self.backend)
             overwrites = bool(self.backend.overwrites)
         except BaseException as error:
             check_interrupt()
             self._failures.log("cannot be served", error)
             wrong = describe(error)
         if wrong:
-            self.failed, self.native = True, False
+            self.failed = True
             return self._description(error_code=Code.EMODEL, error_text=wrong)
         self._start()
         self._kind = self._kind_of_rows()
@@ -156,6 +158,8 @@ class ServedModel:
             )
             self._announced = True
             self._agree_rows()
+            native = self.backend.native if self.alone else None
+            self._failures.attempt("cannot use its engine", self._in_c.use, native)
 
     def close(self) -> None:
         """Stop the followers and close the model; called once, at the end.
@@ -255,6 +259,7 @@ class ServedModel:
             self._stepper.take(batch)
             return None
         self._look_whether_alone(batch)
+        self._in_c.look(batch)
         try:
             return self._outputs(batch)
         except BaseException as error:
@@ -368,7 +373,7 @@ class ServedModel:
         self._leave()
         self.backend, old = backend, self.backend
         self.current = version
-        self._engine, self.native = engine_of(backend), backend.native
+        self._engine = engine_of(backend)
         self._agree_rows()
         if backend.steps and old.steps:
             what = "could not take over what the version before had begun"

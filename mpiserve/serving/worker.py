@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("mpiserve")
 
-IDLE = 0.1  # seconds that a step waits for a batch
+IDLE = 0.1  # seconds that a step waits for a batch, or that an engine in C goes on without Python
 
 
 class Worker:
@@ -53,6 +53,7 @@ class Worker:
             ServedModel(lib, assignment._replace(services=(service,)), comm, local_rank, i)
             for i, service in enumerate(assignment.services)
         ]
+        self.models[0].alone = len(self.models) == 1 and pool is None
         self._pool: AdaptivePool | None = None
         if pool is not None and assignment.pool:
             self._pool = AdaptivePool(lib, self.models, pool, assignment.pool)
@@ -129,10 +130,7 @@ class Worker:
     def _next_batch(self, timeout: float) -> core.Batch | None:
         if self._pool:
             timeout = min(timeout, self._pool.longest_wait)
-        if len(self.models) > 1 or not self.models[0].native:
-            return self._lib.next_batch(timeout)
-        self._lib.serve_echo(timeout)
-        return None
+        return self._lib.next_batch(timeout)
 
     def _look_after(self) -> None:
         """End model changes that are done; move models between the ranks of a pool."""

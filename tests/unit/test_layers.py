@@ -34,7 +34,7 @@ ROOMS = {
     "cli": BASE | {"_lib", "bench", "config", "launch", "mpi", "terminal", "tools"},
     "__main__": {"cli"},
 }
-CYTHON = {"_lib.arrays", "_lib.core", "bench._native"}  # the pyx files
+CYTHON = {"_lib.arrays", "_lib.core", "_lib.engine", "bench._native"}  # the pyx files
 LATE = {"torch", "deepspeed", "safetensors", "transformers", "onnxruntime"}
 
 # csrc/: a file may include, and call, files of its own room and of these.
@@ -42,10 +42,11 @@ C_ROOMS = {
     "include": set(),
     "base": {"include"},
     "protocol": {"include", "base"},
+    "engine": {"include", "base", "protocol"},
     "mpi": {"include", "base", "protocol"},
     "client": {"include", "base", "protocol", "mpi"},
     "head": {"include", "base", "protocol", "mpi"},
-    "api": {"include", "base", "protocol", "mpi", "client", "head"},
+    "api": {"include", "base", "protocol", "engine", "mpi", "client", "head"},
 }
 
 
