@@ -1,4 +1,4 @@
-"""`mpiserve`: run, serve, check, plan, jobscript, config, bench, doctor, info."""
+"""`mpiserve`: run, serve, check, compile, plan, jobscript, config, bench, doctor, info."""
 
 from __future__ import annotations
 
@@ -120,6 +120,14 @@ def check(
         count, model = str(service.replicas), service.model or "-"
         table.add_row(service.name, count, service.backend, model)
     terminal.console().print(table)
+
+
+@app.command("compile")
+def compile_models(config: ConfigFile) -> None:
+    """Compile the models of CONFIG for this machine, so that jobs find them in the cache."""
+    from mpiserve.tools import check_load
+
+    raise typer.Exit(check_load.compile_all(_checked(config)))
 
 
 def _look(config: Config) -> None:

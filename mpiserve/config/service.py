@@ -19,6 +19,7 @@ from pydantic import (
     field_validator,
 )
 
+from mpiserve.config.engines import engine_problem
 from mpiserve.config.values import (
     MAX_BYTES,
     MAX_PARALLEL,
@@ -190,6 +191,11 @@ class ServiceConfig(Table):
     """
     dtype: str | None = None
     """The dtype to convert a torch model to; without it the model keeps its own."""
+    engine: str = "auto"
+    """What executes the model: `"eager"` (torch in Python, without DeepSpeed), `"compiled"` (C++
+    that torch makes of the model, which runs without Python), `"onnx"` or `"deepspeed"`. `"auto"`:
+    that of the backend, or the compiled one if the cache has it, it agrees and is faster.
+    """
     max_batch_rows: int = Field(4096, ge=1, lt=MAX_ROWS, validate_default=True)
     """The most rows in a batch, and therefore in a request; a batch has at most 16 TiB."""
     max_delay_us: int = Field(200, ge=0, lt=2**31)
@@ -388,6 +394,13 @@ class ServiceConfig(Table):
         if dtype not in MODEL_DTYPES:
             raise ValueError(f"unknown model dtype {shown(dtype)} {suggest(dtype, MODEL_DTYPES)}")
         return dtype
+
+    @field_validator("engine")
+    @classmethod
+    def _check_engine(cls, engine: str, info: ValidationInfo) -> str:
+        if problem := engine_problem(engine, info.data):
+            raise ValueError(problem)
+        return engine
 
     @field_validator("rows")
     @classmethod

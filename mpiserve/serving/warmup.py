@@ -14,6 +14,7 @@ from mpiserve.backends.base import Backend, ordered
 from mpiserve.errors import CausedError, Code, Error, ModelError
 from mpiserve.failure import check_interrupt, describe
 from mpiserve.mpi.requests import agree
+from mpiserve.serving import engines
 from mpiserve.serving.model_probe import (
     EPS,
     Arrays,
@@ -119,6 +120,10 @@ class Warmup:
             rows = service.warmup_rows[-1]
             backend.clients = np.full(rows, -1, np.int32)
             backend.tune(self._rows(rows), zeros(service.outputs, rows))
+        # Beside a model that is busy nothing is measured: the new one runs as the old one does.
+        if not self._comm and (old is None or old.native):
+            chosen = engines.choose(backend, service, self._examples, measure=old is None)
+            backend.native = chosen or backend.native
 
     # ---- calls
 
