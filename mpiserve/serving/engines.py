@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from math import inf, prod
 from time import perf_counter
 from typing import TYPE_CHECKING, NamedTuple
@@ -12,6 +13,7 @@ import numpy as np
 
 from mpiserve.backends.arrays import zeros
 from mpiserve.backends.base import Backend, Native
+from mpiserve.config.tensor import Tensor
 from mpiserve.errors import Code, ModelError
 from mpiserve.failure import check_interrupt, describe
 from mpiserve.serving.model_probe import EPS, Arrays, random_rows
@@ -32,8 +34,6 @@ ROUNDS = 7
 SECONDS = 0.5  # of measuring at one number of rows
 SHORT = 2e-4  # seconds: faster calls are measured several at a time
 GAIN = 0.97  # of the time in Python: an engine must be at least so fast
-
-Call = Callable[[Arrays, Arrays], object]
 
 
 class Times(NamedTuple):
@@ -88,8 +88,12 @@ def load(native: Native, service: ServiceConfig) -> Engine:
     """
     from mpiserve._lib.engine import Engine
 
-    signature = service.inputs, service.outputs, service.max_batch_rows
-    return Engine(native.library, native.model, *signature, native.chunk_rows)
+    inputs, outputs = (
+        [Tensor(tensor.name, tensor.dtype, tensor.shape) for tensor in side]
+        for side in (service.inputs, service.outputs)
+    )
+    most, chunk = service.max_batch_rows, native.chunk_rows
+    return Engine(native.library, native.model, inputs, outputs, most, chunk)
 
 
 def choose(
@@ -233,7 +237,7 @@ def _chunk(engine: Engine, service: ServiceConfig, inputs: Arrays) -> int:
         return service.chunk_rows
     outputs = zeros(service.outputs, rows)
     sizes = [0, *(chunk for chunk in CHUNKS if chunk < rows)]
-    times = _best(len(sizes), lambda i: _run_chunk(engine, sizes[i], inputs, outputs))
+    times = _best([partial(_run_chunk, engine, size, inputs, outputs) for size in sizes])
     best = min(range(len(sizes)), key=lambda i: times[i])
     return sizes[best] if times[best] < GAIN * times[0] else 0
 
@@ -254,24 +258,24 @@ def _times(
         inputs = tuple(np.ascontiguousarray(array[:rows]) for array in largest)
         outputs = zeros(service.outputs, rows)
         calls = (
-            lambda i=inputs, o=outputs: backend.run_batch(i, o, _ignore),
-            lambda i=inputs, o=outputs: engine.run(i, o),
+            partial(backend.run_batch, inputs, outputs, _ignore),
+            partial(engine.run, inputs, outputs),
         )
         with backend.serving():
-            times = _best(2, lambda which, calls=calls: calls[which]())
+            times = _best(calls)
         measured.append(Times(rows, *times))
     return measured
 
 
-def _best(n: int, call: Callable[[int], object]) -> list[float]:
-    """Time n calls in turns, so that other load on the machine affects all alike."""
-    times, counts = [inf] * n, [1] * n
+def _best(calls: Sequence[Callable[[], object]]) -> list[float]:
+    """Time calls in turns, so that other load on the machine affects all alike."""
+    times, counts = [inf] * len(calls), [1] * len(calls)
     end = perf_counter() + SECONDS
     for turn in range(ROUNDS):
-        for i in range(n):
+        for i, call in enumerate(calls):
             begin = perf_counter()
             for _ in range(counts[i]):
-                call(i)
+                call()
             spent = (perf_counter() - begin) / counts[i]
             if turn:  # the first one warms up
                 times[i] = min(times[i], spent)
