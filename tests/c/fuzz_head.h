@@ -196,8 +196,8 @@ static void answer(head *h, const mpiserve_batch *batch) {
 
 /* ---- engines ---------------------------------------------------------------------------- */
 
-static int run(void *state, int64_t rows, const void *const *inputs, void *const *outputs,
-               char *text, size_t bytes) {
+static int run_engine(void *state, int64_t rows, const void *const *inputs, void *const *outputs,
+                      char *text, size_t bytes) {
   const model *m = state;
   mpiserve_batch batch = {0};
   if (chance(m->d, m->s->fails)) return snprintf(text, bytes, "fuzz: an engine");
@@ -209,7 +209,7 @@ static int run(void *state, int64_t rows, const void *const *inputs, void *const
 /* The library answers with an engine, or this rank does. */
 static void choose_engine(head *h, int number) {
   model *m = &h->models[number];
-  mpiserve_engine own = {m, run, NULL, log_pick(&h->d, MAX_ROWS), chance(&h->d, 50)};
+  mpiserve_engine own = {m, run_engine, NULL, log_pick(&h->d, MAX_ROWS), chance(&h->d, 50)};
   const mpiserve_engine *engine = m->echo.run && chance(&h->d, 50) ? &m->echo : &own;
   if (m->unloaded || chance(&h->d, 50)) engine = NULL;
   doing("engine of '%s': %s", m->s->d.name, engine ? engine == &own ? "own" : "echo" : "none");
