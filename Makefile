@@ -31,7 +31,7 @@ SHELL_FILES := .ci/run tests/gpu/run tests/gpu/bundle $(wildcard tests/*.sh) $(w
 
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: help build install demo bench test test-all test-mpi test-cluster test-c asan tsan fuzz lint format docs clean
+.PHONY: help build install demo bench test test-all test-mpi test-cluster test-c asan tsan fuzz proof lint format docs clean
 
 help:
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*##/\t/' | expand -t 12
@@ -58,6 +58,7 @@ bench: build/stamp.$(MPI) $(BASE)/stamp.bench  ## measure beside floors and riva
 test: QUICK := --quick --seconds 3
 test-all: QUICK := --minutes 180
 test test-all: build/stamp.openmpi build/stamp.mpich $(FORTRAN:%=build/stamp.%) $(BASE)/stamp.tools
+	@command -v spin >/dev/null || echo "no spin here: the models of the protocol are left out"
 	@$(if $(FORTRAN),,echo "no Debian MPI and gfortran here: the Fortran tests are left out")
 	@$(BASE)/bin/python tests/run.py --mpi openmpi=$(BASE) mpich=$(BASE)-mpich \
 	    --fortran $(foreach name,$(FORTRAN),$(name)=$(BASE)-$(name)) $(QUICK) $(TESTS)
@@ -82,9 +83,13 @@ tsan: build/stamp.$(MPI)  ## head and clients as threads, with the thread saniti
 	@$(BASE)/bin/python tests/run.py tsan --mpi $(MPI)=$(ENV) $(TESTS)
 
 # FUZZ="--seeds 100 --seconds 9999", "--seed 17" and the like: see tests/run.py
-fuzz: build/stamp.openmpi build/stamp.mpich  ## a random program over the C interface, for ten minutes
+fuzz: build/stamp.openmpi build/stamp.mpich  ## a random program over the C interface, and a hostile client, for 15 minutes
 	@$(BASE)/bin/python tests/run.py fuzz --mpi openmpi=$(BASE) mpich=$(BASE)-mpich \
 	    --seconds 70 --minutes 600 $(FUZZ)
+
+proof: build/stamp.openmpi $(BASE)/stamp.tools  ## the protocol as models, checked by spin, and planted bugs
+	@$(BASE)/bin/python tests/run.py protocol --mpi openmpi=$(BASE) $(TESTS)
+	@if command -v spin >/dev/null; then cat build/protocol.txt 2>/dev/null; else echo "no spin here: the models were skipped"; fi
 
 lint: build/stamp.openmpi $(BASE)/stamp.tools  ## check style, types, spelling and lengths
 	$(BASE)/bin/ruff check $(PY_FILES)

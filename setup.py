@@ -181,6 +181,19 @@ def extension(name: str) -> Extension:
     )
 
 
+def handover() -> Extension:
+    """Describe the module of calls to a child process, which shall load no MPI."""
+    files = ["wait", "handover"]
+    return Extension(
+        "mpiserve._lib.handover",
+        ["mpiserve/_lib/handover.pyx", *(f"csrc/base/{name}.c" for name in files)],
+        include_dirs=["csrc"],
+        # The compiler wrapper links its MPI with every module.
+        extra_link_args=["-Wl,--as-needed"],
+        depends=[f"csrc/base/{name}.h" for name in files],
+    )
+
+
 def native() -> Extension:
     """Describe the module of the benchmark: C that uses the library as users do."""
     return Extension(
@@ -214,7 +227,11 @@ setup(
     packages=find_packages(include=["mpiserve*"]),
     package_data={"mpiserve": ["py.typed"], "mpiserve._lib": ["*.pyi"]},
     ext_modules=cythonize(
-        [*(extension(f"mpiserve._lib.{name}") for name in ("arrays", "core", "engine")), native()],
+        [
+            *(extension(f"mpiserve._lib.{name}") for name in ("arrays", "core", "engine")),
+            handover(),
+            native(),
+        ],
         language_level=3,
     ),
     cmdclass={"build": Build, "build_ext": BuildExt, "bdist_wheel": Wheel},

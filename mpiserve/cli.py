@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from glob import escape, glob
 from importlib import metadata
 from pathlib import Path
@@ -96,6 +97,9 @@ def run(
 @app.command()
 def serve(config: ConfigFile) -> None:
     """Serve beside another program of the same world; all ranks of this program serve."""
+    from mpiserve.serving.isolation.server_link import the_server
+
+    the_server.start()  # before MPI, which does not like forks
     _exit("serve", config)
 
 
@@ -151,12 +155,25 @@ RanksPerNode = Annotated[
 
 
 @app.command()
-def plan(config: ConfigFile, ranks: Ranks, ranks_per_node: RanksPerNode = None) -> None:
+def plan(
+    config: ConfigFile,
+    ranks: Ranks,
+    ranks_per_node: RanksPerNode = None,
+    cores_per_node: Annotated[int | None, typer.Option(help="Default: of this machine.")] = None,
+    gpus_per_node: Annotated[int | None, typer.Option(help="Default: of this machine.")] = None,
+    memory_per_node: Annotated[
+        int | None, typer.Option(help="In bytes. Default: of this machine.")
+    ] = None,
+) -> None:
     """Show the role of each rank of a world, and the clients of each model, without MPI."""
     from mpiserve.launch import plan as program
+    from mpiserve.launch.resources import this_machine
 
+    given = {"cores": cores_per_node, "gpus": gpus_per_node, "memory_bytes": memory_per_node}
+    stated = {key: value for key, value in given.items() if value is not None}
+    node = replace(this_machine(), **stated)
     with _usage():
-        program.show(program.plan(_checked(config), ranks, ranks_per_node))
+        program.show(program.plan(_checked(config), ranks, ranks_per_node, node))
 
 
 @app.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
@@ -172,6 +189,9 @@ def jobscript(
     ] = "",
     gpus_per_node: Annotated[int, typer.Option(help="For the inference ranks.")] = 0,
     het: Annotated[bool, typer.Option(help="Slurm: a heterogeneous job.")] = False,
+    fault_tolerant: Annotated[
+        bool, typer.Option("--fault-tolerant", help="Let other ranks live when one has died.")
+    ] = False,
     account: Annotated[str, typer.Option(help="Account, project or bank.")] = "",
     partition: Annotated[str, typer.Option("--partition", "--queue", help="Where it runs.")] = "",
     module: Annotated[list[str] | None, typer.Option(help="To load; may be repeated.")] = None,
@@ -188,7 +208,7 @@ def jobscript(
         command = shlex.join(["python", "-m", "mpiserve", *sys.argv[1:]])
         job = writer.Job(
             *(config, program, made, mpi, time, gpus_per_node, het, command),
-            *(account, partition, module or (), env or ()),
+            *(account, partition, module or (), env or (), fault_tolerant),
         )
         print(writer.jobscript(site, job), end="")
 
@@ -274,6 +294,9 @@ def doctor(
     config: Annotated[
         str | None, typer.Argument(metavar="[CONFIG]", help="To check the size of its windows.")
     ] = None,
+    clean: Annotated[
+        bool, typer.Option("--clean", help="Remove what your dead jobs left on the nodes.")
+    ] = False,
 ) -> None:
     """Check the set-up of the ranks that it runs on, and suggest remedies."""
     checked = _checked(config) if config else None
@@ -282,7 +305,7 @@ def doctor(
     except (Error, ImportError) as error:
         print(f"mpiserve: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
-    raise typer.Exit(program.doctor(checked))
+    raise typer.Exit(program.doctor(checked, clean=clean))
 
 
 @app.command()

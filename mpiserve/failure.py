@@ -23,6 +23,10 @@ _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 _name: Callable[[type], str] = type.__dict__["__name__"].__get__  # not that of a metaclass
 
 
+class Traced(Exception):
+    """Stands for an exception of another process, of which only the traceback is known, as text."""
+
+
 def one_line(text: str, size: int = TEXT) -> str:
     """Make a text one printable line of at most `size` bytes."""
     return _printable(" ".join(text[: 8 * size].split())).encode()[:size].decode(errors="ignore")
@@ -65,6 +69,8 @@ def cause_of(error: BaseException | None) -> BaseException | None:
 
 def trace_of(error: BaseException, trace: Any = None) -> str:
     """Format a traceback, from `trace` on, at limited length; never raises."""
+    if type(error) is Traced:
+        return str(error)
     try:
         lines = traceback.format_exception(type(error), error, trace or error.__traceback__)
         text = _printable("".join(lines).rstrip())

@@ -17,7 +17,7 @@ from mpi4py import MPI
 from mpiserve._lib import core
 from mpiserve.config import Config
 from mpiserve.config.partition import INFERENCE, SIMULATION, Assignment, assign, by_node, roles
-from mpiserve.errors import ArgumentError, Code, ConfigError, Error
+from mpiserve.errors import ArgumentError, Code, ConfigError, Error, PeerError
 from mpiserve.failure import describe, end_child, interrupts, is_success, located
 from mpiserve.mpi import check
 from mpiserve.observe import notices
@@ -43,6 +43,8 @@ class Session:
         comm: The ranks of this role, in the order of the world.
         stuck: Whether a thread of this rank may wait for ever after `serve`, because another
             rank of its replica did not take part.
+        bereft: Whether ranks had died when `close` returned: MPI_Finalize may wait for them for
+            ever, so end the process with `os._exit`, as `run` and `serve` do.
     """
 
     def __init__(self, lib: core.Session, config: Config | None = None) -> None:
@@ -51,6 +53,7 @@ class Session:
         self._served = False
         self._closed = False
         self.stuck = False
+        self.bereft = False
         self.role: str = lib.role
         self.comm: MPI.Comm = lib.comm
         if self.role == SIMULATION:
@@ -88,6 +91,16 @@ class Session:
             ModelError: If none of its replicas could load its model.
         """
         return self._lib.service(name)
+
+    def states(self, name: str) -> tuple[core.ReplicaState, ...]:
+        """Return the states of the replicas of a service; on simulation ranks.
+
+        As `Service.states`, also for a service that no replica could load.
+
+        Raises:
+            NotFoundError: If there is no service of this name.
+        """
+        return self._lib.states(name)
 
     def reload(self, name: str, version: str = "", timeout: float | None = None) -> None:
         """Load another version of a service's model while the simulation goes on.
@@ -133,7 +146,7 @@ class Session:
         Raises:
             ConfigError: If the services need more or fewer ranks than there are.
             PeerError: When the clients have left, if another rank of this replica is gone:
-                close would wait for it for ever.
+                MPI_Finalize may wait for it for ever.
         """
         # Simulation ranks do not need what serving imports.
         from mpiserve.serving.worker import Worker, refuse
@@ -189,6 +202,14 @@ class Session:
         """
         return self._lib.peer_error()
 
+    def lost(self) -> tuple[int, str]:
+        """Return how many ranks of the world are known to have died, and their names.
+
+        Ranks of other nodes are seen only with an MPI that goes on after a failure, as Open MPI 5
+        under `mpirun --with-ft ulfm`.
+        """
+        return self._lib.lost()
+
     def info(self) -> dict[str, Any]:
         """Describe the session as this rank sees it."""
         counters = self._lib.counters()
@@ -202,7 +223,7 @@ class Session:
             "services": [
                 {
                     key: getattr(service, key)
-                    for key in ("name", "engine", "version", "rows", "replicas", "head")
+                    for key in ("name", "engine", "version", "rows", "replicas", "head", "state")
                 }
                 for service in services
             ],
@@ -211,15 +232,33 @@ class Session:
             "counters": counters,
         }
 
-    def close(self) -> None:
-        """Leave the session. Collective over the world; a second call does nothing."""
+    def close(self, timeout: float | None = None) -> None:
+        """Leave the session. Collective over the world; a second call does nothing.
+
+        Other simulation ranks may go on for hours: what the ranks free together is freed by
+        MPI_Finalize then. If ranks have died, `bereft` is set, and a warning logged.
+
+        Args:
+            timeout: In seconds; by default MPISERVE_CLOSE_TIMEOUT of the environment, or 30.
+
+        Raises:
+            RequestTimeout: If inference ranks did not answer in time; the text names them and
+                says what they do. The session is closed all the same.
+        """
         if self._closed:
             return
         self._closed = True
         atexit.unregister(self._at_exit)
         if self.role == INFERENCE and not self._served:
             self._refuse("its rank closed the session without serving")
-        self._lib.close()
+        try:
+            self._lib.close(timeout)
+        except ArgumentError:
+            self._closed = False
+            raise
+        except PeerError as error:
+            self.bereft = True
+            logger.warning("%s", error)
 
     def _refuse(self, text: str) -> None:
         from mpiserve.serving.worker import refuse

@@ -10,7 +10,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -80,10 +80,15 @@ def mpiexec(tmp_path: Path) -> Any:
     """Run an MPI job in a folder of its own: mpiexec(["-n", "4", sys.executable, ...])."""
 
     def run(
-        args: list[Any], *, timeout: float = 60, env: dict[str, str] | None = None, cwd: Any = None
+        args: list[Any],
+        *,
+        timeout: float = 60,
+        env: dict[str, str] | None = None,
+        cwd: Any = None,
+        wrapped: Sequence[str] = (),
     ) -> Any:
         settings = mpijob.settings() | (env or {})
-        command = [settings["MPIEXEC"], *map(str, args)]
+        command = [*wrapped, settings["MPIEXEC"], *map(str, args)]
         result = mpijob.run(command, timeout=timeout, env=settings, cwd=cwd or tmp_path)
         # Shown by pytest when the test fails.
         print("$", *command, f"\n[exit {result.returncode}]\n{result.stdout}", flush=True)

@@ -5,7 +5,7 @@ tests/c/mpi_*.c run on as many ranks as a comment in each says ("ranks: 4").
 tests/c/race_*.c are several ranks as threads of one process, for the thread sanitizer; they are
 linked with an MPI and call none of it. Exit status 0: passed, 77: skipped, else failed.
 tests/c/engine_*.c are libraries of engines, which these programs load.
-tests/c/fuzz.c is a random program, of which each seed is a test.
+tests/c/fuzz.c is a random program, tests/c/hostile.c a hostile client: each seed is a test.
 """
 
 from __future__ import annotations
@@ -33,8 +33,9 @@ ROOMS = (
     "api",
 )  # of the library, as in csrc/Makefile
 # Of client and head, what the tests without MPI link with.
-POLICY = ("client/balance", "head/batch", "head/row_pool", "head/ticket_table")
-FUZZ_RANKS = (3, 4, 5, 2)
+POLICY = ("client/balance", "client/check", "head/batch", "head/row_pool", "head/ticket_table")
+# The programs of which each seed is a test: how they are built, and on how many ranks they run.
+FUZZ = {"fuzz": (("c", "asan"), (3, 4, 5, 2)), "hostile": (("asan",), (4, 3, 5, 4))}
 FLAGS = ["-std=c11", "-g", "-O1", "-fPIC", "-pthread", "-Wall", "-Wextra", "-Werror"]
 FLAGS += ["-Icsrc", "-Icsrc/include"]
 # Fences are no concern of the one place that has one: it only decides who sleeps.
@@ -127,17 +128,19 @@ def c_mpi_jobs(suite: str, target: Target, transports: list[str], keyword: str) 
 
 
 def fuzz_jobs(
-    target: Target, transports: list[str], first: int, seeds: int, seconds: float
+    target: Target, transports: list[str], first: int, seeds: int, seconds: float, keyword: str
 ) -> Iterator[Job]:
-    """The random program, plain and with sanitizers: so many seeds of each, in so many seconds."""
+    """The random programs, with sanitizers or plain: so many seeds of each, in so many seconds."""
     library = library_sources(*ROOMS)
-    for turn, suite in enumerate(("c", "asan")):
-        name = f"{suite}-{target.name}"
-        program = c_programs([target.mpicc], library, [ROOT / "tests/c/fuzz.c"], name)[0]
-        for transport in transports:
-            ranks = FUZZ_RANKS[(target.number + turn + transports.index(transport)) % 4]
-            job = c_mpi_job(target, transport, suite, program, ranks)
-            yield from sessions(job, first, seeds, seconds)
+    for source, (suites, all_ranks) in FUZZ.items():
+        for turn, suite in enumerate(suites if keyword in f"{source}.c" else ()):
+            name = f"{suite}-{target.name}"
+            path = ROOT / f"tests/c/{source}.c"
+            program = c_programs([target.mpicc], library, [path], name)[0]
+            for transport in transports:
+                ranks = all_ranks[(target.number + turn + transports.index(transport)) % 4]
+                job = c_mpi_job(target, transport, suite, program, ranks)
+                yield from sessions(job, first, seeds, seconds)
 
 
 def sessions(job: Job, first: int, seeds: int, seconds: float) -> Iterator[Job]:

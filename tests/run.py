@@ -5,11 +5,13 @@
                         [--seed FIRST] [--seeds NUMBER] [--seconds LIMIT]
 
 Suites: unit (pytest, one process), c, asan and tsan (C programs, plain and with sanitizers), fuzz
-(the random program tests/c/fuzz.c, plain and with sanitizers, each with --seeds from --seed on,
-which is new each time, for --seconds), mpi (pytest, each module once per number of ranks that its
-tests declare), harness, launch, models and examples (pytest; these start MPI jobs themselves),
-cluster (the same, on several hosts of this machine), and fortran, which is launch for MPIs with a
-Fortran wrapper: those that --fortran names, which run nothing else but cluster/test_debian.py.
+(the random program tests/c/fuzz.c, plain and with sanitizers, and the hostile client
+tests/c/hostile.c; each with --seeds from --seed on, which is new each time, for --seconds),
+protocol (pytest: models of the protocol, and planted bugs), mpi (pytest, each module once per
+number of ranks that its tests declare), harness, launch, models and examples (pytest; these start
+MPI jobs themselves), cluster (the same, on several hosts of this machine), and fortran, which is
+launch for MPIs with a Fortran wrapper: those that --fortran names, which run nothing else but
+cluster/test_debian.py.
 Exit status 0: nothing failed. The last line is the count.
 
 --quick saves time: each module is run under one of the MPIs with one of the transports, in turns.
@@ -35,9 +37,11 @@ from cprograms import c_jobs, c_mpi_jobs, fuzz_jobs, race_jobs
 from jobs import LOGS, ROOT, TO_LOG, Job, Target, in_turn, reports
 
 SUITES = ("unit", "c", "asan", "tsan", "fuzz", "harness", "mpi", "launch", "models", "examples")
-SUITES += ("cluster", "fortran")
+SUITES += ("cluster", "fortran", "protocol")
 ONE_TRANSPORT = ("harness", "models", "examples", "cluster")
-BESIDE = ("unit", "models", "cluster", "fortran")  # share no files with the others, and wait much
+WITHOUT_MPI = ("unit", "protocol")
+# They share no files with the others, and wait much.
+BESIDE = (*WITHOUT_MPI, "launch", "cluster", "fortran")
 NOT_RUN = "not run, or it did not end"
 WORDS = ("passed", "failed", "skipped")
 SHOWN = 20  # failures of one job
@@ -203,15 +207,14 @@ def plan(
     elif (suite == "fortran") != debian:
         return []
     if target is None:
-        if suite == "unit":
+        if suite in WITHOUT_MPI:
             return pytest_jobs(suite, first, "", args.k, collect(first, suite, args.k))
         if suite == "tsan":
             return race_jobs(first, args.k)
         return c_jobs(suite, args.k) if suite in ("c", "asan") else []
     if suite == "fuzz":
-        jobs = fuzz_jobs(target, args.transport, args.seed, args.seeds, args.seconds)
-        return jobs if args.k in "fuzz.c" else []
-    if suite in ("unit", "tsan"):
+        return fuzz_jobs(target, args.transport, args.seed, args.seeds, args.seconds, args.k)
+    if suite in (*WITHOUT_MPI, "tsan"):
         return []
     alike = by_transport(suite, target, args)
     if not args.quick:

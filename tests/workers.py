@@ -31,6 +31,7 @@ class FakeLib:
         self.answers: list[Any] = []
         self.timeouts: list[float] = []
         self.rooms: list[tuple[int, bool]] = []
+        self.states: list[tuple[int, str]] = []
         self.changed: list[tuple[int, int]] = []
         self.engines: list[tuple[int, Any]] = []
 
@@ -52,6 +53,9 @@ class FakeLib:
 
     def change_reply(self, service: int, code: int, text: str) -> None:
         self.changed.append((service, code))
+
+    def set_state(self, service: int, state: str) -> None:
+        self.states.append((service, state))
 
     def set_room(self, service: int, room: bool) -> None:
         self.rooms.append((service, room))
@@ -79,6 +83,9 @@ class FakeLib:
 
     def set_engine(self, service: int, engine: Any) -> None:
         self.engines.append((service, engine))
+
+    def lost(self) -> tuple[int, str]:
+        return 0, ""
 
     def counters(self) -> dict[str, int]:
         names = ("closed_by_rows", "closed_by_census", "closed_by_delay", "errors")
@@ -110,7 +117,7 @@ def batch(rows: int = 3, value: float = 1.0, service: int = 0) -> Any:
 
 def service_of(name: str, **table: Any) -> Any:
     """Read the table of a service of float32 [2]."""
-    known = {"inputs": [{"name": "x", **FLOATS}], "warmup": False}
+    known = {"inputs": [{"name": "x", **FLOATS}], "warmup": False, "isolate": False}
     return Config.from_dict({"service": {name: known | table}}).services[0]
 
 

@@ -3,6 +3,7 @@
 #include "api/session.h"
 #include "base/error.h"
 #include "base/handles.h"
+#include "client/fallback.h"
 
 mpiserve_session msi_sessions[MPISERVE_MAX_SESSIONS];
 
@@ -25,7 +26,7 @@ static msi_handle *handle_of(const mpiserve_session *session) {
 
 /* MSI_ANY_ROLE: is it open? The rank of an error is the handle's: the session may be another
  * thread's turn, or closed by now. */
-int msi_check_role(const mpiserve_session *session, int role) {
+static int check_role(const mpiserve_session *session, int role) {
   if (!session) return msi_null_argument("session");
   const msi_handle *handle = handle_of(session);
   if (handle && msi_handles_is_open(handle, role)) return MPISERVE_OK;
@@ -36,18 +37,35 @@ int msi_check_role(const mpiserve_session *session, int role) {
                    atomic_load_explicit(&handle->rank, memory_order_relaxed));
 }
 
-int msi_check_session(const mpiserve_session *session) {
-  return msi_check_role(session, MSI_ANY_ROLE);
-}
-
 static int service_not_open(void) { return msi_not_open("the session of the service is not open"); }
 
-int msi_check_service(const mpiserve_service *service) {
-  if (!service) return msi_null_argument("service");
-  return msi_handles_owner(service, sizeof *service) < 0 ? service_not_open() : MPISERVE_OK;
+void msi_read_end(msi_handle *const *reader) {
+  if (*reader) msi_handles_read_end(*reader);
 }
 
-static int another_is_in(void) {
+int msi_read(const mpiserve_session *session, int role, msi_handle **reader) {
+  msi_handle *handle = handle_of(session);
+  if (!handle || !msi_handles_read(handle, role)) {
+    int code = check_role(session, role);
+    return code ? code : msi_not_open("the session was not open"); /* it has been opened since */
+  }
+  *reader = handle;
+  return MPISERVE_OK;
+}
+
+/* The place may be another session's by the time of the read. */
+int msi_read_service(const mpiserve_service *service, msi_handle **reader) {
+  if (!service) return msi_null_argument("service");
+  int index = msi_handles_owner(service, sizeof *service);
+  if (index < 0 || !msi_handles_read(&msi_handles[index], MPISERVE_SIMULATION))
+    return service_not_open();
+  *reader = &msi_handles[index];
+  return msi_handles_owns(index, service, sizeof *service) ? MPISERVE_OK : service_not_open();
+}
+
+static int another_is_in(const msi_handle *handle) {
+  if (msi_fallback_runs(&msi_sessions[handle - msi_handles].client))
+    return msi_error(MPISERVE_ESTATE, "a fallback must not call the session that calls it");
   return msi_error(MPISERVE_ESTATE,
                    "another thread is in a call of this session: threads use a session one at a "
                    "time; put a lock around the calls");
@@ -64,8 +82,8 @@ int msi_enter(mpiserve_session *session, int role, msi_handle **turn) {
     *turn = handle;
     return MPISERVE_OK;
   }
-  int code = entered < 0 ? msi_check_role(session, role) : MPISERVE_OK;
-  return code ? code : another_is_in(); /* also: it has been opened since */
+  int code = entered < 0 ? check_role(session, role) : MPISERVE_OK;
+  return code ? code : another_is_in(handle); /* also: it has been opened since */
 }
 
 int msi_enter_serving(mpiserve_session *session, msi_handle **turn) {
@@ -79,7 +97,7 @@ int msi_enter_service(const mpiserve_service *service, msi_handle **turn) {
   if (!service) return msi_null_argument("service");
   int index = msi_handles_owner(service, sizeof *service);
   int entered = index < 0 ? -1 : msi_handles_enter(&msi_handles[index], MPISERVE_SIMULATION);
-  if (!entered) return another_is_in();
+  if (!entered) return another_is_in(&msi_handles[index]);
   if (entered < 0) return service_not_open();
   *turn = &msi_handles[index];
   return msi_handles_owns(index, service, sizeof *service) ? MPISERVE_OK : service_not_open();

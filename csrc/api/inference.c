@@ -57,19 +57,19 @@ static int adopt(mpiserve_session *session, int n) {
 }
 
 static int publish(mpiserve_session *session, int n) {
-  size_t bytes[MSI_TRANSPORTS];
+  size_t bytes[MSI_PARTS];
   int code = msi_world_publish(&session->world, n, session->descriptions);
   session->broken = code != MPISERVE_OK;
   if (code) return code;
   int opened =
       msi_serving_open(&session->serving, &session->world, n, session->descriptions, bytes);
-  if (opened) bytes[MPISERVE_SHARED] = bytes[MPISERVE_RMA] = 0;
+  if (opened) memset(bytes, 0, sizeof bytes);
   code = msi_window_open(&session->window, &session->world, bytes);
+  if (!code && !opened) opened = msi_serving_attach(&session->serving, &session->window);
+  if (!code) code = msi_world_agree(&session->world, opened);
   session->broken = code != MPISERVE_OK; /* and so on every rank */
-  if (!opened && !code) opened = msi_serving_attach(&session->serving, &session->window);
-  if (!opened && !code) session->published = n;
-  if (!code) code = msi_world_barrier(&session->world);
-  return opened ? opened : code;
+  if (!code) session->published = n;
+  return code;
 }
 
 int mpiserve_publish(mpiserve_session *session, int n, const mpiserve_description *descriptions) {
@@ -171,6 +171,12 @@ int mpiserve_suspend(mpiserve_session *session, int service, int suspended) {
   return code ? code : msi_serving_suspend(&session->serving, service, suspended != 0);
 }
 
+int mpiserve_state_set(mpiserve_session *session, int service, int state) {
+  MSI_TURN turn = NULL;
+  int code = msi_enter_serving(session, &turn);
+  return code ? code : msi_serving_state_set(&session->serving, service, state);
+}
+
 int mpiserve_rows_set(mpiserve_session *session, int service, int rows) {
   MSI_TURN turn = NULL;
   int code = msi_enter_serving(session, &turn);
@@ -261,6 +267,15 @@ int mpiserve_ticket_fail(mpiserve_session *session, mpiserve_ticket *ticket, int
   wrong = check_code(code);
   if (wrong) return wrong;
   return msi_tickets_fail(&session->serving, ticket, code, text ? text : mpiserve_strerror(code));
+}
+
+int mpiserve_segment_get(mpiserve_session *session, mpiserve_segment *segment) {
+  MSI_TURN turn = NULL;
+  int code = msi_enter_serving(session, &turn);
+  if (code || !segment) return code ? code : msi_null_argument("segment");
+  const msi_segment *own = &session->window.segment;
+  *segment = (mpiserve_segment){own->memory, (int64_t)own->bytes, own->fd};
+  return MPISERVE_OK;
 }
 
 int mpiserve_poll(mpiserve_session *session) {

@@ -4,7 +4,9 @@
 #include "api/session.h"
 #include "base/error.h"
 #include "base/handles.h"
+#include "mpi/failure.h"
 #include "mpi/library.h"
+#include "mpi/meeting.h"
 
 static int check_open(MPI_Comm world, int role) {
   int code = msi_handles_forked() ? msi_not_open("") : msi_library_check_running();
@@ -16,14 +18,17 @@ static int check_open(MPI_Comm world, int role) {
 }
 
 static int open_simulation(mpiserve_session *session) {
-  const size_t none[MSI_TRANSPORTS] = {0};
+  const size_t none[MSI_PARTS] = {0};
   int code = msi_world_publish(&session->world, 0, NULL);
   if (!code) code = msi_window_open(&session->window, &session->world, none);
-  /* Heads clear their lanes before any client writes to them. */
-  if (!code) code = msi_world_barrier(&session->world);
-  if (!code) code = msi_client_open(&session->client, &session->world, &session->window);
+  if (code) return code;
+  code = msi_client_open(&session->client, &session->world, &session->window);
+  code = msi_world_agree(&session->world, code);
+  if (code) msi_client_free(&session->client);
   return code;
 }
+
+static void close_all(void);
 
 static int open_session(int index, MPI_Comm world, int role, int code, const char *text) {
   mpiserve_session *made = &msi_sessions[index];
@@ -34,10 +39,12 @@ static int open_session(int index, MPI_Comm world, int role, int code, const cha
   if (role == MPISERVE_SIMULATION) result = open_simulation(made);
   if (result) {
     msi_handles_drop_comm(index);
+    msi_window_unmap(&made->window);
     msi_world_close(&made->world);
     return result;
   }
   size_t bytes = (size_t)made->client.n_services * sizeof *made->client.services;
+  msi_library_at_finalize(close_all);
   msi_handles_own(index, made->client.services, bytes);
   msi_handles_open(index, role, made->world.rank);
   return MPISERVE_OK;
@@ -83,7 +90,8 @@ int mpiserve_open_failed_f(MPI_Fint world, int role, int code, const char *text)
 }
 
 int mpiserve_comm(mpiserve_session *session, MPI_Comm *comm) {
-  int code = msi_check_session(session);
+  MSI_READER reader = NULL;
+  int code = msi_read(session, MSI_ANY_ROLE, &reader);
   if (code || !comm) return code ? code : msi_null_argument("comm");
   *comm = session->world.peers;
   return MPISERVE_OK;
@@ -98,7 +106,8 @@ int mpiserve_comm_f(mpiserve_session *session, MPI_Fint *comm) {
 }
 
 int mpiserve_role_of(mpiserve_session *session, int world_rank, int *role) {
-  int code = msi_check_session(session);
+  MSI_READER reader = NULL;
+  int code = msi_read(session, MSI_ANY_ROLE, &reader);
   if (code || !role) return code ? code : msi_null_argument("role");
   if (world_rank < 0 || world_rank >= session->world.size)
     return msi_error(MPISERVE_EARG, "rank %d is not in a world of %d", world_rank,
@@ -121,38 +130,100 @@ int mpiserve_counters_get(mpiserve_session *session, mpiserve_counters *counters
   return MPISERVE_OK;
 }
 
+int mpiserve_lost_get(mpiserve_session *session, int *count, char *text) {
+  MSI_TURN turn = NULL;
+  int code = msi_enter(session, MSI_ANY_ROLE, &turn);
+  if (code || !count) return code ? code : msi_null_argument("count");
+  *count = msi_failure_sweep(&session->world);
+  if (!text) return MPISERVE_OK;
+  text[0] = 0;
+  msi_failure_name_dead(&session->world, text, MPISERVE_TEXT_SIZE);
+  return MPISERVE_OK;
+}
+
 int mpiserve_fail(mpiserve_session *session, const char *text) {
   MSI_TURN turn = NULL;
   int code = msi_enter(session, MPISERVE_SIMULATION, &turn);
   return code ? code : msi_client_fail(&session->client, text ? text : "no reason given");
 }
 
-/* No rank may free a window that another rank still uses: all ranks meet first. */
-static int close_session(mpiserve_session *session) {
-  int code = MPISERVE_OK;
-  if (session->world.role == MPISERVE_SIMULATION) code = msi_client_close(&session->client);
-  int met = session->broken ? MPISERVE_OK : msi_world_barrier(&session->world);
-  msi_serving_close(&session->serving); /* also after a failed publish */
+/* What all ranks free together. */
+static int free_together(mpiserve_session *session) {
   /* Freeing is collective: simulation ranks left when their open failed. */
-  int freed = session->broken ? MPISERVE_OK : msi_window_close(&session->window);
-  msi_handles_drop_comm((int)(session - msi_sessions)); /* which is freed now */
+  int code = session->broken ? MPISERVE_OK : msi_window_close(&session->window);
+  msi_window_unmap(&session->window);
   msi_world_close(&session->world);
+  return code;
+}
+
+static int some_died(const msi_world *world) {
+  char text[MPISERVE_TEXT_SIZE] = "";
+  if (!msi_failure_count(world)) return MPISERVE_OK;
+  msi_failure_name_dead(world, text, sizeof text);
+  return msi_error(MPISERVE_EPEER,
+                   "this rank has left, but MPI_Finalize may wait for ever for ranks that ended "
+                   "without it: %s; end the process with _exit()",
+                   text);
+}
+
+/* No rank may free a window that another rank still uses: all ranks meet first. A rank that others
+ * do not meet in time, because they compute or have died, goes on without: it has left all heads.
+ */
+static int close_session(mpiserve_session *session, int64_t deadline) {
+  int code = MPISERVE_OK, freed = MPISERVE_OK;
+  if (session->world.role == MPISERVE_SIMULATION)
+    code = msi_client_close(&session->client, deadline);
+  session->left = !session->broken && !msi_meeting_wait(&session->world, deadline);
+  msi_serving_close(&session->serving);                 /* also after a failed publish */
+  msi_handles_drop_comm((int)(session - msi_sessions)); /* another session may be opened */
   free(session->descriptions);
-  return code ? code : met ? met : freed;
+  if (session->left)
+    freed = some_died(&session->world);
+  else
+    freed = free_together(session);
+  return code ? code : freed;
+}
+
+static int close_open(mpiserve_session *session, int64_t deadline) {
+  msi_handle *turn; /* which ends before another thread may take the place */
+  int code = msi_enter(session, MSI_ANY_ROLE, &turn);
+  if (code) return code;
+  if (msi_library_finalized()) {
+    msi_handles_leave(turn);
+    return msi_error(MPISERVE_ESTATE, "close comes before MPI_Finalize");
+  }
+  int index = (int)(session - msi_sessions);
+  msi_handles_close(index);
+  code = close_session(session, deadline);
+  int left = session->left;
+  msi_handles_leave(turn);
+  if (!left) msi_handles_give(index);
+  return code;
+}
+
+int mpiserve_close_within(mpiserve_session *session, double timeout) {
+  if (!session) return MPISERVE_OK;
+  int code = msi_check_timeout(timeout);
+  return code ? code : close_open(session, msi_deadline(timeout));
 }
 
 int mpiserve_close(mpiserve_session *session) {
-  if (!session) return MPISERVE_OK;
-  int code = msi_check_session(session);
-  if (code) return code;
-  if (msi_library_finalized()) return msi_error(MPISERVE_ESTATE, "close comes before MPI_Finalize");
-  msi_handle *turn; /* which ends before another thread may take the place */
-  code = msi_enter(session, MSI_ANY_ROLE, &turn);
-  if (code) return code;
-  int index = (int)(session - msi_sessions);
-  msi_handles_close(index);
-  code = close_session(session);
-  msi_handles_leave(turn);
-  msi_handles_give(index);
-  return code;
+  return mpiserve_close_within(session, msi_world_close_limit());
+}
+
+static void close_open_ones(void) {
+  for (int i = 0; i < MPISERVE_MAX_SESSIONS; i++)
+    if (msi_handles_is_open(&msi_handles[i], MSI_ANY_ROLE))
+      close_open(&msi_sessions[i], msi_deadline(msi_world_close_limit()));
+}
+
+/* MPI_Finalize waits for all ranks in any case, so there is no limit to what is freed together, but
+ * the death of a rank: then it is left as it is. First others are let go. */
+static void close_all(void) {
+  close_open_ones();
+  for (int i = 0; i < MPISERVE_MAX_SESSIONS; i++) {
+    mpiserve_session *session = &msi_sessions[i];
+    if (session->left && msi_meeting_wait(&session->world, INT64_MAX)) free_together(session);
+    session->left = 0;
+  }
 }

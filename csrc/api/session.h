@@ -14,6 +14,7 @@ struct mpiserve_session {
   mpiserve_description *descriptions; /* inference ranks: what was published */
   int published;                      /* inference ranks: how many services; 0: not yet */
   int broken;                         /* opening failed on every rank: no rank waits */
+  int left;                           /* closed; the rest is freed in MPI_Finalize */
 };
 
 /* All that one process can have, by their place in base/handles: a handle is an address here. */
@@ -34,11 +35,12 @@ int msi_enter(mpiserve_session *session, int role, msi_handle **turn);
 int msi_enter_serving(mpiserve_session *session, msi_handle **turn);
 int msi_enter_service(const mpiserve_service *service, msi_handle **turn);
 
-/* For data that never changes, with no turn: is the session open, and has this rank the role? Any
- * thread may call these. */
-int msi_check_session(const mpiserve_session *session);
-int msi_check_role(const mpiserve_session *session, int role);
-int msi_check_service(const mpiserve_service *service);
+/* For what never changes while the session is open, without a turn: any thread may read it, and a
+ * close waits for the end of the block. Errors as of msi_enter(). */
+#define MSI_READER __attribute__((cleanup(msi_read_end))) msi_handle *
+void msi_read_end(msi_handle *const *reader);
+int msi_read(const mpiserve_session *session, int role, msi_handle **reader);
+int msi_read_service(const mpiserve_service *service, msi_handle **reader);
 
 /* MPISERVE_ESTATE: what says which handle is not open; or the session is another process's. */
 int msi_not_open(const char *what);

@@ -4,19 +4,22 @@
 #include "api/session.h"
 #include "base/error.h"
 #include "client/buffer.h"
+#include "client/life.h"
 #include "client/reload.h"
 
 enum { MAX_PRIORITY = 100 };
 
 int mpiserve_service_count(mpiserve_session *session, int *count) {
-  int code = msi_check_role(session, MPISERVE_SIMULATION);
+  MSI_READER reader = NULL;
+  int code = msi_read(session, MPISERVE_SIMULATION, &reader);
   if (code || !count) return code ? code : msi_null_argument("count");
   *count = session->client.n_services;
   return MPISERVE_OK;
 }
 
 int mpiserve_service_at(mpiserve_session *session, int index, mpiserve_service **service) {
-  int code = msi_check_role(session, MPISERVE_SIMULATION);
+  MSI_READER reader = NULL;
+  int code = msi_read(session, MPISERVE_SIMULATION, &reader);
   if (code || !service) return code ? code : msi_null_argument("service");
   *service = NULL;
   if (index < 0 || index >= session->client.n_services)
@@ -35,13 +38,34 @@ int mpiserve_service_find(mpiserve_session *session, const char *name, mpiserve_
 
 int mpiserve_service_describe(mpiserve_service *service, mpiserve_description *description,
                               int *replicas, int *head, int *transport) {
-  int code = msi_check_service(service);
+  MSI_READER reader = NULL;
+  int code = msi_read_service(service, &reader);
   if (code) return code;
   if (description) *description = service->head->description;
   if (replicas) *replicas = service->replicas;
   if (head) *head = service->head->rank;
-  if (transport) *transport = service->endpoint->path.transport->number;
+  const msi_world *world = service->client->world;
+  if (transport) *transport = msi_window_transport(world, world->rank, service->head->rank);
   return MPISERVE_OK;
+}
+
+int mpiserve_service_state_get(mpiserve_session *session, const char *name, int n,
+                               mpiserve_replica_state *state) {
+  MSI_TURN turn = NULL;
+  int code = msi_enter(session, MPISERVE_SIMULATION, &turn);
+  if (code || !name || !state) return code ? code : msi_null_argument(name ? "state" : "name");
+  *state = (mpiserve_replica_state){0};
+  code = msi_client_has(&session->client, name);
+  return code ? code : msi_life_get(&session->client, name, n, state);
+}
+
+int mpiserve_service_wait_ready(mpiserve_session *session, const char *name, double timeout) {
+  MSI_TURN turn = NULL;
+  int code = msi_enter(session, MPISERVE_SIMULATION, &turn);
+  if (!code) code = msi_check_timeout(timeout);
+  if (code || !name) return code ? code : msi_null_argument("name");
+  code = msi_client_has(&session->client, name);
+  return code ? code : msi_life_wait(&session->client, name, timeout);
 }
 
 static int match(mpiserve_service *service, int n_inputs, const mpiserve_tensor *inputs,
@@ -133,8 +157,18 @@ int mpiserve_infer(mpiserve_service *service, int n_inputs, const mpiserve_tenso
   if (code) return code;
   code = submit(service, n_inputs, inputs, n_outputs, outputs, NULL, stats != NULL, &request);
   if (!code) code = msi_call_wait(service->client, &request, timeout, stats);
-  if (code && request.id)
-    msi_call_cancel(service->client, &request); /* the caller reuses its tensors now */
+  if (code && request.id) /* the caller reuses its tensors now */
+    code = msi_call_give_up(service->client, &request, code, stats);
+  return code;
+}
+
+int mpiserve_fallback_set(mpiserve_service *service,
+                          int (*function)(void *data, int64_t rows, const void *const *inputs,
+                                          void *const *outputs, int code, const char *why),
+                          void *data) {
+  MSI_TURN turn = NULL;
+  int code = msi_enter_service(service, &turn);
+  if (!code) service->fallback = (msi_fallback){function, data};
   return code;
 }
 

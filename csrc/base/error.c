@@ -37,6 +37,14 @@ size_t msi_text_bytes(const char *text, size_t most) {
   return bytes;
 }
 
+void msi_text_append(char *text, size_t bytes, const char *format, ...) {
+  size_t n = strlen(text);
+  va_list args;
+  va_start(args, format);
+  vsnprintf(text + n, bytes - n, format, args);
+  va_end(args);
+}
+
 int msi_error(int code, const char *format, ...) {
   char text[sizeof last_message + 1];
   va_list args;

@@ -8,6 +8,10 @@
  * return msi_error(MPISERVE_EARG, "rows is %d", rows). */
 int msi_error(int code, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
+/* Appends to a text in memory of so many bytes, as far as there is room. */
+void msi_text_append(char *text, size_t bytes, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
+
 /* Bytes of a text, at most so many: where it is cut, between two characters of UTF-8. */
 size_t msi_text_bytes(const char *text, size_t most);
 

@@ -1,6 +1,7 @@
 #include "base/handles.h"
 
 #include <pthread.h>
+#include <sched.h>
 
 msi_handle msi_handles[MPISERVE_MAX_SESSIONS];
 
@@ -13,6 +14,7 @@ static void forget_all(void) {
   for (int i = 0; i < MPISERVE_MAX_SESSIONS; i++) {
     atomic_store(&msi_handles[i].state, MSI_HANDLE_FREE);
     atomic_store(&msi_handles[i].bytes, 0);
+    atomic_store(&msi_handles[i].readers, 0); /* threads of the parent only */
   }
   atomic_store(&forked, 1); /* MPI is the parent's too: there can be no session here */
 }
@@ -60,6 +62,7 @@ void msi_handles_open(int index, int role, int rank) {
 void msi_handles_close(int index) {
   atomic_store(&msi_handles[index].state, MSI_HANDLE_TAKEN);
   atomic_store(&msi_handles[index].bytes, 0);
+  while (atomic_load(&msi_handles[index].readers)) sched_yield();
 }
 
 /* The size last: until then it is 0, and the place owns nothing. */

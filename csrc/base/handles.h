@@ -21,8 +21,9 @@ enum { MSI_CACHE_LINE = 64 };
 typedef struct msi_handle {
   _Alignas(MSI_CACHE_LINE) atomic_int state;
   atomic_int entered;
-  atomic_int rank; /* in the world */
-  int has_comm;    /* these two: under a lock */
+  atomic_int readers; /* threads that read what never changes, beside a turn */
+  atomic_int rank;    /* in the world */
+  int has_comm;       /* these two: under a lock */
   MPI_Comm comm;
   _Alignas(MSI_CACHE_LINE) _Atomic uintptr_t memory;
   _Atomic size_t bytes; /* 0: it owns none */
@@ -39,8 +40,8 @@ void msi_handles_give(int index);
 /* From now on the place is open, to a session of this role and rank. */
 void msi_handles_open(int index, int role, int rank);
 
-/* From now on it is not open, and owns no memory. The caller has the turn: it frees the session,
- * leaves, and gives the place. */
+/* From now on it is not open, and owns no memory. Waits until nobody reads in it. The caller has
+ * the turn: it frees the session, leaves, and gives the place. */
 void msi_handles_close(int index);
 
 /* The role of a session; negative if it is not open. */
@@ -78,6 +79,22 @@ static inline int msi_handles_enter(msi_handle *handle, int role) {
   if (msi_handles_is_open(handle, role)) return 1;
   msi_handles_leave(handle);
   return -1;
+}
+
+/* Begins to read what never changes while a session is open: any number of threads may, also beside
+ * a turn. 1, or 0 if the place is not open to this role or MSI_ANY_ROLE. Short: a close waits for
+ * its end. The order of all four accesses, the two here and the two of msi_handles_close(), is one
+ * for all threads (seq_cst): either the close finds the reader, or the reader finds it closed. */
+static inline void msi_handles_read_end(msi_handle *handle) {
+  atomic_fetch_sub_explicit(&handle->readers, 1, memory_order_release);
+}
+
+static inline int msi_handles_read(msi_handle *handle, int role) {
+  atomic_fetch_add(&handle->readers, 1);
+  int its = atomic_load(&handle->state) - MSI_HANDLE_OPEN;
+  if (role == MSI_ANY_ROLE ? its >= 0 : its == role) return 1;
+  msi_handles_read_end(handle);
+  return 0;
 }
 
 /* The communicator of an open session, until msi_handles_drop_comm(). Does the function say of

@@ -58,15 +58,20 @@ static int64_t nap(int64_t ns, int64_t longest) {
 }
 
 #ifdef __linux__
-static void futex(_Atomic uint32_t *word, int operation, uint32_t value) {
-  struct timespec limit = {0, SLEEP_NS};
-  syscall(SYS_futex, word, operation, value, operation == FUTEX_WAIT ? &limit : NULL, NULL, 0);
+void msi_futex_wait(_Atomic uint32_t *word, uint32_t value, int64_t ns) {
+  struct timespec limit = {ns / 1000000000, ns % 1000000000};
+  syscall(SYS_futex, word, FUTEX_WAIT, value, &limit, NULL, 0);
+}
+
+void msi_futex_wake(_Atomic uint32_t *word) {
+  syscall(SYS_futex, word, FUTEX_WAKE, 1, NULL, NULL, 0);
 }
 
 /* Sleeper: flag up, fence, look, sleep. Waker: change, look at the flag, without a fence:
  * one there cost 30 ns in each direction of every request, to wait for its own stores. So
  * a flag that goes up while the change is still in the waker's store buffer, some 100 ns,
- * may be missed; then the sleeper finds out after SLEEP_NS by itself. */
+ * may be missed; then the sleeper finds out after SLEEP_NS by itself. The page
+ * docs/internals/protocol_model.md proves which cases there are. */
 static int sleep_at(msi_wait *wait, const msi_wait_address *address) {
   if (!wait->armed) {
     atomic_store_explicit(address->flag, 1, memory_order_relaxed);
@@ -75,7 +80,7 @@ static int sleep_at(msi_wait *wait, const msi_wait_address *address) {
     return 1;
   }
   uint32_t now = atomic_load_explicit(address->word, memory_order_acquire);
-  if (now != address->target) futex(address->word, FUTEX_WAIT, now);
+  if (now != address->target) msi_futex_wait(address->word, now, SLEEP_NS);
   wait->armed = 0;
   return 1;
 }
@@ -83,9 +88,14 @@ static int sleep_at(msi_wait *wait, const msi_wait_address *address) {
 void msi_wait_wake(_Atomic uint32_t *word, _Atomic uint32_t *flag) {
   if (!atomic_load_explicit(flag, memory_order_relaxed)) return;
   atomic_store_explicit(flag, 0, memory_order_relaxed);
-  futex(word, FUTEX_WAKE, 1);
+  msi_futex_wake(word);
 }
 #else
+void msi_futex_wait(_Atomic uint32_t *word, uint32_t value, int64_t ns) {
+  int64_t most = ns < SLEEP_NS ? ns : SLEEP_NS;
+  if (atomic_load_explicit(word, memory_order_relaxed) == value) nap(most, most);
+}
+void msi_futex_wake(_Atomic uint32_t *word) { (void)word; }
 static int sleep_at(msi_wait *wait, const msi_wait_address *address) {
   return 0 && wait && address;
 }
@@ -96,22 +106,27 @@ void msi_wait_end(msi_wait *wait, const msi_wait_address *address) {
   if (wait->armed) atomic_store_explicit(address->flag, 0, memory_order_relaxed);
 }
 
-int msi_wait_pause(msi_wait *wait, msi_backoff *backoff, const msi_wait_address *address) {
+int msi_wait_spin(msi_wait *wait, msi_backoff *backoff) {
   unsigned every = wait->yields ? LOOKS_PER_YIELD : LOOKS_PER_CLOCK;
-  if (++wait->looks % every && !wait->nap_ns && !wait->armed) {
+  if (++wait->looks % every) {
     RELAX();
-    return 0;
+    return MSI_WAIT_SPUN;
   }
   int64_t now = msi_now();
   if (!wait->start_ns) wait->start_ns = now; /* what ends sooner needs no clock */
   int64_t waited = now - wait->start_ns;
-  if (waited < backoff->spin_ns) return 0;
-  if (waited < backoff->most_spin_ns + backoff->yield_ns) {
-    wait->yields = 1;
-    yield(backoff, now);
-  } else if (!address || !sleep_at(wait, address)) {
+  if (waited < backoff->spin_ns) return MSI_WAIT_SPUN;
+  if (waited >= backoff->most_spin_ns + backoff->yield_ns) return MSI_WAIT_SPENT;
+  wait->yields = 1;
+  yield(backoff, now);
+  return MSI_WAIT_YIELDED;
+}
+
+int msi_wait_pause(msi_wait *wait, msi_backoff *backoff, const msi_wait_address *address) {
+  int what = wait->nap_ns || wait->armed ? MSI_WAIT_SPENT : msi_wait_spin(wait, backoff);
+  if (what != MSI_WAIT_SPENT) return what;
+  if (!address || !sleep_at(wait, address))
     wait->nap_ns = nap(wait->nap_ns ? wait->nap_ns : FIRST_NAP_NS, backoff->sleep_ns);
-  }
   return 1;
 }
 

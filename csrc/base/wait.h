@@ -33,6 +33,11 @@ typedef struct msi_wait_address {
   uint32_t target;
 } msi_wait_address;
 
+/* Sleeps while word is value, at most ns; may return before. Sleepers and wakers may be different
+ * processes. */
+void msi_futex_wait(_Atomic uint32_t *word, uint32_t value, int64_t ns);
+void msi_futex_wake(_Atomic uint32_t *word);
+
 /* One wait. Zero-initialise, then call msi_wait_pause() after each look that
  * found nothing, and msi_wait_end() at the end. The pause returns true now and then
  * (when it has yielded or slept), for work that is too dear for every look. Without a
@@ -44,6 +49,11 @@ typedef struct msi_wait {
   int yields; /* it has yielded */
   int armed;  /* the flag of the address is up */
 } msi_wait;
+
+/* The part of a pause that does not sleep: it spins, then yields, and returns whether it has
+ * yielded. MSI_WAIT_SPENT: time to sleep. */
+enum { MSI_WAIT_SPUN, MSI_WAIT_YIELDED, MSI_WAIT_SPENT };
+int msi_wait_spin(msi_wait *wait, msi_backoff *backoff);
 
 int msi_wait_pause(msi_wait *wait, msi_backoff *backoff, const msi_wait_address *address);
 void msi_wait_end(msi_wait *wait, const msi_wait_address *address);

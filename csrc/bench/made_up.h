@@ -1,5 +1,5 @@
 /* made_up: a head and its clients in one process, without MPI: a world of one head and so
- * many simulation ranks on one node, whose window is memory of this process. */
+ * many simulation ranks on one node. */
 #ifndef MSI_MADE_UP_H
 #define MSI_MADE_UP_H
 
@@ -32,20 +32,18 @@ static inline int made_up_world(msi_world *world, int clients) {
 
 static inline int made_up_open(msi_made_up *made, int clients, int n,
                                const mpiserve_description *descriptions) {
-  size_t bytes[MSI_TRANSPORTS];
+  size_t bytes[MSI_PARTS];
   int code = made_up_world(&made->world, clients);
   if (!code) code = msi_serving_open(&made->serving, &made->world, n, descriptions, bytes);
   if (code) return code;
   made->window = (msi_window){.world = &made->world};
-  made->window.memory[MPISERVE_SHARED] = aligned_alloc(4096, (bytes[0] + 4095) / 4096 * 4096);
-  if (!made->window.memory[MPISERVE_SHARED])
-    return msi_error(MPISERVE_ENOMEM, "no memory for a window of %zu bytes", bytes[0]);
-  return msi_serving_attach(&made->serving, &made->window);
+  code = msi_window_reserve(&made->window, bytes);
+  return code ? code : msi_serving_attach(&made->serving, &made->window);
 }
 
 static inline void made_up_close(msi_made_up *made) {
   msi_serving_close(&made->serving);
-  free(made->window.memory[MPISERVE_SHARED]);
+  msi_window_unmap(&made->window);
   free(made->world.roles);
   free(made->world.nodes);
 }

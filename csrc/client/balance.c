@@ -55,7 +55,7 @@ static int overdue(const msi_balance *balance) {
     const msi_load *load = &balance->loads[i];
     double every = load->known && !load->suspended ? TRY_KNOWN : TRY_UNKNOWN;
     double due = load->unseen / (every * (balance->n - 1));
-    if (load->rows || due < most) continue;
+    if (load->rows || load->dead || due < most) continue;
     most = due;
     found = i;
   }
@@ -81,7 +81,8 @@ static int soonest(const msi_balance *balance, int64_t rows) {
 static int longest_unseen(const msi_balance *balance, int except) {
   int chosen = -1;
   for (int i = 0; i < balance->n; i++)
-    if (i != except && (chosen < 0 || balance->loads[i].unseen > balance->loads[chosen].unseen))
+    if (i != except && !balance->loads[i].dead &&
+        (chosen < 0 || balance->loads[i].unseen > balance->loads[chosen].unseen))
       chosen = i;
   return chosen;
 }
@@ -91,12 +92,19 @@ int msi_balance_choose(const msi_balance *balance, int64_t rows) {
   if (balance->n < 2 || (balance->leave <= 0 && !balance->loads[home].suspended)) return home;
   int chosen = overdue(balance);
   if (chosen < 0) chosen = soonest(balance, rows);
-  return chosen < 0 ? longest_unseen(balance, -1) : chosen;
+  if (chosen < 0) chosen = longest_unseen(balance, -1);
+  return chosen < 0 ? home : chosen;
 }
 
 int msi_balance_another(const msi_balance *balance, int i, int64_t rows) {
   int chosen = soonest(balance, rows);
   return chosen < 0 || chosen == i ? longest_unseen(balance, i) : chosen;
+}
+
+void msi_balance_lose(msi_balance *balance, int i) {
+  balance->loads[i].dead = balance->loads[i].suspended = 1;
+  int next = longest_unseen(balance, i);
+  if (balance->home == i && next >= 0) balance->home = next;
 }
 
 static double between(double low, double value, double high) {
@@ -121,5 +129,6 @@ void msi_balance_measure(msi_load *load, int64_t own_rows, int64_t batch_rows, i
   load->row_ns += weight * (row_ns - load->row_ns);
   load->others_rows += weight * ((double)(batch_rows - own_rows + waiting) - load->others_rows);
   load->known = 1;
-  load->stale = load->suspended = 0;
+  load->stale = 0;
+  load->suspended = load->dead; /* it may have answered before it died */
 }

@@ -13,7 +13,8 @@ typedef struct msi_load {
   double unseen;      /* time since the last request to it, in times that a request takes there */
   int known;          /* it has answered */
   int stale;          /* the next answer counts for more than what was known */
-  int suspended;      /* by its last answer the service is suspended there */
+  int suspended;      /* by its last answer the service is suspended there; or it is dead */
+  int dead;           /* never to be tried again */
 } msi_load;
 
 typedef struct msi_balance {
@@ -29,12 +30,15 @@ void msi_balance_init(msi_balance *balance, msi_load *loads, int n, int home, do
                       int client);
 
 /* The replica for a request of so many rows. A suspended one is tried now and then; if all are
- * suspended, the one without a request for longest. */
+ * suspended, the one without a request for longest. If all are dead, the home. */
 int msi_balance_choose(const msi_balance *balance, int64_t rows);
 
-/* The replica for a request after the service was found suspended at replica i; there are others.
- */
+/* The replica for a request after the service was found suspended at replica i, or that is dead;
+ * -1: all others are dead. */
 int msi_balance_another(const msi_balance *balance, int i, int64_t rows);
+
+/* Replica i is dead. Another one becomes home, if it was that and another one lives. */
+void msi_balance_lose(msi_balance *balance, int i);
 
 /* A request of so many rows goes to replica i. */
 void msi_balance_sent(msi_balance *balance, int i, int64_t rows);

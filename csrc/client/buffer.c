@@ -3,6 +3,7 @@
 #include "base/error.h"
 #include "client/call.h"
 #include "client/lease.h"
+#include "client/waiting.h"
 
 static int spare_buffer(const msi_endpoint *endpoint) {
   for (int i = MSI_SLOTS; i < MSI_LEASES; i++)
@@ -34,13 +35,13 @@ static int find_spare(mpiserve_service *service, int *at) {
 
 /* Waits until the head has granted the rows, or refused them. */
 static int ask(msi_client *client, msi_endpoint *endpoint, int lease, int64_t rows) {
-  int code = msi_call_wait_free(client, endpoint);
+  int code = msi_waiting_for_slot(client, endpoint, INT64_MAX);
   if (code) return code;
   int slot = (int)(endpoint->sent % MSI_SLOTS);
   msi_buffer_request *request = &client->buffer;
   *request = (msi_buffer_request){.message = {MESSAGE_BUFFER, endpoint}, .lease = lease};
   code = msi_endpoint_send(endpoint, MSI_KEEP, rows, lease, NULL, &request->message);
-  if (!code) code = msi_call_wait_for(client, endpoint, &request->done, MPISERVE_FOREVER);
+  if (!code) code = msi_waiting_for_reply(client, endpoint, &request->done, MPISERVE_FOREVER);
   /* A late reply must not answer the next request, which is in the same memory. */
   if (code && endpoint->owners[slot] == &request->message) endpoint->owners[slot] = NULL;
   return code ? code : msi_message_result(&request->message);
@@ -59,15 +60,42 @@ static int reserve_buffer(mpiserve_service *service, int at, int64_t rows) {
   return code;
 }
 
-int msi_buffer_take(mpiserve_service *service, int64_t rows, mpiserve_buffer *buffer) {
-  msi_endpoint *endpoint = service->endpoint;
+/* A buffer stays with its endpoint, also if the home of the service moves from there. */
+static uint64_t id_of(const msi_client *client, const msi_endpoint *endpoint, int at) {
+  return (uint64_t)(endpoint - client->endpoints) * MSI_LEASES + (uint64_t)at + 1;
+}
+
+/* The endpoint of a buffer, one of the service's, and the lease there; NULL: it is no buffer. */
+static msi_endpoint *endpoint_of(const mpiserve_service *service, const mpiserve_buffer *buffer,
+                                 int *at) {
+  uint64_t index = (buffer->id - 1) / MSI_LEASES;
+  *at = (int)((buffer->id - 1) % MSI_LEASES);
+  for (int i = 0; i < service->replicas; i++)
+    if ((uint64_t)(service->choices[i] - service->client->endpoints) == index && *at >= MSI_SLOTS)
+      return service->choices[i];
+  return NULL;
+}
+
+static int take(mpiserve_service *service, int64_t rows, mpiserve_buffer *buffer) {
   int at, code = find_spare(service, &at);
+  msi_endpoint *endpoint = service->endpoint; /* the home may have moved */
   if (!code) code = reserve_buffer(service, at, rows);
-  *buffer = (mpiserve_buffer){.id = (uint64_t)at + 1, .rows = rows};
+  *buffer = (mpiserve_buffer){.id = id_of(service->client, endpoint, at), .rows = rows};
   if (!code) code = msi_endpoint_map_buffer(endpoint, at, buffer);
   if (!code) return MPISERVE_OK;
   if (at >= 0) endpoint->leases[at] = (msi_lease){0};
   *buffer = (mpiserve_buffer){0};
+  return code;
+}
+
+/* The home may die meanwhile: then another one gives the memory, if another one lives. */
+int msi_buffer_take(mpiserve_service *service, int64_t rows, mpiserve_buffer *buffer) {
+  const msi_endpoint *home;
+  int code;
+  do {
+    home = service->endpoint;
+    code = take(service, rows, buffer);
+  } while (code == MPISERVE_EPEER && service->endpoint != home);
   return code;
 }
 
@@ -109,7 +137,7 @@ static int is_used(const mpiserve_service *service, const mpiserve_buffer *buffe
 }
 
 static int give_back(msi_client *client, msi_endpoint *endpoint, int lease) {
-  if (!endpoint->path.transport->same_node) {
+  if (!endpoint->path.transport->same_node || endpoint->lost) {
     msi_endpoint_free_buffer(endpoint, lease);
     endpoint->leases[lease] = (msi_lease){0};
     return MPISERVE_OK;
@@ -119,14 +147,14 @@ static int give_back(msi_client *client, msi_endpoint *endpoint, int lease) {
 }
 
 int msi_buffer_give(mpiserve_service *service, mpiserve_buffer *buffer) {
-  msi_endpoint *endpoint = service->endpoint;
-  uint64_t at = buffer->id - 1;
-  if (at < MSI_SLOTS || at >= MSI_LEASES || !msi_endpoint_holds(endpoint, (int)at))
+  int at;
+  msi_endpoint *endpoint = buffer->id ? endpoint_of(service, buffer, &at) : NULL;
+  if (!endpoint || !msi_endpoint_holds(endpoint, at))
     return msi_error(MPISERVE_ESTATE, "no such buffer: it was given back, or never taken");
   if (is_used(service, buffer))
     return msi_error(MPISERVE_ESTATE,
                      "service '%s': a request uses the buffer: wait for it, or cancel it, first",
                      service->name);
   *buffer = (mpiserve_buffer){0};
-  return give_back(service->client, endpoint, (int)at);
+  return give_back(service->client, endpoint, at);
 }

@@ -7,7 +7,9 @@
 #include "base/error.h"
 #include "client/census.h"
 #include "client/change.h"
+#include "client/fallback.h"
 #include "client/lease.h"
+#include "client/loss.h"
 #include "client/reroute.h"
 
 enum { TESTS_PER_LOOK = 16 }; /* at all endpoints */
@@ -141,6 +143,8 @@ static void on_result(msi_client *client, msi_call *call, int slot) {
                         reply->compute_ns);
   if (!code && !call->message.abandoned)
     code = msi_endpoint_outputs(endpoint, slot, &call->payload);
+  if (code == MPISERVE_EPEER && !reply->code)
+    snprintf(call->message.text, sizeof call->message.text, "%s", mpiserve_last_error());
   call_end(client, call, code);
 }
 
@@ -151,11 +155,13 @@ static void keep_text(msi_message *message, int slot) {
   if (bytes > MSI_EAGER_BYTES) bytes = MSI_EAGER_BYTES;
   memcpy(message->text, from->output, bytes);
   message->text[bytes] = 0;
+  message->replied = 1;
 }
 
-/* The service is suspended at that head: the request goes to the end of another send queue. */
-static void on_suspended(msi_client *client, msi_call *call) {
-  int code = msi_reroute(call);
+/* The service is suspended at that head, or the head is dead: the request goes to the end of
+ * another send queue. */
+static void send_elsewhere(msi_client *client, msi_call *call) {
+  int code = msi_reroute(client, call);
   if (!code) {
     call->state = CALL_QUEUED;
     msi_send_queue_push(client, &call->message);
@@ -170,7 +176,7 @@ static void on_suspended(msi_client *client, msi_call *call) {
 static void on_request(msi_client *client, msi_call *call, int slot) {
   const msi_reply_header *reply = &call->message.endpoint->path.slots[slot].reply;
   if (reply->code == MSI_SUSPENDED)
-    on_suspended(client, call);
+    send_elsewhere(client, call);
   else if (call->state == CALL_LEASING)
     on_lease(client, call, reply);
   else
@@ -190,49 +196,56 @@ static void on_reply(msi_client *client, msi_endpoint *endpoint, int slot) {
   msi_endpoint_release(endpoint, slot);
 }
 
-int msi_call_progress(msi_client *client, msi_endpoint *endpoint) {
-  int code = msi_endpoint_progress(endpoint);
+static int take_replies(msi_client *client, msi_endpoint *endpoint) {
   int slot, any = 0;
-  while (!code && (slot = msi_endpoint_reply(endpoint)) >= 0) {
+  while ((slot = msi_endpoint_reply(endpoint)) >= 0) {
     on_reply(client, endpoint, slot);
     any = 1;
   }
+  return any;
+}
+
+int msi_call_progress(msi_client *client, msi_endpoint *endpoint) {
+  int code = msi_endpoint_progress(endpoint);
+  int any = !code && take_replies(client, endpoint);
   return !code && (any || has_unsent(client, endpoint)) ? advance(client, endpoint) : code;
+}
+
+/* Its head is dead. */
+static void on_loss(msi_client *client, msi_message *message) {
+  if (message->type == MESSAGE_REQUEST) {
+    send_elsewhere(client, (msi_call *)message);
+    return;
+  }
+  int code = msi_endpoint_lost(message->endpoint);
+  snprintf(message->text, sizeof message->text, "%s", mpiserve_last_error());
+  if (message->type == MESSAGE_CHANGE) {
+    msi_change_replied(client, (msi_change *)message, code);
+    return;
+  }
+  message->code = code;
+  ((msi_buffer_request *)message)->done = 1;
+}
+
+/* What a dead head has answered is there on its node. Elsewhere results would have to be fetched
+ * from it, and MPI reports success for that too: nothing there is of use. */
+static void see_to_losses(msi_client *client) {
+  msi_endpoint *endpoint;
+  msi_message *message;
+  while ((endpoint = msi_loss_next(client))) {
+    if (endpoint->path.transport->same_node) take_replies(client, endpoint);
+    while ((message = msi_loss_take(client, endpoint))) on_loss(client, message);
+    msi_loss_end(endpoint);
+  }
 }
 
 int msi_call_progress_all(msi_client *client) {
   int code = msi_window_progress(client->window);
+  see_to_losses(client);
   for (int i = 0; i < client->n_endpoints && !code; i++) {
     msi_endpoint *endpoint = &client->endpoints[i];
     if (endpoint->in_flight || has_unsent(client, endpoint))
       code = msi_call_progress(client, endpoint);
-  }
-  return code;
-}
-
-int msi_call_wait_free(msi_client *client, msi_endpoint *endpoint) {
-  msi_wait wait = {0};
-  int code = MPISERVE_OK;
-  while (!code && !msi_endpoint_can_send(endpoint)) {
-    code = msi_call_progress(client, endpoint);
-    if (!code && msi_wait_pause(&wait, &client->backoff, NULL))
-      code = msi_call_progress_all(client);
-  }
-  return code;
-}
-
-int msi_call_wait_for(msi_client *client, msi_endpoint *endpoint, const int *done, double timeout) {
-  int64_t deadline = msi_deadline(timeout);
-  msi_wait wait = {0};
-  int code = msi_call_progress(client, endpoint);
-  while (!code && !*done) {
-    if (msi_wait_pause(&wait, &client->backoff, NULL)) {
-      if (msi_now() > deadline)
-        return msi_error(MPISERVE_ETIMEOUT, "no reply from rank %d within %g s",
-                         endpoint->path.head, timeout);
-      code = msi_call_progress_all(client);
-    }
-    if (!code) code = msi_call_progress(client, endpoint);
   }
   return code;
 }
@@ -322,6 +335,11 @@ int msi_call_submit(mpiserve_service *service, int64_t rows, void *const *inputs
   }
   fill_payload(call, rows, inputs, outputs);
   set_options(call, options);
+  if (call->message.endpoint->lost) {
+    send_elsewhere(client, call); /* every replica is */
+    *request = msi_calls_handle(call);
+    return MPISERVE_OK;
+  }
   call->state = CALL_QUEUED;
   msi_send_queue_push(client, &call->message);
   code = advance(client, call->message.endpoint);
@@ -335,8 +353,8 @@ int msi_call_submit(mpiserve_service *service, int64_t rows, void *const *inputs
 /* The caller learns the end of its request, once. */
 static int report(msi_client *client, msi_call *call, mpiserve_request *request,
                   mpiserve_stats *stats) {
+  int code = msi_fallback_end(client, call);
   if (stats) *stats = call->stats;
-  int code = msi_message_result(&call->message);
   *request = (mpiserve_request){0};
   msi_calls_give(client, call);
   return code;
@@ -395,11 +413,17 @@ int msi_call_wait(msi_client *client, mpiserve_request *request, double timeout,
   int code = wait_until_done(client, call, timeout, &wait, has_address ? &address : NULL);
   msi_wait_end(&wait, &address);
   if (!code) return report(client, call, request, stats);
-  if (code == MPISERVE_EDEADLINE) {
-    if (stats)
-      stats->rows = call->payload.rows; /* the only statistics of a request that ends here */
-    msi_call_cancel(client, request);
-  }
+  return code == MPISERVE_EDEADLINE ? msi_call_give_up(client, request, code, stats) : code;
+}
+
+int msi_call_give_up(msi_client *client, mpiserve_request *request, int code,
+                     mpiserve_stats *stats) {
+  const msi_call *call = msi_calls_find(client, request);
+  if (!call) return code;
+  msi_call given = *call; /* which may serve another request soon */
+  msi_call_cancel(client, request);
+  code = msi_fallback_give_up(client, &given, code);
+  if (stats) *stats = given.stats; /* only what is known here */
   return code;
 }
 

@@ -15,6 +15,11 @@ int msi_call_cancel(msi_client *client, mpiserve_request *request);
 int msi_call_wait(msi_client *client, mpiserve_request *request, double timeout,
                   mpiserve_stats *stats);
 
+/* Ends a request that has not ended, with a code and this thread's last error, unless the fallback
+ * answers. */
+int msi_call_give_up(msi_client *client, mpiserve_request *request, int code,
+                     mpiserve_stats *stats);
+
 /* Cancels every request. */
 void msi_call_cancel_all(msi_client *client);
 
@@ -22,11 +27,5 @@ void msi_call_cancel_all(msi_client *client);
  * lets MPI make progress too. Never waits. */
 int msi_call_progress(msi_client *client, msi_endpoint *endpoint);
 int msi_call_progress_all(msi_client *client);
-
-/* Makes progress until *done, which a reply of that endpoint sets; at most timeout seconds. */
-int msi_call_wait_for(msi_client *client, msi_endpoint *endpoint, const int *done, double timeout);
-
-/* Waits until the next slot of the endpoint is free, without a time-out: heads always answer. */
-int msi_call_wait_free(msi_client *client, msi_endpoint *endpoint);
 
 #endif

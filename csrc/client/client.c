@@ -5,7 +5,13 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "client/call.h"
 #include "client/change.h"
+#include "client/check.h"
+#include "client/life.h"
+#include "client/waiting.h"
+
+static const int64_t MOMENT_NS = 1000000000;
 
 /* ---- services -------------------------------------------------------------- */
 
@@ -50,6 +56,7 @@ static void choose_home(msi_client *client, mpiserve_service *service, int *used
   int home = service->assignment = index % (near ? near : service->replicas);
   service->endpoint = service->choices[home];
   service->head = &client->world->heads[service->endpoint - client->endpoints];
+  service->checked = msi_check_wanted(&service->endpoint->layout.outputs);
   msi_balance_init(&service->balance, client->loads + *used, service->replicas, home,
                    service->head->description.stickiness, index);
   *used += service->replicas;
@@ -74,7 +81,7 @@ static uint32_t first_generation(void) {
   return atomic_fetch_add(&opened, 1) << 16;
 }
 
-static void free_all(msi_client *client) {
+void msi_client_free(msi_client *client) {
   for (int i = 0; client->endpoints && i < client->n_endpoints; i++)
     msi_endpoint_close(&client->endpoints[i]);
   free(client->endpoints);
@@ -82,6 +89,7 @@ static void free_all(msi_client *client) {
   free(client->services);
   free(client->choices);
   free(client->loads);
+  *client = (msi_client){0};
 }
 
 static int open_endpoints(msi_client *client) {
@@ -100,7 +108,7 @@ int msi_client_open(msi_client *client, const msi_world *world, msi_window *wind
                          .first_generation = first_generation()};
   int code = open_endpoints(client);
   if (code) {
-    free_all(client);
+    msi_client_free(client);
     return code;
   }
   list_services(client);
@@ -118,14 +126,19 @@ static int not_found(const msi_client *client, const char *name) {
   return msi_error(MPISERVE_ENOTFOUND, "no service '%s' in this world; there is %s", name, known);
 }
 
-static int not_loaded(const msi_client *client, const char *name) {
-  for (int h = 0; h < client->n_endpoints; h++) {
-    const msi_head *head = &client->world->heads[h];
-    if (!strcmp(head->description.name, name))
-      return msi_error(MPISERVE_EMODEL, "service '%s' on rank %d could not be loaded: %s", name,
-                       head->rank, head->description.error_text);
-  }
-  return MPISERVE_EMODEL;
+static int not_loaded(msi_client *client, const char *name) {
+  char since[MSI_CLOCK_SIZE];
+  int h = 0;
+  while (strcmp(client->world->heads[h].description.name, name)) h++;
+  const msi_head *head = &client->world->heads[h];
+  int code = msi_life_since(client, h, since);
+  if (code) return code;
+  return msi_error(MPISERVE_EMODEL, "service '%s' on rank %d could not be loaded: %s (since %s)",
+                   name, head->rank, head->description.error_text, since);
+}
+
+int msi_client_has(const msi_client *client, const char *name) {
+  return service_named(client, name) ? MPISERVE_OK : not_found(client, name);
 }
 
 int msi_client_find(msi_client *client, const char *name, mpiserve_service **service) {
@@ -138,61 +151,56 @@ int msi_client_find(msi_client *client, const char *name, mpiserve_service **ser
 
 /* ---- joining and leaving ------------------------------------------------------- */
 
-static int send_note(msi_client *client, msi_endpoint *endpoint, msi_kind kind, const char *text) {
-  int code = msi_call_wait_free(client, endpoint);
-  return code ? code : msi_endpoint_send(endpoint, kind, 0, -1, text, NULL);
+static int send_note(msi_client *client, msi_endpoint *endpoint, msi_kind kind, const char *text,
+                     int64_t deadline) {
+  if (endpoint->lost) return MPISERVE_OK;
+  int code = msi_waiting_for_slot(client, endpoint, deadline);
+  if (code || endpoint->lost) return code; /* it may have died meanwhile */
+  return msi_endpoint_send(endpoint, kind, 0, -1, text, NULL);
 }
 
 int msi_client_attach(mpiserve_service *service) {
   if (service->attached) return MPISERVE_OK;
   service->attached = 1;
-  return send_note(service->client, service->endpoint, MSI_ATTACH, NULL);
+  return send_note(service->client, service->endpoint, MSI_ATTACH, NULL, INT64_MAX);
 }
 
-/* Waits until no message of this rank is at the head, or on the way to it. */
-static int drain(msi_client *client, int at) {
-  msi_endpoint *endpoint = &client->endpoints[at];
-  msi_wait wait = {0};
+/* The first error is returned; the other heads get the note all the same. */
+static int send_to_all(msi_client *client, msi_kind kind, const char *text, int64_t deadline) {
   int code = MPISERVE_OK;
-  while (!code && (endpoint->in_flight || client->send_queues[at].first)) {
-    code = msi_call_progress(client, endpoint);
-    if (!code && endpoint->in_flight && msi_wait_pause(&wait, &client->backoff, NULL))
-      code = msi_call_progress_all(client);
+  for (int i = 0; i < client->n_endpoints; i++) {
+    int failed = send_note(client, &client->endpoints[i], kind, text, deadline);
+    if (!code) code = failed;
   }
   return code;
 }
 
-static int is_idle(const msi_client *client) {
-  for (int i = 0; i < client->n_endpoints; i++)
-    if (client->endpoints[i].in_flight || client->send_queues[i].first) return 0;
-  return 1;
-}
-
-/* A request that one head turns away goes to another one, which may have been drained already. */
-static int drain_all(msi_client *client) {
-  int code = MPISERVE_OK;
-  while (!code && !is_idle(client))
-    for (int i = 0; i < client->n_endpoints && !code; i++) code = drain(client, i);
-  return code;
-}
-
-static int to_all(msi_client *client, msi_kind kind, const char *text) {
-  int code = MPISERVE_OK;
-  for (int i = 0; i < client->n_endpoints && !code; i++)
-    code = send_note(client, &client->endpoints[i], kind, text);
-  return code ? code : drain_all(client);
-}
-
 int msi_client_fail(msi_client *client, const char *text) {
+  int64_t deadline = msi_deadline(msi_world_close_limit());
   msi_call_cancel_all(client);
-  return to_all(client, MSI_FAIL, text);
+  int code = send_to_all(client, MSI_FAIL, text, deadline);
+  return code ? code : msi_waiting_for_all(client, deadline);
 }
 
-int msi_client_close(msi_client *client) {
-  int code = drain_all(client);
-  if (!code) code = to_all(client, MSI_LEAVE, NULL);
+/* A head that does not answer gets the note if it has a slot for it: should it go on, it will know.
+ */
+static int leave(msi_client *client, int64_t deadline) {
+  int code = msi_waiting_for_all(client, deadline);
+  if (!code) {
+    code = send_to_all(client, MSI_LEAVE, NULL, deadline);
+    return code ? code : msi_waiting_for_all(client, deadline);
+  }
+  char text[MPISERVE_TEXT_SIZE];
+  snprintf(text, sizeof text, "%s", mpiserve_last_error());
+  msi_call_cancel_all(client);
+  send_to_all(client, MSI_LEAVE, NULL, msi_now() + MOMENT_NS);
+  return msi_error(code, "%s", text);
+}
+
+int msi_client_close(msi_client *client, int64_t deadline) {
+  int code = leave(client, deadline);
   msi_calls_free(client);
   msi_change_end_all(client);
-  free_all(client);
+  msi_client_free(client);
   return code;
 }

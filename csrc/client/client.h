@@ -7,8 +7,15 @@
 /* On failure all is freed. */
 int msi_client_open(msi_client *client, const msi_world *world, msi_window *window);
 
-/* Waits for every request, leaves every head, frees all. */
-int msi_client_close(msi_client *client);
+/* Waits for every request, leaves every head, frees all: also after MPISERVE_ETIMEOUT, when heads
+ * have not answered by the deadline. */
+int msi_client_close(msi_client *client, int64_t deadline);
+
+/* Frees all of a client that has sent nothing. */
+void msi_client_free(msi_client *client);
+
+/* MPISERVE_ENOTFOUND if there is no service of this name, in whatever state. */
+int msi_client_has(const msi_client *client, const char *name);
 
 int msi_client_find(msi_client *client, const char *name, mpiserve_service **service);
 

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "mpi/failure.h"
 
 /* Our lane is our rank among the clients that reach this head in this way. */
 static uint32_t lane_of(const msi_world *world, int head, int transport, int rank) {
@@ -15,8 +16,8 @@ static uint32_t lane_of(const msi_world *world, int head, int transport, int ran
   return lane;
 }
 
-/* The segments of a rank follow each other, in the order of its services. */
-static int find_segment(msi_endpoint *endpoint, const msi_head *head, uint32_t lanes) {
+/* The sections of a rank follow each other, in the order of its services. */
+static int find_section(msi_endpoint *endpoint, const msi_head *head, uint32_t lanes) {
   size_t at = 0;
   int code = MPISERVE_OK;
   for (const msi_head *h = head - head->service_index; h <= head && !code; h++) {
@@ -27,18 +28,13 @@ static int find_segment(msi_endpoint *endpoint, const msi_head *head, uint32_t l
   return code;
 }
 
-/* Where the segment ends in the memory of its rank. */
-static size_t reach(const msi_endpoint *endpoint) {
-  return endpoint->layout.header_at + endpoint->layout.bytes;
-}
-
 int msi_endpoint_open(msi_endpoint *endpoint, msi_window *window, const msi_head *head) {
   const msi_world *world = window->world;
   int number = msi_window_transport(world, world->rank, head->rank);
   uint32_t lane = lane_of(world, head->rank, number, world->rank);
   uint32_t lanes = lane_of(world, head->rank, number, world->size);
   *endpoint = (msi_endpoint){0};
-  int code = find_segment(endpoint, head, lanes);
+  int code = find_section(endpoint, head, lanes);
   if (code) return code;
   endpoint->path = (msi_path){.transport = msi_transport_at(number),
                               .window = window,
@@ -49,14 +45,26 @@ int msi_endpoint_open(msi_endpoint *endpoint, msi_window *window, const msi_head
   return endpoint->path.transport->open(&endpoint->path);
 }
 
-/* Buffers that were not given back stay as they are: somebody may look at them. */
+/* Buffers that were not given back stay readable: somebody may look at them. */
 void msi_endpoint_close(msi_endpoint *endpoint) {
   int held = 0;
   for (int i = MSI_SLOTS; i < MSI_LEASES; i++) held += msi_endpoint_holds(endpoint, i);
-  if (endpoint->alias && endpoint->alias != endpoint->path.memory && !held)
-    msi_window_unalias(endpoint->alias, reach(endpoint));
+  if (held) msi_window_keep(endpoint->path.window, endpoint->path.head);
   if (endpoint->path.transport && endpoint->path.transport->close)
     endpoint->path.transport->close(&endpoint->path);
+}
+
+int msi_endpoint_states(msi_endpoint *endpoint, int64_t *entered_ns) {
+  msi_path *path = &endpoint->path;
+  size_t at = endpoint->layout.header_at + offsetof(msi_section_header, entered_ns);
+  if (path->transport->same_node) {
+    const _Atomic int64_t *times = (const _Atomic int64_t *)(path->memory + at);
+    for (int i = 0; i < MPISERVE_STATES; i++)
+      entered_ns[i] = atomic_load_explicit(&times[i], memory_order_relaxed);
+    return MPISERVE_OK;
+  }
+  int code = path->transport->read(path, at, entered_ns, MPISERVE_STATES * sizeof *entered_ns);
+  return code ? code : path->transport->read_end(path);
 }
 
 /* ---- slots ----------------------------------------------------------------------- */
@@ -65,8 +73,38 @@ int msi_endpoint_can_send(const msi_endpoint *endpoint) {
   return !endpoint->taken[endpoint->sent % MSI_SLOTS];
 }
 
+int msi_endpoint_lost(const msi_endpoint *endpoint) {
+  char text[MPISERVE_TEXT_SIZE] = "";
+  msi_failure_name(endpoint->path.window->world, endpoint->path.head, text, sizeof text);
+  return msi_error(MPISERVE_EPEER, "%s has died", text);
+}
+
+static double seconds_since(int64_t ns) { return (double)(msi_now() - ns) * 1e-9; }
+
+/* Over rma nobody can look into the memory of a head that may not answer. */
+static void append_doing(const msi_endpoint *endpoint, char *text, size_t bytes) {
+  const msi_section_header *header = (const msi_section_header *)endpoint->path.memory;
+  if (!header) return;
+  int64_t busy_ns = atomic_load_explicit(&header->busy_ns, memory_order_relaxed);
+  int64_t looked_ns = atomic_load_explicit(&header->looked_ns, memory_order_relaxed);
+  if (busy_ns)
+    msi_text_append(text, bytes, "; it has been running a batch for %.1f s",
+                    seconds_since(busy_ns));
+  else if (looked_ns)
+    msi_text_append(text, bytes, "; it looked for requests %.1f s ago", seconds_since(looked_ns));
+}
+
+void msi_endpoint_why(const msi_endpoint *endpoint, char *text, size_t bytes) {
+  static const char *const STATES[] = {"no reply", "alive", "stopped by a signal", "dead"};
+  const msi_world *world = endpoint->path.window->world;
+  msi_failure_name(world, endpoint->path.head, text, bytes);
+  msi_text_append(text, bytes, ": %s", STATES[msi_failure_state_of(world, endpoint->path.head)]);
+  append_doing(endpoint, text, bytes);
+}
+
 static int post(msi_endpoint *endpoint, size_t payload_bytes, void *owner) {
   int at = (int)(endpoint->sent % MSI_SLOTS);
+  if (endpoint->lost) return msi_endpoint_lost(endpoint);
   int code = endpoint->path.transport->post(&endpoint->path, endpoint->sent + 1, payload_bytes);
   if (code) return code;
   endpoint->sent++;
@@ -211,7 +249,7 @@ int msi_endpoint_outputs(msi_endpoint *endpoint, int slot, const msi_payload *pa
 /* ---- buffers ------------------------------------------------------------------------- */
 
 static void *buffer_at(const msi_endpoint *endpoint, int outputs, int i, uint32_t row) {
-  return endpoint->alias + slab_at(endpoint, outputs, i, row);
+  return endpoint->path.memory + slab_at(endpoint, outputs, i, row);
 }
 
 int msi_endpoint_holds(const msi_endpoint *endpoint, int at) {
@@ -223,8 +261,9 @@ int msi_endpoint_find_location(const msi_endpoint *endpoint, int outputs, int64_
                                void *const *data, msi_location *location) {
   const msi_side *side = outputs ? &endpoint->layout.outputs : &endpoint->layout.inputs;
   /* Unsigned: an address before the memory is far behind it. */
-  uintptr_t into = (uintptr_t)data[0] - (uintptr_t)endpoint->alias;
-  if (!endpoint->alias || into >= reach(endpoint)) return 0;
+  uintptr_t into = (uintptr_t)data[0] - (uintptr_t)endpoint->path.memory;
+  if (!endpoint->path.memory || into >= endpoint->layout.header_at + endpoint->layout.bytes)
+    return 0;
   for (int b = MSI_SLOTS; b < MSI_LEASES; b++) {
     const msi_lease *lease = &endpoint->leases[b];
     uintptr_t from = (uintptr_t)data[0] - (uintptr_t)buffer_at(endpoint, outputs, 0, lease->begin);
@@ -260,7 +299,6 @@ static int allocate_own(msi_endpoint *endpoint, int at, mpiserve_buffer *buffer)
 
 int msi_endpoint_map_buffer(msi_endpoint *endpoint, int at, mpiserve_buffer *buffer) {
   if (!endpoint->path.transport->same_node) return allocate_own(endpoint, at, buffer);
-  if (!endpoint->alias) endpoint->alias = msi_window_alias(endpoint->path.memory, reach(endpoint));
   for (int i = 0; i < endpoint->layout.inputs.n; i++)
     buffer->inputs[i] = buffer_at(endpoint, 0, i, endpoint->leases[at].begin);
   for (int i = 0; i < endpoint->layout.outputs.n; i++)

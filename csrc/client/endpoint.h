@@ -34,9 +34,9 @@ typedef struct msi_payload {
 typedef struct msi_endpoint {
   msi_path path;
   msi_layout layout;
-  uint8_t *alias;          /* same node: the head's memory again, for buffers; NULL: none taken */
   uint64_t sent;           /* sequence of the last request */
   int in_flight;           /* slots taken */
+  int lost;                /* the head has died: nothing is sent there any more */
   int taken[MSI_SLOTS];    /* is the slot? */
   void *owners[MSI_SLOTS]; /* of the slots taken; NULL: nobody waits for the reply */
   msi_lease leases[MSI_LEASES];
@@ -46,6 +46,9 @@ typedef struct msi_endpoint {
 
 int msi_endpoint_open(msi_endpoint *endpoint, msi_window *window, const msi_head *head);
 void msi_endpoint_close(msi_endpoint *endpoint);
+
+/* Reads when the replica entered each state: MPISERVE_STATES times. */
+int msi_endpoint_states(msi_endpoint *endpoint, int64_t *entered_ns);
 
 /* Is the slot of the next request free? */
 int msi_endpoint_can_send(const msi_endpoint *endpoint);
@@ -79,6 +82,13 @@ int msi_endpoint_outputs(msi_endpoint *endpoint, int slot, const msi_payload *pa
 
 /* Free the slot. */
 void msi_endpoint_release(msi_endpoint *endpoint, int slot);
+
+/* MPISERVE_EPEER: the head has died. */
+int msi_endpoint_lost(const msi_endpoint *endpoint);
+
+/* Appends what is known of a head that does not reply: "inference rank 3 (pid 77 on host n1):
+ * alive; it has been running a batch for 12.0 s". */
+void msi_endpoint_why(const msi_endpoint *endpoint, char *text, size_t bytes);
 
 /* Brings the replies that have come into the lane. */
 static inline int msi_endpoint_progress(msi_endpoint *endpoint) {

@@ -7,10 +7,11 @@
 #include "base/error.h"
 #include "client/call.h"
 #include "client/change.h"
+#include "client/waiting.h"
 
 static int is_replica(const mpiserve_service *service, int head) {
   const mpiserve_description *d = &service->client->world->heads[head].description;
-  return !d->error && !strcmp(d->name, service->name);
+  return !d->error && !service->client->endpoints[head].lost && !strcmp(d->name, service->name);
 }
 
 static double left(int64_t deadline) {
@@ -38,7 +39,7 @@ static void abandon(msi_client *client, msi_change *change) {
 }
 
 static int wait_for_reply(msi_client *client, msi_change *change, double timeout) {
-  int code = msi_call_wait_for(client, change->message.endpoint, &change->done, timeout);
+  int code = msi_waiting_for_reply(client, change->message.endpoint, &change->done, timeout);
   if (!change->done) {
     abandon(client, change);
     return code;

@@ -1,4 +1,5 @@
-/* reroute: sends a request to another replica after its service was suspended at the first one. */
+/* reroute: sends a request to another replica after its service was suspended at the first one, or
+ * that one has died. */
 #ifndef MSI_REROUTE_H
 #define MSI_REROUTE_H
 
@@ -6,6 +7,6 @@
 
 /* Chooses another replica, whose send queue the request must then join; or returns the code that
  * the request ends with. */
-int msi_reroute(msi_call *call);
+int msi_reroute(msi_client *client, msi_call *call);
 
 #endif

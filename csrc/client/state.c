@@ -24,7 +24,7 @@ msi_call *msi_calls_take(msi_client *client) {
   if (!client->idle && !add(client)) return NULL;
   msi_call *call = client->idle;
   client->idle = call->next_idle;
-  call->message.abandoned = 0;
+  call->message.abandoned = call->message.replied = 0;
   call->message.text[0] = 0;
   call->payload.deadline_ns = 0;
   call->stats = (mpiserve_stats){0};

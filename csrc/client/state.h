@@ -6,16 +6,25 @@
 #include "client/balance.h"
 #include "client/endpoint.h"
 
+/* What answers rows in place of a service: mpiserve_fallback_set(). */
+typedef struct msi_fallback {
+  int (*function)(void *data, int64_t rows, const void *const *inputs, void *const *outputs,
+                  int code, const char *why); /* NULL: none */
+  void *data;
+} msi_fallback;
+
 struct mpiserve_service {
   struct msi_client *client;
   const char *name;
-  const msi_head *head;   /* of the replica that is this rank's home; NULL: none can serve */
-  msi_endpoint *endpoint; /* to that head; holds the buffers */
+  const msi_head *head;   /* of this rank's home replica at open; NULL: none can serve */
+  msi_endpoint *endpoint; /* to its home now: another one if that has died; holds the buffers */
   int replicas;           /* that can serve */
   msi_endpoint **choices; /* to each of these, near ones first */
   msi_balance balance;    /* of the choices */
   int assignment;         /* choice in whose census this rank counts */
   int attached;
+  int checked; /* the values of its results are */
+  msi_fallback fallback;
 };
 
 /* What waits in the send queue of an endpoint, and then in a slot for its reply. */
@@ -27,6 +36,7 @@ typedef struct msi_message {
   } type;
   msi_endpoint *endpoint;
   int code;                       /* of the reply */
+  int replied;                    /* the code is a head's */
   int abandoned;                  /* nobody waits for the reply */
   char text[MSI_EAGER_BYTES + 1]; /* of an error */
   struct msi_message *next;       /* of the send queue */
@@ -103,6 +113,7 @@ typedef struct msi_client {
   msi_change *changes;
   msi_buffer_request buffer; /* one at a time: its caller waits */
   unsigned tests;            /* calls of test */
+  int n_dead;                /* ranks of the world that were known to be dead at the last look */
   mpiserve_counters counters;
 } msi_client;
 

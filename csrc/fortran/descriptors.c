@@ -332,11 +332,11 @@ int mpiserve_fortran_cancel(request *r) {
 }
 
 /* Requests whose outputs are sections end before the session does, so that these are written. */
-static int end_waiting(mpiserve_session *session) {
+static int end_waiting(mpiserve_session *session, double timeout) {
   uint64_t id, after = 0;
   while ((id = msf_next_waiting(session, after))) {
     mpiserve_request r = {id};
-    int done = 1, code = mpiserve_wait(session, &r, MPISERVE_FOREVER, NULL);
+    int done = 1, code = mpiserve_wait(session, &r, timeout, NULL);
     if (code == MPISERVE_ESTATE) {
       done = 0; /* and so it stays, but for a request that has ended, by mpiserve_fail() */
       code = mpiserve_test(session, &r, &done, NULL);
@@ -348,10 +348,9 @@ static int end_waiting(mpiserve_session *session) {
   return MPISERVE_OK;
 }
 
-int mpiserve_fortran_close(mpiserve_session *session) {
-  int code = end_waiting(session);
-  if (!code) code = mpiserve_close(session);
-  if (code == MPISERVE_ESTATE) return code; /* nothing has happened */
+/* What is kept of a session that mpiserve_close() has closed, or has not. */
+static int after_close(mpiserve_session *session, int code) {
+  if (code == MPISERVE_ESTATE || code == MPISERVE_EARG) return code; /* nothing has happened */
   /* All this is of the session that was closed: the library gives its address to another one only
    * when it has given all other free ones. It cannot go before the close, which may be refused
    * because another thread is in a call that ends a request. */
@@ -359,6 +358,16 @@ int mpiserve_fortran_close(mpiserve_session *session) {
   msf_locations_drop(session, NULL, 0);
   if (session && atomic_fetch_sub(&n_open, 1) == 1) msf_values_drop();
   return code;
+}
+
+int mpiserve_fortran_close(mpiserve_session *session) {
+  int code = end_waiting(session, MPISERVE_FOREVER);
+  return after_close(session, code ? code : mpiserve_close(session));
+}
+
+int mpiserve_fortran_close_within(mpiserve_session *session, double timeout) {
+  int code = end_waiting(session, timeout);
+  return after_close(session, code ? code : mpiserve_close_within(session, timeout));
 }
 
 /* Buffers: input() knows their memory. */

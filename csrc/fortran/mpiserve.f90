@@ -35,8 +35,11 @@ module mpiserve
     mpiserve_echange, mpiserve_bool, mpiserve_uint8, &
     mpiserve_int8, mpiserve_int16, mpiserve_int32, mpiserve_int64, mpiserve_float16, &
     mpiserve_bfloat16, mpiserve_float32, mpiserve_float64, mpiserve_shared, mpiserve_rma, &
+    mpiserve_model, mpiserve_fallback, mpiserve_launched, mpiserve_loading, mpiserve_ready, &
+    mpiserve_busy, mpiserve_suspended, mpiserve_restarting, mpiserve_failed, mpiserve_gone, &
     mpiserve_max_dims, mpiserve_max_tensors, mpiserve_name_size, mpiserve_forever
-  public :: request_stats, request_options, tensor, buffer, request
+  public :: request_stats, request_options, tensor, buffer, request, fallback_function, &
+    replica_state
   public :: input, output, mpiserve_last_error, mpiserve_strerror, mpiserve_version
 
   !> One tensor of a signature. shape is as an array is declared here: the rows are last, -1.
@@ -83,6 +86,10 @@ module mpiserve
     !> buffer_take(rows, buffer, [ierr]), buffer_give(buffer, [ierr]): as in mpiserve.h.
     procedure :: buffer_take => service_buffer_take
     procedure :: buffer_give => service_buffer_give
+    !> fallback([function,] [ierr]): a fallback_function, such as the physics, answers what the
+    !> service does not; without one, none: mpiserve_fallback_set() in mpiserve.h. Local. The
+    !> function is of a module, or outlives the requests.
+    procedure :: fallback => service_fallback
   end type service
 
   !> A simulation rank's membership of a coupled world.
@@ -100,6 +107,11 @@ module mpiserve
     !> count(n, [ierr]) and at(i, service, [ierr]): the services of the world, i from 1. Local.
     procedure :: count => session_count
     procedure :: at => session_at
+    !> get_state(name, state, [n,] [ierr]): a replica_state, of replica n from 1, or of the best one;
+    !> wait_ready(name, timeout, [ierr]): until one is ready, at most timeout seconds: mpiserve.h.
+    procedure :: get_state => session_get_state
+    procedure, private :: session_wait_ready, session_wait_ready_single
+    generic :: wait_ready => session_wait_ready, session_wait_ready_single
     !> reload(name, version, timeout, [ierr]): another version of a model at all replicas, "" for
     !> the same again; unload(name, timeout, [ierr]): free it. One rank, blocking: mpiserve.h.
     procedure, private :: session_reload, session_reload_single
@@ -108,8 +120,10 @@ module mpiserve
     generic :: unload => session_unload, session_unload_single
     !> fail(text, [ierr]): report that this rank ended with an error; then close.
     procedure :: fail => session_fail
-    !> close([ierr]): leave. Collective over world; waits for what is in flight.
-    procedure :: close => session_close
+    !> close([timeout], [ierr]): leave. Collective over world; waits for what is in flight, at most
+    !> timeout seconds; by default MPISERVE_CLOSE_TIMEOUT of the environment, or 30.
+    generic :: close => session_close, session_close_within, session_close_single
+    procedure, private :: session_close, session_close_within, session_close_single
   end type session
 
 contains
@@ -159,6 +173,35 @@ contains
     call finish(c_at(self%handle, int(i - 1, c_int), found%handle), ierr)
   end subroutine session_at
 
+  subroutine session_get_state(self, name, state, n, ierr)
+    class(session), intent(in) :: self
+    character(len=*), intent(in) :: name
+    type(replica_state), intent(out) :: state
+    integer, intent(in), optional :: n
+    integer, intent(out), optional :: ierr
+    integer(c_int) :: number
+    number = -1
+    if (present(n)) number = max(int(n, c_int), 0_c_int) - 1_c_int  ! 0 is no replica, either
+    if (present(n) .and. number < 0) number = huge(number)
+    call finish(c_state_get(self%handle, trim(name)//c_null_char, number, state), ierr)
+  end subroutine session_get_state
+
+  subroutine session_wait_ready(self, name, timeout, ierr)
+    class(session), intent(in) :: self
+    character(len=*), intent(in) :: name
+    real(c_double), intent(in) :: timeout
+    integer, intent(out), optional :: ierr
+    call finish(c_wait_ready(self%handle, trim(name)//c_null_char, timeout), ierr)
+  end subroutine session_wait_ready
+
+  subroutine session_wait_ready_single(self, name, timeout, ierr)
+    class(session), intent(in) :: self
+    character(len=*), intent(in) :: name
+    real(c_float), intent(in) :: timeout
+    integer, intent(out), optional :: ierr
+    call self%session_wait_ready(name, real(timeout, c_double), ierr)
+  end subroutine session_wait_ready_single
+
   subroutine session_reload(self, name, version, timeout, ierr)
     class(session), intent(in) :: self
     character(len=*), intent(in) :: name, version
@@ -204,6 +247,20 @@ contains
     integer, intent(out), optional :: ierr
     call finish(c_close(self%handle), ierr)
   end subroutine session_close
+
+  subroutine session_close_within(self, timeout, ierr)
+    class(session), intent(inout) :: self
+    real(c_double), intent(in) :: timeout
+    integer, intent(out), optional :: ierr
+    call finish(c_close_within(self%handle, timeout), ierr)
+  end subroutine session_close_within
+
+  subroutine session_close_single(self, timeout, ierr)
+    class(session), intent(inout) :: self
+    real(c_float), intent(in) :: timeout
+    integer, intent(out), optional :: ierr
+    call self%session_close_within(real(timeout, c_double), ierr)
+  end subroutine session_close_single
 
   ! ---- services: requests ------------------------------------------------------------------
 
@@ -394,4 +451,11 @@ contains
     integer, intent(out), optional :: ierr
     call finish(c_buffer_give(self%session, self%handle, taken), ierr)
   end subroutine service_buffer_give
+
+  subroutine service_fallback(self, function, ierr)
+    class(service), intent(in) :: self
+    procedure(fallback_function), optional :: function
+    integer, intent(out), optional :: ierr
+    call set_fallback(self%handle, function, ierr)
+  end subroutine service_fallback
 end module mpiserve

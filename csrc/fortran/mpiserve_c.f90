@@ -41,6 +41,21 @@ module mpiserve_c
   integer(c_int), parameter :: mpiserve_float32 = 8
   integer(c_int), parameter :: mpiserve_float64 = 9
 
+  !> What has answered a request.
+  integer(c_int), parameter :: mpiserve_model = 0
+  integer(c_int), parameter :: mpiserve_fallback = 2
+
+  !> States of a service.
+  integer(c_int), parameter :: mpiserve_launched = 0
+  integer(c_int), parameter :: mpiserve_loading = 1
+  integer(c_int), parameter :: mpiserve_ready = 2
+  integer(c_int), parameter :: mpiserve_busy = 3
+  integer(c_int), parameter :: mpiserve_suspended = 4
+  integer(c_int), parameter :: mpiserve_restarting = 5
+  integer(c_int), parameter :: mpiserve_failed = 6
+  integer(c_int), parameter :: mpiserve_gone = 7
+  integer, parameter :: mpiserve_states = 8
+
   !> Transports, and limits.
   integer(c_int), parameter :: mpiserve_shared = 0
   integer(c_int), parameter :: mpiserve_rma = 1
@@ -58,6 +73,8 @@ module mpiserve_c
     integer(c_int64_t) :: compute_ns      !< the model, for the whole batch
     integer(c_int64_t) :: total_ns        !< at the client, from submit to reply seen
     integer(c_int64_t) :: generation      !< of the model: 1, one more with each reload
+    integer(c_int64_t) :: source          !< mpiserve_model or mpiserve_fallback
+    integer(c_int64_t) :: fallback_rows   !< of the rows, those that the fallback answered
   end type request_stats
 
   !> One tensor of a call: what input() and output() make.
@@ -74,6 +91,15 @@ module mpiserve_c
     integer(c_int64_t) :: copy
     character(kind=c_char) :: name(mpiserve_name_size)
   end type tensor
+
+  !> The state of a replica; times are nanoseconds since 1970, 0: never. See
+  !> mpiserve_service_state_get() in mpiserve.h.
+  type, bind(c) :: replica_state
+    integer(c_int32_t) :: state = 0      !< mpiserve_ready, mpiserve_busy or another
+    integer(c_int32_t) :: replica = 0    !< 0, 1, ... within the service
+    integer(c_int32_t) :: rank = -1      !< of its head, in the world
+    integer(c_int64_t) :: entered_ns(0:mpiserve_states - 1) = 0  !< by state: when it was entered last
+  end type replica_state
 
   !> Options of a request; see mpiserve_submit() in mpiserve.h.
   type, bind(c) :: request_options
@@ -96,6 +122,19 @@ module mpiserve_c
   end type request_handle
 
   abstract interface
+    !> What answers in place of a service: see service%fallback(). It fills the outputs, and sets
+    !> ierr to 0, or to another number if it cannot. inputs and outputs are in the order of the
+    !> signature, for c_f_pointer(inputs(1), x, [3, rows]); code and why say what went wrong.
+    subroutine fallback_function(rows, inputs, outputs, code, why, ierr)
+      import :: c_ptr
+      implicit none
+      integer, intent(in) :: rows
+      type(c_ptr), intent(in) :: inputs(*), outputs(*)
+      integer, intent(in) :: code
+      character(len=*), intent(in) :: why
+      integer, intent(out) :: ierr
+    end subroutine fallback_function
+
     !> Not bind(c): x comes as the compiler's own descriptor. Is it a copy of the actual argument?
     subroutine gfortran_probe(x, is_copy)
       import :: c_int
@@ -220,6 +259,15 @@ module mpiserve_c
       integer(c_int) :: code
     end function c_close
 
+    function c_close_within(session, timeout) result(code) &
+      bind(c, name="mpiserve_fortran_close_within")
+      import :: c_double, c_int, c_ptr
+      implicit none
+      type(c_ptr), value :: session
+      real(c_double), value :: timeout
+      integer(c_int) :: code
+    end function c_close_within
+
     function c_fail(session, text) result(code) bind(c, name="mpiserve_fail")
       import :: c_char, c_int, c_ptr
       implicit none
@@ -247,6 +295,27 @@ module mpiserve_c
       real(c_double), value :: timeout
       integer(c_int) :: code
     end function c_unload
+
+    function c_state_get(session, name, n, state) result(code) &
+        bind(c, name="mpiserve_service_state_get")
+      import :: c_char, c_int, c_ptr, replica_state
+      implicit none
+      type(c_ptr), value :: session
+      character(kind=c_char), intent(in) :: name(*)
+      integer(c_int), value :: n
+      type(replica_state), intent(out) :: state
+      integer(c_int) :: code
+    end function c_state_get
+
+    function c_wait_ready(session, name, timeout) result(code) &
+        bind(c, name="mpiserve_service_wait_ready")
+      import :: c_char, c_double, c_int, c_ptr
+      implicit none
+      type(c_ptr), value :: session
+      character(kind=c_char), intent(in) :: name(*)
+      real(c_double), value :: timeout
+      integer(c_int) :: code
+    end function c_wait_ready
 
     function c_find(session, name, service) result(code) bind(c, name="mpiserve_service_find")
       import :: c_char, c_int, c_ptr
@@ -296,6 +365,16 @@ module mpiserve_c
       integer(c_int64_t), intent(inout) :: shape(*)
       integer(c_int) :: code
     end function c_spec
+
+    function c_fallback_set(service, function, data) result(code) &
+        bind(c, name="mpiserve_fallback_set")
+      import :: c_funptr, c_int, c_ptr
+      implicit none
+      type(c_ptr), value :: service
+      type(c_funptr), value :: function
+      type(c_ptr), value :: data
+      integer(c_int) :: code
+    end function c_fallback_set
 
     function c_buffer_take(session, service, rows, taken) result(code) &
         bind(c, name="mpiserve_fortran_buffer_take")

@@ -4,7 +4,7 @@ module mpiserve_errors
   use mpiserve_c
   implicit none
   private
-  public :: mpiserve_last_error, mpiserve_strerror, mpiserve_version, joined, finish
+  public :: mpiserve_last_error, mpiserve_strerror, mpiserve_version, from_c, joined, finish
 
 contains
 

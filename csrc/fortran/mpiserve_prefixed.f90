@@ -11,6 +11,8 @@ module mpiserve_prefixed
     mpiserve_tensor => tensor, &
     mpiserve_tensor_spec => tensor_spec, &
     mpiserve_buffer => buffer, &
+    mpiserve_fallback_function => fallback_function, &
+    mpiserve_replica_state => replica_state, &
     mpiserve_input => input, &
     mpiserve_output => output
   implicit none

@@ -1,13 +1,13 @@
 !> The arrays of a call, and requests that have been submitted. Programs use module mpiserve.
 module mpiserve_requests
-  use, intrinsic :: iso_c_binding, only: c_double, c_f_procpointer, c_float, c_int, c_loc, &
-    c_null_char, c_ptr
+  use, intrinsic :: iso_c_binding, only: c_double, c_f_procpointer, c_float, c_funloc, c_funptr, &
+    c_int, c_int64_t, c_loc, c_null_char, c_null_funptr, c_null_ptr, c_ptr
   use, intrinsic :: iso_fortran_env, only: compiler_version
   use mpiserve_c
-  use mpiserve_errors, only: finish
+  use mpiserve_errors, only: finish, from_c
   implicit none
   private
-  public :: input, output, whole, begin
+  public :: input, output, whole, begin, set_fallback
 
   !> An asynchronous request. Copies of it are the same request, which ends once.
   type, public :: request
@@ -173,4 +173,33 @@ contains
     integer, intent(out), optional :: ierr
     call finish(c_cancel(self%handle), ierr)
   end subroutine request_cancel
+
+  ! ---- fallbacks ----------------------------------------------------------------------------
+
+  !> The library passes the address of the function on, as data.
+  subroutine set_fallback(service, function, ierr)
+    type(c_ptr), intent(in) :: service
+    procedure(fallback_function), optional :: function
+    integer, intent(out), optional :: ierr
+    type(c_funptr) :: caller, address
+    caller = c_null_funptr
+    address = c_null_funptr
+    if (present(function)) caller = c_funloc(call_fallback)
+    if (present(function)) address = c_funloc(function)
+    call finish(c_fallback_set(service, caller, transfer(address, c_null_ptr)), ierr)
+  end subroutine set_fallback
+
+  function call_fallback(data, rows, inputs, outputs, code, why) result(failed) bind(c, name="")
+    type(c_ptr), value :: data, why
+    integer(c_int64_t), value :: rows
+    type(c_ptr), intent(in) :: inputs(*), outputs(*)
+    integer(c_int), value :: code
+    integer(c_int) :: failed
+    procedure(fallback_function), pointer :: function
+    integer :: ierr
+    call c_f_procpointer(transfer(data, c_null_funptr), function)
+    ierr = 0
+    call function(int(rows), inputs, outputs, int(code), from_c(why), ierr)
+    failed = int(ierr, c_int)
+  end function call_fallback
 end module mpiserve_requests

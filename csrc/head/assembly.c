@@ -15,18 +15,16 @@ static int reserve_members(msi_assembly *assembly, uint32_t n) {
   return MPISERVE_OK;
 }
 
-int msi_assembly_open(msi_assembly *assembly, msi_inbox *inboxes, int64_t max_rows) {
-  *assembly = (msi_assembly){.inboxes = inboxes, .max_rows = max_rows};
+int msi_assembly_open(msi_assembly *assembly, msi_inbox *inboxes, size_t *bytes) {
+  const msi_layout *layout = &inboxes[0].layout; /* rows are alike over all transports */
+  uint32_t rows = (uint32_t)layout->max_rows;
+  *assembly = (msi_assembly){.inboxes = inboxes};
+  *bytes = msi_side_lay_out(&layout->inputs, rows, *bytes, assembly->inputs_at);
+  *bytes = msi_side_lay_out(&layout->outputs, rows, *bytes, assembly->outputs_at);
   return reserve_members(assembly, 32);
 }
 
-void msi_assembly_close(msi_assembly *assembly) {
-  for (int i = 0; i < MPISERVE_MAX_TENSORS; i++) {
-    free(assembly->gathered_in[i]);
-    free(assembly->gathered_out[i]);
-  }
-  free(assembly->members);
-}
+void msi_assembly_close(msi_assembly *assembly) { free(assembly->members); }
 
 int msi_assembly_begin(msi_assembly *assembly, uint32_t n) {
   assembly->n = 0;
@@ -95,16 +93,6 @@ static int same_order(const msi_assembly *assembly, uint32_t *begin) {
 
 /* ---- gathered -------------------------------------------------------------------- */
 
-static int reserve(const msi_assembly *assembly, const msi_side *side, uint8_t **gathered) {
-  for (int i = 0; i < side->n; i++) {
-    if (gathered[i]) continue;
-    size_t bytes = (size_t)assembly->max_rows * side->row_bytes[i];
-    gathered[i] = aligned_alloc(MSI_ALIGN, (bytes + MSI_ALIGN - 1) / MSI_ALIGN * MSI_ALIGN);
-    if (!gathered[i]) return msi_error(MPISERVE_ENOMEM, "no memory to gather a batch");
-  }
-  return MPISERVE_OK;
-}
-
 static const uint8_t *input_of(const msi_inbox *inbox, const msi_entry *m, int i,
                                const uint8_t *packed) {
   return m->input_row == MSI_IN_SLOT ? packed : msi_inbox_input(inbox, i, m->input_row);
@@ -116,13 +104,13 @@ static void gather_member(msi_assembly *assembly, const msi_entry *m) {
   const uint8_t *packed = msi_inbox_slot(inbox, m->lane, m->sequence)->input;
   for (int i = 0; i < side->n; i++) {
     size_t bytes = m->rows * side->row_bytes[i];
-    memcpy(assembly->gathered_in[i] + m->at * side->row_bytes[i], input_of(inbox, m, i, packed),
-           bytes);
+    uint8_t *gathered = assembly->memory + assembly->inputs_at[i];
+    memcpy(gathered + m->at * side->row_bytes[i], input_of(inbox, m, i, packed), bytes);
     packed += bytes;
   }
 }
 
-static int lay_out_inputs(msi_assembly *assembly, const msi_inbox *inbox) {
+static void lay_out_inputs(msi_assembly *assembly, const msi_inbox *inbox) {
   const msi_side *side = &inbox->layout.inputs;
   uint32_t begin;
   assembly->batch.in_place = one_range(assembly, &begin);
@@ -130,33 +118,30 @@ static int lay_out_inputs(msi_assembly *assembly, const msi_inbox *inbox) {
     for (uint32_t i = 0; i < assembly->n; i++)
       assembly->members[i].at = assembly->members[i].input_row - begin;
     for (int i = 0; i < side->n; i++) assembly->batch.inputs[i] = msi_inbox_input(inbox, i, begin);
-    return MPISERVE_OK;
+    return;
   }
-  int code = reserve(assembly, side, assembly->gathered_in);
-  for (uint32_t i = 0; i < assembly->n && !code; i++)
-    gather_member(assembly, &assembly->members[i]);
-  for (int i = 0; i < side->n; i++) assembly->batch.inputs[i] = assembly->gathered_in[i];
-  return code;
+  for (uint32_t i = 0; i < assembly->n; i++) gather_member(assembly, &assembly->members[i]);
+  for (int i = 0; i < side->n; i++)
+    assembly->batch.inputs[i] = assembly->memory + assembly->inputs_at[i];
 }
 
-static int lay_out_outputs(msi_assembly *assembly, const msi_inbox *inbox) {
+static void lay_out_outputs(msi_assembly *assembly, const msi_inbox *inbox) {
   const msi_side *side = &inbox->layout.outputs;
   uint32_t begin;
   if (same_order(assembly, &begin)) {
     for (int i = 0; i < side->n; i++)
       assembly->batch.outputs[i] = msi_inbox_output(inbox, i, begin);
-    return MPISERVE_OK;
+    return;
   }
-  int code = reserve(assembly, side, assembly->gathered_out);
-  for (int i = 0; i < side->n; i++) assembly->batch.outputs[i] = assembly->gathered_out[i];
-  return code;
+  for (int i = 0; i < side->n; i++)
+    assembly->batch.outputs[i] = assembly->memory + assembly->outputs_at[i];
 }
 
-int msi_assembly_lay_out(msi_assembly *assembly) {
+void msi_assembly_lay_out(msi_assembly *assembly) {
   const msi_inbox *inbox = &assembly->inboxes[assembly->members[0].inbox];
   assembly->batch.requests = (int32_t)assembly->n;
-  int code = lay_out_inputs(assembly, inbox);
-  return code ? code : lay_out_outputs(assembly, inbox);
+  lay_out_inputs(assembly, inbox);
+  lay_out_outputs(assembly, inbox);
 }
 
 /* ---- results --------------------------------------------------------------------- */

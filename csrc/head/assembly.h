@@ -9,15 +9,20 @@
 
 typedef struct msi_assembly {
   msi_inbox *inboxes; /* by transport */
-  int64_t max_rows;
   msi_entry *members;
   uint32_t n, capacity;
   uint32_t round; /* counts the looks for rows that are read twice */
   mpiserve_batch batch;
-  uint8_t *gathered_in[MPISERVE_MAX_TENSORS], *gathered_out[MPISERVE_MAX_TENSORS];
+  uint8_t *memory; /* of this rank alone, with room for a batch that is gathered, at: */
+  size_t inputs_at[MPISERVE_MAX_TENSORS], outputs_at[MPISERVE_MAX_TENSORS];
 } msi_assembly;
 
-int msi_assembly_open(msi_assembly *assembly, msi_inbox *inboxes, int64_t max_rows);
+/* The inboxes are open. Adds the room for a gathered batch to that of the services before it; the
+ * memory comes with msi_assembly_attach(). Local. */
+int msi_assembly_open(msi_assembly *assembly, msi_inbox *inboxes, size_t *bytes);
+static inline void msi_assembly_attach(msi_assembly *assembly, uint8_t *memory) {
+  assembly->memory = memory;
+}
 void msi_assembly_close(msi_assembly *assembly);
 
 /* Begins a batch of up to n members. */
@@ -25,7 +30,7 @@ int msi_assembly_begin(msi_assembly *assembly, uint32_t n);
 void msi_assembly_add(msi_assembly *assembly, const msi_entry *entry);
 
 /* Finds or makes the tensors of the batch. */
-int msi_assembly_lay_out(msi_assembly *assembly);
+void msi_assembly_lay_out(msi_assembly *assembly);
 
 /* Brings the results of a member to where its client looks for them, and tells how
  * many bytes of its slot they take. outputs are the tensors of the batch. */

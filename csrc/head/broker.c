@@ -11,15 +11,13 @@
 
 int msi_broker_open(msi_broker *broker, const msi_world *world,
                     const mpiserve_description *description, int service_index,
-                    size_t bytes[MSI_TRANSPORTS]) {
+                    size_t bytes[MSI_PARTS]) {
   *broker =
       (msi_broker){.world = world, .description = description, .has_room = 1, .failed_rank = -1};
   broker->policy =
       (msi_policy){description->max_batch_rows, description->max_delay_ns,
                    description->max_queue_rows, description->rows == MPISERVE_TOGETHER};
-  int code = msi_assembly_open(&broker->assembly, broker->inboxes, description->max_batch_rows);
-  broker->assembly.batch.service = service_index;
-  if (!code) code = msi_queue_open(&broker->queue);
+  int code = msi_queue_open(&broker->queue);
   if (!code) code = msi_queue_open(&broker->lease_queue);
   if (!code) code = msi_change_queue_open(&broker->changes, broker->inboxes);
   for (int t = 0; t < MSI_TRANSPORTS && !code; t++) {
@@ -29,18 +27,21 @@ int msi_broker_open(msi_broker *broker, const msi_world *world,
     broker->remaining += lanes;
     broker->remote += msi_transport_at(t)->same_node ? 0 : lanes;
   }
+  if (!code) code = msi_assembly_open(&broker->assembly, broker->inboxes, &bytes[MSI_OWN]);
+  broker->assembly.batch.service = service_index;
   return code;
 }
 
-int msi_broker_attach(msi_broker *broker, msi_window *window, msi_progress *progress) {
+void msi_broker_attach(msi_broker *broker, msi_window *window, msi_progress *progress) {
   broker->progress = progress;
-  int code = MPISERVE_OK;
-  for (int t = 0; t < MSI_TRANSPORTS && !code; t++)
-    code = msi_inbox_attach(&broker->inboxes[t], window);
-  return code;
+  for (int t = 0; t < MSI_TRANSPORTS; t++) msi_inbox_attach(&broker->inboxes[t], window);
+  msi_assembly_attach(&broker->assembly, window->memory[MSI_OWN]);
+  msi_life_begin(&broker->life, broker->inboxes, broker->world->launched_ns,
+                 broker->world->opened_ns, broker->description->error);
 }
 
 void msi_broker_close(msi_broker *broker) {
+  msi_life_enter(&broker->life, MPISERVE_GONE);
   for (int t = 0; t < MSI_TRANSPORTS; t++) msi_inbox_close(&broker->inboxes[t]);
   msi_queue_close(&broker->queue);
   msi_queue_close(&broker->lease_queue);
@@ -317,8 +318,7 @@ static int close_batch(msi_broker *broker, msi_close_reason reason) {
   int code = collect(broker);
   if (code) return code;
   broker->closed_ns = now_of(broker);
-  if (!broker->engine.by_request) code = msi_assembly_lay_out(&broker->assembly);
-  if (code) return code;
+  if (!broker->engine.by_request) msi_assembly_lay_out(&broker->assembly);
   count_batch(broker, reason, broker->engine.by_request || broker->assembly.batch.in_place);
   broker->progress->unanswered++;
   broker->open = 1;
@@ -351,7 +351,17 @@ int msi_broker_look(msi_broker *broker) {
   return close_batch(broker, reason);
 }
 
+int msi_broker_enter(msi_broker *broker, int state) {
+  if (state < MPISERVE_LAUNCHED || state > MPISERVE_FAILED || state == MPISERVE_BUSY ||
+      state == MPISERVE_SUSPENDED)
+    return msi_error(MPISERVE_EARG, "%d is no state that a server may set", state);
+  msi_life_enter(&broker->life, state);
+  return MPISERVE_OK;
+}
+
 int msi_broker_suspend(msi_broker *broker, int suspended) {
+  if (suspended != broker->census.suspended)
+    msi_life_enter(&broker->life, suspended ? MPISERVE_SUSPENDED : MPISERVE_READY);
   broker->census.suspended = suspended;
   broker->shut = suspended || broker->failed_rank >= 0;
   if (!suspended) {
@@ -367,10 +377,12 @@ int msi_broker_suspend(msi_broker *broker, int suspended) {
 void msi_broker_end_batch(msi_broker *broker) {
   broker->progress->unanswered--;
   broker->open = 0;
+  if (!broker->engine.by_request && !broker->tickets.n) msi_life_busy(&broker->life, 0);
   msi_progress_start(broker->progress); /* other services may hold requests */
 }
 
 void msi_broker_end_ticket(msi_broker *broker, msi_ticket *held) {
   msi_ticket_table_drop(&broker->tickets, held);
+  if (!broker->tickets.n && !broker->open) msi_life_busy(&broker->life, 0);
   broker->progress->unanswered--;
 }

@@ -6,6 +6,7 @@
 #include "head/assembly.h"
 #include "head/census.h"
 #include "head/change_queue.h"
+#include "head/life.h"
 #include "head/progress.h"
 #include "head/ticket_table.h"
 
@@ -23,6 +24,7 @@ typedef struct msi_broker {
   uint32_t remote;          /* lanes of clients on other nodes, which cannot wake this rank */
   uint32_t remaining;       /* lanes whose client has not left */
   int shut;        /* requests are turned away: a rank has failed, or the service is suspended */
+  int dead_rows;   /* rows of clients that died stay taken, until what is held has ended */
   int has_room;    /* the model has: otherwise requests stay in the queue */
   int failed_rank; /* of a simulation rank that ended with an error, or -1 */
   char failed_text[MPISERVE_TEXT_SIZE];
@@ -31,19 +33,20 @@ typedef struct msi_broker {
   msi_assembly assembly;
   msi_census census;
   msi_change_queue changes;
+  msi_life life;
   int64_t now_ns; /* of this poll, once somebody has asked for the time */
   int64_t closed_ns;
   mpiserve_counters counters;
 } msi_broker;
 
-/* First half of publishing: adds the memory that this service needs in each transport to that
- * of those before it. service_index: its number among the services of the rank. Local. */
+/* First half of publishing: adds the memory that this service needs in each part to that of
+ * those before it. service_index: its number among the services of the rank. Local. */
 int msi_broker_open(msi_broker *broker, const msi_world *world,
                     const mpiserve_description *description, int service_index,
-                    size_t bytes[MSI_TRANSPORTS]);
+                    size_t bytes[MSI_PARTS]);
 
-/* Second half: the windows are there. Local. */
-int msi_broker_attach(msi_broker *broker, msi_window *window, msi_progress *progress);
+/* Second half: the memory is there. Local. */
+void msi_broker_attach(msi_broker *broker, msi_window *window, msi_progress *progress);
 void msi_broker_close(msi_broker *broker);
 
 /* Takes requests, and closes a batch if it is time to: then broker->open is set, and it counts as
@@ -56,6 +59,9 @@ static inline int msi_broker_may_sleep(const msi_broker *broker) {
 }
 
 void msi_broker_end_batch(msi_broker *broker);
+
+/* As mpiserve_state_set() says. */
+int msi_broker_enter(msi_broker *broker, int state);
 
 /* Suspends the service on this rank, or resumes it. While it is suspended, every request, also
  * those in the queue, is sent back so that its client asks another replica. */

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "mpi/failure.h"
 
 static uint32_t count_clients(const msi_world *world, int transport, int *clients) {
   uint32_t n = 0;
@@ -47,19 +48,26 @@ int msi_inbox_open(msi_inbox *inbox, const msi_world *world, int transport,
   return code;
 }
 
-int msi_inbox_attach(msi_inbox *inbox, msi_window *window) {
+void msi_inbox_attach(msi_inbox *inbox, msi_window *window) {
   inbox->window = window;
   inbox->memory = window->memory[inbox->transport->number];
-  if (!inbox->layout.lanes) return MPISERVE_OK;
+  if (!inbox->layout.lanes) return;
   /* Slabs are not touched here: pages that nobody uses cost nothing. */
   size_t begin = inbox->layout.header_at, end = msi_slot_at(&inbox->layout, inbox->layout.lanes, 1);
   memset(inbox->memory + begin, 0, end - begin);
-  return MPISERVE_OK;
+  ((msi_section_header *)(inbox->memory + begin))->magic = MSI_MAGIC;
+}
+
+/* Is it the lane of a client that is dead, on a transport whose replies are messages? MPI may try
+ * to send one for ever. */
+static int is_deaf(const msi_inbox *inbox, uint32_t lane) {
+  return inbox->sends && inbox->window &&
+         msi_failure_is_dead(inbox->window->world, inbox->clients[lane]);
 }
 
 void msi_inbox_close(msi_inbox *inbox) {
   for (size_t i = 0; inbox->sends && i < (size_t)inbox->layout.lanes * MSI_SLOTS; i++)
-    inbox->transport->reply_begin(&inbox->sends[i]);
+    if (!is_deaf(inbox, (uint32_t)(i / MSI_SLOTS))) inbox->transport->reply_begin(&inbox->sends[i]);
   free(inbox->sends);
   free(inbox->seen);
   free(inbox->clients);
@@ -127,7 +135,7 @@ static uint8_t slot_bit(uint64_t sequence) { return (uint8_t)(1 << (sequence - 1
 int msi_inbox_read(const msi_inbox *inbox, uint32_t lane, msi_request_header *request) {
   enum { WORDS = offsetof(msi_request_header, cancelled) / sizeof(uint64_t) };
   uint64_t sequence = inbox->lanes[lane].taken + 1, copy[WORDS];
-  if (inbox->lanes[lane].open & slot_bit(sequence)) return 0;
+  if (inbox->lanes[lane].open & (slot_bit(sequence) | MSI_SHUT)) return 0;
   const volatile uint64_t *from = (const volatile uint64_t *)msi_inbox_slot(inbox, lane, sequence);
   for (int i = 0; i < WORDS; i++) copy[i] = from[i];
   memcpy(request, copy, sizeof copy);
@@ -179,7 +187,8 @@ static MPI_Request *send_of(msi_inbox *inbox, uint32_t lane, uint64_t sequence) 
 
 int msi_inbox_reply_begin(msi_inbox *inbox, uint32_t lane, uint64_t sequence, msi_slot **slot) {
   int code = MPISERVE_OK;
-  if (inbox->sends) code = inbox->transport->reply_begin(send_of(inbox, lane, sequence));
+  if (inbox->sends && !is_deaf(inbox, lane))
+    code = inbox->transport->reply_begin(send_of(inbox, lane, sequence));
   *slot = msi_inbox_slot(inbox, lane, sequence);
   msi_reply_header *reply = &(*slot)->reply;
   memset((char *)reply + sizeof reply->sequence, 0, sizeof *reply - sizeof reply->sequence);
@@ -191,6 +200,7 @@ int msi_inbox_reply_end(msi_inbox *inbox, uint32_t lane, uint64_t sequence, size
   inbox->lanes[lane].open &= (uint8_t)~slot_bit(sequence);
   /* The client reads code and rows after it has seen this. */
   atomic_store_explicit(&slot->reply.sequence, sequence, memory_order_release);
+  if (is_deaf(inbox, lane)) return MPISERVE_OK;
   return inbox->transport->reply_end(inbox->window, inbox->clients[lane], inbox->service_index,
                                      slot, payload_bytes, send_of(inbox, lane, sequence));
 }

@@ -14,7 +14,7 @@ typedef struct msi_lane {
   uint8_t missed;             /* batches closed by delay, one after the other, without it */
   uint8_t passing;            /* counts only while it has a request in the queue */
   uint8_t gone;
-  uint8_t open;   /* a bit for each slot whose request has no reply yet */
+  uint8_t open;   /* a bit for each slot whose request has no reply yet; MSI_SHUT */
   uint8_t n_read; /* of the batch of this round: which rows its requests read */
   uint32_t round;
   msi_range read[MSI_SLOTS];
@@ -26,7 +26,7 @@ typedef struct msi_inbox {
   const msi_transport *transport;
   int service_index; /* of its service among those of this rank */
   msi_layout layout;
-  uint8_t *memory; /* this rank's; where the segment lies in it the layout knows */
+  uint8_t *memory; /* this rank's; where the section lies in it the layout knows */
   uint8_t *seen;   /* the doorbells, as far as they were taken */
   int *clients;    /* world rank by lane */
   msi_lane *lanes;
@@ -35,11 +35,11 @@ typedef struct msi_inbox {
   MPI_Request *sends;     /* of the last replies, by lane and slot, where these are messages */
 } msi_inbox;
 
-/* Lays the segment of this rank's service service_index out, from byte begin of its memory on.
+/* Lays the section of this rank's service service_index out, from byte begin of its memory on.
  * Local; the memory comes with msi_inbox_attach(). */
 int msi_inbox_open(msi_inbox *inbox, const msi_world *world, int transport,
                    const mpiserve_description *description, int service_index, size_t begin);
-int msi_inbox_attach(msi_inbox *inbox, msi_window *window);
+void msi_inbox_attach(msi_inbox *inbox, msi_window *window);
 void msi_inbox_close(msi_inbox *inbox);
 
 /* Finds the next lane, from *lane on, whose doorbell has rung: 1, or 0 if there is none. */
@@ -59,6 +59,16 @@ int msi_inbox_read(const msi_inbox *inbox, uint32_t lane, msi_request_header *re
 /* Takes one request of a lane that has rung: its sequence. seen_ns is when it was noted first,
  * or 0. */
 uint64_t msi_inbox_take(msi_inbox *inbox, uint32_t lane, int64_t *seen_ns);
+
+/* No request of the lane is taken any more: what its client wrote before it died stays there. */
+enum { MSI_SHUT = 1 << 7 };
+_Static_assert(MSI_SHUT >= 1 << MSI_SLOTS, "a bit beside those of the slots");
+static inline void msi_inbox_shut(msi_inbox *inbox, uint32_t lane) {
+  inbox->lanes[lane].open |= MSI_SHUT;
+}
+static inline int msi_inbox_is_shut(const msi_inbox *inbox, uint32_t lane) {
+  return inbox->lanes[lane].open & MSI_SHUT;
+}
 
 /* Notes when the requests of a lane that has rung were seen, but not yet taken. */
 void msi_inbox_note(msi_inbox *inbox, uint32_t lane, int64_t now_ns);

@@ -1,22 +1,23 @@
 #include "head/serving.h"
 
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/error.h"
 #include "head/leases.h"
+#include "head/loss.h"
 #include "head/run.h"
+#include "mpi/failure.h"
 
 enum { MOST_NAMED = 8 }; /* ranks of a text */
 
 static const double WAIT_NOTICE = 10;
 
 int msi_serving_open(msi_serving *serving, const msi_world *world, int n,
-                     const mpiserve_description *descriptions, size_t bytes[MSI_TRANSPORTS]) {
+                     const mpiserve_description *descriptions, size_t bytes[MSI_PARTS]) {
   *serving = (msi_serving){.backoff = world->backoff};
-  bytes[MPISERVE_SHARED] = bytes[MPISERVE_RMA] = 0;
+  memset(bytes, 0, MSI_PARTS * sizeof *bytes);
   serving->brokers = calloc((size_t)n, sizeof *serving->brokers);
   if (!serving->brokers) return msi_error(MPISERVE_ENOMEM, "no memory for %d services", n);
   serving->current = serving->turn = serving->asked = serving->brokers;
@@ -54,13 +55,14 @@ static void watch_remote(msi_serving *serving, msi_broker *broker) {
 
 int msi_serving_attach(msi_serving *serving, msi_window *window) {
   int code = MPISERVE_OK, remote = 0;
-  for (int i = 0; i < serving->n && !code; i++) {
-    msi_broker *broker = &serving->brokers[i];
-    code = msi_broker_attach(broker, window, &serving->progress);
-    remote |= broker->remote != 0;
+  for (int i = 0; i < serving->n; i++) {
+    msi_broker_attach(&serving->brokers[i], window, &serving->progress);
+    remote |= serving->brokers[i].remote != 0;
   }
-  if (!code && remote) code = msi_progress_open(&serving->progress, window);
+  if (remote) code = msi_progress_open(&serving->progress, window);
   for (int i = 0; i < serving->n && !code; i++) watch_remote(serving, &serving->brokers[i]);
+  const msi_inbox *shared = &serving->brokers[0].inboxes[MPISERVE_SHARED];
+  if (shared->layout.lanes) serving->header = (msi_section_header *)shared->memory;
   serving->silence = (msi_silence){notice_limit(), msi_now(), 0, waited_for(serving)->remaining};
   return code;
 }
@@ -89,15 +91,13 @@ static int look(msi_serving *serving) {
   return msi_error(MPISERVE_ECLOSED, "every simulation rank has left the session");
 }
 
-/* Where the rank sleeps: in its first segment. Who comes over rma cannot wake it, nor can the
+/* Where the rank sleeps: in its first section. Who comes over rma cannot wake it, nor can the
  * delay of a batch. */
 static const msi_wait_address *wait_address_of(const msi_serving *serving,
                                                msi_wait_address *address) {
   for (int i = 0; i < serving->n; i++)
     if (!msi_broker_may_sleep(&serving->brokers[i])) return NULL;
-  msi_segment_header *header =
-      (msi_segment_header *)serving->brokers[0].inboxes[MPISERVE_SHARED].memory;
-  *address = (msi_wait_address){&header->asleep, &header->asleep, 0};
+  *address = (msi_wait_address){&serving->header->asleep, &serving->header->asleep, 0};
   return address;
 }
 
@@ -128,24 +128,22 @@ static int is_long(msi_silence *silence, int64_t activity, uint32_t remaining) {
   return now - silence->since_ns >= silence->limit_ns;
 }
 
-/* Appends to a text of MPISERVE_TEXT_SIZE bytes, while there is room. */
-__attribute__((format(printf, 2, 3))) static void append(char *text, const char *format, ...) {
-  size_t n = strlen(text);
-  va_list args;
-  va_start(args, format);
-  vsnprintf(text + n, MPISERVE_TEXT_SIZE - n, format, args);
-  va_end(args);
+#define APPEND(...) msi_text_append(text, MPISERVE_TEXT_SIZE, __VA_ARGS__)
+
+static void append_rank(const msi_world *world, int rank, int first, char *text) {
+  int is_stopped = msi_failure_state_of(world, rank) == MSI_PEER_STOPPED;
+  APPEND("%s %d%s", first ? "" : ",", rank, is_stopped ? " (stopped by a signal)" : "");
 }
 
 static void append_ranks(const msi_broker *broker, char *text) {
   uint32_t named = 0;
-  append(text, broker->remaining == 1 ? "simulation rank" : "simulation ranks");
+  APPEND(broker->remaining == 1 ? "simulation rank" : "simulation ranks");
   for (int t = 0; t < MSI_TRANSPORTS; t++) {
     const msi_inbox *inbox = &broker->inboxes[t];
     for (uint32_t l = 0; l < inbox->layout.lanes && named < MOST_NAMED; l++)
-      if (!inbox->lanes[l].gone) append(text, named++ ? ", %d" : " %d", inbox->clients[l]);
+      if (!inbox->lanes[l].gone) append_rank(broker->world, inbox->clients[l], !named++, text);
   }
-  if (broker->remaining > named) append(text, " and %u more", broker->remaining - named);
+  if (broker->remaining > named) APPEND(" and %u more", broker->remaining - named);
 }
 
 int msi_serving_waiting(msi_serving *serving, char *text) {
@@ -157,19 +155,29 @@ int msi_serving_waiting(msi_serving *serving, char *text) {
     return MPISERVE_WAITS_NOT;
   if (broker->remaining < lanes) {
     append_ranks(broker, text);
-    append(text, broker->remaining == 1 ? " has" : " have");
-    append(text,
-           " not left the session, and %u others have; did the program call MPI_Finalize "
-           "without mpiserve_close?",
-           lanes - broker->remaining);
+    APPEND(broker->remaining == 1 ? " has" : " have");
+    APPEND(
+        " not left the session, and %u others have: the program computes, or waits for something",
+        lanes - broker->remaining);
     return MPISERVE_WAITS_TO_LEAVE;
   }
-  append(text, n ? "no request any more" : "no request yet");
-  append(text, n ? "; did the program call MPI_Finalize without mpiserve_close?"
-                 : "; does the simulation use MPI_COMM_WORLD without libmpiserve_world.so?");
-  append(text, " Or it computes: this rank waits for ");
+  APPEND(n ? "no request any more" : "no request yet");
+  if (!n) APPEND("; does the simulation use MPI_COMM_WORLD without libmpiserve_world.so?");
+  APPEND(n ? ": the program" : " Or it");
+  APPEND(" computes, or waits for something; this rank waits for ");
   append_ranks(broker, text);
   return n ? MPISERVE_WAITS_ON : MPISERVE_WAITS_TO_BEGIN;
+}
+
+/* A client that has died counts as one that has left. */
+static int bury_dead(msi_serving *serving) {
+  const msi_world *world = serving->brokers->world;
+  int n_dead = msi_failure_look(world), code = MPISERVE_OK;
+  for (int i = 0; i < serving->n && !code; i++)
+    if (n_dead != serving->n_dead || serving->brokers[i].dead_rows)
+      code = msi_loss_of_clients(&serving->brokers[i]);
+  serving->n_dead = n_dead;
+  return code;
 }
 
 static int no_batch(msi_serving *serving, double timeout) {
@@ -183,7 +191,11 @@ static int pause_for(msi_serving *serving, double timeout, msi_wait *wait,
                      msi_wait_address *address, int64_t *deadline) {
   if (timeout != 0 && !msi_wait_pause(wait, &serving->backoff, wait_address_of(serving, address)))
     return MPISERVE_OK;
-  int code = refuse_late(serving, msi_now());
+  int64_t now = msi_now();
+  if (serving->header)
+    atomic_store_explicit(&serving->header->looked_ns, now, memory_order_relaxed);
+  int code = refuse_late(serving, now);
+  if (!code) code = bury_dead(serving);
   if (code) return code;
   if (!*deadline) *deadline = msi_deadline(timeout);
   if (timeout != 0 && msi_now() <= *deadline) return MPISERVE_OK;
@@ -202,19 +214,47 @@ static int wait_for_batch(msi_serving *serving, double timeout, int64_t *deadlin
   return code;
 }
 
-static int close_a_batch(msi_serving *serving, double timeout, int64_t *deadline) {
-  int code = look(serving);
-  return code || serving->current->open ? code : wait_for_batch(serving, timeout, deadline);
+static void say_busy(msi_serving *serving, int64_t since_ns) {
+  if (serving->header)
+    atomic_store_explicit(&serving->header->busy_ns, since_ns, memory_order_relaxed);
 }
 
-/* Answers the batch that is open, if its service has an engine. The time that closed it tells
- * whether the caller is due, so that no batch costs a reading of the clock for that. */
-static int answer_here(msi_serving *serving, double timeout, int64_t *deadline) {
-  const msi_broker *broker = serving->current;
-  if (!*deadline) *deadline = msi_deadline(timeout);
-  int code = msi_run_batch(serving->current);
-  if (code || broker->closed_ns <= *deadline) return code;
+/* A batch goes to a model, which may take long or never end. */
+static void begin_batch(msi_serving *serving, msi_broker *broker) {
+  msi_life_busy(&broker->life, broker->closed_ns);
+  say_busy(serving, broker->closed_ns);
+}
+
+static void hand_out(msi_serving *serving, mpiserve_batch *batch) {
+  *batch = serving->current->assembly.batch;
+  begin_batch(serving, serving->current);
+}
+
+/* The time that closed the batch tells whether the caller is due, so that no batch costs a reading
+ * of the clock for that. */
+static int answer_here(msi_serving *serving, double timeout, int64_t deadline) {
+  msi_broker *broker = serving->current;
+  if (!broker->engine.by_request) begin_batch(serving, broker);
+  int code = msi_run_batch(broker);
+  if (code) return code;
+  if (!broker->engine.by_request) say_busy(serving, 0);
+  if (broker->closed_ns <= deadline) return MPISERVE_OK;
   return msi_error(MPISERVE_ETIMEOUT, "%g s are over, and the engine goes on", timeout);
+}
+
+/* Answers batches of services with an engine, until there is one for the caller. Not inlined: there
+ * it would cost each batch of a caller 5 instructions, which save registers. */
+__attribute__((noinline)) static int run_engines(msi_serving *serving, double timeout,
+                                                 int64_t *deadline, mpiserve_batch *batch) {
+  int code = MPISERVE_OK;
+  if (!*deadline) *deadline = msi_deadline(timeout);
+  while (!code && serving->current->engine.run) {
+    code = answer_here(serving, timeout, *deadline);
+    if (!code) code = look(serving);
+    if (!code && !serving->current->open) code = wait_for_batch(serving, timeout, deadline);
+  }
+  if (serving->current->open) *batch = serving->current->assembly.batch; /* also one that failed */
+  return code;
 }
 
 int msi_serving_next(msi_serving *serving, double timeout, mpiserve_batch *batch) {
@@ -222,13 +262,12 @@ int msi_serving_next(msi_serving *serving, double timeout, mpiserve_batch *batch
     return msi_error(MPISERVE_ESTATE, "the last batch has not been answered");
   serving->calls++;
   msi_progress_stop(&serving->progress);
+  say_busy(serving, 0);
   int64_t deadline = 0; /* once it is needed */
-  int code = close_a_batch(serving, timeout, &deadline);
-  while (!code && serving->current->engine.run) {
-    code = answer_here(serving, timeout, &deadline);
-    if (!code) code = close_a_batch(serving, timeout, &deadline);
-  }
-  if (serving->current->open) *batch = serving->current->assembly.batch;
+  int code = look(serving);
+  if (!code && !serving->current->open) code = wait_for_batch(serving, timeout, &deadline);
+  if (!code && serving->current->engine.run) code = run_engines(serving, timeout, &deadline, batch);
+  if (!code) hand_out(serving, batch);
   msi_progress_start(&serving->progress);
   return code;
 }
@@ -283,6 +322,11 @@ int msi_serving_room_set(msi_serving *serving, int service, int room) {
   int code = check_service_index(serving, service);
   if (!code) serving->brokers[service].has_room = room != 0;
   return code;
+}
+
+int msi_serving_state_set(msi_serving *serving, int service, int state) {
+  int code = check_service_index(serving, service);
+  return code ? code : msi_broker_enter(&serving->brokers[service], state);
 }
 
 int msi_serving_queue_get(const msi_serving *serving, int service, int64_t *rows) {

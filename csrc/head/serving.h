@@ -23,14 +23,16 @@ typedef struct msi_serving {
   int64_t calls;       /* of msi_serving_next() */
   msi_progress progress;
   msi_silence silence;
+  msi_section_header *header; /* where clients see what this rank does; NULL: none is near */
+  int n_dead;                 /* ranks of the world that were known to be dead at the last look */
 } msi_serving;
 
-/* First half of publishing: what memory each transport needs. Local. descriptions must
+/* First half of publishing: what memory is needed, by its parts. Local. descriptions must
  * outlive it. */
 int msi_serving_open(msi_serving *serving, const msi_world *world, int n,
-                     const mpiserve_description *descriptions, size_t bytes[MSI_TRANSPORTS]);
+                     const mpiserve_description *descriptions, size_t bytes[MSI_PARTS]);
 
-/* Second half: the windows are there. Local. */
+/* Second half: the memory is there. Local. */
 int msi_serving_attach(msi_serving *serving, msi_window *window);
 void msi_serving_close(msi_serving *serving);
 
@@ -46,6 +48,7 @@ int msi_serving_suspend(msi_serving *serving, int service, int suspended);
 int msi_serving_engine_set(msi_serving *serving, int service, const mpiserve_engine *engine);
 int msi_serving_rows_set(msi_serving *serving, int service, int rows);
 int msi_serving_room_set(msi_serving *serving, int service, int room);
+int msi_serving_state_set(msi_serving *serving, int service, int state);
 int msi_serving_queue_get(const msi_serving *serving, int service, int64_t *rows);
 
 /* As mpiserve_change_get() and mpiserve_change_reply() say. */

@@ -56,6 +56,7 @@ extern "C" {
 #define MPISERVE_NAME_SIZE 64    /* bytes of a name, with its final zero */
 #define MPISERVE_TEXT_SIZE 512   /* bytes of a longer text, with its final zero */
 #define MPISERVE_MAX_SESSIONS 64 /* sessions that one process has open at a time */
+#define MPISERVE_STATES 8        /* in mpiserve_state */
 
 /* Results. mpiserve_strerror() gives the text of a code. */
 typedef enum mpiserve_code {
@@ -75,7 +76,7 @@ typedef enum mpiserve_code {
   MPISERVE_EMODEL = -13,     /* the model failed: while loading, or on this batch */
   MPISERVE_ETIMEOUT = -14,   /* the time-out passed */
   MPISERVE_ECANCELLED = -15, /* the request was cancelled */
-  MPISERVE_EPEER = -16,      /* another rank of the session ended with an error */
+  MPISERVE_EPEER = -16,      /* another rank of the session ended with an error, or died */
   MPISERVE_ECLOSED = -17,    /* the session closed before the request was answered */
   MPISERVE_EFULL = -18,      /* the service's queue is full: submit again later */
   MPISERVE_EDEADLINE = -19,  /* the request's deadline passed; unlike ETIMEOUT, it has ended */
@@ -108,6 +109,24 @@ typedef enum mpiserve_on_full {
   MPISERVE_REJECT = 1 /* ends it with MPISERVE_EFULL */
 } mpiserve_on_full;
 
+/* Where a replica of a service is in its life: see mpiserve_service_state_get(). */
+typedef enum mpiserve_state {
+  MPISERVE_LAUNCHED = 0,   /* its rank is there, and no model: before loading, or unloaded */
+  MPISERVE_LOADING = 1,    /* its model is being loaded */
+  MPISERVE_READY = 2,      /* it answers, and waits for requests */
+  MPISERVE_BUSY = 3,       /* it answers, and computes a batch or holds requests */
+  MPISERVE_SUSPENDED = 4,  /* it sends requests to other replicas: mpiserve_suspend() */
+  MPISERVE_RESTARTING = 5, /* the same, until its model is there again */
+  MPISERVE_FAILED = 6,     /* its model cannot be had: each request is an error */
+  MPISERVE_GONE = 7        /* its rank has left the session */
+} mpiserve_state;
+
+/* What has answered a request: mpiserve_stats. */
+typedef enum mpiserve_source {
+  MPISERVE_MODEL = 0,   /* a replica of the service */
+  MPISERVE_FALLBACK = 2 /* some rows, or all, the caller's own function: mpiserve_fallback_set() */
+} mpiserve_source;
+
 /* What the rows of a request are to each other, for the model. */
 typedef enum mpiserve_rows {
   MPISERVE_INDEPENDENT = 0, /* nothing: a batch merges requests, and may be cut */
@@ -128,12 +147,20 @@ typedef struct mpiserve_options {
   int32_t priority; /* -100 to 100: the head takes higher ones first; 0: the default */
 } mpiserve_options;
 
+/* What every value of an output must be, or its row is no answer: bits of mpiserve_spec. */
+typedef enum mpiserve_check {
+  MPISERVE_FINITE = 1, /* neither NaN nor infinite */
+  MPISERVE_BOUNDS = 2  /* min to max, both included, and no NaN */
+} mpiserve_check;
+
 /* One tensor of a signature. shape[0] is -1 (the rows), the others are positive. */
 typedef struct mpiserve_spec {
   char name[MPISERVE_NAME_SIZE];
   int32_t dtype; /* mpiserve_dtype */
   int32_t ndim;
   int64_t shape[MPISERVE_MAX_DIMS];
+  int32_t check;   /* of an output: bits of mpiserve_check, or 0: any value is an answer */
+  double min, max; /* for MPISERVE_BOUNDS */
 } mpiserve_spec;
 
 /* One tensor of a call: the caller's memory, dense and C-contiguous. If name is NULL, the position
@@ -169,6 +196,15 @@ typedef struct mpiserve_description {
   char error_text[MPISERVE_TEXT_SIZE];
 } mpiserve_description;
 
+/* The state of a replica. Times are nanoseconds since 1970 by the clock of its node. */
+typedef struct mpiserve_replica_state {
+  int32_t state;                       /* mpiserve_state */
+  int32_t replica;                     /* 0, 1, ... within the service */
+  int32_t rank;                        /* of its head, in the world */
+  int64_t entered_ns[MPISERVE_STATES]; /* by mpiserve_state: when it was entered last; 0: never;
+                                          of MPISERVE_BUSY: 0 while it is not busy */
+} mpiserve_replica_state;
+
 /* In-place memory: see mpiserve_buffer_take(). inputs[i] and outputs[j] are dense tensors of rows
  * rows, in the order of the signature. */
 typedef struct mpiserve_buffer {
@@ -189,6 +225,8 @@ typedef struct mpiserve_stats {
   int64_t total_ns;       /* at the client, from submit to reply seen */
   int64_t generation;     /* of the model at that replica: 1, one more with each reload, and 0 after
                              65535 */
+  int64_t source;         /* mpiserve_source */
+  int64_t fallback_rows;  /* of the rows, those that the caller's fallback answered */
 } mpiserve_stats;
 
 /* Counters of this rank since open. */
@@ -210,6 +248,9 @@ typedef struct mpiserve_counters {
   int64_t engine_batches;    /* inference: of the batches, answered by an mpiserve_engine */
   int64_t batch_calls;       /* inference: calls of mpiserve_batch_next(), which is how often the
                                 caller has looked in */
+  int64_t fallbacks;         /* simulation: requests of which the fallback answered rows */
+  int64_t failed_rows;       /* simulation: rows of results that failed the check of the outputs */
+  int64_t rerouted;          /* simulation: sent again to another replica, as theirs had died */
 } mpiserve_counters;
 
 /* A closed batch, as its inference rank sees it. The pointers are valid until the batch is
@@ -273,6 +314,13 @@ typedef struct mpiserve_change_request {
   int32_t client;                   /* the world rank of the client */
   char version[MPISERVE_NAME_SIZE]; /* of MPISERVE_LOAD; "": the same again */
 } mpiserve_change_request;
+
+/* Memory that other processes may map: see mpiserve_segment_get(). */
+typedef struct mpiserve_segment {
+  void *memory;
+  int64_t bytes;
+  int32_t fd; /* of its file, which has no name */
+} mpiserve_segment;
 
 /* What an inference rank has waited for since long: see mpiserve_waiting_get(). */
 typedef enum mpiserve_waits {
@@ -355,8 +403,28 @@ int mpiserve_fail(mpiserve_session *session, const char *text);
  * the session owns, so that its handles, services and requests included, are MPISERVE_ESTATE.
  * Requests that the caller did not wait for have ended, and their outputs are written. An inference
  * rank calls it when mpiserve_batch_next() has returned MPISERVE_ECLOSED. NULL is allowed. After
- * MPI_Finalize it returns MPISERVE_ESTATE and frees nothing. */
+ * MPI_Finalize it returns MPISERVE_ESTATE and frees nothing. MPI_Finalize closes what is open; then
+ * mpiserve_last_error() says what went wrong, if anything.
+ *
+ * It waits at most MPISERVE_CLOSE_TIMEOUT seconds (environment, default 30) for the inference
+ * ranks, and then for the other ranks to close: these may compute for hours, and nobody needs this
+ * one any more, so the session is closed all the same, and what all free together is freed in
+ * MPI_Finalize. Whatever it returns, the session is closed:
+ *   MPISERVE_ETIMEOUT  inference ranks did not answer in time; the text names them, and says what
+ *                      they do, as far as can be seen: busy, stopped, silent.
+ *   MPISERVE_EPEER     ranks have died, which the text names. MPI_Finalize may wait for them for
+ *                      ever: end the process with _exit().
+ *
+ * mpiserve_close_within: the same, with a limit of timeout seconds. */
 int mpiserve_close(mpiserve_session *session);
+int mpiserve_close_within(mpiserve_session *session, double timeout);
+
+/* mpiserve_lost_get: how many ranks of the world are known to have died, where the launcher lets
+ * the others live. text, of MPISERVE_TEXT_SIZE bytes or NULL, names them, with process and host.
+ * A simulation rank that has died counts as one that has left. A request whose inference rank has
+ * died goes to another replica, or ends with MPISERVE_EPEER. Ranks of other nodes are seen only
+ * with an MPI that goes on after a failure (Open MPI 5: mpirun --with-ft ulfm). Local. */
+int mpiserve_lost_get(mpiserve_session *session, int *count, char *text);
 
 /* ---- services: simulation ranks -------------------------------------- */
 
@@ -371,9 +439,22 @@ int mpiserve_service_find(mpiserve_session *session, const char *name, mpiserve_
 
 /* mpiserve_service_describe: what was published. engine and limits are those of this rank's home
  * replica, replicas is the number that can serve, head and transport are the world rank of home
- * and the way there. Any output may be NULL. */
+ * and the way there: all as at open. Any output may be NULL. */
 int mpiserve_service_describe(mpiserve_service *service, mpiserve_description *description,
                               int *replicas, int *head, int *transport);
+
+/* mpiserve_service_state_get: the state of the n-th replica of a service, 0, 1, ..., those included
+ * that could not load their model; or with n = -1 of the one that can serve best. The state may
+ * have changed when the call returns. On a node it is a load; between nodes a Get, which may wait
+ * as long as a submit. MPISERVE_ENOTFOUND: no such service; MPISERVE_EARG: no such replica.
+ *
+ * mpiserve_service_wait_ready: wait until a replica is MPISERVE_READY or MPISERVE_BUSY, at most
+ * timeout seconds. When mpiserve_open() returns, each service is ready or has failed; this is for
+ * services that were suspended or unloaded, or whose model restarts. MPISERVE_EMODEL, at once, if
+ * every replica has failed or is gone, with ranks and times; MPISERVE_ETIMEOUT. Blocking. */
+int mpiserve_service_state_get(mpiserve_session *session, const char *name, int n,
+                               mpiserve_replica_state *state);
+int mpiserve_service_wait_ready(mpiserve_session *session, const char *name, double timeout);
 
 /* ---- requests: simulation ranks ------------------------------------------------ */
 
@@ -405,7 +486,7 @@ int mpiserve_submit(mpiserve_service *service, int n_inputs, const mpiserve_tens
 
 /* mpiserve_test: has the request ended? done is 0 or 1. When 1, the call returns the code that the
  * request ended with, outputs hold the result if that is MPISERVE_OK, and request becomes no
- * request (id 0). stats may be NULL. Non-blocking. */
+ * request (id 0). stats may be NULL. Non-blocking, but for a fallback: mpiserve_fallback_set(). */
 int mpiserve_test(mpiserve_session *session, mpiserve_request *request, int *done,
                   mpiserve_stats *stats);
 
@@ -424,6 +505,50 @@ int mpiserve_cancel(mpiserve_session *session, mpiserve_request *request);
 int mpiserve_infer(mpiserve_service *service, int n_inputs, const mpiserve_tensor *inputs,
                    int n_outputs, const mpiserve_tensor *outputs, double timeout,
                    mpiserve_stats *stats);
+
+/* mpiserve_fallback_set: let a function of the caller's, such as the physics that the model stands
+ * for, answer the requests of this rank that the service does not. NULL: none, as at the beginning.
+ * It holds for all requests to the service that end from now on. Local.
+ *
+ * It is called when a request ends with an error that is not the caller's, and fills the outputs.
+ * Then the call returns MPISERVE_OK, and mpiserve_stats and mpiserve_counters say who answered:
+ *
+ *   MPISERVE_EMODEL, and codes of   the model failed, is unloaded, or serves nowhere     yes
+ *     mpiserve_batch_fail()
+ *   MPISERVE_EFULL, _ENOMEM         the head had no room for it                           yes
+ *   MPISERVE_EDEADLINE              its deadline passed                                   yes
+ *   MPISERVE_ETIMEOUT               of mpiserve_infer(), which ends the request           yes
+ *                                   of mpiserve_wait(), after which it goes on            no
+ *   MPISERVE_EPEER                  its inference rank is gone, and no other serves       yes
+ *                                   another simulation rank reported an error             no
+ *   MPISERVE_ECANCELLED             the caller ended it                                   no
+ *   MPISERVE_EARG, _ESTATE, _ENAME, the call is wrong                                     no
+ *     _EDTYPE, _ESHAPE, _EROWS
+ *   MPISERVE_EMPI                   MPI failed, and the session with it                   no
+ *
+ * function gets data as it was given here; rows, 1 or more; inputs[i] and outputs[j], dense
+ * tensors of rows rows in the order of the signature, which it must not keep; code and why: the
+ * error that the call would return. It returns 0 when all outputs are filled. Otherwise the call
+ * returns code, with why and the function's own text, which it sets by mpiserve_error(). A C++
+ * exception must not leave it.
+ *
+ * Rows of a result that the signature's outputs do not allow (mpiserve_spec.check) are the model's
+ * failure: MPISERVE_EMODEL, with the output, row and value. Only these rows go to the function, in
+ * one call and in their order, and the others stay what they are; if the rows of a request belong
+ * together (mpiserve_rows), all of them go. None can go if the caller's outputs are the memory of
+ * its inputs, which the result has replaced. What the function returns is not checked.
+ *
+ * The thread that calls mpiserve_infer(), mpiserve_wait() or mpiserve_test() runs it, before the
+ * call returns and for as long as it takes, also beyond a time-out. No other call runs it: not
+ * submit, cancel or close. The thread has the session, so a call of the same session, service or
+ * request in the function is MPISERVE_ESTATE. It may call MPI as the caller may.
+ *
+ * If a request is given up at its deadline or time-out while its outputs are rows of a buffer, the
+ * model may still write there, so the fallback is not called and the text says so. */
+int mpiserve_fallback_set(mpiserve_service *service,
+                          int (*function)(void *data, int64_t rows, const void *const *inputs,
+                                          void *const *outputs, int code, const char *why),
+                          void *data);
 
 /* mpiserve_buffer_take: get memory for requests of up to rows rows that need no copy: give its
  * pointers, or pointers to a later row of it, as the data of tensors. Where client and head share
@@ -534,6 +659,13 @@ int mpiserve_ticket_reply(mpiserve_session *session, mpiserve_ticket *ticket,
 int mpiserve_ticket_fail(mpiserve_session *session, mpiserve_ticket *ticket, int code,
                          const char *text);
 
+/* mpiserve_segment_get: the memory of this rank in which all inputs and outputs lie that
+ * mpiserve_batch_next() hands out. Another process of this user, which runs the model, maps its
+ * file (MAP_SHARED): the file descriptor is sent to it, or opened at /proc/PID/fd/FD. It belongs to
+ * the session and is valid until mpiserve_close(); a mapping of it may outlive that. Inference
+ * ranks; local. MPISERVE_ESTATE before mpiserve_publish(). */
+int mpiserve_segment_get(mpiserve_session *session, mpiserve_segment *segment);
+
 /* mpiserve_poll: take what clients send, and form no batch: for a server that holds as many
  * requests as it can. Inference ranks; never waits. MPISERVE_ESTATE while a batch is open. */
 int mpiserve_poll(mpiserve_session *session);
@@ -548,6 +680,14 @@ int mpiserve_poll(mpiserve_session *session);
  * suspended is 0 or 1; the state that it already has changes nothing. Inference ranks; never waits.
  * MPISERVE_ESTATE while a batch of it is open, MPISERVE_EARG if there is no such service. */
 int mpiserve_suspend(mpiserve_session *session, int service, int suspended);
+
+/* mpiserve_state_set: say in which state the replica of a service of this rank (0, 1, ...) is:
+ * MPISERVE_LAUNCHED, _LOADING, _READY, _RESTARTING or _FAILED. It is what clients read, and changes
+ * nothing else: a replica that restarts is suspended too, first. The library itself says
+ * MPISERVE_READY or _FAILED after mpiserve_publish(), MPISERVE_BUSY, _SUSPENDED and _GONE, and
+ * MPISERVE_READY when the service is resumed. Inference ranks; local. MPISERVE_EARG if there is no
+ * such service, or for another state. */
+int mpiserve_state_set(mpiserve_session *session, int service, int state);
 
 /* mpiserve_rows_set: from the next batch on, the rows of a service of this rank (0, 1, ...) are
  * independent, or together (mpiserve_rows), because mpiserve_reload() brought a model of another

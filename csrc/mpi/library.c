@@ -55,6 +55,24 @@ int msi_library_finalized(void) {
   return ended;
 }
 
+static void (*at_finalize)(void);
+
+static int finalize(MPI_Comm self, int key, void *value, void *extra) {
+  (void)self, (void)key, (void)value, (void)extra;
+  at_finalize();
+  return MPI_SUCCESS;
+}
+
+/* The attributes of MPI_COMM_SELF are deleted first of all, the newest first. */
+void msi_library_at_finalize(void (*function)(void)) {
+  int key;
+  if (at_finalize) return;
+  at_finalize = function;
+  MPI_Comm_create_keyval(MPI_COMM_NULL_COPY_FN, finalize, &key, NULL);
+  MPI_Comm_set_attr(MPI_COMM_SELF, key, NULL);
+  MPI_Comm_free_keyval(&key);
+}
+
 MPI_Comm msi_library_comm(MPI_Fint comm) { return MPI_Comm_f2c(comm); }
 
 MPI_Fint msi_library_comm_f(MPI_Comm comm) { return MPI_Comm_c2f(comm); }

@@ -9,6 +9,9 @@
 int msi_library_check_running(void);
 int msi_library_finalized(void);
 
+/* Calls a function in MPI_Finalize, before MPI has ended anything; once set, for good. */
+void msi_library_at_finalize(void (*function)(void));
+
 /* Only while MPI runs: before MPI_Init, MPI_Comm_f2c() of Open MPI 4.1.4 aborts. */
 MPI_Comm msi_library_comm(MPI_Fint comm);
 MPI_Fint msi_library_comm_f(MPI_Comm comm);

@@ -22,6 +22,7 @@ static int open_rma(msi_path *path) {
 }
 
 static void close_rma(msi_path *path) {
+  path->window->unread |= path->replies_to_come;
   msi_window_cancel_recv(&path->recv);
   free(path->slots);
   free(path->message);
@@ -73,7 +74,7 @@ static void deliver(msi_path *path) {
 static int progress(msi_path *path) {
   int code = MPISERVE_OK, received = 1;
   while (!code && path->replies_to_come) {
-    code = msi_window_test_recv(&path->recv, &received);
+    code = msi_window_test_recv(path->window, &path->recv, &received);
     if (code || !received) break;
     deliver(path);
     if (--path->replies_to_come) code = post_recv(path);
@@ -89,7 +90,17 @@ static int read_rows(msi_path *path, size_t at, void *to, size_t bytes) {
   return msi_window_get(path->window, path->head, at, to, bytes);
 }
 
-static int read_end(msi_path *path) { return msi_window_flush(path->window, path->head); }
+/* Of a dead head MPI reports success too, and fetches nothing (Open MPI 5.0.11, ULFM): so a word
+ * that is known is fetched with the rows. */
+static int read_end(msi_path *path) {
+  uint32_t magic = 0;
+  int code = msi_window_get(path->window, path->head, offsetof(msi_section_header, magic), &magic,
+                            sizeof magic);
+  if (!code) code = msi_window_flush(path->window, path->head);
+  if (code || magic == MSI_MAGIC) return code;
+  return msi_error(MPISERVE_EPEER, "inference rank %d has died before its results were fetched",
+                   path->head);
+}
 
 static int reply_end(msi_window *window, int client, int service_index, msi_slot *slot,
                      size_t bytes, MPI_Request *send) {

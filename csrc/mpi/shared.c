@@ -3,16 +3,16 @@
 #include "mpi/transport.h"
 
 static int open_shared(msi_path *path) {
-  int code = msi_window_peer(path->window, path->head, (void **)&path->memory);
+  int code = msi_window_peer(path->window, path->head, &path->memory);
   if (!code) path->slots = (msi_slot *)(path->memory + path->slots_at);
   return code;
 }
 
 /* The release store puts payload and header before the doorbell. The head sleeps in the first
- * segment of its rank. */
+ * section of its rank. */
 static int post(msi_path *path, uint64_t sequence, size_t bytes) {
   (void)bytes;
-  msi_segment_header *header = (msi_segment_header *)path->memory;
+  msi_section_header *header = (msi_section_header *)path->memory;
   atomic_store_explicit((_Atomic uint8_t *)(path->memory + path->doorbell_at), (uint8_t)sequence,
                         memory_order_release);
   msi_wait_wake(&header->asleep, &header->asleep);

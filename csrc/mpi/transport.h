@@ -4,7 +4,7 @@
  *   shared  both are on one node: loads, stores and a futex
  *   rma     MPI Put and Get with flush; a reply is a message
  *
- * To add a transport: a number in mpiserve_transport, a table here, a window in window.c. */
+ * To add a transport: a number in mpiserve_transport, a table here, its memory in window.c. */
 #ifndef MSI_TRANSPORT_H
 #define MSI_TRANSPORT_H
 

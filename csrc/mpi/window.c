@@ -3,10 +3,9 @@
 
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <unistd.h>
 
 #include "base/error.h"
+#include "mpi/failure.h"
 
 enum { REPLY_TAG = 1 }; /* of a rank's first service; its others have the next ones */
 
@@ -26,52 +25,106 @@ static void find_used(msi_window *window) {
         window->used[msi_window_transport(world, r, world->heads[h].rank)] = 1;
 }
 
-/* Ranks of one node must have equal info, and each its own pages. */
-static int open_shared(msi_window *window, size_t bytes) {
-  MPI_Info info;
-  MPI_Info_create(&info);
-  MPI_Info_set(info, "alloc_shared_noncontig", "true");
-  int failed =
-      MPI_Win_allocate_shared((MPI_Aint)bytes, 1, info, window->world->node,
-                              &window->memory[MPISERVE_SHARED], &window->win[MPISERVE_SHARED]);
-  MPI_Info_free(&info);
-  return failed ? msi_mpi_error(failed, "MPI_Win_allocate_shared") : MPISERVE_OK;
+/* ---- this rank's memory --------------------------------------------------------- */
+
+/* Each part begins at a page of its own. */
+static size_t end_of(size_t begin, size_t bytes) {
+  const size_t page = 4096;
+  return begin + (bytes + page - 1) / page * page;
 }
 
-/* MPI_Win_allocate and not MPI_Win_create: on one node the common
- * implementations make progress for a busy target only in the former. */
+static size_t bytes_of(const size_t bytes[MSI_PARTS], int part) {
+  return part == MPISERVE_RMA ? 0 : bytes[part];
+}
+
+int msi_window_reserve(msi_window *window, const size_t bytes[MSI_PARTS]) {
+  size_t total = 0, at = 0;
+  for (int i = 0; i < MSI_PARTS; i++) total = end_of(total, bytes_of(bytes, i));
+  int code = msi_segment_open(&window->segment, total);
+  if (code)
+    return msi_error(code,
+                     "no memory for requests: %s. Lower max_batch_rows or pool_bytes, or give the "
+                     "job more memory",
+                     mpiserve_last_error());
+  for (int i = 0; i < MSI_PARTS; at = end_of(at, bytes_of(bytes, i++)))
+    window->memory[i] = bytes_of(bytes, i) ? window->segment.memory + at : NULL;
+  return MPISERVE_OK;
+}
+
+/* ---- rma --------------------------------------------------------------------------- */
+
+/* MPI's memory and not a part of the segment: over MPI_Win_create a round trip of 1 KiB took two to
+ * four times as long on one node, and up to twice as long between hosts (Open MPI 5.0.11, MPICH
+ * 5.0.2). One access epoch from open to close: nobody else ever locks, hence NOCHECK. */
 static int open_rma(msi_window *window, size_t bytes) {
   int failed = MPI_Win_allocate((MPI_Aint)bytes, 1, MPI_INFO_NULL, window->world->comm,
-                                &window->memory[MPISERVE_RMA], &window->win[MPISERVE_RMA]);
-  return failed ? msi_mpi_error(failed, "MPI_Win_allocate") : MPISERVE_OK;
-}
-
-/* One access epoch from open to close: nobody else ever locks, hence NOCHECK. */
-static int begin_epoch(msi_window *window, int transport) {
-  MPI_Win_set_errhandler(window->win[transport], MPI_ERRORS_RETURN);
-  int failed = MPI_Win_lock_all(MPI_MODE_NOCHECK, window->win[transport]);
-  return failed ? msi_mpi_error(failed, "MPI_Win_lock_all") : MPISERVE_OK;
-}
-
-/* Messages have a communicator of their own, so that none is mistaken. */
-static int open_replies(msi_window *window) {
-  int failed = MPI_Comm_dup(window->world->comm, &window->replies);
+                                &window->memory[MPISERVE_RMA], &window->win);
+  if (failed) return msi_mpi_error(failed, "MPI_Win_allocate");
+  MPI_Win_set_errhandler(window->win, MPI_ERRORS_RETURN);
+  failed = MPI_Win_lock_all(MPI_MODE_NOCHECK, window->win);
+  if (failed) return msi_mpi_error(failed, "MPI_Win_lock_all");
+  /* Messages have a communicator of their own, so that none is mistaken. */
+  failed = MPI_Comm_dup(window->world->comm, &window->replies);
   return failed ? msi_mpi_error(failed, "MPI_Comm_dup") : MPISERVE_OK;
 }
 
-/* A window that one rank could not allocate is an error on all ranks. */
-static int agree(msi_window *window, int code, const size_t bytes[MSI_TRANSPORTS]) {
-  int worst = code, failed;
-  failed = MPI_Allreduce(MPI_IN_PLACE, &worst, 1, MPI_INT, MPI_MIN, window->world->comm);
-  if (failed) return msi_mpi_error(failed, "MPI_Allreduce");
-  if (!code && worst) return msi_error(worst, "another rank could not open its window");
+/* ---- the memory of others ---------------------------------------------------------- */
+
+static int is_peer(const msi_world *world, int rank) {
+  for (int h = 0; h < world->n_heads; h++)
+    if (world->heads[h].rank == rank)
+      return msi_window_transport(world, world->rank, rank) == MPISERVE_SHARED;
+  return 0;
+}
+
+/* What a rank tells of its memory. */
+typedef struct offer {
+  msi_segment_id id;
+  uint64_t shared; /* bytes of the part for clients on its node, which comes first */
+} offer;
+
+static int map_peer(msi_window *window, int rank, const offer *theirs) {
+  msi_peer *peer = &window->peers[window->n_peers];
+  int code = msi_segment_attach(&peer->segment, &theirs->id, theirs->shared);
   if (code)
-    return msi_error(code,
-                     "a window of %zu bytes on one node and %zu between nodes: %s. Less "
-                     "max_batch_rows, or more room in /dev/shm, may help",
-                     bytes[MPISERVE_SHARED], bytes[MPISERVE_RMA], mpiserve_strerror(code));
+    return msi_error(code, "rank %d: %s. Or set MPISERVE_TRANSPORT=rma", rank,
+                     mpiserve_last_error());
+  peer->rank = rank;
+  window->n_peers++;
   return MPISERVE_OK;
 }
+
+static int map_peers(msi_window *window, const offer *offers) {
+  const msi_world *world = window->world;
+  int code = MPISERVE_OK;
+  if (world->role != MPISERVE_SIMULATION) return code;
+  window->peers = calloc((size_t)world->n_heads, sizeof *window->peers);
+  if (!window->peers) return msi_error(MPISERVE_ENOMEM, "no memory for %d heads", world->n_heads);
+  for (int r = 0; r < world->size && !code; r++)
+    if (is_peer(world, r)) code = map_peer(window, r, &offers[r]);
+  return code;
+}
+
+static int exchange_memory(msi_window *window, msi_world *world, size_t shared, offer *offers) {
+  offer mine = {msi_segment_identify(&window->segment), shared};
+  int code = msi_world_gather(world, &mine, offers, sizeof mine, "mpiserve_open");
+  return code ? code : msi_world_agree(world, map_peers(window, offers));
+}
+
+int msi_window_peer(msi_window *window, int head, uint8_t **memory) {
+  for (int i = 0; i < window->n_peers; i++) {
+    *memory = window->peers[i].segment.memory;
+    if (window->peers[i].rank == head) return MPISERVE_OK;
+  }
+  return msi_error(MPISERVE_ESTATE, "the memory of rank %d is not mapped", head);
+}
+
+void msi_window_keep(msi_window *window, int head) {
+  for (int i = 0; i < window->n_peers; i++)
+    if (window->peers[i].rank == head) window->peers[i].kept = 1;
+}
+
+/* ---- open and close ------------------------------------------------------------------ */
 
 static int several_nodes(const msi_world *world) {
   for (int r = 1; r < world->size; r++)
@@ -94,82 +147,51 @@ static int known_broken(const msi_world *world) {
   return MPISERVE_OK;
 }
 
-static int refuse_broken(const msi_world *world) {
-  if (!several_nodes(world)) return MPISERVE_OK;
-  int code = known_broken(world), worst = code;
-  int failed = MPI_Allreduce(MPI_IN_PLACE, &worst, 1, MPI_INT, MPI_MIN, world->comm);
-  if (failed) return msi_mpi_error(failed, "MPI_Allreduce");
-  return code || !worst ? code : msi_error(worst, "another rank refuses its MPI library");
+static int prepare(msi_window *window, const size_t bytes[MSI_PARTS], const offer *offers) {
+  const msi_world *world = window->world;
+  if (!offers) return msi_error(MPISERVE_ENOMEM, "no memory for %d ranks", world->size);
+  int code = several_nodes(world) ? known_broken(world) : MPISERVE_OK;
+  return code ? code : msi_window_reserve(window, bytes);
 }
 
-int msi_window_open(msi_window *window, const msi_world *world,
-                    const size_t bytes[MSI_TRANSPORTS]) {
-  *window =
-      (msi_window){.world = world, .win = {MPI_WIN_NULL, MPI_WIN_NULL}, .replies = MPI_COMM_NULL};
+int msi_window_open(msi_window *window, msi_world *world, const size_t bytes[MSI_PARTS]) {
+  *window = (msi_window){.world = world, .win = MPI_WIN_NULL, .replies = MPI_COMM_NULL};
   find_used(window);
-  int code = refuse_broken(world);
-  if (code) return code;
-  if (window->used[MPISERVE_SHARED]) code = open_shared(window, bytes[MPISERVE_SHARED]);
-  code = agree(window, code, bytes);
+  offer *offers = calloc((size_t)world->size, sizeof *offers);
+  int code = msi_world_agree(world, prepare(window, bytes, offers));
   if (!code && window->used[MPISERVE_RMA])
-    code = agree(window, open_rma(window, bytes[MPISERVE_RMA]), bytes);
-  for (int t = 0; t < MSI_TRANSPORTS && !code; t++)
-    if (window->win[t] != MPI_WIN_NULL) code = begin_epoch(window, t);
-  if (!code && window->used[MPISERVE_RMA]) code = open_replies(window);
+    code = msi_world_agree(world, open_rma(window, bytes[MPISERVE_RMA]));
+  if (!code && window->used[MPISERVE_SHARED])
+    code = exchange_memory(window, world, bytes[MPISERVE_SHARED], offers);
+  if (code != MPISERVE_ETIMEOUT) free(offers); /* else MPI may still write there */
   return code;
 }
 
-/* Windows are freed explicitly: MPICH 5 over UCX warns at finalize otherwise. */
+/* Windows are freed explicitly: MPICH 5 over UCX warns at finalize otherwise. A communicator with
+ * messages that nobody received is not: there MPICH 5 aborts. */
 int msi_window_close(msi_window *window) {
-  if (!window->world) return MPISERVE_OK;
-  if (window->replies != MPI_COMM_NULL) MPI_Comm_free(&window->replies);
-  for (int t = 0; t < MSI_TRANSPORTS; t++) {
-    if (window->win[t] == MPI_WIN_NULL) continue;
-    MPI_Win_unlock_all(window->win[t]);
-    int failed = MPI_Win_free(&window->win[t]);
-    if (failed) return msi_mpi_error(failed, "MPI_Win_free");
-  }
+  if (!window->world || window->win == MPI_WIN_NULL) return MPISERVE_OK;
+  if (window->replies != MPI_COMM_NULL && !window->unread) MPI_Comm_free(&window->replies);
+  MPI_Win_unlock_all(window->win);
+  int failed = MPI_Win_free(&window->win);
+  return failed ? msi_mpi_error(failed, "MPI_Win_free") : MPISERVE_OK;
+}
+
+void msi_window_unmap(msi_window *window) {
+  for (int i = 0; i < window->n_peers; i++)
+    if (!window->peers[i].kept) msi_segment_close(&window->peers[i].segment);
+  free(window->peers);
+  window->peers = NULL;
+  window->n_peers = 0;
+  msi_segment_close(&window->segment);
   window->world = NULL;
-  return MPISERVE_OK;
 }
-
-int msi_window_peer(msi_window *window, int head, void **memory) {
-  MPI_Group world, node;
-  MPI_Aint bytes;
-  int rank, unit;
-  MPI_Comm_group(window->world->comm, &world);
-  MPI_Comm_group(window->world->node, &node);
-  MPI_Group_translate_ranks(world, 1, &head, node, &rank);
-  MPI_Group_free(&world);
-  MPI_Group_free(&node);
-  int failed = MPI_Win_shared_query(window->win[MPISERVE_SHARED], rank, &bytes, &unit, memory);
-  return failed ? msi_mpi_error(failed, "MPI_Win_shared_query") : MPISERVE_OK;
-}
-
-/* The pages that hold a piece of memory. */
-static uint8_t *pages_of(uint8_t *memory, size_t *bytes) {
-  size_t page = (size_t)sysconf(_SC_PAGESIZE), before = (uintptr_t)memory % page;
-  *bytes = (*bytes + before + page - 1) / page * page;
-  return memory - before;
-}
-
-/* mremap with an old size of 0 maps the pages of a shared mapping once more. */
-uint8_t *msi_window_alias(uint8_t *memory, size_t bytes) {
-#ifdef __linux__
-  uint8_t *pages = pages_of(memory, &bytes);
-  void *alias = mremap(pages, 0, bytes, MREMAP_MAYMOVE);
-  if (alias != MAP_FAILED) return (uint8_t *)alias + (memory - pages);
-#endif
-  return memory;
-}
-
-void msi_window_unalias(uint8_t *alias, size_t bytes) { munmap(pages_of(alias, &bytes), bytes); }
 
 /* Every operation passes here: the count that shows who was ever a target. */
 static MPI_Win aim(msi_window *window, int target) {
   window->operations++;
   window->to_simulation += window->world->roles[target] == MPISERVE_SIMULATION;
-  return window->win[MPISERVE_RMA];
+  return window->win;
 }
 
 int msi_window_put(msi_window *window, int head, size_t at, const void *from, size_t bytes) {
@@ -211,11 +233,18 @@ int msi_window_post_recv(msi_window *window, int head, int service_index, void *
                          size_t bytes, MPI_Request *request) {
   int failed = MPI_Irecv(message, (int)bytes, MPI_BYTE, head, REPLY_TAG + service_index,
                          window->replies, request);
+  if (msi_failure_note(window->world, window->replies, failed)) return MPISERVE_OK;
   return failed ? msi_mpi_error(failed, "MPI_Irecv") : MPISERVE_OK;
 }
 
-int msi_window_test_recv(MPI_Request *request, int *received) {
+/* A message of a dead head never comes; that it is dead the caller sees by other means. */
+int msi_window_test_recv(msi_window *window, MPI_Request *request, int *received) {
+  if (*request == MPI_REQUEST_NULL) return *received = 0, MPISERVE_OK; /* the head is dead */
   int failed = MPI_Test(request, received, MPI_STATUS_IGNORE);
+  if (msi_failure_note(window->world, window->replies, failed)) {
+    *received = 0;
+    return MPISERVE_OK;
+  }
   return failed ? msi_mpi_error(failed, "MPI_Test") : MPISERVE_OK;
 }
 
@@ -228,21 +257,23 @@ void msi_window_cancel_recv(MPI_Request *request) {
 int msi_window_send(msi_window *window, int client, int service_index, const void *message,
                     size_t bytes, MPI_Request *request) {
   /* Our own stores to the slabs must be visible to the Get that will follow. */
-  MPI_Win_sync(window->win[MPISERVE_RMA]);
+  MPI_Win_sync(window->win);
   int failed = MPI_Isend(message, (int)bytes, MPI_BYTE, client, REPLY_TAG + service_index,
                          window->replies, request);
+  if (msi_failure_note(window->world, window->replies, failed)) return MPISERVE_OK;
   return failed ? msi_mpi_error(failed, "MPI_Isend") : MPISERVE_OK;
 }
 
 int msi_window_send_wait(MPI_Request *request) {
   int failed = MPI_Wait(request, MPI_STATUS_IGNORE);
-  return failed ? msi_mpi_error(failed, "MPI_Wait") : MPISERVE_OK;
+  if (!failed || msi_failure_is_code(failed)) return MPISERVE_OK; /* a dead client needs nothing */
+  return msi_mpi_error(failed, "MPI_Wait");
 }
 
 int msi_window_sync(msi_window *window) {
   int code = msi_window_progress(window);
   if (code) return code;
-  int failed = MPI_Win_sync(window->win[MPISERVE_RMA]);
+  int failed = MPI_Win_sync(window->win);
   return failed ? msi_mpi_error(failed, "MPI_Win_sync") : MPISERVE_OK;
 }
 
@@ -250,5 +281,6 @@ int msi_window_progress(msi_window *window) {
   int ignored;
   int failed =
       MPI_Iprobe(MPI_ANY_SOURCE, REPLY_TAG, window->world->comm, &ignored, MPI_STATUS_IGNORE);
+  if (msi_failure_note(window->world, window->world->comm, failed)) return MPISERVE_OK;
   return failed ? msi_mpi_error(failed, "MPI_Iprobe") : MPISERVE_OK;
 }

@@ -1,22 +1,37 @@
 /* window: the memory of heads, and the only file with MPI_Win_*, Put, Get and flush. Clients on
- * the head's node use its memory itself; clients elsewhere Put and Get, and each reply to them is
+ * the head's node map its memory; clients elsewhere Put and Get, and each reply to them is
  * a message. See mpi/transport.h.
  *
- * Only inference ranks have memory in a window, and only they are targets: a
+ * Only inference ranks have memory for others, and only they are targets: a
  * simulation rank may compute for hours and delays nobody. */
 #ifndef MSI_WINDOW_H
 #define MSI_WINDOW_H
 
+#include "base/segment.h"
 #include "mpi/world.h"
 
-enum { MSI_TRANSPORTS = 2 }; /* MPISERVE_SHARED, MPISERVE_RMA */
+/* The memory of a head has a part for each transport, by its number (MPISERVE_SHARED,
+ * MPISERVE_RMA), and one for what the head writes for its models alone. All but that of rma, which
+ * MPI allocates, lie in one segment. */
+enum { MSI_TRANSPORTS = 2, MSI_OWN = MSI_TRANSPORTS, MSI_PARTS };
+
+/* A head on this node whose memory a client has mapped. */
+typedef struct msi_peer {
+  int rank; /* of the world */
+  int kept; /* after close too */
+  msi_segment segment;
+} msi_peer;
 
 typedef struct msi_window {
   const msi_world *world;
   int used[MSI_TRANSPORTS];
-  MPI_Win win[MSI_TRANSPORTS];
-  void *memory[MSI_TRANSPORTS]; /* this rank's own */
-  MPI_Comm replies;             /* of the messages of the rma transport */
+  msi_segment segment;        /* this rank's own */
+  uint8_t *memory[MSI_PARTS]; /* its parts */
+  msi_peer *peers;
+  int n_peers;
+  MPI_Win win;      /* of the rma transport */
+  MPI_Comm replies; /* of its messages */
+  int unread;       /* such messages may come that nobody receives any more */
   int64_t operations, to_simulation;
 } msi_window;
 
@@ -24,21 +39,26 @@ typedef struct msi_window {
  * MPISERVE_TRANSPORT says. Local, and the same at every rank. */
 int msi_window_transport(const msi_world *world, int client, int head);
 
-/* Collective over the world. bytes: of this rank's memory in each transport
- * (0 on simulation ranks). */
-int msi_window_open(msi_window *window, const msi_world *world, const size_t bytes[MSI_TRANSPORTS]);
+/* Collective over the world. bytes: of each part of this rank's memory (0 on simulation ranks). An
+ * error of one rank is that of all. */
+int msi_window_open(msi_window *window, msi_world *world, const size_t bytes[MSI_PARTS]);
 
-/* Collective over the world; no message may be under way. Safe after a failed open. */
+/* Makes this rank's segment alone. Local. */
+int msi_window_reserve(msi_window *window, const size_t bytes[MSI_PARTS]);
+
+/* Collective over the world; no message may be under way. */
 int msi_window_close(msi_window *window);
 
-/* Client: the memory of a head on this node. Local. */
-int msi_window_peer(msi_window *window, int head, void **memory);
+/* Unmaps all memory, this rank's and others'. Local; safe after a failed open, and on a window of
+ * zeros. */
+void msi_window_unmap(msi_window *window);
 
-/* Client: the same memory at another address, which outlives the window: who still
- * looks at it after close does not crash. Where that cannot be had, memory itself.
- * Local. */
-uint8_t *msi_window_alias(uint8_t *memory, size_t bytes);
-void msi_window_unalias(uint8_t *alias, size_t bytes);
+/* Client: the memory of a head on this node. Local. */
+int msi_window_peer(msi_window *window, int head, uint8_t **memory);
+
+/* Client: the memory of this head stays mapped after close: who still looks at it does not
+ * crash. Local. */
+void msi_window_keep(msi_window *window, int head);
 
 /* Client, rma: write to, or read from, the memory of a head. Complete at the
  * head (put), or here (get), when msi_window_flush() has returned. */
@@ -51,7 +71,7 @@ int msi_window_flush(msi_window *window, int head);
  * when it has. */
 int msi_window_post_recv(msi_window *window, int head, int service_index, void *message,
                          size_t bytes, MPI_Request *request);
-int msi_window_test_recv(MPI_Request *request, int *received);
+int msi_window_test_recv(msi_window *window, MPI_Request *request, int *received);
 
 /* Client, rma: give a receive up, if there is one. */
 void msi_window_cancel_recv(MPI_Request *request);

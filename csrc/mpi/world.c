@@ -6,6 +6,7 @@
 
 #include "base/error.h"
 #include "base/handles.h"
+#include "mpi/failure.h"
 #include "protocol/tensor.h"
 
 enum { MOST_NAMED = 8 }; /* ranks of a text */
@@ -17,6 +18,7 @@ typedef struct hello {
   int32_t thread_level;
   int32_t code;
   char transport[8]; /* MPISERVE_TRANSPORT of its environment */
+  msi_identity who;
 } hello;
 
 static int is_same(MPI_Comm a, MPI_Comm b) {
@@ -40,18 +42,27 @@ int msi_mpi_error(int mpi_code, const char *call) {
   return msi_error(MPISERVE_EMPI, "%s: %s", call, text);
 }
 
-/* Seconds; 600 if there is no text, 0 if it is no positive number. */
-static double limit_of(const char *text) {
-  if (!text || !*text) return 600;
+/* Seconds; normal if there is no text, 0 if it is no positive number. */
+static double limit_of(const char *text, double normal) {
+  if (!text || !*text) return normal;
   char *end;
   double seconds = strtod(text, &end);
   return *end || !(seconds > 0) ? 0 : seconds;
 }
 
+static double open_limit(void) { return limit_of(getenv("MPISERVE_OPEN_TIMEOUT"), 600); }
+
+static double close_limit(void) { return limit_of(getenv("MPISERVE_CLOSE_TIMEOUT"), 30); }
+
 /* The time after which open and publish give up on a rank that does not come. */
 static int64_t open_deadline(void) {
-  double seconds = limit_of(getenv("MPISERVE_OPEN_TIMEOUT"));
+  double seconds = open_limit();
   return msi_deadline(seconds > 0 ? seconds : 600);
+}
+
+double msi_world_close_limit(void) {
+  double seconds = close_limit();
+  return seconds > 0 ? seconds : 30;
 }
 
 /* Who did not come MPI does not say. After open the inference ranks are known, which publish
@@ -76,17 +87,36 @@ static int not_all_came(const msi_world *world, const char *what) {
                    world->rank, what);
 }
 
+/* A rank that is dead never comes. */
+static int has_died(const msi_world *world, const char *what) {
+  char text[MPISERVE_TEXT_SIZE] = "";
+  msi_failure_name_dead(world, text, sizeof text);
+  return msi_error(MPISERVE_EPEER, "rank %d: %s cannot end, because a rank has died: %s",
+                   world->rank, what, text);
+}
+
 /* Completes a nonblocking collective. Ranks may come minutes apart (models are
  * being loaded), so this sleeps where MPI_Wait would burn a core. */
 static int complete(msi_world *world, MPI_Request *request, int64_t deadline, const char *what) {
   msi_wait wait = {0};
   for (;;) {
     int done, failed = MPI_Test(request, &done, MPI_STATUS_IGNORE);
+    if (msi_failure_note(world, world->comm, failed)) return has_died(world, what);
     if (failed) return msi_mpi_error(failed, what);
     if (done) return MPISERVE_OK;
-    if (msi_wait_pause(&wait, &world->backoff, NULL) && msi_now() > deadline)
-      return not_all_came(world, what);
+    if (!msi_wait_pause(&wait, &world->backoff, NULL)) continue;
+    if (world->failure && msi_failure_look(world)) return has_died(world, what);
+    if (msi_now() > deadline) return not_all_came(world, what);
   }
+}
+
+int msi_world_gather(msi_world *world, const void *mine, void *all, size_t bytes,
+                     const char *what) {
+  MPI_Request request;
+  int failed =
+      MPI_Iallgather(mine, (int)bytes, MPI_BYTE, all, (int)bytes, MPI_BYTE, world->comm, &request);
+  if (failed) return msi_mpi_error(failed, "MPI_Iallgather");
+  return complete(world, &request, open_deadline(), what);
 }
 
 static int duplicate(msi_world *world, MPI_Comm comm) {
@@ -107,24 +137,26 @@ static int exchange_hello(msi_world *world, int code, hello *all) {
   const char *transport = getenv("MPISERVE_TRANSPORT");
   snprintf(mine.version, sizeof mine.version, "%s", mpiserve_version());
   snprintf(mine.transport, sizeof mine.transport, "%s", transport ? transport : "auto");
-  MPI_Request request;
-  int failed = MPI_Iallgather(&mine, sizeof mine, MPI_BYTE, all, sizeof mine, MPI_BYTE, world->comm,
-                              &request);
-  if (failed) return msi_mpi_error(failed, "MPI_Iallgather");
-  return complete(world, &request, open_deadline(), "mpiserve_open");
+  mine.who = msi_identity_own();
+  return msi_world_gather(world, &mine, all, sizeof mine, "mpiserve_open");
 }
 
-/* A rank that failed tells its text to all. */
+/* A rank that failed tells its code and text to all. */
+static int share_error(msi_world *world, int rank, int code, const char *text) {
+  struct {
+    int code;
+    char text[MPISERVE_TEXT_SIZE];
+  } error = {.code = code};
+  if (rank == world->rank) snprintf(error.text, sizeof error.text, "%s", text);
+  int failed = MPI_Bcast(&error, sizeof error, MPI_BYTE, rank, world->comm);
+  if (failed) return msi_mpi_error(failed, "MPI_Bcast");
+  if (rank == world->rank) return msi_error(error.code, "%s", error.text);
+  return msi_error(error.code, "rank %d: %s", rank, error.text);
+}
+
 static int check_failed(msi_world *world, const hello *all, const char *text) {
-  char message[MPISERVE_TEXT_SIZE] = "";
-  for (int r = 0; r < world->size; r++) {
-    if (!all[r].code) continue;
-    if (r == world->rank) snprintf(message, sizeof message, "%s", text);
-    int failed = MPI_Bcast(message, sizeof message, MPI_BYTE, r, world->comm);
-    if (failed) return msi_mpi_error(failed, "MPI_Bcast");
-    if (r == world->rank) return msi_error(all[r].code, "%s", message);
-    return msi_error(all[r].code, "rank %d: %s", r, message);
-  }
+  for (int r = 0; r < world->size; r++)
+    if (all[r].code) return share_error(world, r, all[r].code, text);
   return MPISERVE_OK;
 }
 
@@ -218,6 +250,14 @@ static int split_roles(msi_world *world) {
   return MPISERVE_OK;
 }
 
+/* From now on it is noticed when a rank dies. */
+static int watch(msi_world *world, const hello *all) {
+  msi_identity *ranks = calloc((size_t)world->size, sizeof *ranks);
+  if (!ranks) return msi_error(MPISERVE_ENOMEM, "no memory for %d ranks", world->size);
+  for (int r = 0; r < world->size; r++) ranks[r] = all[r].who;
+  return msi_failure_open(world, ranks);
+}
+
 static int agree(msi_world *world, int code, const char *text) {
   hello *all = calloc((size_t)world->size, sizeof *all);
   if (!all) return msi_error(MPISERVE_ENOMEM, "no memory for %d ranks", world->size);
@@ -227,19 +267,23 @@ static int agree(msi_world *world, int code, const char *text) {
   if (!result) result = check_threads(world, all);
   if (!result) result = check_transport(world, all);
   if (!result) result = check_roles(world, all);
+  if (!result) result = watch(world, all);
   free(all);
   return result;
 }
 
 int msi_world_open(msi_world *world, MPI_Comm comm, int role, int code, const char *text) {
-  if (!code && !limit_of(getenv("MPISERVE_OPEN_TIMEOUT"))) {
+  if (!code && !(open_limit() > 0 && close_limit() > 0)) {
     code = MPISERVE_ECONFIG; /* all ranks get it, as any failure of a rank */
-    text = "MPISERVE_OPEN_TIMEOUT is to be a number of seconds above 0";
+    text = open_limit() > 0 ? "MPISERVE_CLOSE_TIMEOUT is to be a number of seconds above 0"
+                            : "MPISERVE_OPEN_TIMEOUT is to be a number of seconds above 0";
   }
   *world = (msi_world){.comm = MPI_COMM_NULL,
                        .peers = MPI_COMM_NULL,
                        .node = MPI_COMM_NULL,
+                       .meeting = MPI_REQUEST_NULL,
                        .role = role,
+                       .launched_ns = msi_now(),
                        .backoff = msi_backoff_for(2, 1)};
   MPI_Comm_rank(comm, &world->rank);
   MPI_Comm_size(comm, &world->size);
@@ -253,6 +297,7 @@ int msi_world_open(msi_world *world, MPI_Comm comm, int role, int code, const ch
   if (!result) result = agree(world, code, text);
   if (!result) result = find_nodes(world);
   if (!result) result = split_roles(world);
+  world->opened_ns = msi_now();
   if (result) msi_world_close(world);
   return result;
 }
@@ -286,10 +331,7 @@ static int check_replicas(const msi_world *world) {
 
 /* Ranks may be loading their models: the first of two collectives is the one that waits. */
 static int gather_counts(msi_world *world, int n, int *counts) {
-  MPI_Request request;
-  int failed = MPI_Iallgather(&n, 1, MPI_INT, counts, 1, MPI_INT, world->comm, &request);
-  if (failed) return msi_mpi_error(failed, "MPI_Iallgather");
-  int code = complete(world, &request, open_deadline(), "mpiserve_publish");
+  int code = msi_world_gather(world, &n, counts, sizeof n, "mpiserve_publish");
   for (int r = 0; r < world->size; r++) world->n_heads += counts[r];
   return code;
 }
@@ -333,11 +375,18 @@ int msi_world_publish(msi_world *world, int n, const mpiserve_description *descr
   return code ? code : check_replicas(world);
 }
 
-int msi_world_barrier(msi_world *world) {
+int msi_world_agree(msi_world *world, int code) {
   MPI_Request request;
-  int failed = MPI_Ibarrier(world->comm, &request);
-  if (failed) return msi_mpi_error(failed, "MPI_Ibarrier");
-  return complete(world, &request, INT64_MAX, "mpiserve_close");
+  int *vote = &world->votes[0], *first = &world->votes[1];
+  *vote = code ? world->rank : world->size;
+  int failed = MPI_Iallreduce(vote, first, 1, MPI_INT, MPI_MIN, world->comm, &request);
+  if (failed) return msi_mpi_error(failed, "MPI_Iallreduce");
+  int late = complete(world, &request, open_deadline(), "mpiserve_open");
+  if (late || *first == world->size) return late;
+  char text[MPISERVE_TEXT_SIZE];
+  size_t bytes = msi_text_bytes(mpiserve_last_error(), sizeof text - 1);
+  snprintf(text, sizeof text, "%.*s", (int)bytes, mpiserve_last_error());
+  return share_error(world, *first, code, text);
 }
 
 static void free_comm(MPI_Comm *comm) {
@@ -351,6 +400,7 @@ void msi_world_close(msi_world *world) {
   free(world->roles);
   free(world->nodes);
   free(world->heads);
+  msi_failure_close(world);
   world->roles = NULL;
   world->nodes = NULL;
   world->heads = NULL;

@@ -20,14 +20,20 @@ typedef struct msi_world {
   int rank, size;
   int role;
   int thread_level;
-  int force_rma, force_shared; /* MPISERVE_TRANSPORT */
-  int n_simulation;            /* ranks of this role in the world */
-  uint8_t *roles;              /* by world rank */
-  int *nodes;                  /* by world rank: the lowest world rank of its node */
+  int64_t launched_ns, opened_ns; /* when this rank came to open, and when all had come */
+  int force_rma, force_shared;    /* MPISERVE_TRANSPORT */
+  int n_simulation;               /* ranks of this role in the world */
+  uint8_t *roles;                 /* by world rank */
+  int *nodes;                     /* by world rank: the lowest world rank of its node */
   msi_backoff backoff;
+  int votes[2]; /* of msi_world_agree(): MPI may write there after a time-out */
   int n_heads;
-  msi_head *heads; /* in the order of the world, those of a rank side by side; after
-                      msi_world_publish() */
+  msi_head *heads;             /* in the order of the world, those of a rank side by side; after
+                                  msi_world_publish() */
+  struct msi_failure *failure; /* who has died: mpi/failure.h */
+  int met;                     /* of the meetings at the end, how many are over */
+  MPI_Request meeting;         /* the one that goes on, or MPI_REQUEST_NULL */
+  int passing, passers;        /* is this rank there in passing; how many are */
 } msi_world;
 
 /* MPISERVE_ESTATE if a session of the same ranks is open in this process. Local. */
@@ -41,8 +47,16 @@ int msi_world_open(msi_world *world, MPI_Comm comm, int role, int code, const ch
  * have none. */
 int msi_world_publish(msi_world *world, int n, const mpiserve_description *descriptions);
 
-/* Waits for everybody, without taking the core from those who still work. */
-int msi_world_barrier(msi_world *world);
+/* Waits for everybody to come to the end of open, as long as open may take; an error of one rank
+ * (code, and its last message) becomes the error of all, with its text. */
+int msi_world_agree(msi_world *world, int code);
+
+/* Gathers so many bytes of each rank at every rank, at open or publish, as what says. After
+ * MPISERVE_ETIMEOUT MPI may still write to all. */
+int msi_world_gather(msi_world *world, const void *mine, void *all, size_t bytes, const char *what);
+
+/* Seconds that a close waits for others if nobody says otherwise: MPISERVE_CLOSE_TIMEOUT. Local. */
+double msi_world_close_limit(void);
 
 /* Frees all; safe on a world that failed to open. */
 void msi_world_close(msi_world *world);

@@ -106,8 +106,8 @@ void msp_begin(void) {
   begun = 1;
   PMPI_Comm_get_parent(&parent);
   if (parent != MPI_COMM_NULL) return; /* MPI_Comm_spawn started it, in a world of its own */
-  end_with_mpi();
   int code = REAL(mpiserve_open)(MPI_COMM_WORLD, MPISERVE_SIMULATION, &session);
+  if (!code) end_with_mpi(); /* newer than what open sets, so that it comes first */
   if (!code) code = replace_world();
   if (code) give_up(code);
 }

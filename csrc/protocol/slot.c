@@ -22,7 +22,7 @@ static uint32_t slab_rows(const msi_layout *layout, const mpiserve_description *
   return rows < UINT32_MAX ? (uint32_t)rows : UINT32_MAX;
 }
 
-static size_t add_slabs(const msi_side *side, uint32_t rows, size_t at, size_t *offsets) {
+size_t msi_side_lay_out(const msi_side *side, uint32_t rows, size_t at, size_t *offsets) {
   for (int i = 0; i < side->n; i++) {
     offsets[i] = at;
     at = align_up(at + rows * side->row_bytes[i]);
@@ -63,13 +63,21 @@ int msi_layout_init(msi_layout *layout, const mpiserve_description *description,
   layout->slab_rows = slab_rows(layout, d);
   code = check_bytes(layout, d);
   if (code) return code;
-  layout->doorbells_at = sizeof(msi_segment_header);
+  layout->doorbells_at = sizeof(msi_section_header);
   layout->lanes_at = align_up(layout->doorbells_at + lanes);
   size_t at = layout->lanes_at + lanes * sizeof(msi_slot) * MSI_SLOTS;
-  layout->bytes = add_slabs(&layout->inputs, layout->slab_rows, at, layout->inputs_at);
+  layout->bytes = msi_side_lay_out(&layout->inputs, layout->slab_rows, at, layout->inputs_at);
   if (d->overwrites) return overlay(layout, d->name);
-  layout->bytes = add_slabs(&layout->outputs, layout->slab_rows, layout->bytes, layout->outputs_at);
+  layout->bytes =
+      msi_side_lay_out(&layout->outputs, layout->slab_rows, layout->bytes, layout->outputs_at);
   return MPISERVE_OK;
+}
+
+int msi_state_of(const int64_t *entered_ns) {
+  int last = MPISERVE_LAUNCHED;
+  for (int i = 0; i < MPISERVE_STATES; i++)
+    if (i != MPISERVE_BUSY && entered_ns[i] >= entered_ns[last]) last = i;
+  return last == MPISERVE_READY && entered_ns[MPISERVE_BUSY] ? MPISERVE_BUSY : last;
 }
 
 void msi_layout_move(msi_layout *layout, size_t at) {

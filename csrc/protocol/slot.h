@@ -1,9 +1,9 @@
-/* slot: what lies where in a head's window. docs/internals/protocol.md says the same in
+/* slot: what lies where in a head's memory. docs/internals/protocol.md says the same in
  * words; both sides compute it from the published description. No MPI calls.
  *
  *   [header] [doorbells: a byte per lane] [lanes: slots] [input slabs] [output slabs]
  *
- * The segments of a rank that serves several services follow each other. A lane
+ * The sections of a rank that serves several services follow each other. A lane
  * belongs to one simulation rank. Its request n (1, 2, ...) uses slot (n - 1) % slots. */
 #ifndef MSI_SLOT_H
 #define MSI_SLOT_H
@@ -37,12 +37,24 @@ typedef enum msi_kind {
  * head, and the client sends the request to another replica. Users never see it. */
 enum { MSI_SUSPENDED = 1 };
 
-/* The cache line that the head writes. */
-typedef struct msi_segment_header {
+/* In a header that was read, and not only said to be. */
+#define MSI_MAGIC UINT32_C(0x6d736967)
+
+/* What the head writes. Clients read the first cache line of a rank's first section with every
+ * request, the second one when they have waited for long, and the third one when they ask for the
+ * state of the service. */
+typedef struct msi_section_header {
   _Atomic uint32_t asleep; /* The head sets 1 before it sleeps; the head, or the client that wakes
-                              it, sets 0. Used in the first segment of a rank only */
-  uint32_t unused[15];
-} msi_segment_header;
+                              it, sets 0. In the first section of a rank only */
+  uint32_t magic;          /* MSI_MAGIC */
+  uint32_t unused[14];
+  _Atomic int64_t busy_ns;   /* since when the head runs a batch, by the node's clock; 0: it does
+                                not. In the first section only */
+  _Atomic int64_t looked_ns; /* when the head, which had nothing to do, looked for requests; as
+                                above */
+  uint32_t unused_too[12];
+  _Atomic int64_t entered_ns[MPISERVE_STATES]; /* by mpiserve_state, as in mpiserve_replica_state */
+} msi_section_header;
 
 /* The client writes it before it rings the doorbell, and `cancelled` and `asleep` also later. */
 typedef struct msi_request_header {
@@ -91,7 +103,8 @@ typedef struct msi_slot {
 } msi_slot;
 
 _Static_assert(offsetof(msi_request_header, cancelled) % sizeof(uint64_t) == 0, "whole words");
-_Static_assert(sizeof(msi_segment_header) == MSI_ALIGN, "one cache line");
+_Static_assert(offsetof(msi_section_header, entered_ns) == 2 * MSI_ALIGN, "lines of their own");
+_Static_assert(sizeof(msi_section_header) == 3 * MSI_ALIGN, "three cache lines");
 _Static_assert(sizeof(msi_request_header) + MSI_EAGER_BYTES == 7 * MSI_ALIGN, "one writer a line");
 _Static_assert(sizeof(msi_reply_header) + MSI_EAGER_BYTES == 7 * MSI_ALIGN, "one writer a line");
 _Static_assert(sizeof(msi_slot) * MSI_SLOTS <= 4096, "a silent client costs less than a page");
@@ -103,7 +116,7 @@ typedef struct msi_layout {
   int64_t max_rows;                         /* of a request */
   size_t header_at, doorbells_at, lanes_at; /* in the rank's memory, as all that ends in _at */
   size_t inputs_at[MPISERVE_MAX_TENSORS], outputs_at[MPISERVE_MAX_TENSORS];
-  size_t bytes; /* of the whole segment */
+  size_t bytes; /* of the whole section */
 } msi_layout;
 
 /* Computes the layout for a number of lanes; 0 lanes take no memory. The slabs
@@ -113,7 +126,11 @@ typedef struct msi_layout {
  * their slabs. description must outlive the layout. */
 int msi_layout_init(msi_layout *layout, const mpiserve_description *description, uint32_t lanes);
 
-/* Moves the segment to where it begins in the memory of its rank; it began at 0. */
+/* Lays so many rows of each tensor of a side out, one after the other from at on: fills offsets and
+ * returns the end. */
+size_t msi_side_lay_out(const msi_side *side, uint32_t rows, size_t at, size_t *offsets);
+
+/* Moves the section to where it begins in the memory of its rank; it began at 0. */
 void msi_layout_move(msi_layout *layout, size_t at);
 
 /* Do this many rows of one side fit into the slot? */
@@ -128,6 +145,9 @@ static inline size_t msi_slot_at(const msi_layout *layout, uint32_t lane, uint64
 static inline int msi_slot_cancelled(const msi_slot *slot) {
   return atomic_load_explicit(&slot->request.cancelled, memory_order_acquire) != 0;
 }
+
+/* The state that was entered last; ready is busy while there is a time of that. */
+int msi_state_of(const int64_t *entered_ns);
 
 /* The half of a sequence number that a futex can wait for. */
 static inline _Atomic uint32_t *msi_low_half(_Atomic uint64_t *sequence) {

@@ -57,6 +57,10 @@ static int spec_check(const char *what, const mpiserve_spec *spec) {
     if (spec->shape[d] < 1 || spec->shape[d] > INT32_MAX)
       return msi_error(MPISERVE_ESHAPE, "%s '%s': dimension %d is %lld", what, spec->name, d,
                        (long long)spec->shape[d]);
+  if ((spec->check & ~(MPISERVE_FINITE | MPISERVE_BOUNDS)) ||
+      ((spec->check & MPISERVE_BOUNDS) && !(spec->min <= spec->max)))
+    return msi_error(MPISERVE_ECONFIG, "%s '%s': check is %d, of values from %g to %g", what,
+                     spec->name, spec->check, spec->min, spec->max);
   return MPISERVE_OK;
 }
 
@@ -160,11 +164,17 @@ int msi_side_match(const msi_side *side, const char *service, int n, const mpise
   return MPISERVE_OK;
 }
 
+static int same_check(const mpiserve_spec *s, const mpiserve_spec *t) {
+  if (s->check != t->check) return 0;
+  return !(s->check & MPISERVE_BOUNDS) || (s->min == t->min && s->max == t->max);
+}
+
 int msi_side_equal(const msi_side *a, const msi_side *b) {
   if (a->n != b->n) return 0;
   for (int i = 0; i < a->n; i++) {
     const mpiserve_spec *s = &a->specs[i], *t = &b->specs[i];
     if (strcmp(s->name, t->name) || s->dtype != t->dtype || s->ndim != t->ndim) return 0;
+    if (!same_check(s, t)) return 0;
     if (memcmp(s->shape, t->shape, sizeof s->shape[0] * (size_t)s->ndim)) return 0;
   }
   return 1;

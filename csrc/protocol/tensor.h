@@ -5,7 +5,7 @@
 
 #include "mpiserve.h"
 
-/* The most bytes of a row, and of a segment: more than a machine has, and so few that sums and
+/* The most bytes of a row, and of a section: more than a machine has, and so few that sums and
  * products of them do not overflow. */
 enum { MSI_MOST_BITS = 47 };
 #define MSI_MOST_BYTES ((size_t)1 << MSI_MOST_BITS)
@@ -28,7 +28,7 @@ int msi_side_init(msi_side *side, const char *what, int n, const mpiserve_spec *
 int msi_side_match(const msi_side *side, const char *service, int n, const mpiserve_tensor *tensors,
                    int64_t *rows, void **data);
 
-/* Do two sides have equal names, dtypes and shapes? */
+/* Do two sides have equal names, dtypes, shapes and checks? */
 int msi_side_equal(const msi_side *a, const msi_side *b);
 
 #endif

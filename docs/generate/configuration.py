@@ -15,6 +15,7 @@ from mpiserve.config import Config
 # What a validator accepts, where the annotation alone does not say it.
 ACCEPTED = {
     "dtype": "a dtype",
+    "isolate": 'true, false or `"auto"`',
     "warmup": "true, false, a list of integers or a path",
     "options": "table",
     "inputs": "list of tensors",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from textwrap import dedent
 
 import header
 
@@ -18,6 +19,9 @@ TYPE = re.compile(r"((?: *!>.*\n)+) *type, (?:public|bind\(c\)) :: (\w+)\n((?:.*
 BOUND = re.compile(r"((?: *!>.*\n)+)((?:(?! *!>).*\n)*)")
 FUNCTION = re.compile(
     r"((?: *!>.*\n)+) *function (\w+)\(([^)]*)\) result\((\w+)\)\n((?:.*::.*\n)+)"
+)
+INTERFACE = re.compile(
+    r"((?: *!>.*\n)+) *subroutine (\w+)\(([^)]*)\)\n((?:(?! *end ).*\n)+) *end subroutine"
 )
 COMPONENT = re.compile(
     r"^ *((?:integer|real|character|type)\([^!]*?) *(?:!< *(.*))?$", re.MULTILINE
@@ -83,6 +87,19 @@ def functions(text: str) -> list[tuple[str, str, str]]:
     return found
 
 
+def interfaces(text: str) -> list[tuple[str, str, str]]:
+    """Return name, comment and declarations of each interface that users' procedures have."""
+    found = []
+    for comment, name, arguments, body in INTERFACE.findall(text):
+        if name in public(text):
+            declared = [line for line in body.splitlines() if "::" in line and "import" not in line]
+            code = [f"subroutine {name}({arguments})", *declared]
+            found.append(
+                (name, _plain(comment), dedent("\n".join(["      " + code[0], *code[1:]])))
+            )
+    return found
+
+
 def _declares(line: str, arguments: str, result: str) -> bool:
     names = re.findall(r"\w+", line.rpartition("::")[2].replace("(:)", ""))
     return set(names) <= {result, *re.findall(r"\w+", arguments)}
@@ -121,8 +138,8 @@ def page() -> str:
             lines.append("")
         for bound in kind.bound:
             lines += _entry(kind.name, bound, known)
-    lines += ["## Functions", ""]
-    for name, comment, code in functions(text):
+    lines += ["## Functions and interfaces", ""]
+    for name, comment, code in functions(text) + interfaces(text):
         lines += [f"### `{name}` {{ #{name} }}", "", "```fortran", code, "```", ""]
         lines += [_linked(comment, known), ""]
     return "\n".join([*lines, "## Constants", "", *_constants(text)])
@@ -142,7 +159,8 @@ def in_c(owner: str, name: str, known: set[str]) -> str | None:
     """Return the function of mpiserve.h that a procedure calls."""
     plain = name.removeprefix("get_").removesuffix("_tensors")
     places = ("", f"{owner}_", "service_")
-    return next((full for place in places if (full := f"mpiserve_{place}{plain}") in known), None)
+    names = [f"mpiserve_{place}{plain}{end}" for place in places for end in ("", "_set", "_get")]
+    return next((name for name in names if name in known), None)
 
 
 def _constants(text: str) -> list[str]:

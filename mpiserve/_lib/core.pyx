@@ -5,6 +5,7 @@ Users meet these classes through `mpiserve.open`. Every failure raises the class
 `mpiserve.errors` that stands for the library's code, with the library's text.
 """
 
+import threading
 import weakref
 from collections import namedtuple
 from math import prod
@@ -15,10 +16,13 @@ from mpi4py import MPI
 
 from mpiserve import errors, failure
 from mpiserve._lib.arrays import DTYPE_CODES, DTYPES
+from mpiserve._lib.fallbacks import Fallback
 from mpiserve.config.tensor import Tensor
 
 cimport cython
 from cpython.exc cimport PyErr_CheckSignals
+from cpython.pythread cimport PyThread_get_thread_ident
+from libc.math cimport INFINITY, isinf
 from libc.stdint cimport int32_t, int64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memset
@@ -43,42 +47,10 @@ cdef enum:
 cdef double SLICE = 0.1
 
 
-cdef extern from *:
-    """
-    #include <malloc.h>
-    static void keep_freed(void) {
-    #ifdef __GLIBC__
-      mallopt(M_MMAP_THRESHOLD, 32 << 20); /* the most that glibc takes */
-      mallopt(M_TRIM_THRESHOLD, 1 << 30);
-      mallopt(M_TOP_PAD, 64 << 20);
-    #endif
-    }
-    """
-    void keep_freed()
-
-
-def keep_freed_memory():
-    """Make malloc keep freed memory, which would else be mapped anew for each result."""
-    keep_freed()
-
-
-def version():
-    """Return the version of libmpiserve."""
-    return mpiserve_version().decode()
-
-
-def mpi_build():
-    """Return the MPI that libmpiserve was built for, as "Open MPI 5.0.11"."""
-    return mpiserve_mpi_build().decode()
-
-
-def mpi_runtime():
-    """Return the MPI that is loaded, in the same form."""
-    return mpiserve_mpi_runtime().decode()
-
-
+include "library.pxi"
 include "text.pxi"
 include "fork.pxi"
+include "launcher.pxi"
 include "lock.pxi"
 include "serving.pxi"
 
@@ -155,20 +127,29 @@ cdef class Session(Handle):
             code = mpiserve_fail(self._session, message)
         self._leave(code)
 
-    def close(self):
+    def lost(self):
+        """Return (number, text) of the ranks of the world that are known to have died. Local."""
+        cdef int count
+        cdef char text[512]
+        self._enter()
+        self._leave(mpiserve_lost_get(self._session, &count, text))
+        return count, text_of(text)
+
+    def close(self, timeout=None):
         """Leave. Collective over the world; a second call does nothing.
 
         A thread that waits for a request gets an error, with code ESTATE.
         """
         cdef mpiserve_session *session
-        cdef int code
+        cdef int code, limited = timeout is not None
+        cdef double seconds = seconds_of(timeout, "timeout")
         self._take()
         session = self._session
         self._session = NULL
         self._closing = True
         lock_give(&self._lock)
         with nogil:
-            code = mpiserve_close(session)
+            code = mpiserve_close_within(session, seconds) if limited else mpiserve_close(session)
         self._closing = False
         self._leftovers = None
         check(code)
@@ -202,6 +183,46 @@ cdef class Session(Handle):
             code = mpiserve_service_find(self._session, text, &found)
         self._leave(code)
         return self._wrap(found)
+
+    def states(self, name):
+        """Return the states of the replicas of a service, those that could not load included."""
+        found, n = [], 0
+        while (state := self.state(name, n)) is not None:
+            found.append(state)
+            n += 1
+        return tuple(found)
+
+    def state(self, name, int n=-1):
+        """Return the state of the n-th replica, or None; of the best one if n is -1."""
+        cdef bytes data = encode(name)
+        cdef const char *text = data
+        cdef mpiserve_replica_state state
+        cdef int code
+        self._enter()
+        with nogil:  # it may wait for a Get
+            code = mpiserve_service_state_get(self._session, text, n, &state)
+        self._leave(MPISERVE_OK if code == MPISERVE_EARG else code)
+        return None if code == MPISERVE_EARG else state_of(&state)
+
+    def wait_ready(self, name, timeout):
+        """Wait until a service can serve."""
+        cdef bytes data = encode(name)
+        cdef const char *text = data
+        cdef double left = seconds_of(timeout, "timeout")
+        cdef double until = clock_now() + left if left >= 0 else 0
+        cdef int code = MPISERVE_ETIMEOUT
+        while True:
+            self._enter()
+            with nogil:
+                code = mpiserve_service_wait_ready(
+                    self._session, text, SLICE if left < 0 or left > SLICE else left
+                )
+            if timeout is not None:
+                left = max(0.0, until - clock_now())
+            if code != MPISERVE_ETIMEOUT or left == 0:
+                return self._leave(code)
+            self._leave(MPISERVE_OK)
+            PyErr_CheckSignals()
 
     def reload(self, name, version, timeout):
         """Load another version of a service's model at all its replicas."""
@@ -384,6 +405,12 @@ cdef class Session(Handle):
             code = mpiserve_suspend(self._session, service, yes)
         self._leave(code)
 
+    def set_state(self, int service, state):
+        """Say in which state one of this rank's services is here."""
+        cdef int number = STATES.index(state)
+        self._enter()
+        self._leave(mpiserve_state_set(self._session, service, number))
+
     def set_rows(self, int service, rows):
         """Set whether requests to one of this rank's services may share a batch from now on."""
         cdef int number = ROWS.index(rows)
@@ -401,6 +428,17 @@ cdef class Session(Handle):
         self._enter()
         self._leave(mpiserve_queue_get(self._session, service, &rows))
         return rows
+
+    def segments(self):
+        """Return (file descriptor, address, bytes) of the memory in which all batches lie."""
+        cdef mpiserve_segment segment
+        self._enter()
+        self._leave(mpiserve_segment_get(self._session, &segment))
+        return [(segment.fd, <size_t>segment.memory, segment.bytes)]
+
+    def locate(self, array):
+        """Return (index in segments(), offset) of a contiguous array, or None: it is elsewhere."""
+        return locate(self.segments(), array)
 
     def mpi_take(self):
         """Take MPI from the broker thread, while a batch is being answered."""
@@ -432,5 +470,8 @@ cdef class Session(Handle):
         return why, text_of(text)
 
 
+include "buffer.pxi"
 include "service.pxi"
+include "published.pxi"
 include "requests.pxi"
+include "fallback.pxi"

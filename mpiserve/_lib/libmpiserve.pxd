@@ -12,6 +12,9 @@ cdef extern from "mpiserve.h" nogil:
         MPISERVE_SIMULATION, MPISERVE_INFERENCE
         MPISERVE_SHARED
         MPISERVE_BFLOAT16
+        MPISERVE_FALLBACK
+        MPISERVE_FINITE, MPISERVE_BOUNDS
+        MPISERVE_EARG, MPISERVE_STATES, MPISERVE_BUSY
         MPISERVE_MAX_DIMS, MPISERVE_MAX_TENSORS, MPISERVE_TEXT_SIZE, MPISERVE_NAME_SIZE
     ctypedef struct mpiserve_session:
         pass
@@ -26,6 +29,8 @@ cdef extern from "mpiserve.h" nogil:
         char name[64]
         int32_t dtype, ndim
         int64_t shape[8]
+        int32_t check
+        double min, max
     ctypedef struct mpiserve_tensor:
         const char *name
         void *data
@@ -42,6 +47,9 @@ cdef extern from "mpiserve.h" nogil:
         double stickiness
         int32_t on_full, rows, overwrites, replica, error
         char error_text[512]
+    ctypedef struct mpiserve_replica_state:
+        int32_t state, replica, rank
+        int64_t entered_ns[8]
     ctypedef struct mpiserve_buffer:
         uint64_t id
         int64_t rows
@@ -49,13 +57,14 @@ cdef extern from "mpiserve.h" nogil:
         void *outputs[16]
     ctypedef struct mpiserve_stats:
         int64_t rows, batch_rows, batch_requests, queue_ns, compute_ns, total_ns
-        int64_t generation
+        int64_t generation, source, fallback_rows
     ctypedef struct mpiserve_counters:
         int64_t requests, rows, errors, batches, batches_in_place
         int64_t closed_by_rows, closed_by_census, closed_by_delay
         int64_t rejected, dropped, cancelled
-        int64_t rma_operations, rma_to_simulation, thread_polls
+        int64_t rma_operations, rma_to_simulation, thread_polls, rerouted
         int64_t engine_batches, batch_calls
+        int64_t fallbacks, failed_rows
     ctypedef struct mpiserve_batch:
         int64_t rows
         int32_t requests, in_place, service
@@ -74,10 +83,15 @@ cdef extern from "mpiserve.h" nogil:
     ctypedef struct mpiserve_change_request:
         int32_t service, what, client
         char version[64]
+    ctypedef struct mpiserve_segment:
+        void *memory
+        int64_t bytes
+        int32_t fd
     const char *mpiserve_version()
     const char *mpiserve_mpi_build()
     const char *mpiserve_mpi_runtime()
     const char *mpiserve_last_error()
+    int mpiserve_error(int, const char *)
     const char *mpiserve_dtype_name(int)
     int mpiserve_open_f(MPI_Fint, int, mpiserve_session **)
     int mpiserve_open_failed_f(MPI_Fint, int, int, const char *)
@@ -86,15 +100,23 @@ cdef extern from "mpiserve.h" nogil:
     int mpiserve_counters_get(mpiserve_session *, mpiserve_counters *)
     int mpiserve_fail(mpiserve_session *, const char *)
     int mpiserve_close(mpiserve_session *)
+    int mpiserve_close_within(mpiserve_session *, double)
+    int mpiserve_lost_get(mpiserve_session *, int *, char *)
     int mpiserve_service_count(mpiserve_session *, int *)
     int mpiserve_service_at(mpiserve_session *, int, mpiserve_service **)
     int mpiserve_service_find(mpiserve_session *, const char *, mpiserve_service **)
     int mpiserve_service_describe(mpiserve_service *, mpiserve_description *, int *, int *, int *)
+    int mpiserve_service_state_get(mpiserve_session *, const char *, int, mpiserve_replica_state *)
+    int mpiserve_service_wait_ready(mpiserve_session *, const char *, double)
+    int mpiserve_state_set(mpiserve_session *, int, int)
     int mpiserve_submit(mpiserve_service *, int, const mpiserve_tensor *, int,
                         const mpiserve_tensor *, const mpiserve_options *, mpiserve_request *)
     int mpiserve_test(mpiserve_session *, mpiserve_request *, int *, mpiserve_stats *)
     int mpiserve_wait(mpiserve_session *, mpiserve_request *, double, mpiserve_stats *)
     int mpiserve_cancel(mpiserve_session *, mpiserve_request *)
+    int mpiserve_fallback_set(mpiserve_service *,
+                              int (*)(void *, int64_t, const void *const *, void *const *, int,
+                                      const char *) noexcept, void *)
     int mpiserve_buffer_take(mpiserve_service *, int64_t, mpiserve_buffer *)
     int mpiserve_buffer_give(mpiserve_service *, mpiserve_buffer *)
     int mpiserve_reload(mpiserve_session *, const char *, const char *, double)
@@ -115,6 +137,7 @@ cdef extern from "mpiserve.h" nogil:
     int mpiserve_room_set(mpiserve_session *, int, int)
     int mpiserve_rows_set(mpiserve_session *, int, int)
     int mpiserve_queue_get(mpiserve_session *, int, int64_t *)
+    int mpiserve_segment_get(mpiserve_session *, mpiserve_segment *)
     int mpiserve_mpi_take(mpiserve_session *)
     int mpiserve_mpi_give(mpiserve_session *)
     int mpiserve_engine_load(const char *, const char *, const mpiserve_description *,

@@ -121,6 +121,7 @@ cdef class Handle:
     cdef lock _lock
     cdef bint _busy  # two threads have met here: waits are cut into looks
     cdef bint _closing
+    cdef unsigned long _answering  # the thread that runs a fallback, and has the lock; 0: none
     cdef list _leftovers
 
     @cython.final
@@ -143,6 +144,10 @@ cdef class Handle:
         cdef bint taken
         if forks:
             refuse_fork()
+        if self._answering and self._answering == <unsigned long>PyThread_get_thread_ident():
+            raise errors.from_code(
+                errors.Code.ESTATE, "a fallback must not call the session that calls it"
+            )
         self._busy = True
         while True:
             with nogil:

@@ -103,6 +103,7 @@ cdef class Request:
     cdef object _outputs
     cdef tuple _inputs, _kept  # what the library reads until the end; copies of inputs, names
     cdef str _text
+    cdef object _cause  # what the fallback raised
     cdef mpiserve_stats _stats
     cdef int _code
     cdef bint _ended
@@ -149,8 +150,10 @@ cdef class Request:
                         f"{self._service.head} within {timeout} s",
                     )
             PyErr_CheckSignals()
+        if self._cause is not None and not isinstance(self._cause, Exception):
+            raise self._cause  # such as KeyboardInterrupt
         if self._code != MPISERVE_OK:
-            raise errors.from_code(self._code, self._text)
+            raise errors.from_code(self._code, self._text) from self._cause
         return self._outputs
 
     @cython.final
@@ -188,8 +191,14 @@ cdef class Request:
 
     @property
     def stats(self):
-        """The statistics of the answered request, or None: mpiserve_stats by name."""
-        return self._stats if self._ended and self._code == MPISERVE_OK else None
+        """The statistics of the answered request, or None: mpiserve_stats by name.
+
+        `source` is "model", or "fallback" if a fallback has answered `fallback_rows` of the rows.
+        """
+        if not self._ended or self._code != MPISERVE_OK:
+            return None
+        source = "fallback" if self._stats.source == MPISERVE_FALLBACK else "model"
+        return {**self._stats, "source": source}
 
     @cython.final
     cdef int _end(self, int code) except -1:
@@ -199,6 +208,8 @@ cdef class Request:
         if code == MPISERVE_OK:
             self._service._add(&self._stats)
             return self._finish(code, None)
+        if self._service._fallback is not None:
+            self._cause = take_failure()
         return self._finish(code, text_of(mpiserve_last_error()))
 
     @cython.final

@@ -1,4 +1,4 @@
-"""The simulation side of mpiserve._lib.core: services and buffers."""
+"""The simulation side of mpiserve._lib.core: services."""
 
 
 # What a request does with its stream: the second number of the input `stream`.
@@ -6,35 +6,6 @@ STREAM_OPENS, STREAM_READS, STREAM_ENDS = range(3)
 
 # Keywords that are no inputs.
 OPTIONS = ("out", "timeout", "deadline", "priority")
-
-
-@cython.no_gc_clear
-cdef class Buffer:
-    """Memory of one mpiserve_buffer; given back when no array views it any more."""
-
-    cdef Session _session
-    cdef Service _service
-    cdef mpiserve_buffer _buffer
-    cdef bint _inputs_free, _outputs_free
-    cdef object __weakref__
-
-    cdef object _views(self, bint outputs):
-        cdef void **data = &self._buffer.outputs[0] if outputs else &self._buffer.inputs[0]
-        cdef list specs = self._service._output_specs if outputs else self._service._input_specs
-        views = [
-            view_rows(data[i], dtype, shape, self._buffer.rows, True, self)
-            for i, (dtype, shape) in enumerate(specs)
-        ]
-        return views[0] if len(views) == 1 else tuple(views)
-
-    def __dealloc__(self):
-        cdef Leftover leftover
-        # The window itself is gone after close; its memory is kept for those who look at it.
-        if self._buffer.id and self._session._holds():
-            leftover = Leftover.__new__(Leftover)
-            leftover.service = self._service._service
-            leftover.buffer = self._buffer
-            self._session._drop(leftover)
 
 
 cdef class Service:
@@ -57,6 +28,8 @@ cdef class Service:
         transport: "shared" or "rma".
         rows: Whether requests share batches, at open: "independent", or "together" if each is
             a call of the model.
+        checks: What the values of an answer must be, by the name of the output: (whether finite,
+            the least, the greatest), None for no bound. Outputs with any values are not there.
     """
 
     cdef Session _session
@@ -66,6 +39,7 @@ cdef class Service:
     cdef readonly tuple inputs, outputs
     cdef readonly int64_t max_batch_rows
     cdef readonly int replicas, head
+    cdef readonly dict checks
     cdef object _results
     cdef list _input_specs, _output_specs, _buffers, _endings
     cdef list _names  # of the inputs
@@ -73,6 +47,7 @@ cdef class Service:
     cdef int64_t _row_bytes
     cdef mpiserve_stats _totals
     cdef int64_t _answered, _streams
+    cdef object _fallback  # or None
 
     def __call__(self, *arrays, out=None, timeout=None, priority=0, **named):
         """Submit a request and wait for its result.
@@ -100,6 +75,9 @@ cdef class Service:
         if self._ambiguous:
             self._check_options(arrays, {"out": out, "timeout": timeout, "priority": priority})
         seconds_of(timeout, "timeout")
+        if self._fallback is not None and timeout is not None:
+            # The fallback answers at a deadline, which ends a request; a time-out does not.
+            return self._submit(arrays, named, out, timeout, priority).result()
         request = self._submit(arrays, named, out, None, priority)
         try:
             return request.result(timeout)
@@ -289,6 +267,87 @@ cdef class Service:
         check_apart(tensors, len(out), self.name)
         return self._results(*out)
 
+    def fallback(self, function):
+        """Let a function answer what the service does not, such as the physics.
+
+        A request of this rank that would end with an error of the service's, as ModelError,
+        QueueFullError, DeadlineError, RequestTimeout of a call, or PeerError about an inference
+        rank, has the results of the function instead. Errors of the caller's, such as
+        ArgumentError, and PeerError about a simulation rank stay what they are. Each cause is
+        logged once; `stats` of a request and the counter `fallbacks` say how often it happens.
+
+        The function gets one array [rows, ...] per input, in the order of the signature, and
+        returns the outputs as a model of the backend `python` does: an array, or a sequence of
+        them, or a dict by name. A result of another dtype of the same kind is cast. The thread
+        that waits for the request runs it, and other threads that use the session wait meanwhile.
+        The function must not use the session. If it raises, the request ends with the error of
+        the service, whose text says so.
+
+        With a fallback, the time-out of a call is the deadline of its request.
+
+        Args:
+            function: The function; None for none. It holds for requests that end from now on.
+
+        Returns:
+            The function: this is a decorator, too.
+        """
+        cdef Session session = self._session
+        if function is not None and not callable(function):
+            raise errors.from_code(
+                errors.Code.EARG, f"a fallback must be callable, got {function!r:.60}"
+            )
+        names = [tensor.name for tensor in self.outputs]
+        made = None if function is None else Fallback(self.name, names, function)
+        session._enter()
+        # Another thread may be about to end a request: neither is there without the other.
+        self._fallback = made
+        if made is None:
+            session._leave(mpiserve_fallback_set(self._service, NULL, NULL))
+        else:
+            session._leave(mpiserve_fallback_set(self._service, run_fallback, <void *>self))
+        return function
+
+    cdef int _answer(self, int64_t rows, const void *const *inputs, void *const *outputs,
+                     str why) except -1:
+        given = [array.copy() for array in arrays_at(inputs, self._input_specs, rows, False)]
+        taken = arrays_at(<const void *const *>outputs, self._output_specs, rows, True)
+        self._session._answering = PyThread_get_thread_ident()
+        try:
+            self._fallback.answer(given, taken, why)
+        finally:
+            self._session._answering = 0
+        return 0
+
+    @property
+    def state(self):
+        """The state of the replica that can serve best, as of now: "ready", "busy" or another.
+
+        `launched` (no model, such as after `unload`), `loading`, `ready`, `busy`, `suspended`,
+        `restarting`, `failed` or `gone`. Between nodes this is a message, and may wait for one.
+        """
+        return self._session.state(self.name).state
+
+    def states(self):
+        """Return the state of each replica, those that could not load their model included.
+
+        Returns:
+            Named tuples: replica, rank (of its head, in the world), state, and entered: when it
+            entered each state last, in seconds since 1970; `busy` only while it is busy.
+        """
+        return self._session.states(self.name)
+
+    def wait_ready(self, timeout=None):
+        """Wait until a replica is ready or busy.
+
+        Args:
+            timeout: In seconds; None waits without end.
+
+        Raises:
+            ModelError: If every replica has failed or is gone, with ranks and times.
+            RequestTimeout: After the time-out.
+        """
+        self._session.wait_ready(self.name, timeout)
+
     def empty_input(self, rows):
         """Take memory for inputs that the model reads where it lies, without a copy.
 
@@ -350,10 +409,11 @@ cdef class Service:
         """Return the statistics of this rank's answered requests, summed up.
 
         Returns:
-            requests, rows, batch_rows, batch_requests, queue_ns, compute_ns, total_ns.
+            requests, rows, batch_rows, batch_requests, queue_ns, compute_ns, total_ns,
+            fallback_rows.
         """
         totals = {"requests": self._answered, **self._totals}
-        del totals["generation"]
+        del totals["generation"], totals["source"]
         return totals
 
     cdef int _add(self, const mpiserve_stats *stats) except -1:
@@ -364,6 +424,7 @@ cdef class Service:
         self._totals.queue_ns += stats.queue_ns
         self._totals.compute_ns += stats.compute_ns
         self._totals.total_ns += stats.total_ns
+        self._totals.fallback_rows += stats.fallback_rows
         return 0
 
     def __repr__(self):
@@ -373,41 +434,3 @@ cdef class Service:
 cdef tuple keep(tuple things, object thing):
     """Add to what is kept. Not to a list, which the garbage collector may empty."""
     return (thing,) if things is None else things + (thing,)
-
-
-cdef list specs_of(tuple tensors):
-    return [(DTYPES[DTYPE_CODES[t.dtype]], tuple(t.shape[1:])) for t in tensors]
-
-
-cdef make_service(Session session, mpiserve_service *found):
-    cdef mpiserve_description description
-    cdef int replicas, head, transport
-    cdef Service service = Service.__new__(Service)
-    session._enter()
-    session._leave(mpiserve_service_describe(found, &description, &replicas, &head, &transport))
-    service._session = session
-    service._service = found
-    service.name = description.name.decode()
-    service.engine = description.engine.decode()
-    service.version = description.version.decode()
-    service.rows = ROWS[description.rows]
-    service.inputs = tensors_of(description.inputs, description.n_inputs)
-    service.outputs = tensors_of(description.outputs, description.n_outputs)
-    service.max_batch_rows = description.max_batch_rows
-    service.replicas, service.head = replicas, head
-    service.transport = "shared" if transport == MPISERVE_SHARED else "rma"
-    # A request may go to any replica, whatever the transport to the home replica is.
-    service._far = transport != MPISERVE_SHARED or replicas > 1
-    service._input_specs = specs_of(service.inputs)
-    service._output_specs = specs_of(service.outputs)
-    service._row_bytes = sum(dtype.itemsize * prod(shape) for dtype, shape in service._input_specs)
-    service._buffers = []
-    service._endings = []
-    service._names = [tensor.name for tensor in service.inputs]
-    service._ambiguous = {
-        tensor.name: i for i, tensor in enumerate(service.inputs) if tensor.name in OPTIONS
-    }
-    names = [tensor.name for tensor in service.outputs]
-    service._results = namedtuple("Outputs", names, rename=True) if len(names) > 1 else None
-    memset(&service._totals, 0, sizeof(service._totals))
-    return service

@@ -17,6 +17,18 @@ cdef int fill_specs(mpiserve_spec *specs, object tensors) except -1:
     return 0
 
 
+cdef int fill_checks(mpiserve_spec *specs, object checks) except -1:
+    """Fill in what the values must be: for each output whether finite, the least, the greatest."""
+    for i, (finite, least, most) in enumerate(checks):
+        specs[i].check = MPISERVE_FINITE if finite else 0
+        if least is None and most is None:
+            continue
+        specs[i].check |= MPISERVE_BOUNDS
+        specs[i].min = -INFINITY if least is None else least
+        specs[i].max = INFINITY if most is None else most
+    return 0
+
+
 cdef int copy_text(char *to, size_t size, str text) except -1:
     return copy_bytes(to, size, text.encode()[: size - 1])
 
@@ -41,7 +53,8 @@ cdef class Description:
 
     def __init__(self, *, name, engine="", version="", inputs=(), outputs=(), max_batch_rows=1,
                  max_delay_us=0, pool_bytes=0, stickiness=0, max_queue_rows=0, on_full="wait",
-                 rows="independent", overwrites=False, replica=0, error_code=0, error_text=""):
+                 rows="independent", overwrites=False, replica=0, checks=(), error_code=0,
+                 error_text=""):
         memset(&self.description, 0, sizeof(self.description))
         copy_text(self.description.name, MPISERVE_NAME_SIZE, name)
         copy_bytes(
@@ -55,6 +68,7 @@ cdef class Description:
         self.description.n_outputs = len(outputs)
         fill_specs(self.description.inputs, inputs)
         fill_specs(self.description.outputs, outputs)
+        fill_checks(self.description.outputs, checks)
         self.description.max_batch_rows = max_batch_rows
         self.description.max_delay_ns = int(max_delay_us * 1000)
         self.description.pool_bytes = pool_bytes
@@ -165,3 +179,11 @@ cdef int find_rows(const void **data, tuple specs, outputs, int64_t rows) except
         data[i] = result_at(outputs[i], dtype, shape, rows)
         i += 1
     return 0
+
+
+cdef tuple locate(list segments, object array):
+    begin = array.__array_interface__["data"][0]
+    for i, (_, address, size) in enumerate(segments):
+        if address <= begin and begin + array.nbytes <= address + size:
+            return i, begin - address
+    return None

@@ -21,14 +21,3 @@ cdef inline int check(int code) except -1:
     if code != MPISERVE_OK:
         raise errors.from_code(code, text_of(mpiserve_last_error()))
     return 0
-
-
-cdef tuple tensors_of(mpiserve_spec *specs, int n):
-    return tuple([
-        Tensor(
-            specs[i].name.decode(),
-            DTYPES[specs[i].dtype].name,
-            tuple([specs[i].shape[d] for d in range(specs[i].ndim)]),
-        )
-        for i in range(n)
-    ])

@@ -69,7 +69,9 @@ class Steps(ABC):
     def take_over(self, old: Steps) -> None:  # noqa: B027 - most have nothing to take over
         """Take over state that clients may continue, from a version that has ended all requests.
 
-        A reload beside the old version calls this once, before the first request.
+        A reload beside the old version calls this once, before the first request. Where versions
+        run in child processes, `old` is a copy by pickle: define `__getstate__` to copy only what
+        this method reads.
         """
 
 
@@ -110,6 +112,8 @@ class Backend:
     together = False  # a batch is one request, which must not be cut
     copies = False  # each batch has inputs of its own, which the model may change and keep
     wants_clients = False  # `clients` is set before each batch; for replicas of one rank
+    tune_result: Any = None  # what `tune` measured, for another process that loads the model
+    unavailable = False  # whether other replicas should answer for a while
     clients: np.ndarray  # int32 [rows]: the world rank of the client of each row; -1 at warm-up
 
     def __init__(
@@ -173,6 +177,13 @@ class Backend:
             `outputs` itself if it holds all results, otherwise the results as from `run`.
         """
         return self.run(inputs)
+
+    def rerun_rows(self, inputs: tuple[np.ndarray, ...], outputs: tuple[np.ndarray, ...]) -> Any:
+        """Run the model on rows of a batch that has failed, as `run_batch` does."""
+        return self.run_batch(inputs, outputs, lambda _: None)
+
+    def supervise(self) -> None:
+        """Called after each batch, and at least a few times a second without one."""
 
     def serving(self) -> AbstractContextManager[Any]:
         """Return a context for the time of serving, for settings that all batches share."""

@@ -112,6 +112,15 @@ class ProcessedBackend(Backend):
             self._model.together = self.together
             self._model.take_over(old._model)
 
+    @property
+    def tune_result(self) -> Any:
+        """What the model has measured."""
+        return self._model.tune_result
+
+    @tune_result.setter
+    def tune_result(self, result: Any) -> None:
+        self._model.tune_result = result
+
     def close(self) -> None:
         """Close the model."""
         self._model.close()
@@ -164,6 +173,10 @@ class ProcessedSteps(Steps):
         """Drop a request."""
         self._rows.pop(key, None)
         self._steps.drop(key)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what `take_over` reads, for a version in another process."""
+        return {"_steps": self._steps}
 
     def take_over(self, old: Steps) -> None:
         """Take over the state of requests that clients may continue."""

@@ -1,15 +1,8 @@
 """Read and check the configuration: services, pools and the partition of a world."""
 
 from mpiserve.config.file import Config, Group, PartitionConfig, PoolConfig
-from mpiserve.config.service import (
-    DTYPES,
-    MAX_DIMS,
-    MAX_TENSORS,
-    NAME_SIZE,
-    OBJECT,
-    ServiceConfig,
-    TensorConfig,
-)
+from mpiserve.config.service import MAX_TENSORS, OBJECT, ServiceConfig
+from mpiserve.config.tables import DTYPES, MAX_DIMS, NAME_SIZE, TensorConfig
 
 __all__ = [
     "DTYPES",

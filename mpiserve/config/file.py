@@ -19,13 +19,8 @@ from pydantic import (
 )
 
 from mpiserve.config.reader import read_tables
-from mpiserve.config.service import (
-    ServiceConfig,
-    Table,
-    TensorConfig,
-    as_tuple,
-    check_name,
-)
+from mpiserve.config.service import ServiceConfig
+from mpiserve.config.tables import Table, TensorConfig, as_tuple, check_name
 from mpiserve.config.values import (
     MAX_RANKS,
     Location,

@@ -3,23 +3,13 @@
 from __future__ import annotations
 
 import re
-from math import prod
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PrivateAttr,
-    StrictInt,
-    ValidationInfo,
-    field_validator,
-)
+from pydantic import AfterValidator, Field, PrivateAttr, ValidationInfo, field_validator
 
 from mpiserve.config.engines import engine_problem
+from mpiserve.config.tables import MODEL_DTYPES, NAME_SIZE, Table, Tensors
 from mpiserve.config.values import (
     MAX_BYTES,
     MAX_PARALLEL,
@@ -28,57 +18,18 @@ from mpiserve.config.values import (
     MAX_SECONDS,
     MAX_THREADS,
     MAX_WARMUPS,
-    name_problem,
-    shape_problem,
     shown,
     suggest,
 )
 from mpiserve.errors import Code, ConfigError
 
-# In the order of mpiserve_dtype: the position is the number.
-DTYPES = (
-    "bool",
-    "uint8",
-    "int8",
-    "int16",
-    "int32",
-    "int64",
-    "float16",
-    "bfloat16",
-    "float32",
-    "float64",
-)
-DTYPE_BYTES = dict(zip(DTYPES, (1, 1, 1, 2, 4, 8, 2, 2, 4, 8), strict=True))
-MODEL_DTYPES = ("float16", "bfloat16", "float32", "float64")
-MAX_DIMS = 8
 MAX_TENSORS = 16
-NAME_SIZE = 64
 
 BACKENDS = ("deepspeed", "torch", "onnx", "python", "echo")
 TASKS = ("generate", "embed")
 VERSION = "{version}"  # stands for the name of a version, in a model or an option
 # "module:object" or "folder/file.py:object"
 OBJECT = re.compile(r"(?:[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*|[^:]*\w\.py):[A-Za-z_]\w*")
-
-
-def _dtype(name: str) -> str:
-    if name not in DTYPES:
-        raise ValueError(f"unknown dtype {shown(name)} {suggest(name, DTYPES)}")
-    return name
-
-
-def _convert(convert: bool | None, info: ValidationInfo) -> bool | None:
-    dtype = info.data.get("dtype", "float32")
-    if convert is not None and dtype not in MODEL_DTYPES:
-        raise ValueError(f"a tensor of {dtype} is never converted")
-    return convert
-
-
-def check_name(name: str) -> str:
-    """Refuse a name that the C library cannot hold."""
-    if problem := name_problem(name, NAME_SIZE):
-        raise ValueError(problem)
-    return name
 
 
 def _object(spec: str | None) -> str | None:
@@ -100,52 +51,6 @@ def _filled(value: Any, version: str) -> Any:
     if isinstance(value, dict):
         return {key: _filled(item, version) for key, item in value.items()}
     return [_filled(item, version) for item in value] if isinstance(value, list) else value
-
-
-def _shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    if problem := shape_problem(shape, MAX_DIMS):
-        raise ValueError(problem)
-    return shape
-
-
-def as_tuple(value: Any) -> Any:
-    """Convert a list of the file to a tuple."""
-    return tuple(value) if isinstance(value, list) else value
-
-
-class Table(BaseModel):
-    """The base of all tables: strict types, and no unknown keys."""
-
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        strict=True,
-        allow_inf_nan=False,
-        use_attribute_docstrings=True,  # they describe the keys in the configuration reference
-    )
-
-
-class TensorConfig(Table):
-    """One tensor of a signature; its first dimension is -1, the number of rows."""
-
-    name: Annotated[str, AfterValidator(check_name)]
-    """The name by which a call, or the model, finds the tensor."""
-    dtype: Annotated[str, AfterValidator(_dtype)]
-    """The type of the elements, as requests carry it."""
-    shape: Annotated[tuple[StrictInt, ...], BeforeValidator(as_tuple), AfterValidator(_shape)]
-    """The dimensions: first -1, which stands for the rows, then positive sizes."""
-    convert: Annotated[bool | None, AfterValidator(_convert)] = None
-    """Whether to convert between this dtype and the model's: `true` silently, `false` never;
-    without it, convert and log what that loses.
-    """
-
-    @property
-    def row_bytes(self) -> int:
-        """The bytes of a row."""
-        return prod(self.shape[1:]) * DTYPE_BYTES[self.dtype]
-
-
-Tensors = Annotated[tuple[TensorConfig, ...], BeforeValidator(as_tuple)]
 
 
 class ServiceConfig(Table):
@@ -183,6 +88,10 @@ class ServiceConfig(Table):
     """The tensors that `postprocess` takes; `outputs` if not given."""
     replicas: int = Field(1, ge=1, le=MAX_RANKS)
     """Copies of the service, each on inference ranks of its own."""
+    cores: int = Field(0, ge=0, le=MAX_THREADS)
+    """Cores that a replica needs. `plan` refuses nodes that lack them; 0 means: not known."""
+    gpus: int = Field(0, ge=0, le=MAX_PARALLEL)
+    """GPUs that a replica needs, for `plan`."""
     tensor_parallel: int = Field(1, ge=1, le=MAX_PARALLEL)
     """Ranks of a replica, which share one model (DeepSpeed, or a backend of your own)."""
     peer_timeout_s: float = Field(300.0, gt=0, le=MAX_SECONDS)
@@ -212,8 +121,36 @@ class ServiceConfig(Table):
     """What happens to a request that finds the queue full: it waits, or ends with
     `QueueFullError`.
     """
+    check: Literal["finite"] | None = None
+    """`"finite"`: a row with a NaN or an infinite value in an output is no answer. Neither is one
+    with a value outside of `min` and `max` of its output, or with a NaN where these are given.
+    Clients check what they get: such rows go to the client's fallback, or the request ends with
+    `ModelError`. Without these keys, any value is an answer.
+    """
     split_failed: bool = True
     """Whether a batch that fails is run again in halves, so that only the guilty request fails."""
+    isolate: Literal["auto"] | bool = "auto"
+    """Whether the model runs in a child process of the inference rank, so that its crash fails
+    only the request that causes it. `"auto"`: yes, unless several ranks run the model together
+    (`tensor_parallel`), or the backend is echo. Batches that an engine in C can run (see `engine`)
+    run in the rank, without a child on the way; `true` keeps that engine in the child too.
+    """
+    timeout_s: float = Field(0.0, ge=0, le=MAX_SECONDS)
+    """Seconds that a batch, or a step of a model that works in steps, may take in the child: then
+    the child is ended and started again. 0 means no limit.
+    """
+    load_timeout_s: float = Field(1800.0, gt=0, le=MAX_SECONDS)
+    """Seconds that the child may take to load the model and warm it up."""
+    memory_bytes: int = Field(0, ge=0, le=MAX_BYTES)
+    """The most memory that the child may allocate, in bytes, beside the clients' tensors. 0 means
+    no limit.
+    """
+    restarts: int = Field(20, ge=0, lt=2**31)
+    """Restarts of the child within `restart_window_s` before the replica is given up: its
+    requests then fail until a reload. Restarts to find the guilty request of one batch count once.
+    """
+    restart_window_s: float = Field(60.0, gt=0, le=MAX_SECONDS)
+    """Seconds in which `restarts` are counted."""
     threads: int = Field(1, ge=1, le=MAX_THREADS)
     """Threads of torch and BLAS on each inference rank."""
     chunk_rows: int = Field(0, ge=0, lt=MAX_ROWS)
@@ -341,6 +278,8 @@ class ServiceConfig(Table):
             _check_kept(tensors, info.data["backend"])
         if len(tensors) > MAX_TENSORS:
             raise ValueError(f"at most {MAX_TENSORS} tensors, got {len(tensors)}")
+        if info.field_name != "outputs":
+            _check_unbounded(tensors)
         names = [tensor.name for tensor in tensors]
         for name in names:
             if names.count(name) > 1:
@@ -376,6 +315,30 @@ class ServiceConfig(Table):
         if info.data.get("backend") not in ("deepspeed", "torch"):
             raise ValueError("tasks need the backend 'deepspeed' or 'torch'")
         return task
+
+    @field_validator("isolate")
+    @classmethod
+    def _check_isolate(cls, isolate: str | bool, info: ValidationInfo) -> str | bool:
+        if isolate is True and info.data.get("tensor_parallel", 1) > 1:
+            raise ValueError("true is not possible with tensor_parallel: remove one")
+        return isolate
+
+    @field_validator("timeout_s", "memory_bytes")
+    @classmethod
+    def _check_isolated(cls, limit: float, info: ValidationInfo) -> float:
+        data = info.data
+        if limit and data.get("isolate") == "auto" and data.get("tensor_parallel", 1) > 1:
+            raise ValueError("limits a child process, which tensor_parallel does not use")
+        if limit and data.get("isolate") is False:
+            raise ValueError("limits a child process: remove isolate = false")
+        return limit
+
+    @property
+    def isolated(self) -> bool:
+        """Whether the model runs in a child process."""
+        if self.isolate == "auto":
+            return self.backend != "echo" and self.tensor_parallel == 1
+        return self.isolate
 
     @field_validator("on_full")
     @classmethod
@@ -429,6 +392,12 @@ class ServiceConfig(Table):
         if not all(0 < rows <= limit for rows in warmup):
             raise ValueError(f"rows must be 1 to max_batch_rows, got {shown(warmup)}")
         return tuple(warmup)
+
+
+def _check_unbounded(tensors: Tensors) -> None:
+    for tensor in tensors:
+        if tensor.min is not None or tensor.max is not None:
+            raise ValueError(f"min or max at '{tensor.name}': only values of outputs are checked")
 
 
 def _check_kept(tensors: Tensors, backend: str) -> None:

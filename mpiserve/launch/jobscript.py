@@ -16,6 +16,7 @@ from mpiserve.errors import ArgumentError, Code
 from mpiserve.launch.plan import Plan, ranges
 
 PMI = {"openmpi": "pmix", "mpich": "pmi2"}  # srun's --mpi
+SURVIVE = {"openmpi": "--with-ft ulfm", "mpich": "-disable-auto-cleanup"}  # mpiexec's
 SERVE = '"$python" -m mpiserve serve "$config"'
 # Begins a file that gives each rank its program; its lines follow, then END.
 RANKS_FILE = ("ranks=$(mktemp ranks.XXXXXX)", "trap 'rm -f \"$ranks\"' EXIT", 'cat >"$ranks" <<END')
@@ -56,6 +57,7 @@ class Job:
         partition: The partition or queue, if not the default one.
         modules: The modules to load.
         env: The variables to set, each NAME=VALUE.
+        fault_tolerant: Let the other ranks live when one has died.
     """
 
     config: str
@@ -70,6 +72,7 @@ class Job:
     partition: str = ""
     modules: Sequence[str] = ()
     env: Sequence[str] = ()
+    fault_tolerant: bool = False
 
     @property
     def seconds(self) -> int:
@@ -100,6 +103,10 @@ class Job:
         """Write the command of the simulation; the job script appends its own arguments."""
         words = ['"$python"'] * self.program[0].endswith(".py")
         return " ".join([*words, *map(quoted, self.program), '"$@"'])
+
+    def mpiexec(self) -> str:
+        """Write the first words of every mpiexec."""
+        return '"${MPIEXEC:-mpiexec}"' + f" {SURVIVE[self.mpi]}" * self.fault_tolerant
 
     def run(self) -> str:
         """Write the command of all ranks."""
@@ -132,6 +139,11 @@ def jobscript(site: str, job: Job) -> str:
     if job.het and (site != "slurm" or not job.plan.dedicated()):
         text = "--het needs Slurm, and nodes of their own for the inference ranks"
         raise ArgumentError(Code.EARG, f"{text}: set placement = 'dedicated'")
+    if job.fault_tolerant and site not in SURVIVABLE:
+        text = (
+            f"--fault-tolerant: for {', '.join(SURVIVABLE)}; how {site} lets ranks live is unknown"
+        )
+        raise ArgumentError(Code.EARG, text)
     check(site, job)
     return SITES[site](job)
 
@@ -231,8 +243,12 @@ def slurm(job: Job) -> str:
     directives += ["#SBATCH --output=%x-%j.log"]
     folder = 'cd "${SLURM_SUBMIT_DIR:?this is a job script: submit it with sbatch}"'
     kind = slurm_het if job.het else slurm_run if job.spmd else slurm_multi_prog
-    what, resources, body = kind(job)
     note = "# With the wrong --mpi every rank has a world of its own. If one rank dies, all end."
+    if job.fault_tolerant:
+        directives += ["#SBATCH --no-kill"]  # of a node that has failed
+        note = "# If one rank dies, the others go on."
+        kind = slurm_mpiexec if job.mpi == "openmpi" else kind
+    what, resources, body = kind(job)
     text = head(job, f"Slurm, {what}", "sbatch SCRIPT", [*directives, *resources], folder)
     return text + "\n" + "\n".join([note, *body]) + "\n"
 
@@ -253,7 +269,17 @@ def slurm_resources(job: Job, role: str | None = None) -> list[str]:
 
 def srun(job: Job) -> str:
     """Write the first words of every srun."""
-    return f'srun --mpi="${{MPISERVE_PMI:-{PMI[job.mpi]}}}" --kill-on-bad-exit=1'
+    kill = "--no-kill --kill-on-bad-exit=0" if job.fault_tolerant else "--kill-on-bad-exit=1"
+    return f'srun --mpi="${{MPISERVE_PMI:-{PMI[job.mpi]}}}" {kill}'
+
+
+def slurm_mpiexec(job: Job) -> tuple[str, list[str], list[str]]:
+    """Fault tolerance of Open MPI, which is there under its own launcher only."""
+    if job.het:
+        text = "--fault-tolerant: Open MPI needs its own launcher for that, which has no --het"
+        raise ArgumentError(Code.EARG, text)
+    what = "one program" if job.spmd else "two programs"
+    return what, slurm_resources(job), [f"{job.mpiexec()} {job.parts()}"]
 
 
 def slurm_run(job: Job) -> tuple[str, list[str], list[str]]:
@@ -308,7 +334,7 @@ def pbs(job: Job) -> str:
     ]
     folder = 'cd "${PBS_O_WORKDIR:?this is a job script: submit it with qsub}"'
     text = head(job, "PBS Pro", "qsub -- SCRIPT", directives, folder)
-    return f'{text}\n"${{MPIEXEC:-mpiexec}}" {job.parts()}\n'
+    return f"{text}\n{job.mpiexec()} {job.parts()}\n"
 
 
 def lsf(job: Job) -> str:
@@ -398,8 +424,9 @@ def mpirun(job: Job) -> str:
     hint = f"# HOSTFILE names {job.nodes} hosts, a line for each: {line}"
     folder = "hostfile=${HOSTFILE:?set it to the path of a host file}"
     text = head(job, "mpiexec and a hostfile", "HOSTFILE=hosts bash SCRIPT", [hint], folder)
-    return f'{text}\n"${{MPIEXEC:-mpiexec}}" {flag} "$hostfile" {job.parts()}\n'
+    return f'{text}\n{job.mpiexec()} {flag} "$hostfile" {job.parts()}\n'
 
 
+SURVIVABLE = ("slurm", "pbs", "mpirun")
 IN_FILES = ("slurm", "lsf", "flux")  # sites where two programs are lines of a file or a text
 SITES = {"slurm": slurm, "pbs": pbs, "lsf": lsf, "flux": flux, "mpirun": mpirun}

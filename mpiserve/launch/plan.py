@@ -16,7 +16,9 @@ from mpiserve.config.partition import (
     replica_of,
     roles,
 )
+from mpiserve.config.values import line_error
 from mpiserve.errors import ArgumentError, Code
+from mpiserve.launch.resources import Node, lack
 
 MOST = 2**23  # ranks of a world; no machine has as many cores
 
@@ -58,16 +60,17 @@ class Plan:
         return len(both) == len(set(self.nodes))
 
 
-def plan(config: Config, ranks: int, per_node: int | None = None) -> Plan:
+def plan(config: Config, ranks: int, per_node: int | None = None, node: Node | None = None) -> Plan:
     """Plan a world.
 
     Args:
         config: The configuration.
         ranks: The ranks of the world.
         per_node: The ranks of each node; by default all ranks are on one node.
+        node: What each node has; by default that is not checked.
 
     Raises:
-        ConfigError: If the services do not fit into the world.
+        ConfigError: If the services do not fit into the world, or need more than a node has.
         ArgumentError: If `ranks` or `per_node` is less than 1.
     """
     per_node = ranks if per_node is None else per_node
@@ -80,6 +83,9 @@ def plan(config: Config, ranks: int, per_node: int | None = None) -> Plan:
     chosen = roles(config, ranks, nodes)
     inference = [rank for rank in range(ranks) if chosen[rank] == INFERENCE]
     serving = dict(zip(inference, assignments(config), strict=True))
+    lacking = lack(node, nodes, chosen, serving) if node else None
+    if lacking:
+        raise line_error(config.source, lacking)
     queried = {}
     for service in config.services:
         heads = [

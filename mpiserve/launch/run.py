@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import runpy
@@ -22,7 +23,7 @@ from mpiserve.config.partition import INFERENCE, assignments
 from mpiserve.errors import Code, ConfigError, Error, PeerError
 from mpiserve.failure import describe, exit_status, is_success, trace_of
 from mpiserve.launch.static_check import findings
-from mpiserve.mpi import check, host_watch
+from mpiserve.mpi import check, host_watch, launcher
 from mpiserve.mpi.affinity import bind
 from mpiserve.observe.log import start_logging
 from mpiserve.session import Session
@@ -37,8 +38,7 @@ logger = logging.getLogger("mpiserve")
 def serve(config_file: str) -> int:
     """Serve a simulation in any language: every rank of this program is an inference rank."""
     comm = MPI.COMM_WORLD
-    start_logging(comm.rank)
-    host_watch.watch(lose, host_watch.limit())
+    _begin(comm)
     config = session.read(config_file)
     if isinstance(config, Error):
         return _refuse(comm, config)
@@ -52,8 +52,7 @@ def run(config_file: str, script: str, args: Sequence[str], *, replace_world: bo
     runs, and the script's `mpiserve.open` returns a session that is open already.
     """
     comm = MPI.COMM_WORLD
-    start_logging(comm.rank)
-    host_watch.watch(lose, host_watch.limit())
+    _begin(comm)
     try:
         config, role = session.agree(comm, config_file)
         _find(comm, script)
@@ -64,6 +63,27 @@ def run(config_file: str, script: str, args: Sequence[str], *, replace_world: bo
     if role == INFERENCE:
         return _infer(comm, config)
     return _simulate_replaced(comm, script, args) if replace_world else _simulate(script, args)
+
+
+def _begin(comm: MPI.Comm) -> None:
+    """Log, and end this rank if other hosts or the launcher are gone."""
+    start_logging(comm.rank)
+    host_watch.watch(lose, host_watch.limit())
+    if check.launched(os.environ) is not None:
+        end_with_launcher()
+
+
+def end_with_launcher() -> None:
+    """End this rank when its launcher ends, which kills no rank if it is killed itself."""
+    watched = launcher.watchable()
+    if watched is None:
+        lose("the launcher of this job has ended")
+    try:
+        core.end_with([os.pidfd_open(pid) for pid in watched or ()])
+    except ProcessLookupError:
+        lose("the launcher of this job has ended")
+    except OSError:  # before Linux 5.3
+        core.end_with_parent()
 
 
 def complain(error: Error, *, quiet: bool = False) -> int:
@@ -213,17 +233,21 @@ def _infer(comm: MPI.Comm, config: Config, *, bind_alone: bool = False) -> int:
         # All inference ranks find an error in the file; one prints it.
         return complain(error, quiet=position > 0 and str(error).startswith(config.source))
     except PeerError as error:
-        logger.critical("%s: aborting the job", error)
-        abort(comm, FAILURE)
-        raise
+        if not current.lost()[0]:  # it is stuck, and MPI_Finalize would wait for it
+            logger.critical("%s: aborting the job", error)
+            abort(comm, FAILURE)
+            raise
+        logger.error("%s", error)
+        current.close()
+        _leave(OK, finalize=False)
     except BaseException as error:
         # The simulation ranks wait for this rank, which cannot answer any more.
         logger.critical("this inference rank failed\n%s", trace_of(error))
         abort(comm, FAILURE)
         raise
     status = OK if served else FAILURE
-    if current.stuck:
-        _leave(status)
+    if current.stuck or current.bereft:
+        _leave(status, finalize=not current.bereft)
     return status
 
 
@@ -234,15 +258,16 @@ def _look(config: Config) -> None:
         logger.log(level, "%s", config.error(finding.key, finding.text))
 
 
-def _leave(status: int) -> NoReturn:
-    """End a rank whose threads may wait for another rank for ever.
+def _leave(status: int, *, finalize: bool) -> NoReturn:
+    """End a rank whose threads, or whose MPI_Finalize, may wait for another rank for ever.
 
     Destructors would not wait, but end it with a signal: "terminate called without an active
     exception", status 134 (torch 2.13.0, gloo). Exit handlers of libraries have to run: without
     MPICH's (5.0.2) its launcher takes the rank for a failed one, kills the others and forgets
     their statuses, so that mpiexec ends with 9 or 0, whatever they end with.
     """
-    MPI.Finalize()
+    if finalize:
+        MPI.Finalize()
     logging.shutdown()
     sys.stdout.flush()
     core.end_process(status)
@@ -307,7 +332,10 @@ def _simulate(script: str, args: Sequence[str]) -> int:
         elif current:
             current.close()
     except Error as failure:
-        return complain(failure) if status == OK else status
+        status = complain(failure) if status == OK else status
+    if current and current.bereft:
+        atexit._run_exitfuncs()
+        _leave(status, finalize=False)
     return status
 
 

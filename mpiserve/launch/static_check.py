@@ -64,8 +64,9 @@ def findings(config: Config) -> list[Finding]:
 def window_bytes(services: Sequence[ServiceConfig]) -> int:
     """Estimate the bytes of the window of a rank that serves these services."""
     return sum(
-        max(service.pool_bytes or POOL, 2 * service.max_batch_rows * service.row_bytes)
+        max(service.pool_bytes or POOL, 2 * batch) + batch
         for service in services
+        for batch in [service.max_batch_rows * service.row_bytes]
     )
 
 

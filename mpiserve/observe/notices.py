@@ -92,6 +92,28 @@ def publishing() -> Alarm:
     return Alarm(lambda seconds: logger.info(f"this rank {PUBLISHING}", round(seconds, 1)))
 
 
+class Life:
+    """Logs the states of a service on this rank after it was ready first, a line for each.
+
+    Args:
+        name: Returns the name of the model.
+    """
+
+    def __init__(self, name: Callable[[], str]) -> None:
+        self._name = name
+        self._state = "ready"
+        self._since = time.monotonic()
+
+    def enter(self, state: str) -> None:
+        """Note a state; nothing happens if it is the same."""
+        if state == self._state:
+            return
+        now = time.monotonic()
+        text = "%s: %s, after %.3f s %s"
+        logger.info(text, self._name(), state, now - self._since, self._state)
+        self._state, self._since = state, now
+
+
 class Silence:
     """Logs, once for each reason, what a rank waits for when it receives no requests for long."""
 
@@ -111,6 +133,26 @@ class Silence:
         if why not in self._said:
             self._said.add(why)
             logger.warning("%s", text)
+
+
+class Losses:
+    """Logs which ranks of the world have died, where the launcher lets the others live."""
+
+    def __init__(self, lib: core.Session) -> None:
+        self._lib = lib
+        self._next = 0.0
+        self._known = 0
+
+    def look(self) -> None:
+        """Check at most four times a second; call it without a batch."""
+        now = time.monotonic()
+        if now < self._next:
+            return
+        self._next = now + LOOK
+        count, text = self._lib.lost()
+        if count > self._known:
+            self._known = count
+            logger.error("%s has died; the others go on", text)
 
 
 class Alone:

@@ -283,9 +283,12 @@ class AdaptivePool:
 
     # ---- in each step
 
-    def sample(self) -> None:
-        """Measure the rows that wait, when a batch is formed and not yet run."""
+    def answer(self, batch: core.Batch) -> None:
+        """Run a model on a batch and reply; measure the time, and the rows that wait meanwhile."""
         self._meter.sample([self._lib.queue_rows(s) for s in range(len(self._models))])
+        model = self._models[batch.service]
+        with model.timed():
+            model.answer(batch)
 
     def look(self) -> None:
         """Exchange messages if it is time to, and take the next step of a move."""

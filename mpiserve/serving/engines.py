@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from math import inf, prod
 from time import perf_counter
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from mpiserve.backends.arrays import zeros
 from mpiserve.backends.base import Backend, Native
 from mpiserve.config.tensor import Tensor
-from mpiserve.errors import Code, ModelError
+from mpiserve.errors import Code, Error, ModelError
 from mpiserve.failure import check_interrupt, describe
 from mpiserve.serving.model_probe import EPS, Arrays, random_rows
 
@@ -33,6 +34,7 @@ TOLERANCE = {"float64": 1e-11, "float32": 1e-5, "float16": 1e-2, "bfloat16": 5e-
 ROUNDS = 7
 SECONDS = 0.5  # of measuring at one number of rows
 SHORT = 2e-4  # seconds: faster calls are measured several at a time
+FAILED = "its engine failed on a batch, which runs in Python now"
 GAIN = 0.97  # of the time in Python: an engine must be at least so fast
 
 
@@ -69,15 +71,59 @@ class InC:
             self._used = False
             self._lib.set_engine(self._index, None)
         if native is not None:
+            limit_threads(self._service.threads)  # of libraries that come with it
             self._lib.set_engine(self._index, load(native, self._service))
             self._used = True
 
-    def look(self, batch: core.Batch) -> None:
-        """Log the first batch on which the engine failed, so that Python runs it."""
-        if batch.failure and not self._warned:
+    def warn(self, failure: str) -> None:
+        """Log that the engine failed on a batch, which Python runs now; only the first time."""
+        if not self._warned:
             self._warned = True
-            text = "its engine failed on a batch, which runs in Python now"
-            logger.warning("service %s: %s: %s", self._service.name, text, batch.failure)
+            logger.warning("service %s: %s: %s", self._service.name, FAILED, failure)
+
+
+class Called:
+    """A model, called from Python: by its engine in C if it has one.
+
+    Args:
+        backend: The model.
+        service: The table of the service.
+    """
+
+    def __init__(self, backend: Backend, service: ServiceConfig) -> None:
+        self._backend, self._service = backend, service
+        self._engine: Engine | None = None
+        self._warned = False
+        try:
+            self._engine = load(backend.native, service) if backend.native else None
+        except Error as error:  # the cache is not what it was
+            self._warn(error)
+
+    def run(self, inputs: Arrays, outputs: Arrays, done: Callable[[int], None]) -> Any:
+        """Run a batch, as `Backend.run_batch` does.
+
+        Raises:
+            Exception: Any exception of the model.
+        """
+        if self._engine:
+            try:
+                self._engine.run(inputs, outputs)
+            except Error as error:
+                self._warn(error)
+            else:
+                return outputs
+        return self._backend.run_batch(inputs, outputs, done)
+
+    def _warn(self, error: Error) -> None:
+        if not self._warned:
+            self._warned = True
+            logger.warning("service %s: %s: %s", self._service.name, FAILED, error.text)
+
+
+def limit_threads(threads: int) -> None:
+    """Tell libraries that are loaded from now on how many threads they may start."""
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ[variable] = str(threads)
 
 
 def load(native: Native, service: ServiceConfig) -> Engine:

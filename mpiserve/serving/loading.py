@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mpiserve import backends
-from mpiserve.backends.base import Backend
+from mpiserve.backends.base import Backend, Native
 from mpiserve.errors import CausedError, Code
 from mpiserve.failure import check_interrupt, describe, one_line
 from mpiserve.mpi.requests import agree
+from mpiserve.serving.engines import limit_threads
 from mpiserve.serving.warmup import Warmup
 
 if TYPE_CHECKING:
@@ -25,6 +25,15 @@ LOADING = 600.0  # seconds that ranks of one replica wait for each other to have
 
 class FailedTogetherError(CausedError):
     """A rank of the replica could not load; the cause is this rank's own error, if it has one."""
+
+
+class Known(NamedTuple):
+    """What warm-up has found out about a model: attributes of its backend."""
+
+    together: bool
+    copies: bool
+    tuning: Any
+    native: Native | None
 
 
 class Loader:
@@ -50,8 +59,20 @@ class Loader:
         self._remark = remark
         self.loaded = 0.0
 
-    def load(self, service: ServiceConfig, old: Backend | None = None) -> Backend:
+    def load(
+        self,
+        service: ServiceConfig,
+        old: Backend | None = None,
+        tuning: Any = None,
+        in_c: bool | None = None,
+    ) -> Backend:
         """Load a version and warm it up, beside the version that answers if there is one.
+
+        Args:
+            service: The table of the service for the version.
+            old: The version that answers.
+            tuning: Its tuning, if it is in another process.
+            in_c: Whether an engine in C runs it there; None if there is none.
 
         Raises:
             Exception: Any exception of the model; on every rank of the replica, if on one.
@@ -60,7 +81,7 @@ class Loader:
         shared = self._comm if service.tensor_parallel > 1 else None
         warmup = self._looked_at(service, shared)
         try:
-            warmup.settle(old)
+            warmup.settle(old, tuning, in_c)
         except BaseException:
             _close(warmup.backend)
             raise
@@ -68,6 +89,27 @@ class Loader:
             self._remark(text)
         warmup.backend.warmed()
         return warmup.backend
+
+    def repeat(self, service: ServiceConfig, known: Known) -> Backend:
+        """Load a model that was loaded before, in another process.
+
+        Raises:
+            Exception: Any exception of the model.
+        """
+        limit_threads(service.threads)
+        backend = backends.create(service, self._comm, self._local_rank)
+        try:
+            backend.load()
+            backend.together, backend.copies = known.together, known.copies
+            backend.native = known.native
+            if known.tuning is not None:
+                backend.tune_result = known.tuning
+            Warmup(backend, service, None).repeat()
+            backend.warmed()
+        except BaseException:
+            _close(backend)
+            raise
+        return backend
 
     def _looked_at(self, service: ServiceConfig, shared: MPI.Comm | None) -> Warmup:
         """Load and examine a model, on all ranks or on none."""
@@ -107,12 +149,6 @@ def engine_of(backend: Backend) -> str:
     except BaseException:
         check_interrupt()
         return one_line(type(backend).__qualname__)
-
-
-def limit_threads(threads: int) -> None:
-    """Tell libraries that are loaded from now on how many threads they may start."""
-    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-        os.environ[variable] = str(threads)
 
 
 def _close(backend: Backend) -> None:

@@ -86,6 +86,7 @@ class Versions:
     def _in_place(self, wanted: ServiceConfig) -> Backend:
         """Unload the current version and load another; load the current one again if that fails."""
         self._model.unload()
+        self._model.enter_state("loading")
         try:
             return self._fresh(wanted)
         except BaseException:
@@ -108,6 +109,9 @@ class Changes:
     Args:
         lib: The session handle of this rank.
         model: The model to change.
+
+    Attributes:
+        pending: Whether `look` has something to wait for.
     """
 
     def __init__(self, lib: core.Session, model: ServedModel) -> None:
@@ -119,6 +123,7 @@ class Changes:
         self._error: BaseException | None = None
         self._thread: threading.Thread | None = None
         self._waiting = False  # for the model to be idle
+        self.pending = False
 
     @property
     def open(self) -> bool:
@@ -133,8 +138,10 @@ class Changes:
         elif request.change == Change.LOAD and self._model.loads_aside:
             self._thread = threading.Thread(target=self._apply, daemon=True)
             self._thread.start()
+            self.pending = True
         elif request.change in (Change.SWAP, Change.UNLOAD) and not self._model.idle:
             self._waiting = True  # the broker gives no batch of this service meanwhile
+            self.pending = True
         else:
             self._apply()
             self._finish()
@@ -143,9 +150,10 @@ class Changes:
         """End the change that was begun, if its thread has ended or the model is idle."""
         if self._thread and not self._thread.is_alive():
             self._thread = None
+            self.pending = False
             self._finish()
         elif self._waiting and self._model.idle:
-            self._waiting = False
+            self._waiting = self.pending = False
             self._apply()
             self._finish()
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import gc
 import logging
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from mpiserve.serving import engines
 from mpiserve.serving.absent_model import Absent, Suspended, Unloaded
 from mpiserve.serving.continuous import Stepper
 from mpiserve.serving.failed_batch import Splitter
+from mpiserve.serving.isolation.loader import IsolatedLoader
 from mpiserve.serving.loading import Loader, engine_of
 from mpiserve.serving.reload import Changes
 
@@ -38,7 +39,6 @@ logger = logging.getLogger("mpiserve")
 READ_ONLY = ' (a model that writes to its input needs input_memory = "copy")'
 
 Arrays = tuple[np.ndarray, ...]
-Outcome = Sequence[np.ndarray] | BaseException | None
 
 
 class ServedModel:
@@ -51,7 +51,7 @@ class ServedModel:
         configured: The service's table, as it is written in the configuration.
         current: The same table for the version that answers.
         backend: The backend that runs the model.
-        alone: Whether it is the only model of its rank: then the library may run its engine.
+        sole: Whether it is the only model of its rank: then the library may run its engine.
         changes: Handles requests to change the model.
         follower: On the other ranks of the replica: follows its head.
         failed: Whether the model could not be loaded. The rank then stays, so that
@@ -59,7 +59,8 @@ class ServedModel:
         suspended: Whether this rank of an adaptive pool has unloaded it for another model.
         batches: Batches answered or held so far.
         rows: Rows in them.
-        seconds: Seconds spent on them.
+        seconds: Seconds spent on them, in an adaptive pool.
+        stepper: Holds the requests of a model that works in steps.
     """
 
     def __init__(
@@ -77,18 +78,25 @@ class ServedModel:
         self.service = self.current = assignment.service.of_version()
         self.backend = Backend(self.service)
         self.follower: tensor_parallel.Follower | None = None
-        self.alone = self.failed = self.suspended = False
+        self.sole = self.failed = self.suspended = False
         self.batches = self.rows = 0
         self.seconds = 0.0
         self.changes = Changes(lib, self)
         self._head: tensor_parallel.Head | None = None
         self._comm = comm
-        self._loader = Loader(comm, local_rank, self._note)
+        self._loader: Loader | IsolatedLoader
+        if self.service.isolated:
+            self._loader = IsolatedLoader(lib, self.service, local_rank, self._note)
+        else:
+            self._loader = Loader(comm, local_rank, self._note)
+            if self.service.tensor_parallel > 1 and not assignment.tp_index:
+                logger.info("service %s: its model runs in the ranks themselves", self.service.name)
         self._dtypes = [dtype_of(tensor) for tensor in self.service.outputs]
         self._remarks: set[str] = set()
         self._kind = ""  # of rows, as clients were told
-        self._announced = False
-        self._stepper: Stepper | None = None
+        self._announced = self._down = False
+        self._life = notices.Life(self.name)
+        self.stepper: Stepper | None = None
         self._in_c = engines.InC(lib, index, self.service)
         self._room = True  # as the broker was told
         self._engine = ""  # of the model that answers, once it is loaded
@@ -111,6 +119,8 @@ class ServedModel:
         try:
             with notices.loading(self.name()):
                 self.backend = self._loader.load(self.service)
+            if not self.sole:
+                self.backend.native = None
             self._engine = engine_of(self.backend)
             overwrites = bool(self.backend.overwrites)
         except BaseException as error:
@@ -137,7 +147,7 @@ class ServedModel:
     def _start(self) -> None:
         """Become head or follower of the ranks that run the model together, or work alone."""
         if not self._shared:
-            self._stepper = self._stepper_of(self.backend)
+            self.stepper = self._stepper_of(self.backend)
             return
         from mpiserve.serving import tensor_parallel
 
@@ -158,8 +168,9 @@ class ServedModel:
             )
             self._announced = True
             self._agree_rows()
-            native = self.backend.native if self.alone else None
-            self._failures.attempt("cannot use its engine", self._in_c.use, native)
+            if self.sole:
+                use = self._in_c.use
+                self._failures.attempt("cannot use its engine", use, self.backend.native)
 
     def close(self) -> None:
         """Stop the followers and close the model; called once, at the end.
@@ -176,6 +187,7 @@ class ServedModel:
         self._failures.attempt("could not leave what it needed to serve", self._serving.close)
 
     def _description(self, **outcome: Any) -> dict[str, Any]:
+        finite = self.service.check == "finite"
         return {
             "name": self.service.name,
             "inputs": [signature(tensor) for tensor in self.service.inputs],
@@ -187,6 +199,7 @@ class ServedModel:
             "max_queue_rows": self.service.max_queue_rows,
             "on_full": self.service.on_full,
             "replica": self.assignment.replica,
+            "checks": [(finite, t.min, t.max) for t in self.service.outputs],
             **outcome,
         }
 
@@ -202,12 +215,12 @@ class ServedModel:
     @property
     def busy(self) -> bool:
         """Whether the model has work left, so that the worker must not wait for requests."""
-        return self._stepper is not None and self._stepper.busy
+        return self.stepper is not None and self.stepper.busy
 
     @property
     def idle(self) -> bool:
         """Whether every request that the model holds has been answered."""
-        return self._stepper is None or self._stepper.idle
+        return self.stepper is None or self.stepper.idle
 
     @property
     def broken(self) -> bool:
@@ -234,60 +247,62 @@ class ServedModel:
 
     # ---- batches
 
+    def supervise(self) -> None:
+        """Watch the backend; let other replicas answer while it cannot."""
+        self.backend.supervise()
+        if self.backend.unavailable != self._down and not self.assignment.pool:
+            self._down = self.backend.unavailable
+            self._lib.suspend(self.index, self._down)
+            self.enter_state("restarting" if self._down else "ready")
+
     def update_room(self) -> None:
         """Keep requests in the queue while the model has no room for more."""
-        room = self._stepper is None or self._stepper.room
+        room = self.stepper is None or self.stepper.room
         if room != self._room:
             self._room = room
             self._lib.set_room(self.index, room)
 
-    def run(self, batch: core.Batch) -> Outcome:
-        """Run the model on a batch.
+    def answer(self, batch: core.Batch) -> None:
+        """Run the model on a batch and reply: its outputs, or its exception.
 
-        Returns:
-            The outputs, or the exception that the model raised. None if the model works in steps:
-            it holds the requests, and `go_on` answers them.
+        A model that works in steps holds the requests, and `go_on` answers them.
         """
-        begin = time.monotonic()
-        try:
-            return self._run(batch)
-        finally:
-            self.seconds += time.monotonic() - begin
-
-    def _run(self, batch: core.Batch) -> Outcome:
-        if self._stepper:
-            self._stepper.take(batch)
-            return None
-        self._look_whether_alone(batch)
-        self._in_c.look(batch)
-        try:
-            return self._outputs(batch)
-        except BaseException as error:
-            check_interrupt()
-            return error
-
-    def answer(self, batch: core.Batch, outcome: Outcome) -> None:
-        """Reply to a batch that was run, with its outputs or with an error."""
-        begin = time.monotonic()
-        if isinstance(outcome, BaseException):
-            self._fail(batch, self._report(outcome))
-        elif outcome is not None:
-            self._lib.reply(outcome)
         self.batches += 1
         self.rows += batch.rows
-        self.seconds += time.monotonic() - begin
+        if self.stepper:
+            self.stepper.take(batch)
+            return
+        if self._alone:
+            self._look_whether_alone(batch)
+        if batch.failure:
+            self._in_c.warn(batch.failure)
+        try:
+            outputs = self._outputs(batch)
+        except BaseException as error:
+            check_interrupt()
+            self._fail(batch, self._report(error))
+        else:
+            self._lib.reply(outputs)
 
     def go_on(self) -> None:
         """Run one step on the held requests, if the model works in steps."""
-        if self._stepper:
-            begin, busy = time.monotonic(), self.busy
-            self._stepper.go_on()
-            self.seconds += time.monotonic() - begin if busy else 0.0
+        if self.stepper:
+            with self.timed() if self.busy else nullcontext():
+                self.stepper.go_on()
+
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        """Add the time of this context to `seconds`."""
+        begin = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds += time.monotonic() - begin
 
     def _look_whether_alone(self, batch: core.Batch) -> None:
-        if self._alone and not self.backend.together:
+        if not self.backend.together:
             waiting = self._lib.queue_rows(batch.service)
-            if not self._alone.look(batch.requests, batch.rows, waiting):
+            if self._alone and not self._alone.look(batch.requests, batch.rows, waiting):
                 self._alone = None
 
     def _outputs(self, batch: core.Batch) -> Sequence[np.ndarray]:
@@ -297,15 +312,16 @@ class ServedModel:
         if self.backend.wants_clients:
             self.backend.clients = self._lib.batch_clients()
         result = self._results(self._given(batch.inputs), batch.outputs, done)
-        return self._checked(result, batch.outputs, batch.rows)
+        return result if result is batch.outputs else self._finished(result, batch.rows)
 
     def _run_rows(self, inputs: Arrays, clients: np.ndarray) -> Sequence[np.ndarray]:
         """Run the model on rows of requests whose batch is over."""
         if self.backend.wants_clients:
             self.backend.clients = clients
         outputs = self._zeros_of_outputs(len(clients))
-        result = self._results(self._given(inputs), outputs, lambda _: None)
-        return self._checked(result, outputs, len(clients))
+        given = self._given(inputs)
+        result = self._head.run(given) if self._head else self.backend.rerun_rows(given, outputs)
+        return result if result is outputs else self._finished(result, len(clients))
 
     def _results(self, inputs: Arrays, outputs: Arrays, done: Callable[[int], None]) -> Any:
         if self._head:
@@ -326,9 +342,6 @@ class ServedModel:
     def _zeros_of_outputs(self, rows: int) -> Arrays:
         return zeros(self.service.outputs, rows)
 
-    def _checked(self, result: Any, outputs: Arrays, rows: int) -> Sequence[np.ndarray]:
-        return outputs if result is outputs else self._finished(result, rows)
-
     def _finished(self, result: Any, rows: int) -> list[np.ndarray]:
         results = ordered(result, self.service)
         expected = zip(results, self.service.outputs, self._dtypes, strict=True)
@@ -337,7 +350,7 @@ class ServedModel:
     def _report(self, error: BaseException) -> str:
         """Log a failure of a batch, and describe it in one line."""
         text = self._failures.once(error)
-        return text + READ_ONLY if isinstance(error, ValueError) and "read-only" in text else text
+        return text + READ_ONLY if text.startswith("ValueError:") and "read-only" in text else text
 
     def _fail(self, batch: core.Batch, text: str) -> None:
         """Answer a batch that failed: rerun it in halves, or send the error to all its requests."""
@@ -378,13 +391,26 @@ class ServedModel:
         if backend.steps and old.steps:
             what = "could not take over what the version before had begun"
             self._failures.attempt(what, backend.steps.take_over, old.steps)
-        self._stepper = self._stepper_of(backend)
+        self.stepper = self._stepper_of(backend)
+        self.update_room()
         self.enter()
+        was_unloaded = isinstance(old, Unloaded)
         self.let_go(old)  # what fails there does not keep the other one from answering
         del old
         gc.collect()  # models are full of circles
         if not self.suspended:
             logger.info("%s answers now", self.name())
+        if isinstance(backend, Unloaded):
+            self.enter_state("launched")
+        elif was_unloaded and not self.suspended:
+            self.enter_state("ready")
+
+    def enter_state(self, state: str) -> None:
+        """Let clients read, and log, in which state the service is on this rank."""
+        if not self._announced:
+            return
+        self._life.enter(state)
+        self._lib.set_state(self.index, state)
 
     def unload(self) -> None:
         """Close the model; every batch is an error from then on."""

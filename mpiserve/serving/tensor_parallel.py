@@ -188,7 +188,7 @@ class Head(Team):
         """Stop the followers.
 
         Raises:
-            PeerError: If one is gone: the world cannot be closed without it.
+            PeerError: If one is gone: MPI_Finalize may wait for it for ever.
         """
         self._send(STOP)
         end, silent = time.monotonic() + LATE, set(self._followers if self.broken else ())
@@ -251,7 +251,7 @@ class Head(Team):
 
 def _gone(rank: int) -> PeerError:
     """Make the error of a rank that does not answer: it was killed, or is stuck."""
-    text = f"tensor-parallel rank {rank} of this replica is gone, without which nobody can close"
+    text = f"tensor-parallel rank {rank} of this replica is gone"
     return PeerError(Code.EPEER, text)
 
 

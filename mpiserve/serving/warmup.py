@@ -99,11 +99,15 @@ class Warmup:
             backend.together = backend.copies = True  # the probe passes whole batches and copies
             self._found = self._look()
 
-    def settle(self, old: Backend | None = None) -> None:
+    def settle(
+        self, old: Backend | None = None, tuning: Any = None, in_c: bool | None = None
+    ) -> None:
         """Set the backend's properties, after all ranks of the replica have called `look`.
 
         Args:
             old: The version that answers now, if there is one.
+            tuning: Its tuning, if it is in another process.
+            in_c: Whether an engine in C runs it there; None if there is none.
 
         Raises:
             ModelError: On every rank, if the configuration contradicts the findings.
@@ -115,15 +119,25 @@ class Warmup:
             backend.together = service.rows == "together"
         if old:
             backend.take_over(old)
+        elif tuning is not None:
+            backend.tune_result = tuning
         # Several ranks must run the same number of rows at a time, so none of them tunes it.
         elif service.warmup_rows and not self._comm:
             rows = service.warmup_rows[-1]
             backend.clients = np.full(rows, -1, np.int32)
             backend.tune(self._rows(rows), zeros(service.outputs, rows))
         # Beside a model that is busy nothing is measured: the new one runs as the old one does.
-        if not self._comm and (old is None or old.native):
-            chosen = engines.choose(backend, service, self._examples, measure=old is None)
+        if old:
+            in_c = old.native is not None
+        if not self._comm and in_c is not False:
+            chosen = engines.choose(backend, service, self._examples, measure=in_c is None)
             backend.native = chosen or backend.native
+
+    def repeat(self) -> None:
+        """Warm up a model whose properties are known: it was loaded before."""
+        self._examples = examples(self._service)
+        for rows in self._service.warmup_rows:
+            _attempt(partial(self._run, self.backend.given(self._rows(rows))))
 
     # ---- calls
 

@@ -53,11 +53,12 @@ class Worker:
             ServedModel(lib, assignment._replace(services=(service,)), comm, local_rank, i)
             for i, service in enumerate(assignment.services)
         ]
-        self.models[0].alone = len(self.models) == 1 and pool is None
+        self.models[0].sole = len(self.models) == 1 and pool is None
         self._pool: AdaptivePool | None = None
         if pool is not None and assignment.pool:
             self._pool = AdaptivePool(lib, self.models, pool, assignment.pool)
         self._silence = notices.Silence(lib)
+        self._losses = notices.Losses(lib)
 
     def serve(self, watch: Callable[[], None] | None = None) -> None:
         """Load the models, publish the services, and answer until every simulation rank has left.
@@ -93,18 +94,18 @@ class Worker:
         """
         busy = self._update_room()
         try:
-            batch = self._receive(0.0 if busy else timeout)
+            batch = self._next_batch(0.0 if busy else timeout)
         except ClosedError:
             return False
+        except ChangeError:
+            batch = None
+            self._begin_change()
         if batch is not None:
-            if self._pool:
-                self._pool.sample()
-            model = self.models[batch.service]
-            model.answer(batch, model.run(batch))
+            answerer = self._pool or self.models[batch.service]
+            answerer.answer(batch)
         elif not busy:
             self._silence.look()
-        for model in self.models:
-            model.go_on()
+            self._losses.look()
         self._look_after()
         return True
 
@@ -114,18 +115,17 @@ class Worker:
         Returns:
             Whether a model has work left.
         """
+        busy = False
         for model in self.models:
-            model.update_room()
-        return any(model.busy for model in self.models)
+            if model.stepper:  # an empty call for each batch is dear beside a small model
+                model.update_room()
+                busy = busy or model.busy
+        return busy
 
-    def _receive(self, timeout: float) -> core.Batch | None:
-        """Receive requests and form a batch; start a model change if a client requests one."""
-        try:
-            return self._next_batch(timeout)
-        except ChangeError:
-            request = ChangeRequest(*self._lib.change_get())
-            self.models[request.service].changes.begin(request)
-            return None
+    def _begin_change(self) -> None:
+        """Start the model change that a client requests."""
+        request = ChangeRequest(*self._lib.change_get())
+        self.models[request.service].changes.begin(request)
 
     def _next_batch(self, timeout: float) -> core.Batch | None:
         if self._pool:
@@ -133,9 +133,13 @@ class Worker:
         return self._lib.next_batch(timeout)
 
     def _look_after(self) -> None:
-        """End model changes that are done; move models between the ranks of a pool."""
+        """Advance models that run in steps; end changes; move models between ranks of a pool."""
         for model in self.models:
-            model.changes.look()
+            if model.stepper:
+                model.go_on()
+            if model.changes.pending:
+                model.changes.look()
+            model.supervise()
         if self._pool:
             self._pool.look()
 

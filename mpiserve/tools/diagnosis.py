@@ -11,7 +11,7 @@ from mpiserve.mpi import check
 
 ERROR, WARNING = "error", "warning"
 SKEW = 0.1  # seconds between two clocks that do not disturb logs
-NUMBERS = ("MPISERVE_OPEN_TIMEOUT", "MPISERVE_GRACE")
+NUMBERS = ("MPISERVE_OPEN_TIMEOUT", "MPISERVE_CLOSE_TIMEOUT", "MPISERVE_GRACE")
 SPIN = 0.001  # seconds of a barrier from which on ranks wait for each other's cores
 YIELD = {
     "MPICH": "MPIR_CVAR_CH4_PROGRESS_THROTTLE=1 and "
@@ -50,7 +50,7 @@ class Facts:
         library: The version text of the MPI library.
         build: The MPI that mpiserve was built with.
         level: The thread level: single, funneled, serialized or multiple.
-        shm: Free bytes of /dev/shm.
+        memory: Bytes of memory that the node can still give; None if unknown.
         gpus: The number of GPUs of the node.
         skew: Seconds by which the rank's clock is ahead of rank 0's.
         barrier: Seconds that a barrier of the node takes.
@@ -66,7 +66,7 @@ class Facts:
     library: str
     build: str
     level: str
-    shm: int
+    memory: int | None
     gpus: int = 0
     skew: float = 0.0
     barrier: float = 0.0
@@ -81,10 +81,10 @@ def find(world: World, window: int = 0) -> list[Finding]:
 
     Args:
         world: The facts of all ranks.
-        window: Bytes of /dev/shm that the largest window takes; 0 if unknown.
+        window: Bytes of memory that the largest window takes; 0 if unknown.
     """
     found = [finding for check in CHECKS for finding in check(world)]
-    found += small_shm(world, window)
+    found += small_memory(world, window)
     return sorted(found, key=lambda finding: finding.severity != ERROR)
 
 
@@ -247,14 +247,15 @@ def known_broken(world: World) -> Iterator[Finding]:
         yield Finding(WARNING, text, "import mpiserve before mpi4py.MPI, or MPICH 4.3 or newer")
 
 
-def small_shm(world: World, window: int) -> Iterator[Finding]:
-    """Windows that do not fit into /dev/shm."""
+def small_memory(world: World, window: int) -> Iterator[Finding]:
+    """Windows that do not fit into the memory of a node."""
     for ranks in nodes(world).values():
-        free = min(facts.shm for facts in ranks)
-        if window > free:
-            text = f"a window may take {window / 2**20:.0f} MiB, and /dev/shm of {ranks[0].host} "
-            text += f"has {free / 2**20:.0f} MiB left"
-            yield Finding(ERROR, text, "a larger /dev/shm, or less pool_bytes and max_batch_rows")
+        free = ranks[0].memory
+        if free is not None and window > free:
+            text = f"a window may take {window / 2**20:.0f} MiB, and {ranks[0].host} has "
+            text += f"{free / 2**20:.0f} MiB of memory left"
+            remedy = "nodes with more memory, or less pool_bytes and max_batch_rows"
+            yield Finding(ERROR, text, remedy)
 
 
 CHECKS: tuple[Callable[[World], Iterator[Finding]], ...] = (

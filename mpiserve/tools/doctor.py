@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 from statistics import median
 
@@ -17,6 +19,7 @@ from mpiserve.config import Config
 from mpiserve.launch.run import abort
 from mpiserve.launch.static_check import window_bytes
 from mpiserve.mpi import check
+from mpiserve.tools import leftovers
 from mpiserve.tools.diagnosis import Facts, Finding, find, mixed_levels, nodes
 
 PREFIXES = ("MPISERVE_", "OMP_", "OMPI_", "PMI", "SLURM_", "CUDA_", "MV2_", "PALS_")
@@ -27,13 +30,16 @@ BARRIERS = 31
 ROUNDS = 20  # exchanges of clocks; the fastest one counts
 
 
-def doctor(config: Config | None = None) -> int:
-    """Examine the world, print the problems and return the exit status. Collective."""
+def doctor(config: Config | None = None, *, clean: bool = False) -> int:
+    """Examine the world, print the problems and return the exit status. Collective.
+
+    With `clean`, remove what dead jobs of this user have left on the nodes.
+    """
     comm = MPI.COMM_WORLD
     refuse_mixed(comm)
     world = comm.allgather(facts(comm))
     progress = measured(comm, [facts.node for facts in world])
-    found = find(world, window(config))
+    found = find(world, window(config)) + remains(comm, world, clean=clean)
     if _prints(comm, world[0]):
         show(world, progress, found)
     return FOUND if found else OK
@@ -56,7 +62,6 @@ def facts(comm: MPI.Intracomm) -> Facts:
     lowest = node.bcast(comm.rank)
     barrier = median_barrier(node)
     node.Free()
-    shm = os.statvfs("/dev/shm") if Path("/dev/shm").is_dir() else None
     return Facts(
         rank=comm.rank,
         host=os.uname().nodename,
@@ -67,12 +72,34 @@ def facts(comm: MPI.Intracomm) -> Facts:
         library=MPI.Get_library_version(),
         build=core.mpi_build(),
         level=check.thread_level(MPI),
-        shm=shm.f_bavail * shm.f_frsize if shm else 0,
+        memory=available_memory(),
         gpus=len(list(Path("/proc/driver/nvidia/gpus").glob("*"))),
         skew=skew(comm),
         barrier=barrier,
         environment={k: v for k, v in os.environ.items() if k.startswith(PREFIXES)},
     )
+
+
+def available_memory() -> int | None:
+    """Return the bytes of memory that the machine can still give; None if unknown."""
+    try:
+        text = Path("/proc/meminfo").read_text()
+    except OSError:
+        return None
+    found = re.search(r"^MemAvailable: *(\d+) kB$", text, re.MULTILINE)
+    return int(found[1]) << 10 if found else None
+
+
+def remains(comm: MPI.Intracomm, world: list[Facts], *, clean: bool) -> list[Finding]:
+    """Find what dead jobs have left, on one rank of each node; remove it if asked. Collective."""
+    mine = world[comm.rank]
+    left = leftovers.find() if mine.node == comm.rank else []
+    for leftover in left if clean else ():
+        leftover.remove()
+    texts = [f"host {mine.host}: {leftover.what}" for leftover in left]
+    every = chain.from_iterable(comm.allgather(texts))
+    remedy = "removed" if clean else "`python -m mpiserve doctor --clean` removes it"
+    return [Finding("warning", f"left by a dead job: {text}", remedy) for text in every]
 
 
 def median_barrier(comm: MPI.Comm) -> float:
@@ -142,7 +169,7 @@ def put(comm: MPI.Intracomm, target: int) -> float:
 
 
 def window(config: Config | None) -> int:
-    """Estimate the bytes of the largest window of a rank; 0 without a configuration."""
+    """Estimate the bytes of the rank that needs most; 0 without a configuration."""
     if config is None:
         return 0
     return max(window_bytes(group.services) for group in config.groups)
@@ -158,11 +185,11 @@ def show(world: list[Facts], progress: Mapping[str, float], found: list[Finding]
     """Print the nodes, the measurements and the problems."""
     from rich.table import Table
 
-    table = Table("node", "ranks", "cores", "/dev/shm free", "GPUs", title="mpiserve doctor")
+    table = Table("node", "ranks", "cores", "memory free", "GPUs", title="mpiserve doctor")
     for ranks in nodes(world).values():
         cores = {core for facts in ranks for core in facts.cores}
-        shm = f"{min(facts.shm for facts in ranks) / 2**20:.0f} MiB"
-        numbers = str(len(ranks)), f"{len(cores)} of {ranks[0].node_cores}", shm
+        memory = "" if ranks[0].memory is None else f"{ranks[0].memory / 2**20:.0f} MiB"
+        numbers = str(len(ranks)), f"{len(cores)} of {ranks[0].node_cores}", memory
         table.add_row(ranks[0].host, *numbers, str(ranks[0].gpus))
     terminal.console(width=110).print(table)
     first = world[0]

@@ -30,7 +30,7 @@ typedef struct head {
 } head;
 
 static void describe(mpiserve_description *d, const char *name) {
-  mpiserve_spec spec = {"x", MPISERVE_FLOAT64, 2, {-1, COLUMNS}};
+  mpiserve_spec spec = {.name = "x", .dtype = MPISERVE_FLOAT64, .ndim = 2, .shape = {-1, COLUMNS}};
   *d = (mpiserve_description){.n_inputs = 1, .n_outputs = 1, .max_batch_rows = 2 * MOST};
   snprintf(d->name, sizeof d->name, "%s", name);
   d->inputs[0] = d->outputs[0] = spec;

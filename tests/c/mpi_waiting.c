@@ -68,11 +68,11 @@ static void serve(mpiserve_session *session, const mpiserve_spec *spec) {
   tell(0);
   fail_next(session);
   until(session, MPISERVE_WAITS_ON,
-        "no request any more; did the program call MPI_Finalize without mpiserve_close?",
+        "no request any more: the program computes, or waits for something; this rank waits for",
         "simulation ranks 0, 1");
   tell(0);
   until(session, MPISERVE_WAITS_TO_LEAVE,
-        "did the program call MPI_Finalize without mpiserve_close?",
+        "and 1 others have: the program computes, or waits for something",
         "simulation rank 1 has not left the session, and 1 others have");
   tell(1);
   while ((code = mpiserve_batch_next(session, LIMIT, &batch)) == MPISERVE_ETIMEOUT) {

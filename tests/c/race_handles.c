@@ -53,7 +53,8 @@ static void close_one(mpiserve_session *session) {
 
 static void use_service(const mpiserve_session *session, const mpiserve_service *service) {
   MSI_TURN turn = NULL;
-  wrong += msi_check_service(service) != MPISERVE_OK;
+  MSI_READER reader = NULL;
+  wrong += msi_read_service(service, &reader) != MPISERVE_OK;
   while (is_busy(msi_enter_service(service, &turn))) continue;
   wrong += turn != &msi_handles[session - msi_sessions];
 }
@@ -78,6 +79,18 @@ static int count(int code) {
   return code == MPISERVE_OK;
 }
 
+static void read_service(mpiserve_service *service) {
+  MSI_READER reader = NULL;
+  if (count(msi_read_service(service, &reader))) wrong += service->replicas != REPLICAS;
+}
+
+static void read_simulation(mpiserve_session *session) {
+  MSI_READER reader = NULL;
+  if (count(msi_read(session, MPISERVE_SIMULATION, &reader)))
+    wrong +=
+        session->client.n_services != SERVICES || session->client.services[1].replicas != REPLICAS;
+}
+
 static void enter_service(mpiserve_service *service) {
   MSI_TURN turn = NULL;
   if (count(msi_enter_service(service, &turn))) wrong += service->replicas != REPLICAS;
@@ -98,11 +111,11 @@ static void enter_serving(mpiserve_session *session) {
 static void *use_stale(void *argument) {
   while (left) {
     mpiserve_service *service = atomic_load(&seen);
-    if (service) count(msi_check_service(service));
+    if (service) read_service(service);
     if (service) enter_service(service);
     for (int i = 0; i < OPENERS; i++) {
       mpiserve_session *session = &msi_sessions[(first_free + i) % MPISERVE_MAX_SESSIONS];
-      count(msi_check_role(session, MPISERVE_SIMULATION));
+      read_simulation(session);
       enter_simulation(session);
       enter_serving(session);
     }
@@ -128,6 +141,7 @@ int main(void) {
     pthread_create(&threads[i], NULL, i < OPENERS ? open_and_close : use_stale, NULL);
   for (int i = 0; i < OPENERS + CHECKERS; i++) pthread_join(threads[i], NULL);
   CHECK(!wrong && refused > 0 && entered > 0);
-  CHECK(msi_check_service(seen) == MPISERVE_ESTATE);
+  msi_handle *reader = NULL;
+  CHECK(msi_read_service(seen, &reader) == MPISERVE_ESTATE);
   return check_result();
 }

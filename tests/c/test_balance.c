@@ -189,7 +189,27 @@ static void test_all_that_rest_are_asked_in_turn(void) {
   for (int i = 0; i < 3; i++) CHECK(asked[i] >= 90);
 }
 
+static void test_a_dead_replica_is_never_tried_again(void) {
+  const int64_t row_ns[] = {100, 100, 100}, others[] = {0, 0, 0};
+  int asked[3] = {0};
+  start(3, 0);
+  ask_one_by_one(10, row_ns, others, asked);
+  msi_balance_lose(&balance, 0);
+  CHECK(balance.home != 0);
+  msi_balance_measure(&loads[0], 1, 1, 0, 1); /* an answer that was there before */
+  asked[0] = 0;
+  ask_one_by_one(1000, row_ns, others, asked);
+  CHECK(asked[0] == 0 && asked[1] && asked[2]);
+  CHECK(msi_balance_another(&balance, 1, 1) == 2);
+  msi_balance_lose(&balance, 2);
+  CHECK(msi_balance_another(&balance, 1, 1) < 0);
+  CHECK(msi_balance_choose(&balance, 1) == 1);
+  msi_balance_lose(&balance, 1);
+  CHECK(msi_balance_choose(&balance, 1) == balance.home);
+}
+
 int main(void) {
+  test_a_dead_replica_is_never_tried_again();
   test_a_suspended_replica_is_tried_now_and_then();
   test_all_that_rest_are_asked_in_turn();
   test_equals_stay_at_home();

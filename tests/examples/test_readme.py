@@ -45,12 +45,14 @@ def test_submit_snippet_works_in_the_smallest_program(mpiexec, tmp_path):
     assert result.returncode == 0
 
 
-def test_codes_of_the_error_table_exist():
+def test_errors_that_the_documents_name_exist():
     import mpiserve
 
-    named = set(re.findall(r"`(\w+(?:Error|Timeout))", README.read_text()))
-    assert named
-    assert all(issubclass(getattr(mpiserve, name), mpiserve.Error) for name in named)
+    table = README.parent / "docs/guide/troubleshooting.md"
+    for document in (README, table):
+        named = set(re.findall(r"`(\w+(?:Error|Timeout))", document.read_text()))
+        assert named
+        assert all(issubclass(getattr(mpiserve, name), mpiserve.Error) for name in named)
 
 
 def test_commands_without_mpi_jobs(tmp_path):

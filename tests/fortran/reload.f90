@@ -8,6 +8,7 @@ program reload
   implicit none
   type(session) :: coupled
   type(service) :: times
+  type(replica_state) :: state
   integer :: ierr, failures
 
   failures = 0
@@ -32,8 +33,20 @@ program reload
   call expect_factor(3, 3)
   call coupled%unload("times", 60.0_c_double)
   call expect_no_model()
+  call coupled%get_state("times", state)
+  call check(state%state == mpiserve_launched .and. state%rank == 1 .and. state%replica == 0)
+  call check(state%entered_ns(mpiserve_ready) < state%entered_ns(mpiserve_launched))
+  call coupled%wait_ready("times", 0.01, ierr)
+  call expect(ierr, mpiserve_etimeout, "'times' was not ready within 0.01 s")
+  call coupled%get_state("times", state, 2, ierr)
+  call expect(ierr, mpiserve_earg, "has 1 replicas")
+  call coupled%get_state("times", state, 0, ierr)
+  call expect(ierr, mpiserve_earg, "has 1 replicas")
   call coupled%reload("times", "5", 60.0_c_double, ierr)
   call check(ierr == mpiserve_ok)
+  call coupled%wait_ready("times", 60.0_c_double)
+  call coupled%get_state("times", state, 1)
+  call check(state%state == mpiserve_ready .or. state%state == mpiserve_busy)
   call expect_factor(5, 4)
   call coupled%close()
   call MPI_Finalize()

@@ -349,7 +349,7 @@ seen("for every rank of the world (3) to come to mpiserve_open")
 with mpiserve.open() as session:
     seen("no request yet; does the simulation use MPI_COMM_WORLD without libmpiserve_world.so?")
     session.service("twice")(np.ones((2, 3), np.float32))
-    seen("no request any more; did the program call MPI_Finalize without mpiserve_close?")
+    seen("no request any more: the program computes, or waits for something")
     if session.comm.rank == 1:
         seen("simulation rank 1 has not left the session, and 1 others have")
 """

@@ -126,7 +126,7 @@ def test_children_and_threads_of_a_model(mpiexec, tmp_path):
     write(tmp_path, ASK)
     (tmp_path / "model.py").write_text(MODEL)
     with (tmp_path / "c.toml").open("a") as file:
-        file.write("warmup = false\n")
+        file.write("warmup = false\nisolate = false\n")  # so that the model sees the session
     done = mpiexec(["-n", 2, *RUN, "c.toml", "sim.py"], timeout=60, cwd=tmp_path)
     assert done.returncode == 0
     assert said_by_ranks(done) == ["[14.0, 7.0, 1.0, 1.0, 1.0]"]

@@ -76,7 +76,7 @@ with mpiserve.open() as session:
     try:
         session.service("halfway")
     except mpiserve.ModelError as error:
-        print(error, flush=True)
+        print(str(error).partition(" (since 20")[0], flush=True)
     raises, hangs = session.service("raises"), session.service("hangs")
     assert raises.replicas == 1
     for rows in range(1, 40):
@@ -139,17 +139,18 @@ def write(folder, config, simulation):
     (folder / "sim.py").write_text(simulation)
 
 
-def test_a_rank_that_is_killed_ends_its_replica_and_then_the_job(mpiexec, tmp_path):
+def test_a_rank_that_is_killed_ends_its_replica_and_not_the_job(mpiexec, tmp_path):
     raises = SERVICE.format(name="raises", backend="models:Pair", settings=PAIR)
     twice = SERVICE.format(name="twice", backend="python", settings='model = "models:twice"')
     write(tmp_path, raises + twice, KILLED)
 
     done = mpiexec([*TOLERANT, "-n", 4, *RUN, "c.toml", "sim.py"], timeout=60)
 
-    assert done.returncode not in (0, 124)
     if is_mpich():
+        assert done.returncode not in (0, 124)
         assert done.stdout.startswith("raises 4: right")
         return
+    assert done.returncode == 0
     assert done.stdout.startswith(SAID_OF_A_KILLED_ONE)
     assert "tensor-parallel rank 1 of this replica is gone" in done.stderr
 

@@ -261,3 +261,21 @@ def test_a_version_must_have_a_meaning():
     with pytest.raises(ConfigError, match="'2' has no meaning"):
         versioned().of_version("2")
     assert versioned().of_version().model == "m:f"
+
+
+BOUNDED = {
+    "min at an input": ('inputs  = [{name = "state",', "min = 0,", "only values of outputs"),
+    "max below min": ('outputs = [{name = "rate", ', "min = 1, max = 0.5,", "0.5 is below min = 1"),
+}
+
+
+@pytest.mark.parametrize("what", BOUNDED)
+def test_wrong_bounds(line, what):
+    begin, bounds, text = BOUNDED[what]
+    assert text in line(CHEMISTRY.replace(begin, f"{begin} {bounds}"))
+
+
+def test_outputs_have_bounds(load):
+    table = CHEMISTRY.replace('"rate", ', '"rate", min = 0,') + 'check = "finite"\n'
+    service = load(table).services[0]
+    assert (service.check, service.outputs[0].min, service.outputs[0].max) == ("finite", 0.0, None)

@@ -15,7 +15,7 @@ def facts(rank=0, node=0, **own):
         "library": OPEN,
         "build": "Open MPI 5.0.11",
         "level": "serialized",
-        "shm": 2**30,
+        "memory": 2**30,
         "environment": {"OMP_NUM_THREADS": "1"},
     }
     return Facts(rank, node=node, **usual | own)
@@ -36,7 +36,7 @@ def test_a_good_world_has_no_findings():
         ({"build": "MPICH 5.0.2"}, "error", "MPICC"),
         ({"level": "single"}, "warning", "import mpiserve before"),
         ({"skew": -3.0}, "warning", "chrony"),
-        ({"shm": 100}, "error", "/dev/shm"),
+        ({"memory": 100}, "error", "more memory"),
         ({"environment": {"OMP_NUM_THREADS": "16"}}, "warning", "OMP_NUM_THREADS=1"),
         ({"environment": {"OMP_NUM_THREADS": "1", "MPISERVE_GRACE": "x"}}, "warning", "GRACE=60"),
     ],
@@ -58,5 +58,5 @@ def test_open_mpi_4_1_4_needs_its_setting():
 
 
 def test_errors_come_first():
-    world = [facts(0, skew=9.0, shm=1), facts(1)]
+    world = [facts(0, skew=9.0, memory=1), facts(1)]
     assert [severity for severity, _ in texts(world, 2**20)] == ["error", "warning"]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import mpiserve
 from mpiserve import config, errors
+from mpiserve._lib import core
 from mpiserve.serving import reload
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,6 +39,9 @@ def test_the_map_lists_what_the_header_declares():
     assert sorted(mapped()) == sorted(declared())
 
 
+ENVIRONMENT = ("OPEN_TIMEOUT", "CLOSE_TIMEOUT", "WAIT_NOTICE", "E")  # E: of the names of codes
+
+
 def names_in_comments_only(header: str) -> set[str]:
     """The names of this library in comments of a header that its code does not have."""
     code = set(re.findall(r"\w+", COMMENT.sub("", header)))
@@ -46,7 +50,7 @@ def names_in_comments_only(header: str) -> set[str]:
 
 
 def test_comments_name_what_the_header_declares():
-    read_from_the_environment = {"MPISERVE_OPEN_TIMEOUT", "MPISERVE_WAIT_NOTICE", "MPISERVE_E"}
+    read_from_the_environment = {f"MPISERVE_{name}" for name in ENVIRONMENT}
     assert names_in_comments_only(HEADER) == read_from_the_environment
 
 
@@ -91,6 +95,12 @@ def test_dtypes_are_those_of_the_header():
     assert names == enum("mpiserve_dtype", "MPISERVE_")
 
 
+def test_states_are_those_of_the_header():
+    names = {name.upper(): number for number, name in enumerate(core.STATES)}
+    assert names == enum("mpiserve_state", "MPISERVE_")
+    assert f"#define MPISERVE_STATES {len(names)} " in CODE
+
+
 def test_changes_of_a_model_are_those_of_the_header():
     assert {change.name: change.value for change in reload.Change} == enum(
         "mpiserve_change", "MPISERVE_"
@@ -107,7 +117,9 @@ def test_codes_dtypes_and_limits_of_fortran_are_those_of_the_header():
     same = {f"MPISERVE_{name}": value for name, value in enum("mpiserve_code", "MPISERVE_").items()}
     same |= {f"MPISERVE_{key}": n for key, n in enum("mpiserve_dtype", "MPISERVE_").items()}
     same |= {f"MPISERVE_{key}": n for key, n in enum("mpiserve_transport", "MPISERVE_").items()}
-    limits = re.findall(r"#define (MPISERVE_(?:MAX_DIMS|MAX_TENSORS|NAME_SIZE)) (\d+)", CODE)
+    same |= {f"MPISERVE_{key}": n for key, n in enum("mpiserve_source", "MPISERVE_").items()}
+    same |= {f"MPISERVE_{key}": n for key, n in enum("mpiserve_state", "MPISERVE_").items()}
+    limits = re.findall(r"#define (MPISERVE_(?:MAX_DIMS|MAX_TENSORS|NAME_SIZE|STATES)) (\d+)", CODE)
     assert in_fortran() == same | {name: int(value) for name, value in limits}
 
 

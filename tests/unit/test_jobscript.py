@@ -143,3 +143,37 @@ def test_what_a_site_has_no_place_for_is_refused():
     assert "mpirun" in refused("mpirun", time="2h")
     assert "--mpi" in refused("slurm", mpi="x\ny")
     assert "--gpus-per-node" in refused("pbs", gpus_per_node=-1)
+
+
+@pytest.mark.parametrize("program", [("./sim",), ("sim.py",)])
+@pytest.mark.parametrize(
+    ("site", "mpi", "flags"),
+    [
+        ("slurm", "openmpi", '"${MPIEXEC:-mpiexec}" --with-ft ulfm -n '),
+        ("slurm", "mpich", '"${MPISERVE_PMI:-pmi2}" --no-kill --kill-on-bad-exit=0 '),
+        ("pbs", "openmpi", '"${MPIEXEC:-mpiexec}" --with-ft ulfm -n '),
+        ("pbs", "mpich", '"${MPIEXEC:-mpiexec}" -disable-auto-cleanup -n '),
+        ("mpirun", "openmpi", '"${MPIEXEC:-mpiexec}" --with-ft ulfm --map-by slot '),
+        ("mpirun", "mpich", '"${MPIEXEC:-mpiexec}" -disable-auto-cleanup -f '),
+    ],
+)
+def test_a_fault_tolerant_job_lets_the_others_live(site, mpi, flags, program):
+    text = make(site, program, mpi=mpi, fault_tolerant=True)
+    assert flags in text
+    assert "kill-on-bad-exit=1" not in text and "all end" not in text
+    assert ("#SBATCH --no-kill" in text.splitlines()) == (site == "slurm")
+    usual = make(site, program, mpi=mpi)
+    assert not any(flag in usual for flag in ("--with-ft", "-disable-auto-cleanup", "--no-kill"))
+    assert subprocess.run(["bash", "-n"], input=text, text=True).returncode == 0
+
+
+@pytest.mark.parametrize("site", ["lsf", "flux"])
+def test_where_nobody_knows_how_ranks_survive_the_option_is_refused(site):
+    assert "slurm, pbs, mpirun" in refused(site, fault_tolerant=True)
+
+
+def test_open_mpi_has_no_fault_tolerant_heterogeneous_job():
+    text = TEXT + "replicas = 2\n[partition]\nplacement = 'dedicated'\n"
+    made = plan(Config.from_dict(tomllib.loads(text)), 4, 2)
+    with pytest.raises(ArgumentError, match="--het"):
+        jobscript("slurm", Job("c.toml", ("./sim",), made, het=True, fault_tolerant=True))

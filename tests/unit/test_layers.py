@@ -31,10 +31,16 @@ ROOMS = {
     "tools": SERVES | {"launch", "serving", "terminal"},
     # The benchmark is a user of all of it, and nobody but the command line uses the benchmark.
     "bench": BASE | {"_lib", "config", "mpi", "session", "terminal"},
-    "cli": BASE | {"_lib", "bench", "config", "launch", "mpi", "terminal", "tools"},
+    "cli": BASE | {"_lib", "bench", "config", "launch", "mpi", "serving", "terminal", "tools"},
     "__main__": {"cli"},
 }
-CYTHON = {"_lib.arrays", "_lib.core", "_lib.engine", "bench._native"}  # the pyx files
+CYTHON = {  # the pyx files
+    "_lib.arrays",
+    "_lib.core",
+    "_lib.engine",
+    "_lib.handover",
+    "bench._native",
+}
 LATE = {"torch", "deepspeed", "safetensors", "transformers", "onnxruntime"}
 
 # csrc/: a file may include, and call, files of its own room and of these.

@@ -26,6 +26,23 @@ class Lib:
         return self.state
 
 
+class Bereft:
+    count = 0
+
+    def lost(self):
+        return self.count, f"{self.count} ranks"
+
+
+def test_each_death_is_logged_once(monkeypatch, caplog):
+    monkeypatch.setattr(notices, "LOOK", 0.0)
+    lib = Bereft()
+    losses = notices.Losses(lib)
+    for lib.count in (0, 1, 1, 2):
+        losses.look()
+    texts = [record.getMessage().partition(" has")[0] for record in caplog.records]
+    assert texts == ["1 ranks", "2 ranks"]
+
+
 def test_each_kind_of_silence_is_logged_once(monkeypatch, caplog):
     monkeypatch.setattr(notices, "LOOK", 0)
     lib = Lib()

@@ -7,6 +7,7 @@ from mpiserve.config.partition import cores_of
 from mpiserve.errors import ArgumentError, ConfigError
 from mpiserve.launch.jobscript import Job, jobscript
 from mpiserve.launch.plan import plan, ranges
+from mpiserve.launch.resources import Node, this_machine
 
 
 def make(partition="", replicas=2, threads=1):
@@ -109,3 +110,48 @@ def test_a_rank_of_a_pool_is_queried_for_each_of_its_services():
     made = plan(Config.from_dict(tables), 3)
     assert made.heads == {"a": {0: 2, 1: 2}, "b": {0: 2, 1: 2}}
     assert made.clients(2) == [0, 1]
+
+
+def needing(**keys):
+    """Two replicas that need something."""
+    table = {"backend": "echo", "inputs": [{"name": "x", "dtype": "float32", "shape": [-1]}]}
+    return Config.from_dict({"service": {"a": {**table, "replicas": 2, **keys}}}, source="c.toml")
+
+
+NODE = Node(cores=8, gpus=1, memory_bytes=2**30)
+
+
+def test_a_node_that_has_what_the_services_need():
+    assert plan(needing(cores=3, gpus=0), 4, node=NODE).ranks("inference") == [2, 3]
+    assert plan(needing(cores=8), 100).ranks("inference") == [98, 99], "nothing is known"
+    assert plan(needing(gpus=1), 4, 2, Node(cores=1)), "nothing is known of GPUs"
+
+
+@pytest.mark.parametrize(
+    ("keys", "ranks", "per_node", "line"),
+    [
+        (
+            {"cores": 4},
+            4,
+            None,
+            "service.a.cores: 4 cores a replica make 10 on one node, with 1 for each of 2 "
+            "simulation ranks; node 0 has 8 (--cores-per-node; default: as here)",
+        ),
+        (
+            {"gpus": 1},
+            4,
+            2,
+            "service.a.gpus: 1 GPUs a replica make 2 on one node; node 1 has 1 (--gpus-per-node; "
+            "default: as here)",
+        ),
+    ],
+)
+def test_what_a_node_lacks_is_one_line(keys, ranks, per_node, line):
+    with pytest.raises(ConfigError) as caught:
+        plan(needing(**keys), ranks, per_node, NODE)
+    assert str(caught.value) == f"c.toml: {line}"
+
+
+def test_this_machine_has_cores_and_memory():
+    node = this_machine()
+    assert node.cores >= 1 and node.gpus >= 0 and node.memory_bytes > 2**26

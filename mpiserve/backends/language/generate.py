@@ -15,6 +15,7 @@ from mpiserve.backends.language.generation_settings import Settings
 from mpiserve.backends.language.huggingface import Task
 from mpiserve.backends.language.self_check import trusted
 from mpiserve.errors import ArgumentError, Code, ModelError
+from mpiserve.failure import describe
 
 if TYPE_CHECKING:
     import torch
@@ -147,6 +148,10 @@ class Generator(Task, Steps):
             return
         for name, stream in old._streams.items():
             self._streams[name] = replace(stream, since=time.monotonic())
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what `take_over` reads, for a version in another process."""
+        return {"_streams": {name: _kept(stream) for name, stream in self._streams.items()}}
 
     def _forget(self) -> None:
         self._decoder.clear()
@@ -281,6 +286,13 @@ class Generator(Task, Steps):
     def drop_stream(self, name: tuple[int, int]) -> None:
         """End a stream, and the sequence with it."""
         self._streams.pop(name).sequence.ended = True
+
+
+def _kept(stream: Stream) -> Stream:
+    """Copy what is left of a stream whose sequence has ended."""
+    error = stream.sequence.error and ModelError(Code.EMODEL, describe(stream.sequence.error))
+    sequence = TokenSequence([], 0, tokens=stream.sequence.tokens, ended=True, error=error)
+    return replace(stream, sequence=sequence)
 
 
 def samplers(named: dict[str, torch.Tensor], rows: int) -> list[Sampler | None]:

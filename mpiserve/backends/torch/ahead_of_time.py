@@ -161,7 +161,7 @@ def _content(value: Any) -> str:
     if not isinstance(value, torch.Tensor):
         return repr(value)
     flat = value.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
-    return f"{value.dtype} {tuple(value.shape)} {hashlib.sha256(flat).hexdigest()}"
+    return f"{value.dtype} {tuple(value.shape)} {hashlib.sha256(flat.data).hexdigest()}"
 
 
 def _settings(backend: TorchBackend) -> list[str]:

@@ -182,6 +182,15 @@ class TorchBackend(Backend):
         if isinstance(old, TorchBackend):
             self.chunk_rows = old.chunk_rows
 
+    @property
+    def tune_result(self) -> int:
+        """The chunk size."""
+        return self.chunk_rows
+
+    @tune_result.setter
+    def tune_result(self, chunk_rows: int) -> None:
+        self.chunk_rows = chunk_rows
+
     def compiled(self, build: bool) -> Native | None:
         """Compile the module ahead of time, or find it in the cache."""
         return ahead_of_time.compiled(self, build)

@@ -1,0 +1,145 @@
+#include "client/check.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+enum { F16_EXPONENT = 0x7c00, BF16_EXPONENT = 0x7f80, F16_DIGITS = 10 };
+
+/* ---- values ---------------------------------------------------------------------------- */
+
+/* The exponent of a subnormal is that of the smallest normal. */
+static double of_float16(uint16_t bits) {
+  int exponent = (bits & F16_EXPONENT) >> F16_DIGITS, digits = bits & 0x3ff;
+  double size = exponent ? (digits + 0x400) * (double)(1 << exponent) / (1 << 25)
+                         : (double)digits / (1 << 24);
+  if (exponent == 0x1f) size = digits ? NAN : INFINITY;
+  return bits & 0x8000 ? -size : size;
+}
+
+static double of_bfloat16(uint16_t bits) {
+  uint32_t wide = (uint32_t)bits << 16;
+  float value;
+  memcpy(&value, &wide, sizeof value);
+  return value;
+}
+
+static double value_at(int dtype, const void *data, size_t i) {
+  switch (dtype) {
+    case MPISERVE_FLOAT64: return ((const double *)data)[i];
+    case MPISERVE_FLOAT32: return ((const float *)data)[i];
+    case MPISERVE_FLOAT16: return of_float16(((const uint16_t *)data)[i]);
+    case MPISERVE_BFLOAT16: return of_bfloat16(((const uint16_t *)data)[i]);
+    case MPISERVE_INT64: return (double)((const int64_t *)data)[i];
+    case MPISERVE_INT32: return ((const int32_t *)data)[i];
+    case MPISERVE_INT16: return ((const int16_t *)data)[i];
+    case MPISERVE_INT8: return ((const int8_t *)data)[i];
+    default: return ((const uint8_t *)data)[i];
+  }
+}
+
+/* ---- many at a time -------------------------------------------------------------------- */
+
+/* The bits of values that may have any type. */
+typedef uint16_t __attribute__((may_alias)) bits_16;
+typedef uint32_t __attribute__((may_alias)) bits_32;
+typedef uint64_t __attribute__((may_alias)) bits_64;
+
+/* Without branches, so that compilers make vector instructions of them. */
+#define ALL_FINITE(name, type, exponent) \
+  static int name(const type *bits, size_t n) { \
+    type bad = 0; \
+    for (size_t i = 0; i < n; i++) bad |= (bits[i] & (exponent)) == (exponent); \
+    return !bad; \
+  }
+ALL_FINITE(finite_16, bits_16, F16_EXPONENT)
+ALL_FINITE(finite_b16, bits_16, BF16_EXPONENT)
+ALL_FINITE(finite_32, bits_32, 0x7f800000U)
+ALL_FINITE(finite_64, bits_64, 0x7ff0000000000000U)
+
+/* A NaN is within no bounds. */
+#define ALL_WITHIN(name, type) \
+  static int name(const type *values, size_t n, double min, double max) { \
+    int bad = 0; \
+    for (size_t i = 0; i < n; i++) bad |= !((values[i] >= min) & (values[i] <= max)); \
+    return !bad; \
+  }
+ALL_WITHIN(within_32, float)
+ALL_WITHIN(within_64, double)
+
+static int all_finite(int dtype, const void *data, size_t n) {
+  switch (dtype) {
+    case MPISERVE_FLOAT64: return finite_64(data, n);
+    case MPISERVE_FLOAT32: return finite_32(data, n);
+    case MPISERVE_FLOAT16: return finite_16(data, n);
+    case MPISERVE_BFLOAT16: return finite_b16(data, n);
+    default: return 1;
+  }
+}
+
+static int is_within(const mpiserve_spec *spec, double value) {
+  return value >= spec->min && value <= spec->max;
+}
+
+static int all_within(const mpiserve_spec *spec, const void *data, size_t n) {
+  if (spec->dtype == MPISERVE_FLOAT64) return within_64(data, n, spec->min, spec->max);
+  if (spec->dtype == MPISERVE_FLOAT32) return within_32(data, n, spec->min, spec->max);
+  for (size_t i = 0; i < n; i++)
+    if (!is_within(spec, value_at(spec->dtype, data, i))) return 0;
+  return 1;
+}
+
+/* ---- rows ------------------------------------------------------------------------------ */
+
+static int passes(const mpiserve_spec *spec, const void *data, size_t n) {
+  if ((spec->check & MPISERVE_FINITE) && !all_finite(spec->dtype, data, n)) return 0;
+  return !(spec->check & MPISERVE_BOUNDS) || all_within(spec, data, n);
+}
+
+/* The first output of these rows that does not pass; -1: all pass. */
+static int first_failed(const msi_side *outputs, int64_t row, int64_t rows, void *const *data) {
+  for (int i = 0; i < outputs->n; i++) {
+    const mpiserve_spec *spec = &outputs->specs[i];
+    size_t bytes = outputs->row_bytes[i], values = bytes / mpiserve_dtype_size(spec->dtype);
+    const char *begin = (const char *)data[i] + (size_t)row * bytes;
+    if (spec->check && !passes(spec, begin, (size_t)rows * values)) return i;
+  }
+  return -1;
+}
+
+int msi_check_wanted(const msi_side *outputs) {
+  int wanted = 0;
+  for (int i = 0; i < outputs->n; i++) wanted |= outputs->specs[i].check;
+  return wanted;
+}
+
+int msi_check_passes(const msi_side *outputs, int64_t rows, void *const *data) {
+  return first_failed(outputs, 0, rows, data) < 0;
+}
+
+/* The value of a row that fails, and what it should be. */
+static void say(const msi_side *outputs, int i, int64_t row, const void *data, char *text,
+                size_t size) {
+  const mpiserve_spec *spec = &outputs->specs[i];
+  size_t bytes = outputs->row_bytes[i], k = 0;
+  const char *begin = (const char *)data + (size_t)row * bytes;
+  while (passes(spec, begin + k * mpiserve_dtype_size(spec->dtype), 1)) k++;
+  double value = value_at(spec->dtype, begin, k);
+  if ((spec->check & MPISERVE_FINITE) && !isfinite(value))
+    snprintf(text, size, "output '%s', row %lld: a value is %g", spec->name, (long long)row, value);
+  else
+    snprintf(text, size, "output '%s', row %lld: %g is not within %g to %g", spec->name,
+             (long long)row, value, spec->min, spec->max);
+}
+
+int64_t msi_check_failed(const msi_side *outputs, int64_t rows, void *const *data, int64_t *failed,
+                         char *text, size_t size) {
+  int64_t n = 0;
+  for (int64_t row = 0; row < rows; row++) {
+    int i = first_failed(outputs, row, 1, data);
+    if (i < 0) continue;
+    if (!n) say(outputs, i, row, data[i], text, size);
+    failed[n++] = row;
+  }
+  return n;
+}

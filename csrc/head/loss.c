@@ -1,0 +1,70 @@
+#include "head/loss.h"
+
+#include "head/leases.h"
+#include "mpi/failure.h"
+
+static int is_of(const msi_entry *entry, const msi_inbox *inbox, uint32_t lane) {
+  return entry->inbox == inbox->transport->number && entry->lane == lane;
+}
+
+/* Both requests that wait for a batch and those that wait for rows count in the census. */
+static int64_t forget(msi_broker *broker, msi_queue *queue, msi_inbox *inbox, uint32_t lane) {
+  int64_t n = 0;
+  for (uint32_t i = 0; i < queue->n;) {
+    if (!is_of(msi_queue_at(queue, i), inbox, lane)) {
+      i++;
+      continue;
+    }
+    msi_queue_remove(queue, i);
+    msi_census_unqueue(&broker->census, &inbox->lanes[lane]);
+    n++;
+  }
+  return n;
+}
+
+/* The worker ends a held request when it asks whether that is still wanted. */
+static void cancel_held(msi_broker *broker, msi_inbox *inbox, uint32_t lane) {
+  for (uint32_t i = 0; broker->tickets.n && i < broker->tickets.used; i++) {
+    const msi_ticket *held = &broker->tickets.entries[i];
+    if (!held->taken || !is_of(&held->entry, inbox, lane)) continue;
+    msi_slot *slot = msi_inbox_slot(inbox, lane, held->entry.sequence);
+    atomic_store_explicit(&slot->request.cancelled, 1, memory_order_relaxed);
+  }
+}
+
+/* Rows of held requests stay taken until these have ended: their results go there. */
+static void free_rows(msi_broker *broker, msi_inbox *inbox, uint32_t lane) {
+  const msi_entry any = {.inbox = (uint8_t)inbox->transport->number, .lane = lane};
+  for (int i = 0; i < MSI_LEASES; i++) {
+    int is_used = msi_leases_is_used(broker, &any, i);
+    if (!is_used) msi_inbox_lease_drop(inbox, lane, i);
+    broker->dead_rows |= is_used;
+  }
+}
+
+static void bury(msi_broker *broker, msi_inbox *inbox, uint32_t lane) {
+  int64_t n = forget(broker, &broker->queue, inbox, lane);
+  broker->counters.cancelled += n;
+  broker->counters.requests += n;
+  broker->counters.errors += n;
+  forget(broker, &broker->lease_queue, inbox, lane);
+  cancel_held(broker, inbox, lane);
+  msi_census_uncount(&broker->census, &inbox->lanes[lane]);
+  broker->remaining -= !inbox->lanes[lane].gone;
+  inbox->lanes[lane].gone = 1;
+  msi_inbox_shut(inbox, lane);
+}
+
+/* Those that are buried already may have had rows of held requests. */
+int msi_loss_of_clients(msi_broker *broker) {
+  broker->dead_rows = 0;
+  for (int t = 0; t < MSI_TRANSPORTS; t++) {
+    msi_inbox *inbox = &broker->inboxes[t];
+    for (uint32_t l = 0; l < inbox->layout.lanes; l++) {
+      if (!msi_failure_is_dead(broker->world, inbox->clients[l])) continue;
+      if (!msi_inbox_is_shut(inbox, l)) bury(broker, inbox, l);
+      free_rows(broker, inbox, l);
+    }
+  }
+  return msi_leases_grant(broker);
+}

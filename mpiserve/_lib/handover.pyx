@@ -1,0 +1,195 @@
+# cython: language_level=3, boundscheck=False, wraparound=False
+"""Calls from an inference rank to the child process that runs its model, by csrc/base/handover.
+
+It is no part of libmpiserve, so the child loads no MPI.
+"""
+
+from cpython.exc cimport PyErr_CheckSignals, PyErr_SetFromErrno
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+
+cdef extern from "base/handover.h" nogil:
+    enum:
+        MSI_HANDOVER_PLACES
+        MSI_HANDOVER_LATE
+        MSI_HANDOVER_ROWS
+        MSI_HANDOVER_ENDED
+        MSI_HANDOVER_DEAD
+    ctypedef struct msi_place:
+        uint64_t memory, offset
+    ctypedef struct msi_handover:
+        uint32_t operation, places
+        int64_t rows
+        uint64_t size
+        msi_place *place
+        int64_t rows_done
+        int code
+        uint64_t answer_size
+    ctypedef struct msi_handover_side:
+        msi_handover *shared
+    void msi_handover_open(msi_handover_side *, msi_handover *)
+    void msi_handover_post(msi_handover_side *)
+    int msi_handover_wait(msi_handover_side *, int64_t, int)
+    int msi_handover_taken(const msi_handover_side *)
+    int msi_handover_dead(int)
+    int msi_handover_next(msi_handover_side *, int64_t)
+    void msi_handover_rows(msi_handover_side *, int64_t)
+    void msi_handover_end(msi_handover_side *, int, uint64_t)
+    int64_t msi_deadline(double)
+    int64_t msi_now()
+
+cdef extern from *:
+    """
+    #include <signal.h>
+    #ifdef __linux__
+    #include <sys/prctl.h>
+    static int die_with_parent_(int number) { return prctl(PR_SET_PDEATHSIG, number, 0, 0, 0); }
+    static int adopt_orphans_(void) { return prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); }
+    #else
+    static int die_with_parent_(int number) { return 0 * number; }
+    static int adopt_orphans_(void) { return 0; }
+    #endif
+    """
+    int die_with_parent_(int number)
+    int adopt_orphans_()
+
+SIZE = sizeof(msi_handover)  # bytes of the memory of a Handover
+PLACES = MSI_HANDOVER_PLACES  # the most tensors of a call
+ROWS, ENDED, DEAD, LATE = MSI_HANDOVER_ROWS, MSI_HANDOVER_ENDED, MSI_HANDOVER_DEAD, MSI_HANDOVER_LATE
+
+# A wait is cut into pieces, between which Python may handle signals.
+cdef double SLICE = 0.1
+
+
+def die_with_parent(int number):
+    """Have the kernel send this process a signal when the thread ends that made it."""
+    if die_with_parent_(number):
+        PyErr_SetFromErrno(OSError)
+
+
+def adopt_orphans():
+    """Become the parent of all descendants whose parents end, so that they can be ended too."""
+    if adopt_orphans_():
+        PyErr_SetFromErrno(OSError)
+
+
+def dead(int pidfd):
+    """Return whether the process of a pidfd has ended. Never waits."""
+    return bool(msi_handover_dead(pidfd))
+
+
+cdef class Handover:
+    """One side of the calls. One thread at a time uses it.
+
+    Args:
+        memory: A writable buffer of SIZE bytes, all 0 at first, which both sides map.
+    """
+
+    cdef msi_handover_side _side
+    cdef unsigned char[::1] _memory
+
+    def __init__(self, memory):
+        self._memory = memory
+        if self._memory.shape[0] < <Py_ssize_t>sizeof(msi_handover):
+            raise ValueError(f"a hand-over needs {sizeof(msi_handover)} bytes")
+        msi_handover_open(&self._side, <msi_handover *>&self._memory[0])
+
+    # ---- the parent
+
+    def post(self, uint32_t operation, int64_t rows=0, tuple places=(), uint64_t size=0):
+        """Post a call, while none is open.
+
+        Args:
+            operation: A number that the child knows.
+            rows: The rows of a batch.
+            places: For each tensor the number of its memory and the bytes before it, in one tuple.
+            size: The bytes of the message that the child finds.
+        """
+        cdef msi_handover *shared = self._side.shared
+        cdef Py_ssize_t i, n = len(places) // 2
+        if n > MSI_HANDOVER_PLACES:
+            raise ValueError(f"at most {MSI_HANDOVER_PLACES} tensors")
+        shared.operation = operation
+        shared.rows = rows
+        shared.size = size
+        shared.places = <uint32_t>n
+        for i in range(n):
+            shared.place[i].memory = places[2 * i]
+            shared.place[i].offset = places[2 * i + 1]
+        msi_handover_post(&self._side)
+
+    def wait(self, double seconds, int pidfd):
+        """Wait for the end of the call, at most so many seconds; below 0 without end.
+
+        Returns:
+            ENDED, ROWS if more rows are done, DEAD if the child is, or LATE.
+        """
+        cdef int64_t end = msi_deadline(seconds), piece
+        cdef int found = MSI_HANDOVER_LATE
+        while not found:
+            piece = min(end, msi_deadline(SLICE))
+            with nogil:
+                found = msi_handover_wait(&self._side, piece, pidfd)
+            PyErr_CheckSignals()
+            if not found and msi_now() >= end:
+                break
+        return found
+
+    @property
+    def taken(self):
+        """Whether the child had begun the call that was posted last."""
+        return bool(msi_handover_taken(&self._side))
+
+    @property
+    def rows_done(self):
+        """The first rows of all outputs that are final, as the child says."""
+        return self._side.shared.rows_done
+
+    @property
+    def answer(self):
+        """The code and the bytes of the message of the call that has ended, as the child says."""
+        return self._side.shared.code, self._side.shared.answer_size
+
+    # ---- the child
+
+    def next(self, double seconds):
+        """Wait for a call, at most so many seconds; return whether there is one."""
+        cdef int64_t end = msi_deadline(seconds)
+        cdef int found
+        with nogil:
+            found = msi_handover_next(&self._side, end)
+        PyErr_CheckSignals()
+        return bool(found)
+
+    @property
+    def operation(self):
+        """The operation of the call."""
+        return self._side.shared.operation
+
+    @property
+    def rows(self):
+        """The rows of the call."""
+        return self._side.shared.rows
+
+    @property
+    def size(self):
+        """The bytes of the message of the call."""
+        return self._side.shared.size
+
+    @property
+    def places(self):
+        """The places of the call's tensors, as they were posted."""
+        cdef msi_handover *shared = self._side.shared
+        cdef uint32_t i
+        found = []
+        for i in range(min(shared.places, <uint32_t>MSI_HANDOVER_PLACES)):
+            found.append(shared.place[i].memory)
+            found.append(shared.place[i].offset)
+        return tuple(found)
+
+    def report(self, int64_t rows):
+        """Report that the first rows of all outputs are final."""
+        msi_handover_rows(&self._side, rows)
+
+    def end(self, int code, uint64_t size=0):
+        """End the call."""
+        msi_handover_end(&self._side, code, size)

@@ -1,0 +1,112 @@
+"""The base of all tables of the configuration, and the table of a tensor."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Annotated, Any
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    StrictInt,
+    ValidationInfo,
+)
+
+from mpiserve.config.values import name_problem, shape_problem, shown, suggest
+
+# In the order of mpiserve_dtype: the position is the number.
+DTYPES = (
+    "bool",
+    "uint8",
+    "int8",
+    "int16",
+    "int32",
+    "int64",
+    "float16",
+    "bfloat16",
+    "float32",
+    "float64",
+)
+DTYPE_BYTES = dict(zip(DTYPES, (1, 1, 1, 2, 4, 8, 2, 2, 4, 8), strict=True))
+MODEL_DTYPES = ("float16", "bfloat16", "float32", "float64")
+MAX_DIMS = 8
+NAME_SIZE = 64
+
+
+def _dtype(name: str) -> str:
+    if name not in DTYPES:
+        raise ValueError(f"unknown dtype {shown(name)} {suggest(name, DTYPES)}")
+    return name
+
+
+def _convert(convert: bool | None, info: ValidationInfo) -> bool | None:
+    dtype = info.data.get("dtype", "float32")
+    if convert is not None and dtype not in MODEL_DTYPES:
+        raise ValueError(f"a tensor of {dtype} is never converted")
+    return convert
+
+
+def _above_min(most: float | None, info: ValidationInfo) -> float | None:
+    least = info.data.get("min")
+    if most is not None and least is not None and not least <= most:
+        raise ValueError(f"{most:g} is below min = {least:g}")
+    return most
+
+
+def check_name(name: str) -> str:
+    """Refuse a name that the C library cannot hold."""
+    if problem := name_problem(name, NAME_SIZE):
+        raise ValueError(problem)
+    return name
+
+
+def _shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    if problem := shape_problem(shape, MAX_DIMS):
+        raise ValueError(problem)
+    return shape
+
+
+def as_tuple(value: Any) -> Any:
+    """Convert a list of the file to a tuple."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+class Table(BaseModel):
+    """The base of all tables: strict types, and no unknown keys."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,  # they describe the keys in the configuration reference
+    )
+
+
+class TensorConfig(Table):
+    """One tensor of a signature; its first dimension is -1, the number of rows."""
+
+    name: Annotated[str, AfterValidator(check_name)]
+    """The name by which a call, or the model, finds the tensor."""
+    dtype: Annotated[str, AfterValidator(_dtype)]
+    """The type of the elements, as requests carry it."""
+    shape: Annotated[tuple[StrictInt, ...], BeforeValidator(as_tuple), AfterValidator(_shape)]
+    """The dimensions: first -1, which stands for the rows, then positive sizes."""
+    convert: Annotated[bool | None, AfterValidator(_convert)] = None
+    """Whether to convert between this dtype and the model's: `true` silently, `false` never;
+    without it, convert and log what that loses.
+    """
+    min: float | None = None
+    """Of an output: the least value that is an answer; see `check`."""
+    max: Annotated[float | None, AfterValidator(_above_min)] = None
+    """Of an output: the greatest value that is an answer; see `check`."""
+
+    @property
+    def row_bytes(self) -> int:
+        """The bytes of a row."""
+        return prod(self.shape[1:]) * DTYPE_BYTES[self.dtype]
+
+
+Tensors = Annotated[tuple[TensorConfig, ...], BeforeValidator(as_tuple)]

@@ -1,0 +1,177 @@
+"""One child process of a model, as its rank sees it: calls with a time limit, and its end."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+from mpiserve._lib import handover
+from mpiserve.config import ServiceConfig
+from mpiserve.errors import Code, ModelError
+from mpiserve.serving.isolation.channel import OK, RUN, Arrays, Channel, Place, Room
+from mpiserve.serving.isolation.messages import Answer
+from mpiserve.serving.isolation.server_link import ForkServer, ending
+
+FOREVER = -1.0
+CLOSE = 10.0  # seconds that a child has to close its model
+LEAVE = 5.0  # seconds that it then has to end
+
+logger = logging.getLogger("mpiserve")
+
+
+class LostError(ModelError):
+    """The child is gone: it died, or was killed because it took too long.
+
+    Attributes:
+        taken: Whether it had begun the call.
+    """
+
+    taken = True
+
+
+class ChildProcess:
+    """A child that loads and runs the model of a service. One thread at a time uses it.
+
+    Args:
+        server: The fork server.
+        service: The table of the service.
+
+    Raises:
+        ModelError: If it cannot be made.
+    """
+
+    def __init__(self, server: ForkServer, service: ServiceConfig) -> None:
+        self._server = server
+        try:
+            self._channel = Channel.create(service)
+        except OSError as error:
+            text = f"no memory to share with the model's process: {error}"
+            raise ModelError(Code.EMODEL, text) from None
+        try:
+            self._process = server.fork(service.name, self._channel.files)
+        except BaseException:
+            self._channel.close()
+            raise
+        self._room = Room(service, self._channel.own)
+        self.pid = self._process.pid
+        self._ended = False
+
+    @property
+    def dead(self) -> bool:
+        """Whether it has died by itself. Never waits."""
+        return not self._ended and handover.dead(self._process.pidfd)
+
+    def arrays(self, rows: int) -> tuple[Arrays, Arrays, Any]:
+        """View the inputs, outputs and clients of a batch."""
+        return self._room.arrays(rows)
+
+    def places(self) -> list[Place]:
+        """Return where `arrays` lie."""
+        return self._room.places()
+
+    def run(
+        self, rows: int, places: tuple[int, ...], done: Callable[[int], None], limit: float
+    ) -> None:
+        """Run the model on a batch.
+
+        Args:
+            rows: The rows.
+            places: The places of the inputs, the outputs and the clients, one after the other.
+            done: Called with the number of first rows of all outputs that are final.
+            limit: The seconds that it may take; 0 means no limit.
+
+        Raises:
+            LostError: If the child dies or takes too long.
+            Error: With the text of the model's exception.
+        """
+        calls, last = self._channel.calls, 0
+        calls.post(RUN, rows, places)
+        end = time.monotonic() + limit if limit else 0.0
+        while True:
+            left = max(0.0, end - time.monotonic()) if limit else FOREVER
+            found = calls.wait(left, self._process.pidfd)
+            if found != handover.ROWS:
+                break
+            if last < (rows_done := calls.rows_done) <= rows:
+                last = rows_done
+                done(last)
+        self._check(found, f"timeout_s = {limit:g} s", "on this batch")
+        if calls.answer != (OK, 0):
+            self._answered()
+
+    def call(self, name: str, *arguments: Any, limit: float, what: str, key: str = "") -> Any:
+        """Call a method of the child.
+
+        Args:
+            name: The name of the method.
+            arguments: Its arguments.
+            limit: The seconds that it may take; 0 means no limit.
+            what: What it does, for error texts: "while it loaded the model".
+            key: The key of the configuration that sets the limit, for error texts.
+
+        Raises:
+            LostError: If the child dies or takes too long.
+            Error: With the text of the exception that the method raises.
+        """
+        self._channel.ask((name, *arguments))
+        found = self._channel.calls.wait(limit or FOREVER, self._process.pidfd)
+        self._check(found, f"{key or 'the limit'} = {limit:g} s", what)
+        return self._answered()
+
+    def _check(self, found: int, limit: str, what: str) -> None:
+        if found == handover.ENDED:
+            return
+        taken = self._channel.calls.taken
+        if found == handover.LATE:
+            self.end()
+            text = f"the model's process took over {limit} {what}: it was killed"
+        else:
+            text = f"the model's process {ending(self.end(), what)}"
+        error = LostError(Code.EMODEL, text)
+        error.taken = taken
+        raise error
+
+    def _answered(self) -> Any:
+        try:
+            _, answer = self._channel.answered()
+        except Exception as error:  # the child has written over its memory
+            self.end()
+            text = f"the answer of the model's process cannot be read: {error!r}"
+            raise LostError(Code.EMODEL, text) from None
+        assert isinstance(answer, Answer)
+        for level, text in answer.log:
+            logger.log(level, "%s", text)
+        if answer.failure:
+            raise answer.failure.error()
+        return answer.result
+
+    def lost(self) -> LostError:
+        """Return the error of a child that has died while it had nothing to do."""
+        text = f"the model's process {ending(self.end(), 'between two batches')}"
+        return LostError(Code.EMODEL, text)
+
+    def close(self) -> None:
+        """Close the model, and end the process.
+
+        Raises:
+            Error: With the text of the exception that the model raises.
+        """
+        if self._ended:
+            return
+        try:
+            self.call("close", limit=CLOSE, what="while it closed the model")
+            end = time.monotonic() + LEAVE
+            while not handover.dead(self._process.pidfd) and time.monotonic() < end:
+                time.sleep(0.001)
+        finally:
+            self.end()
+
+    def end(self) -> int | None:
+        """Kill the process and all that it has started; return its status."""
+        if self._ended:
+            return None
+        self._ended = True
+        self._channel.close()
+        return self._server.end(self._process)

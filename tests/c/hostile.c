@@ -1,0 +1,231 @@
+/* A hostile client: hostile FIRST_SEED [SEEDS [SECONDS]]
+ *
+ * Each seed is a session in which one simulation rank writes what it likes into its own lane, at
+ * any time: headers, payloads, doorbells, sequence numbers, leases, rows, deadlines, cancellations,
+ * lengths of texts. The head neither crashes nor hangs, and the other clients get their answers;
+ * so it is built with sanitizers. What the hostile rank may not do is what everybody is to believe:
+ * say that it leaves while others go on, and keep all rows for itself. */
+#define _GNU_SOURCE
+#include "hostile_client.h"
+
+enum { MAX_REQUESTS = 4, MAX_COLUMNS = 40, MAX_TICKETS = 64 };
+
+/* ---- the world ------------------------------------------------------------------------------ */
+
+typedef struct plan {
+  int head, hostile, fails; /* fails: it ends with a failure whose text is odd */
+  int columns, asked, holds, early, slow;
+  mpiserve_description d;
+} plan;
+
+static plan make_plan(uint64_t seed) {
+  dice d = {mix(seed)};
+  plan p = {
+      .columns = 1 + pick(&d, MAX_COLUMNS), .asked = 60 + pick(&d, 200), .fails = chance(&d, 25)};
+  p.head = pick(&d, me.ranks);
+  p.hostile = (p.head + 1 + pick(&d, me.ranks - 1)) % me.ranks;
+  p.holds = (int)ANY_OF(&d, 0, 0, 30);
+  p.early = (int)ANY_OF(&d, 0, 30);
+  p.slow = (int)ANY_OF(&d, 0, 3, 20);
+  mpiserve_spec spec = {
+      .name = "x", .dtype = MPISERVE_FLOAT64, .ndim = 2, .shape = {-1, p.columns}};
+  p.d = (mpiserve_description){.name = "triple",
+                               .n_inputs = 1,
+                               .n_outputs = 1,
+                               .inputs = {spec},
+                               .outputs = {spec},
+                               .overwrites = chance(&d, 20),
+                               .max_batch_rows = 1 + pick(&d, HOSTILE_ROWS),
+                               .max_delay_ns = (int64_t)ANY_OF(&d, 0, 1e5, 1e6)};
+  p.d.max_queue_rows = chance(&d, 50) ? 0 : p.d.max_batch_rows * (1 + pick(&d, 3));
+  p.d.on_full = MPISERVE_WAIT;
+  return p;
+}
+
+/* ---- the other clients ---------------------------------------------------------------------- */
+
+typedef struct query {
+  double number, *x, *y;
+  int64_t rows;
+  mpiserve_request request;
+} query;
+
+typedef struct asker {
+  const plan *p;
+  mpiserve_session *session;
+  mpiserve_service *service;
+  dice d;
+  double number;
+  double x[MAX_REQUESTS][HOSTILE_ROWS * MAX_COLUMNS], y[MAX_REQUESTS][HOSTILE_ROWS * MAX_COLUMNS];
+} asker;
+
+/* Each value tells whose it is, and of which request. */
+static double value_of(int rank, double number, int64_t i) {
+  return rank * 1e9 + number * 1e4 + (double)(i % 10000);
+}
+
+static void submit(asker *a, query *q) {
+  mpiserve_tensor in = {
+      .data = q->x, .dtype = MPISERVE_FLOAT64, .ndim = 2, .shape = {q->rows, a->p->columns}};
+  mpiserve_tensor out = in;
+  out.data = q->y;
+  memset(q->y, 0, (size_t)(q->rows * a->p->columns) * sizeof *q->y);
+  for (int64_t i = 0; i < q->rows * a->p->columns; i++) q->x[i] = value_of(me.rank, q->number, i);
+  must(mpiserve_submit(a->service, 1, &in, 1, &out, NULL, &q->request), "submit");
+}
+
+static void wait_for(asker *a, query *q) {
+  int64_t bad = 0;
+  doing("wait for %lld rows", (long long)q->rows);
+  int code = mpiserve_wait(a->session, &q->request, MPISERVE_FOREVER, NULL);
+  if (code == MPISERVE_EPEER && a->p->fails) return;
+  must(code, "wait");
+  for (int64_t i = 0; i < q->rows * a->p->columns && !code; i++)
+    bad += q->y[i] != 3 * value_of(me.rank, q->number, i);
+  if (bad) wrong("%lld values of %lld rows are wrong", (long long)bad, (long long)q->rows);
+}
+
+/* Some at a time, the first one now and then in place. */
+static void ask(asker *a, const mpiserve_buffer *buffer) {
+  query queries[MAX_REQUESTS];
+  int n = 1 + pick(&a->d, MAX_REQUESTS);
+  for (int i = 0; i < n; i++) {
+    int in_place = !i && buffer->id && chance(&a->d, 50);
+    queries[i] = (query){.number = a->number++,
+                         .rows = log_pick(&a->d, (int)a->p->d.max_batch_rows),
+                         .x = in_place ? buffer->inputs[0] : a->x[i],
+                         .y = in_place ? buffer->outputs[0] : a->y[i]};
+    submit(a, &queries[i]);
+  }
+  for (int i = 0; i < n; i++) wait_for(a, &queries[i]);
+}
+
+static void work(const plan *p, mpiserve_session *session, mpiserve_service *service) {
+  static asker a;
+  mpiserve_buffer buffer = {0};
+  a = (asker){.p = p, .session = session, .service = service, .number = 1};
+  a.d = (dice){mix(me.seed) + (uint64_t)me.rank};
+  int code = mpiserve_buffer_take(service, p->d.max_batch_rows, &buffer);
+  if (code && code != MPISERVE_ENOMEM) must(code, "buffer_take");
+  for (int i = 0; i < p->asked; i++) ask(&a, &buffer);
+  if (!code) must(mpiserve_buffer_give(service, &buffer), "buffer_give");
+}
+
+static void simulate(const plan *p, mpiserve_session *session) {
+  mpiserve_service *service;
+  must(mpiserve_service_find(session, "triple", &service), "service_find");
+  if (me.rank == p->hostile)
+    attack(session, p->d.max_batch_rows, p->fails);
+  else
+    work(p, session, service);
+}
+
+/* ---- the head ------------------------------------------------------------------------------- */
+
+typedef struct head {
+  const plan *p;
+  mpiserve_session *session;
+  dice d;
+  int n;
+  mpiserve_ticket tickets[MAX_TICKETS];
+  double *rows[MAX_TICKETS];
+} head;
+
+static void look_at(head *h, const mpiserve_batch *batch) {
+  int32_t clients[HOSTILE_ROWS];
+  const double *x = batch->inputs[0];
+  int64_t waiting, limit = (int64_t)(me.ranks - 1) * MSI_SLOTS * h->p->d.max_batch_rows;
+  if (batch->rows < 1 || batch->rows > h->p->d.max_batch_rows)
+    wrong("a batch of %lld rows", (long long)batch->rows);
+  must(mpiserve_queue_get(h->session, 0, &waiting), "queue_get");
+  if (waiting > limit) wrong("%lld rows wait: lanes have no room for them", (long long)waiting);
+  must(mpiserve_batch_clients(h->session, clients), "batch_clients");
+  for (int64_t i = 0; i < batch->rows * h->p->columns; i++) {
+    int client = clients[i / h->p->columns];
+    if (client != h->p->hostile && (int)(x[i] / 1e9) != client)
+      wrong("value %g of a row of rank %d", x[i], client);
+  }
+}
+
+static void compute(const head *h, const double *x, double *y, int64_t rows) {
+  for (int64_t i = 0; i < rows * h->p->columns; i++) y[i] = 3 * x[i];
+}
+
+static void hold(head *h, const mpiserve_batch *batch) {
+  mpiserve_ticket *tickets = &h->tickets[h->n];
+  const double *x = batch->inputs[0];
+  double *copy[MAX_TICKETS];
+  size_t row = (size_t)h->p->columns;
+  for (int i = 0; i < batch->requests; i++) copy[i] = malloc((size_t)batch->rows * row * sizeof *x);
+  for (int i = 0; i < batch->requests; i++)
+    memcpy(copy[i], x, (size_t)batch->rows * row * sizeof *x);
+  must(mpiserve_batch_hold(h->session, tickets), "batch_hold");
+  for (int i = 0; i < batch->requests; i++) h->rows[h->n++] = copy[i];
+}
+
+static void end_held(head *h) {
+  mpiserve_ticket *ticket = &h->tickets[--h->n];
+  double *x = h->rows[h->n] + ticket->row * h->p->columns;
+  const void *outputs[] = {x};
+  int wanted;
+  must(mpiserve_ticket_wanted(h->session, ticket, &wanted), "ticket_wanted");
+  if (wanted) compute(h, x, x, ticket->rows);
+  if (wanted) must(mpiserve_ticket_reply(h->session, ticket, outputs), "ticket_reply");
+  free(h->rows[h->n]);
+}
+
+static void answer(head *h, const mpiserve_batch *batch) {
+  doing("answer %lld rows", (long long)batch->rows);
+  look_at(h, batch);
+  if (chance(&h->d, h->p->slow)) usleep((unsigned)pick(&h->d, 1000));
+  if (h->n + batch->requests <= MAX_TICKETS && chance(&h->d, h->p->holds)) {
+    hold(h, batch);
+    return;
+  }
+  int64_t first = chance(&h->d, h->p->early) ? pick(&h->d, (int)batch->rows) : 0;
+  const double *x = batch->inputs[0];
+  double *y = batch->outputs[0];
+  compute(h, x, y, first);
+  const void *const *outputs = (const void *const *)batch->outputs;
+  if (first) must(mpiserve_batch_reply_rows(h->session, first, outputs), "reply_rows");
+  compute(h, x + first * h->p->columns, y + first * h->p->columns, batch->rows - first);
+  must(mpiserve_batch_reply(h->session, outputs), "batch_reply");
+}
+
+static void refuse_change(head *h) {
+  mpiserve_change_request change;
+  must(mpiserve_change_get(h->session, &change), "change_get");
+  if (change.client != h->p->hostile) wrong("rank %d asks for another model", change.client);
+  must(mpiserve_change_reply(h->session, change.service, MPISERVE_ESTATE, "there is no other"),
+       "change_reply");
+}
+
+static void serve(const plan *p, mpiserve_session *session) {
+  static head h;
+  mpiserve_batch batch;
+  int code = MPISERVE_OK;
+  h = (head){.p = p, .session = session, .d = {mix(me.seed) + (uint64_t)me.rank}};
+  must(mpiserve_publish(session, 1, &p->d), "publish");
+  while (code != MPISERVE_ECLOSED && me.wrong < 100) {
+    doing("batch_next");
+    code = mpiserve_batch_next(session, h.n ? 0 : 1, &batch);
+    if (code == MPISERVE_OK)
+      answer(&h, &batch);
+    else if (code == MPISERVE_ECHANGE)
+      refuse_change(&h);
+    else if (code != MPISERVE_ETIMEOUT && code != MPISERVE_ECLOSED)
+      must(code, "batch_next");
+    while (h.n && (code || chance(&h.d, 30))) end_held(&h);
+  }
+}
+
+static void session(uint64_t seed) {
+  plan p = make_plan(seed);
+  mpiserve_session *opened =
+      open_session(me.rank == p.head ? MPISERVE_INFERENCE : MPISERVE_SIMULATION);
+  (me.rank == p.head ? serve : simulate)(&p, opened);
+  doing("close");
+  must(mpiserve_close(opened), "close");
+}
+
+int main(int argc, char **argv) { return run_seeds(argc, argv, session); }

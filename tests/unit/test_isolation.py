@@ -1,0 +1,155 @@
+"""What isolates models, without processes: budgets, environments, texts, places in memory."""
+
+import os
+import pickle
+import signal
+
+import numpy as np
+import pytest
+from workers import FLOATS, service_of
+
+from mpiserve._lib import handover
+from mpiserve.config import Config
+from mpiserve.errors import Code, ConfigError, ModelError
+from mpiserve.failure import cause_of, describe, trace_of
+from mpiserve.serving.isolation.channel import CALL, OK, RUN, Channel, Room
+from mpiserve.serving.isolation.messages import Failure
+from mpiserve.serving.isolation.restarts import IN_A_ROW, Restarts
+from mpiserve.serving.isolation.server_link import ending, without_mpi
+
+
+def test_a_replica_is_given_up_after_so_many_deaths_in_a_time():
+    restarts = Restarts(2, 10.0)
+    assert [restarts.count(now) for now in (0.0, 1.0, 2.0)] == [True, True, False]
+    restarts = Restarts(2, 10.0)
+    assert all(restarts.count(now) for now in (0.0, 6.0, 12.0, 18.0))
+    assert not Restarts(0, 10.0).count(0.0)
+
+
+def test_the_search_for_a_guilty_request_counts_once_but_has_an_end():
+    restarts = Restarts(1, 10.0)
+    assert restarts.count(0.0)
+    assert all(restarts.count(0.0, part=True) for _ in range(IN_A_ROW - 1))
+    assert not restarts.count(0.0, part=True)
+    restarts.succeed()
+    assert restarts.count(0.0, part=True)
+    assert not restarts.count(0.0)
+
+
+def test_a_child_does_not_take_itself_for_a_rank():
+    launchers = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "PRTE_X", "HYDI_CONTROL_FD")
+    launchers += ("MPI_LOCALRANKID", "PMI_FD", "MPIR_CVAR_X", "PALS_RANKID", "HYDRA_X")
+    kept = {"PATH": "/bin", "MPISERVE_LOG": "info", "COMPILE": "1", "MPLBACKEND": "agg"}
+    assert without_mpi(dict.fromkeys(launchers, "1") | kept) == kept
+
+
+def test_the_end_of_a_process_is_told_by_the_name_of_its_signal():
+    assert ending(signal.SIGSEGV, "here") == "was killed by SIGSEGV (Segmentation fault) here"
+    assert ending(signal.SIGKILL, "here").startswith("was killed by SIGKILL here: the machine")
+    assert ending(7 << 8, "here") == "has ended with status 7 here"
+    assert ending(None, "here") == "has ended here"
+    assert "signal 40 " in ending(40, "here")
+
+
+def failed(error):
+    """Send an exception to another process, as it does."""
+    try:
+        raise error
+    except BaseException as raised:
+        return pickle.loads(pickle.dumps(Failure.of(raised))).error()
+
+
+def test_an_exception_keeps_its_text_and_its_traceback_in_another_process():
+    error = failed(ValueError("no\n good"))
+    assert describe(error) == "ValueError: no good" and isinstance(error, ModelError)
+    trace = trace_of(cause_of(error))
+    assert trace.startswith("Traceback") and "raise error" in trace
+    error = failed(ConfigError(Code.ECONFIG, "wrong"))
+    assert (type(error), error.text, cause_of(error)) == (ConfigError, "wrong", None)
+
+
+@pytest.fixture
+def channels():
+    """Both sides of a channel, in one process."""
+    service = service_of("s", outputs=[{"name": "y", **FLOATS}], backend="m:M", max_batch_rows=5)
+    mine = Channel.create(service)
+    other = Channel([os.dup(file) for file in mine.files])
+    yield service, mine, other
+    mine.close()
+    other.close()
+
+
+def test_a_message_of_any_size_and_its_answer(channels):
+    _, mine, other = channels
+    for text in ("short", "long" * 1_000_000, ""):
+        mine.ask(text)
+        assert other.calls.next(0.0) and other.calls.operation == CALL
+        assert other.asked() == text
+        other.answer(OK, [text])
+        assert mine.calls.wait(0.0, -1) == handover.ENDED
+        assert mine.answered() == (OK, [text])
+
+
+def test_tensors_lie_apart_and_both_sides_see_them(channels):
+    service, mine, other = channels
+    inputs, outputs, clients = Room(service, mine.own).arrays(5)
+    for i, array in enumerate((*inputs, *outputs, clients)):
+        array[...] = i
+    seen = Room(service, other.own).arrays(5)
+    for i, array in enumerate((*seen[0], *seen[1], seen[2])):
+        assert (np.asarray(array) == i).all()
+    places = tuple(number for place in Room(service, mine.own).places() for number in place)
+    mine.calls.post(RUN, 5, places)
+    assert other.calls.next(0.0) and (other.calls.rows, other.calls.places) == (5, places)
+
+
+def test_memory_cannot_be_cut_by_a_child(channels):
+    for file in (channels[2].files[0], channels[2].files[3]):
+        with pytest.raises(PermissionError):
+            os.ftruncate(file, 0)
+
+
+def test_a_late_call_and_reports_of_rows(channels):
+    _, mine, other = channels
+    mine.calls.post(RUN, 5)
+    assert mine.calls.wait(0.0, -1) == handover.LATE and not mine.calls.taken
+    assert other.calls.next(0.0) and mine.calls.taken
+    other.calls.report(3)
+    assert (mine.calls.wait(0.0, -1), mine.calls.rows_done) == (handover.ROWS, 3)
+    other.calls.end(OK)
+    assert (mine.calls.wait(0.0, -1), mine.calls.answer) == (handover.ENDED, (OK, 0))
+    assert not other.calls.next(0.0)
+
+
+def isolation(**keys):
+    tensors = {"inputs": [{"name": "x", **FLOATS}], "outputs": [{"name": "y", **FLOATS}]}
+    table = {"backend": "m:M", **tensors, **keys}
+    if table["backend"] == "echo":
+        del table["outputs"]
+    return Config.from_dict({"service": {"s": table}}).services[0]
+
+
+def test_which_services_are_isolated():
+    assert isolation().isolated and isolation(backend="torch", model="m:f").isolated
+    assert (
+        not isolation(backend="echo").isolated and isolation(backend="echo", isolate=True).isolated
+    )
+    assert not isolation(tensor_parallel=2).isolated and not isolation(isolate=False).isolated
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"isolate": "never"},
+        {"isolate": True, "tensor_parallel": 2},
+        {"isolate": False, "timeout_s": 1.0},
+        {"tensor_parallel": 2, "memory_bytes": 1},
+        {"timeout_s": -1.0},
+        {"restarts": -1},
+        {"load_timeout_s": 0.0},
+    ],
+)
+def test_wrong_keys_of_isolation_are_named(keys):
+    with pytest.raises(ConfigError) as caught:
+        isolation(**keys)
+    assert any(key in caught.value.text for key in keys)
