@@ -36,12 +36,15 @@ import mpijob
 from cprograms import c_jobs, c_mpi_jobs, fuzz_jobs, race_jobs
 from jobs import LOGS, ROOT, TO_LOG, Job, Target, in_turn, reports
 
-SUITES = ("unit", "c", "asan", "tsan", "fuzz", "harness", "mpi", "launch", "models", "examples")
-SUITES += ("cluster", "fortran", "protocol")
 ONE_TRANSPORT = ("harness", "models", "examples", "cluster")
 WITHOUT_MPI = ("unit", "protocol")
-# They share no files with the others, and wait much.
-BESIDE = (*WITHOUT_MPI, "launch", "cluster", "fortran")
+# Each runs beside the others: they share no files, and most of their time is waiting.
+LANES = (
+    ("c", "asan", "tsan", "fuzz", "harness", "mpi"),
+    ("unit", "protocol", "models", "examples"),
+    ("launch", "cluster", "fortran"),
+)
+SUITES = tuple(chain.from_iterable(LANES))
 NOT_RUN = "not run, or it did not end"
 WORDS = ("passed", "failed", "skipped")
 SHOWN = 20  # failures of one job
@@ -266,9 +269,9 @@ def main() -> int:
     numbers = [*range(len(args.mpi)), *range(len(args.fortran))]
     targets = [replace(target, number=n) for target, n in zip(targets, numbers, strict=True)]
     summary = Summary(args.minutes)
-    groups = [[s for s in args.suite if (s in BESIDE) == aside] for aside in (False, True)]
-    with ThreadPoolExecutor() as pool:
-        for done in [pool.submit(run_all, summary, suites, targets, args) for suites in groups]:
+    lanes = [[suite for suite in lane if suite in args.suite] for lane in LANES]
+    with ThreadPoolExecutor(len(lanes)) as pool:
+        for done in [pool.submit(run_all, summary, suites, targets, args) for suites in lanes]:
             done.result()
     return summary.end()
 

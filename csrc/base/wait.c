@@ -103,7 +103,9 @@ void msi_wait_wake(_Atomic uint32_t *word, _Atomic uint32_t *flag) { (void)word,
 #endif
 
 void msi_wait_end(msi_wait *wait, const msi_wait_address *address) {
-  if (wait->armed) atomic_store_explicit(address->flag, 0, memory_order_relaxed);
+  if (!wait->armed) return;
+  atomic_store_explicit(address->flag, 0, memory_order_relaxed);
+  wait->armed = 0;
 }
 
 int msi_wait_spin(msi_wait *wait, msi_backoff *backoff) {

@@ -366,13 +366,6 @@ static int overdue(const msi_call *call) {
                    call->message.endpoint->path.head);
 }
 
-/* No head wakes this wait at the old address any more: it naps from now on. */
-static const msi_wait_address *leave_address(msi_wait *wait, const msi_wait_address *address) {
-  if (address) msi_wait_end(wait, address);
-  wait->armed = 0;
-  return NULL;
-}
-
 /* While a client tests one request for long, its other endpoints must make progress too. */
 static int not_ended(msi_client *client) {
   int code = ++client->tests % TESTS_PER_LOOK ? MPISERVE_OK : msi_call_progress_all(client);
@@ -388,8 +381,10 @@ static int wait_until_done(msi_client *client, msi_call *call, double timeout, m
     if (code || call->state == CALL_DONE) return code;
     int paused = timeout == 0 || msi_wait_pause(wait, &client->backoff, address);
     if (!paused) continue;
-    if (call->message.endpoint != endpoint)
-      address = leave_address(wait, address); /* it was sent to another replica */
+    if (call->message.endpoint != endpoint) { /* it was sent to another replica: it naps */
+      msi_wait_end(wait, address);
+      address = NULL;
+    }
     code = overdue(call);
     if (code) return code;
     if (timeout == 0) return not_ended(client);

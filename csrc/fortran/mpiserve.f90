@@ -25,6 +25,7 @@ module mpiserve
   use mpiserve_c
   use mpiserve_errors
   use mpiserve_requests
+  use mpiserve_signatures
   implicit none
   private
 
@@ -39,26 +40,8 @@ module mpiserve
     mpiserve_busy, mpiserve_suspended, mpiserve_restarting, mpiserve_failed, mpiserve_gone, &
     mpiserve_max_dims, mpiserve_max_tensors, mpiserve_name_size, mpiserve_forever
   public :: request_stats, request_options, tensor, buffer, request, fallback_function, &
-    replica_state
+    replica_state, tensor_spec, service_info
   public :: input, output, mpiserve_last_error, mpiserve_strerror, mpiserve_version
-
-  !> One tensor of a signature. shape is as an array is declared here: the rows are last, -1.
-  type, public :: tensor_spec
-    character(len=:), allocatable :: name
-    integer(c_int) :: dtype = -1
-    integer(c_int64_t), allocatable :: shape(:)
-  end type tensor_spec
-
-  !> The description of a service.
-  type, public :: service_info
-    character(len=:), allocatable :: name
-    character(len=:), allocatable :: engine     !< what runs the model, for people and logs
-    type(tensor_spec), allocatable :: inputs(:), outputs(:)
-    integer(c_int64_t) :: max_batch_rows = 0    !< of a request, too
-    integer(c_int) :: replicas = 0              !< that can serve
-    integer(c_int) :: head = -1                 !< the world rank of the home replica
-    integer(c_int) :: transport = -1            !< mpiserve_shared or mpiserve_rma
-  end type service_info
 
   !> A service of a session, which owns it.
   type, public :: service
@@ -408,34 +391,8 @@ contains
     class(service), intent(in) :: self
     type(service_info), intent(out) :: info
     integer, intent(out), optional :: ierr
-    character(kind=c_char) :: name(mpiserve_name_size), engine(mpiserve_name_size)
-    integer(c_int) :: n_inputs, n_outputs, code
-    code = c_describe(self%handle, name, engine, n_inputs, n_outputs, info%max_batch_rows, &
-      info%replicas, info%head, info%transport)
-    if (code == mpiserve_ok) then
-      info%name = joined(name)
-      info%engine = joined(engine)
-      call read_specs(self%handle, 0_c_int, n_inputs, info%inputs)
-      call read_specs(self%handle, 1_c_int, n_outputs, info%outputs)
-    end if
-    call finish(code, ierr)
+    call describe(self%handle, info, ierr)
   end subroutine service_describe
-
-  subroutine read_specs(handle, is_output, n, specs)
-    type(c_ptr), intent(in) :: handle
-    integer(c_int), intent(in) :: is_output, n
-    type(tensor_spec), allocatable, intent(out) :: specs(:)
-    character(kind=c_char) :: name(mpiserve_name_size)
-    integer(c_int64_t) :: shape(mpiserve_max_dims)
-    integer(c_int) :: i, ndim, code
-    allocate (specs(n))
-    do i = 1, n
-      code = c_spec(handle, is_output, i - 1_c_int, name, specs(i)%dtype, ndim, shape)
-      if (code /= mpiserve_ok) return
-      specs(i)%name = joined(name)
-      specs(i)%shape = shape(:ndim)
-    end do
-  end subroutine read_specs
 
   subroutine service_buffer_take(self, rows, taken, ierr)
     class(service), intent(in) :: self

@@ -13,7 +13,13 @@ from textwrap import dedent
 import header
 
 FOLDER = header.HEADER.parents[1] / "fortran"
-FILES = ("mpiserve.f90", "mpiserve_requests.f90", "mpiserve_errors.f90", "mpiserve_c.f90")
+FILES = (
+    "mpiserve.f90",
+    "mpiserve_signatures.f90",
+    "mpiserve_requests.f90",
+    "mpiserve_errors.f90",
+    "mpiserve_c.f90",
+)
 
 TYPE = re.compile(r"((?: *!>.*\n)+) *type, (?:public|bind\(c\)) :: (\w+)\n((?:.*\n)*?) *end type")
 BOUND = re.compile(r"((?: *!>.*\n)+)((?:(?! *!>).*\n)*)")

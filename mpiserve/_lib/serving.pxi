@@ -143,7 +143,7 @@ cdef list tickets_of(mpiserve_ticket *tickets, int n):
     return made
 
 
-cdef Batch batch_of(Session session, mpiserve_batch *batch, str failure):
+cdef Batch batch_of(InferenceCalls session, mpiserve_batch *batch, str failure):
     """Find or make the arrays. Rows that repeat have the same location: the arrays are there."""
     cdef Batch made
     key = (batch.service, <size_t>batch.inputs[0], <size_t>batch.outputs[0], batch.rows)

@@ -13,9 +13,8 @@ import numpy as np
 
 from mpiserve.backends.arrays import checked, dtype_of, zeros
 from mpiserve.backends.base import Backend, ordered
-from mpiserve.config import NAME_SIZE, ServiceConfig, TensorConfig
+from mpiserve.config import NAME_SIZE, ServiceConfig
 from mpiserve.config.partition import Assignment
-from mpiserve.config.tensor import Tensor
 from mpiserve.errors import Code, ModelError
 from mpiserve.failure import check_interrupt, describe, one_line
 from mpiserve.observe import notices
@@ -23,6 +22,7 @@ from mpiserve.observe.log import Failures
 from mpiserve.serving import engines
 from mpiserve.serving.absent_model import Absent, Suspended, Unloaded
 from mpiserve.serving.continuous import Stepper
+from mpiserve.serving.description import description
 from mpiserve.serving.failed_batch import Splitter
 from mpiserve.serving.isolation.loader import IsolatedLoader
 from mpiserve.serving.loading import Loader, engine_of
@@ -129,7 +129,7 @@ class ServedModel:
             wrong = describe(error)
         if wrong:
             self.failed = True
-            return self._description(error_code=Code.EMODEL, error_text=wrong)
+            return self._describe(error_code=Code.EMODEL, error_text=wrong)
         self._start()
         self._kind = self._kind_of_rows()
         seconds = time.monotonic() - begin
@@ -137,12 +137,15 @@ class ServedModel:
         if self.follower:
             text = f"rank {self.assignment.tp_index} of its replica, whose first rank answers"
             return {"name": self.service.name, "error_code": Code.ESTATE, "error_text": text}
-        return self._description(
+        return self._describe(
             engine=one_line(self._engine, NAME_SIZE - 1),
             version=self.service.version,
             overwrites=overwrites,
             rows=self._kind,
         )
+
+    def _describe(self, **outcome: Any) -> dict[str, Any]:
+        return description(self.service, self.assignment.replica, **outcome)
 
     def _start(self) -> None:
         """Become head or follower of the ranks that run the model together, or work alone."""
@@ -185,23 +188,6 @@ class ServedModel:
 
     def _leave(self) -> None:
         self._failures.attempt("could not leave what it needed to serve", self._serving.close)
-
-    def _description(self, **outcome: Any) -> dict[str, Any]:
-        finite = self.service.check == "finite"
-        return {
-            "name": self.service.name,
-            "inputs": [signature(tensor) for tensor in self.service.inputs],
-            "outputs": [signature(tensor) for tensor in self.service.outputs],
-            "max_batch_rows": self.service.max_batch_rows,
-            "max_delay_us": self.service.max_delay_us,
-            "pool_bytes": self.service.pool_bytes,
-            "stickiness": self.service.stickiness,
-            "max_queue_rows": self.service.max_queue_rows,
-            "on_full": self.service.on_full,
-            "replica": self.assignment.replica,
-            "checks": [(finite, t.min, t.max) for t in self.service.outputs],
-            **outcome,
-        }
 
     # ---- what it is
 
@@ -465,8 +451,3 @@ class ServedModel:
         """Answer with the backend that `load_again` returned."""
         self.suspended = False
         self.put(backend, self.current)
-
-
-def signature(tensor: TensorConfig) -> Tensor:
-    """Describe a tensor as the broker publishes it."""
-    return Tensor(tensor.name, tensor.dtype, tensor.shape)

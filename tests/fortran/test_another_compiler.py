@@ -10,7 +10,14 @@ import mpiserve
 from mpiserve.tools import build_flags
 
 C_FILES = ["descriptors", "inputs", "sections"]
-MODULES = ["mpiserve_c", "mpiserve_errors", "mpiserve_requests", "mpiserve", "mpiserve_prefixed"]
+MODULES = [
+    "mpiserve_c",
+    "mpiserve_errors",
+    "mpiserve_requests",
+    "mpiserve_signatures",
+    "mpiserve",
+    "mpiserve_prefixed",
+]
 
 # Arrays are looked at before the service is.
 PROGRAM = """\

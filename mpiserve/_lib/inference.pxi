@@ -1,0 +1,212 @@
+"""What an inference rank calls on its session: mpiserve._lib.core includes this."""
+
+
+@cython.no_gc_clear
+cdef class InferenceCalls(Handle):
+    """The part of a Session that serves."""
+
+    cdef list _signatures  # of the services that this rank published
+    cdef tuple _outputs  # of the batch that is open
+    cdef dict _batches  # whose arrays may be used again
+    cdef dict _engines  # of services, which the library uses
+    cdef int64_t _rows
+    cdef int _requests
+
+    def __cinit__(self):
+        self._batches = {}
+        self._engines = {}
+
+    def publish(self, *services):
+        """Announce the services of this rank, ready or failed. Collective over the world.
+
+        Args:
+            services: For each service the arguments of Description, by name.
+        """
+        cdef mpiserve_description *all = NULL
+        cdef int code, n = len(services)
+        made = [Description(**service) for service in services]
+        self._signatures = [((<Description>d).inputs, (<Description>d).outputs) for d in made]
+        all = <mpiserve_description *>calloc(n, sizeof(mpiserve_description))
+        if all == NULL:
+            raise MemoryError
+        for i in range(n):
+            all[i] = (<Description>made[i]).description
+        try:
+            self._enter()
+            with nogil:
+                code = mpiserve_publish(self._session, n, all)
+            self._leave(code)
+        finally:
+            free(all)
+
+    def next_batch(self, double timeout):
+        """Wait for a batch, at most timeout seconds.
+
+        Batches of services with an engine are answered meanwhile, without Python.
+
+        Returns:
+            The batch, or None after the time-out.
+
+        Raises:
+            ClosedError: If every simulation rank has left.
+            ChangeError: Once for each change of a model that a client requests.
+        """
+        cdef mpiserve_batch batch
+        cdef int code
+        self._enter()
+        with nogil:
+            code = mpiserve_batch_next(self._session, timeout, &batch)
+        failure = text_of(mpiserve_last_error()) if code == MPISERVE_EMODEL else ""
+        answers = code == MPISERVE_ETIMEOUT or code == MPISERVE_EMODEL
+        self._leave(MPISERVE_OK if answers else code)
+        return None if code == MPISERVE_ETIMEOUT else batch_of(self, &batch, failure)
+
+    def reply(self, outputs):
+        """Answer the batch: one C-contiguous array [rows, ...] per output, of its dtype."""
+        cdef const void *data[16]
+        cdef int code
+        find_rows(data, self._outputs, outputs, self._rows)
+        self._enter()
+        with nogil:
+            code = mpiserve_batch_reply(self._session, data)
+        self._leave(code)
+
+    def reply_rows(self, int64_t rows, outputs):
+        """Answer the requests whose results are among the first rows of the outputs."""
+        cdef const void *data[16]
+        find_rows(data, self._outputs, outputs, self._rows)
+        self._enter()
+        self._leave(mpiserve_batch_reply_rows(self._session, rows, data))
+
+    def fail_batch(self, int code, text):
+        """Answer every request of the batch with an error."""
+        cdef bytes data = line_of(text)
+        cdef const char *message = data
+        self._enter()
+        self._leave(mpiserve_batch_fail(self._session, code, message))
+
+    def hold_batch(self):
+        """End the batch without an answer; a ticket answers each request later.
+
+        Returns:
+            A ticket for each of its requests. The batch's arrays are no longer valid.
+        """
+        cdef int n = max(1, self._requests)
+        cdef mpiserve_ticket *tickets = <mpiserve_ticket *>malloc(n * sizeof(mpiserve_ticket))
+        if tickets == NULL:
+            raise MemoryError
+        try:
+            self._enter()
+            self._leave(mpiserve_batch_hold(self._session, tickets))
+            return tickets_of(tickets, self._requests)
+        finally:
+            free(tickets)
+
+    def wants(self, Ticket ticket):
+        """Return whether the client still waits for a held request; else it has been answered."""
+        cdef int wanted
+        self._enter()
+        self._leave(mpiserve_ticket_wanted(self._session, &ticket._ticket, &wanted))
+        return bool(wanted)
+
+    def reply_ticket(self, Ticket ticket, outputs):
+        """Answer a held request: one C-contiguous array [ticket.rows, ...] per output."""
+        cdef const void *data[16]
+        specs = self._signatures[ticket._ticket.service][1]
+        find_rows(data, specs, outputs, ticket._ticket.rows)
+        self._enter()
+        self._leave(mpiserve_ticket_reply(self._session, &ticket._ticket, data))
+
+    def fail_ticket(self, Ticket ticket, int code, text):
+        """Answer a held request with an error."""
+        cdef bytes data = line_of(text)
+        cdef const char *message = data
+        self._enter()
+        self._leave(mpiserve_ticket_fail(self._session, &ticket._ticket, code, message))
+
+    def set_engine(self, int service, Engine engine):
+        """Have the batches of one of this rank's services answered by an engine; None: by nobody.
+
+        `next_batch` returns those on which it fails.
+        """
+        cdef mpiserve_engine *wanted = NULL if engine is None else &engine.engine
+        self._enter()
+        self._leave(mpiserve_engine_set(self._session, service, wanted))
+        self._engines[service] = engine
+
+    def batch_clients(self):
+        """Return an int32 array: the world rank that submitted each row of the batch."""
+        clients = np.empty(self._rows, np.int32)
+        cdef int32_t[::1] view = clients
+        self._enter()
+        self._leave(mpiserve_batch_clients(self._session, &view[0]))
+        return clients
+
+    def change_get(self):
+        """Return (service, what, world rank, version) of the change that a client requests."""
+        cdef mpiserve_change_request change
+        self._enter()
+        self._leave(mpiserve_change_get(self._session, &change))
+        return change.service, change.what, change.client, text_of(change.version)
+
+    def change_reply(self, int service, int code, text):
+        """Answer the change."""
+        cdef bytes data = line_of(text)
+        self._enter()
+        self._leave(mpiserve_change_reply(self._session, service, code, <const char *>data))
+
+    def suspend(self, int service, suspended):
+        """Suspend one of this rank's services here, or resume it."""
+        cdef int code, yes = bool(suspended)
+        self._enter()
+        with nogil:
+            code = mpiserve_suspend(self._session, service, yes)
+        self._leave(code)
+
+    def set_state(self, int service, state):
+        """Say in which state one of this rank's services is here."""
+        cdef int number = STATES.index(state)
+        self._enter()
+        self._leave(mpiserve_state_set(self._session, service, number))
+
+    def set_rows(self, int service, rows):
+        """Set whether requests to one of this rank's services may share a batch from now on."""
+        cdef int number = ROWS.index(rows)
+        self._enter()
+        self._leave(mpiserve_rows_set(self._session, service, number))
+
+    def set_room(self, int service, bint room):
+        """Say whether the model of one of this rank's services has room for a batch."""
+        self._enter()
+        self._leave(mpiserve_room_set(self._session, service, room))
+
+    def queue_rows(self, int service):
+        """Return the rows that wait here for a batch of a service."""
+        cdef int64_t rows
+        self._enter()
+        self._leave(mpiserve_queue_get(self._session, service, &rows))
+        return rows
+
+    def segments(self):
+        """Return (file descriptor, address, bytes) of the memory in which all batches lie."""
+        cdef mpiserve_segment segment
+        self._enter()
+        self._leave(mpiserve_segment_get(self._session, &segment))
+        return [(segment.fd, <size_t>segment.memory, segment.bytes)]
+
+    def locate(self, array):
+        """Return (index in segments(), offset) of a contiguous array, or None: it is elsewhere."""
+        return locate(self.segments(), array)
+
+    def mpi_take(self):
+        """Take MPI from the broker thread, while a batch is being answered."""
+        cdef int code
+        self._enter()
+        with nogil:
+            code = mpiserve_mpi_take(self._session)
+        self._leave(code)
+
+    def mpi_give(self):
+        """Give MPI back to the broker thread."""
+        self._enter()
+        self._leave(mpiserve_mpi_give(self._session))

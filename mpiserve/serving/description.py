@@ -1,0 +1,41 @@
+"""What the head of a replica publishes of its service."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mpiserve.config import ServiceConfig, TensorConfig
+from mpiserve.config.tensor import Tensor
+
+
+def description(service: ServiceConfig, replica: int, **outcome: Any) -> dict[str, Any]:
+    """Describe a service to the broker.
+
+    Args:
+        service: The service's table.
+        replica: The number of the replica.
+        outcome: What only its model, or its failure, can tell.
+
+    Returns:
+        Arguments of `Session.publish`.
+    """
+    finite = service.check == "finite"
+    return {
+        "name": service.name,
+        "inputs": [signature(tensor) for tensor in service.inputs],
+        "outputs": [signature(tensor) for tensor in service.outputs],
+        "max_batch_rows": service.max_batch_rows,
+        "max_delay_us": service.max_delay_us,
+        "pool_bytes": service.pool_bytes,
+        "stickiness": service.stickiness,
+        "max_queue_rows": service.max_queue_rows,
+        "on_full": service.on_full,
+        "replica": replica,
+        "checks": [(finite, t.min, t.max) for t in service.outputs],
+        **outcome,
+    }
+
+
+def signature(tensor: TensorConfig) -> Tensor:
+    """Describe a tensor as the broker publishes it."""
+    return Tensor(tensor.name, tensor.dtype, tensor.shape)
