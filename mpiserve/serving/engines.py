@@ -14,9 +14,10 @@ import numpy as np
 
 from mpiserve.backends.arrays import zeros
 from mpiserve.backends.base import Backend, Native
+from mpiserve.config.engines import ENGINES
 from mpiserve.config.tensor import Tensor
 from mpiserve.errors import Code, Error, ModelError
-from mpiserve.failure import check_interrupt, describe
+from mpiserve.failure import check_interrupt, describe, one_line
 from mpiserve.serving.model_probe import EPS, Arrays, random_rows
 
 if TYPE_CHECKING:
@@ -126,6 +127,15 @@ def limit_threads(threads: int) -> None:
         os.environ[variable] = str(threads)
 
 
+def engine_of(backend: Backend) -> str:
+    """Return the engine of a backend, which may be a class of the user."""
+    try:
+        return one_line((backend.native and backend.native.text) or backend.engine)
+    except BaseException:
+        check_interrupt()
+        return one_line(type(backend).__qualname__)
+
+
 def load(native: Native, service: ServiceConfig) -> Engine:
     """Load an engine in C.
 
@@ -169,7 +179,9 @@ def choose(
         if required:
             text = f"engine = 'compiled' is not possible: {describe(error)}; remove it"
             raise ModelError(Code.EMODEL, text) from error
-        logger.debug("service %s: no compiled engine: %s", service.name, describe(error))
+        if service.backend in ENGINES["compiled"]:
+            why = f"the compiled one is not possible: {describe(error)}"
+            logger.info("service %s is run by %s: %s", service.name, engine_of(backend), why)
         return None
 
 
@@ -182,6 +194,8 @@ def _chosen(
         raise ModelError(Code.EMODEL, "it needs warmup, when it is compared with the model")
     native = backend.compiled(build)
     if native is None:
+        why = "the cache has no compiled engine of it (mpiserve compile makes one)"
+        logger.info("service %s is run by %s: %s", service.name, engine_of(backend), why)
         return None
     engine = load(native, service)
     _compare(backend, engine, service, examples)

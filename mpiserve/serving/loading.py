@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from mpiserve import backends
 from mpiserve.backends.base import Backend, Native
 from mpiserve.errors import CausedError, Code
-from mpiserve.failure import check_interrupt, describe, one_line
+from mpiserve.failure import check_interrupt, describe
 from mpiserve.mpi.requests import agree
 from mpiserve.serving.engines import limit_threads
 from mpiserve.serving.warmup import Warmup
@@ -140,15 +140,6 @@ class Loader:
             _close(backend)
             raise
         return warmup
-
-
-def engine_of(backend: Backend) -> str:
-    """Return the engine of a backend, which may be a class of the user."""
-    try:
-        return one_line((backend.native and backend.native.text) or backend.engine)
-    except BaseException:
-        check_interrupt()
-        return one_line(type(backend).__qualname__)
 
 
 def _close(backend: Backend) -> None:

@@ -25,7 +25,7 @@ from mpiserve.serving.continuous import Stepper
 from mpiserve.serving.description import description
 from mpiserve.serving.failed_batch import Splitter
 from mpiserve.serving.isolation.loader import IsolatedLoader
-from mpiserve.serving.loading import Loader, engine_of
+from mpiserve.serving.loading import Loader
 from mpiserve.serving.reload import Changes
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ class ServedModel:
                 self.backend = self._loader.load(self.service)
             if not self.sole:
                 self.backend.native = None
-            self._engine = engine_of(self.backend)
+            self._engine = engines.engine_of(self.backend)
             overwrites = bool(self.backend.overwrites)
         except BaseException as error:
             check_interrupt()
@@ -372,7 +372,7 @@ class ServedModel:
         self._leave()
         self.backend, old = backend, self.backend
         self.current = version
-        self._engine = engine_of(backend)
+        self._engine = engines.engine_of(backend)
         self._agree_rows()
         if backend.steps and old.steps:
             what = "could not take over what the version before had begun"

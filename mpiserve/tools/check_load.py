@@ -12,7 +12,8 @@ from mpiserve.config import Config, ServiceConfig
 from mpiserve.config.engines import engine_problem
 from mpiserve.config.service import BACKENDS
 from mpiserve.failure import cause_of, check_interrupt, describe, interrupts, trace_of
-from mpiserve.serving.loading import Loader, engine_of
+from mpiserve.serving.engines import engine_of
+from mpiserve.serving.loading import Loader
 
 OK, FAILURE = 0, 1  # exit statuses
 

@@ -91,6 +91,48 @@ def test_one_that_is_not_right_is_refused(model, why):
         choose(model, "compiled")
 
 
+def test_auto_says_why_python_runs_the_model(caplog):
+    caplog.set_level(logging.INFO, "mpiserve")
+    made = service().model_copy(update={"backend": "torch"})
+    engines.choose(type("Copies", (Model,), {"copies": True})(made), made, None)
+    engines.choose(type("None_", (Model,), {"compiled": lambda *_: None})(made), made, None)
+    refused, missing = caplog.messages
+    assert "service s is run by" in refused
+    assert refused.endswith(
+        "the compiled one is not possible: the model changes or keeps its inputs"
+    )
+    assert missing.endswith("the cache has no compiled engine of it (mpiserve compile makes one)")
+
+
+def test_an_operation_that_is_not_torchs_is_refused_by_name():
+    import torch
+
+    from mpiserve.backends.torch import ahead_of_time
+
+    @torch.library.custom_op("mpiserve_test::twice", mutates_args=())
+    def twice(x: torch.Tensor) -> torch.Tensor:
+        return 2 * x
+
+    twice.register_fake(torch.empty_like)
+
+    class Net(torch.nn.Module):
+        def forward(self, x):
+            return torch.tanh(twice(x))
+
+    program = torch.export.export(Net(), (torch.zeros(2, 3),), strict=False)
+    with pytest.raises(ModelError, match="calls mpiserve_test::twice, which is no operation"):
+        ahead_of_time._check_operations(program)
+
+
+def test_a_torch_without_headers_says_so(monkeypatch, tmp_path):
+    from mpiserve.backends.torch import ahead_of_time
+
+    monkeypatch.setattr(ahead_of_time, "_torch_folder", lambda: tmp_path)
+    monkeypatch.setattr(ahead_of_time, "_check_compiler", lambda: None)
+    with pytest.raises(ModelError, match="torch is installed without the headers"):
+        ahead_of_time._compile_library(tmp_path)
+
+
 def test_it_is_compared_on_examples_alone_where_there_are_some():
     class Strict(Model):
         def run(self, inputs):

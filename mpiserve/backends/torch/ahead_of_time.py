@@ -30,6 +30,8 @@ PACKAGE = Path(__file__).parents[2]
 SOURCE = PACKAGE / "share/mpiserve/engine/aoti.cpp"
 LIBRARY, MODEL = "engine.so", "model.so"
 ROWS = 2  # of the example to export with: torch takes 0 and 1 for fixed numbers
+OWN = ("aten", "prims")  # namespaces of operations
+HEADER = "torch/csrc/inductor/aoti_runtime/interface.h"
 LIMIT = 300.0  # seconds for the compiler
 
 
@@ -55,9 +57,9 @@ def compiled(backend: TorchBackend, build: bool) -> Native | None:
         key = _key(program, backend)
         if not build and not cache.find(key):
             return None
+        library = cache.get(_library_key(), _compile_library)
         model = cache.get(key, lambda folder: _compile(program, folder, backend.service.name))
         hint.touch()
-        library = cache.get(_library_key(), _compile_library)
     return Native(str(library / LIBRARY), str(model / MODEL), text="compiled by torch")
 
 
@@ -101,12 +103,24 @@ def _exported(backend: TorchBackend) -> torch.export.ExportedProgram:
     free = {0: torch.export.Dim("rows", min=1, max=most)} if most > rows else None
     shapes = ((free,) * len(tensors),) if free else None
     try:
-        return torch.export.export(
+        program = torch.export.export(
             _wrapped(backend), tuple(tensors), dynamic_shapes=shapes, strict=False
         )
     except Exception as error:  # of many classes
         reason = " ".join(str(error).split())[:300]
         raise ModelError(Code.EMODEL, f"torch.export refuses the model: {reason}") from error
+    _check_operations(program)
+    return program
+
+
+def _check_operations(program: torch.export.ExportedProgram) -> None:
+    """Refuse operations that the compiled program would call through an interpreter of torch's."""
+    import torch
+
+    for node in program.graph.nodes:
+        if isinstance(node.target, torch._ops.OpOverload) and node.target.namespace not in OWN:
+            text = f"it calls {node.target.name()}, which is no operation of torch's own"
+            raise ModelError(Code.EMODEL, f"{text}, and only these can be compiled")
 
 
 def _wrapped(backend: TorchBackend) -> torch.nn.Module:
@@ -238,10 +252,14 @@ def _compiler() -> list[str]:
     return shlex.split(os.environ.get("CXX", "g++"))
 
 
-def _command(library: Path) -> list[str]:
+def _torch_folder() -> Path:
     import torch
 
-    torch_folder = Path(torch.__file__).parent
+    return Path(torch.__file__).parent
+
+
+def _command(library: Path) -> list[str]:
+    torch_folder = _torch_folder()
     flags = ["-O2", "-shared", "-fPIC", "-std=c++20", f"-I{PACKAGE / 'include'}"]
     flags += [f"-I{torch_folder / 'include'}"]
     link = [f"-L{torch_folder / 'lib'}", f"-Wl,-rpath,{torch_folder / 'lib'}"]
@@ -260,6 +278,9 @@ def _library_key() -> str:
 
 def _compile_library(folder: Path) -> None:
     _check_compiler()
+    if not (_torch_folder() / "include" / HEADER).is_file():
+        text = f"torch is installed without the headers that it needs, in {_torch_folder()}/include"
+        raise ModelError(Code.EMODEL, text)
     command = _command(folder / LIBRARY)
     done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT, check=False)
     if done.returncode:

@@ -23,7 +23,7 @@ from mpiserve.failure import check_interrupt, end_child, interrupts
 from mpiserve.serving import engines
 from mpiserve.serving.isolation.channel import CALL, FAILED, OK, Arrays, Channel, view
 from mpiserve.serving.isolation.messages import Answer, Failure, Loaded, Order, StepsState
-from mpiserve.serving.loading import Loader, engine_of
+from mpiserve.serving.loading import Loader
 
 IDLE = 1.0  # seconds between two looks whether the fork server is there
 SHAPES = 256  # numbers of rows whose arrays are kept
@@ -180,7 +180,7 @@ class Child:
         self._backend = backend
         self._engine = engines.Called(backend, service)
         return Loaded(
-            engine=engine_of(backend),
+            engine=engines.engine_of(backend),
             together=bool(backend.together),
             copies=bool(backend.copies),
             wants_clients=bool(backend.wants_clients),
