@@ -78,7 +78,7 @@ class ServedModel:
         self.service = self.current = assignment.service.of_version()
         self.backend = Backend(self.service)
         self.follower: tensor_parallel.Follower | None = None
-        self.sole = self.failed = self.suspended = False
+        self.sole = self.failed = self.suspended = self._announced = self._down = False
         self.batches = self.rows = 0
         self.seconds = 0.0
         self.changes = Changes(lib, self)
@@ -94,7 +94,6 @@ class ServedModel:
         self._dtypes = [dtype_of(tensor) for tensor in self.service.outputs]
         self._remarks: set[str] = set()
         self._kind = ""  # of rows, as clients were told
-        self._announced = self._down = False
         self._life = notices.Life(self.name)
         self.stepper: Stepper | None = None
         self._in_c = engines.InC(lib, index, self.service)
@@ -119,8 +118,7 @@ class ServedModel:
         try:
             with notices.loading(self.name()):
                 self.backend = self._loader.load(self.service)
-            if not self.sole:
-                self.backend.native = None
+            self.backend.native = self.backend.native if self.sole else None
             self._engine = engines.engine_of(self.backend)
             overwrites = bool(self.backend.overwrites)
         except BaseException as error:
@@ -171,9 +169,8 @@ class ServedModel:
             )
             self._announced = True
             self._agree_rows()
-            if self.sole:
-                use = self._in_c.use
-                self._failures.attempt("cannot use its engine", use, self.backend.native)
+            native = self.backend.native if self.sole else None
+            self._failures.attempt("cannot use its engine", self._in_c.use, native)
 
     def close(self) -> None:
         """Stop the followers and close the model; called once, at the end.
