@@ -6,6 +6,7 @@
 #include "client/buffer.h"
 #include "client/life.h"
 #include "client/reload.h"
+#include "client/request.h"
 
 enum { MAX_PRIORITY = 100 };
 
@@ -75,11 +76,6 @@ static int match(mpiserve_service *service, int n_inputs, const mpiserve_tensor 
   *rows = 0;
   int code = msi_side_match(&layout->inputs, service->name, n_inputs, inputs, rows, in);
   if (!code) code = msi_side_match(&layout->outputs, service->name, n_outputs, outputs, rows, out);
-  if (!code && *rows > layout->max_rows)
-    code = msi_error(MPISERVE_EROWS,
-                     "service '%s': %lld rows, the limit is max_batch_rows = %lld; send them in "
-                     "pieces, or raise it",
-                     service->name, (long long)*rows, (long long)layout->max_rows);
   return code;
 }
 
@@ -105,7 +101,7 @@ static int submit(mpiserve_service *service, int n_inputs, const mpiserve_tensor
   *request = (mpiserve_request){0};
   int code = match(service, n_inputs, inputs, n_outputs, outputs, &rows, in, out);
   if (!code && options) code = check_options(options);
-  return code ? code : msi_call_submit(service, rows, in, out, options, timed, request);
+  return code ? code : msi_request_submit(service, rows, in, out, options, timed, request);
 }
 
 int mpiserve_submit(mpiserve_service *service, int n_inputs, const mpiserve_tensor *inputs,
@@ -124,7 +120,7 @@ int mpiserve_test(mpiserve_session *session, mpiserve_request *request, int *don
   int code = msi_enter(session, MPISERVE_SIMULATION, &turn);
   if (code || !request || !done)
     return code ? code : msi_null_argument(request ? "done" : "request");
-  code = msi_call_wait(&session->client, request, 0, stats);
+  code = msi_request_wait(&session->client, request, 0, stats);
   *done = !request->id || code != MPISERVE_ETIMEOUT;
   return *done ? code : MPISERVE_OK;
 }
@@ -136,14 +132,14 @@ int mpiserve_wait(mpiserve_session *session, mpiserve_request *request, double t
   int code = msi_enter(session, MPISERVE_SIMULATION, &turn);
   if (!code) code = msi_check_timeout(timeout);
   if (code || !request) return code ? code : msi_null_argument("request");
-  return msi_call_wait(&session->client, request, timeout, stats);
+  return msi_request_wait(&session->client, request, timeout, stats);
 }
 
 int mpiserve_cancel(mpiserve_session *session, mpiserve_request *request) {
   MSI_TURN turn = NULL;
   int code = msi_enter(session, MPISERVE_SIMULATION, &turn);
   if (code || !request) return code ? code : msi_null_argument("request");
-  return msi_call_cancel(&session->client, request);
+  return msi_request_cancel(&session->client, request);
 }
 
 int mpiserve_infer(mpiserve_service *service, int n_inputs, const mpiserve_tensor *inputs,
@@ -156,9 +152,9 @@ int mpiserve_infer(mpiserve_service *service, int n_inputs, const mpiserve_tenso
   if (!code) code = msi_check_timeout(timeout);
   if (code) return code;
   code = submit(service, n_inputs, inputs, n_outputs, outputs, NULL, stats != NULL, &request);
-  if (!code) code = msi_call_wait(service->client, &request, timeout, stats);
+  if (!code) code = msi_request_wait(service->client, &request, timeout, stats);
   if (code && request.id) /* the caller reuses its tensors now */
-    code = msi_call_give_up(service->client, &request, code, stats);
+    code = msi_request_give_up(service->client, &request, code, stats);
   return code;
 }
 

@@ -309,7 +309,7 @@ static int aim(mpiserve_service *service, msi_call *call, int64_t rows, int chos
 static int choose(mpiserve_service *service, msi_call *call, int64_t rows, void *const *inputs,
                   void *const *outputs) {
   call->message.endpoint = service->endpoint;
-  call->kind = MSI_INFER;
+  call->kind = call->is_piece ? MSI_PIECE : MSI_INFER;
   call->load = NULL;
   if (service->balance.n < 2) return MPISERVE_OK;
   int home = service->balance.home;
@@ -321,12 +321,13 @@ static int choose(mpiserve_service *service, msi_call *call, int64_t rows, void 
 }
 
 int msi_call_submit(mpiserve_service *service, int64_t rows, void *const *inputs,
-                    void *const *outputs, const mpiserve_options *options, int timed,
+                    void *const *outputs, const mpiserve_options *options, int how,
                     mpiserve_request *request) {
   msi_client *client = service->client;
   msi_call *call = msi_calls_take(client);
   if (!call) return msi_error(MPISERVE_ENOMEM, "no memory for a request");
-  call->submitted_ns = timed ? msi_now() : 0;
+  call->submitted_ns = how & CALL_TIMED ? msi_now() : 0;
+  call->is_piece = (how & CALL_IS_PIECE) != 0;
   call->service = service;
   int code = choose(service, call, rows, inputs, outputs);
   if (code) {
@@ -418,7 +419,7 @@ int msi_call_give_up(msi_client *client, mpiserve_request *request, int code,
   msi_call given = *call; /* which may serve another request soon */
   msi_call_cancel(client, request);
   code = msi_fallback_give_up(client, &given, code);
-  if (stats) *stats = given.stats; /* only what is known here */
+  if (stats && code != MPISERVE_ETIMEOUT) *stats = given.stats; /* only what is known here */
   return code;
 }
 

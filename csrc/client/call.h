@@ -4,10 +4,12 @@
 
 #include "client/state.h"
 
-/* As mpiserve_submit(), _cancel() say, with checked tensors in the signature's order.
- * timed: measure the total time; otherwise two readings of the clock are saved. */
+/* As mpiserve_submit(), _cancel() say, with checked tensors in the signature's order, and of at
+ * most as many rows as a batch. how: CALL_TIMED measures the total time; otherwise two readings of
+ * the clock are saved. CALL_IS_PIECE: the rows are a piece of a request. */
+enum { CALL_TIMED = 1, CALL_IS_PIECE = 2 };
 int msi_call_submit(mpiserve_service *service, int64_t rows, void *const *inputs,
-                    void *const *outputs, const mpiserve_options *options, int timed,
+                    void *const *outputs, const mpiserve_options *options, int how,
                     mpiserve_request *request);
 int msi_call_cancel(msi_client *client, mpiserve_request *request);
 

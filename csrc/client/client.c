@@ -9,6 +9,7 @@
 #include "client/change.h"
 #include "client/check.h"
 #include "client/life.h"
+#include "client/request.h"
 #include "client/waiting.h"
 
 static const int64_t MOMENT_NS = 1000000000;
@@ -199,6 +200,7 @@ static int leave(msi_client *client, int64_t deadline) {
 
 int msi_client_close(msi_client *client, int64_t deadline) {
   int code = leave(client, deadline);
+  msi_request_free(client);
   msi_calls_free(client);
   msi_change_end_all(client);
   msi_client_free(client);

@@ -69,7 +69,8 @@ typedef struct msi_call {
     CALL_DONE       /* it has ended; the caller does not know yet */
   } state;
   mpiserve_service *service;
-  msi_kind kind;  /* MSI_INFER or MSI_VISIT */
+  int is_piece;   /* of a request of the user's: msi_cut */
+  msi_kind kind;  /* MSI_INFER, MSI_VISIT or MSI_PIECE */
   msi_load *load; /* of the replica; NULL: there is no other */
   uint64_t sequence;
   int64_t submitted_ns;
@@ -77,6 +78,9 @@ typedef struct msi_call {
   mpiserve_stats stats;
   struct msi_call *next_idle;
 } msi_call;
+
+/* A request of more rows than a batch may have: request.c. */
+typedef struct msi_cut msi_cut;
 
 /* A step in which a head changes its model: mpiserve_change. It lives until its reply has come. */
 typedef struct msi_change {
@@ -110,6 +114,8 @@ typedef struct msi_client {
   uint32_t n_calls;
   msi_call **calls; /* as many as were ever in use at the same time */
   msi_call *idle;   /* free list */
+  uint32_t n_cuts;
+  msi_cut **cuts; /* as many as were ever in use at the same time */
   msi_change *changes;
   msi_buffer_request buffer; /* one at a time: its caller waits */
   unsigned tests;            /* calls of test */

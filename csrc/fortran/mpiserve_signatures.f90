@@ -19,7 +19,7 @@ module mpiserve_signatures
     character(len=:), allocatable :: name
     character(len=:), allocatable :: engine     !< what runs the model, for people and logs
     type(tensor_spec), allocatable :: inputs(:), outputs(:)
-    integer(c_int64_t) :: max_batch_rows = 0    !< of a request, too
+    integer(c_int64_t) :: max_batch_rows = 0    !< larger requests are cut
     integer(c_int) :: replicas = 0              !< that can serve
     integer(c_int) :: head = -1                 !< the world rank of the home replica
     integer(c_int) :: transport = -1            !< mpiserve_shared or mpiserve_rma

@@ -12,7 +12,7 @@ typedef struct msi_entry {
   uint8_t inbox;
   int8_t priority; /* in the queue at least that of any behind it in its lane */
   int8_t lease;    /* that is asked for */
-  uint8_t picked : 1, answered : 1;
+  uint8_t picked : 1, answered : 1, piece : 1;
   uint32_t rows;
   uint32_t input_row, output_row; /* in the slabs of its inbox, or MSI_IN_SLOT */
   uint32_t at;                    /* its first row in its batch */

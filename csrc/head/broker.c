@@ -124,9 +124,41 @@ static int on_infer(msi_broker *broker, msi_entry *entry, const msi_request_head
   entry->priority = request->priority > INT8_MIN ? request->priority : 0;
   entry->deadline_ns = deadline_of(broker, entry, request->deadline_ns);
   msi_census_join(&broker->census, lane);
-  lane->passing = request->kind == MSI_VISIT;
+  lane->passing = request->kind != MSI_INFER;
   int code = msi_queue_push(&broker->queue, *entry);
   if (!code) msi_census_queue(&broker->census, lane);
+  return code;
+}
+
+static int refuse_piece(msi_broker *broker, const msi_entry *entry) {
+  char text[MPISERVE_TEXT_SIZE];
+  snprintf(
+      text, sizeof text,
+      "service '%s': a request of more than max_batch_rows = %lld rows is cut into pieces, but "
+      "for its model rows belong together now; raise max_batch_rows",
+      broker->description->name, (long long)broker->policy.max_rows);
+  return msi_broker_refuse(broker, entry, MPISERVE_EROWS, text);
+}
+
+static int on_piece(msi_broker *broker, msi_entry *entry, const msi_request_header *request) {
+  if (broker->policy.together && !broker->shut) return refuse_piece(broker, entry);
+  entry->piece = 1;
+  return on_infer(broker, entry, request);
+}
+
+/* Pieces that wait were sent to a model that takes rows one by one. */
+int msi_broker_rows_set(msi_broker *broker, int together) {
+  int code = MPISERVE_OK;
+  broker->policy.together = together;
+  for (uint32_t i = 0; i < broker->queue.n && together && !code;) {
+    if (!msi_queue_at(&broker->queue, i)->piece) {
+      i++;
+      continue;
+    }
+    msi_entry waiting = msi_queue_remove(&broker->queue, i);
+    msi_census_unqueue(&broker->census, &broker->inboxes[waiting.inbox].lanes[waiting.lane]);
+    code = refuse_piece(broker, &waiting);
+  }
   return code;
 }
 
@@ -197,6 +229,7 @@ static int take(msi_broker *broker, msi_inbox *inbox, uint32_t lane,
   switch (request->kind) {
     case MSI_VISIT:
     case MSI_INFER: return on_infer(broker, &entry, request);
+    case MSI_PIECE: return on_piece(broker, &entry, request);
     case MSI_LEASE: return msi_leases_give(broker, &entry);
     case MSI_KEEP: return msi_leases_keep(broker, &entry);
     case MSI_CHANGE: return on_change(broker, &entry);
@@ -213,6 +246,7 @@ static int take(msi_broker *broker, msi_inbox *inbox, uint32_t lane,
 static int is_for_queue(const msi_inbox *inbox, uint32_t lane, const msi_request_header *request) {
   uint64_t sequence = inbox->lanes[lane].taken + 1;
   int infers = request->kind == MSI_INFER || request->kind == MSI_VISIT;
+  infers |= request->kind == MSI_PIECE;
   return infers && request->sequence == sequence &&
          !msi_slot_cancelled(msi_inbox_slot(inbox, lane, sequence));
 }

@@ -67,6 +67,9 @@ int msi_broker_enter(msi_broker *broker, int state);
  * those in the queue, is sent back so that its client asks another replica. */
 int msi_broker_suspend(msi_broker *broker, int suspended);
 
+/* Do rows of a request belong together from now on? Then pieces of requests are refused. */
+int msi_broker_rows_set(msi_broker *broker, int together);
+
 /* Takes the requests that clients have written, once around all lanes. */
 int msi_broker_poll(msi_broker *broker);
 

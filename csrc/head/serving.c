@@ -314,8 +314,10 @@ int msi_serving_rows_set(msi_serving *serving, int service, int rows) {
   if (code) return code;
   if (serving->brokers[service].open)
     return msi_error(MPISERVE_ESTATE, "the last batch has not been answered");
-  serving->brokers[service].policy.together = rows == MPISERVE_TOGETHER;
-  return MPISERVE_OK;
+  msi_progress_stop(&serving->progress);
+  code = msi_broker_rows_set(&serving->brokers[service], rows == MPISERVE_TOGETHER);
+  msi_progress_start(&serving->progress);
+  return code;
 }
 
 int msi_serving_room_set(msi_serving *serving, int service, int room) {

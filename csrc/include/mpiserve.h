@@ -181,7 +181,7 @@ typedef struct mpiserve_description {
   int32_t n_inputs, n_outputs;
   mpiserve_spec inputs[MPISERVE_MAX_TENSORS];
   mpiserve_spec outputs[MPISERVE_MAX_TENSORS];
-  int64_t max_batch_rows; /* of a batch, and so of a request; at least 1 */
+  int64_t max_batch_rows; /* of a batch; at least 1. Larger requests are cut: mpiserve_submit() */
   int64_t max_delay_ns;   /* how long a batch may wait for more rows */
   int64_t pool_bytes;     /* memory for payloads too large for a slot; 0: 256 MiB */
   double stickiness;      /* of clients: they choose another replica if it will answer in less than
@@ -229,7 +229,7 @@ typedef struct mpiserve_stats {
   int64_t fallback_rows;  /* of the rows, those that the caller's fallback answered */
 } mpiserve_stats;
 
-/* Counters of this rank since open. */
+/* Counters of this rank since open. Each piece of a request that was cut counts as a request. */
 typedef struct mpiserve_counters {
   int64_t requests;         /* that ended here (simulation), answered here (inference) */
   int64_t rows;             /* of these; inference: of those answered with a result */
@@ -461,6 +461,13 @@ int mpiserve_service_wait_ready(mpiserve_session *session, const char *name, dou
 /* mpiserve_submit: begin one request of n rows. Tensors match the signature by name, or by position
  * where name is NULL. Inputs must not change, and outputs must not be touched, until the request
  * has ended. Checked here, without communication: MPISERVE_ENAME, _EDTYPE, _ESHAPE, _EROWS.
+ *
+ * A request of more than max_batch_rows rows is cut into pieces of that many rows and a rest, and
+ * is still one request: it ends when all have ended, or with the error of the first piece that has
+ * one. Pieces may be answered by different replicas, and, if the model is reloaded meanwhile, by
+ * different versions; each one needs room in the queue. Statistics are those of its last piece, but
+ * for rows, fallback_rows and total_ns. MPISERVE_EROWS if rows belong together (MPISERVE_TOGETHER),
+ * if there would be over 65536 pieces, or if outputs overlap inputs otherwise than row by row.
  *
  * Where a service has several replicas, each request goes to the one that will answer it first, as
  * far as this rank knows, so requests may end in another order than that of their submission.

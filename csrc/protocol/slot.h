@@ -30,7 +30,8 @@ typedef enum msi_kind {
   MSI_KEEP = 6,   /* a lease that the client keeps as long as it likes: never lent, or none */
   MSI_VISIT = 7,  /* as MSI_INFER, of a client that counts in the census of another replica */
   MSI_DEPART = 8, /* this client asks another replica now: do not wait for it */
-  MSI_CHANGE = 9  /* another model: lease says what (mpiserve_change), the payload is a version */
+  MSI_CHANGE = 9, /* another model: lease says what (mpiserve_change), the payload is a version */
+  MSI_PIECE = 10  /* as MSI_VISIT, of some rows of a request: refused where rows belong together */
 } msi_kind;
 
 /* The code of a reply to MSI_INFER that does not end the request: the service is suspended at this

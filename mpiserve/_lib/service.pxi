@@ -22,7 +22,7 @@ cdef class Service:
         outputs: The signature's outputs.
         engine: The class that runs the model.
         version: The name of the model's version at open; "" if it has none.
-        max_batch_rows: The most rows of one request.
+        max_batch_rows: The most rows of a batch; larger requests are cut into pieces.
         replicas: How many can serve.
         head: The world rank that this rank asks.
         transport: "shared" or "rma".

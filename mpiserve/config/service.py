@@ -106,7 +106,7 @@ class ServiceConfig(Table):
     that of the backend, or the compiled one if the cache has it, it agrees and is faster.
     """
     max_batch_rows: int = Field(4096, ge=1, lt=MAX_ROWS, validate_default=True)
-    """The most rows in a batch, and therefore in a request; a batch has at most 16 TiB."""
+    """The most rows in a batch, which has at most 16 TiB. Larger requests are cut into pieces."""
     max_delay_us: int = Field(200, ge=0, lt=2**31)
     """The longest time, in microseconds, that a request waits for others to share its batch."""
     pool_bytes: int = Field(0, ge=0, le=MAX_BYTES)

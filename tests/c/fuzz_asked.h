@@ -186,15 +186,20 @@ static void check_over(const asked *a) {
 
 /* ---- answers ---------------------------------------------------------------------------- */
 
-/* Rows that are the answer of the model of a generation. */
-static int64_t right_rows(const asked *a, int64_t generation) {
+/* Has it more rows than a batch? Then its pieces may be answered by different generations. */
+static int is_cut(const asked *a) { return a->rows > a->s->d.max_batch_rows; }
+
+/* Is a row the answer of the model of a generation? */
+static int is_right(const asked *a, int64_t i, int64_t generation) {
   uint8_t want[MAX_ROW_BYTES], got[MAX_ROW_BYTES];
+  row_answer(a->s, a->copy + (size_t)i * a->s->in.row, generation, want);
+  row_get(&a->s->out, a->out, i, got);
+  return !memcmp(want, got, a->s->out.row);
+}
+
+static int64_t right_rows(const asked *a, int64_t generation) {
   int64_t n = 0;
-  for (int64_t i = 0; i < a->rows; i++) {
-    row_answer(a->s, a->copy + (size_t)i * a->s->in.row, generation, want);
-    row_get(&a->s->out, a->out, i, got);
-    n += !memcmp(want, got, a->s->out.row);
-  }
+  for (int64_t i = 0; i < a->rows; i++) n += is_right(a, i, generation);
   return n;
 }
 
@@ -208,9 +213,20 @@ static int untouched(const asked *a) {
   return 1;
 }
 
+enum { MOST = 100 }; /* generations */
+
+static int is_answered_in_pieces(const asked *a) {
+  for (int64_t i = 0; i < a->rows; i++) {
+    int64_t g = 1;
+    while (g < MOST && !is_right(a, i, g)) g++;
+    if (g == MOST) return 0;
+  }
+  return 1;
+}
+
 /* generation: what the statistics say; 0: any. */
 static int is_answered(const asked *a, int64_t generation) {
-  enum { MOST = 100 };
+  if (is_cut(a)) return is_answered_in_pieces(a);
   if (generation) return right_rows(a, generation) == a->rows;
   for (int64_t g = 1; g < MOST; g++)
     if (right_rows(a, g) == a->rows) return 1;

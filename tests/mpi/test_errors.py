@@ -71,7 +71,6 @@ WRONG = {
     "dtype": (DtypeError, Code.EDTYPE, [np.zeros((2, 4), np.float32)], {}),
     "unknown dtype": (DtypeError, Code.EDTYPE, [np.zeros((2, 4), np.complex128)], {}),
     "name": (ArgumentError, Code.ENAME, [], {"z": np.zeros((2, 4))}),
-    "rows": (ArgumentError, Code.EROWS, [np.zeros((65, 4))], {}),
     "no rows": (ArgumentError, Code.EROWS, [np.zeros((0, 4))], {}),
 }
 NAMES_TENSOR = {"rank": "x", "width": "x", "dtype": "x", "name": "z"}
