@@ -196,13 +196,10 @@ static void infer(client *c) {
   double timeout = ANY_OF(&c->d, 0, 1e-4, 2e-3, MPISERVE_FOREVER, MPISERVE_FOREVER);
   doing("infer %s within %g s", name_of(a), timeout);
   int code = mpiserve_infer(x.service, x.n_in, x.in, x.n_out, x.out, timeout, wanted);
-  if (code == MPISERVE_ETIMEOUT && timeout >= 0) {
-    /* The others tell what the head had got to do; it may have just ended. */
-    if (wanted && wanted->rows != a->rows) wrong("statistics of other rows: %s", name_of(a));
-    give_up(a);
-  } else {
+  if (code == MPISERVE_ETIMEOUT && timeout >= 0)
+    time_out(a, wanted), give_up(a);
+  else
     end(c, a, code, wanted);
-  }
 }
 
 /* ---- test, wait, cancel ----------------------------------------------------------------- */
