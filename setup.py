@@ -228,7 +228,7 @@ setup(
     package_data={"mpiserve": ["py.typed"], "mpiserve._lib": ["*.pyi"]},
     ext_modules=cythonize(
         [
-            extension("mpiserve._lib.arrays"),
+            *(extension(f"mpiserve._lib.{name}") for name in ("arrays", "engine")),
             extension("mpiserve._lib.core", "csrc/base/launcher.c"),
             handover(),
             native(),

@@ -1,4 +1,4 @@
-"""`mpiserve`: run, serve, describe, check, plan, jobscript, config, bench, doctor, info."""
+"""`mpiserve`: run, serve, describe, check, compile, plan, jobscript, config, bench, doctor, ..."""
 
 from __future__ import annotations
 
@@ -157,6 +157,14 @@ def _show_origins(config: Config) -> None:
     for service in config.services:
         if text := origin(service):
             print(text)
+
+
+@app.command("compile")
+def compile_models(config: ConfigFile) -> None:
+    """Compile the models of CONFIG for this machine, so that jobs find them in the cache."""
+    from mpiserve.tools import check_load
+
+    raise typer.Exit(check_load.compile_all(_checked(config)))
 
 
 def _look(config: Config) -> None:

@@ -4,6 +4,7 @@ tests/c/test_*.c test files of the library that call no MPI; they are compiled w
 tests/c/mpi_*.c run on as many ranks as a comment in each says ("ranks: 4").
 tests/c/race_*.c are several ranks as threads of one process, for the thread sanitizer; they are
 linked with an MPI and call none of it. Exit status 0: passed, 77: skipped, else failed.
+tests/c/engine_*.c are libraries of engines, which these programs load.
 tests/c/fuzz.c is a random program, tests/c/hostile.c a hostile client: each seed is a test.
 """
 
@@ -22,7 +23,15 @@ from jobs import ROOT, TO_LOG, Job, Target, reports
 
 PROGRAMS = ROOT / "build/test-programs"
 BUILT: set[str] = set()  # libraries, by this process
-ROOMS = ("base", "protocol", "mpi", "client", "head", "api")  # of the library, as in csrc/Makefile
+ROOMS = (
+    "base",
+    "protocol",
+    "engine",
+    "mpi",
+    "client",
+    "head",
+    "api",
+)  # of the library, as in csrc/Makefile
 # Of client and head, what the tests without MPI link with.
 POLICY = ("client/balance", "client/check", "head/batch", "head/row_pool", "head/ticket_table")
 # The programs of which each seed is a test: how they are built, and on how many ranks they run.
@@ -55,8 +64,10 @@ def c_programs(cc: list[str], library: list[str], sources: list[Path], name: str
     flags = list(ASAN) if "asan" in name else list(TSAN) if "tsan" in name else []
     if name not in BUILT:
         compile_c(cc, library, folder / "libmpiserve_tested.so", ["-shared", *flags])
+        for engine in ROOT.glob("tests/c/engine_*.c"):
+            compile_c(cc, [str(engine)], folder / f"{engine.stem}.so", ["-shared", *flags])
     BUILT.add(name)
-    flags += [f"-L{folder}", "-lmpiserve_tested", f"-Wl,-rpath,{folder}", "-lm"]
+    flags += [f"-L{folder}", "-lmpiserve_tested", f"-Wl,-rpath,{folder}", "-lm", "-ldl"]
     for source in sources:
         compile_c(cc, [str(source)], folder / source.stem, flags)
     return [folder / source.stem for source in sources]

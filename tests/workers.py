@@ -33,7 +33,7 @@ class FakeLib:
         self.rooms: list[tuple[int, bool]] = []
         self.states: list[tuple[int, str]] = []
         self.changed: list[tuple[int, int]] = []
-        self.echoed = 0
+        self.engines: list[tuple[int, Any]] = []
 
     def publish(self, *descriptions: dict[str, Any]) -> None:
         self.descriptions, self.published = descriptions, descriptions[0]
@@ -81,13 +81,11 @@ class FakeLib:
     def waiting(self) -> tuple[int, str]:
         return 0, ""
 
+    def set_engine(self, service: int, engine: Any) -> None:
+        self.engines.append((service, engine))
+
     def lost(self) -> tuple[int, str]:
         return 0, ""
-
-    def serve_echo(self, timeout: float) -> None:
-        self.echoed += 1
-        if self.echoed == 3:
-            raise ClosedError(Code.ECLOSED, "all have left")
 
     def counters(self) -> dict[str, int]:
         names = ("closed_by_rows", "closed_by_census", "closed_by_delay", "errors")
@@ -112,7 +110,9 @@ class Model(Backend):
 def batch(rows: int = 3, value: float = 1.0, service: int = 0) -> Any:
     """A batch of one request."""
     inputs = (np.full((rows, 2), value, np.float32),)
-    return SimpleNamespace(rows=rows, requests=1, service=service, inputs=inputs, outputs=())
+    return SimpleNamespace(
+        rows=rows, requests=1, service=service, inputs=inputs, outputs=(), failure=""
+    )
 
 
 def service_of(name: str, **table: Any) -> Any:

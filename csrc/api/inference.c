@@ -5,10 +5,9 @@
 
 #include "api/session.h"
 #include "base/error.h"
+#include "engine/engine.h"
 #include "head/reply.h"
 #include "head/tickets.h"
-
-static const double FOREVER_SLICE = 1.0;
 
 /* ---- publishing --------------------------------------------------------------------- */
 
@@ -98,6 +97,21 @@ int mpiserve_batch_next(mpiserve_session *session, double timeout, mpiserve_batc
   if (!code) code = msi_check_timeout(timeout);
   if (code || !batch) return code ? code : msi_null_argument("batch");
   return msi_serving_next(&session->serving, timeout, batch);
+}
+
+int mpiserve_engine_load(const char *library, const char *model,
+                         const mpiserve_description *description, mpiserve_engine *engine) {
+  if (!description) return msi_null_argument("description");
+  if (!engine) return msi_null_argument("engine");
+  return msi_engine_load(library, model ? model : "", description, engine);
+}
+
+void mpiserve_engine_close(mpiserve_engine *engine) { msi_engine_close(engine); }
+
+int mpiserve_engine_set(mpiserve_session *session, int service, const mpiserve_engine *engine) {
+  MSI_TURN turn = NULL;
+  int code = msi_enter_serving(session, &turn);
+  return code ? code : msi_serving_engine_set(&session->serving, service, engine);
 }
 
 int mpiserve_batch_reply(mpiserve_session *session, const void *const *outputs) {
@@ -197,32 +211,6 @@ int mpiserve_mpi_give(mpiserve_session *session) {
   int wrong = msi_enter_serving(session, &turn);
   if (!wrong) msi_progress_start(&session->serving.progress);
   return wrong;
-}
-
-static int check_echo(const mpiserve_description *d) {
-  msi_layout layout;
-  mpiserve_description copy = *d;
-  copy.overwrites = 1; /* has the same conditions as echo */
-  return msi_layout_init(&layout, &copy, 1);
-}
-
-int mpiserve_serve_echo(mpiserve_session *session, double timeout) {
-  MSI_TURN turn = NULL;
-  int code = msi_enter_serving(session, &turn);
-  if (!code) code = msi_check_timeout(timeout);
-  for (int i = 0; !code && i < session->published; i++)
-    code = check_echo(&session->descriptions[i]);
-  if (code) return code;
-  int64_t deadline = msi_deadline(timeout);
-  while (!code) {
-    double slice = timeout < 0 || timeout > FOREVER_SLICE ? FOREVER_SLICE : timeout;
-    code = msi_serving_next(&session->serving, slice, NULL);
-    if (!code) code = msi_reply_all(session->serving.current, NULL);
-    if (code == MPISERVE_ETIMEOUT && msi_now() < deadline) code = MPISERVE_OK;
-    if (!code && session->serving.current->closed_ns > deadline)
-      code = msi_error(MPISERVE_ETIMEOUT, "time to return");
-  }
-  return code;
 }
 
 int mpiserve_peer_error(mpiserve_session *session, int *rank, int *remaining, char *text) {

@@ -142,16 +142,6 @@ static void on_result(msi_client *client, msi_call *call, int slot) {
   call_end(client, call, code);
 }
 
-/* Copies the text of an error before the slot is used again. */
-static void keep_text(msi_message *message, int slot) {
-  const msi_slot *from = &message->endpoint->path.slots[slot];
-  size_t bytes = from->reply.text_bytes;
-  if (bytes > MSI_EAGER_BYTES) bytes = MSI_EAGER_BYTES;
-  memcpy(message->text, from->output, bytes);
-  message->text[bytes] = 0;
-  message->replied = 1;
-}
-
 /* That head has suspended the service, has died or has stopped: another one gets the request. */
 static void send_elsewhere(msi_client *client, msi_call *call) {
   int code = msi_reroute(client, call);
@@ -179,7 +169,7 @@ static void on_request(msi_client *client, msi_call *call, int slot) {
 static void on_reply(msi_client *client, msi_endpoint *endpoint, int slot) {
   msi_message *message = endpoint->owners[slot];
   const msi_reply_header *reply = &endpoint->path.slots[slot].reply;
-  if (message && reply->code && reply->code != MSI_SUSPENDED) keep_text(message, slot);
+  if (message && reply->code && reply->code != MSI_SUSPENDED) msi_message_keep_text(message, slot);
   if (message && message->type == MESSAGE_REQUEST)
     on_request(client, (msi_call *)message, slot);
   else if (message && message->type == MESSAGE_CHANGE)

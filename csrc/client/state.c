@@ -1,6 +1,7 @@
 #include "client/state.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 #include "base/error.h"
 
@@ -91,4 +92,13 @@ int msi_message_result(const msi_message *message) {
   int code = message->code;
   if (!code) return MPISERVE_OK;
   return msi_error(code, "%s", message->text[0] ? message->text : mpiserve_strerror(code));
+}
+
+void msi_message_keep_text(msi_message *message, int slot) {
+  const msi_slot *from = &message->endpoint->path.slots[slot];
+  size_t bytes = from->reply.text_bytes;
+  if (bytes > MSI_EAGER_BYTES) bytes = MSI_EAGER_BYTES;
+  memcpy(message->text, from->output, bytes);
+  message->text[bytes] = 0;
+  message->replied = 1;
 }

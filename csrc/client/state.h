@@ -146,6 +146,9 @@ msi_send_queue *msi_send_queue_of(msi_client *client, const msi_endpoint *endpoi
 void msi_send_queue_push(msi_client *client, msi_message *message);
 void msi_send_queue_remove(msi_client *client, msi_message *message);
 
+/* Copies the text of an error from its slot, before that is used again. */
+void msi_message_keep_text(msi_message *message, int slot);
+
 /* The code of a reply; an error becomes this thread's last one. */
 int msi_message_result(const msi_message *message);
 

@@ -95,8 +95,7 @@ module mpiserve
     !> get_state(name, state, [n,] [ierr]): a replica_state, of replica n from 1, or of the best one;
     !> wait_ready(name, timeout, [ierr]): until one is ready, at most timeout seconds: mpiserve.h.
     procedure :: get_state => session_get_state
-    procedure, private :: session_wait_ready, session_wait_ready_single
-    generic :: wait_ready => session_wait_ready, session_wait_ready_single
+    procedure :: wait_ready => session_wait_ready
     !> reload(name, version, timeout, [ierr]): another version of a model at all replicas, "" for
     !> the same again; unload(name, timeout, [ierr]): free it. One rank, blocking: mpiserve.h.
     procedure, private :: session_reload, session_reload_single
@@ -180,18 +179,10 @@ contains
   subroutine session_wait_ready(self, name, timeout, ierr)
     class(session), intent(in) :: self
     character(len=*), intent(in) :: name
-    real(c_double), intent(in) :: timeout
+    class(*), intent(in) :: timeout
     integer, intent(out), optional :: ierr
-    call finish(c_wait_ready(self%handle, trim(name)//c_null_char, timeout), ierr)
+    call finish(c_wait_ready(self%handle, trim(name)//c_null_char, seconds_of(timeout)), ierr)
   end subroutine session_wait_ready
-
-  subroutine session_wait_ready_single(self, name, timeout, ierr)
-    class(session), intent(in) :: self
-    character(len=*), intent(in) :: name
-    real(c_float), intent(in) :: timeout
-    integer, intent(out), optional :: ierr
-    call self%session_wait_ready(name, real(timeout, c_double), ierr)
-  end subroutine session_wait_ready_single
 
   subroutine session_reload(self, name, version, timeout, ierr)
     class(session), intent(in) :: self

@@ -150,17 +150,34 @@ size_t msi_assembly_scatter(msi_assembly *assembly, const msi_entry *m, msi_slot
                             const void *const *outputs) {
   const msi_inbox *inbox = &assembly->inboxes[m->inbox];
   const msi_side *side = &inbox->layout.outputs;
-  const uint8_t *packed_in = slot->input;
   uint8_t *packed = slot->output;
   for (int i = 0; i < side->n; i++) {
     size_t bytes = m->rows * side->row_bytes[i];
-    const uint8_t *from = outputs ? (const uint8_t *)outputs[i] + m->at * side->row_bytes[i]
-                                  : input_of(inbox, m, i, packed_in);
+    const uint8_t *from = (const uint8_t *)outputs[i] + m->at * side->row_bytes[i];
     int in_slot = m->output_row == MSI_IN_SLOT;
     uint8_t *to = in_slot ? packed : msi_inbox_output(inbox, i, m->output_row);
     if (to != from) msi_copy(to, from, bytes);
     if (in_slot) packed += bytes;
-    packed_in += bytes;
+  }
+  return (size_t)(packed - slot->output);
+}
+
+size_t msi_assembly_find(const msi_assembly *assembly, const msi_entry *m, msi_slot *slot,
+                         const void **inputs, void **outputs) {
+  const msi_inbox *inbox = &assembly->inboxes[m->inbox];
+  const msi_side *in = &inbox->layout.inputs, *out = &inbox->layout.outputs;
+  uint8_t *packed = slot->input;
+  for (int i = 0; i < in->n; i++) {
+    inputs[i] = input_of(inbox, m, i, packed);
+    packed += m->rows * in->row_bytes[i];
+  }
+  packed = slot->output;
+  for (int i = 0; i < out->n; i++) {
+    outputs[i] = packed;
+    if (m->output_row == MSI_IN_SLOT)
+      packed += m->rows * out->row_bytes[i];
+    else
+      outputs[i] = msi_inbox_output(inbox, i, m->output_row);
   }
   return (size_t)(packed - slot->output);
 }

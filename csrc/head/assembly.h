@@ -33,9 +33,12 @@ void msi_assembly_add(msi_assembly *assembly, const msi_entry *entry);
 void msi_assembly_lay_out(msi_assembly *assembly);
 
 /* Brings the results of a member to where its client looks for them, and tells how
- * many bytes of its slot they take. outputs are the tensors of the batch, or NULL:
- * the results are what the inputs are. */
+ * many bytes of its slot they take. outputs are the tensors of the batch. */
 size_t msi_assembly_scatter(msi_assembly *assembly, const msi_entry *member, msi_slot *slot,
                             const void *const *outputs);
+
+/* Finds where the rows of a member lie, and where its client looks for results; tells the same. */
+size_t msi_assembly_find(const msi_assembly *assembly, const msi_entry *member, msi_slot *slot,
+                         const void **inputs, void **outputs);
 
 #endif

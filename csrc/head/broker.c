@@ -350,14 +350,15 @@ static void count_batch(msi_broker *broker, msi_close_reason reason, int in_plac
   c->closed_by_delay += reason == MSI_CLOSED_DELAY;
 }
 
-static int close_batch(msi_broker *broker, msi_close_reason reason, int lay_out) {
+static int close_batch(msi_broker *broker, msi_close_reason reason) {
   for (int t = 0; t < MSI_TRANSPORTS && reason == MSI_CLOSED_DELAY; t++)
     msi_census_note_missing(&broker->census, &broker->inboxes[t]);
   int code = collect(broker);
   if (code) return code;
   broker->closed_ns = now_of(broker);
-  if (lay_out) msi_assembly_lay_out(&broker->assembly);
-  count_batch(broker, reason, !lay_out || broker->assembly.batch.in_place);
+  if (!broker->engine.by_request) msi_assembly_lay_out(&broker->assembly);
+  count_batch(broker, reason, broker->engine.by_request || broker->assembly.batch.in_place);
+  broker->progress->unanswered++;
   broker->open = 1;
   return MPISERVE_OK;
 }
@@ -371,7 +372,7 @@ static msi_close_reason decide(msi_broker *broker) {
                           broker->census.able, now_of(broker));
 }
 
-int msi_broker_look(msi_broker *broker, int lay_out) {
+int msi_broker_look(msi_broker *broker) {
   int code = msi_broker_poll(broker);
   if (!code && broker->lease_queue.n) code = msi_leases_refuse_late(broker, now_of(broker));
   if (code) return code;
@@ -385,7 +386,7 @@ int msi_broker_look(msi_broker *broker, int lay_out) {
   if (reason || broker->queue.timed) code = drop_unwanted(broker);
   if (broker->queue.n < n) reason = decide(broker);
   if (code || !reason || !broker->has_room || broker->shut) return code;
-  return close_batch(broker, reason, lay_out);
+  return close_batch(broker, reason);
 }
 
 int msi_broker_enter(msi_broker *broker, int state) {
@@ -422,14 +423,14 @@ int msi_broker_change_reply(msi_broker *broker, int code, const char *text) {
 }
 
 void msi_broker_end_batch(msi_broker *broker) {
-  broker->progress->unanswered -= broker->computing;
-  if (broker->computing && !broker->tickets.n) msi_life_busy(&broker->life, 0);
-  broker->computing = broker->open = 0;
+  broker->progress->unanswered--;
+  broker->open = 0;
+  if (!broker->engine.by_request && !broker->tickets.n) msi_life_busy(&broker->life, 0);
   msi_progress_start(broker->progress); /* other services may hold requests */
 }
 
 void msi_broker_end_ticket(msi_broker *broker, msi_ticket *held) {
   msi_ticket_table_drop(&broker->tickets, held);
-  if (!broker->tickets.n && !broker->computing) msi_life_busy(&broker->life, 0);
+  if (!broker->tickets.n && !broker->open) msi_life_busy(&broker->life, 0);
   broker->progress->unanswered--;
 }

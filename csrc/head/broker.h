@@ -28,8 +28,8 @@ typedef struct msi_broker {
   int has_room;    /* the model has: otherwise requests stay in the queue */
   int failed_rank; /* of a simulation rank that ended with an error, or -1 */
   char failed_text[MPISERVE_TEXT_SIZE];
-  int open;      /* a batch was handed out and not answered */
-  int computing; /* ... and a model computes it: an echo computes nothing */
+  int open;               /* a batch was closed and not answered */
+  mpiserve_engine engine; /* that runs batches here; without run: the caller does */
   msi_assembly assembly;
   msi_census census;
   msi_change_queue changes;
@@ -49,22 +49,15 @@ int msi_broker_open(msi_broker *broker, const msi_world *world,
 void msi_broker_attach(msi_broker *broker, msi_window *window, msi_progress *progress);
 void msi_broker_close(msi_broker *broker);
 
-/* Takes requests, and closes a batch if it is time to: then broker->open is set. Without lay_out
- * the batch has no tensors. */
-int msi_broker_look(msi_broker *broker, int lay_out);
+/* Takes requests, and closes a batch if it is time to: then broker->open is set, and it counts as
+ * unanswered until msi_broker_end_batch(). */
+int msi_broker_look(msi_broker *broker);
 
 /* Has it nothing to do until a client rings its doorbell? */
 static inline int msi_broker_may_sleep(const msi_broker *broker) {
   return !broker->remote && !broker->queue.n;
 }
 
-/* Gives the closed batch to the model. It counts as unanswered until msi_broker_end_batch(). */
-static inline void msi_broker_hand_out(msi_broker *broker, mpiserve_batch *batch) {
-  *batch = broker->assembly.batch;
-  broker->computing = 1;
-  broker->progress->unanswered++;
-  msi_life_busy(&broker->life, broker->closed_ns);
-}
 void msi_broker_end_batch(msi_broker *broker);
 
 /* As mpiserve_state_set() says. */

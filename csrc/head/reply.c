@@ -14,13 +14,8 @@ int msi_reply_clients(const msi_broker *broker, int32_t *clients) {
   return MPISERVE_OK;
 }
 
-int msi_reply_member(msi_broker *broker, const msi_entry *m, const msi_origin *origin,
-                     const void *const *outputs, int64_t now) {
-  msi_inbox *inbox = &broker->inboxes[m->inbox];
-  msi_slot *slot;
-  int code = msi_inbox_reply_begin(inbox, m->lane, m->sequence, &slot);
-  if (code) return code;
-  size_t bytes = msi_assembly_scatter(&broker->assembly, m, slot, outputs);
+int msi_reply_computed(msi_broker *broker, const msi_entry *m, const msi_origin *origin,
+                       msi_slot *slot, size_t bytes, int64_t now) {
   slot->reply.generation = broker->changes.generation;
   slot->reply.rows = origin->rows;
   slot->reply.requests = origin->requests;
@@ -29,7 +24,16 @@ int msi_reply_member(msi_broker *broker, const msi_entry *m, const msi_origin *o
   slot->reply.compute_ns = now - origin->closed_ns;
   broker->counters.requests++;
   broker->counters.rows += m->rows;
-  return msi_inbox_reply_end(inbox, m->lane, m->sequence, bytes);
+  return msi_inbox_reply_end(&broker->inboxes[m->inbox], m->lane, m->sequence, bytes);
+}
+
+int msi_reply_member(msi_broker *broker, const msi_entry *m, const msi_origin *origin,
+                     const void *const *outputs, int64_t now) {
+  msi_slot *slot;
+  int code = msi_inbox_reply_begin(&broker->inboxes[m->inbox], m->lane, m->sequence, &slot);
+  if (code) return code;
+  size_t bytes = msi_assembly_scatter(&broker->assembly, m, slot, outputs);
+  return msi_reply_computed(broker, m, origin, slot, bytes, now);
 }
 
 msi_origin msi_reply_origin(const msi_broker *broker) {
@@ -40,7 +44,7 @@ msi_origin msi_reply_origin(const msi_broker *broker) {
 
 /* Answers the members whose rows are among the first ones. */
 static int reply_within(msi_broker *broker, int64_t rows, const void *const *outputs) {
-  int64_t now = outputs ? msi_now() : broker->closed_ns; /* an echo computes nothing */
+  int64_t now = msi_now();
   msi_origin origin = msi_reply_origin(broker);
   int code = MPISERVE_OK;
   for (uint32_t i = 0; i < broker->assembly.n && !code; i++) {

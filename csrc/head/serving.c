@@ -7,6 +7,7 @@
 #include "base/error.h"
 #include "head/leases.h"
 #include "head/loss.h"
+#include "head/run.h"
 #include "mpi/failure.h"
 
 enum { MOST_NAMED = 8 }; /* ranks of a text */
@@ -77,13 +78,13 @@ void msi_serving_close(msi_serving *serving) {
 
 /* Looks at each broker once, or until one closes a batch: the next look begins behind it, so
  * that none is passed over by others that are always ready. */
-static int look(msi_serving *serving, int lay_out) {
+static int look(msi_serving *serving) {
   msi_broker *broker;
   int i = 0, code;
   do {
     broker = serving->current = serving->turn;
     serving->turn = broker == serving->last ? serving->brokers : broker + 1;
-    code = msi_broker_look(broker, lay_out);
+    code = msi_broker_look(broker);
     if (code == MPISERVE_ECHANGE) serving->asked = broker;
     if (code || broker->open) return code;
   } while (++i < serving->n);
@@ -221,17 +222,16 @@ static int pause_for(msi_serving *serving, double timeout, msi_wait *wait,
   return no_batch(serving, timeout);
 }
 
-static int wait_for_batch(msi_serving *serving, double timeout, int lay_out) {
+static int wait_for_batch(msi_serving *serving, double timeout, int64_t *deadline) {
   msi_wait wait = {0};
   msi_wait_address address;
-  int64_t deadline = 0;
   int code;
   do {
-    code = pause_for(serving, timeout, &wait, &address, &deadline);
-    if (!code) code = look(serving, lay_out);
+    code = pause_for(serving, timeout, &wait, &address, deadline);
+    if (!code) code = look(serving);
   } while (!code && !serving->current->open);
   msi_wait_end(&wait, &address);
-  if (deadline) say_found(serving);
+  if (*deadline) say_found(serving);
   return code;
 }
 
@@ -240,18 +240,57 @@ static void say_busy(msi_serving *serving, int64_t since_ns) {
     atomic_store_explicit(&serving->header->busy_ns, since_ns, memory_order_relaxed);
 }
 
+/* A batch goes to a model, which may take long or never end. */
+static void begin_batch(msi_serving *serving, msi_broker *broker) {
+  msi_life_busy(&broker->life, broker->closed_ns);
+  say_busy(serving, broker->closed_ns);
+}
+
+static void hand_out(msi_serving *serving, mpiserve_batch *batch) {
+  *batch = serving->current->assembly.batch;
+  begin_batch(serving, serving->current);
+}
+
+/* The time that closed the batch tells whether the caller is due, so that no batch costs a reading
+ * of the clock for that. */
+static int answer_here(msi_serving *serving, double timeout, int64_t deadline) {
+  msi_broker *broker = serving->current;
+  if (!broker->engine.by_request) begin_batch(serving, broker);
+  int code = msi_run_batch(broker);
+  if (code) return code;
+  if (!broker->engine.by_request) say_busy(serving, 0);
+  if (broker->closed_ns <= deadline) return MPISERVE_OK;
+  return msi_error(MPISERVE_ETIMEOUT, "%g s are over, and the engine goes on", timeout);
+}
+
+/* Answers batches of services with an engine, until there is one for the caller. Not inlined: there
+ * it would cost each batch of a caller 5 instructions, which save registers. */
+__attribute__((noinline)) static int run_engines(msi_serving *serving, double timeout,
+                                                 int64_t *deadline, mpiserve_batch *batch) {
+  int code = MPISERVE_OK;
+  if (!*deadline) *deadline = msi_deadline(timeout);
+  while (!code && serving->current->engine.run) {
+    code = answer_here(serving, timeout, *deadline);
+    if (!code) code = bury_in_time(serving);
+    if (!code) code = look(serving);
+    if (!code && !serving->current->open) code = wait_for_batch(serving, timeout, deadline);
+  }
+  if (serving->current->open) *batch = serving->current->assembly.batch; /* also one that failed */
+  return code;
+}
+
 int msi_serving_next(msi_serving *serving, double timeout, mpiserve_batch *batch) {
   if (serving->current->open)
     return msi_error(MPISERVE_ESTATE, "the last batch has not been answered");
+  serving->calls++;
   msi_progress_stop(&serving->progress);
   say_busy(serving, 0);
+  int64_t deadline = 0; /* once it is needed */
   int code = bury_in_time(serving);
-  if (!code) code = look(serving, batch != NULL);
-  if (!code && !serving->current->open) code = wait_for_batch(serving, timeout, batch != NULL);
-  if (!code && batch) {
-    msi_broker_hand_out(serving->current, batch);
-    say_busy(serving, serving->current->closed_ns);
-  }
+  if (!code) code = look(serving);
+  if (!code && !serving->current->open) code = wait_for_batch(serving, timeout, &deadline);
+  if (!code && serving->current->engine.run) code = run_engines(serving, timeout, &deadline, batch);
+  if (!code) hand_out(serving, batch);
   msi_progress_start(&serving->progress);
   return code;
 }
@@ -281,6 +320,16 @@ int msi_serving_suspend(msi_serving *serving, int service, int suspended) {
   code = msi_broker_suspend(&serving->brokers[service], suspended);
   msi_progress_start(&serving->progress);
   return code;
+}
+
+int msi_serving_engine_set(msi_serving *serving, int service, const mpiserve_engine *engine) {
+  int code = check_service_index(serving, service);
+  if (code) return code;
+  if (engine && !engine->run) return msi_error(MPISERVE_EARG, "the engine has no function run");
+  if (serving->brokers[service].open)
+    return msi_error(MPISERVE_ESTATE, "the last batch has not been answered");
+  serving->brokers[service].engine = engine ? *engine : (mpiserve_engine){0};
+  return MPISERVE_OK;
 }
 
 int msi_serving_rows_set(msi_serving *serving, int service, int rows) {
@@ -333,6 +382,7 @@ void msi_serving_count(const msi_serving *serving, mpiserve_counters *counters) 
   for (int i = 0; i < serving->n; i++)
     for (size_t k = 0; k < sizeof *counters / sizeof *sums; k++)
       sums[k] += ((const int64_t *)&serving->brokers[i].counters)[k];
+  counters->batch_calls = serving->calls;
 }
 
 const msi_broker *msi_serving_witness(const msi_serving *serving) {

@@ -20,6 +20,7 @@ typedef struct msi_serving {
   msi_broker *turn;    /* to look at next */
   msi_broker *current; /* of the batch that was handed out last; never NULL */
   msi_broker *asked;   /* the one of the last MPISERVE_ECHANGE */
+  int64_t calls;       /* of msi_serving_next() */
   msi_progress progress;
   msi_silence silence;
   msi_section_header *header; /* where clients see what this rank does; NULL: none is near */
@@ -36,15 +37,16 @@ int msi_serving_open(msi_serving *serving, const msi_world *world, int n,
 int msi_serving_attach(msi_serving *serving, msi_window *window);
 void msi_serving_close(msi_serving *serving);
 
-/* As mpiserve_batch_next() says. Without a batch (NULL) none is made: it is to be answered
- * with outputs NULL, which are the inputs. */
+/* As mpiserve_batch_next() says. */
 int msi_serving_next(msi_serving *serving, double timeout, mpiserve_batch *batch);
 
 /* As mpiserve_poll() says. */
 int msi_serving_poll(msi_serving *serving);
 
-/* As mpiserve_suspend(), mpiserve_rows_set(), mpiserve_room_set() and mpiserve_queue_get() say. */
+/* As mpiserve_suspend(), mpiserve_engine_set(), mpiserve_rows_set(), mpiserve_room_set() and
+ * mpiserve_queue_get() say. */
 int msi_serving_suspend(msi_serving *serving, int service, int suspended);
+int msi_serving_engine_set(msi_serving *serving, int service, const mpiserve_engine *engine);
 int msi_serving_rows_set(msi_serving *serving, int service, int rows);
 int msi_serving_room_set(msi_serving *serving, int service, int room);
 int msi_serving_state_set(msi_serving *serving, int service, int state);

@@ -31,7 +31,9 @@
 #ifndef MPISERVE_H
 #define MPISERVE_H
 
+#ifndef MPISERVE_NO_MPI /* define it where there is no MPI: for a library that holds an engine */
 #include <mpi.h>
+#endif
 #include <stddef.h>
 #include <stdint.h>
 
@@ -46,6 +48,10 @@ extern "C" {
 /* Rises with every change after which a program must be compiled anew. It is the number in the
  * soname, libmpiserve.so.3, so the loader refuses a wrong pair. */
 #define MPISERVE_ABI_VERSION 3
+
+/* Rises with every change after which a library of engines must be compiled anew. */
+#define MPISERVE_ENGINE_VERSION 1
+#define MPISERVE_ENGINE_ENTRY "mpiserve_engine_make" /* what it exports: mpiserve_engine_entry */
 
 #define MPISERVE_FOREVER (-1.0)  /* as a time-out: wait without end */
 #define MPISERVE_MAX_DIMS 8      /* dimensions of a tensor, rows included */
@@ -193,7 +199,8 @@ typedef struct mpiserve_description {
   int64_t max_queue_rows; /* rows that wait at the head for a batch; 0: no limit */
   int32_t on_full;        /* mpiserve_on_full: what happens beyond that limit */
   int32_t rows;           /* mpiserve_rows: may requests share a batch? */
-  int32_t overwrites;     /* 1: output i takes the place of input i in the window (echo) */
+  int32_t overwrites;     /* 1: output i takes the place of input i in the window: for a model
+                             whose results may lie where its inputs were, such as echo */
   int32_t replica;        /* 0, 1, ... within the service */
   int32_t spare;          /* 1: it is stopped at first, and takes the place of replicas that die */
   int32_t error;          /* MPISERVE_OK, or why this replica can't serve */
@@ -249,6 +256,9 @@ typedef struct mpiserve_counters {
   int64_t rma_operations;    /* Put, Get and flush called by this rank */
   int64_t rma_to_simulation; /* of these, aimed at a simulation rank: always 0 */
   int64_t thread_polls;      /* progress calls made by the broker thread */
+  int64_t engine_batches;    /* inference: of the batches, answered by an mpiserve_engine */
+  int64_t batch_calls;       /* inference: calls of mpiserve_batch_next(), which is how often the
+                                caller has looked in */
   int64_t fallbacks;         /* simulation: requests of which the fallback answered rows */
   int64_t failed_rows;       /* simulation: rows of results that failed the check of the outputs */
   int64_t rerouted;          /* simulation: sent again to another replica, as theirs had died or
@@ -265,6 +275,33 @@ typedef struct mpiserve_batch {
   const void *inputs[MPISERVE_MAX_TENSORS];
   void *outputs[MPISERVE_MAX_TENSORS]; /* where results may be written directly */
 } mpiserve_batch;
+
+/* What runs a model in this process without the caller of mpiserve_batch_next(), who may be an
+ * interpreter: see mpiserve_engine_set(). One thread at a time calls its functions, which call
+ * neither this library nor MPI. */
+typedef struct mpiserve_engine {
+  void *state; /* the engine's own: it is passed to run and close */
+  /* Computes rows rows: outputs[j] of inputs[i], dense tensors [rows, ...] in the order of the
+     signature, at any address; outputs do not overlap inputs unless the description says
+     overwrites. Returns 0, or another number after an error, with a text in text, which has room
+     for bytes bytes; what the outputs hold then does not matter, but the inputs are as before. */
+  int (*run)(void *state, int64_t rows, const void *const *inputs, void *const *outputs, char *text,
+             size_t bytes);
+  void (*close)(void *state); /* frees the engine; may be NULL */
+  int64_t chunk_rows; /* the most rows that run gets at a time, where rows are independent and
+                         outputs do not overwrite inputs; 0: all of a batch */
+  int32_t by_request; /* 1: run gets the rows of each request where they lie, not those of a batch
+                         side by side, and its time is not measured: for what costs no more than
+                         the copy, such as echo. The rows may be less aligned than their type */
+} mpiserve_engine;
+
+/* The function that a library of engines exports by the name of MPISERVE_ENGINE_ENTRY: makes an
+ * engine for a model, which is any text that the library understands, such as a path, and for the
+ * tensors and max_batch_rows of the description. Returns 0, or another number and a text: also if
+ * version is not the MPISERVE_ENGINE_VERSION that the library was compiled with. */
+typedef int (*mpiserve_engine_entry)(int version, const char *model,
+                                     const mpiserve_description *description,
+                                     mpiserve_engine *engine, char *text, size_t bytes);
 
 /* A request that is answered after its batch: see mpiserve_batch_hold(). id 0 is no ticket. */
 typedef struct mpiserve_ticket {
@@ -336,6 +373,7 @@ size_t mpiserve_dtype_size(int dtype);
 
 /* ---- session --------------------------------------------------------------- */
 
+#ifndef MPISERVE_NO_MPI
 /* mpiserve_open: join the session of a world. Collective over world; ranks may hold the roles in
  * any order; at least one rank holds each.
  *
@@ -364,6 +402,7 @@ int mpiserve_open_failed_f(MPI_Fint world, int role, int code, const char *text)
  * world. Owned by the session. Local. */
 int mpiserve_comm(mpiserve_session *session, MPI_Comm *comm);
 int mpiserve_comm_f(mpiserve_session *session, MPI_Fint *comm);
+#endif
 
 /* mpiserve_role_of: the role of a rank of the world. Local. */
 int mpiserve_role_of(mpiserve_session *session, int world_rank, int *role);
@@ -610,7 +649,8 @@ int mpiserve_publish(mpiserve_session *session, int n, const mpiserve_descriptio
 /* mpiserve_batch_next: wait for a batch, at most timeout seconds. MPISERVE_ETIMEOUT: call again;
  * after a long silence its text is that of mpiserve_waiting_get(). MPISERVE_ECLOSED: every
  * simulation rank has left; call mpiserve_close(). MPISERVE_ECHANGE, once for each: a client
- * requests another model; see mpiserve_change_get(). */
+ * requests another model; see mpiserve_change_get(). Batches of a service with an engine do not
+ * come here: see mpiserve_engine_set(). */
 int mpiserve_batch_next(mpiserve_session *session, double timeout, mpiserve_batch *batch);
 
 /* mpiserve_batch_reply: answer the batch. outputs[j] is [rows, ...] of output j, in any memory of
@@ -722,10 +762,32 @@ int mpiserve_queue_get(mpiserve_session *session, int service, int64_t *rows);
 int mpiserve_mpi_take(mpiserve_session *session);
 int mpiserve_mpi_give(mpiserve_session *session);
 
-/* mpiserve_serve_echo: answer the batches of all services of this rank until timeout: outputs are
- * what the inputs are (which the signature must allow). The head copies nothing if the description
- * says overwrites. Returns as mpiserve_batch_next(). */
-int mpiserve_serve_echo(mpiserve_session *session, double timeout);
+/* mpiserve_engine_load: make an engine for a description's tensors: of a shared library, which
+ * dlopen() finds and which stays loaded until the process ends, because not every library can be
+ * unloaded; or, if library is NULL, the engine of this library that copies each input to the output
+ * of the same position (echo), which the description must allow. Any process may call it, before
+ * mpiserve_open() too. Local. MPISERVE_EMODEL: the library has no engine for the model, with its
+ * text.
+ *
+ * mpiserve_engine_close: free an engine, which no session uses any more; its state becomes NULL.
+ * NULL, and an engine that is all zero, are allowed. Local. */
+int mpiserve_engine_load(const char *library, const char *model,
+                         const mpiserve_description *description, mpiserve_engine *engine);
+void mpiserve_engine_close(mpiserve_engine *engine);
+
+/* mpiserve_engine_set: from its next batch on, mpiserve_batch_next() runs the batches of a service
+ * of this rank (0, 1, ...) in an engine and answers them itself, until its time-out: then it
+ * returns MPISERVE_ETIMEOUT, though requests go on. So a caller that has other work says how often
+ * it is called. NULL: the caller answers again. The engine is copied; its state must live until
+ * another one is set, or the session is closed.
+ *
+ * When an engine fails, mpiserve_batch_next() returns MPISERVE_EMODEL with its text, and the batch,
+ * which is open as after MPISERVE_OK: the caller runs it in another way, or fails it. Requests
+ * whose rows came in a chunk before have their answer. With by_request only the request that failed
+ * ends, with MPISERVE_EMODEL, and the call goes on. Inference ranks; local. MPISERVE_ESTATE while a
+ * batch of it is open, MPISERVE_EARG if there is no such service or the engine has no function run.
+ */
+int mpiserve_engine_set(mpiserve_session *session, int service, const mpiserve_engine *engine);
 
 /* mpiserve_peer_error: has a simulation rank ended with an error? rank is its world rank or -1;
  * remaining is the number of simulation ranks that have not left yet; text has room for

@@ -16,7 +16,8 @@ HEADER = Path(__file__).resolve().parents[2] / "csrc/include/mpiserve.h"
 COMMENT = re.compile(r"/\*(.*?)\*/", re.DOTALL)
 SECTION = re.compile(r"^/\* -{4} (.+?) -+ \*/$", re.MULTILINE)
 FUNCTION = re.compile(r"\b(mpiserve_\w+)\(")
-TYPE = re.compile(r"typedef (?:enum|struct) (mpiserve_\w+)")
+TYPE = re.compile(r"typedef (?:(?:enum|struct) |int \(\*)(mpiserve_\w+)")
+CONDITION = re.compile(r"^#(?:ifndef MPISERVE_NO_MPI|endif)\n", re.MULTILINE)
 MEMBER = re.compile(r"^  (\S[^/]*?)\s*(?:/\*(.*?)\*/)?$", re.DOTALL)
 
 
@@ -53,7 +54,7 @@ def sections(text: str) -> tuple[str, list[Section]]:
     """
     about = _plain(COMMENT.search(text)[1])
     body = text.partition('extern "C" {\n#endif\n')[2].rpartition("#ifdef __cplusplus")[0]
-    first, *rest = SECTION.split(body)
+    first, *rest = SECTION.split(CONDITION.sub("", body))
     titled = zip(rest[::2], rest[1::2], strict=True)
     return about, [
         Section("Constants and types", _items(first)),

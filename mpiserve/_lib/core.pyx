@@ -34,6 +34,7 @@ from mpiserve._lib.arrays cimport (
     result_at,
     view_rows,
 )
+from mpiserve._lib.engine cimport Engine
 from mpiserve._lib.libmpiserve cimport *
 
 ROWS = ("independent", "together")  # in the order of mpiserve_rows

@@ -8,11 +8,13 @@ cdef class InferenceCalls(Handle):
     cdef list _signatures  # of the services that this rank published
     cdef tuple _outputs  # of the batch that is open
     cdef dict _batches  # whose arrays may be used again
+    cdef dict _engines  # of services, which the library uses
     cdef int64_t _rows
     cdef int _requests
 
     def __cinit__(self):
         self._batches = {}
+        self._engines = {}
 
     def publish(self, *services):
         """Announce the services of this rank, ready or failed. Collective over the world.
@@ -40,6 +42,8 @@ cdef class InferenceCalls(Handle):
     def next_batch(self, double timeout):
         """Wait for a batch, at most timeout seconds.
 
+        Batches of services with an engine are answered meanwhile, without Python.
+
         Returns:
             The batch, or None after the time-out.
 
@@ -52,8 +56,10 @@ cdef class InferenceCalls(Handle):
         self._enter()
         with nogil:
             code = mpiserve_batch_next(self._session, timeout, &batch)
-        self._leave(MPISERVE_OK if code == MPISERVE_ETIMEOUT else code)
-        return None if code == MPISERVE_ETIMEOUT else batch_of(self, &batch)
+        failure = text_of(mpiserve_last_error()) if code == MPISERVE_EMODEL else ""
+        answers = code == MPISERVE_ETIMEOUT or code == MPISERVE_EMODEL
+        self._leave(MPISERVE_OK if answers else code)
+        return None if code == MPISERVE_ETIMEOUT else batch_of(self, &batch, failure)
 
     def reply(self, outputs):
         """Answer the batch: one C-contiguous array [rows, ...] per output, of its dtype."""
@@ -118,13 +124,15 @@ cdef class InferenceCalls(Handle):
         self._enter()
         self._leave(mpiserve_ticket_fail(self._session, &ticket._ticket, code, message))
 
-    def serve_echo(self, double timeout):
-        """Answer with copies of the inputs, in C, until the time-out."""
-        cdef int code
+    def set_engine(self, int service, Engine engine):
+        """Have the batches of one of this rank's services answered by an engine; None: by nobody.
+
+        `next_batch` returns those on which it fails.
+        """
+        cdef mpiserve_engine *wanted = NULL if engine is None else &engine.engine
         self._enter()
-        with nogil:
-            code = mpiserve_serve_echo(self._session, timeout)
-        self._leave(MPISERVE_OK if code == MPISERVE_ETIMEOUT else code)
+        self._leave(mpiserve_engine_set(self._session, service, wanted))
+        self._engines[service] = engine
 
     def batch_clients(self):
         """Return an int32 array: the world rank that submitted each row of the batch."""

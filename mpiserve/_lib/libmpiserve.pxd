@@ -6,7 +6,7 @@ from libc.stdint cimport int32_t, int64_t, uint64_t
 cdef extern from "mpiserve.h" nogil:
     ctypedef int MPI_Fint
     enum:
-        MPISERVE_OK, MPISERVE_ETIMEOUT, MPISERVE_ECLOSED
+        MPISERVE_OK, MPISERVE_EMODEL, MPISERVE_ETIMEOUT, MPISERVE_ECLOSED
         MPISERVE_WAIT, MPISERVE_REJECT
         MPISERVE_INDEPENDENT, MPISERVE_TOGETHER
         MPISERVE_SIMULATION, MPISERVE_INFERENCE
@@ -63,12 +63,19 @@ cdef extern from "mpiserve.h" nogil:
         int64_t closed_by_rows, closed_by_census, closed_by_delay
         int64_t rejected, dropped, cancelled
         int64_t rma_operations, rma_to_simulation, thread_polls, rerouted
+        int64_t engine_batches, batch_calls
         int64_t fallbacks, failed_rows
     ctypedef struct mpiserve_batch:
         int64_t rows
         int32_t requests, in_place, service
         const void *inputs[16]
         void *outputs[16]
+    ctypedef struct mpiserve_engine:
+        void *state
+        int (*run)(void *, int64_t, const void *const *, void *const *, char *, size_t) noexcept nogil
+        void (*close)(void *) noexcept nogil
+        int64_t chunk_rows
+        int32_t by_request
     ctypedef struct mpiserve_ticket:
         uint64_t id
         int64_t row, rows
@@ -135,6 +142,9 @@ cdef extern from "mpiserve.h" nogil:
     int mpiserve_segment_get(mpiserve_session *, mpiserve_segment *)
     int mpiserve_mpi_take(mpiserve_session *)
     int mpiserve_mpi_give(mpiserve_session *)
-    int mpiserve_serve_echo(mpiserve_session *, double)
+    int mpiserve_engine_load(const char *, const char *, const mpiserve_description *,
+                             mpiserve_engine *)
+    void mpiserve_engine_close(mpiserve_engine *)
+    int mpiserve_engine_set(mpiserve_session *, int, const mpiserve_engine *)
     int mpiserve_peer_error(mpiserve_session *, int *, int *, char *)
     int mpiserve_waiting_get(mpiserve_session *, int *, char *)

@@ -95,12 +95,14 @@ cdef class Batch:
             until the batch is answered.
         outputs: One array [rows, ...] per output, where results may be written
             to spare a copy; valid until the batch is answered.
+        failure: The error of the service's engine on it; "" if there was none.
     """
 
     cdef readonly int64_t rows
     cdef readonly int service, requests
     cdef readonly bint in_place
     cdef readonly tuple inputs, outputs
+    cdef readonly str failure
 
 
 cdef class Ticket:
@@ -142,7 +144,7 @@ cdef list tickets_of(mpiserve_ticket *tickets, int n):
     return made
 
 
-cdef Batch batch_of(InferenceCalls session, mpiserve_batch *batch):
+cdef Batch batch_of(InferenceCalls session, mpiserve_batch *batch, str failure):
     """Find or make the arrays. Rows that repeat have the same location: the arrays are there."""
     cdef Batch made
     key = (batch.service, <size_t>batch.inputs[0], <size_t>batch.outputs[0], batch.rows)
@@ -159,6 +161,7 @@ cdef Batch batch_of(InferenceCalls session, mpiserve_batch *batch):
         session._batches[key] = made
     made.requests = batch.requests
     made.in_place = batch.in_place
+    made.failure = failure
     session._rows = batch.rows
     session._requests = batch.requests
     return made

@@ -31,12 +31,17 @@ def known_options(service: ServiceConfig) -> tuple[str, ...] | None:
     """
     if service.backend not in _BUILT_IN:
         return None
-    kind = _built_in(service.backend)
+    kind = _built_in(_name(service))
     if service.task:
         from mpiserve.backends.language.tasks import OPTIONS
 
         return (*OPTIONS[service.task], *kind.engine_options)
     return kind.known_options
+
+
+def _name(service: ServiceConfig) -> str:
+    """DeepSpeed's models without DeepSpeed are those of the backend torch."""
+    return "torch" if service.engine == "eager" else service.backend
 
 
 def _built_in(backend: str) -> Any:
@@ -56,7 +61,7 @@ def create(service: ServiceConfig, comm: MPI.Comm | None = None, local_rank: int
 
         return ProcessedBackend(service, create, comm, local_rank)
     if service.backend in _BUILT_IN:
-        kind = _built_in(service.backend)
+        kind = _built_in(_name(service))
     else:
         kind = import_object(service.backend, service.folder)
     if not (isinstance(kind, type) and issubclass(kind, Backend)):

@@ -11,7 +11,7 @@ from importlib.abc import SourceLoader
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from zlib import crc32
 
 from mpiserve.config.values import suggest
@@ -75,6 +75,22 @@ class Steps(ABC):
         """
 
 
+class Native(NamedTuple):
+    """An engine in C that runs a model without Python: the arguments of `mpiserve_engine_load`.
+
+    Attributes:
+        library: The path of the library that makes it; None for the one that copies inputs.
+        model: What the library makes it of.
+        chunk_rows: The most rows that it gets at a time; 0: all rows of a batch.
+        text: What it is, for people.
+    """
+
+    library: str | None
+    model: str = ""
+    chunk_rows: int = 0
+    text: str = ""
+
+
 class Backend:
     """Runs the model of one replica.
 
@@ -91,7 +107,7 @@ class Backend:
     """
 
     steps: Steps | None = None
-    native = False  # the broker answers in C, without run()
+    native: Native | None = None  # runs batches in C, without run(), which gets those it fails on
     overwrites = False  # results replace the inputs in the same memory, without a copy
     together = False  # a batch is one request, which must not be cut
     copies = False  # each batch has inputs of its own, which the model may change and keep
@@ -178,6 +194,20 @@ class Backend:
 
     def take_over(self, old: Backend) -> None:
         """Take over the tuning of the version before; called instead of `tune`."""
+
+    def compiled(self, build: bool) -> Native | None:
+        """Return an engine in C that computes what the model does; called after warm-up.
+
+        Args:
+            build: Whether to make it if there is none yet, which may take minutes.
+
+        Returns:
+            The engine; None if there is none.
+
+        Raises:
+            ModelError: If the model can have none, with the reason.
+        """
+        raise ModelError(Code.EMODEL, f"the backend '{self.service.backend}' compiles nothing")
 
     def warmed(self) -> None:
         """Called when warm-up is over and requests follow."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mpiserve.backends.base import Backend, check_options
+from mpiserve.backends.base import Backend, Native, check_options
 
 if TYPE_CHECKING:
     import numpy as np
@@ -14,7 +14,7 @@ class EchoBackend(Backend):
     """Answers in C, without Python, to measure the cost of mpiserve itself."""
 
     known_options: tuple[str, ...] = ()
-    native = True
+    native = Native(None)
     overwrites = True
 
     def load(self) -> None:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, PrivateAttr, ValidationInfo, field_validator
 
+from mpiserve.config.engines import engine_problem
 from mpiserve.config.tables import MODEL_DTYPES, NAME_SIZE, Table, Tensors
 from mpiserve.config.values import (
     MAX_BYTES,
@@ -104,6 +105,11 @@ class ServiceConfig(Table):
     """
     dtype: str | None = None
     """The dtype to convert a torch model to; without it the model keeps its own."""
+    engine: str = "auto"
+    """What executes the model: `"eager"` (torch in Python, without DeepSpeed), `"compiled"` (C++
+    that torch makes of the model, which runs without Python), `"onnx"` or `"deepspeed"`. `"auto"`:
+    that of the backend, or the compiled one if the cache has it, it agrees and is faster.
+    """
     max_batch_rows: int = Field(4096, ge=1, lt=MAX_ROWS, validate_default=True)
     """The most rows in a batch, which has at most 16 TiB. Larger requests are cut into pieces."""
     max_delay_us: int = Field(200, ge=0, lt=2**31)
@@ -130,8 +136,10 @@ class ServiceConfig(Table):
     """Whether a batch that fails is run again in halves, so that only the guilty request fails."""
     isolate: Literal["auto"] | bool = "auto"
     """Whether the model runs in a child process of the inference rank, so that its crash fails
-    only the request that causes it. `"auto"`: yes, unless the broker answers in C (echo) or a
-    backend of your own runs on several ranks (`tensor_parallel`), which communicate by MPI.
+    only the request that causes it. `"auto"`: yes, unless the backend is echo, or one of your own
+    on several ranks (`tensor_parallel`), which communicate by MPI. Batches that an engine in C can
+    run (see `engine`) run in the rank, without a child on the way; `true` keeps that engine in the
+    child too.
     """
     timeout_s: float = Field(0.0, ge=0, le=MAX_SECONDS)
     """Seconds that a batch, or a step of a model that works in steps, may take in the child: then
@@ -361,6 +369,13 @@ class ServiceConfig(Table):
         if dtype not in MODEL_DTYPES:
             raise ValueError(f"unknown model dtype {shown(dtype)} {suggest(dtype, MODEL_DTYPES)}")
         return dtype
+
+    @field_validator("engine")
+    @classmethod
+    def _check_engine(cls, engine: str, info: ValidationInfo) -> str:
+        if problem := engine_problem(engine, info.data):
+            raise ValueError(problem)
+        return engine
 
     @field_validator("rows")
     @classmethod

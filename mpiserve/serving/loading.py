@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mpiserve import backends
-from mpiserve.backends.base import Backend
+from mpiserve.backends.base import Backend, Native
 from mpiserve.errors import CausedError, Code
-from mpiserve.failure import check_interrupt, describe, one_line
+from mpiserve.failure import check_interrupt, describe
 from mpiserve.mpi.requests import agree
+from mpiserve.serving.engines import limit_threads
 from mpiserve.serving.warmup import Warmup
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ class Known(NamedTuple):
     together: bool
     copies: bool
     tuning: Any
+    native: Native | None
 
 
 class Loader:
@@ -59,7 +60,11 @@ class Loader:
         self.loaded = 0.0
 
     def load(
-        self, service: ServiceConfig, old: Backend | None = None, tuning: Any = None
+        self,
+        service: ServiceConfig,
+        old: Backend | None = None,
+        tuning: Any = None,
+        in_c: bool | None = None,
     ) -> Backend:
         """Load a version and warm it up, beside the version that answers if there is one.
 
@@ -67,6 +72,7 @@ class Loader:
             service: The table of the service for the version.
             old: The version that answers.
             tuning: Its tuning, if it is in another process.
+            in_c: Whether an engine in C runs it there; None if there is none.
 
         Raises:
             Exception: Any exception of the model; on every rank of the replica, if on one.
@@ -75,7 +81,7 @@ class Loader:
         shared = self._comm if service.tensor_parallel > 1 else None
         warmup = self._looked_at(service, shared)
         try:
-            warmup.settle(old, tuning)
+            warmup.settle(old, tuning, in_c)
         except BaseException:
             _close(warmup.backend)
             raise
@@ -95,6 +101,7 @@ class Loader:
         try:
             backend.load()
             backend.together, backend.copies = known.together, known.copies
+            backend.native = known.native
             if known.tuning is not None:
                 backend.tune_result = known.tuning
             shared = self._comm if service.tensor_parallel > 1 else None
@@ -134,21 +141,6 @@ class Loader:
             _close(backend)
             raise
         return warmup
-
-
-def engine_of(backend: Backend) -> str:
-    """Return the engine of a backend, which may be a class of the user."""
-    try:
-        return one_line(backend.engine)
-    except BaseException:
-        check_interrupt()
-        return one_line(type(backend).__qualname__)
-
-
-def limit_threads(threads: int) -> None:
-    """Tell libraries that are loaded from now on how many threads they may start."""
-    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-        os.environ[variable] = str(threads)
 
 
 def _close(backend: Backend) -> None:

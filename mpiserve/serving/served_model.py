@@ -19,12 +19,12 @@ from mpiserve.errors import Code, ModelError
 from mpiserve.failure import check_interrupt, describe, one_line
 from mpiserve.observe import notices
 from mpiserve.observe.log import Failures
+from mpiserve.serving import engines
 from mpiserve.serving.absent_model import Absent, Suspended, Unloaded
 from mpiserve.serving.continuous import Stepper
 from mpiserve.serving.description import description
 from mpiserve.serving.failed_batch import Splitter
-from mpiserve.serving.isolation.loader import IsolatedLoader, loader_of
-from mpiserve.serving.loading import Loader, engine_of
+from mpiserve.serving.isolation.loader import loader_of
 from mpiserve.serving.reload import Changes
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class ServedModel:
         configured: The service's table, as it is written in the configuration.
         current: The same table for the version that answers.
         backend: The backend that runs the model.
-        native: Whether the broker answers, in C.
+        sole: Whether it is the only model of its rank: then the library may run its engine.
         changes: Handles requests to change the model.
         follower: On the other ranks of the replica: follows its head.
         failed: Whether the model could not be loaded. The rank then stays, so that
@@ -78,32 +78,26 @@ class ServedModel:
         self.service = self.current = assignment.service.of_version()
         self.backend = Backend(self.service)
         self.follower: restarting.Follower | None = None
-        self.native = self.failed = self.suspended = self.stopped = False
+        self.sole = self.failed = self.suspended = self.stopped = False
+        self._announced = self._down = False
         self.batches = self.rows = 0
         self.seconds = 0.0
         self.changes = Changes(lib, self)
         self._head: restarting.Head | None = None
         self._comm = comm
-        self._loader: Loader | IsolatedLoader
-        if self.service.isolated:
-            self._loader = loader_of(comm, lib, self.service, local_rank, self._note)
-        else:
-            self._loader = Loader(comm, local_rank, self._note)
-            if self.service.tensor_parallel > 1 and not assignment.tp_index:
-                logger.info("service %s: its model runs in the ranks themselves", self.service.name)
+        self._loader = loader_of(comm, lib, self.service, local_rank, self._note)
         self._dtypes = [dtype_of(tensor) for tensor in self.service.outputs]
         self._remarks: set[str] = set()
         self._kind = ""  # of rows, as clients were told
-        self._announced = self._down = False
         self._life = notices.Life(self.name)
         self.stepper: Stepper | None = None
+        self._in_c = engines.InC(lib, index, self.service)
         self._room = True  # as the broker was told
         self._engine = ""  # of the model that answers, once it is loaded
         self._failures = Failures(self.name)
         self._splitter = Splitter(lib, self._run_rows, self._report)
-        self._alone: notices.Alone | None = notices.Alone(
-            self.service.name, self.service.max_batch_rows
-        )
+        most = self.service.max_batch_rows
+        self._alone: notices.Alone | None = notices.Alone(self.service.name, most)
         self._serving = ExitStack()  # what the backend needs while it serves
 
     # ---- start and end
@@ -118,19 +112,20 @@ class ServedModel:
         try:
             with notices.loading(self.name()):
                 self.backend = self._loader.load(self.service)
-            self._engine, self.native = engine_of(self.backend), self.backend.native
+            self.backend.native = self.backend.native if self.sole else None
+            self._engine = engines.engine_of(self.backend)
             overwrites = bool(self.backend.overwrites)
         except BaseException as error:
             check_interrupt()
             self._failures.log("cannot be served", error)
             wrong = describe(error)
         if wrong:
-            self.failed, self.native = True, False
+            self.failed = True
             return self._describe(error_code=Code.EMODEL, error_text=wrong)
         self._start()
         self._kind = self._kind_of_rows()
-        seconds = time.monotonic() - begin
-        logger.info("%s is ready after %.1f s, rows %s", self.name(), seconds, self._kind)
+        text = "%s is ready after %.1f s, rows %s"
+        logger.info(text, self.name(), time.monotonic() - begin, self._kind)
         if self.follower:
             text = f"rank {self.assignment.tp_index} of its replica, whose first rank answers"
             return {"name": self.service.name, "error_code": Code.ESTATE, "error_text": text}
@@ -168,6 +163,8 @@ class ServedModel:
             )
             self._announced = True
             self._agree_rows()
+            native = self.backend.native if self.sole else None
+            self._failures.attempt("cannot use its engine", self._in_c.use, native)
 
     def close(self) -> None:
         """Stop the followers and close the model; called once, at the end.
@@ -256,6 +253,8 @@ class ServedModel:
             return
         if self._alone:
             self._look_whether_alone(batch)
+        if batch.failure:
+            self._in_c.warn(batch.failure)
         try:
             outputs = self._outputs(batch)
         except BaseException as error:
@@ -370,7 +369,7 @@ class ServedModel:
         self._leave()
         self.backend, old = backend, self.backend
         self.current = version
-        self._engine, self.native = engine_of(backend), backend.native
+        self._engine = engines.engine_of(backend)
         self._agree_rows()
         if backend.steps and old.steps:
             what = "could not take over what the version before had begun"

@@ -14,6 +14,7 @@ from mpiserve.backends.base import Backend, ordered
 from mpiserve.errors import CausedError, Code, Error, ModelError
 from mpiserve.failure import check_interrupt, describe
 from mpiserve.mpi.requests import agree
+from mpiserve.serving import engines
 from mpiserve.serving.model_probe import (
     EPS,
     Arrays,
@@ -98,12 +99,15 @@ class Warmup:
             backend.together = backend.copies = True  # the probe passes whole batches and copies
             self._found = self._look()
 
-    def settle(self, old: Backend | None = None, tuning: Any = None) -> None:
+    def settle(
+        self, old: Backend | None = None, tuning: Any = None, in_c: bool | None = None
+    ) -> None:
         """Set the backend's properties, after all ranks of the replica have called `look`.
 
         Args:
             old: The version that answers now, if there is one.
             tuning: Its tuning, if it is in another process.
+            in_c: Whether an engine in C runs it there; None if there is none.
 
         Raises:
             ModelError: On every rank, if the configuration contradicts the findings.
@@ -122,6 +126,12 @@ class Warmup:
             rows = service.warmup_rows[-1]
             backend.clients = np.full(rows, -1, np.int32)
             backend.tune(self._rows(rows), zeros(service.outputs, rows))
+        # Beside a model that is busy nothing is measured: the new one runs as the old one does.
+        if old:
+            in_c = old.native is not None
+        if not self._comm and in_c is not False:
+            chosen = engines.choose(backend, service, self._examples, measure=in_c is None)
+            backend.native = chosen or backend.native
 
     def repeat(self) -> None:
         """Warm up a model whose properties are known: it was loaded before."""

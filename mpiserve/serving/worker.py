@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("mpiserve")
 
-IDLE = 0.1  # seconds that a step waits for a batch
+IDLE = 0.1  # seconds that a step waits for a batch, or that an engine in C goes on without Python
 
 
 class Worker:
@@ -57,6 +57,7 @@ class Worker:
             for i, service in enumerate(assignment.services)
         ]
         self._starting = Starting(lib, self.models, assignment)
+        self.models[0].sole = len(self.models) == 1 and pool is None
         self._pool: AdaptivePool | None = None
         if pool is not None and assignment.pool:
             self._pool = AdaptivePool(lib, self.models, pool, assignment.pool)
@@ -134,10 +135,7 @@ class Worker:
     def _next_batch(self, timeout: float) -> core.Batch | None:
         if self._pool:
             timeout = min(timeout, self._pool.longest_wait)
-        if len(self.models) > 1 or not self.models[0].native:
-            return self._lib.next_batch(timeout)
-        self._lib.serve_echo(timeout)
-        return None
+        return self._lib.next_batch(timeout)
 
     def _look_after(self) -> None:
         """Advance models that run in steps; end changes; move models between ranks of a pool."""

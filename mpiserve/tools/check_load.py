@@ -1,16 +1,19 @@
-"""`check --load`: load and warm up each model in this process, without MPI; may print."""
+"""`check --load` and `compile`: load and warm up models in this process, without MPI; may print."""
 
 from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from mpiserve import terminal
 from mpiserve.config import Config, ServiceConfig
+from mpiserve.config.engines import engine_problem
 from mpiserve.config.service import BACKENDS
 from mpiserve.failure import cause_of, check_interrupt, describe, interrupts, trace_of
-from mpiserve.serving.loading import Loader, engine_of
+from mpiserve.serving.engines import engine_of
+from mpiserve.serving.loading import Loader
 
 OK, FAILURE = 0, 1  # exit statuses
 
@@ -35,10 +38,25 @@ class Outcome(NamedTuple):
     error: str = ""
 
 
-def try_all(config: Config) -> int:
-    """Load, warm up and close each model in turn; print a table and the errors."""
+def compile_all(config: Config) -> int:
+    """Compile each model that can be into the cache; print a table and the errors."""
+    services = []
+    for service in config.services:
+        if problem := engine_problem("compiled", service.__dict__):
+            print(f"mpiserve: service {service.name}: {problem}", file=sys.stderr)
+        else:
+            services.append(service.model_copy(update={"engine": "compiled"}))
+    return try_all(config, services)
+
+
+def try_all(config: Config, services: Sequence[ServiceConfig] | None = None) -> int:
+    """Load, warm up and close each model in turn, or those of some services.
+
+    Prints a table and the errors.
+    """
     with interrupts():
-        outcomes = [_try(service) for service in config.services]
+        tried = config.services if services is None else services
+        outcomes = [_try(service) for service in tried]
     _show(outcomes)
     failed = [outcome for outcome in outcomes if outcome.error]
     for outcome in failed:

@@ -20,6 +20,8 @@ typedef struct model {
   int64_t generation;
   int loaded, unloaded, suspended;
   int asked; /* mpiserve_change; 0: nothing */
+  dice *d;
+  mpiserve_engine echo;
 } model;
 
 typedef struct head {
@@ -192,6 +194,28 @@ static void answer(head *h, const mpiserve_batch *batch) {
     reply(h, m, batch);
 }
 
+/* ---- engines ---------------------------------------------------------------------------- */
+
+static int run_engine(void *state, int64_t rows, const void *const *inputs, void *const *outputs,
+                      char *text, size_t bytes) {
+  const model *m = state;
+  mpiserve_batch batch = {0};
+  if (chance(m->d, m->s->fails)) return snprintf(text, bytes, "fuzz: an engine");
+  memcpy(batch.inputs, inputs, (size_t)m->s->in.n * sizeof *inputs);
+  compute(m, &batch, 0, rows, outputs);
+  return 0;
+}
+
+/* The library answers with an engine, or this rank does. */
+static void choose_engine(head *h, int number) {
+  model *m = &h->models[number];
+  mpiserve_engine own = {m, run_engine, NULL, log_pick(&h->d, MAX_ROWS), chance(&h->d, 50)};
+  const mpiserve_engine *engine = m->echo.run && chance(&h->d, 50) ? &m->echo : &own;
+  if (m->unloaded || chance(&h->d, 50)) engine = NULL;
+  doing("engine of '%s': %s", m->s->d.name, engine ? engine == &own ? "own" : "echo" : "none");
+  must(mpiserve_engine_set(h->session, number, engine), "engine_set");
+}
+
 /* ---- other models ----------------------------------------------------------------------- */
 
 static void take_change(head *h) {
@@ -232,6 +256,7 @@ static void obey(head *h, int number) {
   m->asked = 0;
   must(mpiserve_change_reply(h->session, number, code, code ? "fuzz: a change" : NULL),
        "change_reply");
+  if (what == MPISERVE_UNLOAD) choose_engine(h, number);
 }
 
 /* ---- suspend ---------------------------------------------------------------------------- */
@@ -255,17 +280,12 @@ static int waits_for_us(const head *h) {
   return asked;
 }
 
-static int all_echo(const head *h) {
-  for (int i = 0; i < h->n; i++)
-    if (!h->models[i].s->echo) return 0;
-  return 1;
-}
-
 static void between_batches(head *h) {
   end_some_held(h, h->w->backoff, -1);
   for (int i = 0; i < h->n; i++) {
     if (h->models[i].asked && chance(&h->d, 30)) obey(h, i);
     rest_or_not(h, i);
+    if (chance(&h->d, 10)) choose_engine(h, i);
   }
   if (chance(&h->d, 5)) must(mpiserve_poll(h->session), "poll");
 }
@@ -279,9 +299,10 @@ static int next(head *h, mpiserve_batch *batch) {
 static int step(head *h) {
   mpiserve_batch batch;
   between_batches(h);
-  int echoes = all_echo(h) && chance(&h->d, 30);
-  int code = echoes ? mpiserve_serve_echo(h->session, 1e-3) : next(h, &batch);
-  if (!code && !echoes) answer(h, &batch);
+  int code = next(h, &batch);
+  int failed = code == MPISERVE_EMODEL && strstr(mpiserve_last_error(), "fuzz: an engine");
+  if (!code || failed) answer(h, &batch);
+  if (failed) return MPISERVE_OK;
   if (code == MPISERVE_ECHANGE) take_change(h);
   if (code == MPISERVE_ETIMEOUT || code == MPISERVE_ECHANGE) return MPISERVE_OK;
   return code;
@@ -296,7 +317,9 @@ static void publish(head *h) {
     all[h->n] = s->d;
     all[h->n].replica = at && s->on[0];
     if (s->broken == at) all[h->n].error = MPISERVE_EMODEL;
-    h->models[h->n++] = (model){.s = s, .generation = 1};
+    model *m = &h->models[h->n++];
+    *m = (model){.s = s, .generation = 1, .d = &h->d};
+    if (s->echo) must(mpiserve_engine_load(NULL, NULL, &s->d, &m->echo), "engine_load");
   }
   must(mpiserve_publish(h->session, h->n, all), "publish");
 }
@@ -329,6 +352,7 @@ static void serve(const world *w, mpiserve_session *session) {
   check_counters(&h);
   doing("close");
   must(mpiserve_close(session), "close");
+  for (int i = 0; i < h.n; i++) mpiserve_engine_close(&h.models[i].echo);
 }
 
 #endif

@@ -181,7 +181,9 @@ static void serve(const char *name, int overwrites) {
   mpiserve_description description = describe(name, overwrites);
   CHECK(!mpiserve_open(MPI_COMM_WORLD, MPISERVE_INFERENCE, &session));
   CHECK(!mpiserve_publish(session, 1, &description));
-  int code = overwrites ? mpiserve_serve_echo(session, MPISERVE_FOREVER) : MPISERVE_OK;
+  mpiserve_engine echo = {0};
+  int code = overwrites ? mpiserve_engine_load(NULL, NULL, &description, &echo) : MPISERVE_OK;
+  if (overwrites) CHECK(!mpiserve_engine_set(session, 0, &echo));
   while (!code && !(code = mpiserve_batch_next(session, 60, &batch))) {
     const double *in = batch.inputs[0];
     for (int64_t i = 0; i < batch.rows * COLUMNS; i++) ((double *)batch.outputs[0])[i] = 2 * in[i];
@@ -189,6 +191,7 @@ static void serve(const char *name, int overwrites) {
   }
   CHECK(code == MPISERVE_ECLOSED);
   CHECK(!mpiserve_close(session));
+  mpiserve_engine_close(&echo);
 }
 
 int main(int argc, char **argv) {

@@ -40,18 +40,20 @@ static int answer(mpiserve_session *session, const mpiserve_batch *batch) {
 
 static void serve(mpiserve_session *session, int which) {
   mpiserve_description description = describe(NAMES[which]);
+  mpiserve_engine echo = {0};
   CHECK(mpiserve_publish(session, 1, &description) == MPISERVE_OK);
+  if (which == 0) {
+    CHECK(!mpiserve_engine_load(NULL, NULL, &description, &echo));
+    CHECK(!mpiserve_engine_set(session, 0, &echo));
+  }
   int code;
   do {
     mpiserve_batch batch;
-    if (which == 0) {
-      code = mpiserve_serve_echo(session, 1.0);
-    } else {
-      code = mpiserve_batch_next(session, 1.0, &batch);
-      if (code == MPISERVE_OK) CHECK((code = answer(session, &batch)) == MPISERVE_OK);
-    }
+    code = mpiserve_batch_next(session, 1.0, &batch);
+    if (code == MPISERVE_OK) CHECK((code = answer(session, &batch)) == MPISERVE_OK);
   } while (code == MPISERVE_OK || code == MPISERVE_ETIMEOUT);
   CHECK(code == MPISERVE_ECLOSED);
+  mpiserve_engine_close(&echo);
 }
 
 static unsigned draw(unsigned *seed) {

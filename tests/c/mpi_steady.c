@@ -136,18 +136,23 @@ static void serve(void) {
                             .overwrites = 1};
   mpiserve_session *session;
   mpiserve_counters counters;
+  mpiserve_engine engine;
+  mpiserve_batch batch;
   CHECK(!mpiserve_open(MPI_COMM_WORLD, MPISERVE_INFERENCE, &session));
   CHECK(!mpiserve_publish(session, 1, &d));
+  CHECK(!mpiserve_engine_load(NULL, NULL, &d, &engine));
+  CHECK(!mpiserve_engine_set(session, 0, &engine));
   int code = MPISERVE_ETIMEOUT;
   while (code == MPISERVE_ETIMEOUT && !mpiserve_counters_get(session, &counters) &&
          counters.requests < REHEARSALS / 2)
-    code = mpiserve_serve_echo(session, 0);
+    code = mpiserve_batch_next(session, 0, &batch);
   CHECK(code == MPISERVE_ETIMEOUT);
   count_from_now(1);
-  code = mpiserve_serve_echo(session, MPISERVE_FOREVER);
+  code = mpiserve_batch_next(session, MPISERVE_FOREVER, &batch);
   count_from_now(0);
   CHECK(code == MPISERVE_ECLOSED);
   CHECK(!mpiserve_close(session));
+  mpiserve_engine_close(&engine);
 }
 
 int main(int argc, char **argv) {

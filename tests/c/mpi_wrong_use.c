@@ -66,7 +66,18 @@ static void serve(mpiserve_session *session) {
   EXPECT(mpiserve_batch_fail(session, -32769, "x"), MPISERVE_EARG, "not the code of an error");
   EXPECT(mpiserve_change_reply(session, 0, 1, "x"), MPISERVE_EARG, "not the code of an error");
   suspend(session);
-  while (mpiserve_serve_echo(session, MPISERVE_FOREVER) != MPISERVE_ECLOSED) continue;
+  mpiserve_engine engine, none = {0};
+  EXPECT(mpiserve_engine_load(NULL, NULL, NULL, &engine), MPISERVE_EARG, "description is NULL");
+  EXPECT(mpiserve_engine_load(NULL, NULL, &d, NULL), MPISERVE_EARG, "engine is NULL");
+  EXPECT(mpiserve_engine_set(session, 0, &none), MPISERVE_EARG, "no function run");
+  EXPECT(mpiserve_engine_set(session, 2, NULL), MPISERVE_EARG, "service 2 of 2");
+  CHECK(!mpiserve_engine_load(NULL, NULL, &d, &engine));
+  CHECK(!mpiserve_engine_set(session, 0, &engine));
+  EXPECT(mpiserve_batch_next(session, MPISERVE_FOREVER, &batch), MPISERVE_ECLOSED, "has left");
+  CHECK(!mpiserve_engine_set(session, 0, NULL));
+  mpiserve_engine_close(&engine);
+  mpiserve_engine_close(&engine);
+  mpiserve_engine_close(NULL);
 }
 
 static mpiserve_tensor tensor(double *data) {

@@ -246,3 +246,21 @@ class Once:
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         return scale(x)
+
+
+def labelled() -> Any:
+    """A network with a table: labels beyond its end make it fail."""
+    import torch
+    from torch import nn
+
+    class Labelled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Sequential(nn.Linear(8, 32), nn.Tanh(), nn.Linear(32, 8))
+            self.table = nn.Embedding(5, 8)
+
+        def forward(self, x: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+            return self.net(x) + self.table(label)
+
+    torch.manual_seed(5)
+    return Labelled()

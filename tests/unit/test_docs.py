@@ -20,7 +20,7 @@ import module  # noqa: E402
 
 SOURCES = ("mpiserve/**/*.py", "mpiserve/**/*.p[yx]*", "csrc/**/*.[ch]", "jobscripts/*")
 READ = re.compile(
-    r"""(?:getenv\(|environ\.get\(|environ\[|seconds\()\s*["'](MPISERVE_\w+)|\$\{(MPISERVE_\w+)"""
+    r"""(?:getenv\(|environ\.get\(|environ\[|seconds\(|number\()\s*["'](MPISERVE_\w+)|\$\{(MPISERVE_\w+)"""
 )
 
 

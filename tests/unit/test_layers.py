@@ -34,7 +34,13 @@ ROOMS = {
     "cli": BASE | {"_lib", "bench", "config", "launch", "mpi", "serving", "terminal", "tools"},
     "__main__": {"cli"},
 }
-CYTHON = {"_lib.arrays", "_lib.core", "_lib.handover", "bench._native"}  # the pyx files
+CYTHON = {  # the pyx files
+    "_lib.arrays",
+    "_lib.core",
+    "_lib.engine",
+    "_lib.handover",
+    "bench._native",
+}
 LATE = {"torch", "deepspeed", "safetensors", "transformers", "onnxruntime"}
 
 # csrc/: a file may include, and call, files of its own room and of these.
@@ -42,10 +48,11 @@ C_ROOMS = {
     "include": set(),
     "base": {"include"},
     "protocol": {"include", "base"},
+    "engine": {"include", "base", "protocol"},
     "mpi": {"include", "base", "protocol"},
     "client": {"include", "base", "protocol", "mpi"},
     "head": {"include", "base", "protocol", "mpi"},
-    "api": {"include", "base", "protocol", "mpi", "client", "head"},
+    "api": {"include", "base", "protocol", "engine", "mpi", "client", "head"},
 }
 
 

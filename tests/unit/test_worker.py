@@ -45,18 +45,33 @@ def test_the_watcher_sees_every_step(make):
     assert len(seen) == 3
 
 
-def test_echo_is_left_to_the_broker():
-    lib = FakeLib()
+def test_echo_is_left_to_the_library():
+    lib = FakeLib(None)
     Worker(lib, Assignment((service_of("e", backend="echo"),), 0, 0)).serve()
-    assert lib.echoed == 3
-    assert lib.answers == lib.timeouts == []
+    [(service, engine)] = lib.engines
+    x, y = np.full((3, 2), 7, np.float32), np.zeros((3, 2), np.float32)
+    engine.run((x,), (y,))
+    assert service == 0 and np.array_equal(x, y)
+    assert lib.answers == [] and lib.timeouts == [IDLE, IDLE]
 
 
 def test_echo_in_a_pool_is_asked_like_the_others():
     lib = FakeLib(batch(value=3.0, service=1))
     services = tuple(service_of(name, backend="echo") for name in "ab")
     Worker(lib, Assignment(services, 0, 0)).serve()
-    assert lib.echoed == 0 and lib.answers[0][0][0, 0] == 3
+    assert lib.engines == [] and lib.answers[0][0][0, 0] == 3
+
+
+def test_a_batch_on_which_the_engine_fails_runs_in_python(caplog):
+    failed = batch(value=3.0)
+    failed.failure = "an index is out of range"
+    lib = FakeLib(failed, failed)
+    Worker(lib, Assignment((service_of("e", backend="echo"),), 0, 0)).serve()
+    assert [answer[0][0, 0] for answer in lib.answers] == [3, 3]
+    assert [m for m in caplog.messages if "out of range" in m] == [
+        "service e: its engine failed on a batch, which runs in Python now: "
+        "an index is out of range"
+    ]
 
 
 def test_the_end_is_one_line_of_what_was_done(make, caplog):

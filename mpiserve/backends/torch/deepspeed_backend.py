@@ -124,6 +124,11 @@ class DeepSpeedBackend(TorchBackend):
         """Wrap the module in the engine so that its first call compiles it."""
         self.module.module = compiled(self.service, self.module.module, arguments)
 
+    def plain_module(self) -> torch.nn.Module:
+        """Return the module inside DeepSpeed's engine."""
+        module: torch.nn.Module = self.module.module
+        return module
+
     def close(self) -> None:
         """Free the module's memory, and close the torch world of the replica, if any."""
         super().close()

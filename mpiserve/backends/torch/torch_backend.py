@@ -10,10 +10,10 @@ from math import inf
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from mpiserve.backends.base import Backend, check_options, full_name, ordered
+from mpiserve.backends.base import Backend, Native, check_options, full_name, ordered
 from mpiserve.backends.language import huggingface
 from mpiserve.backends.language.generate import Generator
-from mpiserve.backends.torch import dtypes, gradients
+from mpiserve.backends.torch import ahead_of_time, dtypes, gradients
 from mpiserve.backends.torch.compiling import compile_arguments, compiled
 from mpiserve.backends.torch.model_files import load_module
 from mpiserve.config import TensorConfig
@@ -48,6 +48,7 @@ class TorchBackend(Backend):
     Attributes:
         dtype: The dtype in which the module computes; None if its parameters have several
             dtypes, or it has no parameters.
+        as_they_are: Whether the module takes the inputs without conversion.
     """
 
     known_options: tuple[str, ...] = ("arguments", "weights", "compile")
@@ -191,6 +192,15 @@ class TorchBackend(Backend):
     def tune_result(self, chunk_rows: int) -> None:
         self.chunk_rows = chunk_rows
 
+    def compiled(self, build: bool) -> Native | None:
+        """Compile the module ahead of time, or find it in the cache."""
+        return ahead_of_time.compiled(self, build)
+
+    def plain_module(self) -> torch.nn.Module:
+        """Return the module that torch can export: without an engine around it."""
+        module: torch.nn.Module = self.module
+        return module
+
     def warmed(self) -> None:
         """Watch the first calls again, since these are requests."""
         self._watches = gradients.CALLS if self._can_be_watched else 0
@@ -260,7 +270,7 @@ class TorchBackend(Backend):
         if not self._gradients:
             self._gradients = True
             self._known.clear()  # these tensors were made in inference mode
-            self._as_they_are = False
+            self.as_they_are = False
             text = "the model needs gradients, so it runs under no_grad, not in inference mode"
             logger.info("service %s: %s", self.service.name, text)
         return result
@@ -270,7 +280,7 @@ class TorchBackend(Backend):
         self.dtype = getattr(self._torch, self.service.dtype or "", dtypes.own(module))
         self._targets = [self._target(tensor) for tensor in self.service.inputs]
         inputs = [getattr(self._torch, tensor.dtype) for tensor in self.service.inputs]
-        self._as_they_are = self.device.type == "cpu" and self._targets == inputs
+        self.as_they_are = self.device.type == "cpu" and self._targets == inputs
         for tensor, theirs, mine in zip(self.service.inputs, inputs, self._targets, strict=True):
             if theirs is not mine:
                 what = f"input '{tensor.name}' is {tensor.dtype}, and the model computes in"
@@ -297,7 +307,7 @@ class TorchBackend(Backend):
 
     def _call(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
         """Call the module; return tensors in the order of the signature, of the model's dtypes."""
-        if not self._as_they_are:
+        if not self.as_they_are:
             tensors = [self._on_device(i, tensor) for i, tensor in enumerate(tensors)]
         try:
             result = self._watched(tensors) if self._watches else self.module(*tensors)

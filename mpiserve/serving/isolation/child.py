@@ -20,9 +20,10 @@ import numpy as np
 from mpiserve.backends.arrays import checked, dtype_of
 from mpiserve.backends.base import Backend, Steps, ordered
 from mpiserve.failure import check_interrupt, end_child, interrupts
+from mpiserve.serving import engines
 from mpiserve.serving.isolation.channel import CALL, FAILED, OK, Arrays, Channel, view
 from mpiserve.serving.isolation.messages import Answer, Failure, Loaded, Order, StepsState
-from mpiserve.serving.loading import Loader, engine_of
+from mpiserve.serving.loading import Loader
 
 IDLE = 1.0  # seconds between two looks whether the fork server is there
 SHAPES = 256  # numbers of rows whose arrays are kept
@@ -61,6 +62,7 @@ class Child:
         self._log = log
         self._process, self._server = os.getpid(), os.getppid()
         self._backend: Backend | None = None
+        self._engine: engines.Called
         self._serving = ExitStack()
         self._shapes: dict[tuple[int, ...], tuple[Arrays, Arrays, np.ndarray]] = {}
         own = channel.own
@@ -106,7 +108,7 @@ class Child:
         if self._several:
             result = backend.run(arrays)
         else:
-            result = backend.run_batch(arrays, outputs, self._channel.calls.report)
+            result = self._engine.run(arrays, outputs, self._channel.calls.report)
         if result is not outputs:
             for array, given in zip(outputs, self._finished(result, rows), strict=True):
                 array[...] = given
@@ -179,10 +181,11 @@ class Child:
         if order.known:
             backend = loader.repeat(service, order.known)
         else:
-            backend = loader.load(service, tuning=order.tuning)
+            backend = loader.load(service, tuning=order.tuning, in_c=order.in_c)
         self._backend = backend
+        self._engine = engines.Called(backend, service)
         return Loaded(
-            engine=engine_of(backend),
+            engine=engines.engine_of(backend),
             together=bool(backend.together),
             copies=bool(backend.copies),
             wants_clients=bool(backend.wants_clients),
@@ -193,6 +196,7 @@ class Child:
             takes_over=type(backend.steps).take_over is not Steps.take_over
             if backend.steps
             else False,
+            native=backend.native,
         )
 
     def _met(self, order: Order) -> Any:

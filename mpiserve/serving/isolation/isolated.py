@@ -88,8 +88,10 @@ class Isolated(Backend):
         server: The fork server.
         local_rank: Position among the inference ranks of this node.
         tuning: The tuning of the version before.
+        in_c: Whether an engine in C ran the version before; None if there was none.
 
     Attributes:
+        in_c: Whether an engine in C was chosen.
         remarks: Remarks for the user about the model.
     """
 
@@ -102,9 +104,10 @@ class Isolated(Backend):
         server: ForkServer,
         local_rank: int,
         tuning: Any = None,
+        in_c: bool | None = None,
     ) -> None:
         super().__init__(service, None, local_rank)
-        self.tune_result = tuning
+        self.tune_result, self.in_c = tuning, in_c
         self.remarks: tuple[str, ...] = ()
         self._lib = lib
         self._server = server
@@ -164,6 +167,7 @@ class Isolated(Backend):
             frozenset(os.sched_getaffinity(0)),
             logger.getEffectiveLevel(),
             self.tune_result,
+            self.in_c,
             self._known,
         )
 
@@ -172,7 +176,9 @@ class Isolated(Backend):
         self._engine, self.wants_clients = loaded.engine, loaded.wants_clients
         self.together, self.tune_result = loaded.together, loaded.tuning
         self.remarks = loaded.remarks
-        self._known = Known(loaded.together, loaded.copies, loaded.tuning)
+        self._known = Known(loaded.together, loaded.copies, loaded.tuning, loaded.native)
+        self.in_c = loaded.native is not None
+        self.native = loaded.native if self.service.isolate == "auto" else None
         self._server.load(loaded.libraries, self.service.threads, later=True)
         if loaded.steps and not self.steps:
             self.steps = IsolatedSteps(self._working, self._lose, self.service.timeout_s)

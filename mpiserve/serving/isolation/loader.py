@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -17,13 +18,15 @@ from mpiserve.serving.isolation.isolated import Isolated
 from mpiserve.serving.isolation.part import IsolatedPart
 from mpiserve.serving.isolation.process import LostError
 from mpiserve.serving.isolation.server_link import the_server
-from mpiserve.serving.loading import LOADING, FailedTogetherError
+from mpiserve.serving.loading import LOADING, FailedTogetherError, Loader
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
     from mpiserve._lib import core
     from mpiserve.config import ServiceConfig
+
+logger = logging.getLogger("mpiserve")
 
 # torch imports _dynamo late, when warm-up watches what a model writes to: in two seconds.
 TORCH = ("torch", "torch._dynamo")
@@ -59,7 +62,8 @@ class IsolatedLoader:
         Raises:
             Error: If it cannot be loaded, with the text of the reason.
         """
-        backend = self._made(service, old.tune_result if isinstance(old, Isolated) else None)
+        before = (old.tune_result, old.in_c) if isinstance(old, Isolated) else (None, None)
+        backend = self._made(service, *before)
         try:
             self._load(backend)
         except BaseException:
@@ -70,8 +74,8 @@ class IsolatedLoader:
             self._remark(text)
         return backend
 
-    def _made(self, service: ServiceConfig, tuning: Any) -> Isolated:
-        return Isolated(self._lib, service, the_server, self._local_rank, tuning)
+    def _made(self, service: ServiceConfig, tuning: Any, in_c: bool | None) -> Isolated:
+        return Isolated(self._lib, service, the_server, self._local_rank, tuning, in_c)
 
     def _load(self, backend: Isolated) -> None:
         backend.load()
@@ -90,7 +94,7 @@ class PartLoader(IsolatedLoader):
         self._comm = comm
         self._host = host_of(comm)
 
-    def _made(self, service: ServiceConfig, tuning: Any) -> Isolated:
+    def _made(self, service: ServiceConfig, tuning: Any, in_c: bool | None) -> Isolated:
         comm, seconds = self._comm, service.peer_timeout_s
         meeting = Meeting(comm.rank, comm.size, self._host, 0, seconds)
         return IsolatedPart(meeting, self._lib, service, the_server, self._local_rank, tuning)
@@ -120,18 +124,30 @@ class PartLoader(IsolatedLoader):
         return int(port[0]), listener
 
 
-def loader_of(comm: MPI.Comm | None, lib: core.Session, service: ServiceConfig, *args: Any) -> Any:
+def loader_of(
+    comm: MPI.Comm | None,
+    lib: core.Session,
+    service: ServiceConfig,
+    local_rank: int,
+    remark: Callable[[str], None],
+) -> Loader | IsolatedLoader:
     """Make the loader of a service on this rank. Collective over the ranks of a replica.
 
     Args:
         comm: The ranks of the replica.
         lib: The session handle of this rank.
         service: The table of the service.
-        args: More arguments of IsolatedLoader.
+        local_rank: Position among the inference ranks of this node.
+        remark: Called with each remark for the user about a model, in one line.
     """
-    if comm is not None and service.tensor_parallel > 1:
-        return PartLoader(comm, lib, service, *args)
-    return IsolatedLoader(lib, service, *args)
+    several = comm is not None and service.tensor_parallel > 1
+    if not service.isolated:
+        if several and comm and not comm.rank:
+            logger.info("service %s: its model runs in the ranks themselves", service.name)
+        return Loader(comm, local_rank, remark)
+    if several and comm:
+        return PartLoader(comm, lib, service, local_rank, remark)
+    return IsolatedLoader(lib, service, local_rank, remark)
 
 
 def libraries_of(service: ServiceConfig) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from mpiserve.errors import CausedError, Error, from_code
 from mpiserve.failure import Traced, cause_of, code_of, describe, trace_of
 
 if TYPE_CHECKING:
+    from mpiserve.backends.base import Native
     from mpiserve.backends.torch.peers import Meeting
     from mpiserve.config import ServiceConfig
     from mpiserve.serving.loading import Known
@@ -27,6 +28,7 @@ class Order:
         cores: The cores that the rank may use.
         level: The level of the log.
         tuning: What the version before has measured.
+        in_c: Whether an engine in C runs that version; None if there is none.
         known: What warm-up has found out, if the same model was loaded before.
         meeting: Where the children of the replica's ranks meet, if there are several.
     """
@@ -38,6 +40,7 @@ class Order:
     cores: frozenset[int]
     level: int
     tuning: Any = None
+    in_c: bool | None = None
     known: Known | None = None
     meeting: Meeting | None = None
 
@@ -51,6 +54,7 @@ class Loaded:
         remarks: Remarks for the user about the model.
         steps: The state of the model's steps, if it works in steps.
         takes_over: Whether these steps can take over state of another version.
+        native: The engine in C that was chosen, if one was.
     """
 
     engine: str
@@ -62,6 +66,7 @@ class Loaded:
     remarks: tuple[str, ...]
     steps: StepsState | None
     takes_over: bool
+    native: Native | None = None
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,129 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, embedsignature=True
+"""Engines: what runs a model in C. No MPI is started here, so any process may try them."""
+
+from libc.stdint cimport int64_t
+from libc.string cimport memset
+from mpiserve._lib.arrays cimport result_at
+from mpiserve._lib.libmpiserve cimport *
+
+from mpiserve import errors
+from mpiserve._lib.arrays import DTYPE_CODES, DTYPES
+
+
+cdef int fill(mpiserve_spec *specs, tensors) except -1:
+    for i, tensor in enumerate(tensors[:MPISERVE_MAX_TENSORS]):
+        specs[i].dtype = DTYPE_CODES[tensor.dtype]
+        specs[i].ndim = len(tensor.shape)
+        name = tensor.name.encode()[: MPISERVE_NAME_SIZE - 1]
+        for k in range(len(name)):
+            specs[i].name[k] = name[k]
+        for d, length in enumerate(tensor.shape[:MPISERVE_MAX_DIMS]):
+            specs[i].shape[d] = length
+    return 0
+
+
+cdef tuple arrays_of(tensors):
+    return tuple([(DTYPES[DTYPE_CODES[t.dtype]], tuple(t.shape[1:])) for t in tensors])
+
+
+cdef int find(const void **data, tuple specs, arrays, int64_t rows) except -1:
+    cdef int i = 0
+    for dtype, shape in specs:
+        data[i] = result_at(arrays[i], dtype, shape, rows)
+        i += 1
+    return 0
+
+
+cdef int run_chunks(mpiserve_engine *engine, int64_t rows, const void **inputs,
+                    const void **outputs, const size_t *in_bytes, const size_t *out_bytes,
+                    int n_in, int n_out, char *text, size_t size) noexcept nogil:
+    """As csrc/head/run.c does."""
+    cdef int64_t chunk = engine.chunk_rows if engine.chunk_rows > 0 else rows
+    cdef int64_t begin = 0
+    cdef int i, failed
+    while begin < rows:
+        failed = engine.run(engine.state, min(chunk, rows - begin), inputs, <void **>outputs,
+                            text, size)
+        if failed:
+            return failed
+        for i in range(n_in):
+            inputs[i] = <const char *>inputs[i] + <size_t>chunk * in_bytes[i]
+        for i in range(n_out):
+            outputs[i] = <const char *>outputs[i] + <size_t>chunk * out_bytes[i]
+        begin += chunk
+    return 0
+
+
+cdef class Engine:
+    """An engine for the tensors of a signature; wraps mpiserve_engine.
+
+    Args:
+        library: The path of the library that makes it, or None for the one that copies inputs.
+        model: What the library makes it of.
+        inputs: The tensors of the signature.
+        outputs: The same.
+        max_batch_rows: The most rows that it will get.
+        chunk_rows: The most rows that it gets at a time; 0: all.
+
+    Raises:
+        ModelError: If the library cannot make one, with the reason.
+    """
+
+    def __init__(self, library, str model, inputs, outputs, int64_t max_batch_rows,
+                 int64_t chunk_rows=0):
+        cdef mpiserve_description description
+        cdef bytes path = (library or "").encode(), data = model.encode()
+        cdef int code
+        cdef const char *where = NULL
+        cdef const char *what = data
+        if library is not None:
+            where = path
+        memset(&description, 0, sizeof(description))
+        description.n_inputs, description.n_outputs = len(inputs), len(outputs)
+        description.max_batch_rows = max_batch_rows
+        fill(description.inputs, inputs)
+        fill(description.outputs, outputs)
+        with nogil:
+            code = mpiserve_engine_load(where, what, &description, &self.engine)
+        if code:
+            text = (<bytes>mpiserve_last_error()).decode("utf-8", "replace")
+            raise errors.from_code(code, text)
+        self.engine.chunk_rows = chunk_rows
+        self._inputs, self._outputs = arrays_of(inputs), arrays_of(outputs)
+
+    def __dealloc__(self):
+        mpiserve_engine_close(&self.engine)
+
+    def run(self, inputs, outputs):
+        """Run it on C-contiguous arrays [rows, ...], and write to those of the outputs.
+
+        Raises:
+            ModelError: If it fails, with its text.
+        """
+        cdef const void *ins[16]
+        cdef const void *outs[16]
+        cdef size_t in_bytes[16]
+        cdef size_t out_bytes[16]
+        cdef char text[512]
+        cdef int64_t rows = len(inputs[0])
+        cdef int n_in = len(self._inputs), n_out = len(self._outputs), failed
+        find(ins, self._inputs, inputs, rows)
+        find(outs, self._outputs, outputs, rows)
+        for i in range(n_in):
+            in_bytes[i] = inputs[i].nbytes // rows
+        for i in range(n_out):
+            out_bytes[i] = outputs[i].nbytes // rows
+        text[0] = text[511] = 0
+        with nogil:
+            failed = run_chunks(&self.engine, rows, ins, outs, in_bytes, out_bytes, n_in, n_out,
+                                text, 511)
+        if failed:
+            raise errors.from_code(errors.Code.EMODEL, (<bytes>text).decode("utf-8", "replace"))
+
+    @property
+    def chunk_rows(self):
+        return self.engine.chunk_rows
+
+    @chunk_rows.setter
+    def chunk_rows(self, int64_t rows):
+        self.engine.chunk_rows = rows
