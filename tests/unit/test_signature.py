@@ -213,10 +213,6 @@ ONE = torch.ones(4, 3)
             {"module": Numbers(), "args": (ONE, 3), "dynamic": ({0: ROWS}, None)},
             "lists of tensors, or constants",
         ),
-        (
-            {"module": Same(), "args": (ONE.to(torch.complex64),)},
-            "is complex64 [s",
-        ),
     ],
 )
 def test_what_a_program_cannot_be_asked_with_is_refused(service, tmp_path, how, text):
