@@ -55,10 +55,10 @@ with mpiserve.open() as session:
 """
 
 
-# MPI_Win_flush of osc/rdma, the component of Open MPI 5.0.11 between hosts, never returns once its
-# target has died, also under --with-ft ulfm: the client's next request there hangs. Open MPI warns
-# that the component is not tested after a failure.
-@pytest.mark.xfail(run=False, reason="MPI_Win_flush to a dead rank of another host does not return")
+# Open MPI 5.0.11 under --with-ft ulfm, two hosts over TCP: the job hangs after the death. In one case
+# a client was seen in MPI_Win_flush of osc/rdma, which did not return. Open MPI warns that this
+# component is not tested after a failure.
+@pytest.mark.xfail(run=False, reason="the job hangs: MPI_Win_flush between hosts after a death")
 # Ranks 0 to 2 are on n1, 3 and 4 on n2: simulation, simulation, replica; replica, spare.
 @pytest.mark.parametrize("victim", [2, 3])
 def test_a_spare_takes_the_place_of_a_replica_of_any_host(on_hosts, tmp_path, victim):
