@@ -11,7 +11,7 @@ enum { F16_EXPONENT = 0x7c00, BF16_EXPONENT = 0x7f80, F16_DIGITS = 10 };
 /* The exponent of a subnormal is that of the smallest normal. */
 static double of_float16(uint16_t bits) {
   int exponent = (bits & F16_EXPONENT) >> F16_DIGITS, digits = bits & 0x3ff;
-  double size = exponent ? (digits + 0x400) * (double)(1 << exponent) / (1 << 25)
+  double size = exponent ? (digits + 0x400) * (double)(1U << exponent) / (1 << 25)
                          : (double)digits / (1 << 24);
   if (exponent == 0x1f) size = digits ? NAN : INFINITY;
   return bits & 0x8000 ? -size : size;

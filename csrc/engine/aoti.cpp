@@ -33,6 +33,8 @@ struct Model {
   Tensor tensors[2 * MPISERVE_MAX_TENSORS];
 };
 
+constexpr int32_t NO_DTYPE = -1; /* torch counts from 0 */
+
 int32_t dtype_of(int32_t dtype) {
   switch (dtype) {
     case MPISERVE_BOOL: return aoti_torch_dtype_bool();
@@ -44,7 +46,13 @@ int32_t dtype_of(int32_t dtype) {
     case MPISERVE_FLOAT16: return aoti_torch_dtype_float16();
     case MPISERVE_BFLOAT16: return aoti_torch_dtype_bfloat16();
     case MPISERVE_FLOAT32: return aoti_torch_dtype_float32();
-    default: return aoti_torch_dtype_float64();
+    case MPISERVE_FLOAT64: return aoti_torch_dtype_float64();
+    case MPISERVE_UINT16: return aoti_torch_dtype_uint16();
+    case MPISERVE_UINT32: return aoti_torch_dtype_uint32();
+    case MPISERVE_UINT64: return aoti_torch_dtype_uint64();
+    case MPISERVE_COMPLEX64: return aoti_torch_dtype_complex64();
+    case MPISERVE_COMPLEX128: return aoti_torch_dtype_complex128();
+    default: return NO_DTYPE;
   }
 }
 
@@ -140,7 +148,10 @@ extern "C" int mpiserve_engine_make(int version, const char *path, const mpiserv
   model->n_outputs = d->n_outputs;
   for (int i = 0; i < d->n_inputs; i++) model->tensors[i] = tensor_of(d->inputs[i]);
   for (int i = 0; i < d->n_outputs; i++) model->tensors[d->n_inputs + i] = tensor_of(d->outputs[i]);
-  int code = open(*model, path, text, bytes);
+  int code = 0;
+  for (int i = 0; i < d->n_inputs + d->n_outputs && !code; i++)
+    if (model->tensors[i].dtype == NO_DTYPE) code = snprintf(text, bytes, "a dtype unknown here");
+  if (!code) code = open(*model, path, text, bytes);
   if (code) {
     close(model);
     return code;

@@ -99,7 +99,7 @@ static void test_reports_come_before_the_end_and_only_rise(void) {
     post(&made, COUNT, 50);
     while (wait_for(&made, 60) == MSI_HANDOVER_ROWS) {
       done = atomic_load(&made.side.shared->rows_done);
-      CHECK(before < done && done <= 50);
+      CHECK(before <= done && done <= 50); /* it may have gone on since the report */
       before = done;
     }
     CHECK(made.side.shared->code == 50);

@@ -45,6 +45,7 @@ def in_process(folder, start, queue):
     queue.put((Cache(folder).get("a", make_slowly) / "file").read_text())
 
 
+@pytest.mark.timeout(90)  # three interpreters start
 def test_processes_that_ask_at_once_get_one_entry(tmp_path):
     context = multiprocessing.get_context("spawn")
     start, queue = context.Barrier(3), context.Queue()
