@@ -55,9 +55,9 @@ with mpiserve.open() as session:
 """
 
 
-# Open MPI 5.0.11 under --with-ft ulfm, two hosts over TCP: the job hangs after the death. In one case
-# a client was seen in MPI_Win_flush of osc/rdma, which did not return. Open MPI warns that this
-# component is not tested after a failure.
+# Open MPI 5.0.11 under --with-ft ulfm, two hosts over TCP: the job hangs after the death. In one
+# case a client was seen in MPI_Win_flush of osc/rdma, which did not return. Open MPI warns that
+# this component is not tested after a failure.
 @pytest.mark.xfail(run=False, reason="the job hangs: MPI_Win_flush between hosts after a death")
 # Ranks 0 to 2 are on n1, 3 and 4 on n2: simulation, simulation, replica; replica, spare.
 @pytest.mark.parametrize("victim", [2, 3])
