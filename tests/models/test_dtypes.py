@@ -136,7 +136,7 @@ def test_models_of_several_dtypes_compute_as_they_do_alone(mpiexec, tmp_path):
     done = mpiexec(["-n", 4, *RUN, "c.toml", "sim.py"], timeout=170)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "input 'x': row 4 has 1e+300, and float32 ends at 3.4e+38"
-    said = [line for line in done.stderr.splitlines() if "converted" in line]
+    said = [line for line in done.stderr.splitlines() if "it is converted" in line]
     assert [line.count("service narrow: ") for line in said] == [1, 1]
     assert "of 16 digits 7 remain" in done.stderr
     assert done.stderr.count("service forces: the model needs gradients") == 1
