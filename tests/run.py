@@ -39,8 +39,8 @@ from jobs import LOGS, ROOT, TO_LOG, Job, Target, in_turn, reports
 
 ONE_TRANSPORT = ("harness", "models", "examples", "cluster")
 WITHOUT_MPI = ("unit", "protocol")
-# Each runs beside the other: they share no files, and wait much. Three at a time take as long on two
-# cores, and tests run into their time-outs.
+# Each runs beside the other: they share no files, and wait much. Three at a time take as long on
+# two cores, and tests run into their time-outs.
 LANES = (
     ("c", "asan", "tsan", "fuzz", "harness", "mpi", "models", "examples"),
     ("unit", "protocol", "launch", "faults", "cluster", "fortran"),
