@@ -1,5 +1,6 @@
 """Entries of the cache: made once, whole or not at all, and not too many."""
 
+import os
 import subprocess
 import sys
 
