@@ -89,7 +89,8 @@ def mpiexec(tmp_path: Path) -> Any:
     ) -> Any:
         settings = mpijob.settings() | (env or {})
         command = [*wrapped, settings["MPIEXEC"], *map(str, args)]
-        result = mpijob.run(command, timeout=timeout, env=settings, cwd=cwd or tmp_path)
+        seconds = mpijob.PATIENCE * timeout
+        result = mpijob.run(command, timeout=seconds, env=settings, cwd=cwd or tmp_path)
         # Shown by pytest when the test fails.
         print("$", *command, f"\n[exit {result.returncode}]\n{result.stdout}", flush=True)
         print(result.stderr, file=sys.stderr, flush=True)
@@ -118,6 +119,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        mark = item.get_closest_marker("timeout")
+        usual = config.getoption("timeout") or config.getini("timeout")
+        seconds = mpijob.PATIENCE * float(mark.args[0] if mark and mark.args else usual)
+        item.add_marker(pytest.mark.timeout(seconds), append=False)
     ranks = config.getoption("--ranks")
     if ranks is not None:
         wrong = [item for item in items if (roles := roles_of(item)) and roles.size != ranks]
@@ -168,13 +174,12 @@ class Report:
         for item in session.items:
             roles = roles_of(item)
             mark = item.get_closest_marker("timeout")
-            usual = session.config.getoption("timeout") or session.config.getini("timeout")
             self.write(
                 test=item.nodeid,
                 outcome="collected",
                 ranks=roles.size if roles else None,
                 every_mpi=item.get_closest_marker("every_mpi") is not None,
-                timeout=float(mark.args[0] if mark and mark.args else usual),
+                timeout=float(mark.args[0] if mark else 0),
             )
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:

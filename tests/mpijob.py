@@ -51,6 +51,11 @@ def settings(prefix: str = sys.prefix) -> dict[str, str]:
     return env
 
 
+# How much longer than a test says it may take: virtual machines were seen to stand still for up to
+# a minute, as their kernels said then (stalls of RCU and of work queues).
+PATIENCE = 3
+
+
 def run(
     command: list[str], *, timeout: float, env: dict[str, str], cwd: str | Path | None = None
 ) -> subprocess.CompletedProcess[str]:

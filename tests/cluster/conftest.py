@@ -84,7 +84,7 @@ class OnHosts:
     ) -> Any:
         """Run a job to its end."""
         command, settings = self.command(slots, programs, env or {})
-        result = mpijob.run(command, timeout=timeout, env=settings)
+        result = mpijob.run(command, timeout=mpijob.PATIENCE * timeout, env=settings)
         print("$", *command, f"\n[exit {result.returncode}]\n{result.stdout}", flush=True)
         print(result.stderr, file=sys.stderr, flush=True)
         return result
