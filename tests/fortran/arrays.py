@@ -140,7 +140,7 @@ backend = "python"
 model = "model:invert"
 inputs = [{specs["in"]}]
 outputs = [{specs["out"]}]
-max_batch_rows = {16 if rank % 2 else ROWS - 1}
+max_batch_rows = 16
 """
 
 

@@ -12,7 +12,8 @@ COUNTED = """
 [service.counted]
 backend = "echo"
 inputs = [{ name = "x", dtype = "uint32", shape = [-1, 3] }]
-"""
+max_batch_rows = 3
+"""  # less than the request has, which is cut into pieces
 
 
 pytestmark = pytest.mark.every_mpi

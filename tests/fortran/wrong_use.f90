@@ -2,7 +2,7 @@
 !> interface promises; then it asks rightly, and the answer is right.
 program wrong_use
   use, intrinsic :: iso_c_binding, only: c_f_pointer
-  use, intrinsic :: iso_fortran_env, only: int8, real32, real64
+  use, intrinsic :: iso_fortran_env, only: int8, real32, real64, real128
   use mpi_f08
   use mpiserve
   implicit none
@@ -14,6 +14,7 @@ program wrong_use
   real(real32), target :: x(3, 4), y(3, 4), wide(6, 4)
   real(real64) :: double(3, 4)
   complex(real32) :: imaginary(3, 4)
+  real(real128) :: quadruple(3, 4)
   logical :: default_logical(3, 4), done
   character(len=4) :: comm_text
   real(real32) :: comm_real
@@ -26,6 +27,7 @@ program wrong_use
   wide = -1
   default_logical = .true.
   imaginary = 0
+  quadruple = 0
   double = 0
 
   ! Before open.
@@ -84,7 +86,9 @@ program wrong_use
   call twice%infer(default_logical, y, ierr)
   call expect(ierr, mpiserve_edtype, "the signature says float32, which is real(real32)")
   call twice%infer(imaginary, y, ierr)
-  call expect(ierr, mpiserve_edtype, "no dtype fits the type of this array (8 bytes an element)")
+  call expect(ierr, mpiserve_edtype, "dtype is complex64, the signature says float32")
+  call twice%infer(quadruple, y, ierr)
+  call expect(ierr, mpiserve_edtype, "no dtype fits the type of this array (16 bytes an element)")
   call twice%infer("text", y, ierr)
   call expect(ierr, mpiserve_edtype, "the signature says float32") ! gfortran 12 calls it int8
   call twice%infer(reshape(x, [1, 1, 1, 1, 1, 1, 1, 3, 4]), y, ierr)
