@@ -1,9 +1,6 @@
 """The table of faults: what each one is, and what must be seen under which launcher.
 
-    python tests/faults/table.py      print what the last runs have seen, and write build/faults.md
-
-UNMET, at the end, names what the product does not do yet. Such a test must fail, so that whoever
-makes it pass takes its line away.
+python tests/faults/table.py      print what the last runs have seen, and write build/faults.md
 """
 
 from __future__ import annotations
@@ -12,7 +9,6 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -299,19 +295,6 @@ NODE = [
 ]
 
 FAULTS = [*MODEL, *LOAD, *RANKS, *NODE]
-
-# Why a test must fail today: patterns of "fault/mode/mpi/transport".
-UNMET: dict[str, tuple[str, ...]] = {
-    "requests stay with a head that is stopped": ("7 rank stopped for ever/*",),
-}
-
-
-def unmet(fault: Fault, mode: str, mpi: str, transport: str) -> str:
-    """Return why a test must fail today, or ""."""
-    case = f"{fault.key}/{mode}/{mpi}/{transport}"
-    found = (why for why, names in UNMET.items() if any(fnmatch(case, name) for name in names))
-    return next(found, "")
-
 
 COLUMNS = ("fault", "launched", "MPI", "transport", "what was said", "next answer", "job")
 COLUMNS += ("requests of others", "status", "left behind", "")
