@@ -18,7 +18,7 @@ from mpiserve.config.engines import ENGINES
 from mpiserve.config.tensor import Tensor
 from mpiserve.errors import Code, Error, ModelError
 from mpiserve.failure import check_interrupt, describe, one_line
-from mpiserve.serving.model_probe import EPS, Arrays, random_rows
+from mpiserve.serving.model_probe import EPS, Arrays, random_rows, reals
 
 if TYPE_CHECKING:
     from mpiserve._lib import core
@@ -32,6 +32,7 @@ CHUNKS = (32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 # Of the largest magnitude of an output: how much two engines may differ, by its dtype. Each sums
 # in an order of its own.
 TOLERANCE = {"float64": 1e-11, "float32": 1e-5, "float16": 1e-2, "bfloat16": 5e-2}
+TOLERANCE |= {"complex64": TOLERANCE["float32"], "complex128": TOLERANCE["float64"]}
 ROUNDS = 7
 SECONDS = 0.5  # of measuring at one number of rows
 SHORT = 2e-4  # seconds: faster calls are measured several at a time
@@ -271,7 +272,7 @@ def _difference(mine: np.ndarray, theirs: np.ndarray) -> str:
     name = theirs.dtype.name
     if name not in EPS:
         return "" if np.array_equal(mine, theirs) else "other integers"
-    a, b = mine.astype(np.float64), theirs.astype(np.float64)
+    a, b = reals(mine), reals(theirs)
     finite = np.isfinite(b)
     if not np.array_equal(a[~finite], b[~finite], equal_nan=True):
         return "other infinities, or values that are not numbers"

@@ -270,7 +270,7 @@ def _differ(
     if expected.dtype.name not in EPS:
         wrong = int((expected != result).sum())
         return f"differs in {wrong} of {result.size} numbers" if wrong else "", True
-    a, b, every = (_reals(array) for array in (expected, result, whole))
+    a, b, every = (reals(array) for array in (expected, result, whole))
     finite = np.isfinite(a) & np.isfinite(b)
     if not np.array_equal(a[~finite], b[~finite], equal_nan=True):
         return "has other numbers that are not finite", True
@@ -282,7 +282,7 @@ def _differ(
     return text, bool(far > GROSS * largest)
 
 
-def _reals(array: np.ndarray) -> np.ndarray:
+def reals(array: np.ndarray) -> np.ndarray:
     """Return floating numbers as float64; a complex number is its two parts."""
     if array.dtype.kind == "c":
         array = np.stack((array.real, array.imag), -1)
@@ -291,7 +291,7 @@ def _reals(array: np.ndarray) -> np.ndarray:
 
 def _informative(results: Sequence[np.ndarray]) -> tuple[int, str]:
     """Rate from 1 to 3 how informative results are, and say what is missing."""
-    floats = [_reals(x) for x in results if x.dtype.name in EPS]
+    floats = [reals(x) for x in results if x.dtype.name in EPS]
     if not all(np.isfinite(x).any() for x in floats):
         return 1, "its results on random rows are not finite"
     if all(_identical(x[1:], x[:-1]) for x in results):

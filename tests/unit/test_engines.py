@@ -159,6 +159,9 @@ def test_without_warm_up_nothing_is_compared():
         ([1, 1e-3], [1, 0], "float32", "by 0.001, where the largest value is 1"),
         ([np.nan, 0], [1, 0], "float32", "by nan"),
         ([1, 1e-7], [1, 0], "float64", "by 1e-07"),
+        ([1, 1e-7j], [1, 0], "complex64", ""),
+        ([1, 1e-3j], [1, 0], "complex64", "by 0.001, where the largest value is 1"),
+        ([1, 1e-7j], [1, 0], "complex128", "by 1e-07"),
     ],
 )
 def test_rounding_is_told_from_differences(mine, theirs, dtype, text):
