@@ -16,7 +16,7 @@ int msi_spare_choose(mpiserve_service *service, int64_t rows, int chosen);
 /* The same after choice i has turned the request away; -1: none serves. */
 int msi_spare_another(mpiserve_service *service, int i, int64_t rows, int chosen);
 
-/* A head has died: a spare is to take its place for each service that it served. */
+/* A head has died, or has stopped: a spare is to take its place for each service that it served. */
 void msi_spare_replace(msi_client *client, const msi_endpoint *dead);
 
 /* Takes the reply to any change. After a spare has refused, or died, the next one is asked. */

@@ -249,8 +249,8 @@ static int take(msi_broker *broker, msi_inbox *inbox, uint32_t lane,
 /* Is it for the queue? What is cancelled or out of step is not. */
 static int is_for_queue(const msi_inbox *inbox, uint32_t lane, const msi_request_header *request) {
   uint64_t sequence = inbox->lanes[lane].taken + 1;
-  int infers = request->kind == MSI_INFER || request->kind == MSI_VISIT;
-  infers |= request->kind == MSI_PIECE;
+  int kind = request->kind;
+  int infers = kind == MSI_INFER || kind == MSI_VISIT || kind == MSI_PIECE;
   return infers && request->sequence == sequence &&
          !msi_slot_cancelled(msi_inbox_slot(inbox, lane, sequence));
 }

@@ -70,6 +70,7 @@ int msi_broker_suspend(msi_broker *broker, int suspended);
 
 /* Do rows of a request belong together from now on? Then pieces of requests are refused. */
 int msi_broker_rows_set(msi_broker *broker, int together);
+
 /* As mpiserve_change_reply() says. */
 int msi_broker_change_reply(msi_broker *broker, int code, const char *text);
 
