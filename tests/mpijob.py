@@ -51,8 +51,8 @@ def settings(prefix: str = sys.prefix) -> dict[str, str]:
     return env
 
 
-# How much longer than a test says it may take: virtual machines were seen to stand still for up to
-# a minute, as their kernels said then (stalls of RCU and of work queues).
+# How much longer than a test says it may take: with Linux 6.18 jobs were seen to stand still for up
+# to a minute, when ranks that yield starve other processes (see .ci/run).
 PATIENCE = 3
 
 

@@ -54,6 +54,7 @@ class Facts:
         gpus: The number of GPUs of the node.
         skew: Seconds by which the rank's clock is ahead of rank 0's.
         barrier: Seconds that a barrier of the node takes.
+        kernel: The release of Linux, if it schedules each session as a group; else "".
         environment: The variables that matter.
     """
 
@@ -70,6 +71,7 @@ class Facts:
     gpus: int = 0
     skew: float = 0.0
     barrier: float = 0.0
+    kernel: str = ""
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -149,6 +151,19 @@ def crowded(world: World) -> Iterator[Finding]:
             text = f"{len(ranks)} ranks on {len(cores)} cores of {ranks[0].host} do not yield "
             text += f"their cores: a barrier takes {1e3 * ranks[0].barrier:.1f} ms"
             yield Finding(WARNING, text, remedy)
+
+
+def starving(world: World) -> Iterator[Finding]:
+    """Linux 6.18 lets ranks that yield starve processes of other sessions.
+
+    Seen with 6.18.44, for up to a minute; the commit 1319ea57529e of Linux mends it.
+    """
+    for ranks in nodes(world).values():
+        cores = {core for facts in ranks for core in facts.cores}
+        if len(ranks) > len(cores) and ranks[0].kernel.startswith("6.18."):
+            text = f"{len(ranks)} ranks on {len(cores)} cores of {ranks[0].host}: with Linux "
+            text += f"{ranks[0].kernel} ranks that wait can stop other processes for up to a minute"
+            yield Finding(WARNING, text, f"sysctl kernel.sched_autogroup_enabled=0, or {CORES}")
 
 
 def one_core_for_many(world: World) -> Iterator[Finding]:
@@ -265,6 +280,7 @@ CHECKS: tuple[Callable[[World], Iterator[Finding]], ...] = (
     thread_levels,
     transport,
     crowded,
+    starving,
     one_core_for_many,
     threads,
     no_thread,

@@ -76,6 +76,7 @@ def facts(comm: MPI.Intracomm) -> Facts:
         gpus=len(list(Path("/proc/driver/nvidia/gpus").glob("*"))),
         skew=skew(comm),
         barrier=barrier,
+        kernel=grouping_kernel(),
         environment={k: v for k, v in os.environ.items() if k.startswith(PREFIXES)},
     )
 
@@ -88,6 +89,15 @@ def available_memory() -> int | None:
         return None
     found = re.search(r"^MemAvailable: *(\d+) kB$", text, re.MULTILINE)
     return int(found[1]) << 10 if found else None
+
+
+def grouping_kernel() -> str:
+    """Return the release of Linux, if it schedules each session as a group; else ""."""
+    try:
+        grouped = Path("/proc/sys/kernel/sched_autogroup_enabled").read_text().strip() == "1"
+    except OSError:
+        return ""
+    return os.uname().release if grouped else ""
 
 
 def remains(comm: MPI.Intracomm, world: list[Facts], *, clean: bool) -> list[Finding]:

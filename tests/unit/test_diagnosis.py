@@ -60,3 +60,11 @@ def test_open_mpi_4_1_4_needs_its_setting():
 def test_errors_come_first():
     world = [facts(0, skew=9.0, memory=1), facts(1)]
     assert [severity for severity, _ in texts(world, 2**20)] == ["error", "warning"]
+
+
+def test_kernel_that_lets_ranks_starve_others_matters_where_ranks_share_cores():
+    own = {"kernel": "6.18.44", "environment": {"OMP_NUM_THREADS": "1"}}
+    ((severity, remedy),) = texts([facts(rank, **own) for rank in range(3)])
+    assert severity == "warning" and "sched_autogroup_enabled=0" in remedy
+    assert texts([facts(rank, **own) for rank in range(2)]) == []
+    assert texts([facts(rank, kernel="7.0.1") for rank in range(3)]) == []
