@@ -52,6 +52,16 @@ static int wait_for_all(msi_scaling *scaling) {
   return done;
 }
 
+/* A replica whose model was unloaded answers with an error; one that is stopped passes requests on
+ * to those that serve. Where this fails, the error of a request says what is wrong. */
+static void stop_unloaded(msi_scaling *scaling) {
+  const mpiserve_service *service = scaling->service;
+  scaling->what = MPISERVE_STOP;
+  for (int i = 0; i < service->replicas; i++)
+    if (msi_spare_is_stopped(service->choices[i])) send(scaling, i);
+  wait_for_all(scaling);
+}
+
 /* As many as are missing load at the same time; for each that cannot, the next one is asked. */
 static int start(msi_scaling *scaling, int missing) {
   const mpiserve_service *service = scaling->service;
@@ -64,7 +74,10 @@ static int start(msi_scaling *scaling, int missing) {
     }
     missing -= wait_for_all(scaling);
   } while (missing && i < service->replicas && scaling->code != MPISERVE_ETIMEOUT);
-  if (!missing) return MPISERVE_OK;
+  if (!missing) {
+    stop_unloaded(scaling);
+    return MPISERVE_OK;
+  }
   return msi_error(scaling->code ? scaling->code : MPISERVE_ESTATE,
                    "service '%s': %d more replicas were to serve, and no rank is left that can%s",
                    service->name, missing, scaling->text);
