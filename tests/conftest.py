@@ -188,4 +188,5 @@ class Report:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when == "call" or not report.passed:
-            self.write(test=report.nodeid, outcome=report.outcome)
+            seconds = round(report.duration, 2)
+            self.write(test=report.nodeid, outcome=report.outcome, seconds=seconds)

@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -48,20 +48,35 @@ class Job:
     tests: list[str] = field(default_factory=list)  # empty: one test, told by the exit status
     again: str = ""  # the command that runs one of them, which comes behind it
     every_mpi: bool = False  # also where time is saved
+    for_every_mpi: list[str] = field(default_factory=list)  # the tests that are; empty: all
 
     @property
     def folder(self) -> Path:
         return LOGS / re.sub(r"[^\w.=-]+", "_", self.title)
 
+    def narrowed(self) -> Job:
+        """Return the job with those of its tests alone that are for every MPI."""
+        tests = self.for_every_mpi
+        if not tests or len(tests) == len(self.tests):
+            return self
+        module = tests[0].partition("::")[0]
+        at = self.command.index(module)
+        command = [*self.command[:at], *tests, *self.command[at + 1 :]]
+        return replace(self, tests=tests, command=command)
+
 
 def in_turn(jobs: list[list[Job]], number: int, mpis: int) -> Iterator[Job]:
     """Yield what one of the MPIs runs where time is saved, out of the same jobs per transport.
 
-    Each job is run with one transport, by every MPI (then with another transport) or by one.
+    Each job is run with one transport, by one MPI; the tests of it that are for every MPI by every
+    one, then with another transport.
     """
     for i, alike in enumerate(zip(*jobs, strict=True)):
-        if alike[0].every_mpi or i % mpis == number:
-            yield alike[(i // mpis + number) % len(alike)]
+        job = alike[(i // mpis + number) % len(alike)]
+        if i % mpis == number:
+            yield job
+        elif job.every_mpi:
+            yield job.narrowed()
 
 
 def reports(folder: Path, rank: int) -> list[dict]:

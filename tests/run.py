@@ -12,10 +12,10 @@ number of ranks that its tests declare), harness, launch, models and examples (p
 MPI jobs themselves), faults (the same, of jobs in which something dies), cluster (the same, on
 several hosts of this machine), and fortran, which is launch for MPIs with a Fortran wrapper: those
 that --fortran names, which run nothing else but cluster/test_debian.py.
-Exit status 0: nothing failed. The last line is the count.
+Exit status 0: nothing failed. The last lines are the tests that took longest, and the count.
 
 --quick saves time: each module is run under one of the MPIs with one of the transports, in turns.
-The C programs, and the modules that pytest.mark.every_mpi marks, are run under every MPI. Of faults
+The C programs, and the tests that pytest.mark.every_mpi marks, are run under every MPI. Of faults
 those run that pytest.mark.quick marks.
 """
 
@@ -24,6 +24,7 @@ from __future__ import annotations
 import argparse
 import re
 import shutil
+import signal
 import sys
 import time
 from collections import Counter, defaultdict
@@ -49,6 +50,7 @@ SUITES = tuple(chain.from_iterable(LANES))
 NOT_RUN = "not run, or it did not end"
 WORDS = ("passed", "failed", "skipped")
 SHOWN = 20  # failures of one job
+LONGEST = 25  # tests whose times are printed
 STARTUP = 60  # seconds for a job to start, beside the time-outs of its tests
 
 
@@ -59,6 +61,7 @@ class Summary:
         self.deadline = time.monotonic() + 60 * minutes
         self.counts: Counter[str] = Counter()
         self.failures: list[str] = []
+        self.seconds: list[tuple[float, str]] = []
         self.lock = Lock()
 
     def run(self, job: Job) -> None:
@@ -75,6 +78,7 @@ class Summary:
         (job.folder / "launcher.log").write_text(f"$ {' '.join(job.command)}\n[{code}]\n{text}")
         ended = outcomes(job, code) if job.tests else {job.title: exit_outcome(code)}
         with self.lock:
+            self.seconds += durations(job)
             self.add(job, code, ended, time.monotonic() - start)
 
     def add(self, job: Job, code: int, ended: dict[str, str], seconds: float) -> None:
@@ -105,6 +109,10 @@ class Summary:
     def end(self) -> int:
         if self.failures:
             print("\nFailed (logs: build/test-logs):", *self.failures, sep="\n  ")
+        if self.seconds:
+            print(f"\nThe {LONGEST} longest tests:")
+        for seconds, title in sorted(self.seconds, reverse=True)[:LONGEST]:
+            print(f"  {seconds:6.1f} s  {title}")
         print("\n" + ", ".join(f"{self.counts[word]} {word}" for word in WORDS))
         return 1 if self.counts["failed"] or not self.counts["passed"] else 0
 
@@ -130,6 +138,12 @@ def outcomes(job: Job, code: int) -> dict[str, str]:
     if code != 0 and not {"failed", NOT_RUN} & set(ended.values()):
         ended["the job itself"] = "failed"
     return ended
+
+
+def durations(job: Job) -> list[tuple[float, str]]:
+    """List the seconds of each test of pytest, without its fixtures, and what it is."""
+    found = [entry for entry in reports(job.folder, 0) if "seconds" in entry]
+    return [(entry["seconds"], f"{job.title} {entry['test']}") for entry in found]
 
 
 def show(job: Job) -> None:
@@ -193,6 +207,7 @@ def pytest_jobs(
                 ranks=ranks or 1,
                 tests=[test["test"] for test in tests],
                 every_mpi=any(test["every_mpi"] for test in tests),
+                for_every_mpi=[test["test"] for test in tests if test["every_mpi"]],
             )
         )
     return jobs
@@ -272,6 +287,8 @@ def target_of(entry: str) -> Target:
 
 def main() -> int:
     args = parse()
+    # A shell has what it runs in the background ignore it, and so would every test.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     targets = [target_of(entry) for entry in args.mpi]
     targets += [replace(target_of(entry), fortran=True) for entry in args.fortran]
     numbers = [*range(len(args.mpi)), *range(len(args.fortran))]
