@@ -63,7 +63,7 @@ test test-all: build/stamp.openmpi build/stamp.mpich $(FORTRAN:%=build/stamp.%) 
 	@$(BASE)/bin/python tests/run.py --mpi openmpi=$(BASE) mpich=$(BASE)-mpich \
 	    --fortran $(foreach name,$(FORTRAN),$(name)=$(BASE)-$(name)) $(QUICK) $(TESTS)
 
-test:  ## every test once or more, in turns with an MPI and a transport
+test:  ## the tests, in turns with an MPI and a transport; TESTS=--long: those that take long too
 test-all:  ## every test with each MPI and transport
 
 test-mpi: build/stamp.$(MPI) $(BASE)/stamp.tools  ## the tests that run MPI jobs, with one MPI

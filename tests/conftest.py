@@ -110,8 +110,9 @@ def pytest_configure(config: pytest.Config) -> None:
         "order is tail, head or interleaved, and says where the inference ranks are",
     )
     config.addinivalue_line(
-        "markers", "every_mpi: `make test` runs its module under each MPI, others under one of them"
+        "markers", "every_mpi: `make test` runs it under each MPI, others under one of them"
     )
+    config.addinivalue_line("markers", "takes_long: `make test` leaves it out, CI does not")
     folder = os.environ.get("MPISERVE_TEST_DIR")
     if folder:
         config.option.basetemp = f"{folder}/tmp.{RANK}"

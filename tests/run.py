@@ -1,7 +1,7 @@
 """Run the tests, each suite under each MPI and transport that it needs, and sum up.
 
     python tests/run.py [SUITE ...] [--mpi NAME=ENVIRONMENT ...] [--fortran NAME=ENVIRONMENT ...]
-                        [--transport NAME ...] [--quick] [-k NAME] [--minutes LIMIT]
+                        [--transport NAME ...] [--quick] [--long] [-k NAME] [--minutes LIMIT]
                         [--seed FIRST] [--seeds NUMBER] [--seconds LIMIT]
 
 Suites: unit (pytest, one process), c, asan and tsan (C programs, plain and with sanitizers), fuzz
@@ -16,7 +16,8 @@ Exit status 0: nothing failed. The last lines are the tests that took longest, a
 
 --quick saves time: each module is run under one of the MPIs with one of the transports, in turns.
 The C programs, and the tests that pytest.mark.every_mpi marks, are run under every MPI. Of faults
-those run that pytest.mark.quick marks.
+those run that pytest.mark.quick marks. Those that pytest.mark.takes_long marks are left out but
+for --long.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from jobs import LOGS, ROOT, TO_LOG, Job, Target, in_turn, reports
 
 ONE_TRANSPORT = ("harness", "models", "examples", "cluster")
 WITHOUT_MPI = ("unit", "protocol")
+C_SUITES = ("c", "asan", "tsan", "fuzz")
 # Each runs beside the other: they share no files, and wait much. Three at a time take as long on
 # two cores, and tests run into their time-outs.
 LANES = (
@@ -218,7 +220,8 @@ def narrowed(suite: str, debian: bool, args: argparse.Namespace) -> argparse.Nam
     which = {"cluster": "debian" if debian else "not debian"}
     if args.quick:
         which["faults"] = "quick"
-    words = [word for word in (args.k, which.get(suite, "")) if word]
+    short = "not takes_long" if args.quick and not args.long and suite not in C_SUITES else ""
+    words = [word for word in (args.k, which.get(suite, ""), short) if word]
     # Names of C programs are compared as they are.
     both = " and ".join(f"({word})" for word in words) if len(words) > 1 else "".join(words)
     return argparse.Namespace(**vars(args) | {"k": both})
@@ -268,6 +271,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--fortran", nargs="*", default=[])
     parser.add_argument("--transport", nargs="+", default=["shared", "rma"])
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--long", action="store_true")
     parser.add_argument("-k", default="", metavar="EXPRESSION")
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--seed", type=int, default=int(time.time()))

@@ -10,8 +10,6 @@ from cluster.conftest import long
 from coupling import PYTHON, RUN, SERVE, lines, right, write
 from jobs import ROOT
 
-pytestmark = pytest.mark.every_mpi
-
 EXAMPLE = ROOT / "examples/01_reacting_flow"
 
 # Rank 0 is on the host of the head, the others are not. Rank 1 says nothing for two seconds, and
@@ -59,6 +57,7 @@ with mpiserve.open() as session:
 """
 
 
+@pytest.mark.every_mpi
 @pytest.mark.timeout(180)
 def test_each_of_ten_thousand_requests_is_answered_once(on_hosts, tmp_path):
     test = [ROOT / "tests/mpi/test_many_requests.py", "-x", "--with-mpi", "--ranks", 9]
@@ -102,6 +101,7 @@ def test_the_demo_runs_on_two_hosts(on_hosts, tmp_path, programs):
     assert (result["steps"], result["simulation_ranks"]) == (8, 3)
 
 
+@pytest.mark.every_mpi
 def test_two_programs_on_two_hosts_in_any_order(on_hosts, tmp_path):
     write(tmp_path)
     done = on_hosts(

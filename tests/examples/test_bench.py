@@ -8,6 +8,8 @@ import shutil
 import sys
 from itertools import product
 
+import pytest
+
 from mpiserve.bench.machine import version
 
 BENCH = (sys.executable, "-m", "mpiserve", "bench")
@@ -68,6 +70,7 @@ def check_strong_scaling(rows):
     assert all(row["unit"] == "requests/s" and row["authors_peak"] == 25279 for row in rows)
 
 
+@pytest.mark.takes_long
 def test_the_quick_bench_measures_every_case(mpiexec, tmp_path):
     done = mpiexec(["-n", 2, *BENCH, "--quick", "--json", "rows.json", "--plots", "."], timeout=170)
     assert done.returncode == 0
@@ -78,6 +81,13 @@ def test_the_quick_bench_measures_every_case(mpiexec, tmp_path):
     check_round_trips([row for row in report["rows"] if "p50_us" in row])
     check_others([row for row in report["rows"] if "p50_us" not in row])
     assert (tmp_path / "latency.png").exists() and (tmp_path / "throughput.png").exists()
+
+
+def test_one_case_is_measured(mpiexec, tmp_path):
+    done = mpiexec(["-n", 2, *BENCH, "--quick", "--case", "overlap", "--json", "rows.json"])
+    assert done.returncode == 0
+    rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    assert {row["case"] for row in rows} == {"overlap"}
 
 
 def test_a_world_of_another_size_is_refused_in_one_line(mpiexec):

@@ -7,9 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples/07_semantic_search"
 
 
+@pytest.mark.takes_long
 def test_a_real_model_equals_transformers_and_finds_what_is_meant(mpiexec, tmp_path):
     for name in ("coupling.toml", "get_model.py", "runs.py", "simulate.py"):
         shutil.copy(EXAMPLE / name, tmp_path)

@@ -5,8 +5,6 @@ import pytest
 from coupling import SERVE, compile_fortran
 from fortran import arrays
 
-pytestmark = pytest.mark.every_mpi
-
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory):
@@ -15,7 +13,10 @@ def program(tmp_path_factory):
     return compile_fortran(folder / "arrays.f90")
 
 
-@pytest.mark.parametrize("rank", arrays.RANKS)
+EVERY_MPI = [pytest.param(rank, marks=pytest.mark.every_mpi) for rank in arrays.RANKS[:3]]
+
+
+@pytest.mark.parametrize("rank", [*EVERY_MPI, *arrays.RANKS[3:]])
 def test_every_kind(program, mpiexec, tmp_path, rank):
     (tmp_path / "model.py").write_text(arrays.MODEL)
     (tmp_path / "c.toml").write_text(arrays.config(rank))

@@ -10,8 +10,6 @@ from coupling import SERVE, compile_fortran, compile_simulation, is_mpich, write
 from fortran import arrays
 from jobs import ROOT, Target
 
-pytestmark = pytest.mark.every_mpi
-
 HERE = Path(__file__).parent
 SANITIZE = "-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer"
 # Both MPIs of Debian keep memory when they end.
@@ -35,6 +33,7 @@ def sanitized(tmp_path_factory):
     return [*first, f"-Wl,-rpath,{prefix}/lib"]
 
 
+@pytest.mark.takes_long
 def test_wrong_use_is_clean(mpiexec, tmp_path, sanitized):
     write(tmp_path)
     program = compile_fortran(Path(shutil.copy(HERE / "wrong_use.f90", tmp_path)), *sanitized)
@@ -43,6 +42,7 @@ def test_wrong_use_is_clean(mpiexec, tmp_path, sanitized):
     assert done.stdout == "every error is what it should be\n"
 
 
+@pytest.mark.takes_long
 def test_arrays_are_clean(mpiexec, tmp_path, sanitized):
     rank = 4
     (tmp_path / "model.py").write_text(arrays.MODEL)
@@ -53,6 +53,7 @@ def test_arrays_are_clean(mpiexec, tmp_path, sanitized):
     assert done.returncode == 0
 
 
+@pytest.mark.every_mpi
 @ONLY_MPICH
 def test_fortran_in_valgrind(mpiexec, tmp_path):
     write(tmp_path)
@@ -63,6 +64,7 @@ def test_fortran_in_valgrind(mpiexec, tmp_path):
     assert done.stdout == "every error is what it should be\n"
 
 
+@pytest.mark.every_mpi
 @ONLY_MPICH
 def test_c_in_valgrind(mpiexec, tmp_path):
     source = Path(shutil.copy(ROOT / "tests/c/mpi_wrong_use.c", tmp_path))

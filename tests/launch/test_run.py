@@ -8,8 +8,6 @@ import time
 import pytest
 from coupling import CONFIG, RUN, lines, right, write
 
-pytestmark = pytest.mark.every_mpi
-
 NEVER_OPENS = """\
 import sys
 
@@ -60,6 +58,7 @@ with mpiserve.open() as session:
 """
 
 
+@pytest.mark.every_mpi
 def test_the_last_rank_serves_the_others(mpiexec, tmp_path):
     write(tmp_path)
     done = mpiexec(["-n", 4, *RUN, "c.toml", "sim.py"])
@@ -83,6 +82,7 @@ def test_an_open_timeout_that_is_not_a_number_is_reported(mpiexec, tmp_path, mon
     assert "MPISERVE_OPEN_TIMEOUT is to be a number of seconds above 0" in result.stderr
 
 
+@pytest.mark.every_mpi
 def test_the_exit_status_is_that_of_the_script(mpiexec, tmp_path):
     write(tmp_path, EXITS)
     done = mpiexec(["-n", 3, *RUN, "c.toml", "sim.py"])
@@ -90,6 +90,7 @@ def test_the_exit_status_is_that_of_the_script(mpiexec, tmp_path):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.every_mpi
 def test_a_rank_that_raises_ends_the_others(mpiexec, tmp_path):
     write(tmp_path, RAISES)
     start = time.monotonic()
@@ -127,6 +128,7 @@ def test_the_error_of_another_rank_names_the_line_of_the_script(mpiexec, tmp_pat
     assert error.endswith("(sim.py:7)")
 
 
+@pytest.mark.every_mpi
 def test_ranks_that_wait_for_a_failed_one_are_aborted(mpiexec, tmp_path):
     write(tmp_path, RAISES_WHILE_OTHERS_WAIT)
     done = mpiexec(["-n", 3, *RUN, "c.toml", "sim.py"], env={"MPISERVE_GRACE": "1"})

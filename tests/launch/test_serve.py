@@ -17,8 +17,6 @@ from coupling import (
     write,
 )
 
-pytestmark = pytest.mark.every_mpi
-
 REPLICAS = CONFIG + "replicas = 2\n"
 LEVEL = "MPIR_CVAR_DEFAULT_THREAD_LEVEL"
 
@@ -95,6 +93,7 @@ int main(int argc, char **argv) {
 """
 
 
+@pytest.mark.every_mpi
 def test_simulation_ranks_behind_the_inference_ranks(mpiexec, tmp_path):
     write(tmp_path, config=REPLICAS)
     done = mpiexec(["-n", 2, *SERVE, "c.toml", ":", "-n", 3, PYTHON, "sim.py"])
@@ -126,6 +125,7 @@ def test_a_c_simulation_that_calls_plain_mpi_init(mpiexec, tmp_path, order):
     assert lines(done.stdout) == right(3)
 
 
+@pytest.mark.every_mpi
 def test_a_simulation_at_another_thread_level(mpiexec, tmp_path):
     """MPICH would corrupt its messages, so it is refused there; Open MPI mixes levels well."""
     write(tmp_path, REFUSED if is_mpich() else MULTIPLE + SIMULATION)
@@ -143,6 +143,7 @@ def test_a_simulation_at_another_thread_level(mpiexec, tmp_path):
         assert lines(done.stdout) == right(2)
 
 
+@pytest.mark.every_mpi
 def test_the_setting_that_the_error_names_mends_it(mpiexec, tmp_path):
     write(tmp_path, MULTIPLE + SIMULATION)
     args = ["-n", 2, PYTHON, "sim.py", ":", "-n", 1, *SERVE, "c.toml"]
@@ -151,6 +152,7 @@ def test_the_setting_that_the_error_names_mends_it(mpiexec, tmp_path):
     assert lines(done.stdout) == right(2)
 
 
+@pytest.mark.every_mpi
 def test_the_setting_mends_it_for_a_c_simulation_as_well(mpiexec, tmp_path):
     write(tmp_path)
     (tmp_path / "plain.c").write_text(PLAIN_C)
@@ -161,6 +163,7 @@ def test_the_setting_mends_it_for_a_c_simulation_as_well(mpiexec, tmp_path):
     assert lines(done.stdout) == right(2)
 
 
+@pytest.mark.every_mpi
 def test_importing_mpiserve_before_mpi4py_mends_it_too(mpiexec, tmp_path):
     write(tmp_path, "import mpiserve\nfrom mpi4py import MPI\n\n" + SIMULATION)
     done = mpiexec(["-n", 2, PYTHON, "sim.py", ":", "-n", 1, *SERVE, "c.toml"])

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import pytest
 from coupling import RUN, write
 from model_files import examples, export, info, write_onnx
 from onnx import TensorProto
-
-pytestmark = pytest.mark.every_mpi
 
 CONFIG = """\
 [service.flame]

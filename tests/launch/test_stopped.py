@@ -8,8 +8,6 @@ import pytest
 from coupling import CONFIG, RUN, write
 from launch.test_deaths import PIDS
 
-pytestmark = pytest.mark.every_mpi
-
 REPLICAS = CONFIG + 'replicas = 2\nrows = "independent"\nstickiness = 1\n'
 BEGIN = """\
 import os
@@ -84,6 +82,7 @@ def env(tmp_path):
     return {"PYTHONPATH": str(tmp_path), "MPISERVE_STOPPED_TIMEOUT": "0.5"}
 
 
+@pytest.mark.every_mpi
 @pytest.mark.parametrize("transport", ["shared", "rma"])
 def test_the_other_replica_answers_while_one_is_stopped(mpiexec, tmp_path, env, transport):
     write(tmp_path, TWO, REPLICAS)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import pytest
 from coupling import RUN, is_mpich, said_by_ranks
 
-pytestmark = pytest.mark.every_mpi
-
 # Backends of a test's own, so that no rank has to import torch. The first number of a batch says
 # what goes wrong; to sleep is what a rank does whose part waits for that of another one.
 MODELS = """\
@@ -139,6 +137,7 @@ def write(folder, config, simulation):
     (folder / "sim.py").write_text(simulation)
 
 
+@pytest.mark.every_mpi
 def test_a_rank_that_is_killed_ends_its_replica_and_not_the_job(mpiexec, tmp_path):
     raises = SERVICE.format(name="raises", backend="models:Pair", settings=PAIR)
     twice = SERVICE.format(name="twice", backend="python", settings='model = "models:twice"')

@@ -114,7 +114,6 @@ def write(folder, config, simulation):
     (folder / "sim.py").write_text(simulation)
 
 
-@pytest.mark.every_mpi
 def test_a_replica_restarts_whichever_of_its_processes_dies_or_hangs(mpiexec, tmp_path):
     write(tmp_path, CONFIG, SIMULATION)
 
@@ -155,6 +154,7 @@ with mpiserve.open() as session:
 """
 
 
+@pytest.mark.takes_long
 def test_another_replica_answers_while_processes_are_started_again(mpiexec, tmp_path):
     config = CONFIG.replace('version = "good"', 'version = "gated"\nreplicas = 2')
     write(tmp_path, config, TWO)

@@ -12,8 +12,6 @@ from mpi.test_held import asked, countdown
 
 from mpiserve import ModelError
 
-pytestmark = pytest.mark.every_mpi
-
 SETTLE, COUNT = 0.7, 0.4  # seconds
 FACTORS = {"a": 3.0, "b": 5.0, "c": 7.0}
 MOVES = re.compile(r"moves of the pool: (\d+)")  # in the log of the rank that decides
@@ -70,6 +68,7 @@ def test_a_rank_moves_to_the_service_that_is_asked_and_back(world, caplog):
         assert moves[1].startswith("moved pool rank ")
 
 
+@pytest.mark.every_mpi
 @WORLD
 @pytest.mark.timeout(60)
 def test_nothing_is_lost_while_ranks_move_to_and_fro(world, caplog):

@@ -6,7 +6,7 @@ from mpi.coupling import couple, numbers, python, scaling, tensor
 
 from mpiserve import ArgumentError, DeadlineError, DtypeError
 
-pytestmark = [pytest.mark.every_mpi, pytest.mark.roles(simulation=1, inference=1)]
+pytestmark = pytest.mark.roles(simulation=1, inference=1)
 
 NAN, INF = float("nan"), float("inf")
 OPTIONS = ("timeout", "out", "priority", "deadline")

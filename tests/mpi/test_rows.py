@@ -4,8 +4,6 @@ import numpy as np
 import pytest
 from mpi.coupling import couple, tensor
 
-pytestmark = pytest.mark.every_mpi
-
 ROUNDS = 8
 ROWS, STEPS = 4, 3
 FLOATS = {"inputs": [tensor("x", "float32", 2)], "outputs": [tensor("y", "float32", 2)]}

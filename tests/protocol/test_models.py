@@ -1,5 +1,7 @@
 """The protocol as models: spin finds no error in any state, and finds each planted bug."""
 
+from functools import partial
+
 import pytest
 from jobs import ROOT
 from protocol import spin
@@ -8,12 +10,14 @@ pytestmark = pytest.mark.skipif(not spin.installed(), reason=spin.MISSING)
 
 FIGURES = ROOT / "build/protocol.txt"
 
+LONG = partial(pytest.param, marks=pytest.mark.takes_long)
+
 # Each model, and the definitions that choose what is in it.
 RIGHT = [
-    ("slots", []),
+    LONG("slots", []),
     ("slots", ["ONE_CLIENT"]),
-    ("leases", []),
-    ("leases", ["BUFFERS"]),
+    LONG("leases", []),
+    LONG("leases", ["BUFFERS"]),
     ("leases", ["LAZY"]),
     ("sleep", []),
     ("sleep", ["HEAD_SLEEPS"]),
