@@ -48,6 +48,7 @@ module mpiserve_c
 
   !> What has answered a request.
   integer(c_int), parameter :: mpiserve_model = 0
+  integer(c_int), parameter :: mpiserve_local = 1
   integer(c_int), parameter :: mpiserve_fallback = 2
 
   !> States of a service.
@@ -78,8 +79,9 @@ module mpiserve_c
     integer(c_int64_t) :: compute_ns      !< the model, for the whole batch
     integer(c_int64_t) :: total_ns        !< at the client, from submit to reply seen
     integer(c_int64_t) :: generation      !< of the model: 1, one more with each reload
-    integer(c_int64_t) :: source          !< mpiserve_model or mpiserve_fallback
+    integer(c_int64_t) :: source          !< mpiserve_model, mpiserve_local or mpiserve_fallback
     integer(c_int64_t) :: fallback_rows   !< of the rows, those that the fallback answered
+    integer(c_int64_t) :: local_rows      !< of the rows, those that a local model answered
   end type request_stats
 
   !> One tensor of a call: what input() and output() make.

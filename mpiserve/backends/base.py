@@ -114,6 +114,7 @@ class Backend:
     wants_clients = False  # `clients` is set before each batch; for replicas of one rank
     tune_result: Any = None  # what `tune` measured, for another process that loads the model
     unavailable = False  # whether other replicas should answer for a while
+    failing = False  # whether every batch is an error, as the model cannot be had
     clients: np.ndarray  # int32 [rows]: the world rank of the client of each row; -1 at warm-up
 
     def __init__(

@@ -24,6 +24,7 @@ from mpiserve.serving.absent_model import Absent, Suspended, Unloaded
 from mpiserve.serving.continuous import Stepper
 from mpiserve.serving.description import description
 from mpiserve.serving.failed_batch import Splitter
+from mpiserve.serving.isolation import local_model
 from mpiserve.serving.isolation.loader import loader_of
 from mpiserve.serving.reload import Changes
 
@@ -80,6 +81,7 @@ class ServedModel:
         self.follower: restarting.Follower | None = None
         self.sole = self.failed = self.suspended = self.stopped = False
         self._announced = self._down = False
+        self._seen = "ready"  # its state, at the last look at the backend
         self.batches = self.rows = 0
         self.seconds = 0.0
         self.changes = Changes(lib, self)
@@ -110,6 +112,7 @@ class ServedModel:
         """
         begin, wrong = time.monotonic(), ""
         try:
+            local = local_model.published(self.service)
             with notices.loading(self.name()):
                 self.backend = self._loader.load(self.service)
             self.backend.native = self.backend.native if self.sole else None
@@ -134,6 +137,7 @@ class ServedModel:
             version=self.service.version,
             overwrites=overwrites,
             rows=self._kind,
+            **local,
         )
 
     def _describe(self, **outcome: Any) -> dict[str, Any]:
@@ -232,7 +236,11 @@ class ServedModel:
         if self.backend.unavailable != self._down and not self.assignment.pool:
             self._down = self.backend.unavailable
             self._lib.suspend(self.index, self._down)
-            self.enter_state("restarting" if self._down else "ready")
+        state = "failed" if self.backend.failing else "ready"
+        state = "restarting" if self._down else state
+        if state != self._seen:
+            self._seen = state
+            self.enter_state(state)
 
     def update_room(self) -> None:
         """Keep requests in the queue while the model has no room for more."""
