@@ -6,7 +6,6 @@
 
 #include "base/error.h"
 #include "client/check.h"
-#include "client/life.h"
 #include "client/local.h"
 
 /* A fallback may use other sessions, and these may have fallbacks. */
@@ -194,15 +193,15 @@ static int check(msi_client *client, msi_call *call) {
 
 /* Has the model failed on these rows? Then a local one, which is the same, would too. But where the
  * head has no model, it says so with the same codes. */
-static int failed_on_rows(msi_client *client, const msi_message *message) {
+static int failed_on_rows(const msi_message *message) {
   int is_models = message->code == MPISERVE_EMODEL || message->code < MPISERVE_ECHANGE;
-  return message->replied && is_models && msi_life_serves(client, message->endpoint);
+  return message->replied && is_models && msi_endpoint_serves(message->endpoint);
 }
 
 /* Returns whether it has answered; if not, why says so too. */
 static int answer_locally(msi_client *client, msi_call *call, char why[WHY_BYTES]) {
   const msi_payload *p = &call->payload;
-  if (!msi_local_wanted(call->service) || failed_on_rows(client, &call->message)) return 0;
+  if (!msi_local_wanted(call->service) || failed_on_rows(&call->message)) return 0;
   if (msi_local_answer(call->service, p->rows, p->inputs, p->outputs, why)) {
     msi_text_append(why, WHY_BYTES, "; the local model failed: %s", mpiserve_last_error());
     return 0;

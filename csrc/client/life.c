@@ -33,15 +33,6 @@ static int read_state(msi_client *client, int h, mpiserve_replica_state *state) 
   return code;
 }
 
-static int is_ready(const mpiserve_replica_state *state) {
-  return state->state == MPISERVE_READY || state->state == MPISERVE_BUSY;
-}
-
-int msi_life_serves(msi_client *client, const msi_endpoint *endpoint) {
-  mpiserve_replica_state state;
-  return !read_state(client, (int)(endpoint - client->endpoints), &state) && is_ready(&state);
-}
-
 int msi_life_get(msi_client *client, const char *name, int n, mpiserve_replica_state *state) {
   int found = 0;
   mpiserve_replica_state one;
@@ -81,6 +72,10 @@ static int none_left(const char *name, const mpiserve_replica_state *best) {
                    "other one serves",
                    name, best->replica, best->rank,
                    best->state == MPISERVE_GONE ? "is gone" : "has failed", since);
+}
+
+static int is_ready(const mpiserve_replica_state *best) {
+  return best->state == MPISERVE_READY || best->state == MPISERVE_BUSY;
 }
 
 /* A head that changes its state wakes nobody: the wait naps. */

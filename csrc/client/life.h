@@ -9,9 +9,6 @@ enum { MSI_CLOCK_SIZE = 32 };
 /* When the replica of a head came into its state: a text of MSI_CLOCK_SIZE bytes. */
 int msi_life_since(msi_client *client, int head, char *text);
 
-/* Does the head of an endpoint live and have its model? */
-int msi_life_serves(msi_client *client, const msi_endpoint *endpoint);
-
 /* As mpiserve_service_state_get() and mpiserve_service_wait_ready() say, of a service that exists.
  */
 int msi_life_get(msi_client *client, const char *name, int n, mpiserve_replica_state *state);

@@ -1,5 +1,4 @@
-!> What module mpiserve needs of C: the codes and numbers of mpiserve.h, the types that both
-!> sides see, and the functions of descriptors.c. Programs use module mpiserve.
+!> For module mpiserve: the numbers and types of mpiserve.h, and the functions of descriptors.c.
 module mpiserve_c
   use, intrinsic :: iso_c_binding, only: c_char, c_double, c_funptr, c_int, c_int32_t, &
     c_int64_t, c_null_ptr, c_ptr, c_size_t
@@ -99,8 +98,7 @@ module mpiserve_c
     character(kind=c_char) :: name(mpiserve_name_size)
   end type tensor
 
-  !> The state of a replica; times are nanoseconds since 1970, 0: never. See
-  !> mpiserve_service_state_get() in mpiserve.h.
+  !> The state of a replica; times are nanoseconds since 1970, 0: never.
   type, bind(c) :: replica_state
     integer(c_int32_t) :: state = 0      !< mpiserve_ready, mpiserve_busy or another
     integer(c_int32_t) :: replica = 0    !< 0, 1, ... within the service

@@ -130,6 +130,11 @@ class Backend:
         return full_name(type(self))
 
     @property
+    def availability(self) -> str:
+        """Whether the model answers: "ready", "restarting" or "failed"."""
+        return "restarting" if self.unavailable else "failed" if self.failing else "ready"
+
+    @property
     def arithmetic(self) -> Sequence[str]:
         """Floating dtypes of the model's arithmetic, in addition to those of the signature."""
         return ()

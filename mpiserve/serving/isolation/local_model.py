@@ -202,15 +202,22 @@ class LocalModel:
     def _stepped(self, steps: Steps, inputs: Arrays) -> Any:
         """Have a model that works in steps answer a request, alone."""
         steps.begin(KEY, self._rank, inputs)
-        end = time.monotonic() + self._service.timeout_s
-        while KEY not in (results := steps.step()):
-            if time.monotonic() > end:
-                steps.drop(KEY)
-                text = f"it took over timeout_s = {self._service.timeout_s:g} s"
-                raise Error(Code.EMODEL, text)
-        if isinstance(result := results[KEY], BaseException):
+        try:
+            result = self._stepped_to_end(steps)
+        except BaseException:
+            steps.drop(KEY)
+            raise
+        if isinstance(result, BaseException):
             raise result
         return result
+
+    def _stepped_to_end(self, steps: Steps) -> Any:
+        limit = self._service.timeout_s
+        end = time.monotonic() + limit
+        while KEY not in (results := steps.step()):
+            if time.monotonic() > end:
+                raise Error(Code.EMODEL, f"the model's steps took over {limit:g} s")
+        return results[KEY]
 
 
 def _ignore(_rows: int) -> None:
