@@ -60,8 +60,9 @@ extern "C" {
 #define MPISERVE_TEXT_SIZE 512   /* bytes of a longer text, with its final zero */
 #define MPISERVE_MAX_SESSIONS 64 /* sessions that one process has open at a time */
 #define MPISERVE_STATES 8        /* in mpiserve_state */
-#define MPISERVE_LOCAL_SIZE 2048 /* bytes of a command, with its final zero: mpiserve_description \
-                                  */
+#define MPISERVE_LOCAL_SIZE \
+  2048 /* bytes of a command, with its final zero: mpiserve_description \
+        */
 
 /* Results. mpiserve_strerror() gives the text of a code. */
 typedef enum mpiserve_code {
@@ -543,7 +544,8 @@ int mpiserve_infer(mpiserve_service *service, int n_inputs, const mpiserve_tenso
  * for, answer the requests of this rank that the service does not. NULL: none, as at the beginning.
  * It holds for all requests to the service that end from now on. Local.
  *
- * It is called when a request ends with an error that is not the caller's, and fills the outputs.
+ * It is called when a request ends with an error that is not the caller's, and that no local model
+ * answers, and fills the outputs.
  * Then the call returns MPISERVE_OK, and mpiserve_stats and mpiserve_counters say who answered:
  *
  *   MPISERVE_EMODEL, and codes of   the model failed, is unloaded, or serves nowhere     yes
@@ -558,6 +560,13 @@ int mpiserve_infer(mpiserve_service *service, int n_inputs, const mpiserve_tenso
  *   MPISERVE_EARG, _ESTATE, _ENAME, the call is wrong                                     no
  *     _EDTYPE, _ESHAPE, _EROWS
  *   MPISERVE_EMPI                   MPI failed, and the session with it                   no
+ *
+ * If the service has local models (mpiserve_description.local), the same errors go to one first,
+ * but for MPISERVE_EMODEL of a replica that lives and has its model: that model would do the same
+ * again. The first such request starts the local model, a process that this rank shares memory
+ * with, and waits until it is loaded. The thread that would run the function waits for it, at most
+ * local_timeout seconds. Its process ends in mpiserve_close(), or with this process. If it fails,
+ * why has its text too.
  *
  * function gets data as it was given here; rows, 1 or more; inputs[i] and outputs[j], dense
  * tensors of rows rows in the order of the signature, which it must not keep; code and why: the

@@ -284,7 +284,8 @@ cdef class Service:
         The function must not use the session. If it raises, the request ends with the error of
         the service, whose text says so.
 
-        With a fallback, the time-out of a call is the deadline of its request.
+        If the service has local models (`fallback = "local"`), the function answers what these do
+        not. With either, the time-out of a call is the deadline of its request.
 
         Args:
             function: The function; None for none. It holds for requests that end from now on.
