@@ -17,6 +17,7 @@ import threading
 import time
 import zlib
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
 
 import mpi4py
@@ -236,6 +237,16 @@ def _end_with(parent: int) -> None:
     os._exit(0)
 
 
+def _close_others() -> None:
+    """Close files of the rank's that it has inherited, such as those of MPI."""
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) > LIFELINE:
+            with suppress(OSError):
+                os.close(int(name))
+    for file in (CALLS, TENSORS, LIFELINE):
+        os.set_inheritable(file, False)
+
+
 def main(table: str, parent: str, rank: str, index: str, why: str) -> None:
     """Live as the local model of a service.
 
@@ -248,11 +259,8 @@ def main(table: str, parent: str, rank: str, index: str, why: str) -> None:
     """
     from mpiserve.serving.isolation.server_link import without_mpi
 
-    os.closerange(LIFELINE + 1, os.sysconf("SC_OPEN_MAX"))  # files of the rank, and of its MPI
-    for file in (CALLS, TENSORS, LIFELINE):
-        os.set_inheritable(file, False)
-    kept = without_mpi(os.environ)
-    for name in os.environ.keys() - kept.keys():
+    _close_others()
+    for name in os.environ.keys() - without_mpi(os.environ).keys():
         del os.environ[name]
     mpi4py.rc.initialize = False  # it would not be the rank's
     threading.Thread(target=_end_with, args=[int(parent)], daemon=True).start()
