@@ -17,6 +17,11 @@ enum {
   MOST_AT_ONCE = 256 /* that a head obeys before it does other things */
 };
 
+/* A head that has stopped takes a message when it goes on: meanwhile the time-outs of requests
+ * pass, until this rank has no room for another message. */
+static const int64_t LONGEST_FLUSH_NS = 100000000;
+static const int64_t LONGEST_WAIT_NS = 30000000000;
+
 /* Followed by the data of a put. */
 typedef struct operation {
   uint64_t at; /* in the head's memory */
@@ -103,8 +108,8 @@ static void give_up(pending *p, int is_receive) {
   MPI_Request_free(&p->request);
 }
 
-/* Waits until it is complete, or the other side dead. */
-static int finish(msi_window *window, pending *p, int is_receive) {
+/* Waits until it is complete, the other side dead, or the deadline over. */
+static int finish(msi_window *window, pending *p, int is_receive, int64_t deadline) {
   msi_messages *m = window->messages;
   msi_wait wait = {0};
   while (p->request != MPI_REQUEST_NULL) {
@@ -114,6 +119,7 @@ static int finish(msi_window *window, pending *p, int is_receive) {
     if (died || done || !msi_wait_pause(&wait, &m->backoff, NULL)) continue;
     msi_failure_look(window->world);
     if (msi_failure_is_dead(window->world, p->rank)) give_up(p, is_receive);
+    if (msi_now() > deadline) break;
   }
   return MPISERVE_OK;
 }
@@ -135,6 +141,17 @@ static int send_current(msi_window *window, int synchronous) {
   return msi_mpi_error(failed, "MPI_Isend");
 }
 
+static int find_free(msi_window *window, message *out) {
+  pending *send = &out->send;
+  int code = finish(window, send, 0, msi_now() + LONGEST_WAIT_NS);
+  if (code || send->request == MPI_REQUEST_NULL) return code;
+  char text[MPISERVE_TEXT_SIZE] = "";
+  msi_failure_name(window->world, send->rank, text, sizeof text);
+  return msi_error(MPISERVE_EPEER,
+                   "%s has taken no message for %d s: it has stopped, or its host is out of reach",
+                   text, (int)(LONGEST_WAIT_NS / 1000000000));
+}
+
 /* A message to this head with room for an operation and some data. */
 static int find_room(msi_window *window, int head, message **out) {
   msi_messages *m = window->messages;
@@ -144,7 +161,8 @@ static int find_room(msi_window *window, int head, message **out) {
     code = send_current(window, 0);
   m->target = head;
   *out = &m->out[m->current];
-  return code ? code : finish(window, &(*out)->send, 0);
+  if (code || (*out)->send.request == MPI_REQUEST_NULL) return code;
+  return find_free(window, *out);
 }
 
 static void append(message *out, const void *from, size_t bytes) {
@@ -190,8 +208,9 @@ int msi_messages_flush(msi_window *window, int head) {
   message *last = &m->out[m->current];
   if (m->target != head) return MPISERVE_OK; /* it was sent, and another one for another head */
   int code = send_current(window, !m->n_gets);
-  if (!code) code = finish(window, &last->send, 0);
-  for (int i = 0; i < m->n_gets && !code; i++) code = finish(window, &m->gets[i], 1);
+  int64_t deadline = m->n_gets ? INT64_MAX : msi_now() + LONGEST_FLUSH_NS;
+  if (!code) code = finish(window, &last->send, 0, deadline);
+  for (int i = 0; i < m->n_gets && !code; i++) code = finish(window, &m->gets[i], 1, INT64_MAX);
   m->n_gets = 0;
   return code;
 }

@@ -13,7 +13,7 @@ import signal
 import threading
 import time
 
-rank = os.environ.get("OMPI_COMM_WORLD_RANK")
+rank = os.environ.get("OMPI_COMM_WORLD_RANK") or os.environ.get("SLURM_PROCID")
 
 def wait():
     while not os.path.exists(f"kill.{rank}"):
