@@ -123,6 +123,13 @@ static void on_buffer(msi_buffer_request *request, const msi_reply_header *reply
   request->done = 1;
 }
 
+/* Its head has died before they were fetched: its loss, which sees to spares first, finds it. */
+static void on_no_results(msi_client *client, msi_call *call) {
+  msi_lease_locate(call->message.endpoint, &call->payload);
+  call->state = CALL_QUEUED;
+  msi_send_queue_push(client, &call->message);
+}
+
 static void on_result(msi_client *client, msi_call *call, int slot) {
   msi_endpoint *endpoint = call->message.endpoint;
   const msi_reply_header *reply = &endpoint->path.slots[slot].reply;
@@ -139,8 +146,9 @@ static void on_result(msi_client *client, msi_call *call, int slot) {
   if (!code && !call->message.abandoned)
     code = msi_endpoint_outputs(endpoint, slot, &call->payload);
   if (code == MPISERVE_EPEER && !reply->code)
-    snprintf(call->message.text, sizeof call->message.text, "%s", mpiserve_last_error());
-  call_end(client, call, code);
+    on_no_results(client, call);
+  else
+    call_end(client, call, code);
 }
 
 /* That head has suspended the service, has died or has stopped: another one gets the request. */

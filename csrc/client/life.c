@@ -23,14 +23,21 @@ static int is_replica(const msi_head *head, const char *name) {
   return !strcmp(head->description.name, name) && head->description.error != MPISERVE_ESTATE;
 }
 
+/* What a dead head has written stays readable on its node. From another one it is gone. */
+static int read_times(msi_endpoint *endpoint, int64_t *entered_ns) {
+  if (endpoint->lost && !endpoint->path.transport->same_node) return MPISERVE_EPEER;
+  return msi_endpoint_states(endpoint, entered_ns);
+}
+
 static int read_state(msi_client *client, int h, mpiserve_replica_state *state) {
   const msi_head *head = &client->world->heads[h];
+  msi_endpoint *endpoint = &client->endpoints[h];
   *state = (mpiserve_replica_state){.replica = head->description.replica, .rank = head->rank};
-  int code = msi_endpoint_states(&client->endpoints[h], state->entered_ns);
+  int code = read_times(endpoint, state->entered_ns);
   state->state = msi_state_of(state->entered_ns);
-  if (client->endpoints[h].stopped) state->state = MPISERVE_SUSPENDED;
-  if (client->endpoints[h].lost) state->state = MPISERVE_GONE;
-  return code;
+  if (endpoint->stopped) state->state = MPISERVE_SUSPENDED;
+  if (endpoint->lost || code == MPISERVE_EPEER) state->state = MPISERVE_GONE;
+  return code == MPISERVE_EPEER ? MPISERVE_OK : code;
 }
 
 int msi_life_get(msi_client *client, const char *name, int n, mpiserve_replica_state *state) {

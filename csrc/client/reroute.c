@@ -6,12 +6,18 @@
 #include "client/census.h"
 #include "client/lease.h"
 #include "client/spare.h"
+#include "mpi/failure.h"
 
 static int replica_of(const msi_call *call) {
   return (int)(call->load - call->service->balance.loads);
 }
 
-static int is_away(const msi_endpoint *endpoint) { return endpoint->lost || endpoint->stopped; }
+/* Its death may be known before it counts as lost. */
+static int is_away(const msi_endpoint *endpoint) {
+  const msi_path *path = &endpoint->path;
+  return endpoint->lost || endpoint->stopped ||
+         msi_failure_is_dead(path->window->world, path->head);
+}
 
 static int is_lost(msi_call *call, const char *what) {
   int code = msi_endpoint_lost(call->message.endpoint);

@@ -20,12 +20,22 @@ static void mark(msi_failure *failure, int rank) {
   failure->dead[rank] = 1;
 }
 
+void msi_failure_mark(const msi_world *world, int rank) {
+  if (world->failure) mark(world->failure, rank);
+}
+
 /* ---- what MPI says ----------------------------------------------------------------- */
 
 #ifdef OMPI_HAVE_MPIX_COMM_GET_FAILED
 /* Weak: an Open MPI that was built without them can load the library too. */
 #pragma weak MPIX_Comm_get_failed
 #pragma weak MPIX_Comm_ack_failed
+
+int msi_failure_is_tolerated(void) {
+  int found = 0, *tolerated = NULL;
+  MPI_Comm_get_attr(MPI_COMM_WORLD, MPI_FT, &tolerated, &found);
+  return found && *tolerated && MPIX_Comm_get_failed;
+}
 
 int msi_failure_is_code(int mpi_code) {
   int class = MPI_SUCCESS;
@@ -57,6 +67,8 @@ int msi_failure_note(const msi_world *world, MPI_Comm comm, int mpi_code) {
   return 1;
 }
 #else
+int msi_failure_is_tolerated(void) { return 0; }
+
 int msi_failure_is_code(int mpi_code) { return 0 && mpi_code; }
 
 int msi_failure_note(const msi_world *world, MPI_Comm comm, int mpi_code) {

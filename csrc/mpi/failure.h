@@ -37,6 +37,12 @@ int msi_failure_is_dead(const msi_world *world, int rank);
  * the world's, are dead, and acknowledged: otherwise no receive from any source works again. */
 int msi_failure_note(const msi_world *world, MPI_Comm comm, int mpi_code);
 
+/* The caller knows that it is dead. */
+void msi_failure_mark(const msi_world *world, int rank);
+
+/* Does MPI go on after a death, and tell of it? */
+int msi_failure_is_tolerated(void);
+
 /* Is it such a code? */
 int msi_failure_is_code(int mpi_code);
 

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "mpi/failure.h"
 #include "mpi/transport.h"
 
 enum { MESSAGE_BYTES = sizeof(msi_reply_header) + MSI_EAGER_BYTES };
@@ -37,11 +38,10 @@ static int post_recv(msi_path *path) {
                               MESSAGE_BYTES, &path->recv);
 }
 
-/* Nothing orders two Puts, so the first is flushed; the second flush pushes the doorbell out (MPI
- * may keep a Put back). */
+/* The flush pushes the doorbell out (MPI may keep a Put back). */
 static int ring(msi_path *path, uint64_t sequence) {
   uint8_t doorbell = (uint8_t)sequence;
-  int code = msi_window_flush(path->window, path->head);
+  int code = msi_window_order(path->window, path->head);
   if (!code) code = msi_window_put(path->window, path->head, path->doorbell_at, &doorbell, 1);
   return code ? code : msi_window_flush(path->window, path->head);
 }
@@ -90,14 +90,15 @@ static int read_rows(msi_path *path, size_t at, void *to, size_t bytes) {
   return msi_window_get(path->window, path->head, at, to, bytes);
 }
 
-/* Of a dead head MPI reports success too, and fetches nothing (Open MPI 5.0.11, ULFM): so a word
- * that is known is fetched with the rows. */
+/* Of a dead head success is reported too, and nothing fetched: so a word that is known is fetched
+ * with the rows. */
 static int read_end(msi_path *path) {
   uint32_t magic = 0;
   int code = msi_window_get(path->window, path->head, offsetof(msi_section_header, magic), &magic,
                             sizeof magic);
   if (!code) code = msi_window_flush(path->window, path->head);
   if (code || magic == MSI_MAGIC) return code;
+  msi_failure_mark(path->window->world, path->head);
   return msi_error(MPISERVE_EPEER, "inference rank %d has died before its results were fetched",
                    path->head);
 }

@@ -8,6 +8,7 @@
 #include "base/error.h"
 #include "base/free_memory.h"
 #include "mpi/failure.h"
+#include "mpi/messages.h"
 
 enum {
   REPLY_TAG = 1,      /* of a rank's first service; its others have the next ones */
@@ -38,21 +39,23 @@ static size_t end_of(size_t begin, size_t bytes) {
   return begin + (bytes + page - 1) / page * page;
 }
 
-static size_t bytes_of(const size_t bytes[MSI_PARTS], int part) {
-  return part == MPISERVE_RMA ? 0 : bytes[part];
+/* What lies in the segment. */
+static size_t bytes_of(const msi_window *window, const size_t bytes[MSI_PARTS], int part) {
+  int is_of_mpi = part == MPISERVE_RMA && window->world && !window->world->tolerant;
+  return is_of_mpi ? 0 : bytes[part];
 }
 
 int msi_window_reserve(msi_window *window, const size_t bytes[MSI_PARTS]) {
   size_t total = 0, at = 0;
-  for (int i = 0; i < MSI_PARTS; i++) total = end_of(total, bytes_of(bytes, i));
+  for (int i = 0; i < MSI_PARTS; i++) total = end_of(total, bytes_of(window, bytes, i));
   int code = msi_segment_open(&window->segment, total);
   if (code)
     return msi_error(code,
                      "no memory for requests: %s. Lower max_batch_rows or pool_bytes, or give the "
                      "job more memory",
                      mpiserve_last_error());
-  for (int i = 0; i < MSI_PARTS; at = end_of(at, bytes_of(bytes, i++)))
-    window->memory[i] = bytes_of(bytes, i) ? window->segment.memory + at : NULL;
+  for (int i = 0; i < MSI_PARTS; at = end_of(at, bytes_of(window, bytes, i++)))
+    window->memory[i] = bytes_of(window, bytes, i) ? window->segment.memory + at : NULL;
   return MPISERVE_OK;
 }
 
@@ -67,10 +70,7 @@ static int allocate(msi_window *window, size_t bytes) {
   if (failed) return msi_mpi_error(failed, "MPI_Win_allocate");
   MPI_Win_set_errhandler(window->win, MPI_ERRORS_RETURN);
   failed = MPI_Win_lock_all(MPI_MODE_NOCHECK, window->win);
-  if (failed) return msi_mpi_error(failed, "MPI_Win_lock_all");
-  /* Messages have a communicator of their own, so that none is mistaken. */
-  failed = MPI_Comm_dup(window->world->comm, &window->replies);
-  return failed ? msi_mpi_error(failed, "MPI_Comm_dup") : MPISERVE_OK;
+  return failed ? msi_mpi_error(failed, "MPI_Win_lock_all") : MPISERVE_OK;
 }
 
 static int several_nodes(const msi_world *world) {
@@ -119,10 +119,18 @@ static int fill(msi_window *window, msi_world *world, size_t bytes) {
   return code;
 }
 
-static int open_rma(msi_window *window, msi_world *world, size_t bytes) {
+static int open_win(msi_window *window, msi_world *world, size_t bytes) {
   int code = check_room(world, bytes);
   if (!code) code = msi_world_agree(world, allocate(window, bytes));
   return code ? code : fill(window, world, bytes);
+}
+
+/* Replies have a communicator of their own, so that none is mistaken. */
+static int open_rma(msi_window *window, msi_world *world, size_t bytes) {
+  int failed = MPI_Comm_dup(world->comm, &window->replies);
+  int code = failed ? msi_mpi_error(failed, "MPI_Comm_dup") : MPISERVE_OK;
+  if (!world->tolerant) return code ? code : open_win(window, world, bytes);
+  return msi_world_agree(world, code ? code : msi_messages_open(window, bytes));
 }
 
 /* ---- the memory of others ---------------------------------------------------------- */
@@ -220,8 +228,10 @@ int msi_window_open(msi_window *window, msi_world *world, const size_t bytes[MSI
 /* Windows are freed explicitly: MPICH 5 over UCX warns at finalize otherwise. A communicator with
  * messages that nobody received is not: there MPICH 5 aborts. */
 int msi_window_close(msi_window *window) {
-  if (!window->world || window->win == MPI_WIN_NULL) return MPISERVE_OK;
+  if (!window->world) return MPISERVE_OK;
   if (window->replies != MPI_COMM_NULL && !window->unread) MPI_Comm_free(&window->replies);
+  msi_messages_close(window);
+  if (window->win == MPI_WIN_NULL) return MPISERVE_OK;
   MPI_Win_unlock_all(window->win);
   int failed = MPI_Win_free(&window->win);
   return failed ? msi_mpi_error(failed, "MPI_Win_free") : MPISERVE_OK;
@@ -244,13 +254,19 @@ static MPI_Win aim(msi_window *window, int target) {
   return window->win;
 }
 
+static int put(msi_window *window, int head, size_t at, const void *from, size_t bytes) {
+  MPI_Win win = aim(window, head);
+  if (window->messages) return msi_messages_put(window, head, at, from, bytes);
+  int failed = MPI_Put(from, (int)bytes, MPI_BYTE, head, (MPI_Aint)at, (int)bytes, MPI_BYTE, win);
+  return failed ? msi_mpi_error(failed, "MPI_Put") : MPISERVE_OK;
+}
+
 int msi_window_put(msi_window *window, int head, size_t at, const void *from, size_t bytes) {
   const char *source = from;
   while (bytes) {
     size_t piece = bytes < PIECE ? bytes : PIECE;
-    int failed = MPI_Put(source, (int)piece, MPI_BYTE, head, (MPI_Aint)at, (int)piece, MPI_BYTE,
-                         aim(window, head));
-    if (failed) return msi_mpi_error(failed, "MPI_Put");
+    int code = put(window, head, at, source, piece);
+    if (code) return code;
     source += piece;
     at += piece;
     bytes -= piece;
@@ -258,13 +274,19 @@ int msi_window_put(msi_window *window, int head, size_t at, const void *from, si
   return MPISERVE_OK;
 }
 
+static int get(msi_window *window, int head, size_t at, void *to, size_t bytes) {
+  MPI_Win win = aim(window, head);
+  if (window->messages) return msi_messages_get(window, head, at, to, bytes);
+  int failed = MPI_Get(to, (int)bytes, MPI_BYTE, head, (MPI_Aint)at, (int)bytes, MPI_BYTE, win);
+  return failed ? msi_mpi_error(failed, "MPI_Get") : MPISERVE_OK;
+}
+
 int msi_window_get(msi_window *window, int head, size_t at, void *to, size_t bytes) {
   char *target = to;
   while (bytes) {
     size_t piece = bytes < PIECE ? bytes : PIECE;
-    int failed = MPI_Get(target, (int)piece, MPI_BYTE, head, (MPI_Aint)at, (int)piece, MPI_BYTE,
-                         aim(window, head));
-    if (failed) return msi_mpi_error(failed, "MPI_Get");
+    int code = get(window, head, at, target, piece);
+    if (code) return code;
     target += piece;
     at += piece;
     bytes -= piece;
@@ -273,8 +295,15 @@ int msi_window_get(msi_window *window, int head, size_t at, void *to, size_t byt
 }
 
 int msi_window_flush(msi_window *window, int head) {
-  int failed = MPI_Win_flush(head, aim(window, head));
+  MPI_Win win = aim(window, head);
+  if (window->messages) return msi_messages_flush(window, head);
+  int failed = MPI_Win_flush(head, win);
   return failed ? msi_mpi_error(failed, "MPI_Win_flush") : MPISERVE_OK;
+}
+
+/* Nothing orders two Puts. */
+int msi_window_order(msi_window *window, int head) {
+  return window->messages ? MPISERVE_OK : msi_window_flush(window, head);
 }
 
 /* From one head and not from MPI_ANY_SOURCE: of such receives MPICH 5.0.2 over UCX (TCP) completes
@@ -307,7 +336,7 @@ void msi_window_cancel_recv(MPI_Request *request) {
 int msi_window_send(msi_window *window, int client, int service_index, const void *message,
                     size_t bytes, MPI_Request *request) {
   /* Our own stores to the slabs must be visible to the Get that will follow. */
-  MPI_Win_sync(window->win);
+  if (!window->messages) MPI_Win_sync(window->win);
   int failed = MPI_Isend(message, (int)bytes, MPI_BYTE, client, REPLY_TAG + service_index,
                          window->replies, request);
   if (msi_failure_note(window->world, window->replies, failed)) return MPISERVE_OK;
@@ -322,13 +351,15 @@ int msi_window_send_wait(MPI_Request *request) {
 
 int msi_window_sync(msi_window *window) {
   int code = msi_window_progress(window);
-  if (code) return code;
+  if (code || window->messages) return code;
   int failed = MPI_Win_sync(window->win);
   return failed ? msi_mpi_error(failed, "MPI_Win_sync") : MPISERVE_OK;
 }
 
 int msi_window_progress(msi_window *window) {
   int ignored;
+  if (window->messages && window->world->role == MPISERVE_INFERENCE)
+    return msi_messages_obey(window);
   int failed =
       MPI_Iprobe(MPI_ANY_SOURCE, REPLY_TAG, window->world->comm, &ignored, MPI_STATUS_IGNORE);
   if (msi_failure_note(window->world, window->world->comm, failed)) return MPISERVE_OK;

@@ -22,6 +22,8 @@ typedef struct msi_peer {
   msi_segment segment;
 } msi_peer;
 
+typedef struct msi_messages msi_messages;
+
 typedef struct msi_window {
   const msi_world *world;
   int used[MSI_TRANSPORTS];
@@ -29,9 +31,10 @@ typedef struct msi_window {
   uint8_t *memory[MSI_PARTS]; /* its parts */
   msi_peer *peers;
   int n_peers;
-  MPI_Win win;      /* of the rma transport */
-  MPI_Comm replies; /* of its messages */
-  int unread;       /* such messages may come that nobody receives any more */
+  MPI_Win win;            /* of the rma transport, */
+  msi_messages *messages; /* or NULL, and these: mpi/messages.h */
+  MPI_Comm replies;       /* of its replies */
+  int unread;             /* some may come that nobody receives any more */
   int64_t operations, to_simulation;
 } msi_window;
 
@@ -65,6 +68,9 @@ void msi_window_keep(msi_window *window, int head);
 int msi_window_put(msi_window *window, int head, size_t at, const void *from, size_t bytes);
 int msi_window_get(msi_window *window, int head, size_t at, void *to, size_t bytes);
 int msi_window_flush(msi_window *window, int head);
+
+/* Client, rma: what is put after this is visible at the head after what was put before. */
+int msi_window_order(msi_window *window, int head);
 
 /* Client, rma: begin to receive the next message of a head, the one of its rank's service
  * number service_index, of at most so many bytes; has it come? *request is MPI_REQUEST_NULL again

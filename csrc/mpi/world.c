@@ -17,6 +17,7 @@ typedef struct hello {
   int32_t role;
   int32_t thread_level;
   int32_t code;
+  int32_t tolerant;
   char transport[8]; /* MPISERVE_TRANSPORT of its environment */
   msi_identity who;
 } hello;
@@ -133,7 +134,10 @@ static int duplicate(msi_world *world, MPI_Comm comm) {
 }
 
 static int exchange_hello(msi_world *world, int code, hello *all) {
-  hello mine = {.role = world->role, .thread_level = world->thread_level, .code = code};
+  hello mine = {.role = world->role,
+                .thread_level = world->thread_level,
+                .code = code,
+                .tolerant = msi_failure_is_tolerated()};
   const char *transport = getenv("MPISERVE_TRANSPORT");
   snprintf(mine.version, sizeof mine.version, "%s", mpiserve_version());
   snprintf(mine.transport, sizeof mine.transport, "%s", transport ? transport : "auto");
@@ -169,7 +173,9 @@ static int check_versions(msi_world *world, const hello *all) {
 }
 
 static int check_roles(msi_world *world, const hello *all) {
+  world->tolerant = 1;
   for (int r = 0; r < world->size; r++) {
+    world->tolerant &= all[r].tolerant;
     world->roles[r] = (uint8_t)all[r].role;
     world->n_simulation += all[r].role == MPISERVE_SIMULATION;
   }

@@ -22,6 +22,7 @@ typedef struct msi_world {
   int thread_level;
   int64_t launched_ns, opened_ns; /* when this rank came to open, and when all had come */
   int force_rma, force_shared;    /* MPISERVE_TRANSPORT */
+  int tolerant;                   /* MPI goes on after a death, and tells of it */
   int n_simulation;               /* ranks of this role in the world */
   uint8_t *roles;                 /* by world rank */
   int *nodes;                     /* by world rank: the lowest world rank of its node */

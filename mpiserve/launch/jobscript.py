@@ -248,6 +248,8 @@ def slurm(job: Job) -> str:
         directives += ["#SBATCH --no-kill"]  # of a node that has failed
         note = "# If one rank dies, the others go on."
         kind = slurm_mpiexec if job.mpi == "openmpi" else kind
+        if job.mpi == "mpich" and len(set(job.plan.nodes)) > 1:
+            note += " Those of other nodes are not told, and wait at the end."
     what, resources, body = kind(job)
     text = head(job, f"Slurm, {what}", "sbatch SCRIPT", [*directives, *resources], folder)
     return text + "\n" + "\n".join([note, *body]) + "\n"

@@ -30,6 +30,12 @@ from mpiserve.session import Session
 
 OK, FAILURE, USAGE = 0, 1, 2  # exit statuses
 WITH_ULFM = "OMPI_MCA_mpi_ft_enable"  # set by mpirun
+SLURM = "slurmstepd"
+# Measured with Slurm 22.05 and Open MPI 5.0.11, also with --no-kill --kill-on-bad-exit=0.
+SRUN_ENDS_ALL = (
+    "fault tolerance of Open MPI is switched on (%s), but srun ends all ranks when one dies: start "
+    "them with `mpirun --with-ft ulfm` in the Slurm job"
+)
 GRACE = 10.0  # seconds, if MPISERVE_GRACE is not set
 FLUSH = 0.5  # seconds for the launcher to pass on the log before an abort
 
@@ -69,9 +75,15 @@ def run(config_file: str, script: str, args: Sequence[str], *, replace_world: bo
 def _begin(comm: MPI.Comm) -> None:
     """Log, and end this rank if other hosts or the launcher are gone."""
     start_logging(comm.rank)
-    host_watch.watch(lose, host_watch.limit())
+    host_watch.watch(lose, host_watch.limit(), ranks_may_die=_ranks_may_die())
+    if comm.rank == 0 and _ranks_may_die() and launcher.nearest() == SLURM:
+        logger.warning(SRUN_ENDS_ALL, WITH_ULFM)
     if check.launched(os.environ) is not None:
         end_with_launcher()
+
+
+def _ranks_may_die() -> bool:
+    return os.environ.get(WITH_ULFM) in ("1", "true", "yes")
 
 
 def end_with_launcher() -> None:
@@ -185,7 +197,7 @@ def abort(comm: MPI.Comm, status: int) -> None:
     ranks that wait for each other wait on (Open MPI 5.0.11): there the launcher is asked.
     """
     time.sleep(FLUSH)
-    if os.environ.get(WITH_ULFM) == "1":
+    if _ranks_may_die():
         launcher.end_job()
     comm.Abort(status)
 

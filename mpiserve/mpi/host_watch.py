@@ -44,18 +44,23 @@ def limit() -> float:
     return environment.seconds("MPISERVE_LOST", LIMIT)
 
 
-def watch(end: Callable[[str], None], seconds: float) -> None:
-    """Start a thread that calls `end` once, with a text, when a host is silent for `seconds`."""
+def watch(end: Callable[[str], None], seconds: float, *, ranks_may_die: bool = False) -> None:
+    """Start a thread that calls `end` once, with a text, when a host is silent for `seconds`.
+
+    A broken connection counts as such a host, unless `ranks_may_die`: a process that dies breaks
+    its connections too.
+    """
     if seconds > 0 and sys.platform == "linux":
-        watcher = Watcher(seconds)
+        watcher = Watcher(seconds, ranks_may_die=ranks_may_die)
         threading.Thread(target=watcher.run, args=(end,), name="mpiserve wire", daemon=True).start()
 
 
 class Watcher:
     """Checks the connections of this process."""
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, *, ranks_may_die: bool = False) -> None:
         self._seconds = seconds
+        self._ranks_may_die = ranks_may_die
         self._hosts: dict[str, str] = {}  # name of the other host, by the inode of the socket
 
     def run(self, end: Callable[[str], None]) -> None:
@@ -68,7 +73,7 @@ class Watcher:
     def lost(self) -> str | None:
         """Return a text that names a lost host, or None."""
         for peer in self.peers():
-            if peer.broken or peer.age > self._seconds:
+            if peer.age > self._seconds or (peer.broken and not self._ranks_may_die):
                 silent = f"no sign of life from host {peer.host} for {self._seconds:g} s"
                 return f"{silent} (MPISERVE_LOST): its network is cut, or it is down"
         return None

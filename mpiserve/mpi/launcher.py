@@ -32,6 +32,12 @@ def launchers(pid: int, proc: Path = Path("/proc")) -> list[int]:
     return [pid for pid, name in ancestors(pid, proc) if name in LAUNCHERS]
 
 
+def nearest() -> str | None:
+    """Return the name of the nearest launcher."""
+    names = (name for _, name in ancestors(os.getpid()) if name in LAUNCHERS)
+    return next(names, None)
+
+
 def watchable() -> list[int] | None:
     """Return whose end is that of the job: the launchers, or else the parent.
 

@@ -12,7 +12,9 @@ from cluster.conftest import long, need, short_folder
 from cluster.hosts import Hosts, missing
 from cluster.slurm import Slurm
 from cluster.slurm import missing as no_slurm
-from coupling import CONFIG, MODEL, SIMULATION, is_mpich, lines, right, write
+from cluster.test_spares import SIMULATION as KILLS
+from cluster.test_spares import SPARED, VICTIM
+from coupling import CONFIG, MODEL, RUN, SIMULATION, is_mpich, lines, right, write
 from jobs import ROOT
 
 pytestmark = pytest.mark.every_mpi
@@ -155,3 +157,45 @@ def test_a_time_limit_leaves_nothing_behind(slurm, environment, tmp_path):
     assert slurm.wait(job, 120) == "TIMEOUT"
     assert not gone(slurm)
     check_whole(logs)
+
+
+OPEN_MPI = pytest.mark.skipif(is_mpich(), reason="this is about the fault tolerance of Open MPI")
+
+
+def run_and_kill(slurm, environment, folder, launch):
+    """Run a job of 4 + 1 ranks in which rank 3 is killed; give its log."""
+    write(folder, KILLS, SPARED)
+    (folder / "sitecustomize.py").write_text(VICTIM)
+    command = " ".join(map(str, [*launch, *RUN, "c.toml", "sim.py", 3]))
+    text = f"#!/bin/sh\n#SBATCH --nodes=2 --ntasks=5 --no-kill\n{command}\necho status $?\n"
+    (folder / "job.sh").write_text(text)
+    own = {"PYTHONPATH": str(folder), "TMPDIR": "/dev/shm"}
+    env = {k: v for k, v in environment.items() if k != "PRTE_MCA_rmaps_default_mapping_policy"}
+    slurm.wait(slurm.submit("job.sh", env=env | own, cwd=folder), 60)
+    log = (folder / "job.log").read_text()
+    print(log)
+    assert not gone(slurm)
+    return log
+
+
+@long
+@OPEN_MPI
+@pytest.mark.timeout(120)
+def test_a_spare_takes_the_place_of_a_dead_replica_under_mpirun(slurm, environment, tmp_path):
+    launch = [environment["MPIEXEC"], "--with-ft", "ulfm", "-n", 5]
+    log = run_and_kill(slurm, environment, tmp_path, launch)
+    assert "takes the place of rank 3" in log
+    assert log.count("is right") == 2
+    assert "status 0" in log
+
+
+@long
+@OPEN_MPI
+@pytest.mark.timeout(120)
+def test_srun_ends_all_ranks_and_the_launch_says_so(slurm, environment, tmp_path):
+    flags = ["--mpi=pmix", "--no-kill", "--kill-on-bad-exit=0"]
+    env = environment | {"OMPI_MCA_mpi_ft_enable": "1"}
+    log = run_and_kill(slurm, env, tmp_path, ["srun", *flags])
+    assert "srun ends all ranks when one dies" in log
+    assert "is right" not in log
+    assert "status 0" not in log

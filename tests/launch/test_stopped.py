@@ -76,10 +76,46 @@ print(f"rank {rank} has left", flush=True)
 )
 
 
+SPARE = (
+    BEGIN
+    + """\
+with mpiserve.open() as session:
+    twice = session.service("twice")
+
+    def ask(number):
+        assert (twice(np.full((2, 3), number, np.float32), timeout=30) == 2 * number).all()
+
+    def states():
+        return [state.state.replace("busy", "ready") for state in twice.states()]
+
+    ask(1)
+    assert states() == ["ready", "launched"]
+    stop(1)
+    for number in range(2, 20):
+        ask(number)
+    assert states() == ["suspended", "ready"]
+    go_on(1)
+    end = time.monotonic() + 20
+    while states() != ["ready", "ready"] and time.monotonic() < end:
+        ask(20)
+    assert states() == ["ready", "ready"]
+    print("all is right", flush=True)
+"""
+)
+
+
 @pytest.fixture
 def env(tmp_path):
     (tmp_path / "sitecustomize.py").write_text(PIDS)
     return {"PYTHONPATH": str(tmp_path), "MPISERVE_STOPPED_TIMEOUT": "0.5"}
+
+
+def test_a_spare_takes_the_place_of_a_replica_that_is_stopped(mpiexec, tmp_path, env):
+    write(tmp_path, SPARE, CONFIG + "[partition]\nspares = 1\n")
+    done = mpiexec(["-n", 3, *RUN, "c.toml", "sim.py"], env=env)
+    assert done.returncode == 0
+    assert "all is right" in done.stdout
+    assert "takes the place of rank 1" in done.stderr
 
 
 @pytest.mark.every_mpi

@@ -32,3 +32,11 @@ def test_a_silent_or_broken_connection_is_a_lost_host(monkeypatch, peer, lost):
     assert (text is not None) == lost
     if text:
         assert text.startswith("no sign of life from host n2 for 3 s (MPISERVE_LOST)")
+
+
+def test_a_broken_connection_is_no_lost_host_where_ranks_may_die(monkeypatch):
+    watcher = Watcher(3.0, ranks_may_die=True)
+    monkeypatch.setattr(watcher, "peers", lambda: [Peer("n2", 0, True)])
+    assert watcher.lost() is None
+    monkeypatch.setattr(watcher, "peers", lambda: [Peer("n2", 4.0, False)])
+    assert watcher.lost()
