@@ -65,6 +65,7 @@ static int answer_all(msi_client *client, msi_call *call) {
   if (!call->service->fallback.function || call->message.exposed ||
       !is_the_services(&call->message))
     return msi_message_result(&call->message);
+  if (!call->payload.rows) return MPISERVE_OK; /* there is nothing to answer */
   part all = {.rows = call->payload.rows};
   memcpy(all.inputs, call->payload.inputs, sizeof all.inputs);
   memcpy(all.outputs, call->payload.outputs, sizeof all.outputs);
@@ -150,7 +151,7 @@ static int mend(msi_client *client, msi_call *call, int64_t *failed) {
   fail(call, text, n);
   if (!service->fallback.function) return msi_message_result(&call->message);
   if (replaces_inputs(call)) return cannot_mend(call);
-  int together = service->head->description.rows == MPISERVE_TOGETHER;
+  int together = service->head->description.rows != MPISERVE_INDEPENDENT;
   return together || n == p->rows ? answer_all(client, call) : answer_rows(client, call, failed, n);
 }
 
