@@ -27,7 +27,7 @@ static int check_description(const mpiserve_description *d, uint32_t clients) {
   if (d->max_queue_rows < 0 || d->on_full < MPISERVE_WAIT || d->on_full > MPISERVE_REJECT)
     return msi_error(MPISERVE_ECONFIG, "service '%s': max_queue_rows or on_full out of range",
                      d->name);
-  if (d->rows < MPISERVE_INDEPENDENT || d->rows > MPISERVE_TOGETHER)
+  if (d->rows < MPISERVE_INDEPENDENT || d->rows > MPISERVE_NO_ROWS)
     return msi_error(MPISERVE_ECONFIG, "service '%s': rows is %d", d->name, d->rows);
   msi_layout layout;
   return msi_layout_init(&layout, d, clients); /* all over one transport: the largest layout */

@@ -74,7 +74,7 @@ static int match(mpiserve_service *service, int n_inputs, const mpiserve_tensor 
                  int n_outputs, const mpiserve_tensor *outputs, int64_t *rows, void **in,
                  void **out) {
   const msi_layout *layout = &service->endpoint->layout;
-  *rows = 0;
+  *rows = MSI_ANY_ROWS;
   int code = msi_side_match(&layout->inputs, service->name, n_inputs, inputs, rows, in);
   if (!code) code = msi_side_match(&layout->outputs, service->name, n_outputs, outputs, rows, out);
   return code;

@@ -159,7 +159,7 @@ static void fail(msi_call *call, const char *text, int64_t n) {
 
 static int answer_failed(msi_client *client, msi_call *call, const int64_t *failed, int64_t n) {
   char why[WHY_BYTES];
-  int together = call->service->head->description.rows == MPISERVE_TOGETHER;
+  int together = call->service->head->description.rows != MPISERVE_INDEPENDENT;
   if (!together && n < call->payload.rows) return answer_rows(client, call, failed, n);
   int code = reason(call, why);
   return answer_all(client, call, code, why);
@@ -219,6 +219,7 @@ static int go_on(msi_client *client, msi_call *call) {
   int code = reason(call, why);
   if (!has_fallback(call->service) || call->message.exposed || !is_the_services(&call->message))
     return code;
+  if (!call->payload.rows) return MPISERVE_OK; /* there is nothing to answer */
   if (!answer_locally(client, call, why)) return answer_all(client, call, code, why);
   return call->service->checked ? check(client, call) : MPISERVE_OK;
 }

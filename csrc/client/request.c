@@ -120,7 +120,7 @@ static int mixes(const msi_layout *layout, int64_t rows, void *const *inputs,
 static int check(const mpiserve_service *service, int64_t rows, void *const *inputs,
                  void *const *outputs) {
   const msi_layout *layout = &service->endpoint->layout;
-  if (service->head->description.rows == MPISERVE_TOGETHER)
+  if (service->head->description.rows != MPISERVE_INDEPENDENT)
     return too_many(service, rows, "its rows belong together");
   if ((rows - 1) / layout->max_rows >= MOST_PIECES)
     return too_many(service, rows, "it would have over 65536 pieces");

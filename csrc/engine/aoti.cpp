@@ -29,6 +29,7 @@ struct Model {
   decltype(&AOTInductorModelContainerDelete) free = nullptr;
   AOTIRuntimeError (*last_error)(const char **) = nullptr; /* of newer versions of torch */
   int n_inputs = 0, n_outputs = 0;
+  bool has_rows = true; /* otherwise the tensors have the shapes of the signature */
   size_t n_results = 0; /* that torch counts: None is one, without a tensor */
   Tensor tensors[2 * MPISERVE_MAX_TENSORS];
 };
@@ -79,7 +80,7 @@ int wrap(Model &model, int64_t rows, const void *const *inputs, void *const *out
   for (int i = 0; i < model.n_inputs + model.n_outputs; i++) {
     Tensor &tensor = model.tensors[i];
     void *data = i < model.n_inputs ? const_cast<void *>(inputs[i]) : outputs[i - model.n_inputs];
-    tensor.shape[0] = rows;
+    if (model.has_rows) tensor.shape[0] = rows;
     if (aoti_torch_create_tensor_from_blob(data, tensor.ndim, tensor.shape, tensor.strides, 0,
                                            tensor.dtype, aoti_torch_device_type_cpu(), 0,
                                            &handles[i])) {
@@ -146,6 +147,7 @@ extern "C" int mpiserve_engine_make(int version, const char *path, const mpiserv
   if (!model) return snprintf(text, bytes, "no memory for an engine");
   model->n_inputs = d->n_inputs;
   model->n_outputs = d->n_outputs;
+  model->has_rows = d->inputs[0].ndim > 0 && d->inputs[0].shape[0] == -1;
   for (int i = 0; i < d->n_inputs; i++) model->tensors[i] = tensor_of(d->inputs[i]);
   for (int i = 0; i < d->n_outputs; i++) model->tensors[d->n_inputs + i] = tensor_of(d->outputs[i]);
   int code = 0;

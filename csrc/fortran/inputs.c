@@ -66,7 +66,8 @@ static location *locations;
 
 static int64_t bytes_of_row(const mpiserve_spec *spec) {
   int64_t bytes = mpiserve_dtype_size(spec->dtype);
-  for (int d = 1; d < spec->ndim; d++) bytes *= spec->shape[d];
+  int has_rows = spec->ndim > 0 && spec->shape[0] == -1;
+  for (int d = has_rows; d < spec->ndim; d++) bytes *= spec->shape[d];
   return bytes;
 }
 

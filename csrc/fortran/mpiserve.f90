@@ -5,7 +5,8 @@
 !>     error is an error stop with the text. mpiserve_last_error() gives the text of the last one.
 !>   - Arrays are of any rank. x(3, n) is the tensor [n, 3] of a signature: the first index runs
 !>     fastest here and the last one there, so nothing is transposed, and the rows are the last
-!>     dimension here. A scalar is one row of a tensor [-1]. Messages show shapes as the signature.
+!>     dimension here. A scalar is one row of a tensor [-1], or a tensor [] of a service without rows.
+!>     Messages show shapes as the signature.
 !>   - Kinds: logical(c_bool), integer(int8), (int16), (int32), (int64), real(real32), (real64),
 !>     complex(real32), (real64). Integers also hold the bits of unsigned ones of the same size, and
 !>     integer(int16) those of float16 and bfloat16.

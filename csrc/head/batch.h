@@ -27,6 +27,7 @@ typedef struct msi_queue {
   msi_entry *entries;
   uint32_t first, n, capacity; /* capacity is a power of two */
   int64_t rows;                /* of all entries */
+  int empty;                   /* some may have 0 rows */
   int full;                    /* somebody found no room in the last look around */
   int ranked, timed;           /* since it was empty some had a priority, a deadline */
   int passed;                  /* batches in a row that passed an older request */

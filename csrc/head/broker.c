@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "head/empty.h"
 #include "head/leases.h"
 
 /* ---- open and close ---------------------------------------------------------- */
@@ -16,7 +17,7 @@ int msi_broker_open(msi_broker *broker, const msi_world *world,
       (msi_broker){.world = world, .description = description, .has_room = 1, .failed_rank = -1};
   broker->policy =
       (msi_policy){description->max_batch_rows, description->max_delay_ns,
-                   description->max_queue_rows, description->rows == MPISERVE_TOGETHER};
+                   description->max_queue_rows, description->rows != MPISERVE_INDEPENDENT};
   int code = msi_queue_open(&broker->queue);
   if (!code) code = msi_queue_open(&broker->lease_queue);
   if (!code) code = msi_change_queue_open(&broker->changes, broker->inboxes);
@@ -135,8 +136,7 @@ static int on_infer(msi_broker *broker, msi_entry *entry, const msi_request_head
   msi_inbox *inbox = &broker->inboxes[entry->inbox];
   msi_lane *lane = &inbox->lanes[entry->lane];
   if (broker->shut && !is_starting(broker)) return turn_away(broker, entry);
-  if (!fits(inbox, entry, request))
-    return msi_broker_refuse(broker, entry, MPISERVE_EROWS, "rows do not fit the lane");
+  if (!fits(inbox, entry, request)) return msi_empty_take(broker, entry);
   entry->piece = request->kind == MSI_PIECE;
   if (entry->piece && broker->policy.together) return refuse_piece(broker, entry);
   if (!waits(broker) && !msi_queue_admits(&broker->policy, &broker->queue, entry->rows))
@@ -386,7 +386,8 @@ int msi_broker_look(msi_broker *broker) {
   if (reason || broker->queue.timed) code = drop_unwanted(broker);
   if (broker->queue.n < n) reason = decide(broker);
   if (code || !reason || !broker->has_room || broker->shut) return code;
-  return close_batch(broker, reason);
+  if (broker->queue.empty) code = msi_empty_answer(broker);
+  return code || !broker->queue.n ? code : close_batch(broker, reason);
 }
 
 int msi_broker_enter(msi_broker *broker, int state) {

@@ -216,3 +216,10 @@ int msi_inbox_reply(msi_inbox *inbox, uint32_t lane, uint64_t sequence, int code
   slot->reply.text_bytes = (uint32_t)bytes;
   return msi_inbox_reply_end(inbox, lane, sequence, bytes);
 }
+
+int msi_inbox_reply_empty(msi_inbox *inbox, uint32_t lane, uint64_t sequence, uint16_t generation) {
+  msi_slot *slot;
+  int code = msi_inbox_reply_begin(inbox, lane, sequence, &slot);
+  slot->reply.generation = generation;
+  return code ? code : msi_inbox_reply_end(inbox, lane, sequence, 0);
+}

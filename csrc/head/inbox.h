@@ -91,6 +91,9 @@ int msi_inbox_reply_begin(msi_inbox *inbox, uint32_t lane, uint64_t sequence, ms
 /* Ends it: payload_bytes of slot->output belong to it. Publishes it to the client. */
 int msi_inbox_reply_end(msi_inbox *inbox, uint32_t lane, uint64_t sequence, size_t payload_bytes);
 
+/* The reply to a request of 0 rows. */
+int msi_inbox_reply_empty(msi_inbox *inbox, uint32_t lane, uint64_t sequence, uint16_t generation);
+
 /* A whole reply with no rows: how a request ended, and why. */
 int msi_inbox_reply(msi_inbox *inbox, uint32_t lane, uint64_t sequence, int code, const char *text);
 

@@ -335,6 +335,8 @@ int msi_serving_engine_set(msi_serving *serving, int service, const mpiserve_eng
 int msi_serving_rows_set(msi_serving *serving, int service, int rows) {
   int code = check_service_index(serving, service);
   if (code) return code;
+  if (serving->brokers[service].description->rows == MPISERVE_NO_ROWS)
+    return msi_error(MPISERVE_EARG, "the tensors of service %d have no rows", service);
   if (serving->brokers[service].open)
     return msi_error(MPISERVE_ESTATE, "the last batch has not been answered");
   msi_progress_stop(&serving->progress);

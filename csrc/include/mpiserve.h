@@ -26,7 +26,8 @@
  *   - Times are in seconds (double) in arguments and nanoseconds (_ns) in structs. A time-out below
  *     0, such as MPISERVE_FOREVER, has no end; one that is not a number is MPISERVE_EARG.
  *   - Tensors are dense and C-contiguous. The first dimension is the row (batch) dimension; in a
- *     signature it is -1.
+ *     signature it is -1. Tensors of a service with MPISERVE_NO_ROWS have no row dimension: where
+ *     something counts rows, each request to it is one row.
  */
 #ifndef MPISERVE_H
 #define MPISERVE_H
@@ -144,7 +145,10 @@ typedef enum mpiserve_source {
 /* What the rows of a request are to each other, for the model. */
 typedef enum mpiserve_rows {
   MPISERVE_INDEPENDENT = 0, /* nothing: a batch merges requests, and may be cut */
-  MPISERVE_TOGETHER = 1     /* one field: a batch is one request, and waits for no other */
+  MPISERVE_TOGETHER = 1,    /* one field: a batch is one request, and waits for no other */
+  /* Since 0.5.0: */
+  MPISERVE_NO_ROWS = 2 /* there are none: the tensors have the shapes of the signature, and a batch
+                          is one request */
 } mpiserve_rows;
 
 typedef struct mpiserve_session mpiserve_session; /* opaque */
@@ -167,7 +171,8 @@ typedef enum mpiserve_check {
   MPISERVE_BOUNDS = 2  /* min to max, both included, and no NaN; not of a complex dtype */
 } mpiserve_check;
 
-/* One tensor of a signature. shape[0] is -1 (the rows), the others are positive. */
+/* One tensor of a signature. shape[0] is -1 (the rows), the others are positive. Without rows
+ * (MPISERVE_NO_ROWS) all are positive, and ndim may be 0: a scalar. */
 typedef struct mpiserve_spec {
   char name[MPISERVE_NAME_SIZE];
   int32_t dtype; /* mpiserve_dtype */
@@ -195,7 +200,8 @@ typedef struct mpiserve_description {
   int32_t n_inputs, n_outputs;
   mpiserve_spec inputs[MPISERVE_MAX_TENSORS];
   mpiserve_spec outputs[MPISERVE_MAX_TENSORS];
-  int64_t max_batch_rows; /* of a batch; at least 1. Larger requests are cut: mpiserve_submit() */
+  int64_t max_batch_rows; /* of a batch; at least 1. Larger requests are cut: mpiserve_submit().
+                             With MPISERVE_NO_ROWS it is 1 */
   int64_t max_delay_ns;   /* how long a batch may wait for more rows */
   int64_t pool_bytes;     /* memory for payloads too large for a slot; 0: 256 MiB */
   double stickiness;      /* of clients: they choose another replica if it will answer in less than
@@ -203,6 +209,7 @@ typedef struct mpiserve_description {
   int64_t max_queue_rows; /* rows that wait at the head for a batch; 0: no limit */
   int32_t on_full;        /* mpiserve_on_full: what happens beyond that limit */
   int32_t rows;           /* mpiserve_rows: may requests share a batch? */
+  int32_t allow_empty;    /* 1: a request may have 0 rows; the model never sees it */
   int32_t overwrites;     /* 1: output i takes the place of input i in the window: for a model
                              whose results may lie where its inputs were, such as echo */
   int32_t replica;        /* 0, 1, ... within the service */
@@ -488,6 +495,11 @@ int mpiserve_service_wait_ready(mpiserve_session *session, const char *name, dou
  * where name is NULL. Inputs must not change, and outputs must not be touched, until the request
  * has ended. Checked here, without communication: MPISERVE_ENAME, _EDTYPE, _ESHAPE, _EROWS.
  *
+ * n is at least 1; if the service allows it (mpiserve_description.allow_empty), also 0: such a
+ * request has its turn as any other, and ends before the model runs. Data of 0 rows may be NULL.
+ * With MPISERVE_NO_ROWS each tensor has the shape of the signature; for a scalar, which has no
+ * dimension, one of shape [1] is as good.
+ *
  * A request of more than max_batch_rows rows is cut into pieces of that many rows and a rest, and
  * is still one request: it ends when all have ended, or with the error of the first piece that has
  * one. Pieces may be answered by different replicas, and, if the model is reloaded meanwhile, by
@@ -568,8 +580,9 @@ int mpiserve_infer(mpiserve_service *service, int n_inputs, const mpiserve_tenso
  * local_timeout seconds. Its process ends in mpiserve_close(), or with this process. If it fails,
  * why has its text too.
  *
- * function gets data as it was given here; rows, 1 or more; inputs[i] and outputs[j], dense
- * tensors of rows rows in the order of the signature, which it must not keep; code and why: the
+ * function gets data as it was given here; rows, 1 or more (a request of 0 rows needs no answer,
+ * and ends with MPISERVE_OK); inputs[i] and outputs[j], dense tensors of rows rows in the order of
+ * the signature, which it must not keep; code and why: the
  * error that the call would return. It returns 0 when all outputs are filled. Otherwise the call
  * returns code, with why and the function's own text, which it sets by mpiserve_error(). A C++
  * exception must not leave it.
@@ -755,7 +768,7 @@ int mpiserve_state_set(mpiserve_session *session, int service, int state);
  * independent, or together (mpiserve_rows), because mpiserve_reload() brought a model of another
  * kind than the description said. mpiserve_service_describe() still gives what was published.
  * Inference ranks; local. MPISERVE_ESTATE while a batch of it is open, MPISERVE_EARG if there is no
- * such service or kind. */
+ * such service or kind, or the service is one with MPISERVE_NO_ROWS. */
 int mpiserve_rows_set(mpiserve_session *session, int service, int rows);
 
 /* mpiserve_room_set: has the model of a service of this rank (0, 1, ...) room for a batch? room is

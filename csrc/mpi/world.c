@@ -319,7 +319,7 @@ static int check_replica(const msi_head *a, const msi_head *b) {
   if (!code) code = msi_side_init(&qo, "output", q->n_outputs, q->outputs);
   if (code) return code;
   if (msi_side_equal(&pi, &qi) && msi_side_equal(&po, &qo) &&
-      p->max_batch_rows == q->max_batch_rows)
+      p->max_batch_rows == q->max_batch_rows && p->allow_empty == q->allow_empty)
     return MPISERVE_OK;
   return msi_error(MPISERVE_ECONFIG,
                    "service '%s': ranks %d and %d publish different signatures or limits", p->name,

@@ -54,11 +54,29 @@ static int overlay(msi_layout *layout, const char *service) {
   return MPISERVE_OK;
 }
 
+static int check_rows(msi_layout *layout, const mpiserve_description *d) {
+  msi_side *in = &layout->inputs, *out = &layout->outputs;
+  int none = d->rows == MPISERVE_NO_ROWS, empty = d->allow_empty != 0;
+  in->least_rows = out->least_rows = !empty;
+  if (!in->n || !out->n) return MPISERVE_OK;
+  if ((in->n_with_rows < 0) != none || (out->n_with_rows < 0) != none)
+    return msi_error(MPISERVE_ECONFIG,
+                     "service '%s': the first dimension of every tensor is the number of rows and "
+                     "must be -1, or rows is none and no tensor has such a dimension",
+                     d->name);
+  if (none && (d->max_batch_rows != 1 || empty))
+    return msi_error(MPISERVE_ECONFIG,
+                     "service '%s': without rows max_batch_rows is 1, and no request is empty",
+                     d->name);
+  return MPISERVE_OK;
+}
+
 int msi_layout_init(msi_layout *layout, const mpiserve_description *description, uint32_t lanes) {
   const mpiserve_description *d = description;
   *layout = (msi_layout){.lanes = lanes, .max_rows = d->max_batch_rows};
   int code = msi_side_init(&layout->inputs, "input", d->n_inputs, d->inputs);
   if (!code) code = msi_side_init(&layout->outputs, "output", d->n_outputs, d->outputs);
+  if (!code) code = check_rows(layout, d);
   if (code || !lanes) return code;
   layout->slab_rows = slab_rows(layout, d);
   code = check_bytes(layout, d);

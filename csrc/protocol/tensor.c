@@ -65,10 +65,10 @@ static int spec_check(const char *what, const mpiserve_spec *spec) {
                      MPISERVE_NAME_SIZE - 1);
   if (!dtype_valid(spec->dtype))
     return msi_error(MPISERVE_EDTYPE, "%s '%s': %d is no dtype", what, spec->name, spec->dtype);
-  if (spec->ndim < 1 || spec->ndim > MPISERVE_MAX_DIMS || spec->shape[0] != -1)
-    return msi_error(MPISERVE_ESHAPE, "%s '%s': 1 to %d dimensions, the first being -1", what,
-                     spec->name, MPISERVE_MAX_DIMS);
-  for (int d = 1; d < spec->ndim; d++)
+  if (spec->ndim < 0 || spec->ndim > MPISERVE_MAX_DIMS)
+    return msi_error(MPISERVE_ESHAPE, "%s '%s': %d dimensions, the limit is %d", what, spec->name,
+                     spec->ndim, MPISERVE_MAX_DIMS);
+  for (int d = msi_spec_has_rows(spec); d < spec->ndim; d++)
     if (spec->shape[d] < 1 || spec->shape[d] > INT32_MAX)
       return msi_error(MPISERVE_ESHAPE, "%s '%s': dimension %d is %lld", what, spec->name, d,
                        (long long)spec->shape[d]);
@@ -92,7 +92,7 @@ static int row_too_large(const char *what, const mpiserve_spec *spec) {
 /* The product may exceed every integer: it is checked before it is made. */
 static int spec_row_bytes(const char *what, const mpiserve_spec *spec, size_t *bytes) {
   *bytes = dtypes[spec->dtype].size;
-  for (int d = 1; d < spec->ndim; d++) {
+  for (int d = msi_spec_has_rows(spec); d < spec->ndim; d++) {
     if ((size_t)spec->shape[d] > MSI_MOST_BYTES / *bytes) return row_too_large(what, spec);
     *bytes *= (size_t)spec->shape[d];
   }
@@ -105,13 +105,22 @@ static int spec_find(const msi_side *side, const char *name) {
   return -1;
 }
 
+static int mixed_rows(const msi_side *side, int i) {
+  const mpiserve_spec *with = &side->specs[i], *without = &side->specs[0];
+  if (!msi_spec_has_rows(with)) with = &side->specs[0], without = &side->specs[i];
+  return msi_error(MPISERVE_ESHAPE, "%s '%s' has a dimension of rows, and '%s' has none",
+                   side->what, with->name, without->name);
+}
+
 int msi_side_init(msi_side *side, const char *what, int n, const mpiserve_spec *specs) {
   if (n < 0 || n > MPISERVE_MAX_TENSORS)
     return msi_error(MPISERVE_ESHAPE, "%d %ss, the limit is %d", n, what, MPISERVE_MAX_TENSORS);
-  *side = (msi_side){.what = what, .n = n, .specs = specs};
+  *side = (msi_side){.what = what, .n = n, .specs = specs, .least_rows = 1};
+  side->n_with_rows = n && !msi_spec_has_rows(&specs[0]) ? -1 : n;
   for (int i = 0; i < n; i++) {
     int code = spec_check(what, &specs[i]);
     if (code) return code;
+    if (msi_spec_has_rows(&specs[i]) != msi_spec_has_rows(&specs[0])) return mixed_rows(side, i);
     if (spec_find(side, specs[i].name) < i)
       return msi_error(MPISERVE_ENAME, "two %ss are named '%s'", what, specs[i].name);
     code = spec_row_bytes(what, &specs[i], &side->row_bytes[i]);
@@ -137,47 +146,113 @@ static int shape_matches(const mpiserve_spec *spec, const mpiserve_tensor *tenso
   return 1;
 }
 
-static int tensor_check(const msi_side *side, const char *service, const mpiserve_spec *spec,
-                        const mpiserve_tensor *tensor, int64_t *rows) {
+/* Of a tensor without rows. Fortran gives a scalar as one row. */
+static int whole_shape_matches(const mpiserve_spec *spec, const mpiserve_tensor *tensor) {
+  if (!spec->ndim) return !tensor->ndim || (tensor->ndim == 1 && tensor->shape[0] == 1);
+  return shape_matches(spec, tensor) && tensor->shape[0] == spec->shape[0];
+}
+
+static int wrong_dtype(const msi_side *side, const char *service, const mpiserve_spec *spec,
+                       const mpiserve_tensor *tensor) {
+  return msi_error(MPISERVE_EDTYPE, "service '%s', %s '%s': dtype is %s, the signature says %s",
+                   service, side->what, spec->name,
+                   dtype_valid(tensor->dtype) ? dtypes[tensor->dtype].name : "unknown",
+                   dtypes[spec->dtype].name);
+}
+
+static int wrong_shape(const msi_side *side, const char *service, const mpiserve_spec *spec,
+                       const mpiserve_tensor *tensor) {
   char want[128], got[128];
-  if (tensor->dtype != spec->dtype)
-    return msi_error(MPISERVE_EDTYPE, "service '%s', %s '%s': dtype is %s, the signature says %s",
-                     service, side->what, spec->name,
-                     dtype_valid(tensor->dtype) ? dtypes[tensor->dtype].name : "unknown",
-                     dtypes[spec->dtype].name);
-  if (!shape_matches(spec, tensor))
-    return msi_error(MPISERVE_ESHAPE, "service '%s', %s '%s': shape is %s, the signature says %s",
-                     service, side->what, spec->name,
-                     shape_text(got, sizeof got, tensor->ndim, tensor->shape),
-                     shape_text(want, sizeof want, spec->ndim, spec->shape));
-  if (!tensor->data)
-    return msi_error(MPISERVE_EARG, "service '%s', %s '%s': data is NULL", service, side->what,
-                     spec->name);
-  if (!*rows) *rows = tensor->shape[0];
-  if (tensor->shape[0] != *rows || *rows < 1)
-    return msi_error(MPISERVE_EROWS, "service '%s', %s '%s': %lld rows, %s", service, side->what,
-                     spec->name, (long long)tensor->shape[0],
-                     *rows < 1 ? "at least 1 is needed"
-                               : "other tensors of the call have more or less");
+  return msi_error(MPISERVE_ESHAPE, "service '%s', %s '%s': shape is %s, the signature says %s",
+                   service, side->what, spec->name,
+                   shape_text(got, sizeof got, tensor->ndim, tensor->shape),
+                   shape_text(want, sizeof want, spec->ndim, spec->shape));
+}
+
+/* 0 rows need no memory: then *data becomes an address that nothing is read from. */
+static int no_data(const msi_side *side, const char *service, const mpiserve_spec *spec,
+                   int64_t rows, void **data) {
+  static char nothing;
+  *data = &nothing;
+  if (!rows) return MPISERVE_OK;
+  return msi_error(MPISERVE_EARG, "service '%s', %s '%s': data is NULL", service, side->what,
+                   spec->name);
+}
+
+static int wrong_rows(const msi_side *side, const char *service, const mpiserve_spec *spec,
+                      int64_t given, int64_t rows) {
+  const char *why = "other tensors of the call have more or less";
+  if (rows < 0) why = "at least 1 is needed, unless the service has allow_empty";
+  return msi_error(MPISERVE_EROWS, "service '%s', %s '%s': %lld rows, %s", service, side->what,
+                   spec->name, (long long)given, why);
+}
+
+static int tensor_check(const msi_side *side, const char *service, const mpiserve_spec *spec,
+                        const mpiserve_tensor *tensor, int64_t *rows, void **data) {
+  if (tensor->dtype != spec->dtype) return wrong_dtype(side, service, spec, tensor);
+  if (!shape_matches(spec, tensor)) return wrong_shape(side, service, spec, tensor);
+  *data = tensor->data;
+  if (!*data && no_data(side, service, spec, tensor->shape[0], data)) return MPISERVE_EARG;
+  if (*rows < 0 && tensor->shape[0] >= side->least_rows) *rows = tensor->shape[0];
+  if (tensor->shape[0] == *rows) return MPISERVE_OK;
+  return wrong_rows(side, service, spec, tensor->shape[0], *rows);
+}
+
+static int whole_check(const msi_side *side, const char *service, const mpiserve_spec *spec,
+                       const mpiserve_tensor *tensor, void **data) {
+  if (tensor->dtype != spec->dtype) return wrong_dtype(side, service, spec, tensor);
+  if (!whole_shape_matches(spec, tensor)) return wrong_shape(side, service, spec, tensor);
+  *data = tensor->data;
+  return *data ? MPISERVE_OK : no_data(side, service, spec, 1, data);
+}
+
+/* The place in the signature of tensor i of a call; -1: it has none, or it is taken. */
+static int find_place(const msi_side *side, const char *service, int i,
+                      const mpiserve_tensor *tensors, uint32_t *taken) {
+  char names[256];
+  int at = tensors[i].name ? spec_find(side, tensors[i].name) : i;
+  if (at >= 0 && !(*taken >> at & 1)) {
+    *taken |= UINT32_C(1) << at;
+    return at;
+  }
+  msi_error(MPISERVE_ENAME, "service '%s': %s '%s' is %s; the signature has %s", service,
+            side->what, at < 0 ? tensors[i].name : side->specs[at].name,
+            at < 0 ? "unknown" : "given twice", names_text(names, sizeof names, side));
+  return -1;
+}
+
+static int wrong_number(const msi_side *side, const char *service, int n) {
+  char names[256];
+  return msi_error(MPISERVE_ESHAPE, "service '%s': %d %ss given, the signature has %d (%s)",
+                   service, n, side->what, side->n, names_text(names, sizeof names, side));
+}
+
+/* As msi_side_match(), of tensors without rows. */
+static int match_whole(const msi_side *side, const char *service, int n,
+                       const mpiserve_tensor *tensors, int64_t *rows, void **data) {
+  if (n != side->n) return wrong_number(side, service, n);
+  uint32_t taken = 0;
+  for (int i = 0; i < n; i++) {
+    int at = find_place(side, service, i, tensors, &taken);
+    if (at < 0) return MPISERVE_ENAME;
+    int code = whole_check(side, service, &side->specs[at], &tensors[i], &data[at]);
+    if (code) return code;
+  }
+  *rows = 1;
   return MPISERVE_OK;
 }
 
 int msi_side_match(const msi_side *side, const char *service, int n, const mpiserve_tensor *tensors,
                    int64_t *rows, void **data) {
-  char names[256];
-  if (n != side->n)
-    return msi_error(MPISERVE_ESHAPE, "service '%s': %d %ss given, the signature has %d (%s)",
-                     service, n, side->what, side->n, names_text(names, sizeof names, side));
-  for (int i = 0; i < n; i++) data[i] = NULL;
+  if (n != side->n_with_rows)
+    return side->n_with_rows < 0 ? match_whole(side, service, n, tensors, rows, data)
+                                 : wrong_number(side, service, n);
+  uint32_t taken = 0;
   for (int i = 0; i < n; i++) {
-    int at = tensors[i].name ? spec_find(side, tensors[i].name) : i;
-    if (at < 0 || data[at])
-      return msi_error(MPISERVE_ENAME, "service '%s': %s '%s' is %s; the signature has %s", service,
-                       side->what, at < 0 ? tensors[i].name : side->specs[at].name,
-                       at < 0 ? "unknown" : "given twice", names_text(names, sizeof names, side));
-    int code = tensor_check(side, service, &side->specs[at], &tensors[i], rows);
+    int at = find_place(side, service, i, tensors, &taken);
+    if (at < 0) return MPISERVE_ENAME;
+    int code = tensor_check(side, service, &side->specs[at], &tensors[i], rows, &data[at]);
     if (code) return code;
-    data[at] = tensors[i].data;
   }
   return MPISERVE_OK;
 }

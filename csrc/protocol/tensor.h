@@ -20,14 +20,23 @@ typedef struct msi_side {
   const mpiserve_spec *specs;
   size_t row_bytes[MPISERVE_MAX_TENSORS];
   size_t total_row_bytes; /* of all tensors of this side */
+  int n_with_rows;        /* n; -1: the tensors have no rows, and one tensor is one row */
+  int64_t least_rows;     /* of a call */
 } msi_side;
 
-/* Checks the specs (names, dtypes, shapes) and fills side, which keeps specs. */
+/* Has the tensor a dimension of rows? */
+static inline int msi_spec_has_rows(const mpiserve_spec *spec) {
+  return spec->ndim > 0 && spec->shape[0] == -1;
+}
+
+/* Checks the specs (names, dtypes, shapes) and fills side, which keeps specs. All have rows, or
+ * none has. */
 int msi_side_init(msi_side *side, const char *what, int n, const mpiserve_spec *specs);
 
 /* Checks the tensors of a call and puts their addresses into data in the order
- * of the signature. *rows is 0 before the first side, and the common number of
- * rows after it. */
+ * of the signature. *rows is MSI_ANY_ROWS before the first side, and the
+ * common number of rows after it. */
+#define MSI_ANY_ROWS INT64_MIN
 int msi_side_match(const msi_side *side, const char *service, int n, const mpiserve_tensor *tensors,
                    int64_t *rows, void **data);
 

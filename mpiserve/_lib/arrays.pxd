@@ -2,6 +2,8 @@
 
 from mpiserve._lib.libmpiserve cimport mpiserve_tensor
 
+cdef enum:
+    NO_ROWS = -1  # in place of rows: the array has no such dimension
 
 cdef object as_input(mpiserve_tensor *tensor, object value, str service, list names, int i)
 cdef int as_output(mpiserve_tensor *tensor, object value, str service) except -1

@@ -138,12 +138,17 @@ cdef size_t end(mpiserve_tensor *tensor) noexcept:
     return begin(tensor) + size
 
 
+def row_shape(shape):
+    """Return the dimensions of a row; a tensor without a dimension of rows is one row."""
+    return tuple(shape[1:]) if tuple(shape[:1]) == (-1,) else tuple(shape)
+
+
 cdef object make(object dtype, tuple shape, Py_ssize_t rows, void *data, int flags):
-    cdef cnp.npy_intp dims[8]
-    cdef int d, ndim = 1 + len(shape)
+    cdef cnp.npy_intp dims[9]
+    cdef int d, first = rows >= 0, ndim = first + len(shape)
     dims[0] = rows
-    for d in range(1, ndim):
-        dims[d] = shape[d - 1]
+    for d in range(first, ndim):
+        dims[d] = shape[d - first]
     Py_INCREF(dtype)  # which the new array takes over
     return PyArray_NewFromDescr(
         <cnp.PyTypeObject *>cnp.ndarray, <cnp.dtype>dtype, ndim, dims, NULL, data, flags, None
@@ -151,13 +156,13 @@ cdef object make(object dtype, tuple shape, Py_ssize_t rows, void *data, int fla
 
 
 cdef object new_array(object dtype, tuple shape, Py_ssize_t rows):
-    """Allocate an array [rows, *shape]; not initialised."""
+    """Allocate an array [rows, *shape], or [*shape] if rows is NO_ROWS; not initialised."""
     return make(dtype, shape, rows, NULL, 0)
 
 
 cdef object view_rows(const void *data, object dtype, tuple shape, Py_ssize_t rows, bint writable,
                       object owner):
-    """View memory as an array [rows, *shape], which keeps owner alive."""
+    """View memory as such an array, which keeps owner alive."""
     cdef int flags = cnp.NPY_ARRAY_C_CONTIGUOUS | cnp.NPY_ARRAY_ALIGNED
     if writable:
         flags |= cnp.NPY_ARRAY_WRITEABLE

@@ -14,8 +14,9 @@ cdef class Buffer:
     cdef object _views(self, bint outputs):
         cdef void **data = &self._buffer.outputs[0] if outputs else &self._buffer.inputs[0]
         cdef list specs = self._service._output_specs if outputs else self._service._input_specs
+        cdef Py_ssize_t rows = NO_ROWS if self._service._whole else self._buffer.rows
         views = [
-            view_rows(data[i], dtype, shape, self._buffer.rows, True, self)
+            view_rows(data[i], dtype, shape, rows, True, self)
             for i, (dtype, shape) in enumerate(specs)
         ]
         return views[0] if len(views) == 1 else tuple(views)

@@ -45,6 +45,7 @@ class Description:
         max_queue_rows: int = 0,
         on_full: str = "wait",
         rows: str = "independent",
+        allow_empty: bool = False,
         overwrites: bool = False,
         replica: int = 0,
         checks: Sequence[tuple[bool, float | None, float | None]] = (),
@@ -117,6 +118,7 @@ class Service:
     version: str
     transport: str
     rows: str
+    allow_empty: bool
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     max_batch_rows: int

@@ -15,7 +15,7 @@ import numpy as np
 from mpi4py import MPI
 
 from mpiserve import errors, failure
-from mpiserve._lib.arrays import DTYPE_CODES, DTYPES
+from mpiserve._lib.arrays import DTYPE_CODES, DTYPES, row_shape
 from mpiserve._lib.fallbacks import Fallback
 from mpiserve.config.tensor import Tensor
 
@@ -27,6 +27,7 @@ from libc.stdint cimport int32_t, int64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memset
 from mpiserve._lib.arrays cimport (
+    NO_ROWS,
     as_input,
     as_output,
     check_apart,
@@ -37,7 +38,7 @@ from mpiserve._lib.arrays cimport (
 from mpiserve._lib.engine cimport Engine
 from mpiserve._lib.libmpiserve cimport *
 
-ROWS = ("independent", "together")  # in the order of mpiserve_rows
+ROWS = ("independent", "together", "none")  # in the order of mpiserve_rows
 SOURCES = ("model", "local", "fallback")  # in the order of mpiserve_source
 _ROLES = {"simulation": MPISERVE_SIMULATION, "inference": MPISERVE_INFERENCE}
 

@@ -7,7 +7,7 @@ from mpiserve._lib.arrays cimport result_at
 from mpiserve._lib.libmpiserve cimport *
 
 from mpiserve import errors
-from mpiserve._lib.arrays import DTYPE_CODES, DTYPES
+from mpiserve._lib.arrays import DTYPE_CODES, DTYPES, row_shape
 
 
 cdef int fill(mpiserve_spec *specs, tensors) except -1:
@@ -23,7 +23,7 @@ cdef int fill(mpiserve_spec *specs, tensors) except -1:
 
 
 cdef tuple arrays_of(tensors):
-    return tuple([(DTYPES[DTYPE_CODES[t.dtype]], tuple(t.shape[1:])) for t in tensors])
+    return tuple([(DTYPES[DTYPE_CODES[t.dtype]], row_shape(t.shape)) for t in tensors])
 
 
 cdef int find(const void **data, tuple specs, arrays, int64_t rows) except -1:

@@ -32,14 +32,16 @@ class Fallback:
         self._function = function
         self._seen: set[str] = set()
 
-    def answer(self, inputs: Sequence[np.ndarray], outputs: Sequence[np.ndarray], why: str) -> None:
+    def answer(
+        self, inputs: Sequence[np.ndarray], outputs: Sequence[np.ndarray], rows: int, why: str
+    ) -> None:
         """Fill the outputs with what the function makes of the inputs.
 
         Raises:
             BaseException: Whatever the function raises.
             ValueError: If its results do not fit the outputs.
         """
-        self._log(why, f"the fallback {_name_of(self._function)} answers {len(inputs[0])} rows")
+        self._log(why, f"the fallback {_name_of(self._function)} answers {rows} rows")
         results = self._ordered(self._function(*inputs))
         for name, result, output in zip(self._names, results, outputs, strict=True):
             self._fill(name, np.asarray(result), output)

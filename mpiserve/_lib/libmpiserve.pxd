@@ -8,7 +8,7 @@ cdef extern from "mpiserve.h" nogil:
     enum:
         MPISERVE_OK, MPISERVE_EMODEL, MPISERVE_ETIMEOUT, MPISERVE_ECLOSED
         MPISERVE_WAIT, MPISERVE_REJECT
-        MPISERVE_INDEPENDENT, MPISERVE_TOGETHER
+        MPISERVE_INDEPENDENT, MPISERVE_TOGETHER, MPISERVE_NO_ROWS
         MPISERVE_SIMULATION, MPISERVE_INFERENCE
         MPISERVE_SHARED
         MPISERVE_BFLOAT16, MPISERVE_COMPLEX128
@@ -45,7 +45,7 @@ cdef extern from "mpiserve.h" nogil:
         mpiserve_spec outputs[16]
         int64_t max_batch_rows, max_delay_ns, pool_bytes, max_queue_rows
         double stickiness
-        int32_t on_full, rows, overwrites, replica, spare, error
+        int32_t on_full, rows, allow_empty, overwrites, replica, spare, error
         char error_text[512]
         double local_timeout
         char local[2048]

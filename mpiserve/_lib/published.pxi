@@ -49,7 +49,7 @@ cdef object bound_of(mpiserve_spec *spec, double bound):
 
 
 cdef list specs_of(tuple tensors):
-    return [(DTYPES[DTYPE_CODES[t.dtype]], tuple(t.shape[1:])) for t in tensors]
+    return [(DTYPES[DTYPE_CODES[t.dtype]], row_shape(t.shape)) for t in tensors]
 
 
 cdef make_service(Session session, mpiserve_service *found):
@@ -65,6 +65,8 @@ cdef make_service(Session session, mpiserve_service *found):
     service.version = description.version.decode()
     service.rows = ROWS[description.rows]
     service._local = description.local[0] != 0
+    service.allow_empty = description.allow_empty
+    service._whole = description.rows == MPISERVE_NO_ROWS
     service.inputs = tensors_of(description.inputs, description.n_inputs)
     service.outputs = tensors_of(description.outputs, description.n_outputs)
     service.checks = checks_of(description.outputs, description.n_outputs)

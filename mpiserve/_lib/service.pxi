@@ -18,7 +18,7 @@ cdef class Service:
 
     Attributes:
         name: Of the service.
-        inputs: The signature's inputs: (name, dtype, shape), shape[0] is -1.
+        inputs: The signature's inputs: (name, dtype, shape), shape[0] is -1 if rows is not "none".
         outputs: The signature's outputs.
         engine: The class that runs the model.
         version: The name of the model's version at open; "" if it has none.
@@ -27,7 +27,9 @@ cdef class Service:
         head: The world rank that this rank asks.
         transport: "shared" or "rma".
         rows: Whether requests share batches, at open: "independent", or "together" if each is
-            a call of the model.
+            a call of the model, or "none" if tensors have no rows: then arrays have the shapes of
+            the signature, where other services have [rows, ...].
+        allow_empty: Whether requests may have 0 rows.
         checks: What the values of an answer must be, by the name of the output: (whether finite,
             the least, the greatest), None for no bound. Outputs with any values are not there.
     """
@@ -35,6 +37,8 @@ cdef class Service:
     cdef Session _session
     cdef mpiserve_service *_service
     cdef readonly str name, engine, version, transport, rows
+    cdef readonly bint allow_empty
+    cdef bint _whole  # tensors have no rows
     cdef bint _far  # perhaps over a network: its flushes may wait, and for ever if that is cut
     cdef readonly tuple inputs, outputs
     cdef readonly int64_t max_batch_rows
@@ -218,7 +222,7 @@ cdef class Service:
             kept = keep(keep(kept, encoded), array)
             inputs[n].name = <const char *>encoded
             n += 1
-        rows = inputs[0].shape[0] if n and inputs[0].ndim else 0
+        rows = 1 if self._whole else inputs[0].shape[0] if n and inputs[0].ndim else 0
         request._service = self
         request._session = session
         request._outputs = self._make_outputs(outputs, rows) if out is None else (
@@ -248,6 +252,7 @@ cdef class Service:
         return 0
 
     cdef object _make_outputs(self, mpiserve_tensor *tensors, int64_t rows):
+        rows = NO_ROWS if self._whole else rows
         made = [new_array(dtype, shape, rows) for dtype, shape in self._output_specs]
         for i in range(len(made)):
             as_output(&tensors[i], made[i], self.name)
@@ -311,11 +316,12 @@ cdef class Service:
 
     cdef int _answer(self, int64_t rows, const void *const *inputs, void *const *outputs,
                      str why) except -1:
-        given = [array.copy() for array in arrays_at(inputs, self._input_specs, rows, False)]
-        taken = arrays_at(<const void *const *>outputs, self._output_specs, rows, True)
+        cdef int64_t dim = NO_ROWS if self._whole else rows
+        given = [array.copy() for array in arrays_at(inputs, self._input_specs, dim, False)]
+        taken = arrays_at(<const void *const *>outputs, self._output_specs, dim, True)
         self._session._answering = PyThread_get_thread_ident()
         try:
-            self._fallback.answer(given, taken, why)
+            self._fallback.answer(given, taken, rows, why)
         finally:
             self._session._answering = 0
         return 0
@@ -354,7 +360,7 @@ cdef class Service:
         """Take memory for inputs that the model reads where it lies, without a copy.
 
         Args:
-            rows: Of the array; a request may use a part of them.
+            rows: Of the array; a request may use a part of them. 1 where tensors have no rows.
 
         Returns:
             An array [rows, ...], or a tuple of them, one per input. A call whose input

@@ -42,7 +42,8 @@ cdef int copy_bytes(char *to, size_t size, bytes data) except -1:
 
 
 cdef tuple arrays_of(object tensors):
-    return tuple([(DTYPES[DTYPE_CODES[t.dtype]], tuple(t.shape[1:])) for t in tensors])
+    """Return dtype and dimensions of a row; a tensor without rows is one row."""
+    return tuple([(DTYPES[DTYPE_CODES[t.dtype]], row_shape(t.shape)) for t in tensors])
 
 
 cdef class Description:
@@ -53,8 +54,8 @@ cdef class Description:
 
     def __init__(self, *, name, engine="", version="", inputs=(), outputs=(), max_batch_rows=1,
                  max_delay_us=0, pool_bytes=0, stickiness=0, max_queue_rows=0, on_full="wait",
-                 rows="independent", overwrites=False, replica=0, spare=False, checks=(),
-                 local="", local_timeout=0.0, error_code=0, error_text=""):
+                 rows="independent", allow_empty=False, overwrites=False, replica=0, spare=False,
+                 checks=(), local="", local_timeout=0.0, error_code=0, error_text=""):
         memset(&self.description, 0, sizeof(self.description))
         copy_text(self.description.name, MPISERVE_NAME_SIZE, name)
         copy_bytes(
@@ -76,6 +77,7 @@ cdef class Description:
         self.description.max_queue_rows = max_queue_rows
         self.description.on_full = MPISERVE_REJECT if on_full == "reject" else MPISERVE_WAIT
         self.description.rows = ROWS.index(rows)
+        self.description.allow_empty = allow_empty
         self.description.overwrites = overwrites
         self.description.replica = replica
         self.description.spare = spare
@@ -94,7 +96,7 @@ cdef class Batch:
         requests: Their number.
         in_place: Whether the inputs are the memory that the clients wrote to.
         inputs: One array [rows, ...] per input of the signature; read-only, valid
-            until the batch is answered.
+            until the batch is answered. A tensor without rows is one row: [1, ...].
         outputs: One array [rows, ...] per output, where results may be written
             to spare a copy; valid until the batch is answered.
         failure: The error of the service's engine on it; "" if there was none.

@@ -56,10 +56,19 @@ def create(service: ServiceConfig, comm: MPI.Comm | None = None, local_rank: int
         ModelError: If a class of the user's cannot be found or is not a Backend.
     """
     silence_libraries()
+    if service.rows == "none" and service.backend != "echo":
+        from mpiserve.backends.whole import WholeBackend
+
+        return WholeBackend(service, _create, comm, local_rank)
+    return _create(service, comm, local_rank)
+
+
+def _create(service: ServiceConfig, comm: MPI.Comm | None = None, local_rank: int = 0) -> Backend:
+    """Make a backend that takes arrays as clients give them."""
     if service.preprocess or service.postprocess:
         from mpiserve.backends.pre_post import ProcessedBackend
 
-        return ProcessedBackend(service, create, comm, local_rank)
+        return ProcessedBackend(service, _create, comm, local_rank)
     if service.backend in _BUILT_IN:
         kind = _built_in(_name(service))
     else:

@@ -12,19 +12,26 @@ from mpiserve.errors import Code, ModelError
 
 
 def checked(
-    output: Any, tensor: TensorConfig, dtype: np.dtype, rows: int, what: str = "output"
+    output: Any, tensor: TensorConfig, dtype: np.dtype, rows: int | None, what: str = "output"
 ) -> np.ndarray:
     """Return an output as a contiguous array, if it fits the signature.
+
+    Args:
+        output: What a model has returned.
+        tensor: The tensor of the signature.
+        dtype: Its dtype.
+        rows: How many rows it must have; None: it must have no dimension of rows.
+        what: What it is, for texts.
 
     Raises:
         ModelError: With the expected and the actual dtype and shape.
     """
-    shape = (rows, *tensor.shape[1:])
+    shape = tensor.dims(rows)
     if type(output) is np.ndarray and output.dtype == dtype and output.shape == shape:
         return output if output.flags.c_contiguous else np.ascontiguousarray(output)
     array = np.ascontiguousarray(output)
     if array.dtype == dtype and np.shape(output) == shape:
-        return array
+        return array.reshape(shape)  # a scalar has become an array of one dimension
     expected = f"expected {tensor.dtype} {list(shape)}"
     got = f"got {array.dtype.name} {list(np.shape(output))}"
     raise ModelError(Code.EMODEL, f"{what} '{tensor.name}': {expected}, {got}")
@@ -57,7 +64,7 @@ def cast(source: np.ndarray, target: np.ndarray, what: str) -> None:
 def _beyond(source: np.ndarray, dtype: np.dtype) -> str:
     """Name the first number of a source that is infinite in another dtype."""
     limit = f"{dtype.name} ends at {_largest(dtype):.1e}"
-    for row, values in enumerate(source):
+    for row, values in enumerate(np.atleast_1d(source)):
         for part in (values.real, values.imag):
             lost = np.isfinite(part) & ~np.isfinite(part.astype(dtype))
             if lost.any():
@@ -71,9 +78,9 @@ def _largest(dtype: np.dtype) -> float:
     return float(ml_dtypes.finfo(dtype).max)
 
 
-def zeros(tensors: Sequence[TensorConfig], rows: int) -> tuple[np.ndarray, ...]:
-    """Make arrays of zeros for a batch of `rows` rows."""
-    return tuple(np.zeros((rows, *tensor.shape[1:]), dtype_of(tensor)) for tensor in tensors)
+def zeros(tensors: Sequence[TensorConfig], rows: int | None) -> tuple[np.ndarray, ...]:
+    """Make arrays of zeros for a batch of `rows` rows; None: without a dimension of rows."""
+    return tuple(np.zeros(tensor.dims(rows), dtype_of(tensor)) for tensor in tensors)
 
 
 def dtype_of(tensor: TensorConfig) -> np.dtype:

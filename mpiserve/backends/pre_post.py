@@ -68,7 +68,7 @@ class ProcessedBackend(Backend):
 
     def run(self, inputs: tuple[np.ndarray, ...]) -> Any:
         """Run preprocess, the model and postprocess on a batch."""
-        rows = len(inputs[0])
+        rows = self._rows_of(inputs)
         if self.wants_clients:
             self._model.clients = self.clients
         self._model.together = self.together
@@ -76,13 +76,16 @@ class ProcessedBackend(Backend):
         results = self._model.run_batch(self._prepared(inputs), room, lambda _: None)
         return self._finished(results, rows)
 
+    def _rows_of(self, inputs: tuple[np.ndarray, ...]) -> int | None:
+        return None if self.service.rows == "none" else len(inputs[0])
+
     def _prepared(self, inputs: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
         if self._before is None:
             return inputs
         tensors = self._model.service.inputs
-        return _fitting(self._before(*inputs), tensors, len(inputs[0]), "preprocess, input")
+        return _fitting(self._before(*inputs), tensors, self._rows_of(inputs), "preprocess, input")
 
-    def _finished(self, results: Any, rows: int) -> Any:
+    def _finished(self, results: Any, rows: int | None) -> Any:
         if self._after is None:
             return results
         tensors = self._model.service.outputs
@@ -195,7 +198,7 @@ class ProcessedSteps(Steps):
 
 
 def _fitting(
-    result: Any, tensors: Sequence[TensorConfig], rows: int, what: str
+    result: Any, tensors: Sequence[TensorConfig], rows: int | None, what: str
 ) -> tuple[np.ndarray, ...]:
     """Return arrays in the order of their tensors, checked."""
     arrays = arranged(result, [tensor.name for tensor in tensors], f"{what}s")

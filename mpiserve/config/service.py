@@ -11,6 +11,7 @@ from pydantic import AfterValidator, Field, PrivateAttr, ValidationInfo, field_v
 
 from mpiserve.config.engines import engine_problem
 from mpiserve.config.tables import MODEL_DTYPES, NAME_SIZE, Table, Tensors
+from mpiserve.config.tensor_checks import check_kept, check_row_dims, check_unbounded, mirrored
 from mpiserve.config.values import (
     MAX_BYTES,
     MAX_PARALLEL,
@@ -25,6 +26,7 @@ from mpiserve.config.values import (
 from mpiserve.errors import Code, ConfigError
 
 MAX_TENSORS = 16
+MAX_BATCH_ROWS = 4096  # unless the configuration says more or less
 
 BACKENDS = ("deepspeed", "torch", "onnx", "python", "echo")
 TASKS = ("generate", "embed")
@@ -80,6 +82,14 @@ class ServiceConfig(Table):
     """The version to start with; it replaces `{version}` in `model` and `options`."""
     reload: Literal["beside", "in-place"] = "beside"
     """Whether a reload loads the new version beside the old one, or frees the old one first."""
+    rows: Literal["independent", "together", "none"] | None = None
+    """Whether the model computes each row independently (`"independent"`), the rows of a request
+    belong together (`"together"`), or there are no rows (`"none"`): then a batch is one request,
+    whose tensors have the shapes of the signature. Without it, mpiserve tests at warm-up which of
+    the first two it is.
+    """
+    allow_empty: bool = False
+    """Whether a request may have 0 rows. It ends with its batch, and the model never sees it."""
     inputs: Annotated[Tensors, Field(validate_default=True)] = ()
     """The input tensors of the signature, 1 to 16 tables. Required, unless the model is an ONNX
     file or a program of `torch.export`: without this key, mpiserve reads them from the file.
@@ -110,8 +120,10 @@ class ServiceConfig(Table):
     that torch makes of the model, which runs without Python), `"onnx"` or `"deepspeed"`. `"auto"`:
     that of the backend, or the compiled one if the cache has it, it agrees and is faster.
     """
-    max_batch_rows: int = Field(4096, ge=1, lt=MAX_ROWS, validate_default=True)
-    """The most rows in a batch, which has at most 16 TiB. Larger requests are cut into pieces."""
+    max_batch_rows: int = Field(MAX_BATCH_ROWS, ge=1, lt=MAX_ROWS, validate_default=True)
+    """The most rows in a batch, which has at most 16 TiB. Larger requests are cut into pieces. With
+    `rows = "none"` each request counts as one row, and this is 1.
+    """
     max_delay_us: int = Field(200, ge=0, lt=2**31)
     """The longest time, in microseconds, that a request waits for others to share its batch."""
     pool_bytes: int = Field(0, ge=0, le=MAX_BYTES)
@@ -166,10 +178,6 @@ class ServiceConfig(Table):
     """Threads of torch and BLAS on each inference rank."""
     chunk_rows: int = Field(0, ge=0, lt=MAX_ROWS)
     """Rows that a torch model processes at a time; 0 means: measure the best value at warm-up."""
-    rows: Literal["independent", "together"] | None = None
-    """Whether the model computes each row independently, or the rows of a request belong
-    together; without it, mpiserve tests this at warm-up.
-    """
     input_memory: Literal["view", "copy"] | None = None
     """Whether the model reads the clients' memory (`"view"`) or gets copies; without it,
     mpiserve tests at warm-up whether the model writes to its inputs or keeps them.
@@ -232,9 +240,18 @@ class ServiceConfig(Table):
             return self.warmup
         if self.warmup is False:
             return ()
-        if self.rows == "together":  # the model may accept only whole fields
+        if self.by_request:  # the model may accept only whole fields
             return (self.max_batch_rows,)
         return tuple(sorted({1, self.max_batch_rows}))
+
+    @property
+    def by_request(self) -> bool:
+        """Whether the configuration says that a batch is one request."""
+        return self.rows in ("together", "none")
+
+    def kind_of_rows(self, together: bool) -> str:
+        """The value of `rows` for a model of which it is known whether rows belong together."""
+        return "none" if self.rows == "none" else "together" if together else "independent"
 
     def of_model(self) -> ServiceConfig:
         """The service as its model sees it, between preprocess and postprocess."""
@@ -288,15 +305,16 @@ class ServiceConfig(Table):
     def _check_tensors(cls, tensors: Tensors, info: ValidationInfo) -> Tensors:
         echo, inputs = info.data.get("backend") == "echo", info.data.get("inputs", ())
         if echo and info.field_name == "outputs":
-            return _mirrored(tensors, inputs)
+            return mirrored(tensors, inputs)
         if not tensors:
             raise ValueError("missing")
         if info.data.get("backend") in ("python", "echo"):
-            _check_kept(tensors, info.data["backend"])
+            check_kept(tensors, info.data["backend"])
         if len(tensors) > MAX_TENSORS:
             raise ValueError(f"at most {MAX_TENSORS} tensors, got {len(tensors)}")
+        check_row_dims(tensors, info.data.get("rows"))
         if info.field_name != "outputs":
-            _check_unbounded(tensors)
+            check_unbounded(tensors)
         names = [tensor.name for tensor in tensors]
         for name in names:
             if names.count(name) > 1:
@@ -306,6 +324,10 @@ class ServiceConfig(Table):
     @field_validator("max_batch_rows")
     @classmethod
     def _check_rows(cls, rows: int, info: ValidationInfo) -> int:
+        if info.data.get("rows") == "none":
+            if rows not in (1, MAX_BATCH_ROWS):
+                raise ValueError(f"{rows}: with rows = 'none' a batch is one request: remove it")
+            rows = 1
         tensors = [*info.data.get("inputs", ()), *info.data.get("outputs", ())]
         row = sum(tensor.row_bytes for tensor in tensors)
         if rows * row > MAX_BYTES:
@@ -394,14 +416,30 @@ class ServiceConfig(Table):
 
     @field_validator("rows")
     @classmethod
-    def _check_together(cls, rows: str | None, info: ValidationInfo) -> str | None:
-        if rows == "together" and info.data.get("chunk_rows"):
-            raise ValueError("'together' excludes chunk_rows, which cuts requests; remove one")
-        if rows == "together" and info.data.get("task") == "generate":
+    def _check_task_rows(cls, rows: str | None, info: ValidationInfo) -> str | None:
+        task = info.data.get("task")
+        if rows == "together" and task == "generate":
             raise ValueError(
                 "'together' is not possible: the task 'generate' batches sequences of all requests"
             )
+        if rows == "none" and task:
+            raise ValueError(f"'none' is not possible: the task '{task}' takes rows")
         return rows
+
+    @field_validator("allow_empty")
+    @classmethod
+    def _check_empty(cls, allow_empty: bool, info: ValidationInfo) -> bool:
+        if allow_empty and info.data.get("rows") == "none":
+            raise ValueError("true, but there are no rows of which a request may have 0: remove it")
+        return allow_empty
+
+    @field_validator("chunk_rows")
+    @classmethod
+    def _check_chunk(cls, chunk_rows: int, info: ValidationInfo) -> int:
+        rows = info.data.get("rows")
+        if chunk_rows and rows in ("together", "none"):
+            raise ValueError(f"cuts requests, which rows = '{rows}' excludes; remove one")
+        return chunk_rows
 
     @field_validator("warmup")
     @classmethod
@@ -424,24 +462,3 @@ class ServiceConfig(Table):
 def _needs_mpi(service: Mapping[str, Any]) -> bool:
     """Whether a model of several ranks communicates by MPI: DeepSpeed does not need to."""
     return service.get("tensor_parallel", 1) > 1 and service.get("backend") != "deepspeed"
-
-
-def _check_unbounded(tensors: Tensors) -> None:
-    for tensor in tensors:
-        if tensor.min is not None or tensor.max is not None:
-            raise ValueError(f"min or max at '{tensor.name}': only values of outputs are checked")
-
-
-def _check_kept(tensors: Tensors, backend: str) -> None:
-    for tensor in tensors:
-        if tensor.convert:
-            text = f"convert at '{tensor.name}': the backend '{backend}' converts nothing"
-            raise ValueError(f"{text}; preprocess and postprocess can")
-
-
-def _mirrored(outputs: Tensors, inputs: Tensors) -> Tensors:
-    if not outputs:
-        return inputs
-    if [(t.dtype, t.shape) for t in outputs] != [(t.dtype, t.shape) for t in inputs]:
-        raise ValueError("the backend 'echo' returns its inputs: dtypes and shapes must be equal")
-    return outputs

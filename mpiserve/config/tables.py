@@ -99,14 +99,16 @@ class Table(BaseModel):
 
 
 class TensorConfig(Table):
-    """One tensor of a signature; its first dimension is -1, the number of rows."""
+    """One tensor of a signature; its first dimension is -1, the number of rows, if it has rows."""
 
     name: Annotated[str, AfterValidator(check_name)]
     """The name by which a call, or the model, finds the tensor."""
     dtype: Annotated[str, AfterValidator(_dtype)]
     """The type of the elements, as requests carry it."""
     shape: Annotated[tuple[StrictInt, ...], BeforeValidator(as_tuple), AfterValidator(_shape)]
-    """The dimensions: first -1, which stands for the rows, then positive sizes."""
+    """The dimensions: first -1, which stands for the rows, then positive sizes. With
+    `rows = "none"` there is no -1, and `[]` is a scalar.
+    """
     convert: Annotated[bool | None, AfterValidator(_convert)] = None
     """Whether to convert between this dtype and the model's: `true` silently, `false` never;
     without it, convert and log what that loses. `onnx` converts only with `true`.
@@ -117,9 +119,18 @@ class TensorConfig(Table):
     """Of an output: the greatest value that is an answer; see `check`."""
 
     @property
+    def row_shape(self) -> tuple[int, ...]:
+        """The dimensions of a row; of a tensor without rows, all dimensions."""
+        return self.shape[1:] if self.shape[:1] == (-1,) else self.shape
+
+    def dims(self, rows: int | None) -> tuple[int, ...]:
+        """The dimensions of an array of `rows` rows, or of one without a row dimension (None)."""
+        return self.row_shape if rows is None else (rows, *self.row_shape)
+
+    @property
     def row_bytes(self) -> int:
         """The bytes of a row."""
-        return prod(self.shape[1:]) * DTYPE_BYTES[self.dtype]
+        return prod(self.row_shape) * DTYPE_BYTES[self.dtype]
 
 
 Tensors = Annotated[tuple[TensorConfig, ...], BeforeValidator(as_tuple)]

@@ -89,17 +89,17 @@ def name_problem(name: str, size: int) -> str | None:
 
 
 def shape_problem(shape: tuple[int, ...], most: int) -> str | None:
-    """Say why a shape is not that of a tensor of rows, or return None."""
+    """Say why a shape is not that of a tensor, with rows or without, or return None."""
     said = shown(list(shape))
-    if not shape or shape[0] != -1:
-        return f"the first dimension is the number of rows and must be -1, got {said}"
     if len(shape) > most:
         return f"at most {most} dimensions, got {len(shape)}"
-    if any(size < 1 for size in shape[1:]):
-        return f"every dimension after the first must be positive, got {said}"
-    if any(size > MAX_DIMENSION for size in shape[1:]):
+    fixed = shape[shape[:1] == (-1,) :]
+    if any(size < 1 for size in fixed):
+        what = "dimension after the first" if fixed is not shape else "dimension"
+        return f"every {what} must be positive, got {said}"
+    if any(size > MAX_DIMENSION for size in fixed):
         return f"every dimension must be below 2^31, got {said}"
-    if (values := prod(shape[1:])) > MAX_VALUES:
+    if (values := prod(fixed)) > MAX_VALUES:
         return f"a row of {values} values does not fit into any memory, got {said}"
     return None
 

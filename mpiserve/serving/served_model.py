@@ -415,7 +415,7 @@ class ServedModel:
         return Stepper(self._lib, backend.steps, self._finished, self._report)
 
     def _kind_of_rows(self) -> str:
-        return "together" if self.backend.together else "independent"
+        return self.service.kind_of_rows(self.backend.together)
 
     def _agree_rows(self) -> None:
         """Tell the broker whether the new model takes rows together, if that has changed."""

@@ -116,7 +116,7 @@ class Warmup:
         if self._found:
             self._choose(self._agreed(self._found, self._comm) if self._comm else self._found)
         else:
-            backend.together = service.rows == "together"
+            backend.together = service.by_request
         if old:
             backend.take_over(old)
         elif tuning is not None:
@@ -203,7 +203,7 @@ class Warmup:
     def _find(self, probe: Probe, rows: int) -> None:
         """Compare rows, or only watch the inputs if the configuration says how rows relate."""
         candidates = self._candidates(rows)
-        if self._service.rows != "together" and rows > 1:
+        if not self._service.by_request and rows > 1:
             probe.find(candidates)
         else:
             _attempt(lambda: self._calls(next(candidates)))
@@ -238,7 +238,7 @@ class Warmup:
         for key, text in _against(service, found):
             raise ModelError(Code.EMODEL, f"service.{service.name}.{key}: {text}")
         rows, memory = service.rows, service.input_memory
-        backend.together = rows == "together" or (rows is None and bool(found.rows.why))
+        backend.together = service.by_request or (rows is None and bool(found.rows.why))
         backend.copies = memory == "copy" or (memory is None and bool(found.memory))
         if (rows is None and found.rows.why) or (rows == "independent" and found.rows.proven):
             self.remarks.append(_about_rows(found.rows, rows))
@@ -331,16 +331,19 @@ def _read(service: ServiceConfig) -> Arrays:
         if unknown := [name for name in file.files if name not in names]:
             text = f"the array '{unknown[0]}' is not an input; the inputs are {', '.join(names)}"
             raise ModelError(Code.EMODEL, text)
-        arrays = tuple(_fitting(file[tensor.name], tensor) for tensor in service.inputs)
+        whole = service.rows == "none"
+        arrays = tuple(_fitting(file[tensor.name], tensor, whole) for tensor in service.inputs)
+    if whole:
+        return tuple(array[None] for array in arrays)
     rows = [len(array) for array in arrays]
     if min(rows) != max(rows) or not rows[0]:
         raise ModelError(Code.EMODEL, f"every array needs the same number of rows, got {rows}")
     return arrays
 
 
-def _fitting(array: np.ndarray, tensor: TensorConfig) -> np.ndarray:
+def _fitting(array: np.ndarray, tensor: TensorConfig, whole: bool) -> np.ndarray:
     dtype = dtype_of(tensor)
     if tensor.dtype == "bfloat16" and array.dtype == np.dtype("V2"):
         array = array.view(dtype)  # npz files do not store the name bfloat16
     rows = len(array) if array.ndim else 0
-    return checked(array, tensor, dtype, rows, "array")
+    return checked(array, tensor, dtype, None if whole else rows, "array")

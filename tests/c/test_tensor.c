@@ -28,7 +28,7 @@ static mpiserve_tensor flag_tensor(int64_t rows) {
 static int match(mpiserve_tensor x, mpiserve_tensor flag, int64_t *rows, void **data) {
   msi_side side = side_of_specs();
   const mpiserve_tensor tensors[] = {x, flag};
-  *rows = 0;
+  *rows = MSI_ANY_ROWS;
   return msi_side_match(&side, "flame", 2, tensors, rows, data);
 }
 
@@ -73,12 +73,12 @@ static void test_signatures_that_are_wrong(void) {
   spec.shape[1] = 0;
   CHECK(init_code(spec) == MPISERVE_ESHAPE);
   spec.shape[1] = 2;
-  spec.shape[0] = 4;
+  spec.shape[0] = -2;
   CHECK(init_code(spec) == MPISERVE_ESHAPE);
   spec.shape[0] = -1;
   spec.ndim = MPISERVE_MAX_DIMS + 1;
   CHECK(init_code(spec) == MPISERVE_ESHAPE);
-  spec.ndim = 0;
+  spec.ndim = -1;
   CHECK(init_code(spec) == MPISERVE_ESHAPE);
   spec.ndim = 1;
   memset(spec.name, 'n', sizeof spec.name); /* no final zero */
@@ -184,6 +184,65 @@ static void test_rows_of_the_outputs_are_those_of_the_inputs(void) {
   CHECK(msi_side_match(&side, "flame", 2, tensors, &rows, data) == MPISERVE_EROWS);
 }
 
+static void test_rows_that_are_allowed_to_be_none(void) {
+  msi_side side = side_of_specs();
+  mpiserve_tensor tensors[] = {x_tensor(0), flag_tensor(0)};
+  int64_t rows = MSI_ANY_ROWS;
+  void *data[2];
+  side.least_rows = 0;
+  tensors[0].data = NULL;
+  CHECK(!msi_side_match(&side, "flame", 2, tensors, &rows, data));
+  CHECK(rows == 0 && data[0] && data[1] == flag_data);
+  tensors[0] = x_tensor(2);
+  rows = MSI_ANY_ROWS;
+  CHECK(msi_side_match(&side, "flame", 2, tensors, &rows, data) == MPISERVE_EROWS);
+  CHECK_TEXT(mpiserve_last_error(), "input 'flag': 0 rows, other tensors");
+}
+
+/* ---- tensors without rows -------------------------------------------------------- */
+
+static const mpiserve_spec whole_specs[] = {
+    {.name = "w", .dtype = MPISERVE_FLOAT32, .ndim = 2, .shape = {3, 4}},
+    {.name = "a", .dtype = MPISERVE_FLOAT64}};
+
+static int match_whole(mpiserve_tensor w, mpiserve_tensor a) {
+  msi_side side;
+  const mpiserve_tensor tensors[] = {w, a};
+  int64_t rows = MSI_ANY_ROWS;
+  void *data[2];
+  CHECK(!msi_side_init(&side, "input", 2, whole_specs));
+  CHECK(side.row_bytes[0] == 48 && side.row_bytes[1] == 8);
+  int code = msi_side_match(&side, "field", 2, tensors, &rows, data);
+  CHECK(code || (rows == 1 && data[0] == w.data && data[1] == a.data));
+  return code;
+}
+
+static void test_tensors_without_rows(void) {
+  mpiserve_tensor w = {NULL, x_data, MPISERVE_FLOAT32, 2, {3, 4}};
+  mpiserve_tensor a = {NULL, flag_data, MPISERVE_FLOAT64, 0, {0}};
+  CHECK(!match_whole(w, a));
+  a.ndim = 1;
+  a.shape[0] = 1;
+  CHECK(!match_whole(w, a)); /* a scalar of Fortran */
+  a.shape[0] = 2;
+  CHECK(match_whole(w, a) == MPISERVE_ESHAPE);
+  CHECK_TEXT(mpiserve_last_error(), "input 'a': shape is [2], the signature says []");
+  a.ndim = 0;
+  w.shape[0] = 2;
+  CHECK(match_whole(w, a) == MPISERVE_ESHAPE);
+  CHECK_TEXT(mpiserve_last_error(), "input 'w': shape is [2, 4], the signature says [3, 4]");
+  w.shape[0] = 3;
+  w.data = NULL;
+  CHECK(match_whole(w, a) == MPISERVE_EARG);
+}
+
+static void test_all_tensors_have_rows_or_none_has(void) {
+  mpiserve_spec mixed[] = {specs[0], whole_specs[1]};
+  msi_side side;
+  CHECK(msi_side_init(&side, "input", 2, mixed) == MPISERVE_ESHAPE);
+  CHECK_TEXT(mpiserve_last_error(), "input 'x' has a dimension of rows, and 'a' has none");
+}
+
 static void test_missing_data_and_missing_tensors(void) {
   msi_side side = side_of_specs();
   mpiserve_tensor x = x_tensor(2);
@@ -223,6 +282,9 @@ int main(void) {
   test_shape_of_a_call();
   test_rows_of_a_call();
   test_rows_of_the_outputs_are_those_of_the_inputs();
+  test_rows_that_are_allowed_to_be_none();
+  test_tensors_without_rows();
+  test_all_tensors_have_rows_or_none_has();
   test_missing_data_and_missing_tensors();
   test_equal_sides();
   return check_result();

@@ -113,8 +113,9 @@ WRONG = {
     "backend = 'python'\ntask = 'embed'": "task: tasks need the backend 'deepspeed' or",
     "warmup = [0]": "warmup: rows must be 1 to max_batch_rows, got [0]",
     'warmup = "rows.csv"': "warmup: must be true, false, a list of rows or a .npz file, got",
-    'rows = "merged"': "rows: must be 'independent' or 'together', got 'merged'",
-    'chunk_rows = 8\nrows = "together"': "rows: 'together' excludes chunk_rows, which cuts",
+    'rows = "merged"': "rows: must be 'independent', 'together' or 'none', got 'merged'",
+    'chunk_rows = 8\nrows = "together"': "chunk_rows: cuts requests, which rows = 'together' ex",
+    'rows = "none"': "inputs: 'state' has [-1, 3]: with rows = 'none' a tensor has no dimension",
     'input_memory = "mine"': "input_memory: must be 'view' or 'copy', got 'mine'",
     "warmup = 3": "warmup: must be true, false, a list of rows or a .npz file, got 3",
     "options = 3": "options: must be a table, got 3",
@@ -135,7 +136,11 @@ REPLACED = {
     ('name = "state", ', ""): "inputs[0].name: missing",
     ('name = "state"', 'nam = "state"'): "inputs[0].nam: unknown key (did you mean 'name'?)",
     ("shape = [-1, 3]}]\nout", "shape = [3, 3]}]\nout"): (
-        "inputs[0].shape: the first dimension is the number of rows and must be -1, got [3, 3]"
+        "inputs: 'state' has [3, 3]: the first dimension is the number of rows and must be -1; "
+        "where tensors have no rows, set rows = 'none'"
+    ),
+    ("shape = [-1, 3]}]\nout", "shape = [-1, -1]}]\nout"): (
+        "inputs[0].shape: every dimension after the first must be positive, got [-1, -1]"
     ),
     ("shape = [-1, 3]}]\nout", "shape = [-1, 0]}]\nout"): (
         "inputs[0].shape: every dimension after the first must be positive, got [-1, 0]"
@@ -151,6 +156,37 @@ def test_a_wrong_signature_or_model_is_one_line(line, change):
     text = CHEMISTRY.replace(*change, 1)
     assert text != CHEMISTRY
     assert line(text).startswith(f"coupling.toml: service.chemistry.{REPLACED[change]}")
+
+
+FIELD = """
+[service.field]
+model = "field:build"
+rows = "none"
+inputs = [{name = "w", dtype = "float32", shape = [3, 4]}]
+outputs = [{name = "y", dtype = "float64", shape = []}]
+"""
+
+
+def test_tensors_without_rows_are_one_row(load):
+    field = load(FIELD).services[0]
+    w, y = field.inputs[0], field.outputs[0]
+    assert (w.row_shape, w.row_bytes, w.dims(1), w.dims(None)) == ((3, 4), 48, (1, 3, 4), (3, 4))
+    assert (y.row_shape, y.row_bytes, y.dims(1), y.dims(None)) == ((), 8, (1,), ())
+    assert (field.max_batch_rows, field.warmup_rows, field.by_request) == (1, (1,), True)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("max_batch_rows = 8", "max_batch_rows: 8: with rows = 'none' a batch is one request"),
+        ("allow_empty = true", "allow_empty: true, but there are no rows of which a request may"),
+        ("chunk_rows = 8", "chunk_rows: cuts requests, which rows = 'none' excludes"),
+        ('task = "embed"', "rows: 'none' is not possible: the task 'embed' takes rows"),
+        ("warmup = [2]", "warmup: rows must be 1 to max_batch_rows, got [2]"),
+    ],
+)
+def test_without_rows_some_keys_make_no_sense(line, text, said):
+    assert line(FIELD + text).startswith(f"coupling.toml: service.field.{said}")
 
 
 def test_two_tensors_of_one_name_are_refused(line):

@@ -165,7 +165,7 @@ def test_a_configuration_that_is_wrong_about_rows_is_an_error():
         module("mean", rows="independent")
     with pytest.raises(ModelError, match=r"service\.s\.chunk_rows: cuts requests, but .* remove"):
         module("mean", chunk_rows=16)
-    with pytest.raises(ConfigError, match="'together' excludes chunk_rows"):
+    with pytest.raises(ConfigError, match="chunk_rows: cuts requests, which rows = 'together' ex"):
         module("mean", chunk_rows=16, rows="together")
     with pytest.raises(ConfigError, match="task 'generate'"):
         service_of("x", task="generate", rows="together")

@@ -95,12 +95,12 @@ def _exported(backend: TorchBackend) -> torch.export.ExportedProgram:
 
     service = backend.service
     most = service.max_batch_rows
-    rows = min(ROWS, most)
+    rows = None if service.rows == "none" else min(ROWS, most)
     tensors = [
-        torch.zeros((rows, *tensor.shape[1:]), dtype=getattr(torch, tensor.dtype))
+        torch.zeros(tensor.dims(rows), dtype=getattr(torch, tensor.dtype))
         for tensor in (*service.inputs, *service.outputs)
     ]
-    free = {0: torch.export.Dim("rows", min=1, max=most)} if most > rows else None
+    free = {0: torch.export.Dim("rows", min=1, max=most)} if rows and most > rows else None
     shapes = ((free,) * len(tensors),) if free else None
     try:
         program = torch.export.export(

@@ -139,10 +139,11 @@ class TorchBackend(Backend):
         done: Callable[[int], None],
     ) -> Any:
         """Call the module on chunks that suit the caches, and copy the results to `outputs`."""
-        rows, chunk = len(inputs[0]), self.chunk_rows
+        chunk = self.chunk_rows
         with self._inference():
             tensors, targets = self._views(inputs), self._views(outputs)
-            if rows <= chunk or not chunk or self.together:
+            # A tensor without rows may have no dimension; then rows are together.
+            if not chunk or self.together or (rows := len(inputs[0])) <= chunk:
                 self._put(self._call(tensors), targets)
                 return outputs
             for begin in range(0, rows, chunk):

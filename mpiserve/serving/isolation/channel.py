@@ -117,7 +117,7 @@ class Room:
 
 def view(memory: Any, offset: int, tensor: TensorConfig, rows: int) -> np.ndarray:
     """View memory as a tensor of so many rows."""
-    return np.ndarray((rows, *tensor.shape[1:]), dtype_of(tensor), memory, offset)
+    return np.ndarray(tensor.dims(rows), dtype_of(tensor), memory, offset)
 
 
 def _places(service: ServiceConfig) -> tuple[list[int], int]:

@@ -1,0 +1,36 @@
+#include "head/empty.h"
+
+/* Not inlined: there it would cost each request that fits 4 instructions. */
+__attribute__((noinline)) int msi_empty_take(msi_broker *broker, const msi_entry *entry) {
+  msi_lane *lane = &broker->inboxes[entry->inbox].lanes[entry->lane];
+  if (entry->rows || !broker->description->allow_empty)
+    return msi_broker_refuse(broker, entry, MPISERVE_EROWS, "rows do not fit the lane");
+  broker->queue.empty = 1;
+  msi_census_join(&broker->census, lane);
+  int code = msi_queue_push(&broker->queue, *entry);
+  if (!code) msi_census_queue(&broker->census, lane);
+  return code;
+}
+
+static int answer(msi_broker *broker, const msi_entry *entry) {
+  msi_inbox *inbox = &broker->inboxes[entry->inbox];
+  msi_census_unqueue(&broker->census, &inbox->lanes[entry->lane]);
+  broker->counters.requests++;
+  return msi_inbox_reply_empty(inbox, entry->lane, entry->sequence, broker->changes.generation);
+}
+
+/* Not inlined either: most services allow no such requests. */
+__attribute__((noinline)) int msi_empty_answer(msi_broker *broker) {
+  msi_queue *queue = &broker->queue;
+  int code = MPISERVE_OK;
+  queue->empty = 0;
+  for (uint32_t i = 0; i < queue->n && !code;) {
+    if (msi_queue_at(queue, i)->rows) {
+      i++;
+      continue;
+    }
+    msi_entry entry = msi_queue_remove(queue, i);
+    code = answer(broker, &entry);
+  }
+  return code;
+}
