@@ -85,6 +85,22 @@ cdef class Service:
             request.cancel()
             raise
 
+    def vjp(self, *arrays, **options):
+        """Request y = f(x) and v J, with J = dy/dx, from the service `NAME.vjp`, and wait.
+
+        `arrays` are the inputs, then `vector_Y` for each floating output Y; `options` are those
+        of a call. Returns a named tuple: the outputs, then `vjp_X` for each floating input X.
+        """
+        return self._session.service(self.name + ".vjp")(*arrays, **options)
+
+    def jvp(self, *arrays, **options):
+        """As `vjp`, from `NAME.jvp`: inputs and each `tangent_X`; outputs and each `jvp_Y`."""
+        return self._session.service(self.name + ".jvp")(*arrays, **options)
+
+    def jacobian(self, *arrays, **options):
+        """As `vjp`, from `NAME.jacobian`: inputs; outputs and `dY_dX` [rows, of Y, of X]."""
+        return self._session.service(self.name + ".jacobian")(*arrays, **options)
+
     def submit(self, *arrays, out=None, deadline=None, priority=0, **named):
         """Begin a request and return it; the arrays must not change until it has ended.
 
@@ -429,8 +445,3 @@ cdef class Service:
 
     def __repr__(self):
         return f"<service {self.name!r} on rank {self.head}, {self.transport}>"
-
-
-cdef tuple keep(tuple things, object thing):
-    """Add to what is kept. Not to a list, which the garbage collector may empty."""
-    return (thing,) if things is None else things + (thing,)

@@ -9,8 +9,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, PrivateAttr, ValidationInfo, field_validator
 
+from mpiserve.config.derivatives import Derivative, check_derivatives
 from mpiserve.config.engines import engine_problem
-from mpiserve.config.tables import MODEL_DTYPES, NAME_SIZE, Table, Tensors
+from mpiserve.config.tables import MAX_TENSORS, MODEL_DTYPES, NAME_SIZE, Names, Table, Tensors
 from mpiserve.config.values import (
     MAX_BYTES,
     MAX_PARALLEL,
@@ -23,8 +24,6 @@ from mpiserve.config.values import (
     suggest,
 )
 from mpiserve.errors import Code, ConfigError
-
-MAX_TENSORS = 16
 
 BACKENDS = ("deepspeed", "torch", "onnx", "python", "echo")
 TASKS = ("generate", "embed")
@@ -165,6 +164,10 @@ class ServiceConfig(Table):
     """Whether the model computes each row independently, or the rows of a request belong
     together; without it, mpiserve tests this at warm-up.
     """
+    derivatives: Annotated[Names, AfterValidator(check_derivatives)] = ()
+    """Services that answer with derivatives of this one, on the same ranks: `"vjp"`, `"jvp"` and
+    `"jacobian"`. Their names are `NAME.vjp` and so on. For torch modules.
+    """
     input_memory: Literal["view", "copy"] | None = None
     """Whether the model reads the clients' memory (`"view"`) or gets copies; without it,
     mpiserve tests at warm-up whether the model writes to its inputs or keeps them.
@@ -177,6 +180,7 @@ class ServiceConfig(Table):
     _name: str = PrivateAttr("")
     _folder: Path = PrivateAttr(Path("."))
     _completed_by: tuple[str, tuple[str, ...]] = PrivateAttr(("", ()))
+    _derivative: Derivative | None = PrivateAttr(None)
 
     @property
     def name(self) -> str:
@@ -192,6 +196,11 @@ class ServiceConfig(Table):
     def completed_by(self) -> tuple[str, tuple[str, ...]]:
         """The file of the model, and the keys among inputs and outputs that were read from it."""
         return self._completed_by
+
+    @property
+    def derivative(self) -> Derivative | None:
+        """Of which service this one is a derivative, if it is one."""
+        return self._derivative
 
     def of_version(self, version: str = "") -> ServiceConfig:
         """Return the table for a version, with its name in place of {version}.
