@@ -1,6 +1,7 @@
 #define _GNU_SOURCE
 #include "base/peer.h"
 
+#include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
@@ -63,14 +64,19 @@ msi_peer_state msi_peer_state_of(const msi_identity *near) {
   return state == 'T' || state == 't' ? MSI_PEER_STOPPED : MSI_PEER_ALIVE;
 }
 
+int msi_peer_open(int pid) {
+#ifdef SYS_pidfd_open
+  return (int)syscall(SYS_pidfd_open, pid, 0);
+#else
+  errno = ENOSYS + 0 * pid;
+  return -1;
+#endif
+}
+
 /* The number may be another process's by the time of the call, hence the look after it. */
 int msi_peer_watch(const msi_identity *near) {
-#ifdef SYS_pidfd_open
-  int file = (int)syscall(SYS_pidfd_open, near->pid, 0);
+  int file = msi_peer_open(near->pid);
   if (file >= 0 && msi_peer_state_of(near) != MSI_PEER_DEAD) return file;
   if (file >= 0) close(file);
-#else
-  (void)near;
-#endif
   return -1;
 }

@@ -31,6 +31,9 @@ int msi_identity_is_near(const msi_identity *own, const msi_identity *other);
 /* What /proc says of a near process. Some system calls. */
 msi_peer_state msi_peer_state_of(const msi_identity *near);
 
+/* A descriptor of a process by its number, which must be its own (pidfd_open); -1, and errno. */
+int msi_peer_open(int pid);
+
 /* A descriptor that is readable once a near process has ended, zombies included: for poll(). -1:
  * it has ended, the kernel (before Linux 5.3) has none, or this process has too many. */
 int msi_peer_watch(const msi_identity *near);

@@ -37,6 +37,14 @@ const char *bench_client_sample(bench_client *client, int in_place, int64_t byte
                                 int64_t rounds, int64_t *samples);
 const char *bench_client_close(bench_client *client);
 
+/* One row of float32 [-1, width], of zeros, to a service "bench" that returns as many. */
+const char *bench_client_row(bench_client *client, int64_t width, int64_t warm, int64_t rounds,
+                             int64_t *samples);
+
+/* The same row, by an engine in this process: no MPI. */
+const char *bench_engine_sample(const char *library, const char *model, int64_t width, int64_t warm,
+                                int64_t rounds, int64_t *samples);
+
 /* ---- for the samplers themselves */
 
 int64_t bench_now(void);

@@ -58,19 +58,25 @@ static void give(mpiserve_service *service, request_memory *memory) {
   free(memory->output);
 }
 
-static const char *ask(mpiserve_service *service, const request_memory *memory, int64_t rows,
-                       int64_t warm, int64_t rounds, int64_t *samples) {
-  mpiserve_tensor in = {"x", memory->input, MPISERVE_FLOAT64, 1, {rows}};
-  mpiserve_tensor out = {"y", memory->output, MPISERVE_FLOAT64, 1, {rows}};
+static const char *ask(mpiserve_service *service, const mpiserve_tensor *in,
+                       const mpiserve_tensor *out, int64_t warm, int64_t rounds, int64_t *samples) {
   for (int64_t i = -warm; i < rounds; i++) {
     int64_t begin = bench_now();
-    int code = mpiserve_infer(service, 1, &in, 1, &out, MPISERVE_FOREVER, NULL);
+    int code = mpiserve_infer(service, 1, in, 1, out, MPISERVE_FOREVER, NULL);
     if (code) return mpiserve_last_error();
     if (i >= 0) samples[i] = bench_now() - begin;
   }
-  if (memcmp(memory->input, memory->output, (size_t)rows * sizeof(double)))
-    return "the service brought back other rows than it got";
   return NULL;
+}
+
+static const char *ask_doubles(mpiserve_service *service, const request_memory *memory,
+                               int64_t rows, int64_t warm, int64_t rounds, int64_t *samples) {
+  mpiserve_tensor in = {"x", memory->input, MPISERVE_FLOAT64, 1, {rows}};
+  mpiserve_tensor out = {"y", memory->output, MPISERVE_FLOAT64, 1, {rows}};
+  const char *failed = ask(service, &in, &out, warm, rounds, samples);
+  if (!failed && memcmp(memory->input, memory->output, (size_t)rows * sizeof(double)))
+    failed = "the service brought back other rows than it got";
+  return failed;
 }
 
 const char *bench_client_sample(bench_client *client, int in_place, int64_t bytes, int64_t warm,
@@ -79,7 +85,19 @@ const char *bench_client_sample(bench_client *client, int in_place, int64_t byte
   request_memory memory = {.in_place = in_place};
   const char *failed = take(client->service, rows, &memory);
   if (failed) return failed;
-  failed = ask(client->service, &memory, rows, warm, rounds, samples);
+  failed = ask_doubles(client->service, &memory, rows, warm, rounds, samples);
   give(client->service, &memory);
+  return failed;
+}
+
+const char *bench_client_row(bench_client *client, int64_t width, int64_t warm, int64_t rounds,
+                             int64_t *samples) {
+  float *x = calloc((size_t)width, sizeof *x), *y = calloc((size_t)width, sizeof *y);
+  mpiserve_tensor in = {"x", x, MPISERVE_FLOAT32, 2, {1, width}};
+  mpiserve_tensor out = {"y", y, MPISERVE_FLOAT32, 2, {1, width}};
+  const char *failed =
+      x && y ? ask(client->service, &in, &out, warm, rounds, samples) : "no memory for a row";
+  free(x);
+  free(y);
   return failed;
 }

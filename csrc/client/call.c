@@ -132,6 +132,7 @@ static void on_result(msi_client *client, msi_call *call, int slot) {
                                  .queue_ns = reply->queue_ns,
                                  .compute_ns = reply->compute_ns};
   int code = reply->code;
+  if (!code) call->service->generation = reply->generation;
   if (!code && call->load)
     msi_balance_measure(call->load, call->payload.rows, reply->rows, reply->waiting_rows,
                         reply->compute_ns);

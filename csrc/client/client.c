@@ -9,6 +9,7 @@
 #include "client/change.h"
 #include "client/check.h"
 #include "client/life.h"
+#include "client/local.h"
 #include "client/request.h"
 #include "client/stopped.h"
 #include "client/waiting.h"
@@ -88,6 +89,7 @@ static uint32_t first_generation(void) {
 }
 
 void msi_client_free(msi_client *client) {
+  msi_local_end_all(client);
   for (int i = 0; client->endpoints && i < client->n_endpoints; i++)
     msi_endpoint_close(&client->endpoints[i]);
   free(client->endpoints);

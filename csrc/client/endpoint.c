@@ -67,6 +67,13 @@ int msi_endpoint_states(msi_endpoint *endpoint, int64_t *entered_ns) {
   return code ? code : path->transport->read_end(path);
 }
 
+int msi_endpoint_serves(msi_endpoint *endpoint) {
+  int64_t entered_ns[MPISERVE_STATES];
+  if (endpoint->lost || endpoint->stopped || msi_endpoint_states(endpoint, entered_ns)) return 0;
+  int state = msi_state_of(entered_ns);
+  return state == MPISERVE_READY || state == MPISERVE_BUSY;
+}
+
 /* ---- slots ----------------------------------------------------------------------- */
 
 int msi_endpoint_can_send(const msi_endpoint *endpoint) {

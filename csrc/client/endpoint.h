@@ -61,6 +61,9 @@ void msi_endpoint_close(msi_endpoint *endpoint);
 /* Reads when the replica entered each state: MPISERVE_STATES times. */
 int msi_endpoint_states(msi_endpoint *endpoint, int64_t *entered_ns);
 
+/* Does the head live and have its model, as far as can be seen? */
+int msi_endpoint_serves(msi_endpoint *endpoint);
+
 /* Is the slot of the next request free? */
 int msi_endpoint_can_send(const msi_endpoint *endpoint);
 

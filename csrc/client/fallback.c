@@ -6,6 +6,7 @@
 
 #include "base/error.h"
 #include "client/check.h"
+#include "client/local.h"
 
 /* A fallback may use other sessions, and these may have fallbacks. */
 static _Thread_local const msi_client *running;
@@ -28,11 +29,24 @@ static int is_the_services(const msi_message *message) {
   }
 }
 
+static int has_fallback(const mpiserve_service *service) {
+  return service->fallback.function || msi_local_wanted(service);
+}
+
+int64_t msi_fallback_source(const mpiserve_stats *stats) {
+  if (stats->fallback_rows) return MPISERVE_FALLBACK;
+  return stats->local_rows ? MPISERVE_LOCAL : MPISERVE_MODEL;
+}
+
+/* ---- the function ---------------------------------------------------------------------- */
+
 /* Some rows of a request, or all. */
 typedef struct part {
   int64_t rows;
   void *inputs[MPISERVE_MAX_TENSORS], *outputs[MPISERVE_MAX_TENSORS];
 } part;
+
+enum { WHY_BYTES = 2 * MPISERVE_TEXT_SIZE };
 
 static int call_function(msi_client *client, const msi_fallback *fallback, const part *p, int code,
                          const char *why) {
@@ -48,27 +62,30 @@ static int call_function(msi_client *client, const msi_fallback *fallback, const
   return msi_error(code, "%s; the fallback failed: it returned %d", why, failed);
 }
 
-/* Answers rows of a request, or returns its code. */
-static int answer(msi_client *client, msi_call *call, const part *p) {
-  char why[MPISERVE_TEXT_SIZE];
-  int code = msi_message_result(&call->message);
-  snprintf(why, sizeof why, "%s", mpiserve_last_error());
+/* Answers rows of a request that ends with a code because of why, or returns that. */
+static int answer(msi_client *client, msi_call *call, const part *p, int code, const char *why) {
+  if (!call->service->fallback.function) return msi_error(code, "%s", why);
   code = call_function(client, &call->service->fallback, p, code, why);
   if (code) return code;
-  call->stats.source = MPISERVE_FALLBACK;
+  if (call->stats.local_rows) call->stats.local_rows -= p->rows;
   call->stats.fallback_rows = p->rows;
+  call->stats.source = msi_fallback_source(&call->stats);
   client->counters.fallbacks++;
   return MPISERVE_OK;
 }
 
-static int answer_all(msi_client *client, msi_call *call) {
-  if (!call->service->fallback.function || call->message.exposed ||
-      !is_the_services(&call->message))
-    return msi_message_result(&call->message);
+static int answer_all(msi_client *client, msi_call *call, int code, const char *why) {
   part all = {.rows = call->payload.rows};
   memcpy(all.inputs, call->payload.inputs, sizeof all.inputs);
   memcpy(all.outputs, call->payload.outputs, sizeof all.outputs);
-  return answer(client, call, &all);
+  return answer(client, call, &all, code, why);
+}
+
+/* The code of a request, whose text why becomes. */
+static int reason(const msi_call *call, char why[WHY_BYTES]) {
+  int code = msi_message_result(&call->message);
+  snprintf(why, WHY_BYTES, "%s", mpiserve_last_error());
+  return code;
 }
 
 /* ---- rows that fail the check -------------------------------------------------------- */
@@ -99,13 +116,14 @@ static uint8_t *allocate(const msi_layout *layout, part *p) {
 }
 
 static int answer_rows(msi_client *client, msi_call *call, const int64_t *rows, int64_t n) {
+  char why[WHY_BYTES];
   const msi_layout *layout = &call->service->endpoint->layout;
   part some = {.rows = n};
   uint8_t *memory = allocate(layout, &some);
   if (!memory) return msi_error(MPISERVE_ENOMEM, "no memory for rows that failed the check");
   for (int i = 0; i < layout->inputs.n; i++)
     copy_rows(&some, rows, layout->inputs.row_bytes[i], call->payload.inputs[i], some.inputs[i], 0);
-  int code = answer(client, call, &some);
+  int code = answer(client, call, &some, reason(call, why), why);
   for (int i = 0; i < layout->outputs.n && !code; i++)
     copy_rows(&some, rows, layout->outputs.row_bytes[i], call->payload.outputs[i], some.outputs[i],
               1);
@@ -139,7 +157,16 @@ static void fail(msi_call *call, const char *text, int64_t n) {
            call->service->name, text, (long long)n, (long long)call->payload.rows);
 }
 
-/* Finds the rows that are no answers, and has the fallback answer them. */
+static int answer_failed(msi_client *client, msi_call *call, const int64_t *failed, int64_t n) {
+  char why[WHY_BYTES];
+  int together = call->service->head->description.rows == MPISERVE_TOGETHER;
+  if (!together && n < call->payload.rows) return answer_rows(client, call, failed, n);
+  int code = reason(call, why);
+  return answer_all(client, call, code, why);
+}
+
+/* Finds the rows that are no answers, and has the function answer them: a local model is the same
+ * model, and would answer the same. */
 static int mend(msi_client *client, msi_call *call, int64_t *failed) {
   const mpiserve_service *service = call->service;
   const msi_payload *p = &call->payload;
@@ -149,9 +176,7 @@ static int mend(msi_client *client, msi_call *call, int64_t *failed) {
   client->counters.failed_rows += n;
   fail(call, text, n);
   if (!service->fallback.function) return msi_message_result(&call->message);
-  if (replaces_inputs(call)) return cannot_mend(call);
-  int together = service->head->description.rows == MPISERVE_TOGETHER;
-  return together || n == p->rows ? answer_all(client, call) : answer_rows(client, call, failed, n);
+  return replaces_inputs(call) ? cannot_mend(call) : answer_failed(client, call, failed, n);
 }
 
 static int check(msi_client *client, msi_call *call) {
@@ -160,17 +185,49 @@ static int check(msi_client *client, msi_call *call) {
   int64_t *failed = malloc((size_t)call->payload.rows * sizeof *failed);
   if (!failed) return msi_error(MPISERVE_ENOMEM, "no memory for rows that failed the check");
   int code = mend(client, call, failed);
-  client->counters.errors += code != MPISERVE_OK;
   free(failed);
   return code;
 }
 
+/* ---- the local model -------------------------------------------------------------------- */
+
+/* Has the model failed on these rows? Then a local one, which is the same, would too. But where the
+ * head has no model, it says so with the same codes. */
+static int failed_on_rows(const msi_message *message) {
+  int is_models = message->code == MPISERVE_EMODEL || message->code < MPISERVE_ECHANGE;
+  return message->replied && is_models && msi_endpoint_serves(message->endpoint);
+}
+
+/* Returns whether it has answered; if not, why says so too. */
+static int answer_locally(msi_client *client, msi_call *call, char why[WHY_BYTES]) {
+  const msi_payload *p = &call->payload;
+  if (!msi_local_wanted(call->service) || failed_on_rows(&call->message)) return 0;
+  if (msi_local_answer(call->service, p->rows, p->inputs, p->outputs, why)) {
+    msi_text_append(why, WHY_BYTES, "; the local model failed: %s", mpiserve_last_error());
+    return 0;
+  }
+  call->stats.local_rows = p->rows;
+  call->stats.source = MPISERVE_LOCAL;
+  client->counters.local_answers++;
+  return 1;
+}
+
 /* ---- the end of a request -------------------------------------------------------------- */
 
+static int go_on(msi_client *client, msi_call *call) {
+  char why[WHY_BYTES];
+  int code = reason(call, why);
+  if (!has_fallback(call->service) || call->message.exposed || !is_the_services(&call->message))
+    return code;
+  if (!answer_locally(client, call, why)) return answer_all(client, call, code, why);
+  return call->service->checked ? check(client, call) : MPISERVE_OK;
+}
+
 int msi_fallback_end(msi_client *client, msi_call *call) {
-  if (!call->message.code) return call->service->checked ? check(client, call) : MPISERVE_OK;
-  int code = answer_all(client, call);
-  client->counters.errors -= !code;
+  int failed = call->message.code != MPISERVE_OK;
+  if (!failed && !call->service->checked) return MPISERVE_OK;
+  int code = failed ? go_on(client, call) : check(client, call);
+  client->counters.errors += (code != MPISERVE_OK) - failed;
   return code;
 }
 
@@ -183,9 +240,9 @@ int msi_fallback_give_up(msi_client *client, msi_call *given, int code) {
   msi_message *message = &given->message;
   given->stats.rows = given->payload.rows;
   message->code = code;
-  if (!given->service->fallback.function || !is_the_services(message)) return code;
+  if (!has_fallback(given->service) || !is_the_services(message)) return code;
   snprintf(message->text, sizeof message->text, "%s", mpiserve_last_error());
-  if (!may_be_written(given)) return answer_all(client, given);
+  if (!may_be_written(given)) return go_on(client, given);
   return msi_error(code,
                    "%s; the fallback cannot answer: the outputs are rows of a buffer, which the "
                    "model may still write",

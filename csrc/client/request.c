@@ -6,6 +6,7 @@
 
 #include "base/error.h"
 #include "client/call.h"
+#include "client/fallback.h"
 
 /* In the lower half of the id of a request that was cut. No call has such an index. */
 #define CUT UINT32_C(0x80000000)
@@ -171,12 +172,12 @@ int msi_request_submit(mpiserve_service *service, int64_t rows, void *const *inp
 
 /* Of the last piece, but for what the pieces have in common. */
 static void add_stats(mpiserve_stats *all, const mpiserve_stats *piece) {
-  int64_t rows = all->rows + piece->rows, answered = all->fallback_rows + piece->fallback_rows;
-  int64_t source = answered ? MPISERVE_FALLBACK : MPISERVE_MODEL;
+  const mpiserve_stats before = *all;
   *all = *piece;
-  all->rows = rows;
-  all->fallback_rows = answered;
-  all->source = source;
+  all->rows += before.rows;
+  all->fallback_rows += before.fallback_rows;
+  all->local_rows += before.local_rows;
+  all->source = msi_fallback_source(all);
 }
 
 static double left(double timeout, int64_t deadline) {

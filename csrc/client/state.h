@@ -24,7 +24,9 @@ struct mpiserve_service {
   msi_balance balance;    /* of the choices */
   int assignment;         /* choice in whose census this rank counts */
   int attached;
-  int checked; /* the values of its results are */
+  int checked;             /* the values of its results are */
+  int generation;          /* of the model that has answered last; 0: none has */
+  struct msi_local *local; /* NULL: no local model was needed yet */
   msi_fallback fallback;
 };
 

@@ -38,9 +38,9 @@ module mpiserve
     mpiserve_int8, mpiserve_int16, mpiserve_int32, mpiserve_int64, mpiserve_float16, &
     mpiserve_bfloat16, mpiserve_float32, mpiserve_float64, mpiserve_uint16, mpiserve_uint32, &
     mpiserve_uint64, mpiserve_complex64, mpiserve_complex128, mpiserve_shared, mpiserve_rma, &
-    mpiserve_model, mpiserve_fallback, mpiserve_launched, mpiserve_loading, mpiserve_ready, &
-    mpiserve_busy, mpiserve_suspended, mpiserve_restarting, mpiserve_failed, mpiserve_gone, &
-    mpiserve_max_dims, mpiserve_max_tensors, mpiserve_name_size, mpiserve_forever
+    mpiserve_model, mpiserve_local, mpiserve_fallback, mpiserve_launched, mpiserve_loading, &
+    mpiserve_ready, mpiserve_busy, mpiserve_suspended, mpiserve_restarting, mpiserve_failed, &
+    mpiserve_gone, mpiserve_max_dims, mpiserve_max_tensors, mpiserve_name_size, mpiserve_forever
   public :: request_stats, request_options, tensor, buffer, request, fallback_function, &
     replica_state, tensor_spec, service_info
   public :: input, output, mpiserve_last_error, mpiserve_strerror, mpiserve_version

@@ -1,5 +1,4 @@
-!> What module mpiserve needs of C: the codes and numbers of mpiserve.h, the types that both
-!> sides see, and the functions of descriptors.c. Programs use module mpiserve.
+!> For module mpiserve: the numbers and types of mpiserve.h, and the functions of descriptors.c.
 module mpiserve_c
   use, intrinsic :: iso_c_binding, only: c_char, c_double, c_funptr, c_int, c_int32_t, &
     c_int64_t, c_null_ptr, c_ptr, c_size_t
@@ -48,6 +47,7 @@ module mpiserve_c
 
   !> What has answered a request.
   integer(c_int), parameter :: mpiserve_model = 0
+  integer(c_int), parameter :: mpiserve_local = 1
   integer(c_int), parameter :: mpiserve_fallback = 2
 
   !> States of a service.
@@ -78,8 +78,9 @@ module mpiserve_c
     integer(c_int64_t) :: compute_ns      !< the model, for the whole batch
     integer(c_int64_t) :: total_ns        !< at the client, from submit to reply seen
     integer(c_int64_t) :: generation      !< of the model: 1, one more with each reload
-    integer(c_int64_t) :: source          !< mpiserve_model or mpiserve_fallback
+    integer(c_int64_t) :: source          !< mpiserve_model, mpiserve_local or mpiserve_fallback
     integer(c_int64_t) :: fallback_rows   !< of the rows, those that the fallback answered
+    integer(c_int64_t) :: local_rows      !< of the rows, those that a local model answered
   end type request_stats
 
   !> One tensor of a call: what input() and output() make.
@@ -97,8 +98,7 @@ module mpiserve_c
     character(kind=c_char) :: name(mpiserve_name_size)
   end type tensor
 
-  !> The state of a replica; times are nanoseconds since 1970, 0: never. See
-  !> mpiserve_service_state_get() in mpiserve.h.
+  !> The state of a replica; times are nanoseconds since 1970, 0: never.
   type, bind(c) :: replica_state
     integer(c_int32_t) :: state = 0      !< mpiserve_ready, mpiserve_busy or another
     integer(c_int32_t) :: replica = 0    !< 0, 1, ... within the service

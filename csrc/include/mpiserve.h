@@ -60,6 +60,9 @@ extern "C" {
 #define MPISERVE_TEXT_SIZE 512   /* bytes of a longer text, with its final zero */
 #define MPISERVE_MAX_SESSIONS 64 /* sessions that one process has open at a time */
 #define MPISERVE_STATES 8        /* in mpiserve_state */
+#define MPISERVE_LOCAL_SIZE \
+  2048 /* bytes of a command, with its final zero: mpiserve_description \
+        */
 
 /* Results. mpiserve_strerror() gives the text of a code. */
 typedef enum mpiserve_code {
@@ -134,6 +137,7 @@ typedef enum mpiserve_state {
 /* What has answered a request: mpiserve_stats. */
 typedef enum mpiserve_source {
   MPISERVE_MODEL = 0,   /* a replica of the service */
+  MPISERVE_LOCAL = 1,   /* a local model, beside this rank: mpiserve_description */
   MPISERVE_FALLBACK = 2 /* some rows, or all, the caller's own function: mpiserve_fallback_set() */
 } mpiserve_source;
 
@@ -205,6 +209,10 @@ typedef struct mpiserve_description {
   int32_t spare;          /* 1: it is stopped at first, and takes the place of replicas that die */
   int32_t error;          /* MPISERVE_OK, or why this replica can't serve */
   char error_text[MPISERVE_TEXT_SIZE];
+  double local_timeout; /* seconds after which a local model that has not answered is ended */
+  char local[MPISERVE_LOCAL_SIZE]; /* what starts a local model beside a client: the path of a
+                                      program and its words, a newline after each. It is a part of
+                                      mpiserve for Python. "": the service has no local models */
 } mpiserve_description;
 
 /* The state of a replica. Times are nanoseconds since 1970 by the clock of its node. */
@@ -238,6 +246,7 @@ typedef struct mpiserve_stats {
                              65535 */
   int64_t source;         /* mpiserve_source */
   int64_t fallback_rows;  /* of the rows, those that the caller's fallback answered */
+  int64_t local_rows;     /* of the rows, those that a local model answered */
 } mpiserve_stats;
 
 /* Counters of this rank since open. Each piece of a request that was cut counts as a request. */
@@ -263,6 +272,7 @@ typedef struct mpiserve_counters {
   int64_t failed_rows;       /* simulation: rows of results that failed the check of the outputs */
   int64_t rerouted;          /* simulation: sent again to another replica, as theirs had died or
                                 stopped */
+  int64_t local_answers;     /* simulation: requests of which a local model answered rows */
 } mpiserve_counters;
 
 /* A closed batch, as its inference rank sees it. The pointers are valid until the batch is
@@ -482,8 +492,9 @@ int mpiserve_service_wait_ready(mpiserve_session *session, const char *name, dou
  * is still one request: it ends when all have ended, or with the error of the first piece that has
  * one. Pieces may be answered by different replicas, and, if the model is reloaded meanwhile, by
  * different versions; each one needs room in the queue. Statistics are those of its last piece, but
- * for rows, fallback_rows and total_ns. MPISERVE_EROWS if rows belong together (MPISERVE_TOGETHER),
- * if there would be over 65536 pieces, or if outputs overlap inputs otherwise than row by row.
+ * for rows, fallback_rows, local_rows and total_ns. MPISERVE_EROWS if rows belong together
+ * (MPISERVE_TOGETHER), if there would be over 65536 pieces, or if outputs overlap inputs otherwise
+ * than row by row.
  *
  * Where a service has several replicas, each request goes to the one that will answer it first, as
  * far as this rank knows, so requests may end in another order than that of their submission.
@@ -533,7 +544,8 @@ int mpiserve_infer(mpiserve_service *service, int n_inputs, const mpiserve_tenso
  * for, answer the requests of this rank that the service does not. NULL: none, as at the beginning.
  * It holds for all requests to the service that end from now on. Local.
  *
- * It is called when a request ends with an error that is not the caller's, and fills the outputs.
+ * It is called when a request ends with an error that is not the caller's, and that no local model
+ * answers, and fills the outputs.
  * Then the call returns MPISERVE_OK, and mpiserve_stats and mpiserve_counters say who answered:
  *
  *   MPISERVE_EMODEL, and codes of   the model failed, is unloaded, or serves nowhere     yes
@@ -548,6 +560,13 @@ int mpiserve_infer(mpiserve_service *service, int n_inputs, const mpiserve_tenso
  *   MPISERVE_EARG, _ESTATE, _ENAME, the call is wrong                                     no
  *     _EDTYPE, _ESHAPE, _EROWS
  *   MPISERVE_EMPI                   MPI failed, and the session with it                   no
+ *
+ * If the service has local models (mpiserve_description.local), the same errors go to one first,
+ * but for MPISERVE_EMODEL of a replica that lives and has its model: that model would do the same
+ * again. The first such request starts the local model, a process that this rank shares memory
+ * with, and waits until it is loaded. The thread that would run the function waits for it, at most
+ * local_timeout seconds. Its process ends in mpiserve_close(), or with this process. If it fails,
+ * why has its text too.
  *
  * function gets data as it was given here; rows, 1 or more; inputs[i] and outputs[j], dense
  * tensors of rows rows in the order of the signature, which it must not keep; code and why: the

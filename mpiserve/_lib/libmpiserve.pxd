@@ -12,7 +12,7 @@ cdef extern from "mpiserve.h" nogil:
         MPISERVE_SIMULATION, MPISERVE_INFERENCE
         MPISERVE_SHARED
         MPISERVE_BFLOAT16, MPISERVE_COMPLEX128
-        MPISERVE_FALLBACK
+        MPISERVE_LOCAL_SIZE
         MPISERVE_FINITE, MPISERVE_BOUNDS
         MPISERVE_EARG, MPISERVE_STATES, MPISERVE_BUSY
         MPISERVE_MAX_DIMS, MPISERVE_MAX_TENSORS, MPISERVE_TEXT_SIZE, MPISERVE_NAME_SIZE
@@ -47,6 +47,8 @@ cdef extern from "mpiserve.h" nogil:
         double stickiness
         int32_t on_full, rows, overwrites, replica, spare, error
         char error_text[512]
+        double local_timeout
+        char local[2048]
     ctypedef struct mpiserve_replica_state:
         int32_t state, replica, rank
         int64_t entered_ns[8]
@@ -57,14 +59,14 @@ cdef extern from "mpiserve.h" nogil:
         void *outputs[16]
     ctypedef struct mpiserve_stats:
         int64_t rows, batch_rows, batch_requests, queue_ns, compute_ns, total_ns
-        int64_t generation, source, fallback_rows
+        int64_t generation, source, fallback_rows, local_rows
     ctypedef struct mpiserve_counters:
         int64_t requests, rows, errors, batches, batches_in_place
         int64_t closed_by_rows, closed_by_census, closed_by_delay
         int64_t rejected, dropped, cancelled
         int64_t rma_operations, rma_to_simulation, thread_polls, rerouted
         int64_t engine_batches, batch_calls
-        int64_t fallbacks, failed_rows
+        int64_t fallbacks, failed_rows, local_answers
     ctypedef struct mpiserve_batch:
         int64_t rows
         int32_t requests, in_place, service

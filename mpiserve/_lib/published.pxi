@@ -64,6 +64,7 @@ cdef make_service(Session session, mpiserve_service *found):
     service.engine = description.engine.decode()
     service.version = description.version.decode()
     service.rows = ROWS[description.rows]
+    service._local = description.local[0] != 0
     service.inputs = tensors_of(description.inputs, description.n_inputs)
     service.outputs = tensors_of(description.outputs, description.n_outputs)
     service.checks = checks_of(description.outputs, description.n_outputs)

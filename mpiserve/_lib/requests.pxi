@@ -193,12 +193,12 @@ cdef class Request:
     def stats(self):
         """The statistics of the answered request, or None: mpiserve_stats by name.
 
-        `source` is "model", or "fallback" if a fallback has answered `fallback_rows` of the rows.
+        `source` is "model"; or "local" if a local model has answered `local_rows` of the rows, or
+        "fallback" if a fallback has answered `fallback_rows` of them.
         """
         if not self._ended or self._code != MPISERVE_OK:
             return None
-        source = "fallback" if self._stats.source == MPISERVE_FALLBACK else "model"
-        return {**self._stats, "source": source}
+        return {**self._stats, "source": SOURCES[self._stats.source]}
 
     @cython.final
     cdef int _end(self, int code) except -1:

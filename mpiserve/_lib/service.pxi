@@ -48,6 +48,7 @@ cdef class Service:
     cdef mpiserve_stats _totals
     cdef int64_t _answered, _streams
     cdef object _fallback  # or None
+    cdef bint _local  # the service has local models
 
     def __call__(self, *arrays, out=None, timeout=None, priority=0, **named):
         """Submit a request and wait for its result.
@@ -75,7 +76,7 @@ cdef class Service:
         if self._ambiguous:
             self._check_options(arrays, {"out": out, "timeout": timeout, "priority": priority})
         seconds_of(timeout, "timeout")
-        if self._fallback is not None and timeout is not None:
+        if (self._local or self._fallback is not None) and timeout is not None:
             # The fallback answers at a deadline, which ends a request; a time-out does not.
             return self._submit(arrays, named, out, timeout, priority).result()
         request = self._submit(arrays, named, out, None, priority)
@@ -299,7 +300,8 @@ cdef class Service:
         The function must not use the session. If it raises, the request ends with the error of
         the service, whose text says so.
 
-        With a fallback, the time-out of a call is the deadline of its request.
+        If the service has local models (`fallback = "local"`), the function answers what these do
+        not. With either, the time-out of a call is the deadline of its request.
 
         Args:
             function: The function; None for none. It holds for requests that end from now on.
@@ -426,7 +428,7 @@ cdef class Service:
 
         Returns:
             requests, rows, batch_rows, batch_requests, queue_ns, compute_ns, total_ns,
-            fallback_rows.
+            fallback_rows, local_rows.
         """
         totals = {"requests": self._answered, **self._totals}
         del totals["generation"], totals["source"]
@@ -441,6 +443,7 @@ cdef class Service:
         self._totals.compute_ns += stats.compute_ns
         self._totals.total_ns += stats.total_ns
         self._totals.fallback_rows += stats.fallback_rows
+        self._totals.local_rows += stats.local_rows
         return 0
 
     def __repr__(self):

@@ -54,7 +54,7 @@ cdef class Description:
     def __init__(self, *, name, engine="", version="", inputs=(), outputs=(), max_batch_rows=1,
                  max_delay_us=0, pool_bytes=0, stickiness=0, max_queue_rows=0, on_full="wait",
                  rows="independent", overwrites=False, replica=0, spare=False, checks=(),
-                 error_code=0, error_text=""):
+                 local="", local_timeout=0.0, error_code=0, error_text=""):
         memset(&self.description, 0, sizeof(self.description))
         copy_text(self.description.name, MPISERVE_NAME_SIZE, name)
         copy_bytes(
@@ -80,6 +80,8 @@ cdef class Description:
         self.description.replica = replica
         self.description.spare = spare
         self.description.error = error_code
+        copy_text(self.description.local, MPISERVE_LOCAL_SIZE, local)
+        self.description.local_timeout = local_timeout
         self.inputs, self.outputs = arrays_of(inputs), arrays_of(outputs)
 
 

@@ -114,6 +114,7 @@ class Backend:
     wants_clients = False  # `clients` is set before each batch; for replicas of one rank
     tune_result: Any = None  # what `tune` measured, for another process that loads the model
     unavailable = False  # whether other replicas should answer for a while
+    failing = False  # whether every batch is an error, as the model cannot be had
     clients: np.ndarray  # int32 [rows]: the world rank of the client of each row; -1 at warm-up
 
     def __init__(
@@ -127,6 +128,11 @@ class Backend:
     def engine(self) -> str:
         """The object that runs the model, for texts: "package.module.Class"."""
         return full_name(type(self))
+
+    @property
+    def availability(self) -> str:
+        """Whether the model answers: "ready", "restarting" or "failed"."""
+        return "restarting" if self.unavailable else "failed" if self.failing else "ready"
 
     @property
     def arithmetic(self) -> Sequence[str]:

@@ -23,6 +23,9 @@ cdef extern from "bench.h" nogil:
     const char *bench_client_open(MPI_Comm, bench_client **)
     const char *bench_client_sample(bench_client *, int, int64_t, int64_t, int64_t, int64_t *)
     const char *bench_client_close(bench_client *)
+    const char *bench_client_row(bench_client *, int64_t, int64_t, int64_t, int64_t *)
+    const char *bench_engine_sample(const char *, const char *, int64_t, int64_t, int64_t,
+                                    int64_t *)
 
 ctypedef const char *(*sampler)(MPI_Comm, int64_t, int64_t, int64_t, int64_t *) noexcept nogil
 
@@ -64,6 +67,20 @@ def send_recv(comm, size, warm, rounds):
     return sample(bench_send_recv, comm, size, warm, rounds)
 
 
+def engine(str library, str model, int64_t width, int64_t warm, int64_t rounds):
+    """Return the nanoseconds of an engine in C for a row of float32 [width], in this process."""
+    cdef bytes where = library.encode(), what = model.encode()
+    cdef const char *path = where
+    cdef const char *data = what
+    cdef const char *failed
+    made = np.zeros(rounds, np.int64)
+    cdef int64_t[::1] samples = made
+    with nogil:
+        failed = bench_engine_sample(path, data, width, warm, rounds, &samples[0])
+    check(failed)
+    return made
+
+
 cdef class Client:
     """A C program's session as a simulation rank, with the service "bench".
 
@@ -86,6 +103,16 @@ cdef class Client:
         cdef int64_t[::1] samples = made
         with nogil:
             failed = bench_client_sample(self._client, in_place, size, warm, rounds, &samples[0])
+        check(failed)
+        return made
+
+    def row(self, int64_t width, int64_t warm, int64_t rounds):
+        """Return the nanoseconds of each of so many requests of one row of float32 [width]."""
+        cdef const char *failed
+        made = np.zeros(rounds, np.int64)
+        cdef int64_t[::1] samples = made
+        with nogil:
+            failed = bench_client_row(self._client, width, warm, rounds, &samples[0])
         check(failed)
         return made
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from mpi4py import MPI
 
 from mpiserve._lib import core
-from mpiserve.bench import job, latency, lockstep, overlap, scale, strong_scaling
+from mpiserve.bench import engines, job, latency, lockstep, overlap, scale, strong_scaling
 from mpiserve.bench.machine import machine, version
 from mpiserve.bench.plan import Plan, plan
 from mpiserve.bench.report import Progress, Row, show, write_json
@@ -26,6 +26,7 @@ LIMIT = 1200.0  # seconds for a second job
 MEASURES = {
     "latency": latency.measure,
     "overlap": overlap.measure,
+    "engines": engines.measure,
     "lockstep": lockstep.measure,
     "strong_scaling": strong_scaling.measure,
 }
@@ -33,6 +34,7 @@ MEASURES = {
 CASES = {
     "latency": PAIR,
     "overlap": PAIR,
+    "engines": PAIR,
     "scale": 0,
     "lockstep": lockstep.CLIENTS + 1,
     "strong_scaling": strong_scaling.RANKS,

@@ -29,6 +29,15 @@ def mlp() -> torch.nn.Module:
     return nn.Sequential(first, nn.ReLU(), nn.Linear(HIDDEN, HIDDEN), nn.ReLU(), last).eval()
 
 
+def small() -> torch.nn.Module:
+    """Make the network 8-32-32-8, always with the same weights."""
+    from torch import manual_seed, nn
+
+    manual_seed(1)
+    first, last = nn.Linear(8, 32), nn.Linear(32, 8)
+    return nn.Sequential(first, nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), last).eval()
+
+
 def features(rows: int) -> np.ndarray:
     """Make rows for the network."""
     return np.random.default_rng(rows).standard_normal((rows, FEATURES), np.float32)

@@ -15,7 +15,7 @@ from mpiserve import terminal
 
 Row = dict[str, Any]
 
-LABELS = ("case", "client", "backend", "transport", "memory", "model")
+LABELS = ("case", "client", "backend", "transport", "memory", "model", "engine")
 FIGURES = ("p50_us", "p99_us", "max_us")
 WIDTH = 120
 LINES = 8  # lines for each stage, without a terminal

@@ -131,6 +131,11 @@ class ServiceConfig(Table):
     Clients check what they get: such rows go to the client's fallback, or the request ends with
     `ModelError`. Without these keys, any value is an answer.
     """
+    fallback: Literal["local"] | None = None
+    """`"local"`: what no replica can answer, a local model answers: the client's own process runs
+    the same model with the same settings. The first request that needs it starts it, and waits
+    until it is loaded. Not with `tensor_parallel`.
+    """
     split_failed: bool = True
     """Whether a batch that fails is run again in halves, so that only the guilty request fails."""
     isolate: Literal["auto"] | bool = "auto"
@@ -336,6 +341,16 @@ class ServiceConfig(Table):
         if info.data.get("backend") not in ("deepspeed", "torch"):
             raise ValueError("tasks need the backend 'deepspeed' or 'torch'")
         return task
+
+    @field_validator("fallback")
+    @classmethod
+    def _check_fallback(cls, fallback: str | None, info: ValidationInfo) -> str | None:
+        ranks = info.data.get("tensor_parallel", 1)
+        if fallback and ranks > 1:
+            raise ValueError(
+                f"'local': a client has no {ranks} ranks for a model (tensor_parallel): remove one"
+            )
+        return fallback
 
     @field_validator("isolate")
     @classmethod

@@ -24,6 +24,7 @@ from mpiserve.serving.absent_model import Absent, Suspended, Unloaded
 from mpiserve.serving.continuous import Stepper
 from mpiserve.serving.description import description
 from mpiserve.serving.failed_batch import Splitter
+from mpiserve.serving.isolation import local_model
 from mpiserve.serving.isolation.loader import loader_of
 from mpiserve.serving.reload import Changes
 
@@ -79,9 +80,8 @@ class ServedModel:
         self.backend = Backend(self.service)
         self.follower: restarting.Follower | None = None
         self.sole = self.failed = self.suspended = self.stopped = False
-        self._announced = self._down = False
-        self.batches = self.rows = 0
-        self.seconds = 0.0
+        self._announced, self._state = False, self.backend.availability
+        self.batches, self.rows, self.seconds = 0, 0, 0.0
         self.changes = Changes(lib, self)
         self._head: restarting.Head | None = None
         self._comm = comm
@@ -110,6 +110,7 @@ class ServedModel:
         """
         begin, wrong = time.monotonic(), ""
         try:
+            local = local_model.published(self.service)
             with notices.loading(self.name()):
                 self.backend = self._loader.load(self.service)
             self.backend.native = self.backend.native if self.sole else None
@@ -134,6 +135,7 @@ class ServedModel:
             version=self.service.version,
             overwrites=overwrites,
             rows=self._kind,
+            **local,
         )
 
     def _describe(self, **outcome: Any) -> dict[str, Any]:
@@ -229,10 +231,11 @@ class ServedModel:
         (self._head or self.backend).supervise()
         if self.stopped:
             return
-        if self.backend.unavailable != self._down and not self.assignment.pool:
-            self._down = self.backend.unavailable
-            self._lib.suspend(self.index, self._down)
-            self.enter_state("restarting" if self._down else "ready")
+        if self.backend.availability != self._state:
+            self._state = self.backend.availability
+            if not self.assignment.pool:
+                self._lib.suspend(self.index, self._state == "restarting")
+            self.enter_state(self._state)
 
     def update_room(self) -> None:
         """Keep requests in the queue while the model has no room for more."""
@@ -297,7 +300,7 @@ class ServedModel:
         """Run the model on rows of requests whose batch is over."""
         if self.backend.wants_clients:
             self.backend.clients = clients
-        outputs = self._zeros_of_outputs(len(clients))
+        outputs = zeros(self.service.outputs, len(clients))
         given = self._given(inputs)
         result = (
             self._head.run(given, part=True)
@@ -321,9 +324,6 @@ class ServedModel:
 
     def _zeros(self, rows: int) -> Arrays:
         return zeros(self.service.inputs, rows)
-
-    def _zeros_of_outputs(self, rows: int) -> Arrays:
-        return zeros(self.service.outputs, rows)
 
     def _finished(self, result: Any, rows: int) -> list[np.ndarray]:
         results = ordered(result, self.service)

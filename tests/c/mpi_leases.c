@@ -11,7 +11,7 @@
 #include "check.h"
 #include "mpiserve.h"
 
-enum { COLUMNS = 100, ROWS = 100, POOL_ROWS = 200, ROUNDS = 100 };
+enum { COLUMNS = 100, ROWS = 100, POOL_ROWS = 200, ROUNDS = 100, DELAY_NS = 100000000 };
 enum { MERGE, SLOW, CROWDED, SERVICES }; /* services of the head */
 
 static const char *const NAMES[SERVICES] = {"merge", "slow", "crowded"};
@@ -48,7 +48,7 @@ static void answer(mpiserve_session *session, const mpiserve_batch *batch) {
 
 static void serve(mpiserve_session *session) {
   mpiserve_description all[SERVICES];
-  for (int i = 0; i < SERVICES; i++) all[i] = describe(i, i == SLOW ? 0 : 20000000);
+  for (int i = 0; i < SERVICES; i++) all[i] = describe(i, i == SLOW ? 0 : DELAY_NS);
   CHECK(mpiserve_publish(session, SERVICES, all) == MPISERVE_OK);
   mpiserve_batch batch;
   mpiserve_counters count;

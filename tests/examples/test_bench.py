@@ -27,6 +27,11 @@ def expected():
     return {*cases, *(("mpiserve", *way) for way in ways)}
 
 
+def engines():
+    """Whether models can be compiled here."""
+    return shutil.which("c++")
+
+
 def labels(row):
     names = ("case", "client", "backend", "transport", "memory")
     return tuple(row[name] for name in names if name in row)
@@ -46,6 +51,7 @@ def check_round_trips(rows):
     networks = [labels(row) for row in rows if row.get("model") == "mlp"]
     ours = [("mpiserve", "python", "torch", name, "user") for name in ("shared", "rma")]
     assert networks == [("in_process",), *ours]
+    assert len([row for row in rows if "engine" in row]) == (8 if engines() else 0)
 
 
 def check_others(rows):
@@ -55,6 +61,8 @@ def check_others(rows):
         assert row["unit"]
         cases.setdefault(row["case"], []).append(row)
     assert len(cases["overlap"]) == 4
+    if engines():
+        assert len(cases["served_beyond_engine"]) == len(cases["eager_over_compiled"]) == 2
     assert [row["bind"] for row in cases["batch_efficiency"]] == [False, True]
     assert len(cases["census_wait"]) == 1
     assert 1 <= cases["census_wait"][0]["batch_requests_min"] <= 3

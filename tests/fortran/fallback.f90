@@ -1,4 +1,5 @@
-!> A procedure answers what the service does not, and no longer when it is taken back.
+!> A procedure answers what the service does not, and no longer when it is taken back; a local
+!> model what no replica can.
 module physics
   use, intrinsic :: iso_c_binding, only: c_f_pointer, c_ptr
   use, intrinsic :: iso_fortran_env, only: real32
@@ -66,11 +67,15 @@ program fallback
   call times%fallback()
   call times%infer(x, y, ierr)
   call check(ierr == mpiserve_emodel .and. calls == 3)
+  x = 7
+  call coupled%unload("times", 60.0_c_double)
+  call times%infer(x, y, 60.0_c_double, stats)
+  call check(all(y == 14) .and. stats%source == mpiserve_local .and. stats%local_rows == 8)
   call coupled%close()
   call times%fallback(add_one, ierr)
   call check(ierr == mpiserve_estate)
   call MPI_Finalize()
-  if (failures == 0) print "(a)", "the physics answered in its turn"
+  if (failures == 0) print "(a)", "the physics answered in its turn, and a local model"
 
 contains
 

@@ -1,4 +1,4 @@
-"""A procedure of Fortran answers what the service does not."""
+"""A procedure of Fortran answers what the service does not, or a local model does."""
 
 import shutil
 from pathlib import Path
@@ -22,6 +22,7 @@ inputs = [{ name = "x", dtype = "float32", shape = [-1, 3] }]
 outputs = [{ name = "y", dtype = "float32", shape = [-1, 3] }]
 max_batch_rows = 64
 warmup = false
+fallback = "local"
 """
 
 
@@ -31,4 +32,4 @@ def test_a_procedure_answers_what_the_service_does_not(mpiexec, tmp_path):
     program = compile_fortran(Path(shutil.copy(HERE / "fallback.f90", tmp_path)))
     done = mpiexec(["-n", 1, program, ":", "-n", 1, *SERVE, "c.toml"])
     assert done.returncode == 0
-    assert done.stdout == "the physics answered in its turn\n"
+    assert done.stdout == "the physics answered in its turn, and a local model\n"

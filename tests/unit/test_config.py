@@ -107,6 +107,8 @@ WRONG = {
     "backend = 'deepsped'": "backend: unknown backend 'deepsped' (did you mean 'deepspeed'?)",
     "dtype = 'int8'": "dtype: unknown model dtype 'int8' (one of: float16, ",
     "backend = 'torch'\ntensor_parallel = 2": "tensor_parallel: 2: the backend 'torch' runs",
+    "tensor_parallel = 2\nfallback = 'local'": "fallback: 'local': a client has no 2 ranks for a",
+    "fallback = 'physics'": "fallback: must be 'local', got 'physics'",
     "task = 'chat'": "task: unknown task 'chat' (one of: generate, embed)",
     "backend = 'python'\ntask = 'embed'": "task: tasks need the backend 'deepspeed' or",
     "warmup = [0]": "warmup: rows must be 1 to max_batch_rows, got [0]",

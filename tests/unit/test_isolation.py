@@ -1,8 +1,11 @@
 """What isolates models, without processes: budgets, environments, texts, places in memory."""
 
+import base64
 import os
 import pickle
 import signal
+import sys
+import zlib
 
 import numpy as np
 import pytest
@@ -12,6 +15,7 @@ from mpiserve._lib import handover
 from mpiserve.config import Config
 from mpiserve.errors import Code, ConfigError, ModelError
 from mpiserve.failure import cause_of, describe, trace_of
+from mpiserve.serving.isolation import local_model
 from mpiserve.serving.isolation.channel import CALL, OK, RUN, Channel, Room
 from mpiserve.serving.isolation.messages import Failure
 from mpiserve.serving.isolation.restarts import IN_A_ROW, Restarts
@@ -34,6 +38,22 @@ def test_the_search_for_a_guilty_request_counts_once_but_has_an_end():
     restarts.succeed()
     assert restarts.count(0.0, part=True)
     assert not restarts.count(0.0)
+
+
+def test_what_is_published_of_local_models_has_a_limit():
+    assert local_model.published(service_of("plain", backend="echo")) == {}
+    service = service_of("s", backend="echo", fallback="local", load_timeout_s=5.0)
+    made = local_model.published(service)
+    assert made["local_timeout"] == 80, "twice to load and to run, and a minute"
+    program, *words, last, end = made["local"].split("\n")
+    assert (program, words, end) == (sys.executable, ["-m", local_model.MODULE], "")
+    assert pickle.loads(zlib.decompress(base64.b85decode(last))) == service
+    options = {"text": base64.b85encode(os.urandom(2000)).decode()}
+    service = service_of("s", backend="echo", fallback="local", options=options)
+    with pytest.raises(
+        ConfigError, match=r"service\.s\.fallback: .* at most 2047 can be published"
+    ):
+        local_model.published(service)
 
 
 def test_a_child_does_not_take_itself_for_a_rank():

@@ -30,7 +30,7 @@ ROOMS = {
     "launch": SERVES | {"session", "terminal"},
     "tools": SERVES | {"launch", "serving", "terminal"},
     # The benchmark is a user of all of it, and nobody but the command line uses the benchmark.
-    "bench": BASE | {"_lib", "config", "mpi", "session", "terminal"},
+    "bench": BASE | {"_lib", "config", "mpi", "serving", "session", "terminal"},
     "cli": BASE | {"_lib", "bench", "config", "launch", "mpi", "serving", "terminal", "tools"},
     "__main__": {"cli"},
 }

@@ -205,9 +205,10 @@ class Isolated(Backend):
         try:
             child = self._started()
         except BaseException as error:
-            text = describe(error)
+            self.failing, text = True, describe(error)
             self._lose(LostError(Code.EMODEL, text))
             raise ModelError(Code.EMODEL, f"the model cannot be started again: {text}") from error
+        self.failing = False
         name, ms = self.service.name, (time.monotonic() - begin) * 1e3
         logger.warning("service %s: its process is started again after %.0f ms", name, ms)
         return child
@@ -219,6 +220,7 @@ class Isolated(Backend):
             return
         service = self.service
         often = f"restarts = {service.restarts} within {service.restart_window_s:g} s"
+        self.failing = True
         self._given_up = f"this replica is given up after {often}; the last: {error.text}"
         logger.error("service %s: %s", service.name, self._given_up)
 
