@@ -13,9 +13,9 @@ A. Griewank and A. Walther, Evaluating Derivatives, SIAM 2008, chapter 3.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
-from pydantic import ValidationInfo
+from pydantic import AfterValidator, ValidationInfo
 
 from mpiserve.config.tables import (
     COMPLEX_DTYPES,
@@ -23,6 +23,7 @@ from mpiserve.config.tables import (
     MAX_TENSORS,
     MODEL_DTYPES,
     NAME_SIZE,
+    Names,
     TensorConfig,
     Tensors,
 )
@@ -76,6 +77,9 @@ def check_derivatives(kinds: tuple[str, ...], info: ValidationInfo) -> tuple[str
     if problem := _kind_problem(kinds) or (_problem(kinds, info.data) if kinds else None):
         raise ValueError(problem)
     return kinds
+
+
+Kinds = Annotated[Names, AfterValidator(check_derivatives)]
 
 
 def _kind_problem(kinds: tuple[str, ...]) -> str | None:

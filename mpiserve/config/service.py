@@ -9,9 +9,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, PrivateAttr, ValidationInfo, field_validator
 
-from mpiserve.config.derivatives import Derivative, check_derivatives
+from mpiserve.config.derivatives import Derivative, Kinds
 from mpiserve.config.engines import engine_problem
-from mpiserve.config.tables import MAX_TENSORS, MODEL_DTYPES, NAME_SIZE, Names, Table, Tensors
+from mpiserve.config.tables import MAX_TENSORS, MODEL_DTYPES, NAME_SIZE, Table, Tensors
 from mpiserve.config.values import (
     MAX_BYTES,
     MAX_PARALLEL,
@@ -20,6 +20,7 @@ from mpiserve.config.values import (
     MAX_SECONDS,
     MAX_THREADS,
     MAX_WARMUPS,
+    check_unbounded,
     shown,
     suggest,
 )
@@ -169,10 +170,8 @@ class ServiceConfig(Table):
     """Whether the model computes each row independently, or the rows of a request belong
     together; without it, mpiserve tests this at warm-up.
     """
-    derivatives: Annotated[Names, AfterValidator(check_derivatives)] = ()
-    """Services that answer with derivatives of this one, on the same ranks: `"vjp"`, `"jvp"` and
-    `"jacobian"`. Their names are `NAME.vjp` and so on. For torch modules.
-    """
+    derivatives: Kinds = ()
+    """Derivatives to serve as `NAME.vjp` and so on: `"vjp"`, `"jvp"`, `"jacobian"`."""
     input_memory: Literal["view", "copy"] | None = None
     """Whether the model reads the clients' memory (`"view"`) or gets copies; without it,
     mpiserve tests at warm-up whether the model writes to its inputs or keeps them.
@@ -305,7 +304,7 @@ class ServiceConfig(Table):
         if len(tensors) > MAX_TENSORS:
             raise ValueError(f"at most {MAX_TENSORS} tensors, got {len(tensors)}")
         if info.field_name != "outputs":
-            _check_unbounded(tensors)
+            check_unbounded(tensors)
         names = [tensor.name for tensor in tensors]
         for name in names:
             if names.count(name) > 1:
@@ -433,12 +432,6 @@ class ServiceConfig(Table):
 def _needs_mpi(service: Mapping[str, Any]) -> bool:
     """Whether a model of several ranks communicates by MPI: DeepSpeed does not need to."""
     return service.get("tensor_parallel", 1) > 1 and service.get("backend") != "deepspeed"
-
-
-def _check_unbounded(tensors: Tensors) -> None:
-    for tensor in tensors:
-        if tensor.min is not None or tensor.max is not None:
-            raise ValueError(f"min or max at '{tensor.name}': only values of outputs are checked")
 
 
 def _check_kept(tensors: Tensors, backend: str) -> None:

@@ -136,3 +136,10 @@ def _unfit(where: Location, value: Any) -> str | None:
         if any(unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp") for char in text):
             return f"a text must not have control characters or line ends, got {shown(text)}"
     return None
+
+
+def check_unbounded(tensors: Iterable[Any]) -> None:
+    """Refuse bounds of values at inputs."""
+    for tensor in tensors:
+        if tensor.min is not None or tensor.max is not None:
+            raise ValueError(f"min or max at '{tensor.name}': only values of outputs are checked")
