@@ -15,7 +15,7 @@ from jobs import ROOT, Target
 EXAMPLES = ROOT / "examples"
 RANKS = 2
 PROGRAMS = {"02_hello": "hello", "03_async_overlap": "overlap", "04_many_inputs": "many"}
-ALONE = {"05_shallow_water": "shallow_water"}  # in Fortran only
+ALONE = {"05_shallow_water": "shallow_water", "09_newton": "newton"}  # in Fortran only
 
 
 def expected(example: str) -> list[str]:

@@ -123,11 +123,14 @@ static void on_buffer(msi_buffer_request *request, const msi_reply_header *reply
   request->done = 1;
 }
 
-/* Its head has died before they were fetched: its loss, which sees to spares first, finds it. */
-static void on_no_results(msi_client *client, msi_call *call) {
+/* Has its head died before results were fetched? Its loss, which sees to spares first, then finds
+ * the request in the queue. */
+static int has_no_results(msi_client *client, msi_call *call, int code, int replied) {
+  if (code != MPISERVE_EPEER || replied == code) return 0;
   msi_lease_locate(call->message.endpoint, &call->payload);
   call->state = CALL_QUEUED;
   msi_send_queue_push(client, &call->message);
+  return 1;
 }
 
 static void on_result(msi_client *client, msi_call *call, int slot) {
@@ -145,10 +148,7 @@ static void on_result(msi_client *client, msi_call *call, int slot) {
                         reply->compute_ns);
   if (!code && !call->message.abandoned)
     code = msi_endpoint_outputs(endpoint, slot, &call->payload);
-  if (code == MPISERVE_EPEER && !reply->code)
-    on_no_results(client, call);
-  else
-    call_end(client, call, code);
+  if (!has_no_results(client, call, code, reply->code)) call_end(client, call, code);
 }
 
 /* That head has suspended the service, has died or has stopped: another one gets the request. */

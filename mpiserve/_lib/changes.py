@@ -18,7 +18,7 @@ class Changes:
 
         Call it on one simulation rank; it is not collective. Replicas answer with the old
         version until all have loaded the new one. The new version answers every request that
-        any rank submits after this has returned.
+        any rank submits after this has returned. The derivatives of the service change with it.
 
         Args:
             name: The name of the service.

@@ -229,3 +229,8 @@ cdef class Request:
             leftover.request = self._request
             leftover.kept = (self._inputs, self._outputs, self._kept)
             self._session._drop(leftover)
+
+
+cdef tuple keep(tuple things, object thing):
+    """Add to what is kept. Not to a list, which the garbage collector may empty."""
+    return (thing,) if things is None else things + (thing,)

@@ -26,9 +26,8 @@ cdef class Service:
         replicas: How many can serve.
         head: The world rank that this rank asks.
         transport: "shared" or "rma".
-        rows: Whether requests share batches, at open: "independent", or "together" if each is
-            a call of the model, or "none" if tensors have no rows: then arrays have the shapes of
-            the signature, where other services have [rows, ...].
+        rows: At open: "independent"; "together", if each request is a call of the model; or "none",
+            if arrays have the shapes of the signature, where others have [rows, ...].
         allow_empty: Whether requests may have 0 rows.
         checks: What the values of an answer must be, by the name of the output: (whether finite,
             the least, the greatest), None for no bound. Outputs with any values are not there.
@@ -38,7 +37,7 @@ cdef class Service:
     cdef mpiserve_service *_service
     cdef readonly str name, engine, version, transport, rows
     cdef readonly bint allow_empty
-    cdef bint _whole  # tensors have no rows
+    cdef bint _whole, _local  # tensors have no rows; it has local models
     cdef bint _far  # perhaps over a network: its flushes may wait, and for ever if that is cut
     cdef readonly tuple inputs, outputs
     cdef readonly int64_t max_batch_rows
@@ -52,7 +51,6 @@ cdef class Service:
     cdef mpiserve_stats _totals
     cdef int64_t _answered, _streams
     cdef object _fallback  # or None
-    cdef bint _local  # the service has local models
 
     def __call__(self, *arrays, out=None, timeout=None, priority=0, **named):
         """Submit a request and wait for its result.
@@ -89,6 +87,21 @@ cdef class Service:
         except errors.RequestTimeout:
             request.cancel()
             raise
+
+    def vjp(self, *arrays, **options):
+        """Request y = f(x) and v J, with J = dy/dx, from the service `NAME.vjp`, and wait.
+
+        `arrays` are the inputs, then `vector_Y` for each floating output Y; `options` are those
+        of a call. Returns a named tuple: the outputs, then `vjp_X` for each floating input X."""
+        return self._session.service(self.name + ".vjp")(*arrays, **options)
+
+    def jvp(self, *arrays, **options):
+        """As `vjp`, from `NAME.jvp`: inputs and each `tangent_X`; outputs and each `jvp_Y`."""
+        return self._session.service(self.name + ".jvp")(*arrays, **options)
+
+    def jacobian(self, *arrays, **options):
+        """As `vjp`, from `NAME.jacobian`: inputs; outputs and `dY_dX` [rows, of Y, of X]."""
+        return self._session.service(self.name + ".jacobian")(*arrays, **options)
 
     def submit(self, *arrays, out=None, deadline=None, priority=0, **named):
         """Begin a request and return it; the arrays must not change until it has ended.
@@ -133,9 +146,8 @@ cdef class Service:
         cdef int64_t number
         names = [tensor.name for tensor in self.inputs if tensor.name != "stream"]
         if len(names) == len(self.inputs):
-            raise errors.from_code(
-                errors.Code.ENAME, f"service '{self.name}' has no input 'stream'"
-            )
+            text = f"service '{self.name}' has no input 'stream'"
+            raise errors.from_code(errors.Code.ENAME, text)
         if self._ambiguous:
             self._check_options(arrays, {"timeout": timeout})
         named = self._by_name(arrays, named, names)
@@ -300,9 +312,8 @@ cdef class Service:
         """
         cdef Session session = self._session
         if function is not None and not callable(function):
-            raise errors.from_code(
-                errors.Code.EARG, f"a fallback must be callable, got {function!r:.60}"
-            )
+            text = f"a fallback must be callable, got {function!r:.60}"
+            raise errors.from_code(errors.Code.EARG, text)
         names = [tensor.name for tensor in self.outputs]
         made = None if function is None else Fallback(self.name, names, function)
         session._enter()
@@ -417,8 +428,7 @@ cdef class Service:
         """Return the statistics of this rank's answered requests, summed up.
 
         Returns:
-            requests, rows, batch_rows, batch_requests, queue_ns, compute_ns, total_ns,
-            fallback_rows, local_rows.
+            requests, and rows, batch_rows, ... local_rows as of a request.
         """
         totals = {"requests": self._answered, **self._totals}
         del totals["generation"], totals["source"]
@@ -438,8 +448,3 @@ cdef class Service:
 
     def __repr__(self):
         return f"<service {self.name!r} on rank {self.head}, {self.transport}>"
-
-
-cdef tuple keep(tuple things, object thing):
-    """Add to what is kept. Not to a list, which the garbage collector may empty."""
-    return (thing,) if things is None else things + (thing,)

@@ -69,7 +69,11 @@ def _create(service: ServiceConfig, comm: MPI.Comm | None = None, local_rank: in
         from mpiserve.backends.pre_post import ProcessedBackend
 
         return ProcessedBackend(service, _create, comm, local_rank)
-    if service.backend in _BUILT_IN:
+    if service.derivative:
+        from mpiserve.backends.torch.derivatives import DerivativeBackend
+
+        kind = DerivativeBackend
+    elif service.backend in _BUILT_IN:
         kind = _built_in(_name(service))
     else:
         kind = import_object(service.backend, service.folder)

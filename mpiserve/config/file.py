@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -19,6 +19,7 @@ from pydantic import (
 )
 
 from mpiserve.config.completion import Completed, completions, contradiction
+from mpiserve.config.derivatives import derived, name_of
 from mpiserve.config.model_file import SIDES
 from mpiserve.config.reader import read_tables
 from mpiserve.config.service import ServiceConfig
@@ -168,11 +169,21 @@ class Config(Table):
         pool_of = {name: key for key, pool in self.pool.items() for name in pool.services}
         groups = {}
         for name, service in self.service.items():
+            if service.derivative:
+                continue
             pool = self.pool.get(pool_of.get(name, ""))
             key = f"pool.{pool_of[name]}.ranks" if pool else f"service.{name}.replicas"
-            members = tuple(self.service[member] for member in (pool.services if pool else (name,)))
+            members = self._with_derivatives(pool.services if pool else (name,))
             groups[key] = Group(members, service.replicas, service.tensor_parallel, key, pool)
         return tuple(groups.values())
+
+    def _with_derivatives(self, names: Sequence[str]) -> tuple[ServiceConfig, ...]:
+        """Return services, each followed by its derivatives."""
+        members = []
+        for service in map(self.service.__getitem__, names):
+            derivatives = [name_of(service.name, kind) for kind in service.derivatives]
+            members += [service, *map(self.service.__getitem__, derivatives)]
+        return tuple(members)
 
     @property
     def spared(self) -> tuple[Group, ...]:
@@ -208,7 +219,7 @@ class Config(Table):
                 if name in seen:
                     raise ValueError(f"'{key}': the service '{name}' is listed twice")
                 seen.add(name)
-                _check_pooled(key, name, services[name])
+                _check_pooled(key, name, services[name], pool.loaded)
             # A process has one number of threads for all its models.
             if len({services[name].threads for name in pool.services}) > 1:
                 raise ValueError(f"'{key}': threads must be the same for all its services")
@@ -252,6 +263,7 @@ class Config(Table):
             service._name = name
             service._folder = folder
             config._complete(service, completed.get(name))
+        config._derive()
         if config.partition.spares and not config.spared:
             text = "no service is left for spares: one rank cannot replace one of several, of"
             text += " tensor_parallel, or one of an adaptive pool"
@@ -266,12 +278,28 @@ class Config(Table):
         if found := contradiction(service, completed.signature):
             raise self.error(f"service.{service.name}.{found[0]}", found[1])
 
+    def _derive(self) -> None:
+        """Add the services that answer with derivatives of others."""
+        for service in self.services:
+            key = f"service.{service.name}.derivatives"
+            for kind in service.derivatives:
+                name = name_of(service.name, kind)
+                if name in self.service:
+                    raise self.error(key, f"there is a service '{name}' already: rename it")
+                try:
+                    self.service[name] = derived(service, kind)
+                except ValueError as error:
+                    raise self.error(key, str(error)) from None
+
     def error(self, key: str, text: str) -> ConfigError:
         """Make the error for a key of this file."""
         return line_error(self._source, f"{key}: {text}")
 
 
-def _check_pooled(pool: str, name: str, service: ServiceConfig) -> None:
+def _check_pooled(pool: str, name: str, service: ServiceConfig, loaded: int | None) -> None:
+    if loaded and service.derivatives:
+        text = f"'{pool}': the service '{name}' has derivatives"
+        raise ValueError(f"{text}, which its ranks hold beside it: remove loaded")
     if service.tensor_parallel > 1:
         text = f"'{pool}': the service '{name}' sets tensor_parallel"
         raise ValueError(f"{text}, which a pool does not support: remove it")

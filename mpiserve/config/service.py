@@ -9,9 +9,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, PrivateAttr, ValidationInfo, field_validator
 
+from mpiserve.config.batching import check_chunk, check_empty, check_task_rows, warmup_of
+from mpiserve.config.derivatives import Derivative, Kinds
 from mpiserve.config.engines import engine_problem
-from mpiserve.config.tables import MODEL_DTYPES, NAME_SIZE, Table, Tensors
-from mpiserve.config.tensor_checks import check_kept, check_row_dims, check_unbounded, mirrored
+from mpiserve.config.tables import MAX_TENSORS, MODEL_DTYPES, NAME_SIZE, Table, Tensors
+from mpiserve.config.tensor_checks import (
+    check_kept,
+    check_names,
+    check_row_dims,
+    check_unbounded,
+    mirrored,
+)
 from mpiserve.config.values import (
     MAX_BYTES,
     MAX_PARALLEL,
@@ -19,15 +27,12 @@ from mpiserve.config.values import (
     MAX_ROWS,
     MAX_SECONDS,
     MAX_THREADS,
-    MAX_WARMUPS,
     shown,
     suggest,
 )
 from mpiserve.errors import Code, ConfigError
 
-MAX_TENSORS = 16
 MAX_BATCH_ROWS = 4096  # unless the configuration says more or less
-
 BACKENDS = ("deepspeed", "torch", "onnx", "python", "echo")
 TASKS = ("generate", "embed")
 VERSION = "{version}"  # stands for the name of a version, in a model or an option
@@ -178,6 +183,8 @@ class ServiceConfig(Table):
     """Threads of torch and BLAS on each inference rank."""
     chunk_rows: int = Field(0, ge=0, lt=MAX_ROWS)
     """Rows that a torch model processes at a time; 0 means: measure the best value at warm-up."""
+    derivatives: Kinds = ()
+    """Derivatives to serve as `NAME.vjp` and so on: `"vjp"`, `"jvp"`, `"jacobian"`."""
     input_memory: Literal["view", "copy"] | None = None
     """Whether the model reads the clients' memory (`"view"`) or gets copies; without it,
     mpiserve tests at warm-up whether the model writes to its inputs or keeps them.
@@ -190,6 +197,7 @@ class ServiceConfig(Table):
     _name: str = PrivateAttr("")
     _folder: Path = PrivateAttr(Path("."))
     _completed_by: tuple[str, tuple[str, ...]] = PrivateAttr(("", ()))
+    _derivative: Derivative | None = PrivateAttr(None)
 
     @property
     def name(self) -> str:
@@ -205,6 +213,11 @@ class ServiceConfig(Table):
     def completed_by(self) -> tuple[str, tuple[str, ...]]:
         """The file of the model, and the keys among inputs and outputs that were read from it."""
         return self._completed_by
+
+    @property
+    def derivative(self) -> Derivative | None:
+        """Of which service this one is a derivative, if it is one."""
+        return self._derivative
 
     def of_version(self, version: str = "") -> ServiceConfig:
         """Return the table for a version, with its name in place of {version}.
@@ -274,9 +287,8 @@ class ServiceConfig(Table):
     def _check_model(cls, model: str | None, info: ValidationInfo) -> str | None:
         backend = info.data.get("backend")
         if not model and backend in ("deepspeed", "torch", "onnx", "python"):
-            raise ValueError(
-                f"missing; the backend '{backend}' needs one, such as 'module:callable'"
-            )
+            text = f"missing; the backend '{backend}' needs one, such as 'module:callable'"
+            raise ValueError(text)
         return model
 
     @field_validator("model_inputs", "model_outputs")
@@ -315,10 +327,7 @@ class ServiceConfig(Table):
         check_row_dims(tensors, info.data.get("rows"))
         if info.field_name != "outputs":
             check_unbounded(tensors)
-        names = [tensor.name for tensor in tensors]
-        for name in names:
-            if names.count(name) > 1:
-                raise ValueError(f"two tensors are named '{name}'")
+        check_names(tensors)
         return tensors
 
     @field_validator("max_batch_rows")
@@ -331,9 +340,8 @@ class ServiceConfig(Table):
         tensors = [*info.data.get("inputs", ()), *info.data.get("outputs", ())]
         row = sum(tensor.row_bytes for tensor in tensors)
         if rows * row > MAX_BYTES:
-            raise ValueError(
-                f"{rows} rows of {row} bytes are {rows * row} bytes, at most {MAX_BYTES}: lower it"
-            )
+            text = f"{rows} rows of {row} bytes are {rows * row} bytes, at most {MAX_BYTES}"
+            raise ValueError(f"{text}: lower it")
         return rows
 
     @field_validator("tensor_parallel")
@@ -360,9 +368,8 @@ class ServiceConfig(Table):
     def _check_fallback(cls, fallback: str | None, info: ValidationInfo) -> str | None:
         ranks = info.data.get("tensor_parallel", 1)
         if fallback and ranks > 1:
-            raise ValueError(
-                f"'local': a client has no {ranks} ranks for a model (tensor_parallel): remove one"
-            )
+            text = f"'local': a client has no {ranks} ranks for a model (tensor_parallel)"
+            raise ValueError(f"{text}: remove one")
         return fallback
 
     @field_validator("isolate")
@@ -417,46 +424,25 @@ class ServiceConfig(Table):
     @field_validator("rows")
     @classmethod
     def _check_task_rows(cls, rows: str | None, info: ValidationInfo) -> str | None:
-        task = info.data.get("task")
-        if rows == "together" and task == "generate":
-            raise ValueError(
-                "'together' is not possible: the task 'generate' batches sequences of all requests"
-            )
-        if rows == "none" and task:
-            raise ValueError(f"'none' is not possible: the task '{task}' takes rows")
+        check_task_rows(rows, info.data.get("task"))
         return rows
 
     @field_validator("allow_empty")
     @classmethod
     def _check_empty(cls, allow_empty: bool, info: ValidationInfo) -> bool:
-        if allow_empty and info.data.get("rows") == "none":
-            raise ValueError("true, but there are no rows of which a request may have 0: remove it")
+        check_empty(allow_empty, info.data.get("rows"))
         return allow_empty
 
     @field_validator("chunk_rows")
     @classmethod
     def _check_chunk(cls, chunk_rows: int, info: ValidationInfo) -> int:
-        rows = info.data.get("rows")
-        if chunk_rows and rows in ("together", "none"):
-            raise ValueError(f"cuts requests, which rows = '{rows}' excludes; remove one")
+        check_chunk(chunk_rows, info.data.get("rows"))
         return chunk_rows
 
     @field_validator("warmup")
     @classmethod
     def _check_warmup(cls, warmup: Any, info: ValidationInfo) -> bool | str | tuple[int, ...]:
-        if isinstance(warmup, bool):
-            return warmup
-        if isinstance(warmup, str) and warmup.endswith(".npz"):
-            return warmup
-        if not isinstance(warmup, list) or not all(type(rows) is int for rows in warmup):
-            kinds = "true, false, a list of rows or a .npz file"
-            raise ValueError(f"must be {kinds}, got {shown(warmup)}")
-        if len(warmup) > MAX_WARMUPS:
-            raise ValueError(f"at most {MAX_WARMUPS} batches, got {len(warmup)}")
-        limit = info.data.get("max_batch_rows", 2**31)
-        if not all(0 < rows <= limit for rows in warmup):
-            raise ValueError(f"rows must be 1 to max_batch_rows, got {shown(warmup)}")
-        return tuple(warmup)
+        return warmup_of(warmup, info.data.get("max_batch_rows", 2**31))
 
 
 def _needs_mpi(service: Mapping[str, Any]) -> bool:

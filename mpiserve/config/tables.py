@@ -11,6 +11,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     StrictInt,
+    StrictStr,
     ValidationInfo,
 )
 
@@ -38,6 +39,7 @@ DTYPE_BYTES = dict(zip(DTYPES, (1, 1, 1, 2, 4, 8, 2, 2, 4, 8, 2, 4, 8, 8, 16), s
 MODEL_DTYPES = ("float16", "bfloat16", "float32", "float64")
 COMPLEX_DTYPES = ("complex64", "complex128")
 MAX_DIMS = 8
+MAX_TENSORS = 16  # inputs, or outputs
 NAME_SIZE = 64
 
 
@@ -84,6 +86,9 @@ def _shape(shape: tuple[int, ...]) -> tuple[int, ...]:
 def as_tuple(value: Any) -> Any:
     """Convert a list of the file to a tuple."""
     return tuple(value) if isinstance(value, list) else value
+
+
+Names = Annotated[tuple[StrictStr, ...], BeforeValidator(as_tuple)]
 
 
 class Table(BaseModel):

@@ -25,6 +25,14 @@ def check_unbounded(tensors: Tensors) -> None:
             raise ValueError(f"min or max at '{tensor.name}': only values of outputs are checked")
 
 
+def check_names(tensors: Tensors) -> None:
+    """Refuse two tensors of one name."""
+    names = [tensor.name for tensor in tensors]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"two tensors are named '{name}'")
+
+
 def check_kept(tensors: Tensors, backend: str) -> None:
     """Refuse conversions that a backend does not do."""
     for tensor in tensors:

@@ -57,7 +57,8 @@ class Finding(NamedTuple):
 
 def findings(config: Config) -> list[Finding]:
     """Find what the configuration names and this machine lacks, without importing it."""
-    found = chain.from_iterable(_of_service(service.of_version()) for service in config.services)
+    written = [service.of_version() for service in config.services if not service.derivative]
+    found = chain.from_iterable(map(_of_service, written))
     return [*found, *_memory(config), *_alike(config)]
 
 

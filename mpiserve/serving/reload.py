@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from mpiserve.serving.served_model import ServedModel
 
 
+BOTH = "its derivatives change with it"
+
+
 class Change(IntEnum):
     """The kind of a change; the values of mpiserve_change in mpiserve.h."""
 
@@ -37,14 +40,23 @@ class ChangeRequest(NamedTuple):
     version: str
 
 
+VERSION = (Change.LOAD, Change.SWAP, Change.DROP, Change.UNLOAD)
+
+
 class Versions:
     """Loads the next version of a model on this rank, and switches to it.
 
+    The models of its derivatives do the same, so that they never are of another version.
+
     Args:
         model: The model whose version changes.
+
+    Attributes:
+        derivatives: The models of the services that answer with its derivatives.
     """
 
     def __init__(self, model: ServedModel) -> None:
+        self.derivatives: list[ServedModel] = []
         self._model = model
         self._next: tuple[ServiceConfig, Backend | None] | None = None
 
@@ -54,6 +66,24 @@ class Versions:
         Raises:
             Exception: Whatever a model raises that cannot be loaded.
         """
+        self._apply(change, version)
+        family = [one.changes.versions for one in self.derivatives if not one.failed]
+        failed: list[BaseException] = []
+        for each in family:
+            try:
+                each._apply(change, version)
+            except BaseException as error:
+                check_interrupt()
+                failed.append(error)
+                if change == Change.SWAP:
+                    each.unload()  # no answer is better than one of the version before
+        if failed and change == Change.LOAD:
+            for each in (self, *family):
+                each.drop()
+        if failed:
+            raise failed[0]
+
+    def _apply(self, change: int, version: str) -> None:
         steps = {Change.SWAP: self.swap, Change.DROP: self.drop, Change.UNLOAD: self.unload}
         if change == Change.LOAD:
             self.load(version)
@@ -114,13 +144,16 @@ class Changes:
         model: The model to change.
 
     Attributes:
+        versions: Loads the versions.
+        primal: Of the model of a derivative: the model that it is a derivative of.
         pending: Whether `look` has something to wait for.
     """
 
     def __init__(self, lib: core.Session, model: ServedModel) -> None:
         self._lib = lib
         self._model = model
-        self._versions = Versions(model)
+        self.versions = Versions(model)
+        self.primal: ServedModel | None = None
         self._owner = -1  # the client whose version is loaded, and does not answer yet
         self._request = ChangeRequest(0, 0, -1, "")
         self._error: BaseException | None = None
@@ -131,13 +164,18 @@ class Changes:
     @property
     def open(self) -> bool:
         """Whether a client's change of the version has begun and not ended."""
-        return self._thread is not None or self._waiting or self._owner != -1
+        mine = self._thread is not None or self._waiting or self._owner != -1
+        return mine or (self.primal is not None and self.primal.changes.open)
 
     def begin(self, request: ChangeRequest) -> None:
         """Make the change that a client requests, or begin it."""
+        if self.primal and request.change in VERSION:
+            self._refuse(request, f"reload or unload '{self.primal.service.name}': {BOTH}")
+            return
         self._request = request
         if self._owner not in (-1, request.client):
-            self._refuse(request)
+            text = f"rank {self._owner} is changing the version of this service"
+            self._refuse(request, text)
         elif request.change == Change.LOAD and self._model.loads_aside:
             self._thread = threading.Thread(target=self._apply, daemon=True)
             self._thread.start()
@@ -163,21 +201,20 @@ class Changes:
     def follow(self, change: int, version: str) -> None:
         """Make a change on a follower, as its head does."""
         try:
-            self._versions.apply(change, version)
+            self.versions.apply(change, version)
         except BaseException:  # the head fails alike, and tells the client
             check_interrupt()
 
-    def _refuse(self, request: ChangeRequest) -> None:
+    def _refuse(self, request: ChangeRequest, text: str) -> None:
         # A client that was refused drops a version that this rank never loaded for it.
         code = Code.OK if request.change == Change.DROP else Code.ESTATE
-        text = f"rank {self._owner} is changing the version of this service"
         self._lib.change_reply(request.service, code, text)
 
     def _apply(self) -> None:
         self._error = None
         try:
             self._model.change_followers(self._request.change, self._request.version)
-            self._versions.apply(self._request.change, self._request.version)
+            self.versions.apply(self._request.change, self._request.version)
         except BaseException as error:
             self._error = error
             check_interrupt()

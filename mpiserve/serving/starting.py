@@ -41,7 +41,7 @@ class Starting:
         self._replaced: set[tuple[int, str]] = set()  # service and dead rank
         self._loading: dict[int, tuple[Loading, ChangeRequest]] = {}
         self._stopping: dict[int, ChangeRequest] = {}
-        self._deferred: dict[int, ChangeRequest] = {}
+        self._deferred: dict[int, list[ChangeRequest]] = {}  # by what they wait for
 
     # ---- start and end
 
@@ -78,8 +78,10 @@ class Starting:
     def begin(self, request: ChangeRequest) -> None:
         """Make the change that a client requests, or begin it."""
         model = self._models[request.service]
-        if request.service in self._loading:
-            self._deferred[request.service] = request
+        # A derivative that is loaded now would otherwise arrive in the version before.
+        family = (request.service, *(one.index for one in model.changes.versions.derivatives))
+        if loading := [index for index in family if index in self._loading]:
+            self._deferred.setdefault(loading[0], []).append(request)
         elif request.change == Change.STOP:
             self._stop(model, request)
         elif request.change in (Change.START, Change.REPLACE):
@@ -93,8 +95,8 @@ class Starting:
             if loading.done:
                 del self._loading[index]
                 self._arrive(loading, request)
-                if index in self._deferred:
-                    self.begin(self._deferred.pop(index))
+                for request in self._deferred.pop(index, []):
+                    self.begin(request)
         for index, request in [*self._stopping.items()]:
             if self._models[index].idle:
                 del self._stopping[index]

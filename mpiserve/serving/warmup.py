@@ -323,7 +323,8 @@ def examples(service: ServiceConfig) -> Arrays | None:
 
 
 def _read(service: ServiceConfig) -> Arrays:
-    names = [tensor.name for tensor in service.inputs]
+    inputs = service.derivative.inputs if service.derivative else service.inputs
+    names = [tensor.name for tensor in inputs]
     with np.load(service.folder / str(service.warmup), allow_pickle=False) as file:
         if missing := [name for name in names if name not in file.files]:
             text = f"no array for the input '{missing[0]}'; the file has {', '.join(file.files)}"
@@ -332,13 +333,14 @@ def _read(service: ServiceConfig) -> Arrays:
             text = f"the array '{unknown[0]}' is not an input; the inputs are {', '.join(names)}"
             raise ModelError(Code.EMODEL, text)
         whole = service.rows == "none"
-        arrays = tuple(_fitting(file[tensor.name], tensor, whole) for tensor in service.inputs)
+        arrays = tuple(_fitting(file[tensor.name], tensor, whole) for tensor in inputs)
     if whole:
         return tuple(array[None] for array in arrays)
     rows = [len(array) for array in arrays]
     if min(rows) != max(rows) or not rows[0]:
         raise ModelError(Code.EMODEL, f"every array needs the same number of rows, got {rows}")
-    return arrays
+    vectors = service.inputs[len(arrays) :]  # of a derivative; the file has none
+    return (*arrays, *(np.ones_like(array) for array in zeros(vectors, rows[0])))
 
 
 def _fitting(array: np.ndarray, tensor: TensorConfig, whole: bool) -> np.ndarray:

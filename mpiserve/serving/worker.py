@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mpiserve.config.completion import origin
@@ -56,6 +56,7 @@ class Worker:
             ServedModel(lib, only(assignment, service), comm, local_rank, i)
             for i, service in enumerate(assignment.services)
         ]
+        _relate(self.models)
         self._starting = Starting(lib, self.models, assignment)
         self.models[0].sole = len(self.models) == 1 and pool is None
         self._pool: AdaptivePool | None = None
@@ -187,9 +188,20 @@ class Worker:
             return notices.summary(self.models[0].name(), counters)
         batches = ", ".join(f"{model.service.name} {model.batches}" for model in self.models)
         requests = f"{counters['requests']} requests, {counters['errors']} failed"
-        kind = "spare" if self.models[0].assignment.spare else "pool, replica"
+        assignment = self.models[0].assignment
+        kind = "spare" if assignment.spare else "pool, replica" if assignment.pool else "replica"
         text = f"{kind} {self._replica}: {requests}; batches: {batches}"
         return f"{text}; {self._pool.summary()}" if self._pool else text
+
+
+def _relate(models: Sequence[ServedModel]) -> None:
+    """Let models know those of their derivatives."""
+    by_name = {model.service.name: model for model in models}
+    for model in models:
+        if model.service.derivative:
+            primal = by_name[model.service.derivative.name]
+            model.changes.primal = primal
+            primal.changes.versions.derivatives.append(model)
 
 
 def only(assignment: Assignment, service: ServiceConfig) -> Assignment:

@@ -42,6 +42,8 @@ def compile_all(config: Config) -> int:
     """Compile each model that can be into the cache; print a table and the errors."""
     services = []
     for service in config.services:
+        if service.derivative:
+            continue
         if problem := engine_problem("compiled", service.__dict__):
             print(f"mpiserve: service {service.name}: {problem}", file=sys.stderr)
         else:

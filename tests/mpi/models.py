@@ -284,3 +284,15 @@ def scale_some(x):
     """Scale rows; there is no call without any."""
     assert len(x)
     return 2 * x
+
+
+def cubes(version: str) -> Any:
+    """Make a module of x^3 times its version; torch cannot follow version 0."""
+    import torch
+
+    class Cube(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            factor = float(version)
+            return factor * x**3 if factor else x.detach()
+
+    return Cube()

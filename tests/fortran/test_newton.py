@@ -1,0 +1,19 @@
+"""Newton's method in Fortran, with the Jacobian that a service computes."""
+
+import re
+
+import languages
+from coupling import SERVE
+
+
+def test_the_convergence_is_quadratic(mpiexec, tmp_path):
+    languages.build("09_newton", tmp_path, "f")
+    job = ["-n", 2, "./newton_f", ":", "-n", 1, *SERVE, "coupling.toml"]
+    done = mpiexec(job, cwd=tmp_path / "09_newton", timeout=100)
+    assert done.returncode == 0, done.stderr
+    residuals = [float(text) for text in re.findall(r"residual (\S+)", done.stdout)]
+    assert residuals[-1] < 1e-12 and len(residuals) < 10
+    assert float(done.stdout.split()[-1]) > 1.8
+    assert f"rates 0, rates.jacobian {len(residuals)}" in done.stderr, (
+        "a batch has both ranks' cells"
+    )
