@@ -123,10 +123,9 @@ static void on_buffer(msi_buffer_request *request, const msi_reply_header *reply
   request->done = 1;
 }
 
-/* Has its head died before results were fetched? Its loss, which sees to spares first, then finds
- * the request in the queue. */
+/* Did its head die before they were fetched? Its loss, which sees to spares first, finds it. */
 static int has_no_results(msi_client *client, msi_call *call, int code, int replied) {
-  if (code != MPISERVE_EPEER || replied == code) return 0;
+  if (code != MPISERVE_EPEER || replied) return 0;
   msi_lease_locate(call->message.endpoint, &call->payload);
   call->state = CALL_QUEUED;
   msi_send_queue_push(client, &call->message);
