@@ -55,7 +55,10 @@ with mpiserve.open() as session:
 """
 
 
-pytestmark = pytest.mark.skipif(is_mpich(), reason="MPICH does not tell other hosts of a death")
+pytestmark = [
+    pytest.mark.every_mpi,
+    pytest.mark.skipif(is_mpich(), reason="MPICH does not tell other hosts of a death"),
+]
 
 
 # Ranks 0 to 2 are on n1, 3 and 4 on n2: simulation, simulation, replica; replica, spare.
