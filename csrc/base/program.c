@@ -34,16 +34,19 @@ static int copy_high(const int *files, int n, int *copies) {
 }
 
 /* posix_spawn() copies no memory and runs none of this program's code in the new process, which MPI
- * libraries do not like. A rank may have blocked or ignored signals. */
+ * libraries do not like. A rank may have blocked or ignored signals. Launchers send SIGUSR1 and
+ * SIGUSR2 to all processes of a rank: the program ignores them once it can. */
 static int spawn(int *pid, char *const *argv, const int *copies, int n) {
   posix_spawn_file_actions_t files;
   posix_spawnattr_t how;
-  sigset_t none, all;
-  sigemptyset(&none);
+  sigset_t blocked, all;
+  sigemptyset(&blocked);
+  sigaddset(&blocked, SIGUSR1);
+  sigaddset(&blocked, SIGUSR2);
   sigfillset(&all);
   posix_spawn_file_actions_init(&files);
   posix_spawnattr_init(&how);
-  posix_spawnattr_setsigmask(&how, &none);
+  posix_spawnattr_setsigmask(&how, &blocked);
   posix_spawnattr_setsigdefault(&how, &all);
   posix_spawnattr_setflags(&how, POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF);
   for (int i = 0; i < n; i++)

@@ -1,8 +1,9 @@
-"""What isolates models, without processes: budgets, environments, texts, places in memory."""
+"""What isolates models: budgets, environments, texts, places in memory, signals."""
 
 import base64
 import os
 import pickle
+import select
 import signal
 import sys
 import zlib
@@ -19,7 +20,7 @@ from mpiserve.serving.isolation import local_model
 from mpiserve.serving.isolation.channel import CALL, OK, RUN, Channel, Room
 from mpiserve.serving.isolation.messages import Failure
 from mpiserve.serving.isolation.restarts import IN_A_ROW, Restarts
-from mpiserve.serving.isolation.server_link import ending, without_mpi
+from mpiserve.serving.isolation.server_link import ForkServer, ending, without_mpi
 
 
 def test_a_replica_is_given_up_after_so_many_deaths_in_a_time():
@@ -175,3 +176,20 @@ def test_wrong_keys_of_isolation_are_named(keys):
     with pytest.raises(ConfigError) as caught:
         isolation(**keys)
     assert any(key in caught.value.text for key in keys)
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2])
+def test_signals_that_launchers_send_to_all_processes_end_no_model(number, channels):
+    server, (_, channel, _) = ForkServer(), channels
+    try:
+        child = server.fork("a child", channel.files)
+        before = server._process
+        for pid in (before.pid, child.pid):
+            os.kill(pid, number)
+        again = server.fork("another", channel.files)
+        assert server._process is before and before.poll() is None
+        for process in (child, again):
+            assert not select.select([process.pidfd], [], [], 0.2)[0]
+            server.end(process)
+    finally:
+        server.close()

@@ -25,11 +25,15 @@ FILES = 64  # the most descriptors of a request
 REAP = 1.0  # seconds between two looks for descendants whose parents have ended
 KILLED = 5.0  # seconds that the kernel may take to end a process
 DEEPSPEED = "deepspeed"
+# What launchers send to all processes of a rank and is for the rank: hydra of MPICH SIGUSR1 when
+# another rank has died, Slurm what --signal says. Whoever starts a process blocks them.
+FOR_RANKS = (signal.SIGUSR1, signal.SIGUSR2)
 
 
 def main(number: int) -> None:
     """Serve the rank at the other end of a socket, until it closes the socket or ends."""
     signal.signal(signal.SIGTERM, _stop)
+    ignore_signals()
     handover.adopt_orphans()  # no signal at the rank's death: a thread that ends would cause it
     with socket.socket(fileno=number) as link:
         server = Server(link)
@@ -37,6 +41,13 @@ def main(number: int) -> None:
             server.run()
         finally:
             server.end_all()
+
+
+def ignore_signals() -> None:
+    """Ignore the signals that are for the rank, which have been blocked until now."""
+    for number in FOR_RANKS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, FOR_RANKS)
 
 
 def _stop(_number: int, _frame: object) -> NoReturn:

@@ -30,6 +30,7 @@ from mpiserve.errors import Code, ConfigError, Error
 from mpiserve.failure import check_interrupt, describe, one_line
 from mpiserve.observe.log import start_logging
 from mpiserve.serving.isolation.channel import Arrays, view
+from mpiserve.serving.isolation.fork_server import ignore_signals
 
 if TYPE_CHECKING:
     from mpiserve._lib import core
@@ -259,6 +260,7 @@ def main(table: str, parent: str, rank: str, index: str, why: str) -> None:
     """
     from mpiserve.serving.isolation.server_link import without_mpi
 
+    ignore_signals()
     _close_others()
     for name in os.environ.keys() - without_mpi(os.environ).keys():
         del os.environ[name]

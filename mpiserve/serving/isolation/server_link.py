@@ -11,13 +11,13 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from mpiserve.errors import Code, ModelError
-from mpiserve.serving.isolation.fork_server import END, FORK, IMPORT, LATER
+from mpiserve.serving.isolation.fork_server import END, FOR_RANKS, FORK, IMPORT, LATER
 
 # Launchers identify a rank by these: a child that finds them would take itself for one.
 MPI_VARIABLES = re.compile(
@@ -134,7 +134,7 @@ class ForkServer:
         program = f"import sys; sys.path[:] = {sys.path!r}; " + (
             f"from mpiserve.serving.isolation.fork_server import main; main({other.fileno()})"
         )
-        with other:
+        with other, _blocked():
             self._process = subprocess.Popen(
                 [sys.executable, "-c", program],
                 stdin=subprocess.DEVNULL,
@@ -188,6 +188,16 @@ class ForkServer:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+
+
+@contextmanager
+def _blocked() -> Iterator[None]:
+    """Block the signals that are for the rank in a process that is started here."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, FOR_RANKS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def without_mpi(environment: Any) -> dict[str, str]:
