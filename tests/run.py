@@ -313,13 +313,11 @@ def run_all(
     for target in [None, *targets]:
         for suite in suites:
             try:
-                jobs = plan(suite, target, targets[0], args)
+                for job in plan(suite, target, targets[0], args):
+                    summary.run(job)
+                    empty.discard(suite)
             except RuntimeError as error:
                 summary.fail(f"{target.name if target else ''} {suite}: set-up".strip(), str(error))
-                continue
-            for job in jobs:
-                summary.run(job)
-                empty.discard(suite)
     for suite in sorted(empty):
         summary.fail(f"{suite}: nothing was run", "")
 

@@ -18,7 +18,7 @@ typedef struct client {
   taken taken[MAX_TAKEN];
 } client;
 
-static const mpiserve_stats NOT_WRITTEN = {-1, -1, -1, -1, -1, -1, -1, -1, -1};
+static const mpiserve_stats NOT_WRITTEN = {-1, -1, -1, -1, -1, -1, -1, -1, -1, -1};
 
 static void *kept[1 << 12]; /* buffers that were not given back belong to the process */
 static int n_kept;
