@@ -14,6 +14,6 @@ def test_the_convergence_is_quadratic(mpiexec, tmp_path):
     residuals = [float(text) for text in re.findall(r"residual (\S+)", done.stdout)]
     assert residuals[-1] < 1e-12 and len(residuals) < 10
     assert float(done.stdout.split()[-1]) > 1.8
-    assert f"rates 0, rates.jacobian {len(residuals)}" in done.stderr, (
-        "a batch has both ranks' cells"
-    )
+    # A batch has the cells of both ranks, but for one whose other rank came late.
+    batches = re.search(r"batches: rates 0, rates.jacobian (\d+)", done.stderr)
+    assert batches and len(residuals) <= int(batches[1]) < 2 * len(residuals)
