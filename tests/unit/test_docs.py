@@ -18,7 +18,7 @@ import errors_table  # noqa: E402
 import header  # noqa: E402
 import module  # noqa: E402
 
-SOURCES = ("mpiserve/**/*.py", "mpiserve/**/*.p[yx]*", "csrc/**/*.[ch]", "jobscripts/*")
+SOURCES = ("mpiserve/**/*.py", "mpiserve/**/*.p[yx][dix]", "csrc/**/*.[ch]", "jobscripts/*")
 READ = re.compile(
     r"""(?:getenv\(|environ\.get\(|environ\[|seconds\(|number\()\s*["'](MPISERVE_\w+)|\$\{(MPISERVE_\w+)"""
 )
