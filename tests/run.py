@@ -194,6 +194,7 @@ def pytest_jobs(
         groups[module, test["ranks"] or 0].append(test)
     jobs = []
     for (module, ranks), tests in sorted(groups.items(), key=lambda group: group[0]):
+        marked = [test["test"] for test in tests if test["every_mpi"]]
         title = [transport and target.name, transport, module.removeprefix("tests/")]
         command = ["sh", "-c", TO_LOG, "sh", *pytest_command(target, suite, keyword, module)]
         if ranks:
@@ -208,8 +209,8 @@ def pytest_jobs(
                 timeout=STARTUP + sum(test["timeout"] for test in tests),
                 ranks=ranks or 1,
                 tests=[test["test"] for test in tests],
-                every_mpi=any(test["every_mpi"] for test in tests),
-                for_every_mpi=[test["test"] for test in tests if test["every_mpi"]],
+                every_mpi=bool(marked),
+                for_every_mpi=marked,
             )
         )
     return jobs

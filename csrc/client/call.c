@@ -124,7 +124,7 @@ static void on_buffer(msi_buffer_request *request, const msi_reply_header *reply
 }
 
 /* Did its head die before they were fetched? Its loss, which sees to spares first, finds it. */
-static int has_no_results(msi_client *client, msi_call *call, int code, int replied) {
+static int queue_if_lost(msi_client *client, msi_call *call, int code, int replied) {
   if (code != MPISERVE_EPEER || replied) return 0;
   msi_lease_locate(call->message.endpoint, &call->payload);
   call->state = CALL_QUEUED;
@@ -147,7 +147,7 @@ static void on_result(msi_client *client, msi_call *call, int slot) {
                         reply->compute_ns);
   if (!code && !call->message.abandoned)
     code = msi_endpoint_outputs(endpoint, slot, &call->payload);
-  if (!has_no_results(client, call, code, reply->code)) call_end(client, call, code);
+  if (!queue_if_lost(client, call, code, reply->code)) call_end(client, call, code);
 }
 
 /* That head has suspended the service, has died or has stopped: another one gets the request. */

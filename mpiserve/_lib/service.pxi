@@ -428,7 +428,7 @@ cdef class Service:
         """Return the statistics of this rank's answered requests, summed up.
 
         Returns:
-            requests, and rows, batch_rows, ... local_rows as of a request.
+            requests, and the sums of the counts and times that `stats` of a request has.
         """
         totals = {"requests": self._answered, **self._totals}
         del totals["generation"], totals["source"]

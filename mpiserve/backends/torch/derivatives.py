@@ -203,10 +203,8 @@ class Differentiated:
         if self._transposed:
             try:
                 return self._by_columns(of, wrt)
-            except (
-                RuntimeError,
-                ModelError,
-            ):  # an operation lacks second derivatives, or hides them
+            except (RuntimeError, ModelError):
+                # An operation lacks second derivatives, or hides them.
                 self._transposed = False
         blocks = []
         for output in of:
