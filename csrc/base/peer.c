@@ -61,7 +61,8 @@ msi_peer_state msi_peer_state_of(const msi_identity *near) {
   if (!read_stat(near->pid, text)) return MSI_PEER_DEAD;
   if (!parse_stat(text, &state, &start)) return MSI_PEER_UNKNOWN;
   if (start != near->start || state == 'Z' || state == 'X') return MSI_PEER_DEAD;
-  return state == 'T' || state == 't' ? MSI_PEER_STOPPED : MSI_PEER_ALIVE;
+  if (state == 'T' || state == 't') return MSI_PEER_STOPPED;
+  return state == 'D' ? MSI_PEER_STUCK : MSI_PEER_ALIVE;
 }
 
 int msi_peer_open(int pid) {

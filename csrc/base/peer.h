@@ -20,7 +20,9 @@ typedef enum msi_peer_state {
   MSI_PEER_UNKNOWN, /* another host or container, or no /proc */
   MSI_PEER_ALIVE,
   MSI_PEER_STOPPED, /* by a signal or a debugger; it may go on */
-  MSI_PEER_DEAD
+  MSI_PEER_DEAD,
+  MSI_PEER_STUCK /* alive, but its first thread waits in the kernel, where no signal reaches it: for
+                  * a moment, or for a file system that does not answer */
 } msi_peer_state;
 
 msi_identity msi_identity_own(void);

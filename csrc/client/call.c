@@ -65,7 +65,7 @@ static int step(msi_client *client, msi_call *call, int *next) {
   }
   int code =
       msi_endpoint_infer(endpoint, call->kind, &call->payload, &call->message, &call->sequence);
-  if (code) return code;
+  if (code) return code == MSI_NOT_YET ? MPISERVE_OK : code;
   msi_send_queue_remove(client, &call->message);
   call->state = CALL_IN_FLIGHT;
   *next = 1;
@@ -79,12 +79,8 @@ static int send_first(msi_client *client, msi_message *first, int *next) {
   return msi_change_send((msi_change *)first);
 }
 
-static int is_leasing(const msi_message *message) {
-  return message->type == MESSAGE_REQUEST && ((const msi_call *)message)->state == CALL_LEASING;
-}
-
 static int can_send(const msi_endpoint *endpoint, const msi_send_queue *queue) {
-  return queue->first && !is_leasing(queue->first) && msi_endpoint_can_send(endpoint);
+  return queue->first && !msi_message_is_leasing(queue->first) && msi_endpoint_can_send(endpoint);
 }
 
 /* Sends what can be sent, in order: no message passes an earlier one. Rows are given back after
@@ -132,22 +128,25 @@ static int queue_if_lost(msi_client *client, msi_call *call, int code, int repli
   return 1;
 }
 
-static void on_result(msi_client *client, msi_call *call, int slot) {
+/* Returns whether the slot is done with. */
+static int on_result(msi_client *client, msi_call *call, int slot) {
   msi_endpoint *endpoint = call->message.endpoint;
   const msi_reply_header *reply = &endpoint->path.slots[slot].reply;
+  int code = reply->code;
+  if (!code && !call->message.abandoned)
+    code = msi_endpoint_outputs(endpoint, slot, &call->payload);
+  if (code == MSI_NOT_YET) return 0;
   call->stats = (mpiserve_stats){.batch_rows = reply->rows,
                                  .batch_requests = reply->requests,
                                  .generation = reply->generation,
                                  .queue_ns = reply->queue_ns,
                                  .compute_ns = reply->compute_ns};
-  int code = reply->code;
-  if (!code) call->service->generation = reply->generation;
-  if (!code && call->load)
+  if (!reply->code) call->service->generation = reply->generation;
+  if (!reply->code && call->load)
     msi_balance_measure(call->load, call->payload.rows, reply->rows, reply->waiting_rows,
                         reply->compute_ns);
-  if (!code && !call->message.abandoned)
-    code = msi_endpoint_outputs(endpoint, slot, &call->payload);
   if (!queue_if_lost(client, call, code, reply->code)) call_end(client, call, code);
+  return 1;
 }
 
 /* That head has suspended the service, has died or has stopped: another one gets the request. */
@@ -164,37 +163,38 @@ static void send_elsewhere(msi_client *client, msi_call *call) {
   call_end(client, call, code);
 }
 
-static void on_request(msi_client *client, msi_call *call, int slot) {
+static int on_request(msi_client *client, msi_call *call, int slot) {
   const msi_reply_header *reply = &call->message.endpoint->path.slots[slot].reply;
   if (reply->code == MSI_SUSPENDED)
     send_elsewhere(client, call);
   else if (call->state == CALL_LEASING)
     on_lease(client, call, reply);
   else
-    on_result(client, call, slot);
+    return on_result(client, call, slot);
+  return 1;
 }
 
-static void on_reply(msi_client *client, msi_endpoint *endpoint, int slot) {
+/* Returns whether the slot is free: results from another node may not have arrived. */
+static int on_reply(msi_client *client, msi_endpoint *endpoint, int slot) {
   msi_message *message = endpoint->owners[slot];
   const msi_reply_header *reply = &endpoint->path.slots[slot].reply;
   if (message && reply->code && reply->code != MSI_SUSPENDED) msi_message_keep_text(message, slot);
+  int done = 1;
   if (message && message->type == MESSAGE_REQUEST)
-    on_request(client, (msi_call *)message, slot);
+    done = on_request(client, (msi_call *)message, slot);
   else if (message && message->type == MESSAGE_CHANGE)
     msi_spare_replied(client, (msi_change *)message, reply->code);
   else if (message)
     on_buffer((msi_buffer_request *)message, reply);
   else
     msi_stopped_settle(client, endpoint, slot);
-  msi_endpoint_release(endpoint, slot);
+  if (done) msi_endpoint_release(endpoint, slot);
+  return done;
 }
 
 static int take_replies(msi_client *client, msi_endpoint *endpoint) {
   int slot, any = 0;
-  while ((slot = msi_endpoint_reply(endpoint)) >= 0) {
-    on_reply(client, endpoint, slot);
-    any = 1;
-  }
+  while ((slot = msi_endpoint_reply(endpoint)) >= 0 && on_reply(client, endpoint, slot)) any = 1;
   return any;
 }
 

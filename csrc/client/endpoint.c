@@ -7,6 +7,9 @@
 #include "base/error.h"
 #include "mpi/failure.h"
 
+static const int64_t LONGEST_READ_NS =
+    2000000000; /* of states, from a head that may have stopped */
+
 /* Our lane is our rank among the clients that reach this head in this way. */
 static uint32_t lane_of(const msi_world *world, int head, int transport, int rank) {
   uint32_t lane = 0;
@@ -54,6 +57,23 @@ void msi_endpoint_close(msi_endpoint *endpoint) {
     endpoint->path.transport->close(&endpoint->path);
 }
 
+void msi_endpoint_forget(msi_endpoint *endpoint) {
+  if (endpoint->path.transport->forget) endpoint->path.transport->forget(&endpoint->path);
+  endpoint->fetching = 0;
+}
+
+static int end_reading(msi_endpoint *endpoint) {
+  msi_path *path = &endpoint->path;
+  int64_t deadline = msi_now() + LONGEST_READ_NS;
+  int code;
+  do code = path->transport->read_end(path);
+  while (code == MSI_NOT_YET && msi_now() < deadline);
+  if (code != MSI_NOT_YET) return code;
+  msi_endpoint_forget(endpoint);
+  return msi_error(MPISERVE_ETIMEOUT, "inference rank %d has not said for 2 s in which state it is",
+                   path->head);
+}
+
 int msi_endpoint_states(msi_endpoint *endpoint, int64_t *entered_ns) {
   msi_path *path = &endpoint->path;
   size_t at = endpoint->layout.header_at + offsetof(msi_section_header, entered_ns);
@@ -64,7 +84,7 @@ int msi_endpoint_states(msi_endpoint *endpoint, int64_t *entered_ns) {
     return MPISERVE_OK;
   }
   int code = path->transport->read(path, at, entered_ns, MPISERVE_STATES * sizeof *entered_ns);
-  return code ? code : path->transport->read_end(path);
+  return code ? code : end_reading(endpoint);
 }
 
 int msi_endpoint_serves(msi_endpoint *endpoint) {
@@ -88,9 +108,11 @@ int msi_endpoint_lost(const msi_endpoint *endpoint) {
   int head = endpoint->path.head;
   msi_failure_name(world, head, text, sizeof text);
   if (!endpoint->stopped) return msi_error(MPISERVE_EPEER, "%s has died", text);
-  int by_signal = msi_failure_state_of(world, head) == MSI_PEER_STOPPED;
-  return msi_error(MPISERVE_EPEER, "%s %s for %.1f s", text,
-                   by_signal ? "has been stopped by a signal" : "has shown no sign of life",
+  msi_peer_state state = msi_failure_state_of(world, head);
+  const char *what = state == MSI_PEER_STOPPED ? "has been stopped by a signal"
+                     : state == MSI_PEER_STUCK ? "has been stuck in the kernel"
+                                               : "has shown no sign of life";
+  return msi_error(MPISERVE_EPEER, "%s %s for %.1f s", text, what,
                    seconds_since(endpoint->silent_ns));
 }
 
@@ -113,7 +135,8 @@ static void append_doing(const msi_endpoint *endpoint, char *text, size_t bytes)
 }
 
 void msi_endpoint_why(const msi_endpoint *endpoint, char *text, size_t bytes) {
-  static const char *const STATES[] = {"no reply", "alive", "stopped by a signal", "dead"};
+  static const char *const STATES[] = {"no reply", "alive", "stopped by a signal", "dead",
+                                       "stuck in the kernel"};
   const msi_world *world = endpoint->path.window->world;
   msi_failure_name(world, endpoint->path.head, text, bytes);
   msi_text_append(text, bytes, ": %s", STATES[msi_failure_state_of(world, endpoint->path.head)]);
@@ -154,6 +177,7 @@ int msi_endpoint_send(msi_endpoint *endpoint, msi_kind kind, int64_t rows, int l
 int msi_endpoint_cancel(msi_endpoint *endpoint, uint64_t sequence) {
   const msi_transport *transport = endpoint->path.transport;
   msi_slot *slot = &endpoint->path.slots[(sequence - 1) % MSI_SLOTS];
+  if (endpoint->fetching) msi_endpoint_forget(endpoint); /* the caller uses its tensors again */
   atomic_store_explicit(&slot->request.cancelled, 1, memory_order_release);
   return transport->cancel ? transport->cancel(&endpoint->path, sequence) : MPISERVE_OK;
 }
@@ -221,16 +245,26 @@ static int write_slabs(msi_endpoint *endpoint, const msi_payload *payload) {
   return code;
 }
 
-static int read_slabs(msi_endpoint *endpoint, const msi_payload *payload) {
+static int begin_reading(msi_endpoint *endpoint, const msi_payload *payload) {
   const msi_side *side = &endpoint->layout.outputs;
   msi_path *path = &endpoint->path;
   int code = MPISERVE_OK;
-  if (payload->output.in_place) return code;
   for (int i = 0; i < side->n && !code; i++)
     code =
         path->transport->read(path, slab_at(endpoint, 1, i, first_row(endpoint, &payload->output)),
                               payload->outputs[i], (size_t)payload->rows * side->row_bytes[i]);
-  return !code && path->transport->read_end ? path->transport->read_end(path) : code;
+  return code;
+}
+
+/* A slot whose rows have not arrived yet is looked at again, unless an older one gets its reply. */
+static int read_slabs(msi_endpoint *endpoint, int slot, const msi_payload *payload) {
+  if (payload->output.in_place) return MPISERVE_OK;
+  int code = endpoint->fetching == slot + 1 ? MPISERVE_OK : begin_reading(endpoint, payload);
+  if (!endpoint->path.transport->read_end) return code;
+  if (!code) code = endpoint->path.transport->read_end(&endpoint->path);
+  endpoint->fetching = code == MSI_NOT_YET ? slot + 1 : 0;
+  if (code && !endpoint->fetching) msi_endpoint_forget(endpoint);
+  return code;
 }
 
 int msi_endpoint_infer(msi_endpoint *endpoint, msi_kind kind, const msi_payload *payload,
@@ -258,7 +292,7 @@ int msi_endpoint_infer(msi_endpoint *endpoint, msi_kind kind, const msi_payload 
 }
 
 int msi_endpoint_outputs(msi_endpoint *endpoint, int slot, const msi_payload *payload) {
-  if (payload->output.lease >= 0) return read_slabs(endpoint, payload);
+  if (payload->output.lease >= 0) return read_slabs(endpoint, slot, payload);
   msi_side_unpack(&endpoint->layout.outputs, payload->rows, payload->outputs,
                   endpoint->path.slots[slot].output);
   return MPISERVE_OK;

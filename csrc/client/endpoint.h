@@ -47,6 +47,8 @@ typedef struct msi_endpoint {
   int stopped;             /* the head shows no sign of life: no request is sent there */
   int64_t silent_ns;       /* since when there was none; 0: there was one */
   uint64_t waits_for;      /* the oldest request without a reply, at the last look */
+  int replaced;            /* its service has failed there, and a spare was asked */
+  int fetching;            /* 1 + the slot whose results are being fetched; 0: none */
   int taken[MSI_SLOTS];    /* is the slot? */
   void *owners[MSI_SLOTS]; /* of the slots taken; NULL: nobody waits for the reply */
   msi_withdrawn withdrawn[MSI_SLOTS];
@@ -58,7 +60,8 @@ typedef struct msi_endpoint {
 int msi_endpoint_open(msi_endpoint *endpoint, msi_window *window, const msi_head *head);
 void msi_endpoint_close(msi_endpoint *endpoint);
 
-/* Reads when the replica entered each state: MPISERVE_STATES times. */
+/* Reads when the replica entered each state: MPISERVE_STATES times. MPISERVE_ETIMEOUT: the head, on
+ * another node, has not answered. */
 int msi_endpoint_states(msi_endpoint *endpoint, int64_t *entered_ns);
 
 /* Does the head live and have its model, as far as can be seen? */
@@ -77,7 +80,7 @@ int msi_endpoint_send(msi_endpoint *endpoint, msi_kind kind, int64_t rows, int l
                       const char *text, void *owner);
 
 /* Send rows to be computed, as MSI_INFER or MSI_VISIT. *sequence names the request for
- * msi_endpoint_cancel(). */
+ * msi_endpoint_cancel(). MSI_NOT_YET: the head takes nothing now, and nothing was sent. */
 int msi_endpoint_infer(msi_endpoint *endpoint, msi_kind kind, const msi_payload *payload,
                        void *owner, uint64_t *sequence);
 
@@ -91,8 +94,11 @@ int msi_endpoint_reply(msi_endpoint *endpoint);
 /* Where to sleep until the reply comes; 0: the head cannot wake this client. */
 int msi_endpoint_wait_address(msi_endpoint *endpoint, uint64_t sequence, msi_wait_address *address);
 
-/* The outputs of a reply; the slot stays taken. */
+/* The outputs of a reply; the slot stays taken. MSI_NOT_YET: they have not all arrived. */
 int msi_endpoint_outputs(msi_endpoint *endpoint, int slot, const msi_payload *payload);
+
+/* No results that are being fetched are written any more. */
+void msi_endpoint_forget(msi_endpoint *endpoint);
 
 /* Free the slot. */
 void msi_endpoint_release(msi_endpoint *endpoint, int slot);

@@ -25,7 +25,9 @@ static int is_replica(const msi_head *head, const char *name) {
 
 /* What a dead head has written stays readable on its node. From another one it is gone. */
 static int read_times(msi_endpoint *endpoint, int64_t *entered_ns) {
-  if (endpoint->lost && !endpoint->path.transport->same_node) return MPISERVE_EPEER;
+  int same_node = endpoint->path.transport->same_node;
+  if (endpoint->lost && !same_node) return MPISERVE_EPEER;
+  if (endpoint->stopped && !same_node) return MPISERVE_ETIMEOUT;
   return msi_endpoint_states(endpoint, entered_ns);
 }
 
@@ -35,9 +37,9 @@ static int read_state(msi_client *client, int h, mpiserve_replica_state *state) 
   *state = (mpiserve_replica_state){.replica = head->description.replica, .rank = head->rank};
   int code = read_times(endpoint, state->entered_ns);
   state->state = msi_state_of(state->entered_ns);
-  if (endpoint->stopped) state->state = MPISERVE_SUSPENDED;
+  if (endpoint->stopped || code == MPISERVE_ETIMEOUT) state->state = MPISERVE_SUSPENDED;
   if (endpoint->lost || code == MPISERVE_EPEER) state->state = MPISERVE_GONE;
-  return code == MPISERVE_EPEER ? MPISERVE_OK : code;
+  return code == MPISERVE_EPEER || code == MPISERVE_ETIMEOUT ? MPISERVE_OK : code;
 }
 
 int msi_life_get(msi_client *client, const char *name, int n, mpiserve_replica_state *state) {

@@ -5,6 +5,7 @@
 
 /* It may have stopped before. */
 static void lose(msi_client *client, msi_endpoint *endpoint) {
+  msi_endpoint_forget(endpoint);
   endpoint->lost = 1;
   client->unsettled -= endpoint->stopped;
   endpoint->stopped = 0;
@@ -29,11 +30,6 @@ msi_endpoint *msi_loss_next(msi_client *client) {
   return endpoint ? endpoint : msi_stopped_next(client);
 }
 
-/* A request that waits for rows is in the send queue too: there it is taken. */
-static int is_queued(const msi_message *message) {
-  return message->type == MESSAGE_REQUEST && ((const msi_call *)message)->state == CALL_LEASING;
-}
-
 msi_message *msi_loss_take(msi_client *client, msi_endpoint *endpoint) {
   if (endpoint->stopped) return msi_stopped_take(client, endpoint);
   for (int i = 0; i < MSI_SLOTS; i++) {
@@ -41,7 +37,7 @@ msi_message *msi_loss_take(msi_client *client, msi_endpoint *endpoint) {
     if (!endpoint->taken[at]) continue;
     msi_message *message = endpoint->owners[at];
     msi_endpoint_release(endpoint, at);
-    if (message && !is_queued(message)) return message;
+    if (message && !msi_message_is_leasing(message)) return message;
   }
   msi_message *first = msi_send_queue_of(client, endpoint)->first;
   if (first) msi_send_queue_remove(client, first);

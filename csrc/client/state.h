@@ -83,6 +83,11 @@ typedef struct msi_call {
   struct msi_call *next_idle;
 } msi_call;
 
+/* Does it wait for rows? Then it is in the send queue too. */
+static inline int msi_message_is_leasing(const msi_message *message) {
+  return message->type == MESSAGE_REQUEST && ((const msi_call *)message)->state == CALL_LEASING;
+}
+
 /* A request of more rows than a batch may have: request.c. */
 typedef struct msi_cut msi_cut;
 

@@ -37,16 +37,53 @@ static int waits(msi_endpoint *endpoint) {
   return before && endpoint->waits_for == before;
 }
 
+static int is_another(const mpiserve_service *service, int i, const msi_endpoint *endpoint) {
+  const msi_endpoint *other = service->choices[i];
+  int can_serve = !service->balance.loads[i].suspended || i >= service->planned;
+  return other != endpoint && !other->lost && !other->stopped && can_serve;
+}
+
+/* Has each service of this head another replica? */
+static int has_others(const msi_client *client, const msi_endpoint *endpoint) {
+  for (int s = 0; s < client->n_services; s++) {
+    const mpiserve_service *service = &client->services[s];
+    int is_here = 0, others = 0;
+    for (int i = 0; i < service->replicas; i++) {
+      is_here |= service->choices[i] == endpoint;
+      others |= is_another(service, i, endpoint);
+    }
+    if (is_here && !others) return 0;
+  }
+  return 1;
+}
+
+/* A head of another node takes messages also while its model runs, by its broker thread; but not
+ * without one, nor while it loads a model of several ranks. So it counts as stopped only where
+ * nothing is lost if it is not; elsewhere requests wait until their time is over. */
+static int64_t untaken_since(const msi_client *client, const msi_endpoint *endpoint) {
+  int64_t since_ns = msi_window_untaken_since(client->window, endpoint->path.head);
+  return since_ns && has_others(client, endpoint) ? since_ns : 0;
+}
+
+/* In the kernel a model may also only wait for a slow disk, but hardly at each look. */
+static int is_stopped(const msi_client *client, const msi_endpoint *endpoint,
+                      msi_peer_state state) {
+  return state == MSI_PEER_STOPPED || (state == MSI_PEER_STUCK && has_others(client, endpoint));
+}
+
 /* Since when there is no sign of life; 0: there is one, or nobody can know. */
 static int64_t silent_since(const msi_client *client, const msi_endpoint *endpoint, int64_t now) {
   msi_peer_state state = msi_failure_state_of(client->world, endpoint->path.head);
-  if (state == MSI_PEER_STOPPED) return endpoint->silent_ns ? endpoint->silent_ns : now;
-  int64_t looked_ns = state == MSI_PEER_ALIVE ? msi_endpoint_waits(endpoint) : 0;
+  if (is_stopped(client, endpoint, state)) return endpoint->silent_ns ? endpoint->silent_ns : now;
+  if (state == MSI_PEER_DEAD) return 0;
+  int64_t looked_ns =
+      state == MSI_PEER_UNKNOWN ? untaken_since(client, endpoint) : msi_endpoint_waits(endpoint);
   return looked_ns && now - looked_ns >= client->stopped_limit_ns ? looked_ns : 0;
 }
 
 /* Other services of the same rank need not find out by themselves. */
 static void stop(msi_client *client, msi_endpoint *endpoint) {
+  msi_endpoint_forget(endpoint);
   endpoint->stopped = 1;
   client->unsettled++;
   for (int i = 0; i < client->n_endpoints; i++) {

@@ -16,11 +16,14 @@ int msi_messages_open(msi_window *window, size_t bytes);
 /* Collective over the world; no operation may be under way. Safe if there are none. */
 void msi_messages_close(msi_window *window);
 
-/* Client: as msi_window_put(), msi_window_get() and msi_window_flush(), with success if the head is
- * dead. What was put is visible at the head before what is put later. */
+/* Client: as the functions of window.h. What was put is visible at the head before what is put
+ * later. To a dead head, put and flush succeed. None waits long for a head that takes nothing. */
 int msi_messages_put(msi_window *window, int head, size_t at, const void *from, size_t bytes);
-int msi_messages_get(msi_window *window, int head, size_t at, void *to, size_t bytes);
+int msi_messages_get(msi_window *window, int head, int reader, size_t at, void *to, size_t bytes);
 int msi_messages_flush(msi_window *window, int head);
+int msi_messages_read_end(msi_window *window, int head, int reader);
+void msi_messages_forget(msi_window *window, int head, int reader);
+int64_t msi_messages_untaken_since(msi_window *window, int head);
 
 /* Head: does what clients have asked for. */
 int msi_messages_obey(msi_window *window);

@@ -87,20 +87,33 @@ static int write_rows(msi_path *path, size_t at, const void *from, size_t bytes)
 }
 
 static int read_rows(msi_path *path, size_t at, void *to, size_t bytes) {
-  return msi_window_get(path->window, path->head, at, to, bytes);
+  return msi_window_get(path->window, path->head, path->service_index, at, to, bytes);
+}
+
+static int ask_magic(msi_path *path) {
+  path->magic = 0;
+  path->is_reading = 1;
+  return msi_window_get(path->window, path->head, path->service_index,
+                        offsetof(msi_section_header, magic), &path->magic, sizeof path->magic);
 }
 
 /* Of a dead head success is reported too, and nothing fetched: so a word that is known is fetched
  * with the rows. */
 static int read_end(msi_path *path) {
-  uint32_t magic = 0;
-  int code = msi_window_get(path->window, path->head, offsetof(msi_section_header, magic), &magic,
-                            sizeof magic);
-  if (!code) code = msi_window_flush(path->window, path->head);
-  if (code || magic == MSI_MAGIC) return code;
+  int code = path->is_reading ? MPISERVE_OK : ask_magic(path);
+  if (!code) code = msi_window_read_end(path->window, path->head, path->service_index);
+  if (code == MSI_NOT_YET) return code;
+  path->is_reading = 0;
+  if (!code && path->magic != MSI_MAGIC) code = MPISERVE_EPEER;
+  if (code != MPISERVE_EPEER) return code;
   msi_failure_mark(path->window->world, path->head);
   return msi_error(MPISERVE_EPEER, "inference rank %d has died before its results were fetched",
                    path->head);
+}
+
+static void forget(msi_path *path) {
+  path->is_reading = 0;
+  msi_window_forget(path->window, path->head, path->service_index);
 }
 
 static int reply_end(msi_window *window, int client, int service_index, msi_slot *slot,
@@ -118,6 +131,7 @@ const msi_transport msi_rma = {.number = MPISERVE_RMA,
                                .write = write_rows,
                                .read = read_rows,
                                .read_end = read_end,
+                               .forget = forget,
                                .sync = msi_window_sync,
                                /* The last message from this slot has been received (else the
                                 * client would not have used the slot again), but MPI may not

@@ -24,6 +24,8 @@ typedef struct msi_path {
   uint8_t *message;             /* rma: where the next reply goes */
   MPI_Request recv;             /* rma: of this message, posted while replies are to come */
   int replies_to_come;          /* rma */
+  int is_reading;               /* rma: read_end() has asked for magic, */
+  uint32_t magic;               /* which arrives here */
 } msi_path;
 
 /* A function that is NULL has nothing to do. Those that return int return a code. */
@@ -46,10 +48,12 @@ typedef struct msi_transport {
   int (*progress)(msi_path *path);
 
   /* Client: rows of the slabs, at bytes from the begin of the head's memory. They are written
-   * before a post(), and are all there after read_end(). */
+   * before a post(), and are all there after read_end(). write() and read_end() may be MSI_NOT_YET.
+   * forget(): nobody wants what is being read from this head. */
   int (*write)(msi_path *path, size_t at, const void *from, size_t bytes);
   int (*read)(msi_path *path, size_t at, void *to, size_t bytes);
   int (*read_end)(msi_path *path);
+  void (*forget)(msi_path *path);
 
   /* Head: sees what clients have written. */
   int (*sync)(msi_window *window);

@@ -274,18 +274,18 @@ int msi_window_put(msi_window *window, int head, size_t at, const void *from, si
   return MPISERVE_OK;
 }
 
-static int get(msi_window *window, int head, size_t at, void *to, size_t bytes) {
+static int get(msi_window *window, int head, int reader, size_t at, void *to, size_t bytes) {
   MPI_Win win = aim(window, head);
-  if (window->messages) return msi_messages_get(window, head, at, to, bytes);
+  if (window->messages) return msi_messages_get(window, head, reader, at, to, bytes);
   int failed = MPI_Get(to, (int)bytes, MPI_BYTE, head, (MPI_Aint)at, (int)bytes, MPI_BYTE, win);
   return failed ? msi_mpi_error(failed, "MPI_Get") : MPISERVE_OK;
 }
 
-int msi_window_get(msi_window *window, int head, size_t at, void *to, size_t bytes) {
+int msi_window_get(msi_window *window, int head, int reader, size_t at, void *to, size_t bytes) {
   char *target = to;
   while (bytes) {
     size_t piece = bytes < PIECE ? bytes : PIECE;
-    int code = get(window, head, at, target, piece);
+    int code = get(window, head, reader, at, target, piece);
     if (code) return code;
     target += piece;
     at += piece;
@@ -299,6 +299,19 @@ int msi_window_flush(msi_window *window, int head) {
   if (window->messages) return msi_messages_flush(window, head);
   int failed = MPI_Win_flush(head, win);
   return failed ? msi_mpi_error(failed, "MPI_Win_flush") : MPISERVE_OK;
+}
+
+int msi_window_read_end(msi_window *window, int head, int reader) {
+  if (window->messages) return msi_messages_read_end(window, head, reader);
+  return msi_window_flush(window, head);
+}
+
+void msi_window_forget(msi_window *window, int head, int reader) {
+  if (window->messages) msi_messages_forget(window, head, reader);
+}
+
+int64_t msi_window_untaken_since(msi_window *window, int head) {
+  return window->messages ? msi_messages_untaken_since(window, head) : 0;
 }
 
 /* Nothing orders two Puts. */

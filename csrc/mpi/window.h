@@ -63,11 +63,25 @@ int msi_window_peer(msi_window *window, int head, uint8_t **memory);
  * crash. Local. */
 void msi_window_keep(msi_window *window, int head);
 
-/* Client, rma: write to, or read from, the memory of a head. Complete at the
- * head (put), or here (get), when msi_window_flush() has returned. */
+/* Instead of a code: a head has not answered or taken something yet. Call it again; a write of rows
+ * from its beginning. */
+enum { MSI_NOT_YET = 2 };
+
+/* Client, rma: write to, or read from, the memory of a head. Complete at the head (put) when
+ * msi_window_flush() has returned, or here (get) when msi_window_read_end() has, of the same
+ * reader: any number. Only a put of rows is MSI_NOT_YET. */
 int msi_window_put(msi_window *window, int head, size_t at, const void *from, size_t bytes);
-int msi_window_get(msi_window *window, int head, size_t at, void *to, size_t bytes);
+int msi_window_get(msi_window *window, int head, int reader, size_t at, void *to, size_t bytes);
 int msi_window_flush(msi_window *window, int head);
+int msi_window_read_end(msi_window *window, int head, int reader);
+
+/* Client, rma: nobody wants what a reader is reading from a head, and nothing of it is written any
+ * more. */
+void msi_window_forget(msi_window *window, int head, int reader);
+
+/* Client, rma: since when a head has taken nothing of what this rank has sent it; 0: it has taken
+ * all, or nobody can know. */
+int64_t msi_window_untaken_since(msi_window *window, int head);
 
 /* Client, rma: what is put after this is visible at the head after what was put before. */
 int msi_window_order(msi_window *window, int head);

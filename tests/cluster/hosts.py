@@ -114,6 +114,12 @@ class Hosts(Runs):
         lines = [line.strip().split(None, 1) for line in listed]
         return [args for pid, args in lines if pid != "1" and not args.startswith("ps ww")]
 
+    def listed(self, name: str, folder: str) -> list[str]:
+        """Return the files under a folder of a host."""
+        return _run(
+            self.on(name, ["find", folder, "!", "-type", "d", "-printf", "%f\\n"])
+        ).splitlines()
+
     def cut(self, name: str) -> None:
         """Take a host off the network, as a broken cable does: nobody is told."""
         self._in_switch("ip", "link", "set", name, "nomaster")
