@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from glob import escape, glob
@@ -20,6 +20,7 @@ from mpiserve.errors import Error
 
 if TYPE_CHECKING:
     from mpiserve.config import Config
+    from mpiserve.launch.static_check import Finding
 
 # The console script's name. A shell completes the words behind a program, so only behind this.
 SCRIPT = "mpiserve"
@@ -177,6 +178,10 @@ def _look(config: Config) -> None:
         more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
         with _usage():
             raise config.error(wrong[0].key, wrong[0].text + more)
+    _warn(config, found)
+
+
+def _warn(config: Config, found: Sequence[Finding]) -> None:
     for finding in found:
         print(f"mpiserve: warning: {config.error(finding.key, finding.text)}", file=sys.stderr)
 
@@ -201,6 +206,7 @@ def plan(
     """Show the role of each rank of a world, and the clients of each model, without MPI."""
     from mpiserve.launch import plan as program
     from mpiserve.launch.resources import this_machine
+    from mpiserve.launch.static_check import unspared
 
     given = {"cores": cores_per_node, "gpus": gpus_per_node, "memory_bytes": memory_per_node}
     stated = {key: value for key, value in given.items() if value is not None}
@@ -208,6 +214,7 @@ def plan(
     checked = _checked(config)
     with _usage():
         program.show(program.plan(checked, ranks, ranks_per_node, node))
+    _warn(checked, unspared(checked))
     _show_origins(checked)
 
 

@@ -26,6 +26,11 @@ static int is_lost(msi_call *call, const char *what) {
   return code;
 }
 
+static int has_failed(msi_endpoint *endpoint) {
+  int64_t entered_ns[MPISERVE_STATES];
+  return !msi_endpoint_states(endpoint, entered_ns) && msi_state_of(entered_ns) == MPISERVE_FAILED;
+}
+
 static int no_other(msi_call *call) {
   msi_endpoint *endpoint = call->message.endpoint;
   if (is_away(endpoint)) return is_lost(call, "and no other replica lives");
@@ -33,6 +38,11 @@ static int no_other(msi_call *call) {
     snprintf(call->message.text, sizeof call->message.text,
              "service '%s' was stopped, and serves nowhere: mpiserve_start() starts it",
              call->service->name);
+  else if (has_failed(endpoint))
+    snprintf(call->message.text, sizeof call->message.text,
+             "service '%s': every replica has failed; the logs of its ranks say why, that of rank "
+             "%d last",
+             call->service->name, endpoint->path.head);
   else
     snprintf(call->message.text, sizeof call->message.text,
              "the service is suspended at its only replica, rank %d", endpoint->path.head);
@@ -47,6 +57,7 @@ int msi_reroute(msi_client *client, msi_call *call) {
     return is_lost(call, "and may still write the outputs, which are rows of its buffer");
   mpiserve_service *service = call->service;
   int64_t rows = call->payload.rows;
+  msi_spare_see_failure(client, call);
   int to = call->load ? msi_balance_another(&service->balance, replica_of(call), rows) : -1;
   if (call->load) call->load->suspended = 1;
   if (to >= 0) to = msi_spare_another(service, replica_of(call), rows, to);

@@ -100,6 +100,18 @@ void msi_spare_replace(msi_client *client, const msi_endpoint *dead) {
   }
 }
 
+void msi_spare_see_failure(msi_client *client, const msi_call *call) {
+  mpiserve_service *service = call->service;
+  msi_endpoint *endpoint = call->message.endpoint;
+  if (service->replicas == service->planned || endpoint->replaced) return;
+  if (endpoint->lost || endpoint->stopped || last_state(endpoint) != MPISERVE_FAILED) return;
+  char rank[MPISERVE_NAME_SIZE];
+  snprintf(rank, sizeof rank, "%d", endpoint->path.head);
+  endpoint->replaced = 1;
+  if (call->load) call->load->suspended = 1;
+  ask_from(client, service, 0, rank);
+}
+
 static void ask_next(msi_client *client, const msi_change *change) {
   int h = (int)(change->message.endpoint - client->endpoints);
   for (int s = 0; s < client->n_services; s++) {

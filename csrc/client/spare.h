@@ -19,6 +19,10 @@ int msi_spare_another(mpiserve_service *service, int i, int64_t rows, int chosen
 /* A head has died, or has stopped: a spare is to take its place for each service that it served. */
 void msi_spare_replace(msi_client *client, const msi_endpoint *dead);
 
+/* A head has turned a request away. If it lives, and its service has failed there, a spare is to
+ * take its place. */
+void msi_spare_see_failure(msi_client *client, const msi_call *call);
+
 /* Takes the reply to any change. After a spare has refused, or died, the next one is asked. */
 void msi_spare_replied(msi_client *client, msi_change *change, int code);
 

@@ -53,7 +53,8 @@ class PartitionConfig(Table):
     """Inference ranks more than the replicas need, the last ones. A spare takes the place of a
     replica that dies, of any service but those with `tensor_parallel` and those of adaptive pools;
     `session.start` and `session.scale` use it too. Each reserves memory for requests, as a replica
-    of each of these services does.
+    of each of these services does. If one service with `tensor_parallel` is all that spares could
+    serve, so many ranks are one spare, which needs `warm_spares`.
     """
     warm_spares: bool = False
     """Whether a spare keeps the models of all these services in memory, and so serves at once. By
@@ -187,12 +188,10 @@ class Config(Table):
 
     @property
     def spared(self) -> tuple[Group, ...]:
-        """The groups of which a spare rank can serve one."""
-        return tuple(
-            group
-            for group in self.groups
-            if group.tensor_parallel == 1 and not (group.pool and group.pool.loaded)
-        )
+        """The groups of which a spare can serve one; it has as many ranks as a replica of them."""
+        groups = [group for group in self.groups if not (group.pool and group.pool.loaded)]
+        of_one_rank = tuple(group for group in groups if group.tensor_parallel == 1)
+        return of_one_rank or (tuple(groups) if len(groups) == 1 else ())
 
     @field_validator("service")
     @classmethod
@@ -264,11 +263,23 @@ class Config(Table):
             service._folder = folder
             config._complete(service, completed.get(name))
         config._derive()
-        if config.partition.spares and not config.spared:
-            text = "no service is left for spares: one rank cannot replace one of several, of"
-            text += " tensor_parallel, or one of an adaptive pool"
-            raise config.error("partition.spares", text)
+        if config.partition.spares:
+            config._check_spares()
         return config
+
+    def _check_spares(self) -> None:
+        if not self.spared:
+            text = "no service is left for spares: they serve none of an adaptive pool, and of"
+            text += " services with tensor_parallel one alone"
+            raise self.error("partition.spares", text)
+        (service, *_), ranks = self.spared[0].services, self.spared[0].tensor_parallel
+        of = f"service '{service.name}', of {ranks} ranks (tensor_parallel)"
+        if self.partition.spares % ranks:
+            text = f"{self.partition.spares} ranks make no whole spares of {of}"
+            raise self.error("partition.spares", text)
+        if ranks > 1 and not self.partition.warm_spares:
+            text = f"a spare of {of}, must hold its model: set this to true"
+            raise self.error("partition.warm_spares", text)
 
     def _complete(self, service: ServiceConfig, completed: Completed | None) -> None:
         """Note what was read from a file, and refuse what contradicts it."""

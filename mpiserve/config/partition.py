@@ -22,6 +22,7 @@ class Assignment(NamedTuple):
         pool: The table of the pool, if there is one.
         spared: The groups of services of which a spare serves one at a time; of others empty.
         warm: Whether a spare keeps all models in memory.
+        backed: Whether another replica, or a spare, can take its place.
     """
 
     services: tuple[ServiceConfig, ...]
@@ -30,6 +31,7 @@ class Assignment(NamedTuple):
     pool: PoolConfig | None = None
     spared: tuple[Group, ...] = ()
     warm: bool = False
+    backed: bool = False
 
     @property
     def spare(self) -> bool:
@@ -54,17 +56,26 @@ def assignments(config: Config) -> list[Assignment]:
     placement over several nodes gives each node a mix of the services. Spares come last.
     """
     last = max(group.replicas for group in config.groups)
+    groups = config.spared if config.partition.spares else ()
     replicas = [
-        Assignment(group.services, replica, index, group.pool)
+        Assignment(
+            group.services,
+            replica,
+            index,
+            group.pool,
+            backed=group.replicas > 1 or group in groups,
+        )
         for replica in range(last)
         for group in config.groups
         if replica < group.replicas
         for index in range(group.tensor_parallel)
     ]
-    groups, warm = config.spared, config.partition.warm_spares
     services = tuple(service for group in groups for service in group.services)
-    spares = range(config.partition.spares)
-    return replicas + [Assignment(services, i, 0, spared=groups, warm=warm) for i in spares]
+    ranks, warm = groups[0].tensor_parallel if groups else 1, config.partition.warm_spares
+    return replicas + [
+        Assignment(services, *divmod(i, ranks), spared=groups, warm=warm, backed=True)
+        for i in range(config.partition.spares)
+    ]
 
 
 def count(config: Config) -> int:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from mpiserve import backends
 from mpiserve.backends.language.tasks import input_problems
 from mpiserve.backends.torch.deepspeed_backend import ELSEWHERE
-from mpiserve.config import OBJECT, Config, ServiceConfig
+from mpiserve.config import OBJECT, Config, Group, ServiceConfig
 from mpiserve.config.values import cut, shown, suggest
 from mpiserve.launch import definitions
 
@@ -59,7 +59,26 @@ def findings(config: Config) -> list[Finding]:
     """Find what the configuration names and this machine lacks, without importing it."""
     written = [service.of_version() for service in config.services if not service.derivative]
     found = chain.from_iterable(map(_of_service, written))
-    return [*found, *_memory(config), *_alike(config)]
+    return [*found, *unspared(config), *_memory(config), *_alike(config)]
+
+
+def unspared(config: Config) -> list[Finding]:
+    """Name the services whose replicas no spare can replace, where there are spares."""
+    groups = config.groups if config.partition.spares else ()
+    return [
+        Finding("partition.spares", _why_not(group), sure=False)
+        for group in groups
+        if group not in config.spared
+    ]
+
+
+def _why_not(group: Group) -> str:
+    names = " + ".join(f"'{service.name}'" for service in group.services)
+    text = f"no spare takes the place of a replica of {names}, "
+    if group.pool:
+        return text + "which share an adaptive pool: its other ranks load their models"
+    ranks = f"which has {group.tensor_parallel} ranks (tensor_parallel), as spares have one rank: "
+    return text + ranks + "with replicas = 2, one answers when the other has lost a rank"
 
 
 def window_bytes(services: Sequence[ServiceConfig]) -> int:

@@ -227,15 +227,16 @@ class ServedModel:
     # ---- batches
 
     def supervise(self) -> None:
-        """Watch the backend; let other replicas answer while it cannot."""
-        (self._head or self.backend).supervise()
-        if self.stopped:
-            return
-        if self.backend.availability != self._state:
-            self._state = self.backend.availability
+        """Watch the backend; let other replicas answer while it cannot, or if it never will."""
+        head = self._head
+        (head or self.backend).supervise()
+        state = "failed" if head and head.broken else self.backend.availability
+        if state != self._state and not self.stopped:
+            self._state = state
+            away = state == "restarting" or (state == "failed" and self.assignment.backed)
             if not self.assignment.pool:
-                self._lib.suspend(self.index, self._state == "restarting")
-            self.enter_state(self._state)
+                self._lib.suspend(self.index, away)
+            self.enter_state(state)
 
     def update_room(self) -> None:
         """Keep requests in the queue while the model has no room for more."""
@@ -435,11 +436,7 @@ class ServedModel:
             self.put(Suspended(self.current), self.current)
 
     def load_again(self) -> Backend:
-        """Load the version that other ranks answer with, in any thread; change nothing here.
-
-        Raises:
-            Exception: Whatever the model raises.
-        """
+        """Load the version that other ranks answer with, in any thread; change nothing here."""
         if isinstance(self.backend, Unloaded):
             return Unloaded(self.current)
         return self._loader.load(self.current)

@@ -56,7 +56,7 @@ class Starting:
     def announce(self) -> None:
         """Log that this rank is a spare; the library has published it as stopped."""
         names = [model.service.name for model in self._models if not model.failed]
-        if names and self._assignment.spare:
+        if names and self._assignment.spare and not self._assignment.tp_index:
             kind = "warm" if self._assignment.warm else "cold"
             text = "%s spare %d: serves %s when a replica dies, or a client asks for it"
             logger.info(text, kind, self._assignment.replica, " or ".join(names))

@@ -154,6 +154,41 @@ def test_a_rank_that_is_killed_ends_its_replica_and_not_the_job(mpiexec, tmp_pat
     assert "tensor-parallel rank 1 of this replica is gone" in done.stderr
 
 
+LOSES = f"""{ASK}
+with mpiserve.open() as session:
+    raises = session.service("raises")
+    for what in (1, 2, 3, 4, -4, *range(5, 25)):
+        ask(raises, what)
+    states = [state.state.replace("busy", "ready") for state in raises.states()]
+    assert sorted(states) == ["failed", "ready"], states
+"""
+
+
+SPARE = "[partition]\nspares = 2\nwarm_spares = true\n"
+
+
+@pytest.mark.skipif(is_mpich(), reason="MPICH 5 ends the job")
+@pytest.mark.parametrize(
+    ("replicas", "partition"), [pytest.param(2, "", marks=pytest.mark.takes_long), (1, SPARE)]
+)
+def test_another_replica_or_a_spare_answers_for_one_that_has_lost_a_rank(
+    mpiexec, tmp_path, replicas, partition
+):
+    settings = f'{PAIR}\nreplicas = {replicas}\nrows = "independent"'
+    service = SERVICE.format(name="raises", backend="models:Pair", settings=settings)
+    write(tmp_path, partition + service, LOSES)
+
+    done = mpiexec([*TOLERANT, "-n", 5, *RUN, "c.toml", "sim.py"], timeout=60)
+
+    assert done.returncode == 0
+    said = said_by_ranks(done)
+    assert [line for line in said if not line.endswith(": right")] == [
+        line for line in said if "raises -4: ModelError: the replica of 2 ranks is out of" in line
+    ]
+    assert len(said) == 25
+    assert ("takes the place of rank 1" in done.stderr) == bool(partition)
+
+
 def test_failures_come_to_the_client_and_other_services_go_on(mpiexec, tmp_path):
     pair = {"backend": "models:Pair", "settings": PAIR}
     halfway = {"backend": "models:Pair", "settings": f"{PAIR}\noptions = {{ fails_at = 1 }}"}

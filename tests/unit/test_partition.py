@@ -141,3 +141,26 @@ def test_spares_come_last_and_serve_one_group_at_a_time():
         assign(config, 4)
     with pytest.raises(ConfigError, match="warm_spares needs spares"):
         Config.from_dict(tables | {"partition": {"warm_spares": True}})
+
+
+def test_a_spare_of_several_ranks_is_one_group_of_them():
+    x = [{"name": "x", "dtype": "float32", "shape": [-1]}]
+    pair = {"backend": "m:Pair", "inputs": x, "outputs": x, "tensor_parallel": 2}
+
+    def assigned(services, **partition):
+        return assignments(Config.from_dict({"service": services, "partition": partition}))
+
+    listed = assigned({"a": pair}, spares=4, warm_spares=True)
+    assert [(each.replica, each.tp_index) for each in listed] == [(0, 0), (0, 1)] * 2 + [
+        (1, 0),
+        (1, 1),
+    ]
+    assert [each.spare for each in listed] == [False] * 2 + [True] * 4
+    assert all(each.backed for each in listed)
+    assert not any(each.backed for each in assigned({"a": pair}))
+    with pytest.raises(ConfigError, match="warm_spares: a spare of service 'a', of 2 ranks"):
+        assigned({"a": pair}, spares=2)
+    with pytest.raises(ConfigError, match="spares: 3 ranks make no whole spares of service 'a'"):
+        assigned({"a": pair}, spares=3, warm_spares=True)
+    with pytest.raises(ConfigError, match="spares: no service is left for spares"):
+        assigned({"a": pair, "b": pair}, spares=2, warm_spares=True)

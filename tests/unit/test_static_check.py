@@ -4,7 +4,7 @@ import sys
 import pytest
 
 from mpiserve.config import Config
-from mpiserve.launch.static_check import findings
+from mpiserve.launch.static_check import findings, unspared
 
 MODELS = """\
 import torch
@@ -135,6 +135,19 @@ def test_what_may_not_work_is_a_warning(tmp_path):
         + ["service.S"],
         False,
     )
+
+
+def test_services_that_no_spare_can_replace_are_named(tmp_path):
+    one = {"backend": "echo", "inputs": IO, "outputs": IO}
+    several = {"inputs": IO, "outputs": IO, "backend": "models:Own", "tensor_parallel": 2}
+    tables = {"service": {"one": one, "several": several, "first": one, "second": one}}
+    tables |= {"pool": {"p": {"services": ["first", "second"], "loaded": 1, "ranks": 2}}}
+    assert not unspared(Config.from_dict(tables, folder=tmp_path))
+    found = unspared(Config.from_dict(tables | {"partition": {"spares": 1}}, folder=tmp_path))
+    assert [finding.key for finding in found] == ["partition.spares"] * 2
+    assert not any(finding.sure for finding in found)
+    assert "replica of 'several', which has 2 ranks (tensor_parallel), as" in found[0].text
+    assert "replica of 'first' + 'second', which share an adaptive pool" in found[1].text
 
 
 def test_options_are_known_without_the_libraries_of_the_models(tmp_path):
