@@ -183,7 +183,7 @@ def extension(name: str, *sources: str) -> Extension:
 
 def handover() -> Extension:
     """Describe the module of calls to a child process, which shall load no MPI."""
-    files = ["wait", "handover"]
+    files = ["wait", "handover", "forward"]
     return Extension(
         "mpiserve._lib.handover",
         ["mpiserve/_lib/handover.pyx", *(f"csrc/base/{name}.c" for name in files)],

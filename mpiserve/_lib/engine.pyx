@@ -54,6 +54,10 @@ cdef int run_chunks(mpiserve_engine *engine, int64_t rows, const void **inputs,
     return 0
 
 
+ctypedef int (*run_function)(void *, int64_t, const void *const *, void *const *, char *,
+                             size_t) noexcept nogil
+
+
 cdef class Engine:
     """An engine for the tensors of a signature; wraps mpiserve_engine.
 
@@ -127,3 +131,18 @@ cdef class Engine:
     @chunk_rows.setter
     def chunk_rows(self, int64_t rows):
         self.engine.chunk_rows = rows
+
+
+cdef class Forward(Engine):
+    """An engine of a function in this process.
+
+    Args:
+        function: Its address; as `run` of mpiserve_engine.
+        state: The address of its argument.
+        owner: The object to which that belongs.
+    """
+
+    def __init__(self, size_t function, size_t state, owner):
+        self.engine.run = <run_function>function
+        self.engine.state = <void *>state
+        self._owner = owner

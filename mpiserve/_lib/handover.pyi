@@ -19,6 +19,16 @@ class Handover:
         self, operation: int, rows: int = 0, places: tuple[int, ...] = (), size: int = 0
     ) -> None: ...
     def wait(self, seconds: float, pidfd: int) -> int: ...
+    def forward(
+        self,
+        operation: int,
+        inputs: int,
+        outputs: int,
+        memory: tuple[int, int, int],
+        last: tuple[int, int],
+        pidfd: int,
+    ) -> tuple[int, int]: ...
+    def resume(self) -> float: ...
     @property
     def taken(self) -> bool: ...
     @property

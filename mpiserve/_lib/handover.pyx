@@ -37,6 +37,19 @@ cdef extern from "base/handover.h" nogil:
     int64_t msi_deadline(double)
     int64_t msi_now()
 
+cdef extern from "base/forward.h" nogil:
+    ctypedef struct msi_forward:
+        msi_handover_side *parent
+        uint32_t operation
+        int inputs, outputs
+        const void *begin
+        size_t bytes
+        uint64_t memory
+        msi_place last
+        int pidfd, is_open, found
+        int64_t posted_ns
+    int msi_forward_run(void *, int64_t, const void *const *, void *const *, char *, size_t)
+
 cdef extern from *:
     """
     #include <signal.h>
@@ -85,6 +98,7 @@ cdef class Handover:
     """
 
     cdef msi_handover_side _side
+    cdef msi_forward _forward
     cdef unsigned char[::1] _memory
 
     def __init__(self, memory):
@@ -124,7 +138,8 @@ cdef class Handover:
             ENDED, ROWS if more rows are done, DEAD if the child is, or LATE.
         """
         cdef int64_t end = msi_deadline(seconds), piece
-        cdef int found = MSI_HANDOVER_LATE
+        cdef int found = self._forward.found
+        self._forward.found = MSI_HANDOVER_LATE
         while not found:
             piece = min(end, msi_deadline(SLICE))
             with nogil:
@@ -133,6 +148,41 @@ cdef class Handover:
             if not found and msi_now() >= end:
                 break
         return found
+
+    def forward(self, uint32_t operation, int inputs, int outputs, tuple memory, tuple last,
+                int pidfd):
+        """Prepare to post and wait for batches in C, as csrc/base/forward does.
+
+        Args:
+            operation: As of `post`.
+            inputs: How many there are.
+            outputs: The same.
+            memory: The number, the address and the bytes of memory that the child maps.
+            last: The place that goes with each batch behind those of its tensors.
+            pidfd: Of the child.
+
+        Returns:
+            The addresses of a function and of its argument, for an engine.
+        """
+        number, address, size = memory
+        self._forward.parent = &self._side
+        self._forward.operation, self._forward.pidfd = operation, pidfd
+        self._forward.inputs, self._forward.outputs = inputs, outputs
+        self._forward.begin = <const void *><size_t>address
+        self._forward.memory, self._forward.bytes = number, size
+        self._forward.last.memory, self._forward.last.offset = last
+        return <size_t>&msi_forward_run, <size_t>&self._forward
+
+    def resume(self):
+        """Go on with the call that `forward` has left open, if there is one: `wait` is next.
+
+        Returns:
+            When it was posted, in seconds of time.monotonic(); 0 if there is none.
+        """
+        if not self._forward.is_open:
+            return 0.0
+        self._forward.is_open = 0
+        return self._forward.posted_ns * 1e-9
 
     @property
     def taken(self):

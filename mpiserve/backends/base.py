@@ -108,6 +108,7 @@ class Backend:
 
     steps: Steps | None = None
     native: Native | None = None  # runs batches in C, without run(), which gets those it fails on
+    forwards_to: Any = None  # a child process to which the library may hand batches over, in C
     overwrites = False  # results replace the inputs in the same memory, without a copy
     together = False  # a batch is one request, which must not be cut
     copies = False  # each batch has inputs of its own, which the model may change and keep

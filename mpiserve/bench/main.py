@@ -12,7 +12,16 @@ from pathlib import Path
 from mpi4py import MPI
 
 from mpiserve._lib import core
-from mpiserve.bench import engines, job, latency, lockstep, overlap, scale, strong_scaling
+from mpiserve.bench import (
+    engines,
+    isolation,
+    job,
+    latency,
+    lockstep,
+    overlap,
+    scale,
+    strong_scaling,
+)
 from mpiserve.bench.machine import machine, version
 from mpiserve.bench.plan import Plan, plan
 from mpiserve.bench.report import Progress, Row, show, write_json
@@ -27,6 +36,8 @@ MEASURES = {
     "latency": latency.measure,
     "overlap": overlap.measure,
     "engines": engines.measure,
+    "isolation": isolation.measure,
+    "restart": isolation.measure_restarts,
     "lockstep": lockstep.measure,
     "strong_scaling": strong_scaling.measure,
 }
@@ -35,10 +46,13 @@ CASES = {
     "latency": PAIR,
     "overlap": PAIR,
     "engines": PAIR,
+    "isolation": PAIR,
+    "restart": PAIR,
     "scale": 0,
     "lockstep": lockstep.CLIENTS + 1,
     "strong_scaling": strong_scaling.RANKS,
 }
+BY_NAME = ("isolation", "restart")  # measured only if they are asked for
 
 
 def bench(
@@ -55,7 +69,8 @@ def bench(
     measures only this case. One rank is enough if no case needs two.
     """
     comm = MPI.COMM_WORLD
-    cases = cases or [case for case, ranks in CASES.items() if comm.size in (PAIR, ranks)]
+    usual = {case: ranks for case, ranks in CASES.items() if case not in BY_NAME}
+    cases = cases or [case for case, ranks in usual.items() if comm.size in (PAIR, ranks)]
     problem = wrong(comm, cases, plots, hosts)
     if problem:
         if comm.rank == 0:

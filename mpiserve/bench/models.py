@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,6 +14,7 @@ if TYPE_CHECKING:
     import torch
 
 FEATURES, HIDDEN = 64, 256
+FATAL = 13.0  # a row that kills the process of a mortal model
 
 
 def identity() -> torch.nn.Module:
@@ -41,6 +45,37 @@ def small() -> torch.nn.Module:
 def features(rows: int) -> np.ndarray:
     """Make rows for the network."""
     return np.random.default_rng(rows).standard_normal((rows, FEATURES), np.float32)
+
+
+def die_of(x: object, path: str) -> None:
+    """Kill this process if x is the row that is to do so, and leave the time in a file."""
+    if x == FATAL:
+        Path(path).write_text(str(time.monotonic_ns()))
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Mortal:
+    """Returns its input, or dies of it."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        """Look at the first row."""
+        die_of(x[0], self.path)
+        return x
+
+
+def mortal(path: str) -> torch.nn.Module:
+    """Make the same as a module of torch."""
+    import torch
+
+    class Module(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            die_of(x[0].item(), path)
+            return x
+
+    return Module()
 
 
 class Busy:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from mpiserve._lib import core
     from mpiserve._lib.engine import Engine
     from mpiserve.config import ServiceConfig
+    from mpiserve.serving.isolation.process import ChildProcess
 
 logger = logging.getLogger("mpiserve")
 
@@ -62,6 +63,7 @@ class InC:
         self._index = index
         self._service = service
         self._used = self._warned = False
+        self.child: ChildProcess | None = None
 
     def use(self, native: Native | None) -> None:
         """Have the library run batches with an engine, or return them to the caller again.
@@ -69,17 +71,31 @@ class InC:
         Raises:
             ModelError: If the engine cannot be loaded: then batches come to the caller.
         """
-        if self._used:
-            self._used = False
+        if self._used or self.child:
+            self._used, self.child = False, None
             self._lib.set_engine(self._index, None)
         if native is not None:
             limit_threads(self._service.threads)  # of libraries that come with it
             self._lib.set_engine(self._index, load(native, self._service))
             self._used = True
 
+    def forward(self, child: ChildProcess | None) -> None:
+        """Have the library hand batches over to the process of the model, without Python.
+
+        Args:
+            child: The process, which goes on where that fails; None ends it.
+        """
+        engine = None
+        if child:
+            _, address, size = self._lib.segments()[0]
+            n_inputs, n_outputs = len(self._service.inputs), len(self._service.outputs)
+            engine = child.forward(n_inputs, n_outputs, address, size)
+        self._lib.set_engine(self._index, engine)
+        self.child = child
+
     def warn(self, failure: str) -> None:
         """Log that the engine failed on a batch, which Python runs now; only the first time."""
-        if not self._warned:
+        if self._used and not self._warned:
             self._warned = True
             logger.warning("service %s: %s: %s", self._service.name, FAILED, failure)
 

@@ -237,6 +237,8 @@ class ServedModel:
             if not self.assignment.pool:
                 self._lib.suspend(self.index, away)
             self.enter_state(state)
+        if self.backend.forwards_to is not self._in_c.child and self.sole and not self._alone:
+            self._in_c.forward(self.backend.forwards_to)
 
     def update_room(self) -> None:
         """Keep requests in the queue while the model has no room for more."""

@@ -9,10 +9,10 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "base/handover.h"
+#include "base/forward.h"
 #include "check.h"
 
-enum { ADD, COUNT, EXIT, KILL, LEAVE, HANG, NAP, CALLS = 2000 };
+enum { ADD, COUNT, EXIT, KILL, LEAVE, HANG, NAP, FORWARDED, CALLS = 2000 };
 
 typedef struct family {
   msi_handover_side side;
@@ -25,8 +25,19 @@ static void nap_us(long us) {
   nanosleep(&t, NULL);
 }
 
+/* Two tensors, 10 and 20 bytes into the memory 1, and what goes with each batch. */
+static int is_forwarded(const msi_handover *shared) {
+  const msi_place *p = shared->place;
+  return shared->places == 3 && p[0].memory == 1 && p[0].offset == 10 && p[1].memory == 1 &&
+         p[1].offset == 20 && p[2].memory == 5 && p[2].offset == 50 && !shared->size;
+}
+
 static void run(msi_handover_side *child) {
   msi_handover *shared = child->shared;
+  if (shared->operation == FORWARDED) {
+    msi_handover_end(child, !is_forwarded(shared), shared->rows > 100);
+    return;
+  }
   if (shared->operation == EXIT) _exit(7);
   if (shared->operation == KILL) kill(getpid(), SIGKILL);
   if (shared->operation == HANG) pause();
@@ -139,6 +150,59 @@ static void test_a_child_that_hangs_is_late(void) {
   end(&made);
 }
 
+static char memory[100], text[64];
+
+static msi_forward forward_of(family *made, uint32_t operation) {
+  return (msi_forward){.parent = &made->side,
+                       .operation = operation,
+                       .inputs = 1,
+                       .outputs = 1,
+                       .begin = memory,
+                       .bytes = sizeof memory,
+                       .memory = 1,
+                       .last = {5, 50},
+                       .pidfd = made->pidfd};
+}
+
+static int run_forward(msi_forward *forward, int64_t rows, const void *input) {
+  void *output = memory + 20;
+  return msi_forward_run(forward, rows, &input, &output, text, sizeof text);
+}
+
+static void test_batches_are_forwarded_where_the_child_can_see_them(void) {
+  family made = make();
+  msi_forward forward = forward_of(&made, FORWARDED);
+  for (int i = 1; i <= 100; i++) CHECK(!run_forward(&forward, i, memory + 10));
+  CHECK(run_forward(&forward, 1, text) && !forward.is_open); /* elsewhere: nothing was posted */
+  CHECK_TEXT(text, "not in memory that");
+  CHECK(!run_forward(&forward, 1, memory + 10));
+  CHECK(run_forward(&forward, 101, memory + 10)); /* it ends with a message */
+  CHECK(forward.is_open && forward.found == MSI_HANDOVER_ENDED && forward.posted_ns > 0);
+  CHECK(!made.side.shared->code && made.side.shared->answer_size == 1);
+  end(&made);
+}
+
+static void test_what_does_not_end_well_is_left_open(void) {
+  static const struct {
+    uint32_t operation;
+    int found;
+  } ends[] = {{ADD, MSI_HANDOVER_ENDED},
+              {COUNT, MSI_HANDOVER_ROWS},
+              {HANG, MSI_HANDOVER_LATE},
+              {KILL, MSI_HANDOVER_DEAD}};
+  for (int i = 0; i < 4; i++) {
+    family made = make();
+    msi_forward forward = forward_of(&made, ends[i].operation);
+    if (made.pidfd >= 0 || ends[i].operation != KILL) {
+      CHECK(run_forward(&forward, 3, memory + 10));
+      int is_found = forward.found == ends[i].found;
+      if (ends[i].operation == COUNT) is_found |= forward.found == MSI_HANDOVER_ENDED;
+      CHECK(forward.is_open && is_found);
+    }
+    end(&made);
+  }
+}
+
 /* The fastest of each: other processes only add. */
 static void measure(int calls) {
   family made = make();
@@ -169,5 +233,7 @@ int main(int argc, char **argv) {
   test_a_child_that_dies_is_noticed();
   test_an_answer_before_the_death_counts();
   test_a_child_that_hangs_is_late();
+  test_batches_are_forwarded_where_the_child_can_see_them();
+  test_what_does_not_end_well_is_left_open();
   return check_result();
 }

@@ -91,11 +91,28 @@ def test_the_quick_bench_measures_every_case(mpiexec, tmp_path):
     assert (tmp_path / "latency.png").exists() and (tmp_path / "throughput.png").exists()
 
 
-def test_one_case_is_measured(mpiexec, tmp_path):
-    done = mpiexec(["-n", 2, *BENCH, "--quick", "--case", "overlap", "--json", "rows.json"])
+def measured(mpiexec, folder, *cases):
+    chosen = [word for case in cases for word in ("--case", case)]
+    done = mpiexec(["-n", 2, *BENCH, "--quick", *chosen, "--json", "rows.json"])
     assert done.returncode == 0
-    rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
-    assert {row["case"] for row in rows} == {"overlap"}
+    return json.loads((folder / "rows.json").read_text())["rows"]
+
+
+def test_chosen_cases_are_measured(mpiexec, tmp_path):
+    rows = measured(mpiexec, tmp_path, "overlap", "restart")
+    assert {row["case"] for row in rows} == {"overlap", "restart"}
+    restarts = {row["figure"]: row["value"] for row in rows if row["case"] == "restart"}
+    assert 0 < restarts["p50"] <= restarts["p99"] <= restarts["max"] < math.inf
+
+
+@pytest.mark.takes_long
+def test_the_process_of_a_model_is_measured(mpiexec, tmp_path):
+    rows = measured(mpiexec, tmp_path, "isolation")
+    found = {}
+    for row in rows:
+        assert 0 < row["p50_us"] <= row["p99_us"] <= row["max_us"] < math.inf
+        found.setdefault((row["case"], row["engine"]), set()).add(row["bytes"])
+    assert found == {("identity", "in the rank"): SIZES, ("identity", "in a child"): SIZES}
 
 
 def test_a_world_of_another_size_is_refused_in_one_line(mpiexec):

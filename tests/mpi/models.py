@@ -296,3 +296,17 @@ def cubes(version: str) -> Any:
             return factor * x**3 if factor else x.detach()
 
     return Cube()
+
+
+class Fragile:
+    """Doubles its input; the first number of a row may make it raise, die or take long."""
+
+    def __call__(self, x):
+        first = x[:, 0]
+        if (first == -1).any():
+            raise ValueError("no good")
+        if (first == -2).any():
+            os.kill(os.getpid(), signal.SIGKILL)
+        if (first == -3).any():
+            time.sleep(0.3)
+        return 2 * x

@@ -215,7 +215,7 @@ class Isolated(Backend):
 
     def _lose(self, error: LostError, *, part: bool = False) -> None:
         """Note that the child is lost; give the replica up if that has happened too often."""
-        self._child = None
+        self._child = self.forwards_to = None
         if self._restarts.count(time.monotonic(), part=part):
             return
         service = self.service
@@ -279,6 +279,8 @@ class Isolated(Backend):
             self._batches.clear()
         if given or wanted:  # others, of the splitter, come once
             self._batches[id(inputs)] = batch
+        if given and wanted and not self.wants_clients:
+            self.forwards_to = child
         return batch
 
     def _places(self, child: ChildProcess, arrays: Arrays) -> list[Place] | None:

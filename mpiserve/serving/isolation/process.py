@@ -9,14 +9,17 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mpiserve._lib import handover
 from mpiserve.config import ServiceConfig
 from mpiserve.errors import Code, ModelError
-from mpiserve.serving.isolation.channel import OK, RUN, Arrays, Channel, Place, Room
+from mpiserve.serving.isolation.channel import OK, RUN, SEGMENT, Arrays, Channel, Place, Room
 from mpiserve.serving.isolation.messages import Answer
 from mpiserve.serving.isolation.server_link import ForkServer, ending
+
+if TYPE_CHECKING:
+    from mpiserve._lib.engine import Forward
 
 FOREVER = -1.0
 CLOSE = 10.0  # seconds that a child has to close its model
@@ -97,8 +100,10 @@ class ChildProcess:
             Error: With the text of the model's exception.
         """
         calls, last = self._channel.calls, 0
-        calls.post(RUN, rows, places)
-        end = time.monotonic() + limit if limit else 0.0
+        posted = calls.resume()
+        if not posted:
+            calls.post(RUN, rows, places)
+        end = (posted or time.monotonic()) + limit if limit else 0.0
         while True:
             left = max(0.0, end - time.monotonic()) if limit else FOREVER
             found = calls.wait(left, self._process.pidfd)
@@ -110,6 +115,21 @@ class ChildProcess:
         self._check(found, f"timeout_s = {limit:g} s", "on this batch")
         if calls.answer != (OK, 0):
             self._answered()
+
+    def forward(self, inputs: int, outputs: int, address: int, size: int) -> Forward:
+        """Make an engine that hands batches over; `run` goes on where it fails.
+
+        Args:
+            inputs: How many there are.
+            outputs: The same.
+            address: Of the memory of the rank that the child maps.
+            size: Its bytes.
+        """
+        from mpiserve._lib.engine import Forward  # it loads MPI
+
+        calls, last, memory = self._channel.calls, self.places()[-1], (SEGMENT, address, size)
+        found = calls.forward(RUN, inputs, outputs, memory, last, self._process.pidfd)
+        return Forward(*found, calls)
 
     def call(self, name: str, *arguments: Any, limit: float, what: str, key: str = "") -> Any:
         """Call a method of the child.
