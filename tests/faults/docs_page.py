@@ -23,7 +23,9 @@ over both transports where the launcher is `plain`, under Open MPI's `--with-ft 
 MPICH's `-disable-auto-cleanup` (`no cleanup`). "Jobs" counts those that went as they must, of those
 that ran: texts, answers of others, exit status, processes and files that remain. "Next answer" is
 the time from the fault to the next right answer that any rank gets, on a busy machine with 2 cores.
-What is said stands for all jobs of a row; numbers and names differ.
+What is said stands for all jobs of a row; numbers and names differ. Rows of "two hosts" have the
+inference rank to which it happens on a host of its own (a network namespace), where Puts and Gets
+are messages.
 
 `make test-faults` runs the jobs, `python tests/faults/docs_page.py` writes this page from what they
 saw. [What a job survives](../guide/survival.md) says what to do about it.

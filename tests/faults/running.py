@@ -18,6 +18,7 @@ import pytest
 from coupling import PYTHON, SERVE
 from faults import table
 from faults.table import ALIVE, EITHER, ENDS, KEPT, PLAIN, ULFM, Expect, Fault
+from faults.two_hosts import ON_HOSTS, two_hosts
 from faults.watched import Watched, job
 
 from mpiserve.config.service import ServiceConfig
@@ -124,7 +125,15 @@ def started(
     """Start the job of a row."""
     write(folder, fault)
     env = ENV | {"PYTHONPATH": str(folder)}
-    with job(folder, words(fault, mode, clients), env=env, shm=fault.shm, **streams) as watched:
+    arguments = words(fault, mode, clients)
+    if fault.hosts:
+        slots = {"n1": clients + fault.inference - 1, "n2": 1}
+        with two_hosts(folder, slots) as (place, flags):
+            env |= ON_HOSTS
+            with job(folder, [*flags, *arguments], env=env, place=place) as watched:
+                yield watched
+        return
+    with job(folder, arguments, env=env, shm=fault.shm, **streams) as watched:
         yield watched
 
 

@@ -69,6 +69,7 @@ class Fault:
         seconds: The most that the job may take; generous, since the machine may be busy.
         shm: The size of /dev/shm.
         transports: Those with which it is run.
+        hosts: Whether the last inference rank, to which it is done, is on a host of its own.
     """
 
     number: int
@@ -83,6 +84,7 @@ class Fault:
     seconds: float = 60
     shm: str = "1g"
     transports: tuple[str, ...] = ("shared", "rma")
+    hosts: bool = False
 
     @property
     def key(self) -> str:
@@ -204,6 +206,15 @@ RANKS = [
         DEATH,
         plan={"fallback": True},
     ),
+    of_rank(14, "last replica killed, local model", "kill", DEATH, service={"fallback": "local"}),
+    of_rank(
+        7,
+        "rank stopped for ever, local model",
+        "stop",
+        dict.fromkeys(EVERY, replace(GOES_ON, status=None, closes=False)),
+        service={"fallback": "local"},
+        plan={"steps": 20},
+    ),
     of_client(15, "simulation rank: SIGKILL", "kill", DEATH),
     of_client(
         15,
@@ -227,6 +238,40 @@ RANKS = [
         {mode: replace(KILLED, text="the simulation says no") for mode in EVERY},
         quick=True,
     ),
+]
+
+# Here MPI's puts and gets are messages, and no kernel tells of the rank.
+SILENT = replace(GOES_ON, status=None, closes=False)
+
+
+def on_hosts(fault: Fault) -> Fault:
+    """The same on two hosts, with the launcher that lets ranks live there."""
+    return replace(fault, name=f"two hosts: {fault.name}", hosts=True, transports=("rma",))
+
+
+HOSTS = [
+    on_hosts(fault)
+    for fault in (
+        of_rank(6, "rank stopped for 3 s", "nap", {ULFM: GOES_ON}),
+        of_rank(7, "one of 2 replicas stopped for ever", "stop", {ULFM: SILENT}, inference=2),
+        of_rank(
+            7,
+            "last replica stopped for ever",
+            "stop",
+            {ULFM: replace(SILENT, text="no reply from rank 2 within 3 s", errors=None)},
+            plan={"timeout": 3.0, "steps": 14},
+        ),
+        of_rank(13, "one of 2 replicas killed", "kill", {ULFM: GOES_ON}, inference=2),
+        of_rank(14, "last replica killed", "kill", {ULFM: GONE}),
+        of_rank(
+            14,
+            "last replica killed, local model",
+            "kill",
+            {ULFM: GOES_ON},
+            service={"fallback": "local"},
+        ),
+        of_client(15, "simulation rank: SIGKILL", "kill", {ULFM: GOES_ON}),
+    )
 ]
 
 # MPI itself keeps files in /dev/shm, of which some builds need more than others.
@@ -294,7 +339,7 @@ NODE = [
     ),
 ]
 
-FAULTS = [*MODEL, *LOAD, *RANKS, *NODE]
+FAULTS = [*MODEL, *LOAD, *RANKS, *HOSTS, *NODE]
 
 COLUMNS = ("fault", "launched", "MPI", "transport", "what was said", "next answer", "job")
 COLUMNS += ("requests of others", "status", "left behind", "")

@@ -34,7 +34,7 @@ def wake(job, fault, stopped):
     return None if fault.outside == "nap" else time.monotonic()
 
 
-@pytest.mark.parametrize(("fault", "mode"), cases(table.RANKS))
+@pytest.mark.parametrize(("fault", "mode"), cases([*table.RANKS, *table.HOSTS]))
 def test_the_others(fault, mode, tmp_path):
     with started(tmp_path, fault, mode, clients=CLIENTS) as job:
         act, stopped = harm(job, fault)

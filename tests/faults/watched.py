@@ -39,6 +39,8 @@ class Process(NamedTuple):
 class Room:
     """A /dev/shm that only the processes of one job see, while the process `pid` lives."""
 
+    temporary: str | None = None  # where its processes keep files, if it is a place of its own
+
     def __init__(self, folder: Path, size: str) -> None:
         for place in PLACES:
             self.holder = subprocess.Popen(
@@ -94,7 +96,7 @@ class Watched:
         self.session: list[str] = []  # and in the folder for temporary files
 
     def start(self, command: list[str], env: dict[str, str], stdout: str, stderr: str) -> None:
-        env = env | {MARK: self.mark, "TMPDIR": str(self.temporary)}
+        env = env | {MARK: self.mark, "TMPDIR": self.room.temporary or str(self.temporary)}
         with open(stdout, "ab") as out, open(stderr, "ab") as err:
             self.launcher = subprocess.Popen(
                 self.room.command(command),
@@ -214,12 +216,13 @@ def job(
     shm: str = "1g",
     stdout: str | None = None,
     stderr: str | None = None,
+    place: Room | None = None,
 ) -> Iterator[Watched]:
     """Start mpiexec with these arguments in a folder; end what is left of it at the end."""
     settings = mpijob.settings() | env
     # Sockets lie there, whose paths must be short.
     temporary = Path(tempfile.mkdtemp(prefix="mpiserve-"))
-    room = Room(folder, shm)
+    room = place or Room(folder, shm)
     watched = Watched(folder, room, temporary)
     command = [settings["MPIEXEC"], *map(str, words)]
     out, err = stdout or str(folder / "stdout"), stderr or str(folder / "stderr")
