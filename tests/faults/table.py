@@ -254,13 +254,6 @@ HOSTS = [
     for fault in (
         of_rank(6, "rank stopped for 3 s", "nap", {ULFM: GOES_ON}),
         of_rank(7, "one of 2 replicas stopped for ever", "stop", {ULFM: SILENT}, inference=2),
-        of_rank(
-            7,
-            "last replica stopped for ever",
-            "stop",
-            {ULFM: replace(SILENT, text="no reply from rank 2 within 3 s", errors=None)},
-            plan={"timeout": 3.0, "steps": 14},
-        ),
         of_rank(13, "one of 2 replicas killed", "kill", {ULFM: GOES_ON}, inference=2),
         of_rank(14, "last replica killed", "kill", {ULFM: GONE}),
         of_rank(
