@@ -12,10 +12,11 @@ number of ranks that its tests declare), harness, launch, models and examples (p
 MPI jobs themselves), faults (the same, of jobs in which something dies), cluster (the same, on
 several hosts of this machine), and fortran, which is launch for MPIs with a Fortran wrapper: those
 that --fortran names, which run nothing else but cluster/test_debian.py.
-Exit status 0: nothing failed. The last lines are the tests that took longest, and the count.
+Exit status 0: nothing failed. The last lines are the tests that took longest, what failed and
+why, and the count.
 
 --quick saves time: each module is run under one of the MPIs with one of the transports, in turns.
-The C programs, and the tests that pytest.mark.every_mpi marks, are run under every MPI. Of faults
+Plain C programs, and the tests that pytest.mark.every_mpi marks, are run under every MPI. Of faults
 those run that pytest.mark.quick marks. Those that pytest.mark.takes_long marks are left out but
 for --long.
 """
@@ -94,6 +95,7 @@ class Summary:
         for test, outcome in islice(bad.items(), SHOWN):
             note = f"  ({NOT_RUN})" if outcome == NOT_RUN else ""
             self.failures.append(job.title if test == job.title else f"{job.title}  {test}{note}")
+            self.failures += [f"  {why}" for why in reasons(job, test)]
             if job.again:
                 self.failures.append(f"  again: {job.again} {test.partition('seed ')[2]}".rstrip())
         if len(bad) > SHOWN:
@@ -109,12 +111,12 @@ class Summary:
             print(f"{title:58} failed\n{text}", flush=True)
 
     def end(self) -> int:
-        if self.failures:
-            print("\nFailed (logs: build/test-logs):", *self.failures, sep="\n  ")
         if self.seconds:
             print(f"\nThe {LONGEST} longest tests:")
         for seconds, title in sorted(self.seconds, reverse=True)[:LONGEST]:
             print(f"  {seconds:6.1f} s  {title}")
+        if self.failures:
+            print("\nFailed (logs: build/test-logs):", *self.failures, sep="\n  ")
         print("\n" + ", ".join(f"{self.counts[word]} {word}" for word in WORDS))
         return 1 if self.counts["failed"] or not self.counts["passed"] else 0
 
@@ -140,6 +142,13 @@ def outcomes(job: Job, code: int) -> dict[str, str]:
     if code != 0 and not {"failed", NOT_RUN} & set(ended.values()):
         ended["the job itself"] = "failed"
     return ended
+
+
+def reasons(job: Job, test: str) -> list[str]:
+    """List where and why a test failed, a line for each rank that says something else."""
+    found = [entry for rank in range(job.ranks) for entry in reports(job.folder, rank)]
+    said = (entry["why"][:200] for entry in found if entry["test"] == test and "why" in entry)
+    return list(dict.fromkeys(said))
 
 
 def durations(job: Job) -> list[tuple[float, str]]:
