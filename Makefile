@@ -56,12 +56,12 @@ bench: build/stamp.$(MPI) $(BASE)/stamp.bench  ## measure beside floors and riva
 
 # Side by side: each mostly waits for a compiler or for files.
 environments: | build/stamp.openmpi
-	@$(MAKE) --no-print-directory -j3 build/stamp.mpich $(FORTRAN:%=build/stamp.%)
+	@$(MAKE) --no-print-directory -j3 build/stamp.mpich $(FORTRAN:%=build/stamp.%) $(BASE)/stamp.tools
 
 # TESTS="-k NAME" and the like: see tests/run.py
 test: QUICK := --quick --seconds 3
 test-all: QUICK := --minutes 180
-test test-all: environments $(BASE)/stamp.tools
+test test-all: environments
 	@command -v spin >/dev/null || echo "no spin here: the models of the protocol are left out"
 	@$(if $(FORTRAN),,echo "no Debian MPI and gfortran here: the Fortran tests are left out")
 	@$(BASE)/bin/python tests/run.py --mpi openmpi=$(BASE) mpich=$(BASE)-mpich \

@@ -163,6 +163,7 @@ with mpiserve.open() as session:
 """
 
 
+@pytest.mark.takes_long
 def test_sixteen_clients_are_served_together(mpiexec, tmp_path):
     clients, room = 16, 24
     model = llama(tmp_path / "llama", width=256, layers=4)
