@@ -189,6 +189,7 @@ def test_another_replica_or_a_spare_answers_for_one_that_has_lost_a_rank(
     assert ("takes the place of rank 1" in done.stderr) == bool(partition)
 
 
+@pytest.mark.takes_long
 def test_failures_come_to_the_client_and_other_services_go_on(mpiexec, tmp_path):
     pair = {"backend": "models:Pair", "settings": PAIR}
     halfway = {"backend": "models:Pair", "settings": f"{PAIR}\noptions = {{ fails_at = 1 }}"}
