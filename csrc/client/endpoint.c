@@ -28,6 +28,14 @@ static int find_section(msi_endpoint *endpoint, const msi_head *head, uint32_t l
   return code;
 }
 
+static int allocate_given(msi_endpoint *endpoint) {
+  endpoint->given = calloc(2, sizeof *endpoint->given);
+  if (!endpoint->given) return msi_error(MPISERVE_ENOMEM, "no memory for shapes");
+  endpoint->layout.inputs.given = &endpoint->given[0];
+  endpoint->layout.outputs.given = &endpoint->given[1];
+  return MPISERVE_OK;
+}
+
 int msi_endpoint_open(msi_endpoint *endpoint, msi_window *window, const msi_head *head) {
   const msi_world *world = window->world;
   int number = msi_window_transport(world, world->rank, head->rank);
@@ -35,6 +43,7 @@ int msi_endpoint_open(msi_endpoint *endpoint, msi_window *window, const msi_head
   uint32_t lanes = lane_of(world, head->rank, number, world->size);
   *endpoint = (msi_endpoint){0};
   int code = find_section(endpoint, head, lanes);
+  if (!code && msi_layout_is_free(&endpoint->layout)) code = allocate_given(endpoint);
   if (code) return code;
   endpoint->path = (msi_path){.transport = msi_transport_at(number),
                               .window = window,
@@ -48,6 +57,7 @@ int msi_endpoint_open(msi_endpoint *endpoint, msi_window *window, const msi_head
 /* Buffers that were not given back stay readable: somebody may look at them. */
 void msi_endpoint_close(msi_endpoint *endpoint) {
   int held = 0;
+  free(endpoint->given);
   for (int i = MSI_SLOTS; i < MSI_LEASES; i++) held += msi_endpoint_holds(endpoint, i);
   if (held) msi_window_keep(endpoint->path.window, endpoint->path.head);
   if (endpoint->path.transport && endpoint->path.transport->close)
@@ -210,8 +220,7 @@ static uint32_t first_row(const msi_endpoint *endpoint, const msi_location *loca
   return endpoint->leases[location->lease].begin + location->row;
 }
 
-static int write_slabs(msi_endpoint *endpoint, const msi_payload *payload) {
-  const msi_side *side = &endpoint->layout.inputs;
+static int write_slabs(msi_endpoint *endpoint, const msi_payload *payload, const msi_side *side) {
   msi_path *path = &endpoint->path;
   int code = MPISERVE_OK;
   for (int i = 0; i < side->n && !code && !payload->input.in_place; i++)
@@ -221,8 +230,7 @@ static int write_slabs(msi_endpoint *endpoint, const msi_payload *payload) {
   return code;
 }
 
-static int read_slabs(msi_endpoint *endpoint, const msi_payload *payload) {
-  const msi_side *side = &endpoint->layout.outputs;
+static int read_slabs(msi_endpoint *endpoint, const msi_payload *payload, const msi_side *side) {
   msi_path *path = &endpoint->path;
   int code = MPISERVE_OK;
   if (payload->output.in_place) return code;
@@ -231,6 +239,12 @@ static int read_slabs(msi_endpoint *endpoint, const msi_payload *payload) {
         path->transport->read(path, slab_at(endpoint, 1, i, first_row(endpoint, &payload->output)),
                               payload->outputs[i], (size_t)payload->rows * side->row_bytes[i]);
   return !code && path->transport->read_end ? path->transport->read_end(path) : code;
+}
+
+static size_t write_dims(const msi_endpoint *endpoint, const msi_shapes *shapes, msi_slot *slot) {
+  const msi_side *side = &endpoint->layout.inputs;
+  memcpy(slot->input, shapes->input_dims, (size_t)side->n_free * sizeof *shapes->input_dims);
+  return msi_side_dims_bytes(side);
 }
 
 int msi_endpoint_infer(msi_endpoint *endpoint, msi_kind kind, const msi_payload *payload,
@@ -244,23 +258,29 @@ int msi_endpoint_infer(msi_endpoint *endpoint, msi_kind kind, const msi_payload 
     slot->request.deadline_ns -= msi_now();
   slot->request.output_lease = (int8_t)payload->output.lease;
   slot->request.output_row = payload->output.row;
+  const msi_side *side = &endpoint->layout.inputs;
   size_t bytes = 0;
   int code = MPISERVE_OK;
+  if (msi_layout_is_free(&endpoint->layout)) {
+    side = &payload->shapes->inputs;
+    bytes = write_dims(endpoint, payload->shapes, slot);
+  }
   if (payload->input.lease < 0) {
-    msi_side_pack(&endpoint->layout.inputs, payload->rows, slot->input, payload->inputs);
-    bytes = (size_t)payload->rows * endpoint->layout.inputs.total_row_bytes;
+    msi_side_pack(side, payload->rows, slot->input + bytes, payload->inputs);
+    bytes += (size_t)payload->rows * side->total_row_bytes;
   } else {
-    code = write_slabs(endpoint, payload);
+    code = write_slabs(endpoint, payload, side);
   }
   if (!code) code = post(endpoint, bytes, owner);
   *sequence = endpoint->sent;
   return code;
 }
 
-int msi_endpoint_outputs(msi_endpoint *endpoint, int slot, const msi_payload *payload) {
-  if (payload->output.lease >= 0) return read_slabs(endpoint, payload);
-  msi_side_unpack(&endpoint->layout.outputs, payload->rows, payload->outputs,
-                  endpoint->path.slots[slot].output);
+int msi_endpoint_outputs(msi_endpoint *endpoint, int slot, const msi_payload *payload,
+                         const msi_side *side) {
+  if (payload->output.lease >= 0) return read_slabs(endpoint, payload, side);
+  msi_side_unpack(side, payload->rows, payload->outputs,
+                  endpoint->path.slots[slot].output + msi_side_dims_bytes(side));
   return MPISERVE_OK;
 }
 
