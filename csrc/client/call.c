@@ -325,7 +325,8 @@ int msi_call_submit(mpiserve_service *service, int64_t rows, void *const *inputs
   call->is_piece = (how & CALL_IS_PIECE) != 0;
   call->service = service;
   code = choose(service, call, rows, inputs, outputs);
-  if (!code && msi_layout_is_free(&service->endpoint->layout)) code = msi_free_dims_take(call);
+  if (!code && msi_layout_is_free(&service->endpoint->layout))
+    code = msi_free_dims_take(call, options);
   if (code) {
     msi_calls_give(client, call);
     return code;

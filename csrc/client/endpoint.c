@@ -33,6 +33,7 @@ static int allocate_given(msi_endpoint *endpoint) {
   if (!endpoint->given) return msi_error(MPISERVE_ENOMEM, "no memory for shapes");
   endpoint->layout.inputs.given = &endpoint->given[0];
   endpoint->layout.outputs.given = &endpoint->given[1];
+  endpoint->layout.inputs.n_plain = endpoint->layout.outputs.n_plain = -1; /* note all shapes */
   return MPISERVE_OK;
 }
 

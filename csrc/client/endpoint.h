@@ -25,7 +25,8 @@ typedef struct msi_location {
 /* The free dimensions of a request, and its rows' bytes. */
 typedef struct msi_shapes {
   uint32_t input_dims[MPISERVE_MAX_FREE];
-  msi_given wanted; /* of the outputs */
+  msi_given wanted;       /* of the outputs */
+  int64_t *result_shapes; /* of mpiserve_options; or NULL */
   msi_side inputs, outputs;
 } msi_shapes;
 

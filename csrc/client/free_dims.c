@@ -6,7 +6,7 @@
 
 #include "base/error.h"
 
-int msi_free_dims_take(msi_call *call) {
+int msi_free_dims_take(msi_call *call, const mpiserve_options *options) {
   const msi_layout *layout = &call->service->endpoint->layout;
   msi_shapes *shapes = call->payload.shapes;
   if (!shapes) shapes = call->payload.shapes = malloc(sizeof *shapes); /* kept with the call */
@@ -15,18 +15,13 @@ int msi_free_dims_take(msi_call *call) {
   shapes->wanted = *layout->outputs.given;
   msi_side_of_dims(&layout->inputs, shapes->input_dims, &shapes->inputs);
   shapes->outputs = layout->outputs;
+  shapes->result_shapes = options ? options->result_shapes : NULL;
   return MPISERVE_OK;
 }
 
 static int64_t elements(int ndim, const int64_t *dims) {
   int64_t n = 1;
   for (int d = 0; d < ndim; d++) n *= dims[d];
-  return n;
-}
-
-static int is_free(const mpiserve_spec *spec) {
-  int n = 0;
-  for (int d = 0; d < spec->ndim; d++) n += msi_spec_is_free(spec, d);
   return n;
 }
 
@@ -44,13 +39,11 @@ static int does_not_fit(const msi_call *call, const mpiserve_spec *spec, const i
 
 /* Has the caller room for a result, or just this shape if it wants no other? */
 static int check_room(const msi_call *call, const int64_t *found) {
-  const msi_side *side = &call->payload.shapes->outputs;
-  const msi_given *wanted = &call->payload.shapes->wanted;
-  for (int i = 0; i < side->n; i++) {
-    const mpiserve_spec *spec = &side->specs[i];
-    int any = wanted->result_shapes[i] != NULL;
-    if (!is_free(spec)) continue;
-    const int64_t *dims = found + (size_t)i * MPISERVE_MAX_DIMS, *room = wanted->shapes[i];
+  const msi_shapes *shapes = call->payload.shapes;
+  int any = shapes->result_shapes != NULL;
+  for (int i = 0; i < shapes->outputs.n; i++) {
+    const mpiserve_spec *spec = &shapes->outputs.specs[i];
+    const int64_t *dims = found + (size_t)i * MPISERVE_MAX_DIMS, *room = shapes->wanted.shapes[i];
     size_t bytes = sizeof *dims * (size_t)spec->ndim;
     if (any ? elements(spec->ndim, dims) > elements(spec->ndim, room) : memcmp(dims, room, bytes))
       return does_not_fit(call, spec, dims, room, any);
@@ -58,13 +51,11 @@ static int check_room(const msi_call *call, const int64_t *found) {
   return MPISERVE_OK;
 }
 
-static void tell_shapes(const msi_call *call, const int64_t *found) {
-  const msi_side *side = &call->payload.shapes->outputs;
-  const msi_given *wanted = &call->payload.shapes->wanted;
-  for (int i = 0; i < side->n; i++)
-    if (wanted->result_shapes[i] && is_free(&side->specs[i]))
-      memcpy(wanted->result_shapes[i], found + (size_t)i * MPISERVE_MAX_DIMS,
-             sizeof *found * (size_t)side->specs[i].ndim);
+static void tell_shapes(const msi_shapes *shapes, const int64_t *found) {
+  for (int i = 0; i < shapes->outputs.n && shapes->result_shapes; i++)
+    memcpy(shapes->result_shapes + (size_t)shapes->wanted.position[i] * MPISERVE_MAX_DIMS,
+           found + (size_t)i * MPISERVE_MAX_DIMS,
+           sizeof *found * (size_t)shapes->outputs.specs[i].ndim);
 }
 
 /* What a head has written is checked like all that others can write to: once, after a copy. */
@@ -86,13 +77,13 @@ int msi_free_dims_results(msi_call *call, int slot) {
   int64_t found[MPISERVE_MAX_TENSORS * MPISERVE_MAX_DIMS];
   msi_shapes *shapes = call->payload.shapes;
   if (!call->payload.rows) { /* the model has not seen it */
-    tell_shapes(call, shapes->wanted.shapes[0]);
+    tell_shapes(shapes, shapes->wanted.shapes[0]);
     return MPISERVE_OK;
   }
   int code = read_dims(call, slot, found);
   if (!code)
     code = msi_endpoint_outputs(call->message.endpoint, slot, &call->payload, &shapes->outputs);
-  if (!code) tell_shapes(call, found);
+  if (!code) tell_shapes(shapes, found);
   if (code) snprintf(call->message.text, sizeof call->message.text, "%s", mpiserve_last_error());
   return code;
 }

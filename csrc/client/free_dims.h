@@ -5,7 +5,7 @@
 #include "client/state.h"
 
 /* Takes over what msi_side_match() has found last, for a call that is about to be sent. */
-int msi_free_dims_take(msi_call *call);
+int msi_free_dims_take(msi_call *call, const mpiserve_options *options);
 
 /* As msi_endpoint_outputs(), for results of any dimensions that the caller has room for. An error
  * also becomes the text of the call. */

@@ -74,8 +74,7 @@ static int turn_away(msi_broker *broker, const msi_entry *entry) {
                          MSI_SUSPENDED, NULL);
 }
 
-/* Where one side of a request lies: in the slot, or in leased rows. The client has
- * checked this too; what is in a window is not trusted all the same. */
+/* Where one side of a request lies: in the slot, or in leased rows. Nothing there is trusted. */
 static int find_rows(const msi_inbox *inbox, const msi_entry *entry, const msi_side *side,
                      int32_t lease, uint32_t row, uint32_t *begin) {
   *begin = MSI_IN_SLOT;
@@ -121,8 +120,7 @@ static int refuse_for_room(msi_broker *broker, const msi_entry *entry) {
   return msi_broker_refuse(broker, entry, MPISERVE_EFULL, text);
 }
 
-/* Hosts have clocks of their own: over rma the client says how long. What is in a window
- * is not trusted: the sum may be anything, but is defined, and never before now. */
+/* Hosts have clocks of their own. The sum may be anything, but is defined, and never before now. */
 static int64_t deadline_of(const msi_broker *broker, const msi_entry *entry, int64_t deadline_ns) {
   if (!deadline_ns) return 0;
   if (!broker->inboxes[entry->inbox].transport->same_node)

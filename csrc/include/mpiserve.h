@@ -167,6 +167,11 @@ typedef struct mpiserve_request {
 typedef struct mpiserve_options {
   double deadline;  /* seconds from now until the request ends unanswered; 0: no deadline */
   int32_t priority; /* -100 to 100: the head takes higher ones first; 0: the default */
+  /* For a service with free dimensions: results may have any that the outputs have room for, whose
+     shape then says only that. When the request has ended with MPISERVE_OK, dimension d of output
+     j of the call is result_shapes[j * MPISERVE_MAX_DIMS + d], and the result lies dense at the
+     beginning of its data. The numbers must exist until then. NULL: see mpiserve_tensor */
+  int64_t *result_shapes;
 } mpiserve_options;
 
 /* What every value of an output must be, or its row is no answer: bits of mpiserve_spec. */
@@ -191,19 +196,14 @@ typedef struct mpiserve_spec {
 
 /* One tensor of a call: the caller's memory, dense and C-contiguous. If name is NULL, the position
  * in the call says which tensor of the signature it is.
- *
- * The model decides the free dimensions of an output. With result_shape, shape says only how many
- * elements data has room for; when the request ends with MPISERVE_OK, result_shape has the ndim
- * dimensions of the result, which lies at the beginning of data, dense. If it is NULL, the result
- * must have the dimensions of shape. A result that does not fit ends the request with
- * MPISERVE_ESHAPE. Inputs, and outputs without free dimensions, leave result_shape as it is. */
+ * The model decides the free dimensions of an output, which must be those of shape, unless the
+ * request has mpiserve_options.result_shapes; otherwise it ends with MPISERVE_ESHAPE. */
 typedef struct mpiserve_tensor {
   const char *name;
   void *data;
   int32_t dtype;
   int32_t ndim;
   int64_t shape[MPISERVE_MAX_DIMS];
-  int64_t *result_shape; /* NULL, or room for ndim numbers until the request has ended */
 } mpiserve_tensor;
 
 /* What an inference rank publishes of a service. */

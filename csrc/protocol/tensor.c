@@ -289,9 +289,9 @@ static int any_check(const msi_side *side, const char *service, const mpiserve_s
   return *data ? MPISERVE_OK : no_data(side, service, spec, has_values(tensor), data);
 }
 
-static void note(msi_given *given, int at, const mpiserve_tensor *tensor) {
+static void note(msi_given *given, int at, int i, const mpiserve_tensor *tensor) {
   memcpy(given->shapes[at], tensor->shape, sizeof given->shapes[at]);
-  given->result_shapes[at] = tensor->result_shape;
+  given->position[at] = i;
 }
 
 /* The place in the signature of tensor i of a call; -1: it has none, or it is taken. */
@@ -325,7 +325,7 @@ static int match_any(const msi_side *side, const char *service, int n,
     if (at < 0) return MPISERVE_ENAME;
     int code = any_check(side, service, &side->specs[at], &tensors[i], rows, &data[at]);
     if (code) return code;
-    if (side->given) note(side->given, at, &tensors[i]);
+    if (side->given) note(side->given, at, i, &tensors[i]);
   }
   if (side->given) msi_side_dims(side, side->given->shapes[0], side->given->dims);
   return MPISERVE_OK;

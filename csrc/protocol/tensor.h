@@ -28,11 +28,11 @@ typedef struct msi_side {
   struct msi_given *given; /* what msi_side_match() found of these; NULL: nobody wants to know */
 } msi_side;
 
-/* The free dimensions of the tensors of a call, and where it wants those of the results. */
+/* The shapes of the tensors of a call, and its free dimensions. */
 typedef struct msi_given {
   uint32_t dims[MPISERVE_MAX_FREE];
   int64_t shapes[MPISERVE_MAX_TENSORS][MPISERVE_MAX_DIMS];
-  int64_t *result_shapes[MPISERVE_MAX_TENSORS];
+  int position[MPISERVE_MAX_TENSORS]; /* of the tensors, in the call */
 } msi_given;
 
 /* Has the tensor a dimension of rows? */

@@ -14,7 +14,7 @@ from typing import Any
 from mpiserve._lib import handover
 from mpiserve.config import ServiceConfig
 from mpiserve.errors import Code, ModelError
-from mpiserve.serving.isolation.channel import OK, RUN, Arrays, Channel, Place, Room
+from mpiserve.serving.isolation.channel import OK, Arrays, Channel, Place, Room
 from mpiserve.serving.isolation.messages import Answer
 from mpiserve.serving.isolation.server_link import ForkServer, ending
 
@@ -82,8 +82,13 @@ class ChildProcess:
         return self._room.places()
 
     def run(
-        self, rows: int, places: tuple[int, ...], done: Callable[[int], None], limit: float
-    ) -> None:
+        self,
+        rows: int,
+        places: tuple[int, ...],
+        done: Callable[[int], None],
+        limit: float,
+        shapes: Sequence[Sequence[int]] | None = None,
+    ) -> Any:
         """Run the model on a batch.
 
         Args:
@@ -91,13 +96,17 @@ class ChildProcess:
             places: The places of the inputs, the outputs and the clients, one after the other.
             done: Called with the number of first rows of all outputs that are final.
             limit: The seconds that it may take; 0 means no limit.
+            shapes: Those of the inputs, where they have free dimensions.
+
+        Returns:
+            The shapes of the results, if shapes were given.
 
         Raises:
             LostError: If the child dies or takes too long.
             Error: With the text of the model's exception.
         """
         calls, last = self._channel.calls, 0
-        calls.post(RUN, rows, places)
+        self._channel.run(rows, places, shapes)
         end = time.monotonic() + limit if limit else 0.0
         while True:
             left = max(0.0, end - time.monotonic()) if limit else FOREVER
@@ -108,8 +117,7 @@ class ChildProcess:
                 last = rows_done
                 done(last)
         self._check(found, f"timeout_s = {limit:g} s", "on this batch")
-        if calls.answer != (OK, 0):
-            self._answered()
+        return None if calls.answer == (OK, 0) else self._answered()
 
     def call(self, name: str, *arguments: Any, limit: float, what: str, key: str = "") -> Any:
         """Call a method of the child.
