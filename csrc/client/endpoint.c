@@ -245,7 +245,7 @@ static int read_slabs(msi_endpoint *endpoint, const msi_payload *payload, const 
 static size_t write_dims(const msi_endpoint *endpoint, const msi_shapes *shapes, msi_slot *slot) {
   const msi_side *side = &endpoint->layout.inputs;
   memcpy(slot->input, shapes->input_dims, (size_t)side->n_free * sizeof *shapes->input_dims);
-  return msi_side_dims_bytes(side);
+  return side->dims_bytes;
 }
 
 int msi_endpoint_infer(msi_endpoint *endpoint, msi_kind kind, const msi_payload *payload,
@@ -281,7 +281,7 @@ int msi_endpoint_outputs(msi_endpoint *endpoint, int slot, const msi_payload *pa
                          const msi_side *side) {
   if (payload->output.lease >= 0) return read_slabs(endpoint, payload, side);
   msi_side_unpack(side, payload->rows, payload->outputs,
-                  endpoint->path.slots[slot].output + msi_side_dims_bytes(side));
+                  endpoint->path.slots[slot].output + side->dims_bytes);
   return MPISERVE_OK;
 }
 

@@ -18,8 +18,7 @@ int msi_free_dims_alike(const void *inboxes, const msi_entry *a, const msi_entry
 static void gather(const msi_assembly *assembly, const msi_entry *m) {
   const msi_inbox *inbox = &assembly->inboxes[m->inbox];
   const msi_side *side = &assembly->inputs;
-  const uint8_t *packed =
-      msi_inbox_slot(inbox, m->lane, m->sequence)->input + msi_side_dims_bytes(side);
+  const uint8_t *packed = msi_inbox_slot(inbox, m->lane, m->sequence)->input + side->dims_bytes;
   for (int i = 0; i < side->n; i++) {
     size_t bytes = m->rows * side->row_bytes[i];
     const uint8_t *from =
@@ -89,7 +88,7 @@ size_t msi_free_dims_scatter(const msi_assembly *assembly, const msi_entry *m, m
                              const void *const *outputs) {
   const msi_inbox *inbox = &assembly->inboxes[m->inbox];
   const msi_side *side = &assembly->outputs;
-  uint8_t *packed = slot->output + msi_side_dims_bytes(side);
+  uint8_t *packed = slot->output + side->dims_bytes;
   int in_slot = m->output_row == MSI_IN_SLOT;
   memcpy(slot->output, assembly->result_dims, (size_t)side->n_free * sizeof(uint32_t));
   for (int i = 0; i < side->n; i++) {

@@ -137,7 +137,8 @@ int msi_side_init(msi_side *side, const char *what, int n, const mpiserve_spec *
     for (int d = 0; d < specs[i].ndim; d++) side->n_free += msi_spec_is_free(&specs[i], d);
   }
   side->n_plain = side->has_rows && !side->n_free ? n : -1;
-  side->eager_row_bytes = side->total_row_bytes + msi_side_dims_bytes(side);
+  side->dims_bytes = ((size_t)side->n_free * sizeof(uint32_t) + 7) / 8 * 8;
+  side->eager_row_bytes = side->total_row_bytes + side->dims_bytes;
   if (side->n_free <= MPISERVE_MAX_FREE) return MPISERVE_OK;
   return msi_error(MPISERVE_ESHAPE, "the %ss have %d free dimensions, the limit is %d", what,
                    side->n_free, MPISERVE_MAX_FREE);

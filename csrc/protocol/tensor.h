@@ -20,11 +20,12 @@ typedef struct msi_side {
   const mpiserve_spec *specs;
   size_t row_bytes[MPISERVE_MAX_TENSORS]; /* at most; of a request, see msi_side_of_dims() */
   size_t total_row_bytes;                 /* of all tensors of this side */
-  size_t eager_row_bytes;                 /* with what is sent with them: msi_side_dims_bytes() */
-  int n_plain;                            /* n; -1: the tensors have no rows, or free dimensions */
-  int has_rows;                           /* else one tensor is one row */
-  int n_free;                             /* free dimensions */
-  int64_t least_rows;                     /* of a call, and the least of a free dimension */
+  size_t dims_bytes;       /* of its free dimensions, which are sent before the payload */
+  size_t eager_row_bytes;  /* no less than those of a row, and of these dimensions */
+  int n_plain;             /* n; -1: the tensors have no rows, or free dimensions */
+  int has_rows;            /* else one tensor is one row */
+  int n_free;              /* free dimensions */
+  int64_t least_rows;      /* of a call, and the least of a free dimension */
   struct msi_given *given; /* what msi_side_match() found of these; NULL: nobody wants to know */
 } msi_side;
 
@@ -56,13 +57,7 @@ int msi_side_init(msi_side *side, const char *what, int n, const mpiserve_spec *
 int msi_side_match(const msi_side *side, const char *service, int n, const mpiserve_tensor *tensors,
                    int64_t *rows, void **data);
 
-/* The free dimensions of a side as numbers, in the order of the signature, as they are sent: before
- * the payload, and padded to 8 bytes. */
-static inline size_t msi_side_dims_bytes(const msi_side *side) {
-  return ((size_t)side->n_free * sizeof(uint32_t) + 7) / 8 * 8;
-}
-
-/* Are they within the signature's bounds? */
+/* Are free dimensions, as numbers in the order of the signature, within its bounds? */
 int msi_side_has_dims(const msi_side *side, const uint32_t *dims);
 
 /* The same side, with the bytes of rows of these dimensions. */

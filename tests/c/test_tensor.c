@@ -287,7 +287,7 @@ static void test_free_dimensions_have_room_for_the_largest(void) {
   int64_t shapes[2 * MPISERVE_MAX_DIMS];
   CHECK(!msi_side_init(&side, "input", 2, images) && side.has_rows && side.n_free == 2);
   CHECK(side.row_bytes[0] == 3 * 8 * 5 * 4 && side.total_row_bytes == 480 + 8);
-  CHECK(msi_side_dims_bytes(&side) == 8 && side.eager_row_bytes == side.total_row_bytes + 8);
+  CHECK(side.dims_bytes == 8 && side.eager_row_bytes == side.total_row_bytes + 8);
   msi_side_of_dims(&side, dims, &actual);
   CHECK(actual.row_bytes[0] == 120 && actual.row_bytes[1] == 8 && actual.total_row_bytes == 128);
   msi_side_shapes(&side, 7, dims, shapes);

@@ -26,7 +26,8 @@ def unordered(word: str) -> dict[str, str]:
 RELEASE, ACQUIRE = (
     {f"memory_order_{order}": "memory_order_relaxed"} for order in ("release", "acquire")
 )
-PACK = "msi_side_pack(&endpoint->layout.inputs, payload->rows, slot->input, payload->inputs);"
+PACK = "msi_side_pack(side, payload->rows, slot->input + bytes, payload->inputs);"
+PACK_LATE = "if (bytes) msi_side_pack(side, payload->rows, slot->input, payload->inputs);"
 CLEAR = "atomic_store_explicit(&slot->request.cancelled, 0, memory_order_relaxed);"
 SEEN = "inbox->seen[lane] = (uint8_t)sequence;"
 OPEN = "if (inbox->lanes[lane].open & (slot_bit(sequence) | MSI_SHUT)) return 0;"
@@ -45,7 +46,7 @@ BUGS = [
     Bug(
         "payload after doorbell",
         "client/endpoint.c",
-        {PACK: "", "*sequence = endpoint->sent;": f"*sequence = endpoint->sent; if (bytes) {PACK}"},
+        {PACK: "", "*sequence = endpoint->sent;": f"*sequence = endpoint->sent; {PACK_LATE}"},
         "race_lanes",
     ),
     Bug(
@@ -143,6 +144,13 @@ BUGS = [
         "number of a lease not checked",
         "head/broker.c",
         {"if (lease >= MSI_LEASES) return 0;": ""},
+        "hostile",
+        MEMORY,
+    ),
+    Bug(
+        "free dimensions not checked",
+        "head/inbox.c",
+        {"return msi_side_has_dims(side, dims);": "return side->n_free;"},
         "hostile",
         MEMORY,
     ),
