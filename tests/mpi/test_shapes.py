@@ -42,7 +42,7 @@ def image(rank, step, k):
 
 @pytest.mark.roles(simulation=3, inference=1)
 @pytest.mark.parametrize(
-    "settings", [{"backend": "torch"}, {"backend": "torch", "isolate": False}, {}]
+    "settings", [{"backend": "torch"}, pytest.param({}, marks=pytest.mark.takes_long)]
 )
 @pytest.mark.timeout(120)
 def test_images_of_four_sizes_are_as_the_model_alone_has_them(world, settings):
