@@ -31,7 +31,7 @@ SHELL_FILES := .ci/run tests/gpu/run tests/gpu/bundle $(wildcard tests/*.sh) $(w
 
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: help build install demo bench test test-all test-mpi test-cluster test-faults soak test-c asan tsan fuzz proof lint format docs clean
+.PHONY: help build install demo environments bench test test-all test-mpi test-cluster test-faults soak test-c asan tsan fuzz proof lint format docs clean
 
 help:
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*##/\t/' | expand -t 12
@@ -54,10 +54,14 @@ bench: build/stamp.$(MPI) $(BASE)/stamp.bench  ## measure beside floors and riva
 	    $(ENV)/bin/python -m mpiserve bench \
 	    --json build/bench/$(MPI)/rows.json --plots build/bench/$(MPI)
 
+# Side by side: each mostly waits for a compiler or for files.
+environments: | build/stamp.openmpi
+	@$(MAKE) --no-print-directory -j3 build/stamp.mpich $(FORTRAN:%=build/stamp.%) $(BASE)/stamp.tools
+
 # TESTS="-k NAME" and the like: see tests/run.py
 test: QUICK := --quick --seconds 3
 test-all: QUICK := --minutes 180
-test test-all: build/stamp.openmpi build/stamp.mpich $(FORTRAN:%=build/stamp.%) $(BASE)/stamp.tools
+test test-all: environments
 	@command -v spin >/dev/null || echo "no spin here: the models of the protocol are left out"
 	@$(if $(FORTRAN),,echo "no Debian MPI and gfortran here: the Fortran tests are left out")
 	@$(BASE)/bin/python tests/run.py --mpi openmpi=$(BASE) mpich=$(BASE)-mpich \

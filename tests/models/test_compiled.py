@@ -56,6 +56,7 @@ def files(tmp_path):
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.takes_long
 def test_ranks_compile_once_and_later_jobs_find_it(files, mpiexec, tmp_path):
     env = {"MPISERVE_CACHE": str(tmp_path / "cache")}
     files("compiled")
