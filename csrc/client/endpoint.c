@@ -131,7 +131,8 @@ void msi_endpoint_why(const msi_endpoint *endpoint, char *text, size_t bytes) {
   append_doing(endpoint, text, bytes);
 }
 
-static int post(msi_endpoint *endpoint, size_t payload_bytes, void *owner) {
+static inline __attribute__((always_inline)) int post(msi_endpoint *endpoint, size_t payload_bytes,
+                                                      void *owner) {
   int at = (int)(endpoint->sent % MSI_SLOTS);
   if (endpoint->lost) return msi_endpoint_lost(endpoint);
   int code = endpoint->path.transport->post(&endpoint->path, endpoint->sent + 1, payload_bytes);
@@ -242,10 +243,21 @@ static int read_slabs(msi_endpoint *endpoint, const msi_payload *payload, const 
   return !code && path->transport->read_end ? path->transport->read_end(path) : code;
 }
 
-static size_t write_dims(const msi_endpoint *endpoint, const msi_shapes *shapes, msi_slot *slot) {
-  const msi_side *side = &endpoint->layout.inputs;
-  memcpy(slot->input, shapes->input_dims, (size_t)side->n_free * sizeof *shapes->input_dims);
-  return side->dims_bytes;
+/* The free dimensions, and then the inputs. Not inlined: others would save registers for it. */
+__attribute__((noinline)) static int send_with_dims(msi_endpoint *endpoint, msi_slot *slot,
+                                                    const msi_payload *payload, void *owner) {
+  const msi_side *side = &payload->shapes->inputs;
+  const uint32_t *dims = payload->shapes->input_dims;
+  size_t bytes = side->dims_bytes;
+  int code = MPISERVE_OK;
+  memcpy(slot->input, dims, (size_t)side->n_free * sizeof *dims);
+  if (payload->input.lease >= 0) {
+    code = write_slabs(endpoint, payload, side);
+  } else {
+    msi_side_pack(side, payload->rows, slot->input + bytes, payload->inputs);
+    bytes += (size_t)payload->rows * side->total_row_bytes;
+  }
+  return code ? code : post(endpoint, bytes, owner);
 }
 
 int msi_endpoint_infer(msi_endpoint *endpoint, msi_kind kind, const msi_payload *payload,
@@ -263,16 +275,16 @@ int msi_endpoint_infer(msi_endpoint *endpoint, msi_kind kind, const msi_payload 
   size_t bytes = 0;
   int code = MPISERVE_OK;
   if (msi_layout_is_free(&endpoint->layout)) {
-    side = &payload->shapes->inputs;
-    bytes = write_dims(endpoint, payload->shapes, slot);
-  }
-  if (payload->input.lease < 0) {
-    msi_side_pack(side, payload->rows, slot->input + bytes, payload->inputs);
-    bytes += (size_t)payload->rows * side->total_row_bytes;
+    const msi_payload copy = *payload; /* a caller's own does not escape, and so stays constant */
+    code = send_with_dims(endpoint, slot, &copy, owner);
+  } else if (payload->input.lease < 0) {
+    msi_side_pack(side, payload->rows, slot->input, payload->inputs);
+    bytes = (size_t)payload->rows * side->total_row_bytes;
+    code = post(endpoint, bytes, owner);
   } else {
     code = write_slabs(endpoint, payload, side);
+    if (!code) code = post(endpoint, 0, owner);
   }
-  if (!code) code = post(endpoint, bytes, owner);
   *sequence = endpoint->sent;
   return code;
 }

@@ -155,8 +155,8 @@ size_t msi_assembly_scatter(msi_assembly *assembly, const msi_entry *m, msi_slot
                             const void *const *outputs) {
   const msi_inbox *inbox = &assembly->inboxes[m->inbox];
   const msi_side *side = &inbox->layout.outputs;
-  uint8_t *packed = slot->output;
   if (msi_layout_is_free(&inbox->layout)) return msi_free_dims_scatter(assembly, m, slot, outputs);
+  uint8_t *packed = slot->output;
   for (int i = 0; i < side->n; i++) {
     size_t bytes = m->rows * side->row_bytes[i];
     const uint8_t *from = (const uint8_t *)outputs[i] + m->at * side->row_bytes[i];

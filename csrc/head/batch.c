@@ -83,24 +83,29 @@ static int is_due(const msi_policy *policy, const msi_queue *queue, int64_t now_
   return 0;
 }
 
-/* Rows that are not like those of the oldest request fill no batch of it. */
-static int is_full(const msi_policy *policy, const msi_queue *queue) {
+/* Rows that are not like those of the oldest request fill no batch of it, and requests that a batch
+ * has left wait no more. Not inlined: others would save registers for it. */
+__attribute__((noinline)) static msi_close_reason decide_alike(const msi_policy *policy,
+                                                               const msi_queue *queue,
+                                                               uint32_t asked, uint32_t able,
+                                                               int64_t now_ns) {
   const msi_entry *first = msi_queue_at(queue, 0);
   int64_t rows = 0;
-  for (uint32_t i = 0; i < queue->n && rows < policy->max_rows; i++) {
+  for (uint32_t i = 0; i < queue->n && rows < policy->alike_rows; i++) {
     const msi_entry *e = msi_queue_at(queue, i);
     if (policy->alike(policy->of, first, e)) rows += e->rows;
   }
-  return policy->together || queue->full || rows >= policy->max_rows;
+  if (policy->together || rows >= policy->alike_rows || queue->full) return MSI_CLOSED_ROWS;
+  if (asked >= able || first->left) return MSI_CLOSED_CENSUS;
+  return is_due(policy, queue, now_ns) ? MSI_CLOSED_DELAY : MSI_OPEN;
 }
 
 msi_close_reason msi_batch_decide(const msi_policy *policy, const msi_queue *queue, uint32_t asked,
                                   uint32_t able, int64_t now_ns) {
   if (!queue->n) return MSI_OPEN;
-  if ((policy->together || queue->rows >= policy->max_rows || queue->full) &&
-      (!policy->alike || is_full(policy, queue)))
-    return MSI_CLOSED_ROWS;
-  if (asked >= able || msi_queue_at(queue, 0)->left) return MSI_CLOSED_CENSUS;
+  if (policy->together || queue->rows >= policy->max_rows || queue->full)
+    return policy->max_rows ? MSI_CLOSED_ROWS : decide_alike(policy, queue, asked, able, now_ns);
+  if (asked >= able) return MSI_CLOSED_CENSUS;
   return is_due(policy, queue, now_ns) ? MSI_CLOSED_DELAY : MSI_OPEN;
 }
 
@@ -114,7 +119,8 @@ static uint32_t pick_by_arrival(const msi_policy *policy, msi_queue *queue) {
   int64_t rows = 0;
   for (; n < queue->n; n++) {
     msi_entry *e = msi_queue_at(queue, n);
-    if (!joins(policy, n, rows += e->rows)) break;
+    rows += e->rows;
+    if (n && !joins(policy, n, rows)) break;
     e->picked = 1;
   }
   return n;
@@ -162,7 +168,8 @@ static int pick_level(const msi_policy *policy, msi_queue *queue, int priority, 
     if (priority > INT8_MIN && e->priority != priority) continue;
     if (!p->first) p->first = e;
     if (!policy->alike(policy->of, p->first, e)) continue;
-    if (!joins(policy, p->n, p->rows += e->rows)) return 0;
+    p->rows += e->rows;
+    if (policy->together ? p->n : p->rows > policy->alike_rows) return 0;
     e->picked = 1;
     p->n++;
     if (i >= p->span) p->span = i + 1;
@@ -171,7 +178,8 @@ static int pick_level(const msi_policy *policy, msi_queue *queue, int priority, 
 }
 
 /* Those that are left have waited for others already. */
-static uint32_t pick_alike(const msi_policy *policy, msi_queue *queue, uint32_t *span) {
+__attribute__((noinline)) static uint32_t pick_alike(const msi_policy *policy, msi_queue *queue,
+                                                     uint32_t *span) {
   pick p = {0};
   int by_arrival = !queue->ranked || queue->passed == MSI_FAIR_TURN - 1;
   int level = by_arrival ? INT8_MIN : next_priority(queue, INT8_MAX + 1);
@@ -186,8 +194,8 @@ static uint32_t pick_alike(const msi_policy *policy, msi_queue *queue, uint32_t 
 }
 
 uint32_t msi_batch_pick(const msi_policy *policy, msi_queue *queue, uint32_t *span) {
-  if (policy->alike && queue->n > 1) return pick_alike(policy, queue, span);
   int fits = queue->n < 2 || (!policy->together && queue->rows <= policy->max_rows);
+  if (!fits && !policy->max_rows) return pick_alike(policy, queue, span);
   if (fits || !queue->ranked || queue->passed == MSI_FAIR_TURN - 1) {
     queue->passed = 0;
     return *span = pick_by_arrival(policy, queue);

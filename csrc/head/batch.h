@@ -42,12 +42,12 @@ msi_entry msi_queue_remove(msi_queue *queue, uint32_t i);
 msi_entry *msi_queue_at(const msi_queue *queue, uint32_t i);
 
 typedef struct msi_policy {
-  int64_t max_rows;
+  int64_t max_rows; /* of a batch; 0: that is alike_rows, and all of its requests are alike */
   int64_t max_delay_ns;
   int64_t queue_rows; /* that may wait; 0: no limit */
   int together;       /* a batch is one request, which waits for nobody */
-  /* May two requests share a batch? NULL: any may. of: what it is asked of. */
-  int (*alike)(const void *of, const msi_entry *a, const msi_entry *b);
+  int64_t alike_rows;
+  int (*alike)(const void *of, const msi_entry *a, const msi_entry *b); /* are they? */
   const void *of;
 } msi_policy;
 

@@ -16,10 +16,11 @@ int msi_broker_open(msi_broker *broker, const msi_world *world,
                     size_t bytes[MSI_PARTS]) {
   *broker =
       (msi_broker){.world = world, .description = description, .has_room = 1, .failed_rank = -1};
-  broker->policy = (msi_policy){.max_rows = description->max_batch_rows,
+  broker->policy = (msi_policy){.alike_rows = description->max_batch_rows,
                                 .max_delay_ns = description->max_delay_ns,
                                 .queue_rows = description->max_queue_rows,
                                 .together = description->rows != MPISERVE_INDEPENDENT,
+                                .alike = msi_free_dims_alike,
                                 .of = broker->inboxes};
   int code = msi_queue_open(&broker->queue);
   if (!code) code = msi_queue_open(&broker->lease_queue);
@@ -31,7 +32,7 @@ int msi_broker_open(msi_broker *broker, const msi_world *world,
     broker->remaining += lanes;
     broker->remote += msi_transport_at(t)->same_node ? 0 : lanes;
   }
-  if (broker->inboxes[0].layout.inputs.n_free) broker->policy.alike = msi_free_dims_alike;
+  broker->policy.max_rows = broker->inboxes[0].layout.max_plain_rows;
   if (!code) code = msi_assembly_open(&broker->assembly, broker->inboxes, &bytes[MSI_OWN]);
   broker->assembly.batch.service = service_index;
   return code;
@@ -85,8 +86,8 @@ static int find_rows(const msi_inbox *inbox, const msi_entry *entry, const msi_s
   return row <= range.rows && entry->rows <= range.rows - row;
 }
 
-static int fits(const msi_inbox *inbox, msi_entry *entry, const msi_request_header *request,
-                int64_t most) {
+static inline __attribute__((always_inline)) int
+fits(const msi_inbox *inbox, msi_entry *entry, const msi_request_header *request, int64_t most) {
   const msi_layout *layout = &inbox->layout;
   if (entry->rows < 1 || entry->rows > most) return 0;
   return find_rows(inbox, entry, &layout->inputs, request->lease, request->row,
@@ -98,8 +99,7 @@ static int fits(const msi_inbox *inbox, msi_entry *entry, const msi_request_head
 /* The same with free dimensions. Not inlined: requests without them pay nothing for it. */
 __attribute__((noinline)) static int fits_with_dims(msi_inbox *inbox, msi_entry *entry,
                                                     const msi_request_header *request) {
-  return msi_layout_is_free(&inbox->layout) &&
-         fits(inbox, entry, request, inbox->layout.max_rows) &&
+  return fits(inbox, entry, request, inbox->layout.max_rows) &&
          msi_inbox_read_dims(inbox, entry->lane, entry->sequence);
 }
 
@@ -139,7 +139,7 @@ static int refuse_piece(msi_broker *broker, const msi_entry *entry) {
       text, sizeof text,
       "service '%s': a request of more than max_batch_rows = %lld rows is cut into pieces, but "
       "for its model rows belong together now; raise max_batch_rows",
-      broker->description->name, (long long)broker->policy.max_rows);
+      broker->description->name, (long long)broker->description->max_batch_rows);
   return msi_broker_refuse(broker, entry, MPISERVE_EROWS, text);
 }
 

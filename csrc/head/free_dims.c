@@ -10,7 +10,7 @@ static const uint32_t *dims_of(const msi_inbox *inboxes, const msi_entry *e) {
 
 int msi_free_dims_alike(const void *inboxes, const msi_entry *a, const msi_entry *b) {
   size_t n = (size_t)((const msi_inbox *)inboxes)->layout.inputs.n_free;
-  return !memcmp(dims_of(inboxes, a), dims_of(inboxes, b), n * sizeof(uint32_t));
+  return !n || !memcmp(dims_of(inboxes, a), dims_of(inboxes, b), n * sizeof(uint32_t));
 }
 
 /* ---- the tensors of a batch --------------------------------------------------------- */
@@ -53,7 +53,8 @@ static void expect_largest(msi_assembly *assembly, const msi_side *outputs) {
   assembly->outputs = *outputs;
 }
 
-void msi_free_dims_lay_out(msi_assembly *assembly) {
+/* Not inlined: others would save registers for it; nor is the other one. */
+__attribute__((noinline)) void msi_free_dims_lay_out(msi_assembly *assembly) {
   const msi_entry *first = &assembly->members[0];
   const msi_inbox *inbox = &assembly->inboxes[first->inbox];
   const uint32_t *dims = dims_of(assembly->inboxes, first);
@@ -84,8 +85,9 @@ int msi_free_dims_set(msi_assembly *assembly, const char *service, const int64_t
   return MPISERVE_OK;
 }
 
-size_t msi_free_dims_scatter(const msi_assembly *assembly, const msi_entry *m, msi_slot *slot,
-                             const void *const *outputs) {
+__attribute__((noinline)) size_t msi_free_dims_scatter(const msi_assembly *assembly,
+                                                       const msi_entry *m, msi_slot *slot,
+                                                       const void *const *outputs) {
   const msi_inbox *inbox = &assembly->inboxes[m->inbox];
   const msi_side *side = &assembly->outputs;
   uint8_t *packed = slot->output + side->dims_bytes;

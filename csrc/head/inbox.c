@@ -155,7 +155,7 @@ int msi_inbox_read_dims(msi_inbox *inbox, uint32_t lane, uint64_t sequence) {
       (const volatile uint32_t *)msi_inbox_slot(inbox, lane, sequence)->input;
   uint32_t *dims = msi_inbox_dims(inbox, lane, sequence);
   for (int i = 0; i < side->n_free; i++) dims[i] = from[i];
-  return msi_side_has_dims(side, dims);
+  return msi_layout_is_free(&inbox->layout) && msi_side_has_dims(side, dims);
 }
 
 /* The reply's line is wanted for writing soon: it is on its way while the request's is. */

@@ -58,7 +58,7 @@ static inline int msi_inbox_sync(const msi_inbox *inbox) {
 int msi_inbox_read(const msi_inbox *inbox, uint32_t lane, msi_request_header *request);
 
 /* Copies the free dimensions of a request, each word read once, and checks them; 0: they do not
- * fit. Those of a request that was checked, until it has its reply. */
+ * fit, or there are none. Those of a request that was checked, until it has its reply. */
 int msi_inbox_read_dims(msi_inbox *inbox, uint32_t lane, uint64_t sequence);
 static inline uint32_t *msi_inbox_dims(const msi_inbox *inbox, uint32_t lane, uint64_t sequence) {
   size_t slot = lane * (size_t)MSI_SLOTS + (sequence - 1) % MSI_SLOTS;

@@ -316,7 +316,7 @@ static int are_alike(const void *of, const msi_entry *a, const msi_entry *b) {
 }
 
 static const msi_policy alike = {
-    .max_rows = 10, .max_delay_ns = 500, .alike = are_alike, .of = &policy};
+    .alike_rows = 10, .max_delay_ns = 500, .alike = are_alike, .of = &policy};
 
 static void test_a_batch_has_requests_that_are_like_the_oldest(void) {
   msi_queue queue;

@@ -26,8 +26,7 @@ def unordered(word: str) -> dict[str, str]:
 RELEASE, ACQUIRE = (
     {f"memory_order_{order}": "memory_order_relaxed"} for order in ("release", "acquire")
 )
-PACK = "msi_side_pack(side, payload->rows, slot->input + bytes, payload->inputs);"
-PACK_LATE = "if (bytes) msi_side_pack(side, payload->rows, slot->input, payload->inputs);"
+PACK = "msi_side_pack(side, payload->rows, slot->input, payload->inputs);"
 CLEAR = "atomic_store_explicit(&slot->request.cancelled, 0, memory_order_relaxed);"
 SEEN = "inbox->seen[lane] = (uint8_t)sequence;"
 OPEN = "if (inbox->lanes[lane].open & (slot_bit(sequence) | MSI_SHUT)) return 0;"
@@ -46,7 +45,7 @@ BUGS = [
     Bug(
         "payload after doorbell",
         "client/endpoint.c",
-        {PACK: "", "*sequence = endpoint->sent;": f"*sequence = endpoint->sent; {PACK_LATE}"},
+        {PACK: "", "*sequence = endpoint->sent;": f"*sequence = endpoint->sent; if (bytes) {PACK}"},
         "race_lanes",
     ),
     Bug(
@@ -150,7 +149,7 @@ BUGS = [
     Bug(
         "free dimensions not checked",
         "head/inbox.c",
-        {"return msi_side_has_dims(side, dims);": "return side->n_free;"},
+        {" && msi_side_has_dims(side, dims);": ";"},
         "hostile",
         MEMORY,
     ),
