@@ -323,8 +323,8 @@ def half() -> Any:
 
 
 def grow(x: np.ndarray) -> np.ndarray:
-    """Return as many columns as the first value says, at least one."""
-    return np.full((len(x), max(1, int(x.flat[0]))), x.flat[0])
+    """Return as many columns as the largest value says, at least one."""
+    return np.full((len(x), max(1, int(x.max()))), x.max())
 
 
 def graph(nodes: np.ndarray, edges: np.ndarray) -> np.ndarray:
