@@ -107,7 +107,7 @@ def test_results_of_wrong_shapes_fail_their_requests_alone(world, isolate):
         for columns in [1, 6, 3]:
             x = np.full((3, 2), columns, np.float32)
             assert service(x).shape == (3, columns)
-        session.comm.Barrier()
+            session.comm.Barrier()  # else a batch had several of these
         for _ in range(5):  # as one batch, mostly, which is then run again in halves
             x = np.full((2, 2), 7 if rank else 5, np.float32)
             if rank:
