@@ -255,6 +255,7 @@ setup(
         "docs": ["mkdocs-material>=9.7,<10", "mkdocstrings-python>=2"],
         "language": ["transformers>=5"],
         "onnx": ["onnxruntime>=1.20"],
+        "remote": ["urllib3>=2"],
         "test": [
             "clang-format",
             "codespell",
@@ -267,6 +268,7 @@ setup(
             "pytest-timeout",
             "ruff",
             "transformers",
+            "urllib3>=2",
         ],
     },
 )
