@@ -149,6 +149,20 @@ int mpiserve_batch_clients(mpiserve_session *session, int32_t *clients) {
   return msi_reply_clients(session->serving.current, clients);
 }
 
+int mpiserve_batch_shapes_get(mpiserve_session *session, int64_t *shapes) {
+  MSI_TURN turn = NULL;
+  int code = msi_enter_serving(session, &turn);
+  if (code || !shapes) return code ? code : msi_null_argument("shapes");
+  return msi_serving_shapes_get(&session->serving, shapes);
+}
+
+int mpiserve_result_shapes_set(mpiserve_session *session, int service, const int64_t *shapes) {
+  MSI_TURN turn = NULL;
+  int code = msi_enter_serving(session, &turn);
+  if (code || !shapes) return code ? code : msi_null_argument("shapes");
+  return msi_serving_shapes_set(&session->serving, service, shapes);
+}
+
 int mpiserve_change_get(mpiserve_session *session, mpiserve_change_request *change) {
   MSI_TURN turn = NULL;
   int code = msi_enter_serving(session, &turn);

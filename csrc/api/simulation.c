@@ -165,6 +165,9 @@ int mpiserve_fallback_set(mpiserve_service *service,
                           void *data) {
   MSI_TURN turn = NULL;
   int code = msi_enter_service(service, &turn);
+  if (!code && function && msi_layout_is_free(&service->endpoint->layout))
+    code = msi_error(MPISERVE_EARG, "service '%s' has free dimensions: it can have no fallback",
+                     service->name);
   if (!code) service->fallback = (msi_fallback){function, data};
   return code;
 }

@@ -48,7 +48,7 @@ static void ask(void) {
   must(msi_reply_all(made.serving.brokers, batch.inputs));
   int slot = msi_endpoint_reply(&speaker);
   if (slot < 0) must(msi_error(MPISERVE_ESTATE, "the speaker got no reply"));
-  must(msi_endpoint_outputs(&speaker, slot, &payload));
+  must(msi_endpoint_outputs(&speaker, slot, &payload, &speaker.layout.outputs));
   msi_endpoint_release(&speaker, slot);
   if (memcmp(in, out, sizeof in)) must(msi_error(MPISERVE_ESTATE, "the speaker got a wrong reply"));
 }

@@ -8,6 +8,7 @@
 #include "client/census.h"
 #include "client/change.h"
 #include "client/fallback.h"
+#include "client/free_dims.h"
 #include "client/lease.h"
 #include "client/loss.h"
 #include "client/reroute.h"
@@ -134,7 +135,9 @@ static int on_result(msi_client *client, msi_call *call, int slot) {
   const msi_reply_header *reply = &endpoint->path.slots[slot].reply;
   int code = reply->code;
   if (!code && !call->message.abandoned)
-    code = msi_endpoint_outputs(endpoint, slot, &call->payload);
+    code = msi_layout_is_free(&endpoint->layout)
+               ? msi_free_dims_results(call, slot)
+               : msi_endpoint_outputs(endpoint, slot, &call->payload, &endpoint->layout.outputs);
   if (code == MSI_NOT_YET) return 0;
   call->stats = (mpiserve_stats){.batch_rows = reply->rows,
                                  .batch_requests = reply->requests,
@@ -246,15 +249,6 @@ int msi_call_progress_all(msi_client *client) {
 
 /* ---- submit, wait, cancel -------------------------------------------------------- */
 
-static void fill_payload(msi_call *call, int64_t rows, void *const *inputs, void *const *outputs) {
-  msi_payload *payload = &call->payload;
-  payload->rows = rows;
-  memcpy(payload->inputs, inputs, (size_t)call->message.endpoint->layout.inputs.n * sizeof *inputs);
-  memcpy(payload->outputs, outputs,
-         (size_t)call->message.endpoint->layout.outputs.n * sizeof *outputs);
-  msi_lease_locate(call->message.endpoint, payload);
-}
-
 static void set_options(msi_call *call, const mpiserve_options *options) {
   call->payload.priority = (int8_t)(options ? options->priority : 0);
   if (!options || options->deadline == 0 || options->deadline > 9e8) return;
@@ -331,11 +325,13 @@ int msi_call_submit(mpiserve_service *service, int64_t rows, void *const *inputs
   call->is_piece = (how & CALL_IS_PIECE) != 0;
   call->service = service;
   code = choose(service, call, rows, inputs, outputs);
+  if (!code && msi_layout_is_free(&service->endpoint->layout))
+    code = msi_free_dims_take(call, options);
   if (code) {
     msi_calls_give(client, call);
     return code;
   }
-  fill_payload(call, rows, inputs, outputs);
+  msi_lease_fill(call->message.endpoint, &call->payload, rows, inputs, outputs);
   set_options(call, options);
   if (call->message.endpoint->lost || call->message.endpoint->stopped) {
     send_elsewhere(client, call); /* every replica is */

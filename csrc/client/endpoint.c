@@ -31,6 +31,15 @@ static int find_section(msi_endpoint *endpoint, const msi_head *head, uint32_t l
   return code;
 }
 
+static int allocate_given(msi_endpoint *endpoint) {
+  endpoint->given = calloc(2, sizeof *endpoint->given);
+  if (!endpoint->given) return msi_error(MPISERVE_ENOMEM, "no memory for shapes");
+  endpoint->layout.inputs.given = &endpoint->given[0];
+  endpoint->layout.outputs.given = &endpoint->given[1];
+  endpoint->layout.inputs.n_plain = endpoint->layout.outputs.n_plain = -1; /* note all shapes */
+  return MPISERVE_OK;
+}
+
 int msi_endpoint_open(msi_endpoint *endpoint, msi_window *window, const msi_head *head) {
   const msi_world *world = window->world;
   int number = msi_window_transport(world, world->rank, head->rank);
@@ -38,6 +47,7 @@ int msi_endpoint_open(msi_endpoint *endpoint, msi_window *window, const msi_head
   uint32_t lanes = lane_of(world, head->rank, number, world->size);
   *endpoint = (msi_endpoint){0};
   int code = find_section(endpoint, head, lanes);
+  if (!code && msi_layout_is_free(&endpoint->layout)) code = allocate_given(endpoint);
   if (code) return code;
   endpoint->path = (msi_path){.transport = msi_transport_at(number),
                               .window = window,
@@ -51,6 +61,7 @@ int msi_endpoint_open(msi_endpoint *endpoint, msi_window *window, const msi_head
 /* Buffers that were not given back stay readable: somebody may look at them. */
 void msi_endpoint_close(msi_endpoint *endpoint) {
   int held = 0;
+  free(endpoint->given);
   for (int i = MSI_SLOTS; i < MSI_LEASES; i++) held += msi_endpoint_holds(endpoint, i);
   if (held) msi_window_keep(endpoint->path.window, endpoint->path.head);
   if (endpoint->path.transport && endpoint->path.transport->close)
@@ -143,7 +154,8 @@ void msi_endpoint_why(const msi_endpoint *endpoint, char *text, size_t bytes) {
   append_doing(endpoint, text, bytes);
 }
 
-static int post(msi_endpoint *endpoint, size_t payload_bytes, void *owner) {
+static inline __attribute__((always_inline)) int post(msi_endpoint *endpoint, size_t payload_bytes,
+                                                      void *owner) {
   int at = (int)(endpoint->sent % MSI_SLOTS);
   if (endpoint->lost) return msi_endpoint_lost(endpoint);
   int code = endpoint->path.transport->post(&endpoint->path, endpoint->sent + 1, payload_bytes);
@@ -234,8 +246,7 @@ static uint32_t first_row(const msi_endpoint *endpoint, const msi_location *loca
   return endpoint->leases[location->lease].begin + location->row;
 }
 
-static int write_slabs(msi_endpoint *endpoint, const msi_payload *payload) {
-  const msi_side *side = &endpoint->layout.inputs;
+static int write_slabs(msi_endpoint *endpoint, const msi_payload *payload, const msi_side *side) {
   msi_path *path = &endpoint->path;
   int code = MPISERVE_OK;
   for (int i = 0; i < side->n && !code && !payload->input.in_place; i++)
@@ -245,8 +256,8 @@ static int write_slabs(msi_endpoint *endpoint, const msi_payload *payload) {
   return code;
 }
 
-static int begin_reading(msi_endpoint *endpoint, const msi_payload *payload) {
-  const msi_side *side = &endpoint->layout.outputs;
+static int begin_reading(msi_endpoint *endpoint, const msi_payload *payload,
+                         const msi_side *side) {
   msi_path *path = &endpoint->path;
   int code = MPISERVE_OK;
   for (int i = 0; i < side->n && !code; i++)
@@ -257,14 +268,32 @@ static int begin_reading(msi_endpoint *endpoint, const msi_payload *payload) {
 }
 
 /* A slot whose rows have not arrived yet is looked at again, unless an older one gets its reply. */
-static int read_slabs(msi_endpoint *endpoint, int slot, const msi_payload *payload) {
+static int read_slabs(msi_endpoint *endpoint, int slot, const msi_payload *payload,
+                      const msi_side *side) {
   if (payload->output.in_place) return MPISERVE_OK;
-  int code = endpoint->fetching == slot + 1 ? MPISERVE_OK : begin_reading(endpoint, payload);
+  int code = endpoint->fetching == slot + 1 ? MPISERVE_OK : begin_reading(endpoint, payload, side);
   if (!endpoint->path.transport->read_end) return code;
   if (!code) code = endpoint->path.transport->read_end(&endpoint->path);
   endpoint->fetching = code == MSI_NOT_YET ? slot + 1 : 0;
   if (code && !endpoint->fetching) msi_endpoint_forget(endpoint);
   return code;
+}
+
+/* The free dimensions, and then the inputs. Not inlined: others would save registers for it. */
+__attribute__((noinline)) static int send_with_dims(msi_endpoint *endpoint, msi_slot *slot,
+                                                    const msi_payload *payload, void *owner) {
+  const msi_side *side = &payload->shapes->inputs;
+  const uint32_t *dims = payload->shapes->input_dims;
+  size_t bytes = side->dims_bytes;
+  int code = MPISERVE_OK;
+  memcpy(slot->input, dims, (size_t)side->n_free * sizeof *dims);
+  if (payload->input.lease >= 0) {
+    code = write_slabs(endpoint, payload, side);
+  } else {
+    msi_side_pack(side, payload->rows, slot->input + bytes, payload->inputs);
+    bytes += (size_t)payload->rows * side->total_row_bytes;
+  }
+  return code ? code : post(endpoint, bytes, owner);
 }
 
 int msi_endpoint_infer(msi_endpoint *endpoint, msi_kind kind, const msi_payload *payload,
@@ -278,23 +307,29 @@ int msi_endpoint_infer(msi_endpoint *endpoint, msi_kind kind, const msi_payload 
     slot->request.deadline_ns -= msi_now();
   slot->request.output_lease = (int8_t)payload->output.lease;
   slot->request.output_row = payload->output.row;
+  const msi_side *side = &endpoint->layout.inputs;
   size_t bytes = 0;
   int code = MPISERVE_OK;
-  if (payload->input.lease < 0) {
-    msi_side_pack(&endpoint->layout.inputs, payload->rows, slot->input, payload->inputs);
-    bytes = (size_t)payload->rows * endpoint->layout.inputs.total_row_bytes;
+  if (msi_layout_is_free(&endpoint->layout)) {
+    const msi_payload copy = *payload; /* a caller's own does not escape, and so stays constant */
+    code = send_with_dims(endpoint, slot, &copy, owner);
+  } else if (payload->input.lease < 0) {
+    msi_side_pack(side, payload->rows, slot->input, payload->inputs);
+    bytes = (size_t)payload->rows * side->total_row_bytes;
+    code = post(endpoint, bytes, owner);
   } else {
-    code = write_slabs(endpoint, payload);
+    code = write_slabs(endpoint, payload, side);
+    if (!code) code = post(endpoint, 0, owner);
   }
-  if (!code) code = post(endpoint, bytes, owner);
   *sequence = endpoint->sent;
   return code;
 }
 
-int msi_endpoint_outputs(msi_endpoint *endpoint, int slot, const msi_payload *payload) {
-  if (payload->output.lease >= 0) return read_slabs(endpoint, slot, payload);
-  msi_side_unpack(&endpoint->layout.outputs, payload->rows, payload->outputs,
-                  endpoint->path.slots[slot].output);
+int msi_endpoint_outputs(msi_endpoint *endpoint, int slot, const msi_payload *payload,
+                         const msi_side *side) {
+  if (payload->output.lease >= 0) return read_slabs(endpoint, slot, payload, side);
+  msi_side_unpack(side, payload->rows, payload->outputs,
+                  endpoint->path.slots[slot].output + side->dims_bytes);
   return MPISERVE_OK;
 }
 

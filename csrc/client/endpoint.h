@@ -22,6 +22,14 @@ typedef struct msi_location {
   int in_place; /* the caller's tensor is that memory: nothing to copy */
 } msi_location;
 
+/* The free dimensions of a request, and its rows' bytes. */
+typedef struct msi_shapes {
+  uint32_t input_dims[MPISERVE_MAX_FREE];
+  msi_given wanted;       /* of the outputs */
+  int64_t *result_shapes; /* of mpiserve_options; or NULL */
+  msi_side inputs, outputs;
+} msi_shapes;
+
 /* The rows of a request, and how it is to be served. */
 typedef struct msi_payload {
   int64_t rows;
@@ -29,6 +37,7 @@ typedef struct msi_payload {
   int8_t priority;
   msi_location input, output;
   void *inputs[MPISERVE_MAX_TENSORS], *outputs[MPISERVE_MAX_TENSORS];
+  msi_shapes *shapes; /* of services with free dimensions */
 } msi_payload;
 
 /* What a slot whose request was withdrawn keeps until the head replies: leases, -1: none. */
@@ -55,6 +64,7 @@ typedef struct msi_endpoint {
   msi_lease leases[MSI_LEASES];
   int stale;              /* leases that are */
   void *own[MSI_BUFFERS]; /* another node: memory of the buffers */
+  msi_given *given;       /* of both sides: the free dimensions of the last call; or NULL */
 } msi_endpoint;
 
 int msi_endpoint_open(msi_endpoint *endpoint, msi_window *window, const msi_head *head);
@@ -94,8 +104,10 @@ int msi_endpoint_reply(msi_endpoint *endpoint);
 /* Where to sleep until the reply comes; 0: the head cannot wake this client. */
 int msi_endpoint_wait_address(msi_endpoint *endpoint, uint64_t sequence, msi_wait_address *address);
 
-/* The outputs of a reply; the slot stays taken. MSI_NOT_YET: they have not all arrived. */
-int msi_endpoint_outputs(msi_endpoint *endpoint, int slot, const msi_payload *payload);
+/* The outputs of a reply, with rows of the bytes of side; the slot stays taken. MSI_NOT_YET: they
+ * have not all arrived. */
+int msi_endpoint_outputs(msi_endpoint *endpoint, int slot, const msi_payload *payload,
+                         const msi_side *side);
 
 /* No results that are being fetched are written any more. */
 void msi_endpoint_forget(msi_endpoint *endpoint);

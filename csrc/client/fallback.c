@@ -165,14 +165,18 @@ static int answer_failed(msi_client *client, msi_call *call, const int64_t *fail
   return answer_all(client, call, code, why);
 }
 
+static const msi_side *outputs_of(const msi_call *call) {
+  const msi_layout *layout = &call->service->endpoint->layout;
+  return msi_layout_is_free(layout) ? &call->payload.shapes->outputs : &layout->outputs;
+}
+
 /* Finds the rows that are no answers, and has the function answer them: a local model is the same
  * model, and would answer the same. */
 static int mend(msi_client *client, msi_call *call, int64_t *failed) {
   const mpiserve_service *service = call->service;
   const msi_payload *p = &call->payload;
   char text[256];
-  int64_t n = msi_check_failed(&service->endpoint->layout.outputs, p->rows, p->outputs, failed,
-                               text, sizeof text);
+  int64_t n = msi_check_failed(outputs_of(call), p->rows, p->outputs, failed, text, sizeof text);
   client->counters.failed_rows += n;
   fail(call, text, n);
   if (!service->fallback.function) return msi_message_result(&call->message);
@@ -180,8 +184,8 @@ static int mend(msi_client *client, msi_call *call, int64_t *failed) {
 }
 
 static int check(msi_client *client, msi_call *call) {
-  const msi_side *outputs = &call->service->endpoint->layout.outputs;
-  if (msi_check_passes(outputs, call->payload.rows, call->payload.outputs)) return MPISERVE_OK;
+  if (msi_check_passes(outputs_of(call), call->payload.rows, call->payload.outputs))
+    return MPISERVE_OK;
   int64_t *failed = malloc((size_t)call->payload.rows * sizeof *failed);
   if (!failed) return msi_error(MPISERVE_ENOMEM, "no memory for rows that failed the check");
   int code = mend(client, call, failed);

@@ -1,5 +1,7 @@
 #include "client/lease.h"
 
+#include <string.h>
+
 void msi_lease_hold(msi_endpoint *endpoint, msi_location *location, int lease) {
   location->lease = lease;
   endpoint->leases[lease].users++;
@@ -30,6 +32,14 @@ void msi_lease_locate(msi_endpoint *endpoint, msi_payload *payload) {
     msi_lease_hold(endpoint, &payload->input, payload->input.lease);
   if (msi_endpoint_find_location(endpoint, 1, payload->rows, payload->outputs, &payload->output))
     msi_lease_hold(endpoint, &payload->output, payload->output.lease);
+}
+
+void msi_lease_fill(msi_endpoint *endpoint, msi_payload *payload, int64_t rows, void *const *inputs,
+                    void *const *outputs) {
+  payload->rows = rows;
+  memcpy(payload->inputs, inputs, (size_t)endpoint->layout.inputs.n * sizeof *inputs);
+  memcpy(payload->outputs, outputs, (size_t)endpoint->layout.outputs.n * sizeof *outputs);
+  msi_lease_locate(endpoint, payload);
 }
 
 /* Sides that are neither in place nor in the slot share one lease. */

@@ -12,6 +12,10 @@ void msi_lease_let_go(msi_endpoint *endpoint, msi_location *location);
 /* Marks a lease to be given back as soon as no request uses it. */
 void msi_lease_end(msi_endpoint *endpoint, int lease);
 
+/* Fills in the rows of a request, and where they are; msi_lease_locate() the latter alone. */
+void msi_lease_fill(msi_endpoint *endpoint, msi_payload *payload, int64_t rows, void *const *inputs,
+                    void *const *outputs);
+
 /* Locates the tensors of a request: those in buffers of this endpoint are in place. */
 void msi_lease_locate(msi_endpoint *endpoint, msi_payload *payload);
 

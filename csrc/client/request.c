@@ -122,6 +122,8 @@ static int check(const mpiserve_service *service, int64_t rows, void *const *inp
   const msi_layout *layout = &service->endpoint->layout;
   if (service->head->description.rows != MPISERVE_INDEPENDENT)
     return too_many(service, rows, "its rows belong together");
+  if (msi_layout_is_free(layout))
+    return too_many(service, rows, "its tensors have free dimensions");
   if ((rows - 1) / layout->max_rows >= MOST_PIECES)
     return too_many(service, rows, "it would have over 65536 pieces");
   if (mixes(layout, rows, inputs, outputs))

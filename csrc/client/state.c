@@ -51,6 +51,7 @@ void msi_calls_give(msi_client *client, msi_call *call) {
 }
 
 void msi_calls_free(msi_client *client) {
+  for (uint32_t i = 0; i < client->n_calls; i++) free(client->calls[i]->payload.shapes);
   for (uint32_t i = 0; i < client->n_calls; i++) free(client->calls[i]);
   free(client->calls);
 }

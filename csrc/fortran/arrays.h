@@ -18,6 +18,8 @@ typedef struct array {
   int32_t trouble;  /* enum trouble */
   uint64_t copy;    /* of msf_values_keep(): base is this copy; 0: the program's memory */
   char name[MPISERVE_NAME_SIZE]; /* "": by position */
+  int64_t *shape;                /* where the program wants that of the result, or NULL */
+  int64_t shape_size;            /* numbers that it has room for */
 } array;
 
 /* What input() and output() found; the call reports it. */
@@ -28,9 +30,13 @@ typedef struct parcel {
   struct parcel *next;
   array array; /* the original */
   void *dense;
-  int comes_back; /* an output */
+  enum { STAYS, COMES_BACK, IS_SHAPE } what; /* an input, an output, shapes of results */
   mpiserve_session *session;
   uint64_t id; /* of the request */
+  int n_shapes;
+  struct {
+    int64_t *to, size;
+  } shapes[MPISERVE_MAX_TENSORS]; /* IS_SHAPE: where the program wants those of the outputs */
 } parcel;
 
 /* sections.c: arrays with gaps, or in another order, and their dense copies. */
@@ -38,6 +44,11 @@ int64_t msf_elements(const array *a);
 int msf_is_dense(const array *a);
 void msf_copy(const array *a, char *dense, int back);
 int msf_pack(const array *a, int comes_back, parcel **list, void **dense);
+int msf_pack_shapes(int n, const array *outputs, const mpiserve_tensor *tensors, parcel **list,
+                    int64_t **shapes); /* NULL: the program wants none */
+int msf_infer_any(mpiserve_session *session, mpiserve_service *service, int n_inputs,
+                  const mpiserve_tensor *inputs, int n_outputs, const mpiserve_tensor *outputs,
+                  int64_t *shapes, double timeout, mpiserve_stats *stats);
 int msf_parcel(void *dense, const array *a, parcel **list); /* takes dense, also on failure */
 void msf_unpack(parcel *list, int code);
 void msf_keep(parcel *list, mpiserve_session *session, uint64_t id);
@@ -48,6 +59,7 @@ uint64_t msf_next_waiting(const mpiserve_session *session, uint64_t after);
 /* inputs.c: values of inputs from input() to the call, and in-place memory. */
 enum { MSF_KEPT = 1024 }; /* values that no call has taken; then the oldest are dropped */
 void msf_copy_values(array *a);
+int msf_give_values(const array *a, parcel **parcels);
 void *msf_values_take(uint64_t id); /* NULL: they were taken, or dropped */
 void msf_values_drop(void);         /* all */
 int msf_location_add(mpiserve_session *session, mpiserve_service *service,

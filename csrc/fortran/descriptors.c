@@ -23,6 +23,7 @@ typedef struct request {
 typedef struct call {
   mpiserve_tensor inputs[MPISERVE_MAX_TENSORS], outputs[MPISERVE_MAX_TENSORS];
   parcel *parcels;
+  int64_t *shapes; /* of the results; NULL: those of the outputs */
 } call;
 
 /* ---- types ------------------------------------------------------------------- */
@@ -131,18 +132,6 @@ static int trouble_of(const array *a, int i) {
   return mpiserve_error(MPISERVE_EARG, text);
 }
 
-/* The values that input() has copied now belong to this call. */
-static int take_values(const array *a, parcel **parcels) {
-  void *values = msf_values_take(a->copy);
-  if (values) return msf_parcel(values, a, parcels);
-  char text[MPISERVE_TEXT_SIZE];
-  snprintf(text, sizeof text,
-           "what input() gives is for one call: this has been used, or dropped, since input() was "
-           "called %d times after it, or the last session was closed; call input() anew",
-           MSF_KEPT);
-  return mpiserve_error(MPISERVE_ESTATE, text);
-}
-
 static int to_tensor(const array *a, int i, const mpiserve_spec *spec, int comes_back,
                      parcel **parcels, mpiserve_tensor *tensor) {
   int dtype = dtype_of(a), code = trouble_of(a, i);
@@ -152,7 +141,7 @@ static int to_tensor(const array *a, int i, const mpiserve_spec *spec, int comes
   tensor->name = a->name[0] ? a->name : NULL;
   tensor->dtype = as_signature(dtype, spec);
   tensor->data = a->base;
-  if (a->copy) return take_values(a, parcels);
+  if (a->copy) return msf_give_values(a, parcels);
   if (!a->base || msf_is_dense(a)) return MPISERVE_OK;
   return msf_pack(a, comes_back, parcels, &tensor->data);
 }
@@ -189,12 +178,14 @@ static int load(mpiserve_service *service, int n_inputs, const array *inputs, in
   mpiserve_description d;
   int code = MPISERVE_OK;
   c->parcels = NULL;
+  c->shapes = NULL;
   d.n_inputs = d.n_outputs = 0;
   if (ambiguous(n_inputs, inputs) || ambiguous(n_outputs, outputs))
     code = mpiserve_service_describe(service, &d, NULL, NULL, NULL);
   if (!code) code = to_tensors(n_inputs, inputs, d.n_inputs, d.inputs, 0, &c->parcels, c->inputs);
   if (!code)
     code = to_tensors(n_outputs, outputs, d.n_outputs, d.outputs, 1, &c->parcels, c->outputs);
+  if (!code) code = msf_pack_shapes(n_outputs, outputs, c->outputs, &c->parcels, &c->shapes);
   if (code) drop_values(n_inputs, inputs);
   return code;
 }
@@ -231,14 +222,16 @@ void mpiserve_fortran_input(const CFI_cdesc_t *x, const char *name, int row_dims
   msf_copy_values(a);
 }
 
-/* mpiserve_fortran_output: an array that must exist until the request has ended. The compiler's
- * copies are dense. */
+/* mpiserve_fortran_output: an array that must exist until the request has ended, and so must shape,
+ * which may be NULL. The compiler's copies are dense. */
 void mpiserve_fortran_output(const CFI_cdesc_t *x, const char *name, int row_dims, int is_copy,
-                             array *a) {
+                             int64_t *shape, int64_t shape_size, array *a) {
   array in_order;
   mpiserve_fortran_array(x, name, row_dims, a);
   describe(x, 0, &in_order);
   if (is_copy && !a->trouble && msf_is_dense(&in_order)) a->trouble = LOST;
+  a->shape = shape;
+  a->shape_size = shape_size;
 }
 
 /* mpiserve_fortran_is_elsewhere: does x begin at another address than first? */
@@ -279,12 +272,15 @@ static void is_copy(const gfortran_descriptor *x, int *copy) {
  * which are not bind(c) depend on their flags. */
 void (*mpiserve_fortran_gfortran_probe(void))(void) { return (void (*)(void))is_copy; }
 
-int mpiserve_fortran_infer(mpiserve_service *service, int n_inputs, const array *inputs,
-                           int n_outputs, const array *outputs, double timeout,
+int mpiserve_fortran_infer(mpiserve_session *session, mpiserve_service *service, int n_inputs,
+                           const array *inputs, int n_outputs, const array *outputs, double timeout,
                            mpiserve_stats *stats) {
   call c;
   int code = load(service, n_inputs, inputs, n_outputs, outputs, &c);
-  if (!code)
+  if (!code && c.shapes)
+    code = msf_infer_any(session, service, n_inputs, c.inputs, n_outputs, c.outputs, c.shapes,
+                         timeout, stats);
+  else if (!code)
     code = mpiserve_infer(service, n_inputs, c.inputs, n_outputs, c.outputs, timeout, stats);
   msf_unpack(c.parcels, code);
   return code;
@@ -296,8 +292,10 @@ int mpiserve_fortran_submit(mpiserve_session *session, mpiserve_service *service
   call c;
   *r = (request){session, {0}};
   int code = load(service, n_inputs, inputs, n_outputs, outputs, &c);
+  mpiserve_options with_shapes = *options;
+  with_shapes.result_shapes = c.shapes;
   if (!code)
-    code = mpiserve_submit(service, n_inputs, c.inputs, n_outputs, c.outputs, options, &r->id);
+    code = mpiserve_submit(service, n_inputs, c.inputs, n_outputs, c.outputs, &with_shapes, &r->id);
   if (code)
     msf_unpack(c.parcels, code);
   else if (c.parcels)

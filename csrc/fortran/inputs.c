@@ -2,6 +2,7 @@
  * compiler makes temporaries of expressions and sections, which end with the statement or sooner.
  * So values are copied, except those of in-place memory, which is the library's own. */
 #include <pthread.h>
+#include <stdio.h>
 #include <stdlib.h>
 
 #include "arrays.h"
@@ -66,8 +67,8 @@ static location *locations;
 
 static int64_t bytes_of_row(const mpiserve_spec *spec) {
   int64_t bytes = mpiserve_dtype_size(spec->dtype);
-  int has_rows = spec->ndim > 0 && spec->shape[0] == -1;
-  for (int d = has_rows; d < spec->ndim; d++) bytes *= spec->shape[d];
+  for (int d = 0; d < spec->ndim; d++)
+    bytes *= spec->shape[d] > 0 ? spec->shape[d] : spec->max_shape[d] > 0 ? spec->max_shape[d] : 1;
   return bytes;
 }
 
@@ -135,4 +136,16 @@ void msf_copy_values(array *a) {
     a->strides[d] = stride;
     stride *= a->extents[d];
   }
+}
+
+/* The values that input() has copied now belong to this call. */
+int msf_give_values(const array *a, parcel **parcels) {
+  void *values = msf_values_take(a->copy);
+  if (values) return msf_parcel(values, a, parcels);
+  char text[MPISERVE_TEXT_SIZE];
+  snprintf(text, sizeof text,
+           "what input() gives is for one call: this has been used, or dropped, since input() was "
+           "called %d times after it, or the last session was closed; call input() anew",
+           MSF_KEPT);
+  return mpiserve_error(MPISERVE_ESTATE, text);
 }

@@ -341,7 +341,7 @@ contains
     type(tensor), intent(in) :: inputs(:), outputs(:)
     real(c_double), intent(in) :: timeout
     integer, intent(out), optional :: ierr
-    call finish(c_infer(self%handle, size(inputs, kind=c_int), inputs, &
+    call finish(c_infer(self%session, self%handle, size(inputs, kind=c_int), inputs, &
       size(outputs, kind=c_int), outputs, timeout), ierr)
   end subroutine infer_tensors_within
 
@@ -359,7 +359,7 @@ contains
     real(c_double), intent(in) :: timeout
     type(request_stats), intent(inout) :: stats
     integer, intent(out), optional :: ierr
-    call finish(c_infer(self%handle, size(inputs, kind=c_int), inputs, &
+    call finish(c_infer(self%session, self%handle, size(inputs, kind=c_int), inputs, &
       size(outputs, kind=c_int), outputs, timeout, stats), ierr)
   end subroutine infer_tensors_stats
 

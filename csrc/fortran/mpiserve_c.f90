@@ -96,6 +96,8 @@ module mpiserve_c
     integer(c_int32_t) :: trouble
     integer(c_int64_t) :: copy
     character(kind=c_char) :: name(mpiserve_name_size)
+    type(c_ptr) :: shape
+    integer(c_int64_t) :: shape_size
   end type tensor
 
   !> The state of a replica; times are nanoseconds since 1970, 0: never.
@@ -110,6 +112,7 @@ module mpiserve_c
   type, bind(c) :: request_options
     real(c_double) :: deadline = 0      !< seconds from now; 0: no deadline
     integer(c_int32_t) :: priority = 0  !< -100 to 100: the head takes higher ones first
+    type(c_ptr), private :: result_shapes = c_null_ptr  !< see shape of output()
   end type request_options
 
   !> In-place memory of a service; see mpiserve_buffer_take() in mpiserve.h.
@@ -168,12 +171,15 @@ module mpiserve_c
       type(tensor), intent(out) :: made
     end subroutine c_input
 
-    subroutine c_output(x, name, row_dims, is_copy, made) bind(c, name="mpiserve_fortran_output")
-      import :: c_char, c_int, tensor
+    subroutine c_output(x, name, row_dims, is_copy, shape, shape_size, made) &
+        bind(c, name="mpiserve_fortran_output")
+      import :: c_char, c_int, c_int64_t, c_ptr, tensor
       implicit none
       type(*), dimension(..), intent(in), target :: x
       character(kind=c_char), intent(in) :: name(*)
       integer(c_int), value :: row_dims, is_copy
+      type(c_ptr), value :: shape
+      integer(c_int64_t), value :: shape_size
       type(tensor), intent(out) :: made
     end subroutine c_output
 
@@ -184,19 +190,11 @@ module mpiserve_c
       type(c_funptr) :: address
     end function c_gfortran_probe
 
-    function c_is_elsewhere(x, first) result(code) bind(c, name="mpiserve_fortran_is_elsewhere")
-      import :: c_int, c_ptr
-      implicit none
-      type(*), dimension(..), intent(in), target :: x
-      type(c_ptr), value :: first
-      integer(c_int) :: code
-    end function c_is_elsewhere
-
-    function c_infer(service, n_inputs, inputs, n_outputs, outputs, timeout, stats) &
+    function c_infer(session, service, n_inputs, inputs, n_outputs, outputs, timeout, stats) &
         result(code) bind(c, name="mpiserve_fortran_infer")
       import :: c_double, c_int, c_ptr, request_stats, tensor
       implicit none
-      type(c_ptr), value :: service
+      type(c_ptr), value :: session, service
       integer(c_int), value :: n_inputs, n_outputs
       type(tensor), intent(in) :: inputs(*), outputs(*)
       real(c_double), value :: timeout

@@ -39,12 +39,18 @@ contains
     call c_input(x, c_name(name), c_row_dims(row_dims), made)
   end function input
 
-  !> An output of infer_tensors or submit_tensors: the result goes to x itself.
-  function output(x, name, row_dims) result(made)
+  !> An output of infer_tensors or submit_tensors: the result goes to x itself. With free
+  !> dimensions it must have those of x. With shape, a whole array of as many numbers, it may have
+  !> any that x has room for: it lies at the beginning of x, for c_f_pointer(c_loc(x), y, shape),
+  !> and shape has its dimensions, the rows last, when the request has ended.
+  function output(x, name, row_dims, shape) result(made)
     type(*), dimension(..), intent(inout), target :: x
     character(len=*), intent(in), optional :: name
     integer, intent(in), optional :: row_dims
+    integer(c_int64_t), intent(inout), optional, contiguous, target :: shape(:)
     type(tensor) :: made
+    type(c_ptr) :: numbers
+    integer(c_int64_t) :: n
     integer(c_int) :: is_copy
     procedure(gfortran_probe), pointer :: probe
     if (index(compiler_version(), "GCC") == 1) then
@@ -53,7 +59,11 @@ contains
     else
       is_copy = copies_are_made()
     end if
-    call c_output(x, c_name(name), c_row_dims(row_dims), is_copy, made)
+    numbers = c_null_ptr
+    n = 0
+    if (present(shape)) numbers = c_loc(shape)
+    if (present(shape)) n = size(shape, kind=c_int64_t)
+    call c_output(x, c_name(name), c_row_dims(row_dims), is_copy, numbers, n, made)
   end function output
 
   !> Does the compiler pass components of arrays of a derived type as copies? If it does, any dense
@@ -73,6 +83,15 @@ contains
     type(*), dimension(..), intent(inout), target :: x
     type(c_ptr), intent(in) :: first
     integer(c_int) :: answer
+    interface
+      function c_is_elsewhere(x, first) result(code) bind(c, name="mpiserve_fortran_is_elsewhere")
+        import :: c_int, c_ptr
+        implicit none
+        type(*), dimension(..), intent(in), target :: x
+        type(c_ptr), value :: first
+        integer(c_int) :: code
+      end function c_is_elsewhere
+    end interface
     answer = c_is_elsewhere(x, first)
   end function is_elsewhere
 

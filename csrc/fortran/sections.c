@@ -2,6 +2,7 @@
  * dense copies of them that take part in calls. Outputs go back when their request ends. */
 #include <pthread.h>
 #include <stdatomic.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -78,9 +79,61 @@ int msf_pack(const array *a, int comes_back, parcel **list, void **dense) {
   *dense = malloc((size_t)(msf_elements(a) * a->bytes) + 1);
   int code = msf_parcel(*dense, a, list);
   if (code) return code;
-  (*list)->comes_back = comes_back;
+  (*list)->what = comes_back ? COMES_BACK : STAYS;
   if (!comes_back) msf_copy(a, *dense, 0);
   return MPISERVE_OK;
+}
+
+static int check_shape(const array *a, int i, const mpiserve_tensor *tensor) {
+  char text[MPISERVE_TEXT_SIZE];
+  if (a->shape && a->shape_size == tensor->ndim && msf_is_dense(a)) return MPISERVE_OK;
+  snprintf(
+      text, sizeof text,
+      "output %d: where an output has shape, all need it, as an array of %d integers here, and "
+      "are arrays without gaps",
+      i + 1, (int)tensor->ndim);
+  return mpiserve_error(MPISERVE_EARG, text);
+}
+
+int msf_pack_shapes(int n, const array *outputs, const mpiserve_tensor *tensors, parcel **list,
+                    int64_t **shapes) {
+  int wanted = 0, code = MPISERVE_OK;
+  *shapes = NULL;
+  for (int i = 0; i < n; i++) wanted |= outputs[i].shape != NULL;
+  for (int i = 0; i < n && wanted && !code; i++) code = check_shape(&outputs[i], i, &tensors[i]);
+  if (!wanted || code) return code;
+  *shapes = calloc((size_t)n * MPISERVE_MAX_DIMS, sizeof **shapes);
+  code = msf_parcel(*shapes, outputs, list);
+  if (code) return code;
+  (*list)->what = IS_SHAPE;
+  (*list)->n_shapes = n;
+  for (int i = 0; i < n; i++) {
+    (*list)->shapes[i].to = outputs[i].shape;
+    (*list)->shapes[i].size = outputs[i].shape_size;
+  }
+  return MPISERVE_OK;
+}
+
+/* As mpiserve_infer(), which has no options. */
+int msf_infer_any(mpiserve_session *session, mpiserve_service *service, int n_inputs,
+                  const mpiserve_tensor *inputs, int n_outputs, const mpiserve_tensor *outputs,
+                  int64_t *shapes, double timeout, mpiserve_stats *stats) {
+  mpiserve_options options = {.result_shapes = shapes};
+  mpiserve_request r = {0};
+  char text[MPISERVE_TEXT_SIZE];
+  int code = mpiserve_submit(service, n_inputs, inputs, n_outputs, outputs, &options, &r);
+  if (!code) code = mpiserve_wait(session, &r, timeout, stats);
+  if (!code || !r.id) return code;
+  snprintf(text, sizeof text, "%s", mpiserve_last_error());
+  mpiserve_cancel(session, &r);
+  return mpiserve_error(code, text);
+}
+
+/* Here the rows are last. Without free dimensions the library has written none. */
+static void give_shapes(const parcel *p) {
+  const int64_t *from = p->dense;
+  for (int i = 0; i < p->n_shapes; i++, from += MPISERVE_MAX_DIMS)
+    for (int64_t d = 0, n = p->shapes[i].size; d < n; d++) p->shapes[i].to[d] = from[n - 1 - d];
 }
 
 /* What was packed goes: outputs to where they belong, if the call went well. */
@@ -88,7 +141,8 @@ void msf_unpack(parcel *list, int code) {
   while (list) {
     parcel *p = list;
     list = p->next;
-    if (code == MPISERVE_OK && p->comes_back) msf_copy(&p->array, p->dense, 1);
+    if (code == MPISERVE_OK && p->what == COMES_BACK) msf_copy(&p->array, p->dense, 1);
+    if (code == MPISERVE_OK && p->what == IS_SHAPE) give_shapes(p);
     free(p->dense);
     free(p);
   }

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "head/free_dims.h"
 
 /* Grows to the largest batch that ever was, by doubling: then never again. */
 static int reserve_members(msi_assembly *assembly, uint32_t n) {
@@ -140,6 +141,10 @@ static void lay_out_outputs(msi_assembly *assembly, const msi_inbox *inbox) {
 void msi_assembly_lay_out(msi_assembly *assembly) {
   const msi_inbox *inbox = &assembly->inboxes[assembly->members[0].inbox];
   assembly->batch.requests = (int32_t)assembly->n;
+  if (msi_layout_is_free(&inbox->layout)) {
+    msi_free_dims_lay_out(assembly);
+    return;
+  }
   lay_out_inputs(assembly, inbox);
   lay_out_outputs(assembly, inbox);
 }
@@ -150,6 +155,7 @@ size_t msi_assembly_scatter(msi_assembly *assembly, const msi_entry *m, msi_slot
                             const void *const *outputs) {
   const msi_inbox *inbox = &assembly->inboxes[m->inbox];
   const msi_side *side = &inbox->layout.outputs;
+  if (msi_layout_is_free(&inbox->layout)) return msi_free_dims_scatter(assembly, m, slot, outputs);
   uint8_t *packed = slot->output;
   for (int i = 0; i < side->n; i++) {
     size_t bytes = m->rows * side->row_bytes[i];

@@ -15,6 +15,9 @@ typedef struct msi_assembly {
   mpiserve_batch batch;
   uint8_t *memory; /* of this rank alone, with room for a batch that is gathered, at: */
   size_t inputs_at[MPISERVE_MAX_TENSORS], outputs_at[MPISERVE_MAX_TENSORS];
+  /* With free dimensions: those of this batch, and of its results, and the bytes of their rows. */
+  uint32_t input_dims[MPISERVE_MAX_FREE], result_dims[MPISERVE_MAX_FREE];
+  msi_side inputs, outputs;
 } msi_assembly;
 
 /* The inboxes are open. Adds the room for a gathered batch to that of the services before it; the

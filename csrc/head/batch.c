@@ -83,10 +83,28 @@ static int is_due(const msi_policy *policy, const msi_queue *queue, int64_t now_
   return 0;
 }
 
+/* Rows that are not like those of the oldest request fill no batch of it, and requests that a batch
+ * has left wait no more. Not inlined: others would save registers for it. */
+__attribute__((noinline)) static msi_close_reason decide_alike(const msi_policy *policy,
+                                                               const msi_queue *queue,
+                                                               uint32_t asked, uint32_t able,
+                                                               int64_t now_ns) {
+  const msi_entry *first = msi_queue_at(queue, 0);
+  int64_t rows = 0;
+  for (uint32_t i = 0; i < queue->n && rows < policy->alike_rows; i++) {
+    const msi_entry *e = msi_queue_at(queue, i);
+    if (policy->alike(policy->of, first, e)) rows += e->rows;
+  }
+  if (policy->together || rows >= policy->alike_rows || queue->full) return MSI_CLOSED_ROWS;
+  if (asked >= able || first->left) return MSI_CLOSED_CENSUS;
+  return is_due(policy, queue, now_ns) ? MSI_CLOSED_DELAY : MSI_OPEN;
+}
+
 msi_close_reason msi_batch_decide(const msi_policy *policy, const msi_queue *queue, uint32_t asked,
                                   uint32_t able, int64_t now_ns) {
   if (!queue->n) return MSI_OPEN;
-  if (policy->together || queue->rows >= policy->max_rows || queue->full) return MSI_CLOSED_ROWS;
+  if (policy->together || queue->rows >= policy->max_rows || queue->full)
+    return policy->max_rows ? MSI_CLOSED_ROWS : decide_alike(policy, queue, asked, able, now_ns);
   if (asked >= able) return MSI_CLOSED_CENSUS;
   return is_due(policy, queue, now_ns) ? MSI_CLOSED_DELAY : MSI_OPEN;
 }
@@ -101,7 +119,8 @@ static uint32_t pick_by_arrival(const msi_policy *policy, msi_queue *queue) {
   int64_t rows = 0;
   for (; n < queue->n; n++) {
     msi_entry *e = msi_queue_at(queue, n);
-    if (!joins(policy, n, rows += e->rows)) break;
+    rows += e->rows;
+    if (n && !joins(policy, n, rows)) break;
     e->picked = 1;
   }
   return n;
@@ -134,8 +153,49 @@ static uint32_t pick_by_priority(const msi_policy *policy, msi_queue *queue, uin
   return n;
 }
 
+/* A batch of requests that are alike, so far. */
+typedef struct pick {
+  const msi_entry *first;
+  int64_t rows;
+  uint32_t n, span;
+} pick;
+
+/* Adds the requests of one priority, or of any if that is INT8_MIN, that are like the first one; 0:
+ * no more may join. */
+static int pick_level(const msi_policy *policy, msi_queue *queue, int priority, pick *p) {
+  for (uint32_t i = 0; i < queue->n; i++) {
+    msi_entry *e = msi_queue_at(queue, i);
+    if (priority > INT8_MIN && e->priority != priority) continue;
+    if (!p->first) p->first = e;
+    if (!policy->alike(policy->of, p->first, e)) continue;
+    p->rows += e->rows;
+    if (policy->together ? p->n : p->rows > policy->alike_rows) return 0;
+    e->picked = 1;
+    p->n++;
+    if (i >= p->span) p->span = i + 1;
+  }
+  return 1;
+}
+
+/* Those that are left have waited for others already. */
+__attribute__((noinline)) static uint32_t pick_alike(const msi_policy *policy, msi_queue *queue,
+                                                     uint32_t *span) {
+  pick p = {0};
+  int by_arrival = !queue->ranked || queue->passed == MSI_FAIR_TURN - 1;
+  int level = by_arrival ? INT8_MIN : next_priority(queue, INT8_MAX + 1);
+  if (by_arrival) pick_level(policy, queue, INT8_MIN, &p);
+  while (level > INT8_MIN && pick_level(policy, queue, level, &p))
+    level = next_priority(queue, level);
+  for (uint32_t i = 0; i < queue->n; i++)
+    msi_queue_at(queue, i)->left |= !msi_queue_at(queue, i)->picked;
+  queue->passed = !by_arrival && p.n < p.span ? queue->passed + 1 : 0;
+  *span = p.span;
+  return p.n;
+}
+
 uint32_t msi_batch_pick(const msi_policy *policy, msi_queue *queue, uint32_t *span) {
   int fits = queue->n < 2 || (!policy->together && queue->rows <= policy->max_rows);
+  if (!fits && !policy->max_rows) return pick_alike(policy, queue, span);
   if (fits || !queue->ranked || queue->passed == MSI_FAIR_TURN - 1) {
     queue->passed = 0;
     return *span = pick_by_arrival(policy, queue);

@@ -13,6 +13,7 @@ typedef struct msi_entry {
   int8_t priority; /* in the queue at least that of any behind it in its lane */
   int8_t lease;    /* that is asked for */
   uint8_t picked : 1, answered : 1, piece : 1;
+  uint8_t left : 1; /* a batch was closed without it, because its dimensions differ */
   uint32_t rows;
   uint32_t input_row, output_row; /* in the slabs of its inbox, or MSI_IN_SLOT */
   uint32_t at;                    /* its first row in its batch */
@@ -41,10 +42,13 @@ msi_entry msi_queue_remove(msi_queue *queue, uint32_t i);
 msi_entry *msi_queue_at(const msi_queue *queue, uint32_t i);
 
 typedef struct msi_policy {
-  int64_t max_rows;
+  int64_t max_rows; /* of a batch; 0: that is alike_rows, and all of its requests are alike */
   int64_t max_delay_ns;
   int64_t queue_rows; /* that may wait; 0: no limit */
   int together;       /* a batch is one request, which waits for nobody */
+  int64_t alike_rows;
+  int (*alike)(const void *of, const msi_entry *a, const msi_entry *b); /* are they? */
+  const void *of;
 } msi_policy;
 
 typedef enum msi_close_reason {
@@ -65,7 +69,8 @@ int msi_queue_admits(const msi_policy *policy, const msi_queue *queue, uint32_t 
 
 /* Marks the requests of the next batch and tells how many they are; all of them are among
  * the first *span. Those of higher priority come first, but in every MSI_FAIR_TURN-th of
- * the batches that leave older ones behind. */
+ * the batches that leave older ones behind. All are alike the first one: those that are not wait,
+ * and none for long, since the oldest one comes first in the next batch. */
 uint32_t msi_batch_pick(const msi_policy *policy, msi_queue *queue, uint32_t *span);
 
 /* Takes them out of the queue. */

@@ -6,6 +6,7 @@
 
 #include "base/error.h"
 #include "head/empty.h"
+#include "head/free_dims.h"
 #include "head/leases.h"
 
 /* ---- open and close ---------------------------------------------------------- */
@@ -15,9 +16,12 @@ int msi_broker_open(msi_broker *broker, const msi_world *world,
                     size_t bytes[MSI_PARTS]) {
   *broker =
       (msi_broker){.world = world, .description = description, .has_room = 1, .failed_rank = -1};
-  broker->policy =
-      (msi_policy){description->max_batch_rows, description->max_delay_ns,
-                   description->max_queue_rows, description->rows != MPISERVE_INDEPENDENT};
+  broker->policy = (msi_policy){.alike_rows = description->max_batch_rows,
+                                .max_delay_ns = description->max_delay_ns,
+                                .queue_rows = description->max_queue_rows,
+                                .together = description->rows != MPISERVE_INDEPENDENT,
+                                .alike = msi_free_dims_alike,
+                                .of = broker->inboxes};
   int code = msi_queue_open(&broker->queue);
   if (!code) code = msi_queue_open(&broker->lease_queue);
   if (!code) code = msi_change_queue_open(&broker->changes, broker->inboxes);
@@ -28,6 +32,7 @@ int msi_broker_open(msi_broker *broker, const msi_world *world,
     broker->remaining += lanes;
     broker->remote += msi_transport_at(t)->same_node ? 0 : lanes;
   }
+  broker->policy.max_rows = broker->inboxes[0].layout.max_plain_rows;
   if (!code) code = msi_assembly_open(&broker->assembly, broker->inboxes, &bytes[MSI_OWN]);
   broker->assembly.batch.service = service_index;
   return code;
@@ -70,8 +75,7 @@ static int turn_away(msi_broker *broker, const msi_entry *entry) {
                          MSI_SUSPENDED, NULL);
 }
 
-/* Where one side of a request lies: in the slot, or in leased rows. The client has
- * checked this too; what is in a window is not trusted all the same. */
+/* Where one side of a request lies: in the slot, or in leased rows. Nothing there is trusted. */
 static int find_rows(const msi_inbox *inbox, const msi_entry *entry, const msi_side *side,
                      int32_t lease, uint32_t row, uint32_t *begin) {
   *begin = MSI_IN_SLOT;
@@ -82,13 +86,21 @@ static int find_rows(const msi_inbox *inbox, const msi_entry *entry, const msi_s
   return row <= range.rows && entry->rows <= range.rows - row;
 }
 
-static int fits(const msi_inbox *inbox, msi_entry *entry, const msi_request_header *request) {
+static inline __attribute__((always_inline)) int
+fits(const msi_inbox *inbox, msi_entry *entry, const msi_request_header *request, int64_t most) {
   const msi_layout *layout = &inbox->layout;
-  if (entry->rows < 1 || entry->rows > layout->max_rows) return 0;
+  if (entry->rows < 1 || entry->rows > most) return 0;
   return find_rows(inbox, entry, &layout->inputs, request->lease, request->row,
                    &entry->input_row) &&
          find_rows(inbox, entry, &layout->outputs, request->output_lease, request->output_row,
                    &entry->output_row);
+}
+
+/* The same with free dimensions. Not inlined: requests without them pay nothing for it. */
+__attribute__((noinline)) static int fits_with_dims(msi_inbox *inbox, msi_entry *entry,
+                                                    const msi_request_header *request) {
+  return fits(inbox, entry, request, inbox->layout.max_rows) &&
+         msi_inbox_read_dims(inbox, entry->lane, entry->sequence);
 }
 
 /* Does a request that finds no room in the queue stay in its lane? */
@@ -108,8 +120,7 @@ static int refuse_for_room(msi_broker *broker, const msi_entry *entry) {
   return msi_broker_refuse(broker, entry, MPISERVE_EFULL, text);
 }
 
-/* Hosts have clocks of their own: over rma the client says how long. What is in a window
- * is not trusted: the sum may be anything, but is defined, and never before now. */
+/* Hosts have clocks of their own. The sum may be anything, but is defined, and never before now. */
 static int64_t deadline_of(const msi_broker *broker, const msi_entry *entry, int64_t deadline_ns) {
   if (!deadline_ns) return 0;
   if (!broker->inboxes[entry->inbox].transport->same_node)
@@ -128,7 +139,7 @@ static int refuse_piece(msi_broker *broker, const msi_entry *entry) {
       text, sizeof text,
       "service '%s': a request of more than max_batch_rows = %lld rows is cut into pieces, but "
       "for its model rows belong together now; raise max_batch_rows",
-      broker->description->name, (long long)broker->policy.max_rows);
+      broker->description->name, (long long)broker->description->max_batch_rows);
   return msi_broker_refuse(broker, entry, MPISERVE_EROWS, text);
 }
 
@@ -136,7 +147,9 @@ static int on_infer(msi_broker *broker, msi_entry *entry, const msi_request_head
   msi_inbox *inbox = &broker->inboxes[entry->inbox];
   msi_lane *lane = &inbox->lanes[entry->lane];
   if (broker->shut && !is_starting(broker)) return turn_away(broker, entry);
-  if (!fits(inbox, entry, request)) return msi_empty_take(broker, entry);
+  if (!fits(inbox, entry, request, inbox->layout.max_plain_rows) &&
+      !fits_with_dims(inbox, entry, request))
+    return msi_empty_take(broker, entry);
   entry->piece = request->kind == MSI_PIECE;
   if (entry->piece && broker->policy.together) return refuse_piece(broker, entry);
   if (!waits(broker) && !msi_queue_admits(&broker->policy, &broker->queue, entry->rows))

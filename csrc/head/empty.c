@@ -4,7 +4,8 @@
 __attribute__((noinline)) int msi_empty_take(msi_broker *broker, const msi_entry *entry) {
   msi_lane *lane = &broker->inboxes[entry->inbox].lanes[entry->lane];
   if (entry->rows || !broker->description->allow_empty)
-    return msi_broker_refuse(broker, entry, MPISERVE_EROWS, "rows do not fit the lane");
+    return msi_broker_refuse(broker, entry, MPISERVE_EROWS,
+                             "rows or dimensions do not fit the lane");
   broker->queue.empty = 1;
   msi_census_join(&broker->census, lane);
   int code = msi_queue_push(&broker->queue, *entry);

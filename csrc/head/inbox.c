@@ -32,6 +32,11 @@ static int allocate(msi_inbox *inbox) {
     for (size_t i = 0; inbox->sends && i < (size_t)lanes * MSI_SLOTS; i++)
       inbox->sends[i] = MPI_REQUEST_NULL;
   }
+  if (inbox->layout.inputs.n_free) {
+    inbox->dims = calloc((size_t)lanes * MSI_SLOTS * (size_t)inbox->layout.inputs.n_free,
+                         sizeof *inbox->dims);
+    lacking |= !inbox->dims;
+  }
   return lacking ? msi_error(MPISERVE_ENOMEM, "no memory for %u lanes", lanes) : MPISERVE_OK;
 }
 
@@ -69,6 +74,7 @@ void msi_inbox_close(msi_inbox *inbox) {
   for (size_t i = 0; inbox->sends && i < (size_t)inbox->layout.lanes * MSI_SLOTS; i++)
     if (!is_deaf(inbox, (uint32_t)(i / MSI_SLOTS))) inbox->transport->reply_begin(&inbox->sends[i]);
   free(inbox->sends);
+  free(inbox->dims);
   free(inbox->seen);
   free(inbox->clients);
   free(inbox->lanes);
@@ -140,6 +146,16 @@ int msi_inbox_read(const msi_inbox *inbox, uint32_t lane, msi_request_header *re
   for (int i = 0; i < WORDS; i++) copy[i] = from[i];
   memcpy(request, copy, sizeof copy);
   return 1;
+}
+
+/* Volatile, as above. */
+int msi_inbox_read_dims(msi_inbox *inbox, uint32_t lane, uint64_t sequence) {
+  const msi_side *side = &inbox->layout.inputs;
+  const volatile uint32_t *from =
+      (const volatile uint32_t *)msi_inbox_slot(inbox, lane, sequence)->input;
+  uint32_t *dims = msi_inbox_dims(inbox, lane, sequence);
+  for (int i = 0; i < side->n_free; i++) dims[i] = from[i];
+  return msi_layout_is_free(&inbox->layout) && msi_side_has_dims(side, dims);
 }
 
 /* The reply's line is wanted for writing soon: it is on its way while the request's is. */

@@ -31,6 +31,7 @@ typedef struct msi_inbox {
   int *clients;    /* world rank by lane */
   msi_lane *lanes;
   msi_row_pool pool;
+  uint32_t *dims;         /* the free dimensions of requests, by lane and slot, checked */
   struct msi_inbox *next; /* of those that the broker thread watches */
   MPI_Request *sends;     /* of the last replies, by lane and slot, where these are messages */
 } msi_inbox;
@@ -55,6 +56,14 @@ static inline int msi_inbox_sync(const msi_inbox *inbox) {
  * are not copied. 0 if there is none: the request before in the same slot has no reply yet, so
  * that a client that breaks the rules has MSI_SLOTS requests at the head as all others. */
 int msi_inbox_read(const msi_inbox *inbox, uint32_t lane, msi_request_header *request);
+
+/* Copies the free dimensions of a request, each word read once, and checks them; 0: they do not
+ * fit, or there are none. Those of a request that was checked, until it has its reply. */
+int msi_inbox_read_dims(msi_inbox *inbox, uint32_t lane, uint64_t sequence);
+static inline uint32_t *msi_inbox_dims(const msi_inbox *inbox, uint32_t lane, uint64_t sequence) {
+  size_t slot = lane * (size_t)MSI_SLOTS + (sequence - 1) % MSI_SLOTS;
+  return inbox->dims + slot * (size_t)inbox->layout.inputs.n_free;
+}
 
 /* Takes one request of a lane that has rung: its sequence. seen_ns is when it was noted first,
  * or 0. */

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "head/free_dims.h"
 #include "head/leases.h"
 #include "head/loss.h"
 #include "head/run.h"
@@ -326,6 +327,9 @@ int msi_serving_engine_set(msi_serving *serving, int service, const mpiserve_eng
   int code = check_service_index(serving, service);
   if (code) return code;
   if (engine && !engine->run) return msi_error(MPISERVE_EARG, "the engine has no function run");
+  if (engine && msi_layout_is_free(&serving->brokers[service].inboxes[0].layout))
+    return msi_error(MPISERVE_EARG, "an engine is not told free dimensions, as service %d has",
+                     service);
   if (serving->brokers[service].open)
     return msi_error(MPISERVE_ESTATE, "the last batch has not been answered");
   serving->brokers[service].engine = engine ? *engine : (mpiserve_engine){0};
@@ -354,6 +358,19 @@ int msi_serving_room_set(msi_serving *serving, int service, int room) {
 int msi_serving_state_set(msi_serving *serving, int service, int state) {
   int code = check_service_index(serving, service);
   return code ? code : msi_broker_enter(&serving->brokers[service], state);
+}
+
+int msi_serving_shapes_get(const msi_serving *serving, int64_t *shapes) {
+  if (!serving->current->open) return msi_error(MPISERVE_ESTATE, "there is no batch");
+  msi_free_dims_get(&serving->current->assembly, shapes);
+  return MPISERVE_OK;
+}
+
+int msi_serving_shapes_set(msi_serving *serving, int service, const int64_t *shapes) {
+  int code = check_service_index(serving, service);
+  if (code) return code;
+  msi_broker *broker = &serving->brokers[service];
+  return msi_free_dims_set(&broker->assembly, broker->description->name, shapes);
 }
 
 int msi_serving_queue_get(const msi_serving *serving, int service, int64_t *rows) {

@@ -28,6 +28,9 @@
  *   - Tensors are dense and C-contiguous. The first dimension is the row (batch) dimension; in a
  *     signature it is -1. Tensors of a service with MPISERVE_NO_ROWS have no row dimension: where
  *     something counts rows, each request to it is one row.
+ *   - Other dimensions that are -1 in a signature are free: each request has its own, up to the
+ *     max_shape of the signature. Requests share a batch if all free dimensions of their inputs are
+ *     equal; the others wait in the same queue, and the oldest request is in the next batch.
  */
 #ifndef MPISERVE_H
 #define MPISERVE_H
@@ -57,6 +60,7 @@ extern "C" {
 #define MPISERVE_FOREVER (-1.0)  /* as a time-out: wait without end */
 #define MPISERVE_MAX_DIMS 8      /* dimensions of a tensor, rows included */
 #define MPISERVE_MAX_TENSORS 16  /* inputs, and outputs, of one service */
+#define MPISERVE_MAX_FREE 32     /* free dimensions of all its inputs, and of all its outputs */
 #define MPISERVE_NAME_SIZE 64    /* bytes of a name, with its final zero */
 #define MPISERVE_TEXT_SIZE 512   /* bytes of a longer text, with its final zero */
 #define MPISERVE_MAX_SESSIONS 64 /* sessions that one process has open at a time */
@@ -163,6 +167,11 @@ typedef struct mpiserve_request {
 typedef struct mpiserve_options {
   double deadline;  /* seconds from now until the request ends unanswered; 0: no deadline */
   int32_t priority; /* -100 to 100: the head takes higher ones first; 0: the default */
+  /* For a service with free dimensions: results may have any that the outputs have room for, whose
+     shape then says only that. When the request has ended with MPISERVE_OK, dimension d of output
+     j of the call is result_shapes[j * MPISERVE_MAX_DIMS + d], and the result lies dense at the
+     beginning of its data. The numbers must exist until then. NULL: see mpiserve_tensor */
+  int64_t *result_shapes;
 } mpiserve_options;
 
 /* What every value of an output must be, or its row is no answer: bits of mpiserve_spec. */
@@ -171,19 +180,24 @@ typedef enum mpiserve_check {
   MPISERVE_BOUNDS = 2  /* min to max, both included, and no NaN; not of a complex dtype */
 } mpiserve_check;
 
-/* One tensor of a signature. shape[0] is -1 (the rows), the others are positive. Without rows
- * (MPISERVE_NO_ROWS) all are positive, and ndim may be 0: a scalar. */
+/* One tensor of a signature. shape[0] is -1 (the rows), the others are positive, or -1: free.
+ * Without rows (MPISERVE_NO_ROWS) none counts rows, and ndim may be 0: a scalar. */
 typedef struct mpiserve_spec {
   char name[MPISERVE_NAME_SIZE];
   int32_t dtype; /* mpiserve_dtype */
   int32_t ndim;
   int64_t shape[MPISERVE_MAX_DIMS];
+  int64_t max_shape[MPISERVE_MAX_DIMS]; /* of free dimensions, at most MPISERVE_MAX_FREE a side: the
+                                           largest; else 0. Free ones are at least 1, or 0 with
+                                           allow_empty */
   int32_t check;   /* of an output: bits of mpiserve_check, or 0: any value is an answer */
   double min, max; /* for MPISERVE_BOUNDS */
 } mpiserve_spec;
 
 /* One tensor of a call: the caller's memory, dense and C-contiguous. If name is NULL, the position
- * in the call says which tensor of the signature it is. */
+ * in the call says which tensor of the signature it is.
+ * The model decides the free dimensions of an output, which must be those of shape, unless the
+ * request has mpiserve_options.result_shapes; otherwise it ends with MPISERVE_ESHAPE. */
 typedef struct mpiserve_tensor {
   const char *name;
   void *data;
@@ -505,8 +519,8 @@ int mpiserve_service_wait_ready(mpiserve_session *session, const char *name, dou
  * one. Pieces may be answered by different replicas, and, if the model is reloaded meanwhile, by
  * different versions; each one needs room in the queue. Statistics are those of its last piece, but
  * for rows, fallback_rows, local_rows and total_ns. MPISERVE_EROWS if rows belong together
- * (MPISERVE_TOGETHER), if there would be over 65536 pieces, or if outputs overlap inputs otherwise
- * than row by row.
+ * (MPISERVE_TOGETHER), if tensors have free dimensions, if there would be over 65536 pieces, or if
+ * outputs overlap inputs otherwise than row by row.
  *
  * Where a service has several replicas, each request goes to the one that will answer it first, as
  * far as this rank knows, so requests may end in another order than that of their submission.
@@ -554,7 +568,8 @@ int mpiserve_infer(mpiserve_service *service, int n_inputs, const mpiserve_tenso
 
 /* mpiserve_fallback_set: let a function of the caller's, such as the physics that the model stands
  * for, answer the requests of this rank that the service does not. NULL: none, as at the beginning.
- * It holds for all requests to the service that end from now on. Local.
+ * It holds for all requests to the service that end from now on. Local. MPISERVE_EARG: the service
+ * has free dimensions, which a function would not be told.
  *
  * It is called when a request ends with an error that is not the caller's, and that no local model
  * answers, and fills the outputs.
@@ -618,6 +633,9 @@ int mpiserve_fallback_set(mpiserve_service *service,
  * before the model has ended. The same is true of a request that ends with MPISERVE_EPEER because
  * its head has stopped: until the head has answered, a request with tensors in that buffer is
  * refused with MPISERVE_EPEER.
+ *
+ * With free dimensions each row has room for the largest, and tensors lie dense from the beginning
+ * of a row on.
  *
  * Blocking: the head answers between two batches. MPISERVE_EROWS beyond max_batch_rows;
  * MPISERVE_ENOMEM if 8 buffers of this service are taken, or its pool is full (pool_bytes). The
@@ -684,6 +702,18 @@ int mpiserve_publish(mpiserve_session *session, int n, const mpiserve_descriptio
  * requests another model; see mpiserve_change_get(). Batches of a service with an engine do not
  * come here: see mpiserve_engine_set(). */
 int mpiserve_batch_next(mpiserve_session *session, double timeout, mpiserve_batch *batch);
+
+/* mpiserve_batch_shapes_get: the shapes of the inputs of the batch that is open, which those with
+ * free dimensions need: dimension d of input i is shapes[i * MPISERVE_MAX_DIMS + d]. Local;
+ * MPISERVE_ESTATE if no batch is open.
+ *
+ * mpiserve_result_shapes_set: the shapes of the outputs, in the same form, that the following
+ * replies for a service of this rank (0, 1, ...) have, to a batch or to tickets, until the next
+ * batch of it. A first dimension that counts rows is not looked at. Without this call free
+ * dimensions are the largest, for which batch->outputs[j] has room. Local. MPISERVE_ESHAPE: a shape
+ * does not fit the signature, and nothing has changed. */
+int mpiserve_batch_shapes_get(mpiserve_session *session, int64_t *shapes);
+int mpiserve_result_shapes_set(mpiserve_session *session, int service, const int64_t *shapes);
 
 /* mpiserve_batch_reply: answer the batch. outputs[j] is [rows, ...] of output j, in any memory of
  * the caller's; batch->outputs[j] itself costs no copy. */
@@ -817,8 +847,8 @@ void mpiserve_engine_close(mpiserve_engine *engine);
  * which is open as after MPISERVE_OK: the caller runs it in another way, or fails it. Requests
  * whose rows came in a chunk before have their answer. With by_request only the request that failed
  * ends, with MPISERVE_EMODEL, and the call goes on. Inference ranks; local. MPISERVE_ESTATE while a
- * batch of it is open, MPISERVE_EARG if there is no such service or the engine has no function run.
- */
+ * batch of it is open, MPISERVE_EARG if there is no such service, it has free dimensions, or the
+ * engine has no function run. */
 int mpiserve_engine_set(mpiserve_session *session, int service, const mpiserve_engine *engine);
 
 /* mpiserve_peer_error: has a simulation rank ended with an error? rank is its world rank or -1;

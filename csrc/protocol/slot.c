@@ -54,26 +54,37 @@ static int overlay(msi_layout *layout, const char *service) {
   return MPISERVE_OK;
 }
 
+/* Results that take the place of inputs, and local models, have fixed shapes. */
+static int check_free(msi_layout *layout, const mpiserve_description *d) {
+  if (!layout->inputs.n_free && !layout->outputs.n_free) return MPISERVE_OK;
+  layout->is_free = 1;
+  layout->max_plain_rows = 0;
+  if (!d->overwrites && !d->local[0]) return MPISERVE_OK;
+  return msi_error(MPISERVE_ECONFIG, "service '%s': tensors with free dimensions, and %s", d->name,
+                   d->overwrites ? "outputs that overwrite the inputs" : "local models");
+}
+
 static int check_rows(msi_layout *layout, const mpiserve_description *d) {
   msi_side *in = &layout->inputs, *out = &layout->outputs;
   int none = d->rows == MPISERVE_NO_ROWS, empty = d->allow_empty != 0;
   in->least_rows = out->least_rows = !empty;
   if (!in->n || !out->n) return MPISERVE_OK;
-  if ((in->n_with_rows < 0) != none || (out->n_with_rows < 0) != none)
+  if (in->has_rows == none || out->has_rows == none)
     return msi_error(MPISERVE_ECONFIG,
                      "service '%s': the first dimension of every tensor is the number of rows and "
                      "must be -1, or rows is none and no tensor has such a dimension",
                      d->name);
-  if (none && (d->max_batch_rows != 1 || empty))
+  if (none && (d->max_batch_rows != 1 || (empty && !in->n_free && !out->n_free)))
     return msi_error(MPISERVE_ECONFIG,
                      "service '%s': without rows max_batch_rows is 1, and no request is empty",
                      d->name);
-  return MPISERVE_OK;
+  return check_free(layout, d);
 }
 
 int msi_layout_init(msi_layout *layout, const mpiserve_description *description, uint32_t lanes) {
   const mpiserve_description *d = description;
-  *layout = (msi_layout){.lanes = lanes, .max_rows = d->max_batch_rows};
+  *layout = (msi_layout){
+      .lanes = lanes, .max_rows = d->max_batch_rows, .max_plain_rows = d->max_batch_rows};
   int code = msi_side_init(&layout->inputs, "input", d->n_inputs, d->inputs);
   if (!code) code = msi_side_init(&layout->outputs, "output", d->n_outputs, d->outputs);
   if (!code) code = check_rows(layout, d);
@@ -107,7 +118,7 @@ void msi_layout_move(msi_layout *layout, size_t at) {
 }
 
 int msi_side_eager(const msi_side *side, int64_t rows) {
-  return (size_t)rows * side->total_row_bytes <= MSI_EAGER_BYTES;
+  return (size_t)rows * side->eager_row_bytes <= MSI_EAGER_BYTES;
 }
 
 #ifdef __SSE2__

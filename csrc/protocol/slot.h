@@ -117,6 +117,8 @@ typedef struct msi_layout {
   uint32_t lanes;
   uint32_t slab_rows;
   int64_t max_rows;                         /* of a request */
+  int64_t max_plain_rows;                   /* the same; 0 where there are free dimensions */
+  int is_free;                              /* are there? */
   size_t header_at, doorbells_at, lanes_at; /* in the rank's memory, as all that ends in _at */
   size_t inputs_at[MPISERVE_MAX_TENSORS], outputs_at[MPISERVE_MAX_TENSORS];
   size_t bytes; /* of the whole section */
@@ -143,6 +145,9 @@ static inline size_t msi_slot_at(const msi_layout *layout, uint32_t lane, uint64
   return layout->lanes_at +
          (lane * (size_t)MSI_SLOTS + (sequence - 1) % MSI_SLOTS) * sizeof(msi_slot);
 }
+
+/* Have tensors free dimensions? Then a slot has those of its side before the payload. */
+static inline int msi_layout_is_free(const msi_layout *layout) { return layout->is_free; }
 
 /* Has the client cancelled the request? Pairs with its release. */
 static inline int msi_slot_cancelled(const msi_slot *slot) {

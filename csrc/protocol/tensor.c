@@ -41,8 +41,9 @@ int msi_dtype_part(int dtype) {
   return dtype == MPISERVE_COMPLEX128 ? MPISERVE_FLOAT64 : dtype;
 }
 
-/* Writes "[rows, 3, 4]" for people. */
-static const char *shape_text(char *text, size_t size, int ndim, const int64_t *shape) {
+/* Writes "[rows, 3, 4]" for people. most: the largest free dimensions, as "1 to 64"; or NULL. */
+static const char *shape_text(char *text, size_t size, int ndim, const int64_t *shape,
+                              const int64_t *most) {
   if (ndim < 0 || ndim > MPISERVE_MAX_DIMS) {
     snprintf(text, size, "of %d dimensions", ndim);
     return text;
@@ -50,13 +51,19 @@ static const char *shape_text(char *text, size_t size, int ndim, const int64_t *
   size_t at = (size_t)snprintf(text, size, "[");
   for (int d = 0; d < ndim && at < size; d++) {
     const char *comma = d ? ", " : "";
-    if (shape[d] < 0)
+    if (shape[d] < 0 && most && most[d] > 0)
+      at += (size_t)snprintf(text + at, size - at, "%sup to %lld", comma, (long long)most[d]);
+    else if (shape[d] < 0)
       at += (size_t)snprintf(text + at, size - at, "%srows", comma);
     else
       at += (size_t)snprintf(text + at, size - at, "%s%lld", comma, (long long)shape[d]);
   }
   if (at < size) snprintf(text + at, size - at, "]");
   return text;
+}
+
+static int64_t largest(const mpiserve_spec *spec, int d) {
+  return msi_spec_is_free(spec, d) ? spec->max_shape[d] : spec->shape[d];
 }
 
 static int spec_check(const char *what, const mpiserve_spec *spec) {
@@ -69,9 +76,9 @@ static int spec_check(const char *what, const mpiserve_spec *spec) {
     return msi_error(MPISERVE_ESHAPE, "%s '%s': %d dimensions, the limit is %d", what, spec->name,
                      spec->ndim, MPISERVE_MAX_DIMS);
   for (int d = msi_spec_has_rows(spec); d < spec->ndim; d++)
-    if (spec->shape[d] < 1 || spec->shape[d] > INT32_MAX)
-      return msi_error(MPISERVE_ESHAPE, "%s '%s': dimension %d is %lld", what, spec->name, d,
-                       (long long)spec->shape[d]);
+    if (largest(spec, d) < 1 || largest(spec, d) > INT32_MAX)
+      return msi_error(MPISERVE_ESHAPE, "%s '%s': dimension %d is %lld, at most %lld", what,
+                       spec->name, d, (long long)spec->shape[d], (long long)spec->max_shape[d]);
   if ((spec->check & ~(MPISERVE_FINITE | MPISERVE_BOUNDS)) ||
       ((spec->check & MPISERVE_BOUNDS) && !(spec->min <= spec->max)))
     return msi_error(MPISERVE_ECONFIG, "%s '%s': check is %d, of values from %g to %g", what,
@@ -86,15 +93,16 @@ static int row_too_large(const char *what, const mpiserve_spec *spec) {
   char shape[128];
   return msi_error(MPISERVE_ESHAPE, "%s '%s': a row of %s %s has more than 2^%d bytes", what,
                    spec->name, dtypes[spec->dtype].name,
-                   shape_text(shape, sizeof shape, spec->ndim, spec->shape), MSI_MOST_BITS);
+                   shape_text(shape, sizeof shape, spec->ndim, spec->shape, spec->max_shape),
+                   MSI_MOST_BITS);
 }
 
 /* The product may exceed every integer: it is checked before it is made. */
 static int spec_row_bytes(const char *what, const mpiserve_spec *spec, size_t *bytes) {
   *bytes = dtypes[spec->dtype].size;
   for (int d = msi_spec_has_rows(spec); d < spec->ndim; d++) {
-    if ((size_t)spec->shape[d] > MSI_MOST_BYTES / *bytes) return row_too_large(what, spec);
-    *bytes *= (size_t)spec->shape[d];
+    if ((size_t)largest(spec, d) > MSI_MOST_BYTES / *bytes) return row_too_large(what, spec);
+    *bytes *= (size_t)largest(spec, d);
   }
   return MPISERVE_OK;
 }
@@ -116,7 +124,7 @@ int msi_side_init(msi_side *side, const char *what, int n, const mpiserve_spec *
   if (n < 0 || n > MPISERVE_MAX_TENSORS)
     return msi_error(MPISERVE_ESHAPE, "%d %ss, the limit is %d", n, what, MPISERVE_MAX_TENSORS);
   *side = (msi_side){.what = what, .n = n, .specs = specs, .least_rows = 1};
-  side->n_with_rows = n && !msi_spec_has_rows(&specs[0]) ? -1 : n;
+  side->has_rows = !n || msi_spec_has_rows(&specs[0]);
   for (int i = 0; i < n; i++) {
     int code = spec_check(what, &specs[i]);
     if (code) return code;
@@ -126,9 +134,66 @@ int msi_side_init(msi_side *side, const char *what, int n, const mpiserve_spec *
     code = spec_row_bytes(what, &specs[i], &side->row_bytes[i]);
     if (code) return code;
     side->total_row_bytes += side->row_bytes[i];
+    for (int d = 0; d < specs[i].ndim; d++) side->n_free += msi_spec_is_free(&specs[i], d);
   }
-  return MPISERVE_OK;
+  side->n_plain = side->has_rows && !side->n_free ? n : -1;
+  side->dims_bytes = ((size_t)side->n_free * sizeof(uint32_t) + 7) / 8 * 8;
+  side->eager_row_bytes = side->total_row_bytes + side->dims_bytes;
+  if (side->n_free <= MPISERVE_MAX_FREE) return MPISERVE_OK;
+  return msi_error(MPISERVE_ESHAPE, "the %ss have %d free dimensions, the limit is %d", what,
+                   side->n_free, MPISERVE_MAX_FREE);
 }
+
+/* ---- free dimensions ------------------------------------------------------------------ */
+
+int msi_side_has_dims(const msi_side *side, const uint32_t *dims) {
+  for (int i = 0; i < side->n; i++)
+    for (int d = 0; d < side->specs[i].ndim; d++) {
+      if (!msi_spec_is_free(&side->specs[i], d)) continue;
+      if (*dims < side->least_rows || *dims > side->specs[i].max_shape[d]) return 0;
+      dims++;
+    }
+  return 1;
+}
+
+void msi_side_of_dims(const msi_side *side, const uint32_t *dims, msi_side *actual) {
+  *actual = *side;
+  actual->total_row_bytes = 0;
+  for (int i = 0; i < side->n; i++) {
+    const mpiserve_spec *spec = &side->specs[i];
+    size_t bytes = dtypes[spec->dtype].size;
+    for (int d = msi_spec_has_rows(spec); d < spec->ndim; d++)
+      bytes *= msi_spec_is_free(spec, d) ? *dims++ : (size_t)spec->shape[d];
+    actual->row_bytes[i] = bytes;
+    actual->total_row_bytes += bytes;
+  }
+}
+
+int msi_side_dims(const msi_side *side, const int64_t *shapes, uint32_t *dims) {
+  for (int i = 0; i < side->n; i++) {
+    const mpiserve_spec *spec = &side->specs[i];
+    for (int d = msi_spec_has_rows(spec); d < spec->ndim; d++) {
+      int64_t length = shapes[i * MPISERVE_MAX_DIMS + d];
+      int is_free = msi_spec_is_free(spec, d);
+      if (is_free ? length < side->least_rows || length > spec->max_shape[d]
+                  : length != spec->shape[d])
+        return 0;
+      if (is_free) *dims++ = (uint32_t)length;
+    }
+  }
+  return 1;
+}
+
+void msi_side_shapes(const msi_side *side, int64_t rows, const uint32_t *dims, int64_t *shapes) {
+  for (int i = 0; i < side->n; i++) {
+    const mpiserve_spec *spec = &side->specs[i];
+    for (int d = 0; d < spec->ndim; d++)
+      shapes[i * MPISERVE_MAX_DIMS + d] = msi_spec_is_free(spec, d) ? *dims++ : spec->shape[d];
+    if (msi_spec_has_rows(spec)) shapes[i * MPISERVE_MAX_DIMS] = rows;
+  }
+}
+
+/* ---- calls ------------------------------------------------------------------------------ */
 
 /* The tensors of the signature, for messages: "state, pressure". */
 static const char *names_text(char *text, size_t size, const msi_side *side) {
@@ -146,10 +211,18 @@ static int shape_matches(const mpiserve_spec *spec, const mpiserve_tensor *tenso
   return 1;
 }
 
-/* Of a tensor without rows. Fortran gives a scalar as one row. */
-static int whole_shape_matches(const mpiserve_spec *spec, const mpiserve_tensor *tensor) {
+/* Of any tensor, but for the number of rows. Fortran gives a scalar as one row. */
+static int any_shape_matches(const mpiserve_spec *spec, const mpiserve_tensor *tensor,
+                             int64_t least) {
   if (!spec->ndim) return !tensor->ndim || (tensor->ndim == 1 && tensor->shape[0] == 1);
-  return shape_matches(spec, tensor) && tensor->shape[0] == spec->shape[0];
+  if (tensor->ndim != spec->ndim) return 0;
+  for (int d = msi_spec_has_rows(spec); d < spec->ndim; d++) {
+    int64_t length = tensor->shape[d];
+    if (msi_spec_is_free(spec, d) ? length < least || length > spec->max_shape[d]
+                                  : length != spec->shape[d])
+      return 0;
+  }
+  return 1;
 }
 
 static int wrong_dtype(const msi_side *side, const char *service, const mpiserve_spec *spec,
@@ -165,8 +238,8 @@ static int wrong_shape(const msi_side *side, const char *service, const mpiserve
   char want[128], got[128];
   return msi_error(MPISERVE_ESHAPE, "service '%s', %s '%s': shape is %s, the signature says %s",
                    service, side->what, spec->name,
-                   shape_text(got, sizeof got, tensor->ndim, tensor->shape),
-                   shape_text(want, sizeof want, spec->ndim, spec->shape));
+                   shape_text(got, sizeof got, tensor->ndim, tensor->shape, NULL),
+                   shape_text(want, sizeof want, spec->ndim, spec->shape, spec->max_shape));
 }
 
 /* 0 rows need no memory: then *data becomes an address that nothing is read from. */
@@ -198,12 +271,28 @@ static int tensor_check(const msi_side *side, const char *service, const mpiserv
   return wrong_rows(side, service, spec, tensor->shape[0], *rows);
 }
 
-static int whole_check(const msi_side *side, const char *service, const mpiserve_spec *spec,
-                       const mpiserve_tensor *tensor, void **data) {
+static int has_values(const mpiserve_tensor *tensor) {
+  for (int d = 0; d < tensor->ndim; d++)
+    if (!tensor->shape[d]) return 0;
+  return 1;
+}
+
+/* Checks a tensor without rows, or of a side with free dimensions. */
+static int any_check(const msi_side *side, const char *service, const mpiserve_spec *spec,
+                     const mpiserve_tensor *tensor, int64_t *rows, void **data) {
+  int64_t n = msi_spec_has_rows(spec) ? tensor->shape[0] : 1;
   if (tensor->dtype != spec->dtype) return wrong_dtype(side, service, spec, tensor);
-  if (!whole_shape_matches(spec, tensor)) return wrong_shape(side, service, spec, tensor);
+  if (!any_shape_matches(spec, tensor, side->least_rows))
+    return wrong_shape(side, service, spec, tensor);
+  if (*rows < 0 && n >= side->least_rows) *rows = n;
+  if (n != *rows) return wrong_rows(side, service, spec, n, *rows);
   *data = tensor->data;
-  return *data ? MPISERVE_OK : no_data(side, service, spec, 1, data);
+  return *data ? MPISERVE_OK : no_data(side, service, spec, has_values(tensor), data);
+}
+
+static void note(msi_given *given, int at, int i, const mpiserve_tensor *tensor) {
+  memcpy(given->shapes[at], tensor->shape, sizeof given->shapes[at]);
+  given->position[at] = i;
 }
 
 /* The place in the signature of tensor i of a call; -1: it has none, or it is taken. */
@@ -227,26 +316,27 @@ static int wrong_number(const msi_side *side, const char *service, int n) {
                    service, n, side->what, side->n, names_text(names, sizeof names, side));
 }
 
-/* As msi_side_match(), of tensors without rows. */
-static int match_whole(const msi_side *side, const char *service, int n,
-                       const mpiserve_tensor *tensors, int64_t *rows, void **data) {
+/* As msi_side_match(), of any tensors. Those without rows are one row. */
+static int match_any(const msi_side *side, const char *service, int n,
+                     const mpiserve_tensor *tensors, int64_t *rows, void **data) {
   if (n != side->n) return wrong_number(side, service, n);
   uint32_t taken = 0;
   for (int i = 0; i < n; i++) {
     int at = find_place(side, service, i, tensors, &taken);
     if (at < 0) return MPISERVE_ENAME;
-    int code = whole_check(side, service, &side->specs[at], &tensors[i], &data[at]);
+    int code = any_check(side, service, &side->specs[at], &tensors[i], rows, &data[at]);
     if (code) return code;
+    if (side->given) note(side->given, at, i, &tensors[i]);
   }
-  *rows = 1;
+  if (side->given) msi_side_dims(side, side->given->shapes[0], side->given->dims);
   return MPISERVE_OK;
 }
 
 int msi_side_match(const msi_side *side, const char *service, int n, const mpiserve_tensor *tensors,
                    int64_t *rows, void **data) {
-  if (n != side->n_with_rows)
-    return side->n_with_rows < 0 ? match_whole(side, service, n, tensors, rows, data)
-                                 : wrong_number(side, service, n);
+  if (n != side->n_plain)
+    return side->n_plain < 0 ? match_any(side, service, n, tensors, rows, data)
+                             : wrong_number(side, service, n);
   uint32_t taken = 0;
   for (int i = 0; i < n; i++) {
     int at = find_place(side, service, i, tensors, &taken);
@@ -269,6 +359,7 @@ int msi_side_equal(const msi_side *a, const msi_side *b) {
     if (strcmp(s->name, t->name) || s->dtype != t->dtype || s->ndim != t->ndim) return 0;
     if (!same_check(s, t)) return 0;
     if (memcmp(s->shape, t->shape, sizeof s->shape[0] * (size_t)s->ndim)) return 0;
+    if (memcmp(s->max_shape, t->max_shape, sizeof s->shape[0] * (size_t)s->ndim)) return 0;
   }
   return 1;
 }

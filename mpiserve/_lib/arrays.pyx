@@ -4,6 +4,8 @@
 Everything here is on the path of each request: it goes by numpy's C interface.
 """
 
+from math import prod
+
 import ml_dtypes
 import numpy as np
 
@@ -12,6 +14,7 @@ from mpiserve._lib import foreign_arrays
 
 cimport numpy as cnp
 from cpython.ref cimport Py_INCREF
+from libc.stdint cimport int64_t
 from mpiserve._lib.libmpiserve cimport (
     MPISERVE_BFLOAT16,
     MPISERVE_COMPLEX128,
@@ -136,6 +139,14 @@ cdef size_t end(mpiserve_tensor *tensor) noexcept:
     for d in range(tensor.ndim):
         size *= tensor.shape[d]
     return begin(tensor) + size
+
+
+cdef object beginning(object array, const int64_t *dims):
+    """Return an array of as many dimensions with the first values of a dense one."""
+    shape = tuple([dims[d] for d in range(array.ndim)])
+    if array.shape == shape:
+        return array
+    return array.reshape(-1)[: prod(shape)].reshape(shape).copy()
 
 
 def row_shape(shape):

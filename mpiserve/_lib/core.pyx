@@ -30,6 +30,7 @@ from mpiserve._lib.arrays cimport (
     NO_ROWS,
     as_input,
     as_output,
+    beginning,
     check_apart,
     new_array,
     result_at,

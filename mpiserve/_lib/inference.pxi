@@ -9,8 +9,9 @@ cdef class InferenceCalls(Handle):
     cdef tuple _outputs  # of the batch that is open
     cdef dict _batches  # whose arrays may be used again
     cdef dict _engines  # of services, which the library uses
+    cdef list _free, _have_rows  # of each of its services: whether dimensions are free; rows
     cdef int64_t _rows
-    cdef int _requests
+    cdef int _requests, _service
 
     def __cinit__(self):
         self._batches = {}
@@ -26,6 +27,10 @@ cdef class InferenceCalls(Handle):
         cdef int code, n = len(services)
         made = [Description(**service) for service in services]
         self._signatures = [((<Description>d).inputs, (<Description>d).outputs) for d in made]
+        self._free = [(<Description>d).free for d in made]
+        self._have_rows = [
+            (<Description>d).description.rows != MPISERVE_NO_ROWS for d in made
+        ]
         all = <mpiserve_description *>calloc(n, sizeof(mpiserve_description))
         if all == NULL:
             raise MemoryError
@@ -61,11 +66,35 @@ cdef class InferenceCalls(Handle):
         self._leave(MPISERVE_OK if answers else code)
         return None if code == MPISERVE_ETIMEOUT else batch_of(self, &batch, failure)
 
+    cdef tuple _given(self, tuple inputs, int64_t rows):
+        """Return dtype and dimensions of a row of the inputs of the batch that is open."""
+        cdef int64_t shapes[16 * 8]
+        cdef int first = self._have_rows[self._service]
+        self._enter()
+        self._leave(mpiserve_batch_shapes_get(self._session, shapes))
+        return tuple([
+            (dtype, tuple([shapes[8 * i + first + d] for d in range(len(shape))]))
+            for i, (dtype, shape) in enumerate(inputs)
+        ])
+
+    cdef int _find(self, int service, const void **data, tuple specs, outputs,
+                   int64_t rows) except -1:
+        """Find the memory of results; tell their dimensions, where these are free."""
+        cdef int64_t shapes[16 * 8]
+        if self._free[service]:
+            specs = tuple([
+                (dtype, array.shape[1:]) for (dtype, _), array in zip(specs, outputs)
+            ])
+            fill_shapes(shapes, outputs, self._have_rows[service])
+            self._enter()
+            self._leave(mpiserve_result_shapes_set(self._session, service, shapes))
+        return find_rows(data, specs, outputs, rows)
+
     def reply(self, outputs):
         """Answer the batch: one C-contiguous array [rows, ...] per output, of its dtype."""
         cdef const void *data[16]
         cdef int code
-        find_rows(data, self._outputs, outputs, self._rows)
+        self._find(self._service, data, self._outputs, outputs, self._rows)
         self._enter()
         with nogil:
             code = mpiserve_batch_reply(self._session, data)
@@ -74,7 +103,7 @@ cdef class InferenceCalls(Handle):
     def reply_rows(self, int64_t rows, outputs):
         """Answer the requests whose results are among the first rows of the outputs."""
         cdef const void *data[16]
-        find_rows(data, self._outputs, outputs, self._rows)
+        self._find(self._service, data, self._outputs, outputs, self._rows)
         self._enter()
         self._leave(mpiserve_batch_reply_rows(self._session, rows, data))
 
@@ -112,8 +141,8 @@ cdef class InferenceCalls(Handle):
     def reply_ticket(self, Ticket ticket, outputs):
         """Answer a held request: one C-contiguous array [ticket.rows, ...] per output."""
         cdef const void *data[16]
-        specs = self._signatures[ticket._ticket.service][1]
-        find_rows(data, specs, outputs, ticket._ticket.rows)
+        cdef int service = ticket._ticket.service
+        self._find(service, data, self._signatures[service][1], outputs, ticket._ticket.rows)
         self._enter()
         self._leave(mpiserve_ticket_reply(self._session, &ticket._ticket, data))
 

@@ -25,10 +25,12 @@ cdef extern from "mpiserve.h" nogil:
     ctypedef struct mpiserve_options:
         double deadline
         int32_t priority
+        int64_t *result_shapes
     ctypedef struct mpiserve_spec:
         char name[64]
         int32_t dtype, ndim
         int64_t shape[8]
+        int64_t max_shape[8]
         int32_t check
         double min, max
     ctypedef struct mpiserve_tensor:
@@ -127,6 +129,8 @@ cdef extern from "mpiserve.h" nogil:
     int mpiserve_start(mpiserve_session *, const char *, double)
     int mpiserve_publish(mpiserve_session *, int, const mpiserve_description *)
     int mpiserve_batch_next(mpiserve_session *, double, mpiserve_batch *)
+    int mpiserve_batch_shapes_get(mpiserve_session *, int64_t *)
+    int mpiserve_result_shapes_set(mpiserve_session *, int, const int64_t *)
     int mpiserve_batch_reply(mpiserve_session *, const void *const *)
     int mpiserve_batch_reply_rows(mpiserve_session *, int64_t, const void *const *)
     int mpiserve_batch_fail(mpiserve_session *, int, const char *)

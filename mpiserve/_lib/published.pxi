@@ -48,8 +48,12 @@ cdef object bound_of(mpiserve_spec *spec, double bound):
     return bound if spec.check & MPISERVE_BOUNDS and not isinf(bound) else None
 
 
-cdef list specs_of(tuple tensors):
-    return [(DTYPES[DTYPE_CODES[t.dtype]], row_shape(t.shape)) for t in tensors]
+cdef tuple largest_of(mpiserve_spec *specs, int n):
+    """Return the shapes with the bounds of their free dimensions."""
+    return tuple([
+        tuple([specs[i].max_shape[d] or specs[i].shape[d] for d in range(specs[i].ndim)])
+        for i in range(n)
+    ])
 
 
 cdef make_service(Session session, mpiserve_service *found):
@@ -75,8 +79,13 @@ cdef make_service(Session session, mpiserve_service *found):
     service.transport = "shared" if transport == MPISERVE_SHARED else "rma"
     # A request may go to any replica, whatever the transport to the home replica is.
     service._far = transport != MPISERVE_SHARED or replicas > 1
-    service._input_specs = specs_of(service.inputs)
-    service._output_specs = specs_of(service.outputs)
+    service.largest_inputs = largest_of(description.inputs, description.n_inputs)
+    service.largest_outputs = largest_of(description.outputs, description.n_outputs)
+    service._input_specs = list(arrays_of(service.inputs, service.largest_inputs))
+    service._output_specs = list(arrays_of(service.outputs, service.largest_outputs))
+    service._free = service.largest_inputs != tuple([t.shape for t in service.inputs]) or (
+        service.largest_outputs != tuple([t.shape for t in service.outputs])
+    )
     service._row_bytes = sum(dtype.itemsize * prod(shape) for dtype, shape in service._input_specs)
     service._buffers = []
     service._endings = []

@@ -63,6 +63,22 @@ cdef bint is_named(tuple arrays):
     return len(arrays) == 1 and isinstance(arrays[0], dict)
 
 
+cdef int check_options(Service service, tuple arrays, dict options) except -1:
+    """Refuse an option that may be meant as the input of that name."""
+    given = arrays[0] if is_named(arrays) else ()
+    for name, at in service._ambiguous.items():
+        value = options.get(name)
+        if value is None or (name == "priority" and type(value) is int):
+            continue
+        if not given and at >= len(arrays) or given and name not in given:
+            raise errors.from_code(
+                errors.Code.EARG,
+                f"service '{service.name}' has an input '{name}', and {name}=... is an option: "
+                f"give the input by position or in a dict, as in service({{'{name}': ...}})",
+            )
+    return 0
+
+
 cdef int look(mpiserve_session **session, lock *door, mpiserve_request *request, double seconds,
               mpiserve_stats *stats) noexcept nogil:
     """Wait in short looks, between which other threads may enter. The caller holds the lock."""
@@ -101,6 +117,7 @@ cdef class Request:
     cdef Service _service
     cdef mpiserve_request _request
     cdef object _outputs
+    cdef object _shapes  # of the results, as the library says; None: those of the outputs
     cdef tuple _inputs, _kept  # what the library reads until the end; copies of inputs, names
     cdef str _text
     cdef object _cause  # what the fallback raised
@@ -217,6 +234,8 @@ cdef class Request:
         self._inputs = self._kept = None
         if code != MPISERVE_OK:
             self._outputs = None
+        elif self._shapes is not None:
+            self._outputs = shaped(self._outputs, self._shapes, self._service._results)
         self._code, self._text = code, text
         self._ended = True
         return 0
@@ -229,6 +248,24 @@ cdef class Request:
             leftover.request = self._request
             leftover.kept = (self._inputs, self._outputs, self._kept)
             self._session._drop(leftover)
+
+
+cdef object any_shapes(mpiserve_options *options, int n):
+    """Make room for the shapes of results, which may be any that the outputs have room for."""
+    cdef int64_t[:, ::1] view
+    shapes = np.empty((n, MPISERVE_MAX_DIMS), np.int64)
+    view = shapes
+    options.result_shapes = &view[0, 0]
+    return shapes
+
+
+cdef object shaped(object outputs, object shapes, object results):
+    """Return results of their own dimensions, from arrays that have room for the largest."""
+    cdef int64_t[:, ::1] view = shapes
+    cdef int i
+    if results is None:
+        return beginning(outputs, &view[0, 0])
+    return results(*[beginning(array, &view[i, 0]) for i, array in enumerate(outputs)])
 
 
 cdef tuple keep(tuple things, object thing):

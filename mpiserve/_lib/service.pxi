@@ -19,7 +19,9 @@ cdef class Service:
     Attributes:
         name: Of the service.
         inputs: The signature's inputs: (name, dtype, shape), shape[0] is -1 if rows is not "none".
+            Other dimensions that are -1 are free: each request has its own.
         outputs: The signature's outputs.
+        largest_inputs, largest_outputs: Their shapes, with the largest size of free dimensions.
         engine: The class that runs the model.
         version: The name of the model's version at open; "" if it has none.
         max_batch_rows: The most rows of a batch; larger requests are cut into pieces.
@@ -39,7 +41,8 @@ cdef class Service:
     cdef readonly bint allow_empty
     cdef bint _whole, _local  # tensors have no rows; it has local models
     cdef bint _far  # perhaps over a network: its flushes may wait, and for ever if that is cut
-    cdef readonly tuple inputs, outputs
+    cdef readonly tuple inputs, outputs, largest_inputs, largest_outputs
+    cdef bint _free  # dimensions are
     cdef readonly int64_t max_batch_rows
     cdef readonly int replicas, head
     cdef readonly dict checks
@@ -66,7 +69,7 @@ cdef class Service:
 
         Returns:
             The output array [rows, ...], or a named tuple if there are several. Those given as
-            `out` are given back.
+            `out` are given back; a result must have their shapes, where dimensions are free.
 
         Raises:
             RequestTimeout: After which the request is cancelled.
@@ -76,7 +79,7 @@ cdef class Service:
         """
         cdef Request request
         if self._ambiguous:
-            self._check_options(arrays, {"out": out, "timeout": timeout, "priority": priority})
+            check_options(self, arrays, {"out": out, "timeout": timeout, "priority": priority})
         seconds_of(timeout, "timeout")
         if (self._local or self._fallback is not None) and timeout is not None:
             # The fallback answers at a deadline, which ends a request; a time-out does not.
@@ -121,7 +124,7 @@ cdef class Service:
             ArgumentError, DtypeError: If the arguments do not fit; nothing was sent.
         """
         if self._ambiguous:
-            self._check_options(arrays, {"out": out, "deadline": deadline, "priority": priority})
+            check_options(self, arrays, {"out": out, "deadline": deadline, "priority": priority})
         return self._submit(arrays, named, out, deadline, priority)
 
     def stream(self, *arrays, timeout=None, **named):
@@ -149,7 +152,7 @@ cdef class Service:
             text = f"service '{self.name}' has no input 'stream'"
             raise errors.from_code(errors.Code.ENAME, text)
         if self._ambiguous:
-            self._check_options(arrays, {"timeout": timeout})
+            check_options(self, arrays, {"timeout": timeout})
         named = self._by_name(arrays, named, names)
         self._streams += 1
         number = self._streams
@@ -172,21 +175,6 @@ cdef class Service:
                 self._endings = [one for one in self._endings if not one.done()]
                 named["stream"] = np.array([[number, STREAM_ENDS]], np.int64)
                 self._endings.append(self.submit(named))
-
-    cdef int _check_options(self, tuple arrays, dict options) except -1:
-        """Refuse an option that may be meant as the input of that name."""
-        given = arrays[0] if is_named(arrays) else ()
-        for name, at in self._ambiguous.items():
-            value = options.get(name)
-            if value is None or (name == "priority" and type(value) is int):
-                continue
-            if not given and at >= len(arrays) or given and name not in given:
-                raise errors.from_code(
-                    errors.Code.EARG,
-                    f"service '{self.name}' has an input '{name}', and {name}=... is an option: "
-                    f"give the input by position or in a dict, as in service({{'{name}': ...}})",
-                )
-        return 0
 
     cdef dict _by_name(self, tuple arrays, dict named, list names):
         """Merge inputs given by position, or in a dict, with those given by name."""
@@ -240,6 +228,9 @@ cdef class Service:
         request._outputs = self._make_outputs(outputs, rows) if out is None else (
             self._check_outputs(outputs, out)
         )
+        if self._free and out is None:
+            request._shapes = any_shapes(&options, n_outputs)
+            kept = keep(kept, request._shapes)
         request._inputs, request._kept = arrays, kept
         session._enter()
         if rows * self._row_bytes > LARGE or self._far:
@@ -256,6 +247,7 @@ cdef class Service:
                            object priority) except -1:
         cdef int64_t level = whole(priority, "priority")
         options.deadline = 0
+        options.result_shapes = NULL
         if deadline is not None:
             options.deadline = deadline_of(deadline)
         if level < -100 or level > 100:
@@ -311,6 +303,9 @@ cdef class Service:
             The function: this is a decorator, too.
         """
         cdef Session session = self._session
+        if self._free and function is not None:
+            text = f"service '{self.name}' has free dimensions: it can have no fallback"
+            raise errors.from_code(errors.Code.EARG, text)
         if function is not None and not callable(function):
             text = f"a fallback must be callable, got {function!r:.60}"
             raise errors.from_code(errors.Code.EARG, text)
@@ -394,6 +389,9 @@ cdef class Service:
 
     cdef object _half(self, int64_t rows, bint outputs):
         cdef Buffer buffer
+        if self._free:
+            text = f"service '{self.name}' has free dimensions: give arrays of your own"
+            raise errors.from_code(errors.Code.EARG, text)
         if forks:
             refuse_fork()
         for reference in self._buffers:

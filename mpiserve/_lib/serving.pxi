@@ -17,6 +17,14 @@ cdef int fill_specs(mpiserve_spec *specs, object tensors) except -1:
     return 0
 
 
+cdef int fill_largest(mpiserve_spec *specs, object tensors, object largest) except -1:
+    """Fill in the bounds of free dimensions: those that the largest shape of a tensor fixes."""
+    for i, (tensor, shape) in enumerate(zip(tensors, largest)):
+        for d, length in enumerate(shape[:MPISERVE_MAX_DIMS]):
+            specs[i].max_shape[d] = length if length != tensor.shape[d] else 0
+    return 0
+
+
 cdef int fill_checks(mpiserve_spec *specs, object checks) except -1:
     """Fill in what the values must be: for each output whether finite, the least, the greatest."""
     for i, (finite, least, most) in enumerate(checks):
@@ -41,9 +49,13 @@ cdef int copy_bytes(char *to, size_t size, bytes data) except -1:
     return 0
 
 
-cdef tuple arrays_of(object tensors):
-    """Return dtype and dimensions of a row; a tensor without rows is one row."""
-    return tuple([(DTYPES[DTYPE_CODES[t.dtype]], row_shape(t.shape)) for t in tensors])
+cdef tuple arrays_of(object tensors, object largest):
+    """Return dtype and largest dimensions of a row; a tensor without rows is one row."""
+    shapes = largest or [tensor.shape for tensor in tensors]
+    return tuple([
+        (DTYPES[DTYPE_CODES[tensor.dtype]], row_shape(shape))
+        for tensor, shape in zip(tensors, shapes)
+    ])
 
 
 cdef class Description:
@@ -51,11 +63,13 @@ cdef class Description:
 
     cdef mpiserve_description description
     cdef tuple inputs, outputs
+    cdef bint free  # some dimensions are
 
     def __init__(self, *, name, engine="", version="", inputs=(), outputs=(), max_batch_rows=1,
                  max_delay_us=0, pool_bytes=0, stickiness=0, max_queue_rows=0, on_full="wait",
                  rows="independent", allow_empty=False, overwrites=False, replica=0, spare=False,
-                 checks=(), local="", local_timeout=0.0, error_code=0, error_text=""):
+                 checks=(), local="", local_timeout=0.0, error_code=0, error_text="",
+                 largest=((), ())):
         memset(&self.description, 0, sizeof(self.description))
         copy_text(self.description.name, MPISERVE_NAME_SIZE, name)
         copy_bytes(
@@ -84,7 +98,11 @@ cdef class Description:
         self.description.error = error_code
         copy_text(self.description.local, MPISERVE_LOCAL_SIZE, local)
         self.description.local_timeout = local_timeout
-        self.inputs, self.outputs = arrays_of(inputs), arrays_of(outputs)
+        fill_largest(self.description.inputs, inputs, largest[0])
+        fill_largest(self.description.outputs, outputs, largest[1])
+        self.inputs, self.outputs = arrays_of(inputs, largest[0]), arrays_of(outputs, largest[1])
+        sides = zip((*inputs, *outputs), (*largest[0], *largest[1]))
+        self.free = any([tuple(tensor.shape) != tuple(shape) for tensor, shape in sides])
 
 
 cdef class Batch:
@@ -98,7 +116,8 @@ cdef class Batch:
         inputs: One array [rows, ...] per input of the signature; read-only, valid
             until the batch is answered. A tensor without rows is one row: [1, ...].
         outputs: One array [rows, ...] per output, where results may be written
-            to spare a copy; valid until the batch is answered.
+            to spare a copy; valid until the batch is answered. Free dimensions are the largest:
+            a result lies dense at the beginning.
         failure: The error of the service's engine on it; "" if there was none.
     """
 
@@ -154,6 +173,10 @@ cdef Batch batch_of(InferenceCalls session, mpiserve_batch *batch, str failure):
     key = (batch.service, <size_t>batch.inputs[0], <size_t>batch.outputs[0], batch.rows)
     made = session._batches.get(key)
     inputs, session._outputs = session._signatures[batch.service]
+    session._service = batch.service
+    if session._free[batch.service]:
+        made = None
+        inputs = session._given(inputs, batch.rows)
     if made is None:
         if len(session._batches) >= MAX_BATCHES:
             session._batches.clear()
@@ -183,6 +206,14 @@ cdef int find_rows(const void **data, tuple specs, outputs, int64_t rows) except
     for dtype, shape in specs:
         data[i] = result_at(outputs[i], dtype, shape, rows)
         i += 1
+    return 0
+
+
+cdef int fill_shapes(int64_t *shapes, outputs, bint has_rows) except -1:
+    """Fill in the shapes of arrays [rows, ...]; tensors without rows are those of one row."""
+    for i, array in enumerate(outputs):
+        for d, length in enumerate(array.shape[0 if has_rows else 1 :]):
+            shapes[i * MPISERVE_MAX_DIMS + d] = length
     return 0
 
 

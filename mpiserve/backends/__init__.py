@@ -57,10 +57,21 @@ def create(service: ServiceConfig, comm: MPI.Comm | None = None, local_rank: int
         ModelError: If a class of the user's cannot be found or is not a Backend.
     """
     silence_libraries()
-    if service.rows == "none" and service.backend != "echo":
+    if service.rows == "none" and (service.backend != "echo" or service.has_free_dims):
         from mpiserve.backends.whole import WholeBackend
 
-        return WholeBackend(service, _create, comm, local_rank)
+        return WholeBackend(service, _create_any, comm, local_rank)
+    return _create_any(service, comm, local_rank)
+
+
+def _create_any(
+    service: ServiceConfig, comm: MPI.Comm | None = None, local_rank: int = 0
+) -> Backend:
+    """Make a backend that takes arrays of any shape that the signature allows."""
+    if service.has_free_dims:
+        from mpiserve.backends.any_shape import AnyShapeBackend
+
+        return AnyShapeBackend(service, _create, comm, local_rank)
     return _create(service, comm, local_rank)
 
 

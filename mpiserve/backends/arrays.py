@@ -27,12 +27,15 @@ def checked(
         ModelError: With the expected and the actual dtype and shape.
     """
     shape = tensor.dims(rows)
+    if tensor.is_free:
+        shape = np.shape(output) if tensor.fits(np.shape(output), rows) else shape
     if type(output) is np.ndarray and output.dtype == dtype and output.shape == shape:
         return output if output.flags.c_contiguous else np.ascontiguousarray(output)
     array = np.ascontiguousarray(output)
     if array.dtype == dtype and np.shape(output) == shape:
         return array.reshape(shape)  # a scalar has become an array of one dimension
-    expected = f"expected {tensor.dtype} {list(shape)}"
+    most = "at most " if tensor.is_free else ""
+    expected = f"expected {tensor.dtype} {most}{list(shape)}"
     got = f"got {array.dtype.name} {list(np.shape(output))}"
     raise ModelError(Code.EMODEL, f"{what} '{tensor.name}': {expected}, {got}")
 
@@ -79,7 +82,10 @@ def _largest(dtype: np.dtype) -> float:
 
 
 def zeros(tensors: Sequence[TensorConfig], rows: int | None) -> tuple[np.ndarray, ...]:
-    """Make arrays of zeros for a batch of `rows` rows; None: without a dimension of rows."""
+    """Make arrays of zeros for a batch of `rows` rows; None: without a dimension of rows.
+
+    Free dimensions are the largest.
+    """
     return tuple(np.zeros(tensor.dims(rows), dtype_of(tensor)) for tensor in tensors)
 
 

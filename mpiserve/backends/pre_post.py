@@ -72,9 +72,11 @@ class ProcessedBackend(Backend):
         if self.wants_clients:
             self._model.clients = self.clients
         self._model.together = self.together
-        room = zeros(self._model.service.outputs, rows)
-        results = self._model.run_batch(self._prepared(inputs), room, lambda _: None)
-        return self._finished(results, rows)
+        prepared, inner = self._prepared(inputs), self._model.service
+        if inner.has_free_dims:
+            return self._finished(self._model.run(prepared), rows)
+        room = zeros(inner.outputs, rows)
+        return self._finished(self._model.run_batch(prepared, room, lambda _: None), rows)
 
     def _rows_of(self, inputs: tuple[np.ndarray, ...]) -> int | None:
         return None if self.service.rows == "none" else len(inputs[0])

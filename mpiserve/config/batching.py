@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from mpiserve.config.values import MAX_WARMUPS, shown
+from mpiserve.config.tensor_checks import check_fixed, free_tensor
+from mpiserve.config.values import MAX_BYTES, MAX_WARMUPS, shown
 
 
 def check_task_rows(rows: str | None, task: str | None) -> None:
@@ -17,16 +19,32 @@ def check_task_rows(rows: str | None, task: str | None) -> None:
         raise ValueError(f"'none' is not possible: the task '{task}' takes rows")
 
 
-def check_empty(allow_empty: bool, rows: str | None) -> None:
-    """Refuse requests of 0 rows where there are no rows."""
-    if allow_empty and rows == "none":
+def check_empty(allow_empty: bool, service: Mapping[str, Any]) -> None:
+    """Refuse requests of 0 rows where there are no rows, nor free dimensions."""
+    if allow_empty and service.get("rows") == "none" and not free_tensor(service):
         raise ValueError("true, but there are no rows of which a request may have 0: remove it")
 
 
-def check_chunk(chunk_rows: int, rows: str | None) -> None:
+def check_chunk(chunk_rows: int, service: Mapping[str, Any]) -> None:
     """Refuse calls of some rows where a request is one call."""
+    rows = service.get("rows")
     if chunk_rows and rows in ("together", "none"):
         raise ValueError(f"cuts requests, which rows = '{rows}' excludes; remove one")
+    check_fixed(chunk_rows, service, "cuts batches")
+
+
+def check_most_rows(rows: int, service: Mapping[str, Any], most: int) -> int:
+    """Return the value of `max_batch_rows`, which is `most` if nobody has set it."""
+    if service.get("rows") == "none":
+        if rows not in (1, most):
+            raise ValueError(f"{rows}: with rows = 'none' a batch is one request: remove it")
+        rows = 1
+    tensors = [*service.get("inputs", ()), *service.get("outputs", ())]
+    row = sum(tensor.row_bytes for tensor in tensors)
+    if rows * row > MAX_BYTES:
+        text = f"{rows} rows of {row} bytes are {rows * row} bytes, at most {MAX_BYTES}"
+        raise ValueError(f"{text}: lower it")
+    return rows
 
 
 def warmup_of(warmup: Any, most: int) -> bool | str | tuple[int, ...]:

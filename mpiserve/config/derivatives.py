@@ -111,6 +111,8 @@ def _tensor_problem(service: Mapping[str, Any]) -> str | None:
     for side in ("inputs", "outputs"):
         tensors = service.get(side, ())
         for tensor in tensors:
+            if tensor.is_free:
+                return f"'{tensor.name}' has free dimensions: derivatives need fixed shapes"
             if tensor.dtype in COMPLEX_DTYPES:
                 return f"'{tensor.name}' is {tensor.dtype}: only real numbers have derivatives here"
         if tensors and not differentiable(tensors):

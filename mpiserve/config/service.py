@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, PrivateAttr, ValidationInfo, field_validator
 
-from mpiserve.config.batching import check_chunk, check_empty, check_task_rows, warmup_of
+from mpiserve.config import batching
 from mpiserve.config.derivatives import Derivative, Kinds
 from mpiserve.config.engines import engine_problem
 from mpiserve.config.tables import MAX_TENSORS, MODEL_DTYPES, Table, Tensors
@@ -78,14 +78,16 @@ class ServiceConfig(Table):
     whose tensors have the shapes of the signature. Without it, mpiserve tests at warm-up which of
     the first two it is.
     """
-    allow_empty: bool = False
-    """Whether a request may have 0 rows. It ends with its batch, and the model never sees it."""
     inputs: Annotated[Tensors, Field(validate_default=True)] = ()
     """The input tensors of the signature, 1 to 16 tables. Required, unless the model is an ONNX
     file or a program of `torch.export`: without this key, mpiserve reads them from the file.
     """
     outputs: Annotated[Tensors, Field(validate_default=True)] = ()
     """The output tensors of the signature, 1 to 16 tables. Required as `inputs`, except for echo.
+    """
+    allow_empty: bool = False
+    """Whether a request may have 0 rows. It ends with its batch, and the model never sees it. Free
+    dimensions may be 0 then, too.
     """
     model_inputs: Tensors | None = None
     """The tensors that `preprocess` returns; `inputs` if not given."""
@@ -232,6 +234,11 @@ class ServiceConfig(Table):
         return sum(tensor.row_bytes for tensor in (*self.inputs, *self.outputs))
 
     @property
+    def has_free_dims(self) -> bool:
+        """Whether requests have dimensions of their own."""
+        return any(tensor.is_free for tensor in (*self.inputs, *self.outputs))
+
+    @property
     def warmup_rows(self) -> tuple[int, ...]:
         """The rows of the batches that the model runs before the service is announced."""
         if isinstance(self.warmup, tuple):
@@ -320,16 +327,7 @@ class ServiceConfig(Table):
     @field_validator("max_batch_rows")
     @classmethod
     def _check_rows(cls, rows: int, info: ValidationInfo) -> int:
-        if info.data.get("rows") == "none":
-            if rows not in (1, MAX_BATCH_ROWS):
-                raise ValueError(f"{rows}: with rows = 'none' a batch is one request: remove it")
-            rows = 1
-        tensors = [*info.data.get("inputs", ()), *info.data.get("outputs", ())]
-        row = sum(tensor.row_bytes for tensor in tensors)
-        if rows * row > MAX_BYTES:
-            text = f"{rows} rows of {row} bytes are {rows * row} bytes, at most {MAX_BYTES}"
-            raise ValueError(f"{text}: lower it")
-        return rows
+        return batching.check_most_rows(rows, info.data, MAX_BATCH_ROWS)
 
     @field_validator("tensor_parallel")
     @classmethod
@@ -337,6 +335,7 @@ class ServiceConfig(Table):
         backend = info.data.get("backend")
         if ranks > 1 and backend in BACKENDS and backend != "deepspeed":
             raise ValueError(f"{ranks}: the backend '{backend}' runs on 1 rank; use replicas")
+        batching.check_fixed(ranks > 1, info.data, "ranks that share a model need fixed shapes")
         return ranks
 
     @field_validator("task")
@@ -357,6 +356,7 @@ class ServiceConfig(Table):
         if fallback and ranks > 1:
             text = f"'local': a client has no {ranks} ranks for a model (tensor_parallel)"
             raise ValueError(f"{text}: remove one")
+        batching.check_fixed(fallback, info.data, "'local': a local model needs fixed shapes")
         return fallback
 
     @field_validator("isolate")
@@ -411,25 +411,25 @@ class ServiceConfig(Table):
     @field_validator("rows")
     @classmethod
     def _check_task_rows(cls, rows: str | None, info: ValidationInfo) -> str | None:
-        check_task_rows(rows, info.data.get("task"))
+        batching.check_task_rows(rows, info.data.get("task"))
         return rows
 
     @field_validator("allow_empty")
     @classmethod
     def _check_empty(cls, allow_empty: bool, info: ValidationInfo) -> bool:
-        check_empty(allow_empty, info.data.get("rows"))
+        batching.check_empty(allow_empty, info.data)
         return allow_empty
 
     @field_validator("chunk_rows")
     @classmethod
     def _check_chunk(cls, chunk_rows: int, info: ValidationInfo) -> int:
-        check_chunk(chunk_rows, info.data.get("rows"))
+        batching.check_chunk(chunk_rows, info.data)
         return chunk_rows
 
     @field_validator("warmup")
     @classmethod
     def _check_warmup(cls, warmup: Any, info: ValidationInfo) -> bool | str | tuple[int, ...]:
-        return warmup_of(warmup, info.data.get("max_batch_rows", 2**31))
+        return batching.warmup_of(warmup, info.data.get("max_batch_rows", 2**31))
 
 
 def _needs_mpi(service: Mapping[str, Any]) -> bool:

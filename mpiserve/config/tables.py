@@ -10,12 +10,19 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Field,
     StrictInt,
     StrictStr,
     ValidationInfo,
 )
 
-from mpiserve.config.values import name_problem, shape_problem, shown, suggest
+from mpiserve.config.values import (
+    max_shape_problem,
+    name_problem,
+    shape_problem,
+    shown,
+    suggest,
+)
 
 # In the order of mpiserve_dtype: the position is the number.
 DTYPES = (
@@ -40,6 +47,7 @@ MODEL_DTYPES = ("float16", "bfloat16", "float32", "float64")
 COMPLEX_DTYPES = ("complex64", "complex128")
 MAX_DIMS = 8
 MAX_TENSORS = 16  # inputs, or outputs
+MAX_FREE = 32  # free dimensions of the inputs, or of the outputs
 NAME_SIZE = 64
 
 
@@ -83,6 +91,13 @@ def _shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape
 
 
+def _bounded(most: tuple[int, ...] | None, info: ValidationInfo) -> tuple[int, ...] | None:
+    shape = info.data.get("shape")
+    if shape is not None and (problem := max_shape_problem(shape, most, MAX_FREE)):
+        raise ValueError(problem)
+    return most
+
+
 def as_tuple(value: Any) -> Any:
     """Convert a list of the file to a tuple."""
     return tuple(value) if isinstance(value, list) else value
@@ -111,8 +126,18 @@ class TensorConfig(Table):
     dtype: Annotated[str, AfterValidator(_dtype)]
     """The type of the elements, as requests carry it."""
     shape: Annotated[tuple[StrictInt, ...], BeforeValidator(as_tuple), AfterValidator(_shape)]
-    """The dimensions: first -1, which stands for the rows, then positive sizes. With
-    `rows = "none"` there is no -1, and `[]` is a scalar.
+    """The dimensions: first -1, which stands for the rows, then positive sizes, or -1 for a free
+    dimension, which each request has its own of. With `rows = "none"` there are no rows, and `[]`
+    is a scalar.
+    """
+    max_shape: Annotated[
+        tuple[StrictInt, ...] | None,
+        BeforeValidator(as_tuple),
+        Field(validate_default=True),
+        AfterValidator(_bounded),
+    ] = None
+    """With free dimensions: the same as `shape`, with the largest size of each free dimension in
+    place of -1. Memory is laid out for these. The rows stay -1.
     """
     convert: Annotated[bool | None, AfterValidator(_convert)] = None
     """Whether to convert between this dtype and the model's: `true` silently, `false` never;
@@ -124,17 +149,43 @@ class TensorConfig(Table):
     """Of an output: the greatest value that is an answer; see `check`."""
 
     @property
+    def largest(self) -> tuple[int, ...]:
+        """The shape with the largest free dimensions; -1 first if it has rows."""
+        return self.shape if self.max_shape is None else self.max_shape
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether the first dimension is the number of rows."""
+        return self.largest[:1] == (-1,)
+
+    @property
+    def is_free(self) -> bool:
+        """Whether it has free dimensions."""
+        return self.max_shape is not None and self.max_shape != self.shape
+
+    @property
     def row_shape(self) -> tuple[int, ...]:
-        """The dimensions of a row; of a tensor without rows, all dimensions."""
-        return self.shape[1:] if self.shape[:1] == (-1,) else self.shape
+        """The largest dimensions of a row; of a tensor without rows, all dimensions."""
+        return self.largest[1:] if self.has_rows else self.largest
+
+    def fits(self, shape: tuple[int, ...], rows: int | None) -> bool:
+        """Whether an array of `rows` rows, or without (None), may have this shape."""
+        dims = self.shape[1:] if self.has_rows else self.shape
+        if rows is not None:
+            dims = (rows, *dims)
+        most = self.dims(rows)
+        return len(shape) == len(dims) and all(
+            0 <= size <= bound if dim == -1 else size == dim
+            for size, dim, bound in zip(shape, dims, most, strict=True)
+        )
 
     def dims(self, rows: int | None) -> tuple[int, ...]:
-        """The dimensions of an array of `rows` rows, or of one without a row dimension (None)."""
+        """The largest dimensions of an array of `rows` rows, or without rows (None)."""
         return self.row_shape if rows is None else (rows, *self.row_shape)
 
     @property
     def row_bytes(self) -> int:
-        """The bytes of a row."""
+        """The bytes of the largest row."""
         return prod(self.row_shape) * DTYPE_BYTES[self.dtype]
 
 

@@ -93,15 +93,38 @@ def shape_problem(shape: tuple[int, ...], most: int) -> str | None:
     said = shown(list(shape))
     if len(shape) > most:
         return f"at most {most} dimensions, got {len(shape)}"
-    fixed = shape[shape[:1] == (-1,) :]
+    fixed = [size for size in shape if size != -1]
     if any(size < 1 for size in fixed):
-        what = "dimension after the first" if fixed is not shape else "dimension"
-        return f"every {what} must be positive, got {said}"
+        return f"every dimension must be positive, or -1 for rows or if it is free, got {said}"
     if any(size > MAX_DIMENSION for size in fixed):
         return f"every dimension must be below 2^31, got {said}"
     if (values := prod(fixed)) > MAX_VALUES:
         return f"a row of {values} values does not fit into any memory, got {said}"
     return None
+
+
+def max_shape_problem(
+    shape: tuple[int, ...], most: tuple[int, ...] | None, free: int
+) -> str | None:
+    """Say why a largest shape does not bound the free dimensions of a shape, or return None."""
+    said = f"shape is {shown(list(shape))}"
+    if most is None:
+        if -1 not in shape[1:]:
+            return None
+        example = [64 if i and size == -1 else size for i, size in enumerate(shape)]
+        return f"missing; {said}: say how large free dimensions can be, such as {example}"
+    got = f"{said}, got {shown(list(most))}"
+    if len(most) != len(shape):
+        return f"must have as many dimensions as shape; {got}"
+    for i, (size, bound) in enumerate(zip(shape, most, strict=True)):
+        if size != -1 and bound != size:
+            return f"dimension {i} is not free and must be the same as in shape; {got}"
+        if size == -1 and bound < 1 and (i or bound != -1):
+            return f"dimension {i} must be positive; {got}"
+    if shape.count(-1) > free:
+        return f"at most {free} dimensions can be free; {got}"
+    problem = shape_problem(most, len(most))
+    return problem
 
 
 def value_problem(tables: Mapping[str, Any]) -> tuple[Location, str] | None:

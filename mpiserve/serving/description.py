@@ -24,6 +24,9 @@ def description(service: ServiceConfig, replica: int, **outcome: Any) -> dict[st
         "name": service.name,
         "inputs": [signature(tensor) for tensor in service.inputs],
         "outputs": [signature(tensor) for tensor in service.outputs],
+        "largest": [
+            [tensor.largest for tensor in side] for side in (service.inputs, service.outputs)
+        ],
         "max_batch_rows": service.max_batch_rows,
         "max_delay_us": service.max_delay_us,
         "pool_bytes": service.pool_bytes,

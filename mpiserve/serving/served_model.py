@@ -96,8 +96,8 @@ class ServedModel:
         self._engine = ""  # of the model that answers, once it is loaded
         self._failures = Failures(self.name)
         self._splitter = Splitter(lib, self._run_rows, self._report)
-        most = self.service.max_batch_rows
-        self._alone: notices.Alone | None = notices.Alone(self.service.name, most)
+        most, free = self.service.max_batch_rows, self.service.has_free_dims
+        self._alone = None if free else notices.Alone(self.service.name, most)
         self._serving = ExitStack()  # what the backend needs while it serves
 
     # ---- start and end

@@ -18,6 +18,7 @@ typedef struct taken {
 typedef struct asked {
   enum { FREE, ALIVE, OVER } state; /* over: nobody may write to its outputs */
   const service *s;
+  service sized; /* with the sizes of the request, if dimensions are free */
   int64_t rows;
   void *in[MAX_SIDE], *out[MAX_SIDE];
   uint8_t *own, *copy; /* memory that is not in a buffer; its inputs row by row */

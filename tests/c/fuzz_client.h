@@ -109,17 +109,23 @@ static asked *one_that(client *c, int state) {
 
 static asked *begin(client *c, const service *s, int64_t rows) {
   asked *a = spare(c);
-  if (a) *a = (asked){.state = ALIVE, .s = s, .rows = rows, .least = c->least[s->number]};
+  if (!a) return NULL;
+  *a = (asked){.state = ALIVE, .s = s, .rows = rows, .least = c->least[s->number]};
+  if (!s->free) return a;
+  a->sized = *s;
+  resize(&a->sized, 3 * pick(&c->d, 4));
+  a->s = &a->sized;
   return a;
 }
 
 static asked *prepare(client *c) {
   const service *s = &c->w->services[pick(&c->d, c->w->n)];
-  int most = (int)s->d.max_batch_rows * (chance(&c->d, 20) ? 4 : 1);
+  int most = (int)s->d.max_batch_rows * (!s->free && chance(&c->d, 20) ? 4 : 1);
   asked *a = begin(c, s, log_pick(&c->d, most));
   if (!a) return NULL;
-  if (chance(&c->d, 50)) place_input(&c->d, a, find_taken(&c->d, c->taken, s, a->rows));
-  if (chance(&c->d, 50)) place_output(&c->d, a, find_taken(&c->d, c->taken, s, a->rows));
+  if (!s->free && chance(&c->d, 50)) place_input(&c->d, a, find_taken(&c->d, c->taken, s, a->rows));
+  if (!s->free && chance(&c->d, 50))
+    place_output(&c->d, a, find_taken(&c->d, c->taken, s, a->rows));
   place_own(a);
   fill(a, &c->number);
   return a;
@@ -133,22 +139,22 @@ typedef struct handed {
 } handed;
 
 /* By position or, in another order, by name. */
-static void tensors_of(client *c, int n, const mpiserve_spec *specs, void *const *data,
+static void tensors_of(client *c, int n, const mpiserve_spec *specs, int sizes, void *const *data,
                        int64_t rows, mpiserve_tensor *tensors) {
   int named = chance(&c->d, 30);
   for (int i = 0; i < n; i++) {
     const mpiserve_spec *spec = &specs[i];
     mpiserve_tensor *t = &tensors[named ? n - 1 - i : i];
     *t = (mpiserve_tensor){named ? spec->name : NULL, data[i], spec->dtype, spec->ndim, {rows}};
-    memcpy(t->shape + 1, spec->shape + 1, sizeof t->shape - sizeof *t->shape);
+    for (int k = 1; k < spec->ndim; k++) t->shape[k] = length(spec, k, sizes);
   }
 }
 
 static handed hand(client *c, const asked *a) {
   const mpiserve_description *d = &a->s->d;
   handed x = {c->services[a->s->number], d->n_inputs, d->n_outputs, {{0}}, {{0}}};
-  tensors_of(c, x.n_in, d->inputs, a->in, a->rows, x.in);
-  tensors_of(c, x.n_out, d->outputs, a->out, a->rows, x.out);
+  tensors_of(c, x.n_in, d->inputs, a->s->in_sizes, a->in, a->rows, x.in);
+  tensors_of(c, x.n_out, d->outputs, a->s->out_sizes, a->out, a->rows, x.out);
   return x;
 }
 
@@ -177,7 +183,7 @@ static void submit(client *c) {
 static void submit_pieces(client *c) {
   enum { PIECES = 3 };
   const service *s = &c->w->services[pick(&c->d, c->w->n)];
-  taken *t = find_taken(&c->d, c->taken, s, PIECES);
+  taken *t = s->free ? NULL : find_taken(&c->d, c->taken, s, PIECES);
   for (int i = 0; i < PIECES && t; i++) {
     asked *a = begin(c, s, t->b.rows / PIECES);
     if (!a) return;

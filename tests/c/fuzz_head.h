@@ -13,6 +13,7 @@ enum { MAX_HELD = 64 };
 typedef struct held {
   mpiserve_ticket ticket;
   uint8_t *rows; /* its inputs, row by row */
+  int sizes;
 } held;
 
 typedef struct model {
@@ -77,6 +78,46 @@ static void compute(const model *m, const mpiserve_batch *batch, int64_t from, i
   }
 }
 
+/* ---- free dimensions -------------------------------------------------------------------- */
+
+/* The model as it is for a batch, or for a held request, whose dimensions are its own. */
+static const model *sized(const model *m, int sizes, model *own, service *s) {
+  if (!m->s->free) return m;
+  *own = *m;
+  *s = *m->s;
+  resize(s, sizes);
+  own->s = s;
+  return own;
+}
+
+/* Clients choose among these. */
+static int sizes_of(const head *h, const model *m, const mpiserve_batch *batch) {
+  int64_t shapes[16 * MPISERVE_MAX_DIMS];
+  const mpiserve_description *d = &m->s->d;
+  must(mpiserve_batch_shapes_get(h->session, shapes), "batch_shapes_get");
+  for (int sizes = 0; sizes < 12; sizes += 3) {
+    int same = 1;
+    for (int i = 0; i < d->n_inputs; i++)
+      for (int k = 0; k < d->inputs[i].ndim; k++)
+        same &= shapes[i * MPISERVE_MAX_DIMS + k] ==
+                (k ? length(&d->inputs[i], k, sizes) : batch->rows);
+    if (same) return sizes;
+  }
+  wrong("a batch of '%s' has dimensions that nobody has submitted", d->name);
+  return 0;
+}
+
+static void tell_shapes(const head *h, const model *m) {
+  int64_t shapes[16 * MPISERVE_MAX_DIMS] = {0};
+  const mpiserve_description *d = &m->s->d;
+  int number = 0;
+  while (h->models[number].s->number != m->s->number) number++;
+  for (int i = 0; i < d->n_outputs; i++)
+    for (int k = 1; k < d->outputs[i].ndim; k++)
+      shapes[i * MPISERVE_MAX_DIMS + k] = length(&d->outputs[i], k, m->s->out_sizes);
+  must(mpiserve_result_shapes_set(h->session, number, shapes), "result_shapes_set");
+}
+
 /* ---- held requests ---------------------------------------------------------------------- */
 
 static void own_outputs(const side *s, int64_t rows, void **outputs) {
@@ -95,6 +136,7 @@ static void reply_late(head *h, const model *m, held *one) {
     row_answer(m->s, one->rows + (size_t)i * m->s->in.row, m->generation, out);
     row_put(&m->s->out, outputs, i, out);
   }
+  tell_shapes(h, m);
   must(mpiserve_ticket_reply(h->session, &one->ticket, (const void *const *)outputs),
        "ticket_reply");
   free_outputs(&m->s->out, outputs);
@@ -103,7 +145,9 @@ static void reply_late(head *h, const model *m, held *one) {
 /* Ends one that is held. It may have ended by itself: it was cancelled, or a client failed. */
 static void end_held(head *h, int at) {
   held *one = &h->held[at];
-  model *m = &h->models[one->ticket.service];
+  model own;
+  service s;
+  const model *m = sized(&h->models[one->ticket.service], one->sizes, &own, &s);
   int wanted;
   doing("end a held request of rank %d, %lld rows", one->ticket.client,
         (long long)one->ticket.rows);
@@ -133,7 +177,7 @@ static void keep(head *h, const model *m, const mpiserve_batch *batch, const uin
           (long long)ticket->rows, (long long)batch->rows);
   size_t bytes = (size_t)ticket->rows * m->s->in.row;
   held *one = &h->held[h->n_held++];
-  *one = (held){*ticket, malloc(bytes)};
+  *one = (held){*ticket, malloc(bytes), m->s->in_sizes};
   memcpy(one->rows, rows + (size_t)ticket->row * m->s->in.row, bytes);
 }
 
@@ -159,6 +203,7 @@ static void reply(head *h, const model *m, const mpiserve_batch *batch) {
   void *own[MAX_SIDE], *const *outputs = batch->outputs;
   int64_t done = 0;
   own_outputs(&m->s->out, batch->rows, own);
+  tell_shapes(h, m);
   if (chance(&h->d, 40)) outputs = own;
   while (chance(&h->d, 30) && done < batch->rows) {
     int64_t more = done + log_pick(&h->d, (int)(batch->rows - done));
@@ -180,6 +225,9 @@ static void reply(head *h, const model *m, const mpiserve_batch *batch) {
 
 static void answer(head *h, const mpiserve_batch *batch) {
   const model *m = &h->models[batch->service];
+  model own;
+  service s;
+  m = sized(m, sizes_of(h, m, batch), &own, &s);
   doing("answer a batch of '%s': %lld rows, %d requests", m->s->d.name, (long long)batch->rows,
         batch->requests);
   look_at_batch(h, m, batch);
@@ -211,7 +259,7 @@ static void choose_engine(head *h, int number) {
   model *m = &h->models[number];
   mpiserve_engine own = {m, run_engine, NULL, log_pick(&h->d, MAX_ROWS), chance(&h->d, 50)};
   const mpiserve_engine *engine = m->echo.run && chance(&h->d, 50) ? &m->echo : &own;
-  if (m->unloaded || chance(&h->d, 50)) engine = NULL;
+  if (m->unloaded || m->s->free || chance(&h->d, 50)) engine = NULL;
   doing("engine of '%s': %s", m->s->d.name, engine ? engine == &own ? "own" : "echo" : "none");
   must(mpiserve_engine_set(h->session, number, engine), "engine_set");
 }

@@ -14,13 +14,15 @@ typedef struct service {
   mpiserve_description d;
   side in, out;
   int number;
-  int echo;          /* outputs are the inputs */
-  int on[MAX_HEADS]; /* is it served there? */
-  int broken;        /* head where its model could not be loaded; -1: none */
-  int able;          /* replicas that can serve */
-  int suspends_at;   /* head that suspends it now and then; -1: none */
-  int fails, holds;  /* percent of batches */
-  int changes;       /* its model is changed, by the first client */
+  int free;                /* its tensors have free dimensions: in and out are of the largest, or */
+  int in_sizes, out_sizes; /* of these numbers, from which the dimensions follow; -1: the largest */
+  int echo;                /* outputs are the inputs */
+  int on[MAX_HEADS];       /* is it served there? */
+  int broken;              /* head where its model could not be loaded; -1: none */
+  int able;                /* replicas that can serve */
+  int suspends_at;         /* head that suspends it now and then; -1: none */
+  int fails, holds;        /* percent of batches */
+  int changes;             /* its model is changed, by the first client */
 } service;
 
 typedef struct world {
@@ -37,16 +39,45 @@ typedef struct world {
 
 /* ---- signatures ------------------------------------------------------------------------- */
 
-static inline size_t row_bytes(const mpiserve_spec *spec) {
+static inline int64_t length(const mpiserve_spec *spec, int k, int sizes) {
+  if (spec->shape[k] > 0) return spec->shape[k];
+  return sizes < 0 ? spec->max_shape[k] : 1 + sizes % spec->max_shape[k];
+}
+
+static inline size_t row_bytes(const mpiserve_spec *spec, int sizes) {
   size_t bytes = mpiserve_dtype_size(spec->dtype);
-  for (int i = 1; i < spec->ndim; i++) bytes *= (size_t)spec->shape[i];
+  for (int i = 1; i < spec->ndim; i++) bytes *= (size_t)length(spec, i, sizes);
   return bytes;
 }
 
-static inline side side_of(int n, const mpiserve_spec *specs) {
+static inline side side_of(int n, const mpiserve_spec *specs, int sizes) {
   side s = {.n = n};
-  for (int i = 0; i < n; i++) s.row += s.bytes[i] = row_bytes(&specs[i]);
+  for (int i = 0; i < n; i++) s.row += s.bytes[i] = row_bytes(&specs[i], sizes);
   return s;
+}
+
+/* The sizes of the results follow from those of the inputs. */
+static inline void resize(service *s, int sizes) {
+  s->in_sizes = sizes;
+  s->out_sizes = 0;
+  for (int i = 0; i < s->d.n_inputs; i++)
+    for (int k = 1; k < s->d.inputs[i].ndim; k++)
+      s->out_sizes += (int)length(&s->d.inputs[i], k, sizes);
+  s->in = side_of(s->d.n_inputs, s->d.inputs, s->in_sizes);
+  s->out = side_of(s->d.n_outputs, s->d.outputs, s->out_sizes);
+}
+
+/* The last dimension of a tensor becomes free. */
+static inline int free_last(int n, mpiserve_spec *specs) {
+  int found = 0;
+  for (int i = 0; i < n; i++) {
+    int k = specs[i].ndim - 1;
+    if (!k) continue;
+    specs[i].max_shape[k] = specs[i].shape[k];
+    specs[i].shape[k] = -1;
+    found = 1;
+  }
+  return found;
 }
 
 static inline void make_spec(dice *d, mpiserve_spec *spec, const char *letter, int i) {
@@ -71,8 +102,11 @@ static inline void make_signature(dice *d, service *s) {
     s->d.n_outputs = s->d.n_inputs;
     memcpy(s->d.outputs, s->d.inputs, sizeof s->d.outputs);
   }
-  s->in = side_of(s->d.n_inputs, s->d.inputs);
-  s->out = side_of(s->d.n_outputs, s->d.outputs);
+  if (!s->echo && !s->d.overwrites && chance(d, 25))
+    s->free = free_last(s->d.n_inputs, s->d.inputs) + free_last(s->d.n_outputs, s->d.outputs);
+  s->in_sizes = s->out_sizes = -1;
+  s->in = side_of(s->d.n_inputs, s->d.inputs, -1);
+  s->out = side_of(s->d.n_outputs, s->d.outputs, -1);
 }
 
 /* ---- limits ----------------------------------------------------------------------------- */

@@ -14,6 +14,7 @@ enum { MAX_REQUESTS = 4, MAX_COLUMNS = 40, MAX_TICKETS = 64 };
 
 typedef struct plan {
   int head, hostile, fails; /* fails: it ends with a failure whose text is odd */
+  int free;                 /* the columns are */
   int columns, asked, holds, early, slow;
   mpiserve_description d;
 } plan;
@@ -29,12 +30,15 @@ static plan make_plan(uint64_t seed) {
   p.slow = (int)ANY_OF(&d, 0, 3, 20);
   mpiserve_spec spec = {
       .name = "x", .dtype = MPISERVE_FLOAT64, .ndim = 2, .shape = {-1, p.columns}};
+  p.free = chance(&d, 30);
+  if (p.free) spec.max_shape[1] = p.columns;
+  if (p.free) spec.shape[1] = -1;
   p.d = (mpiserve_description){.name = "triple",
                                .n_inputs = 1,
                                .n_outputs = 1,
                                .inputs = {spec},
                                .outputs = {spec},
-                               .overwrites = chance(&d, 20),
+                               .overwrites = !p.free && chance(&d, 20),
                                .max_batch_rows = 1 + pick(&d, HOSTILE_ROWS),
                                .max_delay_ns = (int64_t)ANY_OF(&d, 0, 1e5, 1e6)};
   p.d.max_queue_rows = chance(&d, 50) ? 0 : p.d.max_batch_rows * (1 + pick(&d, 3));
@@ -46,7 +50,7 @@ static plan make_plan(uint64_t seed) {
 
 typedef struct query {
   double number, *x, *y;
-  int64_t rows;
+  int64_t rows, columns;
   mpiserve_request request;
 } query;
 
@@ -66,11 +70,11 @@ static double value_of(int rank, double number, int64_t i) {
 
 static void submit(asker *a, query *q) {
   mpiserve_tensor in = {
-      .data = q->x, .dtype = MPISERVE_FLOAT64, .ndim = 2, .shape = {q->rows, a->p->columns}};
+      .data = q->x, .dtype = MPISERVE_FLOAT64, .ndim = 2, .shape = {q->rows, q->columns}};
   mpiserve_tensor out = in;
   out.data = q->y;
-  memset(q->y, 0, (size_t)(q->rows * a->p->columns) * sizeof *q->y);
-  for (int64_t i = 0; i < q->rows * a->p->columns; i++) q->x[i] = value_of(me.rank, q->number, i);
+  memset(q->y, 0, (size_t)(q->rows * q->columns) * sizeof *q->y);
+  for (int64_t i = 0; i < q->rows * q->columns; i++) q->x[i] = value_of(me.rank, q->number, i);
   must(mpiserve_submit(a->service, 1, &in, 1, &out, NULL, &q->request), "submit");
 }
 
@@ -80,7 +84,7 @@ static void wait_for(asker *a, query *q) {
   int code = mpiserve_wait(a->session, &q->request, MPISERVE_FOREVER, NULL);
   if (code == MPISERVE_EPEER && a->p->fails) return;
   must(code, "wait");
-  for (int64_t i = 0; i < q->rows * a->p->columns && !code; i++)
+  for (int64_t i = 0; i < q->rows * q->columns && !code; i++)
     bad += q->y[i] != 3 * value_of(me.rank, q->number, i);
   if (bad) wrong("%lld values of %lld rows are wrong", (long long)bad, (long long)q->rows);
 }
@@ -93,6 +97,7 @@ static void ask(asker *a, const mpiserve_buffer *buffer) {
     int in_place = !i && buffer->id && chance(&a->d, 50);
     queries[i] = (query){.number = a->number++,
                          .rows = log_pick(&a->d, (int)a->p->d.max_batch_rows),
+                         .columns = a->p->free ? 1 + pick(&a->d, a->p->columns) : a->p->columns,
                          .x = in_place ? buffer->inputs[0] : a->x[i],
                          .y = in_place ? buffer->outputs[0] : a->y[i]};
     submit(a, &queries[i]);
@@ -115,7 +120,7 @@ static void simulate(const plan *p, mpiserve_session *session) {
   mpiserve_service *service;
   must(mpiserve_service_find(session, "triple", &service), "service_find");
   if (me.rank == p->hostile)
-    attack(session, p->d.max_batch_rows, p->fails);
+    attack(session, p->d.max_batch_rows, p->columns, p->fails);
   else
     work(p, session, service);
 }
@@ -126,7 +131,9 @@ typedef struct head {
   const plan *p;
   mpiserve_session *session;
   dice d;
+  int64_t columns; /* of the batch */
   int n;
+  int64_t held_columns[MAX_TICKETS];
   mpiserve_ticket tickets[MAX_TICKETS];
   double *rows[MAX_TICKETS];
 } head;
@@ -134,21 +141,28 @@ typedef struct head {
 static void look_at(head *h, const mpiserve_batch *batch) {
   int32_t clients[HOSTILE_ROWS];
   const double *x = batch->inputs[0];
+  int64_t shape[MPISERVE_MAX_DIMS];
   int64_t waiting, limit = (int64_t)(me.ranks - 1) * MSI_SLOTS * h->p->d.max_batch_rows;
   if (batch->rows < 1 || batch->rows > h->p->d.max_batch_rows)
     wrong("a batch of %lld rows", (long long)batch->rows);
+  must(mpiserve_batch_shapes_get(h->session, shape), "batch_shapes_get");
+  h->columns = shape[1];
+  if (shape[0] != batch->rows || h->columns < 1 || h->columns > h->p->columns)
+    wrong("a batch of [%lld, %lld]", (long long)shape[0], (long long)h->columns);
   must(mpiserve_queue_get(h->session, 0, &waiting), "queue_get");
   if (waiting > limit) wrong("%lld rows wait: lanes have no room for them", (long long)waiting);
   must(mpiserve_batch_clients(h->session, clients), "batch_clients");
-  for (int64_t i = 0; i < batch->rows * h->p->columns; i++) {
-    int client = clients[i / h->p->columns];
+  for (int64_t i = 0; i < batch->rows * h->columns; i++) {
+    int client = clients[i / h->columns];
     if (client != h->p->hostile && (int)(x[i] / 1e9) != client)
       wrong("value %g of a row of rank %d", x[i], client);
   }
 }
 
 static void compute(const head *h, const double *x, double *y, int64_t rows) {
-  for (int64_t i = 0; i < rows * h->p->columns; i++) y[i] = 3 * x[i];
+  const int64_t shape[MPISERVE_MAX_DIMS] = {0, h->columns};
+  must(mpiserve_result_shapes_set(h->session, 0, shape), "result_shapes_set");
+  for (int64_t i = 0; i < rows * h->columns; i++) y[i] = 3 * x[i];
 }
 
 static void hold(head *h, const mpiserve_batch *batch) {
@@ -160,12 +174,16 @@ static void hold(head *h, const mpiserve_batch *batch) {
   for (int i = 0; i < batch->requests; i++)
     memcpy(copy[i], x, (size_t)batch->rows * row * sizeof *x);
   must(mpiserve_batch_hold(h->session, tickets), "batch_hold");
-  for (int i = 0; i < batch->requests; i++) h->rows[h->n++] = copy[i];
+  for (int i = 0; i < batch->requests; i++) {
+    h->held_columns[h->n] = h->columns;
+    h->rows[h->n++] = copy[i];
+  }
 }
 
 static void end_held(head *h) {
   mpiserve_ticket *ticket = &h->tickets[--h->n];
-  double *x = h->rows[h->n] + ticket->row * h->p->columns;
+  h->columns = h->held_columns[h->n];
+  double *x = h->rows[h->n] + ticket->row * h->columns;
   const void *outputs[] = {x};
   int wanted;
   must(mpiserve_ticket_wanted(h->session, ticket, &wanted), "ticket_wanted");
@@ -188,7 +206,7 @@ static void answer(head *h, const mpiserve_batch *batch) {
   compute(h, x, y, first);
   const void *const *outputs = (const void *const *)batch->outputs;
   if (first) must(mpiserve_batch_reply_rows(h->session, first, outputs), "reply_rows");
-  compute(h, x + first * h->p->columns, y + first * h->p->columns, batch->rows - first);
+  compute(h, x + first * h->columns, y + first * h->columns, batch->rows - first);
   must(mpiserve_batch_reply(h->session, outputs), "batch_reply");
 }
 

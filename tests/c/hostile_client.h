@@ -17,6 +17,7 @@ typedef struct attacker {
   msi_endpoint *endpoint;
   dice d;
   int64_t most_rows;
+  int columns; /* at most, if they are free */
   uint64_t sent;
 } attacker;
 
@@ -111,9 +112,16 @@ static void flip(attacker *a) {
   lane_write(a, (size_t)pick(&a->d, MSI_SLOTS) * sizeof(msi_slot) + at, &word, sizeof word);
 }
 
+/* And what may be free dimensions: mostly good ones, or the head looks no further. */
 static void write_header(attacker *a, uint64_t sequence) {
-  const msi_request_header header = a_header(a, sequence);
-  lane_write(a, slot_of(sequence), &header, sizeof header);
+  struct {
+    msi_request_header header;
+    uint32_t dims[2];
+  } first = {.header = a_header(a, sequence)};
+  int good = 1 + pick(&a->d, a->columns);
+  first.dims[0] =
+      (uint32_t)(int64_t)ANY_OF(&a->d, good, good, good, 1, 0, a->columns + 1, UINT32_MAX);
+  lane_write(a, slot_of(sequence), &first, sizeof first);
 }
 
 /* What the head has checked must be what it uses. */
@@ -197,10 +205,11 @@ static void give_all_back(attacker *a) {
   for (int i = 0; i < MSI_LEASES; i++) one_request(a, MSI_LEASE, 0, i);
 }
 
-static void attack(mpiserve_session *session, int64_t most_rows, int fails) {
+static void attack(mpiserve_session *session, int64_t most_rows, int columns, int fails) {
   msi_endpoint *endpoint = &session->client.endpoints[0];
   attacker a = {.endpoint = endpoint, .d = {mix(me.seed) + (uint64_t)me.rank}};
   a.most_rows = most_rows;
+  a.columns = columns;
   a.sent = endpoint->sent;
   await(&a, a.sent); /* of attaching */
   for (int i = 0; i < ROUNDS; i++) {

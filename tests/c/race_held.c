@@ -29,7 +29,7 @@ static int wait_reply(msi_endpoint *endpoint) {
 
 static int take_reply(msi_endpoint *endpoint, const msi_payload *payload) {
   int slot = wait_reply(endpoint), code = endpoint->path.slots[slot].reply.code;
-  if (payload && !code) msi_endpoint_outputs(endpoint, slot, payload);
+  if (payload && !code) msi_endpoint_outputs(endpoint, slot, payload, &endpoint->layout.outputs);
   msi_endpoint_release(endpoint, slot);
   return code;
 }

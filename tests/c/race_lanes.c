@@ -26,7 +26,7 @@ static int take_reply(msi_endpoint *endpoint, const msi_payload *payload) {
   wait_reply(endpoint);
   int slot = msi_endpoint_reply(endpoint), code = endpoint->path.slots[slot].reply.code;
   wrong |= code != 0 && (code != MSI_SUSPENDED || !payload);
-  if (payload && !code) msi_endpoint_outputs(endpoint, slot, payload);
+  if (payload && !code) msi_endpoint_outputs(endpoint, slot, payload, &endpoint->layout.outputs);
   msi_endpoint_release(endpoint, slot);
   return code == MSI_SUSPENDED;
 }

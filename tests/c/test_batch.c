@@ -307,6 +307,80 @@ static void test_whole_requests_have_their_turns_by_priority(void) {
   msi_queue_close(&queue);
 }
 
+/* ---- requests of different dimensions ------------------------------------------------ */
+
+/* Here, those of lanes whose numbers are equal but for the last digit. */
+static int are_alike(const void *of, const msi_entry *a, const msi_entry *b) {
+  CHECK(of == &policy);
+  return a->lane / 10 == b->lane / 10;
+}
+
+static const msi_policy alike = {
+    .alike_rows = 10, .max_delay_ns = 500, .alike = are_alike, .of = &policy};
+
+static void test_a_batch_has_requests_that_are_like_the_oldest(void) {
+  msi_queue queue;
+  CHECK(!msi_queue_open(&queue));
+  push(&queue, 1, 2, 11, 0);
+  push(&queue, 2, 2, 21, 0);
+  push(&queue, 3, 2, 12, 0);
+  push(&queue, 4, 7, 13, 0); /* too many with the others */
+  push(&queue, 5, 2, 22, 0);
+  push(&queue, 6, 1, 14, 0); /* not past that one */
+  CHECK(next_batch_by(&alike, &queue) == 13 && next_batch_by(&alike, &queue) == 25);
+  CHECK(next_batch_by(&alike, &queue) == 46 && !queue.n && !queue.rows);
+  msi_queue_close(&queue);
+}
+
+static void test_those_that_are_left_wait_for_nobody(void) {
+  msi_queue queue;
+  CHECK(!msi_queue_open(&queue));
+  push(&queue, 1, 1, 11, 0);
+  push(&queue, 2, 1, 21, 0);
+  CHECK(msi_batch_decide(&alike, &queue, 2, 3, 0) == MSI_OPEN);
+  CHECK(next_batch_by(&alike, &queue) == 1);
+  CHECK(msi_batch_decide(&alike, &queue, 1, 3, 0) == MSI_CLOSED_CENSUS);
+  push(&queue, 3, 1, 31, 0);
+  push(&queue, 4, 1, 22, 0); /* in time for it */
+  CHECK(next_batch_by(&alike, &queue) == 24 && next_batch_by(&alike, &queue) == 3);
+  msi_queue_close(&queue);
+}
+
+static void test_rows_of_other_dimensions_do_not_fill_a_batch(void) {
+  msi_queue queue;
+  CHECK(!msi_queue_open(&queue));
+  push(&queue, 1, 4, 11, 0);
+  push(&queue, 2, 9, 21, 0);
+  CHECK(msi_batch_decide(&alike, &queue, 2, 3, 0) == MSI_OPEN);
+  push(&queue, 3, 6, 12, 0);
+  CHECK(msi_batch_decide(&alike, &queue, 2, 3, 0) == MSI_CLOSED_ROWS);
+  msi_queue_close(&queue);
+}
+
+static void test_none_starves_whatever_dimensions_the_others_have(void) {
+  msi_queue queue;
+  CHECK(!msi_queue_open(&queue));
+  push(&queue, 1, 5, 11, 0);
+  push(&queue, 9, 1, 21, -100);
+  int batches = 1;
+  for (; batches < 3 * MSI_FAIR_TURN; batches++) {
+    push(&queue, 1, 5, 12, 100);
+    push(&queue, 2, 5, 31, 50);
+    if (next_batch_by(&alike, &queue) == 9) break;
+  }
+  CHECK(batches <= 2 * MSI_FAIR_TURN);
+  while (queue.n) next_batch_by(&alike, &queue);
+  for (uint32_t i = 0; i < 60; i++) push(&queue, 1 + i % 9, 3, 10 * (i % 7), 0);
+  for (batches = 0; queue.n; batches++) { /* without priorities the oldest is always in it */
+    uint64_t oldest = msi_queue_at(&queue, 0)->sequence;
+    int digits = next_batch_by(&alike, &queue);
+    while (digits >= 10) digits /= 10;
+    CHECK((uint64_t)digits == oldest);
+  }
+  CHECK(batches < 60);
+  msi_queue_close(&queue);
+}
+
 int main(void) {
   test_first_in_is_first_out();
   test_order_survives_wrap_and_growth();
@@ -329,5 +403,9 @@ int main(void) {
   test_a_request_waits_for_others_half_of_its_time();
   test_rows_that_belong_together_wait_for_nobody_and_join_nobody();
   test_whole_requests_have_their_turns_by_priority();
+  test_a_batch_has_requests_that_are_like_the_oldest();
+  test_those_that_are_left_wait_for_nobody();
+  test_rows_of_other_dimensions_do_not_fill_a_batch();
+  test_none_starves_whatever_dimensions_the_others_have();
   return check_result();
 }

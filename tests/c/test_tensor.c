@@ -269,6 +269,91 @@ static void test_equal_sides(void) {
   CHECK(!msi_side_init(&b, "input", 1, specs) && !msi_side_equal(&a, &b));
 }
 
+/* ---- free dimensions ------------------------------------------------------------------ */
+
+/* image: float32 [rows, 3, up to 8, up to 5], and scale: float64 [rows]. */
+static const mpiserve_spec images[] = {
+    {.name = "image",
+     .dtype = MPISERVE_FLOAT32,
+     .ndim = 4,
+     .shape = {-1, 3, -1, -1},
+     .max_shape = {0, 0, 8, 5}},
+    {.name = "scale", .dtype = MPISERVE_FLOAT64, .ndim = 1, .shape = {-1}},
+};
+
+static void test_free_dimensions_have_room_for_the_largest(void) {
+  msi_side side, actual;
+  const uint32_t dims[] = {2, 5};
+  int64_t shapes[2 * MPISERVE_MAX_DIMS];
+  CHECK(!msi_side_init(&side, "input", 2, images) && side.has_rows && side.n_free == 2);
+  CHECK(side.row_bytes[0] == 3 * 8 * 5 * 4 && side.total_row_bytes == 480 + 8);
+  CHECK(side.dims_bytes == 8 && side.eager_row_bytes == side.total_row_bytes + 8);
+  msi_side_of_dims(&side, dims, &actual);
+  CHECK(actual.row_bytes[0] == 120 && actual.row_bytes[1] == 8 && actual.total_row_bytes == 128);
+  msi_side_shapes(&side, 7, dims, shapes);
+  CHECK(shapes[0] == 7 && shapes[1] == 3 && shapes[2] == 2 && shapes[3] == 5 && shapes[8] == 7);
+}
+
+static void test_free_dimensions_are_checked_once_they_are_copied(void) {
+  static const uint32_t bad[][2] = {{0, 5}, {9, 5}, {8, 6}, {UINT32_MAX, 1}, {1, 0}};
+  msi_side side;
+  const uint32_t good[] = {8, 5};
+  CHECK(!msi_side_init(&side, "input", 2, images) && msi_side_has_dims(&side, good));
+  for (int i = 0; i < 5; i++) CHECK(!msi_side_has_dims(&side, bad[i]));
+  side.least_rows = 0;
+  CHECK(msi_side_has_dims(&side, bad[0]) && !msi_side_has_dims(&side, bad[1]));
+}
+
+static void test_a_call_with_free_dimensions(void) {
+  static const int64_t wrong[][3] = {{3, 9, 1}, {3, 1, 6}, {2, 1, 1}, {3, 0, 1}, {3, -1, 1}};
+  msi_given given;
+  msi_side side;
+  int64_t rows = MSI_ANY_ROWS;
+  void *data[2];
+  mpiserve_tensor call[] = {{NULL, x_data, MPISERVE_FLOAT32, 4, {2, 3, 7, 4}},
+                            {NULL, x_data, MPISERVE_FLOAT64, 1, {2}}};
+  CHECK(!msi_side_init(&side, "input", 2, images));
+  side.given = &given;
+  CHECK(!msi_side_match(&side, "s", 2, call, &rows, data) && rows == 2 && data[0] == x_data);
+  CHECK(given.dims[0] == 7 && given.dims[1] == 4 && given.position[1] == 1);
+  for (int i = 0; i < 5; i++) {
+    memcpy(&call[0].shape[1], wrong[i], sizeof wrong[i]);
+    rows = MSI_ANY_ROWS;
+    CHECK(msi_side_match(&side, "s", 2, call, &rows, data) == MPISERVE_ESHAPE);
+  }
+  CHECK_TEXT(mpiserve_last_error(), "signature says [rows, 3, up to 8, up to 5]");
+  memcpy(&call[0].shape[1], (int64_t[]){3, 1, 1}, 3 * sizeof(int64_t));
+  call[1].shape[0] = 3;
+  CHECK(msi_side_match(&side, "s", 2, call, &rows, data) == MPISERVE_EROWS);
+}
+
+static void test_signatures_whose_free_dimensions_are_wrong(void) {
+  msi_side side;
+  mpiserve_spec many[5], one = images[0];
+  one.max_shape[3] = 0;
+  CHECK(msi_side_init(&side, "input", 1, &one) == MPISERVE_ESHAPE);
+  one.max_shape[3] = INT64_C(1) << 31;
+  CHECK(msi_side_init(&side, "input", 1, &one) == MPISERVE_ESHAPE);
+  one.max_shape[2] = one.max_shape[3] = INT32_MAX;
+  CHECK(msi_side_init(&side, "input", 1, &one) == MPISERVE_ESHAPE);
+  CHECK_TEXT(mpiserve_last_error(), "has more than 2^47 bytes");
+  for (int i = 0; i < 5; i++) {
+    many[i] = (mpiserve_spec){.dtype = MPISERVE_BOOL, .ndim = 8};
+    snprintf(many[i].name, sizeof many[i].name, "x%d", i);
+    for (int d = 0; d < 8; d++) many[i].shape[d] = -1;
+    for (int d = 1; d < 8; d++) many[i].max_shape[d] = 2;
+  }
+  CHECK(!msi_side_init(&side, "input", 4, many) && side.n_free == 28);
+  CHECK(msi_side_init(&side, "input", 5, many) == MPISERVE_ESHAPE);
+  CHECK_TEXT(mpiserve_last_error(), "35 free dimensions, the limit is 32");
+  one = images[0];
+  one.max_shape[0] = 4; /* no rows, then */
+  CHECK(!msi_side_init(&side, "input", 1, &one) && !side.has_rows && side.n_free == 3);
+  msi_side a, b;
+  CHECK(!msi_side_init(&a, "input", 2, images) && !msi_side_init(&b, "input", 1, images));
+  CHECK(!msi_side_init(&b, "input", 1, &one) && !msi_side_equal(&a, &b));
+}
+
 int main(void) {
   test_dtypes();
   test_bytes_of_a_row();
@@ -287,5 +372,9 @@ int main(void) {
   test_all_tensors_have_rows_or_none_has();
   test_missing_data_and_missing_tensors();
   test_equal_sides();
+  test_free_dimensions_have_room_for_the_largest();
+  test_free_dimensions_are_checked_once_they_are_copied();
+  test_a_call_with_free_dimensions();
+  test_signatures_whose_free_dimensions_are_wrong();
   return check_result();
 }

@@ -26,7 +26,7 @@ def unordered(word: str) -> dict[str, str]:
 RELEASE, ACQUIRE = (
     {f"memory_order_{order}": "memory_order_relaxed"} for order in ("release", "acquire")
 )
-PACK = "msi_side_pack(&endpoint->layout.inputs, payload->rows, slot->input, payload->inputs);"
+PACK = "msi_side_pack(side, payload->rows, slot->input, payload->inputs);"
 CLEAR = "atomic_store_explicit(&slot->request.cancelled, 0, memory_order_relaxed);"
 SEEN = "inbox->seen[lane] = (uint8_t)sequence;"
 OPEN = "if (inbox->lanes[lane].open & (slot_bit(sequence) | MSI_SHUT)) return 0;"
@@ -143,6 +143,13 @@ BUGS = [
         "number of a lease not checked",
         "head/broker.c",
         {"if (lease >= MSI_LEASES) return 0;": ""},
+        "hostile",
+        MEMORY,
+    ),
+    Bug(
+        "free dimensions not checked",
+        "head/inbox.c",
+        {" && msi_side_has_dims(side, dims);": ";"},
         "hostile",
         MEMORY,
     ),

@@ -140,10 +140,23 @@ REPLACED = {
         "where tensors have no rows, set rows = 'none'"
     ),
     ("shape = [-1, 3]}]\nout", "shape = [-1, -1]}]\nout"): (
-        "inputs[0].shape: every dimension after the first must be positive, got [-1, -1]"
+        "inputs[0].max_shape: missing; shape is [-1, -1]: say how large free dimensions can be, "
+        "such as [-1, 64]"
+    ),
+    ("shape = [-1, 3]}]\nout", "shape = [-1, -1], max_shape = [-1, 0]}]\nout"): (
+        "inputs[0].max_shape: dimension 1 must be positive; shape is [-1, -1], got [-1, 0]"
+    ),
+    ("shape = [-1, 3]}]\nout", "shape = [-1, 3, -1], max_shape = [-1, 4, 9]}]\nout"): (
+        "inputs[0].max_shape: dimension 1 is not free and must be the same as in shape; shape is"
+    ),
+    ("shape = [-1, 3]}]\nout", "shape = [-1, -1], max_shape = [-1]}]\nout"): (
+        "inputs[0].max_shape: must have as many dimensions as shape; shape is [-1, -1], got [-1]"
+    ),
+    ("shape = [-1, 3]}]\nout", "shape = [-1, 3], max_shape = [9, 3]}]\nout"): (
+        "inputs: 'state' has [-1, 3]: the first dimension is the number of rows and must be -1"
     ),
     ("shape = [-1, 3]}]\nout", "shape = [-1, 0]}]\nout"): (
-        "inputs[0].shape: every dimension after the first must be positive, got [-1, 0]"
+        "inputs[0].shape: every dimension must be positive, or -1 for rows or if it is free, got"
     ),
     ("shape = [-1, 3]}]\nout", "shape = 3}]\nout"): "inputs[0].shape: must be a list, got 3",
     ("outputs = ", "#"): "outputs: missing",
@@ -317,3 +330,52 @@ def test_outputs_have_bounds(load):
     table = CHEMISTRY.replace('"rate", ', '"rate", min = 0,') + 'check = "finite"\n'
     service = load(table).services[0]
     assert (service.check, service.outputs[0].min, service.outputs[0].max) == ("finite", 0.0, None)
+
+
+IMAGES = """
+[service.images]
+model = "images:build"
+inputs  = [
+  {name = "image", dtype = "float32", shape = [-1, 3, -1, -1], max_shape = [-1, 3, 64, 32]},
+]
+outputs = [{name = "mask",  dtype = "float32", shape = [-1, -1, -1], max_shape = [-1, 64, 32]}]
+"""
+
+
+def test_free_dimensions_are_laid_out_for_the_largest(load):
+    service = load(IMAGES).services[0]
+    image, mask = service.inputs[0], service.outputs[0]
+    assert service.has_free_dims and image.is_free and image.has_rows
+    assert image.row_bytes == 3 * 64 * 32 * 4 and image.dims(5) == (5, 3, 64, 32)
+    assert image.fits((2, 3, 1, 32), 2) and mask.fits((2, 64, 32), 2)
+    for shape in [(2, 3, 65, 1), (2, 4, 1, 1), (3, 3, 1, 1), (2, 3, 1)]:
+        assert not image.fits(shape, 2)
+
+
+@pytest.mark.parametrize(
+    ("key", "text"),
+    {
+        "tensor_parallel = 2": "tensor_parallel: ranks that share a model need fixed shapes, and",
+        'fallback = "local"': "fallback: 'local': a local model needs fixed shapes, and 'image'",
+        "chunk_rows = 8": "chunk_rows: cuts batches, and 'image' has free dimensions: remove one",
+        'derivatives = ["vjp"]': "derivatives: 'image' has free dimensions: derivatives need fixed",
+    }.items(),
+)
+def test_what_needs_fixed_shapes_is_refused_with_free_dimensions(line, key, text):
+    assert line(IMAGES + key).startswith(f"coupling.toml: service.images.{text}")
+
+
+def test_a_first_dimension_is_free_where_there_are_no_rows(load):
+    text = """
+[service.graph]
+model = "graph:build"
+rows = "none"
+allow_empty = true
+inputs = [{name = "nodes", dtype = "float32", shape = [-1, 4], max_shape = [100, 4]},
+          {name = "edges", dtype = "int64", shape = [-1, 2], max_shape = [1000, 2]}]
+outputs = [{name = "y", dtype = "float32", shape = [-1, 4], max_shape = [100, 4]}]
+"""
+    service = load(text).services[0]
+    nodes, edges = service.inputs
+    assert not nodes.has_rows and nodes.row_bytes == 1600 and edges.dims(None) == (1000, 2)
+    assert nodes.fits((7, 4), None) and nodes.fits((1, 7, 4), 1) and not nodes.fits((7, 4), 7)

@@ -7,6 +7,7 @@ import mmap
 import os
 import pickle
 from collections.abc import Sequence
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -71,6 +72,11 @@ class Channel:
         """Post a call with a message; for the rank."""
         self.calls.post(CALL, size=_write(self._asks, message))
 
+    def run(self, rows: int, places: tuple[int, ...], shapes: Any = None) -> None:
+        """Post a batch, with the shapes of its inputs if these are free; for the rank."""
+        size = 0 if shapes is None else _write(self._asks, shapes)
+        self.calls.post(RUN, rows, places, size)
+
     def asked(self) -> Any:
         """Read the message of the call; for the child."""
         return _read(self._asks, self.calls.size)
@@ -116,8 +122,15 @@ class Room:
 
 
 def view(memory: Any, offset: int, tensor: TensorConfig, rows: int) -> np.ndarray:
-    """View memory as a tensor of so many rows."""
+    """View memory as a tensor of so many rows; free dimensions are the largest."""
     return np.ndarray(tensor.dims(rows), dtype_of(tensor), memory, offset)
+
+
+def reshaped(array: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """View the beginning of a dense array as one of another shape, of at most as many elements."""
+    if array.shape == tuple(shape):
+        return array
+    return array.reshape(-1)[: prod(shape)].reshape(shape)
 
 
 def _places(service: ServiceConfig) -> tuple[list[int], int]:

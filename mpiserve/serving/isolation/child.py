@@ -21,7 +21,15 @@ from mpiserve.backends.arrays import checked, dtype_of
 from mpiserve.backends.base import Backend, Steps, ordered
 from mpiserve.failure import check_interrupt, end_child, interrupts
 from mpiserve.serving import engines
-from mpiserve.serving.isolation.channel import CALL, FAILED, OK, Arrays, Channel, view
+from mpiserve.serving.isolation.channel import (
+    CALL,
+    FAILED,
+    OK,
+    Arrays,
+    Channel,
+    reshaped,
+    view,
+)
 from mpiserve.serving.isolation.messages import Answer, Failure, Loaded, Order, StepsState
 from mpiserve.serving.loading import Loader
 
@@ -85,16 +93,19 @@ class Child:
 
     def _batch(self) -> None:
         """Run the model on a batch, with the results where the rank looks for them."""
-        calls = self._channel.calls
+        calls, shapes = self._channel.calls, None
         try:
-            self._run(calls.rows, calls.places)
+            if calls.size:
+                shapes = self._run_any(calls.rows, calls.places)
+            else:
+                self._run(calls.rows, calls.places)
         except BaseException as error:
             check_interrupt()
             self._channel.answer(FAILED, Answer(failure=self._failure(error), log=self._log.take()))
             return
         self._check_process()
-        if self._log.records:
-            self._channel.answer(OK, Answer(log=self._log.take()))
+        if shapes or self._log.records:
+            self._channel.answer(OK, Answer(shapes, log=self._log.take()))
         else:
             calls.end(OK)
 
@@ -112,6 +123,18 @@ class Child:
         if result is not outputs:
             for array, given in zip(outputs, self._finished(result, rows), strict=True):
                 array[...] = given
+
+    def _run_any(self, rows: int, places: tuple[int, ...]) -> list[tuple[int, ...]]:
+        """Run the model on a batch with free dimensions; return the shapes of the results."""
+        inputs, outputs, clients = self._arrays((rows, *places))
+        backend, shapes = self._loaded, self._channel.asked()
+        if backend.wants_clients:
+            backend.clients = clients.copy()
+        given = tuple(reshaped(*pair) for pair in zip(inputs, shapes, strict=True))
+        results = self._finished(backend.run(backend.given(given)), rows)
+        for room, result in zip(outputs, results, strict=True):
+            reshaped(room, result.shape)[...] = result
+        return [result.shape for result in results]
 
     def _arrays(self, key: tuple[int, ...]) -> tuple[Arrays, Arrays, np.ndarray]:
         """View the places of a batch; they repeat, so the views are kept."""

@@ -16,7 +16,7 @@ import numpy as np
 from mpiserve.backends.base import Backend
 from mpiserve.errors import Code, Error, ModelError
 from mpiserve.failure import describe
-from mpiserve.serving.isolation.channel import SEGMENT, Place
+from mpiserve.serving.isolation.channel import SEGMENT, Place, reshaped
 from mpiserve.serving.isolation.isolated_steps import IsolatedSteps
 from mpiserve.serving.isolation.messages import Loaded, Order
 from mpiserve.serving.isolation.process import ChildProcess, LostError
@@ -257,15 +257,24 @@ class Isolated(Backend):
             batch = self._located(child, inputs, outputs)
         if batch.copied is not None:
             for array, mine in zip(batch.copied, inputs, strict=True):
-                np.copyto(array, mine)
+                np.copyto(reshaped(array, mine.shape), mine)
         if self.wants_clients:
             self._arrays(child, rows)[2][:] = self.clients
+        if self.service.has_free_dims:
+            return self._run_any(child, batch, done)
         if batch.results is None:
             child.run(rows, batch.places, done, self.service.timeout_s)
             return outputs
         early = Early(batch.results, outputs, done)
         child.run(rows, batch.places, early, self.service.timeout_s)
         return early.finish()
+
+    def _run_any(self, child: ChildProcess, batch: Located, done: Callable[[int], None]) -> Arrays:
+        """Run a batch with free dimensions: nobody knows those of its results before."""
+        given, limit = [array.shape for array in batch.inputs], self.service.timeout_s
+        shapes = child.run(len(batch.inputs[0]), batch.places, done, limit, given)
+        room = batch.outputs if batch.results is None else batch.results
+        return tuple(reshaped(*pair) for pair in zip(room, shapes, strict=True))
 
     def _located(self, child: ChildProcess, inputs: Arrays, outputs: Arrays) -> Located:
         """Find where the tensors of a batch lie. The arrays repeat, so that is kept."""
@@ -277,7 +286,11 @@ class Isolated(Backend):
         batch = Located(inputs, outputs, flat, None if given else mine, None if wanted else results)
         if len(self._batches) >= SHAPES:
             self._batches.clear()
-        if given or wanted:  # others, of the splitter, come once
+        # Others, of the splitter, come once; those with free dimensions are new each time, and the
+        # child must learn them.
+        if self.service.has_free_dims:
+            return batch
+        if given or wanted:
             self._batches[id(inputs)] = batch
         if given and wanted and not self.wants_clients:
             self.forwards_to = child

@@ -85,8 +85,13 @@ class ChildProcess:
         return self._room.places()
 
     def run(
-        self, rows: int, places: tuple[int, ...], done: Callable[[int], None], limit: float
-    ) -> None:
+        self,
+        rows: int,
+        places: tuple[int, ...],
+        done: Callable[[int], None],
+        limit: float,
+        shapes: Sequence[Sequence[int]] | None = None,
+    ) -> Any:
         """Run the model on a batch.
 
         Args:
@@ -94,6 +99,10 @@ class ChildProcess:
             places: The places of the inputs, the outputs and the clients, one after the other.
             done: Called with the number of first rows of all outputs that are final.
             limit: The seconds that it may take; 0 means no limit.
+            shapes: Those of the inputs, where they have free dimensions.
+
+        Returns:
+            The shapes of the results, if shapes were given.
 
         Raises:
             LostError: If the child dies or takes too long.
@@ -102,7 +111,7 @@ class ChildProcess:
         calls, last = self._channel.calls, 0
         posted = calls.resume()
         if not posted:
-            calls.post(RUN, rows, places)
+            self._channel.run(rows, places, shapes)
         end = (posted or time.monotonic()) + limit if limit else 0.0
         while True:
             left = max(0.0, end - time.monotonic()) if limit else FOREVER
@@ -113,8 +122,7 @@ class ChildProcess:
                 last = rows_done
                 done(last)
         self._check(found, f"timeout_s = {limit:g} s", "on this batch")
-        if calls.answer != (OK, 0):
-            self._answered()
+        return None if calls.answer == (OK, 0) else self._answered()
 
     def forward(self, inputs: int, outputs: int, address: int, size: int) -> Forward:
         """Make an engine that hands batches over; `run` goes on where it fails.
