@@ -20,6 +20,7 @@ typedef struct msi_side {
   const mpiserve_spec *specs;
   size_t row_bytes[MPISERVE_MAX_TENSORS];
   size_t total_row_bytes; /* of all tensors of this side */
+  size_t slot_bytes;      /* the most bytes of a request that lie in its slot */
   int n_with_rows;        /* n; -1: the tensors have no rows, and one tensor is one row */
   int64_t least_rows;     /* of a call */
 } msi_side;

@@ -124,6 +124,20 @@ cdef class Session(InferenceCalls):
             code = mpiserve_fail(self._session, message)
         self._leave(code)
 
+    def step(self):
+        """Mark the begin of a time step. Local."""
+        self._enter()
+        self._leave(mpiserve_step(self._session))
+
+    def profile(self):
+        """Return what was measured on this rank, by the names of mpiserve_profile. Local."""
+        cdef mpiserve_profile profile
+        self._enter()
+        self._leave(mpiserve_profile_get(self._session, &profile))
+        measured = profile
+        measured["file"] = text_of(profile.file)
+        return measured
+
     def lost(self):
         """Return (number, text) of the ranks of the world that are known to have died. Local."""
         cdef int count
