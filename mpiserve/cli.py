@@ -330,11 +330,14 @@ def report(
         str,
         typer.Argument(metavar="FILE|FOLDER", help="mpiserve-profile.json, or a folder of parts."),
     ],
+    picture: Annotated[
+        str | None, typer.Option(metavar="FILE.png", help="Draw it too, with matplotlib.")
+    ] = None,
 ) -> None:
     """Print the report of a job with MPISERVE_PROFILE=summary, however the job ended."""
     from mpiserve.tools import report as program
 
-    raise typer.Exit(program.report(name))
+    raise typer.Exit(program.report(name, picture))
 
 
 @app.command()

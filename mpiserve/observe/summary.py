@@ -257,9 +257,10 @@ def _service_lines(name: str, service: Report) -> list[str]:
             f" of {duration(total['p50'])} (p50), {duration(total['p99'])} (p99), "
             f"{duration(total['max'])} (max): {shares(sums)}"
         )
-    lines += _table(_client_rows(service["clients"]))
-    lines += _table(_stage_rows(service))
-    lines += _table(_head_rows(service["heads"]))
+    tables = (_client_rows(service["clients"]), _stage_rows(service), _head_rows(service["heads"]))
+    for table in tables:
+        lines += [*_table(table), ""]
+    lines.pop()
     if service["late"]:
         named = ", ".join(
             f"rank {one['rank']} {duration(one['waited'])} ({one['batches']} batches)"
@@ -287,7 +288,7 @@ def _stage_rows(service: Report) -> list[Sequence[str]]:
     rows: list[Sequence[str]] = [("stage", "share", "p50", "p99", "max")]
     whole = sum(one["sum"] for one in service["stages"].values())
     for stage, one in service["stages"].items():
-        if one["count"]:
+        if one["sum"]:
             times = [duration(one[key]) for key in ("p50", "p99", "max")]
             rows.append((stage, percent(one["sum"], whole), *times))
     return rows
@@ -295,7 +296,8 @@ def _stage_rows(service: Report) -> list[Sequence[str]]:
 
 def _head_rows(heads: Sequence[Report]) -> list[Sequence[str]]:
     rows: list[Sequence[str]] = [
-        ("head", "batches", "requests", "rows", "fill", "engine p50", "p99", "max", "sum", "errors")
+        ("head", "batches", "requests/batch", "rows/batch", "fill")
+        + ("engine p50", "p99", "max", "sum", "errors")
     ]
     for one in heads[:SHOWN]:
         means = [f"{one['requests_a_batch']:.1f}", f"{one['rows_a_batch']:.1f}"]
@@ -309,7 +311,8 @@ def _step_lines(ranks: Sequence[Report]) -> list[str]:
     rows: list[Sequence[str]] = [
         ("rank", "steps", "step p50", "p99", "max", "waited p50", "p99", "max")
     ]
-    for one in sorted(ranks, key=lambda one: -one["waited"])[:SHOWN]:
+    order = sorted(ranks, key=lambda one: -one["waited"])[:SHOWN]
+    for one in sorted(order, key=lambda one: int(one["rank"])):
         lengths = [duration(one["step_length"][key]) for key in ("p50", "p99", "max")]
         waits = [duration(one["step_waited"][key]) for key in ("p50", "p99", "max")]
         rows.append((str(one["rank"]), str(one["steps"]), *lengths, *waits))

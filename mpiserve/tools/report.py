@@ -9,8 +9,12 @@ from pathlib import Path
 from mpiserve.observe import parts, summary
 
 
-def report(name: str) -> int:
+def report(name: str, picture: str | None = None) -> int:
     """Print the report in a file, or of the parts in a folder, which gets a file beside it.
+
+    Args:
+        name: Of the file or folder.
+        picture: A file for a picture of it.
 
     Returns:
         The exit status: 1 if there is none.
@@ -24,6 +28,17 @@ def report(name: str) -> int:
         print(f"mpiserve: {name}: {error}", file=sys.stderr)
         return 1
     print(f"mpiserve: {summary.text(made)}")
+    return _draw(made, Path(picture)) if picture else 0
+
+
+def _draw(made: summary.Report, picture: Path) -> int:
+    try:
+        from mpiserve.tools.report_picture import draw
+
+        draw(made, picture)
+    except (ImportError, OSError, ValueError) as error:  # of a kind that nobody can draw
+        print(f"mpiserve: {picture}: {error}", file=sys.stderr)
+        return 1
     return 0
 
 

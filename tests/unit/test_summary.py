@@ -205,6 +205,20 @@ def test_the_program_prints_a_file_and_a_folder_alike(tmp_path, capsys):
     assert capsys.readouterr().out == first != ""
 
 
+def test_the_program_draws_a_picture(tmp_path, capsys):
+    marked = simulation(0, {"engine": MS}, steps=2)
+    steps = np.zeros(2, STEP)
+    steps["begin"], steps["length"], steps["waited"] = [0, 10 * MS], 10 * MS, 3 * MS
+    steps["stages"][:, STAGES.index("engine")] = 3 * MS
+    marked = parts.Part(marked.head, marked.clients, marked.heads, marked.late, steps)
+    summary.write(summary.report([marked, inference()]), tmp_path / "job.json")
+    picture = tmp_path / "job.png"
+    assert program.report(str(tmp_path / "job.json"), str(picture)) == 0
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert program.report(str(tmp_path / "job.json"), str(tmp_path / "job.none")) == 1
+    assert "none" in capsys.readouterr().err
+
+
 def test_the_program_says_what_is_no_report(tmp_path, capsys):
     (tmp_path / "other.json").write_text('{"format": 99}')
     for name in ("none.json", "other.json", "."):
