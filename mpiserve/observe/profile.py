@@ -51,7 +51,8 @@ class Profile:
         self._shown = True
         made = self.report()
         with suppress(OSError):  # nobody reads it any more
-            print(f"mpiserve: {summary.text(made)}", file=sys.stderr, flush=True)
+            sys.stderr.write(f"mpiserve: {summary.text(made)}\n")  # at once, as ranks share it
+            sys.stderr.flush()
         try:
             summary.write(made, Path(self._known["file"]))
         except OSError as error:

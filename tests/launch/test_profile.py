@@ -168,8 +168,19 @@ import os
 import signal
 import time
 
+from pathlib import Path
+
 import mpiserve
 import numpy as np
+
+
+def launcher():  # which a user signals: the topmost of its processes
+    found, pid = 0, os.getppid()
+    while Path(f"/proc/{{pid}}/comm").read_text().startswith(("mpi", "prte", "hydra")):
+        found = pid
+        pid = int(Path(f"/proc/{{pid}}/stat").read_text().rpartition(")")[2].split()[1])
+    return found
+
 
 with mpiserve.open() as session:
     rank = session.comm.rank
@@ -180,7 +191,7 @@ with mpiserve.open() as session:
     session.comm.Barrier()
     {ends}
 """
-SIGNAL = "rank == 0 and os.kill(os.getppid(), signal.{}) or time.sleep(30)"
+SIGNAL = "rank == 0 and os.kill(launcher(), signal.{}) or time.sleep(30)"
 WAYS = {
     "SIGTERM": SIGNAL.format("SIGTERM"),
     "SIGINT": SIGNAL.format("SIGINT"),
