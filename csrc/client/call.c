@@ -20,16 +20,14 @@ enum { TESTS_PER_LOOK = 16 }; /* at all endpoints */
 /* ---- from submit to end ---------------------------------------------------------- */
 
 static void call_end(msi_client *client, msi_call *call, int code) {
+  if (MSI_PROFILED) msi_timing_ended(call); /* where its results lie is known until here */
   if (call->load) msi_balance_ended(call->load, call->payload.rows);
   msi_lease_let_go(call->message.endpoint, &call->payload.input);
   msi_lease_let_go(call->message.endpoint, &call->payload.output);
   call->message.code = code;
   call->state = CALL_DONE;
   call->stats.rows = call->payload.rows;
-  if (MSI_PROFILED)
-    msi_timing_ended(call);
-  else if (call->submitted_ns)
-    call->stats.total_ns = msi_now() - call->submitted_ns;
+  if (call->submitted_ns && !MSI_PROFILED) call->stats.total_ns = msi_now() - call->submitted_ns;
   client->counters.requests++;
   client->counters.rows += call->payload.rows;
   client->counters.errors += code != MPISERVE_OK;

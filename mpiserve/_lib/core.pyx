@@ -130,13 +130,16 @@ cdef class Session(InferenceCalls):
         self._leave(mpiserve_step(self._session))
 
     def profile(self):
-        """Return what was measured on this rank, by the names of mpiserve_profile. Local."""
+        """Return whether the session is profiled, which rank reports, and where. Local."""
         cdef mpiserve_profile profile
         self._enter()
         self._leave(mpiserve_profile_get(self._session, &profile))
-        measured = profile
-        measured["file"] = text_of(profile.file)
-        return measured
+        return {
+            "on": bool(profile.on),
+            "reports": bool(profile.reports),
+            "run": profile.run,
+            "file": text_of(profile.file),
+        }
 
     def lost(self):
         """Return (number, text) of the ranks of the world that are known to have died. Local."""

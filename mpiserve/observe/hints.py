@@ -28,10 +28,15 @@ def share(service: Service, *stages: str) -> float:
     return float(some / whole) if whole else 0.0
 
 
+def regulars(service: Service) -> list[Service]:
+    """Return the ranks that query about as often as the one that does so most."""
+    most = max((one["requests"] for one in service["clients"]), default=0)
+    return [one for one in service["clients"] if one["requests"] > most / 2]
+
+
 def rows_of_all(service: Service) -> float:
     """Return the rows that the ranks send if each sends one request."""
-    asked = [one for one in service["clients"] if one["requests"]]
-    return float(sum(one["rows"] / one["requests"] for one in asked))
+    return float(sum(one["rows"] / one["requests"] for one in regulars(service)))
 
 
 def _batches(service: Service) -> tuple[int, float, dict[str, int]]:
@@ -48,8 +53,7 @@ def _batches(service: Service) -> tuple[int, float, dict[str, int]]:
 
 def _small_batches(service: Service) -> str:
     batches, requests, reasons = _batches(service)
-    clients = sum(1 for one in service["clients"] if one["requests"])
-    if batches < MANY or clients < 2 or requests > 1.5:
+    if batches < MANY or len(regulars(service)) < 2 or requests > 1.5:
         return ""
     most, rows = service["heads"][0]["max_batch_rows"], rows_of_all(service)
     begin = f"batches hold {requests:.1f} requests: "
@@ -72,7 +76,7 @@ def _straggler(service: Service) -> str:
         return "batches wait for ranks in turn: balance the work, or lower max_delay_us"
     return (
         f"batches waited for rank {one['rank']}, which came last {one['batches']} times in "
-        f"{batches} batches: give it less work, or lower max_delay_us, so that batches go without"
+        f"{batches} batches: give it less work, or lower max_delay_us to go without it"
     )
 
 

@@ -25,9 +25,9 @@ rows = "{kind}"
 PYTHON_MODEL = 'backend = "python"\nmodel = "model:{}"'
 KINDS = {  # model, columns, max_batch_rows, max_delay_us, rows
     "engine": ("slow", 3, 64, 0, "together"),
-    "late": ("same", 3, 64, 500_000, "independent"),
+    "late": ("same", 3, 64, 1_000_000, "independent"),
     "full": ("slow", 3, 1, 0, "together"),
-    "large": ("", 50_000, 16, 0, "independent"),
+    "large": ("", 400_000, 16, 0, "independent"),
     "taken": ("same", 3, 64, 0, "together"),
     "dies": ("dies", 3, 64, 0, "together"),
 }
@@ -62,6 +62,7 @@ with mpiserve.open() as session:
 
     def phase(name):
         service = session.service(name)
+        comm.Barrier()
         service(np.ones((1, service.inputs[0].shape[1]), np.float32))
         comm.Barrier()
         return service
@@ -77,7 +78,7 @@ with mpiserve.open() as session:
     comm.Barrier()
     late = phase("late")
     for _ in range(10):
-        time.sleep(0.03 * (rank == 2))
+        time.sleep(0.05 * (rank == 2))
         late(x)
         comm.Barrier()
     full = phase("full")
@@ -87,8 +88,8 @@ with mpiserve.open() as session:
     comm.Barrier()
     large = phase("large")
     if rank == 1:
-        big = np.ones((16, 50_000), np.float32)
-        for _ in range(20):
+        big = np.ones((16, 400_000), np.float32)
+        for _ in range(8):
             large(big)
     comm.Barrier()
     taken = phase("taken")
@@ -112,7 +113,7 @@ with mpiserve.open() as session:
 def services() -> str:
     made = []
     for name, (model, columns, rows, delay, kind) in KINDS.items():
-        runs = PYTHON_MODEL.format(model) if model else 'backend = "echo"'
+        runs = PYTHON_MODEL.format(model) if model else 'backend = "echo"\npool_bytes = 60_000_000'
         limits = {"columns": columns, "rows": rows, "delay": delay, "kind": kind}
         made.append(SERVICE.format(name=name, model=runs, **limits))
     names = ", ".join(f'"{name}"' for name in KINDS)
@@ -139,7 +140,7 @@ def test_the_report_names_each_stage_that_was_made_slow(mpiexec, tmp_path):
     assert any("copies take" in hint for hint in report["hints"])
     assert named["taken"]["largest"] == "take"
     assert sum(sum(one["errors"].values()) for one in named["dies"]["clients"]) == 1
-    assert any("rank 2" in hint for hint in report["hints"])
+    assert any("batches waited for rank 2" in hint for hint in report["hints"])
 
     # The stages add up to what the caller saw, and the steps say so too.
     client = next(one for one in named["engine"]["clients"] if one["rank"] == 0)
@@ -209,7 +210,11 @@ def ended(mpiexec, folder, how):
 
 @pytest.mark.every_mpi
 @pytest.mark.parametrize(
-    "how", ["SIGTERM", *(pytest.param(how, marks=pytest.mark.takes_long) for how in WAYS)]
+    "how",
+    [
+        "SIGTERM",
+        *(pytest.param(how, marks=pytest.mark.takes_long) for how in list(WAYS)[1:]),
+    ],
 )
 def test_there_is_a_report_after_another_end(mpiexec, tmp_path, how):
     ended(mpiexec, tmp_path, how)
