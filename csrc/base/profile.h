@@ -16,7 +16,7 @@ enum {
 };
 
 /* Is a session of this process profiled? One load and one branch, where nothing else is spent. */
-extern int msi_profile_on __attribute__((visibility("hidden")));
+extern int msi_profile_on;
 #define MSI_PROFILED __builtin_expect(msi_profile_on, 0)
 
 /* ---- the file -------------------------------------------------------------------------- */
