@@ -20,7 +20,7 @@ with mpiserve.open() as session:
     twice = session.service("twice")
     for step in range(30):
         session.step()
-        twice(np.ones((100, 3), np.float32))
+        twice(np.ones((60, 3), np.float32))
     session.step()
 """
 
