@@ -202,4 +202,4 @@ def figures(timing: Any) -> dict[str, float]:
 def codes(counts: Any) -> dict[str, int]:
     """Name the errors that were counted."""
     known = {-code.value: code.name for code in Code if code.value < 0}
-    return {known.get(at, "other"): int(counts[at]) for at in np.flatnonzero(counts)}
+    return {known.get(int(at), "other"): int(counts[at]) for at in np.flatnonzero(counts)}

@@ -25,7 +25,8 @@ def draw(report: dict[str, Any], file: Path) -> None:
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    colours = dict(zip(STAGES, pyplot.get_cmap("tab20").colors[::2] + ("black",), strict=True))
+    shades = [pyplot.get_cmap("tab10")(i) for i in range(len(STAGES) - 1)]
+    colours = dict(zip(STAGES, [*shades, "black"], strict=True))
     services = {name: one for name, one in report["services"].items() if one["total"]["count"]}
     ranks = sorted(report["simulation"], key=lambda one: -one["waited"])[:RANKS]
     heights = [1 + 0.5 * len(services), 1 + 0.3 * len(ranks)]
