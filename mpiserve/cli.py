@@ -1,4 +1,4 @@
-"""`mpiserve`: run, serve, describe, check, compile, plan, jobscript, config, bench, doctor, ..."""
+"""`mpiserve`: run, serve, describe, check, compile, plan, jobscript, config, bench, report, ..."""
 
 from __future__ import annotations
 
@@ -330,6 +330,22 @@ def bench(
         print(f"mpiserve: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
     raise typer.Exit(program.bench(quick, json, plots, hosts, case or ()))
+
+
+@app.command()
+def report(
+    name: Annotated[
+        str,
+        typer.Argument(metavar="FILE|FOLDER", help="mpiserve-profile.json, or a folder of parts."),
+    ],
+    picture: Annotated[
+        str | None, typer.Option(metavar="FILE.png", help="Draw it too, with matplotlib.")
+    ] = None,
+) -> None:
+    """Print the report of a job with MPISERVE_PROFILE=summary, however the job ended."""
+    from mpiserve.tools import report as program
+
+    raise typer.Exit(program.report(name, picture))
 
 
 @app.command()

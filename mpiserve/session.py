@@ -22,6 +22,7 @@ from mpiserve.errors import ArgumentError, Code, ConfigError, Error, PeerError
 from mpiserve.failure import describe, end_child, interrupts, is_success, located
 from mpiserve.mpi import check
 from mpiserve.observe import notices
+from mpiserve.observe.profile import Profile
 
 logger = logging.getLogger("mpiserve")
 
@@ -51,6 +52,7 @@ class Session(Changes):
     def __init__(self, lib: core.Session, config: Config | None = None) -> None:
         self._lib = lib
         self._config = config
+        self._profile = Profile(lib)
         self._served = False
         self._closed = False
         self.stuck = False
@@ -138,16 +140,37 @@ class Session(Changes):
         worker = Worker(self._lib, assignment, replica, local_rank, pool)
         try:
             with interrupts():
-                worker.serve(watch)
+                worker.serve(self._profile.watched(watch))
         except BaseException as error:
             if core.is_forked():  # a child that a model forked; the rank itself goes on
                 end_child(error)
+            self._profile.show()
             raise
         self.stuck = worker.broken
         for comm in (replica, pool):
             if comm is not None and not self.stuck:
                 comm.Free()
         return not worker.failed
+
+    def step(self) -> None:
+        """Mark the begin of a time step, which ends the one before; on simulation ranks.
+
+        With MPISERVE_PROFILE=summary the report says how long each step waited for models, and
+        why. Without it the call does nothing.
+        """
+        self._lib.step()
+
+    def report(self) -> dict[str, Any]:
+        """Return what MPISERVE_PROFILE=summary has measured so far, on all ranks of this node.
+
+        Ranks of other nodes are in it if they share the folder of the report. After `close` it is
+        the whole report on the rank that prints it. Local; {} if the session is not profiled.
+        """
+        return self._profile.report()
+
+    def show_report(self) -> None:
+        """Print and write the report now, on the first inference rank, because the rank ends."""
+        self._profile.show()
 
     def fail(self, error: BaseException | str) -> None:
         """Report to the other ranks that this simulation rank ended with an error."""
@@ -230,6 +253,9 @@ class Session(Changes):
         except PeerError as error:
             self.bereft = True
             logger.warning("%s", error)
+        finally:
+            if self._closed:
+                self._profile.show(complete=not self.bereft)
 
     def _refuse(self, text: str) -> None:
         from mpiserve.serving.worker import refuse

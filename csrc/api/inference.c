@@ -8,6 +8,7 @@
 #include "engine/engine.h"
 #include "head/reply.h"
 #include "head/tickets.h"
+#include "head/timing.h"
 
 /* ---- publishing --------------------------------------------------------------------- */
 
@@ -66,6 +67,8 @@ static int publish(mpiserve_session *session, int n) {
   if (opened) memset(bytes, 0, sizeof bytes);
   code = msi_window_open(&session->window, &session->world, bytes);
   if (!code && !opened) opened = msi_serving_attach(&session->serving, &session->window);
+  if (!code && !opened) opened = msi_open_profile(session, 0, n);
+  if (!code && !opened) msi_timing_attach(&session->serving, &session->profile);
   if (!code) code = msi_world_agree(&session->world, opened);
   session->broken = code != MPISERVE_OK; /* and so on every rank */
   if (!code) session->published = n;

@@ -1,13 +1,17 @@
 /* session: the public functions of both sides: open, close, roles, communicators, counters. */
+#include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "api/session.h"
 #include "base/error.h"
 #include "base/handles.h"
 #include "base/launcher.h"
+#include "client/timing.h"
 #include "mpi/failure.h"
 #include "mpi/library.h"
 #include "mpi/meeting.h"
+#include "mpi/parts.h"
 
 static int check_open(MPI_Comm world, int role) {
   int code = msi_handles_forked() ? msi_not_open("") : msi_library_check_running();
@@ -18,12 +22,30 @@ static int check_open(MPI_Comm world, int role) {
   return msi_world_check_closed(world);
 }
 
+int msi_open_profile(mpiserve_session *session, int n_clients, int n_heads) {
+  const msi_world *world = &session->world;
+  msi_part part = {.run = world->run,
+                   .rank = world->rank,
+                   .size = world->size,
+                   .role = world->role,
+                   .node = world->nodes[world->rank],
+                   .n_clients = n_clients,
+                   .n_heads = n_heads,
+                   .n_steps = n_clients ? MSI_STEPS : 0};
+  msi_identity own = msi_identity_own();
+  part.pid = own.pid;
+  memcpy(part.host, own.host, sizeof part.host);
+  return world->profile ? msi_profile_open(&session->profile, &part) : MPISERVE_OK;
+}
+
 static int open_simulation(mpiserve_session *session) {
   const size_t none[MSI_PARTS] = {0};
   int code = msi_world_publish(&session->world, 0, NULL);
   if (!code) code = msi_window_open(&session->window, &session->world, none);
   if (code) return code;
   code = msi_client_open(&session->client, &session->world, &session->window);
+  if (!code) code = msi_open_profile(session, session->client.n_services, 0);
+  if (!code) msi_timing_open(&session->client, &session->profile);
   code = msi_world_agree(&session->world, code);
   if (code) msi_client_free(&session->client);
   return code;
@@ -40,6 +62,7 @@ static int open_session(int index, MPI_Comm world, int role, int code, const cha
   if (role == MPISERVE_SIMULATION) result = open_simulation(made);
   if (result) {
     msi_handles_drop_comm(index);
+    msi_profile_close(&made->profile);
     msi_window_unmap(&made->window);
     msi_world_close(&made->world);
     return result;
@@ -132,6 +155,34 @@ int mpiserve_counters_get(mpiserve_session *session, mpiserve_counters *counters
   return MPISERVE_OK;
 }
 
+int mpiserve_step(mpiserve_session *session) {
+  MSI_TURN turn = NULL;
+  int code = msi_enter(session, MPISERVE_SIMULATION, &turn);
+  if (!code && session->profile.part) msi_profile_step(&session->profile, msi_now());
+  return code;
+}
+
+static void sum_up(const msi_profile *from, mpiserve_profile *profile) {
+  for (int i = 0; i < from->part->n_clients; i++) {
+    const msi_client_part *client = &from->clients[i];
+    profile->requests += client->requests;
+    profile->total_ns += client->total.sum_ns;
+    profile->waited_ns += client->waited_ns;
+    for (int k = 0; k < MPISERVE_STAGES; k++) profile->stages_ns[k] += client->stages[k].sum_ns;
+  }
+}
+
+int mpiserve_profile_get(mpiserve_session *session, mpiserve_profile *profile) {
+  MSI_TURN turn = NULL;
+  int code = msi_enter(session, MSI_ANY_ROLE, &turn);
+  if (code || !profile) return code ? code : msi_null_argument("profile");
+  *profile = (mpiserve_profile){.on = session->world.profile, .run = session->world.run};
+  profile->reports = session->world.rank == msi_parts_receiver(&session->world);
+  snprintf(profile->file, sizeof profile->file, "%s", msi_profile_file());
+  if (session->profile.part) sum_up(&session->profile, profile);
+  return MPISERVE_OK;
+}
+
 int mpiserve_lost_get(mpiserve_session *session, int *count, char *text) {
   MSI_TURN turn = NULL;
   int code = msi_enter(session, MSI_ANY_ROLE, &turn);
@@ -173,12 +224,15 @@ static int some_died(const msi_world *world) {
  */
 static int close_session(mpiserve_session *session, int64_t deadline) {
   int code = MPISERVE_OK, freed = MPISERVE_OK;
+  msi_profile_end(&session->profile);
   if (session->world.role == MPISERVE_SIMULATION)
     code = msi_client_close(&session->client, deadline);
   session->left = !session->broken && !msi_meeting_wait(&session->world, deadline);
   msi_serving_close(&session->serving);                 /* also after a failed publish */
   msi_handles_drop_comm((int)(session - msi_sessions)); /* another session may be opened */
   free(session->descriptions);
+  if (!session->left && !session->broken) msi_parts_gather(&session->world, &session->profile);
+  msi_profile_close(&session->profile);
   if (session->left)
     freed = some_died(&session->world);
   else

@@ -13,12 +13,16 @@ struct mpiserve_session {
   msi_serving serving;
   mpiserve_description *descriptions; /* inference ranks: what was published */
   int published;                      /* inference ranks: how many services; 0: not yet */
-  int broken;                         /* opening failed on every rank: no rank waits */
-  int left;                           /* closed; the rest is freed in MPI_Finalize */
+  msi_profile profile;
+  int broken; /* opening failed on every rank: no rank waits */
+  int left;   /* closed; the rest is freed in MPI_Finalize */
 };
 
 /* All that one process can have, by their place in base/handles: a handle is an address here. */
 extern mpiserve_session msi_sessions[MPISERVE_MAX_SESSIONS];
+
+/* Begins to measure, if the session is profiled. */
+int msi_open_profile(mpiserve_session *session, int n_clients, int n_heads);
 
 /* ---- access.c ----------------------------------------------------------------------- */
 

@@ -94,7 +94,7 @@ static int check_options(const mpiserve_options *options) {
 /* The caller has the turn of the session. */
 static int submit(mpiserve_service *service, int n_inputs, const mpiserve_tensor *inputs,
                   int n_outputs, const mpiserve_tensor *outputs, const mpiserve_options *options,
-                  int timed, mpiserve_request *request) {
+                  int how, mpiserve_request *request) {
   void *in[MPISERVE_MAX_TENSORS], *out[MPISERVE_MAX_TENSORS];
   int64_t rows;
   if ((!inputs && n_inputs) || (!outputs && n_outputs))
@@ -102,7 +102,7 @@ static int submit(mpiserve_service *service, int n_inputs, const mpiserve_tensor
   *request = (mpiserve_request){0};
   int code = match(service, n_inputs, inputs, n_outputs, outputs, &rows, in, out);
   if (!code && options) code = check_options(options);
-  return code ? code : msi_request_submit(service, rows, in, out, options, timed, request);
+  return code ? code : msi_request_submit(service, rows, in, out, options, how, request);
 }
 
 int mpiserve_submit(mpiserve_service *service, int n_inputs, const mpiserve_tensor *inputs,
@@ -111,7 +111,7 @@ int mpiserve_submit(mpiserve_service *service, int n_inputs, const mpiserve_tens
   MSI_TURN turn = NULL;
   int code = msi_enter_service(service, &turn);
   if (code || !request) return code ? code : msi_null_argument("request");
-  return submit(service, n_inputs, inputs, n_outputs, outputs, options, 1, request);
+  return submit(service, n_inputs, inputs, n_outputs, outputs, options, CALL_TIMED, request);
 }
 
 int mpiserve_test(mpiserve_session *session, mpiserve_request *request, int *done,
@@ -152,7 +152,8 @@ int mpiserve_infer(mpiserve_service *service, int n_inputs, const mpiserve_tenso
   int code = msi_enter_service(service, &turn);
   if (!code) code = msi_check_timeout(timeout);
   if (code) return code;
-  code = submit(service, n_inputs, inputs, n_outputs, outputs, NULL, stats != NULL, &request);
+  int how = CALL_BLOCKS | (stats ? CALL_TIMED : 0);
+  code = submit(service, n_inputs, inputs, n_outputs, outputs, NULL, how, &request);
   if (!code) code = msi_request_wait(service->client, &request, timeout, stats);
   if (code && request.id) /* the caller reuses its tensors now */
     code = msi_request_give_up(service->client, &request, code, stats);

@@ -14,19 +14,21 @@
 #include "client/reroute.h"
 #include "client/spare.h"
 #include "client/stopped.h"
+#include "client/timing.h"
 
 enum { TESTS_PER_LOOK = 16 }; /* at all endpoints */
 
 /* ---- from submit to end ---------------------------------------------------------- */
 
 static void call_end(msi_client *client, msi_call *call, int code) {
+  if (MSI_PROFILED) msi_timing_ended(call); /* where its results lie is known until here */
   if (call->load) msi_balance_ended(call->load, call->payload.rows);
   msi_lease_let_go(call->message.endpoint, &call->payload.input);
   msi_lease_let_go(call->message.endpoint, &call->payload.output);
   call->message.code = code;
   call->state = CALL_DONE;
   call->stats.rows = call->payload.rows;
-  if (call->submitted_ns) call->stats.total_ns = msi_now() - call->submitted_ns;
+  if (call->submitted_ns && !MSI_PROFILED) call->stats.total_ns = msi_now() - call->submitted_ns;
   client->counters.requests++;
   client->counters.rows += call->payload.rows;
   client->counters.errors += code != MPISERVE_OK;
@@ -64,9 +66,11 @@ static int step(msi_client *client, msi_call *call, int *next) {
     }
     msi_lease_hold_for_both(endpoint, &call->payload, at);
   }
+  if (MSI_PROFILED) msi_timing_send(call);
   int code =
       msi_endpoint_infer(endpoint, call->kind, &call->payload, &call->message, &call->sequence);
   if (code) return code == MSI_NOT_YET ? MPISERVE_OK : code;
+  if (MSI_PROFILED) msi_timing_sent(call);
   msi_send_queue_remove(client, &call->message);
   call->state = CALL_IN_FLIGHT;
   *next = 1;
@@ -133,6 +137,7 @@ static int queue_if_lost(msi_client *client, msi_call *call, int code, int repli
 static int on_result(msi_client *client, msi_call *call, int slot) {
   msi_endpoint *endpoint = call->message.endpoint;
   const msi_reply_header *reply = &endpoint->path.slots[slot].reply;
+  if (MSI_PROFILED && endpoint->fetching != slot + 1) msi_timing_seen(call, slot);
   int code = reply->code;
   if (!code && !call->message.abandoned)
     code = msi_layout_is_free(&endpoint->layout)
@@ -274,14 +279,6 @@ static void give_up(msi_client *client, msi_call *call) {
     call->message.abandoned = 1;
 }
 
-/* Memory that is used in place belongs to the home replica. */
-static int bound_to_home(const mpiserve_service *service, int64_t rows, void *const *inputs,
-                         void *const *outputs) {
-  msi_location location;
-  return msi_endpoint_find_location(service->endpoint, 0, rows, inputs, &location) ||
-         msi_endpoint_find_location(service->endpoint, 1, rows, outputs, &location);
-}
-
 /* The replies of the old assignment are taken first: a slot may be free then. */
 static int aim(mpiserve_service *service, msi_call *call, int64_t rows, int chosen) {
   int code = MPISERVE_OK;
@@ -302,7 +299,8 @@ static int choose(mpiserve_service *service, msi_call *call, int64_t rows, void 
   if (service->balance.n < 2) return MPISERVE_OK;
   const msi_load *loads = service->balance.loads;
   int home = service->balance.home;
-  int is_bound = bound_to_home(service, rows, inputs, outputs) && !loads[home].suspended;
+  int is_bound =
+      msi_lease_in_place(service->endpoint, rows, inputs, outputs) && !loads[home].suspended;
   int chosen = is_bound ? home : msi_balance_choose(&service->balance, rows);
   if (loads[chosen].suspended) chosen = msi_spare_choose(service, rows, chosen);
   return aim(service, call, rows, chosen);
@@ -321,7 +319,7 @@ int msi_call_submit(mpiserve_service *service, int64_t rows, void *const *inputs
   if (code) return code;
   msi_call *call = msi_calls_take(client);
   if (!call) return msi_error(MPISERVE_ENOMEM, "no memory for a request");
-  call->submitted_ns = how & CALL_TIMED ? msi_now() : 0;
+  call->submitted_ns = how & CALL_TIMED || MSI_PROFILED ? msi_now() : 0;
   call->is_piece = (how & CALL_IS_PIECE) != 0;
   call->service = service;
   code = choose(service, call, rows, inputs, outputs);
@@ -333,6 +331,7 @@ int msi_call_submit(mpiserve_service *service, int64_t rows, void *const *inputs
   }
   msi_lease_fill(call->message.endpoint, &call->payload, rows, inputs, outputs);
   set_options(call, options);
+  if (MSI_PROFILED) msi_timing_begin(client, call, how & CALL_BLOCKS);
   if (call->message.endpoint->lost || call->message.endpoint->stopped) {
     send_elsewhere(client, call); /* every replica is */
     *request = msi_calls_handle(call);
@@ -352,6 +351,7 @@ int msi_call_submit(mpiserve_service *service, int64_t rows, void *const *inputs
 static int report(msi_client *client, msi_call *call, mpiserve_request *request,
                   mpiserve_stats *stats) {
   int code = msi_fallback_end(client, call);
+  if (MSI_PROFILED) msi_timing_report(client, call, code);
   if (stats) *stats = call->stats;
   *request = (mpiserve_request){0};
   msi_calls_give(client, call);
@@ -401,11 +401,13 @@ int msi_call_wait(msi_client *client, mpiserve_request *request, double timeout,
   if (!call) return msi_error(MPISERVE_ESTATE, "no such request: it has ended, or never was");
   msi_wait wait = {0};
   msi_wait_address address;
+  if (MSI_PROFILED) msi_timing_enter(call, timeout);
   int has_address = call->state == CALL_IN_FLIGHT &&
                     msi_endpoint_wait_address(call->message.endpoint, call->sequence, &address);
   int code = wait_until_done(client, call, timeout, &wait, has_address ? &address : NULL);
   msi_wait_end(&wait, &address);
   if (!code) return report(client, call, request, stats);
+  if (MSI_PROFILED) msi_timing_leave(call, timeout);
   return code == MPISERVE_EDEADLINE ? msi_call_give_up(client, request, code, stats) : code;
 }
 
@@ -416,6 +418,7 @@ int msi_call_give_up(msi_client *client, mpiserve_request *request, int code,
   msi_call given = *call; /* which may serve another request soon */
   msi_call_cancel(client, request);
   code = msi_fallback_give_up(client, &given, code);
+  if (MSI_PROFILED) msi_timing_report(client, &given, code);
   if (stats && code != MPISERVE_ETIMEOUT) *stats = given.stats; /* only what is known here */
   return code;
 }
@@ -436,11 +439,4 @@ int msi_call_cancel(msi_client *client, mpiserve_request *request) {
   call->message.abandoned = 1;
   return call->state == CALL_IN_FLIGHT ? msi_endpoint_cancel(call->message.endpoint, call->sequence)
                                        : MPISERVE_OK;
-}
-
-void msi_call_cancel_all(msi_client *client) {
-  for (uint32_t i = 0; i < client->n_calls; i++) {
-    mpiserve_request request = msi_calls_handle(client->calls[i]);
-    if (msi_calls_find(client, &request)) msi_call_cancel(client, &request);
-  }
 }

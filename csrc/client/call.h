@@ -6,8 +6,9 @@
 
 /* As mpiserve_submit(), _cancel() say, with checked tensors in the signature's order, and of at
  * most as many rows as a batch. how: CALL_TIMED measures the total time; otherwise two readings of
- * the clock are saved. CALL_IS_PIECE: the rows are a piece of a request. */
-enum { CALL_TIMED = 1, CALL_IS_PIECE = 2 };
+ * the clock are saved. CALL_IS_PIECE: the rows are a piece of a request. CALL_BLOCKS: the caller
+ * does nothing else until it waits. */
+enum { CALL_TIMED = 1, CALL_IS_PIECE = 2, CALL_BLOCKS = 4 };
 int msi_call_submit(mpiserve_service *service, int64_t rows, void *const *inputs,
                     void *const *outputs, const mpiserve_options *options, int how,
                     mpiserve_request *request);
@@ -21,9 +22,6 @@ int msi_call_wait(msi_client *client, mpiserve_request *request, double timeout,
  * answers. */
 int msi_call_give_up(msi_client *client, mpiserve_request *request, int code,
                      mpiserve_stats *stats);
-
-/* Cancels every request. */
-void msi_call_cancel_all(msi_client *client);
 
 /* Takes the replies of an endpoint and sends what waits in its send queue; of all endpoints, and
  * lets MPI make progress too. Never waits. */

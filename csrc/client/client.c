@@ -184,9 +184,16 @@ static int send_to_all(msi_client *client, msi_kind kind, const char *text, int6
   return code;
 }
 
+static void cancel_all(msi_client *client) {
+  for (uint32_t i = 0; i < client->n_calls; i++) {
+    mpiserve_request request = msi_calls_handle(client->calls[i]);
+    if (msi_calls_find(client, &request)) msi_call_cancel(client, &request);
+  }
+}
+
 int msi_client_fail(msi_client *client, const char *text) {
   int64_t deadline = msi_deadline(msi_world_close_limit());
-  msi_call_cancel_all(client);
+  cancel_all(client);
   int code = send_to_all(client, MSI_FAIL, text, deadline);
   return code ? code : msi_waiting_for_all(client, deadline);
 }
@@ -201,7 +208,7 @@ static int leave(msi_client *client, int64_t deadline) {
   }
   char text[MPISERVE_TEXT_SIZE];
   snprintf(text, sizeof text, "%s", mpiserve_last_error());
-  msi_call_cancel_all(client);
+  cancel_all(client);
   send_to_all(client, MSI_LEAVE, NULL, msi_now() + MOMENT_NS);
   return msi_error(code, "%s", text);
 }

@@ -20,7 +20,8 @@ static uint32_t lane_of(const msi_world *world, int head, int transport, int ran
 }
 
 /* The sections of a rank follow each other, in the order of its services. */
-static int find_section(msi_endpoint *endpoint, const msi_head *head, uint32_t lanes) {
+static int find_section(msi_endpoint *endpoint, const msi_head *head, uint32_t lanes,
+                        int is_profiled) {
   size_t at = 0;
   int code = MPISERVE_OK;
   for (const msi_head *h = head - head->service_index; h <= head && !code; h++) {
@@ -28,6 +29,7 @@ static int find_section(msi_endpoint *endpoint, const msi_head *head, uint32_t l
     code = msi_layout_init(&endpoint->layout, &h->description, lanes);
   }
   msi_layout_move(&endpoint->layout, at);
+  if (is_profiled) msi_layout_leave_room(&endpoint->layout);
   return code;
 }
 
@@ -46,7 +48,7 @@ int msi_endpoint_open(msi_endpoint *endpoint, msi_window *window, const msi_head
   uint32_t lane = lane_of(world, head->rank, number, world->rank);
   uint32_t lanes = lane_of(world, head->rank, number, world->size);
   *endpoint = (msi_endpoint){0};
-  int code = find_section(endpoint, head, lanes);
+  int code = find_section(endpoint, head, lanes, world->profile);
   if (!code && msi_layout_is_free(&endpoint->layout)) code = allocate_given(endpoint);
   if (code) return code;
   endpoint->path = (msi_path){.transport = msi_transport_at(number),
@@ -289,6 +291,7 @@ __attribute__((noinline)) static int send_with_dims(msi_endpoint *endpoint, msi_
   memcpy(slot->input, dims, (size_t)side->n_free * sizeof *dims);
   if (payload->input.lease >= 0) {
     code = write_slabs(endpoint, payload, side);
+    if (MSI_PROFILED) endpoint->sent_ns = msi_now();
   } else {
     msi_side_pack(side, payload->rows, slot->input + bytes, payload->inputs);
     bytes += (size_t)payload->rows * side->total_row_bytes;
@@ -319,6 +322,7 @@ int msi_endpoint_infer(msi_endpoint *endpoint, msi_kind kind, const msi_payload 
     code = post(endpoint, bytes, owner);
   } else {
     code = write_slabs(endpoint, payload, side);
+    if (MSI_PROFILED) endpoint->sent_ns = msi_now();
     if (!code) code = post(endpoint, 0, owner);
   }
   *sequence = endpoint->sent;

@@ -52,6 +52,7 @@ typedef struct msi_endpoint {
   msi_layout layout;
   uint64_t sent;           /* sequence of the last request */
   int in_flight;           /* slots taken */
+  int64_t sent_ns;         /* if profiled: when the rows of the last one were in the slabs */
   int lost;                /* the head has died: nothing is sent there any more */
   int stopped;             /* the head shows no sign of life: no request is sent there */
   int64_t silent_ns;       /* since when there was none; 0: there was one */

@@ -42,6 +42,14 @@ void msi_lease_fill(msi_endpoint *endpoint, msi_payload *payload, int64_t rows, 
   msi_lease_locate(endpoint, payload);
 }
 
+/* Memory that is used in place belongs to the home replica. */
+int msi_lease_in_place(const msi_endpoint *endpoint, int64_t rows, void *const *inputs,
+                       void *const *outputs) {
+  msi_location location;
+  return msi_endpoint_find_location(endpoint, 0, rows, inputs, &location) ||
+         msi_endpoint_find_location(endpoint, 1, rows, outputs, &location);
+}
+
 /* Sides that are neither in place nor in the slot share one lease. */
 int msi_lease_wanted(const msi_endpoint *endpoint, const msi_payload *payload) {
   return (payload->input.lease < 0 && !msi_side_eager(&endpoint->layout.inputs, payload->rows)) ||

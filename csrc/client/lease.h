@@ -19,6 +19,10 @@ void msi_lease_fill(msi_endpoint *endpoint, msi_payload *payload, int64_t rows, 
 /* Locates the tensors of a request: those in buffers of this endpoint are in place. */
 void msi_lease_locate(msi_endpoint *endpoint, msi_payload *payload);
 
+/* Do the inputs or the outputs lie in a buffer of this endpoint? */
+int msi_lease_in_place(const msi_endpoint *endpoint, int64_t rows, void *const *inputs,
+                       void *const *outputs);
+
 /* Does a request need rows that it does not have? Both sides then use one lease. */
 int msi_lease_wanted(const msi_endpoint *endpoint, const msi_payload *payload);
 void msi_lease_hold_for_both(msi_endpoint *endpoint, msi_payload *payload, int lease);

@@ -152,11 +152,10 @@ static int submit_pieces(msi_cut *cut, int64_t rows, void *const *inputs, void *
 }
 
 int msi_request_submit(mpiserve_service *service, int64_t rows, void *const *inputs,
-                       void *const *outputs, const mpiserve_options *options, int timed,
+                       void *const *outputs, const mpiserve_options *options, int how,
                        mpiserve_request *request) {
   int64_t most = service->endpoint->layout.max_rows;
-  int whole = timed ? CALL_TIMED : 0;
-  if (rows <= most) return msi_call_submit(service, rows, inputs, outputs, options, whole, request);
+  if (rows <= most) return msi_call_submit(service, rows, inputs, outputs, options, how, request);
   int code = check(service, rows, inputs, outputs);
   if (code) return code;
   msi_client *client = service->client;

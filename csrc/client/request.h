@@ -6,9 +6,10 @@
 
 #include "client/state.h"
 
-/* The functions of call.h of the same names, for these requests. */
+/* The functions of call.h of the same names, for these requests. how is CALL_TIMED, CALL_BLOCKS or
+ * both. */
 int msi_request_submit(mpiserve_service *service, int64_t rows, void *const *inputs,
-                       void *const *outputs, const mpiserve_options *options, int timed,
+                       void *const *outputs, const mpiserve_options *options, int how,
                        mpiserve_request *request);
 int msi_request_wait(msi_client *client, mpiserve_request *request, double timeout,
                      mpiserve_stats *stats);

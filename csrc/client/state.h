@@ -3,6 +3,7 @@
 #ifndef MSI_STATE_H
 #define MSI_STATE_H
 
+#include "base/profile.h"
 #include "client/balance.h"
 #include "client/endpoint.h"
 
@@ -27,6 +28,7 @@ struct mpiserve_service {
   int checked;             /* the values of its results are */
   int generation;          /* of the model that has answered last; 0: none has */
   struct msi_local *local; /* NULL: no local model was needed yet */
+  msi_client_part *part;   /* of the profile, or NULL */
   msi_fallback fallback;
 };
 
@@ -80,6 +82,7 @@ typedef struct msi_call {
   int64_t submitted_ns;
   msi_payload payload;
   mpiserve_stats stats;
+  msi_client_times times; /* if profiled */
   struct msi_call *next_idle;
 } msi_call;
 
@@ -132,6 +135,7 @@ typedef struct msi_client {
   int unsettled;             /* endpoints that are stopped, and slots that are withdrawn */
   int64_t stopped_limit_ns, next_look_ns; /* for heads that have stopped */
   mpiserve_counters counters;
+  msi_profile *profile;
 } msi_client;
 
 /* The endpoint's head has died or stopped: the service has its home elsewhere, if another replica

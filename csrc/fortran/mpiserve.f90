@@ -91,12 +91,10 @@ module mpiserve
     !> find(name, service, [ierr]): a service by name.
     procedure :: find => session_find
     !> count(n, [ierr]) and at(i, service, [ierr]): the services of the world, i from 1. Local.
-    procedure :: count => session_count
-    procedure :: at => session_at
+    procedure :: count => session_count, at => session_at
     !> get_state(name, state, [n,] [ierr]): a replica_state, of replica n from 1, or of the best one;
     !> wait_ready(name, timeout, [ierr]): until one is ready, at most timeout seconds: mpiserve.h.
-    procedure :: get_state => session_get_state
-    procedure :: wait_ready => session_wait_ready
+    procedure :: get_state => session_get_state, wait_ready => session_wait_ready
     !> reload(name, version, timeout, [ierr]): another version of a model at all replicas, "" for
     !> the same again; unload(name, timeout, [ierr]): free it. One rank, blocking: mpiserve.h.
     procedure, private :: session_reload, session_reload_single
@@ -107,8 +105,9 @@ module mpiserve
     !> [ierr]): as many as the configuration has; stop(name, timeout, [ierr]): none. One rank,
     !> blocking: mpiserve.h.
     procedure :: scale => session_scale
-    procedure :: start => session_start
-    procedure :: stop => session_stop
+    procedure :: start => session_start, stop => session_stop
+    !> step([ierr]): a time step begins, for the report of MPISERVE_PROFILE: mpiserve.h. Local.
+    procedure :: step => session_step
     !> fail(text, [ierr]): report that this rank ended with an error; then close.
     procedure :: fail => session_fail
     !> close([timeout], [ierr]): leave. Collective over world; waits for what is in flight, at most
@@ -243,6 +242,12 @@ contains
     integer, intent(out), optional :: ierr
     call self%scale(name, 0, timeout, ierr)
   end subroutine session_stop
+
+  subroutine session_step(self, ierr)
+    class(session), intent(in) :: self
+    integer, intent(out), optional :: ierr
+    call finish(c_step(self%handle), ierr)
+  end subroutine session_step
 
   subroutine session_fail(self, text, ierr)
     class(session), intent(in) :: self

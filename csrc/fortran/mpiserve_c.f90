@@ -1,7 +1,7 @@
 !> For module mpiserve: the numbers and types of mpiserve.h, and the functions of descriptors.c.
 module mpiserve_c
   use, intrinsic :: iso_c_binding, only: c_char, c_double, c_funptr, c_int, c_int32_t, &
-    c_int64_t, c_null_ptr, c_ptr, c_size_t
+    c_int64_t, c_null_ptr, c_ptr
   implicit none
   public
 
@@ -279,6 +279,13 @@ module mpiserve_c
       integer(c_int) :: code
     end function c_fail
 
+    function c_step(session) result(code) bind(c, name="mpiserve_step")
+      import :: c_int, c_ptr
+      implicit none
+      type(c_ptr), value :: session
+      integer(c_int) :: code
+    end function c_step
+
     function c_reload(session, name, version, timeout) result(code) &
         bind(c, name="mpiserve_reload")
       import :: c_char, c_double, c_int, c_ptr
@@ -418,31 +425,5 @@ module mpiserve_c
       type(buffer), intent(inout) :: taken
       integer(c_int) :: code
     end function c_buffer_give
-
-    function c_last_error() result(text) bind(c, name="mpiserve_last_error")
-      import :: c_ptr
-      implicit none
-      type(c_ptr) :: text
-    end function c_last_error
-
-    function c_strerror(code) result(text) bind(c, name="mpiserve_strerror")
-      import :: c_int, c_ptr
-      implicit none
-      integer(c_int), value :: code
-      type(c_ptr) :: text
-    end function c_strerror
-
-    function c_version() result(text) bind(c, name="mpiserve_version")
-      import :: c_ptr
-      implicit none
-      type(c_ptr) :: text
-    end function c_version
-
-    function c_strlen(text) result(n) bind(c, name="strlen")
-      import :: c_ptr, c_size_t
-      implicit none
-      type(c_ptr), value :: text
-      integer(c_size_t) :: n
-    end function c_strlen
   end interface
 end module mpiserve_c

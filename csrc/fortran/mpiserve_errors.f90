@@ -1,12 +1,40 @@
 !> Texts of errors, and how each procedure ends. Programs use module mpiserve.
 module mpiserve_errors
   use, intrinsic :: iso_c_binding, only: c_char, c_double, c_f_pointer, c_float, c_int, c_int64_t, &
-    c_null_char, c_ptr
+    c_null_char, c_ptr, c_size_t
   use mpiserve_c
   implicit none
   private
   public :: mpiserve_last_error, mpiserve_strerror, mpiserve_version, from_c, joined, finish, &
     seconds_of
+
+  interface
+    function c_last_error() result(text) bind(c, name="mpiserve_last_error")
+      import :: c_ptr
+      implicit none
+      type(c_ptr) :: text
+    end function c_last_error
+
+    function c_strerror(code) result(text) bind(c, name="mpiserve_strerror")
+      import :: c_int, c_ptr
+      implicit none
+      integer(c_int), value :: code
+      type(c_ptr) :: text
+    end function c_strerror
+
+    function c_version() result(text) bind(c, name="mpiserve_version")
+      import :: c_ptr
+      implicit none
+      type(c_ptr) :: text
+    end function c_version
+
+    function c_strlen(text) result(n) bind(c, name="strlen")
+      import :: c_ptr, c_size_t
+      implicit none
+      type(c_ptr), value :: text
+      integer(c_size_t) :: n
+    end function c_strlen
+  end interface
 
 contains
 

@@ -8,6 +8,7 @@
 #include "head/empty.h"
 #include "head/free_dims.h"
 #include "head/leases.h"
+#include "head/timing.h"
 
 /* ---- open and close ---------------------------------------------------------- */
 
@@ -373,6 +374,7 @@ static int close_batch(msi_broker *broker, msi_close_reason reason) {
   count_batch(broker, reason, broker->engine.by_request || broker->assembly.batch.in_place);
   broker->progress->unanswered++;
   broker->open = 1;
+  if (MSI_PROFILED) msi_timing_closed(broker, reason);
   return MPISERVE_OK;
 }
 
@@ -439,6 +441,7 @@ int msi_broker_change_reply(msi_broker *broker, int code, const char *text) {
 void msi_broker_end_batch(msi_broker *broker) {
   broker->progress->unanswered--;
   broker->open = 0;
+  if (MSI_PROFILED) msi_timing_free(broker);
   if (!broker->engine.by_request && !broker->tickets.n) msi_life_busy(&broker->life, 0);
   msi_progress_start(broker->progress); /* other services may hold requests */
 }

@@ -3,6 +3,7 @@
 #ifndef MSI_BROKER_H
 #define MSI_BROKER_H
 
+#include "base/profile.h"
 #include "head/assembly.h"
 #include "head/census.h"
 #include "head/change_queue.h"
@@ -37,6 +38,10 @@ typedef struct msi_broker {
   int64_t now_ns; /* of this poll, once somebody has asked for the time */
   int64_t closed_ns;
   mpiserve_counters counters;
+  msi_profile *profile; /* NULL: the session is not profiled */
+  msi_head_part *part;  /* of the profile */
+  msi_late *late;       /* of the profile, by rank of the world */
+  msi_head_times times; /* of the last batch, if profiled; taken and replied: of its last reply */
 } msi_broker;
 
 /* First half of publishing: adds the memory that this service needs in each part to that of
@@ -82,6 +87,8 @@ static inline int msi_broker_refuse(msi_broker *broker, const msi_entry *entry, 
                                     const char *text) {
   broker->counters.requests++;
   broker->counters.errors++;
+  if (MSI_PROFILED && broker->part)
+    broker->part->errors[-code < MSI_CODES ? -code : MSI_CODES - 1]++;
   return msi_inbox_reply(&broker->inboxes[entry->inbox], entry->lane, entry->sequence, code, text);
 }
 

@@ -1,6 +1,7 @@
 #include "head/reply.h"
 
 #include "base/error.h"
+#include "head/timing.h"
 
 static int no_batch(void) { return msi_error(MPISERVE_ESTATE, "there is no batch to answer"); }
 
@@ -24,6 +25,7 @@ int msi_reply_computed(msi_broker *broker, const msi_entry *m, const msi_origin 
   slot->reply.compute_ns = now - origin->closed_ns;
   broker->counters.requests++;
   broker->counters.rows += m->rows;
+  if (MSI_PROFILED) bytes = msi_timing_reply(broker, m, origin, slot, now, bytes);
   return msi_inbox_reply_end(&broker->inboxes[m->inbox], m->lane, m->sequence, bytes);
 }
 

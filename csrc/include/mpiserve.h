@@ -65,6 +65,7 @@ extern "C" {
 #define MPISERVE_TEXT_SIZE 512   /* bytes of a longer text, with its final zero */
 #define MPISERVE_MAX_SESSIONS 64 /* sessions that one process has open at a time */
 #define MPISERVE_STATES 8        /* in mpiserve_state */
+#define MPISERVE_STAGES 11       /* in mpiserve_stage */
 #define MPISERVE_LOCAL_SIZE \
   2048 /* bytes of a command, with its final zero: mpiserve_description \
         */
@@ -369,6 +370,35 @@ typedef struct mpiserve_segment {
   int32_t fd; /* of its file, which has no name */
 } mpiserve_segment;
 
+/* Where the time of a request goes, in the order in which it gets there: see
+ * mpiserve_profile_get(). */
+typedef enum mpiserve_stage {
+  MPISERVE_STAGE_SLOT = 0,      /* until it can be sent: four are under way, or rows are lent out */
+  MPISERVE_STAGE_COPY_IN = 1,   /* its rows are copied: to the head, and there into one batch */
+  MPISERVE_STAGE_TRANSPORT = 2, /* until a head that has nothing else to do takes it */
+  MPISERVE_STAGE_QUEUE = 3,     /* the head runs batches that are before it */
+  MPISERVE_STAGE_BATCH = 4,     /* its batch waits for other ranks: the census, or max_delay */
+  MPISERVE_STAGE_ENGINE = 5,    /* the model runs its batch */
+  MPISERVE_STAGE_REPLY = 6,     /* the head writes its results, and those before it */
+  MPISERVE_STAGE_BACK = 7,      /* until its client, which waits, sees them */
+  MPISERVE_STAGE_COPY_OUT = 8,  /* they are copied into the caller's tensors */
+  MPISERVE_STAGE_TAKE = 9,      /* they are there, and the caller does not look */
+  MPISERVE_STAGE_UNANSWERED = 10 /* no model has answered: errors, time-outs, fallbacks */
+} mpiserve_stage;
+
+/* What MPISERVE_PROFILE has measured on this rank: see mpiserve_profile_get(). The sums are over
+ * all services, and 0 on inference ranks. */
+typedef struct mpiserve_profile {
+  int32_t on;        /* 1: the session is profiled */
+  int32_t reports;   /* 1: this rank is to show the report: the first inference rank */
+  int64_t run;       /* a number of the session, the same on all ranks */
+  int64_t requests;  /* that have ended */
+  int64_t total_ns;  /* from submit until the caller had them */
+  int64_t waited_ns; /* of these, the caller waited in a call of the library */
+  int64_t stages_ns[MPISERVE_STAGES]; /* of total_ns, by mpiserve_stage */
+  char file[MPISERVE_TEXT_SIZE];      /* where the report is to be */
+} mpiserve_profile;
+
 /* What an inference rank has waited for since long: see mpiserve_waiting_get(). */
 typedef enum mpiserve_waits {
   MPISERVE_WAITS_NOT = 0,      /* it has not waited for long */
@@ -440,6 +470,19 @@ int mpiserve_role_of(mpiserve_session *session, int world_rank, int *role);
 
 /* mpiserve_counters_get: this rank's counters. Local. */
 int mpiserve_counters_get(mpiserve_session *session, mpiserve_counters *counters);
+
+/* mpiserve_step: a time step of the simulation begins, and the one before ends; the last one ends
+ * with mpiserve_close(). With MPISERVE_PROFILE=summary (environment of any rank, read at open), the
+ * report says how long each step waited for models, and why; without it the call does nothing.
+ * Simulation ranks; local.
+ *
+ * mpiserve_profile_get: what was measured. Each rank keeps it in a file of its own, in the folder
+ * that has the name of the report with .parts in place of .json, where it is whole however the rank
+ * ends. The report is written by `python -m mpiserve serve` and `run`, and by
+ * `python -m mpiserve report FOLDER`. MPISERVE_PROFILE_FILE (environment of each rank) names it;
+ * else it is mpiserve-profile.json. Any rank; local. */
+int mpiserve_step(mpiserve_session *session);
+int mpiserve_profile_get(mpiserve_session *session, mpiserve_profile *profile);
 
 /* mpiserve_fail: report, before mpiserve_close(), that this simulation rank ended with an error.
  * Requests of the other simulation ranks then end with MPISERVE_EPEER and this text. Simulation

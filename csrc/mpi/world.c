@@ -19,6 +19,8 @@ typedef struct hello {
   int32_t code;
   int32_t tolerant;
   char transport[8]; /* MPISERVE_TRANSPORT of its environment */
+  char profile[16];  /* MPISERVE_PROFILE of its environment */
+  int64_t now_ns;
   msi_identity who;
 } hello;
 
@@ -138,9 +140,11 @@ static int exchange_hello(msi_world *world, int code, hello *all) {
                 .thread_level = world->thread_level,
                 .code = code,
                 .tolerant = msi_failure_is_tolerated()};
-  const char *transport = getenv("MPISERVE_TRANSPORT");
+  const char *transport = getenv("MPISERVE_TRANSPORT"), *profile = getenv("MPISERVE_PROFILE");
   snprintf(mine.version, sizeof mine.version, "%s", mpiserve_version());
   snprintf(mine.transport, sizeof mine.transport, "%s", transport ? transport : "auto");
+  snprintf(mine.profile, sizeof mine.profile, "%s", profile && *profile ? profile : "off");
+  mine.now_ns = world->launched_ns;
   mine.who = msi_identity_own();
   return msi_world_gather(world, &mine, all, sizeof mine, "mpiserve_open");
 }
@@ -200,6 +204,18 @@ static int check_transport(msi_world *world, const hello *all) {
   }
   if (world->force_rma && world->force_shared)
     return msi_error(MPISERVE_ECONFIG, "MPISERVE_TRANSPORT is rma on some ranks, shared on others");
+  return MPISERVE_OK;
+}
+
+/* One rank that asks is enough, too. Two sessions differ in the process or the time of rank 0. */
+static int check_profile(msi_world *world, const hello *all) {
+  world->run = all[0].now_ns ^ (int64_t)all[0].who.pid << 40;
+  for (int r = 0; r < world->size; r++) {
+    if (!strcmp(all[r].profile, "summary"))
+      world->profile = 1;
+    else if (strcmp(all[r].profile, "off") && strcmp(all[r].profile, "0"))
+      return msi_error(MPISERVE_ECONFIG, "rank %d: MPISERVE_PROFILE is to be off or summary", r);
+  }
   return MPISERVE_OK;
 }
 
@@ -272,6 +288,7 @@ static int agree(msi_world *world, int code, const char *text) {
   if (!result) result = check_versions(world, all);
   if (!result) result = check_threads(world, all);
   if (!result) result = check_transport(world, all);
+  if (!result) result = check_profile(world, all);
   if (!result) result = check_roles(world, all);
   if (!result) result = watch(world, all);
   free(all);

@@ -88,6 +88,7 @@ int msi_layout_init(msi_layout *layout, const mpiserve_description *description,
   int code = msi_side_init(&layout->inputs, "input", d->n_inputs, d->inputs);
   if (!code) code = msi_side_init(&layout->outputs, "output", d->n_outputs, d->outputs);
   if (!code) code = check_rows(layout, d);
+  layout->inputs.slot_bytes = layout->outputs.slot_bytes = MSI_EAGER_BYTES;
   if (code || !lanes) return code;
   layout->slab_rows = slab_rows(layout, d);
   code = check_bytes(layout, d);
@@ -118,7 +119,7 @@ void msi_layout_move(msi_layout *layout, size_t at) {
 }
 
 int msi_side_eager(const msi_side *side, int64_t rows) {
-  return (size_t)rows * side->eager_row_bytes <= MSI_EAGER_BYTES;
+  return (size_t)rows * side->eager_row_bytes <= side->slot_bytes;
 }
 
 #ifdef __SSE2__

@@ -10,6 +10,7 @@
 
 #include <stdatomic.h>
 
+#include "base/profile.h"
 #include "protocol/tensor.h"
 
 enum {
@@ -105,6 +106,10 @@ typedef struct msi_slot {
   uint8_t output[MSI_EAGER_BYTES];
 } msi_slot;
 
+/* Where the end of a slot's output holds the times of a request at its head, of a session that is
+ * profiled. Its outputs have less room there. */
+enum { MSI_TIMES_AT = MSI_EAGER_BYTES - sizeof(msi_head_times) };
+
 _Static_assert(offsetof(msi_request_header, cancelled) % sizeof(uint64_t) == 0, "whole words");
 _Static_assert(offsetof(msi_section_header, entered_ns) == 2 * MSI_ALIGN, "lines of their own");
 _Static_assert(sizeof(msi_section_header) == 3 * MSI_ALIGN, "three cache lines");
@@ -134,6 +139,11 @@ int msi_layout_init(msi_layout *layout, const mpiserve_description *description,
 /* Lays so many rows of each tensor of a side out, one after the other from at on: fills offsets and
  * returns the end. */
 size_t msi_side_lay_out(const msi_side *side, uint32_t rows, size_t at, size_t *offsets);
+
+/* Leaves room for the times of requests, as every rank of a session that is profiled does. */
+static inline void msi_layout_leave_room(msi_layout *layout) {
+  layout->outputs.slot_bytes = MSI_TIMES_AT;
+}
 
 /* Moves the section to where it begins in the memory of its rank; it began at 0. */
 void msi_layout_move(msi_layout *layout, size_t at);

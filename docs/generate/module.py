@@ -114,7 +114,7 @@ def _declares(line: str, arguments: str, result: str) -> bool:
 def _bound(text: str) -> list[Bound]:
     found = []
     for comment, code in BOUND.findall(text):
-        names = re.findall(r"(?:generic|procedure) :: (\w+) =>", code)
+        names = re.findall(r"(?:(?:generic|procedure) ::|,) (\w+) =>", code)
         if names:
             found.append(Bound(names, _plain(comment)))
     return found

@@ -125,6 +125,23 @@ cdef class Session(InferenceCalls):
             code = mpiserve_fail(self._session, message)
         self._leave(code)
 
+    def step(self):
+        """Mark the begin of a time step. Local."""
+        self._enter()
+        self._leave(mpiserve_step(self._session))
+
+    def profile(self):
+        """Return whether the session is profiled, which rank reports, and where. Local."""
+        cdef mpiserve_profile profile
+        self._enter()
+        self._leave(mpiserve_profile_get(self._session, &profile))
+        return {
+            "on": bool(profile.on),
+            "reports": bool(profile.reports),
+            "run": profile.run,
+            "file": text_of(profile.file),
+        }
+
     def lost(self):
         """Return (number, text) of the ranks of the world that are known to have died. Local."""
         cdef int count

@@ -91,6 +91,11 @@ cdef extern from "mpiserve.h" nogil:
         void *memory
         int64_t bytes
         int32_t fd
+    ctypedef struct mpiserve_profile:
+        int32_t on, reports
+        int64_t run, requests, total_ns, waited_ns
+        int64_t stages_ns[11]
+        char file[512]
     const char *mpiserve_version()
     const char *mpiserve_mpi_build()
     const char *mpiserve_mpi_runtime()
@@ -102,6 +107,8 @@ cdef extern from "mpiserve.h" nogil:
     int mpiserve_comm_f(mpiserve_session *, MPI_Fint *)
     int mpiserve_role_of(mpiserve_session *, int, int *)
     int mpiserve_counters_get(mpiserve_session *, mpiserve_counters *)
+    int mpiserve_step(mpiserve_session *)
+    int mpiserve_profile_get(mpiserve_session *, mpiserve_profile *)
     int mpiserve_fail(mpiserve_session *, const char *)
     int mpiserve_close(mpiserve_session *)
     int mpiserve_close_within(mpiserve_session *, double)

@@ -9,7 +9,7 @@ import runpy
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import NoReturn
@@ -186,6 +186,8 @@ def lose(text: str) -> None:
     other ranks that it reaches.
     """
     logger.critical("%s: ending this rank", text)
+    with suppress(Exception):
+        _show_report()
     os._exit(FAILURE)
 
 
@@ -196,10 +198,17 @@ def abort(comm: MPI.Comm, status: int) -> None:
     test the reason was missing once. Under `--with-ft ulfm` MPI_Abort ends this rank alone, and
     ranks that wait for each other wait on (Open MPI 5.0.11): there the launcher is asked.
     """
+    _show_report()
     time.sleep(FLUSH)
     if _ranks_may_die():
         launcher.end_job()
     comm.Abort(status)
+
+
+def _show_report() -> None:
+    """Show what was measured before this rank ends without closing its session."""
+    if current := session.latest():
+        current.show_report()
 
 
 def grace() -> float:

@@ -9,6 +9,7 @@ from pathlib import Path
 import mpiserve
 from mpiserve import config, errors
 from mpiserve._lib import core
+from mpiserve.observe import parts
 from mpiserve.serving import reload
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,6 +41,7 @@ def test_the_map_lists_what_the_header_declares():
 
 
 ENVIRONMENT = ("OPEN_TIMEOUT", "CLOSE_TIMEOUT", "WAIT_NOTICE", "END_WITH_LAUNCHER")
+ENVIRONMENT += ("PROFILE", "PROFILE_FILE")
 ENVIRONMENT += ("E",)  # of the names of codes
 
 
@@ -100,6 +102,12 @@ def test_states_are_those_of_the_header():
     names = {name.upper(): number for number, name in enumerate(core.STATES)}
     assert names == enum("mpiserve_state", "MPISERVE_")
     assert f"#define MPISERVE_STATES {len(names)} " in CODE
+
+
+def test_stages_are_those_of_the_header():
+    names = {name.replace(" ", "_").upper(): number for number, name in enumerate(parts.STAGES)}
+    assert names == enum("mpiserve_stage", "MPISERVE_STAGE_")
+    assert f"#define MPISERVE_STAGES {len(names)} " in CODE
 
 
 def test_changes_of_a_model_are_those_of_the_header():

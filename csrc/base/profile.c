@@ -1,0 +1,260 @@
+#define _GNU_SOURCE
+#include "base/profile.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "base/error.h"
+
+enum { SUB_BITS = 3, SUBS = 1 << SUB_BITS, POINTS = 14 };
+
+static const char FILE_NAME[] = "mpiserve-profile.json", ENDING[] = ".json";
+
+int msi_profile_on;
+
+/* ---- the file -------------------------------------------------------------------------- */
+
+const char *msi_profile_file(void) {
+  const char *file = getenv("MPISERVE_PROFILE_FILE");
+  return file && *file ? file : FILE_NAME;
+}
+
+/* The folder of the parts is named as the file of the report. A name that is too long is cut, and
+ * its folder is not there. */
+void msi_profile_name(int rank, const char *suffix, char name[MPISERVE_TEXT_SIZE]) {
+  enum { ENOUGH = MPISERVE_TEXT_SIZE - 64 };
+  const char *file = msi_profile_file();
+  size_t bytes = strlen(file), ending = sizeof ENDING - 1;
+  if (bytes > ending && !strcmp(file + bytes - ending, ENDING)) bytes -= ending;
+  int cut = bytes < ENOUGH ? (int)bytes : ENOUGH;
+  int n = snprintf(name, MPISERVE_TEXT_SIZE, "%.*s.parts", cut, file);
+  if (rank >= 0)
+    snprintf(name + n, MPISERVE_TEXT_SIZE - (size_t)n, "/rank-%d.part%s", rank, suffix);
+}
+
+static size_t bytes_of(const msi_part *part) {
+  size_t late = (size_t)part->n_heads * (size_t)part->size * sizeof(msi_late);
+  return sizeof *part + (size_t)part->n_clients * sizeof(msi_client_part) +
+         (size_t)part->n_heads * sizeof(msi_head_part) + late +
+         (size_t)part->n_steps * sizeof(msi_step);
+}
+
+static int cannot(const char *name, int why) {
+  return msi_error(MPISERVE_ECONFIG,
+                   "MPISERVE_PROFILE is set, and %s cannot be written: %s; name another file with "
+                   "MPISERVE_PROFILE_FILE",
+                   name, strerror(why));
+}
+
+/* Its pages are reserved: in a full file system one would be a SIGBUS at its first use. */
+static int make(const char *name, size_t bytes, void **memory) {
+  int fd = open(name, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+  if (fd < 0) return cannot(name, errno);
+  int failed = posix_fallocate(fd, 0, (off_t)bytes);
+  *memory = failed ? MAP_FAILED : mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+  if (!failed && *memory == MAP_FAILED) failed = errno;
+  close(fd);
+  if (!failed) return MPISERVE_OK;
+  unlink(name);
+  return cannot(name, failed);
+}
+
+static int make_folder(void) {
+  char name[MPISERVE_TEXT_SIZE];
+  msi_profile_name(-1, "", name);
+  return mkdir(name, 0755) && errno != EEXIST ? cannot(name, errno) : MPISERVE_OK;
+}
+
+static int64_t since_1970(void) {
+  struct timespec t;
+  clock_gettime(CLOCK_REALTIME, &t);
+  return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+static void lay_out(msi_profile *profile) {
+  msi_part *part = profile->part;
+  profile->clients = (msi_client_part *)(part + 1);
+  profile->heads = (msi_head_part *)(profile->clients + part->n_clients);
+  profile->late = (msi_late *)(profile->heads + part->n_heads);
+  profile->steps = (msi_step *)(profile->late + (size_t)part->n_heads * (size_t)part->size);
+}
+
+int msi_profile_open(msi_profile *profile, const msi_part *part) {
+  char name[MPISERVE_TEXT_SIZE];
+  size_t bytes = bytes_of(part);
+  void *memory;
+  msi_profile_name(part->rank, "", name);
+  int code = make_folder();
+  if (!code) code = make(name, bytes, &memory);
+  if (code) return code;
+  memset(memory, 0, bytes); /* no page is touched first by a request */
+  profile->part = memory;
+  *profile->part = *part;
+  lay_out(profile);
+  profile->part->opened_at_ns = since_1970();
+  profile->part->opened_ns = profile->part->seen_ns = msi_now();
+  profile->part->version = MSI_PROFILE_VERSION;
+  profile->part->bytes = (int32_t)bytes;
+  memcpy(profile->part->magic, "mpiserve", sizeof profile->part->magic);
+  msi_profile_on++;
+  return MPISERVE_OK;
+}
+
+void msi_profile_end(msi_profile *profile) {
+  if (!profile->part) return;
+  int64_t now = msi_now();
+  if (profile->part->current.begin_ns) msi_profile_step(profile, now);
+  profile->part->current.begin_ns = 0;
+  profile->part->closed_ns = now;
+}
+
+void msi_profile_close(msi_profile *profile) {
+  if (!profile->part) return;
+  munmap(profile->part, (size_t)profile->part->bytes);
+  profile->part = NULL;
+  msi_profile_on--;
+}
+
+/* ---- times ----------------------------------------------------------------------------- */
+
+static int bucket_of(int64_t ns) {
+  uint64_t value = (uint64_t)ns;
+  if (value < SUBS) return (int)value;
+  int octave = 63 - __builtin_clzll(value);
+  int at = ((octave - SUB_BITS + 1) << SUB_BITS) + (int)(value >> (octave - SUB_BITS) & (SUBS - 1));
+  return at < MSI_BUCKETS ? at : MSI_BUCKETS - 1;
+}
+
+void msi_timing_add(msi_timing *timing, int64_t ns) {
+  timing->count++;
+  timing->sum_ns += ns;
+  if (ns > timing->most_ns) timing->most_ns = ns;
+  timing->buckets[bucket_of(ns)]++;
+}
+
+static void add_step(msi_step *sum, const msi_step *step) {
+  sum->length_ns += step->length_ns;
+  sum->requests += step->requests;
+  sum->waited_ns += step->waited_ns;
+  for (int i = 0; i < MPISERVE_STAGES; i++) sum->stages_ns[i] += step->stages_ns[i];
+}
+
+/* What was before the first step belongs to none. */
+void msi_profile_step(msi_profile *profile, int64_t now_ns) {
+  msi_part *part = profile->part;
+  msi_step *step = &part->current;
+  if (step->begin_ns) {
+    step->length_ns = now_ns - step->begin_ns;
+    profile->steps[part->steps++ % part->n_steps] = *step;
+    add_step(&part->all, step);
+    msi_timing_add(&part->step_length, step->length_ns);
+    msi_timing_add(&part->step_waited, step->waited_ns);
+  } else {
+    part->all.begin_ns = now_ns;
+  }
+  *step = (msi_step){.begin_ns = now_ns};
+}
+
+/* ---- a request ------------------------------------------------------------------------- */
+
+/* From one point to the next one: the times of a stage, and which part of them the caller waited.
+ */
+typedef struct tally {
+  int64_t ns[MPISERVE_STAGES], waited_ns[MPISERVE_STAGES];
+} tally;
+
+static int64_t between(int64_t low, int64_t ns, int64_t high) {
+  return ns < low ? low : ns < high ? ns : high;
+}
+
+/* Where clocks differ, a request and its reply take the same time each; or the request takes half
+ * of the least time that both have ever taken, if the client was not there when the reply came. */
+static int64_t offset_of(msi_client_part *client, const msi_client_times *t) {
+  int64_t flight = t->seen_ns - t->sent_ns - (t->head.replied_ns - t->head.taken_ns);
+  if (flight < 0) flight = 0;
+  int was_there = t->entered_ns <= t->sent_ns;
+  if (was_there && (!client->least_flight_ns || flight < client->least_flight_ns))
+    client->least_flight_ns = flight;
+  if (!was_there && flight > client->least_flight_ns) flight = client->least_flight_ns;
+  return t->sent_ns + flight / 2 - t->head.taken_ns;
+}
+
+/* Each is between its neighbours: a head reads the clock once for all requests that it finds at one
+ * look, so that one which came in between seems to be taken before it was sent. */
+static void find_points(msi_client_part *client, const msi_client_times *t,
+                        int64_t points[POINTS]) {
+  const msi_head_times *h = &t->head;
+  int64_t shift = t->same_clock ? 0 : offset_of(client, t), free_ns = h->free_ns + shift;
+  int64_t *p = points;
+  p[0] = t->submitted_ns;
+  p[1] = t->begun_ns;
+  p[2] = t->sent_ns;
+  p[4] = between(p[2], h->taken_ns + shift, t->seen_ns);
+  p[3] = between(p[2], free_ns, p[4]);
+  p[6] = between(p[4], h->closed_ns + shift, t->seen_ns);
+  p[5] = between(p[4], free_ns, p[6]);
+  p[7] = between(p[6], h->gathered_ns + shift, t->seen_ns);
+  p[8] = between(p[7], h->computed_ns + shift, t->seen_ns);
+  p[9] = between(p[8], h->replied_ns + shift, t->seen_ns);
+  p[10] = between(p[9], t->entered_ns, t->seen_ns);
+  p[11] = t->seen_ns;
+  p[12] = t->ended_ns;
+  p[13] = t->returned_ns;
+}
+
+/* While it was sent at once the caller waited too. */
+static void add_span(tally *sums, const msi_client_times *t, int stage, int64_t from, int64_t to) {
+  int at_once = !t->is_late && to <= t->sent_ns;
+  int64_t begin = at_once || t->entered_ns < from ? from : t->entered_ns;
+  sums->ns[stage] += to - from;
+  if (to > begin) sums->waited_ns[stage] += to - begin;
+}
+
+static void add_answered(tally *sums, msi_client_part *client, const msi_client_times *t) {
+  static const uint8_t STAGES[POINTS - 1] = {
+      MPISERVE_STAGE_SLOT,      MPISERVE_STAGE_COPY_IN, MPISERVE_STAGE_QUEUE,
+      MPISERVE_STAGE_TRANSPORT, MPISERVE_STAGE_QUEUE,   MPISERVE_STAGE_BATCH,
+      MPISERVE_STAGE_COPY_IN,   MPISERVE_STAGE_ENGINE,  MPISERVE_STAGE_REPLY,
+      MPISERVE_STAGE_TAKE,      MPISERVE_STAGE_BACK,    MPISERVE_STAGE_COPY_OUT,
+      MPISERVE_STAGE_TAKE};
+  int64_t points[POINTS];
+  find_points(client, t, points);
+  for (int i = 0; i < POINTS - 1; i++)
+    if (points[i + 1] > points[i]) add_span(sums, t, STAGES[i], points[i], points[i + 1]);
+}
+
+/* A head has refused it, or never answered; or something else has. */
+static void add_unanswered(tally *sums, const msi_client_times *t) {
+  int64_t sent = t->sent_ns ? t->sent_ns : t->returned_ns;
+  int64_t begun = t->sent_ns ? t->begun_ns : t->returned_ns;
+  add_span(sums, t, MPISERVE_STAGE_SLOT, t->submitted_ns, begun);
+  add_span(sums, t, MPISERVE_STAGE_COPY_IN, begun, sent);
+  add_span(sums, t, MPISERVE_STAGE_UNANSWERED, sent, t->returned_ns);
+}
+
+void msi_profile_add(msi_profile *profile, msi_client_part *client, const msi_client_times *times) {
+  tally sums = {0};
+  msi_part *part = profile->part;
+  if (times->is_answered)
+    add_answered(&sums, client, times);
+  else
+    add_unanswered(&sums, times);
+  for (int i = 0; i < MPISERVE_STAGES; i++) {
+    if (!sums.ns[i]) continue;
+    msi_timing_add(&client->stages[i], sums.ns[i]);
+    client->waited_ns += sums.waited_ns[i];
+    client->waited_stages_ns[i] += sums.waited_ns[i];
+    part->current.waited_ns += sums.waited_ns[i];
+    part->current.stages_ns[i] += sums.waited_ns[i];
+  }
+  part->current.requests++;
+  part->seen_ns = times->returned_ns;
+  msi_timing_add(&client->total, times->returned_ns - times->submitted_ns);
+}

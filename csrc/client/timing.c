@@ -1,0 +1,105 @@
+#include "client/timing.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "client/lease.h"
+
+/* Callers wait in pieces, to look at signals. Who is away for longer does something else. */
+static const int64_t AWAY_NS = 1000000;
+
+void msi_timing_open(msi_client *client, msi_profile *profile) {
+  client->profile = profile;
+  for (int i = 0; i < client->n_services && profile->part; i++) {
+    client->services[i].part = &profile->clients[i];
+    snprintf(profile->clients[i].name, MPISERVE_NAME_SIZE, "%s", client->services[i].name);
+  }
+}
+
+/* Can it be sent at once? Then its submit is its send, and the clock is not read again. */
+static int is_first(msi_client *client, const msi_call *call) {
+  const msi_endpoint *endpoint = call->message.endpoint;
+  return !msi_send_queue_of(client, endpoint)->first && msi_endpoint_can_send(endpoint) &&
+         !msi_lease_wanted(endpoint, &call->payload);
+}
+
+void msi_timing_begin(msi_client *client, msi_call *call, int blocks) {
+  int64_t submitted = call->submitted_ns;
+  call->times = (msi_client_times){.submitted_ns = submitted,
+                                   .entered_ns = blocks ? submitted : 0,
+                                   .is_late = !is_first(client, call)};
+}
+
+void msi_timing_send(msi_call *call) {
+  call->times.begun_ns = call->times.is_late ? msi_now() : call->times.submitted_ns;
+}
+
+/* What lies in the slot is copied in less time than a look at the clock takes. */
+void msi_timing_sent(msi_call *call) {
+  const msi_endpoint *endpoint = call->message.endpoint;
+  msi_client_times *times = &call->times;
+  times->sent_ns = call->payload.input.lease < 0 ? times->begun_ns : endpoint->sent_ns;
+  times->same_clock = endpoint->path.transport->same_node;
+  times->is_answered = 0;
+}
+
+/* Errors have no times of the head. */
+void msi_timing_seen(msi_call *call, int slot) {
+  const msi_slot *from = &call->message.endpoint->path.slots[slot];
+  call->times.seen_ns = msi_now();
+  call->times.is_answered = !from->reply.code && call->payload.rows;
+  if (call->times.is_answered)
+    memcpy(&call->times.head, from->output + MSI_TIMES_AT, sizeof call->times.head);
+}
+
+void msi_timing_ended(msi_call *call) {
+  msi_client_times *times = &call->times;
+  int is_in_slot = times->is_answered && call->payload.output.lease < 0;
+  times->ended_ns = is_in_slot ? times->seen_ns : msi_now();
+  call->stats.total_ns = times->ended_ns - times->submitted_ns;
+}
+
+/* A test waits only if it is the last one. */
+void msi_timing_enter(msi_call *call, double timeout) {
+  msi_client_times *times = &call->times;
+  if (times->entered_ns && !times->left_ns) return;
+  int64_t now = msi_now();
+  int was_away = !times->left_ns || now - times->left_ns > AWAY_NS;
+  if (was_away || timeout == 0) times->entered_ns = now;
+  times->left_ns = 0;
+}
+
+void msi_timing_leave(msi_call *call, double timeout) {
+  if (timeout == 0)
+    call->times.entered_ns = 0;
+  else
+    call->times.left_ns = msi_now();
+}
+
+static void count(msi_client_part *part, const msi_call *call, int code) {
+  const mpiserve_stats *stats = &call->stats;
+  int at = -code < MSI_CODES ? -code : MSI_CODES - 1;
+  part->requests++;
+  part->rows += call->payload.rows;
+  part->fallbacks += stats->source != MPISERVE_MODEL;
+  part->answered += call->times.is_answered;
+  part->batch_rows += stats->batch_rows;
+  part->batch_requests += stats->batch_requests;
+  if (code) part->errors[at]++;
+}
+
+/* A fallback, or a check of the values, has taken time since it ended. */
+void msi_timing_report(msi_client *client, msi_call *call, int code) {
+  msi_client_times *times = &call->times;
+  msi_client_part *part = call->service->part;
+  if (!part) return;
+  if (!times->entered_ns) times->entered_ns = times->ended_ns;
+  if (times->ended_ns < times->entered_ns)
+    times->returned_ns = times->entered_ns;
+  else
+    times->returned_ns = times->ended_ns;
+  if (code || !times->ended_ns || call->service->checked || call->stats.source)
+    times->returned_ns = msi_now();
+  count(part, call, code);
+  msi_profile_add(client->profile, part, times);
+}
