@@ -37,6 +37,27 @@ class LostError(ModelError):
         self.taken = taken
 
 
+def wait_for_rows(
+    calls: handover.Handover, pidfd: int, rows: int, done: Callable[[int], None], limit: float
+) -> int:
+    """Wait for the end of a call, and report rows that are done before; the arguments are of `run`.
+
+    Returns:
+        ENDED, DEAD or LATE of `handover`. A child that reports for ever is late too.
+    """
+    last, end = 0, time.monotonic() + limit if limit else 0.0
+    while True:
+        left = max(0.0, end - time.monotonic()) if limit else FOREVER
+        found = calls.wait(left, pidfd)
+        if found != handover.ROWS:
+            return found
+        if limit and not left:
+            return handover.LATE
+        if last < (rows_done := calls.rows_done) <= rows:
+            last = rows_done
+            done(last)
+
+
 class ChildProcess:
     """A child that loads and runs the model of a service. One thread at a time uses it.
 
@@ -96,17 +117,9 @@ class ChildProcess:
             LostError: If the child dies or takes too long.
             Error: With the text of the model's exception.
         """
-        calls, last = self._channel.calls, 0
+        calls = self._channel.calls
         calls.post(RUN, rows, places)
-        end = time.monotonic() + limit if limit else 0.0
-        while True:
-            left = max(0.0, end - time.monotonic()) if limit else FOREVER
-            found = calls.wait(left, self._process.pidfd)
-            if found != handover.ROWS:
-                break
-            if last < (rows_done := calls.rows_done) <= rows:
-                last = rows_done
-                done(last)
+        found = wait_for_rows(calls, self._process.pidfd, rows, done, limit)
         self._check(found, f"timeout_s = {limit:g} s", "on this batch")
         if calls.answer != (OK, 0):
             self._answered()
