@@ -311,7 +311,8 @@ def bench(
         typer.Option(
             "--case",
             metavar="NAME",
-            help="latency, overlap, engines, scale, lockstep or strong_scaling; may be repeated.",
+            help="latency, overlap, engines, loadgen, scale, lockstep or strong_scaling; may be "
+            "repeated.",
         ),
     ] = None,
 ) -> None:

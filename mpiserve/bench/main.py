@@ -12,7 +12,16 @@ from pathlib import Path
 from mpi4py import MPI
 
 from mpiserve._lib import core
-from mpiserve.bench import engines, job, latency, lockstep, overlap, scale, strong_scaling
+from mpiserve.bench import (
+    engines,
+    job,
+    latency,
+    loadgen,
+    lockstep,
+    overlap,
+    scale,
+    strong_scaling,
+)
 from mpiserve.bench.machine import machine, version
 from mpiserve.bench.plan import Plan, plan
 from mpiserve.bench.report import Progress, Row, show, write_json
@@ -27,6 +36,7 @@ MEASURES = {
     "latency": latency.measure,
     "overlap": overlap.measure,
     "engines": engines.measure,
+    "loadgen": loadgen.measure,
     "lockstep": lockstep.measure,
     "strong_scaling": strong_scaling.measure,
 }
@@ -35,6 +45,7 @@ CASES = {
     "latency": PAIR,
     "overlap": PAIR,
     "engines": PAIR,
+    "loadgen": PAIR,
     "scale": 0,
     "lockstep": lockstep.CLIENTS + 1,
     "strong_scaling": strong_scaling.RANKS,
