@@ -37,6 +37,13 @@ static plan make_plan(uint64_t seed) {
                                .overwrites = chance(&d, 20),
                                .max_batch_rows = 1 + pick(&d, HOSTILE_ROWS),
                                .max_delay_ns = (int64_t)ANY_OF(&d, 0, 1e5, 1e6)};
+  if (chance(&d, 20)) {
+    p.d.rows = MPISERVE_NO_ROWS;
+    p.d.inputs[0].ndim = p.d.outputs[0].ndim = 1;
+    p.d.inputs[0].shape[0] = p.d.outputs[0].shape[0] = p.columns;
+    p.d.max_batch_rows = 1;
+  }
+  p.d.allow_empty = !p.d.rows && chance(&d, 40);
   p.d.max_queue_rows = chance(&d, 50) ? 0 : p.d.max_batch_rows * (1 + pick(&d, 3));
   p.d.on_full = MPISERVE_WAIT;
   return p;
@@ -64,10 +71,14 @@ static double value_of(int rank, double number, int64_t i) {
   return rank * 1e9 + number * 1e4 + (double)(i % 10000);
 }
 
+static mpiserve_tensor tensor_of(const plan *p, double *data, int64_t rows) {
+  if (p->d.rows == MPISERVE_NO_ROWS)
+    return (mpiserve_tensor){NULL, data, MPISERVE_FLOAT64, 1, {p->columns}};
+  return (mpiserve_tensor){NULL, data, MPISERVE_FLOAT64, 2, {rows, p->columns}};
+}
+
 static void submit(asker *a, query *q) {
-  mpiserve_tensor in = {
-      .data = q->x, .dtype = MPISERVE_FLOAT64, .ndim = 2, .shape = {q->rows, a->p->columns}};
-  mpiserve_tensor out = in;
+  mpiserve_tensor in = tensor_of(a->p, q->x, q->rows), out = in;
   out.data = q->y;
   memset(q->y, 0, (size_t)(q->rows * a->p->columns) * sizeof *q->y);
   for (int64_t i = 0; i < q->rows * a->p->columns; i++) q->x[i] = value_of(me.rank, q->number, i);
@@ -92,7 +103,9 @@ static void ask(asker *a, const mpiserve_buffer *buffer) {
   for (int i = 0; i < n; i++) {
     int in_place = !i && buffer->id && chance(&a->d, 50);
     queries[i] = (query){.number = a->number++,
-                         .rows = log_pick(&a->d, (int)a->p->d.max_batch_rows),
+                         .rows = a->p->d.allow_empty && chance(&a->d, 20)
+                                     ? 0
+                                     : log_pick(&a->d, (int)a->p->d.max_batch_rows),
                          .x = in_place ? buffer->inputs[0] : a->x[i],
                          .y = in_place ? buffer->outputs[0] : a->y[i]};
     submit(a, &queries[i]);
@@ -137,6 +150,8 @@ static void look_at(head *h, const mpiserve_batch *batch) {
   int64_t waiting, limit = (int64_t)(me.ranks - 1) * MSI_SLOTS * h->p->d.max_batch_rows;
   if (batch->rows < 1 || batch->rows > h->p->d.max_batch_rows)
     wrong("a batch of %lld rows", (long long)batch->rows);
+  if (h->p->d.rows == MPISERVE_NO_ROWS && batch->requests != 1)
+    wrong("a batch of %d requests, which have no rows", batch->requests);
   must(mpiserve_queue_get(h->session, 0, &waiting), "queue_get");
   if (waiting > limit) wrong("%lld rows wait: lanes have no room for them", (long long)waiting);
   must(mpiserve_batch_clients(h->session, clients), "batch_clients");
