@@ -49,8 +49,8 @@ demo: build  ## run the reacting flow on 3 simulation ranks and 1 inference rank
 	    $(EXAMPLE)/coupling.toml $(EXAMPLE)/simulate.py
 
 # Two ranks have a core each here, so that MPICH is measured as it comes: see tests/env.mpich.
-bench: build/stamp.$(MPI) $(BASE)/stamp.bench  ## measure beside floors and rivals, into build/bench
-	@MPIR_CVAR_CH4_PROGRESS_THROTTLE=0 $(ENV)/bin/python tests/mpijob.py -n 2 \
+bench: build/stamp.$(MPI) $(BASE)/stamp.bench | build/loadgen  ## measure beside floors and rivals, into build/bench
+	@MPISERVE_LOADGEN=$$(echo build/loadgen/*.tar.gz) MPIR_CVAR_CH4_PROGRESS_THROTTLE=0 $(ENV)/bin/python tests/mpijob.py -n 2 \
 	    $(ENV)/bin/python -m mpiserve bench \
 	    --json build/bench/$(MPI)/rows.json --plots build/bench/$(MPI)
 
@@ -149,6 +149,12 @@ $(BASE)/stamp.bench: build/stamp.openmpi
 	@echo "== $(BASE): what mpiserve is compared with"
 	@$(PIP) 'mpiserve[bench]'
 	@touch $@
+
+# The sources of LoadGen, which its wheel does not have: for a client in C++.
+build/loadgen: | $(BASE)/stamp.packages
+	@echo "== $@: MLPerf LoadGen"
+	@$(BASE)/bin/python -m pip -qq download --no-deps --no-binary :all: -c constraints.txt -d $@ \
+	    mlcommons-loadgen || echo "no LoadGen here: the case loadgen is left out"
 
 $(BASE)/stamp.tools: build/stamp.openmpi $(BASE)/stamp.bench
 	@echo "== $(BASE): test tools"

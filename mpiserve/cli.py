@@ -318,7 +318,7 @@ def bench(
         typer.Option(
             "--case",
             metavar="NAME",
-            help="latency, overlap, engines, isolation, restart, scale, lockstep or "
+            help="latency, overlap, engines, isolation, restart, loadgen, scale, lockstep or "
             "strong_scaling; may be repeated.",
         ),
     ] = None,

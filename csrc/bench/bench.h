@@ -37,6 +37,9 @@ const char *bench_client_sample(bench_client *client, int in_place, int64_t byte
                                 int64_t rounds, int64_t *samples);
 const char *bench_client_close(bench_client *client);
 
+/* The handles of a client, for a caller in another language. */
+void bench_client_handles(const bench_client *client, void **session, void **service);
+
 /* One row of float32 [-1, width], of zeros, to a service "bench" that returns as many. */
 const char *bench_client_row(bench_client *client, int64_t width, int64_t warm, int64_t rounds,
                              int64_t *samples);

@@ -35,6 +35,11 @@ const char *bench_client_close(bench_client *client) {
   return code ? mpiserve_last_error() : NULL;
 }
 
+void bench_client_handles(const bench_client *client, void **session, void **service) {
+  *session = client->session;
+  *service = client->service;
+}
+
 static const char *take(mpiserve_service *service, int64_t rows, request_memory *memory) {
   int64_t bytes = rows * (int64_t)sizeof(double);
   if (memory->in_place) {

@@ -258,8 +258,7 @@ static int write_slabs(msi_endpoint *endpoint, const msi_payload *payload, const
   return code;
 }
 
-static int begin_reading(msi_endpoint *endpoint, const msi_payload *payload,
-                         const msi_side *side) {
+static int begin_reading(msi_endpoint *endpoint, const msi_payload *payload, const msi_side *side) {
   msi_path *path = &endpoint->path;
   int code = MPISERVE_OK;
   for (int i = 0; i < side->n && !code; i++)

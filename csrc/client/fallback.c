@@ -29,6 +29,11 @@ static int is_the_services(const msi_message *message) {
   }
 }
 
+/* Is the error the model's? */
+static int is_models(const msi_message *message) {
+  return message->code == MPISERVE_EMODEL || message->code < MPISERVE_ECHANGE;
+}
+
 static int has_fallback(const mpiserve_service *service) {
   return service->fallback.function || msi_local_wanted(service);
 }
@@ -198,8 +203,7 @@ static int check(msi_client *client, msi_call *call) {
 /* Has the model failed on these rows? Then a local one, which is the same, would too. But where the
  * head has no model, it says so with the same codes. */
 static int failed_on_rows(const msi_message *message) {
-  int is_models = message->code == MPISERVE_EMODEL || message->code < MPISERVE_ECHANGE;
-  return message->replied && is_models && msi_endpoint_serves(message->endpoint);
+  return message->replied && is_models(message) && msi_endpoint_serves(message->endpoint);
 }
 
 /* Returns whether it has answered; if not, why says so too. */
@@ -218,12 +222,18 @@ static int answer_locally(msi_client *client, msi_call *call, char why[WHY_BYTES
 
 /* ---- the end of a request -------------------------------------------------------------- */
 
+/* Has a model begun with it, as far as this rank knows? */
+static int may_have_begun(const msi_message *message) {
+  return message->replied ? is_models(message) : message->code == MPISERVE_EPEER;
+}
+
 static int go_on(msi_client *client, msi_call *call) {
   char why[WHY_BYTES];
   int code = reason(call, why);
   if (!has_fallback(call->service) || call->message.exposed || !is_the_services(&call->message))
     return code;
   if (!call->payload.rows) return MPISERVE_OK; /* there is nothing to answer */
+  if (may_have_begun(&call->message) && msi_calls_overwritten(call)) return cannot_mend(call);
   if (!answer_locally(client, call, why)) return answer_all(client, call, code, why);
   return call->service->checked ? check(client, call) : MPISERVE_OK;
 }

@@ -155,12 +155,13 @@ static int lose(msi_local *local, const char *text) {
   return msi_error(MPISERVE_EMODEL, "%s", text);
 }
 
+/* Also a process that reports rows for ever is late. */
 static int wait_for_answer(msi_local *local, double limit) {
   int64_t deadline = msi_deadline(limit);
   char text[MPISERVE_TEXT_SIZE];
   int found;
   do found = msi_handover_wait(&local->side, deadline, local->program.pidfd);
-  while (found == MSI_HANDOVER_ROWS);
+  while (found == MSI_HANDOVER_ROWS && msi_now() < deadline);
   if (found == MSI_HANDOVER_DEAD) return lose(local, "its process has ended");
   if (found == MSI_HANDOVER_ENDED) return MPISERVE_OK;
   snprintf(text, sizeof text, "its process did not answer within %g s: it was killed", limit);

@@ -55,6 +55,9 @@ int msi_reroute(msi_client *client, msi_call *call) {
   if (call->message.abandoned) return MPISERVE_ECANCELLED;
   if (call->message.exposed)
     return is_lost(call, "and may still write the outputs, which are rows of its buffer");
+  if (call->state == CALL_IN_FLIGHT && is_away(call->message.endpoint) &&
+      msi_calls_overwritten(call))
+    return is_lost(call, "and may have replaced the inputs, which are rows of its buffer");
   mpiserve_service *service = call->service;
   int64_t rows = call->payload.rows;
   msi_spare_see_failure(client, call);

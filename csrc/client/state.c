@@ -32,6 +32,15 @@ static int add(msi_client *client) {
   return 1;
 }
 
+int msi_calls_overwritten(const msi_call *call) {
+  const msi_payload *p = &call->payload;
+  const mpiserve_service *service = call->service;
+  uintptr_t in = (uintptr_t)p->inputs[0], out = (uintptr_t)p->outputs[0];
+  size_t bytes = (size_t)p->rows * service->endpoint->layout.inputs.row_bytes[0];
+  return service->head->description.overwrites && p->input.in_place && p->output.in_place &&
+         in < out + bytes && out < in + bytes;
+}
+
 msi_call *msi_calls_take(msi_client *client) {
   if (!client->idle && !add(client)) return NULL;
   msi_call *call = client->idle;

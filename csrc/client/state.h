@@ -147,6 +147,10 @@ msi_call *msi_calls_take(msi_client *client);
 void msi_calls_give(msi_client *client, msi_call *call);
 void msi_calls_free(msi_client *client);
 
+/* Are its results to lie where its inputs do, in the window? Once a model has begun with it, nobody
+ * has the inputs any more. */
+int msi_calls_overwritten(const msi_call *call);
+
 /* The request of the user's handle; NULL: it has ended, or never was. The handle of a request. */
 msi_call *msi_calls_find(const msi_client *client, const mpiserve_request *request);
 mpiserve_request msi_calls_handle(const msi_call *call);

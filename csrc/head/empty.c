@@ -6,9 +6,11 @@ __attribute__((noinline)) int msi_empty_take(msi_broker *broker, const msi_entry
   if (entry->rows || !broker->description->allow_empty)
     return msi_broker_refuse(broker, entry, MPISERVE_EROWS,
                              "rows or dimensions do not fit the lane");
+  msi_entry empty = *entry;
+  empty.input_row = empty.output_row = MSI_IN_SLOT; /* or it would seem to use the first lease */
   broker->queue.empty = 1;
   msi_census_join(&broker->census, lane);
-  int code = msi_queue_push(&broker->queue, *entry);
+  int code = msi_queue_push(&broker->queue, empty);
   if (!code) msi_census_queue(&broker->census, lane);
   return code;
 }

@@ -657,7 +657,9 @@ int mpiserve_infer(mpiserve_service *service, int n_inputs, const mpiserve_tenso
  * request in the function is MPISERVE_ESTATE. It may call MPI as the caller may.
  *
  * If a request is given up at its deadline or time-out while its outputs are rows of a buffer, the
- * model may still write there, so the fallback is not called and the text says so. */
+ * model may still write there, so the fallback is not called and the text says so. The same is true
+ * where a service overwrites rows of a buffer that are inputs and outputs, and its model may have
+ * begun with them. */
 int mpiserve_fallback_set(mpiserve_service *service,
                           int (*function)(void *data, int64_t rows, const void *const *inputs,
                                           void *const *outputs, int code, const char *why),

@@ -23,6 +23,7 @@ cdef extern from "bench.h" nogil:
     const char *bench_client_open(MPI_Comm, bench_client **)
     const char *bench_client_sample(bench_client *, int, int64_t, int64_t, int64_t, int64_t *)
     const char *bench_client_close(bench_client *)
+    void bench_client_handles(const bench_client *, void **, void **)
     const char *bench_client_row(bench_client *, int64_t, int64_t, int64_t, int64_t *)
     const char *bench_engine_sample(const char *, const char *, int64_t, int64_t, int64_t,
                                     int64_t *)
@@ -115,6 +116,13 @@ cdef class Client:
             failed = bench_client_row(self._client, width, warm, rounds, &samples[0])
         check(failed)
         return made
+
+    def handles(self):
+        """Return the addresses of the session and of the service."""
+        cdef void *session
+        cdef void *service
+        bench_client_handles(self._client, &session, &service)
+        return <size_t>session, <size_t>service
 
     def close(self):
         """Leave the session."""

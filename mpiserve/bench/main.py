@@ -17,6 +17,7 @@ from mpiserve.bench import (
     isolation,
     job,
     latency,
+    loadgen,
     lockstep,
     overlap,
     scale,
@@ -38,6 +39,7 @@ MEASURES = {
     "engines": engines.measure,
     "isolation": isolation.measure,
     "restart": isolation.measure_restarts,
+    "loadgen": loadgen.measure,
     "lockstep": lockstep.measure,
     "strong_scaling": strong_scaling.measure,
 }
@@ -48,6 +50,7 @@ CASES = {
     "engines": PAIR,
     "isolation": PAIR,
     "restart": PAIR,
+    "loadgen": PAIR,
     "scale": 0,
     "lockstep": lockstep.CLIENTS + 1,
     "strong_scaling": strong_scaling.RANKS,

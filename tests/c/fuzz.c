@@ -7,6 +7,7 @@
 #define _GNU_SOURCE
 #include "fuzz_client.h"
 #include "fuzz_head.h"
+#include "fuzz_local.h"
 #include "fuzz_seeds.h"
 
 static void session(uint64_t seed) {
@@ -16,4 +17,7 @@ static void session(uint64_t seed) {
   (w.roles[me.rank] == MPISERVE_SIMULATION ? simulate : serve)(&w, opened);
 }
 
-int main(int argc, char **argv) { return run_seeds(argc, argv, session); }
+int main(int argc, char **argv) {
+  if (argc > 1 && !strcmp(argv[1], "local")) return serve_locally(argv);
+  return run_seeds(argc, argv, session);
+}

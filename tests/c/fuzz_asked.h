@@ -25,6 +25,7 @@ typedef struct asked {
   taken *in_buffer, *out_buffer;
   int64_t in_at, out_at; /* first rows there */
   double deadline;
+  int late;      /* it may end before the head is done with it */
   int64_t least; /* generation */
   mpiserve_request request;
   uint64_t id; /* that it had */
@@ -76,7 +77,7 @@ static taken *find_taken(dice *d, taken *all, const service *s, int64_t rows) {
 
 /* Anywhere, or so that requests of this size touch or have the same rows. */
 static int64_t find_at(dice *d, const asked *a, const taken *t) {
-  if (chance(d, 50)) return pick(d, (int)(t->b.rows - a->rows) + 1);
+  if (!a->rows || chance(d, 50)) return pick(d, (int)(t->b.rows - a->rows) + 1);
   return a->rows * pick(d, (int)(t->b.rows / a->rows));
 }
 
@@ -105,8 +106,8 @@ static void place_output(dice *d, asked *a, taken *t) {
 
 static void place_own(asked *a) {
   size_t in = (size_t)a->rows * a->s->in.row, out = (size_t)a->rows * a->s->out.row;
-  a->copy = malloc(in);
-  a->own = malloc(in + out);
+  a->copy = malloc(in + 1); /* not NULL without rows either */
+  a->own = malloc(in + out + 1);
   uint8_t *at = a->own;
   for (int i = 0; i < a->s->in.n && !a->in_buffer; at += (size_t)a->rows * a->s->in.bytes[i++])
     a->in[i] = at;
@@ -160,11 +161,15 @@ static void close_case(asked *a) {
   a->state = OVER;
 }
 
-/* The head may not know yet: rows of buffers are not to be used again. */
-static void give_up(asked *a) {
-  a->request.id = 0;
+/* The head may not know yet that it has ended: rows of buffers are not to be used again. */
+static void spoil(asked *a) {
   if (a->in_buffer) count(a->in_buffer->spoilt, a->in_at, a->rows, 1);
   if (a->out_buffer) count(a->out_buffer->spoilt, a->out_at, a->rows, 1);
+}
+
+static void give_up(asked *a) {
+  a->request.id = 0;
+  spoil(a);
   if (a->out_buffer)
     forget(a);
   else

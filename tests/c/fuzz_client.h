@@ -4,93 +4,10 @@
 
 #include <unistd.h>
 
-#include "fuzz_asked.h"
-
-typedef struct client {
-  const world *w;
-  mpiserve_session *session;
-  mpiserve_service *services[MAX_SERVICES];
-  dice d;
-  uint64_t number;             /* of rows made */
-  int64_t least[MAX_SERVICES]; /* generation of what is submitted from now on */
-  int unloaded[MAX_SERVICES];
-  asked asked[MAX_ASKED];
-  taken taken[MAX_TAKEN];
-} client;
-
-static const mpiserve_stats NOT_WRITTEN = {-1, -1, -1, -1, -1, -1, -1, -1, -1, -1};
+#include "fuzz_end.h"
 
 static void *kept[1 << 12]; /* buffers that were not given back belong to the process */
 static int n_kept;
-
-/* ---- how requests may end --------------------------------------------------------------- */
-
-static int is_expected(const client *c, const asked *a, int code) {
-  const char *text = mpiserve_last_error();
-  const service *s = a->s;
-  int ours = strstr(text, "fuzz:") != NULL;
-  if (code == MPISERVE_EDEADLINE) return a->deadline > 0 && a->deadline < 1;
-  if (code == MPISERVE_EFULL) return s->d.max_queue_rows && s->d.on_full == MPISERVE_REJECT;
-  if (code == MPISERVE_EPEER) return c->w->failing >= 0;
-  if (code == MPISERVE_EMODEL && s->suspends_at >= 0 && s->able < 2 && strstr(text, "suspended"))
-    return 1;
-  return (code == MPISERVE_EMODEL || code <= -1000) && ours && (s->fails || s->changes);
-}
-
-static void check_stats(const asked *a, const mpiserve_stats *s) {
-  int64_t generation = s->generation;
-  int64_t least = is_cut(a) ? 1 : s->rows; /* of the batch */
-  if (s->rows != a->rows || s->batch_rows < least || s->batch_rows > a->s->d.max_batch_rows ||
-      s->batch_requests < 1 || s->queue_ns < 0 || s->compute_ns < 0 || s->total_ns < 0)
-    wrong("statistics of another: %lld of %lld rows, %lld requests, %lld + %lld of %lld ns: %s",
-          (long long)s->rows, (long long)s->batch_rows, (long long)s->batch_requests,
-          (long long)s->queue_ns, (long long)s->compute_ns, (long long)s->total_ns, name_of(a));
-  if (generation < a->least) wrong("generation %lld: %s", (long long)generation, name_of(a));
-}
-
-static int is_empty(const mpiserve_stats *s) {
-  const mpiserve_stats none = {0};
-  return !memcmp(s, &none, sizeof none);
-}
-
-/* They tell what the head got to do. */
-static void check_stats_of_error(const asked *a, const mpiserve_stats *s) {
-  if ((s->rows && s->rows != a->rows) || s->batch_rows || s->batch_requests || s->generation ||
-      s->compute_ns)
-    wrong("statistics of %lld rows with an error: %s", (long long)s->rows, name_of(a));
-}
-
-static void end_with_error(client *c, asked *a, int code, const mpiserve_stats *stats) {
-  if (!is_expected(c, a, code)) wrong("%d, %s: %s", code, mpiserve_last_error(), name_of(a));
-  if (stats) check_stats_of_error(a, stats);
-  check_inputs(a);
-  if (code == MPISERVE_EDEADLINE)
-    give_up(a);
-  else
-    close_case(a);
-}
-
-static void end_with_answer(asked *a, const mpiserve_stats *stats) {
-  if (stats) check_stats(a, stats);
-  check_answer(a, stats ? stats->generation : 0);
-  forget(a);
-}
-
-static void end(client *c, asked *a, int code, const mpiserve_stats *stats) {
-  mpiserve_request copy = {a->id};
-  if (a->request.id) wrong("it has ended, but its id is not 0: %s", name_of(a));
-  if (code)
-    end_with_error(c, a, code, stats);
-  else
-    end_with_answer(a, stats);
-  if (copy.id && mpiserve_cancel(c->session, &copy) != MPISERVE_ESTATE)
-    wrong("a request that has ended can be cancelled");
-}
-
-/* The call ended no request. */
-static void time_out(const asked *a, const mpiserve_stats *stats) {
-  if (stats && !is_empty(stats)) wrong("statistics without an end: %s", name_of(a));
-}
 
 /* ---- submit ----------------------------------------------------------------------------- */
 
@@ -118,13 +35,19 @@ static asked *begin(client *c, const service *s, int64_t rows) {
   return a;
 }
 
+static int64_t some_rows(client *c, const service *s) {
+  int may_be_cut = s->d.rows == MPISERVE_INDEPENDENT && !s->free && chance(&c->d, 20);
+  if (s->d.allow_empty && chance(&c->d, 15)) return 0;
+  return log_pick(&c->d, (int)s->d.max_batch_rows * (may_be_cut ? 4 : 1));
+}
+
 static asked *prepare(client *c) {
   const service *s = &c->w->services[pick(&c->d, c->w->n)];
-  int most = (int)s->d.max_batch_rows * (!s->free && chance(&c->d, 20) ? 4 : 1);
-  asked *a = begin(c, s, log_pick(&c->d, most));
+  asked *a = begin(c, s, some_rows(c, s));
   if (!a) return NULL;
-  if (!s->free && chance(&c->d, 50)) place_input(&c->d, a, find_taken(&c->d, c->taken, s, a->rows));
-  if (!s->free && chance(&c->d, 50))
+  int in_place = a->rows && !s->free;
+  if (in_place && chance(&c->d, 50)) place_input(&c->d, a, find_taken(&c->d, c->taken, s, a->rows));
+  if (in_place && chance(&c->d, 50))
     place_output(&c->d, a, find_taken(&c->d, c->taken, s, a->rows));
   place_own(a);
   fill(a, &c->number);
@@ -138,15 +61,26 @@ typedef struct handed {
   mpiserve_tensor in[MAX_SIDE], out[MAX_SIDE];
 } handed;
 
+/* A scalar may be given as an array of one value, and no rows as no memory. */
+static mpiserve_tensor tensor_of(client *c, const mpiserve_spec *spec, void *data, int64_t rows) {
+  mpiserve_tensor t = {NULL, data, spec->dtype, spec->ndim, {1}};
+  memcpy(t.shape, spec->shape, (size_t)spec->ndim * sizeof *t.shape);
+  if (has_rows(spec)) t.shape[0] = rows;
+  if (!rows && chance(&c->d, 50)) t.data = NULL;
+  if (!spec->ndim) t.ndim = chance(&c->d, 50);
+  return t;
+}
+
 /* By position or, in another order, by name. */
 static void tensors_of(client *c, int n, const mpiserve_spec *specs, int sizes, void *const *data,
                        int64_t rows, mpiserve_tensor *tensors) {
   int named = chance(&c->d, 30);
   for (int i = 0; i < n; i++) {
-    const mpiserve_spec *spec = &specs[i];
     mpiserve_tensor *t = &tensors[named ? n - 1 - i : i];
-    *t = (mpiserve_tensor){named ? spec->name : NULL, data[i], spec->dtype, spec->ndim, {rows}};
-    for (int k = 1; k < spec->ndim; k++) t->shape[k] = length(spec, k, sizes);
+    *t = tensor_of(c, &specs[i], data[i], rows);
+    for (int k = has_rows(&specs[i]); k < specs[i].ndim; k++)
+      t->shape[k] = length(&specs[i], k, sizes);
+    if (named) t->name = specs[i].name;
   }
 }
 
@@ -161,6 +95,7 @@ static handed hand(client *c, const asked *a) {
 static void send(client *c, asked *a, const mpiserve_options *options) {
   handed x = hand(c, a);
   a->deadline = options ? options->deadline : 0;
+  a->late = a->deadline > 0;
   doing("submit %s", name_of(a));
   int code = mpiserve_submit(x.service, x.n_in, x.in, x.n_out, x.out, options, &a->request);
   must(code, "submit");
@@ -200,6 +135,7 @@ static void infer(client *c) {
   if (!a) return;
   handed x = hand(c, a);
   double timeout = ANY_OF(&c->d, 0, 1e-4, 2e-3, MPISERVE_FOREVER, MPISERVE_FOREVER);
+  a->late = timeout >= 0;
   doing("infer %s within %g s", name_of(a), timeout);
   int code = mpiserve_infer(x.service, x.n_in, x.in, x.n_out, x.out, timeout, wanted);
   if (code == MPISERVE_ETIMEOUT && timeout >= 0)
@@ -438,7 +374,10 @@ static void simulate(const world *w, mpiserve_session *session) {
   c = (client){.w = w, .session = session, .d = {mix(me.seed) + (uint64_t)me.rank + 1}};
   for (int i = 0; i < w->n; i++) {
     c.least[i] = 1;
-    must(mpiserve_service_find(session, w->services[i].d.name, &c.services[i]), "service_find");
+    const service *s = &w->services[i];
+    must(mpiserve_service_find(session, s->d.name, &c.services[i]), "service_find");
+    if (s->falls & TO_FUNCTION)
+      must(mpiserve_fallback_set(c.services[i], answer_instead, (void *)s), "fallback_set");
   }
   int fails = w->failing == w->index[me.rank];
   for (int i = 0; i < w->operations / (1 + fails); i++) work(&c);

@@ -59,6 +59,8 @@ static void look_at_batch(const head *h, const model *m, const mpiserve_batch *b
   uint8_t row[MAX_ROW_BYTES];
   if (batch->rows < 1 || batch->rows > m->s->d.max_batch_rows || batch->requests < 1)
     wrong("a batch of %lld rows, %d requests", (long long)batch->rows, batch->requests);
+  if (m->s->d.rows != MPISERVE_INDEPENDENT && batch->requests != 1)
+    wrong("a batch of %d requests, whose rows belong together", batch->requests);
   memset(clients, -1, sizeof clients);
   must(mpiserve_batch_clients(h->session, clients), "batch_clients");
   for (int64_t i = 0; i < batch->rows; i++) {

@@ -10,6 +10,8 @@ typedef struct side {
   size_t bytes[MAX_SIDE], row; /* of a row: of each tensor, and of all */
 } side;
 
+typedef enum falls_to { TO_FUNCTION = 1, TO_LOCAL = 2 } falls_to;
+
 typedef struct service {
   mpiserve_description d;
   side in, out;
@@ -22,6 +24,7 @@ typedef struct service {
   int able;                /* replicas that can serve */
   int suspends_at;         /* head that suspends it now and then; -1: none */
   int fails, holds;        /* percent of batches */
+  int falls;               /* what answers what it does not: bits of a falls_to */
   int changes;             /* its model is changed, by the first client */
 } service;
 
@@ -39,6 +42,8 @@ typedef struct world {
 
 /* ---- signatures ------------------------------------------------------------------------- */
 
+static inline int has_rows(const mpiserve_spec *spec) { return spec->ndim && spec->shape[0] < 0; }
+
 static inline int64_t length(const mpiserve_spec *spec, int k, int sizes) {
   if (spec->shape[k] > 0) return spec->shape[k];
   return sizes < 0 ? spec->max_shape[k] : 1 + sizes % spec->max_shape[k];
@@ -46,7 +51,7 @@ static inline int64_t length(const mpiserve_spec *spec, int k, int sizes) {
 
 static inline size_t row_bytes(const mpiserve_spec *spec, int sizes) {
   size_t bytes = mpiserve_dtype_size(spec->dtype);
-  for (int i = 1; i < spec->ndim; i++) bytes *= (size_t)length(spec, i, sizes);
+  for (int i = has_rows(spec); i < spec->ndim; i++) bytes *= (size_t)length(spec, i, sizes);
   return bytes;
 }
 
@@ -80,13 +85,13 @@ static inline int free_last(int n, mpiserve_spec *specs) {
   return found;
 }
 
-static inline void make_spec(dice *d, mpiserve_spec *spec, const char *letter, int i) {
-  int left = log_pick(d, ELEMENTS);
+static inline void make_spec(dice *d, mpiserve_spec *spec, const char *letter, int i, int rows) {
+  int left = log_pick(d, ELEMENTS), first = rows != MPISERVE_NO_ROWS;
   snprintf(spec->name, sizeof spec->name, "%s%d", letter, i);
   spec->dtype = pick(d, MPISERVE_COMPLEX128 + 1);
-  spec->ndim = 1 + pick(d, 4);
-  spec->shape[0] = -1;
-  for (int k = 1; k < spec->ndim; left /= (int)spec->shape[k++])
+  spec->ndim = first + pick(d, 4);
+  spec->shape[0] = first ? -1 : 0;
+  for (int k = first; k < spec->ndim; left /= (int)spec->shape[k++])
     spec->shape[k] = k == spec->ndim - 1 ? left : log_pick(d, left);
 }
 
@@ -96,13 +101,15 @@ static inline void make_signature(dice *d, service *s) {
   s->d.n_outputs = 1 + pick(d, MAX_SIDE);
   s->echo = chance(d, 15);
   s->d.overwrites = chance(d, s->echo ? 50 : 10);
-  for (int i = 0; i < s->d.n_inputs; i++) make_spec(d, &s->d.inputs[i], "x", i);
-  for (int i = 0; i < s->d.n_outputs; i++) make_spec(d, &s->d.outputs[i], "y", i);
+  s->d.rows = (int32_t)ANY_OF(d, MPISERVE_INDEPENDENT, MPISERVE_INDEPENDENT, MPISERVE_INDEPENDENT,
+                              MPISERVE_TOGETHER, MPISERVE_NO_ROWS);
+  for (int i = 0; i < s->d.n_inputs; i++) make_spec(d, &s->d.inputs[i], "x", i, s->d.rows);
+  for (int i = 0; i < s->d.n_outputs; i++) make_spec(d, &s->d.outputs[i], "y", i, s->d.rows);
   if (s->echo || s->d.overwrites) {
     s->d.n_outputs = s->d.n_inputs;
     memcpy(s->d.outputs, s->d.inputs, sizeof s->d.outputs);
   }
-  if (!s->echo && !s->d.overwrites && chance(d, 25))
+  if (!s->echo && !s->d.overwrites && s->d.rows != MPISERVE_NO_ROWS && chance(d, 25))
     s->free = free_last(s->d.n_inputs, s->d.inputs) + free_last(s->d.n_outputs, s->d.outputs);
   s->in_sizes = s->out_sizes = -1;
   s->in = side_of(s->d.n_inputs, s->d.inputs, -1);
@@ -113,7 +120,10 @@ static inline void make_signature(dice *d, service *s) {
 
 static inline void make_limits(dice *d, service *s) {
   size_t row = s->in.row + s->out.row, most = BATCH_BYTES / row;
-  int64_t rows = s->d.max_batch_rows = log_pick(d, most < MAX_ROWS ? (int)most : MAX_ROWS);
+  int whole = s->d.rows == MPISERVE_NO_ROWS;
+  int64_t rows = log_pick(d, most < MAX_ROWS ? (int)most : MAX_ROWS);
+  s->d.max_batch_rows = rows = whole ? 1 : rows;
+  s->d.allow_empty = !whole && !s->free && chance(d, 30);
   int64_t pool = (int64_t)ANY_OF(d, 0, 2, 2, 3, 8) * rows;
   s->d.pool_bytes = (pool ? pool + pick(d, (int)rows) : 0) * (int64_t)row;
   s->d.max_delay_ns = (int64_t)ANY_OF(d, 0, 1e5, 2e6, 2e7);
@@ -129,8 +139,18 @@ static inline void make_habits(dice *d, service *s, int heads) {
   s->fails = (int)ANY_OF(d, 0, 0, 5, 20);
   s->holds = (int)ANY_OF(d, 0, 0, 30, 80);
   s->changes = chance(d, 30);
+  s->falls = (int)ANY_OF(d, 0, 0, 0, TO_FUNCTION, TO_LOCAL, TO_FUNCTION | TO_LOCAL);
+  if (s->free) s->falls = 0; /* such services have none */
   s->suspends_at =
       s->broken < 0 && chance(d, both ? 40 : 5) ? (both ? pick(d, heads) : s->on[1]) : -1;
+}
+
+/* Its local model is this program: see fuzz_local.h. */
+static inline void make_local(dice *d, service *s, uint64_t seed, int ranks) {
+  s->d.local_timeout = ANY_OF(d, 0.02, 0.1, 0.3);
+  if (s->falls & TO_LOCAL)
+    snprintf(s->d.local, sizeof s->d.local, "/proc/self/exe\nlocal\n%llu\n%d\n%d",
+             (unsigned long long)seed, ranks, s->number);
 }
 
 /* ---- the world -------------------------------------------------------------------------- */
@@ -168,6 +188,7 @@ static inline world make_world(uint64_t seed, int ranks) {
     make_signature(&d, s);
     make_limits(&d, s);
     make_habits(&d, s, w.heads);
+    make_local(&d, s, seed, ranks);
   }
   w.slow = (int)ANY_OF(&d, 0, 10, 40);
   w.slow_us = (int)ANY_OF(&d, 200, 2000, 8000);

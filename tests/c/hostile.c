@@ -41,6 +41,14 @@ static plan make_plan(uint64_t seed) {
                                .overwrites = !p.free && chance(&d, 20),
                                .max_batch_rows = 1 + pick(&d, HOSTILE_ROWS),
                                .max_delay_ns = (int64_t)ANY_OF(&d, 0, 1e5, 1e6)};
+  if (chance(&d, 20)) {
+    p.free = 0;
+    p.d.rows = MPISERVE_NO_ROWS;
+    p.d.inputs[0].ndim = p.d.outputs[0].ndim = 1;
+    p.d.inputs[0].shape[0] = p.d.outputs[0].shape[0] = p.columns;
+    p.d.max_batch_rows = 1;
+  }
+  p.d.allow_empty = !p.d.rows && !p.free && chance(&d, 40);
   p.d.max_queue_rows = chance(&d, 50) ? 0 : p.d.max_batch_rows * (1 + pick(&d, 3));
   p.d.on_full = MPISERVE_WAIT;
   return p;
@@ -68,10 +76,14 @@ static double value_of(int rank, double number, int64_t i) {
   return rank * 1e9 + number * 1e4 + (double)(i % 10000);
 }
 
+static mpiserve_tensor tensor_of(const plan *p, const query *q) {
+  if (p->d.rows == MPISERVE_NO_ROWS)
+    return (mpiserve_tensor){NULL, q->x, MPISERVE_FLOAT64, 1, {q->columns}};
+  return (mpiserve_tensor){NULL, q->x, MPISERVE_FLOAT64, 2, {q->rows, q->columns}};
+}
+
 static void submit(asker *a, query *q) {
-  mpiserve_tensor in = {
-      .data = q->x, .dtype = MPISERVE_FLOAT64, .ndim = 2, .shape = {q->rows, q->columns}};
-  mpiserve_tensor out = in;
+  mpiserve_tensor in = tensor_of(a->p, q), out = in;
   out.data = q->y;
   memset(q->y, 0, (size_t)(q->rows * q->columns) * sizeof *q->y);
   for (int64_t i = 0; i < q->rows * q->columns; i++) q->x[i] = value_of(me.rank, q->number, i);
@@ -96,7 +108,9 @@ static void ask(asker *a, const mpiserve_buffer *buffer) {
   for (int i = 0; i < n; i++) {
     int in_place = !i && buffer->id && chance(&a->d, 50);
     queries[i] = (query){.number = a->number++,
-                         .rows = log_pick(&a->d, (int)a->p->d.max_batch_rows),
+                         .rows = a->p->d.allow_empty && chance(&a->d, 20)
+                                     ? 0
+                                     : log_pick(&a->d, (int)a->p->d.max_batch_rows),
                          .columns = a->p->free ? 1 + pick(&a->d, a->p->columns) : a->p->columns,
                          .x = in_place ? buffer->inputs[0] : a->x[i],
                          .y = in_place ? buffer->outputs[0] : a->y[i]};
@@ -146,9 +160,12 @@ static void look_at(head *h, const mpiserve_batch *batch) {
   if (batch->rows < 1 || batch->rows > h->p->d.max_batch_rows)
     wrong("a batch of %lld rows", (long long)batch->rows);
   must(mpiserve_batch_shapes_get(h->session, shape), "batch_shapes_get");
-  h->columns = shape[1];
-  if (shape[0] != batch->rows || h->columns < 1 || h->columns > h->p->columns)
+  h->columns = shape[h->p->d.rows != MPISERVE_NO_ROWS];
+  if ((h->p->d.rows != MPISERVE_NO_ROWS && shape[0] != batch->rows) || h->columns < 1 ||
+      h->columns > h->p->columns)
     wrong("a batch of [%lld, %lld]", (long long)shape[0], (long long)h->columns);
+  if (h->p->d.rows == MPISERVE_NO_ROWS && batch->requests != 1)
+    wrong("a batch of %d requests, which have no rows", batch->requests);
   must(mpiserve_queue_get(h->session, 0, &waiting), "queue_get");
   if (waiting > limit) wrong("%lld rows wait: lanes have no room for them", (long long)waiting);
   must(mpiserve_batch_clients(h->session, clients), "batch_clients");

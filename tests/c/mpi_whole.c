@@ -1,12 +1,14 @@
 /* ranks: 3
  *
  * A service whose tensors have no rows, and one whose requests may have 0 rows. */
+#define _GNU_SOURCE
 #include <mpi.h>
+#include <unistd.h>
 
 #include "check.h"
 #include "mpiserve.h"
 
-enum { NY = 3, NX = 50, STEPS = 30 };
+enum { NY = 3, NX = 50, STEPS = 30, SOME = 30, MANY = 50 };
 
 static mpiserve_description field(void) {
   mpiserve_spec w = {.name = "w", .dtype = MPISERVE_FLOAT64, .ndim = 2, .shape = {NY, NX}};
@@ -131,6 +133,35 @@ static void test_no_rows(mpiserve_session *session, mpiserve_service *service, i
   }
 }
 
+/* Of so many rows that each request needs memory of the head's, and the second one more of it. */
+static void infer_rows(mpiserve_service *service, int64_t n) {
+  static double in[2 * MANY], out[2 * MANY];
+  mpiserve_tensor x = {NULL, in, MPISERVE_FLOAT64, 2, {n, 2}}, z = x;
+  z.data = out;
+  CHECK(!mpiserve_infer(service, 1, &x, 1, &z, 10, NULL));
+}
+
+/* A rank has a request of 0 rows under way, for which the batch waits, and asks for memory. */
+static void test_memory_beside_no_rows(mpiserve_session *session, mpiserve_service *service,
+                                       int rank) {
+  enum { NAP_US = 100000 };
+  MPI_Comm comm;
+  CHECK(!mpiserve_comm(session, &comm));
+  for (int turn = 0; turn < 2; turn++) {
+    mpiserve_request empty;
+    mpiserve_tensor none = {NULL, NULL, MPISERVE_FLOAT64, 2, {0, 2}};
+    infer_rows(service, SOME);
+    MPI_Barrier(comm);
+    if (rank == turn)
+      CHECK(!mpiserve_submit(service, 1, &none, 1, &none, NULL, &empty));
+    else
+      usleep(NAP_US);
+    infer_rows(service, MANY);
+    if (rank == turn) CHECK(!mpiserve_wait(session, &empty, 10, NULL));
+    MPI_Barrier(comm);
+  }
+}
+
 static void simulate(int rank) {
   mpiserve_session *session;
   mpiserve_service *fields, *some;
@@ -143,6 +174,7 @@ static void simulate(int rank) {
   test_wrong_shapes(fields);
   CHECK(!mpiserve_service_find(session, "rows", &some));
   test_no_rows(session, some, rank);
+  test_memory_beside_no_rows(session, some, rank);
   CHECK(!mpiserve_close(session));
 }
 

@@ -18,7 +18,7 @@ STEP = re.compile(
 
 def is_defined(function, text):
     """Whether a C source has a body for a function, and does not only call it."""
-    return re.search(rf"^[a-z][^\n;#]*\b{function}\([^;{{]*\)\s*{{", text, re.MULTILINE)
+    return re.search(rf"^[a-z_][^\n;#]*\b{function}\([^;{{]*\)\s*{{", text, re.MULTILINE)
 
 
 def is_in_model(step, text):

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from mpiserve.bench import job, plots, report, scale, stats
+from mpiserve.bench import job, judge, judge_build, loadgen, plots, report, scale, stats
 from mpiserve.bench.plan import FULL, plan
 from mpiserve.errors import Error
 
@@ -151,6 +151,75 @@ def test_the_count_of_callgrind_is_read():
 def test_no_count_is_an_error():
     with pytest.raises(Error, match="callgrind counted nothing"):
         scale.collected("==1== nothing\n")
+
+
+# ---- what LoadGen says
+
+
+def summary(word, line):
+    return f"Result is : {word}\n99.00 percentile latency (ns)   : 812345\n{line}\n"
+
+
+@pytest.mark.parametrize(
+    ("scenario", "line", "rate"),
+    [
+        ("Server", "Completed samples per second    : 49876.54", 49876.54),
+        ("Offline", "Samples per second: 1.23457e+06", 1.23457e6),
+        ("SingleStream", "Mean latency (ns)               : 20000", 50e3),
+        ("MultiStream", "Mean latency (ns)               : 20000", 400e3),
+    ],
+)
+def test_the_verdict_is_read_from_the_summary(tmp_path, scenario, line, rate):
+    (tmp_path / judge.SUMMARY).write_text(summary("VALID", line))
+    found = judge.read_verdict(tmp_path, judge.Trial(scenario, 1.0))
+    assert found.valid and found.word == "VALID"
+    assert (found.rate, found.p99_us) == (pytest.approx(rate), 812.345)
+
+
+def test_an_invalid_run_is_no_valid_one(tmp_path):
+    text = summary("INVALID", "Completed samples per second    : 1.00")
+    (tmp_path / judge.SUMMARY).write_text(text)
+    found = judge.read_verdict(tmp_path, judge.Trial("Server", 1.0))
+    assert not found.valid and found.word == "INVALID"
+
+
+@pytest.mark.parametrize("text", [None, "", "Result is : VALID\n"])
+def test_a_summary_without_a_result_is_an_error(tmp_path, text):
+    if text is not None:
+        (tmp_path / judge.SUMMARY).write_text(text)
+    with pytest.raises(Error, match="LoadGen"):
+        judge.read_verdict(tmp_path, judge.Trial("Server", 1.0))
+
+
+def test_answers_are_read_by_the_index_of_their_sample(tmp_path):
+    rows = {7: np.float32([1, 2]), 3: np.float32([-1, 0.5])}
+    entries = [{"seq_id": 0, "qsl_idx": i, "data": row.tobytes().hex()} for i, row in rows.items()]
+    (tmp_path / judge.ACCURACY).write_text(json.dumps(entries))
+    found = judge.read_answers(tmp_path)
+    assert found.keys() == rows.keys()
+    assert all((found[i] == row).all() for i, row in rows.items())
+
+
+@pytest.mark.parametrize("limit", [1e3, 7e4, 3e6])
+def test_the_highest_valid_rate_is_found(limit):
+    tried = []
+    found = loadgen.highest_rate(lambda rate: tried.append(rate) or rate <= limit, 1e5, 30)
+    assert limit / loadgen.NEAR <= found <= limit
+    assert len(tried) < 20
+
+
+def test_a_search_ends_where_no_rate_is_valid():
+    assert loadgen.highest_rate(lambda rate: False, 1000.0, 3) == 62.5
+
+
+def test_the_judge_says_what_to_install(monkeypatch, tmp_path):
+    monkeypatch.delenv("MPISERVE_LOADGEN", raising=False)
+    assert "pip download" in judge_build.missing()
+    monkeypatch.setenv("MPISERVE_LOADGEN", str(tmp_path / "none.tar.gz"))
+    assert "none.tar.gz, which is no file" in judge_build.missing()
+    (tmp_path / "none.tar.gz").touch()
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert "there is no 'no-such-compiler'" in judge_build.missing()
 
 
 # ---- reports and pictures

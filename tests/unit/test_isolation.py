@@ -6,7 +6,9 @@ import pickle
 import select
 import signal
 import sys
+import threading
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ from mpiserve.failure import cause_of, describe, trace_of
 from mpiserve.serving.isolation import local_model
 from mpiserve.serving.isolation.channel import CALL, OK, RUN, Channel, Room
 from mpiserve.serving.isolation.messages import Failure
+from mpiserve.serving.isolation.process import wait_for_rows
 from mpiserve.serving.isolation.restarts import IN_A_ROW, Restarts
 from mpiserve.serving.isolation.server_link import ForkServer, ending, without_mpi
 
@@ -140,6 +143,25 @@ def test_a_late_call_and_reports_of_rows(channels):
     other.calls.end(OK)
     assert (mine.calls.wait(0.0, -1), mine.calls.answer) == (handover.ENDED, (OK, 0))
     assert not other.calls.next(0.0)
+
+
+def test_a_child_that_reports_for_ever_is_late(channels):
+    _, mine, other = channels
+    mine.calls.post(RUN, 5)
+    assert other.calls.next(0.0)
+    over, done = threading.Event(), []
+
+    def report():
+        while not over.is_set():
+            other.calls.report(3)
+
+    with ThreadPoolExecutor(1) as wild:
+        wild.submit(report)
+        try:
+            assert wait_for_rows(mine.calls, -1, 5, done.append, 0.1) == handover.LATE
+        finally:
+            over.set()
+    assert done in ([], [3])
 
 
 def isolation(**keys):

@@ -40,6 +40,38 @@ class LostError(ModelError):
         self.taken = taken
 
 
+def wait_for_rows(
+    calls: handover.Handover,
+    pidfd: int,
+    rows: int,
+    done: Callable[[int], None],
+    end: float | None,
+) -> int:
+    """Wait for the end of a call, and report rows that are done before; the arguments are of `run`.
+
+    Args:
+        calls: The calls of a child.
+        pidfd: The child.
+        rows: The rows of the batch.
+        done: Called with the number of first rows of all outputs that are final.
+        end: When the child is late, as time.monotonic tells it; None: never.
+
+    Returns:
+        ENDED, DEAD or LATE of `handover`. A child that reports for ever is late too.
+    """
+    last = 0
+    while True:
+        left = FOREVER if end is None else max(0.0, end - time.monotonic())
+        found = calls.wait(left, pidfd)
+        if found != handover.ROWS:
+            return found
+        if not left:
+            return handover.LATE
+        if last < (rows_done := calls.rows_done) <= rows:
+            last = rows_done
+            done(last)
+
+
 class ChildProcess:
     """A child that loads and runs the model of a service. One thread at a time uses it.
 
@@ -108,19 +140,12 @@ class ChildProcess:
             LostError: If the child dies or takes too long.
             Error: With the text of the model's exception.
         """
-        calls, last = self._channel.calls, 0
+        calls = self._channel.calls
         posted = calls.resume()
         if not posted:
             self._channel.run(rows, places, shapes)
-        end = (posted or time.monotonic()) + limit if limit else 0.0
-        while True:
-            left = max(0.0, end - time.monotonic()) if limit else FOREVER
-            found = calls.wait(left, self._process.pidfd)
-            if found != handover.ROWS:
-                break
-            if last < (rows_done := calls.rows_done) <= rows:
-                last = rows_done
-                done(last)
+        end = (posted or time.monotonic()) + limit if limit else None
+        found = wait_for_rows(calls, self._process.pidfd, rows, done, end)
         self._check(found, f"timeout_s = {limit:g} s", "on this batch")
         return None if calls.answer == (OK, 0) else self._answered()
 
