@@ -8,6 +8,7 @@
 #include "head/empty.h"
 #include "head/free_dims.h"
 #include "head/leases.h"
+#include "head/refusal.h"
 #include "head/timing.h"
 
 /* ---- open and close ---------------------------------------------------------- */
@@ -62,16 +63,9 @@ void msi_broker_close(msi_broker *broker) {
 
 /* ---- requests ------------------------------------------------------------------- */
 
-static int refuse_after_failure(msi_broker *broker, const msi_entry *entry) {
-  char text[MPISERVE_TEXT_SIZE + 64];
-  snprintf(text, sizeof text, "simulation rank %d ended with an error: %s", broker->failed_rank,
-           broker->failed_text);
-  return msi_broker_refuse(broker, entry, MPISERVE_EPEER, text);
-}
-
 /* Where the service is suspended the request goes on: its client sends it to another replica. */
 static int turn_away(msi_broker *broker, const msi_entry *entry) {
-  if (broker->failed_rank >= 0) return refuse_after_failure(broker, entry);
+  if (broker->failed_rank >= 0) return msi_refuse_after_failure(broker, entry);
   return msi_inbox_reply(&broker->inboxes[entry->inbox], entry->lane, entry->sequence,
                          MSI_SUSPENDED, NULL);
 }
@@ -109,18 +103,6 @@ static int waits(const msi_broker *broker) {
   return broker->policy.queue_rows && broker->description->on_full == MPISERVE_WAIT;
 }
 
-static int refuse_for_room(msi_broker *broker, const msi_entry *entry) {
-  char text[MPISERVE_TEXT_SIZE];
-  snprintf(text, sizeof text,
-           "service '%s': %lld rows wait already, max_queue_rows is %lld; ask again later, or "
-           "raise it",
-           broker->description->name, (long long)broker->queue.rows,
-           (long long)broker->policy.queue_rows);
-  broker->queue.full = 1;
-  broker->counters.rejected++;
-  return msi_broker_refuse(broker, entry, MPISERVE_EFULL, text);
-}
-
 /* Hosts have clocks of their own. The sum may be anything, but is defined, and never before now. */
 static int64_t deadline_of(const msi_broker *broker, const msi_entry *entry, int64_t deadline_ns) {
   if (!deadline_ns) return 0;
@@ -134,16 +116,6 @@ static int is_starting(const msi_broker *broker) {
   return broker->failed_rank < 0 && msi_change_queue_starts(&broker->changes);
 }
 
-static int refuse_piece(msi_broker *broker, const msi_entry *entry) {
-  char text[MPISERVE_TEXT_SIZE];
-  snprintf(
-      text, sizeof text,
-      "service '%s': a request of more than max_batch_rows = %lld rows is cut into pieces, but "
-      "for its model rows belong together now; raise max_batch_rows",
-      broker->description->name, (long long)broker->description->max_batch_rows);
-  return msi_broker_refuse(broker, entry, MPISERVE_EROWS, text);
-}
-
 static int on_infer(msi_broker *broker, msi_entry *entry, const msi_request_header *request) {
   msi_inbox *inbox = &broker->inboxes[entry->inbox];
   msi_lane *lane = &inbox->lanes[entry->lane];
@@ -152,9 +124,9 @@ static int on_infer(msi_broker *broker, msi_entry *entry, const msi_request_head
       !fits_with_dims(inbox, entry, request))
     return msi_empty_take(broker, entry);
   entry->piece = request->kind == MSI_PIECE;
-  if (entry->piece && broker->policy.together) return refuse_piece(broker, entry);
+  if (entry->piece && broker->policy.together) return msi_refuse_piece(broker, entry);
   if (!waits(broker) && !msi_queue_admits(&broker->policy, &broker->queue, entry->rows))
-    return refuse_for_room(broker, entry);
+    return msi_refuse_for_room(broker, entry);
   entry->priority = request->priority > INT8_MIN ? request->priority : 0;
   entry->deadline_ns = deadline_of(broker, entry, request->deadline_ns);
   msi_census_join(&broker->census, lane);
@@ -175,7 +147,7 @@ int msi_broker_rows_set(msi_broker *broker, int together) {
     }
     msi_entry waiting = msi_queue_remove(&broker->queue, i);
     msi_census_unqueue(&broker->census, &broker->inboxes[waiting.inbox].lanes[waiting.lane]);
-    code = refuse_piece(broker, &waiting);
+    code = msi_refuse_piece(broker, &waiting);
   }
   return code;
 }
@@ -204,13 +176,13 @@ static int on_fail(msi_broker *broker, const msi_entry *entry) {
   while (!code && (held = msi_ticket_table_any(&broker->tickets))) {
     msi_entry entry = held->entry;
     msi_broker_end_ticket(broker, held);
-    code = refuse_after_failure(broker, &entry);
+    code = msi_refuse_after_failure(broker, &entry);
   }
   return code;
 }
 
 static int on_change(msi_broker *broker, const msi_entry *entry) {
-  if (broker->failed_rank >= 0) return refuse_after_failure(broker, entry);
+  if (broker->failed_rank >= 0) return msi_refuse_after_failure(broker, entry);
   return msi_change_queue_push(&broker->changes, entry);
 }
 
