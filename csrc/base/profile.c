@@ -134,7 +134,8 @@ static int bucket_of(int64_t ns) {
 
 void msi_timing_add(msi_timing *timing, int64_t ns) {
   timing->count++;
-  timing->sum_ns += ns;
+  timing->sum_ns =
+      (int64_t)((uint64_t)timing->sum_ns + (uint64_t)ns); /* any, of a corrupted head */
   if (ns > timing->most_ns) timing->most_ns = ns;
   timing->buckets[bucket_of(ns)]++;
 }

@@ -102,7 +102,7 @@ static int sizes_of(const head *h, const model *m, const mpiserve_batch *batch) 
     for (int i = 0; i < d->n_inputs; i++)
       for (int k = 0; k < d->inputs[i].ndim; k++)
         same &= shapes[i * MPISERVE_MAX_DIMS + k] ==
-                (k ? length(&d->inputs[i], k, sizes) : batch->rows);
+                (k < has_rows(&d->inputs[i]) ? batch->rows : length(&d->inputs[i], k, sizes));
     if (same) return sizes;
   }
   wrong("a batch of '%s' has dimensions that nobody has submitted", d->name);
@@ -115,7 +115,7 @@ static void tell_shapes(const head *h, const model *m) {
   int number = 0;
   while (h->models[number].s->number != m->s->number) number++;
   for (int i = 0; i < d->n_outputs; i++)
-    for (int k = 1; k < d->outputs[i].ndim; k++)
+    for (int k = has_rows(&d->outputs[i]); k < d->outputs[i].ndim; k++)
       shapes[i * MPISERVE_MAX_DIMS + k] = length(&d->outputs[i], k, m->s->out_sizes);
   must(mpiserve_result_shapes_set(h->session, number, shapes), "result_shapes_set");
 }

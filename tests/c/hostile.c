@@ -177,7 +177,8 @@ static void look_at(head *h, const mpiserve_batch *batch) {
 }
 
 static void compute(const head *h, const double *x, double *y, int64_t rows) {
-  const int64_t shape[MPISERVE_MAX_DIMS] = {0, h->columns};
+  const int64_t shape[MPISERVE_MAX_DIMS] = {h->p->d.rows == MPISERVE_NO_ROWS ? h->columns : 0,
+                                            h->columns};
   must(mpiserve_result_shapes_set(h->session, 0, shape), "result_shapes_set");
   for (int64_t i = 0; i < rows * h->columns; i++) y[i] = 3 * x[i];
 }
