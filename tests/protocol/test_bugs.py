@@ -14,7 +14,7 @@ from protocol.bugs import BUGS, MEMORY, THREADS, Bug
 MPICC = Target("", Path(sys.prefix)).mpicc
 SANITIZER = {THREADS: TSAN, MEMORY: ASAN}
 PROGRAMS = sorted({(bug.program, bug.build) for bug in BUGS})
-SEEDS = ["1", "40", "20"]  # of the hostile client: from, how many, seconds
+SEEDS = ["41", "60", "30"]  # of the hostile client: from, how many, seconds
 TIMEOUT = 150
 
 
