@@ -11,8 +11,9 @@ C = "use, intrinsic :: iso_c_binding\n"
 
 # What the snippets use and do not declare.
 MORE = """\
-type(service) :: gas, columns
+type(service) :: gas, columns, segmenter
 real :: t(9), y4(3, 9), rho(9), flux(3, 9)
+real :: image(512, 512, 3, 1)
 real, target :: fields(4, 5, 3), rates(4, 5, 3), fluxes(4, 5, 3)
 """
 
@@ -37,5 +38,5 @@ def test_the_snippets_are_one_program(tmp_path):
     module = ["module own\n", C, "contains\n", *procedures, INTEGRATE, "end module own\n"]
     program = ["program guide\n", "use own\n", C, *uses, *declared, MORE, *body]
     (tmp_path / "guide.f90").write_text("".join([*module, *program, "end program guide\n"]))
-    assert (len(body), len(procedures)) == (19, 1)
+    assert (len(body), len(procedures)) == (21, 1)
     compile_fortran(tmp_path / "guide.f90")
