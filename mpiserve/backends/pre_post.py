@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from mpiserve.backends.arrays import checked, dtype_of, zeros
 from mpiserve.backends.base import Backend, Steps, arranged, import_object
+from mpiserve.backends.outer import OuterBackend
 from mpiserve.errors import Code, ModelError
 from mpiserve.failure import check_interrupt
 
 if TYPE_CHECKING:
     import numpy as np
-    from mpi4py import MPI
 
     from mpiserve.config import ServiceConfig, TensorConfig
 
 
-class ProcessedBackend(Backend):
+class ProcessedBackend(OuterBackend):
     """Calls `preprocess` before another backend and `postprocess` after it.
 
     Each function receives one array [rows, ...] per tensor, and returns arrays of as many rows
@@ -26,26 +25,17 @@ class ProcessedBackend(Backend):
     the tensors of the model, where they differ from the signature.
     """
 
-    def __init__(
-        self,
-        service: ServiceConfig,
-        create: Callable[[ServiceConfig, MPI.Comm | None, int], Backend],
-        comm: MPI.Comm | None = None,
-        local_rank: int = 0,
-    ) -> None:
-        super().__init__(service, comm, local_rank)
-        self._model = create(service.of_model(), comm, local_rank)
-        self._model.copies = True  # the arrays of each batch are new
+    def __init__(self, service: ServiceConfig, *args: Any) -> None:
+        super().__init__(service, *args)
         if self._model.native:
             text = (
                 f"the backend '{service.backend}' calls no preprocess and postprocess: remove them"
             )
             raise ModelError(Code.EMODEL, text)
 
-    @property
-    def engine(self) -> str:
-        """The engine of the model."""
-        return self._model.engine
+    def inner_service(self, service: ServiceConfig) -> ServiceConfig:
+        """Return the table of the model, between the functions."""
+        return service.of_model()
 
     @property
     def arithmetic(self) -> Sequence[str]:
@@ -61,22 +51,18 @@ class ProcessedBackend(Backend):
         """
         self._before = self._function("preprocess")
         self._after = self._function("postprocess")
-        self._model.load()
-        self.wants_clients = self._model.wants_clients
+        super().load()
         if self._model.steps:
             self.steps = ProcessedSteps(self._model.steps, self._prepared, self._finished)
 
     def run(self, inputs: tuple[np.ndarray, ...]) -> Any:
         """Run preprocess, the model and postprocess on a batch."""
-        rows = self._rows_of(inputs)
-        if self.wants_clients:
-            self._model.clients = self.clients
-        self._model.together = self.together
-        prepared, inner = self._prepared(inputs), self._model.service
-        if inner.has_free_dims:
-            return self._finished(self._model.run(prepared), rows)
-        room = zeros(inner.outputs, rows)
-        return self._finished(self._model.run_batch(prepared, room, lambda _: None), rows)
+        rows, model = self._rows_of(inputs), self._informed()
+        prepared = self._prepared(inputs)
+        if model.service.has_free_dims:
+            return self._finished(model.run(prepared), rows)
+        room = zeros(model.service.outputs, rows)
+        return self._finished(model.run_batch(prepared, room, lambda _: None), rows)
 
     def _rows_of(self, inputs: tuple[np.ndarray, ...]) -> int | None:
         return None if self.service.rows == "none" else len(inputs[0])
@@ -93,10 +79,6 @@ class ProcessedBackend(Backend):
         tensors = self._model.service.outputs
         return self._after(*_fitting(results, tensors, rows, "output of the model"))
 
-    def serving(self) -> AbstractContextManager[Any]:
-        """Enter the model's context of serving."""
-        return self._model.serving()
-
     def tune(self, inputs: tuple[np.ndarray, ...], outputs: tuple[np.ndarray, ...]) -> None:
         """Tune the model, with as many rows."""
         room = zeros(self._model.service.outputs, len(inputs[0]))
@@ -106,10 +88,6 @@ class ProcessedBackend(Backend):
     def writes(self, inputs: tuple[np.ndarray, ...]) -> bool:
         """Return whether the model writes to its inputs, which may be those of preprocess."""
         return self._model.writes(self._prepared(inputs))
-
-    def warmed(self) -> None:
-        """Tell the model that warm-up is over."""
-        self._model.warmed()
 
     def take_over(self, old: Backend) -> None:
         """Take over the tuning of the model's version before."""
@@ -128,7 +106,7 @@ class ProcessedBackend(Backend):
 
     def close(self) -> None:
         """Close the model."""
-        self._model.close()
+        super().close()
         self.steps = None
 
     def _function(self, key: str) -> Callable[..., Any] | None:
