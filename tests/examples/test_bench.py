@@ -57,7 +57,9 @@ def check_round_trips(rows):
 def check_others(rows):
     cases = {}
     for row in rows:
-        assert 0 < row["value"] < math.inf
+        # A difference of two times may be of any sign on a busy machine.
+        least = -math.inf if row["case"] == "served_beyond_engine" else 0
+        assert least < row["value"] < math.inf
         assert row["unit"]
         cases.setdefault(row["case"], []).append(row)
     assert len(cases["overlap"]) == 4
