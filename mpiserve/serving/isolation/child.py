@@ -18,15 +18,17 @@ import mpi4py
 import numpy as np
 
 from mpiserve.backends.arrays import checked, dtype_of
-from mpiserve.backends.base import Backend, Steps, ordered
+from mpiserve.backends.base import Backend, Native, Steps, ordered
 from mpiserve.failure import check_interrupt, end_child, interrupts
 from mpiserve.serving import engines
 from mpiserve.serving.isolation.channel import CALL, FAILED, OK, Arrays, Channel, view
 from mpiserve.serving.isolation.messages import Answer, Failure, Loaded, Order, StepsState
 from mpiserve.serving.loading import Loader
+from mpiserve.serving.warmup import examples
 
 IDLE = 1.0  # seconds between two looks whether the fork server is there
 SHAPES = 256  # numbers of rows whose arrays are kept
+NICE = 10  # of a child that compiles: a tenth of a core that others want
 LARGE = ("torch", "torch._dynamo", "deepspeed", "transformers", "scipy")
 
 logger = logging.getLogger("mpiserve")
@@ -197,6 +199,7 @@ class Child:
             if backend.steps
             else False,
             native=backend.native,
+            to_compile=backend.to_compile,
         )
 
     def _met(self, order: Order) -> Any:
@@ -208,6 +211,21 @@ class Child:
         self._several = True
         listener = next(iter(self._channel.more), None)
         return Peers(order.meeting, listener)
+
+    def compile(self, order: Order) -> Native | None:
+        """Compile the model for another child; a child that does this does nothing else."""
+        _settle(order)
+        os.nice(NICE)
+        assert order.known
+        loader = Loader(None, order.local_rank, lambda _: None)
+        return loader.compile(order.service, order.known)
+
+    def adopt(self, native: Native) -> None:
+        """Run batches by an engine in C from now on, if it computes what the model does."""
+        backend = self._loaded
+        engines.verify(backend, native, backend.service, examples(backend.service))
+        backend.native = native
+        self._engine = engines.Called(backend, backend.service)
 
     def attach(self, segments: list[tuple[int, int, int]]) -> None:
         """Map memory of the rank; the model can write to outputs alone, not to what clients wrote.
@@ -301,6 +319,7 @@ class Child:
 CALLS: dict[str, Callable[..., Any]] = {
     call.__name__: call
     for call in (Child.load, Child.attach, Child.enter, Child.leave, Child.close)
+    + (Child.compile, Child.adopt)
     + (Child.begin, Child.step, Child.drop, Child.copy, Child.take_over)
 }
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from mpiserve.backends.base import Backend
+from mpiserve.backends.base import Backend, Native
 from mpiserve.errors import Code, Error, ModelError
 from mpiserve.failure import describe
 from mpiserve.serving.isolation.channel import SEGMENT, Place
@@ -91,7 +91,7 @@ class Isolated(Backend):
         in_c: Whether an engine in C ran the version before; None if there was none.
 
     Attributes:
-        in_c: Whether an engine in C was chosen.
+        in_c: Whether an engine in C was chosen; None if that is not decided.
         remarks: Remarks for the user about the model.
     """
 
@@ -176,14 +176,38 @@ class Isolated(Backend):
         self._engine, self.wants_clients = loaded.engine, loaded.wants_clients
         self.together, self.tune_result = loaded.together, loaded.tuning
         self.remarks = loaded.remarks
+        if self._known is None:
+            self.to_compile = loaded.to_compile
         self._known = Known(loaded.together, loaded.copies, loaded.tuning, loaded.native)
-        self.in_c = loaded.native is not None
+        self.in_c = None if self.to_compile else loaded.native is not None
         self.native = loaded.native if self.service.isolate == "auto" else None
         self._server.load(loaded.libraries, self.service.threads, later=True)
         if loaded.steps and not self.steps:
             self.steps = IsolatedSteps(self._working, self._lose, self.service.timeout_s)
         if loaded.steps and self.steps:
             self.steps.state, self.steps.takes_over = loaded.steps, loaded.takes_over
+
+    @property
+    def known(self) -> Known | None:
+        """What warm-up has found out about the model."""
+        return self._known
+
+    def adopt(self, native: Native) -> None:
+        """Have an engine in C run the model, which another process has chosen.
+
+        Raises:
+            Error: If the child finds that it is not this model's, or is lost.
+        """
+        limit, what = self.service.load_timeout_s, "while it compared an engine with the model"
+        try:
+            self._working().call("adopt", native, limit=limit, what=what, key="load_timeout_s")
+        except LostError as error:
+            self._lose(error)
+            raise
+        assert self._known
+        self._known = self._known._replace(native=native)
+        self._engine = native.text
+        self.native = native if self.service.isolate == "auto" else None
 
     def _working(self) -> ChildProcess:
         """Return the child; start another one if it is lost.

@@ -1,0 +1,128 @@
+"""Have the library run a model by an engine in C: one that was chosen at warm-up, or later."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from mpiserve.backends.base import Backend, Native
+from mpiserve.config.environment import number
+from mpiserve.failure import check_interrupt, describe
+from mpiserve.serving import engines
+from mpiserve.serving.isolation.compilation import Compilation
+from mpiserve.serving.isolation.isolated import Isolated
+from mpiserve.serving.loading import Known
+from mpiserve.serving.warmup import examples
+
+if TYPE_CHECKING:
+    from mpiserve._lib import core
+    from mpiserve.serving.served_model import ServedModel
+
+logger = logging.getLogger("mpiserve")
+
+NONE_YET = "the cache has no compiled engine of it (mpiserve compile makes one)"
+
+
+class InC:
+    """What the library knows of a model's engine in C.
+
+    Args:
+        lib: The session handle of this rank.
+        model: The model.
+        local_rank: Position among the inference ranks of this node.
+
+    Attributes:
+        pending: Whether `look` has something to do.
+    """
+
+    def __init__(self, lib: core.Session, model: ServedModel, local_rank: int) -> None:
+        self._lib = lib
+        self._model = model
+        self._local_rank = local_rank
+        self._used = self._warned = self.pending = False
+        self._compilation: Compilation | None = None
+
+    def enter(self) -> None:
+        """Have the library run the batches of a model that begins to answer, if it can.
+
+        If none has been compiled, another process compiles one meanwhile.
+
+        Raises:
+            ModelError: If the engine cannot be loaded: then batches come to the caller.
+        """
+        self._use()
+        backend, model = self._model.backend, self._model
+        if not backend.to_compile:
+            return
+        can_change = not model.assignment.pool and (model.sole or backend.service.isolated)
+        if can_change and number("MPISERVE_COMPILE", 1.0):
+            self._compile(backend)
+        else:
+            why = (backend.service.name, engines.engine_of(backend), NONE_YET)
+            logger.info("service %s is run by %s: %s", *why)
+
+    def leave(self) -> None:
+        """Stop what `look` looks at: the model answers no more."""
+        compilation, self._compilation, self.pending = self._compilation, None, False
+        if compilation:
+            compilation.close()
+
+    def look(self) -> bool:
+        """Change the engine, between two batches, if a better one is there now.
+
+        Returns:
+            Whether the engine is another one now.
+        """
+        compilation, backend = self._compilation, self._model.backend
+        if not compilation or backend.unavailable or not compilation.ended():
+            return False
+        self._compilation, self.pending, backend.to_compile = None, False, ""
+        try:
+            native = compilation.result()
+            self._adopt(backend, native)
+        except BaseException as error:
+            check_interrupt()
+            name, why = backend.service.name, describe(error)
+            logger.warning("service %s stays with the engine in Python: %s", name, why)
+            return False
+        return native is not None
+
+    def warn(self, failure: str) -> None:
+        """Log that the engine failed on a batch, which Python runs now; only the first time."""
+        if not self._warned:
+            self._warned = True
+            name = self._model.service.name
+            logger.warning("service %s: %s: %s", name, engines.FAILED, failure)
+
+    def _use(self) -> None:
+        if self._used:
+            self._used = False
+            self._lib.set_engine(self._model.index, None)
+        backend = self._model.backend
+        if backend.native and self._model.sole:
+            engines.limit_threads(backend.service.threads)  # of libraries that come with it
+            self._lib.set_engine(self._model.index, engines.load(backend.native, backend.service))
+            self._used = True
+
+    def _compile(self, backend: Backend) -> None:
+        known = backend.known if isinstance(backend, Isolated) else None
+        if known is None:
+            found = (backend.together, backend.copies, backend.tune_result)
+            known = Known(*found, native=None)
+        args = (backend.service, self._local_rank, known, backend.to_compile)
+        self._compilation = Compilation(*args)
+        self.pending = True
+
+    def _adopt(self, backend: Backend, native: Native | None) -> None:
+        if isinstance(backend, Isolated):
+            backend.in_c = native is not None
+        if native is None:
+            return
+        if isinstance(backend, Isolated):
+            backend.adopt(native)
+        else:
+            service = backend.service
+            engines.verify(backend, native, service, examples(service))
+            backend.native = native
+        self._use()
+        logger.info("service %s is answered by the engine in C now", backend.service.name)
