@@ -6,3 +6,4 @@ from mpiserve._lib.libmpiserve cimport mpiserve_engine
 cdef class Engine:
     cdef mpiserve_engine engine
     cdef tuple _inputs, _outputs
+    cdef object _owner

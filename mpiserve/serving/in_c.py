@@ -16,6 +16,7 @@ from mpiserve.serving.warmup import examples
 
 if TYPE_CHECKING:
     from mpiserve._lib import core
+    from mpiserve._lib.engine import Engine
     from mpiserve.serving.served_model import ServedModel
 
 logger = logging.getLogger("mpiserve")
@@ -39,7 +40,9 @@ class InC:
         self._lib = lib
         self._model = model
         self._local_rank = local_rank
-        self._used = self._warned = self.pending = False
+        self._warned = self.pending = False
+        self._engine: Engine | None = None
+        self._link: Engine | None = None
         self._compilation: Compilation | None = None
 
     def enter(self) -> None:
@@ -52,6 +55,7 @@ class InC:
         """
         self._use()
         backend, model = self._model.backend, self._model
+        self.pending = self._watches
         if not backend.to_compile:
             return
         can_change = not model.assignment.pool and (model.sole or backend.service.isolated)
@@ -68,15 +72,17 @@ class InC:
             compilation.close()
 
     def look(self) -> bool:
-        """Change the engine, between two batches, if a better one is there now.
+        """Change the engine, between two batches, if a better one is there now, or a new child.
 
         Returns:
-            Whether the engine is another one now.
+            Whether the model is run by another engine now.
         """
         compilation, backend = self._compilation, self._model.backend
+        if backend.link is not self._link:
+            self._use()
         if not compilation or backend.unavailable or not compilation.ended():
             return False
-        self._compilation, self.pending, backend.to_compile = None, False, ""
+        self._compilation, backend.to_compile = None, ""
         try:
             native = compilation.result()
             self._adopt(backend, native)
@@ -85,6 +91,8 @@ class InC:
             name, why = backend.service.name, describe(error)
             logger.warning("service %s stays with the engine in Python: %s", name, why)
             return False
+        finally:
+            self.pending = self._watches
         return native is not None
 
     def warn(self, failure: str) -> None:
@@ -95,14 +103,27 @@ class InC:
             logger.warning("service %s: %s: %s", name, engines.FAILED, failure)
 
     def _use(self) -> None:
-        if self._used:
-            self._used = False
+        """Have the library use the engine of the model, if it is the only one of its rank."""
+        backend, before = self._model.backend, self._engine
+        self._link, self._engine = backend.link, None
+        if before:
             self._lib.set_engine(self._model.index, None)
-        backend = self._model.backend
-        if backend.native and self._model.sole:
+        if not self._model.sole:
+            return
+        self._engine = backend.link
+        if backend.native:
             engines.limit_threads(backend.service.threads)  # of libraries that come with it
-            self._lib.set_engine(self._model.index, engines.load(backend.native, backend.service))
-            self._used = True
+            self._engine = engines.load(backend.native, backend.service)
+        if self._engine:
+            self._lib.set_engine(self._model.index, self._engine)
+
+    @property
+    def _watches(self) -> bool:
+        """Whether the engine stays in a child, of which there may be another one."""
+        backend = self._model.backend
+        if not isinstance(backend, Isolated) or not self._model.sole:
+            return False
+        return backend.service.isolate is True and bool(backend.in_c)
 
     def _compile(self, backend: Backend) -> None:
         known = backend.known if isinstance(backend, Isolated) else None

@@ -21,7 +21,16 @@ from mpiserve.backends.arrays import checked, dtype_of
 from mpiserve.backends.base import Backend, Native, Steps, ordered
 from mpiserve.failure import check_interrupt, end_child, interrupts
 from mpiserve.serving import engines
-from mpiserve.serving.isolation.channel import CALL, FAILED, OK, Arrays, Channel, view
+from mpiserve.serving.isolation.channel import (
+    CALL,
+    FAILED,
+    OK,
+    RUN,
+    Arrays,
+    Channel,
+    sizes,
+    view,
+)
 from mpiserve.serving.isolation.messages import Answer, Failure, Loaded, Order, StepsState
 from mpiserve.serving.loading import Loader
 from mpiserve.serving.warmup import examples
@@ -186,6 +195,7 @@ class Child:
             backend = loader.load(service, tuning=order.tuning, in_c=order.in_c)
         self._backend = backend
         self._engine = engines.Called(backend, service)
+        self._answer_in_c()
         return Loaded(
             engine=engines.engine_of(backend),
             together=bool(backend.together),
@@ -226,6 +236,7 @@ class Child:
         engines.verify(backend, native, backend.service, examples(backend.service))
         backend.native = native
         self._engine = engines.Called(backend, backend.service)
+        self._answer_in_c()
 
     def attach(self, segments: list[tuple[int, int, int]]) -> None:
         """Map memory of the rank; the model can write to outputs alone, not to what clients wrote.
@@ -240,6 +251,15 @@ class Child:
                 self._memories.append((read, mmap.mmap(file, size)))
             finally:
                 os.close(file)
+        self._answer_in_c()
+
+    def _answer_in_c(self) -> None:
+        """Have the model's engine in C answer batches, if it has one, without Python."""
+        engine, service = self._engine.engine, self._loaded.service
+        arrays = [tuple(np.frombuffer(view, np.uint8) for view in both) for both in self._memories]
+        memories = [(a.ctypes.data, b.ctypes.data, a.nbytes) for a, b in arrays]
+        address = engine.address if engine else 0
+        self._channel.calls.serve(RUN, address, sizes(service), memories, (engine, arrays))
 
     def enter(self) -> None:
         """Enter what the backend needs while it serves."""

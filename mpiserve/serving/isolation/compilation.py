@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from mpiserve._lib import handover
+from mpiserve.errors import Error
 from mpiserve.serving.isolation.loader import libraries_of
 from mpiserve.serving.isolation.messages import Order
 from mpiserve.serving.isolation.process import ChildProcess
@@ -47,6 +48,7 @@ class Compilation:
         self._child: ChildProcess | None = None
         self._next = time.monotonic() + DELAY
         self._end, self._found = 0.0, handover.LATE
+        self._error: Error | None = None
         the_server.load(libraries_of(service), service.threads)
         the_server.start()  # it imports them until then
 
@@ -60,18 +62,24 @@ class Compilation:
             self._found = self._child.found()
             return self._found != handover.LATE or now > self._end
         if self._hint.exists() or self._locked():
-            self._begin(now)
+            try:
+                self._begin(now)
+            except Error as error:
+                self._error = error
+                return True
         return False
 
     def result(self) -> Native | None:
         """Return the engine to run the model by; None if Python should.
 
         Raises:
-            Error: If the process was lost, or took too long.
+            Error: If there could be no process, or it was lost, or took too long.
         """
         child = self._child
-        assert child
         try:
+            if not child:
+                assert self._error
+                raise self._error
             limit = f"load_timeout_s = {self._service.load_timeout_s:g} s"
             native: Native | None = child.result(self._found, "while it compiled", limit)
             return native

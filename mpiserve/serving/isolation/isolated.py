@@ -152,7 +152,7 @@ class Isolated(Backend):
             child.end()
             raise
         self._take(loaded)
-        self._views, self._batches, self._segments = {}, {}, None
+        self._views, self._batches, self._segments, self.link = {}, {}, None, None
         return child
 
     def _forked(self) -> ChildProcess:
@@ -208,6 +208,18 @@ class Isolated(Backend):
         self._known = self._known._replace(native=native)
         self._engine = native.text
         self.native = native if self.service.isolate == "auto" else None
+        self._make_link()
+
+    def _make_link(self) -> None:
+        """Let the library hand batches over to the engine in the child, if that stays there."""
+        child, known = self._child, self._known
+        if self.service.isolate is not True or not (child and known and known.native) or self.link:
+            return
+        if self._segments is None:
+            self._segments = self._attached(child)
+        if self._segments:
+            ((_, address, size),) = self._segments
+            self.link = child.engine(self.service, (SEGMENT, address, size))
 
     def _working(self) -> ChildProcess:
         """Return the child; start another one if it is lost.
@@ -239,7 +251,7 @@ class Isolated(Backend):
 
     def _lose(self, error: LostError, *, part: bool = False) -> None:
         """Note that the child is lost; give the replica up if that has happened too often."""
-        self._child = None
+        self._child = self.link = None
         if self._restarts.count(time.monotonic(), part=part):
             return
         service = self.service
@@ -345,6 +357,7 @@ class Isolated(Backend):
         what = "while it entered what it needs to serve"
         self._entered = True
         self._working().call("enter", limit=self.service.load_timeout_s, what=what)
+        self._make_link()
         try:
             yield
         finally:
@@ -370,6 +383,8 @@ class Isolated(Backend):
             error = child.lost()
             logger.warning("service %s: %s", self.service.name, error.text)
             self._lose(error)
+        if self._child:
+            self._make_link()
         if self._child or now < self._try_at:
             return
         self._try_at = now + RETRY
@@ -388,6 +403,6 @@ class Isolated(Backend):
         """Close the model, and end its process."""
         with self._lock:
             child, self._child, self._closed = self._child, None, True
-            self.steps = None
+            self.steps = self.link = None
             if child:
                 child.close()

@@ -9,17 +9,21 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mpiserve._lib import handover
 from mpiserve.config import ServiceConfig
 from mpiserve.errors import Code, ModelError
-from mpiserve.serving.isolation.channel import OK, RUN, Arrays, Channel, Place, Room
+from mpiserve.serving.isolation.channel import OK, RUN, Arrays, Channel, Place, Room, sizes
 from mpiserve.serving.isolation.messages import Answer
 from mpiserve.serving.isolation.server_link import ForkServer, ending
 
+if TYPE_CHECKING:
+    from mpiserve._lib.engine import Engine
+
 FOREVER = -1.0
 CLOSE = 10.0  # seconds that a child has to close its model
+PATIENCE = 0.1  # seconds of a batch after which Python waits for its end
 LEAVE = 5.0  # seconds that it then has to end
 
 logger = logging.getLogger("mpiserve")
@@ -81,10 +85,25 @@ class ChildProcess:
         """Return where `arrays` lie."""
         return self._room.places()
 
+    def engine(self, service: ServiceConfig, memory: tuple[int, int, int]) -> Engine:
+        """Make an engine that hands batches over, without Python.
+
+        Args:
+            service: The table of the service.
+            memory: As of Handover.engine.
+        """
+        from mpiserve._lib.engine import Engine
+
+        calls, clients = self._channel.calls, self._room.places()[-1]
+        patience = min(PATIENCE, service.timeout_s or PATIENCE)
+        described = (sizes(service), memory, clients)
+        address = calls.engine(RUN, self._process.pidfd, patience, *described)
+        return Engine.at(address, calls)
+
     def run(
         self, rows: int, places: tuple[int, ...], done: Callable[[int], None], limit: float
     ) -> None:
-        """Run the model on a batch.
+        """Run the model on a batch, or wait for its end if `engine` has handed it over.
 
         Args:
             rows: The rows.
@@ -97,12 +116,15 @@ class ChildProcess:
             Error: With the text of the model's exception.
         """
         calls, last = self._channel.calls, 0
-        calls.post(RUN, rows, places)
-        end = time.monotonic() + limit if limit else 0.0
-        while True:
+        begun = calls.left()
+        found, spent = begun or (handover.LATE, 0.0)
+        if begun is None:
+            calls.post(RUN, rows, places)
+        end = time.monotonic() + limit - spent if limit else 0.0
+        while found not in (handover.ENDED, handover.DEAD):
             left = max(0.0, end - time.monotonic()) if limit else FOREVER
             found = calls.wait(left, self._process.pidfd)
-            if found != handover.ROWS:
+            if found == handover.LATE:
                 break
             if last < (rows_done := calls.rows_done) <= rows:
                 last = rows_done
