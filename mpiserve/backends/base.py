@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     import numpy as np
     from mpi4py import MPI
 
-    from mpiserve._lib.engine import Engine
     from mpiserve.config import ServiceConfig
 
 
@@ -109,7 +108,7 @@ class Backend:
 
     steps: Steps | None = None
     native: Native | None = None  # runs batches in C, without run(), which gets those it fails on
-    link: Engine | None = None  # hands batches over to an engine in C of another process
+    link: Any = None  # an engine that hands batches over to one in C of another process
     overwrites = False  # results replace the inputs in the same memory, without a copy
     together = False  # a batch is one request, which must not be cut
     copies = False  # each batch has inputs of its own, which the model may change and keep

@@ -37,7 +37,6 @@ from mpiserve.serving.warmup import examples
 
 IDLE = 1.0  # seconds between two looks whether the fork server is there
 SHAPES = 256  # numbers of rows whose arrays are kept
-NICE = 10  # of a child that compiles: a tenth of a core that others want
 LARGE = ("torch", "torch._dynamo", "deepspeed", "transformers", "scipy")
 
 logger = logging.getLogger("mpiserve")
@@ -222,10 +221,10 @@ class Child:
         listener = next(iter(self._channel.more), None)
         return Peers(order.meeting, listener)
 
-    def compile(self, order: Order) -> Native | None:
+    def compile(self, order: Order, nice: int) -> Native | None:
         """Compile the model for another child; a child that does this does nothing else."""
         _settle(order)
-        os.nice(NICE)
+        os.nice(nice)
         assert order.known
         loader = Loader(None, order.local_rank, lambda _: None)
         return loader.compile(order.service, order.known)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("mpiserve")
 
 DELAY = 5.0  # seconds before it begins: a job that is over by then gains nothing
+NICE = 10  # of the process: a tenth of a core that others want
 LOOK = 0.25  # seconds between two looks
 
 
@@ -119,7 +120,7 @@ class Compilation:
             logger.info(text, service.name)
         self._child = ChildProcess(the_server, service)
         self._end = now + service.load_timeout_s
-        self._child.begin("compile", self._order())
+        self._child.begin("compile", self._order(), NICE)
 
     def _order(self) -> Order:
         return Order(
