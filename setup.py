@@ -257,6 +257,7 @@ setup(
         "docs": ["mkdocs-material>=9.7,<10", "mkdocstrings-python>=2"],
         "language": ["transformers>=5"],
         "onnx": ["onnxruntime>=1.20"],
+        "remote": ["urllib3>=2"],
         "test": [
             "clang-format",
             "codespell",
@@ -269,6 +270,7 @@ setup(
             "pytest-timeout",
             "ruff",
             "transformers",
+            "urllib3>=2",
         ],
     },
 )

@@ -161,6 +161,14 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 EXIT_STATUS = pytest.StashKey[int]()
 
 
+def where_and_why(report: pytest.TestReport) -> str:
+    """Return a line: the place where a test failed, and the first line of its error."""
+    crash = getattr(report.longrepr, "reprcrash", None)
+    if crash is None:
+        return str(report.longrepr).strip().rpartition("\n")[2]
+    return f"{os.path.relpath(crash.path)}:{crash.lineno}: {crash.message.partition(chr(10))[0]}"
+
+
 class Report:
     """Writes one JSON line per test and phase as it goes: a killed rank leaves what it knew."""
 
@@ -190,4 +198,5 @@ class Report:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when == "call" or not report.passed:
             seconds = round(report.duration, 2)
-            self.write(test=report.nodeid, outcome=report.outcome, seconds=seconds)
+            why = {"why": where_and_why(report)} if report.failed else {}
+            self.write(test=report.nodeid, outcome=report.outcome, seconds=seconds, **why)

@@ -108,7 +108,7 @@ def c_mpi_job(target: Target, transport: str, suite: str, program: Path, ranks: 
         timeout=120,
         ranks=ranks,
         again=f"MPISERVE_TRANSPORT={transport} {python} tests/mpijob.py {' '.join(n)} {path}",
-        every_mpi=True,
+        every_mpi=suite == "c",
     )
 
 

@@ -2,7 +2,7 @@
 
     python tests/run.py [SUITE ...] [--mpi NAME=ENVIRONMENT ...] [--fortran NAME=ENVIRONMENT ...]
                         [--transport NAME ...] [--quick] [--long] [-k NAME] [--minutes LIMIT]
-                        [--seed FIRST] [--seeds NUMBER] [--seconds LIMIT]
+                        [--repeat JOBS] [--seed FIRST] [--seeds NUMBER] [--seconds LIMIT]
 
 Suites: unit (pytest, one process), c, asan and tsan (C programs, plain and with sanitizers), fuzz
 (the random program tests/c/fuzz.c, plain and with sanitizers, and the hostile client
@@ -12,12 +12,17 @@ number of ranks that its tests declare), harness, launch, models and examples (p
 MPI jobs themselves), faults (the same, of jobs in which something dies), cluster (the same, on
 several hosts of this machine), and fortran, which is launch for MPIs with a Fortran wrapper: those
 that --fortran names, which run nothing else but cluster/test_debian.py.
-Exit status 0: nothing failed. The last lines are the tests that took longest, and the count.
+Exit status 0: nothing failed. The last lines are the tests that took longest, what failed and
+why, and the count.
 
 --quick saves time: each module is run under one of the MPIs with one of the transports, in turns.
-The C programs, and the tests that pytest.mark.every_mpi marks, are run under every MPI. Of faults
+Plain C programs, and the tests that pytest.mark.every_mpi marks, are run under every MPI. Of faults
 those run that pytest.mark.quick marks. Those that pytest.mark.takes_long marks are left out but
 for --long.
+
+--repeat repeats so many jobs at most of those that fail, once each. What passes then counts as
+passed, and is named at the end: on a busy machine a test of times may fail by chance, a fault
+should not.
 """
 
 from __future__ import annotations
@@ -32,7 +37,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from itertools import chain, islice
+from itertools import chain
 from threading import Lock
 
 import mpijob
@@ -59,14 +64,31 @@ STARTUP = 60  # seconds for a job to start, beside the time-outs of its tests
 class Summary:
     """Runs jobs and counts how their tests ended."""
 
-    def __init__(self, minutes: float) -> None:
+    def __init__(self, minutes: float, repeats: int) -> None:
         self.deadline = time.monotonic() + 60 * minutes
+        self.repeats = repeats
         self.counts: Counter[str] = Counter()
         self.failures: list[str] = []
+        self.unstable: list[str] = []  # what failed, and passed when it was repeated
         self.seconds: list[tuple[float, str]] = []
         self.lock = Lock()
 
     def run(self, job: Job) -> None:
+        ended = self.once(job)
+        if failing(ended) and self.may_repeat():
+            first = [f"{job.title}  {test}" for test in failing(ended)]
+            first += [f"  {why}" for test in failing(ended) for why in reasons(job, test)]
+            shutil.copytree(job.folder, f"{job.folder}.first", dirs_exist_ok=True)
+            show(job)
+            ended = self.once(job)
+            if not failing(ended):
+                self.unstable += first
+        with self.lock:
+            self.seconds += durations(job)
+            self.add(job, ended)
+
+    def once(self, job: Job) -> dict[str, str]:
+        """Run a job, print how it went, and return how its tests ended."""
         shutil.rmtree(job.folder, ignore_errors=True)
         job.folder.mkdir(parents=True)
         start = time.monotonic()
@@ -79,21 +101,25 @@ class Summary:
             code, text = done.returncode, done.stdout + done.stderr
         (job.folder / "launcher.log").write_text(f"$ {' '.join(job.command)}\n[{code}]\n{text}")
         ended = outcomes(job, code) if job.tests else {job.title: exit_outcome(code)}
-        with self.lock:
-            self.seconds += durations(job)
-            self.add(job, code, ended, time.monotonic() - start)
-
-    def add(self, job: Job, code: int, ended: dict[str, str], seconds: float) -> None:
-        counts = Counter("failed" if word == NOT_RUN else word for word in ended.values())
-        self.counts += counts
+        counts = counted(ended)
         words = [f"{counts[word]} {word}" for word in WORDS if counts[word]]
-        if code == 124:
-            words.append("out of time")
-        print(f"{job.title:58} {seconds:6.1f} s  {', '.join(words)}", flush=True)
-        bad = {test: outcome for test, outcome in ended.items() if outcome in ("failed", NOT_RUN)}
-        for test, outcome in islice(bad.items(), SHOWN):
-            note = f"  ({NOT_RUN})" if outcome == NOT_RUN else ""
+        words += ["out of time"] if code == 124 else []
+        print(f"{job.title:58} {time.monotonic() - start:6.1f} s  {', '.join(words)}", flush=True)
+        return ended
+
+    def may_repeat(self) -> bool:
+        """Use up one of the repetitions that are left, if any."""
+        with self.lock:
+            self.repeats -= 1
+            return self.repeats >= 0
+
+    def add(self, job: Job, ended: dict[str, str]) -> None:
+        self.counts += counted(ended)
+        bad = failing(ended)
+        for test in bad[:SHOWN]:
+            note = f"  ({NOT_RUN})" if ended[test] == NOT_RUN else ""
             self.failures.append(job.title if test == job.title else f"{job.title}  {test}{note}")
+            self.failures += [f"  {why}" for why in reasons(job, test)]
             if job.again:
                 self.failures.append(f"  again: {job.again} {test.partition('seed ')[2]}".rstrip())
         if len(bad) > SHOWN:
@@ -109,14 +135,24 @@ class Summary:
             print(f"{title:58} failed\n{text}", flush=True)
 
     def end(self) -> int:
-        if self.failures:
-            print("\nFailed (logs: build/test-logs):", *self.failures, sep="\n  ")
         if self.seconds:
             print(f"\nThe {LONGEST} longest tests:")
         for seconds, title in sorted(self.seconds, reverse=True)[:LONGEST]:
             print(f"  {seconds:6.1f} s  {title}")
+        if self.unstable:
+            print("\nFailed once, and passed when repeated:", *self.unstable, sep="\n  ")
+        if self.failures:
+            print("\nFailed (logs: build/test-logs):", *self.failures, sep="\n  ")
         print("\n" + ", ".join(f"{self.counts[word]} {word}" for word in WORDS))
         return 1 if self.counts["failed"] or not self.counts["passed"] else 0
+
+
+def failing(ended: dict[str, str]) -> list[str]:
+    return [test for test, outcome in ended.items() if outcome in ("failed", NOT_RUN)]
+
+
+def counted(ended: dict[str, str]) -> Counter[str]:
+    return Counter("failed" if word == NOT_RUN else word for word in ended.values())
 
 
 def exit_outcome(code: int) -> str:
@@ -140,6 +176,13 @@ def outcomes(job: Job, code: int) -> dict[str, str]:
     if code != 0 and not {"failed", NOT_RUN} & set(ended.values()):
         ended["the job itself"] = "failed"
     return ended
+
+
+def reasons(job: Job, test: str) -> list[str]:
+    """List where and why a test failed, a line for each rank that says something else."""
+    found = [entry for rank in range(job.ranks) for entry in reports(job.folder, rank)]
+    said = (entry["why"][:200] for entry in found if entry["test"] == test and "why" in entry)
+    return list(dict.fromkeys(said))
 
 
 def durations(job: Job) -> list[tuple[float, str]]:
@@ -275,6 +318,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--long", action="store_true")
     parser.add_argument("-k", default="", metavar="EXPRESSION")
     parser.add_argument("--minutes", type=float, default=60.0)
+    parser.add_argument("--repeat", type=int, default=0, metavar="JOBS")
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--seeds", type=int, default=1000)
     parser.add_argument("--seconds", type=float, default=6.0)
@@ -298,7 +342,7 @@ def main() -> int:
     targets += [replace(target_of(entry), fortran=True) for entry in args.fortran]
     numbers = [*range(len(args.mpi)), *range(len(args.fortran))]
     targets = [replace(target, number=n) for target, n in zip(targets, numbers, strict=True)]
-    summary = Summary(args.minutes)
+    summary = Summary(args.minutes, args.repeat)
     lanes = [[suite for suite in lane if suite in args.suite] for lane in LANES]
     with ThreadPoolExecutor(len(lanes)) as pool:
         for done in [pool.submit(run_all, summary, suites, targets, args) for suites in lanes]:

@@ -20,6 +20,7 @@ _BUILT_IN = {
     "onnx": ("mpiserve.backends.onnx", "OnnxBackend"),
     "python": ("mpiserve.backends.python", "PythonBackend"),
     "echo": ("mpiserve.backends.echo", "EchoBackend"),
+    "remote": ("mpiserve.backends.remote.remote_backend", "RemoteBackend"),
 }
 
 

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, Field, PrivateAttr, ValidationInfo, field_v
 from mpiserve.config.batching import check_chunk, check_empty, check_task_rows, warmup_of
 from mpiserve.config.derivatives import Derivative, Kinds
 from mpiserve.config.engines import engine_problem
-from mpiserve.config.tables import MAX_TENSORS, MODEL_DTYPES, NAME_SIZE, Table, Tensors
+from mpiserve.config.tables import MAX_TENSORS, MODEL_DTYPES, Table, Tensors
 from mpiserve.config.tensor_checks import (
     check_kept,
     check_names,
@@ -30,14 +30,14 @@ from mpiserve.config.values import (
     shown,
     suggest,
 )
+from mpiserve.config.version import VERSION, checked_version, filled
 from mpiserve.errors import Code, ConfigError
 
 MAX_BATCH_ROWS = 4096  # unless the configuration says more or less
-BACKENDS = ("deepspeed", "torch", "onnx", "python", "echo")
+BACKENDS = ("deepspeed", "torch", "onnx", "python", "echo", "remote")
 TASKS = ("generate", "embed")
-VERSION = "{version}"  # stands for the name of a version, in a model or an option
-# "module:object" or "folder/file.py:object"
 NEEDS_MPI = "communicates by MPI among the ranks of tensor_parallel, which a child cannot"
+# "module:object" or "folder/file.py:object"
 OBJECT = re.compile(r"(?:[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*|[^:]*\w\.py):[A-Za-z_]\w*")
 
 
@@ -45,21 +45,6 @@ def _object(spec: str | None) -> str | None:
     if spec is not None and not OBJECT.fullmatch(spec):
         raise ValueError(f"must be 'module:callable' or 'file.py:callable', got {shown(spec)}")
     return spec
-
-
-def _version(version: str) -> str:
-    if not re.fullmatch(r"\w[\w.+-]*", version, re.ASCII) or len(version) >= NAME_SIZE:
-        raise ValueError(f"a version is letters, digits and any of _.+-, got {shown(version)}")
-    return version
-
-
-def _filled(value: Any, version: str) -> Any:
-    """Replace VERSION by the name of a version in all texts of a value."""
-    if isinstance(value, str):
-        return value.replace(VERSION, version)
-    if isinstance(value, dict):
-        return {key: _filled(item, version) for key, item in value.items()}
-    return [_filled(item, version) for item in value] if isinstance(value, list) else value
 
 
 class ServiceConfig(Table):
@@ -70,8 +55,8 @@ class ServiceConfig(Table):
     `"module:Class"` or `"file.py:Class"`.
     """
     model: Annotated[str | None, Field(validate_default=True)] = None
-    """The model: `"module:callable"`, `"file.py:callable"`, a model file, or a Hugging Face
-    directory. Required by all built-in backends except echo.
+    """The model: `"module:callable"`, `"file.py:callable"`, a model file, a Hugging Face directory,
+    or its name at a server (backend `remote`). Required by all built-in backends except echo.
     """
     task: str | None = None
     """For a Hugging Face directory: continue sequences (`"generate"`) or map them to vectors
@@ -236,8 +221,8 @@ class ServiceConfig(Table):
             text = f"'{version}' has no meaning: neither model nor options say {VERSION}"
             raise ConfigError(Code.ECONFIG, f"{key}: {text}")
         try:
-            filled = {key: _filled(getattr(self, key), version) for key in ("model", "options")}
-            return self.model_copy(update=filled | {"version": _version(version)})
+            keys = {key: filled(getattr(self, key), version) for key in ("model", "options")}
+            return self.model_copy(update=keys | {"version": checked_version(version)})
         except ValueError as error:
             raise ConfigError(Code.ECONFIG, f"{key}: {error}") from None
 
@@ -255,7 +240,8 @@ class ServiceConfig(Table):
             return ()
         if self.by_request:  # the model may accept only whole fields
             return (self.max_batch_rows,)
-        return tuple(sorted({1, self.max_batch_rows}))
+        # A server may take fewer rows than max_batch_rows, which is for all requests of a batch.
+        return tuple(sorted({1, 1 if self.backend == "remote" else self.max_batch_rows}))
 
     @property
     def by_request(self) -> bool:
@@ -286,8 +272,9 @@ class ServiceConfig(Table):
     @classmethod
     def _check_model(cls, model: str | None, info: ValidationInfo) -> str | None:
         backend = info.data.get("backend")
-        if not model and backend in ("deepspeed", "torch", "onnx", "python"):
-            text = f"missing; the backend '{backend}' needs one, such as 'module:callable'"
+        if not model and backend in BACKENDS and backend != "echo":
+            such = "its name at the server" if backend == "remote" else "'module:callable'"
+            text = f"missing; the backend '{backend}' needs one, such as {such}"
             raise ValueError(text)
         return model
 
@@ -304,13 +291,13 @@ class ServiceConfig(Table):
     @classmethod
     def _check_version(cls, version: str, info: ValidationInfo) -> str:
         templates = [info.data.get("model"), info.data.get("options")]
-        if _filled(templates, "") == templates:
+        if filled(templates, "") == templates:
             if version:
                 raise ValueError(f"neither model nor options say {VERSION}")
             return version
         if not version:
             raise ValueError(f"missing; {VERSION} is in model or options, so say the first one")
-        return _version(version)
+        return checked_version(version)
 
     @field_validator("inputs", "outputs")
     @classmethod
@@ -320,7 +307,7 @@ class ServiceConfig(Table):
             return mirrored(tensors, inputs)
         if not tensors:
             raise ValueError("missing")
-        if info.data.get("backend") in ("python", "echo"):
+        if info.data.get("backend") in ("python", "echo", "remote"):
             check_kept(tensors, info.data["backend"])
         if len(tensors) > MAX_TENSORS:
             raise ValueError(f"at most {MAX_TENSORS} tensors, got {len(tensors)}")
@@ -408,7 +395,7 @@ class ServiceConfig(Table):
     def _check_dtype(cls, dtype: str | None, info: ValidationInfo) -> str | None:
         if dtype is None:
             return None
-        if info.data.get("backend") in ("onnx", "python", "echo"):
+        if info.data.get("backend") in ("onnx", "python", "echo", "remote"):
             raise ValueError(f"the backend '{info.data['backend']}' converts no model")
         if dtype not in MODEL_DTYPES:
             raise ValueError(f"unknown model dtype {shown(dtype)} {suggest(dtype, MODEL_DTYPES)}")

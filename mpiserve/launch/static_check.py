@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from mpiserve import backends
 from mpiserve.backends.language.tasks import input_problems
+from mpiserve.backends.remote.settings import OptionError, settings_of
 from mpiserve.backends.torch.deepspeed_backend import ELSEWHERE
 from mpiserve.config import OBJECT, Config, ServiceConfig
 from mpiserve.config.values import cut, shown, suggest
@@ -21,6 +22,7 @@ NEEDS = {
     "deepspeed": ("deepspeed", "mpiserve"),
     "torch": ("torch", "mpiserve"),
     "onnx": ("onnxruntime", "mpiserve[onnx]"),
+    "remote": ("urllib3", "mpiserve[remote]"),
 }
 NUMBER = (int, float)
 KINDS: dict[str, tuple[tuple[type, ...], str]] = {
@@ -146,7 +148,9 @@ def _model(service: ServiceConfig) -> Iterator[Finding]:
     model = service.model or ""
     if service.backend == "echo" or OBJECT.fullmatch(service.backend):
         return
-    if OBJECT.fullmatch(model) and service.backend != "onnx":
+    if service.backend == "remote":
+        yield from _remote(service)
+    elif OBJECT.fullmatch(model) and service.backend != "onnx":
         node = yield from _found("model", model, service)
         called = _callable if service.backend == "python" else _factory
         yield from called(service, node)
@@ -155,6 +159,13 @@ def _model(service: ServiceConfig) -> Iterator[Finding]:
         yield Finding("model", f"must be 'module:callable', got {shown(model)}")
     else:
         yield from _model_file(service, model)
+
+
+def _remote(service: ServiceConfig) -> Iterator[Finding]:
+    try:
+        settings_of(service)
+    except OptionError as error:
+        yield Finding(f"options.{error.name}", error.text)
 
 
 def _model_file(service: ServiceConfig, model: str) -> Iterator[Finding]:

@@ -87,6 +87,7 @@ def gone(slurm, seconds=20):
     return left
 
 
+@pytest.mark.takes_long
 @pytest.mark.parametrize(("name", "simulation_ranks"), SCRIPTS)
 def test_script_starts_the_ranks_of_its_plan(slurm, environment, tmp_path, name, simulation_ranks):
     folder = tmp_path / EXAMPLE

@@ -59,6 +59,7 @@ with mpiserve.open() as session:
 
 @pytest.mark.every_mpi
 @pytest.mark.timeout(180)
+@pytest.mark.takes_long
 def test_each_of_ten_thousand_requests_is_answered_once(on_hosts, tmp_path):
     test = [ROOT / "tests/mpi/test_many_requests.py", "-x", "--with-mpi", "--ranks", 9]
     quiet = ["-q", "-p", "no:cacheprovider", "-c", ROOT / "pyproject.toml"]

@@ -12,6 +12,7 @@ FLOORS = {"floor_rma", "floor_put_get", "send_recv_c"}
 
 
 @pytest.mark.timeout(120)
+@pytest.mark.takes_long
 def test_every_case_is_measured_on_the_same_wire(on_hosts, tmp_path):
     command = ["-n", 2, *BENCH, "--quick", "--json", "rows.json"]
     done = on_hosts({"n1": 1, "n2": 1}, command, timeout=100)

@@ -114,6 +114,7 @@ def test_cmake_refuses_another_minor_version(user, tmp_path):
         user("cmake", "-S.", "-Bbuild", f"-Dmpiserve_DIR={folder}")
 
 
+@pytest.mark.takes_long
 def test_with_a_prefix_and_pkg_config(user, mpiexec, tmp_path):
     prefix = install(user, tmp_path, BUILD=tmp_path / "objects")
     where = {"PKG_CONFIG_PATH": f"{prefix}/lib/pkgconfig"}

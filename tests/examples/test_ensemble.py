@@ -7,9 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples/06_ensemble"
 
 
+@pytest.mark.takes_long
 def test_three_services_at_once_equal_their_models_in_process(mpiexec, tmp_path):
     for name in ("coupling.toml", "networks.py", "make_models.py", "simulate.py"):
         shutil.copy(EXAMPLE / name, tmp_path)

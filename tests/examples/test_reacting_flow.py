@@ -54,6 +54,7 @@ def test_coupled_run_agrees_with_the_reference(run, tmp_path):
     assert f"coupled to the network: step {STEPS} of {STEPS}" in printed
 
 
+@pytest.mark.takes_long
 def test_run_without_reference_and_picture_says_that_it_has_none(run, tmp_path):
     result, _ = run("--no-reference", "--no-picture")
 

@@ -12,6 +12,7 @@ STEPS = 40
 
 
 @pytest.mark.timeout(180)
+@pytest.mark.takes_long
 def test_the_flame_is_that_of_the_undisturbed_run(mpiexec, tmp_path):
     for name in ("01_reacting_flow", "08_survival"):
         shutil.copytree(EXAMPLES / name, tmp_path / name, ignore=shutil.ignore_patterns("out"))

@@ -43,6 +43,7 @@ DEATHS = Fault(
 
 
 @pytest.mark.parametrize(("fault", "mode"), cases([DEATHS]))
+@pytest.mark.takes_long
 def test_each_costs_the_guilty_request_alone(fault, mode, tmp_path):
     with started(tmp_path, fault, mode, clients=CLIENTS) as job:
         job.wait(fault.seconds)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import languages
+import pytest
 from coupling import SERVE
 
 COARSE = """\
@@ -14,6 +15,7 @@ COARSE = """\
 """
 
 
+@pytest.mark.takes_long
 def test_network_and_formula_agree(mpiexec, tmp_path):
     languages.build("05_shallow_water", tmp_path, "f")
     folder = tmp_path / "05_shallow_water"

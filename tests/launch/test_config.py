@@ -49,6 +49,7 @@ def test_run(mpiexec, tmp_path, wrong):
     assert not done.stdout
 
 
+@pytest.mark.takes_long
 @pytest.mark.parametrize("wrong", WRONG)
 def test_serve(mpiexec, tmp_path, wrong):
     """The simulation learns of it as well.

@@ -154,6 +154,7 @@ def test_a_rank_that_is_killed_ends_its_replica_and_not_the_job(mpiexec, tmp_pat
     assert "tensor-parallel rank 1 of this replica is gone" in done.stderr
 
 
+@pytest.mark.takes_long
 def test_failures_come_to_the_client_and_other_services_go_on(mpiexec, tmp_path):
     pair = {"backend": "models:Pair", "settings": PAIR}
     halfway = {"backend": "models:Pair", "settings": f"{PAIR}\noptions = {{ fails_at = 1 }}"}

@@ -95,6 +95,7 @@ def files(tmp_path):
 
 
 @pytest.mark.timeout(800)
+@pytest.mark.takes_long
 def test_a_job_compiles_once_while_it_answers_and_later_jobs_find_it(files, mpiexec, tmp_path):
     env = {"MPISERVE_CACHE": str(tmp_path / "cache"), "MPISERVE_COMPILE": "1"}
     files("auto")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from coupling import RUN
 
 MODELS = """\
@@ -125,6 +126,7 @@ with mpiserve.open() as session:
 """
 
 
+@pytest.mark.takes_long
 def test_models_of_several_dtypes_compute_as_they_do_alone(mpiexec, tmp_path):
     (tmp_path / "models.py").write_text(MODELS)
     (tmp_path / "sim.py").write_text(SIMULATION)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import onnx
+import pytest
 import torch
 from coupling import RUN
 from safetensors.torch import save_file
@@ -160,6 +161,7 @@ def write_onnx(path, width, index=()):
     onnx.save(helper.make_model(graph, opset_imports=[opset], ir_version=8), path)
 
 
+@pytest.mark.takes_long
 def test_every_failure_comes_to_the_client_and_other_services_go_on(mpiexec, tmp_path):
     write_models(tmp_path)
     tables = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import pytest
 import torch
 from coupling import PYTHON, RUN, SERVE
 from language_models import VOCABULARY, greedy, llama
@@ -89,6 +90,7 @@ def said(done):
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
 
+@pytest.mark.takes_long
 def test_sharded_models_answer_as_whole_ones_and_one_rank_reads_the_weights(mpiexec, tmp_path):
     # Each rank of serve has a folder of its own, and only those of the heads have weights.
     scope: dict = {}
@@ -161,6 +163,7 @@ with mpiserve.open() as session:
 """
 
 
+@pytest.mark.takes_long
 def test_sixteen_clients_are_served_together(mpiexec, tmp_path):
     clients, room = 16, 24
     model = llama(tmp_path / "llama", width=256, layers=4)

@@ -114,6 +114,7 @@ def write(folder, config, simulation):
     (folder / "sim.py").write_text(simulation)
 
 
+@pytest.mark.takes_long
 def test_a_replica_restarts_whichever_of_its_processes_dies_or_hangs(mpiexec, tmp_path):
     write(tmp_path, CONFIG, SIMULATION)
 

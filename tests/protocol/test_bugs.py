@@ -89,6 +89,7 @@ def test_a_program_passes_without_a_bug(program, build, libraries, tmp_path):
 
 @pytest.mark.timeout(2 * TIMEOUT)
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name.replace(" ", "_"))
+@pytest.mark.takes_long
 def test_a_planted_bug_fails_its_program(bug: Bug, libraries, tmp_path):
     sources, objects = tmp_path / "csrc", tmp_path / "objects"
     shutil.copytree(ROOT / "csrc", sources, ignore=shutil.ignore_patterns("*.f90"))

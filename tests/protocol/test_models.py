@@ -107,6 +107,7 @@ def test_a_model_has_no_error_in_any_state(model, defines, tmp_path, figures):
 
 @pytest.mark.timeout(2 * spin.SECONDS)
 @pytest.mark.parametrize(("model", "defines", "error"), BUGS, ids=name)
+@pytest.mark.takes_long
 def test_a_planted_bug_is_found(model, defines, error, tmp_path):
     found = spin.check(model, defines, tmp_path, optimise="-O0")
     assert error in found.error, found.text

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 from argparse import Namespace
 from collections import Counter
 from pathlib import Path
 
+import jobs
 import pytest
 import run
 from jobs import Job, in_turn
@@ -17,11 +19,11 @@ TRANSPORTS = ("shared", "rma")
 
 def run_by(mpis, transports=TRANSPORTS, every_mpi=(), n=12):
     """Which (module, MPI, transport) are run."""
-    jobs = [
+    alike = [
         [Job(f"{i} {name}", [], {}, 1, every_mpi=i in every_mpi) for i in range(n)]
         for name in transports
     ]
-    runs = [(job.title.split(), mpi) for mpi in range(mpis) for job in in_turn(jobs, mpi, mpis)]
+    runs = [(job.title.split(), mpi) for mpi in range(mpis) for job in in_turn(alike, mpi, mpis)]
     return [(int(module), mpi, transport) for (module, transport), mpi in runs]
 
 
@@ -60,6 +62,37 @@ def test_a_module_that_asks_for_the_mpi_or_transport_is_run_by_every_mpi(asks, l
 @pytest.mark.parametrize(("keyword", "failures"), [("", ["c: nothing was run"]), ("none", [])])
 def test_a_suite_that_runs_nothing_fails(monkeypatch, keyword, failures):
     monkeypatch.setattr(run, "plan", lambda *given: [])
-    summary = run.Summary(minutes=1)
+    summary = run.Summary(minutes=1, repeats=0)
     run.run_all(summary, ["c", "fortran"], [None], Namespace(k=keyword, fortran=[]))
     assert summary.failures == failures
+
+
+def ended(monkeypatch, tmp_path, command, repeats):
+    """Run a command as a job without tests; return the summary."""
+    monkeypatch.setattr(jobs, "LOGS", tmp_path)
+    monkeypatch.setattr(run, "ROOT", tmp_path)
+    summary = run.Summary(minutes=1, repeats=repeats)
+    summary.run(Job("job", ["sh", "-c", command], dict(os.environ), 30))
+    return summary
+
+
+FAILS_ONCE = "[ -e ../seen ] || { touch ../seen; exit 1; }"
+
+
+@pytest.mark.parametrize(
+    ("command", "repeats", "failed", "unstable"),
+    [
+        (FAILS_ONCE, 1, 0, ["job  job"]),
+        (FAILS_ONCE, 0, 1, []),
+        ("exit 1", 1, 1, []),
+        ("true", 1, 0, []),
+    ],
+)
+def test_a_failing_job_is_repeated_if_it_may(
+    monkeypatch, tmp_path, command, repeats, failed, unstable
+):
+    folder = tmp_path / "jobs"
+    folder.mkdir()
+    summary = ended(monkeypatch, folder, command, repeats)
+    assert (summary.counts["failed"], summary.unstable) == (failed, unstable)
+    assert sum(summary.counts.values()) == 1

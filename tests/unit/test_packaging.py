@@ -56,6 +56,7 @@ def test_the_source_distribution_is_the_repository(sdist):
     assert files - listed() - listed("--others", "--exclude-standard") == set()
 
 
+@pytest.mark.takes_long
 def test_a_wheel_of_it_works_in_a_folder_of_its_own(sdist, tmp_path):
     pip = (sys.executable, "-m", "pip", "-q")
     run(*pip, "wheel", "--no-deps", "--no-build-isolation", str(sdist), cwd=tmp_path)

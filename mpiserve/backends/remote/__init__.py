@@ -1,0 +1,1 @@
+"""The backend `remote`: models that another server runs."""

@@ -1,0 +1,1 @@
+"""Protocols of servers, as pure functions between bytes and arrays."""
