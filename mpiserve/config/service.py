@@ -110,7 +110,7 @@ class ServiceConfig(Table):
     engine: str = "auto"
     """What executes the model: `"eager"` (torch in Python, without DeepSpeed), `"compiled"` (C++
     that torch makes of the model, which runs without Python), `"onnx"` or `"deepspeed"`. `"auto"`:
-    that of the backend, or the compiled one if the cache has it, it agrees and is faster.
+    the fastest that agrees with the backend's own; what the cache lacks is compiled meanwhile.
     """
     max_batch_rows: int = Field(MAX_BATCH_ROWS, ge=1, lt=MAX_ROWS, validate_default=True)
     """The most rows in a batch, which has at most 16 TiB. Larger requests are cut into pieces. With
