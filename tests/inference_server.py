@@ -81,8 +81,12 @@ class OpenAIHandler(Handler):
     """Answers one connection of the OpenAI API."""
 
     def do_GET(self) -> None:
-        known = self.path == "/v1/models" and time.monotonic() >= self.server.ready_at
-        self.reply(200 if known else 503, {"data": [{"id": "backwards"}]})
+        if time.monotonic() < self.server.ready_at:
+            self.reply(503, {"detail": "it starts"})
+        elif self.path == "/v1/models" and self.server.lists:
+            self.reply(200, {"data": [{"id": "backwards"}]})
+        else:
+            self.reply(404, {"detail": "no such path"})
 
     def infer(self, body: bytes) -> None:
         asked = json.loads(body)
@@ -91,6 +95,9 @@ class OpenAIHandler(Handler):
             vectors = [[len(text), asked.get("scale", 1)] for text in asked["input"]]
             data = [{"index": i, "embedding": v} for i, v in reversed([*enumerate(vectors)])]
             self.reply(200, {"data": data})
+            return
+        if asked["model"] != "backwards":
+            self.reply(404, {"error": {"message": "no such model"}})
             return
         chat = self.path == "/v1/chat/completions"
         prompt = asked["messages"][-1]["content"] if chat else asked["prompt"]
@@ -114,6 +121,7 @@ class Server(socketserver.ThreadingMixIn, HTTPServer):
         ready_at: When it knows its model, as time.monotonic tells it.
         asked: What it was asked by the OpenAI API.
         counts: Whether it counts tokens there.
+        lists: Whether it lists its models there.
     """
 
     daemon_threads = True
@@ -126,7 +134,7 @@ class Server(socketserver.ThreadingMixIn, HTTPServer):
         self.ready_at = 0.0
         self.token, self.seen, self.most, self._now = "", 0, 0, 0
         self.asked: list[Any] = []
-        self.counts = True
+        self.counts = self.lists = True
         super().__init__(address, handler)
 
     def server_bind(self) -> None:
@@ -184,6 +192,18 @@ def take(seconds: float) -> Fault:
 
     def fault(handler: Handler) -> bool:
         time.sleep(seconds)
+        return False
+
+    return fault
+
+
+def meet(number: int) -> Fault:
+    """Wait until so many requests are there, or for 10 s."""
+
+    def fault(handler: Handler) -> bool:
+        end = time.monotonic() + 10
+        while handler.server.most < number and time.monotonic() < end:
+            time.sleep(0.01)
         return False
 
     return fault

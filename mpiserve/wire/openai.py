@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from mpiserve.wire.json_body import WireError, read_table
 
 MODELS = "/v1/models"
+HEALTH = "/health"  # not of the API, but vLLM and transformers serve have it
 EMBEDDINGS = "/v1/embeddings"
 COMPLETIONS = {"completions": "/v1/completions", "chat": "/v1/chat/completions"}
 

@@ -14,7 +14,7 @@ from mpiserve.config import Config
 from mpiserve.errors import ArgumentError, ConfigError, ModelError
 from mpiserve.launch.static_check import findings
 from mpiserve.wire import openai
-from mpiserve.wire.json_body import WireError
+from mpiserve.wire.json_body import WireError, error_text
 
 pytest.importorskip("urllib3")
 TEXT = {"name": "text", "dtype": "uint8", "shape": [-1, 16]}
@@ -118,6 +118,15 @@ def test_a_request_is_repeated(load, server, fault):
     assert decode_text(ask(backend, "ab", "cd")["text"]) == ["ba", "dc"]
 
 
+def test_a_server_that_does_not_list_its_models_is_asked_for_a_token(load, server):
+    server.lists = False
+    backend = load(server.url)
+    assert [asked["max_tokens"] for asked in server.asked] == [1]
+    assert decode_text(ask(backend, "ab")["text"]) == ["ba"]
+    with pytest.raises(ModelError, match=r"for the model 'x': status 404: no such model; .* \?"):
+        load(server.url, model="x")
+
+
 def test_an_error_of_one_row_is_that_of_its_request(load, server):
     with pytest.raises(ModelError, match="status 400: an empty prompt"):
         ask(load(server.url), "ab", "")
@@ -132,7 +141,7 @@ def test_a_server_that_does_not_count_tokens_has_no_lengths(load, server):
 @pytest.mark.parametrize(
     ("table", "text"),
     [
-        ({"model": "forwards"}, "no model 'forwards'; its models are backwards"),
+        ({"model": "forwards"}, "status 404: no such model; its models are backwards"),
         ({"inputs": (TEXT, extra("stream"))}, "no input 'stream', but text, max_new_tokens"),
         ({"outputs": (extra("tokens"),)}, "no output 'tokens', but text, lengths"),
         ({"outputs": (LENGTHS,)}, "needs an output 'text'"),
@@ -189,3 +198,16 @@ def test_an_answer_that_is_none_is_an_error(body):
 def test_embeddings_that_are_none_are_an_error(data):
     with pytest.raises(WireError):
         openai.embeddings(json.dumps({"data": data}).encode())
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"error": "no such model"}',
+        b'{"error": {"message": "no such model", "code": 404}}',
+        b'{"detail": "no such model"}',
+        b"no such model, and no JSON",
+    ],
+)
+def test_the_text_of_an_error_is_found(body):
+    assert "no such model" in error_text(body) and "{" not in error_text(body)

@@ -12,7 +12,6 @@ from mpiserve.config import ServiceConfig
 from mpiserve.errors import Code, ModelError
 
 Arrays = tuple[np.ndarray, ...]
-Ask = Callable[[str], bytes]  # gets the body at a path of a server
 
 
 class Message(NamedTuple):
@@ -21,12 +20,12 @@ class Message(NamedTuple):
     Attributes:
         path: Its path.
         headers: Its headers, beside those that every request has.
-        body: Its body.
+        body: Its body; None for a GET.
     """
 
     path: str
-    headers: Mapping[str, str]
-    body: bytes
+    headers: Mapping[str, str] = {}
+    body: bytes | None = None
 
 
 class Reply(NamedTuple):
@@ -41,6 +40,9 @@ class Reply(NamedTuple):
     body: bytes
 
 
+Ask = Callable[[Message], tuple[int, bytes]]  # status and body of a server's answer
+
+
 class Api(ABC):
     """A protocol, for one service.
 
@@ -48,10 +50,12 @@ class Api(ABC):
         service: The table of the service.
 
     Attributes:
-        ready_path: A server that answers this with status 200 is ready.
+        ready_path: What a server is asked to find out whether it is ready.
+        ready: The statuses that say yes.
     """
 
     ready_path = ""
+    ready: tuple[int, ...] = (200,)
 
     def __init__(self, service: ServiceConfig) -> None:
         self.service = service

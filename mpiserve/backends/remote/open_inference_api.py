@@ -34,7 +34,7 @@ class OpenInference(Api):
 
     def compare(self, url: str, ask: Ask) -> None:
         """Compare dtypes and shapes."""
-        found = open_inference.metadata(ask(self._path))
+        found = open_inference.metadata(ask(Message(self._path))[1])
         for described, tensors, what in (
             (found.inputs, self.service.inputs, "inputs"),
             (found.outputs, self.service.outputs, "outputs"),

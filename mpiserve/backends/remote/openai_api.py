@@ -13,7 +13,7 @@ from mpiserve.backends.remote.settings import Settings
 from mpiserve.config import ServiceConfig
 from mpiserve.text import decode_text, fit_text
 from mpiserve.wire import openai
-from mpiserve.wire.json_body import WireError
+from mpiserve.wire.json_body import WireError, error_text
 
 HEADERS = {"Content-Type": "application/json"}
 # Inputs of the task `generate`, and the fields that they become. 0 leaves a field to the server.
@@ -42,7 +42,8 @@ class OpenAI(Api):
         ModelError: If the signature has what the API has not.
     """
 
-    ready_path = openai.MODELS
+    ready_path = openai.HEALTH
+    ready = (200, 404)  # some have no such path, and are ready when they answer
 
     def __init__(self, service: ServiceConfig, settings: Settings) -> None:
         super().__init__(service)
@@ -70,30 +71,44 @@ class OpenAI(Api):
             raise self.refuse(f"the OpenAI API needs an {what} 'text'")
 
     def compare(self, url: str, ask: Ask) -> None:
-        """Look whether the server has the model."""
-        found = openai.models(ask(openai.MODELS))
-        if self._model not in found:
-            names = ", ".join(found) or "none"
-            raise self.refuse(f"{url} has no model '{self._model}'; its models are {names}")
+        """Look whether the server has the model; one that does not list it is asked for a token."""
+        status, body = ask(Message(openai.MODELS))
+        found = openai.models(body) if status == 200 else ()
+        if self._model in found:
+            return
+        status, body = ask(self._trial())
+        if status != 200:
+            why = f"status {status}: {error_text(body)}; its models are {', '.join(found) or '?'}"
+            raise self.refuse(f"{url} does not answer for the model '{self._model}': {why}")
+
+    def _trial(self) -> Message:
+        if self.service.task == "embed":
+            return self._embeddings(["1"])
+        return self._completion("1", {"max_tokens": 1})
 
     def messages(self, inputs: Arrays) -> list[Message]:
         """Make a message for each row, or one for all rows of `embed`."""
         named = dict(zip((tensor.name for tensor in self.service.inputs), inputs, strict=True))
         texts = decode_text(named.pop("text"))
         if self.service.task == "embed":
-            body = openai.embeddings_request(self._model, texts, self._settings.extra)
-            return [Message(openai.EMBEDDINGS, HEADERS, body)]
+            return [self._embeddings(texts)]
         return [self._row(text, named, row) for row, text in enumerate(texts)]
 
+    def _embeddings(self, texts: Sequence[str]) -> Message:
+        body = openai.embeddings_request(self._model, texts, self._settings.extra)
+        return Message(openai.EMBEDDINGS, HEADERS, body)
+
     def _row(self, text: str, named: Mapping[str, np.ndarray], row: int) -> Message:
-        kind, system = self._settings.endpoint, self._settings.system
         fields: dict[str, Any] = {"temperature": 0}
         for name, values in named.items():
             if (value := values[row].item()) or name in ALWAYS:
                 fields[FIELDS[name]] = value
-        body = openai.completion_request(
-            kind, self._model, text, system, fields | self._settings.extra
-        )
+        return self._completion(text, fields)
+
+    def _completion(self, text: str, fields: Mapping[str, Any]) -> Message:
+        kind, settings = self._settings.endpoint, self._settings
+        more = {**settings.extra, **fields}
+        body = openai.completion_request(kind, self._model, text, settings.system, more)
         return Message(openai.COMPLETIONS[kind], HEADERS, body)
 
     def results(self, replies: Sequence[Reply]) -> Mapping[str, np.ndarray]:

@@ -106,7 +106,8 @@ class RemoteBackend(Backend):
         """Ask all servers until one is ready; those that answer must have the model."""
         end = time.monotonic() + self._settings.ready_timeout_s
         while True:
-            why = {server.url: self._problem(server) for server in self._servers.servers}
+            limit = max(LOOK, min(self._settings.request_timeout_s, end - time.monotonic()))
+            why = {server.url: self._problem(server, limit) for server in self._servers.servers}
             if None in why.values():
                 break
             if time.monotonic() > end:
@@ -118,7 +119,7 @@ class RemoteBackend(Backend):
             if problem:
                 logger.warning("service %s: %s is not ready: %s", self.service.name, url, problem)
 
-    def _problem(self, server: Server) -> str | None:
+    def _problem(self, server: Server, limit: float) -> str | None:
         """Say why a server is not ready, or return None.
 
         Raises:
@@ -126,12 +127,15 @@ class RemoteBackend(Backend):
         """
         from urllib3.exceptions import HTTPError
 
-        limit = max(LOOK, self._settings.request_timeout_s)
+        def ask(message: Message) -> tuple[int, bytes]:
+            reply = server.ask(message, limit)
+            return reply.status, reply.data
+
         try:
-            reply = server.ask(self._api.ready_path, None, {}, limit)
-            if reply.status != 200:
-                return f"status {reply.status}: {error_text(reply.data)}"
-            self._api.compare(server.url, lambda path: server.ask(path, None, {}, limit).data)
+            status, body = ask(Message(self._api.ready_path))
+            if status not in self._api.ready:
+                return f"status {status}: {error_text(body)}"
+            self._api.compare(server.url, ask)
         except HTTPError as error:
             return str(error)
         except WireError as error:
@@ -154,7 +158,7 @@ def _connected(settings: Settings, api: Api) -> Servers:
     except ModuleNotFoundError:
         text = "backend 'remote' needs urllib3: pip install 'mpiserve[remote]'"
         raise ModelError(Code.EMODEL, text) from None
-    return Servers(settings, api.ready_path)
+    return Servers(settings, api)
 
 
 class Answers:

@@ -14,7 +14,7 @@ from urllib3.connectionpool import HTTPConnectionPool
 from urllib3.exceptions import HTTPError, NewConnectionError, ProtocolError
 from urllib3.response import BaseHTTPResponse
 
-from mpiserve.backends.remote.api import Message
+from mpiserve.backends.remote.api import Api, Message
 from mpiserve.backends.remote.settings import Settings
 from mpiserve.errors import Code, ModelError
 from mpiserve.wire.json_body import error_text
@@ -72,15 +72,13 @@ class Server:
         self.under_way = 0
         self.rests_until = 0.0
 
-    def ask(
-        self, path: str, body: bytes | None, headers: Mapping[str, str], limit: float
-    ) -> BaseHTTPResponse:
+    def ask(self, message: Message, limit: float) -> BaseHTTPResponse:
         """Send a request, POST if it has a body, and wait for the answer."""
         return self._pool.urlopen(
-            "GET" if body is None else "POST",
-            path,
-            body=body,
-            headers={**headers, **self._token},
+            "GET" if message.body is None else "POST",
+            message.path,
+            body=message.body,
+            headers={**message.headers, **self._token},
             timeout=urllib3.Timeout(connect=min(CONNECT, limit), read=limit),
             retries=False,
             redirect=False,
@@ -108,12 +106,12 @@ class Servers:
 
     Args:
         settings: How to reach them.
-        ready_path: A server that answers this with status 200 is ready.
+        api: The protocol.
     """
 
-    def __init__(self, settings: Settings, ready_path: str) -> None:
+    def __init__(self, settings: Settings, api: Api) -> None:
         self._settings = settings
-        self._ready_path = ready_path
+        self._api = api
         self.servers = [Server(url, settings) for url in settings.urls]
         self._lock = threading.Lock()
 
@@ -137,7 +135,7 @@ class Servers:
                 self._give(server)
                 continue
             try:
-                reply = server.ask(message.path, message.body, message.headers, left)
+                reply = server.ask(message, left)
                 if self._answers(server, reply, left):
                     return reply
                 tried[server.url] = f"status {reply.status}"
@@ -173,7 +171,8 @@ class Servers:
 
     def _starts(self, server: Server, limit: float) -> bool:
         """Whether an error came since the server is starting: Triton knows no model then."""
-        return server.ask(self._ready_path, None, {}, limit).status != 200
+        ready = server.ask(Message(self._api.ready_path), limit).status
+        return ready not in self._api.ready
 
     def _take(self) -> Server:
         """Choose a server: one that is well with the fewest requests, else the next that will."""
