@@ -97,8 +97,8 @@ class ServedModel:
         self._engine = ""  # of the model that answers, once it is loaded
         self._failures = Failures(self.name)
         self._splitter = Splitter(lib, self._run_rows, self._report)
-        most, free = self.service.max_batch_rows, self.service.has_free_dims
-        self._alone = None if free else notices.Alone(self.service.name, most)
+        alone = notices.Alone(self.service.name, self.service.max_batch_rows)
+        self._alone = None if self.service.has_free_dims else alone
         self._serving = ExitStack()  # what the backend needs while it serves
 
     # ---- start and end
@@ -204,7 +204,7 @@ class ServedModel:
 
     @property
     def watched(self) -> bool:
-        """Whether Python must see each batch, to remark that they hold one request."""
+        """Whether Python must see each batch, to remark that they hold one request each."""
         return self._alone is not None
 
     @property
@@ -263,8 +263,8 @@ class ServedModel:
         if self.stepper:
             self.stepper.take(batch)
             return
-        if self._alone:
-            self._look_whether_alone(batch)
+        if self._alone and (self.backend.together or not self._goes_on_watching(batch)):
+            self._alone = None
         if batch.failure:
             self._in_c.warn(batch.failure)
         try:
@@ -290,11 +290,9 @@ class ServedModel:
         finally:
             self.seconds += time.monotonic() - begin
 
-    def _look_whether_alone(self, batch: core.Batch) -> None:
-        if not self.backend.together:
-            waiting = self._lib.queue_rows(batch.service)
-            if self._alone and not self._alone.look(batch.requests, batch.rows, waiting):
-                self._alone = None
+    def _goes_on_watching(self, batch: core.Batch) -> bool:
+        waiting = self._lib.queue_rows(batch.service)
+        return bool(self._alone and self._alone.look(batch.requests, batch.rows, waiting))
 
     def _outputs(self, batch: core.Batch) -> Sequence[np.ndarray]:
         def done(rows: int) -> None:
