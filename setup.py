@@ -263,6 +263,7 @@ setup(
             "mypy",
             "onnx",
             "onnxruntime",
+            "prometheus-client",
             "pytest>=8",
             "pytest-mpi",
             "pytest-timeout",
