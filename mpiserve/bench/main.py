@@ -21,6 +21,7 @@ from mpiserve.bench import (
     lockstep,
     overlap,
     scale,
+    scrape,
     strong_scaling,
 )
 from mpiserve.bench.machine import machine, version
@@ -40,6 +41,7 @@ MEASURES = {
     "isolation": isolation.measure,
     "restart": isolation.measure_restarts,
     "loadgen": loadgen.measure,
+    "scrape": scrape.measure,
     "lockstep": lockstep.measure,
     "strong_scaling": strong_scaling.measure,
 }
@@ -52,10 +54,11 @@ CASES = {
     "restart": PAIR,
     "loadgen": PAIR,
     "scale": 0,
+    "scrape": PAIR,
     "lockstep": lockstep.CLIENTS + 1,
     "strong_scaling": strong_scaling.RANKS,
 }
-BY_NAME = ("isolation", "restart")  # measured only if they are asked for
+BY_NAME = ("isolation", "restart", "scrape")  # measured only if they are asked for
 
 
 def bench(

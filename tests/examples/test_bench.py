@@ -117,6 +117,11 @@ def test_the_process_of_a_model_is_measured(mpiexec, tmp_path):
     assert found == {("identity", "in the rank"): SIZES, ("identity", "in a child"): SIZES}
 
 
+def test_what_a_scrape_costs_is_measured(mpiexec, tmp_path):
+    (row,) = measured(mpiexec, tmp_path, "scrape")
+    assert row["case"] == "scrape" and 0 < row["value"] < math.inf
+
+
 def test_a_world_of_another_size_is_refused_in_one_line(mpiexec):
     done = mpiexec(["-n", 3, *BENCH])
     assert done.returncode == 2
