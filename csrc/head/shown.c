@@ -1,6 +1,7 @@
 #include "head/shown.h"
 
 #include <stddef.h>
+#include <string.h>
 
 #define FIELD(name, member) \
   {name, (int32_t)offsetof(msi_broker, member), (int32_t)sizeof(((msi_broker *)0)->member)}
@@ -32,10 +33,9 @@ static const msi_field FIELDS[] = {
 };
 
 void msi_serving_show(const msi_serving *serving, msi_metrics *metrics) {
-  enum { N = sizeof FIELDS / sizeof *FIELDS };
-  _Static_assert(N <= MSI_FIELDS, "there is room for all");
-  for (int i = 0; i < N; i++) metrics->fields[i] = FIELDS[i];
-  metrics->n_fields = N;
+  _Static_assert(sizeof FIELDS <= sizeof metrics->fields, "there is room for all");
+  memcpy(metrics->fields, FIELDS, sizeof FIELDS);
+  metrics->n_fields = sizeof FIELDS / sizeof *FIELDS;
   metrics->n_services = serving->n;
   metrics->record_bytes = sizeof(msi_broker);
   /* Readers take what is there for whole once they see the descriptor. */
