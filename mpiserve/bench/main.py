@@ -22,6 +22,7 @@ from mpiserve.bench import (
     overlap,
     scale,
     scrape,
+    starts,
     strong_scaling,
 )
 from mpiserve.bench.machine import machine, version
@@ -55,10 +56,12 @@ CASES = {
     "loadgen": PAIR,
     "scale": 0,
     "scrape": PAIR,
+    "starts": 0,
     "lockstep": lockstep.CLIENTS + 1,
     "strong_scaling": strong_scaling.RANKS,
 }
-BY_NAME = ("isolation", "restart", "scrape")  # measured only if they are asked for
+WITHOUT_MPI = {"scale": scale.measure, "starts": starts.measure}
+BY_NAME = ("isolation", "restart", "scrape", "starts")  # measured only if they are asked for
 
 
 def bench(
@@ -167,7 +170,8 @@ def afterwards(
     """Measure the other cases. An error is returned, so that the rows so far are kept."""
     try:
         for case in cases:
-            rows += crew(case, plan, progress) if CASES[case] else scale.measure(plan, progress)
+            alone = WITHOUT_MPI.get(case)
+            rows += alone(plan, progress) if alone else crew(case, plan, progress)
     except Error as error:
         return error
     return None

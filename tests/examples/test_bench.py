@@ -117,9 +117,21 @@ def test_the_process_of_a_model_is_measured(mpiexec, tmp_path):
     assert found == {("identity", "in the rank"): SIZES, ("identity", "in a child"): SIZES}
 
 
+@pytest.mark.takes_long
 def test_what_a_scrape_costs_is_measured(mpiexec, tmp_path):
     (row,) = measured(mpiexec, tmp_path, "scrape")
     assert row["case"] == "scrape" and 0 < row["value"] < math.inf
+
+
+@pytest.mark.takes_long
+def test_starts_are_measured(mpiexec, tmp_path):
+    rows = measured(mpiexec, tmp_path, "starts")
+    assert [row["net"] for row in rows if row["case"] == "auto_is_fastest"] == [
+        "8-32-32-8",
+        "64-256-256-64",
+    ]
+    assert all(row["value"] in (0, 1) for row in rows if row["case"] == "auto_is_fastest")
+    assert all(row["unit"] == "s" for row in rows if row["case"] == "auto_starts_longer")
 
 
 def test_a_world_of_another_size_is_refused_in_one_line(mpiexec):
