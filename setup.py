@@ -265,6 +265,7 @@ setup(
             "mypy",
             "onnx",
             "onnxruntime",
+            "prometheus-client",
             "pytest>=8",
             "pytest-mpi",
             "pytest-timeout",

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from glob import escape, glob
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -318,8 +316,8 @@ def bench(
         typer.Option(
             "--case",
             metavar="NAME",
-            help="latency, overlap, engines, starts, isolation, restart, loadgen, scale, lockstep "
-            "or strong_scaling; may be repeated.",
+            help="latency, overlap, engines, starts, isolation, restart, loadgen, scale, scrape, "
+            "lockstep or strong_scaling; may be repeated.",
         ),
     ] = None,
 ) -> None:
@@ -349,6 +347,54 @@ def report(
 
 
 @app.command()
+def top(
+    once: Annotated[bool, typer.Option("--once", help="Show it once, and end.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print an object a line.")] = False,
+    every: Annotated[
+        float, typer.Option(metavar="SECONDS", min=0.1, help="Time between two looks.")
+    ] = 1.0,
+) -> None:
+    """Show what the services of your running jobs on this node do, until Ctrl-C."""
+    from mpiserve.tools import top as program
+
+    raise typer.Exit(program.top(once=once, as_json=json, every=every))
+
+
+@app.command()
+def metrics(
+    textfile: Annotated[
+        str | None, typer.Option(metavar="FOLDER", help="Write a file for each job there.")
+    ] = None,
+    socket: Annotated[
+        str | None, typer.Option(metavar="PATH", help="Answer scrapes at a unix socket.")
+    ] = None,
+    port: Annotated[
+        int | None,
+        typer.Option(min=0, max=65535, help="Answer scrapes at a port of this host; 0: any."),
+    ] = None,
+    token_file: Annotated[
+        str | None, typer.Option(metavar="FILE", help="The token that a port asks for.")
+    ] = None,
+    job: Annotated[
+        int | None, typer.Option(metavar="RUN", help="Of one job, until it has ended.", hidden=True)
+    ] = None,
+    every: Annotated[
+        float, typer.Option(metavar="SECONDS", min=0.1, help="Time between two files.")
+    ] = 5.0,
+) -> None:
+    """Print the metrics of your running jobs on this node, as Prometheus reads them."""
+    from mpiserve.tools import metrics as program
+
+    if sum(option is not None for option in (textfile, socket, port)) > 1:
+        raise typer.BadParameter("one of --textfile, --socket and --port")
+    if textfile is not None:
+        raise typer.Exit(program.textfile(textfile, job, every))
+    if socket is not None or port is not None:
+        raise typer.Exit(program.listen(path=socket, port=port, token_file=token_file, run=job))
+    raise typer.Exit(program.once(job))
+
+
+@app.command()
 def doctor(
     config: Annotated[
         str | None, typer.Argument(metavar="[CONFIG]", help="To check the size of its windows.")
@@ -370,57 +416,9 @@ def doctor(
 @app.command()
 def info() -> None:
     """Print versions, the MPI library, transports and the thread level."""
-    from mpi4py import MPI
-    from rich.table import Table
+    from mpiserve.tools import info as program
 
-    rows = [("mpiserve", __version__), *_mpi_rows(), ("Python", sys.version.split()[0])]
-    rows += [(name, _version(name)) for name in ("mpi4py", "numpy", "torch", "deepspeed")]
-    if MPI.COMM_WORLD.rank > 0:
-        return
-    table = Table(show_header=False)
-    for row in rows:
-        table.add_row(*row)
-    width = max(80, max(len(value) for _, value in rows) + 30)
-    terminal.console(width=width).print(table)
-
-
-def _mpi_rows() -> list[tuple[str, str]]:
-    from mpi4py import MPI
-
-    from mpiserve.mpi import check
-
-    runtime = MPI.Get_library_version()
-    rows = [
-        ("MPI library", check.short(runtime)),
-        ("thread level", check.thread_level(MPI)),
-        ("world", f"{MPI.COMM_WORLD.size} rank(s)"),
-        ("transport", f"{os.environ.get('MPISERVE_TRANSPORT', 'auto')} (of shared, rma)"),
-    ]
-    return [*_build_rows(runtime), *rows]
-
-
-def _build_rows(runtime: str) -> list[tuple[str, str]]:
-    from mpi4py import MPI
-
-    from mpiserve.mpi import check
-
-    try:
-        from mpiserve._lib import core
-    except ImportError as error:
-        return [("built with", f"not built, or not for this MPI: {error}")]
-    problems = (
-        check.mpi_mismatch(core.mpi_build(), runtime),
-        check.world_mismatch(MPI.COMM_WORLD.size, runtime, os.environ),
-    )
-    rows = [("built with", check.short(core.mpi_build()))]
-    return rows + [("problem", problem) for problem in problems if problem]
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "not installed"
+    program.info()
 
 
 def _exit(program: str, *args: object, **options: object) -> None:

@@ -21,7 +21,7 @@ from mpiserve.config.partition import INFERENCE, SIMULATION, Assignment, assign,
 from mpiserve.errors import ArgumentError, Code, ConfigError, Error, PeerError
 from mpiserve.failure import describe, end_child, interrupts, is_success, located
 from mpiserve.mpi import check
-from mpiserve.observe import notices
+from mpiserve.observe import exporter, notices
 from mpiserve.observe.profile import Profile
 
 logger = logging.getLogger("mpiserve")
@@ -136,6 +136,8 @@ class Session(Changes):
         core.keep_freed_memory()
         replica = self._replica_comm(assignment)
         local_rank = self._local_rank()
+        if local_rank == 0:
+            exporter.start(self._lib.profile()["run"])
         pool = self._pool_comm(assignment)
         worker = Worker(self._lib, assignment, replica, local_rank, pool)
         try:

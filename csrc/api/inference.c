@@ -7,6 +7,7 @@
 #include "base/error.h"
 #include "engine/engine.h"
 #include "head/reply.h"
+#include "head/shown.h"
 #include "head/tickets.h"
 #include "head/timing.h"
 
@@ -69,6 +70,7 @@ static int publish(mpiserve_session *session, int n) {
   if (!code && !opened) opened = msi_serving_attach(&session->serving, &session->window);
   if (!code && !opened) opened = msi_open_profile(session, 0, n);
   if (!code && !opened) msi_timing_attach(&session->serving, &session->profile);
+  if (!code && !opened) msi_serving_show(&session->serving, session->shown.metrics);
   if (!code) code = msi_world_agree(&session->world, opened);
   session->broken = code != MPISERVE_OK; /* and so on every rank */
   if (!code) session->published = n;

@@ -35,7 +35,25 @@ int msi_open_profile(mpiserve_session *session, int n_clients, int n_heads) {
   msi_identity own = msi_identity_own();
   part.pid = own.pid;
   memcpy(part.host, own.host, sizeof part.host);
-  return world->profile ? msi_profile_open(&session->profile, &part) : MPISERVE_OK;
+  int code = MPISERVE_OK;
+  if (world->profile)
+    code = msi_profile_open(&session->profile, &part);
+  else if (world->measured)
+    code = msi_profile_open_shown(&session->profile, &part);
+  if (session->profile.part) session->shown.metrics->part_fd = session->profile.fd;
+  return code;
+}
+
+static void show(mpiserve_session *session) {
+  const msi_world *world = &session->world;
+  msi_metrics first = {.run = world->run,
+                       .rank = world->rank,
+                       .size = world->size,
+                       .role = world->role,
+                       .node = world->nodes[world->rank],
+                       .launched_ns = world->launched_ns};
+  snprintf(first.library, sizeof first.library, "%s", mpiserve_version());
+  msi_metrics_open(&session->shown, &first);
 }
 
 static int open_simulation(mpiserve_session *session) {
@@ -43,7 +61,8 @@ static int open_simulation(mpiserve_session *session) {
   int code = msi_world_publish(&session->world, 0, NULL);
   if (!code) code = msi_window_open(&session->window, &session->world, none);
   if (code) return code;
-  code = msi_client_open(&session->client, &session->world, &session->window);
+  code =
+      msi_client_open(&session->client, &session->world, &session->window, session->shown.metrics);
   if (!code) code = msi_open_profile(session, session->client.n_services, 0);
   if (!code) msi_timing_open(&session->client, &session->profile);
   code = msi_world_agree(&session->world, code);
@@ -59,10 +78,12 @@ static int open_session(int index, MPI_Comm world, int role, int code, const cha
   int result = msi_world_open(&made->world, world, role, code, text);
   if (result) return result;
   msi_handles_keep_comm(index, made->world.comm);
+  show(made);
   if (role == MPISERVE_SIMULATION) result = open_simulation(made);
   if (result) {
     msi_handles_drop_comm(index);
     msi_profile_close(&made->profile);
+    msi_metrics_close(&made->shown);
     msi_window_unmap(&made->window);
     msi_world_close(&made->world);
     return result;
@@ -146,7 +167,7 @@ int mpiserve_counters_get(mpiserve_session *session, mpiserve_counters *counters
   int code = msi_enter(session, MSI_ANY_ROLE, &turn);
   if (code || !counters) return code ? code : msi_null_argument("counters");
   if (session->world.role == MPISERVE_SIMULATION)
-    *counters = session->client.counters;
+    *counters = session->shown.metrics->counters;
   else
     msi_serving_count(&session->serving, counters);
   counters->rma_operations = session->window.operations;
@@ -233,6 +254,7 @@ static int close_session(mpiserve_session *session, int64_t deadline) {
   free(session->descriptions);
   if (!session->left && !session->broken) msi_parts_gather(&session->world, &session->profile);
   msi_profile_close(&session->profile);
+  msi_metrics_close(&session->shown);
   if (session->left)
     freed = some_died(&session->world);
   else

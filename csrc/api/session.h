@@ -3,6 +3,7 @@
 #define MSI_SESSION_H
 
 #include "base/handles.h"
+#include "base/metrics.h"
 #include "client/client.h"
 #include "head/serving.h"
 
@@ -14,6 +15,7 @@ struct mpiserve_session {
   mpiserve_description *descriptions; /* inference ranks: what was published */
   int published;                      /* inference ranks: how many services; 0: not yet */
   msi_profile profile;
+  msi_shown shown;
   int broken; /* opening failed on every rank: no rank waits */
   int left;   /* closed; the rest is freed in MPI_Finalize */
 };
@@ -21,7 +23,7 @@ struct mpiserve_session {
 /* All that one process can have, by their place in base/handles: a handle is an address here. */
 extern mpiserve_session msi_sessions[MPISERVE_MAX_SESSIONS];
 
-/* Begins to measure, if the session is profiled. */
+/* Begins to measure, if the session is profiled or others are to see more than counters. */
 int msi_open_profile(mpiserve_session *session, int n_clients, int n_heads);
 
 /* ---- access.c ----------------------------------------------------------------------- */

@@ -54,14 +54,15 @@ static int cannot(const char *name, int why) {
 }
 
 /* Its pages are reserved: in a full file system one would be a SIGBUS at its first use. */
-static int make(const char *name, size_t bytes, void **memory) {
+static int make(const char *name, size_t bytes, void **memory, int *file) {
   int fd = open(name, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
   if (fd < 0) return cannot(name, errno);
   int failed = posix_fallocate(fd, 0, (off_t)bytes);
   *memory = failed ? MAP_FAILED : mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
   if (!failed && *memory == MAP_FAILED) failed = errno;
-  close(fd);
+  *file = fd;
   if (!failed) return MPISERVE_OK;
+  close(fd);
   unlink(name);
   return cannot(name, failed);
 }
@@ -86,16 +87,11 @@ static void lay_out(msi_profile *profile) {
   profile->steps = (msi_step *)(profile->late + (size_t)part->n_heads * (size_t)part->size);
 }
 
-int msi_profile_open(msi_profile *profile, const msi_part *part) {
-  char name[MPISERVE_TEXT_SIZE];
+static void begin(msi_profile *profile, const msi_part *part, void *memory, int fd) {
   size_t bytes = bytes_of(part);
-  void *memory;
-  msi_profile_name(part->rank, "", name);
-  int code = make_folder();
-  if (!code) code = make(name, bytes, &memory);
-  if (code) return code;
   memset(memory, 0, bytes); /* no page is touched first by a request */
   profile->part = memory;
+  profile->fd = fd;
   *profile->part = *part;
   lay_out(profile);
   profile->part->opened_at_ns = since_1970();
@@ -104,7 +100,23 @@ int msi_profile_open(msi_profile *profile, const msi_part *part) {
   profile->part->bytes = (int32_t)bytes;
   memcpy(profile->part->magic, "mpiserve", sizeof profile->part->magic);
   msi_profile_on++;
-  return MPISERVE_OK;
+}
+
+int msi_profile_open(msi_profile *profile, const msi_part *part) {
+  char name[MPISERVE_TEXT_SIZE];
+  void *memory = NULL;
+  int fd = -1;
+  msi_profile_name(part->rank, "", name);
+  int code = make_folder();
+  if (!code) code = make(name, bytes_of(part), &memory, &fd);
+  if (!code) begin(profile, part, memory, fd);
+  return code;
+}
+
+int msi_profile_open_shown(msi_profile *profile, const msi_part *part) {
+  int code = msi_segment_open_shown(&profile->segment, bytes_of(part));
+  if (!code) begin(profile, part, profile->segment.memory, profile->segment.fd);
+  return code;
 }
 
 void msi_profile_end(msi_profile *profile) {
@@ -117,7 +129,12 @@ void msi_profile_end(msi_profile *profile) {
 
 void msi_profile_close(msi_profile *profile) {
   if (!profile->part) return;
-  munmap(profile->part, (size_t)profile->part->bytes);
+  if (profile->segment.memory) {
+    msi_segment_close(&profile->segment);
+  } else {
+    munmap(profile->part, (size_t)profile->part->bytes);
+    close(profile->fd);
+  }
   profile->part = NULL;
   msi_profile_on--;
 }

@@ -4,6 +4,7 @@
 #ifndef MSI_PROFILE_H
 #define MSI_PROFILE_H
 
+#include "base/segment.h"
 #include "base/wait.h"
 #include "mpiserve.h"
 
@@ -81,7 +82,9 @@ typedef struct msi_profile {
   msi_head_part *heads;
   msi_late *late; /* of all heads */
   msi_step *steps;
-  int64_t free_ns; /* inference ranks: when the last batch, of any service, had ended */
+  int64_t free_ns;     /* inference ranks: when the last batch, of any service, had ended */
+  int fd;              /* of the file, if there is a part */
+  msi_segment segment; /* which is the file, if nobody wants to keep it */
 } msi_profile;
 
 /* The file of the report: MPISERVE_PROFILE_FILE, or its default. */
@@ -90,6 +93,9 @@ const char *msi_profile_file(void);
 /* Makes the file of a rank; part says what its first members are. MPISERVE_ECONFIG: it cannot be
  * made, and why. */
 int msi_profile_open(msi_profile *profile, const msi_part *part);
+
+/* The same without a name: it is there as long as this process, for MPISERVE_METRICS alone. */
+int msi_profile_open_shown(msi_profile *profile, const msi_part *part);
 
 /* This rank begins to leave: the last step ends. Gives the memory back; the file stays. Both allow
  * a profile that is not open. */

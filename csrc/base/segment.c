@@ -17,6 +17,9 @@
 #ifndef MADV_POPULATE_WRITE
 #define MADV_POPULATE_WRITE 23
 #endif
+#ifndef F_SEAL_FUTURE_WRITE
+#define F_SEAL_FUTURE_WRITE 0x0010
+#endif
 #ifndef MFD_NOEXEC_SEAL
 #define MFD_NOEXEC_SEAL 8U
 #endif
@@ -30,10 +33,10 @@ static size_t round_up(size_t bytes, size_t unit) { return (bytes + unit - 1) / 
 
 /* Kernels from 6.3 on may be set to refuse files that could be executed (vm.memfd_noexec = 2);
  * older ones do not know the flag. */
-static int make_file(void) {
+static int make_file(const char *name) {
   unsigned flags = MFD_CLOEXEC | MFD_ALLOW_SEALING;
-  int fd = memfd_create("mpiserve", flags | MFD_NOEXEC_SEAL);
-  if (fd < 0 && errno == EINVAL) fd = memfd_create("mpiserve", flags);
+  int fd = memfd_create(name, flags | MFD_NOEXEC_SEAL);
+  if (fd < 0 && errno == EINVAL) fd = memfd_create(name, flags);
   if (fd >= 0 && !fchmod(fd, 0600)) return fd;
   int failed = errno;
   if (fd >= 0) close(fd);
@@ -136,20 +139,34 @@ static int map_file(msi_segment *segment, int fd, size_t bytes) {
 
 /* ---- segments ---------------------------------------------------------------------- */
 
-int msi_segment_open(msi_segment *segment, size_t bytes) {
+static int open_segment(msi_segment *segment, const char *name, size_t bytes) {
   *segment = (msi_segment){.fd = -1};
   if (!bytes) return MPISERVE_OK;
   bytes = round_up(bytes, (size_t)sysconf(_SC_PAGESIZE));
-  int fd = make_file();
+  int fd = make_file(name);
   if (fd < 0) return MPISERVE_ENOMEM;
   int code = reserve(fd, bytes);
-  /* Nobody can take the reserved pages away by making the file shorter. */
-  if (!code) fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL);
   if (!code) code = map_file(segment, fd, bytes);
   if (code)
     close(fd);
   else
     segment->fd = fd;
+  return code;
+}
+
+/* Nobody can take the reserved pages away by making the file shorter. */
+int msi_segment_open(msi_segment *segment, size_t bytes) {
+  int code = open_segment(segment, "mpiserve", bytes);
+  if (!code && bytes) fcntl(segment->fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL);
+  return code;
+}
+
+/* The mapping of this process is there before the seal, and stays writable. */
+int msi_segment_open_shown(msi_segment *segment, size_t bytes) {
+  int code = open_segment(segment, "mpiserve-rank", bytes);
+  if (code || !bytes) return code;
+  fcntl(segment->fd, F_ADD_SEALS, F_SEAL_FUTURE_WRITE); /* a kernel may not know it */
+  fcntl(segment->fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL);
   return code;
 }
 

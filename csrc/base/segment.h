@@ -25,6 +25,10 @@ typedef struct msi_segment_id {
  * error at once (MPISERVE_ENOMEM), whose text has the bytes that are needed and free. */
 int msi_segment_open(msi_segment *segment, size_t bytes);
 
+/* The same for memory that programs of this user may look at, by the name "mpiserve-rank" in
+ * /proc/PID/fd, and only this process writes to (where the kernel can see to that: Linux 5.1). */
+int msi_segment_open_shown(msi_segment *segment, size_t bytes);
+
 /* Reserves the pages of memory that a library has mapped and nobody has used yet, as those of a
  * segment are; kernels before Linux 5.14 cannot. An error as above. */
 int msi_segment_fill(void *memory, size_t bytes);

@@ -29,9 +29,10 @@ static void call_end(msi_client *client, msi_call *call, int code) {
   call->state = CALL_DONE;
   call->stats.rows = call->payload.rows;
   if (call->submitted_ns && !MSI_PROFILED) call->stats.total_ns = msi_now() - call->submitted_ns;
-  client->counters.requests++;
-  client->counters.rows += call->payload.rows;
-  client->counters.errors += code != MPISERVE_OK;
+  mpiserve_counters *counters = &client->metrics->counters;
+  counters->requests++;
+  counters->rows += call->payload.rows;
+  if (__builtin_expect(code, MPISERVE_OK)) counters->errors++;
   if (call->message.abandoned) msi_calls_give(client, call);
 }
 
@@ -387,7 +388,9 @@ static int wait_until_done(msi_client *client, msi_call *call, double timeout, m
     if (code) return code;
     if (timeout == 0) return not_ended(client);
     if (!deadline) deadline = msi_deadline(timeout);
-    if (msi_now() > deadline)
+    int64_t now = msi_now();
+    msi_metrics_wait(client->metrics, wait, now, call->message.endpoint->path.head);
+    if (now > deadline)
       return msi_error(MPISERVE_ETIMEOUT, "no reply from rank %d within %g s",
                        call->message.endpoint->path.head, timeout);
     code = msi_call_progress_all(client);

@@ -108,9 +108,11 @@ static int open_endpoints(msi_client *client) {
   return code;
 }
 
-int msi_client_open(msi_client *client, const msi_world *world, msi_window *window) {
+int msi_client_open(msi_client *client, const msi_world *world, msi_window *window,
+                    msi_metrics *metrics) {
   *client = (msi_client){.world = world,
                          .window = window,
+                         .metrics = metrics,
                          .backoff = world->backoff,
                          .n_endpoints = world->n_heads,
                          .first_generation = first_generation(),

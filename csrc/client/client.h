@@ -5,7 +5,8 @@
 #include "client/call.h"
 
 /* On failure all is freed. */
-int msi_client_open(msi_client *client, const msi_world *world, msi_window *window);
+int msi_client_open(msi_client *client, const msi_world *world, msi_window *window,
+                    msi_metrics *metrics);
 
 /* Waits for every request, leaves every head, frees all: also after MPISERVE_ETIMEOUT, when heads
  * have not answered by the deadline. */

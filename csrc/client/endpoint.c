@@ -48,7 +48,7 @@ int msi_endpoint_open(msi_endpoint *endpoint, msi_window *window, const msi_head
   uint32_t lane = lane_of(world, head->rank, number, world->rank);
   uint32_t lanes = lane_of(world, head->rank, number, world->size);
   *endpoint = (msi_endpoint){0};
-  int code = find_section(endpoint, head, lanes, world->profile);
+  int code = find_section(endpoint, head, lanes, world->measured);
   if (!code && msi_layout_is_free(&endpoint->layout)) code = allocate_given(endpoint);
   if (code) return code;
   endpoint->path = (msi_path){.transport = msi_transport_at(number),

@@ -75,7 +75,7 @@ static int answer(msi_client *client, msi_call *call, const part *p, int code, c
   if (call->stats.local_rows) call->stats.local_rows -= p->rows;
   call->stats.fallback_rows = p->rows;
   call->stats.source = msi_fallback_source(&call->stats);
-  client->counters.fallbacks++;
+  client->metrics->counters.fallbacks++;
   return MPISERVE_OK;
 }
 
@@ -182,7 +182,7 @@ static int mend(msi_client *client, msi_call *call, int64_t *failed) {
   const msi_payload *p = &call->payload;
   char text[256];
   int64_t n = msi_check_failed(outputs_of(call), p->rows, p->outputs, failed, text, sizeof text);
-  client->counters.failed_rows += n;
+  client->metrics->counters.failed_rows += n;
   fail(call, text, n);
   if (!service->fallback.function) return msi_message_result(&call->message);
   return replaces_inputs(call) ? cannot_mend(call) : answer_failed(client, call, failed, n);
@@ -216,7 +216,7 @@ static int answer_locally(msi_client *client, msi_call *call, char why[WHY_BYTES
   }
   call->stats.local_rows = p->rows;
   call->stats.source = MPISERVE_LOCAL;
-  client->counters.local_answers++;
+  client->metrics->counters.local_answers++;
   return 1;
 }
 
@@ -242,7 +242,7 @@ int msi_fallback_end(msi_client *client, msi_call *call) {
   int failed = call->message.code != MPISERVE_OK;
   if (!failed && !call->service->checked) return MPISERVE_OK;
   int code = failed ? go_on(client, call) : check(client, call);
-  client->counters.errors += (code != MPISERVE_OK) - failed;
+  client->metrics->counters.errors += (code != MPISERVE_OK) - failed;
   return code;
 }
 

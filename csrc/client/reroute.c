@@ -65,7 +65,7 @@ int msi_reroute(msi_client *client, msi_call *call) {
   if (call->load) call->load->suspended = 1;
   if (to >= 0) to = msi_spare_another(service, replica_of(call), rows, to);
   if (to < 0) return no_other(call);
-  client->counters.rerouted += is_away(call->message.endpoint);
+  client->metrics->counters.rerouted += is_away(call->message.endpoint);
   msi_balance_ended(call->load, rows);
   msi_lease_let_go(call->message.endpoint, &call->payload.input);
   msi_lease_let_go(call->message.endpoint, &call->payload.output);

@@ -3,6 +3,7 @@
 #ifndef MSI_STATE_H
 #define MSI_STATE_H
 
+#include "base/metrics.h"
 #include "base/profile.h"
 #include "client/balance.h"
 #include "client/endpoint.h"
@@ -134,7 +135,7 @@ typedef struct msi_client {
   int n_dead;                /* ranks of the world that were known to be dead at the last look */
   int unsettled;             /* endpoints that are stopped, and slots that are withdrawn */
   int64_t stopped_limit_ns, next_look_ns; /* for heads that have stopped */
-  mpiserve_counters counters;
+  msi_metrics *metrics;                   /* its counters, and what it waits for: others may look */
   msi_profile *profile;
 } msi_client;
 

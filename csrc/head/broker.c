@@ -13,11 +13,22 @@
 
 /* ---- open and close ---------------------------------------------------------- */
 
+static msi_label label_of(const mpiserve_description *description) {
+  msi_label label = {.replica = description->replica,
+                     .spare = description->spare,
+                     .error = description->error,
+                     .max_batch_rows = description->max_batch_rows,
+                     .max_queue_rows = description->max_queue_rows};
+  snprintf(label.name, sizeof label.name, "%s", description->name);
+  return label;
+}
+
 int msi_broker_open(msi_broker *broker, const msi_world *world,
                     const mpiserve_description *description, int service_index,
                     size_t bytes[MSI_PARTS]) {
   *broker =
       (msi_broker){.world = world, .description = description, .has_room = 1, .failed_rank = -1};
+  broker->label = label_of(description);
   broker->policy = (msi_policy){.alike_rows = description->max_batch_rows,
                                 .max_delay_ns = description->max_delay_ns,
                                 .queue_rows = description->max_queue_rows,

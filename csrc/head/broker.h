@@ -11,6 +11,12 @@
 #include "head/progress.h"
 #include "head/ticket_table.h"
 
+/* What the description says, where others may read it: head/shown.c. */
+typedef struct msi_label {
+  char name[MPISERVE_NAME_SIZE];
+  int64_t replica, spare, error, max_batch_rows, max_queue_rows;
+} msi_label;
+
 typedef struct msi_broker {
   const msi_world *world;
   const mpiserve_description *description;
@@ -42,6 +48,7 @@ typedef struct msi_broker {
   msi_head_part *part;  /* of the profile */
   msi_late *late;       /* of the profile, by rank of the world */
   msi_head_times times; /* of the last batch, if profiled; taken and replied: of its last reply */
+  msi_label label;
 } msi_broker;
 
 /* First half of publishing: adds the memory that this service needs in each part to that of

@@ -47,7 +47,7 @@ int msi_inbox_open(msi_inbox *inbox, const msi_world *world, int transport,
   int code = msi_layout_init(&inbox->layout, description, lanes);
   if (code || !lanes) return code;
   msi_layout_move(&inbox->layout, begin);
-  if (world->profile) msi_layout_leave_room(&inbox->layout);
+  if (world->measured) msi_layout_leave_room(&inbox->layout);
   code = allocate(inbox);
   if (!code) code = msi_row_pool_open(&inbox->pool, inbox->layout.slab_rows);
   if (!code) count_clients(world, transport, inbox->clients);

@@ -12,6 +12,9 @@ static int64_t wall_now(void) {
 /* Whoever reads a state reads nothing else: no order is needed. */
 static void enter_at(msi_life *life, int state, int64_t wall_ns) {
   life->last_ns = wall_ns > life->last_ns ? wall_ns : life->last_ns + 1;
+  life->state = state;
+  if (state == MPISERVE_LAUNCHED && !life->launched_ns) life->launched_ns = life->last_ns;
+  if (state == MPISERVE_READY && !life->ready_ns) life->ready_ns = life->last_ns;
   for (int i = 0; i < life->n; i++)
     atomic_store_explicit(&life->headers[i]->entered_ns[state], life->last_ns,
                           memory_order_relaxed);

@@ -9,6 +9,8 @@ typedef struct msi_life {
   msi_section_header *headers[MSI_TRANSPORTS];
   int64_t last_ns;       /* of the last change: times go on, though clocks may be set back */
   int64_t since_1970_ns; /* of the wall clock, when the monotonic clock was 0 */
+  int64_t launched_ns, ready_ns; /* since 1970, for the first time */
+  int64_t state;                 /* the last one that was entered, BUSY left out */
 } msi_life;
 
 /* The memory of the inboxes is there and cleared. The rank was launched, and began to load, at

@@ -20,11 +20,11 @@ int msi_serving_open(msi_serving *serving, const msi_world *world, int n,
                      const mpiserve_description *descriptions, size_t bytes[MSI_PARTS]) {
   *serving = (msi_serving){.backoff = world->backoff};
   memset(bytes, 0, MSI_PARTS * sizeof *bytes);
-  serving->brokers = calloc((size_t)n, sizeof *serving->brokers);
-  if (!serving->brokers) return msi_error(MPISERVE_ENOMEM, "no memory for %d services", n);
+  int code = msi_segment_open_shown(&serving->memory, (size_t)n * sizeof *serving->brokers);
+  if (code) return code;
+  serving->brokers = (msi_broker *)serving->memory.memory;
   serving->current = serving->turn = serving->asked = serving->brokers;
   serving->last = serving->brokers + n - 1;
-  int code = MPISERVE_OK;
   for (int i = 0; i < n && !code; i++) {
     serving->n = i + 1;
     code = msi_broker_open(&serving->brokers[i], world, &descriptions[i], i, bytes);
@@ -73,7 +73,7 @@ void msi_serving_close(msi_serving *serving) {
   msi_progress_stop(&serving->progress); /* which has MPI if something is unanswered still */
   msi_progress_close(&serving->progress);
   for (int i = 0; i < serving->n; i++) msi_broker_close(&serving->brokers[i]);
-  free(serving->brokers);
+  msi_segment_close(&serving->memory);
   *serving = (msi_serving){0};
 }
 

@@ -15,6 +15,7 @@ typedef struct msi_silence {
 typedef struct msi_serving {
   msi_backoff backoff;
   int n;
+  msi_segment memory;  /* of the brokers: others may look at their numbers */
   msi_broker *brokers; /* by the index of their services */
   msi_broker *last;
   msi_broker *turn;    /* to look at next */

@@ -18,6 +18,7 @@ typedef struct hello {
   int32_t thread_level;
   int32_t code;
   int32_t tolerant;
+  int32_t metrics;   /* MPISERVE_METRICS of its environment */
   char transport[8]; /* MPISERVE_TRANSPORT of its environment */
   char profile[16];  /* MPISERVE_PROFILE of its environment */
   int64_t now_ns;
@@ -135,11 +136,18 @@ static int duplicate(msi_world *world, MPI_Comm comm) {
   return MPISERVE_OK;
 }
 
+/* A folder, for Python, or any other text. */
+static int wants_metrics(void) {
+  const char *text = getenv("MPISERVE_METRICS");
+  return text && *text && strcmp(text, "off") && strcmp(text, "0");
+}
+
 static int exchange_hello(msi_world *world, int code, hello *all) {
   hello mine = {.role = world->role,
                 .thread_level = world->thread_level,
                 .code = code,
-                .tolerant = msi_failure_is_tolerated()};
+                .tolerant = msi_failure_is_tolerated(),
+                .metrics = wants_metrics()};
   const char *transport = getenv("MPISERVE_TRANSPORT"), *profile = getenv("MPISERVE_PROFILE");
   snprintf(mine.version, sizeof mine.version, "%s", mpiserve_version());
   snprintf(mine.transport, sizeof mine.transport, "%s", transport ? transport : "auto");
@@ -211,11 +219,13 @@ static int check_transport(msi_world *world, const hello *all) {
 static int check_profile(msi_world *world, const hello *all) {
   world->run = all[0].now_ns ^ (int64_t)all[0].who.pid << 40;
   for (int r = 0; r < world->size; r++) {
+    world->measured |= all[r].metrics;
     if (!strcmp(all[r].profile, "summary"))
       world->profile = 1;
     else if (strcmp(all[r].profile, "off") && strcmp(all[r].profile, "0"))
       return msi_error(MPISERVE_ECONFIG, "rank %d: MPISERVE_PROFILE is to be off or summary", r);
   }
+  world->measured |= world->profile != 0;
   return MPISERVE_OK;
 }
 

@@ -23,6 +23,7 @@ typedef struct msi_world {
   int64_t launched_ns, opened_ns; /* when this rank came to open, and when all had come */
   int force_rma, force_shared;    /* MPISERVE_TRANSPORT */
   int profile;                    /* MPISERVE_PROFILE */
+  int measured;                   /* that, or MPISERVE_METRICS: replies have times */
   int64_t run;                    /* a number of this session, the same on all ranks */
   int tolerant;                   /* MPI goes on after a death, and tells of it */
   int n_simulation;               /* ranks of this role in the world */

@@ -21,6 +21,7 @@ from mpiserve.bench import (
     lockstep,
     overlap,
     scale,
+    scrape,
     starts,
     strong_scaling,
 )
@@ -41,6 +42,7 @@ MEASURES = {
     "isolation": isolation.measure,
     "restart": isolation.measure_restarts,
     "loadgen": loadgen.measure,
+    "scrape": scrape.measure,
     "lockstep": lockstep.measure,
     "strong_scaling": strong_scaling.measure,
 }
@@ -53,12 +55,13 @@ CASES = {
     "restart": PAIR,
     "loadgen": PAIR,
     "scale": 0,
+    "scrape": PAIR,
     "starts": 0,
     "lockstep": lockstep.CLIENTS + 1,
     "strong_scaling": strong_scaling.RANKS,
 }
 WITHOUT_MPI = {"scale": scale.measure, "starts": starts.measure}
-BY_NAME = ("isolation", "restart", "starts")  # measured only if they are asked for
+BY_NAME = ("isolation", "restart", "scrape", "starts")  # measured only if they are asked for
 
 
 def bench(

@@ -118,6 +118,12 @@ def test_the_process_of_a_model_is_measured(mpiexec, tmp_path):
 
 
 @pytest.mark.takes_long
+def test_what_a_scrape_costs_is_measured(mpiexec, tmp_path):
+    (row,) = measured(mpiexec, tmp_path, "scrape")
+    assert row["case"] == "scrape" and 0 < row["value"] < math.inf
+
+
+@pytest.mark.takes_long
 def test_starts_are_measured(mpiexec, tmp_path):
     rows = measured(mpiexec, tmp_path, "starts")
     assert [row["net"] for row in rows if row["case"] == "auto_is_fastest"] == [

@@ -1,0 +1,44 @@
+#include "head/shown.h"
+
+#include <stddef.h>
+#include <string.h>
+
+#define FIELD(name, member) \
+  {name, (int32_t)offsetof(msi_broker, member), (int32_t)sizeof(((msi_broker *)0)->member)}
+
+/* Their names are those of mpiserve/observe/ranks.py. Times are of the monotonic clock, but those
+ * of life, which are since 1970. */
+static const msi_field FIELDS[] = {
+    FIELD("name", label.name),
+    FIELD("replica", label.replica),
+    FIELD("spare", label.spare),
+    FIELD("error", label.error),
+    FIELD("max_batch_rows", label.max_batch_rows),
+    FIELD("max_queue_rows", label.max_queue_rows),
+    FIELD("counters", counters),
+    FIELD("state", life.state),
+    FIELD("state_ns", life.last_ns),
+    FIELD("launched_ns", life.launched_ns),
+    FIELD("ready_ns", life.ready_ns),
+    FIELD("queue_requests", queue.n),
+    FIELD("queue_rows", queue.rows),
+    FIELD("batch_open", open),
+    FIELD("batch_ns", closed_ns),
+    FIELD("batch_requests", assembly.n),
+    FIELD("batch_rows", assembly.batch.rows),
+    FIELD("held", tickets.n),
+    FIELD("clients", remaining),
+    FIELD("able", census.able),
+    FIELD("asked", census.asked),
+};
+
+void msi_serving_show(const msi_serving *serving, msi_metrics *metrics) {
+  _Static_assert(sizeof FIELDS <= sizeof metrics->fields, "there is room for all");
+  memcpy(metrics->fields, FIELDS, sizeof FIELDS);
+  metrics->n_fields = sizeof FIELDS / sizeof *FIELDS;
+  metrics->n_services = serving->n;
+  metrics->record_bytes = sizeof(msi_broker);
+  /* Readers take what is there for whole once they see the descriptor. */
+  atomic_thread_fence(memory_order_release);
+  metrics->services_fd = serving->memory.fd;
+}

@@ -1,0 +1,11 @@
+/* shown: the numbers of the services of this rank that other programs may read: base/metrics.h. */
+#ifndef MSI_HEAD_SHOWN_H
+#define MSI_HEAD_SHOWN_H
+
+#include "base/metrics.h"
+#include "head/serving.h"
+
+/* The brokers lie in memory that others may look at; says what is where. Local. */
+void msi_serving_show(const msi_serving *serving, msi_metrics *metrics);
+
+#endif
