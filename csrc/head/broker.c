@@ -8,6 +8,7 @@
 #include "head/empty.h"
 #include "head/free_dims.h"
 #include "head/leases.h"
+#include "head/leave.h"
 #include "head/refusal.h"
 #include "head/timing.h"
 
@@ -152,7 +153,7 @@ int msi_broker_rows_set(msi_broker *broker, int together) {
   return code;
 }
 
-static int turn_all_away(msi_broker *broker) {
+int msi_broker_turn_all_away(msi_broker *broker) {
   int code = MPISERVE_OK;
   while (broker->queue.n && !code) {
     msi_entry waiting = msi_queue_pop(&broker->queue);
@@ -162,40 +163,9 @@ static int turn_all_away(msi_broker *broker) {
   return code;
 }
 
-static int on_fail(msi_broker *broker, const msi_entry *entry) {
-  if (broker->failed_rank < 0) {
-    const msi_inbox *inbox = &broker->inboxes[entry->inbox];
-    size_t bytes = entry->rows < MSI_EAGER_BYTES ? entry->rows : MSI_EAGER_BYTES;
-    memcpy(broker->failed_text, msi_inbox_slot(inbox, entry->lane, entry->sequence)->input, bytes);
-    broker->failed_text[bytes] = 0;
-    broker->failed_rank = broker->inboxes[entry->inbox].clients[entry->lane];
-    broker->shut = 1;
-  }
-  int code = turn_all_away(broker);
-  msi_ticket *held;
-  while (!code && (held = msi_ticket_table_any(&broker->tickets))) {
-    msi_entry entry = held->entry;
-    msi_broker_end_ticket(broker, held);
-    code = msi_refuse_after_failure(broker, &entry);
-  }
-  return code;
-}
-
 static int on_change(msi_broker *broker, const msi_entry *entry) {
   if (broker->failed_rank >= 0) return msi_refuse_after_failure(broker, entry);
   return msi_change_queue_push(&broker->changes, entry);
-}
-
-static int on_leave(msi_broker *broker, const msi_entry *entry) {
-  msi_inbox *inbox = &broker->inboxes[entry->inbox];
-  msi_lane *lane = &inbox->lanes[entry->lane];
-  msi_census_uncount(&broker->census, lane);
-  broker->remaining -= !lane->gone;
-  lane->gone = 1;
-  /* Buffers that were not given back stay the client's: it may look at them after close. */
-  for (int i = 0; i < MSI_SLOTS; i++)
-    if (!msi_leases_is_used(broker, entry, i)) msi_inbox_lease_drop(inbox, entry->lane, i);
-  return msi_leases_grant(broker);
 }
 
 /* One reading of the clock serves a whole sweep over the lanes. */
@@ -225,8 +195,8 @@ static int take(msi_broker *broker, msi_inbox *inbox, uint32_t lane,
     case MSI_CHANGE: return on_change(broker, &entry);
     case MSI_ATTACH: msi_census_attach(&broker->census, &inbox->lanes[lane]); break;
     case MSI_DEPART: msi_census_depart(&broker->census, &inbox->lanes[lane]); break;
-    case MSI_FAIL: code = on_fail(broker, &entry); break;
-    case MSI_LEAVE: code = on_leave(broker, &entry); break;
+    case MSI_FAIL: code = msi_leave_after_failure(broker, &entry); break;
+    case MSI_LEAVE: code = msi_leave_take(broker, inbox, lane); break;
     default: return msi_broker_refuse(broker, &entry, MPISERVE_EARG, "a request of unknown kind");
   }
   return code ? code : msi_inbox_reply(inbox, lane, entry.sequence, MPISERVE_OK, NULL);
@@ -386,7 +356,7 @@ int msi_broker_enter(msi_broker *broker, int state) {
 }
 
 static int nobody_asks(msi_broker *broker) {
-  int code = turn_all_away(broker);
+  int code = msi_broker_turn_all_away(broker);
   for (int t = 0; t < MSI_TRANSPORTS; t++)
     msi_census_uncount_all(&broker->census, &broker->inboxes[t]);
   return code;

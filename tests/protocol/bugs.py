@@ -82,8 +82,8 @@ BUGS = [
     ),
     Bug(
         "leaving counted twice",
-        "head/broker.c",
-        {"broker->remaining -= !lane->gone;": "broker->remaining--;"},
+        "head/leave.c",
+        {"broker->remaining -= !leaver->gone;": "broker->remaining--;"},
         "race_steps",
     ),
     Bug(
@@ -123,6 +123,24 @@ BUGS = [
         "race_stopped",
     ),
     Bug(
+        "mark of a client that left not seen",
+        "head/leave.c",
+        {"marks & MSI_HAS_LEFT ?": "!marks ?"},
+        "race_steps",
+    ),
+    Bug(
+        "mark seen before the last request is taken",
+        "head/leave.c",
+        {"marks > MSI_CANCELLED && !has_rung(inbox, lane)": "marks > MSI_CANCELLED"},
+        "race_steps",
+    ),
+    Bug(
+        "rows of a client that left in a hurry never freed",
+        "head/loss.c",
+        {"broker->dead_rows |= inbox->lanes[lane].queued != 0;": ""},
+        "race_steps",
+    ),
+    Bug(
         "no second look",
         "base/wait.c",
         {"wait->armed = 1;\n    return 1;": "wait->armed = 1;"},
@@ -153,5 +171,5 @@ BUGS = [
         "hostile",
         MEMORY,
     ),
-    Bug("length of a text not checked", "head/broker.c", {TEXT: "entry->rows"}, "hostile", MEMORY),
+    Bug("length of a text not checked", "head/leave.c", {TEXT: "entry->rows"}, "hostile", MEMORY),
 ]
