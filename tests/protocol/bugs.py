@@ -131,7 +131,7 @@ BUGS = [
     Bug(
         "mark seen before the last request is taken",
         "head/leave.c",
-        {"marks > MSI_CANCELLED && !has_rung(inbox, lane)": "marks > MSI_CANCELLED"},
+        {"marks > MSI_CANCELLED && !untaken(inbox, lane)": "marks > MSI_CANCELLED"},
         "race_steps",
     ),
     Bug(
