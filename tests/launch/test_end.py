@@ -1,4 +1,4 @@
-"""A job ends although a model never does, which has no time-out: nobody wants its answer any more."""
+"""A job ends although a model without a time-out never does: nobody wants its answer any more."""
 
 from __future__ import annotations
 

@@ -345,7 +345,11 @@ class Isolated(Backend):
         """Have each child enter what it needs to serve."""
         what = "while it entered what it needs to serve"
         self._entered = True
-        self._working().call("enter", limit=self.service.load_timeout_s, what=what)
+        try:
+            self._working().call("enter", limit=self.service.load_timeout_s, what=what)
+        except LostError as error:
+            self._lose(error)
+            raise
         try:
             yield
         finally:
