@@ -8,7 +8,7 @@
 #include "head/empty.h"
 #include "head/free_dims.h"
 #include "head/leases.h"
-#include "head/leave.h"
+#include "head/loss.h"
 #include "head/refusal.h"
 #include "head/timing.h"
 
@@ -153,7 +153,7 @@ int msi_broker_rows_set(msi_broker *broker, int together) {
   return code;
 }
 
-int msi_broker_turn_all_away(msi_broker *broker) {
+static int turn_all_away(msi_broker *broker) {
   int code = MPISERVE_OK;
   while (broker->queue.n && !code) {
     msi_entry waiting = msi_queue_pop(&broker->queue);
@@ -161,6 +161,46 @@ int msi_broker_turn_all_away(msi_broker *broker) {
     code = turn_away(broker, &waiting);
   }
   return code;
+}
+
+static int end_tickets(msi_broker *broker) {
+  int code = MPISERVE_OK;
+  msi_ticket *held;
+  while (!code && (held = msi_ticket_table_any(&broker->tickets))) {
+    msi_entry entry = held->entry;
+    msi_broker_end_ticket(broker, held);
+    code = msi_refuse_after_failure(broker, &entry);
+  }
+  return code;
+}
+
+int msi_broker_fail(msi_broker *broker, int rank, const void *text, size_t bytes) {
+  if (broker->failed_rank < 0) {
+    memcpy(broker->failed_text, text, bytes);
+    broker->failed_text[bytes] = 0;
+    broker->failed_rank = rank;
+    broker->shut = 1;
+  }
+  int code = turn_all_away(broker);
+  return code ? code : end_tickets(broker);
+}
+
+static int on_fail(msi_broker *broker, const msi_entry *entry) {
+  const msi_inbox *inbox = &broker->inboxes[entry->inbox];
+  size_t bytes = entry->rows < MSI_EAGER_BYTES ? entry->rows : MSI_EAGER_BYTES;
+  return msi_broker_fail(broker, inbox->clients[entry->lane],
+                         msi_inbox_slot(inbox, entry->lane, entry->sequence)->input, bytes);
+}
+
+/* Buffers that were not given back stay the client's: it may look at them after close. What it has
+ * in the queue was cancelled, and ends with the next batch. */
+int msi_broker_leave(msi_broker *broker, msi_inbox *inbox, uint32_t lane) {
+  msi_lane *leaver = &inbox->lanes[lane];
+  msi_census_uncount(&broker->census, leaver);
+  broker->remaining -= !leaver->gone;
+  leaver->gone = 1;
+  msi_loss_free_rows(broker, inbox, lane, MSI_SLOTS);
+  return msi_leases_grant(broker);
 }
 
 static int on_change(msi_broker *broker, const msi_entry *entry) {
@@ -195,8 +235,8 @@ static int take(msi_broker *broker, msi_inbox *inbox, uint32_t lane,
     case MSI_CHANGE: return on_change(broker, &entry);
     case MSI_ATTACH: msi_census_attach(&broker->census, &inbox->lanes[lane]); break;
     case MSI_DEPART: msi_census_depart(&broker->census, &inbox->lanes[lane]); break;
-    case MSI_FAIL: code = msi_leave_after_failure(broker, &entry); break;
-    case MSI_LEAVE: code = msi_leave_take(broker, inbox, lane); break;
+    case MSI_FAIL: code = on_fail(broker, &entry); break;
+    case MSI_LEAVE: code = msi_broker_leave(broker, inbox, lane); break;
     default: return msi_broker_refuse(broker, &entry, MPISERVE_EARG, "a request of unknown kind");
   }
   return code ? code : msi_inbox_reply(inbox, lane, entry.sequence, MPISERVE_OK, NULL);
@@ -356,7 +396,7 @@ int msi_broker_enter(msi_broker *broker, int state) {
 }
 
 static int nobody_asks(msi_broker *broker) {
-  int code = msi_broker_turn_all_away(broker);
+  int code = turn_all_away(broker);
   for (int t = 0; t < MSI_TRANSPORTS; t++)
     msi_census_uncount_all(&broker->census, &broker->inboxes[t]);
   return code;

@@ -73,8 +73,12 @@ int msi_broker_enter(msi_broker *broker, int state);
  * the answer to MPISERVE_START and MPISERVE_REPLACE. */
 int msi_broker_suspend(msi_broker *broker, int suspended);
 
-/* Sends all requests in the queue back, or refuses them if a rank has failed. */
-int msi_broker_turn_all_away(msi_broker *broker);
+/* The client of a lane asks nothing any more. */
+int msi_broker_leave(msi_broker *broker, msi_inbox *inbox, uint32_t lane);
+
+/* A rank has ended with an error: all requests of all clients do from now on. The first text, of
+ * less than MPISERVE_TEXT_SIZE bytes, stays. */
+int msi_broker_fail(msi_broker *broker, int rank, const void *text, size_t bytes);
 
 /* Do rows of a request belong together from now on? Then pieces of requests are refused. */
 int msi_broker_rows_set(msi_broker *broker, int together);

@@ -1,56 +1,8 @@
 #include "head/leave.h"
 
-#include <string.h>
-
-#include "head/leases.h"
-#include "head/loss.h"
-#include "head/refusal.h"
 #include "mpi/failure.h"
 
 static const char UNSAID[] = "it had no slot to say why, as this rank had answered nothing";
-
-/* Buffers that were not given back stay the client's: it may look at them after close. What it has
- * in the queue was cancelled, and ends with the next batch. */
-int msi_leave_take(msi_broker *broker, msi_inbox *inbox, uint32_t lane) {
-  msi_lane *leaver = &inbox->lanes[lane];
-  msi_census_uncount(&broker->census, leaver);
-  broker->remaining -= !leaver->gone;
-  leaver->gone = 1;
-  msi_loss_free_rows(broker, inbox, lane, MSI_SLOTS);
-  return msi_leases_grant(broker);
-}
-
-/* ---- failing -------------------------------------------------------------------------- */
-
-static int end_tickets(msi_broker *broker) {
-  int code = MPISERVE_OK;
-  msi_ticket *held;
-  while (!code && (held = msi_ticket_table_any(&broker->tickets))) {
-    msi_entry entry = held->entry;
-    msi_broker_end_ticket(broker, held);
-    code = msi_refuse_after_failure(broker, &entry);
-  }
-  return code;
-}
-
-/* The text has room, and the first one stays. */
-static int fail(msi_broker *broker, int rank, const void *text, size_t bytes) {
-  if (broker->failed_rank < 0) {
-    memcpy(broker->failed_text, text, bytes);
-    broker->failed_text[bytes] = 0;
-    broker->failed_rank = rank;
-    broker->shut = 1;
-  }
-  int code = msi_broker_turn_all_away(broker);
-  return code ? code : end_tickets(broker);
-}
-
-int msi_leave_after_failure(msi_broker *broker, const msi_entry *entry) {
-  const msi_inbox *inbox = &broker->inboxes[entry->inbox];
-  size_t bytes = entry->rows < MSI_EAGER_BYTES ? entry->rows : MSI_EAGER_BYTES;
-  return fail(broker, inbox->clients[entry->lane],
-              msi_inbox_slot(inbox, entry->lane, entry->sequence)->input, bytes);
-}
 
 /* ---- marks ------------------------------------------------------------------------------ */
 
@@ -72,8 +24,8 @@ static uint32_t marks_of(const msi_inbox *inbox, uint32_t lane) {
 static int obey(msi_broker *broker, msi_inbox *inbox, uint32_t lane, uint32_t marks) {
   int code = MPISERVE_OK;
   if (marks & MSI_HAS_FAILED && broker->failed_rank < 0)
-    code = fail(broker, inbox->clients[lane], UNSAID, sizeof UNSAID - 1);
-  return !code && marks & MSI_HAS_LEFT ? msi_leave_take(broker, inbox, lane) : code;
+    code = msi_broker_fail(broker, inbox->clients[lane], UNSAID, sizeof UNSAID - 1);
+  return !code && marks & MSI_HAS_LEFT ? msi_broker_leave(broker, inbox, lane) : code;
 }
 
 int msi_leave_look(msi_broker *broker) {

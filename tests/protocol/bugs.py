@@ -82,7 +82,7 @@ BUGS = [
     ),
     Bug(
         "leaving counted twice",
-        "head/leave.c",
+        "head/broker.c",
         {"broker->remaining -= !leaver->gone;": "broker->remaining--;"},
         "race_steps",
     ),
@@ -171,5 +171,5 @@ BUGS = [
         "hostile",
         MEMORY,
     ),
-    Bug("length of a text not checked", "head/leave.c", {TEXT: "entry->rows"}, "hostile", MEMORY),
+    Bug("length of a text not checked", "head/broker.c", {TEXT: "entry->rows"}, "hostile", MEMORY),
 ]
