@@ -243,6 +243,14 @@ int mpiserve_peer_error(mpiserve_session *session, int *rank, int *remaining, ch
   return MPISERVE_OK;
 }
 
+int mpiserve_wanted_get(mpiserve_session *session, int *wanted) {
+  MSI_TURN turn = NULL;
+  int code = msi_enter_serving(session, &turn);
+  if (code || !wanted) return code ? code : msi_null_argument("wanted");
+  *wanted = msi_serving_wanted(&session->serving);
+  return MPISERVE_OK;
+}
+
 int mpiserve_waiting_get(mpiserve_session *session, int *why, char *text) {
   char unwanted[MPISERVE_TEXT_SIZE];
   MSI_TURN turn = NULL;

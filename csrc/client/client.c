@@ -14,8 +14,6 @@
 #include "client/stopped.h"
 #include "client/waiting.h"
 
-static const int64_t MOMENT_NS = 1000000000;
-
 /* ---- services -------------------------------------------------------------- */
 
 static mpiserve_service *service_named(const msi_client *client, const char *name) {
@@ -176,11 +174,34 @@ int msi_client_attach(mpiserve_service *service) {
   return send_note(service->client, service->endpoint, MSI_ATTACH, NULL, INT64_MAX);
 }
 
-/* The first error is returned; the other heads get the note all the same. */
-static int send_to_all(msi_client *client, msi_kind kind, const char *text, int64_t deadline) {
+/* Heads that can take the note must not wait for one that cannot. */
+static int send_where_free(msi_client *client, msi_kind kind, const char *text) {
   int code = MPISERVE_OK;
   for (int i = 0; i < client->n_endpoints; i++) {
-    int failed = send_note(client, &client->endpoints[i], kind, text, deadline);
+    msi_endpoint *endpoint = &client->endpoints[i];
+    if (endpoint->lost || !msi_endpoint_can_send(endpoint)) continue;
+    int failed = msi_endpoint_send(endpoint, kind, 0, -1, text, NULL);
+    endpoint->noted = kind;
+    if (!code) code = failed;
+  }
+  return code;
+}
+
+/* A head that has no slot free in time finds a mark instead, should it go on. */
+static int send_or_mark(msi_client *client, msi_endpoint *endpoint, msi_kind kind, const char *text,
+                        int64_t deadline) {
+  int code = send_note(client, endpoint, kind, text, deadline);
+  if (code == MPISERVE_ETIMEOUT)
+    msi_endpoint_mark(endpoint, kind == MSI_FAIL ? MSI_HAS_FAILED : MSI_HAS_LEFT);
+  return code;
+}
+
+/* The first error is returned; the other heads get the note all the same. */
+static int send_to_all(msi_client *client, msi_kind kind, const char *text, int64_t deadline) {
+  int code = send_where_free(client, kind, text);
+  for (int i = 0; i < client->n_endpoints; i++) {
+    if (client->endpoints[i].noted == kind) continue;
+    int failed = send_or_mark(client, &client->endpoints[i], kind, text, deadline);
     if (!code) code = failed;
   }
   return code;
@@ -200,8 +221,7 @@ int msi_client_fail(msi_client *client, const char *text) {
   return code ? code : msi_waiting_for_all(client, deadline);
 }
 
-/* A head that does not answer gets the note if it has a slot for it: should it go on, it will know.
- */
+/* A head that has not answered gets the note all the same: should it go on, it will know. */
 static int leave(msi_client *client, int64_t deadline) {
   int code = msi_waiting_for_all(client, deadline);
   if (!code) {
@@ -211,8 +231,8 @@ static int leave(msi_client *client, int64_t deadline) {
   char text[MPISERVE_TEXT_SIZE];
   snprintf(text, sizeof text, "%s", mpiserve_last_error());
   cancel_all(client);
-  send_to_all(client, MSI_LEAVE, NULL, msi_now() + MOMENT_NS);
-  return msi_error(code, "%s", text);
+  send_to_all(client, MSI_LEAVE, NULL, msi_now());
+  return msi_error(code, "%s. This rank has left; MPI_Finalize waits until they go on or end", text);
 }
 
 int msi_client_close(msi_client *client, int64_t deadline) {

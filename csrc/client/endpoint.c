@@ -188,12 +188,22 @@ int msi_endpoint_send(msi_endpoint *endpoint, msi_kind kind, int64_t rows, int l
   return post(endpoint, bytes, owner);
 }
 
-int msi_endpoint_cancel(msi_endpoint *endpoint, uint64_t sequence) {
+/* Of the word this rank is the only writer. The release puts it behind the doorbell. */
+static int set_marks(msi_endpoint *endpoint, uint64_t sequence, uint32_t marks) {
   const msi_transport *transport = endpoint->path.transport;
-  msi_slot *slot = &endpoint->path.slots[(sequence - 1) % MSI_SLOTS];
-  if (endpoint->fetching) msi_endpoint_forget(endpoint); /* the caller uses its tensors again */
-  atomic_store_explicit(&slot->request.cancelled, 1, memory_order_release);
+  _Atomic uint32_t *word = &endpoint->path.slots[(sequence - 1) % MSI_SLOTS].request.cancelled;
+  marks |= atomic_load_explicit(word, memory_order_relaxed);
+  atomic_store_explicit(word, marks, memory_order_release);
   return transport->cancel ? transport->cancel(&endpoint->path, sequence) : MPISERVE_OK;
+}
+
+int msi_endpoint_cancel(msi_endpoint *endpoint, uint64_t sequence) {
+  if (endpoint->fetching) msi_endpoint_forget(endpoint); /* the caller uses its tensors again */
+  return set_marks(endpoint, sequence, MSI_CANCELLED);
+}
+
+int msi_endpoint_mark(msi_endpoint *endpoint, uint32_t mark) {
+  return set_marks(endpoint, endpoint->sent, mark);
 }
 
 int msi_endpoint_reply(msi_endpoint *endpoint) {

@@ -57,6 +57,7 @@ typedef struct msi_endpoint {
   int stopped;             /* the head shows no sign of life: no request is sent there */
   int64_t silent_ns;       /* since when there was none; 0: there was one */
   uint64_t waits_for;      /* the oldest request without a reply, at the last look */
+  msi_kind noted;          /* the last note that it got: MSI_FAIL or MSI_LEAVE */
   int replaced;            /* its service has failed there, and a spare was asked */
   int fetching;            /* 1 + the slot whose results are being fetched; 0: none */
   int taken[MSI_SLOTS];    /* is the slot? */
@@ -98,6 +99,10 @@ int msi_endpoint_infer(msi_endpoint *endpoint, msi_kind kind, const msi_payload 
 /* Tells the head that nobody waits for this request: it drops the request if the model has not
  * begun with it. */
 int msi_endpoint_cancel(msi_endpoint *endpoint, uint64_t sequence);
+
+/* Marks the last request for a head that has no slot free, and finds the mark when it goes on:
+ * MSI_HAS_LEFT or MSI_HAS_FAILED. */
+int msi_endpoint_mark(msi_endpoint *endpoint, uint32_t mark);
 
 /* The oldest slot with a complete reply: its number, or -1. */
 int msi_endpoint_reply(msi_endpoint *endpoint);

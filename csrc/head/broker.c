@@ -8,6 +8,7 @@
 #include "head/empty.h"
 #include "head/free_dims.h"
 #include "head/leases.h"
+#include "head/loss.h"
 #include "head/refusal.h"
 #include "head/timing.h"
 
@@ -173,16 +174,8 @@ static int turn_all_away(msi_broker *broker) {
   return code;
 }
 
-static int on_fail(msi_broker *broker, const msi_entry *entry) {
-  if (broker->failed_rank < 0) {
-    const msi_inbox *inbox = &broker->inboxes[entry->inbox];
-    size_t bytes = entry->rows < MSI_EAGER_BYTES ? entry->rows : MSI_EAGER_BYTES;
-    memcpy(broker->failed_text, msi_inbox_slot(inbox, entry->lane, entry->sequence)->input, bytes);
-    broker->failed_text[bytes] = 0;
-    broker->failed_rank = broker->inboxes[entry->inbox].clients[entry->lane];
-    broker->shut = 1;
-  }
-  int code = turn_all_away(broker);
+static int end_tickets(msi_broker *broker) {
+  int code = MPISERVE_OK;
   msi_ticket *held;
   while (!code && (held = msi_ticket_table_any(&broker->tickets))) {
     msi_entry entry = held->entry;
@@ -192,21 +185,38 @@ static int on_fail(msi_broker *broker, const msi_entry *entry) {
   return code;
 }
 
+int msi_broker_fail(msi_broker *broker, int rank, const void *text, size_t bytes) {
+  if (broker->failed_rank < 0) {
+    memcpy(broker->failed_text, text, bytes);
+    broker->failed_text[bytes] = 0;
+    broker->failed_rank = rank;
+    broker->shut = 1;
+  }
+  int code = turn_all_away(broker);
+  return code ? code : end_tickets(broker);
+}
+
+static int on_fail(msi_broker *broker, const msi_entry *entry) {
+  const msi_inbox *inbox = &broker->inboxes[entry->inbox];
+  size_t bytes = entry->rows < MSI_EAGER_BYTES ? entry->rows : MSI_EAGER_BYTES;
+  return msi_broker_fail(broker, inbox->clients[entry->lane],
+                         msi_inbox_slot(inbox, entry->lane, entry->sequence)->input, bytes);
+}
+
+/* Buffers that were not given back stay the client's: it may look at them after close. What it has
+ * in the queue was cancelled, and ends with the next batch. */
+int msi_broker_leave(msi_broker *broker, msi_inbox *inbox, uint32_t lane) {
+  msi_lane *leaver = &inbox->lanes[lane];
+  msi_census_uncount(&broker->census, leaver);
+  broker->remaining -= !leaver->gone;
+  leaver->gone = 1;
+  msi_loss_free_rows(broker, inbox, lane, MSI_SLOTS);
+  return msi_leases_grant(broker);
+}
+
 static int on_change(msi_broker *broker, const msi_entry *entry) {
   if (broker->failed_rank >= 0) return msi_refuse_after_failure(broker, entry);
   return msi_change_queue_push(&broker->changes, entry);
-}
-
-static int on_leave(msi_broker *broker, const msi_entry *entry) {
-  msi_inbox *inbox = &broker->inboxes[entry->inbox];
-  msi_lane *lane = &inbox->lanes[entry->lane];
-  msi_census_uncount(&broker->census, lane);
-  broker->remaining -= !lane->gone;
-  lane->gone = 1;
-  /* Buffers that were not given back stay the client's: it may look at them after close. */
-  for (int i = 0; i < MSI_SLOTS; i++)
-    if (!msi_leases_is_used(broker, entry, i)) msi_inbox_lease_drop(inbox, entry->lane, i);
-  return msi_leases_grant(broker);
 }
 
 /* One reading of the clock serves a whole sweep over the lanes. */
@@ -237,7 +247,7 @@ static int take(msi_broker *broker, msi_inbox *inbox, uint32_t lane,
     case MSI_ATTACH: msi_census_attach(&broker->census, &inbox->lanes[lane]); break;
     case MSI_DEPART: msi_census_depart(&broker->census, &inbox->lanes[lane]); break;
     case MSI_FAIL: code = on_fail(broker, &entry); break;
-    case MSI_LEAVE: code = on_leave(broker, &entry); break;
+    case MSI_LEAVE: code = msi_broker_leave(broker, inbox, lane); break;
     default: return msi_broker_refuse(broker, &entry, MPISERVE_EARG, "a request of unknown kind");
   }
   return code ? code : msi_inbox_reply(inbox, lane, entry.sequence, MPISERVE_OK, NULL);

@@ -31,7 +31,7 @@ typedef struct msi_broker {
   uint32_t remote;          /* lanes of clients on other nodes, which cannot wake this rank */
   uint32_t remaining;       /* lanes whose client has not left */
   int shut;        /* requests are turned away: a rank has failed, or the service is suspended */
-  int dead_rows;   /* rows of clients that died stay taken, until what is held has ended */
+  int dead_rows;   /* rows of clients that died or left stay taken, until their requests end */
   int has_room;    /* the model has: otherwise requests stay in the queue */
   int failed_rank; /* of a simulation rank that ended with an error, or -1 */
   char failed_text[MPISERVE_TEXT_SIZE];
@@ -79,6 +79,13 @@ int msi_broker_enter(msi_broker *broker, int state);
  * those in the queue, is sent back so that its client asks another replica; but requests wait for
  * the answer to MPISERVE_START and MPISERVE_REPLACE. */
 int msi_broker_suspend(msi_broker *broker, int suspended);
+
+/* The client of a lane asks nothing any more. */
+int msi_broker_leave(msi_broker *broker, msi_inbox *inbox, uint32_t lane);
+
+/* A rank has ended with an error: all requests of all clients do from now on. The first text, of
+ * less than MPISERVE_TEXT_SIZE bytes, stays. */
+int msi_broker_fail(msi_broker *broker, int rank, const void *text, size_t bytes);
 
 /* Do rows of a request belong together from now on? Then pieces of requests are refused. */
 int msi_broker_rows_set(msi_broker *broker, int together);

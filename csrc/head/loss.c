@@ -32,14 +32,16 @@ static void cancel_held(msi_broker *broker, msi_inbox *inbox, uint32_t lane) {
   }
 }
 
-/* Rows of held requests stay taken until these have ended: their results go there. */
-static void free_rows(msi_broker *broker, msi_inbox *inbox, uint32_t lane) {
+/* Rows of held requests stay taken until these have ended: their results go there. Those that a
+ * request still waits for come later. */
+void msi_loss_free_rows(msi_broker *broker, msi_inbox *inbox, uint32_t lane, int n) {
   const msi_entry any = {.inbox = (uint8_t)inbox->transport->number, .lane = lane};
-  for (int i = 0; i < MSI_LEASES; i++) {
+  for (int i = 0; i < n; i++) {
     int is_used = msi_leases_is_used(broker, &any, i);
     if (!is_used) msi_inbox_lease_drop(inbox, lane, i);
     broker->dead_rows |= is_used;
   }
+  broker->dead_rows |= inbox->lanes[lane].queued != 0;
 }
 
 static void bury(msi_broker *broker, msi_inbox *inbox, uint32_t lane) {
@@ -55,16 +57,19 @@ static void bury(msi_broker *broker, msi_inbox *inbox, uint32_t lane) {
   msi_inbox_shut(inbox, lane);
 }
 
-/* Those that are buried already may have had rows of held requests. */
+/* Those that are buried already, and those that have left, may have had rows of held requests. */
+static void see_to(msi_broker *broker, msi_inbox *inbox, uint32_t lane) {
+  int is_dead = msi_failure_is_dead(broker->world, inbox->clients[lane]);
+  if (is_dead && !msi_inbox_is_shut(inbox, lane)) bury(broker, inbox, lane);
+  if (is_dead || inbox->lanes[lane].gone)
+    msi_loss_free_rows(broker, inbox, lane, is_dead ? MSI_LEASES : MSI_SLOTS);
+}
+
 int msi_loss_of_clients(msi_broker *broker) {
   broker->dead_rows = 0;
   for (int t = 0; t < MSI_TRANSPORTS; t++) {
     msi_inbox *inbox = &broker->inboxes[t];
-    for (uint32_t l = 0; l < inbox->layout.lanes; l++) {
-      if (!msi_failure_is_dead(broker->world, inbox->clients[l])) continue;
-      if (!msi_inbox_is_shut(inbox, l)) bury(broker, inbox, l);
-      free_rows(broker, inbox, l);
-    }
+    for (uint32_t lane = 0; lane < inbox->layout.lanes; lane++) see_to(broker, inbox, lane);
   }
   return msi_leases_grant(broker);
 }

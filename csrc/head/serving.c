@@ -7,6 +7,7 @@
 #include "base/error.h"
 #include "head/free_dims.h"
 #include "head/leases.h"
+#include "head/leave.h"
 #include "head/loss.h"
 #include "head/run.h"
 #include "mpi/failure.h"
@@ -14,7 +15,7 @@
 enum { MOST_NAMED = 8 }; /* ranks of a text */
 
 static const double WAIT_NOTICE = 10;
-static const int64_t BURIAL_NS = 100000000; /* between two looks for dead clients */
+static const int64_t BURIAL_NS = 100000000; /* between two looks for dead clients, or for marks */
 
 int msi_serving_open(msi_serving *serving, const msi_world *world, int n,
                      const mpiserve_description *descriptions, size_t bytes[MSI_PARTS]) {
@@ -182,13 +183,35 @@ static int bury_dead(msi_serving *serving) {
   return code;
 }
 
+static int find_marks(msi_serving *serving, int64_t now) {
+  int code = MPISERVE_OK;
+  if (now < serving->next_marks_ns) return code;
+  serving->next_marks_ns = now + BURIAL_NS;
+  for (int i = 0; i < serving->n && !code; i++) code = msi_leave_look(&serving->brokers[i]);
+  return code;
+}
+
+/* All clients leave all services together, so the first broker knows. MPI is the broker thread's if
+ * a batch is open. */
+int msi_serving_wanted(msi_serving *serving) {
+  const msi_broker *broker = serving->brokers;
+  msi_progress_stop(&serving->progress);
+  msi_failure_look(broker->world);
+  for (int t = 0; t < MSI_TRANSPORTS; t++)
+    if (broker->inboxes[t].layout.lanes) msi_inbox_sync(&broker->inboxes[t]);
+  int wanted = msi_leave_is_wanted(broker);
+  msi_progress_start(&serving->progress);
+  return wanted;
+}
+
 /* A rank that always has a batch never pauses. The time is that of its last one: no look at a clock
  * is added. */
 static int bury_in_time(msi_serving *serving) {
   int64_t now = serving->current->closed_ns;
   if (now < serving->next_burial_ns) return MPISERVE_OK;
   serving->next_burial_ns = now + BURIAL_NS;
-  return bury_dead(serving);
+  int code = bury_dead(serving);
+  return code ? code : find_marks(serving, now);
 }
 
 static int no_batch(msi_serving *serving, double timeout) {
@@ -217,6 +240,7 @@ static int pause_for(msi_serving *serving, double timeout, msi_wait *wait,
   say_looked(serving, now);
   int code = refuse_late(serving, now);
   if (!code) code = bury_dead(serving);
+  if (!code) code = find_marks(serving, now);
   if (code) return code;
   if (!*deadline) *deadline = msi_deadline(timeout);
   if (timeout != 0 && msi_now() <= *deadline) return MPISERVE_OK;

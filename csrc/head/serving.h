@@ -27,6 +27,7 @@ typedef struct msi_serving {
   msi_section_header *header; /* where clients see what this rank does; NULL: none is near */
   int n_dead;                 /* ranks of the world that were known to be dead at the last look */
   int64_t next_burial_ns;     /* when a rank that always has a batch looks for them again */
+  int64_t next_marks_ns;      /* when it looks again for those that left marks */
 } msi_serving;
 
 /* First half of publishing: what memory is needed, by its parts. Local. descriptions must
@@ -60,6 +61,9 @@ int msi_serving_shapes_set(msi_serving *serving, int service, const int64_t *sha
 /* As mpiserve_change_get() and mpiserve_change_reply() say. */
 int msi_serving_change_get(const msi_serving *serving, mpiserve_change_request *change);
 int msi_serving_change_reply(msi_serving *serving, int service, int code, const char *text);
+
+/* As mpiserve_wanted_get() says. */
+int msi_serving_wanted(msi_serving *serving);
 
 /* As mpiserve_waiting_get() says; local. */
 int msi_serving_waiting(msi_serving *serving, char *text);

@@ -57,10 +57,11 @@ static int post(msi_path *path, uint64_t sequence, size_t bytes) {
 }
 
 static int cancel(msi_path *path, uint64_t sequence) {
-  const uint32_t cancelled = 1;
+  const msi_slot *slot = &path->slots[(sequence - 1) % MSI_SLOTS];
+  uint32_t marks = atomic_load_explicit(&slot->request.cancelled, memory_order_relaxed);
   int code = msi_window_put(path->window, path->head,
-                            slot_at(path, sequence) + offsetof(msi_slot, request.cancelled),
-                            &cancelled, sizeof cancelled);
+                            slot_at(path, sequence) + offsetof(msi_slot, request.cancelled), &marks,
+                            sizeof marks);
   return code ? code : msi_window_flush(path->window, path->head);
 }
 

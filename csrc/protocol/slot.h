@@ -39,6 +39,10 @@ typedef enum msi_kind {
  * head, and the client sends the request to another replica. Users never see it. */
 enum { MSI_SUSPENDED = 1 };
 
+/* The bits of `cancelled`. The last two are of the client, which sets them beside its last request
+ * where it has no slot for MSI_LEAVE or MSI_FAIL, and sends nothing any more. */
+enum { MSI_CANCELLED = 1, MSI_HAS_LEFT = 2, MSI_HAS_FAILED = 4, MSI_MARKS = 7 };
+
 /* In a header that was read, and not only said to be. */
 #define MSI_MAGIC UINT32_C(0x6d736967)
 
@@ -162,6 +166,13 @@ static inline int msi_layout_is_free(const msi_layout *layout) { return layout->
 /* Has the client cancelled the request? Pairs with its release. */
 static inline int msi_slot_cancelled(const msi_slot *slot) {
   return atomic_load_explicit(&slot->request.cancelled, memory_order_acquire) != 0;
+}
+
+/* What has it marked there? Pairs with its release. Other words than those of a client that keeps
+ * to the rules only cancel. */
+static inline uint32_t msi_slot_marks(const msi_slot *slot) {
+  uint32_t marks = atomic_load_explicit(&slot->request.cancelled, memory_order_acquire);
+  return marks & ~(uint32_t)MSI_MARKS ? MSI_CANCELLED : marks;
 }
 
 /* The state that was entered last; ready is busy while there is a time of that. */

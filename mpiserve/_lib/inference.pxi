@@ -131,6 +131,13 @@ cdef class InferenceCalls(Handle):
         finally:
             free(tickets)
 
+    def wanted(self):
+        """Return whether a simulation rank still wants answers. Never waits."""
+        cdef int wanted
+        self._enter()
+        self._leave(mpiserve_wanted_get(self._session, &wanted))
+        return bool(wanted)
+
     def wants(self, Ticket ticket):
         """Return whether the client still waits for a held request; else it has been answered."""
         cdef int wanted

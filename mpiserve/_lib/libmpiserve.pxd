@@ -161,3 +161,4 @@ cdef extern from "mpiserve.h" nogil:
     int mpiserve_engine_set(mpiserve_session *, int, const mpiserve_engine *)
     int mpiserve_peer_error(mpiserve_session *, int *, int *, char *)
     int mpiserve_waiting_get(mpiserve_session *, int *, char *)
+    int mpiserve_wanted_get(mpiserve_session *, int *)

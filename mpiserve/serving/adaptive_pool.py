@@ -140,9 +140,12 @@ class Loading:
         """Whether the thread has ended."""
         return not self._thread.is_alive()
 
-    def wait(self) -> None:
-        """Wait for the thread to end, at most as long as loading may take."""
+    def end(self) -> None:
+        """End the load, and close the model if it is loaded: nobody needs it any more."""
+        self.model.loader.abandon()
         self._thread.join(LOADING)
+        if self.backend:
+            self.model.let_go(self.backend)
 
     def _load(self) -> None:
         try:
@@ -261,9 +264,7 @@ class AdaptivePool:
     def end(self) -> None:
         """Exchange END messages, so that no message stays under way."""
         if self._loading:
-            self._loading.wait()
-            if self._loading.backend:
-                self._loading.model.let_go(self._loading.backend)
+            self._loading.end()
         leads = self._channel.comm.rank == LEADER
         others = set(range(1, self._channel.comm.size)) if leads else {LEADER}
         for rank in others:

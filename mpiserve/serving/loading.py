@@ -91,6 +91,9 @@ class Loader:
         warmup.backend.warmed()
         return warmup.backend
 
+    def abandon(self) -> None:
+        """Do nothing: a load of this process cannot be ended."""
+
     def repeat(self, service: ServiceConfig, known: Known) -> Backend:
         """Load a model that was loaded before, in another process.
 

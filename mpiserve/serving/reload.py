@@ -130,9 +130,9 @@ class Versions:
 
     def _fresh(self, service: ServiceConfig) -> Backend:
         named = (service.backend, service.model, service.preprocess, service.postprocess)
-        specs = [spec for spec in named if spec and ":" in spec]
+        specs = [spec for spec in named if spec and ":" in spec and not service.isolated]
         for module in {module_of(spec, service.folder) for spec in specs}:
-            read_again(module)
+            read_again(module)  # a new child has not read them before
         return self._model.load_version(service)
 
 

@@ -54,6 +54,7 @@ class ServedModel:
         backend: The backend that runs the model.
         sole: Whether it is the only model of its rank: then the library may run its engine.
         changes: Handles requests to change the model.
+        loader: Loads its versions.
         follower: On the other ranks of the replica: follows its head.
         failed: Whether the model could not be loaded. The rank then stays, so that
             the world can close, and every call of a client is an error.
@@ -86,7 +87,7 @@ class ServedModel:
         self.changes = Changes(lib, self)
         self._head: restarting.Head | None = None
         self._comm = comm
-        self._loader = loader_of(comm, lib, self.service, local_rank, self._note)
+        self.loader = loader_of(comm, lib, self.service, local_rank, self._note)
         self._dtypes = [dtype_of(tensor) for tensor in self.service.outputs]
         self._remarks: set[str] = set()
         self._kind = ""  # of rows, as clients were told
@@ -113,7 +114,7 @@ class ServedModel:
         try:
             local = local_model.published(self.service)
             with notices.loading(self.name()):
-                self.backend = self._loader.load(self.service)
+                self.backend = self.loader.load(self.service)
             self.backend.native = self.backend.native if self.sole else None
             self._engine = engines.engine_of(self.backend)
             overwrites = bool(self.backend.overwrites)
@@ -345,7 +346,7 @@ class ServedModel:
     def _fail(self, batch: core.Batch, text: str) -> None:
         """Answer a batch that failed: rerun it in halves, or send the error to all its requests."""
         split = self.service.split_failed and batch.requests > 1 and not self.broken
-        if not (split and self._splitter.split(batch)):
+        if not (split and self._lib.wanted() and self._splitter.split(batch)):
             self._lib.fail_batch(Code.EMODEL, text)
 
     # ---- another version, or none
@@ -363,7 +364,7 @@ class ServedModel:
         try:
             old = None if isinstance(self.backend, Unloaded) else self.backend
             with notices.loading(f"{what} of {self.name()}"):
-                backend = self._loader.load(version, old)
+                backend = self.loader.load(version, old)
         except BaseException as error:
             check_interrupt()
             self._failures.log(f"cannot load {what}", error)
@@ -442,7 +443,7 @@ class ServedModel:
         """Load the version that other ranks answer with, in any thread; change nothing here."""
         if isinstance(self.backend, Unloaded):
             return Unloaded(self.current)
-        return self._loader.load(self.current)
+        return self.loader.load(self.current)
 
     def resume(self, backend: Backend) -> None:
         """Answer with the backend that `load_again` returned."""

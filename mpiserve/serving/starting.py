@@ -64,9 +64,7 @@ class Starting:
     def end(self) -> None:
         """Let go the models that are still being loaded."""
         for loading, _ in self._loading.values():
-            loading.wait()
-            if loading.backend:
-                loading.model.let_go(loading.backend)
+            loading.end()
 
     # ---- what clients ask
 

@@ -1,7 +1,8 @@
 /* ranks: 3
  *
  * Close has an end. A head that is busy, or stopped, costs a client its limit, and the text says
- * what it does; a client that leaves early is not held by one that computes; MPI_Finalize closes
+ * what it does; when it goes on, it learns that the client has left, or failed, although all slots
+ * were taken; a client that leaves early is not held by one that computes; MPI_Finalize closes
  * what is open. */
 #define _POSIX_C_SOURCE 200809L
 #include <mpi.h>
@@ -12,7 +13,7 @@
 #include "check.h"
 #include "mpiserve.h"
 
-enum { CLIENTS = 2, HEAD = CLIENTS, GO = 1 };
+enum { CLIENTS = 2, HEAD = CLIENTS, GO = 1, REQUESTS = 6 };
 
 /* A window is left where a rank of it does not close it, and MPICH (5.0.2) then keeps memory. */
 const char *__lsan_default_suppressions(void);
@@ -54,6 +55,20 @@ static int infer(mpiserve_session *session, double timeout) {
   return code;
 }
 
+/* More than a lane has slots. */
+static void submit_all(mpiserve_session *session) {
+  static double x[REQUESTS], y[REQUESTS];
+  mpiserve_service *service;
+  mpiserve_request request;
+  CHECK(mpiserve_service_find(session, "slow", &service) == MPISERVE_OK);
+  for (int i = 0; i < REQUESTS; i++) {
+    mpiserve_tensor in = {.data = x + i, .dtype = MPISERVE_FLOAT64, .ndim = 1, .shape = {1}};
+    mpiserve_tensor out = in;
+    out.data = y + i;
+    CHECK(mpiserve_submit(service, 1, &in, 1, &out, NULL, &request) == MPISERVE_OK);
+  }
+}
+
 /* Answers until all clients have left. A batch takes as long as a client says, if one does. */
 static void serve(mpiserve_session *session, int waits_for) {
   mpiserve_batch batch;
@@ -81,6 +96,7 @@ static void busy_head(void) {
   if (rank == HEAD) serve(session, 0);
   if (rank == 0) {
     CHECK(infer(session, SHORT) == MPISERVE_ETIMEOUT);
+    submit_all(session);
     const char *transport = getenv("MPISERVE_TRANSPORT");
     int is_rma = transport && !strcmp(transport, "rma");
     close_in_vain(session, is_rma ? ": alive" : ": alive; it has been running a batch for");
@@ -101,6 +117,32 @@ static void stopped_head(void) {
     tell(1);
   } else {
     if (rank == 1) hear(0);
+    CHECK(mpiserve_close(session) == MPISERVE_OK);
+  }
+}
+
+static void ask_until_it_fails(mpiserve_session *session) {
+  double end = MPI_Wtime() + LIMIT;
+  int code;
+  while (!(code = infer(session, LIMIT)) && MPI_Wtime() < end) continue;
+  CHECK(code == MPISERVE_EPEER);
+  CHECK_TEXT(mpiserve_last_error(), "simulation rank 0 ended with an error: it had no slot");
+}
+
+static void stopped_head_and_full_lane(int fails) {
+  mpiserve_session *session = open_session();
+  if (rank == HEAD) serve(session, -1);
+  if (rank == 0) {
+    CHECK(infer(session, LIMIT) == MPISERVE_OK);
+    kill(head_pid, SIGSTOP);
+    submit_all(session);
+    if (fails) CHECK(mpiserve_fail(session, "too hot") == MPISERVE_ETIMEOUT);
+    close_in_vain(session, ": stopped by a signal");
+    kill(head_pid, SIGCONT);
+    tell(1);
+  } else {
+    if (rank == 1) hear(0);
+    if (rank == 1 && fails) ask_until_it_fails(session);
     CHECK(mpiserve_close(session) == MPISERVE_OK);
   }
 }
@@ -145,6 +187,10 @@ int main(int argc, char **argv) {
   wrong_limits();
   busy_head();
   stopped_head();
+  stopped_head_and_full_lane(0);
+  setenv("MPISERVE_CLOSE_TIMEOUT", "0.3", 1);
+  stopped_head_and_full_lane(1);
+  setenv("MPISERVE_CLOSE_TIMEOUT", "3", 1);
   early_leaver();
   left_to_finalize();
   MPI_Finalize();

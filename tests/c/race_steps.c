@@ -1,6 +1,7 @@
 /* A head and two clients in one thread, which takes their steps in the orders that matter: what
  * docs/internals/protocol_model.md proves of the model, looked at in the library. */
 #include "check.h"
+#include "head/leave.h"
 #include "head/loss.h"
 #include "head/reply.h"
 #include "head/tickets.h"
@@ -204,6 +205,78 @@ static void check_a_client_leaves_once(void) {
   made_up_close(&made);
 }
 
+/* A mark of the client's last request that is not taken yet is in the slot of another one. */
+static void check_a_client_without_a_slot_leaves_by_a_mark(void) {
+  double last = 0;
+  begin(POOL_ROWS, 0);
+  for (int round = 0; round < 2; round++) {
+    CHECK(round == 0 || answer(&last) == MSI_SLOTS);
+    for (int i = 0; i < MSI_SLOTS && round; i++) CHECK(take(0) == MPISERVE_OK);
+    for (int i = 0; i < MSI_SLOTS; i++) infer(0, 1 + i + last, 1, -1);
+  }
+  CHECK(!msi_endpoint_can_send(&ends[0]));
+  CHECK(!msi_endpoint_mark(&ends[0], MSI_HAS_LEFT));
+  CHECK(!msi_leave_look(broker) && broker->remaining == 2);
+  poll();
+  for (int i = 0; i < 2; i++) CHECK(!msi_leave_look(broker) && broker->remaining == 1);
+  made_up_close(&made);
+}
+
+static void check_a_client_without_a_slot_fails_by_a_mark(void) {
+  begin(POOL_ROWS, 0);
+  infer(0, 1, 1, -1);
+  poll();
+  CHECK(!msi_endpoint_mark(&ends[0], MSI_HAS_FAILED));
+  CHECK(!msi_endpoint_mark(&ends[0], MSI_HAS_LEFT));
+  CHECK(!msi_leave_look(broker) && broker->remaining == 1 && broker->failed_rank == 0);
+  CHECK(take(0) == MPISERVE_EPEER);
+  infer(1, 1, 1, -1);
+  poll();
+  CHECK(take(1) == MPISERVE_EPEER);
+  made_up_close(&made);
+}
+
+/* Also what the head has not taken counts. */
+static void check_whether_anybody_wants_answers(void) {
+  for (int fails = 0; fails < 2; fails++)
+    for (int marks = 0; marks < 2; marks++) {
+      begin(POOL_ROWS, LONG_NS);
+      send(1, MSI_ATTACH, 0, -1);
+      CHECK(msi_serving_wanted(&made.serving));
+      if (!fails) send(1, MSI_LEAVE, 0, -1);
+      poll();
+      for (int i = 0; i < MSI_SLOTS - 1 + marks; i++) infer(0, 1, 1, -1);
+      CHECK(msi_serving_wanted(&made.serving));
+      if (marks)
+        CHECK(!msi_endpoint_mark(&ends[0], fails ? MSI_HAS_FAILED : MSI_HAS_LEFT));
+      else
+        send(0, fails ? MSI_FAIL : MSI_LEAVE, 0, -1);
+      for (int i = 0; i < 2; i++) {
+        CHECK(!msi_serving_wanted(&made.serving));
+        poll();
+      }
+      made_up_close(&made);
+    }
+}
+
+/* Rows that are granted to it when it has left are freed once more. */
+static void check_rows_of_a_client_that_left_in_a_hurry_are_freed(void) {
+  begin(POOL_ROWS, 0);
+  const msi_row_pool *pool = &broker->inboxes[MPISERVE_SHARED].pool;
+  lease(1, 0, MAX_ROWS);
+  lease(1, 1, MAX_ROWS);
+  send(0, MSI_LEASE, MAX_ROWS, 0); /* waits */
+  poll();
+  CHECK(!msi_endpoint_mark(&ends[0], MSI_HAS_LEFT));
+  CHECK(!msi_leave_look(broker) && broker->remaining == 1);
+  lease(1, 1, 0);
+  CHECK(pool->used == 2 * MAX_ROWS);
+  mpiserve_batch batch;
+  CHECK(msi_serving_next(&made.serving, 0, &batch) == MPISERVE_ETIMEOUT);
+  CHECK(pool->used == MAX_ROWS && !broker->dead_rows);
+  made_up_close(&made);
+}
+
 /* ---- dying ------------------------------------------------------------------------------ */
 
 static uint8_t dead[CLIENTS + 1];
@@ -294,6 +367,10 @@ int main(void) {
   check_rows_of_a_request_are_not_given_away();
   check_the_upper_half_is_lent();
   check_a_client_leaves_once();
+  check_a_client_without_a_slot_leaves_by_a_mark();
+  check_a_client_without_a_slot_fails_by_a_mark();
+  check_rows_of_a_client_that_left_in_a_hurry_are_freed();
+  check_whether_anybody_wants_answers();
   check_the_dead_have_left();
   check_rows_of_the_dead_are_freed_later();
   check_the_dead_have_left_a_busy_head();

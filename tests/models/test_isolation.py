@@ -238,6 +238,48 @@ def test_only_the_guilty_request_fails_however_its_model_dies(mpiexec, models):
         assert not os.path.exists(f"/proc/{number}"), number
 
 
+ENTERS = """\
+import os
+from contextlib import contextmanager
+from pathlib import Path
+
+import mpiserve
+
+
+class Enters(mpiserve.Backend):
+    def run(self, inputs):
+        return 2 * inputs[0]
+
+    @contextmanager
+    def serving(self):
+        if not Path("entered").exists():
+            Path("entered").touch()
+            os._exit(12)
+        yield
+"""
+ASKS = """\
+import mpiserve
+import numpy as np
+
+with mpiserve.open() as session:
+    x = np.ones((2, 3), np.float32)
+    assert (session.service("enters")(x, timeout=30) == 2 * x).all()
+    print("answered", flush=True)
+"""
+
+
+def test_a_model_that_dies_as_it_enters_what_it_needs_starts_again(mpiexec, tmp_path):
+    table = TABLE.format(name="enters", model="", settings="")
+    table = table.replace('backend = "python"\nmodel = "models:"', 'backend = "models:Enters"')
+    (tmp_path / "models.py").write_text(ENTERS)
+    (tmp_path / "c.toml").write_text(table)
+    (tmp_path / "sim.py").write_text(ASKS)
+    done = mpiexec(["-n", 2, *RUN, "c.toml", "sim.py"], timeout=60)
+    assert done.returncode == 0
+    assert "answered" in done.stdout
+    assert "has ended with status 12 while it entered what it needs to serve" in done.stderr
+
+
 TWO = """\
 from pathlib import Path
 

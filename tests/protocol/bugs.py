@@ -83,7 +83,7 @@ BUGS = [
     Bug(
         "leaving counted twice",
         "head/broker.c",
-        {"broker->remaining -= !lane->gone;": "broker->remaining--;"},
+        {"broker->remaining -= !leaver->gone;": "broker->remaining--;"},
         "race_steps",
     ),
     Bug(
@@ -121,6 +121,24 @@ BUGS = [
         "client/stopped.c",
         {"hand_over(&call->payload.output, sent, &withdrawn->output);": ""},
         "race_stopped",
+    ),
+    Bug(
+        "mark of a client that left not seen",
+        "head/leave.c",
+        {"marks & MSI_HAS_LEFT ?": "!marks ?"},
+        "race_steps",
+    ),
+    Bug(
+        "mark seen before the last request is taken",
+        "head/leave.c",
+        {"marks > MSI_CANCELLED && !untaken(inbox, lane)": "marks > MSI_CANCELLED"},
+        "race_steps",
+    ),
+    Bug(
+        "rows of a client that left in a hurry never freed",
+        "head/loss.c",
+        {"broker->dead_rows |= inbox->lanes[lane].queued != 0;": ""},
+        "race_steps",
     ),
     Bug(
         "no second look",

@@ -3,8 +3,10 @@
  * Each client takes the replies to its requests in flight, sends LEAVE to every head that lives and
  * takes those replies. A head stops when every client has left; one that died counts as left. All
  * that live meet in a barrier, and then free their memory. A rank whose limit for closing is over
- * gives up: it skips the barrier and frees no memory that others may use. Any rank may die at any
- * step, and the others notice it sooner or later.
+ * gives up: it skips the barrier and frees no memory that others may use. A client that gives up
+ * before a head has answered sends LEAVE there if a slot is free, else it marks its last request;
+ * heads wait for clients that live without a limit. Any rank may die at any step, and the others
+ * notice it sooner or later.
  *
  * Ranks 0 and 1 are clients, 2 and 3 are heads. The memory is that of the heads. */
 
@@ -18,6 +20,8 @@
 mtype = { EMPTY, REQUEST, LEAVE, REPLIED };
 typedef lanes_of_client { mtype at[HEADS] = EMPTY };
 lanes_of_client lane[CLIENTS];
+typedef marks_of_client { bool at[HEADS] };
+marks_of_client mark[CLIENTS];
 
 typedef lanes_of_head { bool gone[CLIENTS] };
 lanes_of_head inbox[HEADS];
@@ -42,8 +46,10 @@ bool freed[HEADS];
 /* Without LIMIT nobody gives up, so that whoever waits for ever is found. */
 #ifdef LIMIT
 #define OR_GIVE_UP :: goto give_up
+#define OR_PASS_BY :: goto pass_by
 #else
 #define OR_GIVE_UP
+#define OR_PASS_BY
 #endif
 
 #ifdef WAITS_FOR_DEAD_HEAD
@@ -67,6 +73,18 @@ bool freed[HEADS];
   :: !safe -> goto die \
   fi
 
+#ifdef LEFT_UNSAID
+#define SAY(h) skip
+#else
+#define SAY(h) \
+  d_step { \
+    if \
+    :: LIVES(h) && lane[c].at[h] == EMPTY -> TOUCH(h); lane[c].at[h] = LEAVE \
+    :: LIVES(h) && lane[c].at[h] != EMPTY -> TOUCH(h); mark[c].at[h] = 1 \
+    :: else \
+    fi }
+#endif
+
 proctype client(byte c) {
   if /* a request in flight when close begins, or not */
   :: EXCHANGE(0, REQUEST)
@@ -79,14 +97,18 @@ proctype client(byte c) {
   entered[c] = 1;
   if
   :: MET
-  OR_GIVE_UP
+  OR_PASS_BY
   :: !safe -> goto die
   fi;
 #endif
   away[c] = 1;
   goto end;
 #ifdef LIMIT
-give_up: /* it goes on, and touches nothing any more */
+give_up:
+  skip; /* spin allows no jump to a d_step */
+  SAY(0);
+  SAY(1);
+pass_by: /* it goes on, and touches nothing any more */
   away[c] = 1;
   goto end;
 #endif
@@ -121,16 +143,22 @@ end:
 #define MAY_FREE MET
 #endif
 
+/* Not before all that came before it was taken. */
+#define ON_MARK(h, c) \
+  d_step { mark[c].at[h] && !inbox[h].gone[c] && lane[c].at[h] != REQUEST && \
+    lane[c].at[h] != LEAVE -> TOUCH(h); COUNT(h, c) }
+
 proctype head(byte h) {
   do
   :: SERVE(h, 0)
   :: SERVE(h, 1)
   :: ON_LEAVE(h, 0)
   :: ON_LEAVE(h, 1)
+  :: ON_MARK(h, 0)
+  :: ON_MARK(h, 1)
   :: NOTE_DEATH(h, 0)
   :: NOTE_DEATH(h, 1)
   :: remaining[h] == 0 -> break
-  OR_GIVE_UP
   :: !safe -> goto die
   od;
   assert(inbox[h].gone[0] && inbox[h].gone[1]);

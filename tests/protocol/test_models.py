@@ -61,6 +61,7 @@ BUGS = [
     ("close", ["WAITS_FOR_DEAD_HEAD"], STUCK),
     ("close", ["FREED_WITHOUT_BARRIER"], WRONG),
     ("close", ["LIMIT", "FREED_AFTER_LIMIT"], WRONG),
+    ("close", ["LIMIT", "LEFT_UNSAID"], STUCK),
     ("suspend", ["TURNED_AWAY_IS_OVER"], WRONG),
     ("suspend", ["ABANDONED_GOES_ON"], WRONG),
     ("suspend", ["DEAD_HEAD_FORGOTTEN"], STUCK),

@@ -7,6 +7,7 @@ import select
 import signal
 import sys
 import threading
+import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 
@@ -160,7 +161,8 @@ def test_a_child_that_reports_for_ever_is_late(channels):
     with ThreadPoolExecutor(1) as wild:
         wild.submit(report)
         try:
-            assert wait_for_rows(mine.calls, -1, 5, done.append, 0.1) == handover.LATE
+            found = wait_for_rows(mine.calls, -1, 5, done.append, time.monotonic(), lambda: True)
+            assert found == handover.LATE
         finally:
             over.set()
     assert done in ([], [3])

@@ -19,7 +19,7 @@ from mpiserve.failure import describe
 from mpiserve.serving.isolation.channel import SEGMENT, Place, reshaped
 from mpiserve.serving.isolation.isolated_steps import IsolatedSteps
 from mpiserve.serving.isolation.messages import Loaded, Order
-from mpiserve.serving.isolation.process import ChildProcess, LostError
+from mpiserve.serving.isolation.process import CLOSE, ChildProcess, LostError
 from mpiserve.serving.isolation.restarts import Restarts
 from mpiserve.serving.isolation.server_link import ForkServer, without_mpi
 from mpiserve.serving.loading import Known
@@ -113,6 +113,7 @@ class Isolated(Backend):
         self._server = server
         self._lock = threading.RLock()  # a restart may be in a thread
         self._child: ChildProcess | None = None
+        self._starting: ChildProcess | None = None  # that loads the model now
         self._known: Known | None = None
         self._engine = ""
         self._restarts = Restarts(service.restarts, service.restart_window_s)
@@ -141,7 +142,9 @@ class Isolated(Backend):
 
     def _started(self) -> ChildProcess:
         """Start a child that has loaded the model."""
-        child = self._forked()
+        child = self._starting = self._forked()
+        if self._closed:  # abandon() did not see it
+            child.kill()
         limit = self.service.load_timeout_s
         what = "while it loaded the model or warmed it up"
         try:
@@ -151,12 +154,19 @@ class Isolated(Backend):
         except BaseException:
             child.end()
             raise
+        finally:
+            self._starting = None
         self._take(loaded)
         self._views, self._batches, self._segments, self.forwards_to = {}, {}, None, None
         return child
 
     def _forked(self) -> ChildProcess:
-        return ChildProcess(self._server, self.service)
+        return ChildProcess(self._server, self.service, wanted=self._wanted)
+
+    def _wanted(self) -> bool:
+        """Whether a simulation rank still wants answers, as far as this thread may ask."""
+        may_ask = self._entered and threading.current_thread() is threading.main_thread()
+        return not may_ask or self._lib.wanted()
 
     def _order(self) -> Order:
         return Order(
@@ -370,7 +380,11 @@ class Isolated(Backend):
         """Have each child enter what it needs to serve."""
         what = "while it entered what it needs to serve"
         self._entered = True
-        self._working().call("enter", limit=self.service.load_timeout_s, what=what)
+        try:
+            self._working().call("enter", limit=self.service.load_timeout_s, what=what)
+        except LostError as error:
+            self._lose(error)
+            raise
         self._forward_in_c()
         try:
             yield
@@ -378,7 +392,7 @@ class Isolated(Backend):
             self._entered = False
             if self._child:
                 what = "while it left what it needed to serve"
-                self._child.call("leave", limit=self.service.load_timeout_s, what=what)
+                self._child.call("leave", limit=CLOSE, what=what)
 
     def supervise(self) -> None:
         """Start another child if this one is lost; called after each batch, and now and then."""
@@ -413,10 +427,17 @@ class Isolated(Backend):
         with suppress(Error):  # it is logged, and the answer to the next request
             self._working()
 
+    def abandon(self) -> None:
+        """End a child that loads the model now, in any thread: that load fails, and later ones."""
+        self._closed = True
+        if child := self._starting:
+            child.kill()
+
     def close(self) -> None:
         """Close the model, and end its process."""
+        self.abandon()  # a restart in a thread has the lock for as long as a load may take
         with self._lock:
-            child, self._child, self._closed = self._child, None, True
+            child, self._child = self._child, None
             self.steps = self.forwards_to = None
             if child:
                 child.close()

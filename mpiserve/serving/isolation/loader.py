@@ -53,6 +53,7 @@ class IsolatedLoader:
         self._lib = lib
         self._local_rank = local_rank
         self._remark = remark
+        self._newest: Isolated | None = None
         the_server.load(libraries_of(service), service.threads)
         the_server.start()
 
@@ -63,7 +64,7 @@ class IsolatedLoader:
             Error: If it cannot be loaded, with the text of the reason.
         """
         before = (old.tune_result, old.in_c) if isinstance(old, Isolated) else (None, None)
-        backend = self._made(service, *before)
+        backend = self._newest = self._made(service, *before)
         try:
             self._load(backend)
         except BaseException:
@@ -73,6 +74,11 @@ class IsolatedLoader:
         for text in backend.remarks:
             self._remark(text)
         return backend
+
+    def abandon(self) -> None:
+        """End a load that is under way in another thread: it fails."""
+        if self._newest:
+            self._newest.abandon()
 
     def _made(self, service: ServiceConfig, tuning: Any, in_c: bool | None) -> Isolated:
         return Isolated(self._lib, service, the_server, self._local_rank, tuning, in_c)

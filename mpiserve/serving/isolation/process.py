@@ -21,9 +21,12 @@ from mpiserve.serving.isolation.server_link import ForkServer, ending
 if TYPE_CHECKING:
     from mpiserve._lib.engine import Forward
 
-FOREVER = -1.0
+LOOK = 1.0  # seconds between two looks whether anybody wants what the child does
+UNWANTED = -1  # beside the outcomes of `handover`
 CLOSE = 10.0  # seconds that a child has to close its model
 LEAVE = 5.0  # seconds that it then has to end
+
+NOBODY = "every simulation rank has left, or one has failed"
 
 logger = logging.getLogger("mpiserve")
 
@@ -46,6 +49,7 @@ def wait_for_rows(
     rows: int,
     done: Callable[[int], None],
     end: float | None,
+    wanted: Callable[[], bool],
 ) -> int:
     """Wait for the end of a call, and report rows that are done before; the arguments are of `run`.
 
@@ -55,14 +59,19 @@ def wait_for_rows(
         rows: The rows of the batch.
         done: Called with the number of first rows of all outputs that are final.
         end: When the child is late, as time.monotonic tells it; None: never.
+        wanted: Whether anybody wants the outcome.
 
     Returns:
-        ENDED, DEAD or LATE of `handover`. A child that reports for ever is late too.
+        ENDED, DEAD or LATE of `handover`, or UNWANTED. A child that reports for ever is late too.
     """
     last = 0
     while True:
-        left = FOREVER if end is None else max(0.0, end - time.monotonic())
-        found = calls.wait(left, pidfd)
+        left = LOOK if end is None else max(0.0, end - time.monotonic())
+        found = calls.wait(min(left, LOOK), pidfd)
+        if found == handover.LATE and left >= LOOK:
+            if not wanted():
+                return UNWANTED
+            continue
         if found != handover.ROWS:
             return found
         if not left:
@@ -79,15 +88,21 @@ class ChildProcess:
         server: The fork server.
         service: The table of the service.
         files: More descriptors for the child, which gets copies.
+        wanted: Returns whether anybody wants what it does; asked while a call takes long.
 
     Raises:
         ModelError: If it cannot be made.
     """
 
     def __init__(
-        self, server: ForkServer, service: ServiceConfig, files: Sequence[int] = ()
+        self,
+        server: ForkServer,
+        service: ServiceConfig,
+        files: Sequence[int] = (),
+        wanted: Callable[[], bool] = lambda: True,
     ) -> None:
-        self._server = server
+        self._server, self._service = server, service.name
+        self._wanted = wanted
         try:
             self._channel = Channel.create(service)
         except OSError as error:
@@ -145,7 +160,7 @@ class ChildProcess:
         if not posted:
             self._channel.run(rows, places, shapes)
         end = (posted or time.monotonic()) + limit if limit else None
-        found = wait_for_rows(calls, self._process.pidfd, rows, done, end)
+        found = wait_for_rows(calls, self._process.pidfd, rows, done, end, self._wanted)
         self._check(found, f"timeout_s = {limit:g} s", "on this batch")
         return None if calls.answer == (OK, 0) else self._answered()
 
@@ -179,7 +194,8 @@ class ChildProcess:
             Error: With the text of the exception that the method raises.
         """
         self._channel.ask((name, *arguments))
-        found = self._channel.calls.wait(limit or FOREVER, self._process.pidfd)
+        calls, end = self._channel.calls, time.monotonic() + limit if limit else None
+        found = wait_for_rows(calls, self._process.pidfd, 0, _ignore, end, self._wanted)
         self._check(found, f"{key or 'the limit'} = {limit:g} s", what)
         return self._answered()
 
@@ -212,6 +228,10 @@ class ChildProcess:
         if found == handover.LATE:
             self.end()
             text = f"the model's process took over {limit} {what}: it was killed"
+        elif found == UNWANTED:
+            self.end()
+            text = f"the model's process was killed {what}: {NOBODY}"
+            logger.warning("service %s: %s", self._service, text)
         else:
             text = f"the model's process {ending(self.end(), what)}"
         taken = self._channel.calls.taken  # after its end: it might take the call just now
@@ -269,3 +289,7 @@ class ChildProcess:
             self._ended = True
         self._channel.close()
         return self._server.end(self._process)
+
+
+def _ignore(_rows: int) -> None:
+    """Ignore rows: a message has none."""
