@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
-from mpiserve.errors import CausedError, Code, Error
+from mpiserve.errors import ArgumentError, CausedError, Code, Error
 
 TEXT = 400  # bytes of a line: it fits into an error reply
 TRACE = 20_000  # characters of a traceback
@@ -58,6 +58,14 @@ def code_of(error: BaseException) -> int:
     """Return the error code for the reply to an exception."""
     code = vars(error).get("code") if issubclass(type(error), Error) else None
     return code if isinstance(code, Code) and code < 0 else Code.EMODEL
+
+
+def reply_code(error: BaseException) -> int:
+    """Return the code for the reply to a request on which the model, or its backend, failed.
+
+    What is wrong with the request itself is no failure of the model.
+    """
+    return code_of(error) if issubclass(type(error), ArgumentError) else Code.EMODEL
 
 
 def cause_of(error: BaseException | None) -> BaseException | None:

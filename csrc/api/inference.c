@@ -29,7 +29,7 @@ static int check_description(const mpiserve_description *d, uint32_t clients) {
   if (d->max_queue_rows < 0 || d->on_full < MPISERVE_WAIT || d->on_full > MPISERVE_REJECT)
     return msi_error(MPISERVE_ECONFIG, "service '%s': max_queue_rows or on_full out of range",
                      d->name);
-  if (d->rows < MPISERVE_INDEPENDENT || d->rows > MPISERVE_NO_ROWS)
+  if (d->rows < MPISERVE_INDEPENDENT || d->rows > MPISERVE_RAGGED)
     return msi_error(MPISERVE_ECONFIG, "service '%s': rows is %d", d->name, d->rows);
   msi_layout layout;
   return msi_layout_init(&layout, d, clients); /* all over one transport: the largest layout */
@@ -161,11 +161,12 @@ int mpiserve_batch_shapes_get(mpiserve_session *session, int64_t *shapes) {
   return msi_serving_shapes_get(&session->serving, shapes);
 }
 
-int mpiserve_result_shapes_set(mpiserve_session *session, int service, const int64_t *shapes) {
+int mpiserve_result_shapes_set(mpiserve_session *session, int service, int64_t rows,
+                               const int64_t *shapes) {
   MSI_TURN turn = NULL;
   int code = msi_enter_serving(session, &turn);
   if (code || !shapes) return code ? code : msi_null_argument("shapes");
-  return msi_serving_shapes_set(&session->serving, service, shapes);
+  return msi_serving_shapes_set(&session->serving, service, rows, shapes);
 }
 
 int mpiserve_change_get(mpiserve_session *session, mpiserve_change_request *change) {

@@ -18,14 +18,18 @@ static int reserve_members(msi_assembly *assembly, uint32_t n) {
 
 int msi_assembly_open(msi_assembly *assembly, msi_inbox *inboxes, size_t *bytes) {
   const msi_layout *layout = &inboxes[0].layout; /* rows are alike over all transports */
-  uint32_t rows = (uint32_t)layout->max_rows;
+  uint32_t rows = (uint32_t)layout->batch_rows;
   *assembly = (msi_assembly){.inboxes = inboxes};
   *bytes = msi_side_lay_out(&layout->inputs, rows, *bytes, assembly->inputs_at);
   *bytes = msi_side_lay_out(&layout->outputs, rows, *bytes, assembly->outputs_at);
-  return reserve_members(assembly, 32);
+  int code = reserve_members(assembly, 32);
+  return code ? code : msi_free_dims_open(assembly);
 }
 
-void msi_assembly_close(msi_assembly *assembly) { free(assembly->members); }
+void msi_assembly_close(msi_assembly *assembly) {
+  free(assembly->members);
+  free(assembly->result_dims);
+}
 
 int msi_assembly_begin(msi_assembly *assembly, uint32_t n) {
   assembly->n = 0;

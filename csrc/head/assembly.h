@@ -15,8 +15,9 @@ typedef struct msi_assembly {
   mpiserve_batch batch;
   uint8_t *memory; /* of this rank alone, with room for a batch that is gathered, at: */
   size_t inputs_at[MPISERVE_MAX_TENSORS], outputs_at[MPISERVE_MAX_TENSORS];
-  /* With free dimensions: those of this batch, and of its results, and the bytes of their rows. */
-  uint32_t input_dims[MPISERVE_MAX_FREE], result_dims[MPISERVE_MAX_FREE];
+  /* With free dimensions: those of this batch, and of its results, and the bytes of their rows. If
+   * requests of a batch have dimensions of their own, only the results', row by row. */
+  uint32_t input_dims[MPISERVE_MAX_FREE], *result_dims;
   msi_side inputs, outputs;
 } msi_assembly;
 

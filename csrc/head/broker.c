@@ -33,7 +33,8 @@ int msi_broker_open(msi_broker *broker, const msi_world *world,
   broker->policy = (msi_policy){.alike_rows = description->max_batch_rows,
                                 .max_delay_ns = description->max_delay_ns,
                                 .queue_rows = description->max_queue_rows,
-                                .together = description->rows != MPISERVE_INDEPENDENT,
+                                .together = description->rows == MPISERVE_TOGETHER ||
+                                            description->rows == MPISERVE_NO_ROWS,
                                 .alike = msi_free_dims_alike,
                                 .of = broker->inboxes};
   int code = msi_queue_open(&broker->queue);
@@ -46,7 +47,8 @@ int msi_broker_open(msi_broker *broker, const msi_world *world,
     broker->remaining += lanes;
     broker->remote += msi_transport_at(t)->same_node ? 0 : lanes;
   }
-  broker->policy.max_rows = broker->inboxes[0].layout.max_plain_rows;
+  const msi_layout *layout = &broker->inboxes[0].layout;
+  broker->policy.max_rows = layout->is_ragged ? layout->batch_rows : layout->max_plain_rows;
   if (!code) code = msi_assembly_open(&broker->assembly, broker->inboxes, &bytes[MSI_OWN]);
   broker->assembly.batch.service = service_index;
   return code;

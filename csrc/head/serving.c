@@ -363,7 +363,7 @@ int msi_serving_engine_set(msi_serving *serving, int service, const mpiserve_eng
 int msi_serving_rows_set(msi_serving *serving, int service, int rows) {
   int code = check_service_index(serving, service);
   if (code) return code;
-  if (serving->brokers[service].description->rows == MPISERVE_NO_ROWS)
+  if (serving->brokers[service].description->rows >= MPISERVE_NO_ROWS)
     return msi_error(MPISERVE_EARG, "the tensors of service %d have no rows", service);
   if (serving->brokers[service].open)
     return msi_error(MPISERVE_ESTATE, "the last batch has not been answered");
@@ -390,11 +390,11 @@ int msi_serving_shapes_get(const msi_serving *serving, int64_t *shapes) {
   return MPISERVE_OK;
 }
 
-int msi_serving_shapes_set(msi_serving *serving, int service, const int64_t *shapes) {
+int msi_serving_shapes_set(msi_serving *serving, int service, int64_t rows, const int64_t *shapes) {
   int code = check_service_index(serving, service);
   if (code) return code;
   msi_broker *broker = &serving->brokers[service];
-  return msi_free_dims_set(&broker->assembly, broker->description->name, shapes);
+  return msi_free_dims_set(&broker->assembly, broker->description->name, rows, shapes);
 }
 
 int msi_serving_queue_get(const msi_serving *serving, int service, int64_t *rows) {

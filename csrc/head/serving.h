@@ -56,7 +56,7 @@ int msi_serving_queue_get(const msi_serving *serving, int service, int64_t *rows
 
 /* As mpiserve_batch_shapes_get() and mpiserve_result_shapes_set() say. */
 int msi_serving_shapes_get(const msi_serving *serving, int64_t *shapes);
-int msi_serving_shapes_set(msi_serving *serving, int service, const int64_t *shapes);
+int msi_serving_shapes_set(msi_serving *serving, int service, int64_t rows, const int64_t *shapes);
 
 /* As mpiserve_change_get() and mpiserve_change_reply() say. */
 int msi_serving_change_get(const msi_serving *serving, mpiserve_change_request *change);

@@ -26,11 +26,12 @@
  *   - Times are in seconds (double) in arguments and nanoseconds (_ns) in structs. A time-out below
  *     0, such as MPISERVE_FOREVER, has no end; one that is not a number is MPISERVE_EARG.
  *   - Tensors are dense and C-contiguous. The first dimension is the row (batch) dimension; in a
- *     signature it is -1. Tensors of a service with MPISERVE_NO_ROWS have no row dimension: where
- *     something counts rows, each request to it is one row.
+ *     signature it is -1. Tensors of a service with MPISERVE_NO_ROWS or MPISERVE_RAGGED have no row
+ *     dimension: where something counts rows, each request to it is one row.
  *   - Other dimensions that are -1 in a signature are free: each request has its own, up to the
  *     max_shape of the signature. Requests share a batch if all free dimensions of their inputs are
- *     equal; the others wait in the same queue, and the oldest request is in the next batch.
+ *     equal, or the service is MPISERVE_RAGGED; the others wait in the same queue, and the oldest
+ *     request is in the next batch.
  */
 #ifndef MPISERVE_H
 #define MPISERVE_H
@@ -152,8 +153,9 @@ typedef enum mpiserve_rows {
   MPISERVE_INDEPENDENT = 0, /* nothing: a batch merges requests, and may be cut */
   MPISERVE_TOGETHER = 1,    /* one field: a batch is one request, and waits for no other */
   /* Since 0.5.0: */
-  MPISERVE_NO_ROWS = 2 /* there are none: the tensors have the shapes of the signature, and a batch
-                          is one request */
+  MPISERVE_NO_ROWS = 2, /* there are none: the tensors have the shapes of the signature, and a batch
+                           is one request */
+  MPISERVE_RAGGED = 3   /* the same, but requests share a batch, whatever their free dimensions */
 } mpiserve_rows;
 
 typedef struct mpiserve_session mpiserve_session; /* opaque */
@@ -182,7 +184,8 @@ typedef enum mpiserve_check {
 } mpiserve_check;
 
 /* One tensor of a signature. shape[0] is -1 (the rows), the others are positive, or -1: free.
- * Without rows (MPISERVE_NO_ROWS) none counts rows, and ndim may be 0: a scalar. */
+ * Without rows (MPISERVE_NO_ROWS, MPISERVE_RAGGED) none counts rows, and ndim may be 0: a scalar.
+ */
 typedef struct mpiserve_spec {
   char name[MPISERVE_NAME_SIZE];
   int32_t dtype; /* mpiserve_dtype */
@@ -216,7 +219,7 @@ typedef struct mpiserve_description {
   mpiserve_spec inputs[MPISERVE_MAX_TENSORS];
   mpiserve_spec outputs[MPISERVE_MAX_TENSORS];
   int64_t max_batch_rows; /* of a batch; at least 1. Larger requests are cut: mpiserve_submit().
-                             With MPISERVE_NO_ROWS it is 1 */
+                             With MPISERVE_NO_ROWS it is 1; with MPISERVE_RAGGED, requests */
   int64_t max_delay_ns;   /* how long a batch may wait for more rows */
   int64_t pool_bytes;     /* memory for payloads too large for a slot; 0: 256 MiB */
   double stickiness;      /* of clients: they choose another replica if it will answer in less than
@@ -298,7 +301,8 @@ typedef struct mpiserve_counters {
 } mpiserve_counters;
 
 /* A closed batch, as its inference rank sees it. The pointers are valid until the batch is
- * answered. Tensor i of the inputs is [rows, ...] at inputs[i]. */
+ * answered. Tensor i of the inputs is [rows, ...] at inputs[i]. With MPISERVE_RAGGED a row is as
+ * large as max_shape says, and the tensor of its request lies dense at its beginning. */
 typedef struct mpiserve_batch {
   int64_t rows;
   int32_t requests;
@@ -554,8 +558,8 @@ int mpiserve_service_wait_ready(mpiserve_session *session, const char *name, dou
  *
  * n is at least 1; if the service allows it (mpiserve_description.allow_empty), also 0: such a
  * request has its turn as any other, and ends before the model runs. Data of 0 rows may be NULL.
- * With MPISERVE_NO_ROWS each tensor has the shape of the signature; for a scalar, which has no
- * dimension, one of shape [1] is as good.
+ * With MPISERVE_NO_ROWS and MPISERVE_RAGGED each tensor has the shape of the signature; for a
+ * scalar, which has no dimension, one of shape [1] is as good.
  *
  * A request of more than max_batch_rows rows is cut into pieces of that many rows and a rest, and
  * is still one request: it ends when all have ended, or with the error of the first piece that has
@@ -749,16 +753,21 @@ int mpiserve_publish(mpiserve_session *session, int n, const mpiserve_descriptio
 int mpiserve_batch_next(mpiserve_session *session, double timeout, mpiserve_batch *batch);
 
 /* mpiserve_batch_shapes_get: the shapes of the inputs of the batch that is open, which those with
- * free dimensions need: dimension d of input i is shapes[i * MPISERVE_MAX_DIMS + d]. Local;
- * MPISERVE_ESTATE if no batch is open.
+ * free dimensions need: dimension d of input i is shapes[i * MPISERVE_MAX_DIMS + d]. With
+ * MPISERVE_RAGGED those of each request: row r of the batch begins at shapes[r * n_inputs *
+ * MPISERVE_MAX_DIMS], until mpiserve_batch_reply_rows(). Local; MPISERVE_ESTATE if no batch is
+ * open.
  *
  * mpiserve_result_shapes_set: the shapes of the outputs, in the same form, that the following
  * replies for a service of this rank (0, 1, ...) have, to a batch or to tickets, until the next
- * batch of it. A first dimension that counts rows is not looked at. Without this call free
- * dimensions are the largest, for which batch->outputs[j] has room. Local. MPISERVE_ESHAPE: a shape
- * does not fit the signature, and nothing has changed. */
+ * batch of it. rows is 1: all rows have them; or with MPISERVE_RAGGED the number of rows, whose
+ * shapes follow each other in the order of the batch; a reply to a ticket takes the first ones. A
+ * first dimension that counts rows is not looked at. Without this call free dimensions are the
+ * largest, for which batch->outputs[j] has room. Local. MPISERVE_ESHAPE: a shape does not fit the
+ * signature, and nothing has changed. MPISERVE_EARG: another number of rows. */
 int mpiserve_batch_shapes_get(mpiserve_session *session, int64_t *shapes);
-int mpiserve_result_shapes_set(mpiserve_session *session, int service, const int64_t *shapes);
+int mpiserve_result_shapes_set(mpiserve_session *session, int service, int64_t rows,
+                               const int64_t *shapes);
 
 /* mpiserve_batch_reply: answer the batch. outputs[j] is [rows, ...] of output j, in any memory of
  * the caller's; batch->outputs[j] itself costs no copy. */
@@ -843,7 +852,7 @@ int mpiserve_state_set(mpiserve_session *session, int service, int state);
  * independent, or together (mpiserve_rows), because mpiserve_reload() brought a model of another
  * kind than the description said. mpiserve_service_describe() still gives what was published.
  * Inference ranks; local. MPISERVE_ESTATE while a batch of it is open, MPISERVE_EARG if there is no
- * such service or kind, or the service is one with MPISERVE_NO_ROWS. */
+ * such service or kind, or the service is one with MPISERVE_NO_ROWS or MPISERVE_RAGGED. */
 int mpiserve_rows_set(mpiserve_session *session, int service, int rows);
 
 /* mpiserve_room_set: has the model of a service of this rank (0, 1, ...) room for a batch? room is

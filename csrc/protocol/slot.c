@@ -12,7 +12,7 @@ static size_t align_up(size_t n) { return (n + MSI_ALIGN - 1) / MSI_ALIGN * MSI_
 static const size_t POOL_BYTES = (size_t)256 << 20; /* unless the description says more */
 
 static uint32_t slab_rows(const msi_layout *layout, const mpiserve_description *description) {
-  size_t max_rows = (size_t)description->max_batch_rows;
+  size_t max_rows = (size_t)layout->max_rows;
   size_t pool_bytes = description->pool_bytes ? (size_t)description->pool_bytes : POOL_BYTES;
   size_t row = layout->inputs.total_row_bytes;
   if (!description->overwrites) row += layout->outputs.total_row_bytes;
@@ -66,7 +66,8 @@ static int check_free(msi_layout *layout, const mpiserve_description *d) {
 
 static int check_rows(msi_layout *layout, const mpiserve_description *d) {
   msi_side *in = &layout->inputs, *out = &layout->outputs;
-  int none = d->rows == MPISERVE_NO_ROWS, empty = d->allow_empty != 0;
+  int ragged = d->rows == MPISERVE_RAGGED, none = ragged || d->rows == MPISERVE_NO_ROWS;
+  int empty = d->allow_empty != 0;
   in->least_rows = out->least_rows = !empty;
   if (!in->n || !out->n) return MPISERVE_OK;
   if (in->has_rows == none || out->has_rows == none)
@@ -74,17 +75,22 @@ static int check_rows(msi_layout *layout, const mpiserve_description *d) {
                      "service '%s': the first dimension of every tensor is the number of rows and "
                      "must be -1, or rows is none and no tensor has such a dimension",
                      d->name);
-  if (none && (d->max_batch_rows != 1 || (empty && !in->n_free && !out->n_free)))
+  if (none && !ragged && (d->max_batch_rows != 1 || (empty && !in->n_free && !out->n_free)))
     return msi_error(MPISERVE_ECONFIG,
                      "service '%s': without rows max_batch_rows is 1, and no request is empty",
                      d->name);
+  if (ragged && !in->n_free)
+    return msi_error(MPISERVE_ECONFIG,
+                     "service '%s': it is ragged, and no input has a free dimension", d->name);
+  layout->is_ragged = ragged;
   return check_free(layout, d);
 }
 
 int msi_layout_init(msi_layout *layout, const mpiserve_description *description, uint32_t lanes) {
   const mpiserve_description *d = description;
+  int64_t most = d->rows == MPISERVE_RAGGED ? 1 : d->max_batch_rows;
   *layout = (msi_layout){
-      .lanes = lanes, .max_rows = d->max_batch_rows, .max_plain_rows = d->max_batch_rows};
+      .lanes = lanes, .max_rows = most, .max_plain_rows = most, .batch_rows = d->max_batch_rows};
   int code = msi_side_init(&layout->inputs, "input", d->n_inputs, d->inputs);
   if (!code) code = msi_side_init(&layout->outputs, "output", d->n_outputs, d->outputs);
   if (!code) code = check_rows(layout, d);

@@ -127,7 +127,9 @@ typedef struct msi_layout {
   uint32_t slab_rows;
   int64_t max_rows;                         /* of a request */
   int64_t max_plain_rows;                   /* the same; 0 where there are free dimensions */
+  int64_t batch_rows;                       /* of a batch; more than of a request if is_ragged */
   int is_free;                              /* are there? */
+  int is_ragged;                            /* and may those of a batch differ? */
   size_t header_at, doorbells_at, lanes_at; /* in the rank's memory, as all that ends in _at */
   size_t inputs_at[MPISERVE_MAX_TENSORS], outputs_at[MPISERVE_MAX_TENSORS];
   size_t bytes; /* of the whole section */

@@ -39,7 +39,7 @@ from mpiserve._lib.arrays cimport (
 from mpiserve._lib.engine cimport Engine
 from mpiserve._lib.libmpiserve cimport *
 
-ROWS = ("independent", "together", "none")  # in the order of mpiserve_rows
+ROWS = ("independent", "together", "none", "ragged")  # in the order of mpiserve_rows
 SOURCES = ("model", "local", "fallback")  # in the order of mpiserve_source
 _ROLES = {"simulation": MPISERVE_SIMULATION, "inference": MPISERVE_INFERENCE}
 

@@ -10,6 +10,7 @@ cdef class InferenceCalls(Handle):
     cdef dict _batches  # whose arrays may be used again
     cdef dict _engines  # of services, which the library uses
     cdef list _free, _have_rows  # of each of its services: whether dimensions are free; rows
+    cdef list _ragged  # ...; whether each request of a batch has its own
     cdef int64_t _rows
     cdef int _requests, _service
 
@@ -29,8 +30,9 @@ cdef class InferenceCalls(Handle):
         self._signatures = [((<Description>d).inputs, (<Description>d).outputs) for d in made]
         self._free = [(<Description>d).free for d in made]
         self._have_rows = [
-            (<Description>d).description.rows != MPISERVE_NO_ROWS for d in made
+            (<Description>d).description.rows < MPISERVE_NO_ROWS for d in made
         ]
+        self._ragged = [(<Description>d).description.rows == MPISERVE_RAGGED for d in made]
         all = <mpiserve_description *>calloc(n, sizeof(mpiserve_description))
         if all == NULL:
             raise MemoryError
@@ -77,17 +79,44 @@ cdef class InferenceCalls(Handle):
             for i, (dtype, shape) in enumerate(inputs)
         ])
 
+    cdef object _counts(self, Py_ssize_t inputs, int64_t rows):
+        """Return the first dimension of each input of each request of a ragged batch."""
+        shapes = np.zeros((rows, inputs, MPISERVE_MAX_DIMS), np.int64)
+        cdef int64_t[:, :, ::1] view = shapes
+        self._enter()
+        self._leave(mpiserve_batch_shapes_get(self._session, &view[0, 0, 0]))
+        counts = shapes[:, :, 0].copy()
+        counts.flags.writeable = False
+        return counts
+
+    cdef int _tell_counts(self, int service, tuple specs, object counts) except -1:
+        """Tell the dimensions of ragged results: counts has the first one of each output."""
+        shapes = np.zeros((len(counts), len(specs), MPISERVE_MAX_DIMS), np.int64)
+        cdef int64_t[:, :, ::1] view = shapes
+        for i, (_, shape) in enumerate(specs):
+            if shape:
+                shapes[:, i, : len(shape)] = shape
+                shapes[:, i, 0] = counts[:, i]
+        self._enter()
+        self._leave(
+            mpiserve_result_shapes_set(self._session, service, len(shapes), &view[0, 0, 0])
+        )
+        return 0
+
     cdef int _find(self, int service, const void **data, tuple specs, outputs,
                    int64_t rows) except -1:
         """Find the memory of results; tell their dimensions, where these are free."""
         cdef int64_t shapes[16 * 8]
-        if self._free[service]:
+        if self._ragged[service]:
+            *outputs, counts = outputs
+            self._tell_counts(service, specs, counts)
+        elif self._free[service]:
             specs = tuple([
                 (dtype, array.shape[1:]) for (dtype, _), array in zip(specs, outputs)
             ])
             fill_shapes(shapes, outputs, self._have_rows[service])
             self._enter()
-            self._leave(mpiserve_result_shapes_set(self._session, service, shapes))
+            self._leave(mpiserve_result_shapes_set(self._session, service, 1, shapes))
         return find_rows(data, specs, outputs, rows)
 
     def reply(self, outputs):

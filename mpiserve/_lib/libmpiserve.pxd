@@ -8,7 +8,7 @@ cdef extern from "mpiserve.h" nogil:
     enum:
         MPISERVE_OK, MPISERVE_EMODEL, MPISERVE_ETIMEOUT, MPISERVE_ECLOSED
         MPISERVE_WAIT, MPISERVE_REJECT
-        MPISERVE_INDEPENDENT, MPISERVE_TOGETHER, MPISERVE_NO_ROWS
+        MPISERVE_INDEPENDENT, MPISERVE_TOGETHER, MPISERVE_NO_ROWS, MPISERVE_RAGGED
         MPISERVE_SIMULATION, MPISERVE_INFERENCE
         MPISERVE_SHARED
         MPISERVE_BFLOAT16, MPISERVE_COMPLEX128
@@ -137,7 +137,7 @@ cdef extern from "mpiserve.h" nogil:
     int mpiserve_publish(mpiserve_session *, int, const mpiserve_description *)
     int mpiserve_batch_next(mpiserve_session *, double, mpiserve_batch *)
     int mpiserve_batch_shapes_get(mpiserve_session *, int64_t *)
-    int mpiserve_result_shapes_set(mpiserve_session *, int, const int64_t *)
+    int mpiserve_result_shapes_set(mpiserve_session *, int, int64_t, const int64_t *)
     int mpiserve_batch_reply(mpiserve_session *, const void *const *)
     int mpiserve_batch_reply_rows(mpiserve_session *, int64_t, const void *const *)
     int mpiserve_batch_fail(mpiserve_session *, int, const char *)

@@ -70,7 +70,7 @@ cdef make_service(Session session, mpiserve_service *found):
     service.rows = ROWS[description.rows]
     service._local = description.local[0] != 0
     service.allow_empty = description.allow_empty
-    service._whole = description.rows == MPISERVE_NO_ROWS
+    service._whole = description.rows >= MPISERVE_NO_ROWS
     service.inputs = tensors_of(description.inputs, description.n_inputs)
     service.outputs = tensors_of(description.outputs, description.n_outputs)
     service.checks = checks_of(description.outputs, description.n_outputs)

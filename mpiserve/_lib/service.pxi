@@ -18,8 +18,9 @@ cdef class Service:
 
     Attributes:
         name: Of the service.
-        inputs: The signature's inputs: (name, dtype, shape), shape[0] is -1 if rows is not "none".
-            Other dimensions that are -1 are free: each request has its own.
+        inputs: The signature's inputs: (name, dtype, shape), shape[0] is -1, the rows.
+            Other dimensions that are -1 are free: each request has its own; and all are if rows is
+            "ragged".
         outputs: The signature's outputs.
         largest_inputs, largest_outputs: Their shapes, with the largest size of free dimensions.
         engine: The class that runs the model.
@@ -29,7 +30,8 @@ cdef class Service:
         head: The world rank that this rank asks.
         transport: "shared" or "rma".
         rows: At open: "independent"; "together", if each request is a call of the model; or "none",
-            if arrays have the shapes of the signature, where others have [rows, ...].
+            if arrays have the shapes of the signature, where others have [rows, ...]; "ragged": the
+            same, where requests of any shapes share a batch.
         allow_empty: Whether requests may have 0 rows.
         checks: What the values of an answer must be, by the name of the output: (whether finite,
             the least, the greatest), None for no bound. Outputs with any values are not there.

@@ -118,6 +118,9 @@ cdef class Batch:
         outputs: One array [rows, ...] per output, where results may be written
             to spare a copy; valid until the batch is answered. Free dimensions are the largest:
             a result lies dense at the beginning.
+            Of a ragged service, an int64 array [rows, tensors] follows the inputs, and the outputs:
+            the first dimension of each tensor of each request, which lies dense at the beginning
+            of its row. Replies have that array too.
         failure: The error of the service's engine on it; "" if there was none.
     """
 
@@ -176,7 +179,8 @@ cdef Batch batch_of(InferenceCalls session, mpiserve_batch *batch, str failure):
     session._service = batch.service
     if session._free[batch.service]:
         made = None
-        inputs = session._given(inputs, batch.rows)
+        if not session._ragged[batch.service]:
+            inputs = session._given(inputs, batch.rows)
     if made is None:
         if len(session._batches) >= MAX_BATCHES:
             session._batches.clear()
@@ -185,6 +189,9 @@ cdef Batch batch_of(InferenceCalls session, mpiserve_batch *batch, str failure):
         made.rows = batch.rows
         made.inputs = views_of(<void **>batch.inputs, inputs, batch.rows, False)
         made.outputs = views_of(batch.outputs, session._outputs, batch.rows, True)
+        if session._ragged[batch.service]:
+            made.inputs += (session._counts(len(inputs), batch.rows),)
+            made.outputs += (np.zeros((batch.rows, len(session._outputs)), np.int64),)
         session._batches[key] = made
     made.requests = batch.requests
     made.in_place = batch.in_place

@@ -57,6 +57,10 @@ def create(service: ServiceConfig, comm: MPI.Comm | None = None, local_rank: int
         ModelError: If a class of the user's cannot be found or is not a Backend.
     """
     silence_libraries()
+    if service.rows == "ragged":
+        from mpiserve.backends.ragged import RaggedBackend
+
+        return RaggedBackend(service, _create, comm, local_rank)
     if service.rows == "none" and (service.backend != "echo" or service.has_free_dims):
         from mpiserve.backends.whole import WholeBackend
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from mpiserve.config import TensorConfig
+from mpiserve.backends.base import ordered
+from mpiserve.config import ServiceConfig, TensorConfig
 from mpiserve.errors import Code, ModelError
 
 
@@ -38,6 +39,20 @@ def checked(
     expected = f"expected {tensor.dtype} {most}{list(shape)}"
     got = f"got {array.dtype.name} {list(np.shape(output))}"
     raise ModelError(Code.EMODEL, f"{what} '{tensor.name}': {expected}, {got}")
+
+
+def finished(result: Any, service: ServiceConfig, rows: int) -> list[np.ndarray]:
+    """Return what a model has returned for a batch as arrays that fit the signature.
+
+    Raises:
+        ModelError: If it does not fit.
+    """
+    if service.rows == "ragged":  # its backend has checked them
+        return list(result)
+    return [
+        checked(array, tensor, dtype_of(tensor), rows)
+        for array, tensor in zip(ordered(result, service), service.outputs, strict=True)
+    ]
 
 
 def cast(source: np.ndarray, target: np.ndarray, what: str) -> None:
@@ -87,6 +102,14 @@ def zeros(tensors: Sequence[TensorConfig], rows: int | None) -> tuple[np.ndarray
     Free dimensions are the largest.
     """
     return tuple(np.zeros(tensor.dims(rows), dtype_of(tensor)) for tensor in tensors)
+
+
+def room_for(service: ServiceConfig, rows: int) -> tuple[np.ndarray, ...]:
+    """Make arrays for the outputs of a batch; of a ragged service with their first dimensions."""
+    room = zeros(service.outputs, rows)
+    if service.rows == "ragged":
+        return (*room, np.zeros((rows, len(room)), np.int64))
+    return room
 
 
 def dtype_of(tensor: TensorConfig) -> np.dtype:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from mpiserve.config import ragged
 from mpiserve.config.tensor_checks import check_fixed, free_tensor
 from mpiserve.config.values import MAX_BYTES, MAX_WARMUPS, shown
 
@@ -28,7 +29,7 @@ def check_empty(allow_empty: bool, service: Mapping[str, Any]) -> None:
 def check_chunk(chunk_rows: int, service: Mapping[str, Any]) -> None:
     """Refuse calls of some rows where a request is one call."""
     rows = service.get("rows")
-    if chunk_rows and rows in ("together", "none"):
+    if chunk_rows and rows in ("together", "none", "ragged"):
         raise ValueError(f"cuts requests, which rows = '{rows}' excludes; remove one")
     check_fixed(chunk_rows, service, "cuts batches")
 
@@ -39,6 +40,8 @@ def check_most_rows(rows: int, service: Mapping[str, Any], most: int) -> int:
         if rows not in (1, most):
             raise ValueError(f"{rows}: with rows = 'none' a batch is one request: remove it")
         rows = 1
+    if service.get("rows") == "ragged":
+        ragged.check_most(rows, service, most)
     tensors = [*service.get("inputs", ()), *service.get("outputs", ())]
     row = sum(tensor.row_bytes for tensor in tensors)
     if rows * row > MAX_BYTES:

@@ -100,8 +100,8 @@ def _problem(kinds: tuple[str, ...], service: Mapping[str, Any]) -> str | None:
             return f"not possible with {key}: remove one of the two"
     if service.get("tensor_parallel", 1) > 1:
         return "not possible with tensor_parallel above 1: remove one of the two"
-    if service.get("rows") == "none":
-        return 'only rows have derivatives, and rows is "none"'
+    if service.get("rows") in ("none", "ragged"):
+        return f'only rows have derivatives, and rows is "{service["rows"]}"'
     if "jacobian" in kinds and service.get("rows") == "together":
         return 'a Jacobian of each row needs independent rows, and rows is "together"'
     return _tensor_problem(service)

@@ -31,6 +31,8 @@ def engine_problem(engine: str, service: Mapping[str, Any]) -> str | None:
         return f"the backend '{backend}' has no engine '{engine}'; use 'auto'"
     if engine in ("eager", "compiled") and service.get("tensor_parallel", 1) > 1:
         return f"'{engine}' runs on 1 rank, and tensor_parallel is more"
+    if engine == "compiled" and service.get("rows") == "ragged":
+        return "'compiled' is not possible with rows = 'ragged'; remove one of the two"
     for key in ("task", "preprocess", "postprocess"):
         if engine == "compiled" and service.get(key):
             return f"'compiled' is not possible with {key}; remove one of the two"

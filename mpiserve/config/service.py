@@ -9,10 +9,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, PrivateAttr, ValidationInfo, field_validator
 
-from mpiserve.config import batching
+from mpiserve.config import batching, ragged
 from mpiserve.config.derivatives import Derivative, Kinds
 from mpiserve.config.engines import engine_problem
-from mpiserve.config.tables import MAX_TENSORS, MODEL_DTYPES, Table, Tensors
+from mpiserve.config.tables import MAX_TENSORS, MODEL_DTYPES, Names, Table, Tensors
 from mpiserve.config.tensor_checks import (
     check_kept,
     check_names,
@@ -72,11 +72,12 @@ class ServiceConfig(Table):
     """The version to start with; it replaces `{version}` in `model` and `options`."""
     reload: Literal["beside", "in-place"] = "beside"
     """Whether a reload loads the new version beside the old one, or frees the old one first."""
-    rows: Literal["independent", "together", "none"] | None = None
+    rows: Literal["independent", "together", "none", "ragged"] | None = None
     """Whether the model computes each row independently (`"independent"`), the rows of a request
     belong together (`"together"`), or there are no rows (`"none"`): then a batch is one request,
-    whose tensors have the shapes of the signature. Without it, mpiserve tests at warm-up which of
-    the first two it is.
+    whose tensors have the shapes of the signature. `"ragged"`: each request has its own number of
+    rows in each named dimension, and a batch is those of several, one after the other. Without it,
+    mpiserve tests at warm-up which of the first two it is.
     """
     inputs: Annotated[Tensors, Field(validate_default=True)] = ()
     """The input tensors of the signature, 1 to 16 tables. Required, unless the model is an ONNX
@@ -84,6 +85,10 @@ class ServiceConfig(Table):
     """
     outputs: Annotated[Tensors, Field(validate_default=True)] = ()
     """The output tensors of the signature, 1 to 16 tables. Required as `inputs`, except for echo.
+    """
+    counts: Annotated[Names, AfterValidator(ragged.check_counts)] = ()
+    """With `rows = "ragged"`: named dimensions of which the model gets the rows of each request, as
+    int64 arrays [requests] behind the inputs.
     """
     allow_empty: bool = False
     """Whether a request may have 0 rows. It ends with its batch, and the model never sees it. Free
@@ -114,7 +119,8 @@ class ServiceConfig(Table):
     """
     max_batch_rows: int = Field(MAX_BATCH_ROWS, ge=1, lt=MAX_ROWS, validate_default=True)
     """The most rows in a batch, which has at most 16 TiB. Larger requests are cut into pieces. With
-    `rows = "none"` each request counts as one row, and this is 1.
+    `rows = "none"` each request counts as one row, and this is 1; with `"ragged"` it is the most
+    requests in a batch, and must be given.
     """
     max_delay_us: int = Field(200, ge=0, lt=2**31)
     """The longest time, in microseconds, that a request waits for others to share its batch."""
@@ -141,8 +147,10 @@ class ServiceConfig(Table):
     the same model with the same settings. The first request that needs it starts it, and waits
     until it is loaded. Not with `tensor_parallel`.
     """
-    split_failed: bool = True
-    """Whether a batch that fails is run again in halves, so that only the guilty request fails."""
+    split_failed: Annotated[bool, AfterValidator(ragged.check_split)] = True
+    """Whether a batch that fails is run again in halves, so that only the guilty request fails;
+    always with `rows = "ragged"`.
+    """
     isolate: Literal["auto"] | bool = "auto"
     """Whether the model runs in a child process of the inference rank, so that its crash fails
     only the request that causes it. `"auto"`: yes, unless the backend is echo, or one of your own
@@ -257,7 +265,9 @@ class ServiceConfig(Table):
 
     def kind_of_rows(self, together: bool) -> str:
         """The value of `rows` for a model of which it is known whether rows belong together."""
-        return "none" if self.rows == "none" else "together" if together else "independent"
+        if self.rows in ("none", "ragged"):
+            return self.rows
+        return "together" if together else "independent"
 
     def of_model(self) -> ServiceConfig:
         """The service as its model sees it, between preprocess and postprocess."""
@@ -319,6 +329,7 @@ class ServiceConfig(Table):
         if len(tensors) > MAX_TENSORS:
             raise ValueError(f"at most {MAX_TENSORS} tensors, got {len(tensors)}")
         check_row_dims(tensors, info.data.get("rows"))
+        ragged.check_side(tensors, info)
         if info.field_name != "outputs":
             check_unbounded(tensors)
         check_names(tensors)
@@ -412,6 +423,7 @@ class ServiceConfig(Table):
     @classmethod
     def _check_task_rows(cls, rows: str | None, info: ValidationInfo) -> str | None:
         batching.check_task_rows(rows, info.data.get("task"))
+        ragged.check_rows(rows, info.data)
         return rows
 
     @field_validator("allow_empty")

@@ -11,9 +11,12 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
     StrictInt,
     StrictStr,
     ValidationInfo,
+    model_validator,
 )
 
 from mpiserve.config.values import (
@@ -49,6 +52,7 @@ MAX_DIMS = 8
 MAX_TENSORS = 16  # inputs, or outputs
 MAX_FREE = 32  # free dimensions of the inputs, or of the outputs
 NAME_SIZE = 64
+INDEX_DTYPES = ("int32", "int64")
 
 
 def _dtype(name: str) -> str:
@@ -98,6 +102,21 @@ def _bounded(most: tuple[int, ...] | None, info: ValidationInfo) -> tuple[int, .
     return most
 
 
+def _index(name: str | None, info: ValidationInfo) -> str | None:
+    if name is not None and info.data.get("dtype", "int64") not in INDEX_DTYPES:
+        raise ValueError(f"indices are {' or '.join(INDEX_DTYPES)}, got {info.data['dtype']}")
+    return name
+
+
+def _without_name(shape: Any) -> tuple[str, Any]:
+    """Split the name of the first dimension from a shape: it is -1 then."""
+    if not isinstance(shape, (list, tuple)) or not any(isinstance(dim, str) for dim in shape):
+        return "", shape
+    if any(isinstance(dim, str) for dim in shape[1:]):
+        raise ValueError(f"shape: only the first dimension can have a name, got {shown(shape)}")
+    return check_name(shape[0]), (-1, *shape[1:])
+
+
 def as_tuple(value: Any) -> Any:
     """Convert a list of the file to a tuple."""
     return tuple(value) if isinstance(value, list) else value
@@ -128,7 +147,8 @@ class TensorConfig(Table):
     shape: Annotated[tuple[StrictInt, ...], BeforeValidator(as_tuple), AfterValidator(_shape)]
     """The dimensions: first -1, which stands for the rows, then positive sizes, or -1 for a free
     dimension, which each request has its own of. With `rows = "none"` there are no rows, and `[]`
-    is a scalar.
+    is a scalar. With `rows = "ragged"` the first dimension may have a name in place of -1, as in
+    `["nodes", 16]`: it is as long in each tensor of a request that has this name.
     """
     max_shape: Annotated[
         tuple[StrictInt, ...] | None,
@@ -139,6 +159,10 @@ class TensorConfig(Table):
     """With free dimensions: the same as `shape`, with the largest size of each free dimension in
     place of -1. Memory is laid out for these. The rows stay -1.
     """
+    index_of: Annotated[str | None, AfterValidator(_index)] = None
+    """Of an input, with `rows = "ragged"`: its values, int32 or int64, are row numbers of this
+    named dimension, from 0, in their request. The model gets those of the batch.
+    """
     convert: Annotated[bool | None, AfterValidator(_convert)] = None
     """Whether to convert between this dtype and the model's: `true` silently, `false` never;
     without it, convert and log what that loses. `onnx` converts only with `true`.
@@ -147,6 +171,29 @@ class TensorConfig(Table):
     """Of an output: the least value that is an answer; see `check`."""
     max: Annotated[float | None, AfterValidator(_ordered), AfterValidator(_above_min)] = None
     """Of an output: the greatest value that is an answer; see `check`."""
+
+    _dimension: str = PrivateAttr("")
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _named(cls, table: Any, handler: ModelWrapValidatorHandler[TensorConfig]) -> TensorConfig:
+        name = ""
+        if isinstance(table, dict) and "shape" in table:
+            name, shape = _without_name(table["shape"])
+            table = table | {"shape": shape}
+        made = handler(table)
+        made._dimension = name or made._dimension
+        return made
+
+    @property
+    def dimension(self) -> str:
+        """The name of the first dimension; "" if it has none."""
+        return self._dimension
+
+    @property
+    def said(self) -> list[int | str]:
+        """The shape as the configuration has it."""
+        return [self._dimension, *self.shape[1:]] if self._dimension else list(self.shape)
 
     @property
     def largest(self) -> tuple[int, ...]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from mpiserve.config import ragged
 from mpiserve.config.tables import MAX_FREE, TensorConfig, Tensors
 
 
 def check_row_dims(tensors: Tensors, rows: str | None) -> None:
     """Refuse tensors that have rows where the service has none, and others without rows."""
-    for tensor in tensors:
+    ragged.check_tensors(tensors, rows)
+    for tensor in tensors if rows != "ragged" else ():
         has_rows, said = tensor.has_rows, f"'{tensor.name}' has {list(tensor.shape)}"
         if rows == "none" and has_rows:
             raise ValueError(

@@ -33,7 +33,7 @@ def description(service: ServiceConfig, replica: int, **outcome: Any) -> dict[st
         "stickiness": service.stickiness,
         "max_queue_rows": service.max_queue_rows,
         "on_full": service.on_full,
-        "allow_empty": service.allow_empty,
+        "allow_empty": service.allow_empty or service.rows == "ragged",
         "replica": replica,
         "checks": [(finite, t.min, t.max) for t in service.outputs],
         **outcome,

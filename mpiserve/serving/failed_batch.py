@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mpiserve.errors import Code, Error
-from mpiserve.failure import check_interrupt
+from mpiserve.errors import Error
+from mpiserve.failure import check_interrupt, reply_code
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -75,7 +75,7 @@ class Splitter:
             check_interrupt()
             if len(group) > 1:
                 return False
-            self._lib.fail_ticket(group[0], Code.EMODEL, self._report(error))
+            self._lib.fail_ticket(group[0], reply_code(error), self._report(error))
             return True
         begin = 0
         for ticket in group:

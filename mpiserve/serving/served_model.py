@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mpiserve.backends.arrays import checked, dtype_of, zeros
+from mpiserve.backends.arrays import finished, room_for, zeros
 from mpiserve.backends.base import Backend, ordered
 from mpiserve.config import NAME_SIZE, ServiceConfig
 from mpiserve.config.partition import Assignment
 from mpiserve.errors import Code, ModelError
-from mpiserve.failure import check_interrupt, describe, one_line
+from mpiserve.failure import check_interrupt, describe, one_line, reply_code
 from mpiserve.observe import notices
 from mpiserve.observe.log import Failures
 from mpiserve.serving import engines
@@ -88,7 +88,6 @@ class ServedModel:
         self._head: restarting.Head | None = None
         self._comm = comm
         self.loader = loader_of(comm, lib, self.service, local_rank, self._note)
-        self._dtypes = [dtype_of(tensor) for tensor in self.service.outputs]
         self._remarks: set[str] = set()
         self._kind = ""  # of rows, as clients were told
         self._life = notices.Life(self.name)
@@ -272,7 +271,7 @@ class ServedModel:
             outputs = self._outputs(batch)
         except BaseException as error:
             check_interrupt()
-            self._fail(batch, self._report(error))
+            self._fail(batch, self._report(error), reply_code(error))
         else:
             self._lib.reply(outputs)
 
@@ -308,7 +307,7 @@ class ServedModel:
         """Run the model on rows of requests whose batch is over."""
         if self.backend.wants_clients:
             self.backend.clients = clients
-        outputs = zeros(self.service.outputs, len(clients))
+        outputs = room_for(self.service, len(clients))
         given = self._given(inputs)
         result = (
             self._head.run(given, part=True)
@@ -334,20 +333,18 @@ class ServedModel:
         return zeros(self.service.inputs, rows)
 
     def _finished(self, result: Any, rows: int) -> list[np.ndarray]:
-        results = ordered(result, self.service)
-        expected = zip(results, self.service.outputs, self._dtypes, strict=True)
-        return [checked(array, tensor, dtype, rows) for array, tensor, dtype in expected]
+        return finished(result, self.service, rows)
 
     def _report(self, error: BaseException) -> str:
         """Log a failure of a batch, and describe it in one line."""
         text = self._failures.once(error)
         return text + READ_ONLY if text.startswith("ValueError:") and "read-only" in text else text
 
-    def _fail(self, batch: core.Batch, text: str) -> None:
+    def _fail(self, batch: core.Batch, text: str, code: int) -> None:
         """Answer a batch that failed: rerun it in halves, or send the error to all its requests."""
         split = self.service.split_failed and batch.requests > 1 and not self.broken
         if not (split and self._lib.wanted() and self._splitter.split(batch)):
-            self._lib.fail_batch(Code.EMODEL, text)
+            self._lib.fail_batch(code, text)
 
     # ---- another version, or none
 

@@ -9,12 +9,12 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from mpiserve.backends.arrays import checked, dtype_of, zeros
-from mpiserve.backends.base import Backend, ordered
+from mpiserve.backends.arrays import checked, dtype_of, finished, room_for, zeros
+from mpiserve.backends.base import Backend
 from mpiserve.errors import CausedError, Code, Error, ModelError
 from mpiserve.failure import check_interrupt, describe
 from mpiserve.mpi.requests import agree
-from mpiserve.serving import engines
+from mpiserve.serving import engines, ragged_probe
 from mpiserve.serving.model_probe import (
     EPS,
     Arrays,
@@ -92,7 +92,9 @@ class Warmup:
             text = "a model with an argument 'clients' needs tensor_parallel = 1"
             raise ModelError(Code.EMODEL, text)
         self._examples = examples(service)
-        if backend.native or backend.steps:
+        if service.rows == "ragged":
+            ragged_probe.look(service, self._rows, self._run)
+        elif backend.native or backend.steps:
             for rows in service.warmup_rows:
                 self._run(self._rows(rows))
         else:
@@ -122,7 +124,7 @@ class Warmup:
         elif tuning is not None:
             backend.tune_result = tuning
         # Several ranks must run the same number of rows at a time, so none of them tunes it.
-        elif service.warmup_rows and not self._comm:
+        elif service.warmup_rows and service.rows != "ragged" and not self._comm:
             rows = service.warmup_rows[-1]
             backend.clients = np.full(rows, -1, np.int32)
             backend.tune(self._rows(rows), zeros(service.outputs, rows))
@@ -146,16 +148,14 @@ class Warmup:
         """Run one batch as serving does, and check its results."""
         backend, service, rows = self.backend, self._service, len(inputs[0])
         backend.clients = np.full(rows, -1, np.int32)
-        room = zeros(service.outputs, rows)
+        room = room_for(service, rows)
         result = backend.run(inputs) if self._comm else backend.run_batch(inputs, room, _ignore)
-        tensors = service.outputs
-        return [
-            checked(output, tensor, dtype_of(tensor), rows)
-            for output, tensor in zip(ordered(result, service), tensors, strict=True)
-        ]
+        return finished(result, service, rows)
 
     def _rows(self, rows: int) -> Arrays:
         """Make the inputs of a batch of warm-up."""
+        if self._service.rows == "ragged":
+            return ragged_probe.largest(self._service, self._examples, rows)
         if self._examples:
             return repeated(self._examples, rows)
         return zeros(self._service.inputs, rows)
@@ -333,7 +333,7 @@ def _read(service: ServiceConfig) -> Arrays:
         if unknown := [name for name in file.files if name not in names]:
             text = f"the array '{unknown[0]}' is not an input; the inputs are {', '.join(names)}"
             raise ModelError(Code.EMODEL, text)
-        whole = service.rows == "none"
+        whole = service.rows in ("none", "ragged")
         arrays = tuple(_fitting(file[tensor.name], tensor, whole) for tensor in inputs)
     if whole:
         return tuple(array[None] for array in arrays)

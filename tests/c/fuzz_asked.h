@@ -62,10 +62,6 @@ static int may_be_output(const service *s, const taken *t, int64_t at, int64_t r
   return !s->d.overwrites || !sum(t->ins, at, rows);
 }
 
-static void point(const side *s, void *const *base, int64_t at, void **data) {
-  for (int i = 0; i < s->n; i++) data[i] = (uint8_t *)base[i] + (size_t)at * s->bytes[i];
-}
-
 /* A buffer of the service with so many rows, or NULL. */
 static taken *find_taken(dice *d, taken *all, const service *s, int64_t rows) {
   for (int i = 0, from = pick(d, MAX_TAKEN); i < MAX_TAKEN; i++) {

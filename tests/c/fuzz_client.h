@@ -37,6 +37,7 @@ static asked *begin(client *c, const service *s, int64_t rows) {
 
 static int64_t some_rows(client *c, const service *s) {
   int may_be_cut = s->d.rows == MPISERVE_INDEPENDENT && !s->free && chance(&c->d, 20);
+  if (s->d.rows == MPISERVE_RAGGED) return 1;
   if (s->d.allow_empty && chance(&c->d, 15)) return 0;
   return log_pick(&c->d, (int)s->d.max_batch_rows * (may_be_cut ? 4 : 1));
 }
@@ -207,7 +208,7 @@ static void take(client *c) {
   while (t < c->taken + MAX_TAKEN && t->used) t++;
   if (t == c->taken + MAX_TAKEN) return;
   *t = (taken){.number = s->number};
-  int64_t rows = log_pick(&c->d, (int)s->d.max_batch_rows);
+  int64_t rows = s->d.rows == MPISERVE_RAGGED ? 1 : log_pick(&c->d, (int)s->d.max_batch_rows);
   doing("take a buffer of '%s', %lld rows", s->d.name, (long long)rows);
   int code = mpiserve_buffer_take(c->services[s->number], rows, &t->b);
   if (code == MPISERVE_ENOMEM || (code == MPISERVE_EPEER && c->w->failing >= 0)) return;

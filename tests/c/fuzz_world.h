@@ -77,7 +77,7 @@ static inline int free_last(int n, mpiserve_spec *specs) {
   int found = 0;
   for (int i = 0; i < n; i++) {
     int k = specs[i].ndim - 1;
-    if (!k) continue;
+    if (k < 1) continue;
     specs[i].max_shape[k] = specs[i].shape[k];
     specs[i].shape[k] = -1;
     found = 1;
@@ -86,13 +86,21 @@ static inline int free_last(int n, mpiserve_spec *specs) {
 }
 
 static inline void make_spec(dice *d, mpiserve_spec *spec, const char *letter, int i, int rows) {
-  int left = log_pick(d, ELEMENTS), first = rows != MPISERVE_NO_ROWS;
+  int left = log_pick(d, ELEMENTS), first = rows < MPISERVE_NO_ROWS;
   snprintf(spec->name, sizeof spec->name, "%s%d", letter, i);
   spec->dtype = pick(d, MPISERVE_COMPLEX128 + 1);
   spec->ndim = first + pick(d, 4);
   spec->shape[0] = first ? -1 : 0;
   for (int k = first; k < spec->ndim; left /= (int)spec->shape[k++])
     spec->shape[k] = k == spec->ndim - 1 ? left : log_pick(d, left);
+}
+
+/* Without a dimension that could be free it is a service without rows. */
+static inline void make_ragged(service *s) {
+  s->echo = s->d.overwrites = 0;
+  s->free = free_last(s->d.n_inputs, s->d.inputs);
+  if (s->free) free_last(s->d.n_outputs, s->d.outputs);
+  if (!s->free) s->d.rows = MPISERVE_NO_ROWS;
 }
 
 /* Outputs of an echo, or of a service that overwrites, are as its inputs. */
@@ -102,14 +110,15 @@ static inline void make_signature(dice *d, service *s) {
   s->echo = chance(d, 15);
   s->d.overwrites = chance(d, s->echo ? 50 : 10);
   s->d.rows = (int32_t)ANY_OF(d, MPISERVE_INDEPENDENT, MPISERVE_INDEPENDENT, MPISERVE_INDEPENDENT,
-                              MPISERVE_TOGETHER, MPISERVE_NO_ROWS);
+                              MPISERVE_TOGETHER, MPISERVE_NO_ROWS, MPISERVE_RAGGED);
   for (int i = 0; i < s->d.n_inputs; i++) make_spec(d, &s->d.inputs[i], "x", i, s->d.rows);
   for (int i = 0; i < s->d.n_outputs; i++) make_spec(d, &s->d.outputs[i], "y", i, s->d.rows);
+  if (s->d.rows == MPISERVE_RAGGED) make_ragged(s);
   if (s->echo || s->d.overwrites) {
     s->d.n_outputs = s->d.n_inputs;
     memcpy(s->d.outputs, s->d.inputs, sizeof s->d.outputs);
   }
-  if (!s->echo && !s->d.overwrites && s->d.rows != MPISERVE_NO_ROWS && chance(d, 25))
+  if (!s->echo && !s->d.overwrites && s->d.rows < MPISERVE_NO_ROWS && chance(d, 25))
     s->free = free_last(s->d.n_inputs, s->d.inputs) + free_last(s->d.n_outputs, s->d.outputs);
   s->in_sizes = s->out_sizes = -1;
   s->in = side_of(s->d.n_inputs, s->d.inputs, -1);
@@ -209,6 +218,11 @@ static inline void row_get(const side *s, void *const *data, int64_t at, uint8_t
 static inline void row_put(const side *s, void *const *data, int64_t at, const uint8_t *row) {
   for (int i = 0; i < s->n; row += s->bytes[i++])
     memcpy((uint8_t *)data[i] + (size_t)at * s->bytes[i], row, s->bytes[i]);
+}
+
+/* Where row number at lies, if rows of these sizes lie side by side. */
+static inline void point(const side *s, void *const *base, int64_t at, void **data) {
+  for (int i = 0; i < s->n; i++) data[i] = (uint8_t *)base[i] + (size_t)at * s->bytes[i];
 }
 
 static inline void rows_set(const side *s, void *const *data, int64_t at, int64_t rows, int byte) {

@@ -19,6 +19,16 @@ typedef struct plan {
   mpiserve_description d;
 } plan;
 
+/* Its requests have columns of their own, and share batches. */
+static void make_ragged(plan *p) {
+  p->free = 1;
+  p->d.rows = MPISERVE_RAGGED;
+  p->d.overwrites = 0;
+  mpiserve_spec spec = {
+      .name = "x", .dtype = MPISERVE_FLOAT64, .ndim = 1, .shape = {-1}, .max_shape = {p->columns}};
+  p->d.inputs[0] = p->d.outputs[0] = spec;
+}
+
 static plan make_plan(uint64_t seed) {
   dice d = {mix(seed)};
   plan p = {
@@ -48,7 +58,8 @@ static plan make_plan(uint64_t seed) {
     p.d.inputs[0].shape[0] = p.d.outputs[0].shape[0] = p.columns;
     p.d.max_batch_rows = 1;
   }
-  p.d.allow_empty = !p.d.rows && !p.free && chance(&d, 40);
+  if (!p.d.rows && chance(&d, 20)) make_ragged(&p);
+  p.d.allow_empty = chance(&d, 40) && (p.d.rows == MPISERVE_RAGGED || (!p.d.rows && !p.free));
   p.d.max_queue_rows = chance(&d, 50) ? 0 : p.d.max_batch_rows * (1 + pick(&d, 3));
   p.d.on_full = MPISERVE_WAIT;
   return p;
@@ -77,7 +88,7 @@ static double value_of(int rank, double number, int64_t i) {
 }
 
 static mpiserve_tensor tensor_of(const plan *p, const query *q) {
-  if (p->d.rows == MPISERVE_NO_ROWS)
+  if (p->d.rows >= MPISERVE_NO_ROWS)
     return (mpiserve_tensor){NULL, q->x, MPISERVE_FLOAT64, 1, {q->columns}};
   return (mpiserve_tensor){NULL, q->x, MPISERVE_FLOAT64, 2, {q->rows, q->columns}};
 }
@@ -102,16 +113,25 @@ static void wait_for(asker *a, query *q) {
 }
 
 /* Some at a time, the first one now and then in place. */
+static int64_t some_of(asker *a, int64_t most) {
+  int ragged = a->p->d.rows == MPISERVE_RAGGED;
+  if (a->p->d.allow_empty && !ragged && chance(&a->d, 20)) return 0;
+  return ragged ? 1 : log_pick(&a->d, (int)most);
+}
+
+static int64_t some_columns(asker *a) {
+  int least = !(a->p->d.rows == MPISERVE_RAGGED && a->p->d.allow_empty);
+  return a->p->free ? least + pick(&a->d, a->p->columns + !least) : a->p->columns;
+}
+
 static void ask(asker *a, const mpiserve_buffer *buffer) {
   query queries[MAX_REQUESTS];
   int n = 1 + pick(&a->d, MAX_REQUESTS);
   for (int i = 0; i < n; i++) {
     int in_place = !i && buffer->id && chance(&a->d, 50);
     queries[i] = (query){.number = a->number++,
-                         .rows = a->p->d.allow_empty && chance(&a->d, 20)
-                                     ? 0
-                                     : log_pick(&a->d, (int)a->p->d.max_batch_rows),
-                         .columns = a->p->free ? 1 + pick(&a->d, a->p->columns) : a->p->columns,
+                         .rows = some_of(a, a->p->d.max_batch_rows),
+                         .columns = some_columns(a),
                          .x = in_place ? buffer->inputs[0] : a->x[i],
                          .y = in_place ? buffer->outputs[0] : a->y[i]};
     submit(a, &queries[i]);
@@ -124,7 +144,8 @@ static void work(const plan *p, mpiserve_session *session, mpiserve_service *ser
   mpiserve_buffer buffer = {0};
   a = (asker){.p = p, .session = session, .service = service, .number = 1};
   a.d = (dice){mix(me.seed) + (uint64_t)me.rank};
-  int code = mpiserve_buffer_take(service, p->d.max_batch_rows, &buffer);
+  int64_t rows = p->d.rows == MPISERVE_RAGGED ? 1 : p->d.max_batch_rows;
+  int code = mpiserve_buffer_take(service, rows, &buffer);
   if (code && code != MPISERVE_ENOMEM) must(code, "buffer_take");
   for (int i = 0; i < p->asked; i++) ask(&a, &buffer);
   if (!code) must(mpiserve_buffer_give(service, &buffer), "buffer_give");
@@ -145,42 +166,63 @@ typedef struct head {
   const plan *p;
   mpiserve_session *session;
   dice d;
-  int64_t columns; /* of the batch */
+  int64_t stride, columns[HOSTILE_ROWS]; /* from row to row of the batch, and of each row */
   int n;
-  int64_t held_columns[MAX_TICKETS];
+  int64_t held_stride[MAX_TICKETS], held_columns[MAX_TICKETS];
   mpiserve_ticket tickets[MAX_TICKETS];
   double *rows[MAX_TICKETS];
 } head;
 
+static int is_ragged(const head *h) { return h->p->d.rows == MPISERVE_RAGGED; }
+
+/* The columns of each row, which are the same unless the batch is ragged. */
+static void look_at_shapes(head *h, const mpiserve_batch *batch) {
+  static int64_t shapes[HOSTILE_ROWS][MPISERVE_MAX_DIMS];
+  int has_rows = h->p->d.rows < MPISERVE_NO_ROWS, least = !h->p->d.allow_empty || !is_ragged(h);
+  must(mpiserve_batch_shapes_get(h->session, shapes[0]), "batch_shapes_get");
+  if (has_rows && shapes[0][0] != batch->rows)
+    wrong("%lld rows, and the batch has %lld", (long long)shapes[0][0], (long long)batch->rows);
+  for (int64_t r = 0; r < batch->rows; r++) {
+    h->columns[r] = shapes[is_ragged(h) ? r : 0][has_rows];
+    if (h->columns[r] < least || h->columns[r] > h->p->columns)
+      wrong("row %lld has %lld columns", (long long)r, (long long)h->columns[r]);
+  }
+  h->stride = is_ragged(h) ? h->p->columns : h->columns[0];
+}
+
 static void look_at(head *h, const mpiserve_batch *batch) {
   int32_t clients[HOSTILE_ROWS];
   const double *x = batch->inputs[0];
-  int64_t shape[MPISERVE_MAX_DIMS];
   int64_t waiting, limit = (int64_t)(me.ranks - 1) * MSI_SLOTS * h->p->d.max_batch_rows;
   if (batch->rows < 1 || batch->rows > h->p->d.max_batch_rows)
     wrong("a batch of %lld rows", (long long)batch->rows);
-  must(mpiserve_batch_shapes_get(h->session, shape), "batch_shapes_get");
-  h->columns = shape[h->p->d.rows != MPISERVE_NO_ROWS];
-  if ((h->p->d.rows != MPISERVE_NO_ROWS && shape[0] != batch->rows) || h->columns < 1 ||
-      h->columns > h->p->columns)
-    wrong("a batch of [%lld, %lld]", (long long)shape[0], (long long)h->columns);
+  look_at_shapes(h, batch);
   if (h->p->d.rows == MPISERVE_NO_ROWS && batch->requests != 1)
     wrong("a batch of %d requests, which have no rows", batch->requests);
+  if (is_ragged(h) && batch->requests != batch->rows)
+    wrong("%d requests are %lld rows", batch->requests, (long long)batch->rows);
   must(mpiserve_queue_get(h->session, 0, &waiting), "queue_get");
   if (waiting > limit) wrong("%lld rows wait: lanes have no room for them", (long long)waiting);
   must(mpiserve_batch_clients(h->session, clients), "batch_clients");
-  for (int64_t i = 0; i < batch->rows * h->columns; i++) {
-    int client = clients[i / h->columns];
-    if (client != h->p->hostile && (int)(x[i] / 1e9) != client)
-      wrong("value %g of a row of rank %d", x[i], client);
-  }
+  for (int64_t r = 0; r < batch->rows; r++)
+    for (int64_t i = 0; i < h->columns[r] && clients[r] != h->p->hostile; i++)
+      if ((int)(x[r * h->stride + i] / 1e9) != clients[r])
+        wrong("value %g of a row of rank %d", x[r * h->stride + i], clients[r]);
 }
 
-static void compute(const head *h, const double *x, double *y, int64_t rows) {
-  const int64_t shape[MPISERVE_MAX_DIMS] = {h->p->d.rows == MPISERVE_NO_ROWS ? h->columns : 0,
-                                            h->columns};
-  must(mpiserve_result_shapes_set(h->session, 0, shape), "result_shapes_set");
-  for (int64_t i = 0; i < rows * h->columns; i++) y[i] = 3 * x[i];
+static void tell_shapes(const head *h, int64_t rows) {
+  static int64_t shapes[HOSTILE_ROWS][MPISERVE_MAX_DIMS];
+  for (int64_t r = 0; r < rows; r++) {
+    shapes[r][0] = h->p->d.rows >= MPISERVE_NO_ROWS ? h->columns[r] : 0;
+    shapes[r][1] = h->columns[r];
+  }
+  must(mpiserve_result_shapes_set(h->session, 0, is_ragged(h) ? rows : 1, shapes[0]),
+       "result_shapes_set");
+}
+
+static void compute(const head *h, const double *x, double *y, int64_t from, int64_t to) {
+  for (int64_t r = from; r < to; r++)
+    for (int64_t i = 0; i < h->columns[r]; i++) y[r * h->stride + i] = 3 * x[r * h->stride + i];
 }
 
 static void hold(head *h, const mpiserve_batch *batch) {
@@ -193,19 +235,22 @@ static void hold(head *h, const mpiserve_batch *batch) {
     memcpy(copy[i], x, (size_t)batch->rows * row * sizeof *x);
   must(mpiserve_batch_hold(h->session, tickets), "batch_hold");
   for (int i = 0; i < batch->requests; i++) {
-    h->held_columns[h->n] = h->columns;
+    h->held_stride[h->n] = h->stride;
+    h->held_columns[h->n] = h->columns[tickets[i].row];
     h->rows[h->n++] = copy[i];
   }
 }
 
 static void end_held(head *h) {
   mpiserve_ticket *ticket = &h->tickets[--h->n];
-  h->columns = h->held_columns[h->n];
-  double *x = h->rows[h->n] + ticket->row * h->columns;
+  double *x = h->rows[h->n] + ticket->row * h->held_stride[h->n];
   const void *outputs[] = {x};
   int wanted;
   must(mpiserve_ticket_wanted(h->session, ticket, &wanted), "ticket_wanted");
-  if (wanted) compute(h, x, x, ticket->rows);
+  h->stride = h->held_stride[h->n];
+  for (int64_t r = 0; r < ticket->rows; r++) h->columns[r] = h->held_columns[h->n];
+  if (wanted) tell_shapes(h, ticket->rows);
+  if (wanted) compute(h, x, x, 0, ticket->rows);
   if (wanted) must(mpiserve_ticket_reply(h->session, ticket, outputs), "ticket_reply");
   free(h->rows[h->n]);
 }
@@ -221,10 +266,11 @@ static void answer(head *h, const mpiserve_batch *batch) {
   int64_t first = chance(&h->d, h->p->early) ? pick(&h->d, (int)batch->rows) : 0;
   const double *x = batch->inputs[0];
   double *y = batch->outputs[0];
-  compute(h, x, y, first);
+  tell_shapes(h, batch->rows);
+  compute(h, x, y, 0, first);
   const void *const *outputs = (const void *const *)batch->outputs;
   if (first) must(mpiserve_batch_reply_rows(h->session, first, outputs), "reply_rows");
-  compute(h, x + first * h->columns, y + first * h->columns, batch->rows - first);
+  compute(h, x, y, first, batch->rows);
   must(mpiserve_batch_reply(h->session, outputs), "batch_reply");
 }
 

@@ -117,9 +117,10 @@ static void answer(mpiserve_session *session, const mpiserve_batch *batch) {
     answer_tiny(batch, given, made);
   else
     answer_graph(batch, given, made);
-  CHECK(!mpiserve_result_shapes_set(session, batch->service, made[0]));
+  CHECK(!mpiserve_result_shapes_set(session, batch->service, 1, made[0]));
+  CHECK(mpiserve_result_shapes_set(session, batch->service, 2, made[0]) == MPISERVE_EARG);
   made[0][1] = WIDTH + 1;
-  CHECK(mpiserve_result_shapes_set(session, batch->service, made[0]) == MPISERVE_ESHAPE);
+  CHECK(mpiserve_result_shapes_set(session, batch->service, 1, made[0]) == MPISERVE_ESHAPE);
   CHECK(!mpiserve_batch_reply(session, (const void *const *)batch->outputs));
 }
 
@@ -137,7 +138,7 @@ static void serve(void) {
   CHECK(mpiserve_engine_set(session, 1, &echo) == MPISERVE_EARG);
   mpiserve_engine_close(&echo);
   CHECK(mpiserve_batch_shapes_get(session, none) == MPISERVE_ESTATE);
-  CHECK(mpiserve_result_shapes_set(session, 3, none) == MPISERVE_EARG);
+  CHECK(mpiserve_result_shapes_set(session, 3, 1, none) == MPISERVE_EARG);
   while ((code = mpiserve_batch_next(session, 10, &batch)) == MPISERVE_OK) answer(session, &batch);
   CHECK(code == MPISERVE_ECLOSED);
   CHECK(!mpiserve_counters_get(session, &counters));

@@ -113,7 +113,7 @@ WRONG = {
     "backend = 'python'\ntask = 'embed'": "task: tasks need the backend 'deepspeed', 'torch' or",
     "warmup = [0]": "warmup: rows must be 1 to max_batch_rows, got [0]",
     'warmup = "rows.csv"': "warmup: must be true, false, a list of rows or a .npz file, got",
-    'rows = "merged"': "rows: must be 'independent', 'together' or 'none', got 'merged'",
+    'rows = "merged"': "rows: must be 'independent', 'together', 'none' or 'ragged', got 'merged'",
     'chunk_rows = 8\nrows = "together"': "chunk_rows: cuts requests, which rows = 'together' ex",
     'rows = "none"': "inputs: 'state' has [-1, 3]: with rows = 'none' a tensor has no dimension",
     'input_memory = "mine"': "input_memory: must be 'view' or 'copy', got 'mine'",

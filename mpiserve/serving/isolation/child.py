@@ -17,8 +17,8 @@ from typing import Any, NoReturn
 import mpi4py
 import numpy as np
 
-from mpiserve.backends.arrays import checked, dtype_of
-from mpiserve.backends.base import Backend, Native, Steps, ordered
+from mpiserve.backends.arrays import finished
+from mpiserve.backends.base import Backend, Native, Steps
 from mpiserve.failure import check_interrupt, end_child, interrupts
 from mpiserve.serving import engines
 from mpiserve.serving.isolation.channel import (
@@ -96,9 +96,12 @@ class Child:
 
     def _batch(self) -> None:
         """Run the model on a batch, with the results where the rank looks for them."""
-        calls, shapes = self._channel.calls, None
+        calls = self._channel.calls
+        shapes: Any = None  # of the results, if nobody knows them before
         try:
-            if calls.size:
+            if calls.size and self._loaded.service.rows == "ragged":
+                shapes = self._run_ragged(calls.rows, calls.places)
+            elif calls.size:
                 shapes = self._run_any(calls.rows, calls.places)
             else:
                 self._run(calls.rows, calls.places)
@@ -107,7 +110,7 @@ class Child:
             self._channel.answer(FAILED, Answer(failure=self._failure(error), log=self._log.take()))
             return
         self._check_process()
-        if shapes or self._log.records:
+        if shapes is not None or self._log.records:
             self._channel.answer(OK, Answer(shapes, log=self._log.take()))
         else:
             calls.end(OK)
@@ -139,6 +142,17 @@ class Child:
             reshaped(room, result.shape)[...] = result
         return [result.shape for result in results]
 
+    def _run_ragged(self, rows: int, places: tuple[int, ...]) -> np.ndarray:
+        """Run the model on a ragged batch; return the first dimension of each result."""
+        inputs, outputs, clients = self._arrays((rows, *places))
+        backend = self._loaded
+        if backend.wants_clients:
+            backend.clients = clients.copy()
+        made = np.zeros((rows, len(outputs)), np.int64)
+        given = (*backend.given(inputs), self._channel.asked())
+        backend.run_batch(given, (*outputs, made), lambda _: None)
+        return made
+
     def _arrays(self, key: tuple[int, ...]) -> tuple[Arrays, Arrays, np.ndarray]:
         """View the places of a batch; they repeat, so the views are kept."""
         service, rows = self._loaded.service, key[0]
@@ -162,11 +176,7 @@ class Child:
         return inputs, outputs, clients
 
     def _finished(self, result: Any, rows: int) -> list[np.ndarray]:
-        service = self._loaded.service
-        return [
-            checked(array, tensor, dtype_of(tensor), rows)
-            for array, tensor in zip(ordered(result, service), service.outputs, strict=True)
-        ]
+        return finished(result, self._loaded.service, rows)
 
     @property
     def _loaded(self) -> Backend:

@@ -297,14 +297,12 @@ class Isolated(Backend):
 
     def _run_once(self, inputs: Arrays, outputs: Arrays, done: Callable[[int], None]) -> Any:
         child, rows = self._working(), len(inputs[0])
+        if self.service.rows == "ragged":
+            return self._run_ragged(child, inputs, outputs, done)
         batch = self._batches.get(id(inputs))
         if batch is None or batch.inputs is not inputs or batch.outputs is not outputs:
             batch = self._located(child, inputs, outputs)
-        if batch.copied is not None:
-            for array, mine in zip(batch.copied, inputs, strict=True):
-                np.copyto(reshaped(array, mine.shape), mine)
-        if self.wants_clients:
-            self._arrays(child, rows)[2][:] = self.clients
+        self._copy_in(child, batch)
         if self.service.has_free_dims:
             return self._run_any(child, batch, done)
         if batch.results is None:
@@ -313,6 +311,23 @@ class Isolated(Backend):
         early = Early(batch.results, outputs, done)
         child.run(rows, batch.places, early, self.service.timeout_s)
         return early.finish()
+
+    def _copy_in(self, child: ChildProcess, batch: Located) -> None:
+        if batch.copied is not None:
+            for array, mine in zip(batch.copied, batch.inputs, strict=True):
+                np.copyto(reshaped(array, mine.shape), mine)
+        if self.wants_clients:
+            self._arrays(child, len(batch.inputs[0]))[2][:] = self.clients
+
+    def _run_ragged(
+        self, child: ChildProcess, inputs: Arrays, outputs: Arrays, done: Callable[[int], None]
+    ) -> Arrays:
+        """Run a batch in which each row has as many rows of its own as the last arrays say."""
+        batch, counts = self._located(child, inputs[:-1], outputs[:-1]), inputs[-1]
+        self._copy_in(child, batch)
+        made = child.run(len(counts), batch.places, done, self.service.timeout_s, counts)
+        outputs[-1][:] = made
+        return outputs if batch.results is None else (*batch.results, outputs[-1])
 
     def _run_any(self, child: ChildProcess, batch: Located, done: Callable[[int], None]) -> Arrays:
         """Run a batch with free dimensions: nobody knows those of its results before."""

@@ -137,7 +137,7 @@ class ChildProcess:
         places: tuple[int, ...],
         done: Callable[[int], None],
         limit: float,
-        shapes: Sequence[Sequence[int]] | None = None,
+        shapes: Any = None,
     ) -> Any:
         """Run the model on a batch, or wait for its end if `forward` has handed it over.
 
@@ -146,10 +146,11 @@ class ChildProcess:
             places: The places of the inputs, the outputs and the clients, one after the other.
             done: Called with the number of first rows of all outputs that are final.
             limit: The seconds that it may take; 0 means no limit.
-            shapes: Those of the inputs, where they have free dimensions.
+            shapes: Those of the inputs, where they have free dimensions; of a ragged batch an
+                array of their first dimensions.
 
         Returns:
-            The shapes of the results, if shapes were given.
+            The same of the results, if shapes were given.
 
         Raises:
             LostError: If the child dies or takes too long.
