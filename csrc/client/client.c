@@ -232,7 +232,8 @@ static int leave(msi_client *client, int64_t deadline) {
   snprintf(text, sizeof text, "%s", mpiserve_last_error());
   cancel_all(client);
   send_to_all(client, MSI_LEAVE, NULL, msi_now());
-  return msi_error(code, "%s. This rank has left; MPI_Finalize waits until they go on or end", text);
+  return msi_error(code, "%s. This rank has left; MPI_Finalize waits until they go on or end",
+                   text);
 }
 
 int msi_client_close(msi_client *client, int64_t deadline) {

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from mpiserve.errors import Code, Error, ModelError
 from mpiserve.failure import describe
 from mpiserve.serving.isolation.channel import SEGMENT, Place, reshaped
 from mpiserve.serving.isolation.isolated_steps import IsolatedSteps
+from mpiserve.serving.isolation.located import Early, Located
 from mpiserve.serving.isolation.messages import Loaded, Order
 from mpiserve.serving.isolation.process import CLOSE, ChildProcess, LostError
 from mpiserve.serving.isolation.restarts import Restarts
@@ -34,49 +35,6 @@ RETRY = 1.0  # seconds between two tries to start a child that no request has as
 SHAPES = 256  # numbers of rows whose arrays are kept
 
 logger = logging.getLogger("mpiserve")
-
-
-class Located(NamedTuple):
-    """A batch, and where its tensors lie: in memory of the rank, or in the child's own."""
-
-    inputs: Arrays
-    outputs: Arrays
-    places: tuple[int, ...]
-    copied: Arrays | None  # the inputs in the child's own memory, if they must be copied there
-    results: Arrays | None  # the same of the outputs
-
-
-class Early:
-    """Copies results from the child's own memory, early if their clients can have them.
-
-    Args:
-        results: The results.
-        outputs: Where clients look for them.
-        done: Called with the number of first rows that are there.
-    """
-
-    def __init__(self, results: Arrays, outputs: Arrays, done: Callable[[int], None]) -> None:
-        self._results = results
-        self._outputs = outputs
-        self._done = done
-        self._rows = 0
-
-    def __call__(self, rows: int) -> None:
-        """Copy the first rows."""
-        self._copy(rows)
-        self._rows = rows
-        self._done(rows)
-
-    def finish(self) -> Arrays:
-        """Return the results, which need no copy if none were early."""
-        if not self._rows:
-            return self._results
-        self._copy(None)
-        return self._outputs
-
-    def _copy(self, end: int | None) -> None:
-        for array, result in zip(self._outputs, self._results, strict=True):
-            array[self._rows : end] = result[self._rows : end]
 
 
 class Isolated(Backend):
