@@ -25,7 +25,7 @@ VERSION = 1
 MAGIC = b"msi-rank"
 LINK = "/memfd:mpiserve-rank"  # what /proc calls memory that ranks show
 SIMULATION = 0
-WAITS = 0.1  # seconds without a sign after which a rank waits no longer
+WAITS = 0.02  # seconds without a sign after which a rank waits no longer: it gives one each 1 ms
 
 COUNTERS = (  # in the order of mpiserve_counters
     *("requests", "rows", "errors", "batches", "batches_in_place", "closed_by_rows"),
@@ -112,7 +112,8 @@ class Rank:
         """
         if not self.lives or self.seen - self.head["waits_seen"] > WAITS * 1e9:
             return 0.0
-        return max(0.0, float(self.seen - self.head["waits_since"]) * 1e-9)
+        until = min(self.seen, int(self.head["waits_seen"]))  # later it may have ended
+        return max(0.0, float(until - self.head["waits_since"]) * 1e-9)
 
 
 @dataclass(frozen=True)
