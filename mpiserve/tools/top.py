@@ -17,7 +17,7 @@ from mpiserve.observe.parts import TIMING, figures
 from mpiserve.observe.ranks import Rank, Ranks, allow_many
 
 if TYPE_CHECKING:
-    from rich.console import Console, Group
+    from rich.table import Table
 
 SHOWN = 16  # simulation ranks of a job in the tables
 NONE = "no job of this user runs on this node"
@@ -237,9 +237,9 @@ def _waiting(job: View) -> str:
 # ---- tables
 
 
-def tables(seen: View) -> Group:
+def tables(seen: View) -> Table:
     """Draw a view for a terminal."""
-    from rich.console import Group
+    from rich.table import Table
     from rich.text import Text
 
     found: list[Any] = []
@@ -249,7 +249,10 @@ def tables(seen: View) -> Group:
         found += [_clients_table(job)] if job["simulation"] else []
         found += [] if job["measured"] else [Text(UNMEASURED, style="dim")]
     found += [Text(_other(one), style="yellow") for one in seen["other_versions"]]
-    return Group(*(found or [Text(NONE)]))
+    page = Table.grid()
+    for part in found or [Text(NONE)]:
+        page.add_row(part)
+    return page
 
 
 STYLES = {"ready": "green", "busy": "cyan", "failed": "red", "gone": "red"}
@@ -363,7 +366,7 @@ def _follow(ranks: Ranks, before: Look, every: float, show: Callable[[View], Non
 def _follow_live(ranks: Ranks, before: Look, every: float) -> None:
     from rich.live import Live
 
-    console: Console = terminal.console()
+    console = terminal.console()
     with Live(tables(view(before, before)), console=console, screen=True, auto_refresh=False) as on:
         while True:
             time.sleep(every)

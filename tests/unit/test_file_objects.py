@@ -94,7 +94,7 @@ def test_a_reload_reads_files_again(folder):
         return backend
 
     answers = []
-    table = service(folder, model="./by_path.py:f")
+    table = service(folder, model="./by_path.py:f", isolate=False)
     model = SimpleNamespace(configured=table, current=table, let_go=id, load_version=make)
     versions = Versions(model)
     versions.load("")
