@@ -31,7 +31,8 @@ int msi_broker_open(msi_broker *broker, const msi_world *world,
     code = msi_inbox_open(&broker->inboxes[t], world, t, description, service_index, bytes[t]);
     bytes[t] += broker->inboxes[t].layout.bytes;
     uint32_t lanes = broker->inboxes[t].layout.lanes;
-    broker->remaining += lanes;
+    for (uint32_t l = 0; l < lanes && !code; l++)
+      ++*(broker->inboxes[t].lanes[l].guest ? &broker->guests : &broker->remaining);
     broker->remote += msi_transport_at(t)->same_node ? 0 : lanes;
   }
   broker->policy.max_rows = broker->inboxes[0].layout.max_plain_rows;
@@ -186,12 +187,15 @@ static int on_change(msi_broker *broker, const msi_entry *entry) {
   return msi_change_queue_push(&broker->changes, entry);
 }
 
+void msi_broker_forget(msi_broker *broker, msi_lane *lane) {
+  msi_census_uncount(&broker->census, lane);
+  *(lane->guest ? &broker->guests : &broker->remaining) -= !lane->gone;
+  lane->gone = 1;
+}
+
 static int on_leave(msi_broker *broker, const msi_entry *entry) {
   msi_inbox *inbox = &broker->inboxes[entry->inbox];
-  msi_lane *lane = &inbox->lanes[entry->lane];
-  msi_census_uncount(&broker->census, lane);
-  broker->remaining -= !lane->gone;
-  lane->gone = 1;
+  msi_broker_forget(broker, &inbox->lanes[entry->lane]);
   /* Buffers that were not given back stay the client's: it may look at them after close. */
   for (int i = 0; i < MSI_SLOTS; i++)
     if (!msi_leases_is_used(broker, entry, i)) msi_inbox_lease_drop(inbox, entry->lane, i);
@@ -337,7 +341,8 @@ static void count_batch(msi_broker *broker, msi_close_reason reason, int in_plac
 }
 
 static int close_batch(msi_broker *broker, msi_close_reason reason) {
-  for (int t = 0; t < MSI_TRANSPORTS && reason == MSI_CLOSED_DELAY; t++)
+  int is_missed = reason == MSI_CLOSED_DELAY && broker->census.asked; /* not for gateways alone */
+  for (int t = 0; t < MSI_TRANSPORTS && is_missed; t++)
     msi_census_note_missing(&broker->census, &broker->inboxes[t]);
   int code = collect(broker);
   if (code) return code;

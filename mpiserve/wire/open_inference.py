@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from math import prod
 from typing import Any, NamedTuple
 
+import ml_dtypes
 import numpy as np
 
 LENGTH = "Inference-Header-Content-Length"  # bytes of the JSON before the tensors
@@ -62,6 +63,11 @@ class Metadata(NamedTuple):
     outputs: tuple[Described, ...]
 
 
+def numpy_dtype(name: str) -> np.dtype[Any]:
+    """Return the dtype of a name that signatures use."""
+    return np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
+
+
 def model_path(model: str) -> str:
     """Return the path of a model at a server, "name" or "name/versions/version"."""
     return f"/v2/models/{model}"
@@ -73,8 +79,12 @@ def metadata(body: bytes) -> Metadata:
     Raises:
         WireError: If it is not what the protocol allows.
     """
-    table = _table(body)
-    return Metadata(_described(table, "inputs"), _described(table, "outputs"))
+    return read_metadata(table(body))
+
+
+def read_metadata(found: Mapping[str, Any]) -> Metadata:
+    """The same from the JSON object."""
+    return Metadata(_described(found, "inputs"), _described(found, "outputs"))
 
 
 def _described(table: Mapping[str, Any], what: str) -> tuple[Described, ...]:
@@ -88,13 +98,16 @@ def _described(table: Mapping[str, Any], what: str) -> tuple[Described, ...]:
 
 
 def request(
-    inputs: Iterable[tuple[str, np.ndarray]], outputs: Iterable[str]
+    inputs: Iterable[tuple[str, np.ndarray]],
+    outputs: Iterable[str],
+    parameters: Mapping[str, Any] | None = None,
 ) -> tuple[dict[str, str], bytes]:
     """Make a request of inference.
 
     Args:
         inputs: Names and arrays, whose dtypes the protocol has.
         outputs: The names of the outputs that the server is to send.
+        parameters: Of the request.
 
     Returns:
         The headers and the body of a POST.
@@ -112,7 +125,8 @@ def request(
             }
         )
     wanted = [{"name": name, "parameters": {"binary_data": True}} for name in outputs]
-    parts[0] = json.dumps({"inputs": entries, "outputs": wanted}).encode()
+    more = {"parameters": parameters} if parameters else {}
+    parts[0] = dump({"inputs": entries, "outputs": wanted} | more)
     headers = {"Content-Type": "application/octet-stream", LENGTH: str(len(parts[0]))}
     return headers, b"".join(parts)
 
@@ -134,7 +148,7 @@ def response(
         WireError: If the answer is not what the protocol allows, or not what was asked for.
     """
     end = len(body) if json_bytes is None else _length(json_bytes, len(body))
-    entries = _table(body[:end]).get("outputs")
+    entries = table(body[:end]).get("outputs")
     if not isinstance(entries, list):
         raise WireError("an answer without outputs")
     results, at = {}, end
@@ -151,7 +165,7 @@ def response(
 def error_text(body: bytes) -> str:
     """Return what a server says of an error: the text of its JSON, or the body."""
     try:
-        return str(_table(body)["error"])
+        return str(table(body)["error"])
     except (WireError, KeyError):
         return body[:400].decode(errors="replace").strip()
 
@@ -162,14 +176,33 @@ def _length(text: str, most: int) -> int:
     return int(text)
 
 
-def _table(body: bytes) -> dict[str, Any]:
+def dump(thing: object) -> bytes:
+    """Write JSON."""
+    return json.dumps(thing).encode()
+
+
+def read_list(body: bytes) -> list[Any]:
+    """Read a list of JSON.
+
+    Raises:
+        WireError: If it is none.
+    """
+    return table(b'{"list":%s}' % body)["list"]
+
+
+def table(body: bytes) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        WireError: If it is none.
+    """
     try:
-        table = json.loads(body)
+        found = json.loads(body)
     except (ValueError, RecursionError) as error:
         raise WireError(f"no JSON: {error}") from None
-    if not isinstance(table, dict):
+    if not isinstance(found, dict):
         raise WireError("JSON that is no object")
-    return table
+    return found
 
 
 def _entry(entry: Any) -> tuple[str, tuple[int, ...], int]:
