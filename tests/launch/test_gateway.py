@@ -7,10 +7,11 @@ import json
 import os
 import signal
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
-from coupling import PYTHON, RUN, SERVE, lines, right, write
+from coupling import PYTHON, RUN, SERVE, is_mpich, lines, right, write
 from gateway_job import Job, make, until_true
 
 import mpiserve
@@ -112,6 +113,22 @@ def test_a_stopped_gateway_does_not_delay_the_end(mpiexec, tmp_path):
     assert set(right(2)) < set(lines(job.done.stdout))
     with pytest.raises(ProcessLookupError):
         os.kill(stopped, 0)
+
+
+@pytest.mark.takes_long
+@pytest.mark.skipif(is_mpich(), reason="MPICH 5 kills all when one dies")
+def test_the_rank_of_a_gateway_may_die_where_the_launcher_lets_others_live(mpiexec, tmp_path):
+    make(tmp_path)
+    args = ["--with-ft", "ulfm", "-n", 4, *RUN, "c.toml", "sim.py"]
+    with Job(mpiexec, tmp_path, args) as job:
+        with mpiserve.connect(tmp_path / "endpoint.json") as session:
+            assert (session.service("twice")(X) == 2 * X).all()
+        child = job.child()
+        os.kill(json.loads((tmp_path / "endpoint.json").read_text())["pid"], signal.SIGKILL)
+        until_true(lambda: not Path(f"/proc/{child}").exists())
+    assert job.done.returncode == 0
+    assert set(right(2)) < set(lines(job.done.stdout))
+    assert "gateway rank 3 (pid" in job.done.stderr
 
 
 @pytest.mark.takes_long
