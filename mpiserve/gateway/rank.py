@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import select
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -187,14 +188,19 @@ class Bridge:
     # ---- messages
 
     def _sleep(self, left: float) -> None:
-        """Sleep until the child says something; with requests under way, for a moment only."""
+        """Sleep until the child says something; with requests under way, until one has its answer.
+
+        Nothing wakes a rank for either. The one under way for longest has its answer first, mostly.
+        """
         if self._link is None:
             time.sleep(min(left, LOOK / 10))
-            return
-        self._nap = min(2 * self._nap, LONGEST_NAP)
-        writers = [self._link.socket] if self._link.is_full else []
-        limit = min(left, self._nap) if self._pending else left
-        select.select([self._link.socket], writers, [], limit)
+        elif self._pending:
+            self._nap = min(2 * self._nap, LONGEST_NAP)
+            with suppress(Error):  # `_answer` raises it again
+                self._pending[0].request.result(self._nap)
+        else:
+            writers = [self._link.socket] if self._link.is_full else []
+            select.select([self._link.socket], writers, [], left)
 
     def _pass_on(self) -> bool:
         """Take what the child has sent, and send it the answers that are there."""
