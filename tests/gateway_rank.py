@@ -7,6 +7,7 @@ import json
 import select
 import socket
 import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,6 +24,7 @@ from mpiserve.gateway.tables import table_of
 from mpiserve.wire.open_inference import DATATYPES, numpy_dtype
 
 MOST = 1 << 30
+FAILS, LATE = -13, -14
 
 
 def service(name: str, dtype: str, rows: str = "independent") -> Any:
@@ -45,7 +47,8 @@ def service(name: str, dtype: str, rows: str = "independent") -> Any:
 class Rank:
     """Answers the child for the time of a `with`.
 
-    A request whose first number is 13 fails, and one whose first number is 14 is never answered.
+    A request of floats with the number -13 fails, and one with -14 is late: it ends half a second
+    later.
 
     Attributes:
         seen: The rows of each request that has come.
@@ -59,6 +62,7 @@ class Rank:
         self.endpoint = Endpoint(config, folder)
         self.child = Child(config, self.endpoint, 0, folder)
         self.seen: list[int] = []
+        self._late: list[tuple[float, Any]] = []
         self._ready, self._ended = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._work)
 
@@ -80,13 +84,15 @@ class Rank:
         self.endpoint.close()
 
     def _work(self) -> None:
-        while not self._ended.is_set():
+        while self._late or not self._ended.is_set():
             select.select([self.link.socket], [], [], 0.05)
             for table, data in self.link.receive():
                 if table["m"] == READY:
                     self._ready.set()
                 elif table["m"] == INFER:
                     self._answer(table, data)
+            while self._late and self._late[0][0] < time.monotonic():
+                self.link.send(self._late.pop(0)[1])
             self.link.flush()
 
     def _answer(self, table: dict[str, Any], data: memoryview) -> None:
@@ -94,10 +100,12 @@ class Rank:
         (x,) = split(data, table["shapes"], [dtype])
         self.seen.append(x.shape[0])
         answer = {"m": ANSWER, "id": table["id"]}
-        if (x == 14).any():
+        if dtype.kind == "f" and (x == LATE).any():
+            late = answer | {"code": int(Code.EDEADLINE), "text": "too late"}
+            self._late.append((time.monotonic() + 0.5, late))
             return
-        if (x == 13).any():
-            self.link.send(answer | {"code": int(Code.EMODEL), "text": "13 is not a number"})
+        if dtype.kind == "f" and (x == FAILS).any():
+            self.link.send(answer | {"code": int(Code.EMODEL), "text": "-13 is not a number"})
             return
         y = x if dtype == np.bool_ else (x * 2).astype(dtype)
         stats = {"queue_ns": 1, "compute_ns": 1}

@@ -44,7 +44,8 @@ def connect(
 
     Raises:
         PeerError: If there is no gateway.
-        Error: If the token is wrong, the file is none of a gateway, or urllib3 is not installed.
+        ArgumentError: If the token is wrong.
+        Error: If the file is none of a gateway, or urllib3 is not installed.
     """
     given = str(url)
     if not given.startswith(SCHEMES):

@@ -47,5 +47,5 @@ def error_of(status: int, name: str | None, text: str) -> Error:
     """Make the error that a gateway has answered with."""
     if name and name in Code.__members__:
         return from_code(Code[name], text)
-    codes = {400: Code.EARG, 404: Code.ENOTFOUND, 413: Code.EROWS, 503: Code.EPEER}
+    codes = {400: Code.EARG, 401: Code.EARG, 404: Code.ENOTFOUND, 413: Code.EROWS, 503: Code.EPEER}
     return from_code(codes.get(status, Code.EMODEL), f"status {status}: {text}")
