@@ -18,6 +18,7 @@ from mpiserve.gateway.hub import Hub
 from mpiserve.gateway.routes import Routes
 from mpiserve.gateway.statistics import Statistics
 from mpiserve.wire import open_inference_server as wire
+from mpiserve.wire.json_body import WireError
 
 INFER = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?/infer")
 OPEN = "/v2/health/live"  # needs no token
@@ -70,7 +71,7 @@ class App:
         except HTTPException as error:
             status = error.status_code
             await _refuse(send, status, error.detail, [])
-        except wire.WireError as error:
+        except WireError as error:
             status = 400
             await _refuse(send, status, str(error), [_code(Code.EARG)])
         except Error as error:

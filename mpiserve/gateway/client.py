@@ -14,13 +14,15 @@ from typing import Any
 
 import numpy as np
 
-from mpiserve.backends.remote.settings import SCHEMES, Settings
+from mpiserve.backends.remote.api import Message
+from mpiserve.backends.remote.settings import APIS, ENDPOINTS, SCHEMES, Settings
 from mpiserve.config.tensor import Tensor
 from mpiserve.errors import CancelledError, Code, Error, NotFoundError, PeerError, RequestTimeout
 from mpiserve.gateway.arguments import checked
 from mpiserve.gateway.endpoint import read_file
 from mpiserve.gateway.errors import CODE, error_of
 from mpiserve.wire import open_inference as wire
+from mpiserve.wire.json_body import WireError, error_text, read_table
 
 CONNECTIONS = 16
 LIMIT_S = 3600.0  # seconds that an answer may take if nobody says otherwise
@@ -72,7 +74,8 @@ class RemoteSession:
         except ModuleNotFoundError:
             text = "connect needs urllib3: pip install 'mpiserve[remote]'"
             raise Error(Code.EARG, text) from None
-        settings = Settings((url,), connections, LIMIT_S, 0.0, token, None)
+        api = APIS[0], ENDPOINTS[0], "", {}
+        settings = Settings((url,), connections, LIMIT_S, 0.0, token, None, *api)
         self.url = url
         self._server = Server(url, settings)
         self._threads = ThreadPoolExecutor(connections, "mpiserve-connect")
@@ -107,7 +110,7 @@ class RemoteSession:
                 known = ", ".join(f"'{each}'" for each in self._names)
                 text = f"no service '{name}' at {self.url}; there is {known}"
                 raise NotFoundError(Code.ENOTFOUND, text)
-            table = wire.table(self.ask(wire.model_path(name)).data)
+            table = read_table(self.ask(wire.model_path(name)).data)
             self._services[name] = RemoteService(self, table)
         return self._services[name]
 
@@ -143,7 +146,7 @@ class RemoteSession:
 
         for again in (True, False):
             try:
-                reply = self._server.ask(path, body, headers or {}, limit)
+                reply = self._server.ask(Message(path, headers or {}, body), limit)
                 break
             except ProtocolError as error:
                 # A connection that was kept may have been closed meanwhile.
@@ -155,7 +158,7 @@ class RemoteSession:
             except HTTPError as error:
                 raise _unreachable(self.url, error) from None
         if reply.status != 200:
-            text = wire.error_text(reply.data)
+            text = error_text(reply.data)
             raise error_of(reply.status, reply.headers.get(CODE), text)
         return reply
 
@@ -290,7 +293,7 @@ class RemoteService:
         reply = self._session.ask(f"{wire.model_path(self.name)}/infer", body, headers, limit)
         try:
             return wire.response(reply.data, reply.headers.get(wire.LENGTH), self._dtypes)
-        except wire.WireError as error:
+        except WireError as error:
             raise Error(Code.EMODEL, f"{self._session.url}: {error}") from None
 
     def __repr__(self) -> str:

@@ -11,6 +11,7 @@ from mpiserve.gateway.hub import Hub
 from mpiserve.gateway.services import Service
 from mpiserve.gateway.statistics import Statistics
 from mpiserve.wire import open_inference_server as wire
+from mpiserve.wire.json_body import WireError
 
 LENGTH = wire.LENGTH.lower().encode()
 HIGHEST = 101  # Triton's priority 1 is its highest: it becomes 100, 2 becomes 99, and so on
@@ -107,9 +108,9 @@ def _options(parameters: Mapping[str, Any], limit_s: float) -> tuple[int, float]
     mine = parameters.get("mpiserve_priority", 0)
     for value, least in ((priority, 0), (timeout or 0, 0), (mine, -100)):
         if type(value) is not int or value < least:
-            raise wire.WireError("priority and timeout are whole numbers from 0 on")
+            raise WireError("priority and timeout are whole numbers from 0 on")
     if mine > 100:
-        raise wire.WireError("mpiserve_priority is -100 to 100")
+        raise WireError("mpiserve_priority is -100 to 100")
     if priority:
         mine = max(1, HIGHEST - priority)
     if timeout is None or (timeout == 0 and "mpiserve_priority" not in parameters):

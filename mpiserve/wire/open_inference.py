@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from mpiserve.wire.json_body import WireError, read_table
+
 LENGTH = "Inference-Header-Content-Length"  # bytes of the JSON before the tensors
 DATATYPES = {
     "bool": "BOOL",
@@ -31,10 +33,6 @@ DATATYPES = {
     "float64": "FP64",
 }
 DTYPES = {datatype: dtype for dtype, datatype in DATATYPES.items()}
-
-
-class WireError(ValueError):
-    """Bytes that the protocol does not allow."""
 
 
 class Described(NamedTuple):
@@ -79,7 +77,7 @@ def metadata(body: bytes) -> Metadata:
     Raises:
         WireError: If it is not what the protocol allows.
     """
-    return read_metadata(table(body))
+    return read_metadata(read_table(body))
 
 
 def read_metadata(found: Mapping[str, Any]) -> Metadata:
@@ -148,7 +146,7 @@ def response(
         WireError: If the answer is not what the protocol allows, or not what was asked for.
     """
     end = len(body) if json_bytes is None else _length(json_bytes, len(body))
-    entries = table(body[:end]).get("outputs")
+    entries = read_table(body[:end]).get("outputs")
     if not isinstance(entries, list):
         raise WireError("an answer without outputs")
     results, at = {}, end
@@ -160,14 +158,6 @@ def response(
     if missing := dtypes.keys() - results.keys():
         raise WireError(f"an answer without the output {min(missing)}")
     return results
-
-
-def error_text(body: bytes) -> str:
-    """Return what a server says of an error: the text of its JSON, or the body."""
-    try:
-        return str(table(body)["error"])
-    except (WireError, KeyError):
-        return body[:400].decode(errors="replace").strip()
 
 
 def _length(text: str, most: int) -> int:
@@ -187,21 +177,9 @@ def read_list(body: bytes) -> list[Any]:
     Raises:
         WireError: If it is none.
     """
-    return table(b'{"list":%s}' % body)["list"]
-
-
-def table(body: bytes) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        WireError: If it is none.
-    """
-    try:
-        found = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise WireError(f"no JSON: {error}") from None
-    if not isinstance(found, dict):
-        raise WireError("JSON that is no object")
+    found = read_table(b'{"list":%s}' % body)["list"]
+    if not isinstance(found, list):
+        raise WireError("JSON that is no list")
     return found
 
 

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import orjson
 
-from mpiserve.wire.open_inference import DATATYPES, LENGTH, WireError, numpy_dtype
+from mpiserve.wire.json_body import WireError
+from mpiserve.wire.open_inference import DATATYPES, LENGTH, numpy_dtype
 
 EXTENSIONS = ("binary_tensor_data", "statistics", "model_repository")
 DTYPES = {datatype: numpy_dtype(dtype) for dtype, datatype in DATATYPES.items()}
