@@ -74,8 +74,10 @@ class RemoteSession:
         except ModuleNotFoundError:
             text = "connect needs urllib3: pip install 'mpiserve[remote]'"
             raise Error(Code.EARG, text) from None
-        api = APIS[0], ENDPOINTS[0], "", {}
-        settings = Settings((url,), connections, LIMIT_S, 0.0, token, None, *api)
+        settings = Settings(
+            *((url,), connections, LIMIT_S, 0.0, token, None),
+            *(APIS[0], ENDPOINTS[0], "", {}),
+        )
         self.url = url
         self._server = Server(url, settings)
         self._threads = ThreadPoolExecutor(connections, "mpiserve-connect")

@@ -41,7 +41,6 @@ def asked(http, client, binary):
     return {"model_name": "twice", "inputs": [x], "outputs": [y], "request_id": "7"}
 
 
-@pytest.mark.every_mpi
 def test_tritonclient_and_connect_beside_a_simulation(mpiexec, tmp_path):
     http = pytest.importorskip("tritonclient.http")
     from tritonclient.utils import InferenceServerException
@@ -85,7 +84,6 @@ async def _ask_together(job):
             assert (result.as_numpy("y") == 2 * X).all()
 
 
-@pytest.mark.every_mpi
 def test_a_gateway_that_is_killed_changes_no_answer_and_comes_back(mpiexec, tmp_path):
     make(tmp_path)
     with Job(mpiexec, tmp_path) as job, mpiserve.connect(tmp_path / "endpoint.json") as session:
@@ -102,6 +100,7 @@ def test_a_gateway_that_is_killed_changes_no_answer_and_comes_back(mpiexec, tmp_
     assert "signal 9" in job.done.stderr
 
 
+@pytest.mark.takes_long
 def test_a_stopped_gateway_does_not_delay_the_end(mpiexec, tmp_path):
     make(tmp_path)
     with Job(mpiexec, tmp_path) as job:
@@ -205,6 +204,7 @@ def twice(x):
 """
 
 
+@pytest.mark.takes_long
 def test_a_script_gives_the_same_inside_and_outside(mpiexec, tmp_path, monkeypatch):
     make(tmp_path, sim="import mpiserve" + INSIDE)
     (tmp_path / "model.py").write_text(PICKY)
