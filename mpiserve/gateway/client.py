@@ -31,7 +31,11 @@ BACKGROUND_S = 600.0  # of a change
 
 
 def connect(
-    url: str | Path, token: str | None = None, *, connections: int = CONNECTIONS
+    url: str | Path,
+    token: str | None = None,
+    *,
+    connections: int = CONNECTIONS,
+    ca_file: str | None = None,
 ) -> RemoteSession:
     """Connect to the gateway of a job, from outside.
 
@@ -40,6 +44,7 @@ def connect(
             the name of its endpoint file, which has the token too.
         token: Of the gateway; by default MPISERVE_TOKEN of the environment.
         connections: The most requests under way.
+        ca_file: The certificates that "https://" trusts; by default the system's.
 
     Returns:
         What can be used as the session of a simulation rank: `service`, calls, `submit`.
@@ -53,9 +58,8 @@ def connect(
     if not given.startswith(SCHEMES):
         table = read_file(given)
         given, token = table["url"], token or table["token"]
-    return RemoteSession(
-        given.rstrip("/"), token or os.environ.get("MPISERVE_TOKEN", ""), connections
-    )
+    token = token or os.environ.get("MPISERVE_TOKEN", "")
+    return RemoteSession(given.rstrip("/"), token, connections, ca_file)
 
 
 class RemoteSession:
@@ -68,14 +72,14 @@ class RemoteSession:
 
     role = "outside"
 
-    def __init__(self, url: str, token: str, connections: int) -> None:
+    def __init__(self, url: str, token: str, connections: int, ca_file: str | None) -> None:
         try:
             from mpiserve.backends.remote.servers import Server
         except ModuleNotFoundError:
             text = "connect needs urllib3: pip install 'mpiserve[remote]'"
             raise Error(Code.EARG, text) from None
         settings = Settings(
-            *((url,), connections, LIMIT_S, 0.0, token, None),
+            *((url,), connections, LIMIT_S, 0.0, token, ca_file),
             *(APIS[0], ENDPOINTS[0], "", {}),
         )
         self.url = url

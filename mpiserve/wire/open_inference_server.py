@@ -81,7 +81,9 @@ def load(body: bytes | memoryview) -> dict[str, Any]:
 def _load_slowly(body: bytes | memoryview) -> Any:
     """Also with NaN and Infinity, which clients in Python write."""
     try:
-        return json.loads(bytes(body))
+        found = json.loads(bytes(body))
+        json.dumps(found, ensure_ascii=False).encode()  # halves of characters are no text
+        return found
     except (ValueError, RecursionError) as error:
         raise WireError(f"the request is no JSON: {str(error)[:100]}") from None
 

@@ -58,6 +58,7 @@ def test_tritonclient_and_connect_beside_a_simulation(mpiexec, tmp_path):
                 result = client.infer(**asked(http, client, binary), headers=headers(job))
                 assert (result.as_numpy("y") == 2 * X).all()
                 assert result.get_response()["id"] == "7"
+            client.load_model("twice", headers=headers(job))
             (entry,) = client.get_model_repository_index(headers(job))
             assert entry["state"] == "READY"
             stats = client.get_inference_statistics("twice", headers=headers(job))["model_stats"]

@@ -125,6 +125,7 @@ def test_wrong_inputs(rank, change, word):
         (b'{"inputs": [{}]}', {}),
         (b"[" * 100_000, {}),
         (b"\xff\xfe", {}),
+        (b'{"inputs": [], "id": "\\ud800"}', {}),
         (b"{}", {wire.LENGTH: "3"}),
         (b"{}", {wire.LENGTH: "-1"}),
         (b"{}", {wire.LENGTH: "1" * 40}),
