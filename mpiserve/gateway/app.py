@@ -24,11 +24,37 @@ INFER = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?/infer")
 OPEN = "/v2/health/live"  # needs no token
 AUTHORIZATION = b"authorization"
 RETRY = (b"retry-after", b"1")
+CLOSE = (b"connection", b"close")
+SMALL = 64 << 10  # bytes of a body that is refused
 
 Scope = MutableMapping[str, Any]
 Send = Callable[[Any], Awaitable[None]]
+Headers = tuple[tuple[bytes, bytes], ...]
 
 logger = logging.getLogger("mpiserve")
+
+
+class Body:
+    """What comes of a request, which notes whether all of it has come."""
+
+    def __init__(self, receive: infer.Receive) -> None:
+        self._receive = receive
+        self.ended = False
+
+    async def __call__(self) -> Any:
+        """Return the next message."""
+        message = await self._receive()
+        self.ended = not message.get("more_body", False)
+        return message
+
+    async def drain(self, announced: bytes) -> None:
+        """Let the rest come, if it is small: who still sends does not read an answer."""
+        size = int(announced) if len(announced) < 9 else SMALL
+        if size >= SMALL:
+            return
+        size = 0
+        while not self.ended and size < SMALL:
+            size += len((await self()).get("body", b""))
 
 
 class App:
@@ -55,7 +81,11 @@ class App:
     async def __call__(self, scope: Scope, receive: infer.Receive, send: Send) -> None:
         """Answer a request."""
         begin = time.perf_counter()
-        status, size = 200, 0
+        status, size, body = 200, 0, Body(receive)
+
+        async def refuse(status: int, text: str, *more: tuple[bytes, bytes]) -> None:
+            await body.drain(dict(scope["headers"]).get(b"content-length", b"0"))
+            await _refuse(send, status, text, more if body.ended else (*more, CLOSE))
 
         async def counted(message: Any) -> None:
             nonlocal status, size
@@ -64,24 +94,23 @@ class App:
             await send(message)
 
         try:
-            await self._answer(scope, receive, counted if self._log else send)
+            await self._answer(scope, body, counted if self._log else send)
         except Refusal as refusal:
             status = refusal.status
-            await _refuse(send, refusal.status, refusal.text, [])
+            await refuse(refusal.status, refusal.text)
         except HTTPException as error:
             status = error.status_code
-            await _refuse(send, status, error.detail, [])
+            await refuse(status, error.detail)
         except WireError as error:
             status = 400
-            await _refuse(send, status, str(error), [_code(Code.EARG)])
+            await refuse(status, str(error), _code(Code.EARG))
         except Error as error:
             status = status_of(error)
-            more = [_code(error.code), *([RETRY] if status == 503 else [])]
-            await _refuse(send, status, str(error), more)
+            await refuse(status, str(error), _code(error.code), *[RETRY] * (status == 503))
         except Exception:
             status = 500
             logger.exception("the gateway failed on a request for %s", _shown(scope))
-            await _refuse(send, status, "an internal error, which the job's log shows", [])
+            await refuse(status, "an internal error, which the job's log shows")
         if self._log:
             self._note(scope, status, size, time.perf_counter() - begin)
 
@@ -126,13 +155,11 @@ def _code(code: int) -> tuple[bytes, bytes]:
     return CODE.encode(), Code(code).name.encode()
 
 
-async def _refuse(send: Send, status: int, text: str, more: list[tuple[bytes, bytes]]) -> None:
-    """The connection ends, because the body may not have been read."""
+async def _refuse(send: Send, status: int, text: str, more: Headers) -> None:
     body = wire.dump({"error": text})
     headers = [
         (b"content-type", b"application/json"),
         (b"content-length", str(len(body)).encode()),
-        *([(b"connection", b"close")] if status in (401, 405, 413, 415) else []),
         *more,
     ]
     await send({"type": "http.response.start", "status": status, "headers": headers})

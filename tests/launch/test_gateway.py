@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -160,6 +161,7 @@ def test_a_gateway_that_cannot_listen_is_an_error_line_and_no_more(mpiexec, tmp_
 
 SCRIPT = """
 import sys
+import time
 import mpiserve
 import numpy as np
 
@@ -255,13 +257,13 @@ def test_another_job_has_this_one_answer(mpiexec, tmp_path):
 SLOW = """
 import time
 def twice(x):
-    time.sleep(0.05)
+    time.sleep(1.5 if x.max() > 1000 else 0.05)
     return 2 * x
 """
 
 
 @pytest.mark.takes_long
-def test_many_clients_make_few_batches(mpiexec, tmp_path):
+def test_many_clients_make_few_batches_and_the_last_one_gets_its_answer(mpiexec, tmp_path):
     make(tmp_path, sim="import mpiserve" + INSIDE.replace("print(*work(session)", "print(end=''"))
     (tmp_path / "model.py").write_text(SLOW)
     (tmp_path / "script.py").write_text("work = None")
@@ -273,6 +275,10 @@ def test_many_clients_make_few_batches(mpiexec, tmp_path):
         for i, request in enumerate(requests):
             assert (request.result() == 2 * (X[:1] + i)).all()
         table = session.ask("/v2/models/twice/stats").data
+        last = session.service("twice").submit(X + 2000)
+        time.sleep(0.2)
+        (tmp_path / "stop").touch()  # the simulation ends meanwhile
+        assert (last.result() == 2 * (X + 2000)).all()
     assert job.done.returncode == 0
     (stats,) = json.loads(table)["model_stats"]
     assert stats["inference_count"] == 32

@@ -49,7 +49,7 @@ def test_addresses(address, url):
         ({"address": "host:80"}, "number of an interface"),
         ({"address": "0.0.0.0:80"}, "insecure = true"),
         ({"tls_key": "key"}, "belong together"),
-        ({"addres": ""}, "address"),
+        ({"port": 80}, "unknown key"),
         ({"connections": 0}, "connections"),
     ],
 )
