@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import itertools
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
-from mpiserve.errors import Code, Error, from_code
+from mpiserve.errors import Code, Error, QueueFullError, from_code
 from mpiserve.gateway.link import (
     ANSWER,
     CHANGE,
@@ -26,7 +27,35 @@ from mpiserve.gateway.link import (
 from mpiserve.gateway.merging import Arrays, Queue
 from mpiserve.gateway.services import Service, read_table
 
+MOST_HELD = 2 << 30  # bytes of bodies of requests under way
 MOST_BYTES = 1 << 40  # of an answer: the rank is trusted
+
+
+class Memory:
+    """Counts what requests under way hold, so that many large ones are refused, not swapped.
+
+    Args:
+        most: How many bytes they may hold together; a single one may hold more.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._held = 0
+
+    @contextmanager
+    def hold(self, size: int) -> Iterator[None]:
+        """Hold so many bytes.
+
+        Raises:
+            QueueFullError: If others hold too many.
+        """
+        if self._held and self._held + size > self._most:
+            raise QueueFullError(Code.EFULL, f"requests under way have {self._held} bytes")
+        self._held += size
+        try:
+            yield
+        finally:
+            self._held -= size
 
 
 class Hub:
@@ -42,6 +71,7 @@ class Hub:
         queues: By name.
         states: The best state of a replica, by the name of each service of the configuration.
         reasons: Why a service could not load, by name.
+        memory: Of the bodies of requests under way.
         drains: Whether the job ends.
     """
 
@@ -55,6 +85,7 @@ class Hub:
         self.queues: dict[str, Queue] = {}
         self.states: dict[str, str] = {}
         self.reasons: dict[str, str] = {}
+        self.memory = Memory(MOST_HELD)
         self.drains = False
         self.known = asyncio.Event()
 

@@ -59,6 +59,18 @@ async def answer(
         raise Refusal(400, f"service '{service.name}' has tensors of {service.lacking}")
     if headers.get(b"content-encoding", b"identity") != b"identity":
         raise Refusal(415, "the body is encoded: send it as it is")
+    with hub.memory.hold(_announced(headers, service.most_bytes)):
+        return await _answer(hub, statistics, limit_s, service, headers, receive)
+
+
+async def _answer(
+    hub: Hub,
+    statistics: Statistics,
+    limit_s: float,
+    service: Service,
+    headers: Mapping[bytes, bytes],
+    receive: Receive,
+) -> tuple[list[tuple[bytes, bytes]], bytes]:
     body = await read_body(headers, receive, service.most_bytes)
     length = headers.get(LENGTH)
     text = None if length is None else length.decode("latin-1")
@@ -73,14 +85,19 @@ async def answer(
     return wire.build(service.name, service.version, request, named)
 
 
+def _announced(headers: Mapping[bytes, bytes], most: int) -> int:
+    """The bytes of a body that is to come; of one in pieces, the most that it may have."""
+    length = headers.get(b"content-length", b"")
+    return int(length) if 0 < len(length) < 19 else most + bool(length)
+
+
 async def read_body(headers: Mapping[bytes, bytes], receive: Receive, most: int) -> bytes:
     """Read a body that is not too large.
 
     Raises:
         Refusal: If it is, or if the client goes away.
     """
-    announced = headers.get(b"content-length", b"0")
-    if len(announced) > 18 or int(announced) > most:
+    if _announced(headers, most) > most:
         raise Refusal(413, f"the body is larger than {most} bytes")
     parts, size = [], 0
     while True:

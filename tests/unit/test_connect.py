@@ -109,3 +109,13 @@ def test_a_closed_session(rank):
     session.close()
     with pytest.raises(mpiserve.Error, match="closed"):
         service.submit(X)
+
+
+def test_what_requests_hold_together_is_limited():
+    from mpiserve.gateway.hub import Memory
+
+    memory = Memory(100)
+    with memory.hold(1000), pytest.raises(mpiserve.QueueFullError), memory.hold(1):
+        pass
+    with memory.hold(60), memory.hold(40):
+        pass
