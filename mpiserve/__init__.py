@@ -28,6 +28,7 @@ from mpiserve.errors import (
 if TYPE_CHECKING:
     from mpiserve.backends.base import Backend, Steps
     from mpiserve.config import Config
+    from mpiserve.gateway.client import connect
     from mpiserve.session import Session, open
     from mpiserve.text import decode_text, encode_text
 
@@ -51,6 +52,7 @@ __all__ = [
     "RequestTimeout",
     "Session",
     "Steps",
+    "connect",
     "decode_text",
     "encode_text",
     "open",
@@ -69,6 +71,7 @@ _LATE = {
     "Config": "mpiserve.config",
     "Session": "mpiserve.session",
     "Steps": "mpiserve.backends.base",
+    "connect": "mpiserve.gateway.client",
     "decode_text": "mpiserve.text",
     "encode_text": "mpiserve.text",
     "open": "mpiserve.session",

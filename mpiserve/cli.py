@@ -103,6 +103,12 @@ def serve(config: ConfigFile) -> None:
 
 
 @app.command()
+def gateway(config: ConfigFile) -> None:
+    """Answer clients outside of the job, beside `serve` and another program of the same world."""
+    _exit("gateway", config)
+
+
+@app.command()
 def describe(
     file: Annotated[
         str, typer.Argument(metavar="FILE", help="A model file, or a Hugging Face directory.")

@@ -41,7 +41,7 @@ class Session(Changes):
     there, and the end of the child does not affect the session.
 
     Attributes:
-        role: "simulation" or "inference".
+        role: "simulation", "inference" or "gateway".
         comm: The ranks of this role, in the order of the world.
         stuck: Whether a thread of this rank may wait for ever after `serve`, because another
             rank of its replica did not take part.
@@ -208,14 +208,14 @@ class Session(Changes):
 
     def info(self) -> dict[str, Any]:
         """Describe the session as this rank sees it."""
-        counters = self._lib.counters()
-        services = self._lib.services() if self.role == SIMULATION else []
+        counters, every = self._lib.counters(), self._lib.roles
+        services = self._lib.services() if self.role != INFERENCE else []
         return {
             "version": core.version(),
             "mpi": check.short(core.mpi_runtime()),
             "thread_level": check.thread_level(MPI),
             "role": self.role,
-            "roles": {role: self._lib.roles.count(role) for role in (SIMULATION, INFERENCE)},
+            "roles": {role: every.count(role) for role in sorted(set(every), reverse=True)},
             "services": [
                 {
                     key: getattr(service, key)

@@ -48,7 +48,7 @@ static int adopt(mpiserve_session *session, int n) {
   mpiserve_description *mine = &session->descriptions[n];
   mine->engine[sizeof mine->engine - 1] = mine->version[sizeof mine->version - 1] = 0;
   mine->error_text[sizeof mine->error_text - 1] = 0;
-  int code = check_description(mine, (uint32_t)session->world.n_simulation);
+  int code = check_description(mine, (uint32_t)session->world.n_clients);
   if (!code) code = check_names(session->descriptions, n);
   if (code) {
     mine->error = code;

@@ -17,7 +17,7 @@ static int check_open(MPI_Comm world, int role) {
   int code = msi_handles_forked() ? msi_not_open("") : msi_library_check_running();
   if (code) return code;
   if (world == MPI_COMM_NULL) return msi_error(MPISERVE_EARG, "world is MPI_COMM_NULL");
-  if (role != MPISERVE_SIMULATION && role != MPISERVE_INFERENCE)
+  if (role < MPISERVE_SIMULATION || role > MPISERVE_GATEWAY)
     return msi_error(MPISERVE_EARG, "%d is no role", role);
   return msi_world_check_closed(world);
 }
@@ -36,6 +36,7 @@ int msi_open_profile(mpiserve_session *session, int n_clients, int n_heads) {
   part.pid = own.pid;
   memcpy(part.host, own.host, sizeof part.host);
   int code = MPISERVE_OK;
+  if (world->role == MPISERVE_GATEWAY) return code;
   if (world->profile)
     code = msi_profile_open(&session->profile, &part);
   else if (world->measured)
@@ -56,7 +57,7 @@ static void show(mpiserve_session *session) {
   msi_metrics_open(&session->shown, &first);
 }
 
-static int open_simulation(mpiserve_session *session) {
+static int open_client(mpiserve_session *session) {
   const size_t none[MSI_PARTS] = {0};
   int code = msi_world_publish(&session->world, 0, NULL);
   if (!code) code = msi_window_open(&session->window, &session->world, none);
@@ -79,7 +80,7 @@ static int open_session(int index, MPI_Comm world, int role, int code, const cha
   if (result) return result;
   msi_handles_keep_comm(index, made->world.comm);
   show(made);
-  if (role == MPISERVE_SIMULATION) result = open_simulation(made);
+  if (role != MPISERVE_INFERENCE) result = open_client(made);
   if (result) {
     msi_handles_drop_comm(index);
     msi_profile_close(&made->profile);
@@ -92,7 +93,8 @@ static int open_session(int index, MPI_Comm world, int role, int code, const cha
   msi_library_at_finalize(close_all);
   msi_launcher_watch();
   msi_handles_own(index, made->client.services, bytes);
-  msi_handles_open(index, role, made->world.rank);
+  int as = role == MPISERVE_GATEWAY ? MPISERVE_SIMULATION : role; /* whose functions it may call */
+  msi_handles_open(index, as, made->world.rank);
   return MPISERVE_OK;
 }
 
@@ -166,7 +168,7 @@ int mpiserve_counters_get(mpiserve_session *session, mpiserve_counters *counters
   MSI_TURN turn = NULL;
   int code = msi_enter(session, MSI_ANY_ROLE, &turn);
   if (code || !counters) return code ? code : msi_null_argument("counters");
-  if (session->world.role == MPISERVE_SIMULATION)
+  if (session->world.role != MPISERVE_INFERENCE)
     *counters = session->shown.metrics->counters;
   else
     msi_serving_count(&session->serving, counters);
@@ -218,6 +220,8 @@ int mpiserve_lost_get(mpiserve_session *session, int *count, char *text) {
 int mpiserve_fail(mpiserve_session *session, const char *text) {
   MSI_TURN turn = NULL;
   int code = msi_enter(session, MPISERVE_SIMULATION, &turn);
+  if (!code && session->world.role == MPISERVE_GATEWAY)
+    code = msi_error(MPISERVE_EARG, "a gateway that fails leaves the session, which goes on");
   return code ? code : msi_client_fail(&session->client, text ? text : "no reason given");
 }
 
@@ -246,7 +250,7 @@ static int some_died(const msi_world *world) {
 static int close_session(mpiserve_session *session, int64_t deadline) {
   int code = MPISERVE_OK, freed = MPISERVE_OK;
   msi_profile_end(&session->profile);
-  if (session->world.role == MPISERVE_SIMULATION)
+  if (session->world.role != MPISERVE_INFERENCE)
     code = msi_client_close(&session->client, deadline);
   session->left = !session->broken && !msi_meeting_wait(&session->world, deadline);
   msi_serving_close(&session->serving);                 /* also after a failed publish */

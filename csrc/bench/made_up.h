@@ -21,6 +21,7 @@ static inline int made_up_world(msi_world *world, int clients) {
                        .rank = clients,
                        .role = MPISERVE_INFERENCE,
                        .n_simulation = clients,
+                       .n_clients = clients,
                        .backoff = msi_backoff_for(2, 2)};
   world->roles = calloc((size_t)world->size, sizeof *world->roles);
   world->nodes = calloc((size_t)world->size, sizeof *world->nodes);

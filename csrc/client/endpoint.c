@@ -14,8 +14,7 @@ static const int64_t LONGEST_READ_NS =
 static uint32_t lane_of(const msi_world *world, int head, int transport, int rank) {
   uint32_t lane = 0;
   for (int r = 0; r < rank; r++)
-    lane +=
-        world->roles[r] == MPISERVE_SIMULATION && msi_window_transport(world, r, head) == transport;
+    lane += msi_world_is_client(world, r) && msi_window_transport(world, r, head) == transport;
   return lane;
 }
 

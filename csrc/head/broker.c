@@ -44,7 +44,8 @@ int msi_broker_open(msi_broker *broker, const msi_world *world,
     code = msi_inbox_open(&broker->inboxes[t], world, t, description, service_index, bytes[t]);
     bytes[t] += broker->inboxes[t].layout.bytes;
     uint32_t lanes = broker->inboxes[t].layout.lanes;
-    broker->remaining += lanes;
+    for (uint32_t l = 0; l < lanes && !code; l++)
+      ++*(broker->inboxes[t].lanes[l].guest ? &broker->guests : &broker->remaining);
     broker->remote += msi_transport_at(t)->same_node ? 0 : lanes;
   }
   const msi_layout *layout = &broker->inboxes[0].layout;
@@ -205,13 +206,16 @@ static int on_fail(msi_broker *broker, const msi_entry *entry) {
                          msi_inbox_slot(inbox, entry->lane, entry->sequence)->input, bytes);
 }
 
+void msi_broker_forget(msi_broker *broker, msi_lane *lane) {
+  msi_census_uncount(&broker->census, lane);
+  *(lane->guest ? &broker->guests : &broker->remaining) -= !lane->gone;
+  lane->gone = 1;
+}
+
 /* Buffers that were not given back stay the client's: it may look at them after close. What it has
  * in the queue was cancelled, and ends with the next batch. */
 int msi_broker_leave(msi_broker *broker, msi_inbox *inbox, uint32_t lane) {
-  msi_lane *leaver = &inbox->lanes[lane];
-  msi_census_uncount(&broker->census, leaver);
-  broker->remaining -= !leaver->gone;
-  leaver->gone = 1;
+  msi_broker_forget(broker, &inbox->lanes[lane]);
   msi_loss_free_rows(broker, inbox, lane, MSI_SLOTS);
   return msi_leases_grant(broker);
 }
@@ -360,7 +364,8 @@ static void count_batch(msi_broker *broker, msi_close_reason reason, int in_plac
 }
 
 static int close_batch(msi_broker *broker, msi_close_reason reason) {
-  for (int t = 0; t < MSI_TRANSPORTS && reason == MSI_CLOSED_DELAY; t++)
+  int is_missed = reason == MSI_CLOSED_DELAY && broker->census.asked; /* not for gateways alone */
+  for (int t = 0; t < MSI_TRANSPORTS && is_missed; t++)
     msi_census_note_missing(&broker->census, &broker->inboxes[t]);
   int code = collect(broker);
   if (code) return code;

@@ -29,7 +29,8 @@ typedef struct msi_broker {
   int turn_inbox;           /* where the next poll begins: at the lane that found no room */
   uint32_t turn_lane;       /* in the queue and has waited longest */
   uint32_t remote;          /* lanes of clients on other nodes, which cannot wake this rank */
-  uint32_t remaining;       /* lanes whose client has not left */
+  uint32_t remaining;       /* lanes whose client has not left, but gateways */
+  uint32_t guests;          /* those of gateways */
   int shut;        /* requests are turned away: a rank has failed, or the service is suspended */
   int dead_rows;   /* rows of clients that died or left stay taken, until their requests end */
   int has_room;    /* the model has: otherwise requests stay in the queue */
@@ -92,6 +93,9 @@ int msi_broker_rows_set(msi_broker *broker, int together);
 
 /* As mpiserve_change_reply() says. */
 int msi_broker_change_reply(msi_broker *broker, int code, const char *text);
+
+/* The client of a lane has left, or is dead. */
+void msi_broker_forget(msi_broker *broker, msi_lane *lane);
 
 /* Takes the requests that clients have written, once around all lanes. */
 int msi_broker_poll(msi_broker *broker);

@@ -14,6 +14,7 @@ void msi_census_attach(msi_census *census, msi_lane *lane) {
 }
 
 void msi_census_uncount(msi_census *census, msi_lane *lane) {
+  if (lane->guest) return;
   census->able -= lane->active;
   lane->active = 0;
 }

@@ -1,6 +1,7 @@
 /* census: how many clients can ask a service, and how many of these have asked, so that a batch
  * waits for nobody who does not come. A lane counts from its first request, or when it attaches,
- * until it departs to another replica, misses several batches, or leaves. No MPI calls. */
+ * until it departs to another replica, misses several batches, or leaves. The lane of a gateway
+ * never counts. No MPI calls. */
 #ifndef MSI_CENSUS_H
 #define MSI_CENSUS_H
 

@@ -10,7 +10,7 @@
 static uint32_t count_clients(const msi_world *world, int transport, int *clients) {
   uint32_t n = 0;
   for (int r = 0; r < world->size; r++) {
-    if (world->roles[r] != MPISERVE_SIMULATION) continue;
+    if (!msi_world_is_client(world, r)) continue;
     if (msi_window_transport(world, r, world->rank) != transport) continue;
     if (clients) clients[n] = r;
     n++;
@@ -40,6 +40,14 @@ static int allocate(msi_inbox *inbox) {
   return lacking ? msi_error(MPISERVE_ENOMEM, "no memory for %u lanes", lanes) : MPISERVE_OK;
 }
 
+/* It seems to count already, with a request that stays: so the census, which each request passes,
+ * needs no branch for it. */
+static void mark_guest(const msi_world *world, msi_inbox *inbox, uint32_t lane) {
+  if (world->roles[inbox->clients[lane]] != MPISERVE_GATEWAY) return;
+  inbox->lanes[lane].guest = inbox->lanes[lane].active = 1;
+  inbox->lanes[lane].queued = 1;
+}
+
 int msi_inbox_open(msi_inbox *inbox, const msi_world *world, int transport,
                    const mpiserve_description *description, int service_index, size_t begin) {
   *inbox = (msi_inbox){.transport = msi_transport_at(transport), .service_index = service_index};
@@ -51,6 +59,7 @@ int msi_inbox_open(msi_inbox *inbox, const msi_world *world, int transport,
   code = allocate(inbox);
   if (!code) code = msi_row_pool_open(&inbox->pool, inbox->layout.slab_rows);
   if (!code) count_clients(world, transport, inbox->clients);
+  for (uint32_t l = 0; l < lanes && !code; l++) mark_guest(world, inbox, l);
   return code;
 }
 

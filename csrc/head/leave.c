@@ -68,7 +68,7 @@ int msi_leave_is_wanted(const msi_broker *broker) {
     const msi_inbox *inbox = &broker->inboxes[t];
     for (uint32_t lane = 0; lane < inbox->layout.lanes; lane++) {
       if (asks_for(inbox, lane, MSI_FAIL, MSI_HAS_FAILED)) return 0;
-      waiting += !has_left(inbox, lane);
+      waiting += !inbox->lanes[lane].guest && !has_left(inbox, lane);
     }
   }
   return waiting > 0;

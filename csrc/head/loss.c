@@ -51,9 +51,7 @@ static void bury(msi_broker *broker, msi_inbox *inbox, uint32_t lane) {
   broker->counters.errors += n;
   forget(broker, &broker->lease_queue, inbox, lane);
   cancel_held(broker, inbox, lane);
-  msi_census_uncount(&broker->census, &inbox->lanes[lane]);
-  broker->remaining -= !inbox->lanes[lane].gone;
-  inbox->lanes[lane].gone = 1;
+  msi_broker_forget(broker, &inbox->lanes[lane]);
   msi_inbox_shut(inbox, lane);
 }
 

@@ -15,7 +15,8 @@
 enum { MOST_NAMED = 8 }; /* ranks of a text */
 
 static const double WAIT_NOTICE = 10;
-static const int64_t BURIAL_NS = 100000000; /* between two looks for dead clients, or for marks */
+static const int64_t GUESTS_NS = 5000000000; /* that gateways have to leave after all others */
+static const int64_t BURIAL_NS = 100000000;  /* between two looks for dead clients, or for marks */
 
 int msi_serving_open(msi_serving *serving, const msi_world *world, int n,
                      const mpiserve_description *descriptions, size_t bytes[MSI_PARTS]) {
@@ -78,6 +79,20 @@ void msi_serving_close(msi_serving *serving) {
   *serving = (msi_serving){0};
 }
 
+/* Gateways see by the states of the replicas that the session ends, and take their replies. One
+ * that is stopped is not waited for. */
+static int guests_stay(msi_serving *serving) {
+  int i = 0;
+  while (i < serving->n && !serving->brokers[i].guests) i++;
+  if (i == serving->n) return 0;
+  int64_t now = msi_now();
+  if (!serving->parted_ns) {
+    for (int k = 0; k < serving->n; k++) msi_life_enter(&serving->brokers[k].life, MPISERVE_GONE);
+    serving->parted_ns = now;
+  }
+  return now - serving->parted_ns < GUESTS_NS;
+}
+
 /* Looks at each broker once, or until one closes a batch: the next look begins behind it, so
  * that none is passed over by others that are always ready. */
 static int look(msi_serving *serving) {
@@ -90,7 +105,7 @@ static int look(msi_serving *serving) {
     if (code == MPISERVE_ECHANGE) serving->asked = broker;
     if (code || broker->open) return code;
   } while (++i < serving->n);
-  if (waited_for(serving)->remaining) return MPISERVE_OK;
+  if (waited_for(serving)->remaining || guests_stay(serving)) return MPISERVE_OK;
   return msi_error(MPISERVE_ECLOSED, "every simulation rank has left the session");
 }
 
@@ -144,14 +159,15 @@ static void append_ranks(const msi_broker *broker, char *text) {
   for (int t = 0; t < MSI_TRANSPORTS; t++) {
     const msi_inbox *inbox = &broker->inboxes[t];
     for (uint32_t l = 0; l < inbox->layout.lanes && named < MOST_NAMED; l++)
-      if (!inbox->lanes[l].gone) append_rank(broker->world, inbox->clients[l], !named++, text);
+      if (!inbox->lanes[l].gone && !inbox->lanes[l].guest)
+        append_rank(broker->world, inbox->clients[l], !named++, text);
   }
   if (broker->remaining > named) APPEND(" and %u more", broker->remaining - named);
 }
 
 int msi_serving_waiting(msi_serving *serving, char *text) {
   const msi_broker *broker = waited_for(serving);
-  uint32_t lanes = broker->inboxes[0].layout.lanes + broker->inboxes[1].layout.lanes;
+  uint32_t lanes = (uint32_t)broker->world->n_simulation;
   int64_t n = activity(serving);
   text[0] = 0;
   if (!is_long(&serving->silence, n, broker->remaining) || !broker->remaining)

@@ -26,8 +26,9 @@ typedef struct msi_serving {
   msi_silence silence;
   msi_section_header *header; /* where clients see what this rank does; NULL: none is near */
   int n_dead;                 /* ranks of the world that were known to be dead at the last look */
-  int64_t next_burial_ns;     /* when a rank that always has a batch looks for them again */
-  int64_t next_marks_ns;      /* when it looks again for those that left marks */
+  int64_t parted_ns;      /* when the last simulation rank had left, with gateways there; or 0 */
+  int64_t next_burial_ns; /* when a rank that always has a batch looks for them again */
+  int64_t next_marks_ns;  /* when it looks again for those that left marks */
 } msi_serving;
 
 /* First half of publishing: what memory is needed, by its parts. Local. descriptions must

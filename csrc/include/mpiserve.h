@@ -115,7 +115,11 @@ typedef enum mpiserve_dtype {
   MPISERVE_COMPLEX128 = 14 /* two float64, as double _Complex */
 } mpiserve_dtype;
 
-typedef enum mpiserve_role { MPISERVE_SIMULATION = 0, MPISERVE_INFERENCE = 1 } mpiserve_role;
+typedef enum mpiserve_role {
+  MPISERVE_SIMULATION = 0,
+  MPISERVE_INFERENCE = 1,
+  MPISERVE_GATEWAY = 2 /* since 0.5.0; asks for clients outside of the job: see mpiserve_open() */
+} mpiserve_role;
 
 typedef enum mpiserve_transport {
   MPISERVE_SHARED = 0, /* one node: loads, stores and atomics on shared memory */
@@ -445,6 +449,11 @@ size_t mpiserve_dtype_size(int dtype);
  * On simulation ranks it returns when every inference rank has published its services (the models
  * are loaded and warm). On inference ranks it returns when the partition is known, and
  * mpiserve_publish() must follow.
+ *
+ * A gateway rank calls the functions of simulation ranks, but mpiserve_fail(). No batch waits for
+ * it, it is not in the communicator of the simulation ranks, and the session ends without it: when
+ * the last simulation rank has left, the states of all replicas are MPISERVE_GONE, and the gateway
+ * has 5 s to take its replies and to close.
  *
  * Wrong arguments fail at once, on the ranks that give them. So does a second session of the same
  * ranks before the first is closed: MPISERVE_ESTATE, which leaves *session as it is; after other

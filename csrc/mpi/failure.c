@@ -84,7 +84,8 @@ static int is_near(const msi_world *world, int rank) {
 }
 
 static int is_watched(const msi_world *world, int rank) {
-  return world->roles[rank] != world->role && is_near(world, rank);
+  return msi_world_is_client(world, rank) != msi_world_is_client(world, world->rank) &&
+         is_near(world, rank);
 }
 
 static int allocate(const msi_world *world, msi_failure *failure) {
@@ -173,10 +174,11 @@ msi_peer_state msi_failure_state_of(const msi_world *world, int rank) {
 
 /* ---- texts ------------------------------------------------------------------------------ */
 
+static const char *const ROLES[] = {"simulation", "inference", "gateway"};
+
 void msi_failure_name(const msi_world *world, int rank, char *text, size_t bytes) {
   const msi_identity *who = &world->failure->ranks[rank];
-  msi_text_append(text, bytes, "%s rank %d (pid %d on host %s)",
-                  world->roles[rank] == MPISERVE_SIMULATION ? "simulation" : "inference", rank,
+  msi_text_append(text, bytes, "%s rank %d (pid %d on host %s)", ROLES[world->roles[rank]], rank,
                   who->pid, who->host);
 }
 

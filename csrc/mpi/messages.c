@@ -92,11 +92,11 @@ static int allocate(msi_messages *m, const msi_world *world) {
   int lacking = 0;
   if (world->role == MPISERVE_INFERENCE) {
     m->arriving = malloc(MESSAGE_BYTES);
-    m->results = malloc((size_t)world->n_simulation * GETS * sizeof *m->results);
+    m->results = malloc((size_t)world->n_clients * GETS * sizeof *m->results);
     m->owed = calloc((size_t)world->size, sizeof *m->owed);
     lacking = !m->arriving || !m->results || !m->owed;
   }
-  for (int i = 0; i < MESSAGES && world->role == MPISERVE_SIMULATION; i++)
+  for (int i = 0; i < MESSAGES && world->role != MPISERVE_INFERENCE; i++)
     lacking |= !add_message(m);
   return lacking ? msi_error(MPISERVE_ENOMEM, "no memory for messages") : MPISERVE_OK;
 }
@@ -439,7 +439,7 @@ int msi_messages_obey(msi_window *window) {
     int code = take(window, &client, &bytes);
     if (code) return code;
     if (client < 0) break;
-    if (bytes > 0 && window->world->roles[client] == MPISERVE_SIMULATION)
+    if (bytes > 0 && msi_world_is_client(window->world, client))
       obey(window, client, (size_t)bytes);
   }
   drop_sent(window);

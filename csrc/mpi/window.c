@@ -27,7 +27,7 @@ static void find_used(msi_window *window) {
   const msi_world *world = window->world;
   for (int h = 0; h < world->n_heads; h++)
     for (int r = 0; r < world->size; r++)
-      if (world->roles[r] == MPISERVE_SIMULATION)
+      if (msi_world_is_client(world, r))
         window->used[msi_window_transport(world, r, world->heads[h].rank)] = 1;
 }
 
@@ -162,7 +162,7 @@ static int map_peer(msi_window *window, int rank, const offer *theirs) {
 static int map_peers(msi_window *window, const offer *offers) {
   const msi_world *world = window->world;
   int code = MPISERVE_OK;
-  if (world->role != MPISERVE_SIMULATION) return code;
+  if (world->role == MPISERVE_INFERENCE) return code;
   window->peers = calloc((size_t)world->n_heads, sizeof *window->peers);
   if (!window->peers) return msi_error(MPISERVE_ENOMEM, "no memory for %d heads", world->n_heads);
   for (int r = 0; r < world->size && !code; r++)
@@ -250,7 +250,7 @@ void msi_window_unmap(msi_window *window) {
 /* Every operation passes here: the count that shows who was ever a target. */
 static MPI_Win aim(msi_window *window, int target) {
   window->operations++;
-  window->to_simulation += window->world->roles[target] == MPISERVE_SIMULATION;
+  window->to_simulation += msi_world_is_client(window->world, target);
   return window->win;
 }
 

@@ -190,13 +190,16 @@ static int check_roles(msi_world *world, const hello *all) {
     world->tolerant &= all[r].tolerant;
     world->roles[r] = (uint8_t)all[r].role;
     world->n_simulation += all[r].role == MPISERVE_SIMULATION;
+    world->n_clients += msi_world_is_client(world, r);
   }
-  if (world->n_simulation == 0 || world->n_simulation == world->size)
-    return msi_error(MPISERVE_ECONFIG,
-                     "all %d ranks of the world are %s ranks: a session needs at least one "
-                     "simulation rank and one inference rank",
-                     world->size, world->n_simulation ? "simulation" : "inference");
-  return MPISERVE_OK;
+  if (world->n_simulation && world->n_clients < world->size) return MPISERVE_OK;
+  if (world->n_clients > world->n_simulation && world->n_clients < world->size)
+    return msi_error(MPISERVE_ECONFIG, "the world has inference ranks and gateways, but no "
+                                       "simulation rank: a session needs at least one");
+  return msi_error(MPISERVE_ECONFIG,
+                   "all %d ranks of the world are %s ranks: a session needs at least one "
+                   "simulation rank and one inference rank",
+                   world->size, world->n_simulation ? "simulation" : "inference");
 }
 
 /* Launchers do not always hand the environment to all: one rank that asks is enough. */
@@ -253,8 +256,18 @@ static int check_threads(msi_world *world, const hello *all) {
                    multiple, less, level_name(all[less].thread_level), multiple);
 }
 
+/* A gateway sleeps when it waits, so that it takes no core from the others; with more ranks than
+ * cores they would wait in another way on its account. */
+static msi_backoff backoff_of(const msi_world *world) {
+  int ranks = 0;
+  for (int r = 0; r < world->size; r++)
+    ranks += world->nodes[r] == world->nodes[world->rank] && world->roles[r] != MPISERVE_GATEWAY;
+  int cores = world->role == MPISERVE_GATEWAY ? 0 : msi_cores();
+  return msi_backoff_for(ranks, cores);
+}
+
 static int find_nodes(msi_world *world) {
-  int first = world->rank, ranks;
+  int first = world->rank;
   int failed = MPI_Comm_split_type(world->comm, MPI_COMM_TYPE_SHARED, world->rank, MPI_INFO_NULL,
                                    &world->node);
   if (failed) return msi_mpi_error(failed, "MPI_Comm_split_type");
@@ -263,14 +276,13 @@ static int find_nodes(msi_world *world) {
   if (failed) return msi_mpi_error(failed, "MPI_Allreduce");
   failed = MPI_Allgather(&first, 1, MPI_INT, world->nodes, 1, MPI_INT, world->comm);
   if (failed) return msi_mpi_error(failed, "MPI_Allgather");
-  MPI_Comm_size(world->node, &ranks);
   for (int r = 0; r < world->size; r++)
     if (world->force_shared && world->nodes[r] != world->nodes[0])
       return msi_error(MPISERVE_ECONFIG,
                        "MPISERVE_TRANSPORT is shared, but ranks 0 and %d share no memory: they are "
                        "on different nodes, or the launcher keeps them apart",
                        r);
-  world->backoff = msi_backoff_for(ranks, msi_cores());
+  world->backoff = backoff_of(world);
   return MPISERVE_OK;
 }
 

@@ -27,6 +27,7 @@ typedef struct msi_world {
   int64_t run;                    /* a number of this session, the same on all ranks */
   int tolerant;                   /* MPI goes on after a death, and tells of it */
   int n_simulation;               /* ranks of this role in the world */
+  int n_clients;                  /* those, and gateways */
   uint8_t *roles;                 /* by world rank */
   int *nodes;                     /* by world rank: the lowest world rank of its node */
   msi_backoff backoff;
@@ -64,6 +65,11 @@ double msi_world_close_limit(void);
 
 /* Frees all; safe on a world that failed to open. */
 void msi_world_close(msi_world *world);
+
+/* Does a rank send requests? Local. */
+static inline int msi_world_is_client(const msi_world *world, int rank) {
+  return world->roles[rank] != MPISERVE_INFERENCE;
+}
 
 /* Position of a world rank among the ranks of its role. Local. */
 int msi_world_index(const msi_world *world, int rank);

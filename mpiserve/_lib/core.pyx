@@ -41,7 +41,12 @@ from mpiserve._lib.libmpiserve cimport *
 
 ROWS = ("independent", "together", "none", "ragged")  # in the order of mpiserve_rows
 SOURCES = ("model", "local", "fallback")  # in the order of mpiserve_source
-_ROLES = {"simulation": MPISERVE_SIMULATION, "inference": MPISERVE_INFERENCE}
+_ROLES = {
+    "simulation": MPISERVE_SIMULATION,
+    "inference": MPISERVE_INFERENCE,
+    "gateway": MPISERVE_GATEWAY,
+}
+_ROLE_NAMES = {number: role for role, number in _ROLES.items()}
 
 cdef enum:
     LARGE = 1 << 18  # bytes of a copy during which other Python threads may run
@@ -67,7 +72,7 @@ cdef class Session(InferenceCalls):
 
     Args:
         comm: The world.
-        role: "simulation" or "inference".
+        role: "simulation", "inference" or "gateway".
 
     Collective over the world. On simulation ranks it returns when every service
     is published; on inference ranks `publish` must follow.
@@ -94,7 +99,7 @@ cdef class Session(InferenceCalls):
         roles = []
         for rank in range(comm.size):
             check(mpiserve_role_of(self._session, rank, &other))
-            roles.append("simulation" if other == MPISERVE_SIMULATION else "inference")
+            roles.append(_ROLE_NAMES[other])
         self.roles = tuple(roles)
 
     @staticmethod

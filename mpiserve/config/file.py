@@ -20,6 +20,7 @@ from pydantic import (
 
 from mpiserve.config.completion import Completed, completions, contradiction
 from mpiserve.config.derivatives import derived, name_of
+from mpiserve.config.gateway import GatewayConfig
 from mpiserve.config.model_file import SIDES
 from mpiserve.config.reader import read_tables
 from mpiserve.config.service import ServiceConfig
@@ -151,6 +152,8 @@ class Config(Table):
     """The services, one table each."""
     pool: dict[StrictStr, PoolConfig] = Field(default_factory=dict)
     """Services that share inference ranks, one table for each pool."""
+    gateway: GatewayConfig | None = None
+    """The rank that answers clients outside of the job; without the table there is none."""
 
     _source: str = PrivateAttr("config")
 
@@ -368,6 +371,8 @@ def _keys_at(location: Location) -> list[str]:
         return list(Config.model_fields)
     if location[0] == "partition":
         return list(PartitionConfig.model_fields)
+    if location[0] == "gateway":
+        return list(GatewayConfig.model_fields)
     if location[0] == "pool":
         return list(PoolConfig.model_fields)
     return list((ServiceConfig if len(location) == 2 else TensorConfig).model_fields)

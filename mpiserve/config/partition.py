@@ -10,6 +10,7 @@ from mpiserve.errors import ConfigError
 
 SIMULATION = "simulation"
 INFERENCE = "inference"
+GATEWAY = "gateway"  # the last rank of a world with one
 
 
 class Assignment(NamedTuple):
@@ -111,9 +112,13 @@ def roles(config: Config, world_size: int, nodes: Sequence[int] | None = None) -
         ConfigError: If the services do not fit into the world.
     """
     needed = count(config)
+    if config.gateway:
+        world_size -= 1
+        nodes = nodes[:world_size] if nodes else nodes
     if needed >= world_size:
-        spare = f"leaves {world_size - 1} beside a simulation rank"
-        raise _too_few(config, world_size - 1, f"the world of {_ranks(world_size)} {spare}")
+        beside = "a gateway and a simulation rank" if config.gateway else "a simulation rank"
+        have = f"the world of {_ranks(world_size + bool(config.gateway))} leaves"
+        raise _too_few(config, world_size - 1, f"{have} {max(world_size - 1, 0)} beside {beside}")
     if config.partition.ranks is not None:
         chosen = _listed(config, world_size, needed)
     elif config.partition.placement == "per-node":
@@ -122,7 +127,8 @@ def roles(config: Config, world_size: int, nodes: Sequence[int] | None = None) -
         chosen = _last_nodes(config, needed, _members(nodes or [0] * world_size))
     else:
         chosen = set(range(world_size - needed, world_size))
-    return [INFERENCE if rank in chosen else SIMULATION for rank in range(world_size)]
+    last = [GATEWAY] if config.gateway else []
+    return [INFERENCE if rank in chosen else SIMULATION for rank in range(world_size)] + last
 
 
 def _listed(config: Config, world_size: int, needed: int) -> set[int]:

@@ -11,13 +11,14 @@ import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from mpiserve.config.partition import INFERENCE, SIMULATION
+from mpiserve.config.partition import GATEWAY, INFERENCE, SIMULATION
 from mpiserve.errors import ArgumentError, Code
 from mpiserve.launch.plan import Plan, ranges
 
 PMI = {"openmpi": "pmix", "mpich": "pmi2"}  # srun's --mpi
 SURVIVE = {"openmpi": "--with-ft ulfm", "mpich": "-disable-auto-cleanup"}  # mpiexec's
 SERVE = '"$python" -m mpiserve serve "$config"'
+GATE = '"$python" -m mpiserve gateway "$config"'
 # Begins a file that gives each rank its program; its lines follow, then END.
 RANKS_FILE = ("ranks=$(mktemp ranks.XXXXXX)", "trap 'rm -f \"$ranks\"' EXIT", 'cat >"$ranks" <<END')
 MODULES = """
@@ -117,7 +118,7 @@ class Job:
         """Write the programs as arguments of mpiexec."""
         if self.spmd:
             return f"{flag} {self.ranks} {self.run()}"
-        commands = {SIMULATION: self.simulation(), INFERENCE: SERVE}
+        commands = {SIMULATION: self.simulation(), INFERENCE: SERVE, GATEWAY: GATE}
         return " : \\\n  ".join(
             f"{flag} {count} {commands[role]}" for role, count in self.plan.segments()
         )
@@ -174,6 +175,9 @@ def check(site: str, job: Job) -> None:
             raise ArgumentError(Code.EARG, f"--env {setting!r}: must be NAME=VALUE")
     if not 0 < job.seconds <= LONGEST:
         raise ArgumentError(Code.EARG, f"--time {job.time!r}: must be over 0, up to a year")
+    if GATEWAY in job.plan.roles and not job.spmd and (site in IN_FILES or job.het):
+        text = f"{site}: three programs, one of them the gateway, are for the sites mpirun and pbs"
+        raise ArgumentError(Code.EARG, f"{text}: start a script, or leave [gateway] out")
     if site in IN_FILES and not job.spmd:
         for word in (job.config, *job.program):
             if shlex.quote(word) != word:

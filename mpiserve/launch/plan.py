@@ -9,6 +9,7 @@ from itertools import groupby
 from mpiserve import terminal
 from mpiserve.config import Config
 from mpiserve.config.partition import (
+    GATEWAY,
     INFERENCE,
     SIMULATION,
     Assignment,
@@ -28,7 +29,7 @@ class Plan:
     """A partition: the role and node of each rank, and the services of the inference ranks.
 
     Attributes:
-        roles: "simulation" or "inference", by rank.
+        roles: "simulation", "inference" or "gateway", by rank.
         nodes: The number of the node, by rank; ranks fill the nodes in order.
         per_node: The largest number of ranks of a node.
         serving: The assignment of each inference rank.
@@ -128,4 +129,6 @@ def show(made: Plan) -> None:
         kind = "spare" if assignment.spare else "replica"
         what = f"{assignment.name}, {kind} {assignment.replica}"
         table.add_row(str(rank), str(made.nodes[rank]), what, ranges(asked_by) or "none", over)
+    for rank in made.ranks(GATEWAY):
+        table.add_row(str(rank), str(made.nodes[rank]), "gateway", "", "")
     terminal.console().print(table)

@@ -19,7 +19,7 @@ from mpi4py import MPI
 from mpiserve import session
 from mpiserve._lib import core
 from mpiserve.config import Config, environment
-from mpiserve.config.partition import INFERENCE, assignments
+from mpiserve.config.partition import GATEWAY, INFERENCE, assignments
 from mpiserve.errors import Code, ConfigError, Error, PeerError
 from mpiserve.failure import describe, exit_status, is_success, trace_of
 from mpiserve.launch.static_check import findings
@@ -52,6 +52,16 @@ def serve(config_file: str) -> int:
     return _infer(comm, config, bind_alone=config.partition.bind)
 
 
+def gateway(config_file: str) -> int:
+    """Answer clients outside of the job, beside a simulation in any language and `serve`."""
+    comm = MPI.COMM_WORLD
+    _begin(comm)
+    config = session.read(config_file)
+    if isinstance(config, Error):
+        return _refuse(comm, config)
+    return _gate(comm, config)
+
+
 def run(config_file: str, script: str, args: Sequence[str], *, replace_world: bool = False) -> int:
     """Run a script on the simulation ranks, and serve on the others.
 
@@ -69,6 +79,8 @@ def run(config_file: str, script: str, args: Sequence[str], *, replace_world: bo
         return complain(error, quiet=comm.rank > 0)
     if role == INFERENCE:
         return _infer(comm, config)
+    if role == GATEWAY:
+        return _gate(comm, config)
     return _simulate_replaced(comm, script, args) if replace_world else _simulate(script, args)
 
 
@@ -277,6 +289,24 @@ def _infer(comm: MPI.Comm, config: Config, *, bind_alone: bool = False) -> int:
     if current.stuck or current.bereft:
         _leave(status, finalize=not current.bereft)
     return status
+
+
+def _gate(comm: MPI.Comm, config: Config) -> int:
+    """Be the gateway. Whatever happens to it, the job goes on, and its status is that of others."""
+    try:
+        current = session.join(comm, GATEWAY, config)
+    except Error as error:
+        return _open_failed(comm, error)
+    from mpiserve.gateway.rank import serve as answer_clients
+
+    answer_clients(current, config, comm.rank)
+    try:
+        current.close()
+    except Error as error:
+        logger.warning("%s", error)
+    if current.bereft:
+        _leave(OK, finalize=False)
+    return OK
 
 
 def _look(config: Config) -> None:

@@ -24,7 +24,7 @@ from mpiserve.observe.parts import Part, parse
 VERSION = 1
 MAGIC = b"msi-rank"
 LINK = "/memfd:mpiserve-rank"  # what /proc calls memory that ranks show
-SIMULATION = 0
+ROLES = ("simulation", "inference", "gateway")  # in the order of mpiserve_role
 WAITS = 0.02  # seconds without a sign after which a rank waits no longer: it gives one each 1 ms
 
 COUNTERS = (  # in the order of mpiserve_counters
@@ -85,18 +85,18 @@ class Rank:
         return int(self.head["rank"])
 
     @property
-    def is_simulation(self) -> bool:
-        """Whether it is a simulation rank."""
-        return bool(self.head["role"] == SIMULATION)
+    def role(self) -> str:
+        """Its role, one of ROLES."""
+        return ROLES[int(self.head["role"])]
 
     @property
     def is_loading(self) -> bool:
         """Whether it is an inference rank that has not published its services yet."""
-        return not self.is_simulation and bool(self.head["services_fd"] < 0)
+        return self.role == "inference" and bool(self.head["services_fd"] < 0)
 
     @property
     def counters(self) -> dict[str, int]:
-        """The counters of a simulation rank."""
+        """The counters of a rank that sends requests."""
         return _counters(self.head["counters"])
 
     @property

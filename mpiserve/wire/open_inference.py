@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from math import prod
 from typing import Any, NamedTuple
 
+import ml_dtypes
 import numpy as np
 
 from mpiserve.wire.json_body import WireError, read_table
@@ -60,6 +61,11 @@ class Metadata(NamedTuple):
     outputs: tuple[Described, ...]
 
 
+def numpy_dtype(name: str) -> np.dtype[Any]:
+    """Return the dtype of a name that signatures use."""
+    return np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
+
+
 def model_path(model: str) -> str:
     """Return the path of a model at a server, "name" or "name/versions/version"."""
     return f"/v2/models/{model}"
@@ -71,8 +77,12 @@ def metadata(body: bytes) -> Metadata:
     Raises:
         WireError: If it is not what the protocol allows.
     """
-    table = read_table(body)
-    return Metadata(_described(table, "inputs"), _described(table, "outputs"))
+    return read_metadata(read_table(body))
+
+
+def read_metadata(found: Mapping[str, Any]) -> Metadata:
+    """The same from the JSON object."""
+    return Metadata(_described(found, "inputs"), _described(found, "outputs"))
 
 
 def _described(table: Mapping[str, Any], what: str) -> tuple[Described, ...]:
@@ -86,13 +96,16 @@ def _described(table: Mapping[str, Any], what: str) -> tuple[Described, ...]:
 
 
 def request(
-    inputs: Iterable[tuple[str, np.ndarray]], outputs: Iterable[str]
+    inputs: Iterable[tuple[str, np.ndarray]],
+    outputs: Iterable[str],
+    parameters: Mapping[str, Any] | None = None,
 ) -> tuple[dict[str, str], bytes]:
     """Make a request of inference.
 
     Args:
         inputs: Names and arrays, whose dtypes the protocol has.
         outputs: The names of the outputs that the server is to send.
+        parameters: Of the request.
 
     Returns:
         The headers and the body of a POST.
@@ -110,7 +123,8 @@ def request(
             }
         )
     wanted = [{"name": name, "parameters": {"binary_data": True}} for name in outputs]
-    parts[0] = json.dumps({"inputs": entries, "outputs": wanted}).encode()
+    more = {"parameters": parameters} if parameters else {}
+    parts[0] = dump({"inputs": entries, "outputs": wanted} | more)
     headers = {"Content-Type": "application/octet-stream", LENGTH: str(len(parts[0]))}
     return headers, b"".join(parts)
 
@@ -150,6 +164,23 @@ def _length(text: str, most: int) -> int:
     if not text.isascii() or not text.isdigit() or int(text) > most:
         raise WireError(f"{LENGTH} is {text[:40]!r}, of a body of {most} bytes")
     return int(text)
+
+
+def dump(thing: object) -> bytes:
+    """Write JSON."""
+    return json.dumps(thing).encode()
+
+
+def read_list(body: bytes) -> list[Any]:
+    """Read a list of JSON.
+
+    Raises:
+        WireError: If it is none.
+    """
+    found = read_table(b'{"list":%s}' % body)["list"]
+    if not isinstance(found, list):
+        raise WireError("JSON that is no list")
+    return found
 
 
 def _entry(entry: Any) -> tuple[str, tuple[int, ...], int]:

@@ -28,7 +28,8 @@ ROOMS = {
     "backends": BASE | {"config", "mpi", "terminal", "text", "wire"},
     "serving": SERVES,
     "session": SERVES | {"serving"},
-    "launch": SERVES | {"session", "terminal"},
+    "gateway": SERVES | {"serving", "session", "wire"},
+    "launch": SERVES | {"gateway", "session", "terminal"},
     "tools": SERVES | {"launch", "serving", "terminal"},
     # The benchmark is a user of all of it, and nobody but the command line uses the benchmark.
     "bench": BASE | {"_lib", "backends", "config", "mpi", "serving", "session", "terminal"},

@@ -1,0 +1,99 @@
+"""The child of the gateway's rank: started, started again after its death, and ended."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from importlib.util import find_spec
+from pathlib import Path
+
+from mpiserve import __version__
+from mpiserve.config.gateway import GatewayConfig
+from mpiserve.gateway.endpoint import Endpoint
+from mpiserve.serving.isolation.server_link import MPI_VARIABLES
+
+NEEDED = ("httptools", "orjson", "starlette", "uvicorn", "uvloop")
+SETTINGS = "MPISERVE_GATEWAY_SETTINGS"
+FIRST_REST, LONGEST_REST = 0.1, 5.0  # seconds between the death of a child and the next one
+LONG_LIFE = 30.0  # seconds after which a death is no reason to wait longer
+
+
+def lacking() -> str:
+    """Say what must be installed, or ""."""
+    missing = [name for name in NEEDED if find_spec(name) is None]
+    if not missing:
+        return ""
+    return f"the gateway needs {', '.join(missing)}: pip install 'mpiserve[gateway]'"
+
+
+class Child:
+    """The process that speaks HTTP.
+
+    Args:
+        config: The table of the configuration.
+        endpoint: Where clients come.
+        rank: Of the world, for the log.
+        folder: Of the configuration's file.
+
+    Attributes:
+        drains: Whether it is to end, and no other one starts.
+    """
+
+    def __init__(self, config: GatewayConfig, endpoint: Endpoint, rank: int, folder: Path) -> None:
+        files = {
+            name: str(folder / getattr(config, name)) if getattr(config, name) else ""
+            for name in ("access_log", "tls_certificate", "tls_key")
+        }
+        mine = {"rank": rank, "token": endpoint.token, "version": __version__}
+        self._settings = config.model_dump() | files | mine
+        self._endpoint = endpoint
+        self._process: subprocess.Popen[bytes] | None = None
+        self._rest, self._since = FIRST_REST, 0.0
+        self._next = 0.0
+        self.drains = False
+
+    @property
+    def may_start(self) -> bool:
+        """Whether it is time for a child."""
+        return time.monotonic() >= self._next
+
+    def start(self) -> socket.socket:
+        """Start a child, and return the link to it.
+
+        The token is in its environment, which others cannot read: they could read arguments.
+        """
+        mine, its = socket.socketpair()
+        numbers = its.fileno(), self._endpoint.listener.fileno()
+        env = {name: value for name, value in os.environ.items() if not MPI_VARIABLES.match(name)}
+        with its:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "mpiserve.gateway.server", *map(str, numbers)],
+                env=env | {SETTINGS: json.dumps(self._settings)},
+                pass_fds=numbers,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+            )
+        self._since = time.monotonic()
+        return mine
+
+    def lose(self) -> str:
+        """Note that the child has gone, and return how."""
+        status = self.end()
+        lived = time.monotonic() - self._since
+        self._rest = FIRST_REST if lived > LONG_LIFE else min(2 * self._rest, LONGEST_REST)
+        self._next = time.monotonic() + self._rest
+        return f"signal {-status}" if status < 0 else f"status {status}"
+
+    def end(self, seconds: float = 0.5) -> int:
+        """Wait for the end of the child, kill it after so many seconds, and return its status."""
+        if self._process is None:
+            return 0
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(seconds)
+        self._process.kill()
+        return self._process.wait()

@@ -1,0 +1,51 @@
+"""Errors of the job as the protocol's statuses, and back."""
+
+from __future__ import annotations
+
+from mpiserve.errors import Code, Error, from_code
+
+CODE = "mpiserve-code"  # the header with the name of the code
+# Triton's statuses; 429 and 504 are those of HTTP, which clients know.
+STATUSES = {
+    Code.EARG: 400,
+    Code.ENAME: 400,
+    Code.EDTYPE: 400,
+    Code.ESHAPE: 400,
+    Code.EROWS: 400,
+    Code.ECONFIG: 400,
+    Code.ENOTFOUND: 404,
+    Code.ESTATE: 409,
+    Code.ECANCELLED: 499,
+    Code.EMODEL: 500,
+    Code.EFULL: 503,
+    Code.EPEER: 503,
+    Code.ECLOSED: 503,
+    Code.ETIMEOUT: 504,
+    Code.EDEADLINE: 504,
+}
+
+
+class Refusal(Exception):
+    """A request that ends with a status.
+
+    Args:
+        status: The status.
+        text: What the client is told.
+    """
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status, self.text = status, text
+
+
+def status_of(error: Error) -> int:
+    """Return the status for an error of the job."""
+    return STATUSES.get(Code(error.code), 500)
+
+
+def error_of(status: int, name: str | None, text: str) -> Error:
+    """Make the error that a gateway has answered with."""
+    if name and name in Code.__members__:
+        return from_code(Code[name], text)
+    codes = {400: Code.EARG, 401: Code.EARG, 404: Code.ENOTFOUND, 413: Code.EROWS, 503: Code.EPEER}
+    return from_code(codes.get(status, Code.EMODEL), f"status {status}: {text}")

@@ -1,0 +1,96 @@
+"""HTTP connections with limits: on their number, the size of a head, and times.
+
+uvicorn 0.54 has a time-out for connections that were used, and none for one that says nothing, for
+a head that comes byte by byte, or for a body that does not come.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+MOST_HEAD = 32 << 10  # bytes
+TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\n\r\n"
+
+
+class Limits:
+    """What connections may take, together.
+
+    Args:
+        connections: How many there may be.
+        head_s: Seconds in which the head of a request must have come.
+        body_s: Seconds in which its body must have come.
+    """
+
+    def __init__(self, connections: int, head_s: float, body_s: float) -> None:
+        self.connections, self.head_s, self.body_s = connections, head_s, body_s
+        self.open = 0
+
+
+def limited(limits: Limits) -> type[HttpToolsProtocol]:
+    """Make the class of connections with these limits."""
+    return type("Limited", (_Limited,), {"limits": limits})
+
+
+class _Limited(HttpToolsProtocol):
+    limits: Limits
+    _timer: asyncio.TimerHandle | None = None
+    _head_bytes = 0
+    _in_head = True
+    _counted = False
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        if self.limits.open >= self.limits.connections:
+            transport.abort()
+            return
+        self.limits.open += 1
+        self._counted = True
+        self._await_within(self.limits.head_s)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_timer()
+        self.limits.open -= self._counted
+        self._counted = False
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._in_head:
+            # The part of a body that comes with its head is counted too: it is at most one read.
+            self._head_bytes += len(data)
+            if self._timer is None:
+                self._await_within(self.limits.head_s)
+        super().data_received(data)
+        if self._in_head and self._head_bytes > MOST_HEAD and not self.transport.is_closing():
+            self.transport.write(TOO_LARGE)
+            self.transport.close()
+
+    def on_message_begin(self) -> None:
+        self._in_head = True
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        self._in_head, self._head_bytes = False, 0
+        self._await_within(self.limits.body_s)
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        self._stop_timer()
+        self._in_head, self._head_bytes = True, 0
+
+    def _await_within(self, seconds: float) -> None:
+        self._stop_timer()
+        self._timer = self.loop.call_later(seconds, self._give_up)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _give_up(self) -> None:
+        self._timer = None
+        if not self.transport.is_closing():
+            self.transport.abort()

@@ -1,0 +1,43 @@
+"""What the rank tells its child of the services; without the packages that the child needs."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any
+
+from mpiserve.wire.open_inference import numpy_dtype
+
+LEAST_LIMIT = 64 << 20  # bytes that the tensors of a request may have in any case
+UNNAMED = "1"  # the version of a model that has no name
+
+
+def table_of(service: Any, index: int) -> dict[str, Any]:
+    """Write a service of a session as a table, for `read_table`."""
+    sides = (
+        (service.inputs, service.largest_inputs),
+        (service.outputs, service.largest_outputs),
+    )
+    inputs, outputs = (
+        [(t.name, t.dtype, list(t.shape), list(most)) for t, most in zip(*side, strict=True)]
+        for side in sides
+    )
+    return {
+        "number": index,
+        "name": service.name,
+        "version": service.version or UNNAMED,
+        "engine": service.engine,
+        "inputs": inputs,
+        "outputs": outputs,
+        "rows": service.rows,
+        "max_batch_rows": service.max_batch_rows,
+        "allow_empty": bool(service.allow_empty),
+    }
+
+
+def most_bytes(service: Any) -> int:
+    """The most bytes of the tensors of a request."""
+    row = sum(
+        prod(most[1:] if most[:1] == (-1,) else most) * numpy_dtype(tensor.dtype).itemsize
+        for tensor, most in zip(service.inputs, service.largest_inputs, strict=True)
+    )
+    return max(LEAST_LIMIT, row * service.max_batch_rows)
