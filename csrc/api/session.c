@@ -8,6 +8,7 @@
 #include "base/handles.h"
 #include "base/launcher.h"
 #include "client/timing.h"
+#include "mpi/clocks.h"
 #include "mpi/failure.h"
 #include "mpi/library.h"
 #include "mpi/meeting.h"
@@ -35,7 +36,21 @@ int msi_open_profile(mpiserve_session *session, int n_clients, int n_heads) {
   msi_identity own = msi_identity_own();
   part.pid = own.pid;
   memcpy(part.host, own.host, sizeof part.host);
-  return world->profile ? msi_profile_open(&session->profile, &part) : MPISERVE_OK;
+  if (!world->profile) return MPISERVE_OK;
+  int code = msi_profile_open(&session->profile, &part);
+  if (code || !world->trace_events) return code;
+  msi_trace *trace = &session->profile.trace;
+  code = msi_trace_open(trace, session->profile.part, world->trace_events);
+  if (!code) trace->file->clocks[0] = session->clock;
+  return code;
+}
+
+/* At open and at close, when all ranks are there. */
+static void measure_clocks(mpiserve_session *session) {
+  msi_trace_file *file = session->profile.trace.file;
+  if (!session->world.trace_events) return;
+  msi_clocks_measure(&session->world, &session->clock);
+  if (file) file->clocks[1] = session->clock;
 }
 
 static int open_simulation(mpiserve_session *session) {
@@ -59,6 +74,7 @@ static int open_session(int index, MPI_Comm world, int role, int code, const cha
   int result = msi_world_open(&made->world, world, role, code, text);
   if (result) return result;
   msi_handles_keep_comm(index, made->world.comm);
+  measure_clocks(made);
   if (role == MPISERVE_SIMULATION) result = open_simulation(made);
   if (result) {
     msi_handles_drop_comm(index);
@@ -231,7 +247,10 @@ static int close_session(mpiserve_session *session, int64_t deadline) {
   msi_serving_close(&session->serving);                 /* also after a failed publish */
   msi_handles_drop_comm((int)(session - msi_sessions)); /* another session may be opened */
   free(session->descriptions);
-  if (!session->left && !session->broken) msi_parts_gather(&session->world, &session->profile);
+  if (!session->left && !session->broken) {
+    measure_clocks(session);
+    msi_parts_gather(&session->world, &session->profile);
+  }
   msi_profile_close(&session->profile);
   if (session->left)
     freed = some_died(&session->world);

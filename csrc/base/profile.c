@@ -19,6 +19,26 @@ static const char FILE_NAME[] = "mpiserve-profile.json", ENDING[] = ".json";
 
 int msi_profile_on;
 
+/* ---- the environment ------------------------------------------------------------------- */
+
+static int32_t level_of(const char *text) {
+  if (!text || !*text || !strcmp(text, "off") || !strcmp(text, "0")) return MSI_PROFILE_OFF;
+  if (!strcmp(text, "summary")) return MSI_PROFILE_SUMMARY;
+  return strcmp(text, "trace") ? -1 : MSI_PROFILE_TRACE;
+}
+
+static int32_t events_of(const char *text) {
+  char *end;
+  if (!text || !*text) return 0;
+  long events = strtol(text, &end, 10);
+  return *end || events < MSI_TRACE_LEAST || events > MSI_TRACE_MOST ? -1 : (int32_t)events;
+}
+
+msi_profile_wish msi_profile_wished(void) {
+  return (msi_profile_wish){.level = level_of(getenv("MPISERVE_PROFILE")),
+                            .events = events_of(getenv("MPISERVE_PROFILE_EVENTS"))};
+}
+
 /* ---- the file -------------------------------------------------------------------------- */
 
 const char *msi_profile_file(void) {
@@ -28,15 +48,14 @@ const char *msi_profile_file(void) {
 
 /* The folder of the parts is named as the file of the report. A name that is too long is cut, and
  * its folder is not there. */
-void msi_profile_name(int rank, const char *suffix, char name[MPISERVE_TEXT_SIZE]) {
+void msi_profile_name(int rank, const char *kind, char name[MPISERVE_TEXT_SIZE]) {
   enum { ENOUGH = MPISERVE_TEXT_SIZE - 64 };
   const char *file = msi_profile_file();
   size_t bytes = strlen(file), ending = sizeof ENDING - 1;
   if (bytes > ending && !strcmp(file + bytes - ending, ENDING)) bytes -= ending;
   int cut = bytes < ENOUGH ? (int)bytes : ENOUGH;
   int n = snprintf(name, MPISERVE_TEXT_SIZE, "%.*s.parts", cut, file);
-  if (rank >= 0)
-    snprintf(name + n, MPISERVE_TEXT_SIZE - (size_t)n, "/rank-%d.part%s", rank, suffix);
+  if (rank >= 0) snprintf(name + n, MPISERVE_TEXT_SIZE - (size_t)n, "/rank-%d%s", rank, kind);
 }
 
 static size_t bytes_of(const msi_part *part) {
@@ -53,8 +72,8 @@ static int cannot(const char *name, int why) {
                    name, strerror(why));
 }
 
-/* Its pages are reserved: in a full file system one would be a SIGBUS at its first use. */
-static int make(const char *name, size_t bytes, void **memory) {
+/* Reserved: in a full file system a page would be a SIGBUS at its first use. */
+int msi_profile_map(const char *name, size_t bytes, void **memory) {
   int fd = open(name, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
   if (fd < 0) return cannot(name, errno);
   int failed = posix_fallocate(fd, 0, (off_t)bytes);
@@ -90,9 +109,9 @@ int msi_profile_open(msi_profile *profile, const msi_part *part) {
   char name[MPISERVE_TEXT_SIZE];
   size_t bytes = bytes_of(part);
   void *memory;
-  msi_profile_name(part->rank, "", name);
+  msi_profile_name(part->rank, ".part", name);
   int code = make_folder();
-  if (!code) code = make(name, bytes, &memory);
+  if (!code) code = msi_profile_map(name, bytes, &memory);
   if (code) return code;
   memset(memory, 0, bytes); /* no page is touched first by a request */
   profile->part = memory;
@@ -116,6 +135,7 @@ void msi_profile_end(msi_profile *profile) {
 }
 
 void msi_profile_close(msi_profile *profile) {
+  msi_trace_close(&profile->trace);
   if (!profile->part) return;
   munmap(profile->part, (size_t)profile->part->bytes);
   profile->part = NULL;
@@ -147,6 +167,17 @@ static void add_step(msi_step *sum, const msi_step *step) {
   for (int i = 0; i < MPISERVE_STAGES; i++) sum->stages_ns[i] += step->stages_ns[i];
 }
 
+static void trace_step(const msi_trace *trace, const msi_step *step) {
+  if (!trace->file) return;
+  *msi_trace_next(trace) =
+      (msi_event){.kind = MSI_EVENT_STEP,
+                  .service = -1,
+                  .peer = -1,
+                  .requests = (uint32_t)step->requests,
+                  .times = {step->begin_ns, step->begin_ns + step->length_ns, step->waited_ns}};
+  msi_trace_put(trace);
+}
+
 /* What was before the first step belongs to none. */
 void msi_profile_step(msi_profile *profile, int64_t now_ns) {
   msi_part *part = profile->part;
@@ -155,6 +186,7 @@ void msi_profile_step(msi_profile *profile, int64_t now_ns) {
     step->length_ns = now_ns - step->begin_ns;
     profile->steps[part->steps++ % part->n_steps] = *step;
     add_step(&part->all, step);
+    trace_step(&profile->trace, step);
     msi_timing_add(&part->step_length, step->length_ns);
     msi_timing_add(&part->step_waited, step->waited_ns);
   } else {

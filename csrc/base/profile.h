@@ -4,6 +4,7 @@
 #ifndef MSI_PROFILE_H
 #define MSI_PROFILE_H
 
+#include "base/trace.h"
 #include "base/wait.h"
 #include "mpiserve.h"
 
@@ -82,7 +83,16 @@ typedef struct msi_profile {
   msi_late *late; /* of all heads */
   msi_step *steps;
   int64_t free_ns; /* inference ranks: when the last batch, of any service, had ended */
+  msi_trace trace; /* if it is traced too */
 } msi_profile;
+
+/* What the environment of a rank asks for; -1: something that there is not. events: of a trace; 0:
+ * it says nothing of them. */
+enum { MSI_PROFILE_OFF, MSI_PROFILE_SUMMARY, MSI_PROFILE_TRACE };
+typedef struct msi_profile_wish {
+  int32_t level, events;
+} msi_profile_wish;
+msi_profile_wish msi_profile_wished(void);
 
 /* The file of the report: MPISERVE_PROFILE_FILE, or its default. */
 const char *msi_profile_file(void);
@@ -96,8 +106,10 @@ int msi_profile_open(msi_profile *profile, const msi_part *part);
 void msi_profile_end(msi_profile *profile);
 void msi_profile_close(msi_profile *profile);
 
-/* The name of the file of a rank, or, with a suffix, of a copy of it. */
-void msi_profile_name(int rank, const char *suffix, char name[MPISERVE_TEXT_SIZE]);
+/* The name of a file of a rank, which ends so: ".part". Makes and maps a file of so many bytes, all
+ * 0, whose pages are reserved. */
+void msi_profile_name(int rank, const char *ending, char name[MPISERVE_TEXT_SIZE]);
+int msi_profile_map(const char *name, size_t bytes, void **memory);
 
 void msi_timing_add(msi_timing *timing, int64_t ns);
 

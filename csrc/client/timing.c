@@ -13,6 +13,8 @@ void msi_timing_open(msi_client *client, msi_profile *profile) {
   for (int i = 0; i < client->n_services && profile->part; i++) {
     client->services[i].part = &profile->clients[i];
     snprintf(profile->clients[i].name, MPISERVE_NAME_SIZE, "%s", client->services[i].name);
+    if (profile->trace.file)
+      memcpy(profile->trace.names[i], profile->clients[i].name, MPISERVE_NAME_SIZE);
   }
 }
 
@@ -88,6 +90,40 @@ static void count(msi_client_part *part, const msi_call *call, int code) {
   if (code) part->errors[at]++;
 }
 
+static void trace(const msi_client *client, const msi_call *call, int code) {
+  const msi_trace *to = &client->profile->trace;
+  const msi_client_times *t = &call->times;
+  const msi_head_times *h = &t->head;
+  if (!to->file) return;
+  int flags = (t->is_late ? MSI_EVENT_LATE : 0) | (t->is_answered ? MSI_EVENT_ANSWERED : 0) |
+              (t->same_clock ? MSI_EVENT_SAME_CLOCK : 0) | call->stats.source * MSI_EVENT_SOURCE;
+  *msi_trace_next(to) =
+      (msi_event){.kind = MSI_EVENT_REQUEST,
+                  .flags = (uint8_t)flags,
+                  .code = (int16_t)code,
+                  .service = (int32_t)(call->service - client->services),
+                  .peer = call->message.endpoint->path.head,
+                  .rows = (uint32_t)call->payload.rows,
+                  .requests = (uint32_t)call->stats.batch_requests,
+                  .batch_rows = (uint32_t)call->stats.batch_rows,
+                  .times = {t->submitted_ns, t->begun_ns, t->sent_ns, t->seen_ns, t->ended_ns,
+                            t->entered_ns, t->returned_ns, h->taken_ns, h->free_ns, h->closed_ns,
+                            h->gathered_ns, h->computed_ns, h->replied_ns}};
+  msi_trace_put(to);
+}
+
+void msi_timing_moved(const msi_client *client, const msi_call *call, int from) {
+  const msi_trace *to = &client->profile->trace;
+  if (!to->file) return;
+  *msi_trace_next(to) = (msi_event){.kind = MSI_EVENT_MOVED,
+                                    .service = (int32_t)(call->service - client->services),
+                                    .peer = call->message.endpoint->path.head,
+                                    .rows = (uint32_t)call->payload.rows,
+                                    .requests = (uint32_t)from,
+                                    .times = {msi_now()}};
+  msi_trace_put(to);
+}
+
 /* A fallback, or a check of the values, has taken time since it ended. */
 void msi_timing_report(msi_client *client, msi_call *call, int code) {
   msi_client_times *times = &call->times;
@@ -102,4 +138,5 @@ void msi_timing_report(msi_client *client, msi_call *call, int code) {
     times->returned_ns = msi_now();
   count(part, call, code);
   msi_profile_add(client->profile, part, times);
+  trace(client, call, code);
 }

@@ -382,6 +382,7 @@ int msi_broker_enter(msi_broker *broker, int state) {
       state == MPISERVE_SUSPENDED)
     return msi_error(MPISERVE_EARG, "%d is no state that a server may set", state);
   msi_life_enter(&broker->life, state);
+  if (MSI_PROFILED) msi_timing_state(broker, state);
   return MPISERVE_OK;
 }
 
@@ -394,8 +395,11 @@ static int nobody_asks(msi_broker *broker) {
 
 int msi_broker_suspend(msi_broker *broker, int suspended) {
   int resumed = broker->has_room ? MPISERVE_READY : MPISERVE_LOADING;
-  if (suspended != broker->census.suspended)
-    msi_life_enter(&broker->life, suspended ? MPISERVE_SUSPENDED : resumed);
+  int state = suspended ? MPISERVE_SUSPENDED : resumed;
+  if (suspended != broker->census.suspended) {
+    msi_life_enter(&broker->life, state);
+    if (MSI_PROFILED) msi_timing_state(broker, state);
+  }
   broker->census.suspended = suspended;
   broker->shut = suspended || broker->failed_rank >= 0;
   if (!suspended) {
@@ -406,6 +410,7 @@ int msi_broker_suspend(msi_broker *broker, int suspended) {
 }
 
 int msi_broker_change_reply(msi_broker *broker, int code, const char *text) {
+  if (MSI_PROFILED) msi_timing_change(broker, code);
   int failed = msi_change_queue_reply(&broker->changes, code, text);
   return failed || !broker->census.suspended || is_starting(broker) ? failed : nobody_asks(broker);
 }

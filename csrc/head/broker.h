@@ -42,6 +42,7 @@ typedef struct msi_broker {
   msi_head_part *part;  /* of the profile */
   msi_late *late;       /* of the profile, by rank of the world */
   msi_head_times times; /* of the last batch, if profiled; taken and replied: of its last reply */
+  msi_event event;      /* of the last batch, if traced */
 } msi_broker;
 
 /* First half of publishing: adds the memory that this service needs in each part to that of

@@ -6,6 +6,7 @@
 
 #include "base/error.h"
 #include "base/handles.h"
+#include "base/profile.h"
 #include "mpi/failure.h"
 #include "protocol/tensor.h"
 
@@ -19,7 +20,7 @@ typedef struct hello {
   int32_t code;
   int32_t tolerant;
   char transport[8]; /* MPISERVE_TRANSPORT of its environment */
-  char profile[16];  /* MPISERVE_PROFILE of its environment */
+  msi_profile_wish profile;
   int64_t now_ns;
   msi_identity who;
 } hello;
@@ -140,10 +141,10 @@ static int exchange_hello(msi_world *world, int code, hello *all) {
                 .thread_level = world->thread_level,
                 .code = code,
                 .tolerant = msi_failure_is_tolerated()};
-  const char *transport = getenv("MPISERVE_TRANSPORT"), *profile = getenv("MPISERVE_PROFILE");
+  const char *transport = getenv("MPISERVE_TRANSPORT");
   snprintf(mine.version, sizeof mine.version, "%s", mpiserve_version());
   snprintf(mine.transport, sizeof mine.transport, "%s", transport ? transport : "auto");
-  snprintf(mine.profile, sizeof mine.profile, "%s", profile && *profile ? profile : "off");
+  mine.profile = msi_profile_wished();
   mine.now_ns = world->launched_ns;
   mine.who = msi_identity_own();
   return msi_world_gather(world, &mine, all, sizeof mine, "mpiserve_open");
@@ -209,13 +210,21 @@ static int check_transport(msi_world *world, const hello *all) {
 
 /* One rank that asks is enough, too. Two sessions differ in the process or the time of rank 0. */
 static int check_profile(msi_world *world, const hello *all) {
+  msi_profile_wish most = {0};
   world->run = all[0].now_ns ^ (int64_t)all[0].who.pid << 40;
   for (int r = 0; r < world->size; r++) {
-    if (!strcmp(all[r].profile, "summary"))
-      world->profile = 1;
-    else if (strcmp(all[r].profile, "off") && strcmp(all[r].profile, "0"))
-      return msi_error(MPISERVE_ECONFIG, "rank %d: MPISERVE_PROFILE is to be off or summary", r);
+    const msi_profile_wish *wish = &all[r].profile;
+    if (wish->level < 0 || wish->events < 0)
+      return msi_error(MPISERVE_ECONFIG,
+                       "rank %d: MPISERVE_PROFILE is to be off, summary or trace, and "
+                       "MPISERVE_PROFILE_EVENTS a number from %d to %d",
+                       r, MSI_TRACE_LEAST, MSI_TRACE_MOST);
+    if (wish->level > most.level) most.level = wish->level;
+    if (wish->events > most.events) most.events = wish->events;
   }
+  world->profile = most.level > MSI_PROFILE_OFF;
+  if (most.level == MSI_PROFILE_TRACE)
+    world->trace_events = most.events ? most.events : MSI_TRACE_EVENTS;
   return MPISERVE_OK;
 }
 

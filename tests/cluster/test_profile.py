@@ -1,11 +1,17 @@
-"""The report of a job on two hosts that share no folder."""
+"""The report and the trace of a job on two hosts that share no folder."""
 
 from __future__ import annotations
 
 import json
 
+import chrome_trace
 import pytest
+from cluster.conftest import NAMES, OnHosts, need, short_folder
+from cluster.hosts import Hosts, missing
 from coupling import RUN, write
+
+from mpiserve.observe import spans, trace
+from mpiserve.tools import trace as program
 
 SIMULATION = """\
 import os
@@ -39,3 +45,43 @@ def test_ranks_of_the_other_host_are_in_it(on_hosts, tmp_path):
         total = client["total"]["sum"]
         assert client["requests"] == 30
         assert abs(sum(one["sum"] for one in client["stages"].values()) - total) < 0.02 * total
+
+
+AHEAD = 5000  # seconds
+SKEW_NS = 50_000
+
+
+@pytest.fixture
+def differing():
+    """Two hosts whose clocks differ."""
+    need(missing())
+    with short_folder() as folder, Hosts(NAMES, folder, {"n2": AHEAD}) as made:
+        yield made
+
+
+@pytest.mark.every_mpi
+@pytest.mark.timeout(60)
+def test_the_clocks_of_a_trace_are_aligned(differing, tmp_path):
+    """Both hosts have the clock of this machine, so that it is known by how much they differ."""
+    write(tmp_path, SIMULATION)
+    command = ["-n", 4, *RUN, "c.toml", "sim.py"]
+    on_hosts = OnHosts(differing, tmp_path)
+    done = on_hosts({"n1": 2, "n2": 2}, command, env={"MPISERVE_PROFILE": "trace"})
+    assert done.returncode == 0
+    folders = [tmp_path / "elsewhere.parts", tmp_path / "mpiserve-profile.parts"]
+    traces = trace.read(folders)
+    assert [one.rank for one in traces] == [0, 1, 2, 3]
+    assert [one.host for one in traces] == ["n1", "n1", "n2", "n2"]
+    for one in traces:
+        expected = -AHEAD * 10**9 if one.host == "n2" else 0
+        for clock in one.head["clocks"]:
+            print(one.rank, clock)
+            assert abs(int(clock["offset"]) - expected) < SKEW_NS
+
+    file = tmp_path / "t.json"
+    assert program.merge([str(folder) for folder in folders], str(file)) == 0
+    found = chrome_trace.parse(file)
+    assert set(found.processes) == {0, 1, 2, 3} and len(found.flows) == 90
+    of = {one.key: one for one in spans.batches(traces)}
+    for one in spans.requests(traces):
+        assert one.sent - SKEW_NS < of[one.key].begin < one.seen + SKEW_NS
