@@ -6,8 +6,8 @@
 #include "mpi/world.h"
 
 /* Finds what to add to the clock of this node to get that of rank 0. Collective over the world,
- * whose ranks are all there; takes about 10 ms for each node. Without success the clock counts as
- * not measured. */
+ * whose ranks are all there; takes some milliseconds for each node, and 2 s at most where ranks
+ * share cores with others. Without success the clock counts as not measured. */
 void msi_clocks_measure(msi_world *world, msi_clock *clock);
 
 #endif

@@ -12,6 +12,7 @@ import numpy as np
 
 VERSION = 1
 SIMULATION = 0
+DRIFT = 5e-5  # of two clocks, at most, as those of computers are
 CLOCK = np.dtype([("at", "i8"), ("offset", "i8"), ("round_trip", "i8")])
 FILE = np.dtype(
     [("magic", "S8"), ("version", "i4"), ("n_services", "i4"), ("run", "i8")]
@@ -70,11 +71,17 @@ class Trace:
         """Return what to add to times of this rank to get those of rank 0, in nanoseconds.
 
         Between the clocks of open and close it is interpolated, so that a constant drift is
-        followed; without a close, as after a kill, it is that of open.
+        followed; without a close, as after a kill, it is that of open. One of which less is known
+        than a drift could make up for, because ranks shared cores, is left out.
         """
         first, last = self.head["clocks"]
         offset, span = int(first["offset"]), int(last["at"]) - int(first["at"])
-        if not first["at"] or not last["at"] or span <= 0:
+        if not last["at"] or span <= 0:
+            return np.full_like(times, offset)
+        worse = (int(first["round_trip"]) - int(last["round_trip"])) / 2
+        if not first["at"] or worse > DRIFT * span:
+            return np.full_like(times, int(last["offset"]))
+        if -worse > DRIFT * span:
             return np.full_like(times, offset)
         drift = int(last["offset"]) - offset
         share = np.clip((times - first["at"]) / span, 0.0, 1.0)

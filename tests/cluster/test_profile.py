@@ -59,27 +59,42 @@ def differing():
         yield made
 
 
-@pytest.mark.every_mpi
-@pytest.mark.timeout(60)
-def test_the_clocks_of_a_trace_are_aligned(differing, tmp_path):
-    """Both hosts have the clock of this machine, so that it is known by how much they differ."""
-    write(tmp_path, SIMULATION)
+def traced(hosts, folder):
+    """Run a job; give the traces, and the skew of their clocks when it opened and closed."""
+    write(folder, SIMULATION)
     command = ["-n", 4, *RUN, "c.toml", "sim.py"]
-    on_hosts = OnHosts(differing, tmp_path)
-    done = on_hosts({"n1": 2, "n2": 2}, command, env={"MPISERVE_PROFILE": "trace"})
+    env = {"MPISERVE_PROFILE": "trace"}
+    done = OnHosts(hosts, folder)({"n1": 2, "n2": 2}, command, env=env)
     assert done.returncode == 0
-    folders = [tmp_path / "elsewhere.parts", tmp_path / "mpiserve-profile.parts"]
-    traces = trace.read(folders)
-    assert [one.rank for one in traces] == [0, 1, 2, 3]
-    assert [one.host for one in traces] == ["n1", "n1", "n2", "n2"]
+    traces = trace.read(sorted(folder.glob("*.parts")))
+    skew = 0
     for one in traces:
         expected = -AHEAD * 10**9 if one.host == "n2" else 0
         for clock in one.head["clocks"]:
-            print(one.rank, clock)
-            assert abs(int(clock["offset"]) - expected) < SKEW_NS
+            error = abs(int(clock["offset"]) - expected)
+            assert clock["at"] and error <= int(clock["round_trip"]) / 2
+            skew = max(skew, abs(int(one.shift(clock["at"])) - expected))
+    return traces, skew
+
+
+@pytest.mark.every_mpi
+@pytest.mark.timeout(90)
+def test_the_clocks_of_a_trace_are_aligned(differing, tmp_path):
+    """Both hosts have the clock of this machine, so that it is known by how much they differ.
+
+    Where other programs have the cores, a job may see no message that was not delayed.
+    """
+    for _ in range(3):
+        traces, skew = traced(differing, tmp_path)
+        print(f"skew {skew} ns")
+        if skew < SKEW_NS:
+            break
+    assert skew < SKEW_NS
+    assert [one.rank for one in traces] == [0, 1, 2, 3]
+    assert [one.host for one in traces] == ["n1", "n1", "n2", "n2"]
 
     file = tmp_path / "t.json"
-    assert program.merge([str(folder) for folder in folders], str(file)) == 0
+    assert program.merge([str(one) for one in tmp_path.glob("*.parts")], str(file)) == 0
     found = chrome_trace.parse(file)
     assert set(found.processes) == {0, 1, 2, 3} and len(found.flows) == 90
     of = {one.key: one for one in spans.batches(traces)}

@@ -144,6 +144,14 @@ def test_without_a_close_the_clock_of_open_counts(tmp_path):
     assert trace.read([tmp_path])[0].aligned([AHEAD + 7]).tolist() == [7]
 
 
+def test_a_clock_that_is_hardly_known_does_not_count(tmp_path):
+    close, far = (1000 * US, -400, 30 * US), (1, -70 * US, 5000 * US)
+    write(tmp_path, 1, [], node=1, clocks=[far, close])
+    assert trace.read([tmp_path])[0].aligned([500 * US]).tolist() == [500 * US - 400]
+    write(tmp_path, 1, [], node=1, clocks=[(1, -400, 30 * US), (1000 * US, *far[1:])])
+    assert trace.read([tmp_path])[0].aligned([500 * US]).tolist() == [500 * US - 400]
+
+
 def test_stages_of_nodes_whose_clocks_differ(tmp_path):
     write_job(tmp_path)
     first, failed, late = spans.requests(trace.read([tmp_path]))
