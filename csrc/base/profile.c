@@ -1,21 +1,12 @@
 #define _GNU_SOURCE
 #include "base/profile.h"
 
-#include <errno.h>
-#include <fcntl.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
 #include <time.h>
-#include <unistd.h>
-
-#include "base/error.h"
 
 enum { SUB_BITS = 3, SUBS = 1 << SUB_BITS, POINTS = 14 };
-
-static const char FILE_NAME[] = "mpiserve-profile.json", ENDING[] = ".json";
 
 int msi_profile_on;
 
@@ -41,54 +32,11 @@ msi_profile_wish msi_profile_wished(void) {
 
 /* ---- the file -------------------------------------------------------------------------- */
 
-const char *msi_profile_file(void) {
-  const char *file = getenv("MPISERVE_PROFILE_FILE");
-  return file && *file ? file : FILE_NAME;
-}
-
-/* The folder of the parts is named as the file of the report. A name that is too long is cut, and
- * its folder is not there. */
-void msi_profile_name(int rank, const char *kind, char name[MPISERVE_TEXT_SIZE]) {
-  enum { ENOUGH = MPISERVE_TEXT_SIZE - 64 };
-  const char *file = msi_profile_file();
-  size_t bytes = strlen(file), ending = sizeof ENDING - 1;
-  if (bytes > ending && !strcmp(file + bytes - ending, ENDING)) bytes -= ending;
-  int cut = bytes < ENOUGH ? (int)bytes : ENOUGH;
-  int n = snprintf(name, MPISERVE_TEXT_SIZE, "%.*s.parts", cut, file);
-  if (rank >= 0) snprintf(name + n, MPISERVE_TEXT_SIZE - (size_t)n, "/rank-%d%s", rank, kind);
-}
-
 static size_t bytes_of(const msi_part *part) {
   size_t late = (size_t)part->n_heads * (size_t)part->size * sizeof(msi_late);
   return sizeof *part + (size_t)part->n_clients * sizeof(msi_client_part) +
          (size_t)part->n_heads * sizeof(msi_head_part) + late +
          (size_t)part->n_steps * sizeof(msi_step);
-}
-
-static int cannot(const char *name, int why) {
-  return msi_error(MPISERVE_ECONFIG,
-                   "MPISERVE_PROFILE is set, and %s cannot be written: %s; name another file with "
-                   "MPISERVE_PROFILE_FILE",
-                   name, strerror(why));
-}
-
-/* Reserved: in a full file system a page would be a SIGBUS at its first use. */
-int msi_profile_map(const char *name, size_t bytes, void **memory) {
-  int fd = open(name, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
-  if (fd < 0) return cannot(name, errno);
-  int failed = posix_fallocate(fd, 0, (off_t)bytes);
-  *memory = failed ? MAP_FAILED : mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-  if (!failed && *memory == MAP_FAILED) failed = errno;
-  close(fd);
-  if (!failed) return MPISERVE_OK;
-  unlink(name);
-  return cannot(name, failed);
-}
-
-static int make_folder(void) {
-  char name[MPISERVE_TEXT_SIZE];
-  msi_profile_name(-1, "", name);
-  return mkdir(name, 0755) && errno != EEXIST ? cannot(name, errno) : MPISERVE_OK;
 }
 
 static int64_t since_1970(void) {
@@ -110,7 +58,7 @@ int msi_profile_open(msi_profile *profile, const msi_part *part) {
   size_t bytes = bytes_of(part);
   void *memory;
   msi_profile_name(part->rank, ".part", name);
-  int code = make_folder();
+  int code = msi_profile_make_folder();
   if (!code) code = msi_profile_map(name, bytes, &memory);
   if (code) return code;
   memset(memory, 0, bytes); /* no page is touched first by a request */

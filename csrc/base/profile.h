@@ -4,6 +4,7 @@
 #ifndef MSI_PROFILE_H
 #define MSI_PROFILE_H
 
+#include "base/profile_files.h"
 #include "base/trace.h"
 #include "base/wait.h"
 #include "mpiserve.h"
@@ -94,9 +95,6 @@ typedef struct msi_profile_wish {
 } msi_profile_wish;
 msi_profile_wish msi_profile_wished(void);
 
-/* The file of the report: MPISERVE_PROFILE_FILE, or its default. */
-const char *msi_profile_file(void);
-
 /* Makes the file of a rank; part says what its first members are. MPISERVE_ECONFIG: it cannot be
  * made, and why. */
 int msi_profile_open(msi_profile *profile, const msi_part *part);
@@ -105,11 +103,6 @@ int msi_profile_open(msi_profile *profile, const msi_part *part);
  * a profile that is not open. */
 void msi_profile_end(msi_profile *profile);
 void msi_profile_close(msi_profile *profile);
-
-/* The name of a file of a rank, which ends so: ".part". Makes and maps a file of so many bytes, all
- * 0, whose pages are reserved. */
-void msi_profile_name(int rank, const char *ending, char name[MPISERVE_TEXT_SIZE]);
-int msi_profile_map(const char *name, size_t bytes, void **memory);
 
 void msi_timing_add(msi_timing *timing, int64_t ns);
 

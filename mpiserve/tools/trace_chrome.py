@@ -114,7 +114,10 @@ class _Writer:
         event, rank, service = batch.event, batch.trace.rank, batch.trace.name(batch.event)
         where = (rank, self._threads[rank].of(service, batch.begin, batch.end))
         reason = int(event["flags"])
-        args = {"rows": int(event["rows"]), "requests": int(event["requests"])}
+        args: dict[str, Any] = {
+            "rows": int(event["rows"]),
+            "requests": int(event["requests"]),
+        }
         if 0 < reason < len(CLOSED):
             args |= {"closed by": CLOSED[reason]}
         if batch.waited:
@@ -128,7 +131,7 @@ class _Writer:
     def _request(self, request: Request) -> None:
         event, rank = request.event, request.trace.rank
         where = (rank, self._threads[rank].of(request.service, request.begin, request.end))
-        args = {"rows": int(event["rows"]), "head": int(event["peer"])}
+        args: dict[str, Any] = {"rows": int(event["rows"]), "head": int(event["peer"])}
         if request.answered:
             args |= {
                 "batch requests": int(event["requests"]),

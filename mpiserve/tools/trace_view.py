@@ -39,7 +39,9 @@ def text(traces: Sequence[Trace], slowest: int = 10) -> str:
     if worst:
         keys = {one.key for one in worst}
         theirs = {batch.key: batch for batch in batches(traces) if batch.key in keys}
-        rows = [("at", "service", "rank", "took", "batch", "mostly", "waited for")]
+        rows: list[tuple[str, ...]] = [
+            ("at", "service", "rank", "took", "batch", "mostly", "waited for")
+        ]
         rows += [_row(one, theirs.get(one.key), zero) for one in worst]
         lines += ["", "slowest requests", *columns(rows)]
     life = [one for one in moments(traces) if one.event["kind"] != STEP]
