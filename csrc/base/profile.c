@@ -6,6 +6,8 @@
 #include <sys/mman.h>
 #include <time.h>
 
+#include "base/regions.h"
+
 enum { SUB_BITS = 3, SUBS = 1 << SUB_BITS, POINTS = 14 };
 
 int msi_profile_on;
@@ -62,6 +64,7 @@ int msi_profile_open(msi_profile *profile, const msi_part *part) {
   if (!code) code = msi_profile_map(name, bytes, &memory);
   if (code) return code;
   memset(memory, 0, bytes); /* no page is touched first by a request */
+  msi_regions_open();
   profile->part = memory;
   *profile->part = *part;
   lay_out(profile);

@@ -122,6 +122,7 @@ typedef struct msi_client_times {
   int64_t submitted_ns, begun_ns, sent_ns, seen_ns, ended_ns;
   int64_t entered_ns, left_ns; /* the caller waits for it, and has given up for now */
   int64_t returned_ns;
+  int in_region;   /* other profilers know that the caller waits */
   int is_late;     /* it could not be sent at once */
   int is_answered; /* head holds its times */
   int same_clock;  /* as the head */

@@ -3,10 +3,12 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/regions.h"
 #include "client/lease.h"
 
 /* Callers wait in pieces, to look at signals. Who is away for longer does something else. */
 static const int64_t AWAY_NS = 1000000;
+static const char REGION[] = "mpiserve wait";
 
 void msi_timing_open(msi_client *client, msi_profile *profile) {
   client->profile = profile;
@@ -61,9 +63,16 @@ void msi_timing_ended(msi_call *call) {
   call->stats.total_ns = times->ended_ns - times->submitted_ns;
 }
 
+static void end_region(msi_client_times *times) {
+  if (times->in_region) msi_region_end(REGION);
+  times->in_region = 0;
+}
+
 /* A test waits only if it is the last one. */
 void msi_timing_enter(msi_call *call, double timeout) {
   msi_client_times *times = &call->times;
+  times->in_region = timeout != 0;
+  if (times->in_region) msi_region_begin(REGION);
   if (times->entered_ns && !times->left_ns) return;
   int64_t now = msi_now();
   int was_away = !times->left_ns || now - times->left_ns > AWAY_NS;
@@ -72,6 +81,7 @@ void msi_timing_enter(msi_call *call, double timeout) {
 }
 
 void msi_timing_leave(msi_call *call, double timeout) {
+  end_region(&call->times);
   if (timeout == 0)
     call->times.entered_ns = 0;
   else
@@ -128,6 +138,7 @@ void msi_timing_moved(const msi_client *client, const msi_call *call, int from) 
 void msi_timing_report(msi_client *client, msi_call *call, int code) {
   msi_client_times *times = &call->times;
   msi_client_part *part = call->service->part;
+  end_region(times);
   if (!part) return;
   if (!times->entered_ns) times->entered_ns = times->ended_ns;
   if (times->ended_ns < times->entered_ns)

@@ -3,6 +3,10 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/regions.h"
+
+static const char REGION[] = "mpiserve batch";
+
 void msi_timing_attach(msi_serving *serving, msi_profile *profile) {
   for (int i = 0; i < serving->n && profile->part; i++) {
     msi_broker *broker = &serving->brokers[i];
@@ -133,6 +137,7 @@ void msi_timing_closed(msi_broker *broker, msi_close_reason reason) {
   part->in_place += in_place;
   part->closed[reason]++;
   if (trace_of(broker)) note_batch(broker, reason);
+  msi_region_begin(REGION);
   if (reason == MSI_CLOSED_DELAY)
     blame_missing(broker);
   else if (broker->assembly.n > 1)
@@ -143,6 +148,7 @@ void msi_timing_closed(msi_broker *broker, msi_close_reason reason) {
 void msi_timing_free(msi_broker *broker) {
   const msi_head_times *times = &broker->times;
   if (!broker->part) return;
+  msi_region_end(REGION);
   if (times->computed_ns)
     msi_timing_add(&broker->part->engine, times->computed_ns - times->gathered_ns);
   broker->profile->free_ns = times->replied_ns ? times->replied_ns : msi_now();
