@@ -40,7 +40,7 @@ def text(traces: Sequence[Trace], slowest: int = 10) -> str:
         keys = {one.key for one in worst}
         theirs = {batch.key: batch for batch in batches(traces) if batch.key in keys}
         rows: list[tuple[str, ...]] = [
-            ("at", "service", "rank", "took", "batch", "mostly", "waited for")
+            ("at", "service", "rank", "took", "in batch", "mostly", "waited for")
         ]
         rows += [_row(one, theirs.get(one.key), zero) for one in worst]
         lines += ["", "slowest requests", *columns(rows)]
@@ -91,7 +91,7 @@ def _row(one: Request, batch: Batch | None, zero: int) -> tuple[str, ...]:
     times: dict[str, float] = {}
     for stage, begin, end in one.spans:
         times[stage] = times.get(stage, 0.0) + (end - begin) * NS
-    whole = f"{one.event['requests']} of rank {one.event['peer']}" if one.answered else "-"
+    whole = f"{one.event['requests']} at rank {one.event['peer']}" if one.answered else "-"
     where = [f"{(one.begin - zero) * NS:.4f} s", one.service, str(one.trace.rank)]
     return (
         *where,

@@ -129,7 +129,6 @@ with mpiserve.open() as session:
 """
 
 
-@pytest.mark.every_mpi
 @pytest.mark.timeout(60)
 def test_a_small_ring_keeps_the_last_events_of_a_rank_that_is_killed(mpiexec, tmp_path):
     done = run(mpiexec, tmp_path, ENDLESS, TRACE | {"MPISERVE_PROFILE_EVENTS": "50"})

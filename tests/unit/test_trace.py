@@ -212,7 +212,7 @@ def test_view_names_the_rank_that_a_request_waited_for(tmp_path, capsys):
     assert said.startswith("mpiserve: a trace of 3 of 3 ranks, on 2 host(s): 3 requests, 1 batches")
     assert "the clock of n2 is known to 20 us at open and 15 us at close" in said
     lines = [line for line in said.splitlines() if line.endswith("rank 1, 80 us")]
-    assert len(lines) == 1 and "2 of rank 2" in lines[0] and "batch 64 %" in lines[0]
+    assert len(lines) == 1 and "2 at rank 2" in lines[0] and "batch 64 %" in lines[0]
     assert re.search(r"rank 2  twice: suspended", said) and "twice: load v2, 5 us" in said
 
 
