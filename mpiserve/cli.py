@@ -15,6 +15,7 @@ import typer
 
 from mpiserve import __version__, terminal
 from mpiserve.errors import Error
+from mpiserve.tools import trace_commands
 
 if TYPE_CHECKING:
     from mpiserve.config import Config
@@ -32,6 +33,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich" if terminal.live() else None,
 )
+
+
+app.add_typer(trace_commands.app, name="trace")
 
 
 def _files(suffix: str) -> Callable[[str], list[str]]:

@@ -68,6 +68,7 @@ def c_programs(cc: list[str], library: list[str], sources: list[Path], name: str
             compile_c(cc, [str(engine)], folder / f"{engine.stem}.so", ["-shared", *flags])
     BUILT.add(name)
     flags += [f"-L{folder}", "-lmpiserve_tested", f"-Wl,-rpath,{folder}", "-lm", "-ldl"]
+    flags.append("-rdynamic")  # test_regions.c has functions that the library is to find
     for source in sources:
         compile_c(cc, [str(source)], folder / source.stem, flags)
     return [folder / source.stem for source in sources]

@@ -58,20 +58,23 @@ static int adopt(mpiserve_session *session, int n) {
   return code;
 }
 
+static int begin_serving(mpiserve_session *session, int n) {
+  int code = msi_serving_attach(&session->serving, &session->window);
+  if (!code) code = msi_open_profile(session, 0, n);
+  if (code) return code;
+  msi_timing_attach(&session->serving, &session->profile);
+  msi_serving_show(&session->serving, session->shown.metrics);
+  return code;
+}
+
 static int publish(mpiserve_session *session, int n) {
   size_t bytes[MSI_PARTS];
   int code = msi_world_publish(&session->world, n, session->descriptions);
-  session->broken = code != MPISERVE_OK;
-  if (code) return code;
-  int opened =
-      msi_serving_open(&session->serving, &session->world, n, session->descriptions, bytes);
-  if (opened) memset(bytes, 0, sizeof bytes);
-  code = msi_window_open(&session->window, &session->world, bytes);
-  if (!code && !opened) opened = msi_serving_attach(&session->serving, &session->window);
-  if (!code && !opened) opened = msi_open_profile(session, 0, n);
-  if (!code && !opened) msi_timing_attach(&session->serving, &session->profile);
-  if (!code && !opened) msi_serving_show(&session->serving, session->shown.metrics);
-  if (!code) code = msi_world_agree(&session->world, opened);
+  if (!code)
+    code = msi_world_agree(&session->world, msi_serving_open(&session->serving, &session->world, n,
+                                                             session->descriptions, bytes));
+  if (!code) code = msi_window_open(&session->window, &session->world, bytes);
+  if (!code) code = msi_world_agree(&session->world, begin_serving(session, n));
   session->broken = code != MPISERVE_OK; /* and so on every rank */
   if (!code) session->published = n;
   return code;

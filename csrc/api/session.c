@@ -8,6 +8,7 @@
 #include "base/handles.h"
 #include "base/launcher.h"
 #include "client/timing.h"
+#include "mpi/clocks.h"
 #include "mpi/failure.h"
 #include "mpi/library.h"
 #include "mpi/meeting.h"
@@ -42,7 +43,19 @@ int msi_open_profile(mpiserve_session *session, int n_clients, int n_heads) {
   else if (world->measured)
     code = msi_profile_open_shown(&session->profile, &part);
   if (session->profile.part) session->shown.metrics->part_fd = session->profile.fd;
+  if (code || !world->trace_events) return code;
+  msi_trace *trace = &session->profile.trace;
+  code = msi_trace_open(trace, session->profile.part, world->trace_events);
+  if (!code) trace->file->clocks[0] = session->clock;
   return code;
+}
+
+/* At open and at close, when all ranks are there. */
+static void measure_clocks(mpiserve_session *session) {
+  msi_trace_file *file = session->profile.trace.file;
+  if (!session->world.trace_events) return;
+  msi_clocks_measure(&session->world, &session->clock);
+  if (file) file->clocks[1] = session->clock;
 }
 
 static void show(mpiserve_session *session) {
@@ -60,6 +73,7 @@ static void show(mpiserve_session *session) {
 static int open_client(mpiserve_session *session) {
   const size_t none[MSI_PARTS] = {0};
   int code = msi_world_publish(&session->world, 0, NULL);
+  if (!code) code = msi_world_agree(&session->world, MPISERVE_OK); /* that all heads have room */
   if (!code) code = msi_window_open(&session->window, &session->world, none);
   if (code) return code;
   code =
@@ -80,6 +94,7 @@ static int open_session(int index, MPI_Comm world, int role, int code, const cha
   if (result) return result;
   msi_handles_keep_comm(index, made->world.comm);
   show(made);
+  measure_clocks(made);
   if (role != MPISERVE_INFERENCE) result = open_client(made);
   if (result) {
     msi_handles_drop_comm(index);
@@ -256,7 +271,10 @@ static int close_session(mpiserve_session *session, int64_t deadline) {
   msi_serving_close(&session->serving);                 /* also after a failed publish */
   msi_handles_drop_comm((int)(session - msi_sessions)); /* another session may be opened */
   free(session->descriptions);
-  if (!session->left && !session->broken) msi_parts_gather(&session->world, &session->profile);
+  if (!session->left && !session->broken) {
+    measure_clocks(session);
+    msi_parts_gather(&session->world, &session->profile);
+  }
   msi_profile_close(&session->profile);
   msi_metrics_close(&session->shown);
   if (session->left)

@@ -16,8 +16,9 @@ struct mpiserve_session {
   int published;                      /* inference ranks: how many services; 0: not yet */
   msi_profile profile;
   msi_shown shown;
-  int broken; /* opening failed on every rank: no rank waits */
-  int left;   /* closed; the rest is freed in MPI_Finalize */
+  msi_clock clock; /* of this node, as measured last */
+  int broken;      /* opening failed on every rank: no rank waits */
+  int left;        /* closed; the rest is freed in MPI_Finalize */
 };
 
 /* All that one process can have, by their place in base/handles: a handle is an address here. */

@@ -1,76 +1,45 @@
 #define _GNU_SOURCE
 #include "base/profile.h"
 
-#include <errno.h>
-#include <fcntl.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
-#include "base/error.h"
+#include "base/regions.h"
 
 enum { SUB_BITS = 3, SUBS = 1 << SUB_BITS, POINTS = 14 };
 
-static const char FILE_NAME[] = "mpiserve-profile.json", ENDING[] = ".json";
-
 int msi_profile_on;
 
+/* ---- the environment ------------------------------------------------------------------- */
+
+static int32_t level_of(const char *text) {
+  if (!text || !*text || !strcmp(text, "off") || !strcmp(text, "0")) return MSI_PROFILE_OFF;
+  if (!strcmp(text, "summary")) return MSI_PROFILE_SUMMARY;
+  return strcmp(text, "trace") ? -1 : MSI_PROFILE_TRACE;
+}
+
+static int32_t events_of(const char *text) {
+  char *end;
+  if (!text || !*text) return 0;
+  long events = strtol(text, &end, 10);
+  return *end || events < MSI_TRACE_LEAST || events > MSI_TRACE_MOST ? -1 : (int32_t)events;
+}
+
+msi_profile_wish msi_profile_wished(void) {
+  return (msi_profile_wish){.level = level_of(getenv("MPISERVE_PROFILE")),
+                            .events = events_of(getenv("MPISERVE_PROFILE_EVENTS"))};
+}
+
 /* ---- the file -------------------------------------------------------------------------- */
-
-const char *msi_profile_file(void) {
-  const char *file = getenv("MPISERVE_PROFILE_FILE");
-  return file && *file ? file : FILE_NAME;
-}
-
-/* The folder of the parts is named as the file of the report. A name that is too long is cut, and
- * its folder is not there. */
-void msi_profile_name(int rank, const char *suffix, char name[MPISERVE_TEXT_SIZE]) {
-  enum { ENOUGH = MPISERVE_TEXT_SIZE - 64 };
-  const char *file = msi_profile_file();
-  size_t bytes = strlen(file), ending = sizeof ENDING - 1;
-  if (bytes > ending && !strcmp(file + bytes - ending, ENDING)) bytes -= ending;
-  int cut = bytes < ENOUGH ? (int)bytes : ENOUGH;
-  int n = snprintf(name, MPISERVE_TEXT_SIZE, "%.*s.parts", cut, file);
-  if (rank >= 0)
-    snprintf(name + n, MPISERVE_TEXT_SIZE - (size_t)n, "/rank-%d.part%s", rank, suffix);
-}
 
 static size_t bytes_of(const msi_part *part) {
   size_t late = (size_t)part->n_heads * (size_t)part->size * sizeof(msi_late);
   return sizeof *part + (size_t)part->n_clients * sizeof(msi_client_part) +
          (size_t)part->n_heads * sizeof(msi_head_part) + late +
          (size_t)part->n_steps * sizeof(msi_step);
-}
-
-static int cannot(const char *name, int why) {
-  return msi_error(MPISERVE_ECONFIG,
-                   "MPISERVE_PROFILE is set, and %s cannot be written: %s; name another file with "
-                   "MPISERVE_PROFILE_FILE",
-                   name, strerror(why));
-}
-
-/* Its pages are reserved: in a full file system one would be a SIGBUS at its first use. */
-static int make(const char *name, size_t bytes, void **memory, int *file) {
-  int fd = open(name, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
-  if (fd < 0) return cannot(name, errno);
-  int failed = posix_fallocate(fd, 0, (off_t)bytes);
-  *memory = failed ? MAP_FAILED : mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-  if (!failed && *memory == MAP_FAILED) failed = errno;
-  *file = fd;
-  if (!failed) return MPISERVE_OK;
-  close(fd);
-  unlink(name);
-  return cannot(name, failed);
-}
-
-static int make_folder(void) {
-  char name[MPISERVE_TEXT_SIZE];
-  msi_profile_name(-1, "", name);
-  return mkdir(name, 0755) && errno != EEXIST ? cannot(name, errno) : MPISERVE_OK;
 }
 
 static int64_t since_1970(void) {
@@ -90,6 +59,7 @@ static void lay_out(msi_profile *profile) {
 static void begin(msi_profile *profile, const msi_part *part, void *memory, int fd) {
   size_t bytes = bytes_of(part);
   memset(memory, 0, bytes); /* no page is touched first by a request */
+  msi_regions_open();
   profile->part = memory;
   profile->fd = fd;
   *profile->part = *part;
@@ -106,9 +76,9 @@ int msi_profile_open(msi_profile *profile, const msi_part *part) {
   char name[MPISERVE_TEXT_SIZE];
   void *memory = NULL;
   int fd = -1;
-  msi_profile_name(part->rank, "", name);
-  int code = make_folder();
-  if (!code) code = make(name, bytes_of(part), &memory, &fd);
+  msi_profile_name(part->rank, ".part", name);
+  int code = msi_profile_make_folder();
+  if (!code) code = msi_profile_map(name, bytes_of(part), &memory, &fd);
   if (!code) begin(profile, part, memory, fd);
   return code;
 }
@@ -128,6 +98,7 @@ void msi_profile_end(msi_profile *profile) {
 }
 
 void msi_profile_close(msi_profile *profile) {
+  msi_trace_close(&profile->trace);
   if (!profile->part) return;
   if (profile->segment.memory) {
     msi_segment_close(&profile->segment);
@@ -164,6 +135,17 @@ static void add_step(msi_step *sum, const msi_step *step) {
   for (int i = 0; i < MPISERVE_STAGES; i++) sum->stages_ns[i] += step->stages_ns[i];
 }
 
+static void trace_step(const msi_trace *trace, const msi_step *step) {
+  if (!trace->file) return;
+  *msi_trace_next(trace) =
+      (msi_event){.kind = MSI_EVENT_STEP,
+                  .service = -1,
+                  .peer = -1,
+                  .requests = (uint32_t)step->requests,
+                  .times = {step->begin_ns, step->begin_ns + step->length_ns, step->waited_ns}};
+  msi_trace_put(trace);
+}
+
 /* What was before the first step belongs to none. */
 void msi_profile_step(msi_profile *profile, int64_t now_ns) {
   msi_part *part = profile->part;
@@ -172,6 +154,7 @@ void msi_profile_step(msi_profile *profile, int64_t now_ns) {
     step->length_ns = now_ns - step->begin_ns;
     profile->steps[part->steps++ % part->n_steps] = *step;
     add_step(&part->all, step);
+    trace_step(&profile->trace, step);
     msi_timing_add(&part->step_length, step->length_ns);
     msi_timing_add(&part->step_waited, step->waited_ns);
   } else {

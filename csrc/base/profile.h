@@ -4,7 +4,9 @@
 #ifndef MSI_PROFILE_H
 #define MSI_PROFILE_H
 
+#include "base/profile_files.h"
 #include "base/segment.h"
+#include "base/trace.h"
 #include "base/wait.h"
 #include "mpiserve.h"
 
@@ -85,10 +87,16 @@ typedef struct msi_profile {
   int64_t free_ns;     /* inference ranks: when the last batch, of any service, had ended */
   int fd;              /* of the file, if there is a part */
   msi_segment segment; /* which is the file, if nobody wants to keep it */
+  msi_trace trace;     /* if it is traced too */
 } msi_profile;
 
-/* The file of the report: MPISERVE_PROFILE_FILE, or its default. */
-const char *msi_profile_file(void);
+/* What the environment of a rank asks for; -1: something that there is not. events: of a trace; 0:
+ * it says nothing of them. */
+enum { MSI_PROFILE_OFF, MSI_PROFILE_SUMMARY, MSI_PROFILE_TRACE };
+typedef struct msi_profile_wish {
+  int32_t level, events;
+} msi_profile_wish;
+msi_profile_wish msi_profile_wished(void);
 
 /* Makes the file of a rank; part says what its first members are. MPISERVE_ECONFIG: it cannot be
  * made, and why. */
@@ -101,9 +109,6 @@ int msi_profile_open_shown(msi_profile *profile, const msi_part *part);
  * a profile that is not open. */
 void msi_profile_end(msi_profile *profile);
 void msi_profile_close(msi_profile *profile);
-
-/* The name of the file of a rank, or, with a suffix, of a copy of it. */
-void msi_profile_name(int rank, const char *suffix, char name[MPISERVE_TEXT_SIZE]);
 
 void msi_timing_add(msi_timing *timing, int64_t ns);
 
@@ -123,6 +128,7 @@ typedef struct msi_client_times {
   int64_t submitted_ns, begun_ns, sent_ns, seen_ns, ended_ns;
   int64_t entered_ns, left_ns; /* the caller waits for it, and has given up for now */
   int64_t returned_ns;
+  int in_region;   /* other profilers know that the caller waits */
   int is_late;     /* it could not be sent at once */
   int is_answered; /* head holds its times */
   int same_clock;  /* as the head */

@@ -160,8 +160,9 @@ static int on_result(msi_client *client, msi_call *call, int slot) {
 
 /* That head has suspended the service, has died or has stopped: another one gets the request. */
 static void send_elsewhere(msi_client *client, msi_call *call) {
-  int code = msi_reroute(client, call);
+  int from = call->message.endpoint->path.head, code = msi_reroute(client, call);
   if (!code) {
+    if (MSI_PROFILED) msi_timing_moved(client, call, from);
     call->state = CALL_QUEUED;
     msi_send_queue_push(client, &call->message);
     code = advance(client, call->message.endpoint);

@@ -3,16 +3,20 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/regions.h"
 #include "client/lease.h"
 
 /* Callers wait in pieces, to look at signals. Who is away for longer does something else. */
 static const int64_t AWAY_NS = 1000000;
+static const char REGION[] = "mpiserve wait";
 
 void msi_timing_open(msi_client *client, msi_profile *profile) {
   client->profile = profile;
   for (int i = 0; i < client->n_services && profile->part; i++) {
     client->services[i].part = &profile->clients[i];
     snprintf(profile->clients[i].name, MPISERVE_NAME_SIZE, "%s", client->services[i].name);
+    if (profile->trace.file)
+      memcpy(profile->trace.names[i], profile->clients[i].name, MPISERVE_NAME_SIZE);
   }
 }
 
@@ -59,9 +63,16 @@ void msi_timing_ended(msi_call *call) {
   call->stats.total_ns = times->ended_ns - times->submitted_ns;
 }
 
+static void end_region(msi_client_times *times) {
+  if (times->in_region) msi_region_end(REGION);
+  times->in_region = 0;
+}
+
 /* A test waits only if it is the last one. */
 void msi_timing_enter(msi_call *call, double timeout) {
   msi_client_times *times = &call->times;
+  times->in_region = timeout != 0;
+  if (times->in_region) msi_region_begin(REGION);
   if (times->entered_ns && !times->left_ns) return;
   int64_t now = msi_now();
   int was_away = !times->left_ns || now - times->left_ns > AWAY_NS;
@@ -70,6 +81,7 @@ void msi_timing_enter(msi_call *call, double timeout) {
 }
 
 void msi_timing_leave(msi_call *call, double timeout) {
+  end_region(&call->times);
   if (timeout == 0)
     call->times.entered_ns = 0;
   else
@@ -88,10 +100,45 @@ static void count(msi_client_part *part, const msi_call *call, int code) {
   if (code) part->errors[at]++;
 }
 
+static void trace(const msi_client *client, const msi_call *call, int code) {
+  const msi_trace *to = &client->profile->trace;
+  const msi_client_times *t = &call->times;
+  const msi_head_times *h = &t->head;
+  if (!to->file) return;
+  int flags = (t->is_late ? MSI_EVENT_LATE : 0) | (t->is_answered ? MSI_EVENT_ANSWERED : 0) |
+              (t->same_clock ? MSI_EVENT_SAME_CLOCK : 0) | call->stats.source * MSI_EVENT_SOURCE;
+  *msi_trace_next(to) =
+      (msi_event){.kind = MSI_EVENT_REQUEST,
+                  .flags = (uint8_t)flags,
+                  .code = (int16_t)code,
+                  .service = (int32_t)(call->service - client->services),
+                  .peer = call->message.endpoint->path.head,
+                  .rows = (uint32_t)call->payload.rows,
+                  .requests = (uint32_t)call->stats.batch_requests,
+                  .batch_rows = (uint32_t)call->stats.batch_rows,
+                  .times = {t->submitted_ns, t->begun_ns, t->sent_ns, t->seen_ns, t->ended_ns,
+                            t->entered_ns, t->returned_ns, h->taken_ns, h->free_ns, h->closed_ns,
+                            h->gathered_ns, h->computed_ns, h->replied_ns}};
+  msi_trace_put(to);
+}
+
+void msi_timing_moved(const msi_client *client, const msi_call *call, int from) {
+  const msi_trace *to = &client->profile->trace;
+  if (!to->file) return;
+  *msi_trace_next(to) = (msi_event){.kind = MSI_EVENT_MOVED,
+                                    .service = (int32_t)(call->service - client->services),
+                                    .peer = call->message.endpoint->path.head,
+                                    .rows = (uint32_t)call->payload.rows,
+                                    .requests = (uint32_t)from,
+                                    .times = {msi_now()}};
+  msi_trace_put(to);
+}
+
 /* A fallback, or a check of the values, has taken time since it ended. */
 void msi_timing_report(msi_client *client, msi_call *call, int code) {
   msi_client_times *times = &call->times;
   msi_client_part *part = call->service->part;
+  end_region(times);
   if (!part) return;
   if (!times->entered_ns) times->entered_ns = times->ended_ns;
   if (times->ended_ns < times->entered_ns)
@@ -102,4 +149,5 @@ void msi_timing_report(msi_client *client, msi_call *call, int code) {
     times->returned_ns = msi_now();
   count(part, call, code);
   msi_profile_add(client->profile, part, times);
+  trace(client, call, code);
 }

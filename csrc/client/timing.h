@@ -22,6 +22,9 @@ void msi_timing_ended(msi_call *call);
 void msi_timing_enter(msi_call *call, double timeout);
 void msi_timing_leave(msi_call *call, double timeout);
 
+/* It goes to another replica, and went to this rank before. */
+void msi_timing_moved(const msi_client *client, const msi_call *call, int from);
+
 /* Its caller has it, with this code. */
 void msi_timing_report(msi_client *client, msi_call *call, int code);
 

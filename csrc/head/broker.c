@@ -206,20 +206,6 @@ static int on_fail(msi_broker *broker, const msi_entry *entry) {
                          msi_inbox_slot(inbox, entry->lane, entry->sequence)->input, bytes);
 }
 
-void msi_broker_forget(msi_broker *broker, msi_lane *lane) {
-  msi_census_uncount(&broker->census, lane);
-  *(lane->guest ? &broker->guests : &broker->remaining) -= !lane->gone;
-  lane->gone = 1;
-}
-
-/* Buffers that were not given back stay the client's: it may look at them after close. What it has
- * in the queue was cancelled, and ends with the next batch. */
-int msi_broker_leave(msi_broker *broker, msi_inbox *inbox, uint32_t lane) {
-  msi_broker_forget(broker, &inbox->lanes[lane]);
-  msi_loss_free_rows(broker, inbox, lane, MSI_SLOTS);
-  return msi_leases_grant(broker);
-}
-
 static int on_change(msi_broker *broker, const msi_entry *entry) {
   if (broker->failed_rank >= 0) return msi_refuse_after_failure(broker, entry);
   return msi_change_queue_push(&broker->changes, entry);
@@ -253,7 +239,7 @@ static int take(msi_broker *broker, msi_inbox *inbox, uint32_t lane,
     case MSI_ATTACH: msi_census_attach(&broker->census, &inbox->lanes[lane]); break;
     case MSI_DEPART: msi_census_depart(&broker->census, &inbox->lanes[lane]); break;
     case MSI_FAIL: code = on_fail(broker, &entry); break;
-    case MSI_LEAVE: code = msi_broker_leave(broker, inbox, lane); break;
+    case MSI_LEAVE: code = msi_loss_of_leaver(broker, inbox, lane); break;
     default: return msi_broker_refuse(broker, &entry, MPISERVE_EARG, "a request of unknown kind");
   }
   return code ? code : msi_inbox_reply(inbox, lane, entry.sequence, MPISERVE_OK, NULL);
@@ -410,6 +396,7 @@ int msi_broker_enter(msi_broker *broker, int state) {
       state == MPISERVE_SUSPENDED)
     return msi_error(MPISERVE_EARG, "%d is no state that a server may set", state);
   msi_life_enter(&broker->life, state);
+  if (MSI_PROFILED) msi_timing_state(broker, state);
   return MPISERVE_OK;
 }
 
@@ -422,8 +409,11 @@ static int nobody_asks(msi_broker *broker) {
 
 int msi_broker_suspend(msi_broker *broker, int suspended) {
   int resumed = broker->has_room ? MPISERVE_READY : MPISERVE_LOADING;
-  if (suspended != broker->census.suspended)
-    msi_life_enter(&broker->life, suspended ? MPISERVE_SUSPENDED : resumed);
+  int state = suspended ? MPISERVE_SUSPENDED : resumed;
+  if (suspended != broker->census.suspended) {
+    msi_life_enter(&broker->life, state);
+    if (MSI_PROFILED) msi_timing_state(broker, state);
+  }
   broker->census.suspended = suspended;
   broker->shut = suspended || broker->failed_rank >= 0;
   if (!suspended) {
@@ -434,6 +424,7 @@ int msi_broker_suspend(msi_broker *broker, int suspended) {
 }
 
 int msi_broker_change_reply(msi_broker *broker, int code, const char *text) {
+  if (MSI_PROFILED) msi_timing_change(broker, code);
   int failed = msi_change_queue_reply(&broker->changes, code, text);
   return failed || !broker->census.suspended || is_starting(broker) ? failed : nobody_asks(broker);
 }

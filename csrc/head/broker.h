@@ -50,6 +50,7 @@ typedef struct msi_broker {
   msi_late *late;       /* of the profile, by rank of the world */
   msi_head_times times; /* of the last batch, if profiled; taken and replied: of its last reply */
   msi_label label;
+  msi_event event; /* of the last batch, if traced */
 } msi_broker;
 
 /* First half of publishing: adds the memory that this service needs in each part to that of
@@ -81,9 +82,6 @@ int msi_broker_enter(msi_broker *broker, int state);
  * the answer to MPISERVE_START and MPISERVE_REPLACE. */
 int msi_broker_suspend(msi_broker *broker, int suspended);
 
-/* The client of a lane asks nothing any more. */
-int msi_broker_leave(msi_broker *broker, msi_inbox *inbox, uint32_t lane);
-
 /* A rank has ended with an error: all requests of all clients do from now on. The first text, of
  * less than MPISERVE_TEXT_SIZE bytes, stays. */
 int msi_broker_fail(msi_broker *broker, int rank, const void *text, size_t bytes);
@@ -93,9 +91,6 @@ int msi_broker_rows_set(msi_broker *broker, int together);
 
 /* As mpiserve_change_reply() says. */
 int msi_broker_change_reply(msi_broker *broker, int code, const char *text);
-
-/* The client of a lane has left, or is dead. */
-void msi_broker_forget(msi_broker *broker, msi_lane *lane);
 
 /* Takes the requests that clients have written, once around all lanes. */
 int msi_broker_poll(msi_broker *broker);

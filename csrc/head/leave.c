@@ -1,5 +1,6 @@
 #include "head/leave.h"
 
+#include "head/loss.h"
 #include "mpi/failure.h"
 
 static const char UNSAID[] = "it had no slot to say why, as this rank had answered nothing";
@@ -25,7 +26,7 @@ static int obey(msi_broker *broker, msi_inbox *inbox, uint32_t lane, uint32_t ma
   int code = MPISERVE_OK;
   if (marks & MSI_HAS_FAILED && broker->failed_rank < 0)
     code = msi_broker_fail(broker, inbox->clients[lane], UNSAID, sizeof UNSAID - 1);
-  return !code && marks & MSI_HAS_LEFT ? msi_broker_leave(broker, inbox, lane) : code;
+  return !code && marks & MSI_HAS_LEFT ? msi_loss_of_leaver(broker, inbox, lane) : code;
 }
 
 int msi_leave_look(msi_broker *broker) {

@@ -34,7 +34,7 @@ static void cancel_held(msi_broker *broker, msi_inbox *inbox, uint32_t lane) {
 
 /* Rows of held requests stay taken until these have ended: their results go there. Those that a
  * request still waits for come later. */
-void msi_loss_free_rows(msi_broker *broker, msi_inbox *inbox, uint32_t lane, int n) {
+static void free_rows(msi_broker *broker, msi_inbox *inbox, uint32_t lane, int n) {
   const msi_entry any = {.inbox = (uint8_t)inbox->transport->number, .lane = lane};
   for (int i = 0; i < n; i++) {
     int is_used = msi_leases_is_used(broker, &any, i);
@@ -44,6 +44,12 @@ void msi_loss_free_rows(msi_broker *broker, msi_inbox *inbox, uint32_t lane, int
   broker->dead_rows |= inbox->lanes[lane].queued != 0;
 }
 
+static void uncount(msi_broker *broker, msi_lane *lane) {
+  msi_census_uncount(&broker->census, lane);
+  *(lane->guest ? &broker->guests : &broker->remaining) -= !lane->gone;
+  lane->gone = 1;
+}
+
 static void bury(msi_broker *broker, msi_inbox *inbox, uint32_t lane) {
   int64_t n = forget(broker, &broker->queue, inbox, lane);
   broker->counters.cancelled += n;
@@ -51,8 +57,16 @@ static void bury(msi_broker *broker, msi_inbox *inbox, uint32_t lane) {
   broker->counters.errors += n;
   forget(broker, &broker->lease_queue, inbox, lane);
   cancel_held(broker, inbox, lane);
-  msi_broker_forget(broker, &inbox->lanes[lane]);
+  uncount(broker, &inbox->lanes[lane]);
   msi_inbox_shut(inbox, lane);
+}
+
+/* Buffers that were not given back stay the client's: it may look at them after close. What it has
+ * in the queue was cancelled, and ends with the next batch. */
+int msi_loss_of_leaver(msi_broker *broker, msi_inbox *inbox, uint32_t lane) {
+  uncount(broker, &inbox->lanes[lane]);
+  free_rows(broker, inbox, lane, MSI_SLOTS);
+  return msi_leases_grant(broker);
 }
 
 /* Those that are buried already, and those that have left, may have had rows of held requests. */
@@ -60,7 +74,7 @@ static void see_to(msi_broker *broker, msi_inbox *inbox, uint32_t lane) {
   int is_dead = msi_failure_is_dead(broker->world, inbox->clients[lane]);
   if (is_dead && !msi_inbox_is_shut(inbox, lane)) bury(broker, inbox, lane);
   if (is_dead || inbox->lanes[lane].gone)
-    msi_loss_free_rows(broker, inbox, lane, is_dead ? MSI_LEASES : MSI_SLOTS);
+    free_rows(broker, inbox, lane, is_dead ? MSI_LEASES : MSI_SLOTS);
 }
 
 int msi_loss_of_clients(msi_broker *broker) {

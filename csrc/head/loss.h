@@ -1,4 +1,4 @@
-/* loss: what a head does when clients have died, and with rows of those that have left. */
+/* loss: what a head does when clients have died or left. */
 #ifndef MSI_LOSS_H
 #define MSI_LOSS_H
 
@@ -10,8 +10,7 @@
  * broker is open. */
 int msi_loss_of_clients(msi_broker *broker);
 
-/* Frees the rows of the first n leases of a lane whose client asks nothing any more. Those that its
- * requests still use set broker->dead_rows. */
-void msi_loss_free_rows(msi_broker *broker, msi_inbox *inbox, uint32_t lane, int n);
+/* The client of a lane asks nothing any more. */
+int msi_loss_of_leaver(msi_broker *broker, msi_inbox *inbox, uint32_t lane);
 
 #endif

@@ -6,6 +6,7 @@
 
 #include "base/error.h"
 #include "head/free_dims.h"
+#include "head/guests.h"
 #include "head/leases.h"
 #include "head/leave.h"
 #include "head/loss.h"
@@ -15,8 +16,7 @@
 enum { MOST_NAMED = 8 }; /* ranks of a text */
 
 static const double WAIT_NOTICE = 10;
-static const int64_t GUESTS_NS = 5000000000; /* that gateways have to leave after all others */
-static const int64_t BURIAL_NS = 100000000;  /* between two looks for dead clients, or for marks */
+static const int64_t BURIAL_NS = 100000000; /* between two looks for dead clients, or for marks */
 
 int msi_serving_open(msi_serving *serving, const msi_world *world, int n,
                      const mpiserve_description *descriptions, size_t bytes[MSI_PARTS]) {
@@ -79,20 +79,6 @@ void msi_serving_close(msi_serving *serving) {
   *serving = (msi_serving){0};
 }
 
-/* Gateways see by the states of the replicas that the session ends, and take their replies. One
- * that is stopped is not waited for. */
-static int guests_stay(msi_serving *serving) {
-  int i = 0;
-  while (i < serving->n && !serving->brokers[i].guests) i++;
-  if (i == serving->n) return 0;
-  int64_t now = msi_now();
-  if (!serving->parted_ns) {
-    for (int k = 0; k < serving->n; k++) msi_life_enter(&serving->brokers[k].life, MPISERVE_GONE);
-    serving->parted_ns = now;
-  }
-  return now - serving->parted_ns < GUESTS_NS;
-}
-
 /* Looks at each broker once, or until one closes a batch: the next look begins behind it, so
  * that none is passed over by others that are always ready. */
 static int look(msi_serving *serving) {
@@ -105,7 +91,7 @@ static int look(msi_serving *serving) {
     if (code == MPISERVE_ECHANGE) serving->asked = broker;
     if (code || broker->open) return code;
   } while (++i < serving->n);
-  if (waited_for(serving)->remaining || guests_stay(serving)) return MPISERVE_OK;
+  if (waited_for(serving)->remaining || msi_guests_stay(serving)) return MPISERVE_OK;
   return msi_error(MPISERVE_ECLOSED, "every simulation rank has left the session");
 }
 

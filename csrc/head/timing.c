@@ -3,6 +3,10 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/regions.h"
+
+static const char REGION[] = "mpiserve batch";
+
 void msi_timing_attach(msi_serving *serving, msi_profile *profile) {
   for (int i = 0; i < serving->n && profile->part; i++) {
     msi_broker *broker = &serving->brokers[i];
@@ -15,6 +19,8 @@ void msi_timing_attach(msi_serving *serving, msi_profile *profile) {
                                     .max_delay_ns = d->max_delay_ns,
                                     .max_queue_rows = d->max_queue_rows};
     snprintf(broker->part->name, sizeof broker->part->name, "%s", d->name);
+    if (profile->trace.file)
+      memcpy(profile->trace.names[i], broker->part->name, sizeof broker->part->name);
   }
 }
 
@@ -54,6 +60,68 @@ static void blame_missing(msi_broker *broker) {
   }
 }
 
+/* ---- events ---------------------------------------------------------------------------- */
+
+/* NULL: nothing is traced. */
+static const msi_trace *trace_of(const msi_broker *broker) {
+  return broker->part && broker->profile->trace.file ? &broker->profile->trace : NULL;
+}
+
+static msi_event begin(const msi_broker *broker, msi_event_kind kind) {
+  return (msi_event){.kind = (uint8_t)kind, .service = broker->assembly.batch.service, .peer = -1};
+}
+
+static void put(const msi_trace *trace, const msi_event *event) {
+  *msi_trace_next(trace) = *event;
+  msi_trace_put(trace);
+}
+
+void msi_timing_state(const msi_broker *broker, int state) {
+  const msi_trace *trace = trace_of(broker);
+  msi_event event = begin(broker, MSI_EVENT_STATE);
+  event.flags = (uint8_t)state;
+  event.times[0] = msi_now();
+  if (trace) put(trace, &event);
+}
+
+void msi_timing_change(const msi_broker *broker, int code) {
+  const msi_trace *trace = trace_of(broker);
+  mpiserve_change_request change;
+  if (!trace || msi_change_queue_get(&broker->changes, &change)) return;
+  msi_event event = begin(broker, MSI_EVENT_CHANGE);
+  event.flags = (uint8_t)change.what;
+  event.code = (int16_t)code;
+  event.peer = change.client;
+  event.begin_ns = msi_queue_at(&broker->changes.waiting, 0)->taken_ns;
+  event.end_ns = msi_now();
+  memcpy(event.text, change.version, sizeof change.version);
+  put(trace, &event);
+}
+
+/* Who came first and last is known as long as the batch has its members. */
+static void note_batch(msi_broker *broker, msi_close_reason reason) {
+  msi_event event = begin(broker, MSI_EVENT_BATCH);
+  event.flags = (uint8_t)reason;
+  event.requests = broker->assembly.n;
+  event.rows = (uint32_t)broker->assembly.batch.rows;
+  for (uint32_t i = 0; i < broker->assembly.n; i++) {
+    const msi_entry *m = &broker->assembly.members[i];
+    if (!i || m->taken_ns < event.times[0]) event.times[0] = m->taken_ns;
+    if (i && m->taken_ns <= event.times[1]) continue;
+    event.times[1] = m->taken_ns;
+    event.peer = broker->inboxes[m->inbox].clients[m->lane];
+  }
+  broker->event = event;
+}
+
+static void trace_batch(msi_broker *broker, const msi_trace *trace) {
+  const msi_head_times *t = &broker->times;
+  int64_t times[] = {t->free_ns,     t->closed_ns,  t->gathered_ns,
+                     t->computed_ns, t->replied_ns, broker->profile->free_ns};
+  memcpy(&broker->event.times[2], times, sizeof times);
+  put(trace, &broker->event);
+}
+
 /* ---- batches --------------------------------------------------------------------------- */
 
 void msi_timing_closed(msi_broker *broker, msi_close_reason reason) {
@@ -68,6 +136,8 @@ void msi_timing_closed(msi_broker *broker, msi_close_reason reason) {
   part->rows += broker->assembly.batch.rows;
   part->in_place += in_place;
   part->closed[reason]++;
+  if (trace_of(broker)) note_batch(broker, reason);
+  msi_region_begin(REGION);
   if (reason == MSI_CLOSED_DELAY)
     blame_missing(broker);
   else if (broker->assembly.n > 1)
@@ -78,10 +148,12 @@ void msi_timing_closed(msi_broker *broker, msi_close_reason reason) {
 void msi_timing_free(msi_broker *broker) {
   const msi_head_times *times = &broker->times;
   if (!broker->part) return;
+  msi_region_end(REGION);
   if (times->computed_ns)
     msi_timing_add(&broker->part->engine, times->computed_ns - times->gathered_ns);
   broker->profile->free_ns = times->replied_ns ? times->replied_ns : msi_now();
   broker->profile->part->seen_ns = broker->profile->free_ns;
+  if (trace_of(broker)) trace_batch(broker, &broker->profile->trace);
 }
 
 /* Of a held request the batch has ended before. One that is computed by itself is computed when its

@@ -11,6 +11,10 @@ void msi_timing_attach(msi_serving *serving, msi_profile *profile);
 void msi_timing_closed(msi_broker *broker, msi_close_reason reason);
 void msi_timing_free(msi_broker *broker);
 
+/* The replica enters a state; the first change that waits is done, with this code. */
+void msi_timing_state(const msi_broker *broker, int state);
+void msi_timing_change(const msi_broker *broker, int code);
+
 /* The reply to a request is in its slot, but for its sequence: adds the times. Returns the bytes of
  * the slot's output that belong to the reply. */
 size_t msi_timing_reply(msi_broker *broker, const msi_entry *entry, const msi_origin *origin,

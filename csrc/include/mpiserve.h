@@ -485,15 +485,17 @@ int mpiserve_role_of(mpiserve_session *session, int world_rank, int *role);
 int mpiserve_counters_get(mpiserve_session *session, mpiserve_counters *counters);
 
 /* mpiserve_step: a time step of the simulation begins, and the one before ends; the last one ends
- * with mpiserve_close(). With MPISERVE_PROFILE=summary (environment of any rank, read at open), the
- * report says how long each step waited for models, and why; without it the call does nothing.
+ * with mpiserve_close(). With MPISERVE_PROFILE=summary or trace (environment of any rank, read at
+ * open), the report says how long each step waited for models, and why; without it the call does
+ * nothing.
  * Simulation ranks; local.
  *
  * mpiserve_profile_get: what was measured. Each rank keeps it in a file of its own, in the folder
  * that has the name of the report with .parts in place of .json, where it is whole however the rank
  * ends. The report is written by `python -m mpiserve serve` and `run`, and by
  * `python -m mpiserve report FOLDER`. MPISERVE_PROFILE_FILE (environment of each rank) names it;
- * else it is mpiserve-profile.json. Any rank; local. */
+ * else it is mpiserve-profile.json. With MPISERVE_PROFILE=trace a second file of each rank there
+ * holds its last events, which `python -m mpiserve trace` shows. Any rank; local. */
 int mpiserve_step(mpiserve_session *session);
 int mpiserve_profile_get(mpiserve_session *session, mpiserve_profile *profile);
 

@@ -15,8 +15,8 @@ int msi_parts_receiver(const msi_world *world) {
 /* Readers see a whole file. */
 static void write_copy(int rank, const void *part, size_t bytes) {
   char name[MPISERVE_TEXT_SIZE], whole[MPISERVE_TEXT_SIZE];
-  msi_profile_name(rank, ".new", name);
-  msi_profile_name(rank, ".copy", whole);
+  msi_profile_name(rank, ".part.new", name);
+  msi_profile_name(rank, ".part.copy", whole);
   FILE *file = fopen(name, "wb");
   if (!file) return;
   int written = fwrite(part, 1, bytes, file) == bytes;

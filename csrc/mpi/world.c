@@ -6,8 +6,9 @@
 
 #include "base/error.h"
 #include "base/handles.h"
+#include "base/profile.h"
 #include "mpi/failure.h"
-#include "protocol/tensor.h"
+#include "mpi/registry.h"
 
 enum { MOST_NAMED = 8 }; /* ranks of a text */
 
@@ -20,7 +21,7 @@ typedef struct hello {
   int32_t tolerant;
   int32_t metrics;   /* MPISERVE_METRICS of its environment */
   char transport[8]; /* MPISERVE_TRANSPORT of its environment */
-  char profile[16];  /* MPISERVE_PROFILE of its environment */
+  msi_profile_wish profile;
   int64_t now_ns;
   msi_identity who;
 } hello;
@@ -148,10 +149,10 @@ static int exchange_hello(msi_world *world, int code, hello *all) {
                 .code = code,
                 .tolerant = msi_failure_is_tolerated(),
                 .metrics = wants_metrics()};
-  const char *transport = getenv("MPISERVE_TRANSPORT"), *profile = getenv("MPISERVE_PROFILE");
+  const char *transport = getenv("MPISERVE_TRANSPORT");
   snprintf(mine.version, sizeof mine.version, "%s", mpiserve_version());
   snprintf(mine.transport, sizeof mine.transport, "%s", transport ? transport : "auto");
-  snprintf(mine.profile, sizeof mine.profile, "%s", profile && *profile ? profile : "off");
+  mine.profile = msi_profile_wished();
   mine.now_ns = world->launched_ns;
   mine.who = msi_identity_own();
   return msi_world_gather(world, &mine, all, sizeof mine, "mpiserve_open");
@@ -220,15 +221,23 @@ static int check_transport(msi_world *world, const hello *all) {
 
 /* One rank that asks is enough, too. Two sessions differ in the process or the time of rank 0. */
 static int check_profile(msi_world *world, const hello *all) {
+  msi_profile_wish most = {0};
   world->run = all[0].now_ns ^ (int64_t)all[0].who.pid << 40;
   for (int r = 0; r < world->size; r++) {
     world->measured |= all[r].metrics;
-    if (!strcmp(all[r].profile, "summary"))
-      world->profile = 1;
-    else if (strcmp(all[r].profile, "off") && strcmp(all[r].profile, "0"))
-      return msi_error(MPISERVE_ECONFIG, "rank %d: MPISERVE_PROFILE is to be off or summary", r);
+    const msi_profile_wish *wish = &all[r].profile;
+    if (wish->level < 0 || wish->events < 0)
+      return msi_error(MPISERVE_ECONFIG,
+                       "rank %d: MPISERVE_PROFILE is to be off, summary or trace, and "
+                       "MPISERVE_PROFILE_EVENTS a number from %d to %d",
+                       r, MSI_TRACE_LEAST, MSI_TRACE_MOST);
+    if (wish->level > most.level) most.level = wish->level;
+    if (wish->events > most.events) most.events = wish->events;
   }
-  world->measured |= world->profile != 0;
+  world->profile = most.level > MSI_PROFILE_OFF;
+  world->measured |= world->profile;
+  if (most.level == MSI_PROFILE_TRACE)
+    world->trace_events = most.events ? most.events : MSI_TRACE_EVENTS;
   return MPISERVE_OK;
 }
 
@@ -347,33 +356,6 @@ int msi_world_open(msi_world *world, MPI_Comm comm, int role, int code, const ch
   return result;
 }
 
-/* Replicas of one service must look the same to a client. */
-static int check_replica(const msi_head *a, const msi_head *b) {
-  const mpiserve_description *p = &a->description, *q = &b->description;
-  if (strcmp(p->name, q->name) || p->error || q->error) return MPISERVE_OK;
-  msi_side pi, po, qi, qo;
-  int code = msi_side_init(&pi, "input", p->n_inputs, p->inputs);
-  if (!code) code = msi_side_init(&po, "output", p->n_outputs, p->outputs);
-  if (!code) code = msi_side_init(&qi, "input", q->n_inputs, q->inputs);
-  if (!code) code = msi_side_init(&qo, "output", q->n_outputs, q->outputs);
-  if (code) return code;
-  if (msi_side_equal(&pi, &qi) && msi_side_equal(&po, &qo) &&
-      p->max_batch_rows == q->max_batch_rows && p->allow_empty == q->allow_empty)
-    return MPISERVE_OK;
-  return msi_error(MPISERVE_ECONFIG,
-                   "service '%s': ranks %d and %d publish different signatures or limits", p->name,
-                   a->rank, b->rank);
-}
-
-static int check_replicas(const msi_world *world) {
-  for (int i = 0; i < world->n_heads; i++)
-    for (int j = 0; j < i; j++) {
-      int code = check_replica(&world->heads[j], &world->heads[i]);
-      if (code) return code;
-    }
-  return MPISERVE_OK;
-}
-
 /* Ranks may be loading their models: the first of two collectives is the one that waits. */
 static int gather_counts(msi_world *world, int n, int *counts) {
   int code = msi_world_gather(world, &n, counts, sizeof n, "mpiserve_publish");
@@ -417,7 +399,7 @@ int msi_world_publish(msi_world *world, int n, const mpiserve_description *descr
   if (!counts) return msi_error(MPISERVE_ENOMEM, "no memory for %d ranks", world->size);
   int code = gather(world, n, descriptions, counts);
   free(counts);
-  return code ? code : check_replicas(world);
+  return code ? code : msi_registry_check(world);
 }
 
 int msi_world_agree(msi_world *world, int code) {

@@ -22,8 +22,9 @@ typedef struct msi_world {
   int thread_level;
   int64_t launched_ns, opened_ns; /* when this rank came to open, and when all had come */
   int force_rma, force_shared;    /* MPISERVE_TRANSPORT */
-  int profile;                    /* MPISERVE_PROFILE */
+  int profile;                    /* MPISERVE_PROFILE is not off */
   int measured;                   /* that, or MPISERVE_METRICS: replies have times */
+  int64_t trace_events;           /* that a trace has room for; 0: there is none */
   int64_t run;                    /* a number of this session, the same on all ranks */
   int tolerant;                   /* MPI goes on after a death, and tells of it */
   int n_simulation;               /* ranks of this role in the world */

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mpiserve.observe import parts, summary
+from mpiserve.observe import parts, summary, trace
 
 if TYPE_CHECKING:
     from mpiserve._lib import core
@@ -51,7 +51,8 @@ class Profile:
         self._shown = True
         made = self.report()
         with suppress(OSError):  # nobody reads it any more
-            sys.stderr.write(f"mpiserve: {summary.text(made)}\n")  # at once, as ranks share it
+            said = summary.text(made) + self._trace()
+            sys.stderr.write(f"mpiserve: {said}\n")  # at once, as ranks share it
             sys.stderr.flush()
         try:
             summary.write(made, Path(self._known["file"]))
@@ -61,6 +62,15 @@ class Profile:
         if complete and made and not made["missing"] and not made["open"]:
             self._last = made
             _remove(self._folder, self._known["run"])
+
+    def _trace(self) -> str:
+        """Say where the traces of the ranks are; "": there are none."""
+        heads = trace.heads(self._folder, self._known["run"])
+        if not heads:
+            return ""
+        lost = trace.lost(heads)
+        lines = ["", f"python -m mpiserve trace merge {self._folder}", *[lost] * bool(lost)]
+        return "\nmpiserve: ".join(lines)
 
     @property
     def _folder(self) -> Path:

@@ -259,7 +259,7 @@ def _service_lines(name: str, service: Report) -> list[str]:
         )
     tables = (_client_rows(service["clients"]), _stage_rows(service), _head_rows(service["heads"]))
     for table in tables:
-        lines += [*_table(table), ""]
+        lines += [*columns(table), ""]
     lines.pop()
     if service["late"]:
         named = ", ".join(
@@ -316,14 +316,14 @@ def _step_lines(ranks: Sequence[Report]) -> list[str]:
         lengths = [duration(one["step_length"][key]) for key in ("p50", "p99", "max")]
         waits = [duration(one["step_waited"][key]) for key in ("p50", "p99", "max")]
         rows.append((str(one["rank"]), str(one["steps"]), *lengths, *waits))
-    return ["time steps", *_table(rows)]
+    return ["time steps", *columns(rows)]
 
 
 def _errors(counts: dict[str, int]) -> str:
     return ", ".join(f"{name} {count}" for name, count in counts.items()) or "-"
 
 
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+def columns(rows: Sequence[Sequence[str]]) -> list[str]:
     """Align columns; a table of nothing but its heading is none."""
     if len(rows) < 2:
         return []

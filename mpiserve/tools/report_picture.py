@@ -25,8 +25,7 @@ def draw(report: dict[str, Any], file: Path) -> None:
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    shades = [pyplot.get_cmap("tab10")(i) for i in range(len(STAGES) - 1)]
-    colours = dict(zip(STAGES, [*shades, "black"], strict=True))
+    colours = colours_of()
     services = {name: one for name, one in report["services"].items() if one["total"]["count"]}
     ranks = sorted(report["simulation"], key=lambda one: -one["waited"])[:RANKS]
     heights = [1 + 0.5 * len(services), 1 + 0.3 * len(ranks)]
@@ -38,6 +37,14 @@ def draw(report: dict[str, Any], file: Path) -> None:
     _steps(axes[1], ranks, colours)
     figure.savefig(file, dpi=120)
     pyplot.close(figure)
+
+
+def colours_of() -> dict[str, Any]:
+    """Return the colour of each stage."""
+    from matplotlib import pyplot
+
+    shades = [pyplot.get_cmap("tab10")(i) for i in range(len(STAGES) - 1)]
+    return dict(zip(STAGES, [*shades, "black"], strict=True))
 
 
 def _requests(axes: Axes, services: dict[str, Any], colours: dict[str, Any]) -> None:

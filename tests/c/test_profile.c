@@ -123,7 +123,7 @@ static void test_the_file(void) {
   struct stat found;
   char name[MPISERVE_TEXT_SIZE], head[8] = "";
   int64_t bytes = profile.part->bytes;
-  msi_profile_name(3, "", name);
+  msi_profile_name(3, ".part", name);
   CHECK_TEXT(name, "one.parts/rank-3.part");
   FILE *file = fopen(name, "rb");
   CHECK(file && fread(head, 1, sizeof head, file) == sizeof head && !memcmp(head, "mpiserve", 8));

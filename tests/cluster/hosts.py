@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -82,10 +82,19 @@ class Runs:
 
 
 class Hosts(Runs):
-    """Hosts that share a network and this machine's files. A context manager."""
+    """Hosts that share a network and this machine's files. A context manager.
 
-    def __init__(self, names: Sequence[str], folder: Path) -> None:
+    Args:
+        names: Of the hosts.
+        folder: For sockets and logs.
+        ahead: Seconds by which the monotonic clocks of hosts are ahead of this machine's.
+    """
+
+    def __init__(
+        self, names: Sequence[str], folder: Path, ahead: Mapping[str, int] | None = None
+    ) -> None:
         self.names = list(names)
+        self.ahead = dict(ahead or {})
         self.folder = folder
         self.remote_shell = folder / "remote-shell"
         self._running: dict[str, subprocess.Popen[bytes]] = {}
@@ -137,6 +146,8 @@ class Hosts(Runs):
         self._spawn(SWITCH, ["unshare", "--net", "sh", "-c", wait])
         for name in self.names:
             own = ["--net", "--uts", "--ipc", "--pid", "--mount"]
+            if name in self.ahead:
+                own += ["--time", "--monotonic", str(self.ahead[name])]
             flags = ["--fork", "--mount-proc", "--kill-child"]
             set_up = ["sh", "-c", SET_UP, "sh", name, str(table)]
             first = [sys.executable, "-S", "-E", str(REMOTE), "serve", self._ready(name)]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 import time
 
+import chrome_trace
 import mpijob
 import pytest
 from cluster.conftest import long, need, short_folder
@@ -16,6 +18,9 @@ from cluster.test_spares import SIMULATION as KILLS
 from cluster.test_spares import SPARED, VICTIM
 from coupling import CONFIG, MODEL, RUN, SIMULATION, is_mpich, lines, right, write
 from jobs import ROOT
+
+from mpiserve.observe import trace
+from mpiserve.tools import trace as program
 
 pytestmark = pytest.mark.every_mpi
 
@@ -143,21 +148,42 @@ def check_whole(logs):
         assert len(steps) > 5
 
 
-def test_scancel_leaves_nothing_behind(slurm, environment, tmp_path):
-    job, logs = start_endless(slurm, environment, tmp_path)
+PROFILED = {"MPISERVE_PROFILE": "trace"}  # a summary too
+
+
+def check_profile(folder, logs):
+    """What all ranks have measured is there, however soon they were killed."""
+    parts = folder / "mpiserve-profile.parts"
+    if not (folder / "mpiserve-profile.json").exists():
+        command = [sys.executable, "-m", "mpiserve", "report", str(parts)]
+        assert subprocess.run(command, capture_output=True).returncode == 0
+    report = json.loads((folder / "mpiserve-profile.json").read_text())
+    assert report["missing"] == [] and report["answer"].startswith("a simulation rank waited ")
+    answered = [len(log.read_text().splitlines()) for log in logs]
+    written = [int(one.head["written"]) for one in trace.read([parts])]
+    assert all(events >= n for events, n in zip(written[:3], answered, strict=True))
+    assert report["services"]["twice"]["requests"] >= sum(answered) - 3
+    assert program.merge([str(parts)], str(folder / "t.json")) == 0
+    assert set(chrome_trace.parse(folder / "t.json").processes) == {0, 1, 2, 3}
+
+
+def test_scancel_leaves_nothing_behind_but_the_profile(slurm, environment, tmp_path):
+    job, logs = start_endless(slurm, environment | PROFILED, tmp_path)
     slurm.ask("scancel", job)
     assert slurm.wait(job, 30) == "CANCELLED"
     assert not gone(slurm)
     check_whole(logs)
+    check_profile(tmp_path, logs)
 
 
 @pytest.mark.timeout(180)
 @long
-def test_a_time_limit_leaves_nothing_behind(slurm, environment, tmp_path):
-    job, logs = start_endless(slurm, environment, tmp_path, "--time=1")
+def test_a_time_limit_leaves_nothing_behind_but_the_profile(slurm, environment, tmp_path):
+    job, logs = start_endless(slurm, environment | PROFILED, tmp_path, "--time=1")
     assert slurm.wait(job, 120) == "TIMEOUT"
     assert not gone(slurm)
     check_whole(logs)
+    check_profile(tmp_path, logs)
 
 
 OPEN_MPI = pytest.mark.skipif(is_mpich(), reason="this is about the fault tolerance of Open MPI")

@@ -1,8 +1,10 @@
-"""A Fortran code asks how long its time step waited for the model."""
+"""A Fortran code asks how long its time step waited for the model, and what it did meanwhile."""
 
 import json
 
 from coupling import SERVE, compile_fortran, write
+
+from mpiserve.observe import spans, trace
 
 PROGRAM = """\
 program steps
@@ -37,3 +39,6 @@ def test_the_answer_is_the_first_line(mpiexec, tmp_path):
     assert done.stderr.startswith("mpiserve: a time step waited ")
     first = json.loads((tmp_path / "mpiserve-profile.json").read_text())["answer"]
     assert done.stderr.splitlines()[0] == f"mpiserve: {first}" and "engine" in first
+    assert mpiexec(command, env={"MPISERVE_PROFILE": "trace"}).returncode == 0
+    traces = trace.read([tmp_path / "mpiserve-profile.parts"])
+    assert [len(one.of(spans.REQUEST)) for one in traces] == [20, 20, 0]

@@ -9,7 +9,10 @@ import sys
 import pytest
 from coupling import RUN, SERVE, compile_simulation, write
 
+from mpiserve.observe import spans, trace
+
 PROFILE = {"MPISERVE_PROFILE": "summary"}
+TRACE = {"MPISERVE_PROFILE": "trace"}  # which has all that a summary has
 REPORT = "mpiserve-profile.json"
 
 # Each service has one slow stage. Services with rows that belong together wait for nobody.
@@ -203,7 +206,7 @@ WAYS = {
 
 def ended(mpiexec, folder, how):
     write(folder, ENDS.format(ends=WAYS[how]))
-    done = mpiexec(["-n", 3, *RUN, "c.toml", "sim.py"], env=PROFILE, timeout=40)
+    done = mpiexec(["-n", 3, *RUN, "c.toml", "sim.py"], env=TRACE, timeout=40)
     assert done.returncode != 0
     return done
 
@@ -225,6 +228,8 @@ def test_there_is_a_report_after_another_end(mpiexec, tmp_path, how):
     report = json.loads((tmp_path / REPORT).read_text())
     assert [one["steps"] for one in report["simulation"]] >= [19, 19]
     assert report["services"]["twice"]["requests"] == 40
+    traces = trace.read([tmp_path / "mpiserve-profile.parts"])
+    assert [len(one.of(spans.REQUEST)) for one in traces] == [20, 20, 0]
 
 
 def test_a_wrong_value_is_an_error_of_open_and_so_is_a_folder_that_cannot_be_made(
@@ -233,7 +238,7 @@ def test_a_wrong_value_is_an_error_of_open_and_so_is_a_folder_that_cannot_be_mad
     write(tmp_path)
     wrong = {"MPISERVE_PROFILE": "all"}
     done = mpiexec(["-n", 2, *RUN, "c.toml", "sim.py"], env=wrong)
-    assert done.returncode and "MPISERVE_PROFILE is to be off or summary" in done.stderr
+    assert done.returncode and "MPISERVE_PROFILE is to be off, summary or trace" in done.stderr
     nowhere = PROFILE | {"MPISERVE_PROFILE_FILE": "/proc/none/report.json"}
     done = mpiexec(["-n", 2, *RUN, "c.toml", "sim.py"], env=nowhere)
     assert done.returncode and "/proc/none/report.parts" in done.stderr
@@ -278,9 +283,11 @@ def test_a_program_in_c_waits_for_all_of_its_requests(mpiexec, tmp_path):
     (tmp_path / "sim.c").write_text(C_PROGRAM)
     program = compile_simulation(tmp_path / "sim.c")
     # One rank that asks is enough.
-    command = ["-n", 2, program, ":", "-n", 1, "env", "MPISERVE_PROFILE=summary", *SERVE, "c.toml"]
+    command = ["-n", 2, program, ":", "-n", 1, "env", "MPISERVE_PROFILE=trace", *SERVE, "c.toml"]
     done = mpiexec(command)
     assert done.returncode == 0
     assert done.stdout == "on 1 requests 50 sums 1 waited 1\n" * 2
     assert "mpiserve: a time step waited" in done.stderr
     assert json.loads((tmp_path / REPORT).read_text())["missing"] == []
+    traces = trace.read([tmp_path / "mpiserve-profile.parts"])
+    assert [len(one.of(spans.REQUEST)) for one in traces] == [50, 50, 0]
