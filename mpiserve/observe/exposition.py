@@ -77,7 +77,7 @@ def text(ranks: Iterable[Rank]) -> str:
     make = _Families()
     for rank in ranks:
         _rank(make, rank)
-        if rank.is_simulation:
+        if rank.is_client:
             _client(make, rank)
         for service in rank.services:
             _replica(make, rank, service)
@@ -99,9 +99,8 @@ def _of(rank: Rank) -> Labels:
 
 
 def _rank(make: _Families, rank: Rank) -> None:
-    role = "simulation" if rank.is_simulation else "inference"
     up = make("mpiserve_up", "gauge", "1 while the rank is in the session, 0 when it has left.")
-    up.add(_of(rank) | {"role": role}, rank.lives)
+    up.add(_of(rank) | {"role": rank.role}, rank.lives)
     info = make("mpiserve_info", "gauge", "The version of mpiserve of a rank.")
     version = rank.head["library"].decode(errors="replace")
     info.add(_of(rank) | {"version": version, "ranks": str(int(rank.head["size"]))}, 1)

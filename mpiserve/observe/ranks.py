@@ -24,7 +24,7 @@ from mpiserve.observe.parts import Part, parse
 VERSION = 1
 MAGIC = b"msi-rank"
 LINK = "/memfd:mpiserve-rank"  # what /proc calls memory that ranks show
-SIMULATION = 0
+ROLES = ("simulation", "inference", "gateway")  # in the order of mpiserve_role
 WAITS = 0.02  # seconds without a sign after which a rank waits no longer: it gives one each 1 ms
 
 COUNTERS = (  # in the order of mpiserve_counters
@@ -85,14 +85,19 @@ class Rank:
         return int(self.head["rank"])
 
     @property
-    def is_simulation(self) -> bool:
-        """Whether it is a simulation rank."""
-        return bool(self.head["role"] == SIMULATION)
+    def role(self) -> str:
+        """One of ROLES."""
+        return ROLES[int(self.head["role"])]
+
+    @property
+    def is_client(self) -> bool:
+        """Whether it sends requests."""
+        return self.role != "inference"
 
     @property
     def is_loading(self) -> bool:
         """Whether it is an inference rank that has not published its services yet."""
-        return not self.is_simulation and bool(self.head["services_fd"] < 0)
+        return not self.is_client and bool(self.head["services_fd"] < 0)
 
     @property
     def counters(self) -> dict[str, int]:

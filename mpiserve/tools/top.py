@@ -71,7 +71,7 @@ def _job(ranks: Sequence[Rank], earlier: dict[tuple[int, int], Rank], past: floa
         "measured": any(rank.part is not None for rank in ranks),
         "services": [_service(name, pairs, past) for name in dict.fromkeys(names)],
         "loading": [rank.rank for rank in ranks if rank.is_loading],
-        "simulation": [_client(rank, old, past) for rank, old in pairs if rank.is_simulation],
+        "simulation": [_client(rank, old, past) for rank, old in pairs if rank.is_client],
     }
 
 

@@ -182,7 +182,7 @@ def value(known, name, **labels):
 def test_ranks_are_found_and_read():
     with a_job():
         _, (client, head) = found(run=RUN)
-    assert (client.rank, client.run, client.is_simulation) == (0, RUN, True)
+    assert (client.rank, client.run, client.role) == (0, RUN, "simulation")
     assert client.counters["requests"] == 70 and client.lives and 1.9 < client.waits < 3.5
     (service,) = head.services
     assert service["name"] == "twice" and service["state"] == "busy"
