@@ -77,7 +77,7 @@ def text(ranks: Iterable[Rank]) -> str:
     make = _Families()
     for rank in ranks:
         _rank(make, rank)
-        if rank.role != "inference":
+        if rank.is_client:
             _client(make, rank)
         for service in rank.services:
             _replica(make, rank, service)

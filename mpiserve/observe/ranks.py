@@ -86,13 +86,18 @@ class Rank:
 
     @property
     def role(self) -> str:
-        """Its role, one of ROLES."""
+        """One of ROLES."""
         return ROLES[int(self.head["role"])]
+
+    @property
+    def is_client(self) -> bool:
+        """Whether it sends requests."""
+        return self.role != "inference"
 
     @property
     def is_loading(self) -> bool:
         """Whether it is an inference rank that has not published its services yet."""
-        return self.role == "inference" and bool(self.head["services_fd"] < 0)
+        return not self.is_client and bool(self.head["services_fd"] < 0)
 
     @property
     def counters(self) -> dict[str, int]:
