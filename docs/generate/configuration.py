@@ -17,6 +17,7 @@ ACCEPTED = {
     "dtype": "a dtype",
     "isolate": 'true, false or `"auto"`',
     "warmup": "true, false, a list of integers or a path",
+    "shape": "list of integers; the first may be a string",
     "options": "table",
     "inputs": "list of tensors",
     "outputs": "list of tensors",

@@ -67,11 +67,11 @@ class RaggedBackend(OuterBackend):
         if self.wants_clients:
             self._model.clients = self.clients
         results = ordered(self._model.run(given), self._model.service)
-        *rooms, made = outputs
         tensors = zip(self.service.outputs, self._model.service.outputs, strict=True)
         for i, (tensor, inner) in enumerate(tensors):
             result = checked(results[i], inner, dtype_of(inner), None)
-            made[:, i] = _split(tensor, result, lengths, rooms[i])
+            _split(tensor, result, lengths, outputs[i])
+        outputs[-1][...] = result_counts(self.service, counts)
         return outputs
 
     def _joined(self, arrays: Sequence[np.ndarray], lengths: Lengths, requests: int) -> Arrays:
@@ -105,6 +105,19 @@ def _of_batch(tensor: TensorConfig, most: int) -> TensorConfig:
         max_shape=(most * first, *others),
         convert=tensor.convert,
     )
+
+
+def result_counts(service: ServiceConfig, counts: np.ndarray) -> np.ndarray:
+    """Return the first dimension of each output of each request, from those of its inputs.
+
+    Raises:
+        ArgumentError: If inputs of a request disagree.
+    """
+    lengths = _lengths(service.inputs, counts)
+    made = np.zeros((len(counts), len(service.outputs)), np.int64)
+    for i, tensor in enumerate(service.outputs):
+        made[:, i] = lengths.get(tensor.dimension, tensor.shape[0] if tensor.shape else 0)
+    return made
 
 
 def _lengths(tensors: Sequence[TensorConfig], counts: np.ndarray) -> dict[str, np.ndarray]:
@@ -150,10 +163,8 @@ def _shift(tensor: TensorConfig, rows: np.ndarray, own: np.ndarray, size: np.nda
     rows += (size.cumsum() - size).repeat(own).reshape(each).astype(rows.dtype)
 
 
-def _split(
-    tensor: TensorConfig, result: np.ndarray, lengths: Lengths, room: np.ndarray
-) -> np.ndarray | int:
-    """Copy the rows of each request into its room; return the first dimension of each.
+def _split(tensor: TensorConfig, result: np.ndarray, lengths: Lengths, room: np.ndarray) -> None:
+    """Copy the rows of each request into its room.
 
     Raises:
         ModelError: If the model has returned more rows, or fewer.
@@ -166,10 +177,9 @@ def _split(
         raise ModelError(Code.EMODEL, f"{text} rows")
     if own is None:
         room[...] = result
-        return tensor.shape[0] if tensor.shape else 0
+        return
     for rows, (begin, end) in zip(room, _ranges(own), strict=True):
         rows[: end - begin] = result[begin:end]
-    return own
 
 
 def _ranges(own: np.ndarray) -> Iterator[tuple[int, int]]:

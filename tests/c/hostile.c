@@ -58,7 +58,7 @@ static plan make_plan(uint64_t seed) {
     p.d.inputs[0].shape[0] = p.d.outputs[0].shape[0] = p.columns;
     p.d.max_batch_rows = 1;
   }
-  if (!p.d.rows && chance(&d, 20)) make_ragged(&p);
+  if (!p.d.rows && chance(&d, 35)) make_ragged(&p);
   p.d.allow_empty = chance(&d, 40) && (p.d.rows == MPISERVE_RAGGED || (!p.d.rows && !p.free));
   p.d.max_queue_rows = chance(&d, 50) ? 0 : p.d.max_batch_rows * (1 + pick(&d, 3));
   p.d.on_full = MPISERVE_WAIT;

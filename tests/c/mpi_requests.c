@@ -93,6 +93,24 @@ static void query(mpiserve_session *session, mpiserve_service **services, unsign
   }
 }
 
+/* Ten batches in one request: blocking, and not. */
+static void query_ten_batches(mpiserve_session *session, mpiserve_service *twice) {
+  enum { ROWS = 10 * MAX_ROWS, N = ROWS * COLUMNS };
+  static double x[N], y[2][N];
+  int done = 0, wrong = 0;
+  for (int k = 0; k < N; k++) x[k] = k;
+  mpiserve_tensor in = tensor(x, ROWS, COLUMNS);
+  mpiserve_tensor out[] = {tensor(y[0], ROWS, COLUMNS), tensor(y[1], ROWS, COLUMNS)};
+  mpiserve_request request;
+  mpiserve_stats stats;
+  CHECK(!mpiserve_submit(twice, 1, &in, 1, &out[0], NULL, &request));
+  CHECK(!mpiserve_infer(twice, 1, &in, 1, &out[1], 60, NULL));
+  while (!done) CHECK(!mpiserve_test(session, &request, &done, &stats));
+  CHECK(stats.rows == ROWS && stats.batch_rows <= MAX_ROWS);
+  for (int k = 0; k < N; k++) wrong += y[0][k] != 2 * x[k] || y[1][k] != 2 * x[k];
+  CHECK(!wrong);
+}
+
 static void ask_wrongly(mpiserve_session *session, mpiserve_service *twice) {
   double x[2 * COLUMNS] = {1, 2, 3, 4, 5, 6}, y[2 * COLUMNS];
   mpiserve_tensor in = tensor(x, 2, COLUMNS), out = tensor(y, 2, COLUMNS);
@@ -119,6 +137,7 @@ static void simulate(mpiserve_session *session) {
     CHECK(mpiserve_service_find(session, NAMES[i], &services[i]) == MPISERVE_OK);
   unsigned seed = (unsigned)rank;
   for (int i = 0; i < ROUNDS && !check_failures; i++) query(session, services, &seed);
+  query_ten_batches(session, services[1]);
   MPI_Barrier(comm); /* else another rank's good rows share a batch with the bad ones */
   ask_wrongly(session, services[1]);
   MPI_Barrier(comm);

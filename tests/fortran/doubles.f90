@@ -10,6 +10,7 @@ program doubles
   real(real64), target :: x(3, 4), y(3, 4), far(3, 4), nothing(3, 4)
   complex(real64), target :: z(3, 4), w(3, 8)
   integer(int32) :: counts(3, 4), same(3, 4)
+  integer(int32), target :: many(3, 30), all_of_them(3, 30), again(3, 30)
   integer :: i, ierr, failures
 
   failures = 0
@@ -41,6 +42,11 @@ program doubles
   counts = reshape([(i - 7, i = 1, 12)], [3, 4])
   call counted%infer(counts, same)  ! integers alone, which hold the bits of uint32
   call check(all(same == counts))
+  many = reshape([(7 * i, i = 1, 90)], [3, 30])
+  call counted%submit(many, all_of_them, pending)  ! ten batches in one request, and at once
+  call counted%infer(many, again)
+  call pending%wait()
+  call check(all(all_of_them == many) .and. all(again == many))
   call coupled%close()
   call MPI_Finalize()
   if (failures == 0) print "(a)", "right"

@@ -80,7 +80,6 @@ def beyond(x, edges, scale):
 WRONG = (too_large, negative, huge, of_no_nodes, beyond)
 
 
-@pytest.mark.every_mpi
 @pytest.mark.roles(simulation=3, inference=1)
 @pytest.mark.parametrize("isolate", [True, False])
 def test_what_is_wrong_with_a_request_fails_it_alone(world, isolate):

@@ -68,7 +68,10 @@ def run(backend, *requests):
     """Return the results of each request."""
     service = backend.service
     room = room_for(service, len(requests))
-    assert backend.run_batch(batch_of(service, requests), room, lambda _: None) is room
+    batch = batch_of(service, requests)
+    for array in batch:
+        array.flags.writeable = False  # as the broker's memory is
+    assert backend.run_batch(batch, room, lambda _: None) is room
     y, sums, counts = room
     assert (counts[:, 0] == [len(x) for x, *_ in requests]).all()
     return [(y[i, : counts[i, 0]], sums[i]) for i in range(len(requests))]

@@ -96,11 +96,10 @@ class Child:
 
     def _batch(self) -> None:
         """Run the model on a batch, with the results where the rank looks for them."""
-        calls = self._channel.calls
-        shapes: Any = None  # of the results, if nobody knows them before
+        calls, shapes = self._channel.calls, None
         try:
             if calls.size and self._loaded.service.rows == "ragged":
-                shapes = self._run_ragged(calls.rows, calls.places)
+                self._run_ragged(calls.rows, calls.places)
             elif calls.size:
                 shapes = self._run_any(calls.rows, calls.places)
             else:
@@ -110,7 +109,7 @@ class Child:
             self._channel.answer(FAILED, Answer(failure=self._failure(error), log=self._log.take()))
             return
         self._check_process()
-        if shapes is not None or self._log.records:
+        if shapes or self._log.records:
             self._channel.answer(OK, Answer(shapes, log=self._log.take()))
         else:
             calls.end(OK)
@@ -142,8 +141,8 @@ class Child:
             reshaped(room, result.shape)[...] = result
         return [result.shape for result in results]
 
-    def _run_ragged(self, rows: int, places: tuple[int, ...]) -> np.ndarray:
-        """Run the model on a ragged batch; return the first dimension of each result."""
+    def _run_ragged(self, rows: int, places: tuple[int, ...]) -> None:
+        """Run the model on a ragged batch; the rank knows the first dimensions of the results."""
         inputs, outputs, clients = self._arrays((rows, *places))
         backend = self._loaded
         if backend.wants_clients:
@@ -151,7 +150,6 @@ class Child:
         made = np.zeros((rows, len(outputs)), np.int64)
         given = (*backend.given(inputs), self._channel.asked())
         backend.run_batch(given, (*outputs, made), lambda _: None)
-        return made
 
     def _arrays(self, key: tuple[int, ...]) -> tuple[Arrays, Arrays, np.ndarray]:
         """View the places of a batch; they repeat, so the views are kept."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mpiserve.backends.base import Backend, Native
+from mpiserve.backends.ragged import result_counts
 from mpiserve.errors import Code, Error, ModelError
 from mpiserve.failure import describe
 from mpiserve.serving.isolation.channel import SEGMENT, Place, reshaped
@@ -282,9 +283,9 @@ class Isolated(Backend):
     ) -> Arrays:
         """Run a batch in which each row has as many rows of its own as the last arrays say."""
         batch, counts = self._located(child, inputs[:-1], outputs[:-1]), inputs[-1]
+        outputs[-1][...] = result_counts(self.service, counts)  # not what the child might say
         self._copy_in(child, batch)
-        made = child.run(len(counts), batch.places, done, self.service.timeout_s, counts)
-        outputs[-1][:] = made
+        child.run(len(counts), batch.places, done, self.service.timeout_s, counts)
         return outputs if batch.results is None else (*batch.results, outputs[-1])
 
     def _run_any(self, child: ChildProcess, batch: Located, done: Callable[[int], None]) -> Arrays:

@@ -150,7 +150,7 @@ class ChildProcess:
                 array of their first dimensions.
 
         Returns:
-            The same of the results, if shapes were given.
+            The shapes of the results, if shapes were given, and the batch is not ragged.
 
         Raises:
             LostError: If the child dies or takes too long.
