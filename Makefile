@@ -31,7 +31,7 @@ SHELL_FILES := .ci/run tests/gpu/run tests/gpu/bundle $(wildcard tests/*.sh) $(w
 
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: help build install demo environments bench test test-all test-mpi test-cluster test-faults test-triton soak test-c asan tsan fuzz proof lint format docs clean
+.PHONY: help build install demo environments bench test test-all test-mpi test-cluster test-faults test-servers soak test-c asan tsan fuzz proof lint format docs clean
 
 help:
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*##/\t/' | expand -t 12
@@ -83,8 +83,8 @@ test-faults: build/stamp.openmpi build/stamp.mpich $(BASE)/stamp.tools  ## jobs 
 	@$(BASE)/bin/python tests/run.py faults --mpi openmpi=$(BASE) mpich=$(BASE)-mpich \
 	    --minutes 180 $(TESTS); status=$$?; $(BASE)/bin/python tests/faults/table.py; exit $$status
 
-test-triton: build/stamp.openmpi build/stamp.mpich $(BASE)/stamp.tools $(BASE)-triton/stamp  ## the backend remote beside a real Triton, whose environment it makes
-	@$(BASE)/bin/python tests/run.py launch --mpi openmpi=$(BASE) mpich=$(BASE)-mpich -k triton $(TESTS)
+test-servers: build/stamp.openmpi build/stamp.mpich $(BASE)/stamp.tools $(BASE)-triton/stamp $(BASE)-serve/stamp  ## the backend remote beside real servers, whose environments it makes
+	@$(BASE)/bin/python tests/run.py launch --mpi openmpi=$(BASE) mpich=$(BASE)-mpich -k real_servers $(TESTS)
 
 # SOAK="--minutes 2 --every 5"
 soak: build/stamp.$(MPI) $(BASE)/stamp.tools  ## an hour with a fault every 5 s: nothing may grow
@@ -188,4 +188,11 @@ $(BASE)-triton/stamp:
 	@echo "== $(BASE)-triton: Triton, for tests of the backend remote (400 MB)"
 	@$(PYTHON) -m venv $(BASE)-triton
 	@$(BASE)-triton/bin/python -m pip -qq install 'nvidia-pytriton==0.7.*' 'numpy<2'
+	@touch $@
+
+$(BASE)-serve/stamp: | build/stamp.openmpi
+	@echo "== $(BASE)-serve: transformers serve, on top of $(BASE)"
+	@$(PYTHON) -m venv $(BASE)-serve
+	@$(BASE)/bin/python -c $(SITE) > "$$($(BASE)-serve/bin/python -c $(SITE))/base.pth"
+	@$(BASE)-serve/bin/python -m pip -qq install -c constraints.txt 'transformers[serving]'
 	@touch $@

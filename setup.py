@@ -183,14 +183,15 @@ def extension(name: str, *sources: str) -> Extension:
 
 def handover() -> Extension:
     """Describe the module of calls to a child process, which shall load no MPI."""
-    files = ["wait", "handover", "forward"]
+    files = ["base/wait", "base/handover", "base/forward", "engine/chunks", "engine/child"]
     return Extension(
         "mpiserve._lib.handover",
-        ["mpiserve/_lib/handover.pyx", *(f"csrc/base/{name}.c" for name in files)],
-        include_dirs=["csrc"],
+        ["mpiserve/_lib/handover.pyx", *(f"csrc/{name}.c" for name in files)],
+        include_dirs=["csrc", str(HEADER.parent)],
+        define_macros=[("MPISERVE_NO_MPI", "1")],
         # The compiler wrapper links its MPI with every module.
         extra_link_args=["-Wl,--as-needed"],
-        depends=[f"csrc/base/{name}.h" for name in files],
+        depends=[f"csrc/{name}.h" for name in files] + [str(HEADER)],
     )
 
 
@@ -228,7 +229,8 @@ setup(
     package_data={"mpiserve": ["py.typed"], "mpiserve._lib": ["*.pyi"]},
     ext_modules=cythonize(
         [
-            *(extension(f"mpiserve._lib.{name}") for name in ("arrays", "engine")),
+            extension("mpiserve._lib.arrays"),
+            extension("mpiserve._lib.engine", "csrc/engine/chunks.c"),
             extension("mpiserve._lib.core", "csrc/base/launcher.c"),
             handover(),
             native(),

@@ -318,8 +318,8 @@ def bench(
         typer.Option(
             "--case",
             metavar="NAME",
-            help="latency, overlap, engines, isolation, restart, loadgen, scale, lockstep or "
-            "strong_scaling; may be repeated.",
+            help="latency, overlap, engines, starts, isolation, restart, loadgen, scale, lockstep "
+            "or strong_scaling; may be repeated.",
         ),
     ] = None,
 ) -> None:

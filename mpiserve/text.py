@@ -33,6 +33,21 @@ def encode_text(texts: Iterable[str], width: int) -> np.ndarray:
     return np.frombuffer(padded, np.uint8).reshape(len(rows), width).copy()
 
 
+def fit_text(texts: Iterable[str], width: int) -> np.ndarray:
+    """Encode texts as a tensor; one that is too long ends with the last character that fits.
+
+    Args:
+        texts: A text for each row.
+        width: The bytes of a row.
+
+    Returns:
+        A uint8 array [rows, width].
+    """
+    cut = (text.encode()[:width].decode(errors="ignore").encode() for text in texts)
+    rows = [text.ljust(width, b"\0") for text in cut]
+    return np.frombuffer(b"".join(rows), np.uint8).reshape(len(rows), width)
+
+
 def decode_text(rows: np.ndarray) -> list[str]:
     """Decode texts from a tensor.
 

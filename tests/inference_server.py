@@ -1,6 +1,7 @@
 """A server of the Open Inference Protocol that fails as it is told, for tests of its clients.
 
-Its model doubles a tensor `x`. Real servers cannot be told to fail; tests/cluster has one of these.
+Its model doubles a tensor `x`. Another one speaks the OpenAI API: its model writes a prompt
+backwards. Real servers cannot be told to fail; tests/launch has some of these.
 """
 
 from __future__ import annotations
@@ -45,16 +46,19 @@ class Handler(BaseHTTPRequestHandler):
             fault = self.server.faults.pop(0) if self.server.faults else None
         try:
             if fault is None or not fault(self):
-                self.double(body)
+                self.answer(body)
         finally:
             self.server.end()
 
-    def double(self, body: bytes) -> None:
-        import numpy as np
-
+    def answer(self, body: bytes) -> None:
         if self.server.token and self.headers["Authorization"] != f"Bearer {self.server.token}":
             self.reply(401, {"error": "who are you?"})
-            return
+        else:
+            self.infer(body)
+
+    def infer(self, body: bytes) -> None:
+        import numpy as np
+
         size = int(self.headers[LENGTH])
         tensor = json.loads(body[:size])["inputs"][0]
         data = (2 * np.frombuffer(body[size:], np.float32)).tobytes()
@@ -73,6 +77,39 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
+class OpenAIHandler(Handler):
+    """Answers one connection of the OpenAI API."""
+
+    def do_GET(self) -> None:
+        if time.monotonic() < self.server.ready_at:
+            self.reply(503, {"detail": "it starts"})
+        elif self.path == "/v1/models" and self.server.lists:
+            self.reply(200, {"data": [{"id": "backwards"}]})
+        else:
+            self.reply(404, {"detail": "no such path"})
+
+    def infer(self, body: bytes) -> None:
+        asked = json.loads(body)
+        self.server.asked.append(asked)
+        if self.path == "/v1/embeddings":
+            vectors = [[len(text), asked.get("scale", 1)] for text in asked["input"]]
+            data = [{"index": i, "embedding": v} for i, v in reversed([*enumerate(vectors)])]
+            self.reply(200, {"data": data})
+            return
+        if asked["model"] != "backwards":
+            self.reply(404, {"error": {"message": "no such model"}})
+            return
+        chat = self.path == "/v1/chat/completions"
+        prompt = asked["messages"][-1]["content"] if chat else asked["prompt"]
+        if not prompt:
+            self.reply(400, {"error": {"message": "an empty prompt", "type": "invalid"}})
+            return
+        said = prompt[::-1][: asked.get("max_tokens")]
+        choice = {"message": {"role": "assistant", "content": said}} if chat else {"text": said}
+        usage = {"usage": {"completion_tokens": len(said)}} if self.server.counts else {}
+        self.reply(200, {"choices": [choice]} | usage)
+
+
 class Server(socketserver.ThreadingMixIn, HTTPServer):
     """A server, from the `with` on, at a port or at a path of a socket.
 
@@ -82,18 +119,23 @@ class Server(socketserver.ThreadingMixIn, HTTPServer):
         seen: Requests so far.
         most: The most that it had at the same time.
         ready_at: When it knows its model, as time.monotonic tells it.
+        asked: What it was asked by the OpenAI API.
+        counts: Whether it counts tokens there.
+        lists: Whether it lists its models there.
     """
 
     daemon_threads = True
 
-    def __init__(self, address: Any = ("127.0.0.1", 0)) -> None:
+    def __init__(self, address: Any = ("127.0.0.1", 0), handler: type[Handler] = Handler) -> None:
         self.address_family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET
         self.faults: list[Fault] = []
         self._connections: list[socket.socket] = []
         self.lock = threading.Lock()
         self.ready_at = 0.0
         self.token, self.seen, self.most, self._now = "", 0, 0, 0
-        super().__init__(address, Handler)
+        self.asked: list[Any] = []
+        self.counts = self.lists = True
+        super().__init__(address, handler)
 
     def server_bind(self) -> None:
         socketserver.TCPServer.server_bind(self)  # HTTPServer looks for the name of its host
@@ -150,6 +192,18 @@ def take(seconds: float) -> Fault:
 
     def fault(handler: Handler) -> bool:
         time.sleep(seconds)
+        return False
+
+    return fault
+
+
+def meet(number: int) -> Fault:
+    """Wait until so many requests are there, or for 10 s."""
+
+    def fault(handler: Handler) -> bool:
+        end = time.monotonic() + 10
+        while handler.server.most < number and time.monotonic() < end:
+            time.sleep(0.01)
         return False
 
     return fault

@@ -41,6 +41,8 @@ def settings(prefix: str = sys.prefix) -> dict[str, str]:
         if equals and not line.startswith("#"):
             env.setdefault(name, value)
     env["MPIEXEC"] = launcher
+    # Else each job would compile its models beside what is tested.
+    env.setdefault("MPISERVE_COMPILE", "0")
     # Else the source tree in the working folder hides the mpiserve that is installed.
     env["PYTHONSAFEPATH"] = "1"
     # Unbuffered, a line and its end are two writes, between which another rank's may come (MPICH).

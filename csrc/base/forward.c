@@ -31,8 +31,9 @@ int msi_forward_run(void *state, int64_t rows, const void *const *inputs, void *
                     char *text, size_t bytes) {
   msi_forward *forward = state;
   msi_handover *shared = forward->parent->shared;
-  if (!locate_all(forward, inputs, outputs)) {
-    snprintf(text, bytes, "the batch is not in memory that the model's process maps");
+  if (forward->is_open || !locate_all(forward, inputs, outputs)) {
+    snprintf(text, bytes,
+             "the batch is not in memory that the model's process maps, or another is open");
     return 1;
   }
   shared->operation = forward->operation;

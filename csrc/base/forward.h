@@ -23,9 +23,10 @@ typedef struct msi_forward {
   int64_t posted_ns;
 } msi_forward;
 
-/* As run of mpiserve_engine; state is an msi_forward. Fails if a tensor lies elsewhere, if the call
- * takes longer than 0.1 s (the parent handles signals meanwhile), if rows of it are done early, or
- * if it ends with a message or by a death. All but the first leave it open. */
+/* As run of mpiserve_engine; state is an msi_forward. Fails if a tensor lies elsewhere, if a call
+ * is open, if this one takes longer than 0.1 s (the parent handles signals meanwhile), if rows of
+ * it are done early, or if it ends with a message or by a death. A call is open then, but for the
+ * first. */
 int msi_forward_run(void *state, int64_t rows, const void *const *inputs, void *const *outputs,
                     char *text, size_t bytes);
 

@@ -35,6 +35,7 @@ typedef struct msi_handover {
   _Atomic uint32_t child_asleep;
   _Atomic uint32_t taken; /* the number of the last such call */
   _Atomic int64_t rows_done;
+  uint32_t looks; /* how often the child's caller has looked for calls: a test counts them */
   int32_t code;
   uint64_t answer_size; /* bytes of a message that comes with the end */
 } msi_handover;

@@ -6,6 +6,10 @@ from libc.string cimport memset
 from mpiserve._lib.arrays cimport result_at
 from mpiserve._lib.libmpiserve cimport *
 
+cdef extern from "engine/chunks.h" nogil:
+    int msi_engine_run_chunks(const mpiserve_engine *, int64_t, const void **, void **, int, int,
+                              const size_t *, const size_t *, char *, size_t)
+
 from mpiserve import errors
 from mpiserve._lib.arrays import DTYPE_CODES, DTYPES, row_shape
 
@@ -31,26 +35,6 @@ cdef int find(const void **data, tuple specs, arrays, int64_t rows) except -1:
     for dtype, shape in specs:
         data[i] = result_at(arrays[i], dtype, shape, rows)
         i += 1
-    return 0
-
-
-cdef int run_chunks(mpiserve_engine *engine, int64_t rows, const void **inputs,
-                    const void **outputs, const size_t *in_bytes, const size_t *out_bytes,
-                    int n_in, int n_out, char *text, size_t size) noexcept nogil:
-    """As csrc/head/run.c does."""
-    cdef int64_t chunk = engine.chunk_rows if engine.chunk_rows > 0 else rows
-    cdef int64_t begin = 0
-    cdef int i, failed
-    while begin < rows:
-        failed = engine.run(engine.state, min(chunk, rows - begin), inputs, <void **>outputs,
-                            text, size)
-        if failed:
-            return failed
-        for i in range(n_in):
-            inputs[i] = <const char *>inputs[i] + <size_t>chunk * in_bytes[i]
-        for i in range(n_out):
-            outputs[i] = <const char *>outputs[i] + <size_t>chunk * out_bytes[i]
-        begin += chunk
     return 0
 
 
@@ -95,6 +79,11 @@ cdef class Engine:
         self.engine.chunk_rows = chunk_rows
         self._inputs, self._outputs = arrays_of(inputs), arrays_of(outputs)
 
+    @property
+    def address(self):
+        """Where the engine is in memory, as long as this object lives."""
+        return <size_t>&self.engine
+
     def __dealloc__(self):
         mpiserve_engine_close(&self.engine)
 
@@ -119,8 +108,8 @@ cdef class Engine:
             out_bytes[i] = outputs[i].nbytes // rows
         text[0] = text[511] = 0
         with nogil:
-            failed = run_chunks(&self.engine, rows, ins, outs, in_bytes, out_bytes, n_in, n_out,
-                                text, 511)
+            failed = msi_engine_run_chunks(&self.engine, rows, ins, <void **>outs, n_in, n_out,
+                                           in_bytes, out_bytes, text, 511)
         if failed:
             raise errors.from_code(errors.Code.EMODEL, (<bytes>text).decode("utf-8", "replace"))
 

@@ -24,6 +24,7 @@ cdef extern from "base/handover.h" nogil:
         int64_t rows_done
         int code
         uint64_t answer_size
+        uint32_t looks
     ctypedef struct msi_handover_side:
         msi_handover *shared
     void msi_handover_open(msi_handover_side *, msi_handover *)
@@ -31,7 +32,6 @@ cdef extern from "base/handover.h" nogil:
     int msi_handover_wait(msi_handover_side *, int64_t, int)
     int msi_handover_taken(const msi_handover_side *)
     int msi_handover_dead(int)
-    int msi_handover_next(msi_handover_side *, int64_t)
     void msi_handover_rows(msi_handover_side *, int64_t)
     void msi_handover_end(msi_handover_side *, int, uint64_t)
     int64_t msi_deadline(double)
@@ -49,6 +49,31 @@ cdef extern from "base/forward.h" nogil:
         int pidfd, is_open, found
         int64_t posted_ns
     int msi_forward_run(void *, int64_t, const void *const *, void *const *, char *, size_t)
+
+cdef extern from "mpiserve.h" nogil:
+    enum:
+        MAX_TENSORS "MPISERVE_MAX_TENSORS"
+    ctypedef struct mpiserve_engine:
+        pass
+
+cdef extern from "engine/child.h" nogil:
+    enum:
+        MSI_CHILD_MEMORIES
+    ctypedef struct msi_child_tensors:
+        int n_inputs, n_outputs
+        size_t *row_bytes
+    ctypedef struct msi_child_memory:
+        const char *inputs
+        char *outputs
+        size_t bytes
+    ctypedef struct msi_child:
+        msi_handover_side *side
+        const mpiserve_engine *engine
+        msi_child_tensors tensors
+        msi_child_memory *memories
+        uint64_t n_memories
+        uint32_t operation
+    int msi_child_next(msi_child *, int64_t)
 
 cdef extern from *:
     """
@@ -90,6 +115,17 @@ def dead(int pidfd):
     return bool(msi_handover_dead(pidfd))
 
 
+cdef int fill_tensors(msi_child_tensors *tensors, tuple inputs, tuple outputs) except -1:
+    cdef int i = 0
+    if max(len(inputs), len(outputs)) > MAX_TENSORS:
+        raise ValueError(f"at most {MAX_TENSORS} tensors")
+    tensors.n_inputs, tensors.n_outputs = len(inputs), len(outputs)
+    for size in (*inputs, *outputs):
+        tensors.row_bytes[i] = size
+        i += 1
+    return 0
+
+
 cdef class Handover:
     """One side of the calls. One thread at a time uses it.
 
@@ -99,13 +135,16 @@ cdef class Handover:
 
     cdef msi_handover_side _side
     cdef msi_forward _forward
+    cdef msi_child _child
     cdef unsigned char[::1] _memory
+    cdef object _kept
 
     def __init__(self, memory):
         self._memory = memory
         if self._memory.shape[0] < <Py_ssize_t>sizeof(msi_handover):
             raise ValueError(f"a hand-over needs {sizeof(msi_handover)} bytes")
         msi_handover_open(&self._side, <msi_handover *>&self._memory[0])
+        self._forward.parent = self._child.side = &self._side
 
     # ---- the parent
 
@@ -165,7 +204,6 @@ cdef class Handover:
             The addresses of a function and of its argument, for an engine.
         """
         number, address, size = memory
-        self._forward.parent = &self._side
         self._forward.operation, self._forward.pidfd = operation, pidfd
         self._forward.inputs, self._forward.outputs = inputs, outputs
         self._forward.begin = <const void *><size_t>address
@@ -185,6 +223,11 @@ cdef class Handover:
         return self._forward.posted_ns * 1e-9
 
     @property
+    def looks(self):
+        """How often the child's caller of `next` has come, as the child says."""
+        return self._side.shared.looks
+
+    @property
     def taken(self):
         """Whether the child had begun the call that was posted last."""
         return bool(msi_handover_taken(&self._side))
@@ -201,12 +244,37 @@ cdef class Handover:
 
     # ---- the child
 
+    def serve(self, uint32_t operation, size_t engine, tuple tensors, list memories, kept):
+        """Have an engine answer the batches that come.
+
+        Args:
+            operation: The number of a batch.
+            engine: The address of an mpiserve_engine; 0: all calls are the caller's again.
+            tensors: The bytes of a row of each input and of each output: two tuples.
+            memories: Of each the address to read it at, that to write it at, and its bytes.
+            kept: What must live as long as this is so.
+        """
+        fill_tensors(&self._child.tensors, tensors[0], tensors[1])
+        self._child.n_memories = min(len(memories), MSI_CHILD_MEMORIES)
+        for i in range(self._child.n_memories):
+            self._child.memories[i].inputs = <const char *><size_t>memories[i][0]
+            self._child.memories[i].outputs = <char *><size_t>memories[i][1]
+            self._child.memories[i].bytes = memories[i][2]
+        self._child.operation = operation
+        self._child.engine = <const mpiserve_engine *>engine
+        self._kept = kept
+
     def next(self, double seconds):
-        """Wait for a call, at most so many seconds; return whether there is one."""
+        """Wait for a call that no engine answers, at most so many seconds.
+
+        Returns:
+            Whether there is one.
+        """
         cdef int64_t end = msi_deadline(seconds)
         cdef int found
+        self._side.shared.looks += 1
         with nogil:
-            found = msi_handover_next(&self._side, end)
+            found = msi_child_next(&self._child, end)
         PyErr_CheckSignals()
         return bool(found)
 

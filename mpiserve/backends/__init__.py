@@ -33,7 +33,7 @@ def known_options(service: ServiceConfig) -> tuple[str, ...] | None:
     if service.backend not in _BUILT_IN:
         return None
     kind = _built_in(_name(service))
-    if service.task:
+    if service.task and service.backend != "remote":
         from mpiserve.backends.language.tasks import OPTIONS
 
         return (*OPTIONS[service.task], *kind.engine_options)

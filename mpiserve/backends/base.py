@@ -113,6 +113,7 @@ class Backend:
     together = False  # a batch is one request, which must not be cut
     copies = False  # each batch has inputs of its own, which the model may change and keep
     wants_clients = False  # `clients` is set before each batch; for replicas of one rank
+    to_compile = ""  # a file that is there once an engine in C has been compiled; "": none can be
     tune_result: Any = None  # what `tune` measured, for another process that loads the model
     unavailable = False  # whether other replicas should answer for a while
     failing = False  # whether every batch is an error, as the model cannot be had
@@ -209,7 +210,7 @@ class Backend:
             build: Whether to make it if there is none yet, which may take minutes.
 
         Returns:
-            The engine; None if there is none.
+            The engine; None if there is none yet: then `to_compile` is set.
 
         Raises:
             ModelError: If the model can have none, with the reason.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +17,8 @@ from mpiserve.errors import ArgumentError, Code, ModelError
 if TYPE_CHECKING:
     import onnxruntime
 
+Arrays = tuple[np.ndarray, ...]
+MAX_KNOWN = 256  # batches whose bindings are kept
 DYNAMIC = "torch.onnx.export(module, (x,), path, dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))"
 DTYPES = {
     "tensor(bool)": "bool",
@@ -90,6 +92,7 @@ class OnnxBackend(Backend):
         self._made = self._check("output", self.service.outputs, self._session.get_outputs())
         self._inputs = [tensor.name for tensor in self.service.inputs]
         self._outputs = [tensor.name for tensor in self.service.outputs]
+        self._known: dict[int, tuple[Arrays, Arrays, Any]] = {}
 
     def run(self, inputs: tuple[np.ndarray, ...]) -> list[Any]:
         """Run the model on one batch."""
@@ -108,21 +111,48 @@ class OnnxBackend(Backend):
         done: Callable[[int], None],
     ) -> Any:
         """Run the model with results in `outputs`; onnxruntime refuses shapes that do not fit."""
-        binding = self._session.io_binding()
-        for name, array in zip(self._inputs, self._converted(inputs), strict=True):
-            binding.bind_cpu_input(name, array)
+        if self._given or self._made:
+            return self._run_converted(inputs, outputs)
+        self._session.run_with_iobinding(self._bound(inputs, outputs))
+        return outputs
+
+    def _run_converted(self, inputs: Arrays, outputs: Arrays) -> Arrays:
         results = list(outputs)
         for i, dtype in self._made.items():
             results[i] = np.empty(outputs[i].shape, dtype)
-        for name, array in zip(self._outputs, results, strict=True):
-            binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
-        self._session.run_with_iobinding(binding)
+        given = self._converted(inputs)
+        self._session.run_with_iobinding(self._bind(given, results))
         for i in self._made:
             cast(results[i], outputs[i], f"output '{self._outputs[i]}'")
         return outputs
 
+    def _bound(self, inputs: Arrays, outputs: Arrays) -> Any:
+        """Bind the memory of a batch, cached: the broker reuses the arrays of the same rows."""
+        if self.copies:
+            return self._bind(inputs, outputs)
+        known = self._known.get(id(inputs))
+        if known is None or known[0] is not inputs or known[1] is not outputs:
+            if len(self._known) >= MAX_KNOWN:
+                self._known.clear()
+            known = inputs, outputs, self._bind(inputs, outputs)
+            if not inputs[0].flags.owndata:  # only views of the broker's memory are reused
+                self._known[id(inputs)] = known
+        return known[2]
+
+    def _bind(self, inputs: Sequence[np.ndarray], outputs: Sequence[np.ndarray]) -> Any:
+        """Bind arrays by their addresses: nothing is copied."""
+        binding = self._session.io_binding()
+        for bind, names, arrays in (
+            (binding.bind_input, self._inputs, inputs),
+            (binding.bind_output, self._outputs, outputs),
+        ):
+            for name, array in zip(names, arrays, strict=True):
+                bind(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+        return binding
+
     def close(self) -> None:
         """Free the session."""
+        self._known = {}
         self.__dict__.pop("_session", None)
 
     def _converted(self, inputs: tuple[np.ndarray, ...]) -> list[np.ndarray]:

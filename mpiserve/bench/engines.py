@@ -112,11 +112,13 @@ def size_of(name: str) -> int:
 
 
 def beside(name: str, rows: list[dict[str, Any]]) -> Iterable[dict[str, Any]]:
-    """Yield what a served row costs beyond the engine, and how much faster it is than eager."""
+    """Yield what a served row costs beyond the engine, its ratio, and how much slower eager is."""
     p50 = {row["engine"]: row["p50_us"] for row in rows if row["model"] == name}
     if not p50:
         return
     more = round(p50["compiled"] - p50[IN_PROCESS], 3)
     yield {"case": "served_beyond_engine", "net": name, "value": more, "unit": "us"}
+    ratio = round(p50["compiled"] / p50[IN_PROCESS], 3)
+    yield {"case": "served_over_engine", "net": name, "value": ratio, "unit": "x"}
     times = round(p50["eager"] / p50["compiled"], 3)
     yield {"case": "eager_over_compiled", "net": name, "value": times, "unit": "x"}

@@ -21,6 +21,7 @@ from mpiserve.bench import (
     lockstep,
     overlap,
     scale,
+    starts,
     strong_scaling,
 )
 from mpiserve.bench.machine import machine, version
@@ -52,10 +53,12 @@ CASES = {
     "restart": PAIR,
     "loadgen": PAIR,
     "scale": 0,
+    "starts": 0,
     "lockstep": lockstep.CLIENTS + 1,
     "strong_scaling": strong_scaling.RANKS,
 }
-BY_NAME = ("isolation", "restart")  # measured only if they are asked for
+WITHOUT_MPI = {"scale": scale.measure, "starts": starts.measure}
+BY_NAME = ("isolation", "restart", "starts")  # measured only if they are asked for
 
 
 def bench(
@@ -164,7 +167,8 @@ def afterwards(
     """Measure the other cases. An error is returned, so that the rows so far are kept."""
     try:
         for case in cases:
-            rows += crew(case, plan, progress) if CASES[case] else scale.measure(plan, progress)
+            alone = WITHOUT_MPI.get(case)
+            rows += alone(plan, progress) if alone else crew(case, plan, progress)
     except Error as error:
         return error
     return None

@@ -112,7 +112,8 @@ def latency_table(rows: list[Row]) -> Table:
         found = {row["bytes"]: figure(row["p50_us"]) for row in rows if label(row) == name}
         table.add_row(name, *[found.get(size, "") for size in sizes])
     for row in networks:
-        table.add_row(f"{label(row)}, 1 row: {figure(row['p50_us'])}")
+        figures = [figure(row[name]) for name in FIGURES]
+        table.add_row(f"{label(row)}, 1 row: {figures[0]} (p99 {figures[1]}, max {figures[2]})")
     return table
 
 

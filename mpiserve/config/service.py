@@ -110,7 +110,7 @@ class ServiceConfig(Table):
     engine: str = "auto"
     """What executes the model: `"eager"` (torch in Python, without DeepSpeed), `"compiled"` (C++
     that torch makes of the model, which runs without Python), `"onnx"` or `"deepspeed"`. `"auto"`:
-    that of the backend, or the compiled one if the cache has it, it agrees and is faster.
+    the fastest that agrees with the backend's own; what the cache lacks is compiled meanwhile.
     """
     max_batch_rows: int = Field(MAX_BATCH_ROWS, ge=1, lt=MAX_ROWS, validate_default=True)
     """The most rows in a batch, which has at most 16 TiB. Larger requests are cut into pieces. With
@@ -243,8 +243,8 @@ class ServiceConfig(Table):
         """The rows of the batches that the model runs before the service is announced."""
         if isinstance(self.warmup, tuple):
             return self.warmup
-        if self.warmup is False:
-            return ()
+        if self.warmup is False or (self.task and self.backend == "remote"):
+            return ()  # the server of a language model is warm, and takes no empty text
         if self.by_request:  # the model may accept only whole fields
             return (self.max_batch_rows,)
         # A server may take fewer rows than max_batch_rows, which is for all requests of a batch.
@@ -345,8 +345,8 @@ class ServiceConfig(Table):
             return task
         if task not in TASKS:
             raise ValueError(f"unknown task {shown(task)} {suggest(task, TASKS)}")
-        if info.data.get("backend") not in ("deepspeed", "torch"):
-            raise ValueError("tasks need the backend 'deepspeed' or 'torch'")
+        if info.data.get("backend") not in ("deepspeed", "torch", "remote"):
+            raise ValueError("tasks need the backend 'deepspeed', 'torch' or 'remote'")
         return task
 
     @field_validator("fallback")

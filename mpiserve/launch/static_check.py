@@ -11,10 +11,12 @@ from typing import Any, NamedTuple
 
 from mpiserve import backends
 from mpiserve.backends.language.tasks import input_problems
+from mpiserve.backends.remote.remote_backend import api_of
 from mpiserve.backends.remote.settings import OptionError, settings_of
 from mpiserve.backends.torch.deepspeed_backend import ELSEWHERE
 from mpiserve.config import OBJECT, Config, Group, ServiceConfig
 from mpiserve.config.values import cut, shown, suggest
+from mpiserve.errors import ModelError
 from mpiserve.launch import definitions
 
 POOL = 256 << 20  # bytes of a service whose pool_bytes is 0
@@ -182,9 +184,11 @@ def _model(service: ServiceConfig) -> Iterator[Finding]:
 
 def _remote(service: ServiceConfig) -> Iterator[Finding]:
     try:
-        settings_of(service)
+        api_of(service, settings_of(service))
     except OptionError as error:
         yield Finding(f"options.{error.name}", error.text)
+    except ModelError as error:
+        yield Finding("backend", error.text)
 
 
 def _model_file(service: ServiceConfig, model: str) -> Iterator[Finding]:
@@ -296,7 +300,7 @@ def _here(service: ServiceConfig) -> Iterator[Finding]:
     if module and not _installed(module):
         text = f"'{service.backend}' needs {module}, which is not here: pip install '{package}'"
         yield Finding("backend", text, sure=False)
-    if service.task and not _installed("transformers"):
+    if service.task and service.backend != "remote" and not _installed("transformers"):
         text = "needs transformers, which is not here: pip install 'mpiserve[language]'"
         yield Finding("task", text, sure=False)
     cores = os.cpu_count() or service.threads

@@ -21,10 +21,8 @@ from mpiserve.failure import check_interrupt, describe, one_line
 from mpiserve.serving.model_probe import EPS, Arrays, random_rows, reals
 
 if TYPE_CHECKING:
-    from mpiserve._lib import core
     from mpiserve._lib.engine import Engine
     from mpiserve.config import ServiceConfig
-    from mpiserve.serving.isolation.process import ChildProcess
 
 logger = logging.getLogger("mpiserve")
 
@@ -49,71 +47,23 @@ class Times(NamedTuple):
     native: float
 
 
-class InC:
-    """What the library knows of a service's engine in C.
-
-    Args:
-        lib: The session handle of this rank.
-        index: Which of the services of this rank it is.
-        service: The table of the service.
-    """
-
-    def __init__(self, lib: core.Session, index: int, service: ServiceConfig) -> None:
-        self._lib = lib
-        self._index = index
-        self._service = service
-        self._used = self._warned = False
-        self.child: ChildProcess | None = None
-
-    def use(self, native: Native | None) -> None:
-        """Have the library run batches with an engine, or return them to the caller again.
-
-        Raises:
-            ModelError: If the engine cannot be loaded: then batches come to the caller.
-        """
-        if self._used or self.child:
-            self._used, self.child = False, None
-            self._lib.set_engine(self._index, None)
-        if native is not None:
-            limit_threads(self._service.threads)  # of libraries that come with it
-            self._lib.set_engine(self._index, load(native, self._service))
-            self._used = True
-
-    def forward(self, child: ChildProcess | None) -> None:
-        """Have the library hand batches over to the process of the model, without Python.
-
-        Args:
-            child: The process, which goes on where that fails; None ends it.
-        """
-        engine = None
-        if child:
-            _, address, size = self._lib.segments()[0]
-            n_inputs, n_outputs = len(self._service.inputs), len(self._service.outputs)
-            engine = child.forward(n_inputs, n_outputs, address, size)
-        self._lib.set_engine(self._index, engine)
-        self.child = child
-
-    def warn(self, failure: str) -> None:
-        """Log that the engine failed on a batch, which Python runs now; only the first time."""
-        if self._used and not self._warned:
-            self._warned = True
-            logger.warning("service %s: %s: %s", self._service.name, FAILED, failure)
-
-
 class Called:
     """A model, called from Python: by its engine in C if it has one.
 
     Args:
         backend: The model.
         service: The table of the service.
+
+    Attributes:
+        engine: The engine.
     """
 
     def __init__(self, backend: Backend, service: ServiceConfig) -> None:
         self._backend, self._service = backend, service
-        self._engine: Engine | None = None
+        self.engine: Engine | None = None
         self._warned = False
         try:
-            self._engine = load(backend.native, service) if backend.native else None
+            self.engine = load(backend.native, service) if backend.native else None
         except Error as error:  # the cache is not what it was
             self._warn(error)
 
@@ -123,9 +73,9 @@ class Called:
         Raises:
             Exception: Any exception of the model.
         """
-        if self._engine:
+        if self.engine:
             try:
-                self._engine.run(inputs, outputs)
+                self.engine.run(inputs, outputs)
             except Error as error:
                 self._warn(error)
             else:
@@ -170,7 +120,11 @@ def load(native: Native, service: ServiceConfig) -> Engine:
 
 
 def choose(
-    backend: Backend, service: ServiceConfig, examples: Arrays | None, measure: bool = True
+    backend: Backend,
+    service: ServiceConfig,
+    examples: Arrays | None,
+    measure: bool = True,
+    build: bool = False,
 ) -> Native | None:
     """Choose what runs a model that is loaded and warm.
 
@@ -179,9 +133,11 @@ def choose(
         service: The table of the service.
         examples: The rows that `warmup` names, if it names a file.
         measure: Whether to take the faster one; otherwise the one in C, if there is one.
+        build: Whether to make an engine that does not exist yet, which may take minutes.
 
     Returns:
-        The engine in C, or None if Python runs the model.
+        The engine in C, or None if Python runs the model; for now, if `to_compile` of the backend
+        is set.
 
     Raises:
         ModelError: If the configuration requires an engine that the model cannot have.
@@ -190,7 +146,7 @@ def choose(
         return None
     required = service.engine == "compiled"
     try:
-        return _chosen(backend, service, examples, measure and not required, required)
+        return _chosen(backend, service, examples, measure and not required, build or required)
     except BaseException as error:
         check_interrupt()
         if required:
@@ -213,11 +169,9 @@ def _chosen(
         raise ModelError(Code.EMODEL, "it needs warmup, when it is compared with the model")
     native = backend.compiled(build)
     if native is None:
-        why = "the cache has no compiled engine of it (mpiserve compile makes one)"
-        logger.info("service %s is run by %s: %s", service.name, engine_of(backend), why)
         return None
     engine = load(native, service)
-    _compare(backend, engine, service, examples)
+    _compare(backend, engine, service, examples, (*FEW, service.warmup_rows[-1]))
     largest = _filled(service, examples, service.warmup_rows[-1])
     engine.chunk_rows = 0 if backend.together else _chunk(engine, service, largest)
     times = _times(backend, engine, service, largest)
@@ -233,16 +187,32 @@ def _chosen(
 # ---- comparison
 
 
-def _compare(
-    backend: Backend, engine: Engine, service: ServiceConfig, examples: Arrays | None
+def verify(
+    backend: Backend, native: Native, service: ServiceConfig, examples: Arrays | None
 ) -> None:
-    """Compare the engine with Python, on zeros, random rows and examples.
+    """Compare an engine that another process has chosen with the model that answers here.
+
+    Raises:
+        ModelError: If they differ: that process has read other files than this one.
+    """
+    with backend.serving():
+        _compare(backend, load(native, service), service, examples, FEW)
+
+
+def _compare(
+    backend: Backend,
+    engine: Engine,
+    service: ServiceConfig,
+    examples: Arrays | None,
+    counts: Sequence[int],
+) -> None:
+    """Compare the engine with Python, on zeros, random rows and examples of these numbers.
 
     Raises:
         ModelError: If they differ by more than rounding, or the model accepts none of these.
     """
     compared = 0
-    for rows in sorted({*FEW, service.warmup_rows[-1]}):
+    for rows in sorted(set(counts)):
         if rows > service.max_batch_rows:
             continue
         for inputs in _candidates(service, examples, rows):

@@ -12,8 +12,9 @@ from mpiserve.backends.base import Backend, Native
 from mpiserve.errors import CausedError, Code
 from mpiserve.failure import check_interrupt, describe
 from mpiserve.mpi.requests import agree
+from mpiserve.serving import engines
 from mpiserve.serving.engines import limit_threads
-from mpiserve.serving.warmup import Warmup
+from mpiserve.serving.warmup import Warmup, examples
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -114,6 +115,18 @@ class Loader:
             _close(backend)
             raise
         return backend
+
+    def compile(self, service: ServiceConfig, known: Known) -> Native | None:
+        """Compile a model that another process serves, and choose what should run it there.
+
+        Raises:
+            Exception: Any exception of the model.
+        """
+        backend = self.repeat(service, known)
+        try:
+            return engines.choose(backend, service, examples(service), build=True)
+        finally:
+            _close(backend)
 
     def _looked_at(self, service: ServiceConfig, shared: MPI.Comm | None) -> Warmup:
         """Load and examine a model, on all ranks or on none."""

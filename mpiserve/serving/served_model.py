@@ -24,6 +24,7 @@ from mpiserve.serving.absent_model import Absent, Suspended, Unloaded
 from mpiserve.serving.continuous import Stepper
 from mpiserve.serving.description import description
 from mpiserve.serving.failed_batch import Splitter
+from mpiserve.serving.in_c import InC
 from mpiserve.serving.isolation import local_model
 from mpiserve.serving.isolation.loader import loader_of
 from mpiserve.serving.reload import Changes
@@ -92,13 +93,13 @@ class ServedModel:
         self._kind = ""  # of rows, as clients were told
         self._life = notices.Life(self.name)
         self.stepper: Stepper | None = None
-        self._in_c = engines.InC(lib, index, self.service)
+        self._in_c = InC(lib, self, local_rank)
         self._room = True  # as the broker was told
         self._engine = ""  # of the model that answers, once it is loaded
         self._failures = Failures(self.name)
         self._splitter = Splitter(lib, self._run_rows, self._report)
-        most, free = self.service.max_batch_rows, self.service.has_free_dims
-        self._alone = None if free else notices.Alone(self.service.name, most)
+        alone = notices.Alone(self.service.name, self.service.max_batch_rows)
+        self._alone = None if self.service.has_free_dims else alone
         self._serving = ExitStack()  # what the backend needs while it serves
 
     # ---- start and end
@@ -125,7 +126,7 @@ class ServedModel:
             self.failed = True
             return self._describe(error_code=Code.EMODEL, error_text=wrong)
         self._start()
-        self._kind = self._kind_of_rows()
+        self._kind = self.service.kind_of_rows(self.backend.together)
         text = "%s is ready after %.1f s, rows %s"
         logger.info(text, self.name(), time.monotonic() - begin, self._kind)
         if self.follower:
@@ -166,8 +167,7 @@ class ServedModel:
             )
             self._announced = True
             self._agree_rows()
-            native = self.backend.native if self.sole else None
-            self._failures.attempt("cannot use its engine", self._in_c.use, native)
+            self._failures.attempt("cannot use its engine", self._in_c.enter)
 
     def close(self) -> None:
         """Stop the followers and close the model; called once, at the end.
@@ -181,6 +181,7 @@ class ServedModel:
         self.let_go(self.backend)
 
     def _leave(self) -> None:
+        self._in_c.leave()
         self._failures.attempt("could not leave what it needed to serve", self._serving.close)
 
     # ---- what it is
@@ -201,6 +202,11 @@ class ServedModel:
     def idle(self) -> bool:
         """Whether every request that the model holds has been answered."""
         return self.stepper is None or self.stepper.idle
+
+    @property
+    def watched(self) -> bool:
+        """Whether Python must see each batch, to remark that they hold one request each."""
+        return self._alone is not None
 
     @property
     def broken(self) -> bool:
@@ -231,6 +237,8 @@ class ServedModel:
         """Watch the backend; let other replicas answer while it cannot, or if it never will."""
         head = self._head
         (head or self.backend).supervise()
+        if self._in_c.look():
+            self._engine = engines.engine_of(self.backend)
         state = "failed" if head and head.broken else self.backend.availability
         if state != self._state and not self.stopped:
             self._state = state
@@ -238,8 +246,6 @@ class ServedModel:
             if not self.assignment.pool:
                 self._lib.suspend(self.index, away)
             self.enter_state(state)
-        if self.backend.forwards_to is not self._in_c.child and self.sole and not self._alone:
-            self._in_c.forward(self.backend.forwards_to)
 
     def update_room(self) -> None:
         """Keep requests in the queue while the model has no room for more."""
@@ -258,8 +264,8 @@ class ServedModel:
         if self.stepper:
             self.stepper.take(batch)
             return
-        if self._alone:
-            self._look_whether_alone(batch)
+        if self._alone and (self.backend.together or not self._goes_on_watching(batch)):
+            self._alone = None
         if batch.failure:
             self._in_c.warn(batch.failure)
         try:
@@ -285,11 +291,9 @@ class ServedModel:
         finally:
             self.seconds += time.monotonic() - begin
 
-    def _look_whether_alone(self, batch: core.Batch) -> None:
-        if not self.backend.together:
-            waiting = self._lib.queue_rows(batch.service)
-            if self._alone and not self._alone.look(batch.requests, batch.rows, waiting):
-                self._alone = None
+    def _goes_on_watching(self, batch: core.Batch) -> bool:
+        waiting = self._lib.queue_rows(batch.service)
+        return bool(self._alone and self._alone.look(batch.requests, batch.rows, waiting))
 
     def _outputs(self, batch: core.Batch) -> Sequence[np.ndarray]:
         def done(rows: int) -> None:
@@ -418,12 +422,9 @@ class ServedModel:
             return None
         return Stepper(self._lib, backend.steps, self._finished, self._report)
 
-    def _kind_of_rows(self) -> str:
-        return self.service.kind_of_rows(self.backend.together)
-
     def _agree_rows(self) -> None:
         """Tell the broker whether the new model takes rows together, if that has changed."""
-        kind = self._kind_of_rows()
+        kind = self.service.kind_of_rows(self.backend.together)
         if isinstance(self.backend, Absent) or not self._announced or kind == self._kind:
             return
         self._kind = kind
@@ -440,9 +441,8 @@ class ServedModel:
 
     def load_again(self) -> Backend:
         """Load the version that other ranks answer with, in any thread; change nothing here."""
-        if isinstance(self.backend, Unloaded):
-            return Unloaded(self.current)
-        return self.loader.load(self.current)
+        unloaded = isinstance(self.backend, Unloaded)
+        return Unloaded(self.current) if unloaded else self.loader.load(self.current)
 
     def resume(self, backend: Backend) -> None:
         """Answer with the backend that `load_again` returned."""

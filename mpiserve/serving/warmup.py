@@ -128,8 +128,9 @@ class Warmup:
             backend.tune(self._rows(rows), zeros(service.outputs, rows))
         # Beside a model that is busy nothing is measured: the new one runs as the old one does.
         if old:
-            in_c = old.native is not None
-        if not self._comm and in_c is not False:
+            in_c = None if old.to_compile else old.native is not None
+        # Of several ranks the first one logs why they have none.
+        if in_c is not False and (self._comm is None or self._comm.rank == 0):
             chosen = engines.choose(backend, service, self._examples, measure=in_c is None)
             backend.native = chosen or backend.native
 

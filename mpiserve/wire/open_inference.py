@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mpiserve.wire.json_body import WireError, read_table
+
 LENGTH = "Inference-Header-Content-Length"  # bytes of the JSON before the tensors
 DATATYPES = {
     "bool": "BOOL",
@@ -30,10 +32,6 @@ DATATYPES = {
     "float64": "FP64",
 }
 DTYPES = {datatype: dtype for dtype, datatype in DATATYPES.items()}
-
-
-class WireError(ValueError):
-    """Bytes that the protocol does not allow."""
 
 
 class Described(NamedTuple):
@@ -73,7 +71,7 @@ def metadata(body: bytes) -> Metadata:
     Raises:
         WireError: If it is not what the protocol allows.
     """
-    table = _table(body)
+    table = read_table(body)
     return Metadata(_described(table, "inputs"), _described(table, "outputs"))
 
 
@@ -134,7 +132,7 @@ def response(
         WireError: If the answer is not what the protocol allows, or not what was asked for.
     """
     end = len(body) if json_bytes is None else _length(json_bytes, len(body))
-    entries = _table(body[:end]).get("outputs")
+    entries = read_table(body[:end]).get("outputs")
     if not isinstance(entries, list):
         raise WireError("an answer without outputs")
     results, at = {}, end
@@ -148,28 +146,10 @@ def response(
     return results
 
 
-def error_text(body: bytes) -> str:
-    """Return what a server says of an error: the text of its JSON, or the body."""
-    try:
-        return str(_table(body)["error"])
-    except (WireError, KeyError):
-        return body[:400].decode(errors="replace").strip()
-
-
 def _length(text: str, most: int) -> int:
     if not text.isascii() or not text.isdigit() or int(text) > most:
         raise WireError(f"{LENGTH} is {text[:40]!r}, of a body of {most} bytes")
     return int(text)
-
-
-def _table(body: bytes) -> dict[str, Any]:
-    try:
-        table = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise WireError(f"no JSON: {error}") from None
-    if not isinstance(table, dict):
-        raise WireError("JSON that is no object")
-    return table
 
 
 def _entry(entry: Any) -> tuple[str, tuple[int, ...], int]:

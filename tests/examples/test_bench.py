@@ -117,6 +117,17 @@ def test_the_process_of_a_model_is_measured(mpiexec, tmp_path):
     assert found == {("identity", "in the rank"): SIZES, ("identity", "in a child"): SIZES}
 
 
+@pytest.mark.takes_long
+def test_starts_are_measured(mpiexec, tmp_path):
+    rows = measured(mpiexec, tmp_path, "starts")
+    assert [row["net"] for row in rows if row["case"] == "auto_is_fastest"] == [
+        "8-32-32-8",
+        "64-256-256-64",
+    ]
+    assert all(row["value"] in (0, 1) for row in rows if row["case"] == "auto_is_fastest")
+    assert all(row["unit"] == "s" for row in rows if row["case"] == "auto_starts_longer")
+
+
 def test_a_world_of_another_size_is_refused_in_one_line(mpiexec):
     done = mpiexec(["-n", 3, *BENCH])
     assert done.returncode == 2

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
 import threading
 import time
-from pathlib import Path
 
 import pytest
 from coupling import RUN, lines, write
-from inference_server import Server, take
-from jobs import ROOT
+from inference_server import Server, meet
 
 pytest.importorskip("urllib3")
 
@@ -42,24 +37,6 @@ with mpiserve.open() as session:
     requests = [double.submit(x) for x in given]
     right = sum(np.array_equal(r.result(), 2 * x) for r, x in zip(requests, given))
     print(f"rank {rank}: {right} right")
-"""
-TRITON = ROOT / ".venv-triton/bin/python"
-TRITON_SERVER = """
-import sys
-import numpy as np
-from pytriton.decorators import batch
-from pytriton.model_config import ModelConfig, Tensor
-from pytriton.triton import Triton, TritonConfig
-
-@batch
-def double(x):
-    return [2 * x]
-
-ports = dict(zip(("http_port", "grpc_port", "metrics_port"), map(int, sys.argv[1:])))
-with Triton(config=TritonConfig(**ports)) as triton:
-    x, y = (Tensor(name=name, dtype=np.float32, shape=(2,)) for name in "xy")
-    triton.bind("double", double, inputs=[x], outputs=[y], config=ModelConfig(max_batch_size=64))
-    triton.serve()
 """
 
 
@@ -100,65 +77,8 @@ def test_a_server_that_is_restarted_loses_no_request(mpiexec, tmp_path):
 
 def test_requests_of_a_slow_server_are_under_way_together(mpiexec, tmp_path):
     with Server() as server:
-        server.faults = [lambda handler: False, *[take(1.0)] * 16]  # the first is warm-up
+        server.faults = [lambda handler: False, *[meet(15)] * 16]  # the first is warm-up
         done = start(mpiexec, tmp_path, server.url, AT_ONCE, 5)
     assert done.returncode == 0
     assert lines(done.stdout) == [f"rank {rank}: 4 right" for rank in range(4)]
     assert server.most >= 15
-
-
-class Triton:
-    """The real server, in a process group of its own."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        (folder / "triton.py").write_text(TRITON_SERVER)
-        self.ports = free_ports(3)
-        self.url = f"http://127.0.0.1:{self.ports[0]}"
-
-    def start(self) -> None:
-        # It looks for the library of its Python, which may be in no folder that is searched.
-        folder = subprocess.check_output(
-            [TRITON, "-c", "import sysconfig; print(sysconfig.get_config_var('LIBDIR'))"], text=True
-        )
-        self.process = subprocess.Popen(
-            [TRITON, "triton.py", *map(str, self.ports)],
-            cwd=self.folder,
-            env=os.environ | {"LD_LIBRARY_PATH": folder.strip()},
-            stdout=(self.folder / "triton.log").open("a"),
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-
-    def kill(self) -> None:
-        os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-
-
-def free_ports(n):
-    made = [Server() for _ in range(n)]
-    ports = [server.server_address[1] for server in made]
-    for server in made:
-        server.server_close()
-    return ports
-
-
-@pytest.mark.takes_long
-@pytest.mark.skipif(not TRITON.exists(), reason="no .venv-triton: make test-triton makes it")
-def test_triton_that_is_killed_and_restarted_loses_no_request(mpiexec, tmp_path):
-    triton = Triton(tmp_path)
-    triton.start()
-    again = threading.Timer(20, lambda: (triton.kill(), triton.start()))
-    again.start()
-    try:
-        simulation = MANY.replace("    for i", "    import time\n    for i").replace(
-            "        right +=", "        time.sleep(0.15)\n        right +="
-        )
-        done = start(mpiexec, tmp_path, triton.url, simulation, 3, timeout=150)
-    finally:
-        again.cancel()
-        again.join()
-        triton.kill()
-        print((tmp_path / "triton.log").read_text()[-3000:])
-    assert done.returncode == 0
-    assert lines(done.stdout) == ["rank 0: 150 right", "rank 1: 150 right"]

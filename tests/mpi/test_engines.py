@@ -1,4 +1,4 @@
-"""A model that torch has compiled answers as the module does, without Python on the way."""
+"""Engines in C answer as the model does, without Python on the way, in the rank and in a child."""
 
 import time
 from pathlib import Path
@@ -9,10 +9,12 @@ from mpi.coupling import INFERENCE, couple, tensor
 from mpi.models import labelled
 
 import mpiserve
+from mpiserve.serving.isolation.isolated import Isolated
 from mpiserve.serving.worker import IDLE
 
 CACHE = Path(__file__).parents[2] / "build/test-engines"  # kept: a compilation takes a while
 LABELS, REQUESTS = 5, 1500
+MESSAGES = 8  # to a child at most, besides batches: to load, to attach memory, to end
 SERVICE = {
     "backend": "torch",
     "model": "models:labelled",
@@ -53,15 +55,54 @@ def simulate(session):
     ask(served, module, x, label)
 
 
+@pytest.fixture
+def asked(monkeypatch):
+    """How often each child of a model has asked Python for something to do, until its end."""
+    looks, close = [], Isolated.close
+
+    def closing(self):
+        if self._child:
+            looks.append(self._child._channel.calls.looks)
+        close(self)
+
+    monkeypatch.setattr(Isolated, "close", closing)
+    return looks
+
+
+def check(counters, seconds, asked, others):
+    """Compare the entries of interpreters with the time that has passed, and with other causes."""
+    looks = seconds / IDLE + 1
+    in_python = counters["batches"] - counters["engine_batches"]
+    assert counters["engine_batches"] >= REQUESTS
+    assert counters["batch_calls"] <= looks + in_python + others
+    for entries in asked:
+        assert entries <= looks + in_python + MESSAGES
+
+
 @pytest.mark.timeout(240)
 @pytest.mark.roles(simulation=2, inference=1)
-def test_a_compiled_model_answers_as_the_module_without_python(world, monkeypatch):
+@pytest.mark.parametrize("isolate", ["auto", False, True])
+def test_a_compiled_model_answers_as_the_module_without_python(world, monkeypatch, asked, isolate):
     monkeypatch.setenv("MPISERVE_CACHE", str(CACHE))
     begin = time.monotonic()
-    counters = couple(world, {"net": SERVICE}, simulate)
-    looks = (time.monotonic() - begin) / IDLE
+    counters = couple(world, {"net": SERVICE | {"isolate": isolate}}, simulate)
     if world.role == INFERENCE:
-        changes, failed = 2, 1
-        assert counters["engine_batches"] == counters["batches"] - failed >= REQUESTS
-        # The end, and what an engine cannot do, besides the looks that time asks for.
-        assert counters["batch_calls"] <= looks + 1 + changes + failed
+        check(counters, time.monotonic() - begin, asked, others=2)  # two changes: load, swap
+        assert len(asked) == (2 if isolate else 0)
+
+
+@pytest.mark.roles(simulation=1, inference=1)
+@pytest.mark.parametrize("isolate", [False, True])
+def test_an_echo_needs_no_python(world, asked, isolate):
+    def ask_often(session):
+        served = session.service("echo")
+        for i in range(REQUESTS):
+            x = np.full((1 + i % 3, 4), i, np.float64)
+            np.testing.assert_array_equal(served(x), x)
+
+    begin = time.monotonic()
+    service = {"backend": "echo", "inputs": [tensor("x", "float64", 4)], "isolate": isolate}
+    counters = couple(world, {"echo": service}, ask_often)
+    if world.role == INFERENCE:
+        check(counters, time.monotonic() - begin, asked, others=0)
+        assert len(asked) == isolate

@@ -110,7 +110,7 @@ WRONG = {
     "tensor_parallel = 2\nfallback = 'local'": "fallback: 'local': a client has no 2 ranks for a",
     "fallback = 'physics'": "fallback: must be 'local', got 'physics'",
     "task = 'chat'": "task: unknown task 'chat' (one of: generate, embed)",
-    "backend = 'python'\ntask = 'embed'": "task: tasks need the backend 'deepspeed' or",
+    "backend = 'python'\ntask = 'embed'": "task: tasks need the backend 'deepspeed', 'torch' or",
     "warmup = [0]": "warmup: rows must be 1 to max_batch_rows, got [0]",
     'warmup = "rows.csv"': "warmup: must be true, false, a list of rows or a .npz file, got",
     'rows = "merged"': "rows: must be 'independent', 'together' or 'none', got 'merged'",

@@ -16,11 +16,13 @@ import pytest
 from workers import FLOATS, service_of
 
 from mpiserve._lib import handover
+from mpiserve.backends.base import Native
 from mpiserve.config import Config
 from mpiserve.errors import Code, ConfigError, ModelError
 from mpiserve.failure import cause_of, describe, trace_of
+from mpiserve.serving import engines
 from mpiserve.serving.isolation import local_model
-from mpiserve.serving.isolation.channel import CALL, OK, RUN, Channel, Room
+from mpiserve.serving.isolation.channel import CALL, OK, RUN, Channel, Room, sizes
 from mpiserve.serving.isolation.messages import Failure
 from mpiserve.serving.isolation.process import wait_for_rows
 from mpiserve.serving.isolation.restarts import IN_A_ROW, Restarts
@@ -164,6 +166,29 @@ def test_a_child_that_reports_for_ever_is_late(channels):
         finally:
             over.set()
     assert done in ([], [3])
+
+
+def test_an_engine_answers_batches_and_python_the_rest(channels):
+    service, mine, other = channels
+    echo, memory = engines.load(Native(None), service), np.frombuffer(other.own, np.uint8)
+    places = (memory.ctypes.data, memory.ctypes.data, memory.nbytes)
+    other.calls.serve(RUN, echo.address, sizes(service), [places], (echo, memory))
+    (x,), (y,), _ = Room(service, mine.own).arrays(5)
+    flat = [number for place in Room(service, mine.own).places() for number in place]
+    for value in (1.5, 2.5):
+        x[...] = value
+        mine.calls.post(RUN, 5, tuple(flat))
+        assert not other.calls.next(0.0)
+        assert mine.calls.wait(0.0, -1) == handover.ENDED
+        assert mine.calls.answer == (OK, 0) and (y == value).all()
+    flat[1] = memory.nbytes - 1  # the first input would end outside
+    mine.calls.post(RUN, 5, tuple(flat))
+    assert other.calls.next(0.0) and other.calls.operation == RUN
+    other.calls.end(OK)
+    assert mine.calls.wait(0.0, -1) == handover.ENDED
+    mine.ask("a message")
+    assert other.calls.next(0.0) and other.asked() == "a message"
+    assert mine.calls.looks == 4 and not mine.calls.resume()
 
 
 def isolation(**keys):

@@ -146,3 +146,19 @@ def test_a_provider_that_is_not_there_is_named(make):
     options = {"providers": ["CPUExecutionProvider"]}
     options["provider_options"] = {"CPUExecutionProvider": {"no_such_key": "1"}}
     assert make(options=options).run((rows(2),))
+
+
+def test_a_batch_in_the_same_memory_is_computed_anew(make):
+    backend, room = make(), np.zeros((2, 40), np.float32)
+    batches = [
+        ((row[:12].reshape(4, 3),), (row[12:20].reshape(4, 2),)) for row in (room[0], room[1])
+    ]
+    for seed in range(3):
+        for i, (inputs, outputs) in enumerate(batches):
+            inputs[0][:] = np.random.default_rng(10 * seed + i).standard_normal((4, 3))
+            assert backend.run_batch(inputs, outputs, lambda _: None) is outputs
+            np.testing.assert_array_equal(outputs[0], backend.run(inputs)[0])
+    assert len(backend._known) == 2
+    other = (np.empty((4, 2), np.float32),)
+    backend.run_batch(batches[0][0], other, lambda _: None)
+    np.testing.assert_array_equal(other[0], batches[0][1][0])

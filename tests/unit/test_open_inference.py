@@ -115,10 +115,3 @@ def test_a_signature_is_compared_with_the_model(inputs, text):
 def test_metadata_that_are_none_are_refused():
     with pytest.raises(oip.WireError, match="no list of inputs"):
         oip.metadata(b'{"inputs": [{"name": "x"}], "outputs": []}')
-
-
-@pytest.mark.parametrize(
-    ("body", "text"), [(b'{"error": "no such model"}', "no such model"), (b"Bad Gateway", "Bad G")]
-)
-def test_the_text_of_an_error_is_found(body, text):
-    assert text in oip.error_text(body)

@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 import pytest
-from inference_server import Server, hang_up, say, start_again, take
+from inference_server import Server, hang_up, meet, say, start_again, take
 
 from mpiserve import backends
 from mpiserve.config import Config
@@ -121,13 +121,13 @@ def test_a_server_that_comes_back_is_asked_again(load):
 
 def test_many_requests_are_under_way_at_once(load, server):
     backend = load(server.url, connections=16)
-    server.faults = [take(0.5)] * 16
+    server.faults = [meet(16)] * 16
     for key in range(16):
         assert backend.steps.room
         backend.steps.begin(key, 0, (ROWS + key,))
     assert not backend.steps.room
-    results = all_of(backend.steps)
-    assert server.most >= 15
+    results = all_of(backend.steps, seconds=30)
+    assert server.most == 16
     assert all(np.array_equal(results[key]["y"], 2 * (ROWS + key)) for key in range(16))
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mpiserve.errors import Code, ModelError
-from mpiserve.text import decode_text
+from mpiserve.text import decode_text, fit_text
 
 if TYPE_CHECKING:
     import torch
@@ -70,9 +70,5 @@ class Texts:
 
         A text that is too long ends with the last character that fits.
         """
-        rows = np.zeros((len(texts), width), np.uint8)
-        for row, tokens in zip(rows, texts, strict=True):
-            text: str = self.tokenizer.decode(tokens, skip_special_tokens=True)
-            fits = text.encode()[:width].decode(errors="ignore").encode()
-            row[: len(fits)] = np.frombuffer(fits, np.uint8)
-        return rows
+        decode = self.tokenizer.decode
+        return fit_text((decode(tokens, skip_special_tokens=True) for tokens in texts), width)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from queue import Empty, SimpleQueue
@@ -12,33 +12,34 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mpiserve.backends.arrays import dtype_of
 from mpiserve.backends.base import Backend, Steps, check_options
+from mpiserve.backends.remote.api import Api, Arrays, Message, Reply
+from mpiserve.backends.remote.open_inference_api import OpenInference
+from mpiserve.backends.remote.openai_api import OpenAI
 from mpiserve.backends.remote.settings import OPTIONS, OptionError, Settings, settings_of
 from mpiserve.errors import ArgumentError, Code, ModelError
-from mpiserve.wire import open_inference
-from mpiserve.wire.open_inference import DATATYPES, WireError, model_path
+from mpiserve.wire.json_body import WireError, error_text
 
 if TYPE_CHECKING:
     from mpiserve.backends.remote.servers import Server, Servers
+    from mpiserve.config import ServiceConfig
 
 STEP = 1e-3  # seconds that a step waits for an answer: new requests wait for its end
 LOOK = 0.2  # seconds between two looks whether a server is ready
 
 logger = logging.getLogger("mpiserve")
 
-Arrays = tuple[np.ndarray, ...]
-
 
 class RemoteBackend(Backend):
-    """Has servers of the Open Inference Protocol answer, such as Triton.
+    """Has servers answer, such as Triton by the Open Inference Protocol, or vLLM by OpenAI's API.
 
-    `model` is the name of the model there, or "name/versions/{version}". Requests are passed one
-    by one, many at the same time: batches are the server's. Options: see `Settings`.
+    `model` is the name of the model there, or "name/versions/{version}" for Triton. Requests are
+    passed one by one, many at the same time: batches are the server's. Options: see `Settings`.
     """
 
     known_options = OPTIONS
     _settings: Settings
+    _api: Api
     _servers: Servers
 
     @property
@@ -59,32 +60,36 @@ class RemoteBackend(Backend):
         except OptionError as error:
             key = f"service.{self.service.name}.options.{error.name}"
             raise ArgumentError(Code.EARG, f"{key}: {error}") from None
-        for tensor in (*self.service.inputs, *self.service.outputs):
-            if tensor.dtype not in DATATYPES:
-                text = f"'{tensor.name}' is {tensor.dtype}, which the protocol does not have"
-                raise ModelError(Code.EMODEL, text)
-        self._path = model_path(self.service.model or "")
-        self._servers = _connected(self._settings, self._path)
+        self._api = api_of(self.service, self._settings)
+        self._servers = _connected(self._settings, self._api)
         self._wait_ready()
-        self._dtypes = {tensor.name: dtype_of(tensor) for tensor in self.service.outputs}
         self.steps = RemoteSteps(self, self._settings.connections)
 
     def run(self, inputs: Arrays) -> Any:
         """Have a server answer one request."""
-        return self.answer(inputs, lambda: True)
+        return self.results([self.answer(m, lambda: True) for m in self.messages(inputs)])
 
-    def answer(self, inputs: Arrays, wanted: Any) -> dict[str, np.ndarray]:
-        """Have a server answer one request, for as long as it is wanted.
+    def messages(self, inputs: Arrays) -> list[Message]:
+        """Make the messages of a request."""
+        return self._api.messages(inputs)
+
+    def answer(self, message: Message, wanted: Callable[[], bool]) -> Reply:
+        """Have a server answer one message, for as long as it is wanted.
 
         Raises:
-            ModelError: If no server answers, or not as the protocol says.
+            ModelError: If no server answers.
         """
-        names = [tensor.name for tensor in self.service.inputs]
-        headers, body = open_inference.request(zip(names, inputs, strict=True), self._dtypes)
-        reply = self._servers.infer(body, headers, wanted)
-        length = reply.headers.get(open_inference.LENGTH)
+        reply = self._servers.infer(message, wanted)
+        return Reply(reply.headers, reply.data)
+
+    def results(self, replies: Sequence[Reply]) -> Mapping[str, np.ndarray]:
+        """Make the outputs of a request of all replies to its messages.
+
+        Raises:
+            ModelError: If a server has not answered as the protocol says.
+        """
         try:
-            return open_inference.response(reply.data, length, self._dtypes)
+            return self._api.results(replies)
         except WireError as error:
             raise ModelError(Code.EMODEL, f"{self.engine}: {error}") from None
 
@@ -101,7 +106,8 @@ class RemoteBackend(Backend):
         """Ask all servers until one is ready; those that answer must have the model."""
         end = time.monotonic() + self._settings.ready_timeout_s
         while True:
-            why = {server.url: self._problem(server) for server in self._servers.servers}
+            limit = max(LOOK, min(self._settings.request_timeout_s, end - time.monotonic()))
+            why = {server.url: self._problem(server, limit) for server in self._servers.servers}
             if None in why.values():
                 break
             if time.monotonic() > end:
@@ -113,7 +119,7 @@ class RemoteBackend(Backend):
             if problem:
                 logger.warning("service %s: %s is not ready: %s", self.service.name, url, problem)
 
-    def _problem(self, server: Server) -> str | None:
+    def _problem(self, server: Server, limit: float) -> str | None:
         """Say why a server is not ready, or return None.
 
         Raises:
@@ -121,41 +127,60 @@ class RemoteBackend(Backend):
         """
         from urllib3.exceptions import HTTPError
 
-        limit = max(LOOK, self._settings.request_timeout_s)
+        def ask(message: Message) -> tuple[int, bytes]:
+            reply = server.ask(message, limit)
+            return reply.status, reply.data
+
         try:
-            reply = server.ask(f"{self._path}/ready", None, {}, limit)
-            if reply.status != 200:
-                return f"status {reply.status}: {open_inference.error_text(reply.data)}"
-            self._compare(server.url, server.ask(self._path, None, {}, limit).data)
+            status, body = ask(Message(self._api.ready_path))
+            if status not in self._api.ready:
+                return f"status {status}: {error_text(body)}"
+            self._api.compare(server.url, ask)
         except HTTPError as error:
             return str(error)
+        except WireError as error:
+            raise ModelError(Code.EMODEL, f"{server.url}: {error}") from None
         return None
 
-    def _compare(self, url: str, body: bytes) -> None:
-        try:
-            found = open_inference.metadata(body)
-        except WireError as error:
-            raise ModelError(Code.EMODEL, f"{url}{self._path}: {error}") from None
-        for described, tensors, what in (
-            (found.inputs, self.service.inputs, "inputs"),
-            (found.outputs, self.service.outputs, "outputs"),
-        ):
-            mine = [(tensor.name, tensor.dtype, tuple(tensor.shape)) for tensor in tensors]
-            if wrong := open_inference.mismatch(described, mine, what):
-                raise ModelError(Code.EMODEL, f"{url}: {wrong}")
+
+def api_of(service: ServiceConfig, settings: Settings) -> Api:
+    """Make the protocol of a service.
+
+    Raises:
+        ModelError: If the signature has what the protocol has not.
+    """
+    return OpenAI(service, settings) if settings.api == "openai" else OpenInference(service)
 
 
-def _connected(settings: Settings, model: str) -> Servers:
+def _connected(settings: Settings, api: Api) -> Servers:
     try:
         from mpiserve.backends.remote.servers import Servers
     except ModuleNotFoundError:
         text = "backend 'remote' needs urllib3: pip install 'mpiserve[remote]'"
         raise ModelError(Code.EMODEL, text) from None
-    return Servers(settings, model)
+    return Servers(settings, api)
+
+
+class Answers:
+    """The replies to a request, as they come.
+
+    Args:
+        count: The number of its messages.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._replies: list[Reply | None] = [None] * count
+        self._missing = count
+
+    def add(self, index: int, reply: Reply) -> list[Reply] | None:
+        """Add one; return all of them if this is the last."""
+        self._replies[index] = reply
+        self._missing -= 1
+        return None if self._missing else [reply for reply in self._replies if reply]
 
 
 class RemoteSteps(Steps):
-    """Requests under way at servers: a thread waits for each.
+    """Requests under way at servers: a thread waits for each message.
 
     Args:
         backend: What answers them.
@@ -166,23 +191,25 @@ class RemoteSteps(Steps):
         self._backend = backend
         self._most = connections
         self._threads = ThreadPoolExecutor(connections, "mpiserve-remote")
-        self._ended: SimpleQueue[tuple[int, Any]] = SimpleQueue()
-        self._wanted: set[int] = set()
+        self._ended: SimpleQueue[tuple[int, int, Reply | Exception]] = SimpleQueue()
+        self._answers: dict[int, Answers] = {}
 
     @property
     def busy(self) -> bool:
         """Whether requests are under way."""
-        return bool(self._wanted)
+        return bool(self._answers)
 
     @property
     def room(self) -> bool:
         """Whether another request can be under way."""
-        return len(self._wanted) < self._most
+        return len(self._answers) < self._most
 
     def begin(self, key: int, client: int, inputs: Arrays) -> None:
         """Send a request."""
-        self._wanted.add(key)
-        self._threads.submit(self._work, key, inputs)
+        messages = self._backend.messages(inputs)
+        self._answers[key] = Answers(len(messages))
+        for index, message in enumerate(messages):
+            self._threads.submit(self._work, key, index, message)
 
     def step(self) -> Mapping[int, Any]:
         """Wait shortly for the next answer, and return all that are there."""
@@ -195,21 +222,34 @@ class RemoteSteps(Steps):
 
     def drop(self, key: int) -> None:
         """Forget a request: it is not repeated any more."""
-        self._wanted.discard(key)
+        self._answers.pop(key, None)
 
     def close(self) -> None:
         """Forget all requests."""
-        self._wanted.clear()
+        self._answers.clear()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def _take(self, results: dict[int, Any], key: int, result: Any) -> None:
-        if key in self._wanted:
-            self._wanted.remove(key)
-            results[key] = result
+    def _take(
+        self, results: dict[int, Any], key: int, index: int, reply: Reply | Exception
+    ) -> None:
+        answers = self._answers.get(key)
+        if answers is None:
+            return
+        if isinstance(reply, Exception):
+            results[key] = reply
+        elif replies := answers.add(index, reply):
+            try:
+                results[key] = self._backend.results(replies)
+            except Exception as error:
+                results[key] = error
+        if key in results:
+            del self._answers[key]
 
-    def _work(self, key: int, inputs: Arrays) -> None:
+    def _work(self, key: int, index: int, message: Message) -> None:
+        if key not in self._answers:
+            return
         try:
-            result: Any = self._backend.answer(inputs, lambda: key in self._wanted)
+            reply: Reply | Exception = self._backend.answer(message, lambda: key in self._answers)
         except Exception as error:
-            result = error
-        self._ended.put((key, result))
+            reply = error
+        self._ended.put((key, index, reply))

@@ -14,9 +14,10 @@ from urllib3.connectionpool import HTTPConnectionPool
 from urllib3.exceptions import HTTPError, NewConnectionError, ProtocolError
 from urllib3.response import BaseHTTPResponse
 
+from mpiserve.backends.remote.api import Api, Message
 from mpiserve.backends.remote.settings import Settings
 from mpiserve.errors import Code, ModelError
-from mpiserve.wire import open_inference
+from mpiserve.wire.json_body import error_text
 
 BUSY = (429, 503)  # statuses of a server that asks for patience
 GATEWAYS = (502, 504)  # of a gateway that does not reach its server
@@ -71,15 +72,13 @@ class Server:
         self.under_way = 0
         self.rests_until = 0.0
 
-    def ask(
-        self, path: str, body: bytes | None, headers: Mapping[str, str], limit: float
-    ) -> BaseHTTPResponse:
+    def ask(self, message: Message, limit: float) -> BaseHTTPResponse:
         """Send a request, POST if it has a body, and wait for the answer."""
         return self._pool.urlopen(
-            "GET" if body is None else "POST",
-            path,
-            body=body,
-            headers={**headers, **self._token},
+            "GET" if message.body is None else "POST",
+            message.path,
+            body=message.body,
+            headers={**message.headers, **self._token},
             timeout=urllib3.Timeout(connect=min(CONNECT, limit), read=limit),
             retries=False,
             redirect=False,
@@ -107,23 +106,20 @@ class Servers:
 
     Args:
         settings: How to reach them.
-        model: The path of the model.
+        api: The protocol.
     """
 
-    def __init__(self, settings: Settings, model: str) -> None:
+    def __init__(self, settings: Settings, api: Api) -> None:
         self._settings = settings
-        self._model = model
+        self._api = api
         self.servers = [Server(url, settings) for url in settings.urls]
         self._lock = threading.Lock()
 
-    def infer(
-        self, body: bytes, headers: Mapping[str, str], wanted: Callable[[], bool]
-    ) -> BaseHTTPResponse:
+    def infer(self, message: Message, wanted: Callable[[], bool]) -> BaseHTTPResponse:
         """Have a server answer a request of inference; repeat it until its time is over.
 
         Args:
-            body: Its body.
-            headers: Its headers.
+            message: The request.
             wanted: Whether somebody still waits for the answer.
 
         Raises:
@@ -139,7 +135,7 @@ class Servers:
                 self._give(server)
                 continue
             try:
-                reply = server.ask(f"{self._model}/infer", body, headers, left)
+                reply = server.ask(message, left)
                 if self._answers(server, reply, left):
                     return reply
                 tried[server.url] = f"status {reply.status}"
@@ -169,13 +165,14 @@ class Servers:
             server.well()
             if reply.status == 200:
                 return True
-            text = open_inference.error_text(reply.data)
+            text = error_text(reply.data)
             raise ModelError(Code.EMODEL, f"{server.url}: status {reply.status}: {text}")
         return False
 
     def _starts(self, server: Server, limit: float) -> bool:
         """Whether an error came since the server is starting: Triton knows no model then."""
-        return server.ask(f"{self._model}/ready", None, {}, limit).status != 200
+        ready = server.ask(Message(self._api.ready_path), limit).status
+        return ready not in self._api.ready
 
     def _take(self) -> Server:
         """Choose a server: one that is well with the fewest requests, else the next that will."""

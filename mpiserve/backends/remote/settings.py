@@ -11,14 +11,19 @@ from typing import Any, NamedTuple
 from mpiserve.config import ServiceConfig
 from mpiserve.config.values import shown, suggest
 
-APIS = ("open-inference",)
+APIS = ("open-inference", "openai")
+ENDPOINTS = ("completions", "chat")
+OPENAI = ("endpoint", "extra", "system")  # options of this API alone
 SCHEMES = ("http://", "https://", "unix:")
 OPTIONS = (
     "api",
     "ca_file",
     "connections",
+    "endpoint",
+    "extra",
     "ready_timeout_s",
     "request_timeout_s",
+    "system",
     "token_file",
     "token_variable",
     "url",
@@ -37,6 +42,10 @@ class Settings(NamedTuple):
         ready_timeout_s: The seconds that loading waits for a server that is ready.
         token: What the server knows this client by; "" for none.
         ca_file: The file of certificates that https trusts; None for the system's.
+        api: The protocol, one of APIS.
+        endpoint: Of the OpenAI API, one of ENDPOINTS.
+        system: What a chat begins with.
+        extra: More fields of requests.
     """
 
     urls: tuple[str, ...]
@@ -45,6 +54,10 @@ class Settings(NamedTuple):
     ready_timeout_s: float
     token: str
     ca_file: str | None
+    api: str = APIS[0]
+    endpoint: str = ENDPOINTS[0]
+    system: str = ""
+    extra: Mapping[str, Any] = {}
 
 
 class OptionError(ValueError):
@@ -67,7 +80,8 @@ def settings_of(service: ServiceConfig) -> Settings:
         OptionError: If one of them is wrong.
     """
     reader = _Reader(service)
-    reader.one_of("api", APIS)
+    api = reader.one_of("api", APIS)
+    reader.only_with(api == "openai", OPENAI)
     return Settings(
         urls=reader.urls(),
         connections=int(reader.number("connections", 16, 1, MAX_CONNECTIONS)),
@@ -75,6 +89,10 @@ def settings_of(service: ServiceConfig) -> Settings:
         ready_timeout_s=reader.number("ready_timeout_s", 60.0, 0.0, 1e7),
         token=reader.token(),
         ca_file=reader.file("ca_file"),
+        api=api,
+        endpoint=reader.one_of("endpoint", ENDPOINTS),
+        system=reader.text("system"),
+        extra=reader.table("extra"),
     )
 
 
@@ -85,10 +103,28 @@ class _Reader:
         self._options: Mapping[str, Any] = service.options
         self._folder = service.folder
 
-    def one_of(self, name: str, known: tuple[str, ...]) -> None:
+    def one_of(self, name: str, known: tuple[str, ...]) -> str:
         value = self._options.get(name, known[0])
-        if value not in known:
+        if not isinstance(value, str) or value not in known:
             raise OptionError(name, f"unknown {name} {shown(value)} {suggest(str(value), known)}")
+        return value
+
+    def only_with(self, openai: bool, names: tuple[str, ...]) -> None:
+        for name in () if openai else names:
+            if name in self._options:
+                raise OptionError(name, "is an option of api = 'openai'")
+
+    def text(self, name: str) -> str:
+        value = self._options.get(name, "")
+        if not isinstance(value, str):
+            raise OptionError(name, f"{shown(value)} is no text")
+        return value
+
+    def table(self, name: str) -> Mapping[str, Any]:
+        value = self._options.get(name, {})
+        if not isinstance(value, Mapping):
+            raise OptionError(name, f"{shown(value)} is no table")
+        return value
 
     def urls(self) -> tuple[str, ...]:
         value = self._options.get("url")

@@ -33,6 +33,7 @@ ROWS = 2  # of the example to export with: torch takes 0 and 1 for fixed numbers
 OWN = ("aten", "prims")  # namespaces of operations
 HEADER = "torch/csrc/inductor/aoti_runtime/interface.h"
 LIMIT = 300.0  # seconds for the compiler
+LARGE = 256e6  # bytes of weights: the interpreter is little of the time of a model with more
 
 
 def compiled(backend: TorchBackend, build: bool) -> Native | None:
@@ -50,17 +51,41 @@ def compiled(backend: TorchBackend, build: bool) -> Native | None:
     _check(backend)
     cache = Cache()
     hint = cache.folder / f"{_outline(backend)}.hint"
-    if not build and not hint.exists():
-        return None
-    with torch.inference_mode(False), torch.no_grad():
-        program = _exported(backend)
-        key = _key(program, backend)
-        if not build and not cache.find(key):
-            return None
-        library = cache.get(_library_key(), _compile_library)
-        model = cache.get(key, lambda folder: _compile(program, folder, backend.service.name))
-        hint.touch()
+    if build or hint.exists():
+        with torch.inference_mode(False), torch.no_grad():
+            program = _exported(backend)
+            key = _key(program, backend)
+            if build:
+                native = _built(cache, key, program, backend.service.name)
+                hint.touch()
+                return native
+            library, model = cache.find(_library_key()), cache.find(key)
+            if library and model:
+                return _native(library, model)
+    _check_worth(backend)
+    backend.to_compile = str(hint)
+    return None
+
+
+def _built(cache: Cache, key: str, program: torch.export.ExportedProgram, name: str) -> Native:
+    library = cache.get(_library_key(), _compile_library)
+    model = cache.get(key, lambda folder: _compile(program, folder, name))
+    return _native(library, model)
+
+
+def _native(library: Path, model: Path) -> Native:
     return Native(str(library / LIBRARY), str(model / MODEL), text="compiled by torch")
+
+
+def _check_worth(backend: TorchBackend) -> None:
+    """Refuse what `auto` cannot compile here, or what is not worth it."""
+    _check_compiler()
+    _check_headers()
+    weights = backend.plain_module().state_dict().values()
+    size = sum(getattr(value, "nbytes", 0) for value in weights)
+    if size > LARGE:
+        text = f"its weights have {size / 1e6:.0f} MB, and 'auto' compiles up to {LARGE / 1e6:g} MB"
+        raise ModelError(Code.EMODEL, f"{text} (mpiserve compile: any size)")
 
 
 def _check(backend: TorchBackend) -> None:
@@ -276,11 +301,15 @@ def _library_key() -> str:
     return f"engine-{_hash([*parts, *_command(Path(LIBRARY))])}"
 
 
-def _compile_library(folder: Path) -> None:
-    _check_compiler()
+def _check_headers() -> None:
     if not (_torch_folder() / "include" / HEADER).is_file():
         text = f"torch is installed without the headers that it needs, in {_torch_folder()}/include"
         raise ModelError(Code.EMODEL, text)
+
+
+def _compile_library(folder: Path) -> None:
+    _check_compiler()
+    _check_headers()
     command = _command(folder / LIBRARY)
     done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT, check=False)
     if done.returncode:

@@ -121,6 +121,12 @@ class Room:
         return tuple(every[:n]), tuple(every[n:]), clients
 
 
+def sizes(service: ServiceConfig) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the bytes of a row of each input, and of each output."""
+    inputs, outputs = service.inputs, service.outputs
+    return tuple(one.row_bytes for one in inputs), tuple(one.row_bytes for one in outputs)
+
+
 def view(memory: Any, offset: int, tensor: TensorConfig, rows: int) -> np.ndarray:
     """View memory as a tensor of so many rows; free dimensions are the largest."""
     return np.ndarray(tensor.dims(rows), dtype_of(tensor), memory, offset)

@@ -18,20 +18,23 @@ import mpi4py
 import numpy as np
 
 from mpiserve.backends.arrays import checked, dtype_of
-from mpiserve.backends.base import Backend, Steps, ordered
+from mpiserve.backends.base import Backend, Native, Steps, ordered
 from mpiserve.failure import check_interrupt, end_child, interrupts
 from mpiserve.serving import engines
 from mpiserve.serving.isolation.channel import (
     CALL,
     FAILED,
     OK,
+    RUN,
     Arrays,
     Channel,
     reshaped,
+    sizes,
     view,
 )
 from mpiserve.serving.isolation.messages import Answer, Failure, Loaded, Order, StepsState
 from mpiserve.serving.loading import Loader
+from mpiserve.serving.warmup import examples
 
 IDLE = 1.0  # seconds between two looks whether the fork server is there
 SHAPES = 256  # numbers of rows whose arrays are kept
@@ -207,6 +210,7 @@ class Child:
             backend = loader.load(service, tuning=order.tuning, in_c=order.in_c)
         self._backend = backend
         self._engine = engines.Called(backend, service)
+        self._answer_in_c()
         return Loaded(
             engine=engines.engine_of(backend),
             together=bool(backend.together),
@@ -220,6 +224,7 @@ class Child:
             if backend.steps
             else False,
             native=backend.native,
+            to_compile=backend.to_compile,
         )
 
     def _met(self, order: Order) -> Any:
@@ -231,6 +236,22 @@ class Child:
         self._several = True
         listener = next(iter(self._channel.more), None)
         return Peers(order.meeting, listener)
+
+    def compile(self, order: Order, nice: int) -> Native | None:
+        """Compile the model for another child; a child that does this does nothing else."""
+        _settle(order)
+        os.nice(nice)
+        assert order.known
+        loader = Loader(None, order.local_rank, lambda _: None)
+        return loader.compile(order.service, order.known)
+
+    def adopt(self, native: Native) -> None:
+        """Run batches by an engine in C from now on, if it computes what the model does."""
+        backend = self._loaded
+        engines.verify(backend, native, backend.service, examples(backend.service))
+        backend.native = native
+        self._engine = engines.Called(backend, backend.service)
+        self._answer_in_c()
 
     def attach(self, segments: list[tuple[int, int, int]]) -> None:
         """Map memory of the rank; the model can write to outputs alone, not to what clients wrote.
@@ -245,6 +266,15 @@ class Child:
                 self._memories.append((read, mmap.mmap(file, size)))
             finally:
                 os.close(file)
+        self._answer_in_c()
+
+    def _answer_in_c(self) -> None:
+        """Have the model's engine in C answer batches, if it has one, without Python."""
+        engine, service = self._engine.engine, self._loaded.service
+        arrays = [tuple(np.frombuffer(view, np.uint8) for view in both) for both in self._memories]
+        memories = [(a.ctypes.data, b.ctypes.data, a.nbytes) for a, b in arrays]
+        address = engine.address if engine else 0
+        self._channel.calls.serve(RUN, address, sizes(service), memories, (engine, arrays))
 
     def enter(self) -> None:
         """Enter what the backend needs while it serves."""
@@ -324,6 +354,7 @@ class Child:
 CALLS: dict[str, Callable[..., Any]] = {
     call.__name__: call
     for call in (Child.load, Child.attach, Child.enter, Child.leave, Child.close)
+    + (Child.compile, Child.adopt)
     + (Child.begin, Child.step, Child.drop, Child.copy, Child.take_over)
 }
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from mpiserve.backends.base import Backend
+from mpiserve.backends.base import Backend, Native
 from mpiserve.errors import Code, Error, ModelError
 from mpiserve.failure import describe
 from mpiserve.serving.isolation.channel import SEGMENT, Place, reshaped
@@ -91,7 +91,7 @@ class Isolated(Backend):
         in_c: Whether an engine in C ran the version before; None if there was none.
 
     Attributes:
-        in_c: Whether an engine in C was chosen.
+        in_c: Whether an engine in C was chosen; None if that is not decided.
         remarks: Remarks for the user about the model.
     """
 
@@ -157,7 +157,7 @@ class Isolated(Backend):
         finally:
             self._starting = None
         self._take(loaded)
-        self._views, self._batches, self._segments = {}, {}, None
+        self._views, self._batches, self._segments, self.forwards_to = {}, {}, None, None
         return child
 
     def _forked(self) -> ChildProcess:
@@ -186,14 +186,49 @@ class Isolated(Backend):
         self._engine, self.wants_clients = loaded.engine, loaded.wants_clients
         self.together, self.tune_result = loaded.together, loaded.tuning
         self.remarks = loaded.remarks
+        if self._known is None:
+            self.to_compile = loaded.to_compile
         self._known = Known(loaded.together, loaded.copies, loaded.tuning, loaded.native)
-        self.in_c = loaded.native is not None
+        self.in_c = None if self.to_compile else loaded.native is not None
         self.native = loaded.native if self.service.isolate == "auto" else None
         self._server.load(loaded.libraries, self.service.threads, later=True)
         if loaded.steps and not self.steps:
             self.steps = IsolatedSteps(self._working, self._lose, self.service.timeout_s)
         if loaded.steps and self.steps:
             self.steps.state, self.steps.takes_over = loaded.steps, loaded.takes_over
+
+    @property
+    def known(self) -> Known | None:
+        """What warm-up has found out about the model."""
+        return self._known
+
+    def adopt(self, native: Native) -> None:
+        """Have an engine in C run the model, which another process has chosen.
+
+        Raises:
+            Error: If the child finds that it is not this model's, or is lost.
+        """
+        limit, what = self.service.load_timeout_s, "while it compared an engine with the model"
+        try:
+            self._working().call("adopt", native, limit=limit, what=what, key="load_timeout_s")
+        except LostError as error:
+            self._lose(error)
+            raise
+        assert self._known
+        self._known = self._known._replace(native=native)
+        self._engine = native.text
+        self.native = native if self.service.isolate == "auto" else None
+        self._forward_in_c()
+
+    def _forward_in_c(self) -> None:
+        """Let the library hand batches over from the first one on, if an engine in C gets them."""
+        child, known = self._child, self._known
+        if self.service.isolate is not True or not (child and known and known.native):
+            return
+        if self._segments is None:
+            self._segments = self._attached(child)
+        if self._segments:
+            self.forwards_to = child
 
     def _working(self) -> ChildProcess:
         """Return the child; start another one if it is lost.
@@ -347,6 +382,7 @@ class Isolated(Backend):
         self._entered = True
         try:
             self._working().call("enter", limit=self.service.load_timeout_s, what=what)
+            self._forward_in_c()
         except LostError as error:
             self._lose(error)
             raise
@@ -375,6 +411,8 @@ class Isolated(Backend):
             error = child.lost()
             logger.warning("service %s: %s", self.service.name, error.text)
             self._lose(error)
+        if self._child:
+            self._forward_in_c()
         if self._child or now < self._try_at:
             return
         self._try_at = now + RETRY
@@ -400,6 +438,6 @@ class Isolated(Backend):
         self.abandon()  # a restart in a thread has the lock for as long as a load may take
         with self._lock:
             child, self._child = self._child, None
-            self.steps = None
+            self.steps = self.forwards_to = None
             if child:
                 child.close()

@@ -98,9 +98,9 @@ class Memory:
         self.map = mmap.mmap(file, self._size)
         self._begin = np.frombuffer(self.map, np.uint8).ctypes.data
 
-    def segments(self) -> list[tuple[int, Any, int]]:
-        """Return the descriptor, the memory and the bytes of each segment, as core.Session does."""
-        return [(self._file, self.map, self._size)]
+    def segments(self) -> list[tuple[int, int, int]]:
+        """Return the descriptor, the address and the bytes of each segment, as core.Session."""
+        return [(self._file, self._begin, self._size)]
 
     def wanted(self) -> bool:
         """Return True: this process ends with its rank."""

@@ -55,6 +55,7 @@ class Loaded:
         steps: The state of the model's steps, if it works in steps.
         takes_over: Whether these steps can take over state of another version.
         native: The engine in C that was chosen, if one was.
+        to_compile: As of the backend.
     """
 
     engine: str
@@ -67,6 +68,7 @@ class Loaded:
     steps: StepsState | None
     takes_over: bool
     native: Native | None = None
+    to_compile: str = ""
 
 
 @dataclass(frozen=True)

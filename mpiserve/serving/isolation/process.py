@@ -139,7 +139,7 @@ class ChildProcess:
         limit: float,
         shapes: Sequence[Sequence[int]] | None = None,
     ) -> Any:
-        """Run the model on a batch.
+        """Run the model on a batch, or wait for its end if `forward` has handed it over.
 
         Args:
             rows: The rows.
@@ -197,6 +197,29 @@ class ChildProcess:
         calls, end = self._channel.calls, time.monotonic() + limit if limit else None
         found = wait_for_rows(calls, self._process.pidfd, 0, _ignore, end, self._wanted)
         self._check(found, f"{key or 'the limit'} = {limit:g} s", what)
+        return self._answered()
+
+    def begin(self, name: str, *arguments: Any) -> None:
+        """Begin a call of a method of the child; `found` tells when it has ended."""
+        self._channel.ask((name, *arguments))
+
+    def found(self) -> int:
+        """Return whether the call that was begun has ended, as of Handover.wait. Never waits."""
+        return self._channel.calls.wait(0.0, self._process.pidfd)
+
+    def result(self, found: int, what: str, limit: str) -> Any:
+        """Return what the call that was begun returns.
+
+        Args:
+            found: What `found` returned.
+            what: What it did, for error texts.
+            limit: The limit of its time that is over, if `found` is LATE: the child is killed.
+
+        Raises:
+            LostError: If the child is dead, or too late.
+            Error: With the text of the exception that the method raises.
+        """
+        self._check(found, limit, what)
         return self._answered()
 
     def _check(self, found: int, limit: str, what: str) -> None:
