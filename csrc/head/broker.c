@@ -64,8 +64,9 @@ void msi_broker_close(msi_broker *broker) {
 
 /* ---- requests ------------------------------------------------------------------- */
 
-/* Where the service is suspended the request goes on: its client sends it to another replica. */
-static int turn_away(msi_broker *broker, const msi_entry *entry) {
+/* Where the service is suspended the request goes on: its client sends it to another replica. Not
+ * inlined: other requests would save registers for it. */
+__attribute__((noinline)) static int turn_away(msi_broker *broker, const msi_entry *entry) {
   if (broker->failed_rank >= 0) return msi_refuse_after_failure(broker, entry);
   return msi_inbox_reply(&broker->inboxes[entry->inbox], entry->lane, entry->sequence,
                          MSI_SUSPENDED, NULL);
@@ -214,6 +215,26 @@ static int64_t now_of(msi_broker *broker) {
   return broker->now_ns;
 }
 
+/* Not inlined: what few requests ask for would cost all others instructions, which save registers.
+ */
+__attribute__((noinline)) static int take_other(msi_broker *broker, const msi_entry *entry,
+                                                int kind) {
+  msi_inbox *inbox = &broker->inboxes[entry->inbox];
+  msi_lane *lane = &inbox->lanes[entry->lane];
+  int code = MPISERVE_OK;
+  switch (kind) {
+    case MSI_LEASE: return msi_leases_give(broker, entry);
+    case MSI_KEEP: return msi_leases_keep(broker, entry);
+    case MSI_CHANGE: return on_change(broker, entry);
+    case MSI_ATTACH: msi_census_attach(&broker->census, lane); break;
+    case MSI_DEPART: msi_census_depart(&broker->census, lane); break;
+    case MSI_FAIL: code = on_fail(broker, entry); break;
+    case MSI_LEAVE: code = msi_broker_leave(broker, inbox, entry->lane); break;
+    default: return msi_broker_refuse(broker, entry, MPISERVE_EARG, "a request of unknown kind");
+  }
+  return code ? code : msi_inbox_reply(inbox, entry->lane, entry->sequence, MPISERVE_OK, NULL);
+}
+
 static int take(msi_broker *broker, msi_inbox *inbox, uint32_t lane,
                 const msi_request_header *request) {
   msi_entry entry = {.inbox = (uint8_t)inbox->transport->number,
@@ -225,21 +246,10 @@ static int take(msi_broker *broker, msi_inbox *inbox, uint32_t lane,
   if (request->sequence != entry.sequence)
     return msi_broker_refuse(broker, &entry, MPISERVE_ESTATE,
                              "the lane is out of step with its doorbell");
-  int code = MPISERVE_OK;
-  switch (request->kind) {
-    case MSI_PIECE:
-    case MSI_VISIT:
-    case MSI_INFER: return on_infer(broker, &entry, request);
-    case MSI_LEASE: return msi_leases_give(broker, &entry);
-    case MSI_KEEP: return msi_leases_keep(broker, &entry);
-    case MSI_CHANGE: return on_change(broker, &entry);
-    case MSI_ATTACH: msi_census_attach(&broker->census, &inbox->lanes[lane]); break;
-    case MSI_DEPART: msi_census_depart(&broker->census, &inbox->lanes[lane]); break;
-    case MSI_FAIL: code = on_fail(broker, &entry); break;
-    case MSI_LEAVE: code = msi_broker_leave(broker, inbox, lane); break;
-    default: return msi_broker_refuse(broker, &entry, MPISERVE_EARG, "a request of unknown kind");
-  }
-  return code ? code : msi_inbox_reply(inbox, lane, entry.sequence, MPISERVE_OK, NULL);
+  int kind = request->kind;
+  if (kind == MSI_INFER || kind == MSI_VISIT || kind == MSI_PIECE)
+    return on_infer(broker, &entry, request);
+  return take_other(broker, &entry, kind);
 }
 
 /* Is it for the queue? What is cancelled or out of step is not. */
