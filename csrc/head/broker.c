@@ -78,8 +78,9 @@ void msi_broker_close(msi_broker *broker) {
 
 /* ---- requests ------------------------------------------------------------------- */
 
-/* Where the service is suspended the request goes on: its client sends it to another replica. */
-static int turn_away(msi_broker *broker, const msi_entry *entry) {
+/* Where the service is suspended the request goes on: its client sends it to another replica. Not
+ * inlined: other requests would save registers for it. */
+__attribute__((noinline)) static int turn_away(msi_broker *broker, const msi_entry *entry) {
   if (broker->failed_rank >= 0) return msi_refuse_after_failure(broker, entry);
   return msi_inbox_reply(&broker->inboxes[entry->inbox], entry->lane, entry->sequence,
                          MSI_SUSPENDED, NULL);
@@ -206,15 +207,31 @@ static int on_fail(msi_broker *broker, const msi_entry *entry) {
                          msi_inbox_slot(inbox, entry->lane, entry->sequence)->input, bytes);
 }
 
-static int on_change(msi_broker *broker, const msi_entry *entry) {
-  if (broker->failed_rank >= 0) return msi_refuse_after_failure(broker, entry);
-  return msi_change_queue_push(&broker->changes, entry);
-}
-
 /* One reading of the clock serves a whole sweep over the lanes. */
 static int64_t now_of(msi_broker *broker) {
   if (!broker->now_ns) broker->now_ns = msi_now();
   return broker->now_ns;
+}
+
+/* Not inlined: it would cost the requests of all others instructions, which save registers. */
+__attribute__((noinline)) static int take_other(msi_broker *broker, const msi_entry *entry,
+                                                int kind) {
+  msi_inbox *inbox = &broker->inboxes[entry->inbox];
+  msi_lane *lane = &inbox->lanes[entry->lane];
+  int code = MPISERVE_OK;
+  switch (kind) {
+    case MSI_LEASE: return msi_leases_give(broker, entry);
+    case MSI_KEEP: return msi_leases_keep(broker, entry);
+    case MSI_CHANGE:
+      return broker->failed_rank < 0 ? msi_change_queue_push(&broker->changes, entry)
+                                     : msi_refuse_after_failure(broker, entry);
+    case MSI_ATTACH: msi_census_attach(&broker->census, lane); break;
+    case MSI_DEPART: msi_census_depart(&broker->census, lane); break;
+    case MSI_FAIL: code = on_fail(broker, entry); break;
+    case MSI_LEAVE: code = msi_loss_of_leaver(broker, inbox, entry->lane); break;
+    default: return msi_broker_refuse(broker, entry, MPISERVE_EARG, "a request of unknown kind");
+  }
+  return code ? code : msi_inbox_reply(inbox, entry->lane, entry->sequence, MPISERVE_OK, NULL);
 }
 
 static int take(msi_broker *broker, msi_inbox *inbox, uint32_t lane,
@@ -228,21 +245,10 @@ static int take(msi_broker *broker, msi_inbox *inbox, uint32_t lane,
   if (request->sequence != entry.sequence)
     return msi_broker_refuse(broker, &entry, MPISERVE_ESTATE,
                              "the lane is out of step with its doorbell");
-  int code = MPISERVE_OK;
-  switch (request->kind) {
-    case MSI_PIECE:
-    case MSI_VISIT:
-    case MSI_INFER: return on_infer(broker, &entry, request);
-    case MSI_LEASE: return msi_leases_give(broker, &entry);
-    case MSI_KEEP: return msi_leases_keep(broker, &entry);
-    case MSI_CHANGE: return on_change(broker, &entry);
-    case MSI_ATTACH: msi_census_attach(&broker->census, &inbox->lanes[lane]); break;
-    case MSI_DEPART: msi_census_depart(&broker->census, &inbox->lanes[lane]); break;
-    case MSI_FAIL: code = on_fail(broker, &entry); break;
-    case MSI_LEAVE: code = msi_loss_of_leaver(broker, inbox, lane); break;
-    default: return msi_broker_refuse(broker, &entry, MPISERVE_EARG, "a request of unknown kind");
-  }
-  return code ? code : msi_inbox_reply(inbox, lane, entry.sequence, MPISERVE_OK, NULL);
+  int kind = request->kind;
+  if (kind == MSI_INFER || kind == MSI_VISIT || kind == MSI_PIECE)
+    return on_infer(broker, &entry, request);
+  return take_other(broker, &entry, kind);
 }
 
 /* Is it for the queue? What is cancelled or out of step is not. */

@@ -40,7 +40,7 @@ def draw_times(axes, shown):
     axes.set(ylabel="time of the step, ms", title="What happened when")
     axes.grid(alpha=0.3)
     axes.margins(y=0.25)
-    axes.legend(loc="upper right", ncols=3)
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, frameon=False)  # hides no mark
 
 
 def marks_of(events, seconds):

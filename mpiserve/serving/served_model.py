@@ -438,9 +438,8 @@ class ServedModel:
 
     def load_again(self) -> Backend:
         """Load the version that other ranks answer with, in any thread; change nothing here."""
-        if isinstance(self.backend, Unloaded):
-            return Unloaded(self.current)
-        return self.loader.load(self.current)
+        unloaded = isinstance(self.backend, Unloaded)
+        return Unloaded(self.current) if unloaded else self.loader.load(self.current)
 
     def resume(self, backend: Backend) -> None:
         """Answer with the backend that `load_again` returned."""

@@ -78,3 +78,51 @@ def test_a_rank_fails_beside_a_model_that_hangs(mpiexec, tmp_path):
     assert "RuntimeError: too hot" in done.stderr
     assert "rank 0 got " in done.stdout
     assert KILLED in done.stderr
+
+
+# The third load, of a process that is started again beside another replica, never ends.
+LOADS = """\
+import os
+import time
+
+
+class Twice:
+    def __init__(self):
+        with open("loads", "a") as file:
+            file.write("x")
+        if os.path.getsize("loads") > 2:
+            time.sleep(1000)
+
+    def __call__(self, x):
+        if (x == 13).any():
+            os._exit(7)
+        return 2 * x
+"""
+ASKS = """\
+import os
+import time
+
+import mpiserve
+import numpy as np
+
+with mpiserve.open() as session:
+    twice, x = session.service("twice"), np.ones((2, 3), np.float32)
+    try:
+        twice(13 * x, timeout=30)
+    except mpiserve.ModelError as error:
+        print(error, flush=True)
+    end = time.monotonic() + 20
+    while os.path.getsize("loads") < 3 and time.monotonic() < end:
+        assert (twice(x, timeout=30) == 2).all()
+print("closed", flush=True)
+"""
+
+
+def test_all_leave_while_a_process_is_started_again_and_never_ready(mpiexec, tmp_path):
+    write(tmp_path, ASKS, CONFIG.replace("model:twice", "model:Twice") + "replicas = 2\n")
+    (tmp_path / "model.py").write_text(LOADS)
+    done = mpiexec(["-n", 3, *RUN, "c.toml", "sim.py"], timeout=60)
+    assert done.returncode == 0
+    assert "has ended with status 7 on this batch" in done.stdout
+    assert "closed" in done.stdout
+    assert (tmp_path / "loads").read_text() == "xxx"

@@ -82,14 +82,14 @@ BUGS = [
     ),
     Bug(
         "leaving counted twice",
-        "head/broker.c",
-        {"broker->remaining -= !leaver->gone;": "broker->remaining--;"},
+        "head/loss.c",
+        {"-= !lane->gone;": "-= 1;"},
         "race_steps",
     ),
     Bug(
         "dead client not counted as left",
         "head/loss.c",
-        {"broker->remaining -= !inbox->lanes[lane].gone;": ""},
+        {"  uncount(broker, &inbox->lanes[lane]);\n  msi_inbox_shut": "  msi_inbox_shut"},
         "race_steps",
     ),
     Bug(

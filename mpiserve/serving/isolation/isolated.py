@@ -356,10 +356,10 @@ class Isolated(Backend):
         self._entered = True
         try:
             self._working().call("enter", limit=self.service.load_timeout_s, what=what)
+            self._forward_in_c()
         except LostError as error:
             self._lose(error)
             raise
-        self._forward_in_c()
         try:
             yield
         finally:
