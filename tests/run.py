@@ -39,6 +39,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import chain
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Lock
 
@@ -80,7 +81,7 @@ class Summary:
         if failing(ended) and self.may_repeat():
             first = [f"{job.title}  {test}" for test in failing(ended)]
             first += [f"  {why}" for test in failing(ended) for why in reasons(job, test)]
-            shutil.copytree(job.folder, f"{job.folder}.first", dirs_exist_ok=True)
+            keep_logs(job)
             show(job)
             ended = self.once(job)
             if not failing(ended):
@@ -157,6 +158,14 @@ def run_alone(job: Job, seconds: float) -> subprocess.CompletedProcess[str]:
     env = job.env | {"LOG": str(job.folder / "log"), "MPISERVE_TEST_DIR": str(job.folder)}
     with TemporaryDirectory(prefix="mpiserve-", ignore_cleanup_errors=True) as folder:
         return mpijob.run(job.command, timeout=seconds, env=env | {"TMPDIR": folder}, cwd=ROOT)
+
+
+def keep_logs(job: Job) -> None:
+    """Keep what a job has written that is repeated: not what its tests have made, of any size."""
+    first = Path(f"{job.folder}.first")
+    first.mkdir(exist_ok=True)
+    for path in (*job.folder.glob("*log*"), *job.folder.glob("report.*")):
+        shutil.copy(path, first)
 
 
 def failing(ended: dict[str, str]) -> list[str]:

@@ -99,6 +99,7 @@ def test_script_requests_the_resources_of_the_plan(told, name):
     assert numbers(head.split(": ")[-1].rstrip(".")) == inference
 
 
+@pytest.mark.takes_long
 def test_pbs_script_runs_the_demo(tmp_path):
     ignored = shutil.ignore_patterns("out", "__pycache__")
     shutil.copytree(ROOT / EXAMPLE, tmp_path / EXAMPLE, ignore=ignored)

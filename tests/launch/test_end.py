@@ -63,7 +63,7 @@ def start(mpiexec, tmp_path, simulation, **env):
 
 
 # With 4 requests, or 6, no slot is free for a word of goodbye.
-@pytest.mark.parametrize("n", [1, 6])
+@pytest.mark.parametrize("n", [pytest.param(1, marks=pytest.mark.takes_long), 6])
 def test_all_leave_a_model_that_hangs(mpiexec, tmp_path, n):
     done = start(mpiexec, tmp_path, LEAVES.replace("N)", f"{n})"))
     assert done.returncode == 0
