@@ -4,8 +4,8 @@
 
 #include "head/broker.h"
 
-/* Does a client still want answers? Not if all have left or died, or one has failed; what they have
- * rung for counts before it is taken. Local, also while a batch is open. */
+/* Does a client still want answers? Gateways do not count. Not if all have left or died, or one has
+ * failed; what they have rung for counts before it is taken. Local, also while a batch is open. */
 int msi_leave_is_wanted(const msi_broker *broker);
 
 /* Finds the marks of clients that had no slot for a request that says so. */

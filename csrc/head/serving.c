@@ -203,6 +203,7 @@ int msi_serving_wanted(msi_serving *serving) {
   for (int t = 0; t < MSI_TRANSPORTS; t++)
     if (broker->inboxes[t].layout.lanes) msi_inbox_sync(&broker->inboxes[t]);
   int wanted = msi_leave_is_wanted(broker);
+  if (!wanted && broker->failed_rank < 0) wanted = msi_guests_stay(serving);
   msi_progress_start(&serving->progress);
   return wanted;
 }

@@ -72,6 +72,7 @@ def test_all_leave_a_model_that_hangs(mpiexec, tmp_path, n):
     assert done.stderr.count(KILLED) >= 1
 
 
+@pytest.mark.takes_long
 def test_a_rank_fails_beside_a_model_that_hangs(mpiexec, tmp_path):
     done = start(mpiexec, tmp_path, FAILS, MPISERVE_GRACE="1")
     assert done.returncode not in (0, 124)
@@ -118,6 +119,7 @@ print("closed", flush=True)
 """
 
 
+@pytest.mark.takes_long
 def test_all_leave_while_a_process_is_started_again_and_never_ready(mpiexec, tmp_path):
     write(tmp_path, ASKS, CONFIG.replace("model:twice", "model:Twice") + "replicas = 2\n")
     (tmp_path / "model.py").write_text(LOADS)
