@@ -924,7 +924,8 @@ int mpiserve_peer_error(mpiserve_session *session, int *rank, int *remaining, ch
 /* mpiserve_wanted_get: does a simulation rank still want answers? wanted is 0 if all have left or
  * died, or if one has failed, also if this rank has not taken their words for it, as while a batch
  * is open; else 1. For a server that waits for a model which may never end: nothing that it does is
- * of use any more. Inference ranks; never waits. */
+ * of use any more. Gateways are wanted for 5 s after the last simulation rank. Inference ranks;
+ * never waits. */
 int mpiserve_wanted_get(mpiserve_session *session, int *wanted);
 
 /* mpiserve_waiting_get: has nothing come from any simulation rank for MPISERVE_WAIT_NOTICE seconds
