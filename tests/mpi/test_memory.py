@@ -18,7 +18,7 @@ pytestmark = pytest.mark.every_mpi
 
 ROWS = 500  # too many for a slot
 SHAPE = {"dtype": "float64", "shape": (-1, 4)}
-MOST = 12288  # bytes of a file: room for what a head keeps, and not for its slabs
+MOST = 8192  # bytes of a file: room for what a head keeps, and not for its slabs
 
 
 @pytest.fixture(autouse=True)
