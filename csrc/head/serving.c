@@ -23,7 +23,9 @@ int msi_serving_open(msi_serving *serving, const msi_world *world, int n,
   *serving = (msi_serving){.backoff = world->backoff};
   memset(bytes, 0, MSI_PARTS * sizeof *bytes);
   int code = msi_segment_open_shown(&serving->memory, (size_t)n * sizeof *serving->brokers);
-  if (code) return code;
+  if (code)
+    return msi_error(code, "no memory for %d services: %s. Give the job more memory", n,
+                     mpiserve_last_error());
   serving->brokers = (msi_broker *)serving->memory.memory;
   serving->current = serving->turn = serving->asked = serving->brokers;
   serving->last = serving->brokers + n - 1;

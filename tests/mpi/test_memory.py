@@ -97,6 +97,7 @@ def test_too_little_memory_is_an_error_on_every_rank(world):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert caught.value.code == Code.ENOMEM
     assert caught.value.text.startswith(f"rank {second}: ") == (world.comm.rank != second)
+    assert "Give the job more memory" in caught.value.text
 
     def simulate(session):
         np.testing.assert_array_equal(
