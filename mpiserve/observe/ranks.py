@@ -147,14 +147,20 @@ class _Open:
     lives: bool = True
 
     def read(self) -> Rank:
-        head = np.frombuffer(self.page[: METRICS.itemsize], METRICS, 1)[0]
+        head = self._head()
         if self.services is None and head["services_fd"] >= 0:
             self.services = _map(self.pid, int(head["services_fd"]))
+            # What the descriptor says is there was written before it. A copy that is made at that
+            # moment may have the descriptor and not the rest: it reads in any order.
+            head = self._head()
         if self.part is None and head["part_fd"] >= 0:
             self.part = _map(self.pid, int(head["part_fd"]))
         services = _services(head, self.services) if self.services else ()
         lives = self.lives and not head["closed"]
         return Rank(head, self.pid, lives, services, self._part(), time.monotonic_ns())
+
+    def _head(self) -> Any:
+        return np.frombuffer(self.page[: METRICS.itemsize], METRICS, 1)[0]
 
     def _part(self) -> Part | None:
         if self.part is None:
@@ -177,6 +183,13 @@ def _map(pid: int, fd: int) -> mmap.mmap | None:
         return None
     finally:
         os.close(file)
+
+
+def _own_number(pid: int) -> int:
+    """Return the number by which a process knows itself, in a container too."""
+    with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as file:
+        numbers = [line for line in file if line.startswith("NSpid:")]
+    return int(numbers[0].split()[-1]) if numbers else pid
 
 
 def _is_alive(pid: int) -> bool:
@@ -262,9 +275,7 @@ class Ranks:
 
     def _add(self, pid: int, fd: int) -> None:
         inode = os.stat(f"/proc/{pid}/fd/{fd}").st_ino
-        if inode in self._open and self._open[inode].pid <= pid:
-            return
-        if (page := _map(pid, fd)) is None:
+        if inode in self._open or (page := _map(pid, fd)) is None:
             return
         if len(page) < 40 or page[: len(MAGIC)] != MAGIC:
             return
@@ -273,8 +284,8 @@ class Ranks:
             self.foreign.append(Foreign(pid, page[8:32].split(b"\0")[0].decode(errors="replace")))
             return
         head = np.frombuffer(page[: METRICS.itemsize], METRICS, 1)[0]
-        # A process that a rank has forked has its descriptors too, and a higher number.
-        if self.run in (None, int(head["run"])):
+        # A process that a rank has forked has its descriptors too.
+        if self.run in (None, int(head["run"])) and _own_number(pid) == head["pid"]:
             self._open[inode] = _Open(pid, page)
 
 
@@ -282,9 +293,13 @@ def shown(proc: Path = Path("/proc")) -> Iterator[tuple[int, int]]:
     """List process and descriptor of all memory that ranks of this user show."""
     own = os.getuid()
     for name in sorted((name for name in os.listdir(proc) if name.isdigit()), key=int):
-        with suppress(OSError):
-            if os.stat(proc / name).st_uid != own:
-                continue
-            for fd in os.listdir(proc / name / "fd"):
-                if os.readlink(proc / name / "fd" / fd).startswith(LINK):
-                    yield int(name), int(fd)
+        with suppress(OSError):  # it has ended, or is not this user's
+            if os.stat(proc / name).st_uid == own:
+                yield from ((int(name), fd) for fd in _shown(proc / name / "fd"))
+
+
+def _shown(folder: Path) -> Iterator[int]:
+    for fd in os.listdir(folder):
+        with suppress(OSError):  # it was closed meanwhile; those after it count
+            if os.readlink(folder / fd).startswith(LINK):
+                yield int(fd)

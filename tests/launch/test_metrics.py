@@ -20,7 +20,7 @@ import numpy as np
 
 def seen(*words):
     command = [sys.executable, "-P", "-m", "mpiserve", *words]
-    return subprocess.run(command, capture_output=True, text=True).stdout
+    return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
 
 with mpiserve.open() as session:
     rank, twice = session.comm.rank, session.service("twice")

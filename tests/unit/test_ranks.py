@@ -243,6 +243,59 @@ def test_forked_children_are_no_ranks_of_their_own():
         assert [rank.pid for rank in some.read()] == [os.getpid()] * 2
 
 
+LAST = "/proc/sys/kernel/ns_last_pid"  # the kernel counts from there
+
+
+@pytest.mark.skipif(not os.access(LAST, os.W_OK), reason="it takes a kernel's permission")
+def test_nor_if_they_have_lower_numbers():
+    with a_job():
+        with open(LAST, "w") as last:
+            last.write(str(max(300, os.getpid() - 200)))
+        with child(nullcontext) as forked:
+            assert forked < os.getpid()
+            some, mine = found(run=RUN)
+            assert [rank.pid for rank in mine] == [os.getpid()] * 2
+
+
+def test_a_descriptor_that_is_closed_meanwhile_hides_no_other(monkeypatch):
+    vanished, read = [], os.readlink
+
+    def closed_meanwhile(path):
+        if not vanished and str(path).startswith(f"/proc/{os.getpid()}/"):
+            vanished.append(path)
+            raise FileNotFoundError(path)
+        return read(path)
+
+    monkeypatch.setattr(os, "readlink", closed_meanwhile)
+    with a_job():
+        assert len(found(run=RUN)[1]) == 2
+    assert vanished
+
+
+class Torn(bytes):
+    """A page whose first copy is made while the rank publishes: it has the descriptor alone."""
+
+    copies = 0
+
+    def __getitem__(self, where):
+        Torn.copies += 1
+        copy = bytearray(super().__getitem__(where))
+        if Torn.copies == 1:
+            late = METRICS.fields["fields"][1] + 40
+            copy[late:] = bytes(len(copy) - late)
+        return bytes(copy)
+
+
+def test_services_are_whole_though_they_are_published_meanwhile():
+    with a_job():
+        some = Ranks(RUN)
+        some.find()
+        head = next(rank for rank in some._open.values() if rank._head()["services_fd"] >= 0)
+        head.page = Torn(head.page[:])
+        assert [service["name"] for service in head.read().services] == ["twice"]
+    assert Torn.copies == 2
+
+
 @pytest.mark.parametrize("page", [b"", b"msi-rank", b"\xff" * 4096])
 def test_memory_that_is_no_rank_is_left_out(page):
     file = shown(page)
