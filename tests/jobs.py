@@ -16,7 +16,7 @@ LOGS = ROOT / "build/test-logs"
 TO_LOG = 'exec "$@" >"$LOG.${OMPI_COMM_WORLD_RANK:-${PMI_RANK:-0}}" 2>&1'
 
 
-@dataclass
+@dataclass(eq=False)  # one object for each MPI
 class Target:
     """One MPI: its environment folder and the settings of a job that uses it."""
 

@@ -38,6 +38,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import cache
 from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -236,7 +237,8 @@ def pytest_command(target: Target, suite: str, keyword: str, *args: str) -> list
     return [target.python, "-m", "pytest", *options, *args]
 
 
-def collect(target: Target, suite: str, keyword: str) -> list[dict]:
+@cache
+def collected(target: Target, suite: str, keyword: str) -> list[dict]:
     """Return the tests of a suite: name, ranks, time-out."""
     folder = LOGS / f"collect.{suite}"
     shutil.rmtree(folder, ignore_errors=True)
@@ -302,7 +304,7 @@ def plan(
     args = narrowed(suite, debian, args)
     if target is None:
         if suite in WITHOUT_MPI:
-            return pytest_jobs(suite, first, "", args.k, collect(first, suite, args.k))
+            return pytest_jobs(suite, first, "", args.k, collected(first, suite, args.k))
         if suite == "tsan":
             return race_jobs(first, args.k)
         return c_jobs(suite, args.k) if suite in ("c", "asan") else []
@@ -310,13 +312,15 @@ def plan(
         return fuzz_jobs(target, args.transport, args.seed, args.seeds, args.seconds, args.k)
     if suite in (*WITHOUT_MPI, "tsan"):
         return []
-    alike = by_transport(suite, target, args)
+    alike = by_transport(suite, target, first, args)
     if not args.quick:
         return chain.from_iterable(alike)
     return in_turn(alike, target.number, len(args.fortran if debian else args.mpi))
 
 
-def by_transport(suite: str, target: Target, args: argparse.Namespace) -> list[list[Job]]:
+def by_transport(
+    suite: str, target: Target, first: Target, args: argparse.Namespace
+) -> list[list[Job]]:
     """Return the jobs of a suite under one MPI, once for each transport."""
     names = args.transport[:1] if suite in ONE_TRANSPORT else args.transport
     if suite in ("c", "asan"):
@@ -324,7 +328,8 @@ def by_transport(suite: str, target: Target, args: argparse.Namespace) -> list[l
         names = names if suite == "c" else names[::-1]
         jobs = c_mpi_jobs(suite, target, names, args.k)
         return [jobs[i :: len(names)] for i in range(len(names))]
-    found = collect(target, suite, args.k)
+    # Which faults there are is another matter for each MPI.
+    found = collected(target if suite == "faults" else first, suite, args.k)
     return [pytest_jobs(suite, target, name, args.k, found) for name in names]
 
 
