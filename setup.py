@@ -196,18 +196,23 @@ def handover() -> Extension:
 
 
 def native() -> Extension:
-    """Describe the module of the benchmark: C that uses the library as users do."""
+    """Describe the module of the benchmark: C that uses the library as users do.
+
+    What the library does not export of the hand-over to a child is linked once more.
+    """
+    inner = ["csrc/base/wait.c", "csrc/base/handover.c"]
     return Extension(
         "mpiserve.bench._native",
         [
             "mpiserve/bench/_native.pyx",
             *sorted(str(path) for path in BENCH.glob("*.c") if path != HARNESS),
+            *inner,
         ],
-        include_dirs=[str(HEADER.parent), str(BENCH)],
+        include_dirs=["csrc", str(HEADER.parent), str(BENCH)],
         libraries=["mpiserve"],
         extra_compile_args=["-O3"],
         extra_link_args=["-Wl,-rpath,$ORIGIN/../lib"],
-        depends=[str(HEADER), str(BENCH / "bench.h")],
+        depends=[str(HEADER), str(BENCH / "bench.h"), "csrc/base/handover.h", "csrc/base/wait.h"],
     )
 
 

@@ -1,4 +1,5 @@
-/* bench: what `python -m mpiserve bench` measures in C, over mpi.h and mpiserve.h alone.
+/* bench: what `python -m mpiserve bench` measures in C, over mpi.h and mpiserve.h alone, but for
+ * the hand-over to a child.
  *
  * A sampler runs on both ranks of comm: rank 0 sends and rank 1 answers, warm + rounds
  * times. On rank 0 samples[i] is the time of round i in nanoseconds; rank 1 gives no
@@ -23,6 +24,16 @@ const char *bench_floor_put_get(MPI_Comm comm, int64_t bytes, int64_t warm, int6
  * bytes is that of a word: 8. */
 const char *bench_floor_flag(MPI_Comm comm, int64_t bytes, int64_t warm, int64_t rounds,
                              int64_t *samples);
+
+/* A call from a head to its child and its end, by csrc/base/handover; bytes is 8, and nothing else
+ * comes with the call. The child looks for calls, or sleeps when one comes; or both sleep whenever
+ * they wait. */
+const char *bench_handover_spinning(MPI_Comm comm, int64_t bytes, int64_t warm, int64_t rounds,
+                                    int64_t *samples);
+const char *bench_handover_asleep(MPI_Comm comm, int64_t bytes, int64_t warm, int64_t rounds,
+                                  int64_t *samples);
+const char *bench_handover_both_asleep(MPI_Comm comm, int64_t bytes, int64_t warm, int64_t rounds,
+                                       int64_t *samples);
 
 /* MPI_Send and MPI_Recv. */
 const char *bench_send_recv(MPI_Comm comm, int64_t bytes, int64_t warm, int64_t rounds,

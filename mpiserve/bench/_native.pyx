@@ -19,6 +19,9 @@ cdef extern from "bench.h" nogil:
     const char *bench_floor_rma(MPI_Comm, int64_t, int64_t, int64_t, int64_t *)
     const char *bench_floor_put_get(MPI_Comm, int64_t, int64_t, int64_t, int64_t *)
     const char *bench_floor_flag(MPI_Comm, int64_t, int64_t, int64_t, int64_t *)
+    const char *bench_handover_spinning(MPI_Comm, int64_t, int64_t, int64_t, int64_t *)
+    const char *bench_handover_asleep(MPI_Comm, int64_t, int64_t, int64_t, int64_t *)
+    const char *bench_handover_both_asleep(MPI_Comm, int64_t, int64_t, int64_t, int64_t *)
     const char *bench_send_recv(MPI_Comm, int64_t, int64_t, int64_t, int64_t *)
     const char *bench_client_open(MPI_Comm, bench_client **)
     const char *bench_client_sample(bench_client *, int, int64_t, int64_t, int64_t, int64_t *)
@@ -61,6 +64,21 @@ def floor_put_get(comm, size, warm, rounds):
 def floor_flag(comm, size, warm, rounds):
     """Measure two atomic words of shared memory, there and back. Collective over 2 ranks."""
     return sample(bench_floor_flag, comm, size, warm, rounds)
+
+
+def handover_spinning(comm, size, warm, rounds):
+    """Measure a call of a head to a child that looks for calls. Collective over 2 ranks."""
+    return sample(bench_handover_spinning, comm, size, warm, rounds)
+
+
+def handover_asleep(comm, size, warm, rounds):
+    """Measure a call of a head to a child that sleeps. Collective over 2 ranks."""
+    return sample(bench_handover_asleep, comm, size, warm, rounds)
+
+
+def handover_both_asleep(comm, size, warm, rounds):
+    """Measure the same, where the head sleeps until the end. Collective over 2 ranks."""
+    return sample(bench_handover_both_asleep, comm, size, warm, rounds)
 
 
 def send_recv(comm, size, warm, rounds):

@@ -1,100 +1,123 @@
-"""Measure what the process of a model costs: torch's identity with and without, and restarts."""
+"""Measure what the process of a model costs a request: the hand-over, and torch's identity."""
 
 from __future__ import annotations
 
-import tempfile
-import time
-from collections.abc import Iterable
+import os
+from collections.abc import Callable, Iterable
 from functools import partial
-from pathlib import Path
+from itertools import product
 from typing import Any
 
 import numpy as np
 from mpi4py import MPI
 
-from mpiserve.bench.coupled import SERVICE, couple, doubles
-from mpiserve.bench.latency import WORD, Case, echo, in_turns, python_client
-from mpiserve.bench.models import FATAL
+from mpiserve.bench import _native
+from mpiserve.bench.coupled import TRANSPORTS, alone, doubles
+from mpiserve.bench.latency import (
+    WORD,
+    Case,
+    Samples,
+    c_client,
+    each_size,
+    in_turns,
+    over,
+    python_client,
+)
 from mpiserve.bench.plan import KIB, MIB, Plan
 from mpiserve.bench.report import Progress, Row
-from mpiserve.bench.stats import summary
-from mpiserve.config import Config
-from mpiserve.errors import ModelError
-from mpiserve.session import Session
+from mpiserve.bench.stats import timed
 
-SIZES = (KIB, MIB)  # bytes each way of the identity, beside a word
-KILLS, QUICK_KILLS = 30, 4
-WAYS: dict[str, dict[str, Any]] = {"in the rank": {"isolate": False}, "in a child": {}}
-BACKENDS = {"python": "Mortal", "torch": "mortal"}
+FLOOR = "floor_rma"
+SIZES = (WORD, KIB, MIB, 16 * MIB)  # bytes each way
+LARGE = MIB  # from here on it matters how often the payload is copied
+IN_RANK, IN_CHILD = "in the rank", "in a child"
+WAYS: dict[str, dict[str, Any]] = {IN_RANK: {"isolate": False}, IN_CHILD: {}}
+HANDOVERS = {
+    "handover_spinning": _native.handover_spinning,
+    "handover_asleep": _native.handover_asleep,
+    "handover_both_asleep": _native.handover_both_asleep,
+}
+# What must be seen: microseconds, copies of the payload, or times as long.
+HANDOVER_BARS = {"handover_spinning": 2, "handover_asleep": 8, "handover_both_asleep": 8}
+MORE_BAR, COPIES_BAR, TIMES_BAR, FLOOR_BAR = 8, 0.5, 1.1, 4
+ENOUGH = 3  # cores: for a client, a head and a child
 
 
 def measure(comm: MPI.Comm, plan: Plan, progress: Progress) -> list[Row]:
-    """Measure the identity in turns. Collective over 2 ranks; rank 0 gets the rows."""
-    sizes = [size for size in (WORD, *SIZES) if size in plan.rounds]
+    """Measure all cases in turns. Collective over 2 ranks; rank 0 gets the rows."""
+    sizes = [size for size in SIZES if size in plan.rounds]
     smaller = Plan({size: plan.rounds[size] for size in sizes}, plan.repetitions, plan.quick)
-    return in_turns(comm, smaller, progress, [*identities(max(sizes))])
+    cases = [*handovers(), *identities(max(sizes)), *on_one_node(max(sizes))]
+    rows = in_turns(comm, smaller, progress, cases)
+    return [*rows, *judged(rows, os.cpu_count() or 1)] if rows else []
 
 
-# ---- torch's identity ------------------------------------------------------------------------
+# ---- cases
+
+
+def handovers() -> Iterable[Case]:
+    """A call to a child, and a copy of the payload, to compare with."""
+    for name, sampler in HANDOVERS.items():
+        yield Case({"case": name}, partial(a_word, sampler))
+    yield Case({"case": "copy"}, each_size(copy))
+
+
+def a_word(sampler: Callable[..., Any], comm: MPI.Comm, plan: Plan) -> Samples:
+    """Measure what has only one size."""
+    return {WORD: sampler(comm, WORD, *plan.share(WORD, 0.25))}
+
+
+def copy(comm: MPI.Comm, size: int, warm: int, rounds: int) -> Any:
+    """Copy so many bytes within one process."""
+    x, y = np.ones(size // WORD), np.zeros(size // WORD)
+    return alone(comm, lambda: timed(lambda: np.copyto(y, x), warm, rounds))
 
 
 def identities(most: int) -> Iterable[Case]:
-    """Served from the inference rank itself, and from a process of its own."""
-    for way, keys in WAYS.items():
+    """Torch's identity from the inference rank itself, and from a process of its own."""
+    for transport, (way, keys) in product(TRANSPORTS, WAYS.items()):
         model = {"model": "mpiserve.bench.models:identity", "dtype": "float64"}
         service = doubles("torch", most // WORD, **model, **keys)
-        labels = {"client": "python", "backend": "torch", "transport": "shared", "engine": way}
-        yield Case({"case": "identity", **labels}, partial(python_client, service, "shared", False))
+        labels = {"client": "python", "backend": "torch", "transport": transport, "engine": way}
+        yield Case(
+            {"case": "identity", **labels}, partial(python_client, service, transport, False)
+        )
 
 
-# ---- restarts --------------------------------------------------------------------------------
+def on_one_node(most: int) -> Iterable[Case]:
+    """Echo over rma, which has a window of MPI_Win_allocate, and the floor over the same."""
+    yield Case({"case": FLOOR}, each_size(_native.floor_rma))
+    labels = {"client": "c", "backend": "echo", "transport": "rma", "memory": "user"}
+    service = doubles("echo", most // WORD)
+    yield Case({"case": "mpiserve", **labels}, partial(c_client, service, "rma", False))
 
 
-def measure_restarts(comm: MPI.Comm, plan: Plan, progress: Progress) -> list[Row]:
-    """Kill the process of a model again and again: the time from a kill to the next answer."""
-    rows: list[Row] = []
-    backends = ["python"] if plan.quick else [*BACKENDS]
-    progress.begin("restart", len(backends))
-    for backend in backends:
-        progress.step(backend)
-        folder = comm.bcast(tempfile.mkdtemp(prefix="mpiserve-") if comm.rank == 0 else None)
-        died = Path(folder, "died")
-        kills = QUICK_KILLS if plan.quick else KILLS
-        samples = couple(comm, "shared", mortal(backend, died), partial(kill, died, kills))
-        if samples is not None:
-            died.unlink()
-            died.parent.rmdir()
-            rows += [figure | {"backend": backend, "kills": kills} for figure in figures(samples)]
-    return rows
+# ---- what must be seen
 
 
-def mortal(backend: str, died: Path) -> Config:
-    """Make the configuration of a model that a row can kill."""
-    model = f"mpiserve.bench.models:{BACKENDS[backend]}"
-    options = {"path": str(died)}
-    keys = {"arguments": options} if backend == "torch" else options
-    return doubles(backend, 64, model=model, options=keys, restarts=1_000_000)
-
-
-def kill(died: Path, kills: int, session: Session) -> np.ndarray:
-    """Kill; return the nanoseconds from each death to the next answer."""
-    service = session.service(SERVICE)
-    echo(service, False, WORD, 5, 5)
-    samples = []
-    for _ in range(kills):
-        try:
-            service(np.full(1, FATAL))
-        except ModelError:
-            pass
+def judged(rows: list[Row], cores: int) -> Iterable[Row]:
+    """Yield what has a bar: hand-over, process and copies beyond the rank, rma over its floor."""
+    p50 = {
+        (row["case"], row.get("transport"), row.get("engine"), row["bytes"]): row["p50_us"]
+        for row in rows
+    }
+    for name, bar in HANDOVER_BARS.items():
+        yield {"case": name, "value": p50[name, None, None, WORD], "unit": "us", "bar": bar}
+    for transport, size in product(TRANSPORTS, sorted({row["bytes"] for row in rows})):
+        rank, child = (p50["identity", transport, way, size] for way in WAYS)
+        labels = {"transport": transport, "bytes": size}
+        if size < LARGE:
+            yield from ({**row, **labels} for row in beyond(rank, child, cores))
         else:
-            raise RuntimeError("the model should have died")
-        echo(service, False, WORD, 0, 1)
-        samples.append(time.monotonic_ns() - int(died.read_text()))
-    return np.array(samples)
+            copies = (child - rank) / p50["copy", None, None, size]
+            # Over rma the window is MPI's, which no other process can map.
+            bars = {"bar": COPIES_BAR} if transport == "shared" else {}
+            yield {"case": "isolated_copies", **labels, "value": copies, "unit": "copies", **bars}
+    yield from ({**row, "bar": FLOOR_BAR} for row in over(FLOOR, rows))
 
 
-def figures(samples: np.ndarray) -> Iterable[Row]:
-    """Yield the rows of samples, in ms."""
-    for name, value in summary([samples]).items():
-        figure = name.removesuffix("_us")
-        yield {"case": "restart", "figure": figure, "value": value / 1000, "unit": "ms"}
+def beyond(rank: float, child: float, cores: int) -> Iterable[Row]:
+    """Compare microseconds: where cores are few a child sleeps between calls, else it spins."""
+    bars = [{}, {"bar": TIMES_BAR}] if cores >= ENOUGH else [{"bar": MORE_BAR}, {}]
+    yield {"case": "isolated_more", "value": child - rank, "unit": "us", **bars[0]}
+    yield {"case": "isolated_over_rank", "value": child / rank, "unit": "x", **bars[1]}

@@ -66,7 +66,11 @@ class Child:
         """Start a child, and return the link to it.
 
         The token is in its environment, which others cannot read: they could read arguments.
+
+        Raises:
+            OSError: If there can be no more processes.
         """
+        self._since = time.monotonic()
         mine, its = socket.socketpair()
         numbers = its.fileno(), self._endpoint.listener.fileno()
         env = {name: value for name, value in os.environ.items() if not MPI_VARIABLES.match(name)}
@@ -78,7 +82,6 @@ class Child:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
             )
-        self._since = time.monotonic()
         return mine
 
     def lose(self) -> str:

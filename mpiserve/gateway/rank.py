@@ -147,7 +147,12 @@ class Bridge:
         if self._child.drains:
             return
         most = max((most_bytes(service) for service in self._services), default=0)
-        self._link, self._told = Link(self._child.start(), most), None
+        try:
+            self._link, self._told = Link(self._child.start(), most), None
+        except OSError as error:
+            self._child.lose()
+            logger.error("the gateway's process cannot be started, later perhaps: %s", error)
+            return
         tables = [table_of(service, i) for i, service in enumerate(self._services)]
         self._send({"m": HELLO, "services": tables})
         self._tell_states()

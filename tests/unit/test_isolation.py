@@ -3,8 +3,11 @@
 import base64
 import os
 import pickle
+import resource
 import select
 import signal
+import socket
+import subprocess
 import sys
 import threading
 import time
@@ -21,10 +24,11 @@ from mpiserve.config import Config
 from mpiserve.errors import Code, ConfigError, ModelError
 from mpiserve.failure import cause_of, describe, trace_of
 from mpiserve.serving import engines
-from mpiserve.serving.isolation import local_model
+from mpiserve.serving.isolation import fork_server, local_model
 from mpiserve.serving.isolation.channel import CALL, OK, RUN, Channel, Room, sizes
-from mpiserve.serving.isolation.messages import Failure
-from mpiserve.serving.isolation.process import wait_for_rows
+from mpiserve.serving.isolation.isolated_steps import IsolatedSteps
+from mpiserve.serving.isolation.messages import Failure, StepsState
+from mpiserve.serving.isolation.process import LostError, wait_for_rows
 from mpiserve.serving.isolation.restarts import IN_A_ROW, Restarts
 from mpiserve.serving.isolation.server_link import ForkServer, ending, without_mpi
 
@@ -242,3 +246,81 @@ def test_signals_that_launchers_send_to_all_processes_end_no_model(number, chann
             server.end(process)
     finally:
         server.close()
+
+
+# ---- the fork server in trouble
+
+
+@pytest.fixture
+def server():
+    made = ForkServer()
+    yield made
+    made.close()
+
+
+def test_a_fork_server_that_was_stopped_goes_on_when_it_is_needed(server, channels):
+    first = server.fork("a child", channels[1].files)
+    os.kill(server._process.pid, signal.SIGSTOP)
+    begin = time.monotonic()
+    second = server.fork("another", channels[1].files)
+    assert time.monotonic() - begin < 60
+    assert [server.end(process) for process in (first, second)] == [signal.SIGKILL] * 2
+
+
+def test_descriptors_of_any_number_are_watched(server, channels):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 1200), hard))
+    files = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
+    try:
+        process = server.fork("a child", channels[1].files)
+        assert process.pidfd > 1024  # more than `select` can watch
+        assert server.end(process) == signal.SIGKILL
+    finally:
+        for file in files:
+            os.close(file)
+
+
+def test_where_there_can_be_no_more_processes_the_others_live_on(monkeypatch, server, channels):
+    mine, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    server._link, server._process = mine, subprocess.Popen(["sleep", "60"])
+
+    def no_process():
+        raise BlockingIOError(11, "no more processes")
+
+    monkeypatch.setattr(os, "fork", no_process)
+    with ThreadPoolExecutor(1) as forks, other:
+        goes_on = forks.submit(fork_server.Server(other).run)
+        for _ in range(2):
+            with pytest.raises(ModelError, match="can be made: .*no more processes"):
+                server.fork("a child", channels[1].files)
+        assert not goes_on.done()
+        server.close()
+        goes_on.result(5)
+
+
+def test_a_fork_server_that_was_killed_is_started_again_when_it_is_needed(server, channels):
+    server.start()
+    server._process.kill()
+    server._process.wait()
+    for name in ("json", "csv"):
+        server.load([name])
+    process = server.fork("a child", channels[1].files)
+    assert server.end(process) == signal.SIGKILL
+
+
+def test_no_request_is_forgotten_when_processes_die_on_two_others_in_a_row():
+    class Dies:
+        """The child: it dies of requests whose key is odd."""
+
+        def call(self, name, *arguments, **_):
+            if name == "begin" and arguments[0] % 2:
+                raise LostError(Code.EMODEL, f"died of {arguments[0]}")
+            return StepsState(busy=True, room=True)
+
+    steps = IsolatedSteps(Dies, lambda error: None, 0.0)
+    steps.begin(0, 0, ())
+    for key in (1, 3):
+        with pytest.raises(LostError):
+            steps.begin(key, 0, ())
+    assert steps.busy
+    assert {key: error.text for key, error in steps.step().items()} == {0: "died of 1"}

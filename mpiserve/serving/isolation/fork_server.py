@@ -69,7 +69,7 @@ class Server:
     def run(self) -> None:
         """Answer requests until the rank is gone."""
         while True:
-            if select.select([self._link], [], [], 0.0 if self._later else REAP)[0]:
+            if readable(self._link, 0.0 if self._later else REAP):
                 data, files, _, _ = socket.recv_fds(self._link, MESSAGE, FILES)
                 if not data:
                     return
@@ -99,16 +99,25 @@ class Server:
             gc.freeze()  # a collection would write to pages that children share
 
     def _fork(self, name: str, files: list[int]) -> None:
+        try:
+            pid = self._forked(name, files)
+        except OSError as error:  # of processes or memory: children that are there live on
+            self._link.send(pickle.dumps(str(error)))
+            return
+        finally:
+            for file in files:
+                os.close(file)
+        pidfd = os.pidfd_open(pid)
+        socket.send_fds(self._link, [pickle.dumps(pid)], [pidfd])
+        os.close(pidfd)
+
+    def _forked(self, name: str, files: list[int]) -> int:
         flush()
         server, pid = os.getpid(), os.fork()
         if not pid:
             _begin(self._link, server, name, files)
         self._children.add(pid)
-        for file in files:
-            os.close(file)
-        pidfd = os.pidfd_open(pid)
-        socket.send_fds(self._link, [pickle.dumps(pid)], [pidfd])
-        os.close(pidfd)
+        return pid
 
     def _end(self, pid: int) -> int | None:
         """Kill a child and its group; return its status, or None if it does not end."""
@@ -145,10 +154,16 @@ class Server:
                 os.waitpid(pid, os.WNOHANG)
 
     def _kill_orphans(self) -> None:
-        """End what has left the group of its child; it would hold the job open."""
-        for pid in self._orphans():
-            with suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, signal.SIGKILL)
+        """End what has left the group of its child; it would hold the job open.
+
+        What they have started becomes an orphan when they end, and may start more meanwhile.
+        """
+        end = time.monotonic() + KILLED
+        while (orphans := self._orphans()) and time.monotonic() < end:
+            for pid in orphans:
+                with suppress(ProcessLookupError, PermissionError):
+                    os.kill(pid, signal.SIGKILL)
+            for pid in orphans:
                 _wait(pid)
 
 
@@ -177,6 +192,13 @@ def load_library(name: str) -> None:
             import_module(name)
     except BaseException as error:
         print(f"mpiserve: cannot import {name} ahead: {error!r}", file=sys.stderr)
+
+
+def readable(file: Any, seconds: float) -> bool:
+    """Wait until a descriptor can be read; of any number, which `select` cannot."""
+    poll = select.poll()
+    poll.register(file, select.POLLIN)
+    return bool(poll.poll(1000 * seconds))
 
 
 def flush() -> None:

@@ -88,7 +88,7 @@ class IsolatedSteps(Steps):
                 name, *arguments, limit=self._limit, what=what, key="timeout_s"
             )
         except LostError as error:
-            self._lost = dict.fromkeys(self._held, error)
+            self._lost |= dict.fromkeys(self._held, error)  # others may not have ended yet
             self._held.clear()
             self.state = IDLE
             self._lose(error)

@@ -5,19 +5,19 @@ from __future__ import annotations
 import os
 import pickle
 import re
-import select
 import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from mpiserve.errors import Code, ModelError
-from mpiserve.serving.isolation.fork_server import END, FOR_RANKS, FORK, IMPORT, LATER
+from mpiserve.serving.isolation.fork_server import END, FOR_RANKS, FORK, IMPORT, LATER, readable
 
 # Launchers identify a rank by these: a child that finds them would take itself for one.
 MPI_VARIABLES = re.compile(
@@ -30,7 +30,9 @@ DEVICES = ("nvidia[0-9]*", "kfd")  # of GPUs, in /dev
 NAMES = 100  # of modules in a request, which has a limit
 ANSWER = 600.0  # seconds in which the fork server answers; it may import from a slow file system
 STATUS = 4.0  # seconds to wait for the end of a child, and for its status
+LOOK = 2.0  # seconds of waiting after which it may be that somebody has stopped it
 TRIES = 2
+NO_PROCESS = "no process for the model can be made"
 
 
 class Process(NamedTuple):
@@ -55,8 +57,8 @@ class ForkServer:
         self._threads = 1
 
     def start(self) -> None:
-        """Start it, unless it runs; returns at once."""
-        with self._lock:
+        """Start it, unless it runs; returns at once. Where that fails, `fork` tries again."""
+        with self._lock, suppress(OSError):
             if self._link is None:
                 self._start()
 
@@ -77,7 +79,10 @@ class ForkServer:
             new = [name for name in (CHILD, *libraries) if name not in self._libraries]
             self._libraries.update(dict.fromkeys(new))
             if new and self._link is not None:
-                self._import(new, later=later)
+                try:
+                    self._import(new, later=later)
+                except OSError:  # it was killed
+                    self._stop()
 
     def fork(self, name: str, files: Sequence[int]) -> Process:
         """Make a child.
@@ -96,8 +101,7 @@ class ForkServer:
                 except OSError as error:
                     self._stop()
                     if not left:
-                        text = f"no process for the model can be made: {error}"
-                        raise ModelError(Code.EMODEL, text) from None
+                        raise ModelError(Code.EMODEL, f"{NO_PROCESS}: {error}") from None
         raise AssertionError
 
     def end(self, process: Process) -> int | None:
@@ -109,7 +113,7 @@ class ForkServer:
         """
         with suppress(ProcessLookupError):
             signal.pidfd_send_signal(process.pidfd, signal.SIGKILL)
-        select.select([process.pidfd], [], [], STATUS)
+        readable(process.pidfd, STATUS)
         os.close(process.pidfd)
         with self._lock:
             if self._link is None:
@@ -130,7 +134,7 @@ class ForkServer:
 
     def _start(self) -> None:
         mine, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        mine.settimeout(ANSWER)
+        mine.settimeout(ANSWER)  # of what is sent
         program = f"import sys; sys.path[:] = {sys.path!r}; " + (
             f"from mpiserve.serving.isolation.fork_server import main; main({other.fileno()})"
         )
@@ -157,21 +161,32 @@ class ForkServer:
         self._send((FORK, name), files)
         assert self._link
         data, pidfds = self._reply(ANSWER)
+        if not pidfds:
+            raise ModelError(Code.EMODEL, f"{NO_PROCESS}: {pickle.loads(data)}")
         return Process(pickle.loads(data), pidfds[0])
 
     def _reply(self, seconds: float) -> tuple[bytes, list[int]]:
         """Receive the reply to the last request; drop those that came too late before."""
         assert self._link
         self._due += 1
-        self._link.settimeout(seconds)
+        end = time.monotonic() + seconds
         while True:
-            data, files, _, _ = socket.recv_fds(self._link, 1 << 16, 1)
+            data, files = self._received(end)
             if not data:
                 raise ConnectionResetError("the fork server has ended")
             self._due -= 1
             if not self._due:
-                self._link.settimeout(ANSWER)
                 return data, files
+
+    def _received(self, end: float) -> tuple[bytes, list[int]]:
+        """Receive a message; wake a fork server that a model, or a person, has stopped."""
+        assert self._link and self._process
+        while not readable(self._link, min(LOOK, max(0.0, end - time.monotonic()))):
+            self._process.send_signal(signal.SIGCONT)
+            if time.monotonic() >= end:
+                raise TimeoutError("the fork server does not answer")
+        data, files, _, _ = socket.recv_fds(self._link, 1 << 16, 1)
+        return data, files
 
     def _send(self, request: tuple[str, Any], files: Sequence[int] = ()) -> None:
         assert self._link

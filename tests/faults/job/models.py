@@ -5,7 +5,6 @@ A row says so by its first value, so that a fault belongs to one request whateve
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import signal
@@ -16,6 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
+from mpiserve.bench.deaths import DEATHS, exit_7, hang, null_read
+
 FIRST = 1000.0  # the value that means the first of ACTS
 NAP = 2  # seconds that a stopped or slow model stays so, where it goes on
 BIG = 6 << 30  # bytes, more than `memory_bytes` of the configuration allows
@@ -24,68 +25,6 @@ BIG = 6 << 30  # bytes, more than `memory_bytes` of the configuration allows
 class Unprintable(Exception):
     def __str__(self):
         raise KeyboardInterrupt
-
-
-def null_read():
-    ctypes.string_at(0)
-
-
-def null_write():
-    ctypes.memset(0, 1, 8)
-
-
-def bad_instruction():
-    os.kill(os.getpid(), signal.SIGILL)
-
-
-def bus_error():
-    os.kill(os.getpid(), signal.SIGBUS)
-
-
-def divide_by_zero():
-    os.kill(os.getpid(), signal.SIGFPE)
-
-
-def exit_7():
-    os._exit(7)
-
-
-def exit_0():
-    os._exit(0)
-
-
-def kill_itself():
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def terminate_itself():
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(60)
-
-
-def abort():
-    os.abort()
-
-
-def overflow_stack():
-    sys.setrecursionlimit(1 << 30)
-    callback = ctypes.CFUNCTYPE(None)(lambda: callback())  # each call takes C's stack too
-    callback()
-
-
-def hang():
-    while True:
-        time.sleep(60)
-
-
-def spin():
-    while True:
-        pass
-
-
-def stop():
-    os.kill(os.getpid(), signal.SIGSTOP)
 
 
 def nap():
@@ -141,20 +80,7 @@ def nan():
 
 
 ACTS = (
-    null_read,
-    null_write,
-    bad_instruction,
-    bus_error,
-    divide_by_zero,
-    exit_7,
-    exit_0,
-    kill_itself,
-    terminate_itself,
-    abort,
-    overflow_stack,
-    hang,
-    spin,
-    stop,
+    *DEATHS,
     nap,
     use_memory,
     raise_,
