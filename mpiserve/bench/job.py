@@ -57,13 +57,36 @@ def launcher() -> str:
     return path
 
 
-def run(ranks: int, args: Sequence[str], timeout: float) -> None:
-    """Run python -m mpiserve with these arguments on `ranks` ranks.
+def placed(places: Mapping[str, int]) -> list[str]:
+    """Return what has the launcher start so many ranks on each of some hosts, in their order."""
+    if not places:
+        return []
+    said = subprocess.run([launcher(), "--version"], capture_output=True, text=True).stdout
+    flag = "--host" if re.search("Open MPI|OpenRTE|PRRTE", said) else "-hosts"
+    return [flag, ",".join(f"{host}:{ranks}" for host, ranks in places.items())]
+
+
+def run(
+    ranks: int,
+    args: Sequence[str],
+    timeout: float,
+    module: str = "mpiserve",
+    places: Mapping[str, int] | None = None,
+) -> None:
+    """Run a module of Python with these arguments on `ranks` ranks.
+
+    Args:
+        ranks: Their number.
+        args: Of the program.
+        timeout: In seconds.
+        module: Its name.
+        places: How many ranks each host has, in their order; by default the launcher decides.
 
     Raises:
         Error: If it fails or takes too long, with the last line of its stderr.
     """
-    command = [launcher(), "-n", str(ranks), sys.executable, "-m", "mpiserve", *args]
+    program = [sys.executable, "-m", module, *args]
+    command = [launcher(), "-n", str(ranks), *placed(places or {}), *program]
     env = CROWDED | scrubbed(os.environ)
     try:
         done = subprocess.run(

@@ -6,7 +6,7 @@ import json
 import sys
 import tempfile
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from mpi4py import MPI
@@ -27,6 +27,8 @@ from mpiserve.bench import (
     strong_scaling,
 )
 from mpiserve.bench.machine import machine, version
+from mpiserve.bench.paper import case as paper
+from mpiserve.bench.paper import tables
 from mpiserve.bench.plan import Plan, plan
 from mpiserve.bench.report import Progress, Row, show, write_json
 from mpiserve.errors import Error
@@ -60,9 +62,20 @@ CASES = {
     "starts": 0,
     "lockstep": lockstep.CLIENTS + 1,
     "strong_scaling": strong_scaling.RANKS,
+    "paper": 0,
 }
-WITHOUT_MPI = {"scale": scale.measure, "starts": starts.measure}
-BY_NAME = ("isolation", "restart", "scrape", "starts")  # measured only if they are asked for
+WITHOUT_MPI: dict[str, Callable[[Plan, Progress], Iterable[Row]]] = {
+    "scale": scale.measure,
+    "starts": starts.measure,
+    "paper": paper.measure,
+}
+BY_NAME = (
+    "isolation",
+    "restart",
+    "scrape",
+    "starts",
+    "paper",
+)  # measured only if they are asked for
 
 
 def bench(
@@ -172,7 +185,8 @@ def afterwards(
     try:
         for case in cases:
             alone = WITHOUT_MPI.get(case)
-            rows += alone(plan, progress) if alone else crew(case, plan, progress)
+            # Of an iterator, the rows that it yields before an error stay.
+            rows.extend(alone(plan, progress) if alone else crew(case, plan, progress))
     except Error as error:
         return error
     return None
@@ -192,6 +206,7 @@ def crew(case: str, plan: Plan, progress: Progress) -> list[Row]:
 def write(report: Row, json_file: str | None, plots: str | None) -> None:
     """Print the tables; write the file and the plots."""
     show(report)
+    tables.show(report["rows"])
     if json_file:
         write_json(Path(json_file), report)
         print(f"rows: {json_file}")
@@ -199,4 +214,4 @@ def write(report: Row, json_file: str | None, plots: str | None) -> None:
         from mpiserve.bench.plots import draw
 
         for path in draw(report, Path(plots)):
-            print(f"plot: {path}")
+            print(f"{'plot' if path.suffix == '.png' else 'tables'}: {path}")

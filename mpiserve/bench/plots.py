@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from mpiserve.bench.paper import plots as paper
+from mpiserve.bench.paper import tables
 from mpiserve.bench.report import size_name
 
 if TYPE_CHECKING:
@@ -63,7 +65,7 @@ SYSTEMS = {"mpiserve": ("mpiserve", "#1971c2"), "zeromq": ("ZeroMQ worker", "#b0
 
 
 def draw(report: Row, folder: Path) -> list[Path]:
-    """Draw the plots that the report has rows for, and return the files."""
+    """Draw the plots that the report has rows for, and write the tables of the case paper."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -74,6 +76,9 @@ def draw(report: Row, folder: Path) -> list[Path]:
             drawn.append(latency(report, folder / "latency.png"))
         if any(row["case"] == "throughput" for row in report["rows"]):
             drawn.append(throughput(report, folder / "throughput.png"))
+        drawn += paper.draw(report["rows"], folder, where(report))
+    if any(row["case"].startswith("paper") for row in report["rows"]):
+        drawn.append(tables.write(report["rows"], folder / "paper.md"))
     return drawn
 
 
@@ -206,5 +211,10 @@ def finish_throughput(axes: Axes, clients: list[int]) -> None:
 
 def heading(title: str, report: Row) -> str:
     """Return the title, with a line about the machine."""
+    return f"{title}\n{where(report)}"
+
+
+def where(report: Row) -> str:
+    """Describe the machine of a report in a line."""
     machine = report["machine"]
-    return f"{title}\n{report['mpi']}, {machine['cores']} cores, {machine['cpu']}"
+    return f"{report['mpi']}, {machine['cores']} cores, {machine['cpu']}"

@@ -17,6 +17,7 @@ Row = dict[str, Any]
 
 LABELS = ("case", "client", "backend", "transport", "memory", "model", "engine")
 FIGURES = ("p50_us", "p99_us", "max_us")
+APART = ("paper", "paper_bootstrap")  # they have tables of their own: bench/paper/tables.py
 WIDTH = 120
 LINES = 8  # lines for each stage, without a terminal
 
@@ -84,7 +85,9 @@ def show(report: Row) -> None:
     latencies = [row for row in report["rows"] if "p50_us" in row]
     if latencies:
         console.print(latency_table(latencies))
-    console.print(value_table(row for row in report["rows"] if "value" in row))
+    values = [row for row in report["rows"] if "value" in row and row["case"] not in APART]
+    if values:
+        console.print(value_table(values))
 
 
 def label(row: Row) -> str:

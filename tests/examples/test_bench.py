@@ -9,6 +9,7 @@ import sys
 from itertools import product
 
 import pytest
+from jobs import ROOT
 
 from mpiserve.bench.deaths import DEATHS
 from mpiserve.bench.machine import version
@@ -139,6 +140,29 @@ def test_starts_are_measured(mpiexec, tmp_path):
     ]
     assert all(row["value"] in (0, 1) for row in rows if row["case"] == "auto_is_fastest")
     assert all(row["unit"] == "s" for row in rows if row["case"] == "auto_starts_longer")
+
+
+RADICAL = ROOT / ".venv-rp/bin/python"
+
+
+@pytest.mark.takes_long
+@pytest.mark.timeout(600)
+def test_the_papers_experiments_are_measured(mpiexec, tmp_path):
+    env = {"MPISERVE_RADICAL": str(RADICAL)} if RADICAL.exists() else {}
+    words = ["-n", 1, *BENCH, "--quick", "--case", "paper", "--json", "rows.json", "--plots", "."]
+    done = mpiexec(words, env=env, timeout=550)
+    assert done.returncode == 0
+    rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    systems = {"mpiserve", *["zeromq"] * bool(version("pyzmq")), *["radical"] * RADICAL.exists()}
+    for services in (1, 2):
+        found = {"case": "paper", "model": "noop", "services": services, "clients": services}
+        found = [row for row in rows if found.items() <= row.items()]
+        assert {row["system"] for row in found} == systems
+    for row in rows:
+        assert 0 < row["value"] < math.inf
+        if "parts_us" in row:
+            assert math.isclose(sum(row["parts_us"].values()), row["rt_us"], rel_tol=0.02)
+    assert (tmp_path / "paper_rt.png").exists() and (tmp_path / "paper.md").exists()
 
 
 def test_a_world_of_another_size_is_refused_in_one_line(mpiexec):
