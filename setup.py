@@ -273,6 +273,7 @@ setup(
             "mypy",
             "onnx",
             "onnxruntime",
+            "openai",
             "orjson",
             "prometheus-client",
             "pytest>=8",
