@@ -50,6 +50,17 @@ def embedder(**more: Any) -> dict[str, Any]:
     return same | {"inputs": inputs, "outputs": outputs} | more
 
 
+def ids(text: str) -> list[int]:
+    """Make the tokens of a text."""
+    return [ord(letter) - 32 for letter in text]
+
+
+def greedy(model: Any, prompt: str, room: int) -> str:
+    """Continue a text as transformers does: the reference. The special token "?" is no text."""
+    tokens = language_models.greedy(model, ids(prompt), room)
+    return "".join("é" if token == 95 else chr(token + 32) for token in tokens if token != 31)
+
+
 def models(folder: Path) -> Any:
     """Write the models of the services, and return the one that generates."""
     made = language_models.llama(folder / "llama", max_position_embeddings=64)

@@ -73,8 +73,9 @@ class Language:
     def streams(self) -> bool:
         """Whether its tokens can be read as they come."""
         stream, lengths = self.inputs.get("stream"), self._outputs.get("lengths")
-        has = stream is not None and lengths is not None
-        return has and stream.datatype == "INT64" and lengths.datatype.startswith("INT")
+        if stream is None or lengths is None:
+            return False
+        return stream.datatype == "INT64" and lengths.datatype.startswith("INT")
 
     def _text_fits(self) -> bool:
         text = self.inputs.get("text")

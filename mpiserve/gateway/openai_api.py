@@ -186,7 +186,9 @@ class OpenAIRoutes:
         language.check_sampling(wanted)
         field = "messages" if kind == "chat" else "prompt"
         prompts = [await language.tokens_of(prompt, field) for prompt in wanted.prompts]
-        seed, rows, limits = secrets.randbelow(MOST_SEED), [], []
+        seed = secrets.randbelow(MOST_SEED)
+        rows: list[Row] = []
+        limits: list[int] = []
         for tokens in prompts:
             limit = language.limit(tokens, wanted.max_tokens, DEFAULT_TOKENS[kind])
             for _ in range(wanted.n):
@@ -205,10 +207,10 @@ class OpenAIRoutes:
         count = 0
         async with aclosing(self._choices(work)) as parts:
             async for part, tokens in parts:
-                texts[part.index] += part.text
+                texts[part.number] += part.text
                 count += tokens
                 if part.finish:
-                    finishes[part.index] = part.finish
+                    finishes[part.number] = part.finish
         choices = [Choice(i, text, finishes[i]) for i, text in enumerate(texts)]
         return work.answers.answer(choices, work.prompt_tokens, count)
 

@@ -119,13 +119,13 @@ class Choice(NamedTuple):
     """A choice of an answer, or the new part of one.
 
     Attributes:
-        index: Its number.
+        number: Its place in the answer.
         text: The text.
         finish: Why it has ended: "stop" or "length"; None while it goes on.
         first: Whether it is the first part of a stream.
     """
 
-    index: int
+    number: int
     text: str
     finish: str | None
     first: bool = False
@@ -350,7 +350,7 @@ class Answers:
         return event(self._same | {"choices": [], "usage": usage(prompt, new)})
 
     def _choice(self, choice: Choice) -> dict[str, Any]:
-        entry = {"index": choice.index, "logprobs": None, "finish_reason": choice.finish}
+        entry = {"index": choice.number, "logprobs": None, "finish_reason": choice.finish}
         if not self._chat:
             return entry | {"text": choice.text}
         message: dict[str, Any] = {"content": choice.text}

@@ -6,17 +6,15 @@ import asyncio
 import json
 import time
 
-import language_models
 import numpy as np
 import pytest
-
-for package in ("starlette", "uvicorn", "httptools", "uvloop", "orjson", "openai"):
-    pytest.importorskip(package)
-
-import httpx2
-import openai
 from gateway_job import until_true
-from language_rank import LanguageRank, embedder, models, table
+from language_rank import LanguageRank, embedder, greedy, ids, models, table
+
+for package in ("starlette", "uvicorn", "httptools", "uvloop", "orjson"):
+    pytest.importorskip(package)
+openai = pytest.importorskip("openai")
+httpx2 = pytest.importorskip("httpx2")
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 HI = [{"role": "user", "content": "Hi"}]
@@ -52,18 +50,6 @@ def arguments(rank, client, transport):
     http = client(transport=transport(uds=path))
     token = rank.endpoint.token
     return {"base_url": "http://job/v1", "api_key": token, "http_client": http, "max_retries": 0}
-
-
-def ids(text):
-    return [ord(letter) - 32 for letter in text]
-
-
-def text_of(tokens):
-    return "".join("é" if token == 95 else chr(token + 32) for token in tokens)
-
-
-def greedy(gpt, prompt, room):
-    return text_of(language_models.greedy(gpt, ids(prompt), room))
 
 
 def quiet(rank):
@@ -284,9 +270,7 @@ def test_streams_of_many_clients_flow_together(rank, gpt):
 
 
 async def _streams(rank, prompts):
-    client = openai.AsyncOpenAI(
-        **arguments(rank, httpx2.AsyncClient, httpx2.AsyncHTTPTransport)
-    )
+    client = openai.AsyncOpenAI(**arguments(rank, httpx2.AsyncClient, httpx2.AsyncHTTPTransport))
 
     async def one(prompt):
         events = await client.completions.create(

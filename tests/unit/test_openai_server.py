@@ -8,8 +8,6 @@ import json
 import numpy as np
 import pytest
 
-pytest.importorskip("orjson")
-
 from mpiserve.gateway.text_parts import TextParts
 from mpiserve.wire import openai
 from mpiserve.wire import openai_server as wire
