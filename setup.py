@@ -278,6 +278,7 @@ setup(
             "mypy",
             "onnx",
             "onnxruntime",
+            "openai",
             "orjson",
             "prometheus-client",
             "pytest>=8",

@@ -58,6 +58,7 @@ class Rank:
     def __init__(self, folder: Path, **settings: Any) -> None:
         self.services = [service(dtype, dtype) for dtype in DATATYPES]
         self.services += [service("whole", "float32", "none"), service("z", "complex64")]
+        self.languages: dict[str, Any] = {}
         config = GatewayConfig(**settings)
         self.endpoint = Endpoint(config, folder)
         self.child = Child(config, self.endpoint, 0, folder)
@@ -69,7 +70,7 @@ class Rank:
     def __enter__(self) -> Rank:
         self.link = Link(self.child.start(), MOST)
         tables = [table_of(service, i) for i, service in enumerate(self.services)]
-        self.link.send({"m": HELLO, "services": tables})
+        self.link.send({"m": HELLO, "services": tables, "languages": self.languages})
         states = {service.name: "ready" for service in self.services} | {"lost": "failed"}
         self.link.send({"m": STATES, "states": states, "reasons": {"lost": "no weights"}})
         self._thread.start()

@@ -49,7 +49,7 @@ def bert(path: Path, *, seed: int = 0) -> Any:
     return model
 
 
-def tokenizer(path: Path) -> None:
+def tokenizer(path: Path, chat_template: str | None = None) -> None:
     """Write a tokenizer beside a model: a token for each character, the last one for é."""
     import transformers
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
@@ -61,6 +61,7 @@ def tokenizer(path: Path) -> None:
     made = transformers.PreTrainedTokenizerFast(
         tokenizer_object=words, unk_token="?", clean_up_tokenization_spaces=False
     )
+    made.chat_template = chat_template
     made.save_pretrained(path)
 
 

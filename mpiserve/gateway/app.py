@@ -15,9 +15,11 @@ from mpiserve.errors import Code, Error
 from mpiserve.gateway import infer
 from mpiserve.gateway.errors import CODE, Refusal, status_of
 from mpiserve.gateway.hub import Hub
+from mpiserve.gateway.openai_api import ROOT, OpenAIRoutes
 from mpiserve.gateway.routes import Routes
 from mpiserve.gateway.statistics import Statistics
 from mpiserve.wire import open_inference_server as wire
+from mpiserve.wire import openai_server as openai
 from mpiserve.wire.json_body import WireError
 
 INFER = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?/infer")
@@ -76,6 +78,7 @@ class App:
         self._limit_s = limit_s
         self._statistics = Statistics()
         self._routes = Routes(hub, self._statistics, version).app()
+        self._routes.routes += OpenAIRoutes(hub, self._statistics, limit_s).routes()
         self._log = log
 
     async def __call__(self, scope: Scope, receive: infer.Receive, send: Send) -> None:
@@ -83,9 +86,10 @@ class App:
         begin = time.perf_counter()
         status, size, body = 200, 0, Body(receive)
 
-        async def refuse(status: int, text: str, *more: tuple[bytes, bytes]) -> None:
+        async def refuse(status: int, text: str | Exception, *more: tuple[bytes, bytes]) -> None:
             await body.drain(dict(scope["headers"]).get(b"content-length", b"0"))
-            await _refuse(send, status, text, more if body.ended else (*more, CLOSE))
+            told = _told(scope["path"], status, text)
+            await _refuse(send, status, told, more if body.ended else (*more, CLOSE))
 
         async def counted(message: Any) -> None:
             nonlocal status, size
@@ -103,10 +107,10 @@ class App:
             await refuse(status, error.detail)
         except WireError as error:
             status = 400
-            await refuse(status, str(error), _code(Code.EARG))
+            await refuse(status, error, _code(Code.EARG))
         except Error as error:
             status = status_of(error)
-            await refuse(status, str(error), _code(error.code), *[RETRY] * (status == 503))
+            await refuse(status, error, _code(error.code), *[RETRY] * (status == 503))
         except Exception:
             status = 500
             logger.exception("the gateway failed on a request for %s", _shown(scope))
@@ -155,8 +159,14 @@ def _code(code: int) -> tuple[bytes, bytes]:
     return CODE.encode(), Code(code).name.encode()
 
 
-async def _refuse(send: Send, status: int, text: str, more: Headers) -> None:
-    body = wire.dump({"error": text})
+def _told(path: str, status: int, text: str | Exception) -> bytes:
+    """The body of an error, as the protocol of the path has it."""
+    if path.startswith(ROOT):
+        return openai.error_body(status, text)
+    return wire.dump({"error": str(text)})
+
+
+async def _refuse(send: Send, status: int, body: bytes, more: Headers) -> None:
     headers = [
         (b"content-type", b"application/json"),
         (b"content-length", str(len(body)).encode()),

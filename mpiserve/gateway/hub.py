@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from mpiserve.errors import Code, Error, QueueFullError, from_code
+from mpiserve.gateway.language import Language
 from mpiserve.gateway.link import (
     ANSWER,
     CHANGE,
@@ -26,6 +27,7 @@ from mpiserve.gateway.link import (
 )
 from mpiserve.gateway.merging import Arrays, Queue
 from mpiserve.gateway.services import Service, read_table
+from mpiserve.gateway.token_streams import TokenStreams
 
 MOST_HELD = 2 << 30  # bytes of bodies of requests under way
 MOST_BYTES = 1 << 40  # of an answer: the rank is trusted
@@ -69,6 +71,8 @@ class Hub:
     Attributes:
         services: By name.
         queues: By name.
+        languages: What is known of services that may be language models, by name.
+        streams: Of those of them whose tokens can be read as they come, by name.
         states: The best state of a replica, by the name of each service of the configuration.
         reasons: Why a service could not load, by name.
         memory: Of the bodies of requests under way.
@@ -83,6 +87,8 @@ class Hub:
         self._numbers = itertools.count(1)
         self.services: dict[str, Service] = {}
         self.queues: dict[str, Queue] = {}
+        self.languages: dict[str, Language] = {}
+        self.streams: dict[str, TokenStreams] = {}
         self.states: dict[str, str] = {}
         self.reasons: dict[str, str] = {}
         self.memory = Memory(MOST_HELD)
@@ -114,6 +120,10 @@ class Hub:
         }
         answer, data = await self._ask(table, [np.ascontiguousarray(array) for array in arrays])
         return split(data, answer["shapes"], service.dtypes), answer["stats"]
+
+    def sent(self, name: str) -> int:
+        """Return how many requests for a service were sent to the rank."""
+        return self.queues[name].sent + (self.streams[name].sent if name in self.streams else 0)
 
     async def change(self, what: str, name: str, version: str) -> None:
         """Load or unload the model of a service.
@@ -161,15 +171,21 @@ class Hub:
         elif table["m"] == STATES:
             self.states, self.reasons = table["states"], table["reasons"]
         elif table["m"] == HELLO:
-            self.services = {made.name: made for made in map(read_table, table["services"])}
-            self.queues = {
-                name: Queue(service, self.infer, self._most_waiting)
-                for name, service in self.services.items()
-            }
+            self._know(table)
             self.known.set()
         elif table["m"] == DRAIN:
             self.drains = True
             self._ended()
+
+    def _know(self, table: dict[str, Any]) -> None:
+        self.services = {made.name: made for made in map(read_table, table["services"])}
+        for name, service in self.services.items():
+            self.queues[name] = Queue(service, self.infer, self._most_waiting)
+        for name, about in table.get("languages", {}).items():
+            language = self.languages[name] = Language(self.services[name], about)
+            if language.streams:
+                service, most = language.service, self._most_waiting
+                self.streams[name] = TokenStreams(service, self.infer, most)
 
     def _take(self, table: dict[str, Any], data: memoryview) -> None:
         answer = self._answers.get(table["id"])

@@ -59,7 +59,7 @@ async def answer(
         raise Refusal(400, f"service '{service.name}' has tensors of {service.lacking}")
     if headers.get(b"content-encoding", b"identity") != b"identity":
         raise Refusal(415, "the body is encoded: send it as it is")
-    with hub.memory.hold(_announced(headers, service.most_bytes)):
+    with hub.memory.hold(announced(headers, service.most_bytes)):
         return await _answer(hub, statistics, limit_s, service, headers, receive)
 
 
@@ -85,8 +85,8 @@ async def _answer(
     return wire.build(service.name, service.version, request, named)
 
 
-def _announced(headers: Mapping[bytes, bytes], most: int) -> int:
-    """The bytes of a body that is to come; of one in pieces, the most that it may have."""
+def announced(headers: Mapping[bytes, bytes], most: int) -> int:
+    """Return the bytes of a body that is to come; of one in pieces, the most that it may have."""
     length = headers.get(b"content-length", b"")
     return int(length) if 0 < len(length) < 19 else most + bool(length)
 
@@ -97,7 +97,7 @@ async def read_body(headers: Mapping[bytes, bytes], receive: Receive, most: int)
     Raises:
         Refusal: If it is, or if the client goes away.
     """
-    if _announced(headers, most) > most:
+    if announced(headers, most) > most:
         raise Refusal(413, f"the body is larger than {most} bytes")
     parts, size = [], 0
     while True:

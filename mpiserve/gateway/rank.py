@@ -32,7 +32,7 @@ from mpiserve.gateway.link import (
     LinkError,
     split,
 )
-from mpiserve.gateway.tables import most_bytes, table_of
+from mpiserve.gateway.tables import language_of, most_bytes, table_of
 from mpiserve.wire.open_inference import numpy_dtype
 
 if TYPE_CHECKING:
@@ -104,6 +104,12 @@ class Bridge:
         self._session = session
         self._names = [service.name for service in config.services]
         self._services = [session.service(service.name) for service in session.services]
+        known = {service.name for service in self._services}
+        self._languages = {
+            service.name: language_of(service)
+            for service in config.services
+            if service.name in known
+        }
         self._dtypes = [[numpy_dtype(t.dtype) for t in s.inputs] for s in self._services]
         self._child = child
         self._endpoint = endpoint
@@ -154,7 +160,7 @@ class Bridge:
             logger.error("the gateway's process cannot be started, later perhaps: %s", error)
             return
         tables = [table_of(service, i) for i, service in enumerate(self._services)]
-        self._send({"m": HELLO, "services": tables})
+        self._send({"m": HELLO, "services": tables, "languages": self._languages})
         self._tell_states()
 
     def _lose(self, error: LinkError) -> None:

@@ -142,7 +142,7 @@ class Routes:
         return entry | {"reason": "" if state in SERVES else self._hub.reasons.get(name, state)}
 
     def _counted(self, service: Service) -> dict[str, Any]:
-        executions = self._hub.queues[service.name].sent
+        executions = self._hub.sent(service.name)
         return self._statistics.table(service.name, service.version, executions)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from math import prod
 from typing import Any
 
+from mpiserve.config import ServiceConfig
 from mpiserve.wire.open_inference import numpy_dtype
 
 LEAST_LIMIT = 64 << 20  # bytes that the tensors of a request may have in any case
@@ -31,6 +32,18 @@ def table_of(service: Any, index: int) -> dict[str, Any]:
         "rows": service.rows,
         "max_batch_rows": service.max_batch_rows,
         "allow_empty": bool(service.allow_empty),
+    }
+
+
+def language_of(service: ServiceConfig) -> dict[str, Any]:
+    """Write what the child must know of a language model beside the signature."""
+    config = service.of_version()
+    folder = config.folder / str(config.model)
+    here = config.backend != "remote" and (folder / "config.json").is_file()
+    return {
+        "task": config.task or "",
+        "folder": str(folder.resolve()) if here else "",
+        "stop_tokens": config.options.get("stop_tokens"),
     }
 
 

@@ -1,4 +1,4 @@
-"""The OpenAI API over HTTP: completions, chats and embeddings, without streams."""
+"""The OpenAI API over HTTP: its words, and what a client sends and reads, without streams."""
 
 from __future__ import annotations
 

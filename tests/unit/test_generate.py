@@ -252,7 +252,7 @@ def test_a_stream_gives_each_token_once_and_then_none(make, gpt):
         ask(steps, key + 1, 0, stream=[9, READS])
     assert got == greedy(gpt, prompt(1)[2], ROOM)
     assert key < ROOM  # what came meanwhile was given together
-    assert not steps._streams
+    assert not steps._streams.open
 
 
 def test_a_stream_is_its_clients_own(make):
@@ -281,14 +281,66 @@ def test_a_stream_that_is_ended_or_whose_reader_is_gone_is_dropped(make):
             ask(steps, 5, 1, stream=[number, READS])
 
 
+def exchange(steps, key, *rows):
+    """Begin a request of several streams: what each does, and the prompt of those that open."""
+    parts = [prompt(seed) for _, _, seed in rows]
+    tokens, lengths = (np.concatenate([part[i] for part in parts]) for i in range(2))
+    stream = np.array([row[:2] for row in rows])
+    steps.begin(key, 0, (tokens, lengths, np.zeros(len(rows), np.int64), stream))
+
+
+def test_one_request_reads_the_new_tokens_of_many_streams(make, gpt):
+    steps, got, requests = make(STREAM, rows=3), {n: [] for n in range(1, 5)}, 1
+    exchange(steps, 0, *((n, OPENS, n) for n in got))
+    said, left = until(steps, 0)[0], [*got]
+    while True:
+        for n, tokens, length in zip(left, said["tokens"], said["lengths"], strict=True):
+            assert length >= -1
+            got[n] += tokens[: max(0, length)].tolist()
+        left = [n for n, length in zip(left, said["lengths"], strict=True) if length]
+        if not left:
+            break
+        exchange(steps, requests, *((n, READS, 0) for n in left))
+        said, requests = until(steps, requests)[requests], requests + 1
+    assert all(got[n] == greedy(gpt, prompt(n)[2], ROOM) for n in got)
+    assert requests <= 2 * (ROOM + 1) + 2  # the fourth stream waits for the others
+    assert not steps._streams.open
+
+
+def test_streams_of_one_request_end_and_fail_each_by_itself(make):
+    steps = make(STREAM)
+    exchange(steps, 0, *((n, OPENS, n) for n in (1, 2, 3)))
+    assert until(steps, 0)[0]["lengths"].tolist() == [1, 1, 1]
+    steps._streams.open[0, 2].sequence.fail(ValueError("no"))
+    exchange(steps, 1, (1, READS, 0), (2, READS, 0), (3, ENDS, 0), (9, READS, 0))
+    assert until(steps, 1)[1]["lengths"].tolist() in ([-1, -2, 0, -2], [1, -2, 0, -2])
+    ask(steps, 2, 0, stream=[2, READS])
+    assert isinstance(until(steps, 2)[2], ValueError)
+    assert steps._streams.open.keys() == {(0, 1)}
+    exchange(steps, 3, (1, READS, 0), (4, OPENS, 4))
+    steps.drop(3)
+    steps.step()
+    assert not steps._streams.open and not steps._decoder.sequences
+
+
+def test_who_reads_a_stream_that_another_request_ends_is_told(make):
+    steps = make(STREAM)
+    exchange(steps, 0, (1, OPENS, 1), (2, OPENS, 2))
+    until(steps, 0)
+    ask(steps, 1, 0, stream=[1, READS])
+    ask(steps, 2, 0, stream=[1, ENDS])
+    said = until(steps, 1, 2)
+    assert words(said[1]) == words(said[2]) == []
+
+
 def test_a_stream_that_is_not_read_is_dropped_after_a_while(make):
     steps = make(STREAM, stream_timeout_s=0.01)
     ask(steps, 1, 1, stream=[1, OPENS])
     until(steps, 1)
-    for stream in list(steps._streams.values()):
+    for stream in list(steps._streams.open.values()):
         stream.since -= 1.0
     steps.step()
-    assert not steps._streams
+    assert not steps._streams.open
 
 
 def test_mistakes_with_streams_are_named(make):
@@ -301,8 +353,13 @@ def test_mistakes_with_streams_are_named(make):
     with pytest.raises(ModelError, match="must be 0 .open., 1 .read. or 2 .end., got"):
         ask(steps, 2, 1, stream=[1, 3])
     two = [np.repeat(array, 2, axis=0) for array in (*prompt(1)[:2], np.array([0]))]
-    with pytest.raises(ModelError, match="must have one row"):
-        steps.begin(3, 0, (*two, np.array([[2, OPENS], [3, OPENS]])))
+    for wrong in ([[2, OPENS], [2, OPENS]], [[2, OPENS], [0, OPENS]]):
+        with pytest.raises(ModelError, match="has a stream of its own"):
+            steps.begin(3, 0, (*two, np.array(wrong)))
+    with pytest.raises(ModelError, match="stream 1 of rank 0 is open already"):
+        steps.begin(3, 0, (*two, np.array([[2, OPENS], [1, OPENS]])))
+    with pytest.raises(ModelError, match="no stream 2"):  # so a request opens all, or none
+        ask(steps, 2, 1, stream=[2, READS])
     with pytest.raises(ModelError, match="outputs are 'tokens' and 'lengths'"):
         make(STREAM, outputs=("tokens",))
     with pytest.raises(ModelError, match="needs replicas = 1"):
@@ -327,7 +384,7 @@ def test_a_stream_that_fails_says_so_when_it_is_read(make, gpt):
     steps.step()
     ask(steps, 2, 1, stream=[4, READS])
     assert isinstance(until(steps, 2)[2], ZeroDivisionError)
-    assert not steps._streams
+    assert not steps._streams.open
 
 
 def test_prompts_of_no_tokens_end_at_once(make):

@@ -28,7 +28,7 @@ ROOMS = {
     "backends": BASE | {"config", "mpi", "terminal", "text", "wire"},
     "serving": SERVES,
     "session": SERVES | {"serving"},
-    "gateway": SERVES | {"serving", "session", "wire"},
+    "gateway": SERVES | {"serving", "session", "text", "wire"},
     "launch": SERVES | {"gateway", "session", "terminal"},
     "tools": SERVES | {"launch", "serving", "terminal"},
     # The benchmark is a user of all of it, and nobody but the command line uses the benchmark.

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,30 +12,14 @@ from mpiserve.backends.language.decoding import Decoder, Sampler, TokenSequence
 from mpiserve.backends.language.generation_settings import Settings
 from mpiserve.backends.language.huggingface import Task
 from mpiserve.backends.language.self_check import trusted
+from mpiserve.backends.language.streams import Row, Streams
 from mpiserve.errors import ArgumentError, Code, ModelError
-from mpiserve.failure import describe
 
 if TYPE_CHECKING:
     import torch
 
-OPENS, READS, ENDS = range(3)  # a request's operations on a stream
 WHOLE_BATCH = -1  # the key of a batch that runs to its end in one call
 STREAM_TIMEOUT = 60.0
-
-
-@dataclass(eq=False)
-class Stream:
-    """A sequence whose client fetches new tokens with one request after another."""
-
-    sequence: TokenSequence
-    since: float  # time of the last read
-    reader: int | None = None  # the request that waits for more tokens
-    read: int = 0  # tokens that the client has
-
-    @property
-    def ready(self) -> bool:
-        """Whether a reader can be answered."""
-        return self.sequence.ended or len(self.sequence.tokens) > self.read
 
 
 class Generator(Task, Steps):
@@ -50,17 +32,17 @@ class Generator(Task, Steps):
         if not first or not set(outputs) <= {"tokens", "lengths", "text"}:
             text = "task 'generate' has the outputs 'tokens' or 'text', and 'lengths' if wanted"
             raise ModelError(Code.EMODEL, text)
-        self._check_stream(outputs)
+        self._streams = Streams(self._check_stream(outputs))
         self._outputs = outputs
         self._room = first.shape[1]
         self._settings = Settings(self.service, self.model, draws="temperature" in self._names)
         self._decoder: Decoder
         self._waiting: list[TokenSequence] = []
         self._jobs: dict[int, list[TokenSequence]] = {}
-        self._streams: dict[tuple[int, int], Stream] = {}
         self._answers: dict[int, Any] = {}
 
-    def _check_stream(self, outputs: dict[str, Any]) -> None:
+    def _check_stream(self, outputs: dict[str, Any]) -> float:
+        """Return the seconds after which a stream that nobody reads is dropped."""
         tensors = [tensor for tensor in self.service.inputs if tensor.name == "stream"]
         self._streaming = bool(tensors)
         if tensors and ({*outputs} != {"tokens", "lengths"} or tensors[0].shape != (-1, 2)):
@@ -73,7 +55,7 @@ class Generator(Task, Steps):
         if not isinstance(timeout, (int, float)) or timeout <= 0:
             key = f"service.{self.service.name}.options.stream_timeout_s"
             raise ArgumentError(Code.EARG, f"{key}: must be a positive number of seconds")
-        self._stream_timeout = timeout
+        return timeout
 
     def warm(self) -> None:
         """Choose the decoder that continues test sequences correctly."""
@@ -128,49 +110,54 @@ class Generator(Task, Steps):
         answers, self._answers = self._answers, {}
         for key, sequences in list(self._jobs.items()):
             if all(sequence.ended for sequence in sequences):
-                answers[key] = self._results([(sequence.tokens, 0) for sequence in sequences])
+                rows = [Row(sequence.tokens, len(sequence.tokens)) for sequence in sequences]
+                answers[key] = self._results(rows)
                 del self._jobs[key]
-        return answers | self._read_streams()
+        for key, found in self._streams.answers().items():
+            answers[key] = found if isinstance(found, Exception) else self._results(found)
+        return answers
 
     def drop(self, key: int) -> None:
         """Drop a request, and the stream that it reads."""
-        sequences = self._jobs.pop(key, [])
         self._answers.pop(key, None)
-        for name, stream in list(self._streams.items()):
-            if stream.reader == key:
-                sequences = [*sequences, self._streams.pop(name).sequence]
-        for sequence in sequences:
+        for sequence in (*self._jobs.pop(key, []), *self._streams.drop(key)):
             sequence.ended = True
 
     def take_over(self, old: Steps) -> None:
         """Take over streams that have ended but have unread tokens."""
-        if not isinstance(old, Generator):
-            return
-        for name, stream in old._streams.items():
-            self._streams[name] = replace(stream, since=time.monotonic())
+        if isinstance(old, Generator):
+            self._streams.take_over(old._streams)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what `take_over` reads, for a version in another process."""
-        return {"_streams": {name: _kept(stream) for name, stream in self._streams.items()}}
+        return {"_streams": self._streams}
 
     def _forget(self) -> None:
         self._decoder.clear()
-        self._waiting, self._jobs, self._streams, self._answers = [], {}, {}, {}
+        self._streams.clear()
+        self._waiting, self._jobs, self._answers = [], {}, {}
 
     def _begin(self, key: int, client: int, tensors: tuple[torch.Tensor, ...]) -> None:
         named = self.named(tensors)
-        number, what = named["stream"][0].tolist() if self._streaming else (0, OPENS)
-        if self._streaming and len(named["stream"]) > 1 and bool(named["stream"][:, 0].any()):
-            raise ModelError(Code.EMODEL, "a request with a stream must have one row")
-        if number and what != OPENS:
-            self._use_stream(key, (client, number), what)
-            return
-        sequences = self._sequences(named)
-        if number:
-            self._open(key, (client, number), sequences[0])
+        rows = named["stream"].tolist() if self._streaming else []
+        if any(number for number, _ in rows):
+            if len(rows) > 1:
+                self._check_rows(key)
+            sequences = self._streams.begin(key, client, rows, lambda some: self._some(named, some))
         else:
-            self._jobs[key] = sequences
+            sequences = self._jobs[key] = self._sequences(named)
         self._waiting += [sequence for sequence in sequences if not sequence.ended]
+
+    def _check_rows(self, key: int) -> None:
+        """Refuse to read several streams at once where that cannot work."""
+        if key == WHOLE_BATCH:  # its rows may be of several clients
+            raise ModelError(Code.EMODEL, "a request with a stream must have one row")
+        if self._outputs["lengths"].dtype.startswith("u"):
+            raise ModelError(Code.EMODEL, "several streams need a signed dtype of 'lengths'")
+
+    def _some(self, named: dict[str, torch.Tensor], rows: list[int]) -> list[TokenSequence]:
+        """Make the sequences of some rows of a request."""
+        return self._sequences({name: tensor[rows] for name, tensor in named.items()})
 
     def _sequences(self, named: dict[str, torch.Tensor]) -> list[TokenSequence]:
         prompts, lengths = named["tokens"].tolist(), named["lengths"].tolist()
@@ -218,81 +205,23 @@ class Generator(Task, Steps):
             if errors := [sequence.error for sequence in sequences if sequence.error]:
                 self.drop(key)
                 self._answers[key] = errors[0]
-        for stream in list(self._streams.values()):
-            if stream.sequence.error and stream.reader is not None:
-                error, key = stream.sequence.error, stream.reader
-                self.drop(key)
-                self._answers[key] = error
 
-    def _results(self, parts: Sequence[tuple[list[int], int]]) -> dict[str, np.ndarray]:
-        """Put the tokens of each row, from an offset on, into the arrays of the signature."""
-        sequences, results = [sequence[begin:] for sequence, begin in parts], {}
+    def _results(self, rows: Sequence[Row]) -> dict[str, np.ndarray]:
+        """Put the tokens of each row into the arrays of the signature."""
+        results = {}
         if "tokens" in self._outputs:
-            shape = len(sequences), self._room
+            shape = len(rows), self._room
             tokens = np.full(shape, self._settings.pad, self._outputs["tokens"].dtype)
-            for row, sequence in zip(tokens, sequences, strict=True):
-                row[: len(sequence)] = sequence
+            for array, row in zip(tokens, rows, strict=True):
+                array[: len(row.tokens)] = row.tokens
             results["tokens"] = tokens
         if "lengths" in self._outputs:
-            counts = [len(sequence) for sequence in sequences]
+            counts = [row.length for row in rows]
             results["lengths"] = np.array(counts, self._outputs["lengths"].dtype)
         if self._texts and "text" in self._outputs:
-            results["text"] = self._texts.write(sequences, self._outputs["text"].shape[1])
+            texts = [row.tokens for row in rows]
+            results["text"] = self._texts.write(texts, self._outputs["text"].shape[1])
         return results
-
-    # ---- streams
-
-    def _open(self, key: int, name: tuple[int, int], sequence: TokenSequence) -> None:
-        if name in self._streams:
-            raise ModelError(Code.EMODEL, f"stream {name[1]} of rank {name[0]} is open already")
-        self._streams[name] = Stream(sequence, time.monotonic(), key)
-
-    def _use_stream(self, key: int, name: tuple[int, int], what: int) -> None:
-        stream = self._streams.get(name)
-        if what == ENDS:
-            if stream:
-                self.drop_stream(name)
-            self._answers[key] = self._results([([], 0)])
-        elif what != READS:
-            text = f"the second value of 'stream' must be 0 (open), 1 (read) or 2 (end), got {what}"
-            raise ModelError(Code.EMODEL, text)
-        elif stream is None:
-            seconds = f"{self._stream_timeout:g} s"
-            text = (
-                f"rank {name[0]} has no stream {name[1]}: it ended, or was not read for {seconds}"
-            )
-            raise ModelError(Code.EMODEL, text)
-        elif stream.reader is not None:
-            raise ModelError(Code.EMODEL, f"stream {name[1]} of rank {name[0]} is being read")
-        else:
-            stream.reader = key
-
-    def _read_streams(self) -> dict[int, dict[str, np.ndarray]]:
-        """Answer readers that have new tokens; drop streams that nobody reads."""
-        now, answers = time.monotonic(), {}
-        for name, stream in list(self._streams.items()):
-            if stream.reader is None:
-                if now - stream.since > self._stream_timeout:
-                    self.drop_stream(name)
-            elif stream.ready:
-                answers[stream.reader] = self._results([(stream.sequence.tokens, stream.read)])
-                finished = stream.read == len(stream.sequence.tokens)
-                stream.reader, stream.since = None, now
-                stream.read = len(stream.sequence.tokens)
-                if finished:
-                    del self._streams[name]
-        return answers
-
-    def drop_stream(self, name: tuple[int, int]) -> None:
-        """End a stream, and the sequence with it."""
-        self._streams.pop(name).sequence.ended = True
-
-
-def _kept(stream: Stream) -> Stream:
-    """Copy what is left of a stream whose sequence has ended."""
-    error = stream.sequence.error and ModelError(Code.EMODEL, describe(stream.sequence.error))
-    sequence = TokenSequence([], 0, tokens=stream.sequence.tokens, ended=True, error=error)
-    return replace(stream, sequence=sequence)
 
 
 def samplers(named: dict[str, torch.Tensor], rows: int) -> list[Sampler | None]:
