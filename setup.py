@@ -231,7 +231,11 @@ setup(
     python_requires=">=3.11",
     entry_points={"console_scripts": ["mpiserve = mpiserve.cli:main"]},
     packages=find_packages(include=["mpiserve*"]),
-    package_data={"mpiserve": ["py.typed"], "mpiserve._lib": ["*.pyi"]},
+    package_data={
+        "mpiserve": ["py.typed"],
+        "mpiserve._lib": ["*.pyi"],
+        "mpiserve.gateway": ["page_files/*"],
+    },
     ext_modules=cythonize(
         [
             extension("mpiserve._lib.arrays"),
@@ -267,12 +271,14 @@ setup(
             "uvicorn>=0.54,<0.55",  # its connections get limits: gateway/protocol.py
             "uvloop>=0.20",
         ],
+        "grpc": ["grpcio>=1.66", "protobuf>=5.26"],
         "language": ["transformers>=5"],
         "onnx": ["onnxruntime>=1.20"],
         "remote": ["urllib3>=2"],
         "test": [
             "clang-format",
             "codespell",
+            "grpcio",
             "httptools",
             "lizard",
             "mypy",
@@ -280,7 +286,9 @@ setup(
             "onnxruntime",
             "openai",
             "orjson",
+            "packaging",
             "prometheus-client",
+            "protobuf",
             "pytest>=8",
             "pytest-mpi",
             "pytest-timeout",

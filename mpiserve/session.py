@@ -43,6 +43,7 @@ class Session(Changes):
     Attributes:
         role: "simulation", "inference" or "gateway".
         comm: The ranks of this role, in the order of the world.
+        run: The number of the session, which metrics have as a label.
         stuck: Whether a thread of this rank may wait for ever after `serve`, because another
             rank of its replica did not take part.
         bereft: Whether ranks had died when `close` returned: MPI_Finalize may wait for them for
@@ -59,6 +60,7 @@ class Session(Changes):
         self.bereft = False
         self.role: str = lib.role
         self.comm: MPI.Comm = lib.comm
+        self.run: int = lib.profile()["run"]
         if self.role == SIMULATION:
             atexit.register(self._at_exit)
 
@@ -137,7 +139,7 @@ class Session(Changes):
         replica = self._replica_comm(assignment)
         local_rank = self._local_rank()
         if local_rank == 0:
-            exporter.start(self._lib.profile()["run"])
+            exporter.start(self.run)
         pool = self._pool_comm(assignment)
         worker = Worker(self._lib, assignment, replica, local_rank, pool)
         try:

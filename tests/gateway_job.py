@@ -40,6 +40,7 @@ class Job:
     Attributes:
         url: The address of the gateway.
         token: Its token.
+        grpc: The address of its gRPC; "" for none.
         done: The job, when it has ended.
     """
 
@@ -60,7 +61,7 @@ class Job:
         assert file.exists(), "the job has ended"
         assert file.stat().st_mode & 0o777 == 0o600
         table = json.loads(file.read_text())
-        self.url, self.token = table["url"], table["token"]
+        self.url, self.token, self.grpc = table["url"], table["token"], table.get("grpc", "")
         return self
 
     def __exit__(self, *error: Any) -> None:

@@ -8,6 +8,7 @@ import select
 import socket
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +20,18 @@ from mpiserve.config.tensor import Tensor
 from mpiserve.errors import Code
 from mpiserve.gateway.child import Child
 from mpiserve.gateway.endpoint import Endpoint
-from mpiserve.gateway.link import ANSWER, DRAIN, HELLO, INFER, READY, STATES, Link, split
+from mpiserve.gateway.link import (
+    ANSWER,
+    CHANGE,
+    DRAIN,
+    HELLO,
+    INFER,
+    READY,
+    STATES,
+    Link,
+    LinkError,
+    split,
+)
 from mpiserve.gateway.tables import table_of
 from mpiserve.wire.open_inference import DATATYPES, numpy_dtype
 
@@ -52,6 +64,8 @@ class Rank:
 
     Attributes:
         seen: The rows of each request that has come.
+        changes: What has come to load and unload models.
+        late: The requests that are late, and when their time is over.
         endpoint: Where clients come.
     """
 
@@ -61,11 +75,12 @@ class Rank:
         self.languages: dict[str, Any] = {}
         config = GatewayConfig(**settings)
         self.endpoint = Endpoint(config, folder)
-        self.child = Child(config, self.endpoint, 0, folder)
+        self.child = Child(config, self.endpoint, 0, 1, folder)
         self.seen: list[int] = []
-        self._late: list[tuple[float, Any]] = []
-        self._ready, self._ended = threading.Event(), threading.Event()
-        self._thread = threading.Thread(target=self._work)
+        self.changes: list[tuple[str, str]] = []
+        self.late: list[tuple[float, Any]] = []
+        self._ready, self._ended, self._drains = (threading.Event() for _ in range(3))
+        self._thread = threading.Thread(target=self._run)
 
     def __enter__(self) -> Rank:
         self.link = Link(self.child.start(), MOST)
@@ -80,20 +95,31 @@ class Rank:
     def __exit__(self, *error: Any) -> None:
         self._ended.set()
         self._thread.join()
-        self.link.send({"m": DRAIN})
+        with suppress(LinkError):  # after `drain` the child may have gone
+            self.link.send({"m": DRAIN})
         self.status = self.child.end(10)
         self.endpoint.close()
 
+    def _run(self) -> None:
+        with suppress(LinkError):  # the child has gone: its status says why
+            self._work()
+
     def _work(self) -> None:
-        while self._late or not self._ended.is_set():
+        while self.late or not self._ended.is_set():
             select.select([self.link.socket], [], [], 0.05)
             for table, data in self.link.receive():
                 if table["m"] == READY:
                     self._ready.set()
                 elif table["m"] == INFER:
                     self._answer(table, data)
-            while self._late and self._late[0][0] < time.monotonic():
-                self.link.send(self._late.pop(0)[1])
+                elif table["m"] == CHANGE:
+                    self.changes.append((table["what"], table["name"]))
+                    self.link.send({"m": ANSWER, "id": table["id"], "shapes": [], "stats": None})
+            if self._drains.is_set():
+                self._drains.clear()
+                self.link.send({"m": DRAIN})
+            while self.late and self.late[0][0] < time.monotonic():
+                self.link.send(self.late.pop(0)[1])
             self.link.flush()
 
     def _answer(self, table: dict[str, Any], data: memoryview) -> None:
@@ -103,7 +129,7 @@ class Rank:
         answer = {"m": ANSWER, "id": table["id"]}
         if dtype.kind == "f" and (x == LATE).any():
             late = answer | {"code": int(Code.EDEADLINE), "text": "too late"}
-            self._late.append((time.monotonic() + 0.5, late))
+            self.late.append((time.monotonic() + 0.5, late))
             return
         if dtype.kind == "f" and (x == FAILS).any():
             self.link.send(answer | {"code": int(Code.EMODEL), "text": "-13 is not a number"})
@@ -112,10 +138,17 @@ class Rank:
         stats = {"queue_ns": 1, "compute_ns": 1}
         self.link.send(answer | {"shapes": [y.shape], "stats": stats}, [y])
 
+    def drain(self) -> None:
+        """Say that the job ends, while requests are under way."""
+        self._drains.set()
+
     # ---- clients
 
     def connect(self) -> socket.socket:
         """Connect, and no more."""
+        if self.endpoint.url.startswith("http"):
+            host, port = self.endpoint.url.removeprefix("http://").split(":")
+            return socket.create_connection((host, int(port)), 20)
         made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         made.settimeout(20)
         made.connect(self.endpoint.url.removeprefix("unix:"))

@@ -5,11 +5,12 @@ from __future__ import annotations
 from ipaddress import ip_address
 from typing import Annotated, NamedTuple
 
-from pydantic import Field, StrictStr, field_validator, model_validator
+from pydantic import Field, StrictStr, ValidationInfo, field_validator, model_validator
 
 from mpiserve.config.tables import Table
 
 UNIX = "unix:"
+BESIDE = "unix"  # of gRPC: a socket in the folder of the other one
 LONGEST_PATH = 107  # bytes of the path of a socket
 MAX_CONNECTIONS = 100_000
 
@@ -40,6 +41,11 @@ class GatewayConfig(Table):
     """Where it listens: `"unix:PATH"`, or `"127.0.0.1:PORT"`, with port 0 for any free one. By
     default a socket in a new folder that only the user can enter.
     """
+    grpc_address: StrictStr = ""
+    """Where it answers gRPC: `"unix"` for a socket beside that of `address` which only the user can
+    reach, `"unix:PATH"`, or `"127.0.0.1:PORT"`, with port 0 for any free one. Without it there is
+    no gRPC.
+    """
     endpoint_file: StrictStr = ""
     """The file with the address and the token, which only the user can read. By default
     `mpiserve-endpoint.json` in the folder of the socket, or in a new one.
@@ -63,10 +69,10 @@ class GatewayConfig(Table):
     request_timeout_s: Annotated[float, Field(gt=0, le=1e7)] = 600.0
     """Seconds after which a request that has no deadline of its own ends with status 504."""
 
-    @field_validator("address")
+    @field_validator("address", "grpc_address")
     @classmethod
-    def _check_address(cls, address: str) -> str:
-        if address:
+    def _check_address(cls, address: str, info: ValidationInfo) -> str:
+        if address and (info.field_name, address) != ("grpc_address", BESIDE):
             parsed(address)
         return address
 
@@ -75,15 +81,21 @@ class GatewayConfig(Table):
         if bool(self.tls_certificate) != bool(self.tls_key):
             raise ValueError("tls_certificate and tls_key belong together")
         is_safe = bool(self.tls_certificate) or self.insecure
-        if self.address and not parsed(self.address).is_private and not is_safe:
-            text = "other machines reach it, and read the token: set tls_certificate and tls_key"
-            raise ValueError(f"address '{self.address}': {text}, or insecure = true")
+        for key, where in (("address", self.where), ("grpc_address", self.grpc_where)):
+            if where and not where.is_private and not is_safe:
+                text = "other machines reach it, and read the token: set tls_certificate"
+                raise ValueError(f"{key} '{where.host}': {text} and tls_key, or insecure = true")
         return self
 
     @property
     def where(self) -> Address | None:
         """The address; None for a socket in a new folder."""
         return parsed(self.address) if self.address else None
+
+    @property
+    def grpc_where(self) -> Address | None:
+        """The address of gRPC; None for a socket in a new folder, or for none."""
+        return parsed(self.grpc_address) if self.grpc_address not in ("", BESIDE) else None
 
 
 def parsed(address: str) -> Address:

@@ -1,29 +1,30 @@
-"""The ASGI application of the gateway: who may come in, what happens to errors, the access log."""
+"""The ASGI application of the gateway: who may come in, and what happens to errors."""
 
 from __future__ import annotations
 
 import hmac
-import logging
 import re
-import time
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import IO, Any
+from typing import Any
 
 from starlette.exceptions import HTTPException
+from starlette.routing import Router
 
-from mpiserve.errors import Code, Error
+from mpiserve.errors import Error
 from mpiserve.gateway import infer
-from mpiserve.gateway.errors import CODE, Refusal, status_of
+from mpiserve.gateway.errors import CODE, Refusal, refusal_of
 from mpiserve.gateway.hub import Hub
-from mpiserve.gateway.openai_api import ROOT, OpenAIRoutes
-from mpiserve.gateway.routes import Routes
+from mpiserve.gateway.openai_api import ROOT
+from mpiserve.gateway.page import FILES
 from mpiserve.gateway.statistics import Statistics
+from mpiserve.gateway.traffic import HTTP, JOB, NO_ROUTE, Exchange, Traffic
 from mpiserve.wire import open_inference_server as wire
 from mpiserve.wire import openai_server as openai
 from mpiserve.wire.json_body import WireError
 
 INFER = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?/infer")
-OPEN = "/v2/health/live"  # needs no token
+INFER_ROUTE = "/v2/models/{name}/infer"
+OPEN = ("/v2/health/live", *FILES)  # these need no token, and say nothing of the job
 AUTHORIZATION = b"authorization"
 RETRY = (b"retry-after", b"1")
 CLOSE = (b"connection", b"close")
@@ -31,22 +32,20 @@ SMALL = 64 << 10  # bytes of a body that is refused
 
 Scope = MutableMapping[str, Any]
 Send = Callable[[Any], Awaitable[None]]
-Headers = tuple[tuple[bytes, bytes], ...]
-
-logger = logging.getLogger("mpiserve")
 
 
 class Body:
-    """What comes of a request, which notes whether all of it has come."""
+    """What comes of a request, which notes how much of it has come, and whether that is all."""
 
-    def __init__(self, receive: infer.Receive) -> None:
-        self._receive = receive
+    def __init__(self, receive: infer.Receive, one: Exchange) -> None:
+        self._receive, self._one = receive, one
         self.ended = False
 
     async def __call__(self) -> Any:
         """Return the next message."""
         message = await self._receive()
         self.ended = not message.get("more_body", False)
+        self._one.received += len(message.get("body", b""))
         return message
 
     async def drain(self, announced: bytes) -> None:
@@ -66,111 +65,100 @@ class App:
         hub: The link to the rank.
         token: What clients must know.
         limit_s: Seconds that a request may take.
-        version: Of mpiserve.
-        log: Gets a line for each request, or None.
+        statistics: Of what is answered.
+        traffic: Counts the requests.
+        routes: All but that of inference.
     """
 
     def __init__(
-        self, hub: Hub, token: str, limit_s: float, version: str, log: IO[str] | None
+        self,
+        hub: Hub,
+        token: str,
+        limit_s: float,
+        statistics: Statistics,
+        traffic: Traffic,
+        routes: Router,
     ) -> None:
         self._hub = hub
         self._token = b"Bearer " + token.encode()
         self._limit_s = limit_s
-        self._statistics = Statistics()
-        self._routes = Routes(hub, self._statistics, version).app()
-        self._routes.routes += OpenAIRoutes(hub, self._statistics, limit_s).routes()
-        self._log = log
+        self._statistics = statistics
+        self._traffic = traffic
+        self._routes = routes
 
     async def __call__(self, scope: Scope, receive: infer.Receive, send: Send) -> None:
         """Answer a request."""
-        begin = time.perf_counter()
-        status, size, body = 200, 0, Body(receive)
+        client = (scope.get("client") or ("",))[0] or ""
+        with self._traffic.exchange(HTTP, scope["method"], scope["path"], client) as one:
+            body = Body(receive, one)
 
-        async def refuse(status: int, text: str | Exception, *more: tuple[bytes, bytes]) -> None:
-            await body.drain(dict(scope["headers"]).get(b"content-length", b"0"))
-            told = _told(scope["path"], status, text)
-            await _refuse(send, status, told, more if body.ended else (*more, CLOSE))
+            async def counted(message: Any) -> None:
+                one.code = str(message.get("status", one.code))
+                one.sent += len(message.get("body", b""))
+                await send(message)
 
-        async def counted(message: Any) -> None:
-            nonlocal status, size
-            status = message.get("status", status)
-            size += len(message.get("body", b""))
-            await send(message)
+            try:
+                await self._answer(scope, body, counted, one)
+            except HTTPException as error:
+                await self._refuse(scope, body, counted, Refusal(error.status_code, error.detail))
+            except Exception as error:
+                refusal = refusal_of(error, f"{one.method} {one.path[:80]!r}")
+                await self._refuse(scope, body, counted, refusal, error)
 
-        try:
-            await self._answer(scope, body, counted if self._log else send)
-        except Refusal as refusal:
-            status = refusal.status
-            await refuse(refusal.status, refusal.text)
-        except HTTPException as error:
-            status = error.status_code
-            await refuse(status, error.detail)
-        except WireError as error:
-            status = 400
-            await refuse(status, error, _code(Code.EARG))
-        except Error as error:
-            status = status_of(error)
-            await refuse(status, error, _code(error.code), *[RETRY] * (status == 503))
-        except Exception:
-            status = 500
-            logger.exception("the gateway failed on a request for %s", _shown(scope))
-            await refuse(status, "an internal error, which the job's log shows")
-        if self._log:
-            self._note(scope, status, size, time.perf_counter() - begin)
+    async def _refuse(
+        self,
+        scope: Scope,
+        body: Body,
+        send: Send,
+        refusal: Refusal,
+        error: Exception | None = None,
+    ) -> None:
+        self._traffic.refuse(refusal.status, refusal.code)
+        await body.drain(dict(scope["headers"]).get(b"content-length", b"0"))
+        more = [(CODE.encode(), refusal.code.encode())] if refusal.code else []
+        more += [RETRY] * (refusal.status == 503) + [CLOSE] * (not body.ended)
+        text = _told(scope["path"], refusal, error)
+        await _send(send, refusal.status, [(b"content-type", b"application/json"), *more], text)
 
-    async def _answer(self, scope: Scope, receive: infer.Receive, send: Send) -> None:
+    async def _answer(
+        self, scope: Scope, receive: infer.Receive, send: Send, one: Exchange
+    ) -> None:
         path, headers = scope["path"], dict(scope["headers"])
-        if path != OPEN and not self._knows(headers):
+        if self._knows(headers):
+            one.token = JOB
+        elif path not in OPEN:
             raise Refusal(401, "a token is needed: Authorization: Bearer TOKEN")
         found = INFER.fullmatch(path)
         if found is None:
             scope["app"] = self  # then a wrong path or method is an exception
-            await self._routes(scope, receive, send)
+            try:
+                await self._routes(scope, receive, send)
+            finally:
+                one.route = getattr(scope.get("route"), "path", NO_ROUTE)
             return
+        one.route = INFER_ROUTE
         if scope["method"] != "POST":
             raise Refusal(405, "inference needs POST")
         service = infer.find(self._hub, found[1], found[2])
         made, body = await infer.answer(
             self._hub, self._statistics, self._limit_s, service, headers, receive
         )
-        made.append((b"content-length", str(len(body)).encode()))
-        await send({"type": "http.response.start", "status": 200, "headers": made})
-        await send({"type": "http.response.body", "body": body})
+        await _send(send, 200, made, body)
 
     def _knows(self, headers: dict[bytes, bytes]) -> bool:
         """Compare the token, in a time that does not depend on how much of it is right."""
         return hmac.compare_digest(headers.get(AUTHORIZATION, b""), self._token)
 
-    def _note(self, scope: Scope, status: int, size: int, seconds: float) -> None:
-        assert self._log
-        now = time.strftime("%Y-%m-%d %H:%M:%S")
-        client = scope.get("client") or ("-",)
-        line = f"{now} {client[0] or '-'} {_shown(scope)} {status} {size} {seconds:.6f}"
-        self._log.write(line + "\n")
 
-
-def _shown(scope: Scope) -> str:
-    """The method and the path, as one word each: whatever a client sends."""
-    path = scope["path"][:200].encode("unicode_escape").decode().replace(" ", "%20")
-    return f"{scope['method'][:16]} {path}"
-
-
-def _code(code: int) -> tuple[bytes, bytes]:
-    return CODE.encode(), Code(code).name.encode()
-
-
-def _told(path: str, status: int, text: str | Exception) -> bytes:
+def _told(path: str, refusal: Refusal, error: Exception | None) -> bytes:
     """The body of an error, as the protocol of the path has it."""
-    if path.startswith(ROOT):
-        return openai.error_body(status, text)
-    return wire.dump({"error": str(text)})
+    if not path.startswith(ROOT):
+        return wire.dump({"error": refusal.text})
+    known = isinstance(error, Error | WireError)
+    return openai.error_body(refusal.status, error if known else refusal.text)
 
 
-async def _refuse(send: Send, status: int, body: bytes, more: Headers) -> None:
-    headers = [
-        (b"content-type", b"application/json"),
-        (b"content-length", str(len(body)).encode()),
-        *more,
-    ]
+async def _send(send: Send, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
+    headers = [*headers, (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -18,17 +18,27 @@ from mpiserve.gateway.endpoint import Endpoint
 from mpiserve.serving.isolation.server_link import MPI_VARIABLES
 
 NEEDED = ("httptools", "orjson", "starlette", "uvicorn", "uvloop")
+NEEDED_BY_GRPC = ("grpc", "google.protobuf")
 SETTINGS = "MPISERVE_GATEWAY_SETTINGS"
 FIRST_REST, LONGEST_REST = 0.1, 5.0  # seconds between the death of a child and the next one
 LONG_LIFE = 30.0  # seconds after which a death is no reason to wait longer
 
 
-def lacking() -> str:
+def lacking(config: GatewayConfig) -> str:
     """Say what must be installed, or ""."""
-    missing = [name for name in NEEDED if find_spec(name) is None]
+    needed = (*NEEDED, *(NEEDED_BY_GRPC if config.grpc_address else ()))
+    missing = [name for name in needed if not _is_there(name)]
     if not missing:
         return ""
-    return f"the gateway needs {', '.join(missing)}: pip install 'mpiserve[gateway]'"
+    extras = "gateway,grpc" if config.grpc_address else "gateway"
+    return f"the gateway needs {', '.join(missing)}: pip install 'mpiserve[{extras}]'"
+
+
+def _is_there(name: str) -> bool:
+    try:
+        return find_spec(name) is not None
+    except ModuleNotFoundError:  # of the package that it is in
+        return False
 
 
 class Child:
@@ -38,18 +48,27 @@ class Child:
         config: The table of the configuration.
         endpoint: Where clients come.
         rank: Of the world, for the log.
+        run: The number of the session.
         folder: Of the configuration's file.
 
     Attributes:
         drains: Whether it is to end, and no other one starts.
     """
 
-    def __init__(self, config: GatewayConfig, endpoint: Endpoint, rank: int, folder: Path) -> None:
+    def __init__(
+        self, config: GatewayConfig, endpoint: Endpoint, rank: int, run: int, folder: Path
+    ) -> None:
         files = {
             name: str(folder / getattr(config, name)) if getattr(config, name) else ""
             for name in ("access_log", "tls_certificate", "tls_key")
         }
-        mine = {"rank": rank, "token": endpoint.token, "version": __version__}
+        mine = {
+            "rank": rank,
+            "run": run,
+            "token": endpoint.token,
+            "grpc_inside": endpoint.grpc.inside if endpoint.grpc else "",
+            "version": __version__,
+        }
         self._settings = config.model_dump() | files | mine
         self._endpoint = endpoint
         self._process: subprocess.Popen[bytes] | None = None
@@ -72,7 +91,10 @@ class Child:
         """
         self._since = time.monotonic()
         mine, its = socket.socketpair()
-        numbers = its.fileno(), self._endpoint.listener.fileno()
+        ends = [its, self._endpoint.listener]
+        if self._endpoint.grpc:
+            ends.append(self._endpoint.grpc.listener)
+        numbers = [end.fileno() for end in ends]
         env = {name: value for name, value in os.environ.items() if not MPI_VARIABLES.match(name)}
         with its:
             self._process = subprocess.Popen(

@@ -11,15 +11,29 @@ import stat
 import tempfile
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mpiserve.config.gateway import Address, GatewayConfig
 from mpiserve.errors import Code, Error
+from mpiserve.gateway.sockets import listening, written
 
 FILE = "mpiserve-endpoint.json"
-SOCKET = "gateway.sock"
-BACKLOG = 2048
+SOCKET, GRPC_SOCKET, INSIDE = "gateway.sock", "grpc.sock", "grpc-inside.sock"
 TOKEN_BYTES = 32
+
+
+class Grpc(NamedTuple):
+    """Where clients of gRPC come.
+
+    Attributes:
+        url: The address, as they write it.
+        listener: The socket.
+        inside: The path of the socket of gRPC's own server, which only the gate connects to.
+    """
+
+    url: str
+    listener: socket.socket
+    inside: str
 
 
 class Endpoint:
@@ -37,6 +51,7 @@ class Endpoint:
         token: What clients must know.
         file: The file that tells both.
         listener: The socket.
+        grpc: The same for gRPC; None for none.
 
     Raises:
         Error: If it cannot listen there, or not write the file.
@@ -45,26 +60,34 @@ class Endpoint:
     def __init__(self, config: GatewayConfig, folder: Path) -> None:
         self.token = secrets.token_urlsafe(TOKEN_BYTES)
         self._made: Path | None = None
-        self._path: Path | None = None
-        where = self._where(config, folder)
-        self.listener = self._listen(where)
-        self.url = self._url(where, tls=bool(config.tls_certificate))
+        where = self._where(config.where, SOCKET, folder)
+        self.listener = listening(where, "address")
+        self.url = _url(where, self.listener, f"http{'s' * bool(config.tls_certificate)}://")
+        self._paths = [where.path]
+        self.grpc: Grpc | None = None
+        if config.grpc_address:
+            mine = self._where(config.grpc_where, GRPC_SOCKET, folder)
+            listener = listening(mine, "grpc_address")
+            inside = str(self._private() / INSIDE)
+            self.grpc = Grpc(_url(mine, listener, ""), listener, inside)
+            self._paths += [mine.path, inside]
         name = config.endpoint_file
         self.file = folder / name if name else self._beside(where)
         self._write()
 
     def close(self) -> None:
-        """Remove the socket and the file."""
+        """Remove the sockets and the file."""
         self.listener.close()
-        for path in (self._path, self.file):
+        if self.grpc:
+            self.grpc.listener.close()
+        for path in filter(None, [*self._paths, str(self.file)]):
             with suppress(OSError):
-                if path:
-                    path.unlink()
+                os.unlink(path)
         if self._made:
             shutil.rmtree(self._made, ignore_errors=True)
 
-    def _where(self, config: GatewayConfig, folder: Path) -> Address:
-        where = config.where or Address(str(self._private() / SOCKET))
+    def _where(self, where: Address | None, name: str, folder: Path) -> Address:
+        where = where or Address(str(self._private() / name))
         return where._replace(path=str(folder / where.path)) if where.path else where
 
     def _private(self) -> Path:
@@ -79,43 +102,11 @@ class Endpoint:
         made = self._made if where.path and self._made else self._private()
         return made / FILE
 
-    def _listen(self, where: Address) -> socket.socket:
-        family = socket.AF_UNIX if where.path else _family(where.host)
-        made = socket.socket(family, socket.SOCK_STREAM)
-        try:
-            if where.path:
-                self._bind(made, Path(where.path))
-            else:
-                made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                made.bind((where.host, where.port))
-            made.listen(BACKLOG)
-        except OSError as error:
-            made.close()
-            at = where.path or f"{where.host}:{where.port}"
-            text = f"the gateway cannot listen at {at}: {error.strerror}"
-            raise Error(Code.ECONFIG, f"{text}; set address in [gateway]") from None
-        return made
-
-    def _bind(self, made: socket.socket, path: Path) -> None:
-        """Nobody else may connect at any time: others cannot write to the socket's file."""
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _remove_stale(path)
-        before = os.umask(0o177)
-        try:
-            made.bind(str(path))
-        finally:
-            os.umask(before)
-        self._path = path
-
-    def _url(self, where: Address, *, tls: bool) -> str:
-        if where.path:
-            return f"unix:{where.path}"
-        host, port = self.listener.getsockname()[:2]
-        return f"http{'s' * tls}://{f'[{host}]' if ':' in host else host}:{port}"
-
     def _write(self) -> None:
         """Write the file anew: one that is there may be readable by others."""
         table = {"url": self.url, "token": self.token, "pid": os.getpid()}
+        if self.grpc:
+            table["grpc"] = self.grpc.url
         new = self.file.with_name(self.file.name + ".new")
         try:
             with suppress(FileNotFoundError):
@@ -129,23 +120,10 @@ class Endpoint:
             raise Error(Code.ECONFIG, f"{text}; set endpoint_file in [gateway]") from None
 
 
-def _family(host: str) -> socket.AddressFamily:
-    return socket.AF_INET6 if ":" in host else socket.AF_INET
-
-
-def _remove_stale(path: Path) -> None:
-    """Remove the socket of a gateway that has been killed; one that answers is another's."""
-    with suppress(FileNotFoundError):
-        if not stat.S_ISSOCK(path.stat().st_mode):
-            raise FileExistsError(0, "there is a file of this name")
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-            probe.settimeout(1)
-            try:
-                probe.connect(str(path))
-            except OSError:
-                path.unlink()
-                return
-        raise FileExistsError(0, "another program listens there")
+def _url(where: Address, listener: socket.socket, scheme: str) -> str:
+    if where.path:
+        return f"unix:{where.path}"
+    return scheme + written(*listener.getsockname()[:2])
 
 
 def read_file(path: str | Path) -> dict[str, Any]:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+
 from mpiserve.errors import Code, Error, from_code
+from mpiserve.wire.json_body import WireError
+
+logger = logging.getLogger("mpiserve")
 
 CODE = "mpiserve-code"  # the header with the name of the code
 # Triton's statuses; 429 and 504 are those of HTTP, which clients know.
@@ -29,18 +34,32 @@ class Refusal(Exception):
     """A request that ends with a status.
 
     Args:
-        status: The status.
+        status: The status of HTTP.
         text: What the client is told.
+        code: The name of the job's code; "" for none.
     """
 
-    def __init__(self, status: int, text: str) -> None:
+    def __init__(self, status: int, text: str, code: str = "") -> None:
         super().__init__(text)
-        self.status, self.text = status, text
+        self.status, self.text, self.code = status, text, code
 
 
-def status_of(error: Error) -> int:
-    """Return the status for an error of the job."""
-    return STATUSES.get(Code(error.code), 500)
+def refusal_of(error: Exception, what: str) -> Refusal:
+    """Say what the client is told of an error; one that nobody expects is logged.
+
+    Args:
+        error: The error.
+        what: The request, for the log.
+    """
+    if isinstance(error, Refusal):
+        return error
+    if isinstance(error, WireError):
+        return Refusal(400, str(error), Code.EARG.name)
+    if isinstance(error, Error):
+        code = Code(error.code)
+        return Refusal(STATUSES.get(code, 500), str(error), code.name)
+    logger.error("the gateway failed on a request for %s", what, exc_info=error)
+    return Refusal(500, "an internal error, which the job's log shows")
 
 
 def error_of(status: int, name: str | None, text: str) -> Error:

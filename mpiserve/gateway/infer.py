@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
+import numpy as np
+
 from mpiserve.errors import Code, Error, NotFoundError
 from mpiserve.gateway.errors import Refusal
 from mpiserve.gateway.hub import Hub
@@ -55,8 +57,7 @@ async def answer(
         Refusal: If it is too large, or encoded.
         Error: What the service says.
     """
-    if service.lacking:
-        raise Refusal(400, f"service '{service.name}' has tensors of {service.lacking}")
+    check_dtypes(service)
     if headers.get(b"content-encoding", b"identity") != b"identity":
         raise Refusal(415, "the body is encoded: send it as it is")
     with hub.memory.hold(announced(headers, service.most_bytes)):
@@ -75,14 +76,33 @@ async def _answer(
     length = headers.get(LENGTH)
     text = None if length is None else length.decode("latin-1")
     request = wire.read(body, text, service.inputs, service.outputs)
+    outputs = await ask(hub, statistics, limit_s, service, request)
+    return wire.build(service.name, service.version, request, outputs)
+
+
+async def ask(
+    hub: Hub, statistics: Statistics, limit_s: float, service: Service, request: wire.Request
+) -> dict[str, tuple[wire.Tensor, np.ndarray]]:
+    """Have a service answer a request of either protocol, and return all its outputs.
+
+    Raises:
+        WireError: If its parameters are not what the protocol allows.
+        Refusal: If it is one of a stream.
+        Error: What the service says.
+    """
     _check_stream(service, request)
     priority, seconds = _options(request.parameters, limit_s)
     with statistics.request(service.name) as measured:
         queue = hub.queues[service.name]
         outputs, stats = await queue.ask(request.arrays, priority, seconds)
         measured.answered(outputs[0].shape[0] if outputs and outputs[0].ndim else 1, stats)
-    named = {t.name: (t, array) for t, array in zip(service.outputs, outputs, strict=True)}
-    return wire.build(service.name, service.version, request, named)
+    return {t.name: (t, array) for t, array in zip(service.outputs, outputs, strict=True)}
+
+
+def check_dtypes(service: Service) -> None:
+    """Refuse a service with tensors that the protocol does not have."""
+    if service.lacking:
+        raise Refusal(400, f"service '{service.name}' has tensors of {service.lacking}")
 
 
 def announced(headers: Mapping[bytes, bytes], most: int) -> int:

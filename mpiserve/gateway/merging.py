@@ -45,6 +45,7 @@ class Queue:
 
     Attributes:
         sent: Requests that were sent to the rank.
+        merged: Requests of clients of which several were sent as one.
     """
 
     def __init__(self, service: Service, send: Send, most: int) -> None:
@@ -54,7 +55,12 @@ class Queue:
         self._waiting: list[Waiting] = []
         self._under_way: set[asyncio.Task[None]] = set()
         self._number = 0
-        self.sent = 0
+        self.sent = self.merged = 0
+
+    @property
+    def waiting(self) -> int:
+        """The requests that wait."""
+        return len(self._waiting)
 
     async def ask(self, arrays: Arrays, priority: int, seconds: float) -> tuple[Arrays, Any]:
         """Have the service answer a request.
@@ -84,6 +90,8 @@ class Queue:
         try:
             async with asyncio.timeout_at(until):
                 return await mine.answer
+        except Error:  # those of a time that is over are a TimeoutError, too
+            raise
         except TimeoutError:
             raise DeadlineError(Code.EDEADLINE, f"no answer within {seconds:g} s") from None
         finally:
@@ -138,6 +146,7 @@ class Queue:
         left = max(each.until for each in taken) - asyncio.get_running_loop().time()
         arrays = first.arrays
         if len(taken) > 1:
+            self.merged += len(taken)
             arrays = [
                 np.concatenate(parts) for parts in zip(*(w.arrays for w in taken), strict=True)
             ]

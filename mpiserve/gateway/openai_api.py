@@ -16,7 +16,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from mpiserve.errors import Code, DeadlineError, Error, NotFoundError
-from mpiserve.gateway.errors import Refusal, status_of
+from mpiserve.gateway.errors import Refusal, refusal_of
 from mpiserve.gateway.hub import Hub
 from mpiserve.gateway.infer import announced, find, read_body
 from mpiserve.gateway.language import MOST_SEED, Language, Row, drawn
@@ -364,7 +364,6 @@ def _reply(body: bytes) -> Response:
 
 
 def _error_event(error: Exception) -> bytes:
-    if isinstance(error, Error):
-        return wire.event(wire.error_table(status_of(error), error))
-    logger.error("the gateway failed on a stream", exc_info=error)
-    return wire.event(wire.error_table(500, "an internal error, which the job's log shows"))
+    refusal = refusal_of(error, "a stream")
+    known = isinstance(error, Error)
+    return wire.event(wire.error_table(refusal.status, error if known else refusal.text))

@@ -7,9 +7,12 @@ a head that comes byte by byte, or for a body that does not come.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from mpiserve.gateway.traffic import CONNECTIONS, SIZE, SLOW
 
 MOST_HEAD = 32 << 10  # bytes
 TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\n\r\n"
@@ -22,10 +25,14 @@ class Limits:
         connections: How many there may be.
         head_s: Seconds in which the head of a request must have come.
         body_s: Seconds in which its body must have come.
+        refused: Counts what was refused, by reason.
     """
 
-    def __init__(self, connections: int, head_s: float, body_s: float) -> None:
+    def __init__(
+        self, connections: int, head_s: float, body_s: float, refused: Counter[str]
+    ) -> None:
         self.connections, self.head_s, self.body_s = connections, head_s, body_s
+        self.refused = refused
         self.open = 0
 
 
@@ -44,6 +51,7 @@ class _Limited(HttpToolsProtocol):
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
         if self.limits.open >= self.limits.connections:
+            self.limits.refused[CONNECTIONS] += 1
             transport.abort()
             return
         self.limits.open += 1
@@ -64,6 +72,7 @@ class _Limited(HttpToolsProtocol):
                 self._await_within(self.limits.head_s)
         super().data_received(data)
         if self._in_head and self._head_bytes > MOST_HEAD and not self.transport.is_closing():
+            self.limits.refused[SIZE] += 1
             self.transport.write(TOO_LARGE)
             self.transport.close()
 
@@ -93,4 +102,5 @@ class _Limited(HttpToolsProtocol):
     def _give_up(self) -> None:
         self._timer = None
         if not self.transport.is_closing():
+            self.limits.refused[SLOW] += 1
             self.transport.abort()

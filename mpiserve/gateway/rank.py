@@ -71,11 +71,12 @@ def serve(session: Session, config: Config, rank: int) -> None:
 
 def _opened(session: Session, config: Config, rank: int) -> Bridge:
     table = config.gateway or GatewayConfig()
-    if text := lacking():
+    if text := lacking(table):
         raise Error(Code.ECONFIG, text)
     folder = Path(config.source).resolve().parent
     endpoint = Endpoint(table, folder)
-    return Bridge(session, config, Child(table, endpoint, rank, folder), endpoint)
+    child = Child(table, endpoint, rank, session.run, folder)
+    return Bridge(session, config, child, endpoint)
 
 
 def _is_over(session: Session, names: list[str]) -> bool:
@@ -242,6 +243,8 @@ class Bridge:
     def _announce(self) -> None:
         if not self._announced:
             print(f"mpiserve endpoint: {self._endpoint.url}", flush=True)
+            if self._endpoint.grpc:
+                logger.info("it answers gRPC at %s", self._endpoint.grpc.url)
             logger.info("the gateway is ready; its token is in %s", self._endpoint.file)
         self._announced = True
 

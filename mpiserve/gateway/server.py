@@ -1,6 +1,6 @@
-"""The child of the gateway's rank: it speaks HTTP, and knows no MPI.
+"""The child of the gateway's rank: it speaks HTTP and gRPC, and knows no MPI.
 
-It is started by the rank with two descriptors, of the link to the rank and of the socket at which
+It is started by the rank with descriptors, of the link to the rank and of the sockets at which
 clients come, and the settings as JSON in its environment. Its death harms nobody: the rank starts
 another one.
 """
@@ -13,14 +13,23 @@ import logging
 import os
 import socket
 import sys
+from collections.abc import Coroutine
 from typing import IO, Any
 
 import uvicorn
 import uvloop
 
+from mpiserve.gateway import page
 from mpiserve.gateway.app import App
 from mpiserve.gateway.hub import Hub
+from mpiserve.gateway.metrics import Metrics
+from mpiserve.gateway.models import Models
+from mpiserve.gateway.openai_api import OpenAIRoutes
 from mpiserve.gateway.protocol import Limits, limited
+from mpiserve.gateway.routes import Routes
+from mpiserve.gateway.services import ROOM
+from mpiserve.gateway.statistics import Statistics
+from mpiserve.gateway.traffic import GRPC, HTTP, Traffic
 
 SETTINGS = "MPISERVE_GATEWAY_SETTINGS"
 DRAIN = 3.0  # seconds that requests under way have at the end
@@ -36,31 +45,92 @@ def main() -> None:
         datefmt="%Y-%m-%d %H:%M:%S",
         level=logging.ERROR,
     )
-    link, listener = (socket.socket(fileno=int(number)) for number in sys.argv[1:])
+    link, *listeners = (socket.socket(fileno=int(number)) for number in sys.argv[1:])
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(settings, link, listener))
+        runner.run(_serve(settings, link, listeners))
 
 
-async def _serve(settings: dict[str, Any], link: socket.socket, listener: socket.socket) -> None:
-    hub = Hub(link, settings["queue"], lambda: end(server))
-    app = App(
-        hub,
-        settings["token"],
-        settings["request_timeout_s"],
-        settings["version"],
-        _opened(settings["access_log"]),
-    )
-    limits = Limits(settings["connections"], settings["head_timeout_s"], settings["body_timeout_s"])
-    server = uvicorn.Server(_config(app, limits, settings))
-    hub.start()
-    await hub.known.wait()
-    hub.say_ready()  # the socket listens already: clients wait for the few steps until accept
-    await server.serve(sockets=[listener])
+async def _serve(
+    settings: dict[str, Any], link: socket.socket, listeners: list[socket.socket]
+) -> None:
+    await Gateway(settings, link).serve(*listeners)
 
 
-def end(server: uvicorn.Server) -> None:
-    """Let no new clients come, and end when those that are there have their answers."""
-    server.should_exit = True
+class Gateway:
+    """What both protocols share.
+
+    Args:
+        settings: Of the child.
+        link: To the rank.
+    """
+
+    def __init__(self, settings: dict[str, Any], link: socket.socket) -> None:
+        self._settings = settings
+        self._over = asyncio.Event()
+        self._hub = Hub(link, settings["queue"], self._over.set)
+        self._traffic = Traffic(_opened(settings["access_log"]))
+        self._statistics = Statistics()
+        self._models = Models(self._hub, self._statistics, settings["version"])
+        self._limits = {protocol: self._limit() for protocol in (HTTP, GRPC)}
+
+    async def serve(self, listener: socket.socket, for_grpc: socket.socket | None = None) -> None:
+        """Answer clients until the rank says that the job ends, or is gone."""
+        self._hub.start()
+        await self._hub.known.wait()
+        server = uvicorn.Server(_config(self._app(), self._limits[HTTP], self._settings))
+        ends = [self._end(server)]
+        if for_grpc:
+            ends.append(await self._start_grpc(for_grpc))
+        self._hub.say_ready()  # the sockets listen: clients wait for the few steps until accept
+        await asyncio.gather(server.serve(sockets=[listener]), *ends)
+
+    def _limit(self) -> Limits:
+        times = self._settings["head_timeout_s"], self._settings["body_timeout_s"]
+        return Limits(self._settings["connections"], *times, self._traffic.refused)
+
+    def _app(self) -> App:
+        metrics = Metrics(self._hub, self._traffic, self._limits, self._settings["run"])
+        limit_s = self._settings["request_timeout_s"]
+        texts = OpenAIRoutes(self._hub, self._statistics, limit_s)
+        more = [*page.routes(), metrics.route(), *texts.routes()]
+        routes = Routes(self._models).app(more)
+        return App(
+            self._hub,
+            self._settings["token"],
+            limit_s,
+            self._statistics,
+            self._traffic,
+            routes,
+        )
+
+    async def _end(self, server: uvicorn.Server) -> None:
+        """Let no new clients come, and end when those that are there have their answers."""
+        await self._over.wait()
+        server.should_exit = True
+
+    async def _start_grpc(self, listener: socket.socket) -> Coroutine[Any, Any, None]:
+        """Start gRPC, whose packages only who wants it has; return what ends it in that way."""
+        from mpiserve.gateway.grpc_server import Server
+        from mpiserve.gateway.grpc_service import Service
+
+        service = Service(
+            self._hub,
+            self._models,
+            self._statistics,
+            self._traffic,
+            self._settings["token"],
+            self._settings["request_timeout_s"],
+            self._settings["body_timeout_s"],
+        )
+        most = max((one.most_bytes for one in self._hub.services.values()), default=ROOM)
+        server = Server(service, self._limits[GRPC], KEEP, most)
+        await server.start(listener, self._settings)
+
+        async def end() -> None:
+            await self._over.wait()
+            await server.stop(DRAIN)
+
+        return end()
 
 
 def _config(app: App, limits: Limits, settings: dict[str, Any]) -> uvicorn.Config:

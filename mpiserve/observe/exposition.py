@@ -68,12 +68,11 @@ class _Families:
         return self._made.setdefault(name, Family(name, kind, text))
 
     def text(self) -> str:
-        lines = [line for family in self._made.values() for line in family.lines()]
-        return "".join(f"{line}\n" for line in lines)
+        return written(self._made.values())
 
 
-def text(ranks: Iterable[Rank]) -> str:
-    """Write all metrics of the ranks of any jobs."""
+def text(ranks: Iterable[Rank], more: Iterable[Family] = ()) -> str:
+    """Write all metrics of the ranks of any jobs, and families with other names."""
     make = _Families()
     for rank in ranks:
         _rank(make, rank)
@@ -83,7 +82,12 @@ def text(ranks: Iterable[Rank]) -> str:
             _replica(make, rank, service)
         if rank.part:
             _measured(make, rank)
-    return make.text()
+    return make.text() + written(more)
+
+
+def written(families: Iterable[Family]) -> str:
+    """Write metrics."""
+    return "".join(f"{line}\n" for family in families for line in family.lines())
 
 
 def run_label(run: int) -> str:

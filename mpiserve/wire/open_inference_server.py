@@ -106,8 +106,8 @@ def read(
     table = load(memoryview(body)[:end])
     parameters = _table(table, "parameters")
     entries = _entries(table, "inputs", required=bool(inputs))
-    arrays = _arrays(entries, inputs, memoryview(body)[end:])
-    wanted = _wanted(_entries(table, "outputs"), outputs, parameters)
+    arrays = read_inputs(entries, _parts(entries, memoryview(body)[end:]), inputs)
+    wanted = read_wanted(_entries(table, "outputs"), outputs, parameters)
     return Request(str(table.get("id", "")), arrays, wanted, parameters)
 
 
@@ -137,31 +137,55 @@ def _entries(table: Mapping[str, Any], key: str, required: bool = False) -> list
     return found
 
 
-def _arrays(
-    entries: list[dict[str, Any]], inputs: Sequence[Tensor], data: memoryview
-) -> tuple[np.ndarray, ...]:
-    known, found, at = {tensor.name: tensor for tensor in inputs}, {}, 0
+def _parts(entries: list[dict[str, Any]], data: memoryview) -> list[memoryview | None]:
+    """Return the bytes of each input behind the JSON; None if its values are in the JSON."""
+    parts: list[memoryview | None] = []
+    at = 0
     for entry in entries:
+        size = _binary_bytes(entry)
+        parts.append(None if size is None else data[at : at + size])
+        at += size or 0
+    if at != len(data):
+        raise WireError(f"{len(data)} bytes behind the JSON, of which the inputs have {at}")
+    return parts
+
+
+def read_inputs(
+    entries: Sequence[Mapping[str, Any]],
+    parts: Sequence[memoryview | None],
+    inputs: Sequence[Tensor],
+) -> tuple[np.ndarray, ...]:
+    """Read the inputs of a request.
+
+    Args:
+        entries: The JSON objects of the inputs.
+        parts: The bytes of each; None if its values are in the object, as "data".
+        inputs: Of the model.
+
+    Returns:
+        The arrays in the order of the model, which may be read-only views of the bytes.
+
+    Raises:
+        WireError: If they do not fit the model.
+    """
+    known = {tensor.name: tensor for tensor in inputs}
+    found: dict[str, np.ndarray] = {}
+    for entry, data in zip(entries, parts, strict=True):
         name = entry["name"]
         if name not in known or name in found:
             what = "is given twice" if name in known else "is none of the model's"
             raise WireError(f"input '{name[:80]}' {what}: {', '.join(known)}")
-        size = _binary_bytes(entry)
-        found[name] = _array(entry, known[name], None if size is None else data[at : at + size])
-        at += size or 0
+        if "shared_memory_region" in _table(entry, "parameters"):
+            raise WireError(f"input '{name}': shared memory is not supported")
+        found[name] = _array(entry, known[name], data)
     if missing := [name for name in known if name not in found]:
         raise WireError(f"input '{missing[0]}' is missing: the model has {', '.join(known)}")
-    if at != len(data):
-        raise WireError(f"{len(data)} bytes behind the JSON, of which the inputs have {at}")
     return tuple(found[tensor.name] for tensor in inputs)
 
 
 def _binary_bytes(entry: Mapping[str, Any]) -> int | None:
     """The bytes behind the JSON; None if the values are in it."""
-    parameters = _table(entry, "parameters")
-    if "shared_memory_region" in parameters:
-        raise WireError(f"input '{entry['name']}': shared memory is not supported")
-    size = parameters.get("binary_data_size")
+    size = _table(entry, "parameters").get("binary_data_size")
     if size is None:
         return None
     if type(size) is not int or size < 0 or "data" in entry:
@@ -245,9 +269,14 @@ def _flat(values: Any) -> list[Any]:
     return [each for value in values for each in _flat(value)]
 
 
-def _wanted(
-    entries: list[dict[str, Any]], outputs: Sequence[Tensor], parameters: Mapping[str, Any]
+def read_wanted(
+    entries: Sequence[Mapping[str, Any]], outputs: Sequence[Tensor], parameters: Mapping[str, Any]
 ) -> tuple[tuple[str, bool], ...]:
+    """Read which outputs a request wants, and whether as bytes; without entries all.
+
+    Raises:
+        WireError: If the model has no such output.
+    """
     default = bool(parameters.get("binary_data_output", False))
     known = [tensor.name for tensor in outputs]
     if not entries:

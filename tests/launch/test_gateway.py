@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import time
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ for package in ("starlette", "uvicorn", "httptools", "uvloop", "orjson", "urllib
 TCP = """
 [gateway]
 address = "127.0.0.1:0"
+grpc_address = "unix"
 endpoint_file = "endpoint.json"
 access_log = "access.log"
 """
@@ -68,6 +70,8 @@ def test_tritonclient_and_connect_beside_a_simulation(mpiexec, tmp_path):
                 client.infer(**asked(http, client, True))
             assert error.value.status() == "401"
         asyncio.run(_ask_together(job))
+        _ask_by_grpc(job)
+        _check_metrics(job)
         with mpiserve.connect(job.url, job.token) as session:
             assert (session.service("twice")(X) == 2 * X).all()
     assert job.done.returncode == 0
@@ -76,6 +80,33 @@ def test_tritonclient_and_connect_beside_a_simulation(mpiexec, tmp_path):
     log = (tmp_path / "access.log").read_text()
     assert "POST /v2/models/twice/infer 200" in log and job.token not in log
     assert not (tmp_path / "endpoint.json").exists()
+
+
+def _ask_by_grpc(job):
+    grpc = pytest.importorskip("tritonclient.grpc")
+    mine = {"authorization": f"Bearer {job.token}"}
+    with grpc.InferenceServerClient(job.grpc) as client:
+        assert client.is_server_ready(mine)
+        x = grpc.InferInput("x", X.shape, "FP32")
+        x.set_data_from_numpy(X)
+        assert (client.infer("twice", [x], headers=mine).as_numpy("y") == 2 * X).all()
+        client.load_model("twice", headers=mine)
+        assert (client.infer("twice", [x], headers=mine).as_numpy("y") == 2 * X).all()
+
+
+def _check_metrics(job):
+    """The ranks of the job, and no other, beside what the gateway counts."""
+    parser = pytest.importorskip("prometheus_client.parser")
+    request = urllib.request.Request(f"{job.url}/metrics", headers=headers(job))
+    with urllib.request.urlopen(request, timeout=20) as reply:
+        text = reply.read().decode()
+    found = {family.name: family.samples for family in parser.text_string_to_metric_families(text)}
+    assert len({sample.labels["run"] for family in found.values() for sample in family}) == 1
+    roles = sorted(sample.labels["role"] for sample in found["mpiserve_up"])
+    assert roles == ["gateway", "inference", "simulation", "simulation"]
+    assert sum(sample.value for sample in found["nv_inference_count"]) > 0
+    grpc = [s.value for s in found["mpiserve_gateway_requests"] if s.labels["protocol"] == "grpc"]
+    assert sum(grpc) >= 5
 
 
 async def _ask_together(job):

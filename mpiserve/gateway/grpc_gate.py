@@ -1,0 +1,189 @@
+"""The gate before gRPC's own server: it passes bytes on, and lets go who sends no request in time.
+
+grpcio 1.85 has no time-out for a head that comes byte by byte, and cannot take a socket that
+listens already, which the rank keeps while a child is started again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from typing import Any
+
+from mpiserve.gateway.protocol import Limits
+from mpiserve.gateway.traffic import CONNECTIONS, SLOW
+
+PREFACE = 24  # bytes with which HTTP/2 begins
+FRAME = 9  # bytes before each frame: its length (3), kind, flags, stream (4)
+HEADERS, CONTINUATION = 1, 9
+END_HEADERS = 4
+BACKLOG = 2048
+
+
+class Frames:
+    """Follows the frames of a client.
+
+    Attributes:
+        in_head: Whether the head of a request is under way, or none has come yet.
+        heads: How many have come.
+    """
+
+    def __init__(self) -> None:
+        self._left = PREFACE
+        self._begun = b""
+        self._kind = self._flags = 0
+        self.in_head = True
+        self.heads = 0
+
+    def follow(self, data: bytes) -> None:
+        """Note what has come."""
+        at = 0
+        while at < len(data):
+            if not self._left:
+                at += self._begin(data[at : at + FRAME])
+            if self._left:
+                step = min(self._left, len(data) - at)
+                self._left -= step
+                at += step
+                if not self._left:
+                    self._end()
+
+    def _begin(self, data: bytes) -> int:
+        """Read what comes before a frame, as far as it is there; return the bytes used."""
+        used = FRAME - len(self._begun)
+        self._begun += data[:used]
+        if len(self._begun) == FRAME:
+            self._left = int.from_bytes(self._begun[:3], "big")
+            self._kind, self._flags, self._begun = self._begun[3], self._begun[4], b""
+            self.in_head = self.in_head or self._kind == HEADERS
+            if not self._left:
+                self._end()
+        return min(used, len(data))
+
+    def _end(self) -> None:
+        if self._kind in (HEADERS, CONTINUATION) and self._flags & END_HEADERS:
+            self.in_head = False
+            self.heads += 1
+
+
+class _End(asyncio.Protocol):
+    """One end of a connection; what comes goes to the other one."""
+
+    transport: Any = None
+
+    def __init__(self, other: _End | None = None) -> None:
+        self.other = other
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        if self.other:
+            self.other.transport.write(data)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self.other:
+            self.other.transport.close()
+
+    def pause_writing(self) -> None:
+        if self.other:
+            self.other.transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        if self.other:
+            self.other.transport.resume_reading()
+
+
+class _Client(_End):
+    _timer: asyncio.TimerHandle | None = None
+
+    def __init__(self, limits: Limits, inside: str) -> None:
+        super().__init__()
+        self._limits, self._inside = limits, inside
+        self._frames = Frames()
+        self._early: list[bytes] = []
+        self._counted = False
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        if self._limits.open >= self._limits.connections:
+            self._limits.refused[CONNECTIONS] += 1
+            transport.abort()
+            return
+        self._limits.open += 1
+        self._counted = True
+        self._await_head()
+        transport.pause_reading()
+        self._task = asyncio.ensure_future(self._pass_on())
+
+    async def _pass_on(self) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            # It knows its other end at once: the server speaks first.
+            made = await loop.create_unix_connection(lambda: _End(self), self._inside)
+        except OSError:  # the server ends
+            self.transport.abort()
+            return
+        self.other = made[1]
+        self.other.transport.writelines(self._early)
+        self._early.clear()
+        if self.transport.is_closing():
+            self.other.transport.close()
+        else:
+            self.transport.resume_reading()
+
+    def data_received(self, data: bytes) -> None:
+        before = self._frames.heads
+        self._frames.follow(data)
+        if not self._frames.in_head:
+            self._stop()
+        elif self._timer is None or self._frames.heads != before:
+            self._await_head()
+        if self.other:
+            self.other.transport.write(data)
+        else:  # one read: uvloop 0.23 makes it though reading is paused
+            self._early.append(data)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop()
+        self._limits.open -= self._counted
+        super().connection_lost(exc)
+
+    def _await_head(self) -> None:
+        self._stop()
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(self._limits.head_s, self._give_up)
+
+    def _stop(self) -> None:
+        if self._timer:
+            self._timer.cancel()
+            self._timer = None
+
+    def _give_up(self) -> None:
+        if not self.transport.is_closing():
+            self._limits.refused[SLOW] += 1
+            self.transport.abort()
+
+
+async def opened(
+    listener: socket.socket, inside: str, limits: Limits, tls: ssl.SSLContext | None
+) -> asyncio.Server:
+    """Open the gate.
+
+    Args:
+        listener: Where clients come.
+        inside: The path of the socket at which the server listens, in a private folder.
+        limits: Of the connections.
+        tls: The certificate; None for none.
+    """
+    if tls:
+        tls.set_alpn_protocols(["h2"])
+    loop = asyncio.get_running_loop()
+    return await loop.create_server(
+        lambda: _Client(limits, inside),
+        sock=listener,
+        backlog=BACKLOG,
+        ssl=tls,
+        ssl_handshake_timeout=limits.head_s if tls else None,
+    )
