@@ -258,9 +258,8 @@ class Generator(Task, Steps):
             raise ModelError(Code.EMODEL, text)
         elif stream is None:
             seconds = f"{self._stream_timeout:g} s"
-            text = (
-                f"rank {name[0]} has no stream {name[1]}: it ended, or was not read for {seconds}"
-            )
+            text = f"rank {name[0]} has no stream {name[1]}: it ended, was not read for {seconds}"
+            text += ", or the model was started again"
             raise ModelError(Code.EMODEL, text)
         elif stream.reader is not None:
             raise ModelError(Code.EMODEL, f"stream {name[1]} of rank {name[0]} is being read")
