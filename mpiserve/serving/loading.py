@@ -91,6 +91,10 @@ class Loader:
         warmup.backend.warmed()
         return warmup.backend
 
+    def load_again(self, service: ServiceConfig) -> Backend:
+        """Load a version that was loaded before."""
+        return self.load(service)
+
     def abandon(self) -> None:
         """Do nothing: a load of this process cannot be ended."""
 

@@ -439,7 +439,7 @@ class ServedModel:
     def load_again(self) -> Backend:
         """Load the version that other ranks answer with, in any thread; change nothing here."""
         unloaded = isinstance(self.backend, Unloaded)
-        return Unloaded(self.current) if unloaded else self.loader.load(self.current)
+        return Unloaded(self.current) if unloaded else self.loader.load_again(self.current)
 
     def resume(self, backend: Backend) -> None:
         """Answer with the backend that `load_again` returned."""

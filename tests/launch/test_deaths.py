@@ -124,6 +124,38 @@ def test_a_spare_takes_the_place_of_a_replica_that_is_killed(mpiexec, tmp_path, 
     assert "takes the place of rank 2" in done.stderr
 
 
+# Its process dies when it is loaded for the third time, which a spare does that must serve.
+ONCE_MORE = """\
+import os
+
+
+class Model:
+    def __init__(self):
+        with open("loads", "a") as file:
+            file.write(".")
+        if os.path.getsize("loads") == 3:
+            os._exit(9)
+
+    def __call__(self, x):
+        return 2 * x
+"""
+
+
+def test_a_spare_whose_process_dies_while_it_loads_loads_once_more(mpiexec, tmp_path, pids):
+    config = CONFIG + 'rows = "independent"\n[partition]\nspares = 1\n'
+    (tmp_path / "once_more.py").write_text(ONCE_MORE)
+    write(tmp_path, SPARED, config.replace("model:twice", "once_more:Model"))
+    shell, env, status = [], pids, 0
+    if is_mpich():
+        shell, env, status = BEHIND_SHELL, pids | {"MPISERVE_TRANSPORT": "shared"}, 7
+    done = mpiexec([*SURVIVE, "-n", 4, *shell, *RUN, "c.toml", "sim.py", 2, 1], env=env)
+    assert done.returncode == status
+    assert (tmp_path / "loads").read_text() == "...."
+    for rank in range(2):
+        assert f"rank {rank} is right" in done.stdout
+    assert "loaded once more: the model's process has ended with status 9" in done.stderr
+
+
 LAST = """\
 import os
 import signal

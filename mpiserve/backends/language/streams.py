@@ -151,7 +151,8 @@ class Streams:
 
     def _missing(self, name: Name) -> str:
         seconds = f"{self._timeout:g} s"
-        return f"rank {name[0]} has no stream {name[1]}: it ended, or was not read for {seconds}"
+        text = f"rank {name[0]} has no stream {name[1]}: it ended, was not read for {seconds}"
+        return f"{text}, or the model was started again"
 
     def _answer(self, wanted: Sequence[tuple[Name, int]]) -> list[Row] | Exception:
         if len(wanted) > 1:

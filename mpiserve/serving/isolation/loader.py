@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from mpiserve.mpi.requests import agree, complete
 from mpiserve.serving.isolation.isolated import Isolated
 from mpiserve.serving.isolation.part import IsolatedPart
 from mpiserve.serving.isolation.process import LostError
+from mpiserve.serving.isolation.restarts import Restarts
 from mpiserve.serving.isolation.server_link import the_server
 from mpiserve.serving.loading import LOADING, FailedTogetherError, Loader
 
@@ -54,6 +56,7 @@ class IsolatedLoader:
         self._local_rank = local_rank
         self._remark = remark
         self._newest: Isolated | None = None
+        self._abandoned = False
         the_server.load(libraries_of(service), service.threads)
         the_server.start()
 
@@ -75,8 +78,24 @@ class IsolatedLoader:
             self._remark(text)
         return backend
 
+    def load_again(self, service: ServiceConfig) -> Backend:
+        """Load a version that was loaded before, as often as its process may be started again.
+
+        Raises:
+            Error: If it cannot be loaded, or its process is lost too often.
+        """
+        restarts = Restarts(service.restarts, service.restart_window_s)
+        while True:
+            try:
+                return self.load(service)
+            except LostError as error:
+                if self._abandoned or not restarts.count(time.monotonic()):
+                    raise
+                logger.warning("service %s: it is loaded once more: %s", service.name, error.text)
+
     def abandon(self) -> None:
         """End a load that is under way in another thread: it fails."""
+        self._abandoned = True
         if self._newest:
             self._newest.abandon()
 
