@@ -74,9 +74,9 @@ class LanguageRank(Rank):
     """Answers the child for the time of a `with`.
 
     Attributes:
-        steps: How many steps the models made.
-        pause: Seconds that each step takes longer.
-        most: The most sequences that a step had.
+        calls: How often the models that generate were called.
+        pause: Seconds that each call takes longer.
+        most: The most sequences of a call.
     """
 
     def __init__(self, folder: Path, services: dict[str, Any], **settings: Any) -> None:
@@ -87,7 +87,18 @@ class LanguageRank(Rank):
             backend.load()
         self.services = [_described(config) for config in configs]
         self.languages = {config.name: language_of(config) for config in configs}
-        self.steps, self.pause, self.most = 0, 0.0, 0
+        self.calls, self.pause, self.most = 0, 0.0, 0
+        for steps in self.generators:
+            steps._decoder._engine = self._counted(steps._decoder._engine)
+
+    def _counted(self, engine: Any) -> Any:
+        def call(**inputs: Any) -> Any:
+            self.calls += 1
+            self.most = max(self.most, len(inputs["input_ids"]))
+            time.sleep(self.pause)
+            return engine(**inputs)
+
+        return call
 
     @property
     def generators(self) -> list[Any]:
@@ -122,10 +133,6 @@ class LanguageRank(Rank):
             self._refuse(message["id"], error)
 
     def _step(self, index: int, steps: Steps) -> None:
-        if steps.busy:
-            self.steps += 1
-            self.most = max(self.most, len(steps._decoder.sequences) + len(steps._waiting))
-            time.sleep(self.pause)
         for key, result in steps.step().items():
             if isinstance(result, Exception):
                 self._refuse(key, result)

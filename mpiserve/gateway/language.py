@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from mpiserve.backends.language.model_limits import POSITIONS
+from mpiserve.backends.language.tokenizer import read_tokenizer
 from mpiserve.gateway.errors import Refusal
 from mpiserve.gateway.merging import Arrays
 from mpiserve.gateway.services import Service
@@ -149,10 +150,9 @@ class Language:
         if self._folder is None:
             raise ValueError("its model is not here")
         try:
-            import transformers
+            return read_tokenizer(self._folder)
         except ModuleNotFoundError:
             raise ValueError("the gateway needs pip install 'mpiserve[language]'") from None
-        return transformers.AutoTokenizer.from_pretrained(self._folder, local_files_only=True)
 
     # ---- requests
 

@@ -1,8 +1,8 @@
 """Tokens of many clients as they come: those of all streams of a service by one request a step.
 
-A stream takes no slot of the gateway's lane while it waits: one request opens all streams that
-have come meanwhile, and another one reads all that are open. Each ends with the next token of any
-of them. A request for each stream would keep the four slots of the lane, and the others would wait.
+A stream takes no slot of the gateway's lane while it waits: a request opens all streams that have
+come meanwhile, and another one reads all that are open. Each ends with the next token of any of
+them. A request for each stream would keep the four slots of the lane, and the others would wait.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from mpiserve.gateway.merging import OF_ONE, Arrays
 from mpiserve.gateway.services import Service
 
 GATHER_S = 0.001  # in which clients that come together are opened by one request
+OPENING = 2  # requests that open at the same time: another one is read, and a slot is left
 
 Send = Callable[[Service, Arrays, int, float | None], Awaitable[tuple[list[np.ndarray], Any]]]
 News = list[int] | Error | None  # tokens, why there are no more, or the end
@@ -65,6 +66,7 @@ class TokenStreams:
         self._open: list[_Stream] = []  # which no request reads at the moment
         self._ends: list[_Stream] = []  # which the model must end
         self._opened = 0  # by the model: the number in all requests and lists but `_waiting`
+        self._gathers = False  # a request waits a moment for streams that it opens too
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self.sent = 0
 
@@ -106,17 +108,21 @@ class TokenStreams:
             self._ends.append(stream)
         self._go_on()
 
-    # ---- at most one request that opens is under way, and one that reads
+    # ---- one request that reads is under way, and at most OPENING that open
 
     def _go_on(self) -> None:
-        if self._waiting and self._opened < self._service.max_batch_rows:
-            self._begin("open", self._open_some)
+        if self._waiting and self._opened < self._service.max_batch_rows and not self._gathers:
+            begins = (self._begin(f"open {turn}", self._open_some) for turn in range(OPENING))
+            self._gathers = any(begins)
         if self._open or self._ends:
             self._begin("read", self._read)
 
-    def _begin(self, what: str, work: Callable[[], Awaitable[None]]) -> None:
-        if what not in self._tasks:
-            self._tasks[what] = asyncio.ensure_future(self._run(what, work))
+    def _begin(self, what: str, work: Callable[[], Awaitable[None]]) -> bool:
+        """Begin a request, if none of this kind is under way."""
+        if what in self._tasks:
+            return False
+        self._tasks[what] = asyncio.ensure_future(self._run(what, work))
+        return True
 
     async def _run(self, what: str, work: Callable[[], Awaitable[None]]) -> None:
         try:
@@ -126,7 +132,10 @@ class TokenStreams:
         self._go_on()
 
     async def _open_some(self) -> None:
-        await asyncio.sleep(GATHER_S)
+        try:
+            await asyncio.sleep(GATHER_S)
+        finally:
+            self._gathers = False
         room = self._service.max_batch_rows - self._opened
         taken, self._waiting = self._waiting[:room], self._waiting[room:]
         self._opened += len(taken)

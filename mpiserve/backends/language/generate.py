@@ -97,9 +97,14 @@ class Generator(Task, Steps):
         self._begin(key, client, tuple(map(torch.from_numpy, arrays)))
 
     def step(self) -> dict[int, Any]:
-        """Let waiting sequences join, and add a token to each sequence."""
+        """Let waiting sequences join, and add a token to each sequence.
+
+        Readers of tokens that are there do not wait for the next ones: then that is all.
+        """
         import torch
 
+        if ready := self._read_streams():
+            return ready
         try:
             with torch.inference_mode():
                 self._advance()
@@ -113,9 +118,7 @@ class Generator(Task, Steps):
                 rows = [Row(sequence.tokens, len(sequence.tokens)) for sequence in sequences]
                 answers[key] = self._results(rows)
                 del self._jobs[key]
-        for key, found in self._streams.answers().items():
-            answers[key] = found if isinstance(found, Exception) else self._results(found)
-        return answers
+        return answers | self._read_streams()
 
     def drop(self, key: int) -> None:
         """Drop a request, and the stream that it reads."""
@@ -205,6 +208,12 @@ class Generator(Task, Steps):
             if errors := [sequence.error for sequence in sequences if sequence.error]:
                 self.drop(key)
                 self._answers[key] = errors[0]
+
+    def _read_streams(self) -> dict[int, Any]:
+        return {
+            key: found if isinstance(found, Exception) else self._results(found)
+            for key, found in self._streams.answers().items()
+        }
 
     def _results(self, rows: Sequence[Row]) -> dict[str, np.ndarray]:
         """Put the tokens of each row into the arrays of the signature."""

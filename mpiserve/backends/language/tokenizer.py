@@ -15,6 +15,17 @@ if TYPE_CHECKING:
     import torch
 
 
+def read_tokenizer(path: Path) -> Any:
+    """Read the tokenizer of a model's directory.
+
+    Raises:
+        OSError, ValueError: If it has none, or it cannot be read.
+    """
+    import transformers
+
+    return transformers.AutoTokenizer.from_pretrained(path, local_files_only=True)
+
+
 class Texts:
     """The tokenizer of a model.
 
@@ -28,12 +39,8 @@ class Texts:
     """
 
     def __init__(self, path: Path, most: int, cuts: bool) -> None:
-        import transformers
-
         try:
-            self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(
-                path, local_files_only=True
-            )
+            self.tokenizer: Any = read_tokenizer(path)
         except (OSError, ValueError) as error:
             reason = str(error).splitlines()[0]
             text = f"{path}: no tokenizer, which 'text' tensors need ({reason})"
