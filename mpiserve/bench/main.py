@@ -13,6 +13,7 @@ from mpi4py import MPI
 
 from mpiserve._lib import core
 from mpiserve.bench import (
+    derivatives,
     engines,
     isolation,
     job,
@@ -43,6 +44,7 @@ MEASURES = {
     "restart": isolation.measure_restarts,
     "loadgen": loadgen.measure,
     "scrape": scrape.measure,
+    "derivatives": derivatives.measure,
     "lockstep": lockstep.measure,
     "strong_scaling": strong_scaling.measure,
 }
@@ -56,12 +58,13 @@ CASES = {
     "loadgen": PAIR,
     "scale": 0,
     "scrape": PAIR,
+    "derivatives": PAIR,
     "starts": 0,
     "lockstep": lockstep.CLIENTS + 1,
     "strong_scaling": strong_scaling.RANKS,
 }
 WITHOUT_MPI = {"scale": scale.measure, "starts": starts.measure}
-BY_NAME = ("isolation", "restart", "scrape", "starts")  # measured only if they are asked for
+BY_NAME = ("derivatives", "isolation", "restart", "scrape", "starts")  # measured only if they are asked for
 
 
 def bench(
