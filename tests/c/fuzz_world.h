@@ -42,7 +42,7 @@ typedef struct world {
 
 /* ---- signatures ------------------------------------------------------------------------- */
 
-enum { EMPTY = 12 }; /* sizes of which each free dimension is 0 */
+enum { EMPTY = -2, SIZES = 4 }; /* each free dimension is 0; others are 3 apart, from 0 */
 
 static inline int has_rows(const mpiserve_spec *spec) { return spec->ndim && spec->shape[0] < 0; }
 
