@@ -326,8 +326,8 @@ def bench(
         typer.Option(
             "--case",
             metavar="NAME",
-            help="latency, overlap, engines, starts, isolation, restart, loadgen, scale, scrape, "
-            "lockstep, strong_scaling or paper; may be repeated.",
+            help="latency, overlap, engines, derivatives, starts, isolation, restart, loadgen, "
+            "scale, scrape, lockstep, strong_scaling or paper; may be repeated.",
         ),
     ] = None,
 ) -> None:

@@ -13,7 +13,7 @@ enum {
  * yield is one more look that takes a little longer. */
 void msi_handover_open(msi_handover_side *side, msi_handover *shared) {
   *side = (msi_handover_side){.shared = shared};
-  side->backoff = (msi_backoff){0, 0, YIELD_NS, 0};
+  side->backoff = (msi_backoff){.yield_ns = YIELD_NS};
 }
 
 /* Sleeper: flag up, fence, look, sleep. Waker: change, fence, look at the flag. With a fence on

@@ -23,7 +23,8 @@ enum {
   SHORT_SPIN_NS = 2000,
   LONG_YIELD_NS = 10000,
   FIRST_NAP_NS = 20000,
-  SLEEP_NS = 1000000 /* at an address: MPI gets its turn now and then all the same */
+  CROWDED_EVERY_NS = 50000, /* MPI's progress costs more than a yield, where others want the core */
+  SLEEP_NS = 1000000        /* at an address: MPI gets its turn now and then all the same */
 };
 
 int64_t msi_now(void) {
@@ -40,8 +41,8 @@ int64_t msi_deadline(double seconds) {
 /* Two ranks may share a core even where there are enough: then a spin of 200 us made
  * each round trip last 400 us, until the scheduler moved one of them. */
 msi_backoff msi_backoff_for(int ranks, int cores) {
-  if (ranks <= cores) return (msi_backoff){4000, 4000, 2000000, 200000};
-  return (msi_backoff){SHORT_SPIN_NS, SHORT_SPIN_NS, 50000, 500000};
+  if (ranks <= cores) return (msi_backoff){4000, 4000, 2000000, 200000, 0, 0};
+  return (msi_backoff){SHORT_SPIN_NS, SHORT_SPIN_NS, 50000, 500000, CROWDED_EVERY_NS, 0};
 }
 
 static void yield(msi_backoff *backoff, int64_t now) {
@@ -67,28 +68,44 @@ void msi_futex_wake(_Atomic uint32_t *word) {
   syscall(SYS_futex, word, FUTEX_WAKE, 1, NULL, NULL, 0);
 }
 
+static int64_t limit(const msi_wait_address *address) {
+  if (!address->until_ns) return SLEEP_NS;
+  int64_t left = address->until_ns - msi_now();
+  return left < SLEEP_NS ? left : SLEEP_NS;
+}
+
 /* Sleeper: flag up, fence, look, sleep. Waker: change, look at the flag, without a fence:
  * one there cost 30 ns in each direction of every request, to wait for its own stores. So
  * a flag that goes up while the change is still in the waker's store buffer, some 100 ns,
  * may be missed; then the sleeper finds out after SLEEP_NS by itself. The page
  * docs/internals/protocol_model.md proves which cases there are. */
 static int sleep_at(msi_wait *wait, const msi_wait_address *address) {
-  if (!wait->armed) {
-    atomic_store_explicit(address->flag, 1, memory_order_relaxed);
+  if (wait->armed != address->wakers) { /* or some of them have come, who have not seen the flag */
+    atomic_store_explicit(address->flag, address->wakers, memory_order_relaxed);
     atomic_thread_fence(memory_order_seq_cst);
-    wait->armed = 1;
+    wait->armed = address->wakers;
     return 1;
   }
-  uint32_t now = atomic_load_explicit(address->word, memory_order_acquire);
-  if (now != address->target) msi_futex_wait(address->word, now, SLEEP_NS);
-  wait->armed = 0;
+  uint32_t word = atomic_load_explicit(address->word, memory_order_acquire);
+  int64_t ns = limit(address);
+  if (word != address->target && ns > 0) msi_futex_wait(address->word, word, ns);
+  msi_wait_end(wait, address);
   return 1;
 }
 
+/* Each of those that the sleeper waits for comes by here once or more, and may miss the flag as
+ * above: then the last one of them is missing, too, until the limit of the sleep. */
+__attribute__((noinline)) static void wake(_Atomic uint32_t *word, _Atomic uint32_t *flag,
+                                           uint32_t wakers) {
+  while (!atomic_compare_exchange_weak_explicit(flag, &wakers, wakers - 1, memory_order_relaxed,
+                                                memory_order_relaxed))
+    if (!wakers) return;
+  if (wakers == 1) msi_futex_wake(word);
+}
+
 void msi_wait_wake(_Atomic uint32_t *word, _Atomic uint32_t *flag) {
-  if (!atomic_load_explicit(flag, memory_order_relaxed)) return;
-  atomic_store_explicit(flag, 0, memory_order_relaxed);
-  msi_futex_wake(word);
+  uint32_t wakers = atomic_load_explicit(flag, memory_order_relaxed);
+  if (wakers) wake(word, flag, wakers);
 }
 #else
 void msi_futex_wait(_Atomic uint32_t *word, uint32_t value, int64_t ns) {
@@ -121,6 +138,8 @@ int msi_wait_spin(msi_wait *wait, msi_backoff *backoff) {
   if (waited >= backoff->most_spin_ns + backoff->yield_ns) return MSI_WAIT_SPENT;
   wait->yields = 1;
   yield(backoff, now);
+  if (now - backoff->told_ns < backoff->every_ns) return MSI_WAIT_SPUN;
+  backoff->told_ns = now;
   return MSI_WAIT_YIELDED;
 }
 

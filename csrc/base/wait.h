@@ -20,17 +20,21 @@ typedef struct msi_backoff {
   int64_t most_spin_ns;
   int64_t yield_ns; /* before the first sleep */
   int64_t sleep_ns; /* the longest sleep */
+  int64_t every_ns; /* between two yields that the caller is told of; 0: it is of each */
+  int64_t told_ns;  /* when that was last */
 } msi_backoff;
 
 /* ranks: of this node; cores: that this process may use. */
 msi_backoff msi_backoff_for(int ranks, int cores);
 
 /* A place to sleep at, in memory that both sides map. The sleeper raises its flag, looks
- * once more for what it waits for, and sleeps until word is target. Whoever changes word
- * wakes the sleeper if the flag is up. word and flag may be one. */
+ * once more for what it waits for, and sleeps until word is target, or for a short time. Whoever
+ * changes word wakes the sleeper if the flag is up. word and flag may be one. A sleeper that waits
+ * for several others raises its flag to their number: the last one wakes it. */
 typedef struct msi_wait_address {
   _Atomic uint32_t *word, *flag;
-  uint32_t target;
+  uint32_t target, wakers;
+  int64_t until_ns; /* when it must look again; 0: whenever it wakes up by itself */
 } msi_wait_address;
 
 /* Sleeps while word is value, at most ns; may return before. Sleepers and wakers may be different
@@ -40,25 +44,25 @@ void msi_futex_wake(_Atomic uint32_t *word);
 
 /* One wait. Zero-initialise, then call msi_wait_pause() after each look that
  * found nothing, and msi_wait_end() at the end. The pause returns true now and then
- * (when it has yielded or slept), for work that is too dear for every look. Without a
+ * (when it has slept, and after some yields), for work that is too dear for every look. Without a
  * address (NULL) sleeping is short naps. */
 typedef struct msi_wait {
   int64_t start_ns;
   int64_t nap_ns;
   unsigned looks;
-  int yields; /* it has yielded */
-  int armed;  /* the flag of the address is up */
+  int yields;     /* it has yielded */
+  uint32_t armed; /* the flag of the address is up, for so many */
 } msi_wait;
 
-/* The part of a pause that does not sleep: it spins, then yields, and returns whether it has
- * yielded. MSI_WAIT_SPENT: time to sleep. */
+/* The part of a pause that does not sleep: it spins, then yields, and returns now and then that
+ * it has yielded. MSI_WAIT_SPENT: time to sleep. */
 enum { MSI_WAIT_SPUN, MSI_WAIT_YIELDED, MSI_WAIT_SPENT };
 int msi_wait_spin(msi_wait *wait, msi_backoff *backoff);
 
 int msi_wait_pause(msi_wait *wait, msi_backoff *backoff, const msi_wait_address *address);
 void msi_wait_end(msi_wait *wait, const msi_wait_address *address);
 
-/* The other side, after it has changed what the sleeper waits for. */
+/* One of the others, after it has changed what the sleeper waits for. */
 void msi_wait_wake(_Atomic uint32_t *word, _Atomic uint32_t *flag);
 
 /* Cores that this process may use. */

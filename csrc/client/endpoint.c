@@ -223,7 +223,7 @@ int msi_endpoint_wait_address(msi_endpoint *endpoint, uint64_t sequence,
   if (!endpoint->path.transport->same_node) return 0;
   msi_slot *slot = &endpoint->path.slots[(sequence - 1) % MSI_SLOTS];
   *address = (msi_wait_address){msi_low_half(&slot->reply.sequence), &slot->request.asleep,
-                                (uint32_t)sequence};
+                                (uint32_t)sequence, 1, 0};
   return 1;
 }
 

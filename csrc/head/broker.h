@@ -67,11 +67,6 @@ void msi_broker_close(msi_broker *broker);
  * unanswered until msi_broker_end_batch(). */
 int msi_broker_look(msi_broker *broker);
 
-/* Has it nothing to do until a client rings its doorbell? */
-static inline int msi_broker_may_sleep(const msi_broker *broker) {
-  return !broker->remote && !broker->queue.n;
-}
-
 void msi_broker_end_batch(msi_broker *broker);
 
 /* As mpiserve_state_set() says. */

@@ -11,6 +11,7 @@
 #include "head/leave.h"
 #include "head/loss.h"
 #include "head/run.h"
+#include "head/sleep.h"
 #include "mpi/failure.h"
 
 enum { MOST_NAMED = 8 }; /* ranks of a text */
@@ -97,13 +98,16 @@ static int look(msi_serving *serving) {
   return msi_error(MPISERVE_ECLOSED, "every simulation rank has left the session");
 }
 
-/* Where the rank sleeps: in its first section. Who comes over rma cannot wake it, nor can the
- * delay of a batch. */
+/* Where the rank sleeps: in its first section. Where requests wait for others, the last of these
+ * wakes it: each of 16 clients would else, on two cores. */
 static const msi_wait_address *wait_address_of(const msi_serving *serving,
                                                msi_wait_address *address) {
+  int64_t until_ns = 0;
   for (int i = 0; i < serving->n; i++)
-    if (!msi_broker_may_sleep(&serving->brokers[i])) return NULL;
-  *address = (msi_wait_address){&serving->header->asleep, &serving->header->asleep, 0};
+    if (!msi_sleep_may(&serving->brokers[i], &until_ns)) return NULL;
+  uint32_t wakers = serving->n == 1 ? msi_sleep_missing(serving->brokers) : 1;
+  _Atomic uint32_t *asleep = &serving->header->asleep;
+  *address = (msi_wait_address){asleep, asleep, 0, wakers, until_ns};
   return address;
 }
 

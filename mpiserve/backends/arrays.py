@@ -74,8 +74,18 @@ def cast(source: np.ndarray, target: np.ndarray, what: str) -> None:
         with np.errstate(over="raise", under="ignore", invalid="ignore"):
             np.copyto(target, source, casting="unsafe")
     except FloatingPointError:
-        text = f"{what}: {_beyond(source, target.real.dtype)}"
-        raise ModelError(Code.EMODEL, text) from None
+        raise _too_large(source, target.real.dtype, what) from None
+    # ml_dtypes rounds to bfloat16 with integers, which the processor notes nothing of.
+    if target.dtype.name == "bfloat16" and _has_become_infinite(source, target):
+        raise _too_large(source, target.real.dtype, what)
+
+
+def _has_become_infinite(source: np.ndarray, target: np.ndarray) -> bool:
+    return bool((~np.isfinite(target) & np.isfinite(source)).any())
+
+
+def _too_large(source: np.ndarray, dtype: np.dtype, what: str) -> ModelError:
+    return ModelError(Code.EMODEL, f"{what}: {_beyond(source, dtype)}")
 
 
 @np.errstate(over="ignore", under="ignore", invalid="ignore")

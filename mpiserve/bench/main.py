@@ -13,6 +13,7 @@ from mpi4py import MPI
 
 from mpiserve._lib import core
 from mpiserve.bench import (
+    derivatives,
     engines,
     isolation,
     job,
@@ -46,6 +47,7 @@ MEASURES = {
     "restart": restarts.measure,
     "loadgen": loadgen.measure,
     "scrape": scrape.measure,
+    "derivatives": derivatives.measure,
     "lockstep": lockstep.measure,
     "strong_scaling": strong_scaling.measure,
 }
@@ -59,6 +61,7 @@ CASES = {
     "loadgen": PAIR,
     "scale": 0,
     "scrape": PAIR,
+    "derivatives": PAIR,
     "starts": 0,
     "lockstep": lockstep.CLIENTS + 1,
     "strong_scaling": strong_scaling.RANKS,
@@ -70,6 +73,7 @@ WITHOUT_MPI: dict[str, Callable[[Plan, Progress], Iterable[Row]]] = {
     "paper": paper.measure,
 }
 BY_NAME = (
+    "derivatives",
     "isolation",
     "restart",
     "scrape",

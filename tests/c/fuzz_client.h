@@ -30,7 +30,8 @@ static asked *begin(client *c, const service *s, int64_t rows) {
   *a = (asked){.state = ALIVE, .s = s, .rows = rows, .least = c->least[s->number]};
   if (!s->free) return a;
   a->sized = *s;
-  resize(&a->sized, 3 * pick(&c->d, 4));
+  int sizes = 3 * pick(&c->d, SIZES);
+  resize(&a->sized, s->d.allow_empty && chance(&c->d, 20) ? EMPTY : sizes);
   a->s = &a->sized;
   return a;
 }

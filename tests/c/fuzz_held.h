@@ -93,8 +93,8 @@ static const model *sized(const model *m, int sizes, model *own, service *s) {
 
 /* Clients choose among these. */
 static int find_sizes(const mpiserve_description *d, int64_t rows, const int64_t *shapes) {
-  for (int sizes = 0; sizes < 12; sizes += 3) {
-    int same = 1;
+  for (int n = 0; n <= SIZES; n++) {
+    int same = 1, sizes = n < SIZES ? 3 * n : EMPTY;
     for (int i = 0; i < d->n_inputs; i++)
       for (int k = 0; k < d->inputs[i].ndim; k++)
         same &= shapes[i * MPISERVE_MAX_DIMS + k] ==

@@ -42,10 +42,13 @@ typedef struct world {
 
 /* ---- signatures ------------------------------------------------------------------------- */
 
+enum { EMPTY = -2, SIZES = 4 }; /* each free dimension is 0; others are 3 apart, from 0 */
+
 static inline int has_rows(const mpiserve_spec *spec) { return spec->ndim && spec->shape[0] < 0; }
 
 static inline int64_t length(const mpiserve_spec *spec, int k, int sizes) {
   if (spec->shape[k] > 0) return spec->shape[k];
+  if (sizes == EMPTY) return 0;
   return sizes < 0 ? spec->max_shape[k] : 1 + sizes % spec->max_shape[k];
 }
 
@@ -68,6 +71,7 @@ static inline void resize(service *s, int sizes) {
   for (int i = 0; i < s->d.n_inputs; i++)
     for (int k = 1; k < s->d.inputs[i].ndim; k++)
       s->out_sizes += (int)length(&s->d.inputs[i], k, sizes);
+  if (sizes == EMPTY && s->number % 2) s->out_sizes = EMPTY;
   s->in = side_of(s->d.n_inputs, s->d.inputs, s->in_sizes);
   s->out = side_of(s->d.n_outputs, s->d.outputs, s->out_sizes);
 }
@@ -132,7 +136,7 @@ static inline void make_limits(dice *d, service *s) {
   int whole = s->d.rows == MPISERVE_NO_ROWS;
   int64_t rows = log_pick(d, most < MAX_ROWS ? (int)most : MAX_ROWS);
   s->d.max_batch_rows = rows = whole ? 1 : rows;
-  s->d.allow_empty = !whole && !s->free && chance(d, 30);
+  s->d.allow_empty = (!whole || s->free) && chance(d, 30);
   int64_t pool = (int64_t)ANY_OF(d, 0, 2, 2, 3, 8) * rows;
   s->d.pool_bytes = (pool ? pool + pick(d, (int)rows) : 0) * (int64_t)row;
   s->d.max_delay_ns = (int64_t)ANY_OF(d, 0, 1e5, 2e6, 2e7);
@@ -233,9 +237,10 @@ static inline void rows_set(const side *s, void *const *data, int64_t at, int64_
 /* The model: bytes of the input row, in another order, changed by place and generation. */
 static inline void row_answer(const service *s, const uint8_t *in, int64_t generation,
                               uint8_t *out) {
-  for (size_t j = 0; j < s->out.row; j++)
-    out[j] = (uint8_t)(in[(5 * j + j / s->in.row) % s->in.row] ^
-                       (31 * j + 113 * (size_t)generation + 7 * (size_t)s->number));
+  for (size_t j = 0; j < s->out.row; j++) {
+    int from = s->in.row ? in[(5 * j + j / s->in.row) % s->in.row] : 0;
+    out[j] = (uint8_t)((size_t)from ^ (31 * j + 113 * (size_t)generation + 7 * (size_t)s->number));
+  }
   if (s->echo) memcpy(out, in, s->out.row);
 }
 

@@ -37,8 +37,8 @@ typedef struct sleeper {
 
 static void begin(sleeper *s, int same_word) {
   *s = (sleeper){0};
-  s->address = same_word ? (msi_wait_address){&s->flag, &s->flag, 0}
-                         : (msi_wait_address){&s->word, &s->flag, 1};
+  s->address = same_word ? (msi_wait_address){&s->flag, &s->flag, 0, 1, 0}
+                         : (msi_wait_address){&s->word, &s->flag, 1, 1, 0};
   slept = limited = woken = 0;
 }
 
@@ -90,10 +90,51 @@ static void test_the_flag_is_down_after_the_wait(void) {
   CHECK(woken == 0);
 }
 
+/* The last one of those that are waited for wakes it. */
+static void test_a_flag_counts_who_comes(void) {
+  sleeper s;
+  begin(&s, 1);
+  s.address.wakers = 3;
+  look_in_vain(&s);
+  CHECK(atomic_load(&s.flag) == 3);
+  for (int come = 1; come <= 4; come++) {
+    msi_wait_wake(s.address.word, s.address.flag);
+    CHECK(atomic_load(&s.flag) == (come < 3 ? 3u - (unsigned)come : 0));
+    CHECK(woken == (come >= 3));
+  }
+  look_in_vain(&s);
+  CHECK(slept == 0);
+}
+
+/* Its look has found one, which may have come before the flag was up. */
+static void test_a_flag_is_raised_again_when_fewer_are_missing(void) {
+  sleeper s;
+  begin(&s, 1);
+  s.address.wakers = 3;
+  look_in_vain(&s);
+  s.address.wakers = 2;
+  look_in_vain(&s);
+  CHECK(atomic_load(&s.flag) == 2 && slept == 0);
+  look_in_vain(&s);
+  CHECK(slept == 1 && atomic_load(&s.flag) == 0);
+}
+
+static void test_nobody_sleeps_beyond_the_time(void) {
+  sleeper s;
+  begin(&s, 1);
+  s.address.until_ns = msi_now() - 1;
+  look_in_vain(&s);
+  look_in_vain(&s);
+  CHECK(slept == 0);
+}
+
 int main(void) {
   test_the_flag_goes_up_before_the_last_look();
   test_a_change_before_the_last_look_keeps_it_awake();
   test_only_sleepers_are_woken();
   test_the_flag_is_down_after_the_wait();
+  test_a_flag_counts_who_comes();
+  test_a_flag_is_raised_again_when_fewer_are_missing();
+  test_nobody_sleeps_beyond_the_time();
   return check_result();
 }

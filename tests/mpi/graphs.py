@@ -1,5 +1,7 @@
 """Graph networks for services with ragged batches, and the same on one graph, to compare with."""
 
+import time
+
 import numpy as np
 
 NODES, EDGES, WIDTH = 60, 150, 4
@@ -97,3 +99,15 @@ def weighted(x, edges, weights):
     y = x.copy()
     np.add.at(y, edges[:, 1], weights[:, None] * x[edges[:, 0]])
     return y
+
+
+class Versioned:
+    """As `messages`, times its version; it sleeps for each graph of a batch."""
+
+    def __init__(self, version, seconds=0.0):
+        self.version, self.seconds = float(version), seconds
+
+    def __call__(self, x, edges, scale, counts):
+        time.sleep(self.seconds * len(counts))
+        y, mean = messages(x, edges, scale, counts)
+        return self.version * y, self.version * mean

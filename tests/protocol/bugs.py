@@ -143,7 +143,13 @@ BUGS = [
     Bug(
         "no second look",
         "base/wait.c",
-        {"wait->armed = 1;\n    return 1;": "wait->armed = 1;"},
+        {"wait->armed = address->wakers;\n    return 1;": "wait->armed = address->wakers;"},
+        "test_wait",
+    ),
+    Bug(
+        "flag raised only once",
+        "base/wait.c",
+        {"wait->armed != address->wakers": "!wait->armed"},
         "test_wait",
     ),
     Bug(

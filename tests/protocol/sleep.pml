@@ -6,7 +6,11 @@
  * in any order. So a wake-up may be missed in the cases that EXCUSED names, and in no other; then
  * the limit of the sleep ends it.
  *
- *   HEAD_SLEEPS  the futex is at the flag; two clients ring their doorbells, and each may wake
+ * The waker's look at a flag that is up, and its clearing, are one atomic step: a flag may count.
+ *
+ *   HEAD_SLEEPS  the futex is at the flag; two clients ring their doorbells, and each may wake. Or
+ *                the head waits for both, as it does for requests that are to join a batch: it
+ *                raises the flag to 2, each client takes 1 away, and the one that clears it wakes
  *   otherwise    a client sleeps at the reply's sequence, and its flag is another word; the head
  *                replies once to each of its requests, which use the same slot
  *
@@ -21,10 +25,11 @@
 #endif
 
 byte change[WAKERS];        /* the doorbell, or the reply's sequence */
-bool flag, asleep;          /* asleep: in the futex */
+byte flag;                  /* the wakers that are waited for */
+bool asleep;                /* in the futex */
+byte wanted = 1;            /* wakers that the sleeper waits for */
 byte made[WAKERS];          /* changes made; pending while it differs from change */
 byte seen[WAKERS];          /* by the sleeper */
-bool clears[WAKERS];        /* the store that clears the flag is pending */
 bool wakes[WAKERS];         /* it is between a change and the end of its waking */
 bool dead[WAKERS];
 
@@ -34,20 +39,24 @@ byte raised;                /* the change that the flag was raised for */
 bool cleared;               /* the flag was cleared by the waker of an earlier change */
 
 #define VISIBLE(w) (change[w] == made[w])
-#define QUIET(w) (!wakes[w] && VISIBLE(w) && !clears[w])
+#define QUIET(w) (!wakes[w] && VISIBLE(w))
 #define ENDED(w) (QUIET(w) && (dead[w] || made[w] == ROUNDS))
 
 #ifdef HEAD_SLEEPS
 #define CHANGED (change[0] != seen[0] || change[1] != seen[1])
+#define ENOUGH ((change[0] != seen[0]) + (change[1] != seen[1]) >= wanted)
 #define SEE seen[0] = change[0]; seen[1] = change[1]
-#define WORD_IS_OLD flag
+#define WANT if :: wanted = 1 :: wanted = 2 fi
+#define WORD_IS_OLD (word && flag == word)
 #define MAY_CHANGE(w) (made[w] < ROUNDS)
 #define ALL_QUIET (QUIET(0) && QUIET(1))
 #define ALL_ENDED (ENDED(0) && ENDED(1))
 #define EXCUSED (missed[0] || missed[1] || dead[0] || dead[1])
 #else
 #define CHANGED (change[0] != seen[0])
+#define ENOUGH CHANGED
 #define SEE seen[0] = change[0]
+#define WANT skip
 #define WORD_IS_OLD !CHANGED
 #define MAY_CHANGE(w) (made[w] < ROUNDS && made[w] == seen[w])
 #define ALL_QUIET QUIET(0)
@@ -57,27 +66,33 @@ bool cleared;               /* the flag was cleared by the waker of an earlier c
 
 active proctype sleeper() {
   bool raises = 0; /* NO_FENCE: the store is pending */
+  byte word;
 look:
   if
   :: atomic { CHANGED -> SEE }; goto look
   :: atomic { !CHANGED && ALL_ENDED }; goto end
   :: else
   fi;
+  WANT;
 #ifdef NO_FENCE
   raises = 1;
 #else
-  atomic { flag = 1; raised = seen[0] + 1; cleared = 0 };
+  atomic { flag = wanted; raised = seen[0] + 1; cleared = 0 };
 #endif
 #ifndef NO_SECOND_LOOK
   if
+#ifdef RAISED_ONCE
+  :: atomic { CHANGED && wanted > 1 -> SEE; wanted-- } /* the flag stays as high as it was */
+#endif
   :: atomic { CHANGED -> SEE; flag = 0; raises = 0 }; goto look
   :: else
   fi;
 #endif
   if
-  :: atomic { raises -> flag = 1; raises = 0; raised = seen[0] + 1; cleared = 0 }
+  :: atomic { raises -> flag = wanted; raises = 0; raised = seen[0] + 1; cleared = 0 }
   :: else
   fi;
+  word = flag;
   /* The kernel compares the word and lets the thread sleep in one step. */
   if
   :: atomic { WORD_IS_OLD -> asleep = 1 }
@@ -85,13 +100,14 @@ look:
   fi;
   if
   :: !asleep
-  :: atomic { asleep && ALL_ENDED && !CHANGED -> asleep = 0 } /* nothing will come */
+  :: atomic { asleep && ALL_ENDED && !ENOUGH -> asleep = 0 } /* nothing more will come */
 #ifndef NO_LIMIT
   :: atomic { asleep ->
-       assert(!(ALL_QUIET && CHANGED) || EXCUSED);
+       assert(!(ALL_QUIET && ENOUGH) || EXCUSED);
        asleep = 0 }
 #endif
   fi;
+  flag = 0;
   goto look;
 end:
   skip
@@ -99,22 +115,24 @@ end:
 
 #define CHANGE(w) atomic { MAY_CHANGE(w) -> made[w]++; wakes[w] = 1 }
 #define BECOME_VISIBLE(w) atomic { !VISIBLE(w) -> change[w]++ }
+/* It clears the flag, or takes 1 away; or it is down by now. */
 #define CLEAR(w) \
-  atomic { clears[w] -> \
-    flag = 0; clears[w] = 0; \
-    if :: raised > made[0] -> cleared = 1 :: else fi }
+  atomic { \
+    up = (flag == 1); \
+    if :: flag -> flag-- :: else fi; \
+    if :: up && raised > made[0] -> cleared = 1 :: else fi }
 
 proctype waker(byte w) {
   bool up;
 next:
   if
 #ifdef WAKE_BEFORE_CHANGE
-  :: atomic { MAY_CHANGE(w) -> up = flag; missed[w] = 0; wakes[w] = 1 };
+  :: atomic { MAY_CHANGE(w) -> up = flag > 0; missed[w] = 0; wakes[w] = 1 };
      made[w]++
 #else
   :: CHANGE(w);
      if
-     :: atomic { up = flag && !clears[w]; missed[w] = !VISIBLE(w) }
+     :: atomic { up = flag > 0; missed[w] = !VISIBLE(w) }
      :: goto die
      fi
 #endif
@@ -123,9 +141,13 @@ next:
   fi;
   if
   :: up ->
-    atomic { clears[w] = 1; up = 0 };
     if
-    :: atomic { !clears[w] && VISIBLE(w) -> asleep = 0 } /* the kernel's barrier, and the wake */
+    :: CLEAR(w)
+    :: goto die
+    fi;
+    if
+    :: atomic { up && VISIBLE(w) -> asleep = 0; up = 0 } /* the kernel's barrier, and the wake */
+    :: !up
     :: goto die
     fi
   :: else
@@ -143,10 +165,8 @@ active proctype memory() {
 end:
   do
   :: BECOME_VISIBLE(0)
-  :: CLEAR(0)
 #ifdef HEAD_SLEEPS
   :: BECOME_VISIBLE(1)
-  :: CLEAR(1)
 #endif
   od
 }

@@ -54,6 +54,7 @@ BUGS = [
     ("sleep", ["HEAD_SLEEPS", "NO_LIMIT"], STUCK),
     ("sleep", ["HEAD_SLEEPS", "NO_SECOND_LOOK"], WRONG),
     ("sleep", ["HEAD_SLEEPS", "NO_FENCE"], WRONG),
+    ("sleep", ["HEAD_SLEEPS", "RAISED_ONCE"], WRONG),
     ("sleep", ["WAKE_BEFORE_CHANGE"], WRONG),
     ("close", ["DEATH_NOT_COUNTED"], STUCK),
     ("close", ["LEFT_TWICE"], STUCK),

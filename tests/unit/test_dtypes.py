@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from mpiserve import backends
+from mpiserve.backends import arrays
 from mpiserve.backends.torch import dtypes
 from mpiserve.config import Config
 from mpiserve.errors import ConfigError, ModelError
@@ -249,6 +250,19 @@ def test_every_number_is_looked_at(make, value, at):
     text = f"^input 'x': row {at[0]} has {value:g}, and float32 ends at 3.4e.38$"
     with pytest.raises(ModelError, match=text.replace("+", r"\+")):
         backend.run_batch((x,), (np.zeros_like(x),), print)
+
+
+@pytest.mark.parametrize("source", ["float32", "float64"])
+@pytest.mark.parametrize("value", [3.4e38, -3.397e38])
+def test_what_rounds_to_infinity_is_an_error_in_bfloat16_too(source, value):
+    x = np.array([[1, np.inf], [np.nan, value]], source)
+    target = np.zeros(x.shape, ml_dtypes.bfloat16)
+    text = rf"^x: row 1 has {value:g}, and bfloat16 ends at 3.4".replace("+", r"\+")
+    with pytest.raises(ModelError, match=text):
+        arrays.cast(x, target, "x")
+    x[1, 1] = 3.38e38
+    arrays.cast(x, target, "x")
+    assert np.isfinite(target[1, 1]) and np.isinf(target[0, 1]) and np.isnan(target[1, 0])
 
 
 def complex_rows(dtype="complex64"):
