@@ -195,6 +195,17 @@ def handover() -> Extension:
     )
 
 
+def ring() -> Extension:
+    """Describe the module that reads captured rows, in a process without MPI."""
+    return Extension(
+        "mpiserve._lib.ring",
+        ["mpiserve/_lib/ring.pyx"],
+        include_dirs=["csrc"],
+        extra_link_args=["-Wl,--as-needed"],
+        depends=["csrc/base/ring.h"],
+    )
+
+
 def native() -> Extension:
     """Describe the module of the benchmark: C that uses the library as users do.
 
@@ -242,6 +253,7 @@ setup(
             extension("mpiserve._lib.engine", "csrc/engine/chunks.c"),
             extension("mpiserve._lib.core", "csrc/base/launcher.c"),
             handover(),
+            ring(),
             native(),
         ],
         language_level=3,

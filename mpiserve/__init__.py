@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from mpiserve.backends.base import Backend, Steps
     from mpiserve.config import Config
     from mpiserve.gateway.client import connect
+    from mpiserve.observe.capture_data import Capture
     from mpiserve.session import Session, open
     from mpiserve.text import decode_text, encode_text
 
@@ -38,6 +39,7 @@ __all__ = [
     "ArgumentError",
     "Backend",
     "CancelledError",
+    "Capture",
     "ClosedError",
     "Code",
     "Config",
@@ -68,6 +70,7 @@ if "mpi4py.MPI" not in sys.modules:
 # Imported on first use: a session initialises MPI, a configuration needs pydantic.
 _LATE = {
     "Backend": "mpiserve.backends.base",
+    "Capture": "mpiserve.observe.capture_data",
     "Config": "mpiserve.config",
     "Session": "mpiserve.session",
     "Steps": "mpiserve.backends.base",

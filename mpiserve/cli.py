@@ -15,7 +15,7 @@ import typer
 
 from mpiserve import __version__, terminal
 from mpiserve.errors import Error
-from mpiserve.tools import trace_commands
+from mpiserve.tools import capture_commands, trace_commands
 
 if TYPE_CHECKING:
     from mpiserve.config import Config
@@ -36,6 +36,8 @@ app = typer.Typer(
 
 
 app.add_typer(trace_commands.app, name="trace")
+app.add_typer(capture_commands.app, name="capture")
+app.command()(capture_commands.replay)
 
 
 def _files(suffix: str) -> Callable[[str], list[str]]:

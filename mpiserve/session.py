@@ -17,11 +17,12 @@ from mpi4py import MPI
 from mpiserve._lib import core
 from mpiserve._lib.changes import Changes
 from mpiserve.config import Config
+from mpiserve.config.capture import announced
 from mpiserve.config.partition import INFERENCE, SIMULATION, Assignment, assign, by_node, roles
 from mpiserve.errors import ArgumentError, Code, ConfigError, Error, PeerError
 from mpiserve.failure import describe, end_child, interrupts, is_success, located
 from mpiserve.mpi import check
-from mpiserve.observe import exporter, notices
+from mpiserve.observe import capture, exporter, notices
 from mpiserve.observe.profile import Profile
 
 logger = logging.getLogger("mpiserve")
@@ -54,8 +55,7 @@ class Session(Changes):
         self._lib = lib
         self._config = config
         self._profile = Profile(lib)
-        self._served = False
-        self._closed = False
+        self._served = self._closed = False
         self.stuck = False
         self.bereft = False
         self.role: str = lib.role
@@ -141,7 +141,8 @@ class Session(Changes):
         if local_rank == 0:
             exporter.start(self.run)
         pool = self._pool_comm(assignment)
-        worker = Worker(self._lib, assignment, replica, local_rank, pool)
+        captures = None if assignment.tp_index else capture.of_rank(self._lib, self._config)
+        worker = Worker(self._lib, assignment, replica, local_rank, pool, captures)
         try:
             with interrupts():
                 worker.serve(self._profile.watched(watch))
@@ -385,7 +386,8 @@ def join(comm: MPI.Comm, role: str, config: Config | None = None) -> Session:
     """Join the session with a given role. Collective."""
     _Process.attempted = True
     check_world(comm)
-    with notices.opening(comm.size) if role == INFERENCE else nullcontext():
+    opening = notices.opening(comm.size) if role == INFERENCE else nullcontext()
+    with opening, announced(config):
         lib = core.Session(comm, role)
     session = Session(lib, config)
     _Process.session = session

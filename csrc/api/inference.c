@@ -6,6 +6,7 @@
 #include "api/session.h"
 #include "base/error.h"
 #include "engine/engine.h"
+#include "head/capture.h"
 #include "head/reply.h"
 #include "head/shown.h"
 #include "head/tickets.h"
@@ -120,6 +121,12 @@ int mpiserve_engine_set(mpiserve_session *session, int service, const mpiserve_e
   MSI_TURN turn = NULL;
   int code = msi_enter_serving(session, &turn);
   return code ? code : msi_serving_engine_set(&session->serving, service, engine);
+}
+
+int mpiserve_capture_set(mpiserve_session *session, int service, const mpiserve_capture *capture) {
+  MSI_TURN turn = NULL;
+  int code = msi_enter_serving(session, &turn);
+  return code ? code : msi_capture_set(&session->serving, service, capture);
 }
 
 int mpiserve_batch_reply(mpiserve_session *session, const void *const *outputs) {

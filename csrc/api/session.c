@@ -196,7 +196,9 @@ int mpiserve_counters_get(mpiserve_session *session, mpiserve_counters *counters
 int mpiserve_step(mpiserve_session *session) {
   MSI_TURN turn = NULL;
   int code = msi_enter(session, MPISERVE_SIMULATION, &turn);
-  if (!code && session->profile.part) msi_profile_step(&session->profile, msi_now());
+  if (code) return code;
+  session->window.step++;
+  if (session->profile.part) msi_profile_step(&session->profile, msi_now());
   return code;
 }
 

@@ -21,7 +21,7 @@ static uint32_t lane_of(const msi_world *world, int head, int transport, int ran
 
 /* The sections of a rank follow each other, in the order of its services. */
 static int find_section(msi_endpoint *endpoint, const msi_head *head, uint32_t lanes,
-                        int is_profiled) {
+                        const msi_world *world) {
   size_t at = 0;
   int code = MPISERVE_OK;
   for (const msi_head *h = head - head->service_index; h <= head && !code; h++) {
@@ -29,7 +29,7 @@ static int find_section(msi_endpoint *endpoint, const msi_head *head, uint32_t l
     code = msi_layout_init(&endpoint->layout, &h->description, lanes);
   }
   msi_layout_move(&endpoint->layout, at);
-  if (is_profiled) msi_layout_leave_room(&endpoint->layout);
+  msi_layout_leave_room(&endpoint->layout, world->measured, world->captured);
   return code;
 }
 
@@ -48,7 +48,7 @@ int msi_endpoint_open(msi_endpoint *endpoint, msi_window *window, const msi_head
   uint32_t lane = lane_of(world, head->rank, number, world->rank);
   uint32_t lanes = lane_of(world, head->rank, number, world->size);
   *endpoint = (msi_endpoint){0};
-  int code = find_section(endpoint, head, lanes, world->measured);
+  int code = find_section(endpoint, head, lanes, world);
   if (!code && msi_layout_is_free(&endpoint->layout)) code = allocate_given(endpoint);
   if (code) return code;
   endpoint->path = (msi_path){.transport = msi_transport_at(number),
@@ -57,6 +57,7 @@ int msi_endpoint_open(msi_endpoint *endpoint, msi_window *window, const msi_head
                               .service_index = head->service_index,
                               .doorbell_at = endpoint->layout.doorbells_at + lane,
                               .slots_at = msi_slot_at(&endpoint->layout, lane, 1)};
+  if (world->captured) endpoint->path.transport = msi_transport_with_step(number);
   return endpoint->path.transport->open(&endpoint->path);
 }
 

@@ -4,6 +4,7 @@
 #define MSI_BROKER_H
 
 #include "base/profile.h"
+#include "base/ring.h"
 #include "head/assembly.h"
 #include "head/census.h"
 #include "head/change_queue.h"
@@ -16,6 +17,13 @@ typedef struct msi_label {
   char name[MPISERVE_NAME_SIZE];
   int64_t replica, spare, error, max_batch_rows, max_queue_rows;
 } msi_label;
+
+/* What is copied of the requests and their answers: head/capture.c. */
+typedef struct msi_capture {
+  msi_ring *ring; /* of the rank */
+  mpiserve_capture wanted;
+  int on;
+} msi_capture;
 
 typedef struct msi_broker {
   const msi_world *world;
@@ -51,6 +59,7 @@ typedef struct msi_broker {
   msi_head_times times; /* of the last batch, if profiled; taken and replied: of its last reply */
   msi_label label;
   msi_event event; /* of the last batch, if traced */
+  msi_capture capture;
 } msi_broker;
 
 /* First half of publishing: adds the memory that this service needs in each part to that of

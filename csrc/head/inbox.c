@@ -55,7 +55,7 @@ int msi_inbox_open(msi_inbox *inbox, const msi_world *world, int transport,
   int code = msi_layout_init(&inbox->layout, description, lanes);
   if (code || !lanes) return code;
   msi_layout_move(&inbox->layout, begin);
-  if (world->measured) msi_layout_leave_room(&inbox->layout);
+  msi_layout_leave_room(&inbox->layout, world->measured, world->captured);
   code = allocate(inbox);
   if (!code) code = msi_row_pool_open(&inbox->pool, inbox->layout.slab_rows);
   if (!code) count_clients(world, transport, inbox->clients);

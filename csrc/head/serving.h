@@ -23,6 +23,7 @@ typedef struct msi_serving {
   msi_broker *asked;   /* the one of the last MPISERVE_ECHANGE */
   int64_t calls;       /* of msi_serving_next() */
   msi_progress progress;
+  msi_ring ring; /* of captures */
   msi_silence silence;
   msi_section_header *header; /* where clients see what this rank does; NULL: none is near */
   int n_dead;                 /* ranks of the world that were known to be dead at the last look */

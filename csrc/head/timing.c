@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "base/regions.h"
+#include "head/capture.h"
 
 static const char REGION[] = "mpiserve batch";
 
@@ -156,10 +157,12 @@ void msi_timing_free(msi_broker *broker) {
   if (trace_of(broker)) trace_batch(broker, &broker->profile->trace);
 }
 
-/* Of a held request the batch has ended before. One that is computed by itself is computed when its
+/* Here is a request captured too: so that has no branch of its own.
+ * Of a held request the batch has ended before. One that is computed by itself is computed when its
  * reply is. */
 void msi_timing_reply(msi_broker *broker, const msi_entry *entry, const msi_origin *origin,
                       msi_slot *slot, int64_t computed_ns) {
+  if (broker->capture.on) msi_capture_reply(broker, entry, origin, slot);
   if (!broker->part) return;
   int is_held = !broker->open || origin->closed_ns != broker->times.closed_ns;
   msi_head_times times = {.closed_ns = origin->closed_ns, .gathered_ns = origin->closed_ns};

@@ -343,6 +343,19 @@ typedef int (*mpiserve_engine_entry)(int version, const char *model,
                                      const mpiserve_description *description,
                                      mpiserve_engine *engine, char *text, size_t bytes);
 
+/* What is copied of the requests to a service and of their answers, and where to: see
+ * mpiserve_capture_set(). */
+typedef struct mpiserve_capture {
+  void *memory;   /* zero at first: a ring, from which another process of the same version reads; */
+  int64_t bytes;  /* of it */
+  int32_t reader; /* a pidfd of that process, or -1 */
+  int32_t waits;  /* 1: an answer waits for room in the ring; 0: it is dropped and counted */
+  int32_t model;  /* any number, which is copied to each record */
+  int64_t every_batches, every_steps; /* 0 or 1: all */
+  double share;                       /* of the requests, from 0 to 1 */
+  uint64_t seed;                      /* which ones */
+} mpiserve_capture;
+
 /* A request that is answered after its batch: see mpiserve_batch_hold(). id 0 is no ticket. */
 typedef struct mpiserve_ticket {
   uint64_t id;
@@ -915,6 +928,16 @@ void mpiserve_engine_close(mpiserve_engine *engine);
  * batch of it is open, MPISERVE_EARG if there is no such service, it has free dimensions, or the
  * engine has no function run. */
 int mpiserve_engine_set(mpiserve_session *session, int service, const mpiserve_engine *engine);
+
+/* mpiserve_capture_set: from its next answer on, copy the requests to a service of this rank (0, 1,
+ * ...) and their answers into a ring, before the client learns of the answer. It is copied here;
+ * the ring is that of all services of the rank and must live until the session is closed. A full
+ * ring costs rows, or time, as `waits` says; nobody waits for a reader that has died, has closed
+ * the ring, or has taken nothing for 10 s. Requests that end with an error are not copied. Time
+ * steps are known if MPISERVE_CAPTURE was set at mpiserve_open() on any rank. NULL: copy nothing
+ * any more. Inference ranks; local. MPISERVE_EARG: there is no such service, it has free
+ * dimensions, or the ring is too small. */
+int mpiserve_capture_set(mpiserve_session *session, int service, const mpiserve_capture *capture);
 
 /* mpiserve_peer_error: has a simulation rank ended with an error? rank is its world rank or -1;
  * remaining is the number of simulation ranks that have not left yet; text has room for

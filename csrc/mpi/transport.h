@@ -67,6 +67,9 @@ typedef struct msi_transport {
 
 extern const msi_transport msi_shared, msi_rma;
 
+/* The same, of a session that is captured: its requests tell the time step of their client. */
+const msi_transport *msi_transport_with_step(int number);
+
 /* By its number. */
 static inline const msi_transport *msi_transport_at(int number) {
   return number == MPISERVE_SHARED ? &msi_shared : &msi_rma;

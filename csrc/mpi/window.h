@@ -35,6 +35,7 @@ typedef struct msi_window {
   msi_messages *messages; /* or NULL, and these: mpi/messages.h */
   MPI_Comm replies;       /* of its replies */
   int unread;             /* some may come that nobody receives any more */
+  int64_t step;           /* client: how many time steps have begun */
   int64_t operations, to_simulation;
 } msi_window;
 

@@ -20,6 +20,7 @@ typedef struct hello {
   int32_t code;
   int32_t tolerant;
   int32_t metrics;   /* MPISERVE_METRICS of its environment */
+  int32_t capture;   /* MPISERVE_CAPTURE of its environment */
   char transport[8]; /* MPISERVE_TRANSPORT of its environment */
   msi_profile_wish profile;
   int64_t now_ns;
@@ -138,8 +139,8 @@ static int duplicate(msi_world *world, MPI_Comm comm) {
 }
 
 /* A folder, for Python, or any other text. */
-static int wants_metrics(void) {
-  const char *text = getenv("MPISERVE_METRICS");
+static int wants(const char *name) {
+  const char *text = getenv(name);
   return text && *text && strcmp(text, "off") && strcmp(text, "0");
 }
 
@@ -148,7 +149,8 @@ static int exchange_hello(msi_world *world, int code, hello *all) {
                 .thread_level = world->thread_level,
                 .code = code,
                 .tolerant = msi_failure_is_tolerated(),
-                .metrics = wants_metrics()};
+                .metrics = wants("MPISERVE_METRICS"),
+                .capture = wants("MPISERVE_CAPTURE")};
   const char *transport = getenv("MPISERVE_TRANSPORT");
   snprintf(mine.version, sizeof mine.version, "%s", mpiserve_version());
   snprintf(mine.transport, sizeof mine.transport, "%s", transport ? transport : "auto");
@@ -225,6 +227,7 @@ static int check_profile(msi_world *world, const hello *all) {
   world->run = all[0].now_ns ^ (int64_t)all[0].who.pid << 40;
   for (int r = 0; r < world->size; r++) {
     world->measured |= all[r].metrics;
+    world->captured |= all[r].capture;
     const msi_profile_wish *wish = &all[r].profile;
     if (wish->level < 0 || wish->events < 0)
       return msi_error(MPISERVE_ECONFIG,

@@ -24,6 +24,7 @@ typedef struct msi_world {
   int force_rma, force_shared;    /* MPISERVE_TRANSPORT */
   int profile;                    /* MPISERVE_PROFILE is not off */
   int measured;                   /* that, or MPISERVE_METRICS: replies have times */
+  int captured;                   /* MPISERVE_CAPTURE is not off: requests have time steps */
   int64_t trace_events;           /* that a trace has room for; 0: there is none */
   int64_t run;                    /* a number of this session, the same on all ranks */
   int tolerant;                   /* MPI goes on after a death, and tells of it */

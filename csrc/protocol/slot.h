@@ -118,6 +118,10 @@ typedef struct msi_reply_times {
   float gather_ns, reply_ns; /* from closed to gathered, and from computed to replied */
 } msi_reply_times;
 
+/* Where the end of a slot's input holds the time step of the client, of a session that is captured.
+ * Its inputs have less room there. */
+enum { MSI_STEP_AT = MSI_EAGER_BYTES - sizeof(int64_t) };
+
 _Static_assert(offsetof(msi_request_header, cancelled) % sizeof(uint64_t) == 0, "whole words");
 _Static_assert(offsetof(msi_section_header, entered_ns) == 2 * MSI_ALIGN, "lines of their own");
 _Static_assert(sizeof(msi_section_header) == 3 * MSI_ALIGN, "three cache lines");
@@ -151,10 +155,12 @@ int msi_layout_init(msi_layout *layout, const mpiserve_description *description,
  * returns the end. */
 size_t msi_side_lay_out(const msi_side *side, uint32_t rows, size_t at, size_t *offsets);
 
-/* Leaves room for the times of requests, as every rank of a session that is profiled does. */
-static inline void msi_layout_leave_room(msi_layout *layout) {
-  layout->outputs.slot_at = sizeof(msi_reply_times);
-  layout->outputs.slot_bytes = MSI_EAGER_BYTES - sizeof(msi_reply_times);
+/* Leaves room for the times of requests, or for the steps of clients, as every rank of a session
+ * does that is profiled, or captured. */
+static inline void msi_layout_leave_room(msi_layout *layout, int measured, int captured) {
+  if (measured) layout->outputs.slot_at = sizeof(msi_reply_times);
+  layout->outputs.slot_bytes = MSI_EAGER_BYTES - layout->outputs.slot_at;
+  if (captured) layout->inputs.slot_bytes = MSI_STEP_AT;
 }
 
 /* Moves the section to where it begins in the memory of its rank; it began at 0. */

@@ -7,6 +7,8 @@ import numpy as np
 from mpi4py import MPI
 
 from mpiserve._lib.engine import Engine
+from mpiserve._lib.ring import Ring
+from mpiserve.config.capture import CaptureConfig
 from mpiserve.config.tensor import Tensor
 
 Function = TypeVar("Function", bound=Callable[..., Any] | None)
@@ -70,6 +72,7 @@ class Ticket:
 
 class Session:
     role: str
+    rank: int
     comm: MPI.Intracomm
     roles: tuple[str, ...]
     def __init__(self, comm: MPI.Comm, role: str) -> None: ...
@@ -100,6 +103,9 @@ class Session:
     def reply_ticket(self, ticket: Ticket, outputs: Sequence[np.ndarray]) -> None: ...
     def fail_ticket(self, ticket: Ticket, code: int, text: str) -> None: ...
     def set_engine(self, service: int, engine: Engine | None) -> None: ...
+    def set_capture(
+        self, service: int, ring: Ring | None, reader: int, model: int, table: CaptureConfig
+    ) -> None: ...
     def batch_clients(self) -> np.ndarray: ...
     def change_get(self) -> tuple[int, int, int, str]: ...
     def change_reply(self, service: int, code: int, text: str) -> None: ...

@@ -79,6 +79,7 @@ cdef class Session(InferenceCalls):
     """
 
     cdef readonly str role
+    cdef readonly int rank  # of the world
     cdef readonly object comm
     cdef readonly tuple roles
     cdef dict _services
@@ -92,7 +93,7 @@ cdef class Session(InferenceCalls):
         with nogil:
             code = mpiserve_open_f(world, number, &self._session)
         check(code)
-        self.role = role
+        self.role, self.rank = role, comm.rank
         check(mpiserve_comm_f(self._session, &peers))
         self.comm = MPI.Comm.f2py(peers)
         self._services = {}

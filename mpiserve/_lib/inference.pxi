@@ -9,6 +9,7 @@ cdef class InferenceCalls(Handle):
     cdef tuple _outputs  # of the batch that is open
     cdef dict _batches  # whose arrays may be used again
     cdef dict _engines  # of services, which the library uses
+    cdef object _ring  # of a capture, in which the library writes
     cdef list _free, _have_rows  # of each of its services: whether dimensions are free; rows
     cdef list _ragged  # ...; whether each request of a batch has its own
     cdef int64_t _rows
@@ -198,6 +199,30 @@ cdef class InferenceCalls(Handle):
         self._enter()
         self._leave(mpiserve_engine_set(self._session, service, wanted))
         self._engines[service] = engine
+
+    def set_capture(self, int service, ring, int reader, int model, table):
+        """Have the library copy the requests to one of this rank's services, and their answers.
+
+        Args:
+            service: Its number.
+            ring: Where to, a Ring; None: copy none.
+            reader: A pidfd of the process that reads there.
+            model: A number that goes with each row.
+            table: A CaptureConfig.
+        """
+        cdef mpiserve_capture capture
+        cdef mpiserve_capture *wanted = NULL
+        memset(&capture, 0, sizeof(capture))
+        if ring is not None:
+            wanted = &capture
+            capture.memory, capture.bytes = <void *><size_t>ring.address, ring.bytes
+            capture.reader, capture.model = reader, model
+            capture.waits = table.on_full == "wait"
+            capture.every_batches, capture.every_steps = table.every_batches, table.every_steps
+            capture.share, capture.seed = table.share, table.seed
+            self._ring = ring
+        self._enter()
+        self._leave(mpiserve_capture_set(self._session, service, wanted))
 
     def batch_clients(self):
         """Return an int32 array: the world rank that submitted each row of the batch."""

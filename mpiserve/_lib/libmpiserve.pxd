@@ -80,6 +80,13 @@ cdef extern from "mpiserve.h" nogil:
         void (*close)(void *) noexcept nogil
         int64_t chunk_rows
         int32_t by_request
+    ctypedef struct mpiserve_capture:
+        void *memory
+        int64_t bytes
+        int32_t reader, waits, model
+        int64_t every_batches, every_steps
+        double share
+        uint64_t seed
     ctypedef struct mpiserve_ticket:
         uint64_t id
         int64_t row, rows
@@ -159,6 +166,7 @@ cdef extern from "mpiserve.h" nogil:
                              mpiserve_engine *)
     void mpiserve_engine_close(mpiserve_engine *)
     int mpiserve_engine_set(mpiserve_session *, int, const mpiserve_engine *)
+    int mpiserve_capture_set(mpiserve_session *, int, const mpiserve_capture *)
     int mpiserve_peer_error(mpiserve_session *, int *, int *, char *)
     int mpiserve_waiting_get(mpiserve_session *, int *, char *)
     int mpiserve_wanted_get(mpiserve_session *, int *)

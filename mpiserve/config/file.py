@@ -18,6 +18,7 @@ from pydantic import (
     model_validator,
 )
 
+from mpiserve.config.capture import CaptureConfig
 from mpiserve.config.completion import Completed, completions, contradiction
 from mpiserve.config.derivatives import derived, name_of
 from mpiserve.config.gateway import GatewayConfig
@@ -152,15 +153,23 @@ class Config(Table):
     """The services, one table each."""
     pool: dict[StrictStr, PoolConfig] = Field(default_factory=dict)
     """Services that share inference ranks, one table for each pool."""
+    capture: CaptureConfig | None = None
+    """Requests and answers that are written to files; without the table none are."""
     gateway: GatewayConfig | None = None
     """The rank that answers clients outside of the job; without the table there is none."""
 
     _source: str = PrivateAttr("config")
+    _folder: Path = PrivateAttr(Path())
 
     @property
     def source(self) -> str:
         """The file, as the user named it."""
         return self._source
+
+    @property
+    def folder(self) -> Path:
+        """The folder from which paths of the file begin."""
+        return self._folder
 
     @property
     def services(self) -> tuple[ServiceConfig, ...]:
@@ -266,6 +275,8 @@ class Config(Table):
             service._folder = folder
             config._complete(service, completed.get(name))
         config._derive()
+        config._folder = folder
+        config._check_captured()
         if config.partition.spares:
             config._check_spares()
         return config
@@ -283,6 +294,12 @@ class Config(Table):
         if ranks > 1 and not self.partition.warm_spares:
             text = f"a spare of {of}, must hold its model: set this to true"
             raise self.error("partition.warm_spares", text)
+
+    def _check_captured(self) -> None:
+        for name in self.capture.services if self.capture else ():
+            if name not in self.service:
+                text = f"no service '{name}' {suggest(name, [*self.service])}"
+                raise self.error("capture.services", text)
 
     def _complete(self, service: ServiceConfig, completed: Completed | None) -> None:
         """Note what was read from a file, and refuse what contradicts it."""
@@ -371,6 +388,8 @@ def _keys_at(location: Location) -> list[str]:
         return list(Config.model_fields)
     if location[0] == "partition":
         return list(PartitionConfig.model_fields)
+    if location[0] == "capture":
+        return list(CaptureConfig.model_fields)
     if location[0] == "gateway":
         return list(GatewayConfig.model_fields)
     if location[0] == "pool":

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from mpi4py import MPI
 
     from mpiserve._lib import core
+    from mpiserve.observe.capture import Capture
     from mpiserve.serving import restarting
 
 logger = logging.getLogger("mpiserve")
@@ -73,8 +74,9 @@ class ServedModel:
         comm: MPI.Comm | None = None,
         local_rank: int = 0,
         index: int = 0,
+        capture: Capture | None = None,
     ) -> None:
-        self._lib = lib
+        self._lib, self._capture = lib, capture
         self.assignment = assignment
         self.index = index
         self.configured = assignment.service
@@ -160,13 +162,13 @@ class ServedModel:
     def enter(self) -> None:
         """Enter what the backend needs while it serves."""
         if not self.failed and not self.follower:
-            what = "cannot enter what it needs to serve"
-            self._failures.attempt(
-                what, lambda: self._serving.enter_context(self.backend.serving())
-            )
+            what, enter = "cannot enter what it needs to serve", self._serving.enter_context
+            self._failures.attempt(what, lambda: enter(self.backend.serving()))
             self._announced = True
             self._agree_rows()
             self._failures.attempt("cannot use its engine", self._in_c.enter)
+            if self._capture:
+                self._capture.enter(self.index, self.current.version)
 
     def close(self) -> None:
         """Stop the followers and close the model; called once, at the end.

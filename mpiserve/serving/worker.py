@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from mpiserve._lib import core
     from mpiserve.config import ServiceConfig
     from mpiserve.config.partition import Assignment
+    from mpiserve.observe.capture import Capture
 
 logger = logging.getLogger("mpiserve")
 
@@ -37,6 +38,7 @@ class Worker:
         comm: The ranks of its replica.
         local_rank: Position among the inference ranks of this node.
         pool: The ranks of its adaptive pool, if it is of one.
+        capture: What captures its services, if they are captured.
 
     Attributes:
         models: One for each service, in the order of the assignment.
@@ -49,11 +51,13 @@ class Worker:
         comm: MPI.Comm | None = None,
         local_rank: int = 0,
         pool: MPI.Comm | None = None,
+        capture: Capture | None = None,
     ) -> None:
         self._lib = lib
+        self._capture = capture
         self._replica = assignment.replica
         self.models = [
-            ServedModel(lib, only(assignment, service), comm, local_rank, i)
+            ServedModel(lib, only(assignment, service), comm, local_rank, i, capture)
             for i, service in enumerate(assignment.services)
         ]
         _relate(self.models)
@@ -84,11 +88,15 @@ class Worker:
     def start(self) -> None:
         """Load the models and warm them up; publish each service, or the error of its model."""
         self._log_origins()
+        if self._capture:
+            self._capture.start([model.service for model in self.models])
         descriptions = self._prepare()
         with notices.publishing():
             self._lib.publish(*descriptions)
         if self._pool:
             self._pool.start()
+        if self._capture:
+            self._capture.wait()
         for model in self.models:
             model.enter()
         self._starting.announce()
@@ -150,6 +158,8 @@ class Worker:
             self._starting.look()
         if self._pool:
             self._pool.look()
+        if self._capture:
+            self._capture.look()
 
     def _prepare(self) -> list[dict[str, Any]]:
         """Load the models; return the description of each service to publish."""
@@ -168,6 +178,8 @@ class Worker:
         if self._pool:
             self._pool.end()
         self._starting.end()
+        if self._capture:
+            self._capture.end()
         for model in reversed(self.models):
             model.close()
 

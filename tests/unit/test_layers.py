@@ -41,6 +41,7 @@ CYTHON = {  # the pyx files
     "_lib.core",
     "_lib.engine",
     "_lib.handover",
+    "_lib.ring",
     "bench._native",
 }
 LATE = {"torch", "deepspeed", "safetensors", "transformers", "onnxruntime"}

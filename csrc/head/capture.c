@@ -1,0 +1,166 @@
+#include "head/capture.h"
+
+#include <poll.h>
+#include <string.h>
+
+#include "base/error.h"
+
+enum { PIECE_BYTES = 1 << 20 }; /* of a record: large requests are cut, so that they find room */
+
+/* Without progress of the reader for so long, nobody waits for it any more. */
+static const int64_t STUCK_NS = 10000000000;
+
+/* ---- settings ---------------------------------------------------------------------------- */
+
+static int check(const mpiserve_capture *c, const msi_broker *broker) {
+  const msi_layout *layout = &broker->inboxes[0].layout;
+  if (msi_layout_is_free(layout))
+    return msi_error(MPISERVE_EARG, "service '%s' has free dimensions, which are not captured",
+                     broker->description->name);
+  size_t row = layout->inputs.total_row_bytes + layout->outputs.total_row_bytes;
+  size_t least = sizeof(msi_ring_shared) + 4 * msi_ring_size_of(row);
+  if (c->memory && c->bytes >= 0 && (size_t)c->bytes >= least) return MPISERVE_OK;
+  return msi_error(MPISERVE_EARG, "a ring of %lld bytes for rows of %zu bytes of service '%s'",
+                   (long long)c->bytes, row, broker->description->name);
+}
+
+/* The flag of profiles is the one branch of a request for both. */
+static void turn(msi_broker *broker, int on) {
+  msi_profile_on += on - broker->capture.on;
+  broker->capture.on = on;
+}
+
+int msi_capture_set(msi_serving *serving, int service, const mpiserve_capture *wanted) {
+  if (service < 0 || service >= serving->n)
+    return msi_error(MPISERVE_EARG, "service %d of %d", service, serving->n);
+  msi_broker *broker = &serving->brokers[service];
+  int code = wanted ? check(wanted, broker) : MPISERVE_OK;
+  if (code || !wanted) {
+    turn(broker, 0);
+    return code;
+  }
+  if (serving->ring.shared != wanted->memory)
+    msi_ring_open(&serving->ring, wanted->memory, (size_t)wanted->bytes);
+  broker->capture.ring = &serving->ring;
+  broker->capture.wanted = *wanted;
+  turn(broker, 1);
+  return code;
+}
+
+/* ---- which ------------------------------------------------------------------------------- */
+
+/* The same requests in every run with this seed, whatever their timing. SplitMix64. */
+static uint64_t draw(uint64_t seed, uint64_t rank, uint64_t sequence) {
+  uint64_t z = seed + (rank << 40 ^ sequence) * UINT64_C(0x9e3779b97f4a7c15);
+  z = (z ^ z >> 30) * UINT64_C(0xbf58476d1ce4e5b9);
+  z = (z ^ z >> 27) * UINT64_C(0x94d049bb133111eb);
+  return z ^ z >> 31;
+}
+
+static int is_wanted(const msi_broker *broker, const msi_record *r) {
+  const mpiserve_capture *c = &broker->capture.wanted;
+  if (c->every_steps > 1 && r->step % c->every_steps) return 0;
+  if (c->every_batches > 1 && broker->counters.batches % c->every_batches) return 0;
+  if (c->share >= 1) return 1;
+  uint64_t drawn = draw(c->seed, (uint64_t)r->rank, r->sequence);
+  return (double)(drawn >> 11) * 0x1p-53 < c->share;
+}
+
+/* ---- the copy ---------------------------------------------------------------------------- */
+
+static int is_dead(int pidfd) {
+  struct pollfd end = {pidfd, POLLIN, 0};
+  return pidfd >= 0 && poll(&end, 1, 0) > 0;
+}
+
+/* The flag of profiles stays: if replies might change it, they would read it again and again. */
+static msi_record *give_up(msi_broker *broker) {
+  atomic_store_explicit(&broker->capture.ring->shared->given_up, 1, memory_order_relaxed);
+  return NULL;
+}
+
+/* Waits for room, until the reader has closed, died, or made no progress for long. */
+static msi_record *wait_for_room(msi_broker *broker, uint64_t bytes) {
+  msi_ring *ring = broker->capture.ring;
+  msi_backoff backoff = broker->world->backoff;
+  msi_wait wait = {0};
+  msi_record *record = NULL;
+  uint64_t before = atomic_load_explicit(&ring->shared->read, memory_order_relaxed);
+  int64_t since = msi_now();
+  while (!record && !msi_ring_is_closed(ring) && !is_dead(broker->capture.wanted.reader)) {
+    msi_wait_pause(&wait, &backoff, NULL);
+    record = msi_ring_reserve(ring, bytes);
+    uint64_t read = atomic_load_explicit(&ring->shared->read, memory_order_relaxed);
+    int64_t now = msi_now();
+    if (read != before) since = now;
+    before = read;
+    if (now - since > STUCK_NS) return give_up(broker);
+  }
+  return record;
+}
+
+static uint8_t *copy(uint8_t *to, const msi_side *side, const void *const *from, uint32_t begin,
+                     uint32_t rows) {
+  for (int i = 0; i < side->n; i++) {
+    size_t row = side->row_bytes[i];
+    memcpy(to, (const uint8_t *)from[i] + begin * row, rows * row);
+    to += rows * row;
+  }
+  return to;
+}
+
+/* Some rows of a request; `of` says all but their number and place. */
+static void put(msi_broker *broker, const msi_record *of, const void *const *inputs,
+                const void *const *outputs, uint32_t begin, uint32_t rows) {
+  msi_capture *capture = &broker->capture;
+  const msi_layout *layout = &broker->inboxes[0].layout;
+  size_t row = layout->inputs.total_row_bytes + layout->outputs.total_row_bytes;
+  uint64_t bytes = msi_ring_size_of(rows * (uint64_t)row);
+  msi_record *record = msi_ring_reserve(capture->ring, bytes);
+  if (!record && capture->wanted.waits) record = wait_for_room(broker, bytes);
+  if (!record) {
+    msi_ring_drop(capture->ring, rows);
+    return;
+  }
+  *record = *of;
+  record->bytes = bytes;
+  record->at += begin;
+  record->rows = rows;
+  uint8_t *to = copy((uint8_t *)(record + 1), &layout->inputs, inputs, begin, rows);
+  copy(to, &layout->outputs, outputs, begin, rows);
+  msi_ring_commit(capture->ring, record);
+}
+
+static msi_record describe(const msi_broker *broker, const msi_entry *entry,
+                           const msi_origin *origin, const msi_slot *slot) {
+  msi_record r = {.at = entry->at,
+                  .rank = broker->inboxes[entry->inbox].clients[entry->lane],
+                  .service = (uint16_t)broker->assembly.batch.service,
+                  .generation = broker->changes.generation,
+                  .model = (uint32_t)broker->capture.wanted.model,
+                  .batch_rows = origin->rows,
+                  .batch_requests = origin->requests,
+                  .sequence = entry->sequence,
+                  .batch = origin->closed_ns,
+                  .time_ns = msi_now()};
+  memcpy(&r.step, slot->input + MSI_STEP_AT, sizeof r.step);
+  return r;
+}
+
+/* Not inlined: a reply without a capture would save registers for it. */
+__attribute__((noinline)) void msi_capture_reply(msi_broker *broker, const msi_entry *entry,
+                                                 const msi_origin *origin, msi_slot *slot) {
+  const void *inputs[MPISERVE_MAX_TENSORS];
+  void *outputs[MPISERVE_MAX_TENSORS];
+  const msi_layout *layout = &broker->inboxes[0].layout;
+  if (msi_ring_is_over(broker->capture.ring)) return;
+  msi_record of = describe(broker, entry, origin, slot);
+  if (!is_wanted(broker, &of)) return;
+  msi_assembly_find(&broker->assembly, entry, slot, inputs, outputs);
+  size_t row = layout->inputs.total_row_bytes + layout->outputs.total_row_bytes;
+  uint32_t most = row < PIECE_BYTES ? (uint32_t)(PIECE_BYTES / row) : 1;
+  for (uint32_t begin = 0, left; (left = entry->rows - begin) > 0; begin += most) {
+    put(broker, &of, inputs, (const void *const *)outputs, begin, left < most ? left : most);
+    if (left <= most) break;
+  }
+}

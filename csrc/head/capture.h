@@ -1,0 +1,15 @@
+/* capture: copies requests and their answers into a ring, from which another process writes them to
+ * disk. Only with MSI_PROFILED. */
+#ifndef MSI_CAPTURE_H
+#define MSI_CAPTURE_H
+
+#include "head/serving.h"
+
+/* As mpiserve_capture_set() says. */
+int msi_capture_set(msi_serving *serving, int service, const mpiserve_capture *wanted);
+
+/* The answer to a request is where its client looks for it, but the client does not know yet. */
+void msi_capture_reply(msi_broker *broker, const msi_entry *entry, const msi_origin *origin,
+                       msi_slot *slot);
+
+#endif

@@ -1,0 +1,111 @@
+"""`capture info`, `merge` and `export`."""
+
+from __future__ import annotations
+
+import sys
+import zipfile
+from collections.abc import Callable, Sequence
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from mpiserve import terminal
+from mpiserve.errors import Error
+from mpiserve.failure import describe
+from mpiserve.observe import capture_files as files
+from mpiserve.observe.capture_data import Capture, files_of
+
+BLOCK_ROWS = 2**16
+
+
+def told(program: Callable[..., None]) -> Callable[..., int]:
+    """Print an error in one line; return the status."""
+
+    @wraps(program)
+    def run(*args: Any) -> int:
+        try:
+            program(*args)
+        except Error as error:
+            print(f"mpiserve: {error}", file=sys.stderr)
+        except (OSError, ValueError, KeyError) as error:
+            print(f"mpiserve: {describe(error)}", file=sys.stderr)
+        else:
+            return 0
+        return 1
+
+    return run
+
+
+def _shown(tensors: Sequence[files.Tensor]) -> str:
+    return ", ".join(f"{t.name} {t.dtype}{[*t.shape]}" for t in tensors)
+
+
+def _groups(path: str) -> dict[str, list[h5py.Group]]:
+    found = files_of(Path(path))
+    if not found:
+        raise ValueError(f"{path}: no capture is there")
+    return files.services_of([files.opened(each) for each in found])
+
+
+@told
+def info(path: str) -> None:
+    """Print what is in a capture."""
+    from rich.table import Table
+
+    table = Table("service", "rows", "files", "inputs", "outputs", "clients", "steps", "versions")
+    found = _groups(path)
+    for name, groups in found.items():
+        signature = files.signature_of(groups[0])
+        rows = sum(map(files.rows_of, groups))
+        clients, versions, steps = set[int](), set[str](), set[int]()
+        for group in groups:
+            clients |= {*np.unique(group["rank"][:]).tolist()}
+            versions |= {text.decode() for text in np.unique(group["version"][:])}
+            steps |= {int(group["step"][:].min()), int(group["step"][:].max())} if rows else set()
+        sides = [_shown(signature[side]) for side in files.SIDES]
+        span = f"{min(steps)} to {max(steps)}" if steps else ""
+        counts = str(rows), str(len(groups)), *sides, str(len(clients))
+        table.add_row(name, *counts, span, ", ".join(sorted(versions)))
+    terminal.console().print(table)
+    if lost := files.dropped({group.file for groups in found.values() for group in groups}):
+        print(f"{lost} rows were dropped, as the buffer was full (on_full, buffer_bytes)")
+
+
+@told
+def merge(path: str, output: str, compression: str) -> None:
+    """Write all rows into one file."""
+    found = files_of(Path(path))
+    if not found:
+        raise ValueError(f"{path}: no capture is there")
+    files.merge(found, Path(output), files.filters(compression, None))
+    print(f"{output}: {len(found)} files")
+
+
+@told
+def export(path: str, output: str, service: str | None) -> None:
+    """Write the rows of a service for numpy, without holding all of them in memory."""
+    if not output.endswith(".npz"):
+        raise ValueError(f"{output}: what is written ends in .npz")
+    capture = Capture(path, service)
+    with zipfile.ZipFile(output, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+        for name in capture.columns:
+            key = name.replace("/", ".")
+            with archive.open(f"{key}.npy", "w", force_zip64=True) as file:
+                _write(file, capture, name)
+    print(f"{output}: {len(capture)} rows of '{capture.service}'")
+
+
+def _write(file: Any, capture: Capture, name: str) -> None:
+    first = capture.read(name, 0, 0)
+    header = {
+        "descr": np.lib.format.dtype_to_descr(first.dtype),
+        "fortran_order": False,
+        "shape": (len(capture), *first.shape[1:]),
+    }
+    np.lib.format.write_array_header_2_0(file, header)
+    for begin in range(0, len(capture), BLOCK_ROWS):
+        end = min(begin + BLOCK_ROWS, len(capture))
+        file.write(np.ascontiguousarray(capture.read(name, begin, end)).astype(first.dtype))
