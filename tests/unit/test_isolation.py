@@ -324,3 +324,33 @@ def test_no_request_is_forgotten_when_processes_die_on_two_others_in_a_row():
             steps.begin(key, 0, ())
     assert steps.busy
     assert {key: error.text for key, error in steps.step().items()} == {0: "died of 1"}
+
+
+# Each process of the chain lives on for a while when it has started the next one.
+HEIRS = """
+import os, subprocess, sys, time
+from mpiserve._lib import handover
+from mpiserve.serving.isolation.fork_server import Server
+
+CHAIN = '''
+import os, time
+os.setsid()
+end = time.monotonic() + 20
+while time.monotonic() < end:
+    if os.fork():
+        time.sleep(0.2)
+        os._exit(0)
+    time.sleep(0.1)
+'''
+handover.adopt_orphans()
+server = Server(None)
+subprocess.Popen([sys.executable, "-c", CHAIN]).wait()
+assert server._orphans()
+server._kill_orphans()
+assert not server._orphans(), server._orphans()
+"""
+
+
+def test_what_orphans_have_started_ends_with_them():
+    done = subprocess.run([sys.executable, "-c", HEIRS], capture_output=True, text=True)
+    assert not done.returncode, done.stderr
