@@ -23,7 +23,7 @@ from typing import Any
 from mpi4py import MPI
 
 from mpiserve.bench.coupled import SERVICE, idle_barrier
-from mpiserve.bench.paper.loop import Loop, closed_loop, merged
+from mpiserve.bench.paper.loop import Call, Loop, closed_loop, merged
 from mpiserve.bench.paper.services import caller, served
 from mpiserve.config.partition import INFERENCE, SIMULATION
 from mpiserve.session import Session, join
@@ -47,7 +47,8 @@ class Spec:
         warm: Seconds before the measurement.
         seconds: Of the measurement.
         zeromq: Whether ZeroMQ is measured too.
-        hosts: 2 if clients and services have a host each, and clocks of their own.
+        hosts: 2 if clients and services have a host each.
+        turns: How often mpiserve is measured, one after the other.
     """
 
     model: str
@@ -59,6 +60,7 @@ class Spec:
     seconds: float = 1.0
     zeromq: bool = True
     hosts: int = 1
+    turns: int = 1
 
     @property
     def ranks(self) -> int:
@@ -98,18 +100,18 @@ def asked(session: Session, spec: Spec) -> Found:
     usable = session.comm.reduce(time.time(), MPI.MAX)
     call = caller(service, spec.model, session.comm.rank)
     closed_loop(call, spec.warm)
+    turns = [one_turn(session, spec, call) for _ in range(spec.turns)]
+    states = [state.entered for state in session.states(SERVICE)]
+    return {"turns": turns, "states": states, "usable": usable}
+
+
+def one_turn(session: Session, spec: Spec, call: Call) -> Found:
+    """Ask on all clients at a time; rank 0 gets what was measured."""
     before = measured(session)
     mine = closed_loop(call, spec.seconds)
     after = measured(session)
     loops: list[Loop] | None = session.comm.gather(mine)
-    if loops is None:
-        return {}
-    return {
-        "mpiserve": merged(loops),
-        "profile": difference(before, after),
-        "states": [state.entered for state in session.states(SERVICE)],
-        "usable": usable,
-    }
+    return {"mpiserve": merged(loops), "profile": difference(before, after)} if loops else {}
 
 
 def measured(session: Session) -> Found:
