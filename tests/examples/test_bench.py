@@ -132,6 +132,15 @@ def test_what_a_scrape_costs_is_measured(mpiexec, tmp_path):
 
 
 @pytest.mark.takes_long
+def test_derivatives_are_compared_with_the_forward_call(mpiexec, tmp_path):
+    rows = measured(mpiexec, tmp_path, "derivatives")
+    assert all(0 < row["value"] < math.inf for row in rows)
+    ratios = [row for row in rows if row["case"] == "vjp_over_forward"]
+    assert len({(row["net"], row["engine"]) for row in ratios}) == len(ratios) == 4
+    assert all(row["bar"] == "<= 4.5" for row in ratios)
+
+
+@pytest.mark.takes_long
 def test_starts_are_measured(mpiexec, tmp_path):
     rows = measured(mpiexec, tmp_path, "starts")
     assert [row["net"] for row in rows if row["case"] == "auto_is_fastest"] == [
