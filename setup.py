@@ -283,7 +283,7 @@ setup(
             "uvicorn>=0.54,<0.55",  # its connections get limits: gateway/protocol.py
             "uvloop>=0.20",
         ],
-        "grpc": ["grpcio>=1.66", "protobuf>=5.26"],
+        "grpc": ["grpcio>=1.66", "hpack>=4", "protobuf>=5.26"],
         "language": ["transformers>=5"],
         "onnx": ["onnxruntime>=1.20"],
         "remote": ["urllib3>=2"],
@@ -291,6 +291,7 @@ setup(
             "clang-format",
             "codespell",
             "grpcio",
+            "hpack",
             "httptools",
             "lizard",
             "mypy",

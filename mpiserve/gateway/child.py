@@ -18,7 +18,7 @@ from mpiserve.gateway.endpoint import Endpoint
 from mpiserve.serving.isolation.server_link import MPI_VARIABLES
 
 NEEDED = ("httptools", "orjson", "starlette", "uvicorn", "uvloop")
-NEEDED_BY_GRPC = ("grpc", "google.protobuf")
+NEEDED_BY_GRPC = ("grpc", "google.protobuf", "hpack")
 SETTINGS = "MPISERVE_GATEWAY_SETTINGS"
 FIRST_REST, LONGEST_REST = 0.1, 5.0  # seconds between the death of a child and the next one
 LONG_LIFE = 30.0  # seconds after which a death is no reason to wait longer

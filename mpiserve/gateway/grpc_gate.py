@@ -1,7 +1,8 @@
 """The gate before gRPC's own server: it passes bytes on, and lets go who sends no request in time.
 
-grpcio 1.85 has no time-out for a head that comes byte by byte, and cannot take a socket that
-listens already, which the rank keeps while a child is started again.
+grpcio 1.85 has no time-out for a head that comes byte by byte. Its server ends for good when a path
+is no UTF-8. And it cannot take a socket that listens already, which the rank keeps while a child is
+started again.
 """
 
 from __future__ import annotations
@@ -11,18 +12,25 @@ import socket
 import ssl
 from typing import Any
 
+from hpack import Decoder, HPACKError
+
 from mpiserve.gateway.protocol import Limits
-from mpiserve.gateway.traffic import CONNECTIONS, SLOW
+from mpiserve.gateway.traffic import CONNECTIONS, HEAD, SLOW
 
 PREFACE = 24  # bytes with which HTTP/2 begins
 FRAME = 9  # bytes before each frame: its length (3), kind, flags, stream (4)
 HEADERS, CONTINUATION = 1, 9
-END_HEADERS = 4
+END_HEADERS, PADDED, PRIORITY = 4, 8, 32
+MOST_HEAD = 32 << 10  # bytes
 BACKLOG = 2048
 
 
+class BadHead(Exception):
+    """A head that gRPC's server must not see."""
+
+
 class Frames:
-    """Follows the frames of a client.
+    """Follows the frames of a client, and reads the heads of its requests.
 
     Attributes:
         in_head: Whether the head of a request is under way, or none has come yet.
@@ -32,18 +40,26 @@ class Frames:
     def __init__(self) -> None:
         self._left = PREFACE
         self._begun = b""
-        self._kind = self._flags = 0
+        self._kind = self._flags = self._stream = self._highest = 0
+        self._decoder = Decoder(MOST_HEAD)
+        self._frame, self._block = bytearray(), bytearray()
         self.in_head = True
         self.heads = 0
 
     def follow(self, data: bytes) -> None:
-        """Note what has come."""
+        """Note what has come.
+
+        Raises:
+            BadHead: If the server must not have it.
+        """
         at = 0
         while at < len(data):
             if not self._left:
                 at += self._begin(data[at : at + FRAME])
             if self._left:
                 step = min(self._left, len(data) - at)
+                if self._kind in (HEADERS, CONTINUATION):
+                    self._keep(data[at : at + step])
                 self._left -= step
                 at += step
                 if not self._left:
@@ -55,16 +71,49 @@ class Frames:
         self._begun += data[:used]
         if len(self._begun) == FRAME:
             self._left = int.from_bytes(self._begun[:3], "big")
-            self._kind, self._flags, self._begun = self._begun[3], self._begun[4], b""
+            self._kind, self._flags = self._begun[3], self._begun[4]
+            if self._kind == HEADERS:
+                self._stream = int.from_bytes(self._begun[5:], "big")
+            self._begun = b""
             self.in_head = self.in_head or self._kind == HEADERS
             if not self._left:
                 self._end()
         return min(used, len(data))
 
+    def _keep(self, part: bytes) -> None:
+        self._frame += part
+        if len(self._frame) + len(self._block) > MOST_HEAD:
+            raise BadHead("too large")
+
     def _end(self) -> None:
-        if self._kind in (HEADERS, CONTINUATION) and self._flags & END_HEADERS:
+        if self._kind not in (HEADERS, CONTINUATION):
+            return
+        self._block += self._frame if self._kind == CONTINUATION else self._fragment()
+        self._frame.clear()
+        if self._flags & END_HEADERS:
+            self._read_head()
+            self._block.clear()
             self.in_head = False
             self.heads += 1
+
+    def _fragment(self) -> bytes:
+        """What is in a frame HEADERS, without padding and priority."""
+        begin = 1 if self._flags & PADDED else 0
+        end = len(self._frame) - (self._frame[0] if begin and self._frame else 0)
+        begin += 5 if self._flags & PRIORITY else 0
+        return bytes(self._frame[begin:end])
+
+    def _read_head(self) -> None:
+        try:
+            # Trailers, too: each head may change the table for the next one.
+            fields = dict(self._decoder.decode(bytes(self._block), raw=True))
+        except HPACKError as error:
+            raise BadHead(str(error)) from None
+        is_new, self._highest = self._stream > self._highest, max(self._stream, self._highest)
+        if is_new and not fields.get(b":path", b"\xff").isascii():
+            raise BadHead("a request without a path")
+        if not all(map(bytes.isascii, fields)) or not fields:
+            raise BadHead("no text")
 
 
 class _End(asyncio.Protocol):
@@ -79,7 +128,7 @@ class _End(asyncio.Protocol):
         self.transport = transport
 
     def data_received(self, data: bytes) -> None:
-        if self.other:
+        if self.other and not self.other.transport.is_closing():
             self.other.transport.write(data)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -87,11 +136,11 @@ class _End(asyncio.Protocol):
             self.other.transport.close()
 
     def pause_writing(self) -> None:
-        if self.other:
+        if self.other and not self.other.transport.is_closing():
             self.other.transport.pause_reading()
 
     def resume_writing(self) -> None:
-        if self.other:
+        if self.other and not self.other.transport.is_closing():
             self.other.transport.resume_reading()
 
 
@@ -135,13 +184,18 @@ class _Client(_End):
 
     def data_received(self, data: bytes) -> None:
         before = self._frames.heads
-        self._frames.follow(data)
+        try:
+            self._frames.follow(data)
+        except BadHead:
+            self._limits.refused[HEAD] += 1
+            self.transport.abort()
+            return
         if not self._frames.in_head:
             self._stop()
         elif self._timer is None or self._frames.heads != before:
             self._await_head()
         if self.other:
-            self.other.transport.write(data)
+            super().data_received(data)
         else:  # one read: uvloop 0.23 makes it though reading is paused
             self._early.append(data)
 

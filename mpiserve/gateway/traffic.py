@@ -15,8 +15,10 @@ NOBODY = "-"
 JOB = "job"  # the name of the token of the endpoint file
 LONGEST_PATH = 200  # characters of a path in the log
 # Why requests and connections are refused.
-TOKEN, SIZE, QUEUE, CONNECTIONS, SLOW = "token", "size", "queue", "connections", "slow"
-REASONS = (TOKEN, SIZE, QUEUE, CONNECTIONS, SLOW)
+TOKEN, SIZE, QUEUE, CONNECTIONS, SLOW, HEAD = (
+    *("token", "size", "queue", "connections", "slow", "head"),
+)
+REASONS = (TOKEN, SIZE, QUEUE, CONNECTIONS, SLOW, HEAD)
 OF_STATUS = {401: TOKEN, 408: SLOW, 413: SIZE, 431: SIZE}
 
 
