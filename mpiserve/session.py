@@ -56,8 +56,7 @@ class Session(Changes):
         self._config = config
         self._profile = Profile(lib)
         self._served = self._closed = False
-        self.stuck = False
-        self.bereft = False
+        self.stuck = self.bereft = False
         self.role: str = lib.role
         self.comm: MPI.Comm = lib.comm
         self.run: int = lib.profile()["run"]

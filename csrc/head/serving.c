@@ -77,10 +77,7 @@ int msi_serving_attach(msi_serving *serving, msi_window *window) {
 void msi_serving_close(msi_serving *serving) {
   msi_progress_stop(&serving->progress); /* which has MPI if something is unanswered still */
   msi_progress_close(&serving->progress);
-  for (int i = 0; i < serving->n; i++) {
-    msi_profile_on -= serving->brokers[i].capture.on;
-    msi_broker_close(&serving->brokers[i]);
-  }
+  for (int i = 0; i < serving->n; i++) msi_broker_close(&serving->brokers[i]);
   msi_segment_close(&serving->memory);
   *serving = (msi_serving){0};
 }
