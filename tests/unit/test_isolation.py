@@ -24,7 +24,7 @@ from mpiserve.config import Config
 from mpiserve.errors import Code, ConfigError, ModelError
 from mpiserve.failure import cause_of, describe, trace_of
 from mpiserve.serving import engines
-from mpiserve.serving.isolation import fork_server, local_model
+from mpiserve.serving.isolation import fork_server, local_model, server_link
 from mpiserve.serving.isolation.channel import CALL, OK, RUN, Channel, Room, sizes
 from mpiserve.serving.isolation.isolated_steps import IsolatedSteps
 from mpiserve.serving.isolation.messages import Failure, StepsState
@@ -258,7 +258,8 @@ def server():
     made.close()
 
 
-def test_a_fork_server_that_was_stopped_goes_on_when_it_is_needed(server, channels):
+def test_a_fork_server_that_was_stopped_goes_on_when_it_is_needed(monkeypatch, server, channels):
+    monkeypatch.setattr(server_link, "LOOK", 0.1)
     first = server.fork("a child", channels[1].files)
     os.kill(server._process.pid, signal.SIGSTOP)
     begin = time.monotonic()
@@ -282,7 +283,7 @@ def test_descriptors_of_any_number_are_watched(server, channels):
 
 def test_where_there_can_be_no_more_processes_the_others_live_on(monkeypatch, server, channels):
     mine, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    server._link, server._process = mine, subprocess.Popen(["sleep", "60"])
+    server._link, server._process = mine, subprocess.Popen(["true"])
 
     def no_process():
         raise BlockingIOError(11, "no more processes")
