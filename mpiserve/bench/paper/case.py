@@ -25,7 +25,7 @@ from mpiserve.errors import Error
 
 SERVICES = (1, 2, 4, 8, 16)
 TURNS = 3
-LIMIT = 180.0  # seconds for a job
+LIMIT = 300.0  # seconds for a job
 PROGRAM = "mpiserve.bench.paper.ranks"
 
 Key = tuple[str, str, Spec]  # case, system, experiment

@@ -76,8 +76,16 @@ def rates(rows: Sequence[Row], folder: Path, heading: str) -> Path:
     """Draw requests per second over services: a line for each system."""
     from matplotlib import pyplot
 
-    figure, panels = pyplot.subplots(1, 2, figsize=(11, 4.6), sharey=True, layout="constrained")
-    for axes, (title, wanted) in zip(panels, SCALINGS.items(), strict=True):
+    ways = [(title, wanted) for title, wanted in SCALINGS.items() if any(map(wanted, rows))]
+    figure, panels = pyplot.subplots(
+        1,
+        len(ways),
+        figsize=(2 + 4.5 * len(ways), 4.6),
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
+    )
+    for axes, (title, wanted) in zip(panels.flat, ways, strict=True):
         chosen = [row for row in rows if wanted(row)]
         for system in SYSTEMS:
             line(axes, [row for row in chosen if row["system"] == system], system)
@@ -85,8 +93,8 @@ def rates(rows: Sequence[Row], folder: Path, heading: str) -> Path:
         axes.set(title=title, xscale="log", yscale="log", xlabel="services")
         ticks(axes, sorted({row["services"] for row in chosen}))
         axes.grid(True, axis="y")
-    panels[0].set_ylabel("requests/s")
-    legend(figure, panels)
+    panels[0][0].set_ylabel("requests/s")
+    legend(figure, panels.flat)
     return finished(figure, folder / "paper_rates.png", "A service that does nothing", heading)
 
 
