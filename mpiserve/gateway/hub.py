@@ -183,6 +183,7 @@ class Hub:
             self.queues[name] = Queue(service, self.infer, self._most_waiting)
         for name, about in table.get("languages", {}).items():
             language = self.languages[name] = Language(self.services[name], about)
+            language.load()
             if language.streams:
                 service, most = language.service, self._most_waiting
                 self.streams[name] = TokenStreams(service, self.infer, most)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +84,11 @@ class Language:
 
     # ---- the tokenizer
 
+    def load(self) -> None:
+        """Begin to load the tokenizer, so that the first request finds it; it may fail then."""
+        if self.generates:
+            self._thread.submit(self._load).add_done_callback(Future.exception)
+
     async def decode(self) -> Any:
         """Return the function that makes the text of tokens."""
         tokenizer = await self._loaded()
@@ -130,7 +135,7 @@ class Language:
         return self.inputs["tokens"].most[1]
 
     async def _loaded(self) -> Any:
-        """Load the tokenizer, at first use.
+        """Wait until the tokenizer is loaded.
 
         Raises:
             Refusal: If that fails.
@@ -138,15 +143,18 @@ class Language:
         if self._tokenizer is None:
             loop = asyncio.get_running_loop()
             try:
-                self._tokenizer = await loop.run_in_executor(self._thread, self._load)
+                return await loop.run_in_executor(self._thread, self._load)
             except Exception as error:
                 text = f"service '{self.service.name}' has no tokenizer: {str(error)[:200]}"
                 raise Refusal(501, " ".join(text.split())) from None
         return self._tokenizer
 
     def _load(self) -> Any:
-        if self._tokenizer is not None:
-            return self._tokenizer
+        if self._tokenizer is None:
+            self._tokenizer = self._read()
+        return self._tokenizer
+
+    def _read(self) -> Any:
         if self._folder is None:
             raise ValueError("its model is not here")
         try:

@@ -63,7 +63,7 @@ def job(mpiexec, tmp_path):
     assert made.done.returncode == 0, made.done.stderr
 
 
-def test_the_real_client_and_another_job_have_the_models_answers(job, mpiexec, tmp_path):
+def test_the_real_client_has_the_models_answers(job):
     with openai.OpenAI(base_url=f"{job.url}/v1", api_key=job.token, max_retries=0) as client:
         assert [model.id for model in client.models.list()] == ["assistant"]
         made = client.completions.create(
@@ -80,7 +80,6 @@ def test_the_real_client_and_another_job_have_the_models_answers(job, mpiexec, t
         with pytest.raises(openai.AuthenticationError):
             client.with_options(api_key="wrong").models.list()
     assert asyncio.run(_together(job)) == [job.wanted(prompt) for prompt in PROMPTS]
-    _another_job(job, mpiexec, tmp_path)
 
 
 async def _together(job):
@@ -128,7 +127,8 @@ with mpiserve.open() as session:
 """
 
 
-def _another_job(job, mpiexec, tmp_path):
+@pytest.mark.takes_long
+def test_another_job_has_the_models_answers(job, mpiexec, tmp_path):
     folder = tmp_path / "second"
     folder.mkdir()
     write(folder, ASKS, REMOTE.format(url=job.url))
