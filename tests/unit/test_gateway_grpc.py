@@ -376,7 +376,8 @@ def test_silent_and_slow_clients_are_let_go(rank):
     huge = begun + frame(DATA, 0, 1, b"\0" + (1 << 30).to_bytes(4, "big"))
     half = begun + frame(DATA, 0, 1, b"\0" + (100).to_bytes(4, "big") + b"x")
     stranger = PREFACE + frame(HEADERS, 4, 1, head(rank, "Bearer x")) + frame(DATA, 0, 1, b"\0\0")
-    drip = [PREFACE, frame(HEADERS, 0, 1, head(rank)[:9])] + [frame(CONTINUATION, 0, 1, b"x")] * 60
+    whole = frame(HEADERS, 4, 1, head(rank))
+    drip = [PREFACE, *(whole[i : i + 1] for i in range(60))]
     slow = [bytes([byte]) for byte in begun[:60]]
     with ThreadPoolExecutor(7) as threads:
         asked = {
@@ -400,7 +401,8 @@ def test_heads_that_make_no_sense_end_their_connection_alone(rank, client):
     heads += [frame(HEADERS, 4 | 8, 1, b""), frame(HEADERS, 4 | 8, 1, b"\xff" + head(rank))]
     heads += [frame(HEADERS, 4, 1, b"\xff" * 20), frame(HEADERS, 0, 1, b"x" * 40_000)]
     heads += [frame(CONTINUATION, 4, 1, head(rank, path=b"\xc8"))]
-    for bad in heads:
+    cut = frame(HEADERS, 0, 1, head(rank, "Bearer \xe8")) + frame(DATA, 0, 1, b"\0" * 5)
+    for bad in [*heads, cut, frame(HEADERS, 4, 1, head(rank, "Bearer \xe8"))]:
         data, seconds = raw(rank, PREFACE + bad)
         assert b"grpc-status" not in data and seconds < 15
     assert client.infer("float32", [tensor(X, "FP32")], headers=headers(rank), client_timeout=10)
