@@ -110,6 +110,9 @@ class Service(grpc.GenericRpcHandler):
                     one.code = grpc.StatusCode.CANCELLED.name
                     raise
                 except Exception as error:
+                    if context.cancelled():  # the client has gone: nobody is told
+                        one.code = grpc.StatusCode.CANCELLED.name
+                        return
                     await self._refuse(error, one, context)
 
         return grpc.stream_stream_rpc_method_handler(handle)

@@ -14,6 +14,7 @@ from random import Random
 import numpy as np
 import pytest
 from gateway_rank import Rank
+from http2_frames import CONTINUATION, DATA, HEADERS, PREFACE, connected, frame, head, mutated, raw
 
 from mpiserve.wire import open_inference as names
 
@@ -320,63 +321,16 @@ def test_a_message_that_is_too_large_is_refused(rank):
     assert error.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
-def frame(kind, flags, stream, body=b""):
-    return len(body).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + body
-
-
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0)
-DATA, HEADERS, CONTINUATION = 0, 1, 9
-
-
-def head(rank, token=None, path=INFER):
-    """Header fields without compression, as HPACK writes them."""
-    fields = {
-        ":method": "POST",
-        ":scheme": "http",
-        ":path": path,
-        ":authority": "x",
-        "te": "trailers",
-        "content-type": "application/grpc",
-        "authorization": token or headers(rank)["authorization"],
-    }
-    made = b""
-    for name, value in fields.items():
-        value = value if isinstance(value, bytes) else value.encode()
-        made += b"\0" + bytes([len(name)]) + name.encode() + bytes([len(value)]) + value
-    return made
-
-
-def connected(rank):
-    made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    made.settimeout(30)
-    made.connect(rank.endpoint.grpc.url.removeprefix("unix:"))
-    return made
-
-
-def raw(rank, *parts, pause=0.0, until=b""):
-    """Send bytes, and return what comes until the other side closes or says so, and when."""
-    with connected(rank) as made:
-        begin, data = time.monotonic(), b""
-        try:
-            for part in parts:
-                made.sendall(part)
-                time.sleep(pause)
-            while more := made.recv(1 << 16):
-                data += more
-                if until and until in data:
-                    break
-        except ConnectionError:
-            pass
-        return data, time.monotonic() - begin
-
-
 def test_silent_and_slow_clients_are_let_go(rank):
     """A gibibyte that is announced, a message that does not come, a head byte by byte, silence."""
-    begun = PREFACE + frame(HEADERS, 4, 1, head(rank))
+    begun = PREFACE + frame(HEADERS, 4, 1, head(rank, INFER))
     huge = begun + frame(DATA, 0, 1, b"\0" + (1 << 30).to_bytes(4, "big"))
     half = begun + frame(DATA, 0, 1, b"\0" + (100).to_bytes(4, "big") + b"x")
-    stranger = PREFACE + frame(HEADERS, 4, 1, head(rank, "Bearer x")) + frame(DATA, 0, 1, b"\0\0")
-    drip = [PREFACE, frame(HEADERS, 0, 1, head(rank)[:9])] + [frame(CONTINUATION, 0, 1, b"x")] * 60
+    stranger = (
+        PREFACE + frame(HEADERS, 4, 1, head(rank, INFER, "Bearer x")) + frame(DATA, 0, 1, b"\0\0")
+    )
+    whole = frame(HEADERS, 4, 1, head(rank, INFER))
+    drip = [PREFACE, *(whole[i : i + 1] for i in range(60))]
     slow = [bytes([byte]) for byte in begun[:60]]
     with ThreadPoolExecutor(7) as threads:
         asked = {
@@ -396,11 +350,12 @@ def test_silent_and_slow_clients_are_let_go(rank):
 
 def test_heads_that_make_no_sense_end_their_connection_alone(rank, client):
     """grpcio 1.85 answers nobody any more after the first one."""
-    heads = [frame(HEADERS, 4, 1, head(rank, path=b"/\xff\xfe"))]
-    heads += [frame(HEADERS, 4 | 8, 1, b""), frame(HEADERS, 4 | 8, 1, b"\xff" + head(rank))]
+    heads = [frame(HEADERS, 4, 1, head(rank, b"/\xff\xfe"))]
+    heads += [frame(HEADERS, 4 | 8, 1, b""), frame(HEADERS, 4 | 8, 1, b"\xff" + head(rank, INFER))]
     heads += [frame(HEADERS, 4, 1, b"\xff" * 20), frame(HEADERS, 0, 1, b"x" * 40_000)]
-    heads += [frame(CONTINUATION, 4, 1, head(rank, path=b"\xc8"))]
-    for bad in heads:
+    heads += [frame(CONTINUATION, 4, 1, head(rank, b"\xc8"))]
+    cut = frame(HEADERS, 0, 1, head(rank, INFER, "Bearer \xe8")) + frame(DATA, 0, 1, b"\0" * 5)
+    for bad in [*heads, cut, frame(HEADERS, 4, 1, head(rank, INFER, "Bearer \xe8"))]:
         data, seconds = raw(rank, PREFACE + bad)
         assert b"grpc-status" not in data and seconds < 15
     assert client.infer("float32", [tensor(X, "FP32")], headers=headers(rank), client_timeout=10)
@@ -417,7 +372,10 @@ def test_random_messages_and_frames_leave_it_as_it_is(rank, client, seed):
         data = mutated(random, body)
         parts = [
             frame(
-                HEADERS, 4, 1, mutated(random, head(rank)) if random.random() < 0.3 else head(rank)
+                HEADERS,
+                4,
+                1,
+                mutated(random, head(rank, INFER)) if random.random() < 0.3 else head(rank, INFER),
             ),
             frame(DATA, 1, 1, b"\0" + len(data).to_bytes(4, "big") + data),
         ]
@@ -430,15 +388,6 @@ def test_random_messages_and_frames_leave_it_as_it_is(rank, client, seed):
                 made.recv(1 << 16)
     result = client.infer("float32", [tensor(X, "FP32")], headers=headers(rank), client_timeout=10)
     assert (result.as_numpy("y") == 2 * X).all()
-
-
-def mutated(random, data):
-    data = bytearray(data)
-    for _ in range(random.randrange(4)):
-        at = random.randrange(len(data))
-        data[at : at + random.randrange(3)] = random.randbytes(random.randrange(4))
-        data = data or bytearray(1)
-    return bytes(data)
 
 
 def test_hundreds_of_silent_connections_are_not_kept(rank, client):
