@@ -50,16 +50,16 @@ typedef struct msi_withdrawn {
 typedef struct msi_endpoint {
   msi_path path;
   msi_layout layout;
-  uint64_t sent;           /* sequence of the last request */
-  int in_flight;           /* slots taken */
-  int64_t sent_ns;         /* if profiled: when the rows of the last one were in the slabs */
-  int lost;                /* the head has died: nothing is sent there any more */
-  int stopped;             /* the head shows no sign of life: no request is sent there */
-  int64_t silent_ns;       /* since when there was none; 0: there was one */
-  uint64_t waits_for;      /* the oldest request without a reply, at the last look */
-  msi_kind noted;          /* the last note that it got: MSI_FAIL or MSI_LEAVE */
-  int replaced;            /* its service has failed there, and a spare was asked */
-  int fetching;            /* 1 + the slot whose results are being fetched; 0: none */
+  uint64_t sent;      /* sequence of the last request */
+  int in_flight;      /* slots taken */
+  int64_t written_ns; /* if profiled: when the rows of the last one were in the slabs; 0: at once */
+  int lost;           /* the head has died: nothing is sent there any more */
+  int stopped;        /* the head shows no sign of life: no request is sent there */
+  int64_t silent_ns;  /* since when there was none; 0: there was one */
+  uint64_t waits_for; /* the oldest request without a reply, at the last look */
+  msi_kind noted;     /* the last note that it got: MSI_FAIL or MSI_LEAVE */
+  int replaced;       /* its service has failed there, and a spare was asked */
+  int fetching;       /* 1 + the slot whose results are being fetched; 0: none */
   int taken[MSI_SLOTS];    /* is the slot? */
   void *owners[MSI_SLOTS]; /* of the slots taken; NULL: nobody waits for the reply */
   msi_withdrawn withdrawn[MSI_SLOTS];
@@ -114,6 +114,11 @@ int msi_endpoint_wait_address(msi_endpoint *endpoint, uint64_t sequence, msi_wai
  * have not all arrived. */
 int msi_endpoint_outputs(msi_endpoint *endpoint, int slot, const msi_payload *payload,
                          const msi_side *side);
+
+/* Are rows copied, to or from where a request has them, about as fast as a look at the clock
+ * takes? */
+int msi_endpoint_is_quick(const msi_endpoint *endpoint, const msi_location *at,
+                          const msi_side *side, int64_t rows);
 
 /* No results that are being fetched are written any more. */
 void msi_endpoint_forget(msi_endpoint *endpoint);

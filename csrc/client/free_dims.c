@@ -63,7 +63,8 @@ static int read_dims(const msi_call *call, int slot, int64_t *found) {
   const msi_endpoint *endpoint = call->message.endpoint;
   const msi_side *side = &endpoint->layout.outputs;
   uint32_t dims[MPISERVE_MAX_FREE];
-  const volatile uint32_t *from = (const volatile uint32_t *)endpoint->path.slots[slot].output;
+  msi_slot *in = &endpoint->path.slots[slot];
+  const volatile uint32_t *from = (uint32_t *)msi_slot_outputs(&endpoint->layout, in);
   for (int i = 0; i < side->n_free; i++) dims[i] = from[i];
   if (!msi_side_has_dims(side, dims))
     return msi_error(MPISERVE_ESHAPE, "service '%s': the shape of a result is beyond max_shape",

@@ -38,13 +38,30 @@ void msi_timing_send(msi_call *call) {
   call->times.begun_ns = call->times.is_late ? msi_now() : call->times.submitted_ns;
 }
 
-/* What lies in the slot is copied in less time than a look at the clock takes. */
 void msi_timing_sent(msi_call *call) {
   const msi_endpoint *endpoint = call->message.endpoint;
   msi_client_times *times = &call->times;
-  times->sent_ns = call->payload.input.lease < 0 ? times->begun_ns : endpoint->sent_ns;
+  int is_timed = call->payload.input.lease >= 0 && endpoint->written_ns;
+  times->sent_ns = is_timed ? endpoint->written_ns : times->begun_ns;
   times->same_clock = endpoint->path.transport->same_node;
   times->is_answered = 0;
+}
+
+/* Any, of a corrupted head: what is too large for an integer is none. */
+static int64_t whole(float ns) { return ns > 0 && ns < 1e18F ? (int64_t)ns : 0; }
+
+static msi_head_times head_times(const msi_slot *slot) {
+  msi_reply_times sent;
+  memcpy(&sent, slot->output, sizeof sent);
+  uint64_t taken = (uint64_t)sent.taken_ns, closed = taken + (uint64_t)slot->reply.queue_ns;
+  int64_t computed = (int64_t)(closed + (uint64_t)slot->reply.compute_ns);
+  return (msi_head_times){.taken_ns = sent.taken_ns,
+                          .free_ns = sent.free_ns,
+                          .closed_ns = (int64_t)closed,
+                          .gathered_ns = (int64_t)(closed + (uint64_t)whole(sent.gather_ns)),
+                          .computed_ns = computed,
+                          .replied_ns =
+                              (int64_t)((uint64_t)computed + (uint64_t)whole(sent.reply_ns))};
 }
 
 /* Errors have no times of the head. */
@@ -52,14 +69,16 @@ void msi_timing_seen(msi_call *call, int slot) {
   const msi_slot *from = &call->message.endpoint->path.slots[slot];
   call->times.seen_ns = msi_now();
   call->times.is_answered = !from->reply.code && call->payload.rows;
-  if (call->times.is_answered)
-    memcpy(&call->times.head, from->output + MSI_TIMES_AT, sizeof call->times.head);
+  if (call->times.is_answered) call->times.head = head_times(from);
 }
 
 void msi_timing_ended(msi_call *call) {
   msi_client_times *times = &call->times;
-  int is_in_slot = times->is_answered && call->payload.output.lease < 0;
-  times->ended_ns = is_in_slot ? times->seen_ns : msi_now();
+  const msi_endpoint *endpoint = call->message.endpoint;
+  const msi_payload *p = &call->payload;
+  int is_quick = times->is_answered &&
+                 msi_endpoint_is_quick(endpoint, &p->output, &endpoint->layout.outputs, p->rows);
+  times->ended_ns = is_quick ? times->seen_ns : msi_now();
   call->stats.total_ns = times->ended_ns - times->submitted_ns;
 }
 

@@ -160,7 +160,7 @@ size_t msi_assembly_scatter(msi_assembly *assembly, const msi_entry *m, msi_slot
   const msi_inbox *inbox = &assembly->inboxes[m->inbox];
   const msi_side *side = &inbox->layout.outputs;
   if (msi_layout_is_free(&inbox->layout)) return msi_free_dims_scatter(assembly, m, slot, outputs);
-  uint8_t *packed = slot->output;
+  uint8_t *packed = msi_slot_outputs(&inbox->layout, slot);
   for (int i = 0; i < side->n; i++) {
     size_t bytes = m->rows * side->row_bytes[i];
     const uint8_t *from = (const uint8_t *)outputs[i] + m->at * side->row_bytes[i];
@@ -181,7 +181,7 @@ size_t msi_assembly_find(const msi_assembly *assembly, const msi_entry *m, msi_s
     inputs[i] = input_of(inbox, m, i, packed);
     packed += m->rows * in->row_bytes[i];
   }
-  packed = slot->output;
+  packed = msi_slot_outputs(&inbox->layout, slot);
   for (int i = 0; i < out->n; i++) {
     outputs[i] = packed;
     if (m->output_row == MSI_IN_SLOT)

@@ -146,9 +146,9 @@ __attribute__((noinline)) size_t msi_free_dims_scatter(const msi_assembly *assem
     msi_side_of_dims(side, dims, &own);
     side = &own;
   }
-  uint8_t *packed = slot->output + side->dims_bytes;
+  uint8_t *begin = msi_slot_outputs(&inbox->layout, slot), *packed = begin + side->dims_bytes;
   int in_slot = m->output_row == MSI_IN_SLOT;
-  memcpy(slot->output, dims, (size_t)side->n_free * sizeof(uint32_t));
+  memcpy(begin, dims, (size_t)side->n_free * sizeof(uint32_t));
   for (int i = 0; i < side->n; i++) {
     size_t bytes = m->rows * side->row_bytes[i];
     const uint8_t *from = (const uint8_t *)outputs[i] + m->at * row[i];

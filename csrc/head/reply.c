@@ -25,7 +25,7 @@ int msi_reply_computed(msi_broker *broker, const msi_entry *m, const msi_origin 
   slot->reply.compute_ns = now - origin->closed_ns;
   broker->counters.requests++;
   broker->counters.rows += m->rows;
-  if (MSI_PROFILED) bytes = msi_timing_reply(broker, m, origin, slot, now, bytes);
+  if (MSI_PROFILED) msi_timing_reply(broker, m, origin, slot, now);
   return msi_inbox_reply_end(&broker->inboxes[m->inbox], m->lane, m->sequence, bytes);
 }
 

@@ -160,10 +160,10 @@ void msi_timing_free(msi_broker *broker) {
 /* Here is a request captured too: so that has no branch of its own.
  * Of a held request the batch has ended before. One that is computed by itself is computed when its
  * reply is. */
-size_t msi_timing_reply(msi_broker *broker, const msi_entry *entry, const msi_origin *origin,
-                        msi_slot *slot, int64_t computed_ns, size_t bytes) {
+void msi_timing_reply(msi_broker *broker, const msi_entry *entry, const msi_origin *origin,
+                      msi_slot *slot, int64_t computed_ns) {
   if (broker->capture.on) msi_capture_reply(broker, entry, origin, slot);
-  if (!broker->part) return bytes;
+  if (!broker->part) return;
   int is_held = !broker->open || origin->closed_ns != broker->times.closed_ns;
   msi_head_times times = {.closed_ns = origin->closed_ns, .gathered_ns = origin->closed_ns};
   if (!is_held) times = broker->times;
@@ -171,6 +171,10 @@ size_t msi_timing_reply(msi_broker *broker, const msi_entry *entry, const msi_or
   times.replied_ns = msi_now();
   times.computed_ns = broker->engine.by_request ? times.replied_ns : computed_ns;
   if (!is_held) broker->times = times;
-  memcpy(slot->output + MSI_TIMES_AT, &times, sizeof times);
-  return MSI_EAGER_BYTES;
+  msi_reply_times sent = {.taken_ns = times.taken_ns,
+                          .free_ns = times.free_ns,
+                          .gather_ns = (float)(times.gathered_ns - times.closed_ns),
+                          .reply_ns = (float)(times.replied_ns - times.computed_ns)};
+  slot->reply.compute_ns = times.computed_ns - times.closed_ns;
+  memcpy(slot->output, &sent, sizeof sent);
 }

@@ -16,9 +16,8 @@ void msi_timing_state(const msi_broker *broker, int state);
 void msi_timing_change(const msi_broker *broker, int code);
 
 /* The reply to a request is in its slot, but for its sequence: captures it, if that is wanted, and
- * adds the times. Returns the bytes of
- * the slot's output that belong to the reply. */
-size_t msi_timing_reply(msi_broker *broker, const msi_entry *entry, const msi_origin *origin,
-                        msi_slot *slot, int64_t computed_ns, size_t bytes);
+ * adds the times. */
+void msi_timing_reply(msi_broker *broker, const msi_entry *entry, const msi_origin *origin,
+                      msi_slot *slot, int64_t computed_ns);
 
 #endif

@@ -22,6 +22,7 @@ typedef struct msi_side {
   size_t total_row_bytes;                 /* of all tensors of this side */
   size_t dims_bytes;       /* of its free dimensions, which are sent before the payload */
   size_t slot_bytes;       /* the most bytes of a request that lie in its slot */
+  size_t slot_at;          /* where they begin there: behind its times, if it is profiled */
   size_t eager_row_bytes;  /* no less than those of a row, and of these dimensions */
   int n_plain;             /* n; -1: the tensors have no rows, or free dimensions */
   int has_rows;            /* else one tensor is one row */

@@ -1,0 +1,51 @@
+"""What `mpiserve top` makes of ranks. The ranks are this process."""
+
+import json
+from dataclasses import replace
+
+from shown_job import RUN, a_job, found
+
+from mpiserve.tools import top
+
+
+def two_looks():
+    with a_job():
+        before = top.Look(0.0, found(run=RUN)[1])
+        now = found(run=RUN)[1]
+    now[0] = replace(now[0], head=now[0].head.copy())
+    now[0].head["counters"][0] += 50
+    counts = now[1].services[0]["counters"]
+    counts["requests"] += 40
+    counts["batches"] += 10
+    counts["rows"] += 320
+    return top.view(before, top.Look(2.0, now))
+
+
+def test_top_says_what_happened_between_two_looks():
+    (job,) = two_looks()["jobs"]
+    (service,), (client,) = job["services"], job["simulation"]
+    (replica,) = service["replicas"]
+    assert client["requests_per_s"] == 25 and client["waits_for"] == 2
+    assert service["requests_per_s"] == 20 and replica["batches_per_s"] == 5
+    assert replica["rows_a_batch"] == 32 and replica["fill"] == 0.5
+    assert replica["state"] == "busy" and 0.4 < replica["batch_seconds"] < 5
+    assert service["response"]["count"] == 3 and 8e-6 < service["response"]["p50"] < 1e-5
+
+
+def test_top_writes_lines_without_a_terminal_and_tables_with_one():
+    seen = two_looks()
+    text = "\n".join(top.lines(seen))
+    assert "twice/1 rank 2 busy: 20 requests/s, batches of 32 rows (50 %), queue 3" in text
+    assert "rank 0 2" in text and "for rank 2" in text
+    json.dumps(seen)
+    from rich.console import Console
+
+    console = Console(width=160)
+    with console.capture() as text:
+        console.print(top.tables(seen))
+    drawn = text.get()
+    assert "twice" in drawn and "3/4" in drawn and "50 %" in drawn
+
+
+def test_top_says_that_there_is_no_job():
+    assert top.lines(top.view(top.Look(0, []), top.Look(1, []))) == [top.NONE]
