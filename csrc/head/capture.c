@@ -30,6 +30,10 @@ static void turn(msi_broker *broker, int on) {
   broker->capture.on = on;
 }
 
+void msi_capture_close(msi_serving *serving) {
+  for (int i = 0; i < serving->n; i++) turn(&serving->brokers[i], 0);
+}
+
 int msi_capture_set(msi_serving *serving, int service, const mpiserve_capture *wanted) {
   if (service < 0 || service >= serving->n)
     return msi_error(MPISERVE_EARG, "service %d of %d", service, serving->n);

@@ -8,6 +8,9 @@
 /* As mpiserve_capture_set() says. */
 int msi_capture_set(msi_serving *serving, int service, const mpiserve_capture *wanted);
 
+/* Of all services. */
+void msi_capture_close(msi_serving *serving);
+
 /* The answer to a request is where its client looks for it, but the client does not know yet. */
 void msi_capture_reply(msi_broker *broker, const msi_entry *entry, const msi_origin *origin,
                        msi_slot *slot);

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "head/capture.h"
 #include "head/free_dims.h"
 #include "head/guests.h"
 #include "head/leases.h"
@@ -77,6 +78,7 @@ int msi_serving_attach(msi_serving *serving, msi_window *window) {
 void msi_serving_close(msi_serving *serving) {
   msi_progress_stop(&serving->progress); /* which has MPI if something is unanswered still */
   msi_progress_close(&serving->progress);
+  msi_capture_close(serving);
   for (int i = 0; i < serving->n; i++) msi_broker_close(&serving->brokers[i]);
   msi_segment_close(&serving->memory);
   *serving = (msi_serving){0};

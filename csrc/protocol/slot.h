@@ -158,9 +158,10 @@ size_t msi_side_lay_out(const msi_side *side, uint32_t rows, size_t at, size_t *
 /* Leaves room for the times of requests, or for the steps of clients, as every rank of a session
  * does that is profiled, or captured. */
 static inline void msi_layout_leave_room(msi_layout *layout, int measured, int captured) {
-  if (measured) layout->outputs.slot_at = sizeof(msi_reply_times);
-  layout->outputs.slot_bytes = MSI_EAGER_BYTES - layout->outputs.slot_at;
   if (captured) layout->inputs.slot_bytes = MSI_STEP_AT;
+  if (!measured) return;
+  layout->outputs.slot_at = sizeof(msi_reply_times);
+  layout->outputs.slot_bytes = MSI_EAGER_BYTES - sizeof(msi_reply_times);
 }
 
 /* Moves the section to where it begins in the memory of its rank; it began at 0. */

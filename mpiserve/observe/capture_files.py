@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -20,6 +21,7 @@ import numpy as np
 
 VERSION = 1  # of the layout
 CHUNK_BYTES = 2**18
+SPARE_FILES = 64  # that a process has open beside those of a capture
 BLOCK_BYTES = 2**23  # that are copied at a time
 SIDES = ("inputs", "outputs")
 NAME = re.compile(r"([0-9a-f]{16})-rank(\d{6})(?:-(\d{6,})-(\d{6,}))?\.h5")
@@ -230,6 +232,16 @@ def opened(path: Path) -> h5py.File:
     return h5py.File(path, "r", locking=False)
 
 
+def opened_all(paths: Sequence[Path]) -> list[h5py.File]:
+    """Open files to read, also more than a process may by default."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = len(paths) + SPARE_FILES
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    return [opened(path) for path in paths]
+
+
 def services_of(files: Sequence[h5py.File]) -> dict[str, list[h5py.Group]]:
     """Return the groups of each service.
 
@@ -277,7 +289,7 @@ def merge(paths: Sequence[Path], target: Path, how: Mapping[str, Any]) -> None:
     Raises:
         ValueError: If they differ in the signature of a service.
     """
-    files = [opened(path) for path in paths]
+    files = opened_all(paths)
     try:
         with _new(target) as fresh:
             with h5py.File(fresh, "w", locking=False) as made:
@@ -336,7 +348,7 @@ def index(folder: Path, run: str) -> Path:
 
 
 def _index(paths: Sequence[Path], target: Path) -> None:
-    files = [opened(path) for path in paths]
+    files = opened_all(paths)
     try:
         with _new(target) as fresh, h5py.File(fresh, "w", locking=False) as made:
             if files:

@@ -43,11 +43,20 @@ def _shown(tensors: Sequence[files.Tensor]) -> str:
     return ", ".join(f"{t.name} {t.dtype}{[*t.shape]}" for t in tensors)
 
 
-def _groups(path: str) -> dict[str, list[h5py.Group]]:
+def _groups(path: str) -> dict[tuple[str, str], list[h5py.Group]]:
+    """Return the groups of each service, of several jobs also by signature."""
+    found: dict[tuple[str, str], list[h5py.Group]] = {}
+    for file in files.opened_all(_files(path)):
+        for name, group in file.items():
+            found.setdefault((name, str(group.attrs["signature"])), []).append(group)
+    return found
+
+
+def _files(path: str) -> list[Path]:
     found = files_of(Path(path))
     if not found:
         raise ValueError(f"{path}: no capture is there")
-    return files.services_of([files.opened(each) for each in found])
+    return found
 
 
 @told
@@ -57,7 +66,7 @@ def info(path: str) -> None:
 
     table = Table("service", "rows", "files", "inputs", "outputs", "clients", "steps", "versions")
     found = _groups(path)
-    for name, groups in found.items():
+    for (name, _), groups in found.items():
         signature = files.signature_of(groups[0])
         rows = sum(map(files.rows_of, groups))
         clients, versions, steps = set[int](), set[str](), set[int]()
@@ -77,9 +86,7 @@ def info(path: str) -> None:
 @told
 def merge(path: str, output: str, compression: str) -> None:
     """Write all rows into one file."""
-    found = files_of(Path(path))
-    if not found:
-        raise ValueError(f"{path}: no capture is there")
+    found = _files(path)
     files.merge(found, Path(output), files.filters(compression, None))
     print(f"{output}: {len(found)} files")
 

@@ -140,7 +140,7 @@ def replay(path: str, config: str | None, version: str, worst: int) -> None:
 
 
 def _services(path: Path) -> list[str]:
-    opened = [files.opened(each) for each in files_of(path)]
+    opened = files.opened_all(files_of(path))
     try:
         return [*files.services_of(opened)]
     finally:

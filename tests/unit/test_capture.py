@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import mmap
 import pickle
+import resource
 import subprocess
 import sys
 
@@ -125,6 +126,18 @@ def test_merged_files_and_an_index_have_all_rows_and_columns(folder, compression
             for path, array in whole.items():
                 np.testing.assert_array_equal(file[f"s/{path}"][:], array)
         assert values(mpiserve.Capture(moved / name)[:]) == [*range(15)]
+
+
+def test_more_files_than_a_process_may_open_are_opened(folder, monkeypatch):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    parts = [part.path for part in files.listed(folder)]
+    monkeypatch.setattr(files, "SPARE_FILES", soft - 2)
+    try:
+        for file in files.opened_all(parts):
+            file.close()
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == min(soft + 2, hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path):
