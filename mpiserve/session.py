@@ -385,8 +385,7 @@ def join(comm: MPI.Comm, role: str, config: Config | None = None) -> Session:
     """Join the session with a given role. Collective."""
     _Process.attempted = True
     check_world(comm)
-    opening = notices.opening(comm.size) if role == INFERENCE else nullcontext()
-    with opening, announced(config):
+    with notices.opening(comm.size) if role == INFERENCE else nullcontext(), announced(config):
         lib = core.Session(comm, role)
     session = Session(lib, config)
     _Process.session = session
