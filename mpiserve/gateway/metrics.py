@@ -74,11 +74,13 @@ class Metrics:
 
     def _queues(self) -> Iterable[Family]:
         queues = self._hub.queues
+        sent, what = (
+            {service: self._hub.sent(service) for service in queues},
+            "Requests to the ranks.",
+        )
+        yield self._family("job_requests_total", "counter", what, "service", sent)
         for name, kind, values, what in (
-            *(
-                ("job_requests_total", "counter", "sent", "Requests to the ranks, after merging."),
-                ("merged_total", "counter", "merged", "Requests that went together with others."),
-            ),
+            ("merged_total", "counter", "merged", "Requests that went together with others."),
             ("waiting", "gauge", "waiting", "Requests that wait to be sent to a rank."),
         ):
             counts = {service: getattr(queue, values) for service, queue in queues.items()}
