@@ -162,7 +162,7 @@ __attribute__((noinline)) void msi_capture_reply(msi_broker *broker, const msi_e
   if (!is_wanted(broker, &of)) return;
   msi_assembly_find(&broker->assembly, entry, slot, inputs, outputs);
   size_t row = layout->inputs.total_row_bytes + layout->outputs.total_row_bytes;
-  uint32_t most = row < PIECE_BYTES ? (uint32_t)(PIECE_BYTES / row) : 1;
+  uint32_t most = row && row < PIECE_BYTES ? (uint32_t)(PIECE_BYTES / row) : 1;
   for (uint32_t begin = 0, left; (left = entry->rows - begin) > 0; begin += most) {
     put(broker, &of, inputs, (const void *const *)outputs, begin, left < most ? left : most);
     if (left <= most) break;

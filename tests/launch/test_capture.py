@@ -125,6 +125,10 @@ with mpiserve.open() as session:
 
 IN_C = CONFIG.replace('backend = "python"\nmodel = "model:twice"\n', 'backend = "echo"\n')
 ECHOED = MANY.replace("2 * step", "step")
+# As fast as it can, a simulation sends more than the writer stores where cores are few.
+STEADY = ECHOED.replace("import sys", "import sys\nimport time").replace(
+    "        session.step()", "        session.step()\n        time.sleep(0.001)"
+)
 
 
 def captures(settings: str = "", config: str = CONFIG) -> str:
@@ -224,7 +228,7 @@ def kill(process: subprocess.Popen[str], folder: Path) -> list[int]:
 def test_a_job_that_is_killed_loses_at_most_two_seconds_and_no_file(tmp_path, n):
     import mpijob
 
-    write(tmp_path, ECHOED, captures("flush_s = 0.25\n", IN_C))
+    write(tmp_path, STEADY, captures("flush_s = 0.25\n", IN_C))
     env = mpijob.settings() | {"CAPTURE_TEST": str(tmp_path), "MPISERVE_CAPTURE": "capture"}
     for number in range(n):
         env["MPISERVE_CAPTURE"] = f"capture{number}"
