@@ -14,7 +14,8 @@ endif
 # mpiserve built with it, and take the rest from there.
 BASE := .venv
 ENV := $(BASE)$(if $(filter-out openmpi,$(MPI)),-$(MPI))
-PIP = $(BASE)/bin/python -m pip -qq install -c constraints.txt --no-build-isolation
+# Python compiles what it imports: of all packages that takes half a minute.
+PIP = $(BASE)/bin/python -m pip -qq install --no-compile -c constraints.txt --no-build-isolation
 SITE := 'import sysconfig; print(sysconfig.get_path("purelib"))'
 EXAMPLE := examples/01_reacting_flow
 

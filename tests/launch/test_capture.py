@@ -294,6 +294,7 @@ def twice(x):
 """
 
 
+@pytest.mark.takes_long
 def test_a_capture_is_shown_merged_exported_and_replayed(mpiexec, tmp_path):
     write(tmp_path, MANY, captures())
     assert mpiexec(["-n", 2, *RUN, "c.toml", "sim.py", 5]).returncode == 0

@@ -63,6 +63,7 @@ def job(mpiexec, tmp_path):
     assert made.done.returncode == 0, made.done.stderr
 
 
+@pytest.mark.takes_long  # unit/test_gateway_openai has the same client
 def test_the_real_client_has_the_models_answers(job):
     with openai.OpenAI(base_url=f"{job.url}/v1", api_key=job.token, max_retries=0) as client:
         assert [model.id for model in client.models.list()] == ["assistant"]

@@ -81,7 +81,9 @@ def check(counters, seconds, asked, others):
 
 @pytest.mark.timeout(240)
 @pytest.mark.roles(simulation=2, inference=1)
-@pytest.mark.parametrize("isolate", ["auto", False, True])
+@pytest.mark.parametrize(
+    "isolate", ["auto", False, pytest.param(True, marks=pytest.mark.takes_long)]
+)
 def test_a_compiled_model_answers_as_the_module_without_python(world, monkeypatch, asked, isolate):
     monkeypatch.setenv("MPISERVE_CACHE", str(CACHE))
     begin = time.monotonic()

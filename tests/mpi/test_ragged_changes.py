@@ -68,6 +68,7 @@ def test_a_reload_between_batches_of_graphs(world):
 
 @pytest.mark.roles(simulation=2, inference=3)
 @pytest.mark.timeout(60)
+@pytest.mark.takes_long
 def test_ranks_of_a_pool_move_between_services_of_graphs(world, caplog):
     def simulate(session):
         random = np.random.default_rng(session.comm.rank)
