@@ -101,8 +101,8 @@ def test_nothing_is_copied_at_the_head(world):
 
     counters = couple(world, {"scale": scaling(max_batch_rows=2 * ROWS)}, simulate)
     if world.role == "inference":
-        # Neighbours, since they were taken one after the other. The second rank may come first, most
-        # times on a busy machine, and then both are copied.
+        # Neighbours, since they were taken one after the other. The second rank may come first, on
+        # a busy machine most times, and then both are copied.
         assert counters["batches_in_place"] >= counters["batches"] / 8
 
 
