@@ -87,23 +87,27 @@ def test_several_tensors_of_a_buffer(world):
     couple(world, {"combine": python("combine", inputs, outputs)}, simulate)
 
 
+def in_turn(session, what):
+    """Do something on each rank, one after the other."""
+    for rank in range(session.comm.size):
+        if rank == session.comm.rank:
+            done = what()
+        session.comm.Barrier()
+    return done
+
+
 def test_nothing_is_copied_at_the_head(world):
     def simulate(session):
         service = session.service("scale")
-        for rank in range(session.comm.size):  # so the first rank has the first rows
-            if rank == session.comm.rank:
-                x = service.empty_input(ROWS)
-            session.comm.Barrier()
+        x = in_turn(session, lambda: service.empty_input(ROWS))
         x[:] = 1
-        for _ in range(40):
-            service(x)
-            session.comm.Barrier()
+        for _ in range(20):
+            in_turn(session, lambda: service.submit(x)).result()
 
     counters = couple(world, {"scale": scaling(max_batch_rows=2 * ROWS)}, simulate)
     if world.role == "inference":
-        # Neighbours, since they were taken one after the other. The second rank may come first, on
-        # a busy machine most times, and then both are copied.
-        assert counters["batches_in_place"] >= counters["batches"] / 8
+        # Buffers that were taken one after the other are neighbours, and come in their order.
+        assert counters["batches_in_place"] >= counters["batches"] / 2
 
 
 @pytest.mark.parametrize(
