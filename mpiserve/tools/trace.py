@@ -95,6 +95,11 @@ def _chrome(traces: Sequence[Trace], file: Path) -> str:
     done = write(traces, file)
     counts = f"{done.requests} requests, {done.flows} with their batch, and {done.batches} batches"
     lines = [f"{file}: {counts} of {len(traces)} ranks; open it with https://ui.perfetto.dev"]
+    if done.apart:
+        lines.append(
+            f"{done.apart} requests have no arrow: by the clocks of their hosts, which differ by"
+            " more than such a request takes, their batch lies before or after them"
+        )
     if gone := tracing.lost([trace.head for trace in traces]):
         lines.append(gone)
     return "\nmpiserve: ".join(lines)

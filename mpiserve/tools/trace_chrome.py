@@ -24,11 +24,14 @@ class Written:
         requests: Spans of requests.
         batches: Spans of batches.
         flows: Requests that have an arrow to their batch and back.
+        apart: Requests whose batch seems to lie before or after them: the clocks of their hosts
+            differ by more than the request took. They have no arrow.
     """
 
     requests: int = 0
     batches: int = 0
     flows: int = 0
+    apart: int = 0
 
 
 def write(traces: Sequence[Trace], path: Path) -> Written:
@@ -149,17 +152,17 @@ class _Writer:
             self._flow(request, where)
 
     def _flow(self, request: Request, where: tuple[int, int]) -> None:
-        """An arrow to the batch and back. Each end lies within a span, the last one before its end.
-
-        Clocks may differ by more than a request takes, and no arrow may go back in time.
-        """
+        """An arrow to the batch and back, none of it back in time, each end within a span."""
         thread, begin, end = self._batches[request.key]
+        back = request.seen - 1
+        if begin > back or end - 1 < request.sent:
+            self._done.apart += 1
+            return
         self._done.flows += 1
         rest = f'"id":{self._done.flows},"cat":"request","name":"request"'
-        there = max(request.sent, min(max(begin, request.sent), end - 1))
         self._put("s", *where, request.sent, rest)
-        self._put("t", request.key[0], thread, there, f'"bp":"e",{rest}')
-        self._put("f", *where, max(there, request.seen - 1), f'"bp":"e",{rest}')
+        self._put("t", request.key[0], thread, max(begin, request.sent), f'"bp":"e",{rest}')
+        self._put("f", *where, back, f'"bp":"e",{rest}')
 
     def _moment(self, moment: Moment) -> None:
         where = (moment.trace.rank, LIFE)

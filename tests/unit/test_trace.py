@@ -193,6 +193,17 @@ def test_merge_writes_what_a_viewer_can_show(tmp_path, capsys):
     assert found.named(2, "twice: load v2") and found.instants[0][0]["name"].endswith("to rank 2")
 
 
+@pytest.mark.parametrize("off", [-1000, 1000])
+def test_a_batch_that_clocks_put_outside_of_its_request_has_no_arrow(tmp_path, capsys, off):
+    clocks = [(now, off * US - AHEAD, error) for now, _, error in CLOCKS_OF_N2]
+    write_job(tmp_path)
+    done = batch(200 * US, shift=AHEAD, first=110 * US, last=190 * US, peer=1)
+    write(tmp_path, 2, [done], role=1, node=1, clocks=clocks)
+    assert program.merge([str(tmp_path)], str(tmp_path / "m.json")) == 0
+    assert "2 requests have no arrow" in capsys.readouterr().out
+    assert chrome_trace.parse(tmp_path / "m.json").flows == []
+
+
 def test_requests_that_overlap_have_a_thread_each(tmp_path):
     pairs = [(10, 100), (20, 60), (70, 90), (110, 120)]
     every = [request(a * US, closed=a * US, end=b * US) for a, b in pairs]
