@@ -316,6 +316,25 @@ int mpiserve_segment_get(mpiserve_session *session, mpiserve_segment *segment) {
   return MPISERVE_OK;
 }
 
+static const msi_broker *find_broker(const msi_serving *serving, const char *service) {
+  for (int i = 0; i < serving->n; i++)
+    if (!strcmp(serving->brokers[i].description->name, service)) return &serving->brokers[i];
+  return NULL;
+}
+
+int mpiserve_segment_outputs(mpiserve_session *session, const char *service, mpiserve_range *ranges,
+                             int *n) {
+  MSI_TURN turn = NULL;
+  int code = msi_enter_serving(session, &turn);
+  if (code || !service) return code ? code : msi_null_argument("service");
+  if (!ranges || !n) return msi_null_argument(ranges ? "n" : "ranges");
+  const msi_broker *broker = find_broker(&session->serving, service);
+  if (!broker || broker->description->error)
+    return msi_error(MPISERVE_EARG, "this rank does not serve '%s'", service);
+  *n = msi_assembly_outputs(&broker->assembly, &session->window.segment, ranges);
+  return MPISERVE_OK;
+}
+
 int mpiserve_poll(mpiserve_session *session) {
   MSI_TURN turn = NULL;
   int code = msi_enter_serving(session, &turn);

@@ -20,8 +20,9 @@ int msi_assembly_open(msi_assembly *assembly, msi_inbox *inboxes, size_t *bytes)
   const msi_layout *layout = &inboxes[0].layout; /* rows are alike over all transports */
   uint32_t rows = (uint32_t)layout->batch_rows;
   *assembly = (msi_assembly){.inboxes = inboxes};
-  *bytes = msi_side_lay_out(&layout->inputs, rows, *bytes, assembly->inputs_at);
-  *bytes = msi_side_lay_out(&layout->outputs, rows, *bytes, assembly->outputs_at);
+  size_t at = msi_side_lay_out(&layout->inputs, rows, *bytes, assembly->inputs_at);
+  at = msi_side_lay_out(&layout->outputs, rows, msi_pages(at), assembly->outputs_at);
+  *bytes = assembly->end = msi_pages(at);
   int code = reserve_members(assembly, 32);
   return code ? code : msi_free_dims_open(assembly);
 }
@@ -29,6 +30,27 @@ int msi_assembly_open(msi_assembly *assembly, msi_inbox *inboxes, size_t *bytes)
 void msi_assembly_close(msi_assembly *assembly) {
   free(assembly->members);
   free(assembly->result_dims);
+}
+
+static mpiserve_range range_of(const msi_segment *segment, const uint8_t *memory, size_t begin,
+                               size_t end) {
+  return (mpiserve_range){memory + begin - segment->memory, (int64_t)(end - begin)};
+}
+
+/* What lies in a window of MPI is not in the segment. */
+int msi_assembly_outputs(const msi_assembly *assembly, const msi_segment *segment,
+                         mpiserve_range *ranges) {
+  int n = 0;
+  ranges[n++] = range_of(segment, assembly->memory, assembly->outputs_at[0], assembly->end);
+  for (int t = 0; t < MSI_TRANSPORTS; t++) {
+    const uint8_t *memory = assembly->inboxes[t].memory;
+    const msi_layout *layout = &assembly->inboxes[t].layout;
+    if (!layout->lanes || memory < segment->memory || memory >= segment->memory + segment->bytes)
+      continue;
+    ranges[n++] =
+        range_of(segment, memory, layout->outputs_at[0], layout->header_at + layout->bytes);
+  }
+  return n;
 }
 
 int msi_assembly_begin(msi_assembly *assembly, uint32_t n) {

@@ -4,6 +4,7 @@
 #ifndef MSI_ASSEMBLY_H
 #define MSI_ASSEMBLY_H
 
+#include "base/segment.h"
 #include "head/batch.h"
 #include "head/inbox.h"
 
@@ -15,6 +16,7 @@ typedef struct msi_assembly {
   mpiserve_batch batch;
   uint8_t *memory; /* of this rank alone, with room for a batch that is gathered, at: */
   size_t inputs_at[MPISERVE_MAX_TENSORS], outputs_at[MPISERVE_MAX_TENSORS];
+  size_t end; /* of the outputs, which have pages of their own */
   /* With free dimensions: those of this batch, and of its results, and the bytes of their rows. If
    * requests of a batch have dimensions of their own, only the results', row by row. */
   uint32_t input_dims[MPISERVE_MAX_FREE], *result_dims;
@@ -28,6 +30,11 @@ static inline void msi_assembly_attach(msi_assembly *assembly, uint8_t *memory) 
   assembly->memory = memory;
 }
 void msi_assembly_close(msi_assembly *assembly);
+
+/* Finds what a model may write to in this memory of the rank: the outputs of its service. Fills up
+ * to MPISERVE_OUTPUT_RANGES ranges and returns how many. */
+int msi_assembly_outputs(const msi_assembly *assembly, const msi_segment *segment,
+                         mpiserve_range *ranges);
 
 /* Begins a batch of up to n members. */
 int msi_assembly_begin(msi_assembly *assembly, uint32_t n);

@@ -391,6 +391,13 @@ typedef struct mpiserve_segment {
   int32_t fd; /* of its file, which has no name */
 } mpiserve_segment;
 
+/* A part of it, from offset on. */
+typedef struct mpiserve_range {
+  int64_t offset, bytes;
+} mpiserve_range;
+
+enum { MPISERVE_OUTPUT_RANGES = 3 }; /* most that mpiserve_segment_outputs() tells */
+
 /* Where the time of a request goes, in the order in which it gets there: see
  * mpiserve_profile_get(). */
 typedef enum mpiserve_stage {
@@ -848,6 +855,13 @@ int mpiserve_ticket_fail(mpiserve_session *session, mpiserve_ticket *ticket, int
  * the session and is valid until mpiserve_close(); a mapping of it may outlive that. Inference
  * ranks; local. MPISERVE_ESTATE before mpiserve_publish(). */
 int mpiserve_segment_get(mpiserve_session *session, mpiserve_segment *segment);
+
+/* mpiserve_segment_outputs: the parts of that memory in which outputs of a service of this rank
+ * lie: the only ones that its model must write to. They are whole pages of 4096 bytes. Fills
+ * ranges, which has room for MPISERVE_OUTPUT_RANGES, and n. Inference ranks; local.
+ * MPISERVE_EARG: the rank does not serve it. */
+int mpiserve_segment_outputs(mpiserve_session *session, const char *service, mpiserve_range *ranges,
+                             int *n);
 
 /* mpiserve_poll: take what clients send, and form no batch: for a server that holds as many
  * requests as it can. Inference ranks; never waits. MPISERVE_ESTATE while a batch is open. */

@@ -102,10 +102,12 @@ int msi_layout_init(msi_layout *layout, const mpiserve_description *description,
   layout->doorbells_at = sizeof(msi_section_header);
   layout->lanes_at = align_up(layout->doorbells_at + lanes);
   size_t at = layout->lanes_at + lanes * sizeof(msi_slot) * MSI_SLOTS;
-  layout->bytes = msi_side_lay_out(&layout->inputs, layout->slab_rows, at, layout->inputs_at);
+  if (d->overwrites) at = msi_pages(at);
+  at = msi_side_lay_out(&layout->inputs, layout->slab_rows, at, layout->inputs_at);
+  layout->bytes = at = msi_pages(at);
   if (d->overwrites) return overlay(layout, d->name);
-  layout->bytes =
-      msi_side_lay_out(&layout->outputs, layout->slab_rows, layout->bytes, layout->outputs_at);
+  at = msi_side_lay_out(&layout->outputs, layout->slab_rows, at, layout->outputs_at);
+  layout->bytes = msi_pages(at);
   return MPISERVE_OK;
 }
 

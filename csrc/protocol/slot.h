@@ -18,7 +18,8 @@ enum {
   MSI_BUFFERS = 8, /* leases per lane that users hold as buffers */
   MSI_LEASES = MSI_SLOTS + MSI_BUFFERS,
   MSI_EAGER_BYTES = 408, /* of payload in a slot, each way; also the room for texts */
-  MSI_ALIGN = 64         /* a cache line */
+  MSI_ALIGN = 64,        /* a cache line */
+  MSI_PAGE = 4096        /* what a model writes to shares none with anything else */
 };
 
 /* What a request asks for. */
@@ -141,7 +142,7 @@ typedef struct msi_layout {
   int is_ragged;                            /* and may those of a batch differ? */
   size_t header_at, doorbells_at, lanes_at; /* in the rank's memory, as all that ends in _at */
   size_t inputs_at[MPISERVE_MAX_TENSORS], outputs_at[MPISERVE_MAX_TENSORS];
-  size_t bytes; /* of the whole section */
+  size_t bytes; /* of the whole section, in whole pages: outputs are its last part */
 } msi_layout;
 
 /* Computes the layout for a number of lanes; 0 lanes take no memory. The slabs
@@ -164,7 +165,12 @@ static inline void msi_layout_leave_room(msi_layout *layout, int measured, int c
   layout->outputs.slot_bytes = MSI_EAGER_BYTES - sizeof(msi_reply_times);
 }
 
-/* Moves the section to where it begins in the memory of its rank; it began at 0. */
+/* Rounds up to whole pages. */
+static inline size_t msi_pages(size_t bytes) {
+  return (bytes + MSI_PAGE - 1) / MSI_PAGE * MSI_PAGE;
+}
+
+/* Moves the section to where it begins in the memory of its rank, at a page; it began at 0. */
 void msi_layout_move(msi_layout *layout, size_t at);
 
 /* Do this many rows of one side fit into the slot? */
@@ -175,12 +181,12 @@ static inline size_t msi_slot_at(const msi_layout *layout, uint32_t lane, uint64
          (lane * (size_t)MSI_SLOTS + (sequence - 1) % MSI_SLOTS) * sizeof(msi_slot);
 }
 
-/* Have tensors free dimensions? Then a slot has those of its side before the payload. */
 /* Where the outputs of a request begin in its slot. */
 static inline uint8_t *msi_slot_outputs(const msi_layout *layout, msi_slot *slot) {
   return slot->output + layout->outputs.slot_at;
 }
 
+/* Have tensors free dimensions? Then a slot has those of its side before the payload. */
 static inline int msi_layout_is_free(const msi_layout *layout) { return layout->is_free; }
 
 /* Has the client cancelled the request? Pairs with its release. */

@@ -5,6 +5,8 @@ It is no part of libmpiserve, so the child loads no MPI.
 """
 
 from cpython.exc cimport PyErr_CheckSignals, PyErr_SetFromErrno
+from posix.mman cimport PROT_READ, PROT_WRITE, mprotect
+from posix.unistd cimport _SC_PAGESIZE, sysconf
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 cdef extern from "base/handover.h" nogil:
@@ -102,6 +104,22 @@ def die_with_parent(int number):
     """Have the kernel send this process a signal when the thread ends that made it."""
     if die_with_parent_(number):
         PyErr_SetFromErrno(OSError)
+
+
+def write_only(unsigned char[::1] memory, ranges):
+    """Let this process write to parts of a mapping alone; another write is a SIGSEGV.
+
+    Args:
+        memory: The whole mapping.
+        ranges: Offset and bytes of each part, which becomes larger where it ends within a page.
+    """
+    cdef size_t page = sysconf(_SC_PAGESIZE), size = memory.shape[0], begin, end
+    if mprotect(&memory[0], size, PROT_READ):
+        PyErr_SetFromErrno(OSError)
+    for offset, length in ranges:
+        begin, end = offset // page * page, min(offset + length, size)
+        if mprotect(&memory[begin], end - begin, PROT_READ | PROT_WRITE):
+            PyErr_SetFromErrno(OSError)
 
 
 def adopt_orphans():

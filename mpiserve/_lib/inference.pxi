@@ -284,6 +284,15 @@ cdef class InferenceCalls(Handle):
         self._leave(mpiserve_segment_get(self._session, &segment))
         return [(segment.fd, <size_t>segment.memory, segment.bytes)]
 
+    def writable(self, service):
+        """Return (offset, bytes) of the parts of each segment that the service's model writes."""
+        cdef mpiserve_range ranges[MPISERVE_OUTPUT_RANGES]
+        cdef int n
+        name = service.encode()
+        self._enter()
+        self._leave(mpiserve_segment_outputs(self._session, name, ranges, &n))
+        return [[(ranges[i].offset, ranges[i].bytes) for i in range(n)]]
+
     def locate(self, array):
         """Return (index in segments(), offset) of a contiguous array, or None: it is elsewhere."""
         return locate(self.segments(), array)

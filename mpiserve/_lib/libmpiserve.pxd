@@ -15,7 +15,7 @@ cdef extern from "mpiserve.h" nogil:
         MPISERVE_LOCAL_SIZE
         MPISERVE_FINITE, MPISERVE_BOUNDS
         MPISERVE_EARG, MPISERVE_STATES, MPISERVE_BUSY
-        MPISERVE_MAX_DIMS, MPISERVE_MAX_TENSORS, MPISERVE_TEXT_SIZE, MPISERVE_NAME_SIZE
+        MPISERVE_MAX_DIMS, MPISERVE_MAX_TENSORS, MPISERVE_OUTPUT_RANGES, MPISERVE_TEXT_SIZE, MPISERVE_NAME_SIZE
     ctypedef struct mpiserve_session:
         pass
     ctypedef struct mpiserve_service:
@@ -98,6 +98,8 @@ cdef extern from "mpiserve.h" nogil:
         void *memory
         int64_t bytes
         int32_t fd
+    ctypedef struct mpiserve_range:
+        int64_t offset, bytes
     ctypedef struct mpiserve_profile:
         int32_t on, reports
         int64_t run, requests, total_ns, waited_ns
@@ -160,6 +162,7 @@ cdef extern from "mpiserve.h" nogil:
     int mpiserve_rows_set(mpiserve_session *, int, int)
     int mpiserve_queue_get(mpiserve_session *, int, int64_t *)
     int mpiserve_segment_get(mpiserve_session *, mpiserve_segment *)
+    int mpiserve_segment_outputs(mpiserve_session *, const char *, mpiserve_range *, int *)
     int mpiserve_mpi_take(mpiserve_session *)
     int mpiserve_mpi_give(mpiserve_session *)
     int mpiserve_engine_load(const char *, const char *, const mpiserve_description *,

@@ -29,7 +29,7 @@ static void test_pieces_lie_behind_each_other(void) {
   CHECK(layout.inputs_at[1] >= layout.inputs_at[0] + rows * 24);
   CHECK(layout.outputs_at[0] >= layout.inputs_at[1] + rows * 4);
   CHECK(layout.bytes >= layout.outputs_at[0] + rows * ROW_OUT);
-  CHECK(layout.bytes < rows * ROW + 4 * MSI_SLOTS * sizeof(msi_slot));
+  CHECK(layout.bytes < rows * ROW + 4 * MSI_SLOTS * sizeof(msi_slot) + 2 * MSI_PAGE);
 }
 
 static void test_pieces_begin_at_cache_lines(void) {
@@ -40,6 +40,18 @@ static void test_pieces_begin_at_cache_lines(void) {
     CHECK(layout.lanes_at % MSI_ALIGN == 0 && layout.bytes % MSI_ALIGN == 0);
     CHECK(layout.inputs_at[0] % MSI_ALIGN == 0 && layout.inputs_at[1] % MSI_ALIGN == 0);
     CHECK(layout.outputs_at[0] % MSI_ALIGN == 0);
+  }
+}
+
+static void test_outputs_have_pages_of_their_own(void) {
+  mpiserve_description description = description_of(7);
+  msi_layout layout;
+  for (int overwrites = 0; overwrites < 2; overwrites++) {
+    CHECK(!msi_layout_init(&layout, &description, 3));
+    CHECK(layout.outputs_at[0] % MSI_PAGE == 0 && layout.bytes % MSI_PAGE == 0);
+    description.overwrites = 1;
+    description.n_outputs = description.n_inputs;
+    memcpy(description.outputs, description.inputs, sizeof description.inputs);
   }
 }
 
@@ -160,6 +172,7 @@ static void test_copies_large_and_small_are_exact(void) {
 int main(void) {
   test_pieces_lie_behind_each_other();
   test_pieces_begin_at_cache_lines();
+  test_outputs_have_pages_of_their_own();
   test_no_lanes_take_no_memory();
   test_a_wrong_signature_is_refused();
   test_a_segment_that_no_memory_holds_is_refused();

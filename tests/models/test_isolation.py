@@ -40,6 +40,20 @@ def fail(error):
     raise error
 
 
+def scribble(x):
+    # To all memory of the rank that can be written to.
+    for line in open("/proc/self/maps"):
+        where, access, at, *_, name = line.split(maxsplit=5)
+        if name.startswith("/memfd:mpiserve ") and access == "rw-s":
+            begin, end = (int(number, 16) for number in where.split("-"))
+            ctypes.memset(begin, 0xFF, end - begin)
+            scribbled.append(end - begin)
+    if not scribbled:
+        raise ValueError("no memory of the rank is here")
+    return 2 * x
+
+
+scribbled = []
 KINDS = [
     lambda x: ctypes.string_at(0),
     lambda x: os._exit(7),
@@ -57,6 +71,7 @@ KINDS = [
     lambda x: x.astype(np.float64),
     lambda x: "None",
     lambda x: grandchild(),
+    lambda x: scribble(x),
 ]
 
 
@@ -162,6 +177,8 @@ with mpiserve.open() as session:
             print(f"deadly {kind}: {said}", flush=True)
         assert not ask("small", 1 + rank)
         assert not ask("deadly", -1)
+    for _ in range(3):
+        assert not ask("deadly", 17)
     for time in range(3):
         said = ask("fragile", 1 if rank == 1 else -1)
         if rank == 1:

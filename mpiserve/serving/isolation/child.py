@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 import mpi4py
 import numpy as np
 
+from mpiserve._lib import handover
 from mpiserve.backends.arrays import finished
 from mpiserve.backends.base import Backend, Native, Steps
 from mpiserve.failure import check_interrupt, end_child, interrupts
@@ -38,6 +39,8 @@ from mpiserve.serving.warmup import examples
 
 IDLE = 1.0  # seconds between two looks whether the fork server is there
 SHAPES = 256  # numbers of rows whose arrays are kept
+# Process, file descriptor and bytes of memory of the rank; offset and bytes of what a model writes.
+Segment = tuple[int, int, int, list[tuple[int, int]]]
 LARGE = ("torch", "torch._dynamo", "deepspeed", "transformers", "scipy")
 
 logger = logging.getLogger("mpiserve")
@@ -261,19 +264,19 @@ class Child:
         self._engine = engines.Called(backend, backend.service)
         self._answer_in_c()
 
-    def attach(self, segments: list[tuple[int, int, int]]) -> None:
-        """Map memory of the rank; the model can write to outputs alone, not to what clients wrote.
+    def attach(self, segments: list[Segment]) -> None:
+        """Map memory of the rank; the model can write to its outputs alone.
 
-        Args:
-            segments: Process, file descriptor and bytes of each.
+        Not to what clients wrote, to lanes or to the memory of another service.
         """
-        for pid, number, size in segments:
+        for pid, number, size, parts in segments:
             file = os.open(f"/proc/{pid}/fd/{number}", os.O_RDWR | os.O_CLOEXEC)
             try:
-                read = mmap.mmap(file, size, access=mmap.ACCESS_READ)
-                self._memories.append((read, mmap.mmap(file, size)))
+                read, write = mmap.mmap(file, size, access=mmap.ACCESS_READ), mmap.mmap(file, size)
             finally:
                 os.close(file)
+            handover.write_only(write, parts)
+            self._memories.append((read, write))
         self._answer_in_c()
 
     def _answer_in_c(self) -> None:

@@ -330,7 +330,11 @@ class Isolated(Backend):
     def _attached(self, child: ChildProcess) -> list[Any]:
         """Have the child map the memory in which batches lie; without it they are copied."""
         segments = self._lib.segments()
-        ids = [(os.getpid(), file, size) for file, _, size in segments]
+        writable = self._lib.writable(self.service.name)
+        ids = [
+            (os.getpid(), file, size, parts)
+            for (file, _, size), parts in zip(segments, writable, strict=True)
+        ]
         try:
             child.call("attach", ids, limit=self.service.load_timeout_s, what="while it attached")
         except LostError:

@@ -102,6 +102,10 @@ class Memory:
         """Return the descriptor, the address and the bytes of each segment, as core.Session."""
         return [(self._file, self._begin, self._size)]
 
+    def writable(self, service: str) -> list[list[tuple[int, int]]]:
+        """Return the parts of each segment that the model writes: here all, the rank's own."""
+        return [[(0, self._size)]]
+
     def wanted(self) -> bool:
         """Return True: this process ends with its rank."""
         return True
