@@ -112,7 +112,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "every_mpi: `make test` runs it under each MPI, others under one of them"
     )
-    config.addinivalue_line("markers", "takes_long: `make test` leaves it out, CI does not")
+    config.addinivalue_line("markers", "takes_long: only `make test-all` and TESTS=--long run it")
     folder = os.environ.get("MPISERVE_TEST_DIR")
     if folder:
         config.option.basetemp = f"{folder}/tmp.{RANK}"

@@ -45,7 +45,13 @@ def answered(logs):
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("config", [CONFIG, ON_EACH], ids=["one replica", "a replica on each"])
+@pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param(CONFIG, id="one replica"),
+        pytest.param(ON_EACH, id="a replica on each", marks=pytest.mark.takes_long),
+    ],
+)
 def test_every_rank_ends_and_names_the_host(cluster, on_hosts, tmp_path, config):
     write(tmp_path, ENDLESS, config)
     clients = [0, 1, 2] if config == CONFIG else [0, 1]

@@ -109,12 +109,14 @@ def test_ranks_that_do_not_yield_are_found(on_hosts):
     only(done, "warning", "do not yield their cores", remedy)
 
 
+@pytest.mark.takes_long
 def test_a_window_beyond_memory_is_found(mpiexec, tmp_path):
     (tmp_path / "c.toml").write_text(f"{CONFIG}pool_bytes = {2**44}\n")
     done = mpiexec(["-n", 2, *DOCTOR, "c.toml"], env=GOOD)
     only(done, "error", "of memory left", "pool_bytes")
 
 
+@pytest.mark.takes_long
 def test_a_wrong_clock_is_found(mpiexec, tmp_path):
     (tmp_path / "late.c").write_text(LATE_CLOCK)
     library = tmp_path / "late.so"
@@ -138,6 +140,7 @@ def test_a_thread_level_that_does_not_fit_is_found(on_hosts):
         only(done, "warning", "rank 1 runs at thread level single", "import mpiserve before")
 
 
+@pytest.mark.takes_long
 def test_shared_memory_forced_between_nodes_is_found(on_hosts):
     wrong = GOOD | {"MPISERVE_TRANSPORT": "shared"}
     done = on_hosts({"n1": 1, "n2": 1}, ["-n", 2, *DOCTOR], env=wrong)

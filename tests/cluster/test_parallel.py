@@ -30,6 +30,7 @@ with mpiserve.open() as session:
 """
 
 
+@pytest.mark.takes_long
 @pytest.mark.timeout(180)
 def test_its_processes_meet_and_start_again(on_hosts, tmp_path):
     (tmp_path / "models.py").write_text(MODELS)

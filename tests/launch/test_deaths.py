@@ -58,6 +58,9 @@ print(f"rank {rank} has left", flush=True)
 SURVIVES = pytest.mark.skipif(is_mpich(), reason="MPICH 5 kills all when one dies")
 
 
+TRANSPORTS = ["shared", pytest.param("rma", marks=pytest.mark.takes_long)]
+
+
 @pytest.fixture
 def pids(tmp_path):
     (tmp_path / "sitecustomize.py").write_text(PIDS)
@@ -65,7 +68,7 @@ def pids(tmp_path):
 
 
 @SURVIVES
-@pytest.mark.parametrize("transport", ["shared", "rma"])
+@pytest.mark.parametrize("transport", TRANSPORTS)
 def test_the_other_replica_answers_when_one_is_killed(mpiexec, tmp_path, pids, transport):
     write(tmp_path, KILLS, REPLICAS)
     env = pids | {"MPISERVE_TRANSPORT": transport}
@@ -79,7 +82,7 @@ def test_the_other_replica_answers_when_one_is_killed(mpiexec, tmp_path, pids, t
 
 
 @SURVIVES
-@pytest.mark.parametrize("transport", ["shared", "rma"])
+@pytest.mark.parametrize("transport", TRANSPORTS)
 def test_the_other_simulation_ranks_go_on_when_one_is_killed(mpiexec, tmp_path, pids, transport):
     write(tmp_path, KILLS)
     env = pids | {"MPISERVE_TRANSPORT": transport}
@@ -108,7 +111,7 @@ SPARED = KILLS.replace(
 BEHIND_SHELL = ["sh", "-c", 'trap "" USR1; "$@"; s=$?; exit $((s > 128 ? 7 : s))', "sh"]
 
 
-@pytest.mark.parametrize("replicas", [1, 2])
+@pytest.mark.parametrize("replicas", [1, pytest.param(2, marks=pytest.mark.takes_long)])
 def test_a_spare_takes_the_place_of_a_replica_that_is_killed(mpiexec, tmp_path, pids, replicas):
     config = CONFIG + f'replicas = {replicas}\nrows = "independent"\n[partition]\nspares = 1\n'
     write(tmp_path, SPARED, config)

@@ -50,6 +50,7 @@ def test_from_python(mpiexec, tmp_path):
     assert "is converted" not in done.stderr
 
 
+@pytest.mark.takes_long
 def test_from_c(mpiexec, tmp_path):
     program = compile_simulation(Path(shutil.copy(HERE / "doubles.c", tmp_path)), "-lm")
     (tmp_path / "models.py").write_text(doubles.MODELS)

@@ -82,7 +82,7 @@ def check(counters, seconds, asked, others):
 @pytest.mark.timeout(240)
 @pytest.mark.roles(simulation=2, inference=1)
 @pytest.mark.parametrize(
-    "isolate", ["auto", False, pytest.param(True, marks=pytest.mark.takes_long)]
+    "isolate", ["auto", *(pytest.param(one, marks=pytest.mark.takes_long) for one in (True, False))]
 )
 def test_a_compiled_model_answers_as_the_module_without_python(world, monkeypatch, asked, isolate):
     monkeypatch.setenv("MPISERVE_CACHE", str(CACHE))
