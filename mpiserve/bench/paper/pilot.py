@@ -13,6 +13,7 @@ import subprocess
 import tempfile
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -50,6 +51,11 @@ def missing() -> str:
         return f"MPISERVE_RADICAL={python}: {error}"
     said = (done.stderr.strip().splitlines() or [""])[-1]
     return f"MPISERVE_RADICAL={python}: {said}" if done.returncode else ""
+
+
+def without_make(environment: Mapping[str, str]) -> dict[str, str]:
+    """Leave out what make exports: bash cannot read it in the scripts that RADICAL-Pilot writes."""
+    return {k: v for k, v in environment.items() if not k.startswith(("MAKE", "MFLAGS"))}
 
 
 class Pilot:
@@ -110,7 +116,7 @@ class Pilot:
             return subprocess.Popen(
                 apart(command),
                 cwd=folder,
-                env=job.scrubbed(os.environ) | own,
+                env=without_make(job.scrubbed(os.environ)) | own,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
