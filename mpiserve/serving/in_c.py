@@ -91,8 +91,12 @@ class InC:
         return native is not None
 
     def warn(self, failure: str) -> None:
-        """Log that the engine failed on a batch, which Python runs now; only the first time."""
-        if not self._warned:
+        """Log that the engine failed on a batch, which Python runs now; only the first time.
+
+        Not if the library hands batches over to a child: some are Python's to hand over, such as
+        those that a client on another node has put into the window of MPI.
+        """
+        if not self._warned and not self._child:
             self._warned = True
             name = self._model.service.name
             logger.warning("service %s: %s: %s", name, engines.FAILED, failure)

@@ -1,6 +1,7 @@
 """The loop of an inference rank, over one model and over several."""
 
 import logging
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from mpiserve import Backend, Steps
 from mpiserve.config.partition import Assignment
 from mpiserve.errors import Code, Error
 from mpiserve.serving import loading
+from mpiserve.serving.in_c import InC
 from mpiserve.serving.reload import Change
 from mpiserve.serving.worker import IDLE, Worker, refuse
 
@@ -72,6 +74,19 @@ def test_a_batch_on_which_the_engine_fails_runs_in_python(caplog):
         "service e: its engine failed on a batch, which runs in Python now: "
         "an index is out of range"
     ]
+
+
+def test_a_batch_that_the_library_cannot_hand_over_is_no_failure(caplog):
+    """Those of clients on other nodes lie in the window of MPI, which no child maps."""
+    child = SimpleNamespace(forward=lambda *_: "engine")
+    backend = SimpleNamespace(native=None, forwards_to=child, to_compile="")
+    service = service_of("e", backend="echo")
+    model = SimpleNamespace(backend=backend, sole=True, watched=False, service=service, index=0)
+    lib = SimpleNamespace(segments=lambda: [(3, 0, 1)], set_engine=lambda *_: None)
+    in_c = InC(lib, model, 0)
+    in_c.enter()
+    in_c.warn("the batch is not in memory that the model's process maps")
+    assert not caplog.messages
 
 
 def test_the_end_is_one_line_of_what_was_done(make, caplog):
