@@ -34,14 +34,6 @@ static int find_spare(mpiserve_service *service, int *at) {
                    service->name, MSI_BUFFERS);
 }
 
-void msi_buffer_replied(msi_buffer_request *request, const msi_reply_header *reply) {
-  msi_endpoint *endpoint = request->message.endpoint;
-  msi_lease_granted(endpoint, request->lease, reply);
-  endpoint->leases[request->lease].users = 0;
-  request->message.code = reply->code;
-  request->done = 1;
-}
-
 /* Waits until the head has granted the rows, or refused them. */
 static int ask(msi_client *client, msi_endpoint *endpoint, int lease, int64_t rows) {
   int code = msi_waiting_for_slot(client, endpoint, INT64_MAX);

@@ -8,7 +8,4 @@
 int msi_buffer_take(mpiserve_service *service, int64_t rows, mpiserve_buffer *buffer);
 int msi_buffer_give(mpiserve_service *service, mpiserve_buffer *buffer);
 
-/* The head has granted the rows, or has refused. */
-void msi_buffer_replied(msi_buffer_request *request, const msi_reply_header *reply);
-
 #endif

@@ -5,14 +5,13 @@
 #include <string.h>
 
 #include "base/error.h"
-#include "client/buffer.h"
 #include "client/census.h"
 #include "client/change.h"
 #include "client/fallback.h"
 #include "client/free_dims.h"
 #include "client/lease.h"
 #include "client/loss.h"
-#include "client/recording.h"
+#include "client/record.h"
 #include "client/reroute.h"
 #include "client/spare.h"
 #include "client/stopped.h"
@@ -83,7 +82,7 @@ static int step(msi_client *client, msi_call *call, int *next) {
 /* Sends the first message, or takes a step towards it. *next is 0 if it has to wait. */
 static int send_first(msi_client *client, msi_message *first, int *next) {
   if (first->type == MESSAGE_REQUEST) return step(client, (msi_call *)first, next);
-  if (first->type == MESSAGE_RECORD) return msi_recording_step(client, (msi_call *)first, next);
+  if (first->type == MESSAGE_RECORD) return msi_record_step(client, (msi_call *)first, next);
   msi_send_queue_remove(client, first);
   return msi_change_send((msi_change *)first);
 }
@@ -190,7 +189,7 @@ static int on_reply(msi_client *client, msi_endpoint *endpoint, int slot) {
   else if (message && message->type == MESSAGE_CHANGE)
     msi_spare_replied(client, (msi_change *)message, reply->code);
   else if (message && message->type == MESSAGE_RECORD)
-    msi_recording_replied(client, (msi_call *)message, reply);
+    msi_record_replied(client, (msi_call *)message, reply);
   else if (message)
     msi_buffer_replied((msi_buffer_request *)message, reply);
   else
@@ -218,7 +217,7 @@ static void on_loss(msi_client *client, msi_message *message) {
     return;
   }
   if (message->type == MESSAGE_RECORD) {
-    msi_recording_lost(client, (msi_call *)message);
+    msi_record_lost(client, (msi_call *)message);
     return;
   }
   int code = msi_endpoint_lost(message->endpoint);

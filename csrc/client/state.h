@@ -38,7 +38,7 @@ struct mpiserve_service {
 typedef struct msi_message {
   enum {
     MESSAGE_REQUEST, /* the first member of an msi_call */
-    MESSAGE_RECORD,  /* ... of an msi_call that nobody waits for: recording.c */
+    MESSAGE_RECORD,  /* ... of an msi_call that nobody waits for: record.c */
     MESSAGE_CHANGE,  /* ... of an msi_change */
     MESSAGE_BUFFER   /* ... of an msi_buffer_request */
   } type;
@@ -172,6 +172,9 @@ mpiserve_request msi_calls_handle(const msi_call *call);
 msi_send_queue *msi_send_queue_of(msi_client *client, const msi_endpoint *endpoint);
 void msi_send_queue_push(msi_client *client, msi_message *message);
 void msi_send_queue_remove(msi_client *client, msi_message *message);
+
+/* The head has granted the rows of a buffer, or has refused. */
+void msi_buffer_replied(msi_buffer_request *request, const msi_reply_header *reply);
 
 /* Copies the text of an error from its slot, before that is used again. */
 void msi_message_keep_text(msi_message *message, int slot);

@@ -64,24 +64,24 @@ def info(path: str) -> None:
     """Print what is in a capture."""
     from rich.table import Table
 
-    table = Table(
-        "service", "rows", "physics", "files", "inputs", "outputs", "clients", "steps", "versions"
-    )
+    table = Table("service", "rows", "files", "inputs", "outputs", "clients", "steps", "versions")
     found = _groups(path)
     for (name, _), groups in found.items():
         signature = files.signature_of(groups[0])
         rows = sum(map(files.rows_of, groups))
         clients, versions, steps = set[int](), set[str](), set[int]()
-        physics = sum(int(np.count_nonzero(group["source"][:])) for group in groups)
         for group in groups:
             clients |= {*np.unique(group["rank"][:]).tolist()}
             versions |= {text.decode() for text in np.unique(group["version"][:])} - {""}
             steps |= {int(group["step"][:].min()), int(group["step"][:].max())} if rows else set()
         sides = [_shown(signature[side]) for side in files.SIDES]
         span = f"{min(steps)} to {max(steps)}" if steps else ""
-        counts = str(rows), str(physics), str(len(groups)), *sides, str(len(clients))
+        counts = str(rows), str(len(groups)), *sides, str(len(clients))
         table.add_row(name, *counts, span, ", ".join(sorted(versions)))
     terminal.console().print(table)
+    for (name, _), groups in found.items():
+        if physics := sum(int(np.count_nonzero(group["source"][:])) for group in groups):
+            print(f"{name}: {physics} of the rows are of the physics")
     if lost := files.dropped({group.file for groups in found.values() for group in groups}):
         print(f"{lost} rows were dropped, as the buffer was full (on_full, buffer_bytes)")
 

@@ -50,7 +50,7 @@ def test_recorded_pairs_are_in_the_capture_bit_for_bit_beside_the_answers(mpiexe
     write(tmp_path, RECORDS, THREE)
     done = mpiexec(["-n", 5, *RUN, "c.toml", "sim.py"], timeout=90)
     assert done.returncode == 0
-    assert done.stdout.count("200 rows") == 2
+    assert done.stdout.count("3 rows, other tensors of the call") == 2
     for name in ("echo", "child"):
         capture = mpiserve.Capture(tmp_path / "capture", name, "physics")
         assert len(capture) == len(mpiserve.Capture(tmp_path / "capture", name, "model")) == 2 * 266
@@ -120,7 +120,7 @@ def test_a_capture_of_both_is_told_apart_by_every_reader(mpiexec, tmp_path):
     write(tmp_path, RECORDS, THREE.replace("[service.here]", "[service.unused]"))
     assert mpiexec(["-n", 5, *RUN, "c.toml", "sim.py"], timeout=90).returncode == 0
     shown = tool(tmp_path, "capture", "info", "capture")
-    assert "physics" in shown and "532" in shown and "1064" in shown
+    assert "child: 532 of the rows are of the physics" in shown and "1064" in shown
     tool(tmp_path, "capture", "merge", "capture", "-o", "all.h5")
     for source, rows in (("physics", 532), ("model", 532)):
         command = ["capture", "export", "all.h5", "-o", "a.npz", "--service", "child"]
