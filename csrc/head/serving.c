@@ -122,7 +122,7 @@ static int refuse_late(msi_serving *serving, int64_t now) {
 
 /* ---- whom it waits for --------------------------------------------------------------- */
 
-/* How many requests, records and batches there were; -1 while there are requests without an answer. */
+/* How many requests, records and batches there were; -1 while there are requests unanswered. */
 static int64_t activity(const msi_serving *serving) {
   int64_t n = 0;
   for (int i = 0; i < serving->n; i++) {
