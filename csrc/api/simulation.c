@@ -5,6 +5,7 @@
 #include "base/error.h"
 #include "client/buffer.h"
 #include "client/life.h"
+#include "client/recording.h"
 #include "client/reload.h"
 #include "client/request.h"
 #include "client/scale.h"
@@ -158,6 +159,21 @@ int mpiserve_infer(mpiserve_service *service, int n_inputs, const mpiserve_tenso
   if (code && request.id) /* the caller reuses its tensors now */
     code = msi_request_give_up(service->client, &request, code, stats);
   return code;
+}
+
+int mpiserve_record(mpiserve_service *service, int n_inputs, const mpiserve_tensor *inputs,
+                    int n_outputs, const mpiserve_tensor *outputs, int *kept) {
+  MSI_TURN turn = NULL;
+  void *in[MPISERVE_MAX_TENSORS], *out[MPISERVE_MAX_TENSORS];
+  int64_t rows;
+  int unused, *is_kept = kept ? kept : &unused;
+  *is_kept = 0;
+  int code = msi_enter_service(service, &turn);
+  if (code) return code;
+  if ((!inputs && n_inputs) || (!outputs && n_outputs))
+    return msi_null_argument("inputs or outputs");
+  code = match(service, n_inputs, inputs, n_outputs, outputs, &rows, in, out);
+  return code ? code : msi_recording_put(service, rows, in, out, is_kept);
 }
 
 int mpiserve_fallback_set(mpiserve_service *service,

@@ -21,16 +21,20 @@ typedef struct msi_ring_shared {
   char text[MSI_RING_TEXT];                      /* and why; written before */
 } msi_ring_shared;
 
-/* Rows of one request and of its answer: first the inputs, tensor by tensor, then the outputs. */
+/* Who has computed the outputs: a model, or the client itself, which has recorded them. */
+enum { MSI_OF_MODEL = 0, MSI_OF_PHYSICS = 1 };
+
+/* Rows of one request and of its answer: first the inputs, tensor by tensor, then the outputs.
+ * Those that were recorded are of no batch: what is said of that, and of the model, is 0. */
 typedef struct msi_record {
   uint64_t bytes;      /* with this header and a gap to the next one; a multiple of a line */
-  uint32_t rows, at;   /* at: in its batch */
+  uint32_t rows, at;   /* at: in its batch, or in its record */
   int32_t rank;        /* of the client, in the world */
   uint16_t service;    /* among those of its rank */
   uint16_t generation; /* of the model */
   uint32_t model;      /* a number that the caller gave it */
   uint32_t batch_rows, batch_requests;
-  uint32_t unused;
+  uint32_t source;
   uint64_t sequence; /* of the request, in its lane */
   /* batch, time: when it was closed, and the request answered, by the clock of the node */
   int64_t batch, step, time_ns;

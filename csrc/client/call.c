@@ -11,6 +11,7 @@
 #include "client/free_dims.h"
 #include "client/lease.h"
 #include "client/loss.h"
+#include "client/record.h"
 #include "client/reroute.h"
 #include "client/spare.h"
 #include "client/stopped.h"
@@ -81,6 +82,7 @@ static int step(msi_client *client, msi_call *call, int *next) {
 /* Sends the first message, or takes a step towards it. *next is 0 if it has to wait. */
 static int send_first(msi_client *client, msi_message *first, int *next) {
   if (first->type == MESSAGE_REQUEST) return step(client, (msi_call *)first, next);
+  if (first->type == MESSAGE_RECORD) return msi_record_step(client, (msi_call *)first, next);
   msi_send_queue_remove(client, first);
   return msi_change_send((msi_change *)first);
 }
@@ -115,14 +117,6 @@ static void on_lease(msi_client *client, msi_call *call, const msi_reply_header 
   if (!reply->code && !call->message.abandoned) return;
   msi_send_queue_remove(client, &call->message);
   call_end(client, call, reply->code);
-}
-
-static void on_buffer(msi_buffer_request *request, const msi_reply_header *reply) {
-  msi_endpoint *endpoint = request->message.endpoint;
-  msi_lease_granted(endpoint, request->lease, reply);
-  endpoint->leases[request->lease].users = 0;
-  request->message.code = reply->code;
-  request->done = 1;
 }
 
 /* Did its head die before they were fetched? Its loss, which sees to spares first, finds it. */
@@ -194,8 +188,10 @@ static int on_reply(msi_client *client, msi_endpoint *endpoint, int slot) {
     done = on_request(client, (msi_call *)message, slot);
   else if (message && message->type == MESSAGE_CHANGE)
     msi_spare_replied(client, (msi_change *)message, reply->code);
+  else if (message && message->type == MESSAGE_RECORD)
+    msi_record_replied(client, (msi_call *)message, reply);
   else if (message)
-    on_buffer((msi_buffer_request *)message, reply);
+    msi_buffer_replied((msi_buffer_request *)message, reply);
   else
     msi_stopped_settle(client, endpoint, slot);
   if (done) msi_endpoint_release(endpoint, slot);
@@ -218,6 +214,10 @@ int msi_call_progress(msi_client *client, msi_endpoint *endpoint) {
 static void on_loss(msi_client *client, msi_message *message) {
   if (message->type == MESSAGE_REQUEST) {
     send_elsewhere(client, (msi_call *)message);
+    return;
+  }
+  if (message->type == MESSAGE_RECORD) {
+    msi_record_lost(client, (msi_call *)message);
     return;
   }
   int code = msi_endpoint_lost(message->endpoint);

@@ -66,11 +66,15 @@ void msi_lease_hold_for_both(msi_endpoint *endpoint, msi_payload *payload, int l
 /* Sizes that repeat get exactly their rows, so that neighbours touch and a batch needs no
  * gathering; sizes that vary get some rows to spare, so that the next larger request need not ask
  * again. */
-int msi_lease_ask(msi_endpoint *endpoint, msi_payload *payload, int at, void *owner) {
-  int64_t rows = payload->rows + (endpoint->leases[at].renewed ? payload->rows / 4 : 0);
+int msi_lease_ask_rows(msi_endpoint *endpoint, int64_t rows, int at, void *owner) {
+  int64_t wanted = rows + (endpoint->leases[at].renewed ? rows / 4 : 0);
   int64_t limit = endpoint->layout.max_rows;
+  return msi_endpoint_send(endpoint, MSI_LEASE, wanted < limit ? wanted : limit, at, NULL, owner);
+}
+
+int msi_lease_ask(msi_endpoint *endpoint, msi_payload *payload, int at, void *owner) {
   msi_lease_hold_for_both(endpoint, payload, at);
-  return msi_endpoint_send(endpoint, MSI_LEASE, rows < limit ? rows : limit, at, NULL, owner);
+  return msi_lease_ask_rows(endpoint, payload->rows, at, owner);
 }
 
 void msi_lease_granted(msi_endpoint *endpoint, int at, const msi_reply_header *reply) {

@@ -31,6 +31,7 @@ void msi_lease_hold_for_both(msi_endpoint *endpoint, msi_payload *payload, int l
  * free. */
 int msi_lease_may_ask(const msi_endpoint *endpoint);
 int msi_lease_ask(msi_endpoint *endpoint, msi_payload *payload, int at, void *owner);
+int msi_lease_ask_rows(msi_endpoint *endpoint, int64_t rows, int at, void *owner);
 
 /* The head has granted rows, or has taken them back. */
 void msi_lease_granted(msi_endpoint *endpoint, int at, const msi_reply_header *reply);

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "client/lease.h"
 
 /* Buffers that users have stay theirs, and others are taken at the new home. What other threads may
  * read, such as the head of the home at open, does not change. */
@@ -111,4 +112,12 @@ void msi_message_keep_text(msi_message *message, int slot) {
   memcpy(message->text, from->output, bytes);
   message->text[bytes] = 0;
   message->replied = 1;
+}
+
+void msi_buffer_replied(msi_buffer_request *request, const msi_reply_header *reply) {
+  msi_endpoint *endpoint = request->message.endpoint;
+  msi_lease_granted(endpoint, request->lease, reply);
+  endpoint->leases[request->lease].users = 0;
+  request->message.code = reply->code;
+  request->done = 1;
 }

@@ -28,6 +28,7 @@ struct mpiserve_service {
   int attached;
   int checked;             /* the values of its results are */
   int generation;          /* of the model that has answered last; 0: none has */
+  int unrecorded;          /* its home captures nothing of it */
   struct msi_local *local; /* NULL: no local model was needed yet */
   msi_client_part *part;   /* of the profile, or NULL */
   msi_fallback fallback;
@@ -37,6 +38,7 @@ struct mpiserve_service {
 typedef struct msi_message {
   enum {
     MESSAGE_REQUEST, /* the first member of an msi_call */
+    MESSAGE_RECORD,  /* ... of an msi_call that nobody waits for: record.c */
     MESSAGE_CHANGE,  /* ... of an msi_change */
     MESSAGE_BUFFER   /* ... of an msi_buffer_request */
   } type;
@@ -77,19 +79,20 @@ typedef struct msi_call {
   } state;
   mpiserve_service *service;
   int is_piece;   /* of a request of the user's: msi_cut */
-  msi_kind kind;  /* MSI_INFER, MSI_VISIT or MSI_PIECE */
+  msi_kind kind;  /* MSI_INFER, MSI_VISIT, MSI_PIECE or MSI_RECORD */
   msi_load *load; /* of the replica; NULL: there is no other */
   uint64_t sequence;
   int64_t submitted_ns;
   msi_payload payload;
   mpiserve_stats stats;
   msi_client_times times; /* if profiled */
+  uint8_t *own;           /* of a record that could not be sent at once: its tensors; or NULL */
   struct msi_call *next_idle;
 } msi_call;
 
 /* Does it wait for rows? Then it is in the send queue too. */
 static inline int msi_message_is_leasing(const msi_message *message) {
-  return message->type == MESSAGE_REQUEST && ((const msi_call *)message)->state == CALL_LEASING;
+  return message->type <= MESSAGE_RECORD && ((const msi_call *)message)->state == CALL_LEASING;
 }
 
 /* A request of more rows than a batch may have: request.c. */
@@ -104,6 +107,13 @@ typedef struct msi_change {
   char version[MPISERVE_NAME_SIZE];
   struct msi_change *next; /* of all that live */
 } msi_change;
+
+/* Of pairs that this rank records. */
+typedef struct msi_recording {
+  size_t bytes; /* of its own copies, which could not be sent at once */
+  int code;     /* of the first record that failed; the caller does not know yet */
+  char text[2 * MPISERVE_TEXT_SIZE];
+} msi_recording;
 
 /* A request for rows that the user keeps as a buffer. */
 typedef struct msi_buffer_request {
@@ -131,9 +141,10 @@ typedef struct msi_client {
   msi_cut **cuts; /* as many as were ever in use at the same time */
   msi_change *changes;
   msi_buffer_request buffer; /* one at a time: its caller waits */
-  unsigned tests;            /* calls of test */
-  int n_dead;                /* ranks of the world that were known to be dead at the last look */
-  int unsettled;             /* endpoints that are stopped, and slots that are withdrawn */
+  msi_recording recording;
+  unsigned tests; /* calls of test */
+  int n_dead;     /* ranks of the world that were known to be dead at the last look */
+  int unsettled;  /* endpoints that are stopped, and slots that are withdrawn */
   int64_t stopped_limit_ns, next_look_ns; /* for heads that have stopped */
   msi_metrics *metrics;                   /* its counters, and what it waits for: others may look */
   msi_profile *profile;
@@ -161,6 +172,9 @@ mpiserve_request msi_calls_handle(const msi_call *call);
 msi_send_queue *msi_send_queue_of(msi_client *client, const msi_endpoint *endpoint);
 void msi_send_queue_push(msi_client *client, msi_message *message);
 void msi_send_queue_remove(msi_client *client, msi_message *message);
+
+/* The head has granted the rows of a buffer, or has refused. */
+void msi_buffer_replied(msi_buffer_request *request, const msi_reply_header *reply);
 
 /* Copies the text of an error from its slot, before that is used again. */
 void msi_message_keep_text(msi_message *message, int slot);

@@ -158,6 +158,9 @@ static void withdraw(msi_client *client, msi_endpoint *endpoint, int slot, msi_c
 
 static int is_change(const msi_message *message) { return message->type == MESSAGE_CHANGE; }
 
+/* Nobody waits for it: the head takes it when it goes on. */
+static int is_record(const msi_message *message) { return message->type == MESSAGE_RECORD; }
+
 static msi_message *take_from_slot(msi_client *client, msi_endpoint *endpoint, int slot) {
   msi_message *message = endpoint->owners[slot];
   endpoint->owners[slot] = NULL;
@@ -172,10 +175,12 @@ msi_message *msi_stopped_take(msi_client *client, msi_endpoint *endpoint) {
   for (int i = 0; i < MSI_SLOTS; i++) {
     int at = (int)((endpoint->sent + (uint64_t)i) % MSI_SLOTS);
     const msi_message *owner = endpoint->taken[at] ? endpoint->owners[at] : NULL;
-    if (owner && !is_change(owner)) return take_from_slot(client, endpoint, at);
+    if (owner && !is_change(owner) && !is_record(owner))
+      return take_from_slot(client, endpoint, at);
   }
   msi_message *message = msi_send_queue_of(client, endpoint)->first;
-  while (message && is_change(message)) message = message->next;
+  while (message && (is_change(message) || msi_message_is_leasing(message)))
+    message = message->next;
   if (message) msi_send_queue_remove(client, message);
   return message;
 }

@@ -174,7 +174,7 @@ static void drop_values(int n, const array *arrays) {
 
 /* Afterwards msf_unpack() or msf_keep() is due, also after an error. */
 static int load(mpiserve_service *service, int n_inputs, const array *inputs, int n_outputs,
-                const array *outputs, call *c) {
+                const array *outputs, int outputs_come_back, call *c) {
   mpiserve_description d;
   int code = MPISERVE_OK;
   c->parcels = NULL;
@@ -184,9 +184,12 @@ static int load(mpiserve_service *service, int n_inputs, const array *inputs, in
     code = mpiserve_service_describe(service, &d, NULL, NULL, NULL);
   if (!code) code = to_tensors(n_inputs, inputs, d.n_inputs, d.inputs, 0, &c->parcels, c->inputs);
   if (!code)
-    code = to_tensors(n_outputs, outputs, d.n_outputs, d.outputs, 1, &c->parcels, c->outputs);
-  if (!code) code = msf_pack_shapes(n_outputs, outputs, c->outputs, &c->parcels, &c->shapes);
+    code = to_tensors(n_outputs, outputs, d.n_outputs, d.outputs, outputs_come_back, &c->parcels,
+                      c->outputs);
+  if (!code && outputs_come_back)
+    code = msf_pack_shapes(n_outputs, outputs, c->outputs, &c->parcels, &c->shapes);
   if (code) drop_values(n_inputs, inputs);
+  if (code && !outputs_come_back) drop_values(n_outputs, outputs);
   return code;
 }
 
@@ -234,49 +237,11 @@ void mpiserve_fortran_output(const CFI_cdesc_t *x, const char *name, int row_dim
   a->shape_size = shape_size;
 }
 
-/* mpiserve_fortran_is_elsewhere: does x begin at another address than first? */
-int mpiserve_fortran_is_elsewhere(const CFI_cdesc_t *x, const void *first) {
-  return x->base_addr != first;
-}
-
-/* The descriptors of gfortran for its own procedures. */
-typedef struct gfortran_descriptor {
-  void *base;
-  size_t offset;
-  struct {
-    size_t elem_len;
-    int version;
-    signed char rank, type;
-    short attribute;
-  } dtype;
-  ptrdiff_t span;
-  struct {
-    ptrdiff_t stride, lower, upper;
-  } dim[15];
-} gfortran_descriptor;
-
-/* Called by a procedure of Fortran for its caller, so x is what gfortran itself uses. It passes
- * components of arrays of a derived type as dense copies, though their elements' distance would do.
- * All dimensions of its temporaries begin at 0; those of arrays of the program at 1, as the
- * standard says, but for what functions of type pointer give. */
-static void is_copy(const gfortran_descriptor *x, int *copy) {
-  ptrdiff_t stride = 1;
-  *copy = x->dtype.rank > 0 && x->offset == 0;
-  for (int d = 0; d < x->dtype.rank && *copy; d++) {
-    *copy = x->dim[d].lower == 0 && x->dim[d].stride == stride;
-    stride *= x->dim[d].upper + 1;
-  }
-}
-
-/* mpiserve_fortran_gfortran_probe: as an address, since the names that compilers give to procedures
- * which are not bind(c) depend on their flags. */
-void (*mpiserve_fortran_gfortran_probe(void))(void) { return (void (*)(void))is_copy; }
-
 int mpiserve_fortran_infer(mpiserve_session *session, mpiserve_service *service, int n_inputs,
                            const array *inputs, int n_outputs, const array *outputs, double timeout,
                            mpiserve_stats *stats) {
   call c;
-  int code = load(service, n_inputs, inputs, n_outputs, outputs, &c);
+  int code = load(service, n_inputs, inputs, n_outputs, outputs, 1, &c);
   if (!code && c.shapes)
     code = msf_infer_any(session, service, n_inputs, c.inputs, n_outputs, c.outputs, c.shapes,
                          timeout, stats);
@@ -291,7 +256,7 @@ int mpiserve_fortran_submit(mpiserve_session *session, mpiserve_service *service
                             const mpiserve_options *options, request *r) {
   call c;
   *r = (request){session, {0}};
-  int code = load(service, n_inputs, inputs, n_outputs, outputs, &c);
+  int code = load(service, n_inputs, inputs, n_outputs, outputs, 1, &c);
   mpiserve_options with_shapes = *options;
   with_shapes.result_shapes = c.shapes;
   if (!code)
@@ -300,6 +265,17 @@ int mpiserve_fortran_submit(mpiserve_session *session, mpiserve_service *service
     msf_unpack(c.parcels, code);
   else if (c.parcels)
     msf_keep(c.parcels, session, r->id.id);
+  return code;
+}
+
+/* mpiserve_fortran_record: outputs are read as inputs are. */
+int mpiserve_fortran_record(mpiserve_service *service, int n_inputs, const array *inputs,
+                            int n_outputs, const array *outputs, int *kept) {
+  call c;
+  *kept = 0;
+  int code = load(service, n_inputs, inputs, n_outputs, outputs, 0, &c);
+  if (!code) code = mpiserve_record(service, n_inputs, c.inputs, n_outputs, c.outputs, kept);
+  msf_unpack(c.parcels, code);
   return code;
 }
 

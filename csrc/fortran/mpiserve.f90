@@ -35,13 +35,13 @@ module mpiserve
     mpiserve_ethread, mpiserve_eversion, mpiserve_econfig, mpiserve_enotfound, mpiserve_ename, &
     mpiserve_edtype, mpiserve_eshape, mpiserve_erows, mpiserve_emodel, mpiserve_etimeout, &
     mpiserve_ecancelled, mpiserve_epeer, mpiserve_eclosed, mpiserve_efull, mpiserve_edeadline, &
-    mpiserve_echange, mpiserve_bool, mpiserve_uint8, &
-    mpiserve_int8, mpiserve_int16, mpiserve_int32, mpiserve_int64, mpiserve_float16, &
-    mpiserve_bfloat16, mpiserve_float32, mpiserve_float64, mpiserve_uint16, mpiserve_uint32, &
-    mpiserve_uint64, mpiserve_complex64, mpiserve_complex128, mpiserve_shared, mpiserve_rma, &
-    mpiserve_model, mpiserve_local, mpiserve_fallback, mpiserve_launched, mpiserve_loading, &
-    mpiserve_ready, mpiserve_busy, mpiserve_suspended, mpiserve_restarting, mpiserve_failed, &
-    mpiserve_gone, mpiserve_max_dims, mpiserve_max_tensors, mpiserve_name_size, mpiserve_forever
+    mpiserve_echange, mpiserve_bool, mpiserve_uint8, mpiserve_int8, mpiserve_int16, mpiserve_int32, &
+    mpiserve_int64, mpiserve_float16, mpiserve_bfloat16, mpiserve_float32, mpiserve_float64, &
+    mpiserve_uint16, mpiserve_uint32, mpiserve_uint64, mpiserve_complex64, mpiserve_complex128, &
+    mpiserve_shared, mpiserve_rma, mpiserve_model, mpiserve_local, mpiserve_fallback, &
+    mpiserve_launched, mpiserve_loading, mpiserve_ready, mpiserve_busy, mpiserve_suspended, &
+    mpiserve_restarting, mpiserve_failed, mpiserve_gone, mpiserve_max_dims, mpiserve_max_tensors, &
+    mpiserve_name_size, mpiserve_forever
   public :: request_stats, request_options, tensor, buffer, request, fallback_function, &
     replica_state, tensor_spec, service_info
   public :: input, output, mpiserve_last_error, mpiserve_strerror, mpiserve_version
@@ -67,6 +67,9 @@ module mpiserve
     generic :: submit => submit_plain, submit_with
     !> submit_tensors([input(a), ...], [output(b), ...], [options,] request, [ierr]).
     generic :: submit_tensors => submit_tensors_plain, submit_tensors_with
+    !> record(input, output, [ierr,] [row_dims,] [kept]), record_tensors(inputs, outputs, [ierr,]
+    !> [kept]): pairs of the program's own, for the capture: mpiserve_record() in mpiserve.h.
+    procedure :: record => service_record, record_tensors => service_record_tensors
     !> describe(info, [ierr]): the signature and more. Local.
     procedure :: describe => service_describe
     !> buffer_take(rows, buffer, [ierr]), buffer_give(buffer, [ierr]): as in mpiserve.h.
@@ -97,10 +100,7 @@ module mpiserve
     procedure :: get_state => session_get_state, wait_ready => session_wait_ready
     !> reload(name, version, timeout, [ierr]): another version of a model at all replicas, "" for
     !> the same again; unload(name, timeout, [ierr]): free it. One rank, blocking: mpiserve.h.
-    procedure, private :: session_reload, session_reload_single
-    procedure, private :: session_unload, session_unload_single
-    generic :: reload => session_reload, session_reload_single
-    generic :: unload => session_unload, session_unload_single
+    procedure :: reload => session_reload, unload => session_unload
     !> scale(name, replicas, timeout, [ierr]): let so many replicas serve; start(name, timeout,
     !> [ierr]): as many as the configuration has; stop(name, timeout, [ierr]): none. One rank,
     !> blocking: mpiserve.h.
@@ -187,35 +187,19 @@ contains
   subroutine session_reload(self, name, version, timeout, ierr)
     class(session), intent(in) :: self
     character(len=*), intent(in) :: name, version
-    real(c_double), intent(in) :: timeout
+    class(*), intent(in) :: timeout
     integer, intent(out), optional :: ierr
     call finish(c_reload(self%handle, trim(name)//c_null_char, trim(version)//c_null_char, &
-      timeout), ierr)
+      seconds_of(timeout)), ierr)
   end subroutine session_reload
-
-  subroutine session_reload_single(self, name, version, timeout, ierr)
-    class(session), intent(in) :: self
-    character(len=*), intent(in) :: name, version
-    real(c_float), intent(in) :: timeout
-    integer, intent(out), optional :: ierr
-    call self%session_reload(name, version, real(timeout, c_double), ierr)
-  end subroutine session_reload_single
 
   subroutine session_unload(self, name, timeout, ierr)
     class(session), intent(in) :: self
     character(len=*), intent(in) :: name
-    real(c_double), intent(in) :: timeout
+    class(*), intent(in) :: timeout
     integer, intent(out), optional :: ierr
-    call finish(c_unload(self%handle, trim(name)//c_null_char, timeout), ierr)
+    call finish(c_unload(self%handle, trim(name)//c_null_char, seconds_of(timeout)), ierr)
   end subroutine session_unload
-
-  subroutine session_unload_single(self, name, timeout, ierr)
-    class(session), intent(in) :: self
-    character(len=*), intent(in) :: name
-    real(c_float), intent(in) :: timeout
-    integer, intent(out), optional :: ierr
-    call self%session_unload(name, real(timeout, c_double), ierr)
-  end subroutine session_unload_single
 
   subroutine session_scale(self, name, replicas, timeout, ierr)
     class(session), intent(in) :: self
@@ -415,6 +399,23 @@ contains
     integer, intent(out), optional :: ierr
     call begin(self%session, self%handle, inputs, outputs, options, pending, ierr)
   end subroutine submit_tensors_with
+
+  subroutine service_record(self, inputs, outputs, ierr, row_dims, kept)
+    class(service), intent(in) :: self
+    type(*), dimension(..), intent(in) :: inputs, outputs
+    integer, intent(out), optional :: ierr
+    integer, intent(in), optional :: row_dims
+    logical, intent(out), optional :: kept
+    call record(self%handle, [whole(inputs, row_dims)], [whole(outputs, row_dims)], kept, ierr)
+  end subroutine service_record
+
+  subroutine service_record_tensors(self, inputs, outputs, ierr, kept)
+    class(service), intent(in) :: self
+    type(tensor), intent(in) :: inputs(:), outputs(:)
+    integer, intent(out), optional :: ierr
+    logical, intent(out), optional :: kept
+    call record(self%handle, inputs, outputs, kept, ierr)
+  end subroutine service_record_tensors
 
   ! ---- services: what they are, and their memory --------------------------------------------
 

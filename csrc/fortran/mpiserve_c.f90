@@ -202,6 +202,17 @@ module mpiserve_c
       integer(c_int) :: code
     end function c_infer
 
+    function c_record(service, n_inputs, inputs, n_outputs, outputs, kept) &
+        result(code) bind(c, name="mpiserve_fortran_record")
+      import :: c_int, c_ptr, tensor
+      implicit none
+      type(c_ptr), value :: service
+      integer(c_int), value :: n_inputs, n_outputs
+      type(tensor), intent(in) :: inputs(*), outputs(*)
+      integer(c_int), intent(out) :: kept
+      integer(c_int) :: code
+    end function c_record
+
     function c_submit(session, service, n_inputs, inputs, n_outputs, outputs, options, made) &
         result(code) bind(c, name="mpiserve_fortran_submit")
       import :: c_int, c_ptr, request_handle, request_options, tensor

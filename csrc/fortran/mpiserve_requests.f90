@@ -7,7 +7,7 @@ module mpiserve_requests
   use mpiserve_errors, only: finish, from_c
   implicit none
   private
-  public :: input, output, whole, begin, set_fallback
+  public :: input, output, whole, begin, record, set_fallback
 
   !> An asynchronous request. Copies of it are the same request, which ends once.
   type, public :: request
@@ -192,6 +192,20 @@ contains
     integer, intent(out), optional :: ierr
     call finish(c_cancel(self%handle), ierr)
   end subroutine request_cancel
+
+  ! ---- pairs of the program's own -----------------------------------------------------------
+
+  subroutine record(service, inputs, outputs, kept, ierr)
+    type(c_ptr), intent(in) :: service
+    type(tensor), intent(in) :: inputs(:), outputs(:)
+    logical, intent(out), optional :: kept
+    integer, intent(out), optional :: ierr
+    integer(c_int) :: code, is_kept
+    code = c_record(service, size(inputs, kind=c_int), inputs, size(outputs, kind=c_int), outputs, &
+      is_kept)
+    if (present(kept)) kept = is_kept /= 0
+    call finish(code, ierr)
+  end subroutine record
 
   ! ---- fallbacks ----------------------------------------------------------------------------
 

@@ -1,35 +1,26 @@
 #include "head/broker.h"
 
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/error.h"
+#include "head/capture.h"
 #include "head/empty.h"
 #include "head/free_dims.h"
 #include "head/leases.h"
 #include "head/loss.h"
 #include "head/refusal.h"
+#include "head/shown.h"
 #include "head/timing.h"
 
 /* ---- open and close ---------------------------------------------------------- */
-
-static msi_label label_of(const mpiserve_description *description) {
-  msi_label label = {.replica = description->replica,
-                     .spare = description->spare,
-                     .error = description->error,
-                     .max_batch_rows = description->max_batch_rows,
-                     .max_queue_rows = description->max_queue_rows};
-  snprintf(label.name, sizeof label.name, "%s", description->name);
-  return label;
-}
 
 int msi_broker_open(msi_broker *broker, const msi_world *world,
                     const mpiserve_description *description, int service_index,
                     size_t bytes[MSI_PARTS]) {
   *broker =
       (msi_broker){.world = world, .description = description, .has_room = 1, .failed_rank = -1};
-  broker->label = label_of(description);
+  broker->label = msi_shown_label(description);
   broker->policy = (msi_policy){.alike_rows = description->max_batch_rows,
                                 .max_delay_ns = description->max_delay_ns,
                                 .queue_rows = description->max_queue_rows,
@@ -215,12 +206,13 @@ static int64_t now_of(msi_broker *broker) {
 
 /* Not inlined: it would cost the requests of all others instructions, which save registers. */
 __attribute__((noinline)) static int take_other(msi_broker *broker, const msi_entry *entry,
-                                                int kind) {
+                                                const msi_request_header *request) {
   msi_inbox *inbox = &broker->inboxes[entry->inbox];
   msi_lane *lane = &inbox->lanes[entry->lane];
   int code = MPISERVE_OK;
-  switch (kind) {
+  switch (request->kind) {
     case MSI_LEASE: return msi_leases_give(broker, entry);
+    case MSI_RECORD: return msi_capture_take(broker, entry, request);
     case MSI_KEEP: return msi_leases_keep(broker, entry);
     case MSI_CHANGE:
       return broker->failed_rank < 0 ? msi_change_queue_push(&broker->changes, entry)
@@ -234,6 +226,10 @@ __attribute__((noinline)) static int take_other(msi_broker *broker, const msi_en
   return code ? code : msi_inbox_reply(inbox, entry->lane, entry->sequence, MPISERVE_OK, NULL);
 }
 
+static int infers(const msi_request_header *request) {
+  return request->kind == MSI_INFER || request->kind == MSI_VISIT || request->kind == MSI_PIECE;
+}
+
 static int take(msi_broker *broker, msi_inbox *inbox, uint32_t lane,
                 const msi_request_header *request) {
   msi_entry entry = {.inbox = (uint8_t)inbox->transport->number,
@@ -245,18 +241,14 @@ static int take(msi_broker *broker, msi_inbox *inbox, uint32_t lane,
   if (request->sequence != entry.sequence)
     return msi_broker_refuse(broker, &entry, MPISERVE_ESTATE,
                              "the lane is out of step with its doorbell");
-  int kind = request->kind;
-  if (kind == MSI_INFER || kind == MSI_VISIT || kind == MSI_PIECE)
-    return on_infer(broker, &entry, request);
-  return take_other(broker, &entry, kind);
+  if (infers(request)) return on_infer(broker, &entry, request);
+  return take_other(broker, &entry, request);
 }
 
 /* Is it for the queue? What is cancelled or out of step is not. */
 static int is_for_queue(const msi_inbox *inbox, uint32_t lane, const msi_request_header *request) {
   uint64_t sequence = inbox->lanes[lane].taken + 1;
-  int kind = request->kind;
-  int infers = kind == MSI_INFER || kind == MSI_VISIT || kind == MSI_PIECE;
-  return infers && request->sequence == sequence &&
+  return infers(request) && request->sequence == sequence &&
          !msi_slot_cancelled(msi_inbox_slot(inbox, lane, sequence));
 }
 

@@ -23,6 +23,7 @@ typedef struct msi_capture {
   msi_ring *ring; /* of the rank */
   mpiserve_capture wanted;
   int on;
+  int64_t records; /* that clients have sent */
 } msi_capture;
 
 typedef struct msi_broker {

@@ -34,20 +34,23 @@ void msi_capture_close(msi_serving *serving) {
   for (int i = 0; i < serving->n; i++) turn(&serving->brokers[i], 0);
 }
 
-int msi_capture_set(msi_serving *serving, int service, const mpiserve_capture *wanted) {
-  if (service < 0 || service >= serving->n)
-    return msi_error(MPISERVE_EARG, "service %d of %d", service, serving->n);
-  msi_broker *broker = &serving->brokers[service];
-  int code = wanted ? check(wanted, broker) : MPISERVE_OK;
-  if (code || !wanted) {
-    turn(broker, 0);
-    return code;
-  }
+static void begin(msi_serving *serving, msi_broker *broker, const mpiserve_capture *wanted) {
   if (serving->ring.shared != wanted->memory)
     msi_ring_open(&serving->ring, wanted->memory, (size_t)wanted->bytes);
   broker->capture.ring = &serving->ring;
   broker->capture.wanted = *wanted;
   turn(broker, 1);
+}
+
+int msi_capture_set(msi_serving *serving, int service, const mpiserve_capture *wanted) {
+  if (service < 0 || service >= serving->n)
+    return msi_error(MPISERVE_EARG, "service %d of %d", service, serving->n);
+  msi_broker *broker = &serving->brokers[service];
+  int code = wanted ? check(wanted, broker) : MPISERVE_OK;
+  msi_progress_stop(&serving->progress); /* its thread takes what clients record */
+  turn(broker, 0);
+  if (!code && wanted) begin(serving, broker, wanted);
+  msi_progress_start(&serving->progress);
   return code;
 }
 
@@ -135,6 +138,18 @@ static void put(msi_broker *broker, const msi_record *of, const void *const *inp
   msi_ring_commit(capture->ring, record);
 }
 
+/* All rows of a request, in pieces. */
+static void put_all(msi_broker *broker, const msi_record *of, uint32_t rows,
+                    const void *const *inputs, const void *const *outputs) {
+  const msi_layout *layout = &broker->inboxes[0].layout;
+  size_t row = layout->inputs.total_row_bytes + layout->outputs.total_row_bytes;
+  uint32_t most = row && row < PIECE_BYTES ? (uint32_t)(PIECE_BYTES / row) : 1;
+  for (uint32_t begin = 0, left; (left = rows - begin) > 0; begin += most) {
+    put(broker, of, inputs, outputs, begin, left < most ? left : most);
+    if (left <= most) break;
+  }
+}
+
 static msi_record describe(const msi_broker *broker, const msi_entry *entry,
                            const msi_origin *origin, const msi_slot *slot) {
   msi_record r = {.at = entry->at,
@@ -156,15 +171,75 @@ __attribute__((noinline)) void msi_capture_reply(msi_broker *broker, const msi_e
                                                  const msi_origin *origin, msi_slot *slot) {
   const void *inputs[MPISERVE_MAX_TENSORS];
   void *outputs[MPISERVE_MAX_TENSORS];
-  const msi_layout *layout = &broker->inboxes[0].layout;
   if (msi_ring_is_over(broker->capture.ring)) return;
   msi_record of = describe(broker, entry, origin, slot);
   if (!is_wanted(broker, &of)) return;
   msi_assembly_find(&broker->assembly, entry, slot, inputs, outputs);
+  put_all(broker, &of, entry->rows, inputs, (const void *const *)outputs);
+}
+
+/* ---- what clients record ------------------------------------------------------------------ */
+
+/* Both sides of a record lie in the slot, one after the other, or both in leased rows. */
+static int lies_in_slot(const msi_layout *layout, const msi_request_header *request) {
   size_t row = layout->inputs.total_row_bytes + layout->outputs.total_row_bytes;
-  uint32_t most = row && row < PIECE_BYTES ? (uint32_t)(PIECE_BYTES / row) : 1;
-  for (uint32_t begin = 0, left; (left = entry->rows - begin) > 0; begin += most) {
-    put(broker, &of, inputs, (const void *const *)outputs, begin, left < most ? left : most);
-    if (left <= most) break;
-  }
+  return request->lease < 0 && request->output_lease < 0 &&
+         request->rows * row <= layout->inputs.slot_bytes;
+}
+
+/* Nothing in the header is trusted. */
+static int lies_in_lease(const msi_inbox *inbox, const msi_entry *entry, int lease, uint32_t row) {
+  if (lease < 0 || lease >= MSI_LEASES) return 0;
+  uint32_t leased = inbox->lanes[entry->lane].leases[lease].rows;
+  return row <= leased && entry->rows <= leased - row;
+}
+
+static int fits(const msi_inbox *inbox, const msi_entry *entry, const msi_request_header *r) {
+  if (entry->rows < 1 || entry->rows > inbox->layout.max_plain_rows) return 0;
+  return lies_in_slot(&inbox->layout, r) ||
+         (lies_in_lease(inbox, entry, r->lease, r->row) &&
+          lies_in_lease(inbox, entry, r->output_lease, r->output_row));
+}
+
+static void find(const msi_inbox *inbox, const msi_entry *entry, const msi_request_header *r,
+                 const void **inputs, const void **outputs) {
+  const msi_side *in = &inbox->layout.inputs, *out = &inbox->layout.outputs;
+  const msi_range *leases = inbox->lanes[entry->lane].leases;
+  const uint8_t *packed = msi_inbox_slot(inbox, entry->lane, entry->sequence)->input;
+  int is_leased = r->lease >= 0;
+  for (int i = 0; i < in->n; packed += entry->rows * in->row_bytes[i++])
+    inputs[i] = is_leased ? msi_inbox_input(inbox, i, leases[r->lease].begin + r->row) : packed;
+  for (int i = 0; i < out->n; packed += entry->rows * out->row_bytes[i++])
+    outputs[i] = is_leased
+                     ? msi_inbox_output(inbox, i, leases[r->output_lease].begin + r->output_row)
+                     : packed;
+}
+
+static void keep(msi_broker *broker, const msi_entry *entry, const msi_request_header *request) {
+  const void *inputs[MPISERVE_MAX_TENSORS], *outputs[MPISERVE_MAX_TENSORS];
+  const msi_inbox *inbox = &broker->inboxes[entry->inbox];
+  msi_record of = {.rank = inbox->clients[entry->lane],
+                   .service = (uint16_t)broker->assembly.batch.service,
+                   .source = MSI_OF_PHYSICS,
+                   .sequence = entry->sequence,
+                   .time_ns = msi_now()};
+  const msi_slot *slot = msi_inbox_slot(inbox, entry->lane, entry->sequence);
+  memcpy(&of.step, slot->input + MSI_STEP_AT, sizeof of.step);
+  find(inbox, entry, request, inputs, outputs);
+  put_all(broker, &of, entry->rows, inputs, outputs);
+  broker->capture.records++;
+}
+
+int msi_capture_take(msi_broker *broker, const msi_entry *entry,
+                     const msi_request_header *request) {
+  msi_inbox *inbox = &broker->inboxes[entry->inbox];
+  msi_slot *slot;
+  if (!fits(inbox, entry, request))
+    return msi_broker_refuse(broker, entry, MPISERVE_EROWS, "a record that fits no memory");
+  int is_kept = broker->capture.on && !msi_ring_is_over(broker->capture.ring);
+  if (is_kept) keep(broker, entry, request);
+  int code = msi_inbox_reply_begin(inbox, entry->lane, entry->sequence, &slot);
+  if (code) return code;
+  slot->reply.rows = is_kept ? entry->rows : 0;
+  return msi_inbox_reply_end(inbox, entry->lane, entry->sequence, 0);
 }

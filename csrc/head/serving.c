@@ -122,13 +122,13 @@ static int refuse_late(msi_serving *serving, int64_t now) {
 
 /* ---- whom it waits for --------------------------------------------------------------- */
 
-/* How many requests and batches there were; -1 while there are requests without an answer. */
+/* How many requests, records and batches there were; -1 while there are requests unanswered. */
 static int64_t activity(const msi_serving *serving) {
   int64_t n = 0;
   for (int i = 0; i < serving->n; i++) {
     const msi_broker *broker = &serving->brokers[i];
     if (broker->queue.n || broker->tickets.n || broker->open) return -1;
-    n += broker->counters.requests + broker->counters.batches;
+    n += broker->counters.requests + broker->counters.batches + broker->capture.records;
   }
   return n;
 }

@@ -1,6 +1,7 @@
 #include "head/shown.h"
 
 #include <stddef.h>
+#include <stdio.h>
 #include <string.h>
 
 #define FIELD(name, member) \
@@ -31,6 +32,16 @@ static const msi_field FIELDS[] = {
     FIELD("able", census.able),
     FIELD("asked", census.asked),
 };
+
+msi_label msi_shown_label(const mpiserve_description *description) {
+  msi_label label = {.replica = description->replica,
+                     .spare = description->spare,
+                     .error = description->error,
+                     .max_batch_rows = description->max_batch_rows,
+                     .max_queue_rows = description->max_queue_rows};
+  snprintf(label.name, sizeof label.name, "%s", description->name);
+  return label;
+}
 
 void msi_serving_show(const msi_serving *serving, msi_metrics *metrics) {
   _Static_assert(sizeof FIELDS <= sizeof metrics->fields, "there is room for all");

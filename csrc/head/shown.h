@@ -8,4 +8,7 @@
 /* The brokers lie in memory that others may look at; says what is where. Local. */
 void msi_serving_show(const msi_serving *serving, msi_metrics *metrics);
 
+/* Of a service, what its description says. */
+msi_label msi_shown_label(const mpiserve_description *description);
+
 #endif

@@ -644,6 +644,25 @@ int mpiserve_infer(mpiserve_service *service, int n_inputs, const mpiserve_tenso
                    int n_outputs, const mpiserve_tensor *outputs, double timeout,
                    mpiserve_stats *stats);
 
+/* mpiserve_record: put pairs of n rows that the caller has computed itself, such as its physics,
+ * into the capture of the service, beside the requests. Tensors are those of mpiserve_submit();
+ * the outputs are read, not written. All tensors may change when the call returns.
+ *
+ * kept, which may be NULL, is 0 if nothing was sent, because nobody captures the service: the
+ * session is not captured (MPISERVE_CAPTURE is not set on any rank at mpiserve_open(), nor
+ * [capture] in the configuration), or this service is not, as a record before has shown, or it has
+ * free dimensions. Then the call costs next to nothing, so programs need no case for it.
+ *
+ * No answer is waited for. Rows go to the home replica, which takes them between batches, also
+ * while its service is suspended, has no model, or its queue is full; or to another one if its
+ * rank has died or stopped. What cannot be sent at once is copied, and later calls send it; the
+ * call waits only while over 64 MiB of this rank's copies are unsent. Where a full ring costs rows
+ * (mpiserve_capture.waits), it costs recorded ones too. The error of a record, such as
+ * MPISERVE_EPEER if an inference rank has died with rows, is that of the next call of
+ * mpiserve_record(), which sends nothing then, or of close. */
+int mpiserve_record(mpiserve_service *service, int n_inputs, const mpiserve_tensor *inputs,
+                    int n_outputs, const mpiserve_tensor *outputs, int *kept);
+
 /* mpiserve_fallback_set: let a function of the caller's, such as the physics that the model stands
  * for, answer the requests of this rank that the service does not. NULL: none, as at the beginning.
  * It holds for all requests to the service that end from now on. Local. MPISERVE_EARG: the service
@@ -949,7 +968,8 @@ int mpiserve_engine_set(mpiserve_session *session, int service, const mpiserve_e
  * ring costs rows, or time, as `waits` says; nobody waits for a reader that has died, has closed
  * the ring, or has taken nothing for 10 s. Requests that end with an error are not copied. Time
  * steps are known if MPISERVE_CAPTURE was set at mpiserve_open() on any rank. NULL: copy nothing
- * any more. Inference ranks; local. MPISERVE_EARG: there is no such service, it has free
+ * any more. What clients record (mpiserve_record()) is copied in the same way, all of it, with
+ * model 0. Inference ranks; local. MPISERVE_EARG: there is no such service, it has free
  * dimensions, or the ring is too small. */
 int mpiserve_capture_set(mpiserve_session *session, int service, const mpiserve_capture *capture);
 

@@ -33,7 +33,8 @@ typedef enum msi_kind {
   MSI_VISIT = 7,  /* as MSI_INFER, of a client that counts in the census of another replica */
   MSI_DEPART = 8, /* this client asks another replica now: do not wait for it */
   MSI_CHANGE = 9, /* another model: lease says what (mpiserve_change), the payload is a version */
-  MSI_PIECE = 10  /* as MSI_VISIT, of some rows of a request: refused where rows belong together */
+  MSI_PIECE = 10, /* as MSI_VISIT, of some rows of a request: refused where rows belong together */
+  MSI_RECORD = 11 /* rows with their outputs, which the client has from elsewhere, for a capture */
 } msi_kind;
 
 /* The code of a reply to MSI_INFER that does not end the request: the service is suspended at this
@@ -85,7 +86,7 @@ typedef struct msi_reply_header {
   _Atomic uint64_t sequence; /* n: the reply to request n is complete */
   int16_t code;
   uint16_t generation; /* reply to MSI_INFER: of the model */
-  uint32_t rows;       /* of the batch, or of the lease */
+  uint32_t rows;       /* of the batch, of the lease, or those that are captured */
   uint32_t requests;   /* of the batch */
   union {
     uint32_t text_bytes;   /* of an error */

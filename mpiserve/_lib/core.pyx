@@ -5,6 +5,7 @@ Users meet these classes through `mpiserve.open`. Every failure raises the class
 `mpiserve.errors` that stands for the library's code, with the library's text.
 """
 
+import logging
 import threading
 import weakref
 from collections import namedtuple
@@ -38,6 +39,8 @@ from mpiserve._lib.arrays cimport (
 )
 from mpiserve._lib.engine cimport Engine
 from mpiserve._lib.libmpiserve cimport *
+
+logger = logging.getLogger("mpiserve")
 
 ROWS = ("independent", "together", "none", "ragged")  # in the order of mpiserve_rows
 SOURCES = ("model", "local", "fallback")  # in the order of mpiserve_source
@@ -312,6 +315,7 @@ cdef class Session(InferenceCalls):
 
 include "buffer.pxi"
 include "service.pxi"
+include "streams.pxi"
 include "published.pxi"
 include "requests.pxi"
 include "fallback.pxi"

@@ -134,6 +134,8 @@ cdef extern from "mpiserve.h" nogil:
     int mpiserve_test(mpiserve_session *, mpiserve_request *, int *, mpiserve_stats *)
     int mpiserve_wait(mpiserve_session *, mpiserve_request *, double, mpiserve_stats *)
     int mpiserve_cancel(mpiserve_session *, mpiserve_request *)
+    int mpiserve_record(mpiserve_service *, int, const mpiserve_tensor *, int,
+                        const mpiserve_tensor *, int *)
     int mpiserve_fallback_set(mpiserve_service *,
                               int (*)(void *, int64_t, const void *const *, void *const *, int,
                                       const char *) noexcept, void *)

@@ -21,7 +21,7 @@ cdef extern from "base/ring.h" nogil:
         uint32_t rows, at
         int32_t rank
         uint16_t service, generation
-        uint32_t model, batch_rows, batch_requests
+        uint32_t model, batch_rows, batch_requests, source
         uint64_t sequence
         int64_t batch, step, time_ns
     ctypedef struct msi_ring:
@@ -44,6 +44,7 @@ FIELDS = {
     "batch_requests": np.int32,
     "generation": np.int32,
     "model": np.int32,
+    "source": np.uint8,
 }
 
 cdef enum:
@@ -60,6 +61,7 @@ cdef struct fields:
     int32_t *batch_requests
     int32_t *generation
     int32_t *model
+    uint8_t *source
 
 
 cdef size_t address_of(object array) except? 0:
@@ -106,6 +108,7 @@ cdef class Table:
             <int64_t *><size_t>places[4], <int32_t *><size_t>places[5],
             <int32_t *><size_t>places[6], <int32_t *><size_t>places[7],
             <int32_t *><size_t>places[8], <int32_t *><size_t>places[9],
+            <uint8_t *><size_t>places[10],
         )
 
     cdef bint put(self, const msi_record *record) noexcept nogil:
@@ -132,6 +135,7 @@ cdef class Table:
             f.batch_requests[at + k] = record.batch_requests
             f.generation[at + k] = record.generation
             f.model[at + k] = record.model
+            f.source[at + k] = <uint8_t>record.source
         self.rows += record.rows
         return True
 

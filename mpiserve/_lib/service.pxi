@@ -1,9 +1,6 @@
 """The simulation side of mpiserve._lib.core: services."""
 
 
-# What a request does with its stream: the second number of the input `stream`.
-STREAM_OPENS, STREAM_READS, STREAM_ENDS = range(3)
-
 # Keywords that are no inputs.
 OPTIONS = ("out", "timeout", "deadline", "priority")
 
@@ -55,6 +52,7 @@ cdef class Service:
     cdef int64_t _row_bytes
     cdef mpiserve_stats _totals
     cdef int64_t _answered, _streams
+    cdef bint _unrecorded  # and that was said
     cdef object _fallback  # or None
 
     def __call__(self, *arrays, out=None, timeout=None, priority=0, **named):
@@ -148,35 +146,7 @@ cdef class Service:
             RequestTimeout: After which the stream is ended.
             ModelError: If the model raised, or has no such input.
         """
-        cdef int64_t number
-        names = [tensor.name for tensor in self.inputs if tensor.name != "stream"]
-        if len(names) == len(self.inputs):
-            text = f"service '{self.name}' has no input 'stream'"
-            raise errors.from_code(errors.Code.ENAME, text)
-        if self._ambiguous:
-            check_options(self, arrays, {"timeout": timeout})
-        named = self._by_name(arrays, named, names)
-        self._streams += 1
-        number = self._streams
-        what, ended = STREAM_OPENS, False
-        try:
-            while not ended:
-                named["stream"] = np.array([[number, what]], np.int64)
-                out = self(named, timeout=timeout)
-                count = int(out.lengths[0])
-                ended = count == 0
-                if not ended:
-                    yield out.tokens[0, :count]
-                what = STREAM_READS
-        except errors.ModelError:
-            ended = True
-            raise
-        finally:
-            if not ended and self._session._session != NULL and not forks:
-                # Kept, because deleting a request cancels it; not waited for.
-                self._endings = [one for one in self._endings if not one.done()]
-                named["stream"] = np.array([[number, STREAM_ENDS]], np.int64)
-                self._endings.append(self.submit(named))
+        return stream_of(self, arrays, timeout, named)
 
     cdef dict _by_name(self, tuple arrays, dict named, list names):
         """Merge inputs given by position, or in a dict, with those given by name."""
@@ -278,6 +248,27 @@ cdef class Service:
             as_output(&tensors[i], out[i], self.name)
         check_apart(tensors, len(out), self.name)
         return self._results(*out)
+
+    def record(self, inputs, outputs):
+        """Put pairs that this rank has computed itself into the capture of the service.
+
+        As mpiserve_record() says: no answer is waited for, and the arrays may change when the call
+        returns. An error of a record is raised by the next one, or by `close`. If the service is
+        not captured, nothing is sent, and the log says so once.
+
+        Args:
+            inputs: One array [rows, ...]; a tuple of them, in the order of the signature; or a dict
+                of them by name.
+            outputs: The same of the outputs: what the physics says.
+
+        Returns:
+            Whether the pairs were sent.
+
+        Raises:
+            ArgumentError, DtypeError: If the arrays do not fit; nothing was sent.
+            PeerError: If an inference rank died before, with pairs that it had not written.
+        """
+        return record_pairs(self, inputs, outputs)
 
     def fallback(self, function):
         """Let a function answer what the service does not, such as the physics.

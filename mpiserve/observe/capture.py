@@ -162,18 +162,27 @@ class Capture:
             if ready and not self._writer.stdout.readline():
                 self._writer.wait(END_S)  # it has ended, and `look` says why
 
+    def begin(self) -> None:
+        """Take what simulation ranks record, before there are models, too."""
+        for index in range(len(self._services)):
+            self._set(index)
+
     def enter(self, index: int, version: str) -> None:
         """Capture a service whose model answers from now on, of this version."""
-        service = self._services[index]
+        self._models[index] += 1
+        if self._ring is not None and self._captures(self._services[index]):
+            message = {"service": index, "model": self._models[index], "version": version}
+            self._tell(message)
+            self._set(index)
+
+    def _set(self, index: int) -> None:
+        service, model = self._services[index], self._models[index]
         if self._ring is None or not self._captures(service):
             return
-        self._models[index] += 1
-        model = self._models[index]
-        self._tell({"service": index, "model": model, "version": version})
         try:
             self._lib.set_capture(index, self._ring, self._reader, model, self._table)
         except Error as error:
-            if model == 1:
+            if model == 0:
                 logger.warning("service %s is not captured: %s", service.name, error.text)
 
     def look(self) -> None:
@@ -209,8 +218,10 @@ class Capture:
             logger.error(STOPS, ring.closed or f"status {self._writer.returncode}")
             return
         dropped = f", and {ring.dropped} dropped" if ring.dropped else ""
-        text = "%d rows were captured%s (the files took %.1f s at the end)"
-        logger.info(text, json.loads(told)["rows"], dropped, time.monotonic() - begin)
+        counts = json.loads(told)
+        recorded = f", {counts['physics']} of them recorded" if counts["physics"] else ""
+        text = "%d rows were captured%s%s (the files took %.1f s at the end)"
+        logger.info(text, counts["rows"], recorded, dropped, time.monotonic() - begin)
 
 
 def tensor_of(tensor: Any) -> dict[str, Any]:

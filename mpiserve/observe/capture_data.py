@@ -36,6 +36,8 @@ class Capture:
     Args:
         path: The folder of a capture, or a file of it.
         service: The name of the service; needed where there are several.
+        source: Only rows whose outputs are of the "model", or of the "physics", which a simulation
+            has recorded; by default both.
 
     Attributes:
         service: The name of the service.
@@ -46,14 +48,24 @@ class Capture:
         ArgumentError: If there is no capture, or no such service in it.
     """
 
-    def __init__(self, path: str | Path, service: str | None = None) -> None:
+    def __init__(
+        self, path: str | Path, service: str | None = None, source: str | None = None
+    ) -> None:
         self._paths: list[Path] = []
         self._ends: list[int] = []
         self._open: dict[int, h5py.Group] = {}
+        self._kept: np.ndarray | None = None  # the numbers of rows of that source; None: all are
         self.service = self._choose(Path(path), service)
         signature = files.signature_of(self._group(0))
         self._sides = [signature[side] for side in files.SIDES]
         self.inputs, self.outputs = ([t.name for t in tensors] for tensors in self._sides)
+        if source is not None:
+            self._kept = self._of_source(source)
+
+    def _of_source(self, source: str) -> np.ndarray:
+        if source not in files.SOURCES:
+            raise ArgumentError(Code.EARG, f"source '{source}': {' or '.join(files.SOURCES)}")
+        return np.flatnonzero(self.column("source") == files.SOURCES.index(source))
 
     def _choose(self, path: Path, service: str | None) -> str:
         """Note the files that have the service, and how many rows; return its name."""
@@ -87,7 +99,7 @@ class Capture:
             self._ends.append(total := total + rows)
 
     def __len__(self) -> int:
-        return self._ends[-1]
+        return self._ends[-1] if self._kept is None else len(self._kept)
 
     def __iter__(self) -> Iterator[Pair]:
         return (self[i] for i in range(len(self)))
@@ -155,6 +167,14 @@ class Capture:
 
     def read(self, path: str, begin: int, end: int, stride: int = 1) -> np.ndarray:
         """Return rows of one of `columns`, as they are in the files."""
+        if self._kept is None:
+            return self._read(path, begin, end, stride)
+        numbers = self._kept[begin:end:stride]
+        if not len(numbers):
+            return self._read(path, 0, 0, 1)
+        return self._read(path, numbers[0], numbers[-1] + 1, 1)[numbers - numbers[0]]
+
+    def _read(self, path: str, begin: int, end: int, stride: int) -> np.ndarray:
         pieces = []
         number = bisect_right(self._ends, begin)
         while begin < end and number < len(self._ends):

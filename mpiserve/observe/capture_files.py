@@ -30,15 +30,17 @@ MEANING = {
     "rank": "world rank of the client that sent the request",
     "request": "number of the request, counted by client and inference rank",
     "step": "time steps that the client had begun; 0: it does not call step",
-    "time": "when the request was answered, in seconds since 1970",
+    "time": "when the request was answered, or the record taken, in seconds since 1970",
     "batch": "of the inference rank: nanoseconds of its clock when the batch was closed",
-    "row_in_batch": "position of the row in its batch",
+    "row_in_batch": "position of the row in its batch, or in what was recorded at once",
     "batch_rows": "rows of that batch",
     "batch_requests": "requests of that batch",
-    "generation": "counts the models that have answered, from 1",
+    "generation": "counts the models that have answered, from 1; 0: none has",
     "version": "name of the version of the model",
-    "head": "world rank that answered",
+    "head": "world rank that answered, or took what was recorded",
+    "source": "who has computed the outputs: 0 the model, 1 the client itself, by record()",
 }
+SOURCES = ("model", "physics")  # by that number
 
 
 class Part(NamedTuple):

@@ -133,7 +133,7 @@ class Writer:
         self._parts: list[tuple[int, int, int]] = []  # level, first and last of its parts
         self._next = 0
         self._due = time.monotonic() + self._seconds
-        self.rows = 0
+        self.rows = self.physics = 0
 
     def listen(self, seconds: float) -> None:
         """Note the names of versions that the rank says, at most so long."""
@@ -164,6 +164,8 @@ class Writer:
         files.put(self._path(self._next, self._next), files.image(attributes, groups, self._how))
         for service in filled:
             self.rows += service.table.rows
+            source = service.table.columns["source"][: service.table.rows]
+            self.physics += int(np.count_nonzero(source))
             service.table.rows = 0
         self._parts.append((0, self._next, self._next))
         self._next += 1
@@ -238,7 +240,7 @@ def main() -> int:
         ring.close(reason(error))
         return 1
     ring.close("the rank has ended")
-    say(json.dumps({"rows": writer.rows}))
+    say(json.dumps({"rows": writer.rows, "physics": writer.physics}))
     return 0
 
 

@@ -97,6 +97,7 @@ class Worker:
             self._pool.start()
         if self._capture:
             self._capture.wait()
+            self._capture.begin()
         for model in self.models:
             model.enter()
         self._starting.announce()

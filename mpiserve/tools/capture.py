@@ -72,13 +72,16 @@ def info(path: str) -> None:
         clients, versions, steps = set[int](), set[str](), set[int]()
         for group in groups:
             clients |= {*np.unique(group["rank"][:]).tolist()}
-            versions |= {text.decode() for text in np.unique(group["version"][:])}
+            versions |= {text.decode() for text in np.unique(group["version"][:])} - {""}
             steps |= {int(group["step"][:].min()), int(group["step"][:].max())} if rows else set()
         sides = [_shown(signature[side]) for side in files.SIDES]
         span = f"{min(steps)} to {max(steps)}" if steps else ""
         counts = str(rows), str(len(groups)), *sides, str(len(clients))
         table.add_row(name, *counts, span, ", ".join(sorted(versions)))
     terminal.console().print(table)
+    for (name, _), groups in found.items():
+        if physics := sum(int(np.count_nonzero(group["source"][:])) for group in groups):
+            print(f"{name}: {physics} of the rows are of the physics")
     if lost := files.dropped({group.file for groups in found.values() for group in groups}):
         print(f"{lost} rows were dropped, as the buffer was full (on_full, buffer_bytes)")
 
@@ -92,11 +95,11 @@ def merge(path: str, output: str, compression: str) -> None:
 
 
 @told
-def export(path: str, output: str, service: str | None) -> None:
+def export(path: str, output: str, service: str | None, source: str | None) -> None:
     """Write the rows of a service for numpy, without holding all of them in memory."""
     if not output.endswith(".npz"):
         raise ValueError(f"{output}: what is written ends in .npz")
-    capture = Capture(path, service)
+    capture = Capture(path, service, source)
     with zipfile.ZipFile(output, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
         for name in capture.columns:
             key = name.replace("/", ".")

@@ -40,11 +40,14 @@ def export(
     path: Path,
     output: Annotated[str, typer.Option("-o", metavar="FILE.npz", help="The new file.")],
     service: Service = None,
+    source: Annotated[
+        str | None, typer.Option(help="Only rows of the model, or of the physics; by default both.")
+    ] = None,
 ) -> None:
     """Write the rows of a service as arrays of numpy, one for each tensor and column."""
     from mpiserve.tools import capture as program
 
-    raise typer.Exit(program.export(path, output, service))
+    raise typer.Exit(program.export(path, output, service, source))
 
 
 def replay(

@@ -38,17 +38,19 @@ class Batch(NamedTuple):
 def batches(capture: Capture) -> Iterator[Batch]:
     """Yield the batches of a capture, rank by rank, each in the order of its rows.
 
-    A part of a batch is a batch too: the rest was not captured.
+    A part of a batch is a batch too: the rest was not captured. What simulations have recorded is
+    of no batch.
     """
+    rows = np.flatnonzero(capture.column("source") == files.SOURCES.index("model"))
     columns = {name: capture.column(name) for name in ("head", "batch", "row_in_batch")}
     total = capture.column("batch_rows")
-    keys = columns["row_in_batch"], columns["batch"], columns["head"]
-    order = np.lexsort(keys)
+    keys = columns["row_in_batch"][rows], columns["batch"][rows], columns["head"][rows]
+    order = rows[np.lexsort(keys)]
     head, batch = columns["head"][order], columns["batch"][order]
     ends = np.flatnonzero((np.diff(head) != 0) | (np.diff(batch) != 0)) + 1
-    for rows in np.split(order, ends):
-        if len(rows):
-            yield Batch(rows, len(rows) == total[rows[0]])
+    for own in np.split(order, ends):
+        if len(own):
+            yield Batch(own, len(own) == total[own[0]])
 
 
 class Model:
@@ -182,7 +184,10 @@ def _replay(capture: Capture, service: ServiceConfig, worst: int) -> None:
             whole, count = whole + batch.whole, count + 1
     finally:
         model.close()
-    print(f"service {service.name}: {len(capture)} rows in {count} batches, {model.engine}")
+    rows = sum(len(each.rows) for each in found)
+    print(f"service {service.name}: {rows} rows in {count} batches, {model.engine}")
+    if not count:
+        return
     if whole < count:
         print(f"{count - whole} batches were captured in part: others may round differently")
     _show(capture, found, worst)

@@ -6,16 +6,17 @@
  * so it is built with sanitizers. What the hostile rank may not do is what everybody is to believe:
  * say that it leaves while others go on, and keep all rows for itself. */
 #define _GNU_SOURCE
+#include "base/ring.h"
 #include "hostile_client.h"
 
-enum { MAX_REQUESTS = 4, MAX_COLUMNS = 40, MAX_TICKETS = 64 };
+enum { MAX_REQUESTS = 4, MAX_COLUMNS = 40, MAX_TICKETS = 64, RING_BYTES = 1 << 20 };
 
 /* ---- the world ------------------------------------------------------------------------------ */
 
 typedef struct plan {
   int head, hostile, fails; /* fails: it ends with a failure whose text is odd */
   int free;                 /* the columns are */
-  int columns, asked, holds, early, slow;
+  int columns, asked, holds, early, slow, captured;
   mpiserve_description d;
 } plan;
 
@@ -62,6 +63,7 @@ static plan make_plan(uint64_t seed) {
   p.d.allow_empty = chance(&d, 40) && (p.d.rows == MPISERVE_RAGGED || (!p.d.rows && !p.free));
   p.d.max_queue_rows = chance(&d, 50) ? 0 : p.d.max_batch_rows * (1 + pick(&d, 3));
   p.d.on_full = MPISERVE_WAIT;
+  p.captured = !p.free && chance(&d, 50);
   return p;
 }
 
@@ -282,12 +284,43 @@ static void refuse_change(head *h) {
        "change_reply");
 }
 
+/* ---- the capture ---------------------------------------------------------------------------- */
+
+static _Alignas(MSI_RING_LINE) uint8_t ring_memory[RING_BYTES];
+
+static void capture(const head *h, msi_ring *ring) {
+  mpiserve_capture wanted = {.memory = ring_memory, .bytes = RING_BYTES, .reader = -1, .share = 1};
+  memset(ring_memory, 0, sizeof ring_memory);
+  msi_ring_open(ring, ring_memory, RING_BYTES);
+  must(mpiserve_capture_set(h->session, 0, &wanted), "capture_set");
+}
+
+/* What the others asked is right in it; what the hostile one records is anything, but fits. */
+static void look_at_record(const head *h, const msi_record *r) {
+  int64_t values = (int64_t)r->rows * h->p->columns;
+  const double *x = (const double *)(r + 1), *y = x + values;
+  if (r->rows > h->p->d.max_batch_rows || (r->source && r->rank != h->p->hostile))
+    wrong("rank %d has recorded %u rows", r->rank, r->rows);
+  for (int64_t i = 0; i < values && r->rank != h->p->hostile; i++)
+    if (y[i] != 3 * x[i]) wrong("a captured answer of rank %d is %g", r->rank, y[i]);
+}
+
+static void drain(const head *h, const msi_ring *ring) {
+  const msi_record *r;
+  while (h->p->captured && (r = msi_ring_next(ring))) {
+    if (r->rows) look_at_record(h, r);
+    msi_ring_take(ring, r);
+  }
+}
+
 static void serve(const plan *p, mpiserve_session *session) {
   static head h;
   mpiserve_batch batch;
+  msi_ring ring;
   int code = MPISERVE_OK;
   h = (head){.p = p, .session = session, .d = {mix(me.seed) + (uint64_t)me.rank}};
   must(mpiserve_publish(session, 1, &p->d), "publish");
+  if (p->captured) capture(&h, &ring);
   while (code != MPISERVE_ECLOSED && me.wrong < 100) {
     doing("batch_next");
     code = mpiserve_batch_next(session, h.n ? 0 : 1, &batch);
@@ -298,6 +331,7 @@ static void serve(const plan *p, mpiserve_session *session) {
     else if (code != MPISERVE_ETIMEOUT && code != MPISERVE_ECLOSED)
       must(code, "batch_next");
     while (h.n && (code || chance(&h.d, 30))) end_held(&h);
+    drain(&h, &ring);
   }
 }
 
