@@ -19,6 +19,7 @@ ACCEPTED = {
     "warmup": "true, false, a list of integers or a path",
     "shape": "list of integers; the first may be a string",
     "options": "table",
+    "remote": "table",
     "inputs": "list of tensors",
     "outputs": "list of tensors",
     "model_inputs": "list of tensors",
@@ -36,10 +37,11 @@ def tables() -> dict[str, type[BaseModel]]:
         found[f"[{key}.NAME]" if typing.get_origin(field.annotation) is dict else f"[{key}]"] = (
             model
         )
-        for nested in model.model_fields.values():
+        for name, nested in model.model_fields.items():
             for kind in _leaves(nested.annotation):
                 if _is_table(kind):
-                    found["{ name, dtype, shape }"] = kind
+                    tensor = kind.__name__ == "TensorConfig"
+                    found["{ name, dtype, shape }" if tensor else f"[{key}.NAME.{name}]"] = kind
     return found
 
 
@@ -88,6 +90,7 @@ def page() -> str:
     for headline, model in tables().items():
         prefix = headline.strip("[{} ").partition(".")[0].partition(",")[0].rstrip("]")
         prefix = "tensor" if headline.startswith("{") else prefix
+        prefix = "remote" if headline.endswith(".remote]") else prefix
         lines += [f"## `{headline}` {{ #{prefix} }}", "", f"{model.__doc__.strip()}", ""]
         for key, field in model.model_fields.items():
             facts = [kind(key, field.annotation), constraint(field), default(field)]

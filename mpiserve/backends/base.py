@@ -115,6 +115,7 @@ class Backend:
     wants_clients = False  # `clients` is set before each batch; for replicas of one rank
     to_compile = ""  # a file that is there once an engine in C has been compiled; "": none can be
     tune_result: Any = None  # what `tune` measured, for another process that loads the model
+    elsewhere = False  # whether another model answers while this one is started again
     unavailable = False  # whether other replicas should answer for a while
     failing = False  # whether every batch is an error, as the model cannot be had
     clients: np.ndarray  # int32 [rows]: the world rank of the client of each row; -1 at warm-up

@@ -26,6 +26,16 @@ def check_empty(allow_empty: bool, service: Mapping[str, Any]) -> None:
         raise ValueError("true, but there are no rows of which a request may have 0: remove it")
 
 
+def check_fallback(fallback: str | None, service: Mapping[str, Any]) -> str | None:
+    """Refuse a local model of clients where a model needs several ranks, or has no fixed shapes."""
+    ranks = service.get("tensor_parallel", 1)
+    if fallback and ranks > 1:
+        text = f"'local': a client has no {ranks} ranks for a model (tensor_parallel)"
+        raise ValueError(f"{text}: remove one")
+    check_fixed(fallback, service, "'local': a local model needs fixed shapes")
+    return fallback
+
+
 def check_chunk(chunk_rows: int, service: Mapping[str, Any]) -> None:
     """Refuse calls of some rows where a request is one call."""
     rows = service.get("rows")

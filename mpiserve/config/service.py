@@ -12,9 +12,11 @@ from pydantic import AfterValidator, Field, PrivateAttr, ValidationInfo, field_v
 from mpiserve.config import batching, ragged
 from mpiserve.config.derivatives import Derivative, Kinds
 from mpiserve.config.engines import engine_problem
-from mpiserve.config.tables import MAX_TENSORS, MODEL_DTYPES, Names, Table, Tensors
+from mpiserve.config.remote import Placement, Remote, remote_of
+from mpiserve.config.tables import MAX_TENSORS, Names, Table, Tensors
 from mpiserve.config.tensor_checks import (
     check_kept,
+    check_model_dtype,
     check_names,
     check_row_dims,
     check_unbounded,
@@ -188,6 +190,13 @@ class ServiceConfig(Table):
     """`true`: warm up with 1 and `max_batch_rows` rows; a list: with these numbers of rows; a
     `.npz` file: with example inputs; `false`: not at all.
     """
+    remote: Remote = None
+    """The same model at a server, beside this one: the table `[service.NAME.remote]`."""
+    placement: Placement = "local"
+    """With `remote`: which model answers. `"auto"`: the one that costs less time, as measured.
+    `"split"`: the same, and a large batch is divided between both. If the model of `"local"` or
+    `"remote"` is away, the other one answers.
+    """
 
     _name: str = PrivateAttr("")
     _folder: Path = PrivateAttr(Path("."))
@@ -232,6 +241,7 @@ class ServiceConfig(Table):
             raise ConfigError(Code.ECONFIG, f"{key}: {text}")
         try:
             keys = {key: filled(getattr(self, key), version) for key in ("model", "options")}
+            keys |= {"remote": remote_of(self.remote, version)}
             return self.model_copy(update=keys | {"version": checked_version(version)})
         except ValueError as error:
             raise ConfigError(Code.ECONFIG, f"{key}: {error}") from None
@@ -363,12 +373,7 @@ class ServiceConfig(Table):
     @field_validator("fallback")
     @classmethod
     def _check_fallback(cls, fallback: str | None, info: ValidationInfo) -> str | None:
-        ranks = info.data.get("tensor_parallel", 1)
-        if fallback and ranks > 1:
-            text = f"'local': a client has no {ranks} ranks for a model (tensor_parallel)"
-            raise ValueError(f"{text}: remove one")
-        batching.check_fixed(fallback, info.data, "'local': a local model needs fixed shapes")
-        return fallback
+        return batching.check_fallback(fallback, info.data)
 
     @field_validator("isolate")
     @classmethod
@@ -404,13 +409,7 @@ class ServiceConfig(Table):
     @field_validator("dtype")
     @classmethod
     def _check_dtype(cls, dtype: str | None, info: ValidationInfo) -> str | None:
-        if dtype is None:
-            return None
-        if info.data.get("backend") in ("onnx", "python", "echo", "remote"):
-            raise ValueError(f"the backend '{info.data['backend']}' converts no model")
-        if dtype not in MODEL_DTYPES:
-            raise ValueError(f"unknown model dtype {shown(dtype)} {suggest(dtype, MODEL_DTYPES)}")
-        return dtype
+        return check_model_dtype(dtype, info.data.get("backend"))
 
     @field_validator("engine")
     @classmethod

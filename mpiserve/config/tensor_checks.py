@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from mpiserve.config import ragged
-from mpiserve.config.tables import MAX_FREE, TensorConfig, Tensors
+from mpiserve.config.tables import MAX_FREE, MODEL_DTYPES, TensorConfig, Tensors
+from mpiserve.config.values import shown, suggest
 
 
 def check_row_dims(tensors: Tensors, rows: str | None) -> None:
@@ -84,3 +85,14 @@ def mirrored(outputs: Tensors, inputs: Tensors) -> Tensors:
     if [_kind(tensor) for tensor in outputs] != [_kind(tensor) for tensor in inputs]:
         raise ValueError("the backend 'echo' returns its inputs: dtypes and shapes must be equal")
     return outputs
+
+
+def check_model_dtype(dtype: str | None, backend: str | None) -> str | None:
+    """Refuse a dtype that no model can be converted to."""
+    if dtype is None:
+        return None
+    if backend in ("onnx", "python", "echo", "remote"):
+        raise ValueError(f"the backend '{backend}' converts no model")
+    if dtype not in MODEL_DTYPES:
+        raise ValueError(f"unknown model dtype {shown(dtype)} {suggest(dtype, MODEL_DTYPES)}")
+    return dtype

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,12 +22,12 @@ from mpiserve.observe import notices
 from mpiserve.observe.log import Failures
 from mpiserve.serving import engines
 from mpiserve.serving.absent_model import Absent, Suspended, Unloaded
-from mpiserve.serving.continuous import Stepper
 from mpiserve.serving.description import description
 from mpiserve.serving.failed_batch import Splitter
 from mpiserve.serving.in_c import InC
 from mpiserve.serving.isolation import local_model
 from mpiserve.serving.isolation.loader import loader_of
+from mpiserve.serving.placement.placer import Placer, stepper_of
 from mpiserve.serving.reload import Changes
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from mpiserve._lib import core
     from mpiserve.observe.capture import Capture
     from mpiserve.serving import restarting
+    from mpiserve.serving.continuous import Stepper
 
 logger = logging.getLogger("mpiserve")
 
@@ -93,7 +95,7 @@ class ServedModel:
         self._remarks: set[str] = set()
         self._kind = ""  # of rows, as clients were told
         self._life = notices.Life(self.name)
-        self.stepper: Stepper | None = None
+        self.stepper: Stepper | Placer | None = None
         self._in_c = InC(lib, self, local_rank)
         self._room = True  # as the broker was told
         self._engine = ""  # of the model that answers, once it is loaded
@@ -153,7 +155,8 @@ class ServedModel:
         from mpiserve.serving import restarting
 
         seconds, change = self.service.peer_timeout_s, self.changes.follow
-        parts: tuple[Any, ...] = (self._lib, self._comm, self._run_part, self._zeros, seconds)
+        make_zeros = partial(zeros, self.service.inputs)
+        parts: tuple[Any, ...] = (self._lib, self._comm, self._run_part, make_zeros, seconds)
         if self.assignment.tp_index:
             self.follower = restarting.Follower(lambda: self.backend, *parts, change=change)
         else:
@@ -171,11 +174,7 @@ class ServedModel:
                 self._capture.enter(self.index, self.current.version)
 
     def close(self) -> None:
-        """Stop the followers and close the model; called once, at the end.
-
-        Raises:
-            PeerError: If a follower is gone.
-        """
+        """Stop the followers and close the model, at the end. PeerError: a follower is gone."""
         if self._head:
             self._head.stop()
         self._leave()
@@ -264,7 +263,11 @@ class ServedModel:
         self.rows += batch.rows
         if self.stepper:
             self.stepper.take(batch)
-            return
+        else:
+            self._answer_whole(batch)
+
+    def _answer_whole(self, batch: core.Batch) -> bool:
+        """Run the model on a batch that is answered at once; return whether it could."""
         if self._alone and (self.backend.together or not self._goes_on_watching(batch)):
             self._alone = None
         if batch.failure:
@@ -274,8 +277,9 @@ class ServedModel:
         except BaseException as error:
             check_interrupt()
             self._fail(batch, self._report(error), reply_code(error))
-        else:
-            self._lib.reply(outputs)
+            return False
+        self._lib.reply(outputs)
+        return True
 
     def go_on(self) -> None:
         """Run one step on the held requests, if the model works in steps."""
@@ -330,9 +334,6 @@ class ServedModel:
     def _run_part(self, inputs: Arrays) -> list[Any]:
         """Run this rank's part; nothing is written to the broker's memory until all agree."""
         return ordered(self.backend.run(self.backend.given(inputs)), self.service)
-
-    def _zeros(self, rows: int) -> Arrays:
-        return zeros(self.service.inputs, rows)
 
     def _finished(self, result: Any, rows: int) -> list[np.ndarray]:
         return finished(result, self.service, rows)
@@ -415,11 +416,11 @@ class ServedModel:
         """Close a model; log its exception, so that requests are still answered."""
         self._failures.attempt("could not close a model", backend.close)
 
-    def _stepper_of(self, backend: Backend) -> Stepper | None:
-        """Make the stepper of a model that works in steps; several ranks run whole batches only."""
-        if not backend.steps or self._shared:
+    def _stepper_of(self, backend: Backend) -> Stepper | Placer | None:
+        """Make what holds requests of a model; several ranks run whole batches only."""
+        if self._shared:
             return None
-        return Stepper(self._lib, backend.steps, self._finished, self._report)
+        return stepper_of(self._lib, backend, self._answer_whole, self._finished, self._report)
 
     def _agree_rows(self) -> None:
         """Tell the broker whether the new model takes rows together, if that has changed."""

@@ -10,6 +10,7 @@ from mpiserve.config.completion import origin
 from mpiserve.errors import ChangeError, ClosedError, Error
 from mpiserve.observe import notices
 from mpiserve.serving.adaptive_pool import AdaptivePool
+from mpiserve.serving.placement.placer import Placer
 from mpiserve.serving.reload import ChangeRequest
 from mpiserve.serving.served_model import ServedModel
 from mpiserve.serving.starting import Starting
@@ -198,7 +199,9 @@ class Worker:
         """Summarize in one line what this rank has done."""
         counters = self._lib.counters()
         if len(self.models) == 1:
-            return notices.summary(self.models[0].name(), counters)
+            stepper, text = self.models[0].stepper, self.models[0].name()
+            placed = f"; {stepper.summary()}" if isinstance(stepper, Placer) else ""
+            return notices.summary(text, counters) + placed
         batches = ", ".join(f"{model.service.name} {model.batches}" for model in self.models)
         requests = f"{counters['requests']} requests, {counters['errors']} failed"
         assignment = self.models[0].assignment

@@ -14,6 +14,10 @@ from mpiserve.errors import Code, ModelError
 Arrays = tuple[np.ndarray, ...]
 
 
+class RefusedError(ModelError):
+    """A server that is well has answered that it cannot do this request."""
+
+
 class Message(NamedTuple):
     """One HTTP request.
 

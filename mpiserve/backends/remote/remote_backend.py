@@ -38,6 +38,8 @@ class RemoteBackend(Backend):
     """
 
     known_options = OPTIONS
+    steps: RemoteSteps | None = None
+    connections = 0  # the most requests under way
     _settings: Settings
     _api: Api
     _servers: Servers
@@ -54,6 +56,20 @@ class RemoteBackend(Backend):
             ArgumentError: If an option is wrong.
             ModelError: If no server is ready in time, or the model does not fit.
         """
+        self.connect()
+        self._wait_ready()
+
+    def connect(self, *, patient: bool = True) -> None:
+        """Read the options, without waiting for a server.
+
+        Args:
+            patient: Whether requests are repeated until their time is over; otherwise they fail
+                once each server has failed.
+
+        Raises:
+            ArgumentError: If an option is wrong.
+            ModelError: If the protocol has not what the signature needs.
+        """
         check_options(self.service, OPTIONS)
         try:
             self._settings = settings_of(self.service)
@@ -61,9 +77,9 @@ class RemoteBackend(Backend):
             key = f"service.{self.service.name}.options.{error.name}"
             raise ArgumentError(Code.EARG, f"{key}: {error}") from None
         self._api = api_of(self.service, self._settings)
-        self._servers = _connected(self._settings, self._api)
-        self._wait_ready()
-        self.steps = RemoteSteps(self, self._settings.connections)
+        self._servers = _connected(self._settings, self._api, patient)
+        self.connections = self._settings.connections
+        self.steps = RemoteSteps(self, self.connections)
 
     def run(self, inputs: Arrays) -> Any:
         """Have a server answer one request."""
@@ -95,7 +111,7 @@ class RemoteBackend(Backend):
 
     def close(self) -> None:
         """End the requests under way, and close the connections."""
-        if isinstance(self.steps, RemoteSteps):
+        if self.steps:
             self.steps.close()
         if hasattr(self, "_servers"):
             self._servers.close()
@@ -119,6 +135,18 @@ class RemoteBackend(Backend):
             if problem:
                 logger.warning("service %s: %s is not ready: %s", self.service.name, url, problem)
 
+    def problem(self, limit: float) -> str | None:
+        """Ask all servers once, and say why none is ready; None if one is. Any thread may.
+
+        Args:
+            limit: The seconds that a server may take to answer.
+
+        Raises:
+            ModelError: If one is, and has no such model.
+        """
+        why = {server.url: self._problem(server, limit) for server in self._servers.servers}
+        return None if None in why.values() else "; ".join(map(": ".join, why.items()))  # type: ignore[arg-type]
+
     def _problem(self, server: Server, limit: float) -> str | None:
         """Say why a server is not ready, or return None.
 
@@ -140,6 +168,7 @@ class RemoteBackend(Backend):
             return str(error)
         except WireError as error:
             raise ModelError(Code.EMODEL, f"{server.url}: {error}") from None
+        server.well()
         return None
 
 
@@ -152,13 +181,13 @@ def api_of(service: ServiceConfig, settings: Settings) -> Api:
     return OpenAI(service, settings) if settings.api == "openai" else OpenInference(service)
 
 
-def _connected(settings: Settings, api: Api) -> Servers:
+def _connected(settings: Settings, api: Api, patient: bool) -> Servers:
     try:
         from mpiserve.backends.remote.servers import Servers
     except ModuleNotFoundError:
         text = "backend 'remote' needs urllib3: pip install 'mpiserve[remote]'"
         raise ModelError(Code.EMODEL, text) from None
-    return Servers(settings, api)
+    return Servers(settings, api, patient)
 
 
 class Answers:
@@ -166,9 +195,13 @@ class Answers:
 
     Args:
         count: The number of its messages.
+
+    Attributes:
+        since: When it was sent.
     """
 
     def __init__(self, count: int) -> None:
+        self.since = time.monotonic()
         self._replies: list[Reply | None] = [None] * count
         self._missing = count
 
@@ -185,13 +218,17 @@ class RemoteSteps(Steps):
     Args:
         backend: What answers them.
         connections: The most that are under way.
+
+    Attributes:
+        seconds: What the requests took that have ended last, by key.
     """
 
     def __init__(self, backend: RemoteBackend, connections: int) -> None:
         self._backend = backend
         self._most = connections
         self._threads = ThreadPoolExecutor(connections, "mpiserve-remote")
-        self._ended: SimpleQueue[tuple[int, int, Reply | Exception]] = SimpleQueue()
+        self._ended: SimpleQueue[tuple[int, int, Reply | Exception, float]] = SimpleQueue()
+        self.seconds: dict[int, float] = {}
         self._answers: dict[int, Answers] = {}
 
     @property
@@ -213,9 +250,14 @@ class RemoteSteps(Steps):
 
     def step(self) -> Mapping[int, Any]:
         """Wait shortly for the next answer, and return all that are there."""
+        return self.ended(STEP)
+
+    def ended(self, wait: float) -> Mapping[int, Any]:
+        """Return the answers that are there; wait so many seconds if there is none."""
         results: dict[int, Any] = {}
+        self.seconds.clear()
         with suppress(Empty):
-            self._take(results, *self._ended.get(timeout=STEP))
+            self._take(results, *self._ended.get(wait > 0, wait or None))
             while True:
                 self._take(results, *self._ended.get_nowait())
         return results
@@ -230,7 +272,7 @@ class RemoteSteps(Steps):
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _take(
-        self, results: dict[int, Any], key: int, index: int, reply: Reply | Exception
+        self, results: dict[int, Any], key: int, index: int, reply: Reply | Exception, now: float
     ) -> None:
         answers = self._answers.get(key)
         if answers is None:
@@ -243,6 +285,7 @@ class RemoteSteps(Steps):
             except Exception as error:
                 results[key] = error
         if key in results:
+            self.seconds[key] = now - answers.since
             del self._answers[key]
 
     def _work(self, key: int, index: int, message: Message) -> None:
@@ -252,4 +295,4 @@ class RemoteSteps(Steps):
             reply: Reply | Exception = self._backend.answer(message, lambda: key in self._answers)
         except Exception as error:
             reply = error
-        self._ended.put((key, index, reply))
+        self._ended.put((key, index, reply, time.monotonic()))

@@ -14,7 +14,7 @@ from urllib3.connectionpool import HTTPConnectionPool
 from urllib3.exceptions import HTTPError, NewConnectionError, ProtocolError
 from urllib3.response import BaseHTTPResponse
 
-from mpiserve.backends.remote.api import Api, Message
+from mpiserve.backends.remote.api import Api, Message, RefusedError
 from mpiserve.backends.remote.settings import Settings
 from mpiserve.errors import Code, ModelError
 from mpiserve.wire.json_body import error_text
@@ -107,30 +107,36 @@ class Servers:
     Args:
         settings: How to reach them.
         api: The protocol.
+        patient: Whether a request is repeated until its time is over; otherwise it fails once
+            each server has failed, or rests.
     """
 
-    def __init__(self, settings: Settings, api: Api) -> None:
+    def __init__(self, settings: Settings, api: Api, patient: bool = True) -> None:
         self._settings = settings
+        self._patient = patient
         self._api = api
         self.servers = [Server(url, settings) for url in settings.urls]
         self._lock = threading.Lock()
 
     def infer(self, message: Message, wanted: Callable[[], bool]) -> BaseHTTPResponse:
-        """Have a server answer a request of inference; repeat it until its time is over.
+        """Have a server answer a request of inference; repeat it as `patient` says.
 
         Args:
             message: The request.
             wanted: Whether somebody still waits for the answer.
 
         Raises:
-            ModelError: If none has answered in time, with what was tried; or if a server has
-                answered that it cannot, with its text.
+            ModelError: If none has answered in time, with what was tried.
+            RefusedError: If a server has answered that it cannot, with its text.
         """
         end = time.monotonic() + self._settings.request_timeout_s
         tried: dict[str, str] = {}
         while (left := end - time.monotonic()) > 0 and wanted():
             server = self._take()
             if (pause := server.rests_until - time.monotonic()) > 0:
+                if not self._patient:
+                    self._give(server)
+                    break
                 time.sleep(min(pause, left, LOOK))
                 self._give(server)
                 continue
@@ -155,7 +161,7 @@ class Servers:
         """Whether a reply is the answer; if not, another server, or this one later, may answer.
 
         Raises:
-            ModelError: If the answer is that the server cannot.
+            RefusedError: If the answer is that the server cannot.
         """
         if reply.status in BUSY:
             server.rest(_patience(reply))
@@ -166,7 +172,7 @@ class Servers:
             if reply.status == 200:
                 return True
             text = error_text(reply.data)
-            raise ModelError(Code.EMODEL, f"{server.url}: status {reply.status}: {text}")
+            raise RefusedError(Code.EMODEL, f"{server.url}: status {reply.status}: {text}")
         return False
 
     def _starts(self, server: Server, limit: float) -> bool:
@@ -187,10 +193,10 @@ class Servers:
             server.under_way -= 1
 
     def _failed(self, tried: Mapping[str, str]) -> str:
-        seconds = f"{self._settings.request_timeout_s:g} s"
+        seconds = f" within {self._settings.request_timeout_s:g} s" if self._patient else ""
         what = "; ".join(f"{url}: {why}" for url, why in tried.items())
         urls = ", ".join(self._settings.urls)
-        return f"no server has answered within {seconds}: {what or urls + ' rest after errors'}"
+        return f"no server has answered{seconds}: {what or urls + ' rest after errors'}"
 
 
 def _patience(reply: BaseHTTPResponse) -> float | None:

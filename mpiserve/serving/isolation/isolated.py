@@ -394,7 +394,7 @@ class Isolated(Backend):
         if self._child or now < self._try_at:
             return
         self._try_at = now + RETRY
-        if self.service.replicas > 1:  # they answer meanwhile
+        if self.service.replicas > 1 or self.elsewhere:  # they answer meanwhile
             self._thread = threading.Thread(target=self._restart, daemon=True)
             self._thread.start()
             self.unavailable = True

@@ -21,6 +21,7 @@ from mpiserve.serving.isolation.process import LostError
 from mpiserve.serving.isolation.restarts import Restarts
 from mpiserve.serving.isolation.server_link import the_server
 from mpiserve.serving.loading import LOADING, FailedTogetherError, Loader
+from mpiserve.serving.placement.placed import PlacedLoader, local_table
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -155,7 +156,7 @@ def loader_of(
     service: ServiceConfig,
     local_rank: int,
     remark: Callable[[str], None],
-) -> Loader | IsolatedLoader:
+) -> Loader | IsolatedLoader | PlacedLoader:
     """Make the loader of a service on this rank. Collective over the ranks of a replica.
 
     Args:
@@ -165,6 +166,8 @@ def loader_of(
         local_rank: Position among the inference ranks of this node.
         remark: Called with each remark for the user about a model, in one line.
     """
+    if service.remote:
+        return PlacedLoader(loader_of(comm, lib, local_table(service), local_rank, remark))
     several = comm is not None and service.tensor_parallel > 1
     if not service.isolated:
         if several and comm and not comm.rank:

@@ -1,0 +1,1 @@
+"""Where the requests of a service are answered: by its local model, a remote one, or both."""
