@@ -10,6 +10,13 @@
 
 enum { MOST_NAMED = 8 }; /* ranks of a text */
 
+int msi_mpi_error(int mpi_code, const char *call) {
+  char text[MPI_MAX_ERROR_STRING] = "unknown error";
+  int length;
+  MPI_Error_string(mpi_code, text, &length);
+  return msi_error(MPISERVE_EMPI, "%s: %s", call, text);
+}
+
 /* ---- limits ------------------------------------------------------------------------ */
 
 /* Seconds; normal if there is no text, 0 if it is no positive number. */

@@ -41,13 +41,6 @@ int msi_world_check_closed(MPI_Comm comm) {
       "a session of this world is open: these ranks have one at a time; close it first");
 }
 
-int msi_mpi_error(int mpi_code, const char *call) {
-  char text[MPI_MAX_ERROR_STRING] = "unknown error";
-  int length;
-  MPI_Error_string(mpi_code, text, &length);
-  return msi_error(MPISERVE_EMPI, "%s: %s", call, text);
-}
-
 /* A folder, for Python, or any other text. */
 static int wants(const char *name) {
   const char *text = getenv(name);

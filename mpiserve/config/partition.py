@@ -156,7 +156,7 @@ def on_one_rank(config: Config) -> Config:
             raise config.error(key, f"{text} has one inference rank: use mpiexec")
     services = {s.name: s.model_copy(update={"replicas": 1}) for s in config.services}
     names = tuple(s.name for s in config.services if not s.derivative)
-    pool = {"local": PoolConfig(services=names)} if len(names) > 1 else {}
+    pool = {"local": PoolConfig.model_validate({"services": names})} if len(names) > 1 else {}
     update = {"service": services, "pool": pool, "partition": PartitionConfig(), "gateway": None}
     return config.model_copy(update=update)
 
