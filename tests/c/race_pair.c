@@ -12,7 +12,7 @@
 #include "mpi/pair.h"
 #include "mpiserve.h"
 
-enum { ROUNDS = 20000 };
+enum { ROUNDS = 400 };
 
 static int file;
 
