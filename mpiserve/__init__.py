@@ -26,11 +26,12 @@ from mpiserve.errors import (
 )
 
 if TYPE_CHECKING:
+    from mpiserve._lib.core import Request, Service
     from mpiserve.backends.base import Backend, Steps
     from mpiserve.config import Config
     from mpiserve.gateway.client import connect
     from mpiserve.observe.capture_data import Capture
-    from mpiserve.session import Session, open
+    from mpiserve.session import Session, local, open
     from mpiserve.text import decode_text, encode_text
 
 __version__ = "0.5.0"
@@ -51,12 +52,15 @@ __all__ = [
     "NotFoundError",
     "PeerError",
     "QueueFullError",
+    "Request",
     "RequestTimeout",
+    "Service",
     "Session",
     "Steps",
     "connect",
     "decode_text",
     "encode_text",
+    "local",
     "open",
 ]
 
@@ -72,11 +76,14 @@ _LATE = {
     "Backend": "mpiserve.backends.base",
     "Capture": "mpiserve.observe.capture_data",
     "Config": "mpiserve.config",
+    "Request": "mpiserve._lib.core",
+    "Service": "mpiserve._lib.core",
     "Session": "mpiserve.session",
     "Steps": "mpiserve.backends.base",
     "connect": "mpiserve.gateway.client",
     "decode_text": "mpiserve.text",
     "encode_text": "mpiserve.text",
+    "local": "mpiserve.session",
     "open": "mpiserve.session",
 }
 

@@ -10,20 +10,25 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mpi4py import MPI
 
-from mpiserve._lib import core
+from mpiserve._lib import core, described
 from mpiserve._lib.changes import Changes
+from mpiserve._lib.others import Others
 from mpiserve.config import Config
 from mpiserve.config.capture import announced
-from mpiserve.config.partition import INFERENCE, SIMULATION, Assignment, assign, by_node, roles
+from mpiserve.config.partition import INFERENCE, SIMULATION, assign, by_node, on_one_rank, roles
 from mpiserve.errors import ArgumentError, Code, ConfigError, Error, PeerError
 from mpiserve.failure import describe, end_child, interrupts, is_success, located
 from mpiserve.mpi import check
 from mpiserve.observe import capture, exporter, notices
 from mpiserve.observe.profile import Profile
+from mpiserve.serving import comms
+
+if TYPE_CHECKING:
+    from mpiserve.serving.head_process import HeadProcess
 
 logger = logging.getLogger("mpiserve")
 
@@ -32,7 +37,7 @@ check.require(check.mpi_mismatch(core.mpi_runtime(), MPI.Get_library_version()))
 atexit.register(core.keep_mpi)
 
 
-class Session(Changes):
+class Session(Changes, Others):
     """The result of `mpiserve.open`: a role, the ranks that share it, and the services.
 
     A context manager. When its body ends with an exception on a simulation rank, the other
@@ -51,9 +56,12 @@ class Session(Changes):
             ever, so end the process with `os._exit`, as `run` and `serve` do.
     """
 
-    def __init__(self, lib: core.Session, config: Config | None = None) -> None:
+    def __init__(
+        self, lib: core.Session, config: Config | None = None, beside: HeadProcess | None = None
+    ) -> None:
         self._lib = lib
         self._config = config
+        self._beside = beside
         self._profile = Profile(lib)
         self._served = self._closed = False
         self.stuck = self.bereft = False
@@ -82,6 +90,9 @@ class Session(Changes):
             _Process.on_error(error)
         self.abandon(error)
 
+    def __repr__(self) -> str:
+        return described.session(self._lib)
+
     @property
     def services(self) -> tuple[core.Service, ...]:
         """The services of the world; on simulation ranks."""
@@ -95,16 +106,6 @@ class Session(Changes):
             ModelError: If none of its replicas could load its model.
         """
         return self._lib.service(name)
-
-    def states(self, name: str) -> tuple[core.ReplicaState, ...]:
-        """Return the states of the replicas of a service; on simulation ranks.
-
-        As `Service.states`, also for a service that no replica could load.
-
-        Raises:
-            NotFoundError: If there is no service of this name.
-        """
-        return self._lib.states(name)
 
     def serve(self, watch: Callable[[], None] | None = None) -> bool:
         """Load this rank's model and answer until every simulation rank has left.
@@ -135,11 +136,11 @@ class Session(Changes):
             refuse(self._lib, self._config.services[0].name, error)
             raise
         core.keep_freed_memory()
-        replica = self._replica_comm(assignment)
-        local_rank = self._local_rank()
+        replica = comms.of_replica(self.comm, self._config, assignment)
+        local_rank = comms.local_rank(self.comm)
         if local_rank == 0:
             exporter.start(self.run)
-        pool = self._pool_comm(assignment)
+        pool = comms.of_pool(self.comm, self._config, assignment)
         captures = None if assignment.tp_index else capture.of_rank(self._lib, self._config)
         worker = Worker(self._lib, assignment, replica, local_rank, pool, captures)
         try:
@@ -190,23 +191,6 @@ class Session(Changes):
             self.close()
         except Error as second:
             logger.warning("closing the session after an error: %s", second)
-
-    def peer_error(self) -> tuple[int, int, str]:
-        """Return whether a simulation rank ended with an error; on inference ranks.
-
-        Returns:
-            The world rank of the failed one or -1, the number of simulation ranks that have not
-            left, and the text of the error.
-        """
-        return self._lib.peer_error()
-
-    def lost(self) -> tuple[int, str]:
-        """Return how many ranks of the world are known to have died, and their names.
-
-        Ranks of other nodes are seen only with an MPI that goes on after a failure, as Open MPI 5
-        under `mpirun --with-ft ulfm`.
-        """
-        return self._lib.lost()
 
     def info(self) -> dict[str, Any]:
         """Describe the session as this rank sees it."""
@@ -260,6 +244,8 @@ class Session(Changes):
         finally:
             if self._closed:
                 self._profile.show(complete=not self.bereft)
+                if self._beside:
+                    self._beside.end()
 
     def _refuse(self, text: str) -> None:
         from mpiserve.serving.worker import refuse
@@ -273,29 +259,6 @@ class Session(Changes):
         if not core.is_forked() and not MPI.Is_finalized():
             error = getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
             self.abandon(error) if error else self.close()
-
-    def _replica_comm(self, assignment: Assignment) -> MPI.Comm:
-        every = assign(self._config, self.comm.size) if self._config else []
-        replicas = [(each.spare, each.service.name, each.replica) for each in every]
-        color = replicas.index((assignment.spare, assignment.service.name, assignment.replica))
-        return self.comm.Split(color, assignment.tp_index)
-
-    def _pool_comm(self, assignment: Assignment) -> MPI.Comm | None:
-        """Return the ranks of this rank's adaptive pool, if any. Collective if there is one."""
-        config = self._config
-        if config is None or not any(pool.loaded for pool in config.pool.values()):
-            return None
-        mine = bool(assignment.pool and assignment.pool.loaded)
-        names = [service.name for service in config.services]
-        color = names.index(assignment.service.name) if mine else MPI.UNDEFINED
-        comm = self.comm.Split(color, assignment.replica)
-        return comm if mine else None
-
-    def _local_rank(self) -> int:
-        node = self.comm.Split_type(MPI.COMM_TYPE_SHARED)
-        rank = node.rank
-        node.Free()
-        return rank
 
 
 def _log_error(error: BaseException) -> None:
@@ -346,7 +309,7 @@ def open(comm: MPI.Comm | None = None, config: Config | str | Path | None = None
         comm: The world; by default MPI_COMM_WORLD.
         config: The configuration, or its file, if this program has inference ranks too: its
             partition chooses them. Only rank 0 reads the file. Without a configuration this
-            is a simulation rank.
+            is a simulation rank. In a world of one rank it is the same as `local(config)`.
 
     Returns:
         The session: on simulation ranks when every service is ready or has failed, on inference
@@ -364,8 +327,46 @@ def open(comm: MPI.Comm | None = None, config: Config | str | Path | None = None
         return prepared
     if config is None:
         return join(comm, SIMULATION)
+    if comm.size == 1:
+        check_world(comm)
+        return local(config)
     agreed, role = agree(comm, config)
     return join(comm, role, agreed)
+
+
+def local(config: Config | str | Path) -> Session:
+    """Open a session of this process alone, without mpiexec: for notebooks and first tries.
+
+    A process beside this one is the inference rank, which serves all services of the
+    configuration as in a job, one replica of each; it ends with the session, and with this
+    process. A process may have several such sessions, and may be a rank of a job.
+
+    Args:
+        config: The configuration, or its file. What is about many ranks does not count here:
+            `[partition]`, `replicas`, the ranks of pools, `[gateway]`.
+
+    Returns:
+        The session, of the role "simulation", when every service is ready or has failed.
+
+    Raises:
+        ConfigError: If the configuration is wrong, or a service has `tensor_parallel`.
+        PeerError: If the inference process has ended; its log says why.
+    """
+    from mpiserve.serving.head_process import HeadProcess
+
+    outcome = read(config)
+    if isinstance(outcome, Error):
+        raise outcome
+    with HeadProcess.start(on_one_rank(outcome)) as head:
+        lib = core.Session(None, SIMULATION, head.pair)
+        return _opened(Session(lib, beside=head.kept()))
+
+
+def beside(config: Config, pair: tuple[int, int]) -> Session:
+    """Be the inference rank of a session that another process opens by `local`."""
+    with announced(config):
+        lib = core.Session(None, INFERENCE, pair)
+    return _opened(Session(lib, config))
 
 
 def agree(comm: MPI.Comm, config: Config | str | Path) -> tuple[Config, str]:
@@ -378,7 +379,8 @@ def agree(comm: MPI.Comm, config: Config | str | Path) -> tuple[Config, str]:
     outcome = comm.bcast(read(config) if comm.rank == 0 else None)
     if isinstance(outcome, Error):
         raise outcome
-    return outcome, roles(outcome, comm.size, _nodes(comm, outcome))[comm.rank]
+    nodes = comms.nodes(comm) if by_node(outcome) else None
+    return outcome, roles(outcome, comm.size, nodes)[comm.rank]
 
 
 def join(comm: MPI.Comm, role: str, config: Config | None = None) -> Session:
@@ -387,7 +389,10 @@ def join(comm: MPI.Comm, role: str, config: Config | None = None) -> Session:
     check_world(comm)
     with notices.opening(comm.size) if role == INFERENCE else nullcontext(), announced(config):
         lib = core.Session(comm, role)
-    session = Session(lib, config)
+    return _opened(Session(lib, config))
+
+
+def _opened(session: Session) -> Session:
     _Process.session = session
     return session
 
@@ -438,13 +443,3 @@ def read(config: Config | str | Path) -> Config | Error:
         return error
     except Exception as error:
         return ConfigError(Code.ECONFIG, f"{config}: {describe(error)}")
-
-
-def _nodes(comm: MPI.Comm, config: Config) -> list[int] | None:
-    """Return the lowest rank of each rank's node, if the placement needs nodes."""
-    if not by_node(config):
-        return None
-    node = comm.Split_type(MPI.COMM_TYPE_SHARED)
-    first = node.bcast(comm.rank)
-    node.Free()
-    return comm.allgather(first)

@@ -12,10 +12,15 @@
 #include "mpi/failure.h"
 #include "mpi/library.h"
 #include "mpi/meeting.h"
+#include "mpi/pair.h"
 #include "mpi/parts.h"
 
+static int check_running(void) {
+  return msi_handles_forked() ? msi_not_open("") : msi_library_check_running();
+}
+
 static int check_open(MPI_Comm world, int role) {
-  int code = msi_handles_forked() ? msi_not_open("") : msi_library_check_running();
+  int code = check_running();
   if (code) return code;
   if (world == MPI_COMM_NULL) return msi_error(MPISERVE_EARG, "world is MPI_COMM_NULL");
   if (role < MPISERVE_SIMULATION || role > MPISERVE_GATEWAY)
@@ -87,12 +92,13 @@ static int open_client(mpiserve_session *session) {
 
 static void close_all(void);
 
-static int open_session(int index, MPI_Comm world, int role, int code, const char *text) {
+static int open_session(int index, MPI_Comm world, msi_pair *pair, int role, int code,
+                        const char *text) {
   mpiserve_session *made = &msi_sessions[index];
   *made = (mpiserve_session){0};
-  int result = msi_world_open(&made->world, world, role, code, text);
+  int result = msi_world_open(&made->world, world, pair, role, code, text);
   if (result) return result;
-  msi_handles_keep_comm(index, made->world.comm);
+  if (!pair) msi_handles_keep_comm(index, made->world.comm);
   show(made);
   measure_clocks(made);
   if (role != MPISERVE_INFERENCE) result = open_client(made);
@@ -119,7 +125,7 @@ static int open_any(MPI_Comm world, int role, int code, const char *text,
   if (result) return result;
   int index = msi_handles_take();
   if (index < 0) return MPISERVE_ENOMEM;
-  result = open_session(index, world, role, code, text);
+  result = open_session(index, world, NULL, role, code, text);
   if (result)
     msi_handles_give(index);
   else
@@ -150,6 +156,29 @@ int mpiserve_open_failed(MPI_Comm world, int role, int code, const char *text) {
 int mpiserve_open_failed_f(MPI_Fint world, int role, int code, const char *text) {
   int wrong = msi_library_check_running();
   return wrong ? wrong : mpiserve_open_failed(msi_library_comm(world), role, code, text);
+}
+
+static int open_pair(int file, int peer, int role, mpiserve_session **session) {
+  msi_pair *pair;
+  int code = msi_pair_open(&pair, file, peer, role);
+  int index = code ? -1 : msi_handles_take();
+  if (index < 0) {
+    msi_pair_close(pair);
+    return code ? code : MPISERVE_ENOMEM;
+  }
+  code = open_session(index, MPI_COMM_NULL, pair, role, MPISERVE_OK, "");
+  if (code)
+    msi_handles_give(index);
+  else
+    *session = &msi_sessions[index];
+  return code;
+}
+
+int mpiserve_open_pair(int file, int peer, int role, mpiserve_session **session) {
+  if (!session) return msi_null_argument("session");
+  *session = NULL;
+  int code = check_running();
+  return code ? code : open_pair(file, peer, role, session);
 }
 
 int mpiserve_comm(mpiserve_session *session, MPI_Comm *comm) {
@@ -263,17 +292,18 @@ static int some_died(const msi_world *world) {
 
 /* No rank may free a window that another rank still uses: all ranks meet first. A rank that others
  * do not meet in time, because they compute or have died, goes on without: it has left all heads.
- */
+ * What a pair has, each frees alone. */
 static int close_session(mpiserve_session *session, int64_t deadline) {
   int code = MPISERVE_OK, freed = MPISERVE_OK;
   msi_profile_end(&session->profile);
   if (session->world.role != MPISERVE_INFERENCE)
     code = msi_client_close(&session->client, deadline);
-  session->left = !session->broken && !msi_meeting_wait(&session->world, deadline);
+  int met = session->broken || msi_meeting_wait(&session->world, deadline);
+  session->left = !met && !session->world.pair;
   msi_serving_close(&session->serving);                 /* also after a failed publish */
   msi_handles_drop_comm((int)(session - msi_sessions)); /* another session may be opened */
   free(session->descriptions);
-  if (!session->left && !session->broken) {
+  if (met && !session->broken) {
     measure_clocks(session);
     msi_parts_gather(&session->world, &session->profile);
   }

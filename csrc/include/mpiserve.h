@@ -58,15 +58,16 @@ extern "C" {
 #define MPISERVE_ENGINE_VERSION 1
 #define MPISERVE_ENGINE_ENTRY "mpiserve_engine_make" /* what it exports: mpiserve_engine_entry */
 
-#define MPISERVE_FOREVER (-1.0)  /* as a time-out: wait without end */
-#define MPISERVE_MAX_DIMS 8      /* dimensions of a tensor, rows included */
-#define MPISERVE_MAX_TENSORS 16  /* inputs, and outputs, of one service */
-#define MPISERVE_MAX_FREE 32     /* free dimensions of all its inputs, and of all its outputs */
-#define MPISERVE_NAME_SIZE 64    /* bytes of a name, with its final zero */
-#define MPISERVE_TEXT_SIZE 512   /* bytes of a longer text, with its final zero */
-#define MPISERVE_MAX_SESSIONS 64 /* sessions that one process has open at a time */
-#define MPISERVE_STATES 8        /* in mpiserve_state */
-#define MPISERVE_STAGES 11       /* in mpiserve_stage */
+#define MPISERVE_FOREVER (-1.0)    /* as a time-out: wait without end */
+#define MPISERVE_MAX_DIMS 8        /* dimensions of a tensor, rows included */
+#define MPISERVE_MAX_TENSORS 16    /* inputs, and outputs, of one service */
+#define MPISERVE_MAX_FREE 32       /* free dimensions of all its inputs, and of all its outputs */
+#define MPISERVE_NAME_SIZE 64      /* bytes of a name, with its final zero */
+#define MPISERVE_TEXT_SIZE 512     /* bytes of a longer text, with its final zero */
+#define MPISERVE_MAX_SESSIONS 64   /* sessions that one process has open at a time */
+#define MPISERVE_STATES 8          /* in mpiserve_state */
+#define MPISERVE_STAGES 11         /* in mpiserve_stage */
+#define MPISERVE_PAIR_BYTES 131072 /* of the file of mpiserve_open_pair() */
 #define MPISERVE_LOCAL_SIZE \
   2048 /* bytes of a command, with its final zero: mpiserve_description \
         */
@@ -491,6 +492,21 @@ int mpiserve_open_f(MPI_Fint world, int role, mpiserve_session **session);
  * world. Returns code. */
 int mpiserve_open_failed(MPI_Comm world, int role, int code, const char *text);
 int mpiserve_open_failed_f(MPI_Fint world, int role, int code, const char *text);
+
+/* mpiserve_open_pair: join a session of two processes of one node that have no MPI world in common:
+ * for a simulation without a launcher, such as a notebook. It is a part of mpiserve for Python,
+ * which starts the other process. One is the simulation rank, with world rank 0, the other one the
+ * inference rank, with world rank 1. Each has started MPI, alone; either may call first.
+ *
+ * file is a descriptor of a file that both map (memfd_create), for one session: of at least
+ * MPISERVE_PAIR_BYTES bytes, zero at first. peer is a descriptor of the other process (pidfd_open).
+ * Both stay the caller's; peer stays open until the call returns. Returns as mpiserve_open() does,
+ * with the same errors; MPISERVE_EPEER if the other process has ended; MPISERVE_ECONFIG if
+ * MPISERVE_TRANSPORT is rma.
+ *
+ * mpiserve_comm() is a communicator of this process alone, and a process may have several such
+ * sessions at a time. MPI_Finalize waits for nobody, also if the other process has died. */
+int mpiserve_open_pair(int file, int peer, int role, mpiserve_session **session);
 
 /* mpiserve_comm: the communicator of the ranks that have this rank's role, in the order of the
  * world. Owned by the session. Local. */

@@ -86,6 +86,10 @@ static void ask_all(msi_world *world) {
 void msi_clocks_measure(msi_world *world, msi_clock *clock) {
   MPI_Request request;
   *clock = (msi_clock){0};
+  if (world->pair) { /* on one node */
+    clock->at_ns = msi_now();
+    return;
+  }
   if (world->rank == 0) {
     ask_all(world);
     clock->at_ns = msi_now();

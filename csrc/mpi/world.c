@@ -7,10 +7,10 @@
 #include "base/error.h"
 #include "base/handles.h"
 #include "base/profile.h"
+#include "mpi/collective.h"
 #include "mpi/failure.h"
+#include "mpi/pair.h"
 #include "mpi/registry.h"
-
-enum { MOST_NAMED = 8 }; /* ranks of a text */
 
 /* What every rank tells every other at open. */
 typedef struct hello {
@@ -41,103 +41,6 @@ int msi_world_check_closed(MPI_Comm comm) {
       "a session of this world is open: these ranks have one at a time; close it first");
 }
 
-int msi_mpi_error(int mpi_code, const char *call) {
-  char text[MPI_MAX_ERROR_STRING] = "unknown error";
-  int length;
-  MPI_Error_string(mpi_code, text, &length);
-  return msi_error(MPISERVE_EMPI, "%s: %s", call, text);
-}
-
-/* Seconds; normal if there is no text, 0 if it is no positive number. */
-static double limit_of(const char *text, double normal) {
-  if (!text || !*text) return normal;
-  char *end;
-  double seconds = strtod(text, &end);
-  return *end || !(seconds > 0) ? 0 : seconds;
-}
-
-static double open_limit(void) { return limit_of(getenv("MPISERVE_OPEN_TIMEOUT"), 600); }
-
-static double close_limit(void) { return limit_of(getenv("MPISERVE_CLOSE_TIMEOUT"), 30); }
-
-/* The time after which open and publish give up on a rank that does not come. */
-static int64_t open_deadline(void) {
-  double seconds = open_limit();
-  return msi_deadline(seconds > 0 ? seconds : 600);
-}
-
-double msi_world_close_limit(void) {
-  double seconds = close_limit();
-  return seconds > 0 ? seconds : 30;
-}
-
-/* Who did not come MPI does not say. After open the inference ranks are known, which publish
- * when they have loaded: the simulation ranks wait for them. */
-static int not_all_came(const msi_world *world, const char *what) {
-  char ranks[MPISERVE_TEXT_SIZE] = "";
-  int named = 0;
-  for (int r = 0; world->n_simulation && r < world->size; r++) {
-    if (world->roles[r] != MPISERVE_INFERENCE || named == MOST_NAMED) continue;
-    size_t n = strlen(ranks);
-    snprintf(ranks + n, sizeof ranks - n, named++ ? ", %d" : " %d", r);
-  }
-  if (named)
-    return msi_error(MPISERVE_ETIMEOUT,
-                     "rank %d: not every inference rank (%s%s) came to %s in time: is a model "
-                     "still loading? (MPISERVE_OPEN_TIMEOUT sets the limit in seconds)",
-                     world->rank, ranks + 1, named < MOST_NAMED ? "" : " ...", what);
-  return msi_error(MPISERVE_ETIMEOUT,
-                   "rank %d: not every rank of the world came to %s in time; does each "
-                   "rank take part, by mpiserve_open or with libmpiserve_world.so? "
-                   "(MPISERVE_OPEN_TIMEOUT sets the limit in seconds)",
-                   world->rank, what);
-}
-
-/* A rank that is dead never comes. */
-static int has_died(const msi_world *world, const char *what) {
-  char text[MPISERVE_TEXT_SIZE] = "";
-  msi_failure_name_dead(world, text, sizeof text);
-  return msi_error(MPISERVE_EPEER, "rank %d: %s cannot end, because a rank has died: %s",
-                   world->rank, what, text);
-}
-
-/* Completes a nonblocking collective. Ranks may come minutes apart (models are
- * being loaded), so this sleeps where MPI_Wait would burn a core. */
-static int complete(msi_world *world, MPI_Request *request, int64_t deadline, const char *what) {
-  msi_wait wait = {0};
-  for (;;) {
-    int done, failed = MPI_Test(request, &done, MPI_STATUS_IGNORE);
-    if (msi_failure_note(world, world->comm, failed)) return has_died(world, what);
-    if (failed) return msi_mpi_error(failed, what);
-    if (done) return MPISERVE_OK;
-    if (!msi_wait_pause(&wait, &world->backoff, NULL)) continue;
-    if (world->failure && msi_failure_look(world)) return has_died(world, what);
-    if (msi_now() > deadline) return not_all_came(world, what);
-  }
-}
-
-int msi_world_gather(msi_world *world, const void *mine, void *all, size_t bytes,
-                     const char *what) {
-  MPI_Request request;
-  int failed =
-      MPI_Iallgather(mine, (int)bytes, MPI_BYTE, all, (int)bytes, MPI_BYTE, world->comm, &request);
-  if (failed) return msi_mpi_error(failed, "MPI_Iallgather");
-  return complete(world, &request, open_deadline(), what);
-}
-
-static int duplicate(msi_world *world, MPI_Comm comm) {
-  MPI_Request request;
-  int failed = MPI_Comm_idup(comm, &world->comm, &request);
-  if (failed) return msi_mpi_error(failed, "MPI_Comm_idup");
-  int code = complete(world, &request, open_deadline(), "mpiserve_open");
-  if (code) {
-    world->comm = MPI_COMM_NULL; /* still in the making: nobody may free it */
-    return code;
-  }
-  MPI_Comm_set_errhandler(world->comm, MPI_ERRORS_RETURN);
-  return MPISERVE_OK;
-}
-
 /* A folder, for Python, or any other text. */
 static int wants(const char *name) {
   const char *text = getenv(name);
@@ -160,22 +63,9 @@ static int exchange_hello(msi_world *world, int code, hello *all) {
   return msi_world_gather(world, &mine, all, sizeof mine, "mpiserve_open");
 }
 
-/* A rank that failed tells its code and text to all. */
-static int share_error(msi_world *world, int rank, int code, const char *text) {
-  struct {
-    int code;
-    char text[MPISERVE_TEXT_SIZE];
-  } error = {.code = code};
-  if (rank == world->rank) snprintf(error.text, sizeof error.text, "%s", text);
-  int failed = MPI_Bcast(&error, sizeof error, MPI_BYTE, rank, world->comm);
-  if (failed) return msi_mpi_error(failed, "MPI_Bcast");
-  if (rank == world->rank) return msi_error(error.code, "%s", error.text);
-  return msi_error(error.code, "rank %d: %s", rank, error.text);
-}
-
 static int check_failed(msi_world *world, const hello *all, const char *text) {
   for (int r = 0; r < world->size; r++)
-    if (all[r].code) return share_error(world, r, all[r].code, text);
+    if (all[r].code) return msi_collective_share_error(world, r, all[r].code, text);
   return MPISERVE_OK;
 }
 
@@ -218,6 +108,9 @@ static int check_transport(msi_world *world, const hello *all) {
   }
   if (world->force_rma && world->force_shared)
     return msi_error(MPISERVE_ECONFIG, "MPISERVE_TRANSPORT is rma on some ranks, shared on others");
+  if (world->force_rma && world->pair)
+    return msi_error(MPISERVE_ECONFIG, "MPISERVE_TRANSPORT is rma, which a session of one process "
+                                       "does not have: unset it, or start several ranks");
   return MPISERVE_OK;
 }
 
@@ -280,6 +173,7 @@ static msi_backoff backoff_of(const msi_world *world) {
 
 static int find_nodes(msi_world *world) {
   int first = world->rank;
+  if (world->pair) return world->backoff = backoff_of(world), MPISERVE_OK; /* one node: all 0 */
   int failed = MPI_Comm_split_type(world->comm, MPI_COMM_TYPE_SHARED, world->rank, MPI_INFO_NULL,
                                    &world->node);
   if (failed) return msi_mpi_error(failed, "MPI_Comm_split_type");
@@ -329,31 +223,39 @@ static int agree(msi_world *world, int code, const char *text) {
   return result;
 }
 
-int msi_world_open(msi_world *world, MPI_Comm comm, int role, int code, const char *text) {
-  if (!code && !(open_limit() > 0 && close_limit() > 0)) {
-    code = MPISERVE_ECONFIG; /* all ranks get it, as any failure of a rank */
-    text = open_limit() > 0 ? "MPISERVE_CLOSE_TIMEOUT is to be a number of seconds above 0"
-                            : "MPISERVE_OPEN_TIMEOUT is to be a number of seconds above 0";
+static int open_all(msi_world *world, MPI_Comm comm, int code, const char *text) {
+  int result = world->roles && world->nodes
+                   ? MPISERVE_OK
+                   : msi_error(MPISERVE_ENOMEM, "no memory for %d ranks", world->size);
+  if (!result) result = msi_collective_duplicate(world, comm);
+  if (!result) result = agree(world, code, text);
+  if (!result) result = find_nodes(world);
+  return result ? result : split_roles(world);
+}
+
+int msi_world_open(msi_world *world, MPI_Comm comm, msi_pair *pair, int role, int code,
+                   const char *text) {
+  const char *wrong = msi_collective_wrong_limit();
+  if (!code && wrong) { /* all ranks get it, as any failure of a rank */
+    code = MPISERVE_ECONFIG;
+    text = wrong;
   }
   *world = (msi_world){.comm = MPI_COMM_NULL,
                        .peers = MPI_COMM_NULL,
                        .node = MPI_COMM_NULL,
                        .meeting = MPI_REQUEST_NULL,
+                       .pair = pair,
                        .role = role,
+                       .rank = pair ? pair->rank : 0,
+                       .size = 2,
                        .launched_ns = msi_now(),
                        .backoff = msi_backoff_for(2, 1)};
-  MPI_Comm_rank(comm, &world->rank);
-  MPI_Comm_size(comm, &world->size);
+  if (!pair) MPI_Comm_rank(comm, &world->rank);
+  if (!pair) MPI_Comm_size(comm, &world->size);
   MPI_Query_thread(&world->thread_level);
   world->roles = calloc((size_t)world->size, sizeof *world->roles);
   world->nodes = calloc((size_t)world->size, sizeof *world->nodes);
-  int result = world->roles && world->nodes
-                   ? MPISERVE_OK
-                   : msi_error(MPISERVE_ENOMEM, "no memory for %d ranks", world->size);
-  if (!result) result = duplicate(world, comm);
-  if (!result) result = agree(world, code, text);
-  if (!result) result = find_nodes(world);
-  if (!result) result = split_roles(world);
+  int result = open_all(world, comm, code, text);
   world->opened_ns = msi_now();
   if (result) msi_world_close(world);
   return result;
@@ -375,11 +277,7 @@ static int gather_heads(msi_world *world, const mpiserve_description *mine,
       world->heads[n++] = (msi_head){.rank = r, .service_index = i};
     counts[r] *= bytes;
   }
-  MPI_Request request;
-  int failed = MPI_Iallgatherv(mine, counts[world->rank], MPI_BYTE, all, counts, offsets, MPI_BYTE,
-                               world->comm, &request);
-  if (failed) return msi_mpi_error(failed, "MPI_Iallgatherv");
-  int code = complete(world, &request, open_deadline(), "mpiserve_publish");
+  int code = msi_collective_gather_some(world, mine, all, counts, offsets, "mpiserve_publish");
   for (int i = 0; i < world->n_heads && !code; i++) world->heads[i].description = all[i];
   return code;
 }
@@ -405,20 +303,6 @@ int msi_world_publish(msi_world *world, int n, const mpiserve_description *descr
   return code ? code : msi_registry_check(world);
 }
 
-int msi_world_agree(msi_world *world, int code) {
-  MPI_Request request;
-  int *vote = &world->votes[0], *first = &world->votes[1];
-  *vote = code ? world->rank : world->size;
-  int failed = MPI_Iallreduce(vote, first, 1, MPI_INT, MPI_MIN, world->comm, &request);
-  if (failed) return msi_mpi_error(failed, "MPI_Iallreduce");
-  int late = complete(world, &request, open_deadline(), "mpiserve_open");
-  if (late || *first == world->size) return late;
-  char text[MPISERVE_TEXT_SIZE];
-  size_t bytes = msi_text_bytes(mpiserve_last_error(), sizeof text - 1);
-  snprintf(text, sizeof text, "%.*s", (int)bytes, mpiserve_last_error());
-  return share_error(world, *first, code, text);
-}
-
 static void free_comm(MPI_Comm *comm) {
   if (*comm != MPI_COMM_NULL) MPI_Comm_free(comm);
 }
@@ -431,6 +315,8 @@ void msi_world_close(msi_world *world) {
   free(world->nodes);
   free(world->heads);
   msi_failure_close(world);
+  msi_pair_close(world->pair);
+  world->pair = NULL;
   world->roles = NULL;
   world->nodes = NULL;
   world->heads = NULL;

@@ -13,10 +13,13 @@ typedef struct msi_head {
   mpiserve_description description;
 } msi_head;
 
+typedef struct msi_pair msi_pair;
+
 typedef struct msi_world {
-  MPI_Comm comm;  /* our own copy of the world */
+  MPI_Comm comm;  /* our own copy of the world; of a pair this process alone */
   MPI_Comm peers; /* the ranks of this rank's role */
   MPI_Comm node;  /* the ranks of this node */
+  msi_pair *pair; /* of a session of two processes that have no common world; NULL: of a world */
   int rank, size;
   int role;
   int thread_level;
@@ -47,8 +50,10 @@ typedef struct msi_world {
 int msi_world_check_closed(MPI_Comm comm);
 
 /* Exchanges roles and checks that versions and thread levels fit. code and text
- * are this rank's own failure, or MPISERVE_OK. On failure world is freed. */
-int msi_world_open(msi_world *world, MPI_Comm comm, int role, int code, const char *text);
+ * are this rank's own failure, or MPISERVE_OK. pair is NULL, or there is no comm, and the world
+ * owns it from now on. On failure world is freed. */
+int msi_world_open(msi_world *world, MPI_Comm comm, msi_pair *pair, int role, int code,
+                   const char *text);
 
 /* Gathers the descriptions of all inference ranks at every rank; simulation ranks
  * have none. */

@@ -16,6 +16,7 @@ import numpy as np
 from mpi4py import MPI
 
 from mpiserve import errors, failure
+from mpiserve._lib import described, waiting
 from mpiserve._lib.arrays import DTYPE_CODES, DTYPES, row_shape
 from mpiserve._lib.fallbacks import Fallback
 from mpiserve.config.tensor import Tensor
@@ -49,6 +50,7 @@ _ROLES = {
     "inference": MPISERVE_INFERENCE,
     "gateway": MPISERVE_GATEWAY,
 }
+PAIR = ("simulation", "inference")  # the ranks of a session without a world
 _ROLE_NAMES = {number: role for role, number in _ROLES.items()}
 
 cdef enum:
@@ -76,6 +78,7 @@ cdef class Session(InferenceCalls):
     Args:
         comm: The world.
         role: "simulation", "inference" or "gateway".
+        pair: Of a session without a world: the file and the other process, as descriptors.
 
     Collective over the world. On simulation ranks it returns when every service
     is published; on inference ranks `publish` must follow.
@@ -87,24 +90,38 @@ cdef class Session(InferenceCalls):
     cdef readonly tuple roles
     cdef dict _services
 
-    def __init__(self, comm, role):
-        cdef MPI_Fint world = comm.py2f(), peers
-        cdef int code, number = _ROLES[role], other
+    def __init__(self, comm, role, pair=None):
+        cdef MPI_Fint peers
+        cdef int number = _ROLES[role], other
         if forks:
             refuse_fork()
         lock_init(&self._lock)
-        with nogil:
-            code = mpiserve_open_f(world, number, &self._session)
-        check(code)
-        self.role, self.rank = role, comm.rank
+        if pair is None:
+            self._open(comm.py2f(), number)
+        else:
+            self._open_pair(pair[0], pair[1], number)
+        size = comm.size if pair is None else len(PAIR)
+        self.role, self.rank = role, comm.rank if pair is None else PAIR.index(role)
         check(mpiserve_comm_f(self._session, &peers))
         self.comm = MPI.Comm.f2py(peers)
         self._services = {}
         roles = []
-        for rank in range(comm.size):
+        for rank in range(size):
             check(mpiserve_role_of(self._session, rank, &other))
             roles.append(_ROLE_NAMES[other])
         self.roles = tuple(roles)
+
+    cdef int _open(self, MPI_Fint world, int role) except -1:
+        cdef int code
+        with nogil:
+            code = mpiserve_open_f(world, role, &self._session)
+        return check(code)
+
+    cdef int _open_pair(self, int file, int peer, int role) except -1:
+        cdef int code
+        with nogil:
+            code = mpiserve_open_pair(file, peer, role, &self._session)
+        return check(code)
 
     @staticmethod
     def open_failed(comm, role, code, text):

@@ -111,7 +111,13 @@ cdef int look(mpiserve_session **session, lock *door, mpiserve_request *request,
 @cython.freelist(8)
 @cython.no_gc_clear
 cdef class Request:
-    """One request under way."""
+    """One request under way.
+
+    A coroutine may `await` it. `concurrent.futures.wait` and `as_completed` take requests, also
+    beside futures. For these, and for callbacks, a thread looks for the end of the request; so
+    MPI has to allow threads that take turns (SERIALIZED), as mpi4py does if mpiserve is imported
+    first.
+    """
 
     cdef Session _session
     cdef Service _service
@@ -124,6 +130,7 @@ cdef class Request:
     cdef mpiserve_stats _stats
     cdef int _code
     cdef bint _ended
+    cdef object _watch  # None: nobody waits for its end by other means than `result`
 
     def done(self):
         """Return whether the request has ended, without waiting."""
@@ -172,6 +179,62 @@ cdef class Request:
         if self._code != MPISERVE_OK:
             raise errors.from_code(self._code, self._text) from self._cause
         return self._outputs
+
+    def exception(self, timeout=None):
+        """Wait for the end, and return the error that `result` raises, or None.
+
+        Raises:
+            RequestTimeout: After so many seconds; the request goes on.
+            CancelledError: If the request was cancelled, as futures do.
+        """
+        try:
+            self.result(timeout)
+        except errors.CancelledError:
+            raise
+        except BaseException as error:
+            if not self._ended:
+                raise
+            return error
+        return None
+
+    def cancelled(self):
+        """Return whether the request was cancelled."""
+        return self.done() and self._code == errors.Code.ECANCELLED
+
+    def add_done_callback(self, function):
+        """Call a function with this request when it has ended; at once if it has.
+
+        Another thread calls it, soon after the end, and drops what it returns; what it raises is
+        logged. Functions are called in the order in which they were added. The request is kept
+        until then, and so is not cancelled when nobody holds it.
+        """
+        self._watched().add(function)
+
+    def __await__(self):
+        return waiting.awaited(self)
+
+    cdef object _watched(self):
+        if self._watch is None:
+            self._watch = waiting.watch(self)
+        return self._watch
+
+    # What concurrent.futures reads of a future.
+
+    @property
+    def _condition(self):
+        return self._watched().condition
+
+    @property
+    def _waiters(self):
+        return self._watched().waiters
+
+    @property
+    def _state(self):
+        return self._watched().state
+
+    def __repr__(self):
+        name = self._service.name
+        return described.request(self, name, self._ended, self._code, self._text)
 
     @cython.final
     cdef int _wait(self, double seconds) except -1:

@@ -438,4 +438,4 @@ cdef class Service:
         return 0
 
     def __repr__(self):
-        return f"<service {self.name!r} on rank {self.head}, {self.transport}>"
+        return described.service(self)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from mpiserve.config import Config, Group, PoolConfig, ServiceConfig
+from mpiserve.config import Config, Group, PartitionConfig, PoolConfig, ServiceConfig
 from mpiserve.errors import ConfigError
 
 SIMULATION = "simulation"
@@ -141,6 +141,24 @@ def _listed(config: Config, world_size: int, needed: int) -> set[int]:
         text = f"{_ranks(len(ranks))} listed, but the services take {needed}"
         raise config.error("partition.ranks", text)
     return set(ranks)
+
+
+def on_one_rank(config: Config) -> Config:
+    """Return a configuration whose services are all served by one inference rank.
+
+    Raises:
+        ConfigError: If a service needs several ranks.
+    """
+    for service in config.services:
+        if service.tensor_parallel > 1:
+            text = f"{_ranks(service.tensor_parallel)} hold its model, and a session of one process"
+            key = f"service.{service.name}.tensor_parallel"
+            raise config.error(key, f"{text} has one inference rank: use mpiexec")
+    services = {s.name: s.model_copy(update={"replicas": 1}) for s in config.services}
+    names = tuple(s.name for s in config.services if not s.derivative)
+    pool = {"local": PoolConfig.model_validate({"services": names})} if len(names) > 1 else {}
+    update = {"service": services, "pool": pool, "partition": PartitionConfig(), "gateway": None}
+    return config.model_copy(update=update)
 
 
 def by_node(config: Config) -> bool:

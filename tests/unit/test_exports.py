@@ -41,7 +41,7 @@ def test_the_map_lists_what_the_header_declares():
 
 
 ENVIRONMENT = ("OPEN_TIMEOUT", "CLOSE_TIMEOUT", "WAIT_NOTICE", "END_WITH_LAUNCHER")
-ENVIRONMENT += ("CAPTURE", "PROFILE", "PROFILE_FILE")
+ENVIRONMENT += ("CAPTURE", "PROFILE", "PROFILE_FILE", "TRANSPORT")
 ENVIRONMENT += ("E",)  # of the names of codes
 
 

@@ -29,7 +29,7 @@ ROOMS = {
     "serving": SERVES,
     "session": SERVES | {"serving"},
     "gateway": SERVES | {"serving", "session", "text", "wire"},
-    "launch": SERVES | {"gateway", "session", "terminal"},
+    "launch": SERVES | {"gateway", "serving", "session", "terminal"},
     "tools": SERVES | {"launch", "serving", "terminal"},
     # The benchmark is a user of all of it, and nobody but the command line uses the benchmark.
     "bench": BASE | {"_lib", "backends", "config", "mpi", "serving", "session", "terminal"},
