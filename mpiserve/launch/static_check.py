@@ -18,6 +18,7 @@ from mpiserve.config import OBJECT, Config, Group, ServiceConfig
 from mpiserve.config.values import cut, shown, suggest
 from mpiserve.errors import ModelError
 from mpiserve.launch import definitions
+from mpiserve.serving.placement.placed import remote_table
 
 POOL = 256 << 20  # bytes of a service whose pool_bytes is 0
 NEEDS = {
@@ -105,6 +106,7 @@ def _of_service(service: ServiceConfig) -> Iterator[Finding]:
         _task(service),
         _functions(service),
         _here(service),
+        _beside(service),
     ):
         yield finding._replace(key=f"{key}.{finding.key}")
 
@@ -189,6 +191,15 @@ def _remote(service: ServiceConfig) -> Iterator[Finding]:
         yield Finding(f"options.{error.name}", error.text)
     except ModelError as error:
         yield Finding("backend", error.text)
+
+
+def _beside(service: ServiceConfig) -> Iterator[Finding]:
+    """Look at the remote model beside a local one as at a service of its own."""
+    if service.remote:
+        table = remote_table(service)
+        library = (finding for finding in _here(table) if finding.key == "backend")
+        for finding in chain(_options(table), _remote(table), library):
+            yield finding._replace(key=f"remote.{finding.key}")
 
 
 def _model_file(service: ServiceConfig, model: str) -> Iterator[Finding]:
