@@ -12,13 +12,12 @@ from typing import Any, NamedTuple
 from mpiserve import backends
 from mpiserve.backends.language.tasks import input_problems
 from mpiserve.backends.remote.remote_backend import api_of
-from mpiserve.backends.remote.settings import OptionError, settings_of
+from mpiserve.backends.remote.settings import OptionError, remote_table, settings_of
 from mpiserve.backends.torch.deepspeed_backend import ELSEWHERE
 from mpiserve.config import OBJECT, Config, Group, ServiceConfig
 from mpiserve.config.values import cut, shown, suggest
 from mpiserve.errors import ModelError
 from mpiserve.launch import definitions
-from mpiserve.serving.placement.placed import remote_table
 
 POOL = 256 << 20  # bytes of a service whose pool_bytes is 0
 NEEDS = {
