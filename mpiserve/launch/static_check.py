@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from mpiserve import backends
 from mpiserve.backends.language.tasks import input_problems
 from mpiserve.backends.remote.remote_backend import api_of
-from mpiserve.backends.remote.settings import OptionError, settings_of
+from mpiserve.backends.remote.settings import OptionError, remote_table, settings_of
 from mpiserve.backends.torch.deepspeed_backend import ELSEWHERE
 from mpiserve.config import OBJECT, Config, Group, ServiceConfig
 from mpiserve.config.values import cut, shown, suggest
@@ -105,6 +105,7 @@ def _of_service(service: ServiceConfig) -> Iterator[Finding]:
         _task(service),
         _functions(service),
         _here(service),
+        _beside(service),
     ):
         yield finding._replace(key=f"{key}.{finding.key}")
 
@@ -189,6 +190,15 @@ def _remote(service: ServiceConfig) -> Iterator[Finding]:
         yield Finding(f"options.{error.name}", error.text)
     except ModelError as error:
         yield Finding("backend", error.text)
+
+
+def _beside(service: ServiceConfig) -> Iterator[Finding]:
+    """Look at the remote model beside a local one as at a service of its own."""
+    if service.remote:
+        table = remote_table(service)
+        library = (finding for finding in _here(table) if finding.key == "backend")
+        for finding in chain(_options(table), _remote(table), library):
+            yield finding._replace(key=f"remote.{finding.key}")
 
 
 def _model_file(service: ServiceConfig, model: str) -> Iterator[Finding]:

@@ -96,6 +96,14 @@ def settings_of(service: ServiceConfig) -> Settings:
     )
 
 
+def remote_table(service: ServiceConfig) -> ServiceConfig:
+    """Return the table of the remote model, as one of the backend `remote`."""
+    assert service.remote
+    remote = {"backend": "remote", "model": service.remote.model, "engine": "auto"}
+    same = {"remote": None, "placement": "local", "preprocess": None, "postprocess": None}
+    return service.model_copy(update={**remote, **same, "options": service.remote.options})
+
+
 class _Reader:
     """Reads options, and names the one that is wrong."""
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from mpiserve.backends.base import Backend
 from mpiserve.backends.remote.api import RefusedError
 from mpiserve.backends.remote.remote_backend import RemoteBackend
+from mpiserve.backends.remote.settings import remote_table
 from mpiserve.errors import Code, ModelError
 from mpiserve.serving.placement.breaker import CLOSED, HALF_OPEN, Breaker, Question
 from mpiserve.serving.placement.policy import Policy
@@ -202,11 +203,3 @@ def local_table(service: ServiceConfig) -> ServiceConfig:
     """Return the table of the local model, whose child keeps an engine in C: Python calls it."""
     isolate = True if service.isolated else service.isolate
     return service.model_copy(update={"remote": None, "placement": "local", "isolate": isolate})
-
-
-def remote_table(service: ServiceConfig) -> ServiceConfig:
-    """Return the table of the remote model, as one of the backend `remote`."""
-    assert service.remote
-    remote = {"backend": "remote", "model": service.remote.model, "engine": "auto"}
-    same = {"remote": None, "placement": "local", "preprocess": None, "postprocess": None}
-    return service.model_copy(update={**remote, **same, "options": service.remote.options})
