@@ -68,6 +68,7 @@ extern "C" {
 #define MPISERVE_STATES 8          /* in mpiserve_state */
 #define MPISERVE_STAGES 11         /* in mpiserve_stage */
 #define MPISERVE_PAIR_BYTES 131072 /* of the file of mpiserve_open_pair() */
+#define MPISERVE_OUTPUT_RANGES 3   /* most that mpiserve_segment_outputs() finds */
 #define MPISERVE_LOCAL_SIZE \
   2048 /* bytes of a command, with its final zero: mpiserve_description \
         */
@@ -396,8 +397,6 @@ typedef struct mpiserve_segment {
 typedef struct mpiserve_range {
   int64_t offset, bytes;
 } mpiserve_range;
-
-enum { MPISERVE_OUTPUT_RANGES = 3 }; /* most that mpiserve_segment_outputs() tells */
 
 /* Where the time of a request goes, in the order in which it gets there: see
  * mpiserve_profile_get(). */
