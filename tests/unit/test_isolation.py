@@ -1,6 +1,7 @@
 """What isolates models: budgets, environments, texts, places in memory, signals."""
 
 import base64
+import logging
 import os
 import pickle
 import resource
@@ -27,10 +28,11 @@ from mpiserve.serving import engines
 from mpiserve.serving.isolation import fork_server, local_model, server_link
 from mpiserve.serving.isolation.channel import CALL, OK, RUN, Channel, Room, sizes
 from mpiserve.serving.isolation.isolated_steps import IsolatedSteps
-from mpiserve.serving.isolation.messages import Failure, StepsState
-from mpiserve.serving.isolation.process import LostError, wait_for_rows
+from mpiserve.serving.isolation.messages import Failure, Order, StepsState
+from mpiserve.serving.isolation.process import ChildProcess, LostError, wait_for_rows
 from mpiserve.serving.isolation.restarts import IN_A_ROW, Restarts
 from mpiserve.serving.isolation.server_link import ForkServer, ending, without_mpi
+from mpiserve.serving.loading import Known
 
 
 def test_a_replica_is_given_up_after_so_many_deaths_in_a_time():
@@ -355,3 +357,61 @@ assert not server._orphans(), server._orphans()
 def test_what_orphans_have_started_ends_with_them():
     done = subprocess.run([sys.executable, "-c", HEIRS], capture_output=True, text=True)
     assert not done.returncode, done.stderr
+
+
+# ---- what children share
+
+TELLS = """
+import os, sys
+from mpiserve import Backend
+
+SHARED = "mpiserve.backends.python" in sys.modules
+
+class Tells(Backend):
+    engine = f"{SHARED} {os.environ.get('HOME')} {os.environ.get('NEW')} {os.environ['SAME']}"
+
+    def run(self, inputs):
+        return inputs
+
+def model(x):
+    return x
+"""
+
+
+@pytest.fixture
+def load(server, tmp_path, monkeypatch):
+    """Load a model in a child of its own; return what it says."""
+    (tmp_path / "tells.py").write_text(TELLS)
+    monkeypatch.setenv("HOME", "/there")
+    monkeypatch.setenv("SAME", "kept")
+    path = (str(tmp_path), *sys.path)
+    new = {name: text for name, text in os.environ.items() if name != "HOME"} | {"NEW": "here"}
+
+    def load(known=None, **table):
+        service = service_of("s", outputs=[{"name": "y", **FLOATS}], **table)
+        cores = frozenset(os.sched_getaffinity(0))
+        order = Order(service, 0, path, new, cores, logging.INFO, known=known)
+        child = ChildProcess(server, service)
+        try:
+            return child.call("load", order, limit=60, what="while it loaded")
+        finally:
+            child.end()
+
+    return load
+
+
+def test_a_child_has_the_environment_of_its_rank(load):
+    assert load(backend="tells:Tells").engine == "False None here kept"
+
+
+def test_later_children_share_what_the_first_one_has_imported(server, load):
+    python = {"backend": "python", "model": "tells:model"}
+    first = load(**python)
+    assert "mpiserve.backends.python" in first.libraries
+    assert "tells" not in first.libraries, "modules of the user's are read anew"
+    known = Known(first.together, first.copies, first.tuning, first.native)
+    assert load(known, **python).libraries == (), "it has nothing new to say"
+    server.load(first.libraries, later=True)
+    end = time.monotonic() + 60
+    while not load(backend="tells:Tells").engine.startswith("True"):
+        assert time.monotonic() < end

@@ -42,6 +42,8 @@ SHAPES = 256  # numbers of rows whose arrays are kept
 # Process, file descriptor and bytes of memory of the rank; offset and bytes of what a model writes.
 Segment = tuple[int, int, int, list[tuple[int, int]]]
 LARGE = ("torch", "torch._dynamo", "deepspeed", "transformers", "scipy")
+# DeepSpeed imports dozens of modules of its own and of transformers when it shards a model.
+PARTS = ("deepspeed.", "transformers.", "mpiserve.backends.", "mpiserve.serving.")
 
 logger = logging.getLogger("mpiserve")
 
@@ -228,7 +230,7 @@ class Child:
             copies=bool(backend.copies),
             wants_clients=bool(backend.wants_clients),
             tuning=backend.tune_result,
-            libraries=_libraries(),
+            libraries=() if order.known else _libraries(),
             remarks=tuple(remarks),
             steps=self._state() if backend.steps else None,
             takes_over=type(backend.steps).take_over is not Steps.take_over
@@ -401,23 +403,27 @@ def main(name: str, files: list[int]) -> NoReturn:
 
 
 def _libraries() -> tuple[str, ...]:
-    """Name the large libraries that were imported, for other children to share.
-
-    DeepSpeed imports dozens of modules of its own and of transformers when it shards a model.
-    """
-    parts = [name for name in sys.modules if name.startswith(("deepspeed.", "transformers."))]
+    """Name the large libraries that were imported, and our own, for later children to share."""
+    parts = [name for name in sys.modules if name.startswith(PARTS)]
     return tuple(name for name in (*LARGE, *parts) if name in sys.modules)
 
 
 def _settle(order: Order) -> None:
     """Take over what the rank has set since the fork server started."""
     sys.path[:] = order.path
-    os.environ.clear()
-    os.environ.update(order.environment)
+    _set_environment(order.environment)
     os.sched_setaffinity(0, order.cores)
     logger.setLevel(order.level)
     if order.service.memory_bytes:
         _limit_memory(order.service.memory_bytes)
+
+
+def _set_environment(wanted: dict[str, str]) -> None:
+    """Make the environment this one; what is the same already stays in pages that are shared."""
+    now = dict(os.environ)
+    for name in now.keys() - wanted.keys():
+        del os.environ[name]
+    os.environ.update({name: text for name, text in wanted.items() if now.get(name) != text})
 
 
 def _limit_memory(size: int) -> None:
