@@ -1,8 +1,10 @@
 /* loadgen: a client that MLPerf LoadGen drives. Not a part of libmpiserve: mpiserve/bench/judge.py
  * compiles it when it is used first, with the sources of LoadGen.
  *
- * A sample is a row of the service: one input and one output, float32 [-1, width]. Queries that
- * come while others are under way are sent together, as many as a batch holds. */
+ * A sample is a row of the service: one input and one output, float32 [-1, width]. LoadGen's thread
+ * sends a query and waits for the answers. LoadGen issues what has become due meanwhile as one
+ * query, whose samples are sent together, as many as a batch holds; it counts the time from when
+ * each was due. A thread of its own for the answers needs a third core. */
 #define MPISERVE_NO_MPI
 #include <loadgen.h>
 #include <mpiserve.h>
@@ -14,13 +16,10 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <condition_variable>
 #include <cstring>
 #include <deque>
 #include <exception>
-#include <mutex>
 #include <string>
-#include <thread>
 #include <vector>
 
 using mlperf::QuerySample;
@@ -58,7 +57,7 @@ constexpr uint64_t SLICE_NS = 100000; /* the least that Linux allows */
 /* The kernel wakes a thread up to 50 microseconds late, unless it says that it minds: LoadGen
  * sleeps until the next query. And where threads share a core, each runs for some milliseconds
  * before the next one, unless it asks for shorter turns (Linux 6.12 and later): a query is to end
- * within one millisecond. */
+ * within one millisecond. The thread that writes LoadGen's logs inherits both. */
 class Punctual {
 public:
   Punctual() {
@@ -103,18 +102,29 @@ public:
   const std::string &Name() override { return name_; }
   void FlushQueries() override {}
 
+  /* The next request leaves before the answers of the last one are passed on. */
+  void IssueQuery(const std::vector<QuerySample> &samples) override {
+    size_t sent = 0;
+    while (sent < samples.size() || is_flying()) {
+      Flight *landed = is_flying() ? land() : nullptr;
+      while (can_send() && sent < samples.size()) sent += send(samples, sent);
+      if (landed) complete(landed);
+    }
+  }
+
   /* Why a request has failed; empty: none has. */
   const std::string &failure() const { return failure_; }
 
-protected:
+private:
   bool can_send() const { return !free_.empty() && flying_.size() < FLIGHTS; }
   bool is_flying() const { return !flying_.empty(); }
 
-  /* Sends what a request can hold of the samples, and returns how many these are. */
-  size_t send(const QuerySample *samples, size_t n) {
+  /* Sends what a request can hold of the samples from the first on; returns how many these are. */
+  size_t send(const std::vector<QuerySample> &samples, size_t first) {
     Flight *flight = free_.back();
-    size_t rows = std::min(n, static_cast<size_t>(test_.max_rows));
-    flight->samples.assign(samples, samples + rows);
+    size_t rows = std::min(samples.size() - first, static_cast<size_t>(test_.max_rows));
+    const QuerySample *from = samples.data() + first;
+    flight->samples.assign(from, from + rows);
     for (size_t i = 0; i < rows; i++)
       std::memcpy(&flight->x[i * width()], sample(i, *flight), row());
     mpiserve_tensor in = tensor(flight->x.data(), rows), out = tensor(flight->y.data(), rows);
@@ -146,7 +156,6 @@ protected:
     free_.push_back(flight);
   }
 
-private:
   size_t width() const { return static_cast<size_t>(test_.width); }
   size_t row() const { return width() * sizeof(float); }
   const float *sample(size_t i, const Flight &flight) const {
@@ -164,84 +173,12 @@ private:
   const bench_test &test_;
   mpiserve_session *session_;
   mpiserve_service *service_;
-  /* One more than fly: the next request leaves before the answers of the last one are passed on. */
+  /* One more than fly: that which has landed. */
   Flight flights_[FLIGHTS + 1];
   std::vector<Flight *> free_;
   std::deque<Flight *> flying_;
   std::vector<mlperf::QuerySampleResponse> responses_;
   std::string failure_, name_ = "mpiserve";
-};
-
-/* One query at a time, answered on the thread that issues it. */
-class Stream : public Client {
-public:
-  using Client::Client;
-
-  void IssueQuery(const std::vector<QuerySample> &samples) override {
-    for (size_t i = 0; i < samples.size();) {
-      i += send(&samples[i], samples.size() - i);
-      complete(land());
-    }
-  }
-};
-
-/* Queries that come at any time. A thread of its own sends them and waits for the answers. */
-class Crowd : public Client {
-public:
-  Crowd(mpiserve_session *session, mpiserve_service *service, const bench_test &test)
-      : Client(session, service, test), thread_([this] { run(); }) {}
-
-  ~Crowd() override {
-    {
-      std::lock_guard<std::mutex> lock(mutex_);
-      ends_ = true;
-    }
-    arrived_.notify_one();
-    thread_.join();
-  }
-
-  void IssueQuery(const std::vector<QuerySample> &samples) override {
-    {
-      std::lock_guard<std::mutex> lock(mutex_);
-      queue_.insert(queue_.end(), samples.begin(), samples.end());
-    }
-    arrived_.notify_one();
-  }
-
-private:
-  void run() {
-    Punctual punctual;
-    while (!is_over()) {
-      Flight *landed = is_flying() ? land() : nullptr;
-      while (can_send() && has_more()) next_ += send(&taken_[next_], taken_.size() - next_);
-      if (landed) complete(landed);
-    }
-  }
-
-  /* Waits while nothing is under way. */
-  bool is_over() {
-    if (is_flying() || next_ < taken_.size()) return false;
-    std::unique_lock<std::mutex> lock(mutex_);
-    arrived_.wait(lock, [this] { return ends_ || !queue_.empty(); });
-    return queue_.empty();
-  }
-
-  bool has_more() {
-    if (next_ < taken_.size()) return true;
-    taken_.clear();
-    next_ = 0;
-    std::lock_guard<std::mutex> lock(mutex_);
-    taken_.swap(queue_);
-    return !taken_.empty();
-  }
-
-  std::mutex mutex_;
-  std::condition_variable arrived_;
-  std::vector<QuerySample> queue_; /* under the mutex */
-  bool ends_ = false;              /* under the mutex */
-  std::vector<QuerySample> taken_; /* of the thread: those before next_ have been sent */
-  size_t next_ = 0;
-  std::thread thread_; /* the last member: it uses the others */
 };
 
 /* All samples are in memory. */
@@ -284,13 +221,9 @@ std::string run(mpiserve_session *session, mpiserve_service *service, const benc
   logs.log_output.outdir = test.folder;
   logs.enable_trace = false;
   Punctual punctual;
-  auto judge = [&](auto &&client) {
-    mlperf::StartTest(&client, &samples, settings_of(test), logs);
-    return client.failure();
-  };
-  auto scenario = static_cast<TestScenario>(test.scenario);
-  bool waits = scenario == TestScenario::SingleStream || scenario == TestScenario::MultiStream;
-  return waits ? judge(Stream(session, service, test)) : judge(Crowd(session, service, test));
+  Client client(session, service, test);
+  mlperf::StartTest(&client, &samples, settings_of(test), logs);
+  return client.failure();
 }
 
 } // namespace
