@@ -359,6 +359,20 @@ def test_what_orphans_have_started_ends_with_them():
     assert not done.returncode, done.stderr
 
 
+def test_a_signal_ends_the_fork_server_while_it_imports_a_library(tmp_path, monkeypatch, capsys):
+    (tmp_path / "leaves.py").write_text("raise SystemExit")
+    (tmp_path / "signals.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGTERM)")
+    monkeypatch.syspath_prepend(tmp_path)
+    fork_server.load_library("leaves")
+    assert "cannot import leaves ahead: SystemExit()" in capsys.readouterr().err
+    before = signal.signal(signal.SIGTERM, fork_server._stop)
+    try:
+        with pytest.raises(fork_server.Stopped):
+            fork_server.load_library("signals")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 # ---- what children share
 
 TELLS = """

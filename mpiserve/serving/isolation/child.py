@@ -10,7 +10,7 @@ import os
 import pickle
 import resource
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from typing import Any, NoReturn
 
@@ -418,7 +418,7 @@ def _settle(order: Order) -> None:
         _limit_memory(order.service.memory_bytes)
 
 
-def _set_environment(wanted: dict[str, str]) -> None:
+def _set_environment(wanted: Mapping[str, str]) -> None:
     """Make the environment this one; what is the same already stays in pages that are shared."""
     now = dict(os.environ)
     for name in now.keys() - wanted.keys():

@@ -50,8 +50,12 @@ def ignore_signals() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, FOR_RANKS)
 
 
+class Stopped(SystemExit):
+    """SIGTERM has come. What a library raises that is imported is another one's."""
+
+
 def _stop(_number: int, _frame: object) -> NoReturn:
-    raise SystemExit
+    raise Stopped
 
 
 class Server:
@@ -190,6 +194,8 @@ def load_library(name: str) -> None:
             import_deepspeed("cpu")
         else:
             import_module(name)
+    except Stopped:
+        raise
     except BaseException as error:
         print(f"mpiserve: cannot import {name} ahead: {error!r}", file=sys.stderr)
 
