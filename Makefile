@@ -14,7 +14,9 @@ endif
 # mpiserve built with it, and take the rest from there.
 BASE := .venv
 ENV := $(BASE)$(if $(filter-out openmpi,$(MPI)),-$(MPI))
-# Python compiles what it imports: of all packages that takes half a minute.
+# Python compiles what it imports, and keeps it: of all packages at once that takes half a minute.
+# A machine on which nothing is kept would compile torch anew in each process of each test.
+unexport PYTHONDONTWRITEBYTECODE
 PIP = $(BASE)/bin/python -m pip -qq install --no-compile -c constraints.txt --no-build-isolation
 SITE := 'import sysconfig; print(sysconfig.get_path("purelib"))'
 EXAMPLE := examples/01_reacting_flow

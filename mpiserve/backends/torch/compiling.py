@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from mpiserve.config import ServiceConfig
@@ -29,6 +31,17 @@ def compile_arguments(service: ServiceConfig, device: torch.device) -> dict[str,
     if why := _obstacle(service, inductor and device.type == "cpu"):
         raise ArgumentError(Code.EARG, f"service.{service.name}.options.compile: {why}")
     return arguments
+
+
+def uncompiled() -> AbstractContextManager[Any]:
+    """Return a context in which torch.compile compiles nothing anew, and calls run uncompiled."""
+    # Its module takes 2.5 s to import; without it nothing has been compiled.
+    if "torch._dynamo" not in sys.modules:
+        return nullcontext()
+    import torch
+
+    stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return stance
 
 
 def _obstacle(service: ServiceConfig, needs_compiler: bool) -> str:

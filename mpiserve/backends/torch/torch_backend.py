@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 from mpiserve.backends.base import Backend, Native, check_options, full_name, ordered
 from mpiserve.backends.language import huggingface
 from mpiserve.backends.language.generate import Generator
-from mpiserve.backends.torch import ahead_of_time, dtypes, gradients
-from mpiserve.backends.torch.compiling import compile_arguments, compiled
+from mpiserve.backends.torch import ahead_of_time, compiling, dtypes, gradients
 from mpiserve.backends.torch.model_files import load_module
 from mpiserve.config import TensorConfig
 from mpiserve.errors import Code, ModelError
@@ -86,7 +85,7 @@ class TorchBackend(Backend):
         self._known: dict[int, tuple[tuple[np.ndarray, ...], list[torch.Tensor]]] = {}
         self._wanted = [getattr(torch, output.dtype) for output in self.service.outputs]
         self.chunk_rows = self.service.chunk_rows
-        arguments = compile_arguments(self.service, self.device)
+        arguments = compiling.compile_arguments(self.service, self.device)
         # Tensors that are made in inference mode, as in a reload while serving, stay in it.
         default = torch.get_default_dtype()
         with torch.inference_mode(False):
@@ -117,7 +116,7 @@ class TorchBackend(Backend):
 
     def compile(self, arguments: dict[str, Any]) -> None:
         """Wrap the module so that its first call compiles it."""
-        self.module = compiled(self.service, self.module, arguments)
+        self.module = compiling.compiled(self.service, self.module, arguments)
 
     def _task(self, module: torch.nn.Module) -> huggingface.Task:
         parts = (self.service, module, self.module, self.service.tensor_parallel)
@@ -229,8 +228,7 @@ class TorchBackend(Backend):
         with torch.inference_mode(False):
             tensors = [tensor_of(array) for array in inputs]
         before = [tensor._version for tensor in tensors]
-        # Without torch.compile, which would compile the model again for such tensors.
-        with torch.compiler.set_stance("force_eager"), self._inference():
+        with compiling.uncompiled(), self._inference():  # it would compile again for such tensors
             self._call(tensors)
         return before != [tensor._version for tensor in tensors]
 

@@ -31,9 +31,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("mpiserve")
 
-# torch imports _dynamo late, when warm-up watches what a model writes to: in two seconds.
-TORCH = ("torch", "torch._dynamo")
-LIBRARIES = {"torch": TORCH, "deepspeed": (*TORCH, "deepspeed")}
+LIBRARIES = {"torch": ("torch",), "deepspeed": ("torch", "deepspeed")}
 
 
 class IsolatedLoader:
