@@ -81,16 +81,24 @@ cdef extern from *:
     """
     #include <signal.h>
     #ifdef __linux__
+    #include <stdint.h>
+    #include <sys/mman.h>
     #include <sys/prctl.h>
+    #ifndef MADV_COLLAPSE /* glibc before 2.37 */
+    #define MADV_COLLAPSE 25
+    #endif
+    static int collapse_(uintptr_t at, size_t n) { return madvise((void *)at, n, MADV_COLLAPSE); }
     static int die_with_parent_(int number) { return prctl(PR_SET_PDEATHSIG, number, 0, 0, 0); }
     static int adopt_orphans_(void) { return prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); }
     #else
     static int die_with_parent_(int number) { return 0 * number; }
     static int adopt_orphans_(void) { return 0; }
+    static int collapse_(uintptr_t at, size_t n) { return 0 * at * n; }
     #endif
     """
     int die_with_parent_(int number)
     int adopt_orphans_()
+    int collapse_(size_t, size_t) nogil
 
 SIZE = sizeof(msi_handover)  # bytes of the memory of a Handover
 PLACES = MSI_HANDOVER_PLACES  # the most tensors of a call
@@ -126,6 +134,16 @@ def adopt_orphans():
     """Become the parent of all descendants whose parents end, so that they can be ended too."""
     if adopt_orphans_():
         PyErr_SetFromErrno(OSError)
+
+
+def collapse(size_t address, size_t size):
+    """Make huge pages of memory of this process; return whether the kernel has.
+
+    Args:
+        address: Where it begins, a multiple of the size of a huge page.
+        size: Its bytes, such a multiple too.
+    """
+    return not collapse_(address, size)
 
 
 def dead(int pidfd):

@@ -13,11 +13,14 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from importlib import import_module
 from typing import Any, NoReturn
 
 from mpiserve._lib import handover
+from mpiserve.serving.isolation import huge_pages
 
 IMPORT, LATER, FORK, END = "import", "later", "fork", "end"  # requests
 MESSAGE = 1 << 16  # bytes of the longest request
@@ -68,7 +71,7 @@ class Server:
     def __init__(self, link: socket.socket) -> None:
         self._link = link
         self._children: set[int] = set()
-        self._later: list[str] = []  # to import while the rank asks for nothing
+        self._later: list[Callable[[], None]] = []  # while the rank asks for nothing
 
     def run(self) -> None:
         """Answer requests until the rank is gone."""
@@ -80,7 +83,7 @@ class Server:
                 what, argument = pickle.loads(data)
                 self._do(what, argument, files)
             elif self._later:
-                self._import([self._later.pop(0)])
+                self._later.pop(0)()
             self._reap_orphans()
 
     def _do(self, what: str, argument: Any, files: list[int]) -> None:
@@ -89,7 +92,7 @@ class Server:
             os.environ.update(variables)
             self._import(names)
         elif what == LATER:
-            self._later += argument
+            self._later += [*(partial(load_library, name) for name in argument), self._share]
         elif what == FORK:
             self._fork(argument, files)
         elif what == END:
@@ -98,9 +101,15 @@ class Server:
     def _import(self, names: list[str]) -> None:
         for name in names:
             load_library(name)
-        if not self._later:
-            gc.collect()
-            gc.freeze()  # a collection would write to pages that children share
+        _freeze()
+
+    def _share(self) -> None:
+        """Prepare what was imported for children, until the rank asks for something."""
+        _freeze()
+        for _ in huge_pages.collapse():
+            if readable(self._link, 0.0):
+                self._later.append(self._share)
+                return
 
     def _fork(self, name: str, files: list[int]) -> None:
         try:
@@ -183,6 +192,12 @@ def _begin(link: socket.socket, server: int, name: str, files: list[int]) -> NoR
     from mpiserve.serving.isolation import child
 
     child.main(name, files)
+
+
+def _freeze() -> None:
+    """Keep the collector from writing to pages that children share."""
+    gc.collect()
+    gc.freeze()
 
 
 def load_library(name: str) -> None:
