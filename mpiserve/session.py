@@ -359,14 +359,14 @@ def local(config: Config | str | Path) -> Session:
         raise outcome
     with HeadProcess.start(on_one_rank(outcome)) as head:
         lib = core.Session(None, SIMULATION, head.pair)
-        return _opened(Session(lib, beside=head.kept()))
+        return Session(lib, beside=head.kept())
 
 
 def beside(config: Config, pair: tuple[int, int]) -> Session:
     """Be the inference rank of a session that another process opens by `local`."""
     with announced(config):
         lib = core.Session(None, INFERENCE, pair)
-    return _opened(Session(lib, config))
+    return Session(lib, config)
 
 
 def agree(comm: MPI.Comm, config: Config | str | Path) -> tuple[Config, str]:
@@ -389,12 +389,8 @@ def join(comm: MPI.Comm, role: str, config: Config | None = None) -> Session:
     check_world(comm)
     with notices.opening(comm.size) if role == INFERENCE else nullcontext(), announced(config):
         lib = core.Session(comm, role)
-    return _opened(Session(lib, config))
-
-
-def _opened(session: Session) -> Session:
-    _Process.session = session
-    return session
+    _Process.session = Session(lib, config)  # what `run` looks at, when this rank fails
+    return _Process.session
 
 
 def refuse(comm: MPI.Comm, error: Error) -> bool:

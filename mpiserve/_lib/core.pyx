@@ -87,6 +87,7 @@ cdef class Session(InferenceCalls):
     cdef readonly str role
     cdef readonly int rank  # of the world
     cdef readonly object comm
+    cdef readonly bint alone  # a session of one process, beside which another one infers
     cdef readonly tuple roles
     cdef dict _services
 
@@ -100,6 +101,7 @@ cdef class Session(InferenceCalls):
             self._open(comm.py2f(), number)
         else:
             self._open_pair(pair[0], pair[1], number)
+        self.alone = pair is not None
         size = comm.size if pair is None else len(PAIR)
         self.role, self.rank = role, comm.rank if pair is None else PAIR.index(role)
         check(mpiserve_comm_f(self._session, &peers))

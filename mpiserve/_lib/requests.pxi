@@ -114,9 +114,9 @@ cdef class Request:
     """One request under way.
 
     A coroutine may `await` it. `concurrent.futures.wait` and `as_completed` take requests, also
-    beside futures. For these, and for callbacks, a thread looks for the end of the request; so
-    MPI has to allow threads that take turns (SERIALIZED), as mpi4py does if mpiserve is imported
-    first.
+    beside futures. For these, and for callbacks, a thread looks for the end of the request, which
+    may call MPI while the program does; so MPI has to allow that (MULTIPLE), and in a session of
+    one process that threads take turns (SERIALIZED). Else an error has the code ETHREAD.
     """
 
     cdef Session _session
@@ -208,14 +208,18 @@ cdef class Request:
         logged. Functions are called in the order in which they were added. The request is kept
         until then, and so is not cancelled when nobody holds it.
         """
-        self._watched().add(function)
+        self._watched().add(function, self)
 
     def __await__(self):
         return waiting.awaited(self)
 
     cdef object _watched(self):
         if self._watch is None:
-            self._watch = waiting.watch(self)
+            waiting.check_threads(self._session.alone)
+            made = waiting.Watch()
+            if self._watch is None:  # another thread may have been faster
+                self._watch = made
+                waiting.watch(made, self)
         return self._watch
 
     # What concurrent.futures reads of a future.

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
+import re
+import time
+from pathlib import Path
 
 import pytest
-from coupling import CONFIG, PYTHON, alone, write
+from coupling import CONFIG, PYTHON, RUN, alone, write
 
 # The warm-up costs most of the time of a start.
 SERVICE = CONFIG.replace("rows = 64", "rows = 4\nrows = 'independent'\nwarmup = false")
@@ -143,8 +145,11 @@ os.kill(os.getpid(), signal.SIGKILL)
 def test_the_inference_process_ends_with_the_other_one(tmp_path):
     write(tmp_path, BEGIN + KILLED, SERVICE)
     done = alone(PYTHON, "sim.py", cwd=tmp_path, env={"MPISERVE_TRANSPORT": "auto"})
-    # It holds stdout open, too: `alone` has waited for its end.
-    assert subprocess.run(["kill", "-0", done.stdout.strip()], capture_output=True).returncode
+    # It holds stdout open, too: `alone` has waited for its end, but nobody yet for its status.
+    end = time.monotonic() + 10
+    while Path(f"/proc/{done.stdout.strip()}").exists():
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 WRONG = """\
@@ -183,3 +188,25 @@ def test_a_model_that_cannot_be_loaded_is_an_error_of_its_service(tmp_path):
     config = SERVICE.replace("model:twice", "model:thrice")
     (error,) = ran(tmp_path, NO_MODEL, config=config)
     assert error.startswith("ModelError: ") and "thrice" in error
+
+
+FAILS_LATER = """\
+from mpiserve import open as join
+
+session = join()
+if session.comm.rank == 0:
+    mpiserve.local("c.toml").close()
+    raise RuntimeError("my own fault")
+twice = session.service("twice")
+while not (told := raised(twice, x[:4])).startswith("PeerError"):
+    pass
+print(told)
+"""
+
+
+@pytest.mark.takes_long
+def test_a_rank_of_a_job_that_had_one_tells_the_others_when_it_fails(tmp_path, mpiexec):
+    write(tmp_path, BEGIN + FAILS_LATER, SERVICE)
+    done = mpiexec(["-n", 3, *RUN, "c.toml", "sim.py"])
+    assert done.returncode
+    assert re.search("^PeerError: .*RuntimeError: my own fault", done.stdout, re.MULTILINE)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from launch.test_one_process import ran
+from coupling import RUN, write
+from launch.test_one_process import SERVICE, ran
 
 pytestmark = pytest.mark.takes_long
 
@@ -62,6 +63,11 @@ def test_a_hundred_coroutines_wait_for_requests(tmp_path):
 FUTURES = (
     LOOP
     + """\
+    def slow():
+        made = futures.Future()
+        made.set_running_or_notify_cancel()
+        return made
+
     requests = [twice.submit(x + i) for i in range(20)]
     with futures.ThreadPoolExecutor(1) as pool:
         mixed = [*requests, pool.submit(int, 5)]
@@ -90,6 +96,19 @@ FUTURES = (
     gone = twice.submit(x)
     gone.cancel()
     print(raised(gone.exception), gone.cancelled())
+
+    bad, late = twice.submit(x, deadline=-1), slow()
+    done, rest = futures.wait([bad, late], 60, futures.FIRST_EXCEPTION)
+    assert done == {bad} and rest == {late}
+    late.set_result(None)
+
+    def cancel(request):  # as a task that was cancelled does
+        raise asyncio.CancelledError
+
+    twice.submit(x).add_done_callback(cancel)
+    ended.clear()
+    twice.submit(x).add_done_callback(lambda r: ended.set())
+    assert ended.wait(60)
 try:
     twice.submit(x)
 except mpiserve.Error as error:
@@ -116,3 +135,65 @@ def test_waiting_needs_a_thread_that_mpi_allows(tmp_path):
     program = SINGLE + LOOP + "    print(raised(twice.submit(x).add_done_callback, print))\n"
     (error,) = ran(tmp_path, program)
     assert "MPI was started for one: import mpiserve before mpi4py.MPI" in error
+
+
+BUFFERS = (
+    LOOP
+    + """\
+    async def many():
+        for i in range(50):  # of at most 8 buffers at a time
+            out = twice.empty_output(4)
+            await twice.submit(x[:4] + i, out=out)
+            assert (out == 2 * (x[:4] + i)).all()
+            del out
+
+    gc.disable()
+    asyncio.run(many())
+    print("kept none")
+"""
+)
+
+
+def test_a_request_that_was_awaited_keeps_no_buffer(tmp_path):
+    assert ran(tmp_path, "import gc\n" + BUFFERS) == ["kept none"]
+
+
+BESIDE_MPI = """\
+import asyncio, threading
+import numpy as np
+import mpiserve
+from mpi4py import MPI
+
+session = mpiserve.open()
+twice, comm = session.service("twice"), session.comm
+x, asked, ended = np.ones((2, 3), np.float32), [0], threading.Event()
+
+def again(request):
+    assert (request.result() == 2 * x).all()
+    asked[0] += 1
+    if asked[0] < 300:
+        twice.submit(x).add_done_callback(again)
+    else:
+        ended.set()
+
+try:
+    twice.submit(x).add_done_callback(again)
+except mpiserve.Error as error:
+    print(error.code.name, error)
+    ended.set()
+while not comm.allreduce(ended.is_set(), MPI.LAND):
+    comm.sendrecv(x, 1 - comm.rank, source=1 - comm.rank)
+if asked[0]:
+    print("answered", asked[0])
+session.close()
+"""
+
+
+@pytest.mark.parametrize("level", ["", "MPI_THREAD_MULTIPLE"])
+def test_callbacks_beside_calls_of_mpi_need_mpi_for_several_threads(mpiexec, tmp_path, level):
+    write(tmp_path, BESIDE_MPI, SERVICE)
+    levels = {"MPIR_CVAR_DEFAULT_THREAD_LEVEL": level} if level else {}
+    done = mpiexec(["-n", 3, *RUN, "c.toml", "sim.py"], env=levels)
+    assert done.returncode == 0, done.stderr
+    expected = "answered 300" if level else "ETHREAD"
+    assert done.stdout.count(expected) == 2, done.stdout
