@@ -99,7 +99,7 @@ def write(folder: Path, fault: Fault) -> None:
     }
     settings = "\n".join(f"{key} = {json.dumps(value)}" for key, value in known.items())
     replicas = fault.inference - bool(fault.broken)
-    rows = max(256, 4 * fault.plan.get("grow", 0))
+    rows = fault.batch_rows or max(256, 4 * fault.plan.get("grow", 0))
     text = SERVICE.format(
         name="twice", model="answer", rows=rows, replicas=replicas, settings=settings
     )

@@ -70,6 +70,7 @@ class Fault:
         shm: The size of /dev/shm.
         transports: Those with which it is run.
         hosts: Whether the last inference rank, to which it is done, is on a host of its own.
+        batch_rows: The most rows of a batch, if not enough for every request.
     """
 
     number: int
@@ -85,6 +86,7 @@ class Fault:
     shm: str = "1g"
     transports: tuple[str, ...] = ("shared", "rma")
     hosts: bool = False
+    batch_rows: int = 0
 
     @property
     def key(self) -> str:
@@ -101,7 +103,7 @@ UNHARMED = {PLAIN: Expect(guilty="right")}
 
 def of_model(number: int, act: str, expect: dict[str, Expect], **rest: Any) -> Fault:
     """A fault of the model, twice: in a small request, then in a large one."""
-    name = act.replace("_", " ").strip()
+    name = rest.pop("name", act.replace("_", " ").strip())
     plan = {"triggers": [act], "at": [4, 7], "steps": 12, "lockstep": True}
     return Fault(number, name, expect, plan=plan, **rest)
 
@@ -111,6 +113,7 @@ LATE = {"timeout_s": 30.0}
 
 MODEL = [
     of_model(1, "null_read", told("SIGSEGV")),
+    of_model(1, "null_read", told("SIGSEGV"), name="null read, request in pieces", batch_rows=16),
     of_model(2, "exit_7", told("status 7")),
     of_model(3, "kill_itself", told("SIGKILL")),
     of_model(4, "abort", told("SIGABRT")),
@@ -193,6 +196,14 @@ RANKS = [
         plan={"timeout": 3.0, "steps": 14},
     ),
     of_rank(13, "one of 2 replicas killed", "kill", DEATH, inference=2),
+    of_rank(
+        13,
+        "one of 2 replicas killed, requests in pieces",
+        "kill",
+        DEATH,
+        inference=2,
+        batch_rows=16,
+    ),
     of_rank(
         14,
         "last replica killed",
