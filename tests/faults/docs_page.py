@@ -25,7 +25,8 @@ that ran: texts, answers of others, exit status, processes and files that remain
 the time from the fault to the next right answer that any rank gets, on a busy machine with 2 cores.
 What is said stands for all jobs of a row; numbers and names differ. Rows of "two hosts" have the
 inference rank to which it happens on a host of its own (a network namespace), where Puts and Gets
-are messages.
+are messages. With "requests in pieces" every second request has more rows than a batch may have;
+"ragged requests" have rows of their own and indices into them.
 
 `make test-faults` runs the jobs, `python tests/faults/docs_page.py` writes this page from what they
 saw. [What a job survives](../guide/survival.md) says what to do about it.

@@ -40,6 +40,7 @@ PLAN = {
     "broken": False,
     "fallback": False,
     "lockstep": False,
+    "ragged": False,
     "grow": 0,
     "pause": 0.0,
     "seconds": 0.0,
@@ -55,12 +56,23 @@ SERVICE = """
 [service.{name}]
 backend = "python"
 model = "models:{model}"
-inputs = [{{ name = "x", dtype = "float32", shape = [-1, 3] }}]
-outputs = [{{ name = "y", dtype = "float32", shape = [-1, 3] }}]
+{tensors}
 max_batch_rows = {rows}
 max_delay_us = 20000
 replicas = {replicas}
 {settings}
+"""
+TENSORS = """
+inputs = [{ name = "x", dtype = "float32", shape = [-1, 3] }]
+outputs = [{ name = "y", dtype = "float32", shape = [-1, 3] }]
+"""
+RAGGED = """
+rows = "ragged"
+inputs = [
+  { name = "x", dtype = "float32", shape = ["nodes", 3], max_shape = [64, 3] },
+  { name = "order", dtype = "int64", shape = ["nodes"], max_shape = [64], index_of = "nodes" },
+]
+outputs = [{ name = "y", dtype = "float32", shape = ["nodes", 3], max_shape = [64, 3] }]
 """
 
 
@@ -99,14 +111,12 @@ def write(folder: Path, fault: Fault) -> None:
     }
     settings = "\n".join(f"{key} = {json.dumps(value)}" for key, value in known.items())
     replicas = fault.inference - bool(fault.broken)
-    rows = max(256, 4 * fault.plan.get("grow", 0))
-    text = SERVICE.format(
-        name="twice", model="answer", rows=rows, replicas=replicas, settings=settings
-    )
+    rows = fault.batch_rows or max(256, 4 * fault.plan.get("grow", 0))
+    model, tensors = ("reordered", RAGGED) if fault.plan.get("ragged") else ("answer", TENSORS)
+    same = {"tensors": tensors, "rows": rows, "settings": settings}
+    text = SERVICE.format(name="twice", model=model, replicas=replicas, **same)
     if fault.broken:
-        text += SERVICE.format(
-            name="broken", model=fault.broken, rows=rows, replicas=1, settings=settings
-        )
+        text += SERVICE.format(name="broken", model=fault.broken, replicas=1, **same)
     (folder / "c.toml").write_text(text)
 
 

@@ -70,6 +70,7 @@ class Fault:
         shm: The size of /dev/shm.
         transports: Those with which it is run.
         hosts: Whether the last inference rank, to which it is done, is on a host of its own.
+        batch_rows: The most rows of a batch, or ragged requests, if not enough for every request.
     """
 
     number: int
@@ -85,6 +86,7 @@ class Fault:
     shm: str = "1g"
     transports: tuple[str, ...] = ("shared", "rma")
     hosts: bool = False
+    batch_rows: int = 0
 
     @property
     def key(self) -> str:
@@ -101,20 +103,29 @@ UNHARMED = {PLAIN: Expect(guilty="right")}
 
 def of_model(number: int, act: str, expect: dict[str, Expect], **rest: Any) -> Fault:
     """A fault of the model, twice: in a small request, then in a large one."""
-    name = act.replace("_", " ").strip()
+    name = rest.pop("name", act.replace("_", " ").strip())
     plan = {"triggers": [act], "at": [4, 7], "steps": 12, "lockstep": True}
+    plan |= rest.pop("plan", {})
     return Fault(number, name, expect, plan=plan, **rest)
 
 
 SOON = {"timeout_s": 1.0}
 LATE = {"timeout_s": 30.0}
 
+# Large requests have more rows than a batch, and are sent in pieces.
+PIECES = {"batch_rows": 16}
+# Each request has its own number of rows, and indices into them.
+RAGGED = {"plan": {"ragged": True}, "batch_rows": 8}
+
 MODEL = [
     of_model(1, "null_read", told("SIGSEGV")),
+    of_model(1, "null_read", told("SIGSEGV"), name="null read, request in pieces", **PIECES),
+    of_model(1, "null_read", told("SIGSEGV"), name="null read, ragged requests", **RAGGED),
     of_model(2, "exit_7", told("status 7")),
     of_model(3, "kill_itself", told("SIGKILL")),
     of_model(4, "abort", told("SIGABRT")),
     of_model(5, "hang", told("timeout_s"), service=SOON),
+    of_model(5, "hang", told("timeout_s"), name="hang, request in pieces", service=SOON, **PIECES),
     of_model(6, "nap", UNHARMED, service=LATE),
     of_model(7, "stop", told("timeout_s"), service=SOON),
     of_model(8, "use_memory", told("[Mm]emory"), service={"memory_bytes": 3 << 30}),
@@ -126,6 +137,14 @@ MODEL = [
     of_model(10, "wrong_dtype", told("expected float32 .*got str")),
     of_model(10, "nothing", told("expected float32 .*got object")),
     of_model(10, "nan", told("finite|nan"), service={"check": "finite"}, quick=True),
+    of_model(
+        10,
+        "nan",
+        told("finite|nan"),
+        name="nan, ragged requests",
+        service={"check": "finite"},
+        **RAGGED,
+    ),
     of_model(11, "fork", UNHARMED),
     of_model(11, "start_program", UNHARMED),
 ]
@@ -194,6 +213,10 @@ RANKS = [
     ),
     of_rank(13, "one of 2 replicas killed", "kill", DEATH, inference=2),
     of_rank(
+        13, "one of 2 replicas killed, requests in pieces", "kill", DEATH, inference=2, **PIECES
+    ),
+    of_rank(13, "one of 2 replicas killed, ragged requests", "kill", DEATH, inference=2, **RAGGED),
+    of_rank(
         14,
         "last replica killed",
         "kill",
@@ -206,7 +229,23 @@ RANKS = [
         DEATH,
         plan={"fallback": True},
     ),
+    of_rank(
+        14,
+        "last replica killed, fallback, requests in pieces",
+        "kill",
+        DEATH,
+        plan={"fallback": True},
+        **PIECES,
+    ),
     of_rank(14, "last replica killed, local model", "kill", DEATH, service={"fallback": "local"}),
+    of_rank(
+        14,
+        "last replica killed, local model, requests in pieces",
+        "kill",
+        DEATH,
+        service={"fallback": "local"},
+        **PIECES,
+    ),
     of_rank(
         7,
         "rank stopped for ever, local model",

@@ -30,10 +30,11 @@ def streams(fault):
 
 
 def harm(job, fault):
-    """Do what the row says; return when."""
+    """Do what the row says; return when, if the job runs by then."""
     if fault.outside == "small":
         (job.folder / "ready").touch()
-    elif fault.outside == "fill":
+        return None
+    if fault.outside == "fill":
         job.until(lambda: job.asked(fault.plan["at"][0] - 1), 40)
         job.room.fill(leave=64 << 10)
         (job.folder / "ready").touch()

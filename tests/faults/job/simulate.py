@@ -6,7 +6,8 @@ PLAN is JSON; running.py has what it says by default. Each step submits a reques
 slot and one in leased rows. At the steps `at` rank `guilty` puts one of `triggers` into one of the
 two, or does `act` itself. With `grow` the large requests have so many rows from then on, and each
 rank first waits for the file "ready". With `seconds` there is no list of steps: a trigger comes
-each `every` seconds, and right answers are not written down.
+each `every` seconds, and right answers are not written down. With `ragged` requests also say in
+which order they want their answers.
 """
 
 from __future__ import annotations
@@ -44,6 +45,21 @@ def rows(rank: int, step: int, number: int) -> np.ndarray:
     return (start + np.arange(3 * number, dtype=np.float32) % 1024 / 256).reshape(number, 3)
 
 
+def tensors(x: np.ndarray) -> tuple[np.ndarray, ...]:
+    """What the model takes for these rows."""
+    return (x, backwards(x)) if PLAN["ragged"] else (x,)
+
+
+def backwards(x: np.ndarray) -> np.ndarray:
+    """The numbers of these rows, the last one first."""
+    return np.arange(len(x))[::-1]
+
+
+def wanted(x: np.ndarray) -> np.ndarray:
+    """The answer that these rows must get."""
+    return right(x)[backwards(x)] if PLAN["ragged"] else right(x)
+
+
 def described(error: BaseException) -> dict[str, str]:
     return {"error": type(error).__name__, "text": str(error)}
 
@@ -55,7 +71,7 @@ def take(diary: Diary, step: int, guilty: bool, x: np.ndarray, request: object) 
         if isinstance(request, Exception):
             raise request
         y = request.result(timeout=PLAN["timeout"])
-        what = "right" if (y == right(x)).all() else "wrong"
+        what = "right" if (y == wanted(x)).all() else "wrong"
         if what == "wrong" or not PLAN["seconds"]:
             diary.write(what, step=step, guilty=guilty, seconds=time.monotonic() - begin)
     except mpiserve.Error as error:
@@ -66,7 +82,7 @@ def take(diary: Diary, step: int, guilty: bool, x: np.ndarray, request: object) 
 def submitted(service: mpiserve.Service, x: np.ndarray) -> object:
     """Submit, and keep an error for the time when the answer is due."""
     try:
-        return service.submit(x)
+        return service.submit(*tensors(x))
     except mpiserve.Error as error:
         return error
 
