@@ -74,6 +74,7 @@ static msi_call *make(mpiserve_service *service, int64_t rows, void *const *inpu
   call->kind = MSI_RECORD;
   call->load = NULL;
   call->state = CALL_QUEUED;
+  call->step = service->client->window->step;
   payload->rows = rows;
   payload->priority = 0;
   payload->input = payload->output = (msi_location){.lease = -1};
@@ -120,8 +121,7 @@ int msi_recording_put(mpiserve_service *service, int64_t rows, void *const *inpu
   const msi_layout *layout = &service->endpoint->layout;
   void *in[MPISERVE_MAX_TENSORS], *out[MPISERVE_MAX_TENSORS];
   int code = msi_recording_failure(service->client);
-  *kept = !code && is_captured(service);
-  if (!*kept) return code;
+  if (code || !is_captured(service)) return code;
   int64_t most = most_rows(layout);
   if (!most)
     return msi_error(MPISERVE_EARG,
@@ -136,5 +136,6 @@ int msi_recording_put(mpiserve_service *service, int64_t rows, void *const *inpu
     code = begin(service, rows - row < most ? rows - row : most, in, out);
     if (!code) code = wait_for_room(service->client, service);
   }
+  *kept = !code;
   return code;
 }
