@@ -105,6 +105,8 @@ static int begin(mpiserve_service *service, int64_t rows, void *const *inputs,
   uint32_t generation = call->generation;
   msi_send_queue_push(client, &call->message);
   int code = msi_call_progress(client, home);
+  /* A rank that only records learns here that a head has died. */
+  if (!code && is_unsent(call, generation)) code = msi_call_progress_all(client);
   if (!is_unsent(call, generation)) return code;
   int failed = copy(client, call);
   if (failed) drop(client, call, failed);
