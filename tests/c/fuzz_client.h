@@ -173,12 +173,11 @@ static void begin_step(client *c) {
   c->steps++;
 }
 
-/* Arrays are of no use to anybody when it returns. */
+/* Arrays are of no use to anybody when it returns, and a step may begin before they are sent. */
 static void record(client *c) {
   const service *s = &c->w->services[pick(&c->d, c->w->n)];
   asked *a = begin(c, s, some_rows(c, s));
   int kept = -1;
-  if (chance(&c->d, 50)) begin_step(c);
   if (!a) return;
   if (a->rows && !s->free && chance(&c->d, 30))
     place_input(&c->d, a, find_taken(&c->d, c->taken, s, a->rows));
@@ -193,6 +192,7 @@ static void record(client *c) {
   if (!a->in_buffer) rows_set(&a->s->in, a->in, 0, a->rows, NOBODYS);
   rows_set(&a->s->out, a->out, 0, a->rows, NOBODYS);
   forget(a);
+  if (chance(&c->d, 50)) begin_step(c);
 }
 
 /* ---- test, wait, cancel ----------------------------------------------------------------- */
