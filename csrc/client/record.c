@@ -93,15 +93,23 @@ static int write_outputs(msi_endpoint *endpoint, const msi_payload *payload) {
   return code;
 }
 
+/* That may be in a later time step of this rank than the one of the pair. */
+static int send(msi_endpoint *endpoint, msi_call *call) {
+  int64_t *step = &endpoint->path.window->step, now = *step;
+  *step = call->step;
+  int code =
+      msi_endpoint_infer(endpoint, MSI_RECORD, &call->payload, &call->message, &call->sequence);
+  *step = now;
+  return code;
+}
+
 int msi_record_step(msi_client *client, msi_call *call, int *next) {
   msi_endpoint *endpoint = call->message.endpoint;
   int code = MPISERVE_OK;
   *next = 0;
   if (!find_rows(call, &code)) return code;
   code = write_outputs(endpoint, &call->payload);
-  if (!code)
-    code =
-        msi_endpoint_infer(endpoint, MSI_RECORD, &call->payload, &call->message, &call->sequence);
+  if (!code) code = send(endpoint, call);
   if (code) return code == MSI_NOT_YET ? MPISERVE_OK : code;
   msi_send_queue_remove(client, &call->message);
   call->state = CALL_IN_FLIGHT;

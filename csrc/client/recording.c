@@ -74,6 +74,7 @@ static msi_call *make(mpiserve_service *service, int64_t rows, void *const *inpu
   call->kind = MSI_RECORD;
   call->load = NULL;
   call->state = CALL_QUEUED;
+  call->step = service->client->window->step;
   payload->rows = rows;
   payload->priority = 0;
   payload->input = payload->output = (msi_location){.lease = -1};
@@ -104,6 +105,8 @@ static int begin(mpiserve_service *service, int64_t rows, void *const *inputs,
   uint32_t generation = call->generation;
   msi_send_queue_push(client, &call->message);
   int code = msi_call_progress(client, home);
+  /* A rank that only records learns here that a head has died. */
+  if (!code && is_unsent(call, generation)) code = msi_call_progress_all(client);
   if (!is_unsent(call, generation)) return code;
   int failed = copy(client, call);
   if (failed) drop(client, call, failed);
@@ -120,8 +123,7 @@ int msi_recording_put(mpiserve_service *service, int64_t rows, void *const *inpu
   const msi_layout *layout = &service->endpoint->layout;
   void *in[MPISERVE_MAX_TENSORS], *out[MPISERVE_MAX_TENSORS];
   int code = msi_recording_failure(service->client);
-  *kept = !code && is_captured(service);
-  if (!*kept) return code;
+  if (code || !is_captured(service)) return code;
   int64_t most = most_rows(layout);
   if (!most)
     return msi_error(MPISERVE_EARG,
@@ -136,5 +138,6 @@ int msi_recording_put(mpiserve_service *service, int64_t rows, void *const *inpu
     code = begin(service, rows - row < most ? rows - row : most, in, out);
     if (!code) code = wait_for_room(service->client, service);
   }
+  *kept = !code;
   return code;
 }

@@ -5,7 +5,7 @@
 
 #include "client/state.h"
 
-/* As mpiserve_record() says, with checked tensors in the signature's order. */
+/* As mpiserve_record() says, with checked tensors in the signature's order; *kept is 0 before. */
 int msi_recording_put(mpiserve_service *service, int64_t rows, void *const *inputs,
                       void *const *outputs, int *kept);
 

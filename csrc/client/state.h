@@ -87,6 +87,7 @@ typedef struct msi_call {
   mpiserve_stats stats;
   msi_client_times times; /* if profiled */
   uint8_t *own;           /* of a record that could not be sent at once: its tensors; or NULL */
+  int64_t step;           /* of a record: the time step of this rank that it belongs to */
   struct msi_call *next_idle;
 } msi_call;
 

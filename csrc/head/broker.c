@@ -206,13 +206,13 @@ static int64_t now_of(msi_broker *broker) {
 
 /* Not inlined: it would cost the requests of all others instructions, which save registers. */
 __attribute__((noinline)) static int take_other(msi_broker *broker, const msi_entry *entry,
-                                                const msi_request_header *request) {
+                                                int kind) {
   msi_inbox *inbox = &broker->inboxes[entry->inbox];
   msi_lane *lane = &inbox->lanes[entry->lane];
   int code = MPISERVE_OK;
-  switch (request->kind) {
+  switch (kind) {
     case MSI_LEASE: return msi_leases_give(broker, entry);
-    case MSI_RECORD: return msi_capture_take(broker, entry, request);
+    case MSI_RECORD: return msi_capture_take(broker, entry);
     case MSI_KEEP: return msi_leases_keep(broker, entry);
     case MSI_CHANGE:
       return broker->failed_rank < 0 ? msi_change_queue_push(&broker->changes, entry)
@@ -226,10 +226,6 @@ __attribute__((noinline)) static int take_other(msi_broker *broker, const msi_en
   return code ? code : msi_inbox_reply(inbox, entry->lane, entry->sequence, MPISERVE_OK, NULL);
 }
 
-static int infers(const msi_request_header *request) {
-  return request->kind == MSI_INFER || request->kind == MSI_VISIT || request->kind == MSI_PIECE;
-}
-
 static int take(msi_broker *broker, msi_inbox *inbox, uint32_t lane,
                 const msi_request_header *request) {
   msi_entry entry = {.inbox = (uint8_t)inbox->transport->number,
@@ -241,14 +237,18 @@ static int take(msi_broker *broker, msi_inbox *inbox, uint32_t lane,
   if (request->sequence != entry.sequence)
     return msi_broker_refuse(broker, &entry, MPISERVE_ESTATE,
                              "the lane is out of step with its doorbell");
-  if (infers(request)) return on_infer(broker, &entry, request);
-  return take_other(broker, &entry, request);
+  int kind = request->kind;
+  if (kind == MSI_INFER || kind == MSI_VISIT || kind == MSI_PIECE)
+    return on_infer(broker, &entry, request);
+  return take_other(broker, &entry, kind);
 }
 
 /* Is it for the queue? What is cancelled or out of step is not. */
 static int is_for_queue(const msi_inbox *inbox, uint32_t lane, const msi_request_header *request) {
   uint64_t sequence = inbox->lanes[lane].taken + 1;
-  return infers(request) && request->sequence == sequence &&
+  int kind = request->kind;
+  int infers = kind == MSI_INFER || kind == MSI_VISIT || kind == MSI_PIECE;
+  return infers && request->sequence == sequence &&
          !msi_slot_cancelled(msi_inbox_slot(inbox, lane, sequence));
 }
 

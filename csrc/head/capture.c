@@ -180,11 +180,27 @@ __attribute__((noinline)) void msi_capture_reply(msi_broker *broker, const msi_e
 
 /* ---- what clients record ------------------------------------------------------------------ */
 
-/* Both sides of a record lie in the slot, one after the other, or both in leased rows. */
-static int lies_in_slot(const msi_layout *layout, const msi_request_header *request) {
+/* Where the sides of a record lie: one after the other in the slot (leases are -1), or in leased
+ * rows. */
+typedef struct msi_pair {
+  int lease, output_lease;
+  uint32_t row, output_row;
+} msi_pair;
+
+/* Each word is read once, though it was before: to hand the header on costs all others. */
+static msi_pair read_pair(const msi_inbox *inbox, const msi_entry *entry) {
+  const volatile msi_request_header *from =
+      &msi_inbox_slot(inbox, entry->lane, entry->sequence)->request;
+  return (msi_pair){.lease = from->lease,
+                    .output_lease = from->output_lease,
+                    .row = from->row,
+                    .output_row = from->output_row};
+}
+
+static int lies_in_slot(const msi_layout *layout, const msi_entry *entry, const msi_pair *pair) {
   size_t row = layout->inputs.total_row_bytes + layout->outputs.total_row_bytes;
-  return request->lease < 0 && request->output_lease < 0 &&
-         request->rows * row <= layout->inputs.slot_bytes;
+  return pair->lease < 0 && pair->output_lease < 0 &&
+         entry->rows * row <= layout->inputs.slot_bytes;
 }
 
 /* Nothing in the header is trusted. */
@@ -194,28 +210,29 @@ static int lies_in_lease(const msi_inbox *inbox, const msi_entry *entry, int lea
   return row <= leased && entry->rows <= leased - row;
 }
 
-static int fits(const msi_inbox *inbox, const msi_entry *entry, const msi_request_header *r) {
+static int fits(const msi_inbox *inbox, const msi_entry *entry, const msi_pair *pair) {
   if (entry->rows < 1 || entry->rows > inbox->layout.max_plain_rows) return 0;
-  return lies_in_slot(&inbox->layout, r) ||
-         (lies_in_lease(inbox, entry, r->lease, r->row) &&
-          lies_in_lease(inbox, entry, r->output_lease, r->output_row));
+  return lies_in_slot(&inbox->layout, entry, pair) ||
+         (lies_in_lease(inbox, entry, pair->lease, pair->row) &&
+          lies_in_lease(inbox, entry, pair->output_lease, pair->output_row));
 }
 
-static void find(const msi_inbox *inbox, const msi_entry *entry, const msi_request_header *r,
+static void find(const msi_inbox *inbox, const msi_entry *entry, const msi_pair *pair,
                  const void **inputs, const void **outputs) {
   const msi_side *in = &inbox->layout.inputs, *out = &inbox->layout.outputs;
   const msi_range *leases = inbox->lanes[entry->lane].leases;
   const uint8_t *packed = msi_inbox_slot(inbox, entry->lane, entry->sequence)->input;
-  int is_leased = r->lease >= 0;
+  int is_leased = pair->lease >= 0;
   for (int i = 0; i < in->n; packed += entry->rows * in->row_bytes[i++])
-    inputs[i] = is_leased ? msi_inbox_input(inbox, i, leases[r->lease].begin + r->row) : packed;
+    inputs[i] =
+        is_leased ? msi_inbox_input(inbox, i, leases[pair->lease].begin + pair->row) : packed;
   for (int i = 0; i < out->n; packed += entry->rows * out->row_bytes[i++])
-    outputs[i] = is_leased
-                     ? msi_inbox_output(inbox, i, leases[r->output_lease].begin + r->output_row)
-                     : packed;
+    outputs[i] =
+        is_leased ? msi_inbox_output(inbox, i, leases[pair->output_lease].begin + pair->output_row)
+                  : packed;
 }
 
-static void keep(msi_broker *broker, const msi_entry *entry, const msi_request_header *request) {
+static void keep(msi_broker *broker, const msi_entry *entry, const msi_pair *pair) {
   const void *inputs[MPISERVE_MAX_TENSORS], *outputs[MPISERVE_MAX_TENSORS];
   const msi_inbox *inbox = &broker->inboxes[entry->inbox];
   msi_record of = {.rank = inbox->clients[entry->lane],
@@ -225,19 +242,19 @@ static void keep(msi_broker *broker, const msi_entry *entry, const msi_request_h
                    .time_ns = msi_now()};
   const msi_slot *slot = msi_inbox_slot(inbox, entry->lane, entry->sequence);
   memcpy(&of.step, slot->input + MSI_STEP_AT, sizeof of.step);
-  find(inbox, entry, request, inputs, outputs);
+  find(inbox, entry, pair, inputs, outputs);
   put_all(broker, &of, entry->rows, inputs, outputs);
   broker->capture.records++;
 }
 
-int msi_capture_take(msi_broker *broker, const msi_entry *entry,
-                     const msi_request_header *request) {
+int msi_capture_take(msi_broker *broker, const msi_entry *entry) {
   msi_inbox *inbox = &broker->inboxes[entry->inbox];
+  const msi_pair pair = read_pair(inbox, entry);
   msi_slot *slot;
-  if (!fits(inbox, entry, request))
+  if (!fits(inbox, entry, &pair))
     return msi_broker_refuse(broker, entry, MPISERVE_EROWS, "a record that fits no memory");
   int is_kept = broker->capture.on && !msi_ring_is_over(broker->capture.ring);
-  if (is_kept) keep(broker, entry, request);
+  if (is_kept) keep(broker, entry, &pair);
   int code = msi_inbox_reply_begin(inbox, entry->lane, entry->sequence, &slot);
   if (code) return code;
   slot->reply.rows = is_kept ? entry->rows : 0;

@@ -17,6 +17,6 @@ void msi_capture_reply(msi_broker *broker, const msi_entry *entry, const msi_ori
 
 /* Takes rows that a client has recorded, and replies: their number, or 0 if they are not captured.
  */
-int msi_capture_take(msi_broker *broker, const msi_entry *entry, const msi_request_header *request);
+int msi_capture_take(msi_broker *broker, const msi_entry *entry);
 
 #endif

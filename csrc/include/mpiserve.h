@@ -663,10 +663,10 @@ int mpiserve_infer(mpiserve_service *service, int n_inputs, const mpiserve_tenso
  * into the capture of the service, beside the requests. Tensors are those of mpiserve_submit();
  * the outputs are read, not written. All tensors may change when the call returns.
  *
- * kept, which may be NULL, is 0 if nothing was sent, because nobody captures the service: the
- * session is not captured (MPISERVE_CAPTURE is not set on any rank at mpiserve_open(), nor
- * [capture] in the configuration), or this service is not, as a record before has shown, or it has
- * free dimensions. Then the call costs next to nothing, so programs need no case for it.
+ * kept, which may be NULL, is 0 with an error, and if nothing was sent, because nobody captures the
+ * service: the session is not captured (MPISERVE_CAPTURE is not set on any rank at mpiserve_open(),
+ * nor [capture] in the configuration), or this service is not, as a record before has shown, or it
+ * has free dimensions. Then the call costs next to nothing, so programs need no case for it.
  *
  * No answer is waited for. Rows go to the home replica, which takes them between batches, also
  * while its service is suspended, has no model, or its queue is full; or to another one if its

@@ -13,8 +13,11 @@
 static void session(uint64_t seed) {
   world w = make_world(seed, me.ranks);
   w.operations = number_from("FUZZ_OPERATIONS", w.operations);
+  pairs.sent = pairs.seen = pairs.dropped = 0;
+  setenv("MPISERVE_CAPTURE", w.captured ? "on" : "off", 1);
   mpiserve_session *opened = open_session(w.roles[me.rank]);
   (w.roles[me.rank] == MPISERVE_SIMULATION ? simulate : serve)(&w, opened);
+  compare_pairs(&w);
 }
 
 int main(int argc, char **argv) {

@@ -146,6 +146,55 @@ static void infer(client *c) {
     end(c, a, code, wanted);
 }
 
+/* ---- record ----------------------------------------------------------------------------- */
+
+/* As a model of a generation that is the time step. */
+static void fill_outputs(asked *a, int64_t step) {
+  uint8_t row[MAX_ROW_BYTES];
+  for (int64_t i = 0; i < a->rows; i++) {
+    row_answer(a->s, a->copy + (size_t)i * a->s->in.row, step, row);
+    row_put(&a->s->out, a->out, i, row);
+  }
+}
+
+static void check_record(const client *c, const asked *a, int code, int kept) {
+  const service *s = &c->w->services[a->s->number];
+  if (code == MPISERVE_EARG && s->d.overwrites && s->d.max_batch_rows == 1) return;
+  if (code && (code != MPISERVE_EPEER || c->w->failing < 0))
+    wrong("record: %d, %s: %s", code, mpiserve_last_error(), name_of(a));
+  if ((kept && (code || !c->w->captured || s->free)) || (!kept && !code && s->captured))
+    wrong("kept is %d: %s", kept, name_of(a));
+  if (kept && s->captured) pairs.sent += a->rows;
+}
+
+static void begin_step(client *c) {
+  doing("step");
+  must(mpiserve_step(c->session), "step");
+  c->steps++;
+}
+
+/* Arrays are of no use to anybody when it returns, and a step may begin before they are sent. */
+static void record(client *c) {
+  const service *s = &c->w->services[pick(&c->d, c->w->n)];
+  asked *a = begin(c, s, some_rows(c, s));
+  int kept = -1;
+  if (!a) return;
+  if (a->rows && !s->free && chance(&c->d, 30))
+    place_input(&c->d, a, find_taken(&c->d, c->taken, s, a->rows));
+  place_own(a);
+  fill(a, &c->number);
+  fill_outputs(a, c->steps);
+  handed x = hand(c, a);
+  doing("record %s", name_of(a));
+  int code = mpiserve_record(x.service, x.n_in, x.in, x.n_out, x.out, &kept);
+  check_record(c, a, code, kept);
+  check_inputs(a);
+  if (!a->in_buffer) rows_set(&a->s->in, a->in, 0, a->rows, NOBODYS);
+  rows_set(&a->s->out, a->out, 0, a->rows, NOBODYS);
+  forget(a);
+  if (chance(&c->d, 50)) begin_step(c);
+}
+
 /* ---- test, wait, cancel ----------------------------------------------------------------- */
 
 static void wait_for(client *c, asked *a, double timeout) {
@@ -305,8 +354,10 @@ static void work(client *c) {
     submit(c);
   else if (x < 35)
     submit_pieces(c);
-  else if (x < 43)
+  else if (x < 41)
     infer(c);
+  else if (x < 46)
+    record(c);
   else if (x < 53)
     test(c);
   else if (x < 64)

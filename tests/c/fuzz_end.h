@@ -9,7 +9,8 @@ typedef struct client {
   mpiserve_session *session;
   mpiserve_service *services[MAX_SERVICES];
   dice d;
-  uint64_t number;             /* of rows made */
+  uint64_t number; /* of rows made */
+  int64_t steps;
   int64_t least[MAX_SERVICES]; /* generation of what is submitted from now on */
   int unloaded[MAX_SERVICES];
   asked asked[MAX_ASKED];

@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include "fuzz_ragged.h"
+#include "fuzz_record.h"
 
 /* ---- batches ---------------------------------------------------------------------------- */
 
@@ -161,6 +162,7 @@ static int next(head *h, mpiserve_batch *batch) {
 
 static int step(head *h) {
   mpiserve_batch batch;
+  drain(h);
   between_batches(h);
   int code = next(h, &batch);
   int failed = code == MPISERVE_EMODEL && strstr(mpiserve_last_error(), "fuzz: an engine");
@@ -209,12 +211,14 @@ static void serve(const world *w, mpiserve_session *session) {
   h = (head){.w = w, .session = session, .d = {mix(me.seed) + (uint64_t)me.rank + 1}};
   int code = MPISERVE_OK;
   publish(&h);
+  if (w->captured) capture(&h);
   while (!code) code = step(&h);
   if (code != MPISERVE_ECLOSED) must(code, "batch_next");
   forget_held(&h);
   check_counters(&h);
   doing("close");
   must(mpiserve_close(session), "close");
+  end_capture(&h);
   for (int i = 0; i < h.n; i++) mpiserve_engine_close(&h.models[i].echo);
 }
 

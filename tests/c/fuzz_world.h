@@ -26,6 +26,7 @@ typedef struct service {
   int fails, holds;        /* percent of batches */
   int falls;               /* what answers what it does not: bits of a falls_to */
   int changes;             /* its model is changed, by the first client */
+  int captured;
 } service;
 
 typedef struct world {
@@ -38,6 +39,7 @@ typedef struct world {
   int operations;       /* of each client */
   int failing;          /* client that ends with an error; -1: none */
   int leaves_in_flight; /* clients close with requests in flight */
+  int captured;         /* clients may record, and heads capture some services */
 } world;
 
 /* ---- signatures ------------------------------------------------------------------------- */
@@ -209,6 +211,9 @@ static inline world make_world(uint64_t seed, int ranks) {
   w.operations = 100 + pick(&d, 200);
   w.failing = chance(&d, 15) ? pick(&d, w.clients) : -1;
   w.leaves_in_flight = chance(&d, 50);
+  w.captured = chance(&d, 60);
+  for (int i = 0; i < w.n; i++)
+    w.services[i].captured = w.captured && !w.services[i].free && chance(&d, 70);
   return w;
 }
 
