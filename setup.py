@@ -293,6 +293,7 @@ setup(
             "grpcio",
             "hpack",
             "httptools",
+            "jsonschema",
             "lizard",
             "mypy",
             "onnx",

@@ -1,4 +1,4 @@
-"""`mpiserve`: run, serve, describe, check, compile, plan, jobscript, config, bench, report, ..."""
+"""`mpiserve`: run, serve, init, describe, check, compile, plan, jobscript, config, bench, ..."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import typer
 
 from mpiserve import __version__, terminal
 from mpiserve.errors import Error
-from mpiserve.tools import capture_commands, trace_commands
+from mpiserve.tools import capture_commands, start_commands, trace_commands
 
 if TYPE_CHECKING:
     from mpiserve.config import Config
@@ -38,6 +38,8 @@ app = typer.Typer(
 app.add_typer(trace_commands.app, name="trace")
 app.add_typer(capture_commands.app, name="capture")
 app.command()(capture_commands.replay)
+app.command()(start_commands.init)
+app.command()(start_commands.schema)
 
 
 def _files(suffix: str) -> Callable[[str], list[str]]:

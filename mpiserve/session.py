@@ -23,7 +23,7 @@ from mpiserve.config.partition import INFERENCE, SIMULATION, assign, by_node, on
 from mpiserve.errors import ArgumentError, Code, ConfigError, Error, PeerError
 from mpiserve.failure import describe, end_child, interrupts, is_success, located
 from mpiserve.mpi import check
-from mpiserve.observe import capture, exporter, notices
+from mpiserve.observe import capture, exporter, notices, ranks
 from mpiserve.observe.profile import Profile
 from mpiserve.serving import comms
 
@@ -209,6 +209,7 @@ class Session(Changes, Others):
                 }
                 for service in services
             ],
+            "placement": ranks.placements(self.run),
             "transports": {service.name: service.transport for service in services},
             "broker_thread": counters["thread_polls"] > 0,
             "counters": counters,

@@ -9,7 +9,7 @@ import numpy as np
 from prometheus_client.parser import text_string_to_metric_families as parsed
 
 from mpiserve.observe.parts import CLIENT, HEAD, LATE, PART, STEP
-from mpiserve.observe.ranks import COUNTERS, METRICS, Ranks
+from mpiserve.observe.ranks import COUNTERS, METRICS, PLACEMENT, Ranks
 
 RUN = -7  # of a session: any 64 bits
 SECOND = 1_000_000_000
@@ -39,8 +39,9 @@ FIELDS = {  # of a service: where they lie in a record of this test
         )
     },
     "counters": (192, 8 * len(COUNTERS)),
+    "placement": (192 + 8 * len(COUNTERS), 8 * len(PLACEMENT)),
 }
-RECORD = 192 + 8 * len(COUNTERS)
+RECORD = 192 + 8 * (len(COUNTERS) + len(PLACEMENT))
 
 
 def shown(data):
@@ -72,11 +73,16 @@ def service_of(name, **numbers):
     numbers = {"state": 2, "max_batch_rows": 64} | numbers
     for field, (at, size) in FIELDS.items():
         value = numbers.get(field, 0)
-        if field == "counters":
-            record[at : at + size] = np.array(value or counters(), "i8").tobytes()
+        if field in ("counters", "placement"):
+            record[at : at + size] = np.array(value or [0] * (size // 8), "i8").tobytes()
         elif field != "name":
             record[at : at + size] = int(value).to_bytes(size, sys.byteorder, signed=size == 8)
     return bytes(record)
+
+
+def placed(**values):
+    """The numbers of a service with a local and a remote model."""
+    return [values.get(name, 0) for name in PLACEMENT]
 
 
 def part_of(rank, client_times=(), engine_times=()):
@@ -102,7 +108,7 @@ def part_of(rank, client_times=(), engine_times=()):
 
 
 @contextmanager
-def a_job(**values):
+def a_job(placement=None, **values):
     """A simulation rank that waits, and an inference rank with a service and a batch."""
     now = time.monotonic_ns()
     counts = counters(requests=90, errors=5, rejected=2, cancelled=1, rows=640, batches=20)
@@ -110,6 +116,7 @@ def a_job(**values):
         "twice",
         replica=1,
         counters=counts,
+        placement=placement,
         queue_requests=3,
         queue_rows=12,
         batch_open=1,

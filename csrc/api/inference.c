@@ -129,6 +129,14 @@ int mpiserve_capture_set(mpiserve_session *session, int service, const mpiserve_
   return code ? code : msi_capture_set(&session->serving, service, capture);
 }
 
+int mpiserve_placement_set(mpiserve_session *session, int service,
+                           const mpiserve_placement *placement) {
+  if (!placement) return msi_null_argument("placement");
+  MSI_TURN turn = NULL;
+  int code = msi_enter_serving(session, &turn);
+  return code ? code : msi_show_placement(&session->serving, service, placement);
+}
+
 int mpiserve_batch_reply(mpiserve_session *session, const void *const *outputs) {
   MSI_TURN turn = NULL;
   int code = msi_enter_serving(session, &turn);

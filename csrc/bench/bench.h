@@ -25,6 +25,13 @@ const char *bench_floor_put_get(MPI_Comm comm, int64_t bytes, int64_t warm, int6
 const char *bench_floor_flag(MPI_Comm comm, int64_t bytes, int64_t warm, int64_t rounds,
                              int64_t *samples);
 
+/* What Linux takes to wake a sleeper in another process, by a futex: rank 1 sleeps, is woken, and
+ * sets a word, at which rank 0 looks all the time; or sleeps and is woken too. bytes is 8. */
+const char *bench_floor_wake(MPI_Comm comm, int64_t bytes, int64_t warm, int64_t rounds,
+                             int64_t *samples);
+const char *bench_floor_wake_both(MPI_Comm comm, int64_t bytes, int64_t warm, int64_t rounds,
+                                  int64_t *samples);
+
 /* A call from a head to its child and its end, by csrc/base/handover; bytes is 8, and nothing else
  * comes with the call. The child looks for calls, or sleeps when one comes; or both sleep whenever
  * they wait. */

@@ -59,7 +59,8 @@ typedef struct msi_broker {
   msi_late *late;       /* of the profile, by rank of the world */
   msi_head_times times; /* of the last batch, if profiled; taken and replied: of its last reply */
   msi_label label;
-  msi_event event; /* of the last batch, if traced */
+  mpiserve_placement placement; /* of a service with two models; side 0: it has one */
+  msi_event event;              /* of the last batch, if traced */
   msi_capture capture;
 } msi_broker;
 

@@ -4,6 +4,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/error.h"
+
 #define FIELD(name, member) \
   {name, (int32_t)offsetof(msi_broker, member), (int32_t)sizeof(((msi_broker *)0)->member)}
 
@@ -31,6 +33,7 @@ static const msi_field FIELDS[] = {
     FIELD("clients", remaining),
     FIELD("able", census.able),
     FIELD("asked", census.asked),
+    FIELD("placement", placement),
 };
 
 msi_label msi_shown_label(const mpiserve_description *description) {
@@ -41,6 +44,15 @@ msi_label msi_shown_label(const mpiserve_description *description) {
                      .max_queue_rows = description->max_queue_rows};
   snprintf(label.name, sizeof label.name, "%s", description->name);
   return label;
+}
+
+int msi_show_placement(msi_serving *serving, int service, const mpiserve_placement *placement) {
+  if (service < 0 || service >= serving->n)
+    return msi_error(MPISERVE_EARG, "service %d of %d", service, serving->n);
+  if (placement->side != MPISERVE_SIDE_LOCAL && placement->side != MPISERVE_SIDE_REMOTE)
+    return msi_error(MPISERVE_EARG, "side %lld is no mpiserve_side", (long long)placement->side);
+  serving->brokers[service].placement = *placement;
+  return MPISERVE_OK;
 }
 
 void msi_serving_show(const msi_serving *serving, msi_metrics *metrics) {

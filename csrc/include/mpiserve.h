@@ -358,6 +358,25 @@ typedef struct mpiserve_capture {
   uint64_t seed;                      /* which ones */
 } mpiserve_capture;
 
+/* The models of a service that has a local and a remote one: mpiserve_placement. */
+typedef enum mpiserve_side {
+  MPISERVE_SIDE_LOCAL = 1, /* of this rank */
+  MPISERVE_SIDE_REMOTE = 2 /* at a server */
+} mpiserve_side;
+
+/* Where the requests to such a service are answered: see mpiserve_placement_set(). */
+typedef struct mpiserve_placement {
+  int64_t side;    /* mpiserve_side: which model answers now */
+  int64_t breaker; /* the circuit breaker. 0: closed, 1: open, no requests go to the server, 2:
+                      half-open, a copy of one request decides */
+  int64_t local_rows, remote_rows; /* rows that each model has answered */
+  int64_t returned_rows; /* rows that the server did not answer in time; the local model has */
+  int64_t changes;       /* how often the side has changed */
+  int64_t opened;        /* how often the circuit breaker has opened */
+  /* What it takes now, as measured: a call, and in addition each row. 0: not measured yet. */
+  int64_t local_call_ns, local_row_ns, remote_call_ns, remote_row_ns;
+} mpiserve_placement;
+
 /* A request that is answered after its batch: see mpiserve_batch_hold(). id 0 is no ticket. */
 typedef struct mpiserve_ticket {
   uint64_t id;
@@ -987,6 +1006,13 @@ int mpiserve_engine_set(mpiserve_session *session, int service, const mpiserve_e
  * model 0. Inference ranks; local. MPISERVE_EARG: there is no such service, it has free
  * dimensions, or the ring is too small. */
 int mpiserve_capture_set(mpiserve_session *session, int service, const mpiserve_capture *capture);
+
+/* mpiserve_placement_set: say where the requests to a service of this rank (0, 1, ...) are
+ * answered, of a service that has a local and a remote model. Nothing depends on it: `mpiserve top`
+ * and `mpiserve metrics` show it. It is copied. Inference ranks; local. MPISERVE_EARG: there is no
+ * such service, or side is none of these. */
+int mpiserve_placement_set(mpiserve_session *session, int service,
+                           const mpiserve_placement *placement);
 
 /* mpiserve_peer_error: has a simulation rank ended with an error? rank is its world rank or -1;
  * remaining is the number of simulation ranks that have not left yet; text has room for

@@ -224,6 +224,20 @@ cdef class InferenceCalls(Handle):
         self._enter()
         self._leave(mpiserve_capture_set(self._session, service, wanted))
 
+    def set_placement(self, int service, values):
+        """Say where a service with a local and a remote model is answered, for other programs.
+
+        Args:
+            service: Its number.
+            values: Integers, in the order of mpiserve_placement.
+        """
+        cdef mpiserve_placement placement
+        (placement.side, placement.breaker, placement.local_rows, placement.remote_rows,
+         placement.returned_rows, placement.changes, placement.opened, placement.local_call_ns,
+         placement.local_row_ns, placement.remote_call_ns, placement.remote_row_ns) = values
+        self._enter()
+        self._leave(mpiserve_placement_set(self._session, service, &placement))
+
     def batch_clients(self):
         """Return an int32 array: the world rank that submitted each row of the batch."""
         clients = np.empty(self._rows, np.int32)

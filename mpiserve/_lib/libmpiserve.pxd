@@ -87,6 +87,9 @@ cdef extern from "mpiserve.h" nogil:
         int64_t every_batches, every_steps
         double share
         uint64_t seed
+    ctypedef struct mpiserve_placement:
+        int64_t side, breaker, local_rows, remote_rows, returned_rows, changes, opened
+        int64_t local_call_ns, local_row_ns, remote_call_ns, remote_row_ns
     ctypedef struct mpiserve_ticket:
         uint64_t id
         int64_t row, rows
@@ -173,6 +176,7 @@ cdef extern from "mpiserve.h" nogil:
     void mpiserve_engine_close(mpiserve_engine *)
     int mpiserve_engine_set(mpiserve_session *, int, const mpiserve_engine *)
     int mpiserve_capture_set(mpiserve_session *, int, const mpiserve_capture *)
+    int mpiserve_placement_set(mpiserve_session *, int, const mpiserve_placement *)
     int mpiserve_peer_error(mpiserve_session *, int *, int *, char *)
     int mpiserve_waiting_get(mpiserve_session *, int *, char *)
     int mpiserve_wanted_get(mpiserve_session *, int *)

@@ -19,6 +19,8 @@ cdef extern from "bench.h" nogil:
     const char *bench_floor_rma(MPI_Comm, int64_t, int64_t, int64_t, int64_t *)
     const char *bench_floor_put_get(MPI_Comm, int64_t, int64_t, int64_t, int64_t *)
     const char *bench_floor_flag(MPI_Comm, int64_t, int64_t, int64_t, int64_t *)
+    const char *bench_floor_wake(MPI_Comm, int64_t, int64_t, int64_t, int64_t *)
+    const char *bench_floor_wake_both(MPI_Comm, int64_t, int64_t, int64_t, int64_t *)
     const char *bench_handover_spinning(MPI_Comm, int64_t, int64_t, int64_t, int64_t *)
     const char *bench_handover_asleep(MPI_Comm, int64_t, int64_t, int64_t, int64_t *)
     const char *bench_handover_both_asleep(MPI_Comm, int64_t, int64_t, int64_t, int64_t *)
@@ -64,6 +66,16 @@ def floor_put_get(comm, size, warm, rounds):
 def floor_flag(comm, size, warm, rounds):
     """Measure two atomic words of shared memory, there and back. Collective over 2 ranks."""
     return sample(bench_floor_flag, comm, size, warm, rounds)
+
+
+def floor_wake(comm, size, warm, rounds):
+    """Measure a futex that wakes a sleeper, which answers. Collective over 2 ranks."""
+    return sample(bench_floor_wake, comm, size, warm, rounds)
+
+
+def floor_wake_both(comm, size, warm, rounds):
+    """Measure the same, where the first rank sleeps until the answer. Collective over 2 ranks."""
+    return sample(bench_floor_wake_both, comm, size, warm, rounds)
 
 
 def handover_spinning(comm, size, warm, rounds):

@@ -32,11 +32,13 @@ SIZES = (WORD, KIB, MIB, 16 * MIB)  # bytes each way
 LARGE = MIB  # from here on it matters how often the payload is copied
 IN_RANK, IN_CHILD = "in the rank", "in a child"
 WAYS: dict[str, dict[str, Any]] = {IN_RANK: {"isolate": False}, IN_CHILD: {}}
+WAKES = {"floor_wake": _native.floor_wake, "floor_wake_both": _native.floor_wake_both}
 HANDOVERS = {
     "handover_spinning": _native.handover_spinning,
     "handover_asleep": _native.handover_asleep,
     "handover_both_asleep": _native.handover_both_asleep,
 }
+OVER_WAKES = {"handover_asleep": "floor_wake", "handover_both_asleep": "floor_wake_both"}
 # What must be seen: microseconds, copies of the payload, or times as long.
 HANDOVER_BARS = {"handover_spinning": 2, "handover_asleep": 8, "handover_both_asleep": 8}
 MORE_BAR, COPIES_BAR, TIMES_BAR, FLOOR_BAR = 8, 0.5, 1.1, 4
@@ -56,8 +58,8 @@ def measure(comm: MPI.Comm, plan: Plan, progress: Progress) -> list[Row]:
 
 
 def handovers() -> Iterable[Case]:
-    """A call to a child, and a copy of the payload, to compare with."""
-    for name, sampler in HANDOVERS.items():
+    """A call to a child; to compare with, what wakes a sleeper, and a copy of the payload."""
+    for name, sampler in {**WAKES, **HANDOVERS}.items():
         yield Case({"case": name}, partial(a_word, sampler))
     yield Case({"case": "copy"}, each_size(copy))
 
@@ -103,6 +105,9 @@ def judged(rows: list[Row], cores: int) -> Iterable[Row]:
     }
     for name, bar in HANDOVER_BARS.items():
         yield {"case": name, "value": p50[name, None, None, WORD], "unit": "us", "bar": bar}
+    for name, floor in OVER_WAKES.items():
+        value = p50[name, None, None, WORD] / p50[floor, None, None, WORD]
+        yield {"case": "over_floor_wake", "of": name, "value": value, "unit": "x"}
     for transport, size in product(TRANSPORTS, sorted({row["bytes"] for row in rows})):
         rank, child = (p50["identity", transport, way, size] for way in WAYS)
         labels = {"transport": transport, "bytes": size}

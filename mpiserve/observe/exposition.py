@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mpiserve.observe.parts import STAGES, SUB_BITS
-from mpiserve.observe.ranks import STATES, Rank
+from mpiserve.observe.ranks import BREAKER, STATES, Rank
 
 TYPE = "text/plain; version=0.0.4; charset=utf-8"
 # Of histograms: powers of two from 1 us on, which buckets of a record TIMING begin at.
@@ -136,6 +136,8 @@ def _replica(make: _Families, rank: Rank, service: dict[str, Any]) -> None:
     _counted(make, labels, service)
     _now(make, rank, labels, service)
     _as_triton(make, triton, service)
+    if service["placement"]:
+        _placed(make, labels, service["placement"])
     if service["ready_ns"] and not service["spare"]:
         _bootstrap(make, labels, (service["ready_ns"] - service["launched_ns"]) * 1e-9)
 
@@ -181,6 +183,31 @@ def _now(make: _Families, rank: Rank, labels: Labels, service: dict[str, Any]) -
     states = make("mpiserve_replica_state", "gauge", "1 for the state of a replica, 0 for others.")
     for one in STATES:
         states.add(labels | {"state": one}, one == state)
+
+
+def _placed(make: _Families, labels: Labels, placement: dict[str, Any]) -> None:
+    """Of a service with a local and a remote model."""
+    what = "Rows by the model that answered; returned: the local one, as the remote one did not."
+    rows = make("mpiserve_placed_rows_total", "counter", what)
+    for model in ("local", "remote", "returned"):
+        rows.add(labels | {"model": model}, placement[f"{model}_rows"])
+    what = "1 for the model that answers now, local or remote, 0 for the other one."
+    side = make("mpiserve_placement", "gauge", what)
+    what = "What a model takes for a call, and in addition for each row, as measured lately."
+    cost = make("mpiserve_placement_seconds", "gauge", what)
+    for model in ("local", "remote"):
+        side.add(labels | {"model": model}, placement["side"] == model)
+        for part in ("call", "row"):
+            seconds = placement[f"{model}_{part}_ns"] * 1e-9
+            cost.add(labels | {"model": model, "per": part}, seconds)
+    what = "How often the model that answers has changed."
+    make("mpiserve_placement_changes_total", "counter", what).add(labels, placement["changes"])
+    what = "How often the circuit breaker of a remote model has opened."
+    make("mpiserve_breaker_opened_total", "counter", what).add(labels, placement["opened"])
+    what = "1 for the state of the circuit breaker, 0 for others."
+    breaker = make("mpiserve_breaker_state", "gauge", what)
+    for state in BREAKER:
+        breaker.add(labels | {"state": state}, state == placement["breaker"])
 
 
 def _as_triton(make: _Families, labels: Labels, service: dict[str, Any]) -> None:

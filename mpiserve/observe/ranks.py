@@ -38,6 +38,13 @@ STATES = (  # in the order of mpiserve_state
     *("suspended", "restarting", "failed", "gone"),
 )
 
+PLACEMENT = (  # in the order of mpiserve_placement
+    *("side", "breaker", "local_rows", "remote_rows", "returned_rows", "changes", "opened"),
+    *("local_call_ns", "local_row_ns", "remote_call_ns", "remote_row_ns"),
+)
+SIDES = ("", "local", "remote")  # mpiserve_side; the first one: the service has one model
+BREAKER = ("closed", "open", "half-open")
+
 FIELD = np.dtype([("name", "S24"), ("at", "i4"), ("bytes", "i4")])
 METRICS = np.dtype(
     [("magic", "S8"), ("library", "S24"), ("version", "i4"), ("bytes", "i4"), ("run", "i8")]
@@ -62,7 +69,7 @@ class Rank:
         pid: Its process, as this process numbers it.
         lives: Whether the process is there, and its session is open.
         services: The numbers of each of its services, of an inference rank that has published: the
-            fields of csrc/head/shown.c, with the counters as a dict, and the state by its name.
+            fields of csrc/head/shown.c, with counters and placement as dicts, and states by name.
         part: What it has measured; None: nothing is measured.
         seen: When it was read, in nanoseconds of the monotonic clock.
     """
@@ -210,17 +217,42 @@ def _services(head: Any, memory: mmap.mmap) -> list[Service]:
 
 
 def _service(record: bytes, fields: Any) -> Service:
-    found: Service = {}
+    found: Service = {"placement": None}  # which other libraries of this layout do not show
     for name, at, size in fields:
         value = record[at : at + size]
         if name == b"name":
             found["name"] = value.split(b"\0")[0].decode(errors="replace")
         elif name == b"counters":
             found["counters"] = _counters(np.frombuffer(value, "i8"))
+        elif name == b"placement":
+            found["placement"] = _placement(np.frombuffer(value, "i8"))
         else:
             found[name.decode()] = int.from_bytes(value, sys.byteorder, signed=size == 8)
     busy = found["state"] == STATES.index("ready") and (found["batch_open"] or found["held"])
     found["state"] = "busy" if busy else STATES[found["state"]]
+    return found
+
+
+def _placement(values: Any) -> dict[str, Any] | None:
+    """Where a service with a local and a remote model is answered; None: it has one model."""
+    found: dict[str, Any] = dict(zip(PLACEMENT, map(int, values), strict=True))
+    if not found["side"]:
+        return None
+    return found | {"side": SIDES[found["side"]], "breaker": BREAKER[found["breaker"]]}
+
+
+def placements(run: int) -> dict[str, list[dict[str, Any]]]:
+    """Return where the services of a session are answered, by name: of each replica on this node.
+
+    Services with one model are left out.
+    """
+    ranks = Ranks(run)
+    ranks.find()
+    found: dict[str, list[dict[str, Any]]] = {}
+    for rank in ranks.read():
+        for service in rank.services:
+            if service["placement"]:
+                found.setdefault(service["name"], []).append(service["placement"])
     return found
 
 

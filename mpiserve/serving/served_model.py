@@ -418,9 +418,8 @@ class ServedModel:
 
     def _stepper_of(self, backend: Backend) -> Stepper | Placer | None:
         """Make what holds requests of a model; several ranks run whole batches only."""
-        if self._shared:
-            return None
-        return stepper_of(self._lib, backend, self._answer_whole, self._finished, self._report)
+        parts = (self._lib, self.index, backend, self._answer_whole, self._finished, self._report)
+        return None if self._shared else stepper_of(*parts)
 
     def _agree_rows(self) -> None:
         """Tell the broker whether the new model takes rows together, if that has changed."""

@@ -124,6 +124,7 @@ def _replica(rank: Rank, service: View, old: View | None, past: float) -> View:
         "fill": rows / max(1, service["max_batch_rows"]),
         "clients_asked": service["asked"],
         "clients_counted": service["able"],
+        "placement": service["placement"],
         "errors": counters["errors"],
         "requests": counters["requests"],
         "requests_per_s": done["requests"] / past if old else 0.0,
@@ -196,9 +197,32 @@ def _job_lines(job: View) -> list[str]:
                 f"batches of {one['rows_a_batch']:.4g} rows ({100 * one['fill']:.0f} %), "
                 f"queue {one['queue_requests']}, errors {one['errors']}{times}"
             )
+    found += [f"{head}: {line}" for line in _placements(job)]
     if waiting := _waiting(job):
         found.append(f"{head}: {waiting}")
     return found
+
+
+def _placements(job: View) -> list[str]:
+    """Say which model answers the services that have a local and a remote one, and why."""
+    return [
+        f"{service['name']}/{one['replica']} rank {one['rank']}: {_placement(one['placement'])}"
+        for service in job["services"]
+        for one in service["replicas"]
+        if one["placement"]
+    ]
+
+
+def _placement(placed: View) -> str:
+    costs = [
+        f"{_duration((placed[f'{model}_call_ns'] + placed[f'{model}_row_ns']) * 1e-9)} {where}"
+        for model, where in (("local", "here"), ("remote", "there"))
+    ]
+    counts = ", ".join(f"{how} {placed[f'{how}_rows']}" for how in ("local", "remote", "returned"))
+    return (
+        f"the {placed['side']} model answers; a row takes {' and '.join(costs)}; rows: {counts}; "
+        f"{placed['changes']} changes; breaker {placed['breaker']}, opened {placed['opened']} times"
+    )
 
 
 def _about(job: View) -> str:
@@ -247,7 +271,7 @@ def tables(seen: View) -> Table:
     found: list[Any] = []
     for job in seen["jobs"]:
         found += [Text(f"job {job['run']}: {_about(job)}", style="bold"), _services_table(job)]
-        found += [Text(text) for text in (_waiting(job),) if text]
+        found += [Text(text) for text in (*_placements(job), _waiting(job)) if text]
         found += [_clients_table(job)] if job["simulation"] else []
         found += [] if job["measured"] else [Text(UNMEASURED, style="dim")]
     found += [Text(_other(one), style="yellow") for one in seen["other_versions"]]

@@ -123,6 +123,9 @@ def test_the_process_of_a_model_is_measured(mpiexec, tmp_path):
     judged = {row["case"] for row in rows if "bar" in row}
     handovers = {f"handover_{how}" for how in ("spinning", "asleep", "both_asleep")}
     assert judged >= {*handovers, "isolated_copies", "over_floor_rma"}
+    assert {row["of"] for row in rows if row["case"] == "over_floor_wake"} == {*handovers} - {
+        "handover_spinning"
+    }
 
 
 @pytest.mark.takes_long

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families as parsed
-from shown_job import RUN, a_job, found, samples, value
+from shown_job import RUN, a_job, found, placed, samples, value
 
 from mpiserve.observe import exposition
 from mpiserve.tools import metrics
@@ -144,3 +144,23 @@ def test_a_token_that_is_none_is_refused(tmp_path, capsys, mode, token, why):
 def test_a_port_without_a_token_is_refused(capsys):
     assert metrics.listen(path=None, port=0, token_file=None, run=None) == 1
     assert "--token-file" in capsys.readouterr().err
+
+
+def test_where_a_service_with_two_models_is_answered():
+    numbers = placed(side=2, breaker=2, local_rows=7, remote_rows=90, returned_rows=3, opened=4)
+    numbers[-2:] = 5_000_000, 1_000
+    with a_job(placement=numbers):
+        known = samples(exposition.text(found(run=RUN)[1]))
+    rows = {"local": 7, "remote": 90, "returned": 3}
+    assert rows == {how: value(known, "mpiserve_placed_rows_total", model=how) for how in rows}
+    assert value(known, "mpiserve_placement", model="remote") == 1
+    assert value(known, "mpiserve_placement", model="local") == 0
+    assert value(known, "mpiserve_placement_seconds", model="remote", per="call") == 5e-3
+    assert value(known, "mpiserve_breaker_state", state="half-open") == 1
+    assert value(known, "mpiserve_breaker_state", state="closed") == 0
+    assert value(known, "mpiserve_breaker_opened_total", service="twice") == 4
+
+
+def test_a_service_with_one_model_has_no_placement():
+    with a_job():
+        assert "placement" not in exposition.text(found(run=RUN)[1])

@@ -5,7 +5,7 @@ import signal
 from contextlib import contextmanager, nullcontext
 
 import pytest
-from shown_job import RUN, a_job, found, page_of, shown
+from shown_job import FIELDS, RUN, a_job, found, page_of, placed, shown
 
 from mpiserve.observe import ranks
 from mpiserve.observe.ranks import COUNTERS, METRICS, Ranks
@@ -147,3 +147,16 @@ def test_the_states_and_counters_are_those_of_the_header():
     assert tuple(names) == COUNTERS
     states = header.partition("typedef enum mpiserve_state {")[2].partition("}")[0]
     assert [name.lower() in states.lower() for name in ranks.STATES] == [True] * 8
+
+
+def test_a_library_that_shows_no_placement_is_read(monkeypatch):
+    monkeypatch.delitem(FIELDS, "placement")
+    with a_job():
+        (service,) = found(run=RUN)[1][1].services
+        assert service["placement"] is None and ranks.placements(RUN) == {}
+
+
+def test_placements_are_found_by_the_name_of_their_service():
+    with a_job(placement=placed(side=1, breaker=1, local_rows=5)):
+        (one,) = ranks.placements(RUN)["twice"]
+    assert (one["side"], one["breaker"], one["local_rows"]) == ("local", "open", 5)

@@ -3,13 +3,13 @@
 import json
 from dataclasses import replace
 
-from shown_job import RUN, a_job, found
+from shown_job import RUN, a_job, found, placed
 
 from mpiserve.tools import top
 
 
-def two_looks():
-    with a_job():
+def two_looks(**values):
+    with a_job(**values):
         before = top.Look(0.0, found(run=RUN)[1])
         now = found(run=RUN)[1]
     now[0] = replace(now[0], head=now[0].head.copy())
@@ -45,6 +45,17 @@ def test_top_writes_lines_without_a_terminal_and_tables_with_one():
         console.print(top.tables(seen))
     drawn = text.get()
     assert "twice" in drawn and "3/4" in drawn and "50 %" in drawn
+
+
+def test_top_says_which_of_two_models_answers_and_why():
+    numbers = placed(side=2, local_rows=7, remote_rows=90, changes=3, opened=1)
+    numbers[-4:] = 30_000_000, 1_000_000, 2_000_000, 0
+    text = "\n".join(top.lines(two_looks(placement=numbers)))
+    assert (
+        "twice/1 rank 2: the remote model answers; a row takes 31 ms here and 2 ms there; rows: "
+        "local 7, remote 90, returned 0; 3 changes; breaker closed, opened 1 times"
+    ) in text
+    assert "model answers" not in "\n".join(top.lines(two_looks()))
 
 
 def test_top_says_that_there_is_no_job():

@@ -10,7 +10,7 @@ from mpiserve.failure import describe
 
 logger = logging.getLogger("mpiserve")
 
-CLOSED, OPEN, HALF_OPEN = "closed", "open", "half-open"
+CLOSED, OPEN, HALF_OPEN = STATES = ("closed", "open", "half-open")
 
 
 class Breaker:

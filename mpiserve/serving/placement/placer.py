@@ -15,7 +15,7 @@ from mpiserve.backends.arrays import room_for
 from mpiserve.errors import Code
 from mpiserve.failure import check_interrupt, reply_code
 from mpiserve.serving.continuous import Stepper
-from mpiserve.serving.placement.breaker import HALF_OPEN
+from mpiserve.serving.placement.breaker import HALF_OPEN, STATES
 from mpiserve.serving.placement.placed import Placed
 from mpiserve.serving.placement.policy import LOCAL, REMOTE, Work
 
@@ -30,6 +30,7 @@ Arrays = tuple[np.ndarray, ...]
 WAIT = 1e-3  # seconds that a step waits for an answer
 SAY = 1.0  # seconds between two lines of the log about a change of sides
 LONG = 1.0  # seconds after which no answer is measured, too
+RETURNED = "returned"  # rows that the local model has answered in place of the remote one
 MIRROR = -1  # the key of the request whose answer is only measured
 
 
@@ -76,6 +77,7 @@ class Placer:
 
     Args:
         lib: The session handle of this rank.
+        index: The number of the service there.
         backend: Both models.
         run: Has the local model answer a batch; returns whether it could.
         finish: Makes the output arrays of a number of rows from a result.
@@ -89,12 +91,13 @@ class Placer:
     def __init__(
         self,
         lib: core.Session,
+        index: int,
         backend: Placed,
         run: Callable[[core.Batch], bool],
         finish: Callable[[Any, int], list[np.ndarray]],
         report: Callable[[BaseException], str],
     ) -> None:
-        self._lib, self._backend, self._run = lib, backend, run
+        self._lib, self._index, self._backend, self._run = lib, index, backend, run
         self._finish, self._report = finish, report
         assert backend.remote.steps
         self._steps: RemoteSteps = backend.remote.steps
@@ -107,6 +110,7 @@ class Placer:
         self._work = Work(1, 1)
         self.rows: Counter[str] = Counter()
         self._changes, self._say_at = 0, 0.0
+        self._shown: tuple[int, ...] = ()
 
     @property
     def busy(self) -> bool:
@@ -157,7 +161,18 @@ class Placer:
         self._look_overdue()
         back, self._back = self._back, []
         if back:
-            self._answer_here(back, "returned")
+            self._answer_here(back, RETURNED)
+        self.show()
+
+    def show(self) -> None:
+        """Let `mpiserve top`, `mpiserve metrics` and `Session.info` see where requests go."""
+        rows, breaker = (self.rows[how] for how in (LOCAL, REMOTE, RETURNED)), self._backend.breaker
+        side = 1 + (self._policy.side == REMOTE)
+        counts = (*rows, self._policy.changes, breaker.opened)
+        now = (side, STATES.index(breaker.state), *counts, *self._policy.nanoseconds())
+        if now != self._shown:
+            self._shown = now
+            self._lib.set_placement(self._index, now)
 
     # ---- the choice
 
@@ -361,6 +376,7 @@ class Placer:
 
 def stepper_of(
     lib: core.Session,
+    index: int,
     backend: Backend,
     run: Callable[[core.Batch], bool],
     finish: Callable[[Any, int], list[np.ndarray]],
@@ -368,5 +384,5 @@ def stepper_of(
 ) -> Stepper | Placer | None:
     """Make what holds the requests of a model; None if each batch is answered at once."""
     if isinstance(backend, Placed):
-        return Placer(lib, backend, run, finish, report)
+        return Placer(lib, index, backend, run, finish, report)
     return Stepper(lib, backend.steps, finish, report) if backend.steps else None

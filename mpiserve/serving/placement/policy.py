@@ -113,6 +113,11 @@ class Policy:
             self.changes += 1
         return side
 
+    def nanoseconds(self) -> tuple[int, ...]:
+        """Return what a call and a row cost at the local model, then at the servers, as known."""
+        here, there = self.local, self.remote
+        return tuple(round(1e9 * s) for s in (here.call, here.row, there.call, there.row))
+
     # ---- a part of a batch
 
     def split(self, work: Work) -> int:
