@@ -81,9 +81,8 @@ struct full_error : error {
   using error::error;
 };
 
-/* Throws what stands for a code, with the text of this thread's last failure. */
-[[noreturn]] inline void raise(int code) {
-  const std::string text = mpiserve_last_error();
+/* Throws what stands for a code. */
+[[noreturn]] inline void raise(int code, const std::string &text) {
   switch (code) {
     case MPISERVE_EARG:
     case MPISERVE_ENAME:
@@ -103,7 +102,7 @@ struct full_error : error {
 
 /* Throws unless the code is MPISERVE_OK. */
 inline void check(int code) {
-  if (code != MPISERVE_OK) raise(code);
+  if (code != MPISERVE_OK) raise(code, mpiserve_last_error()); /* of this thread's last failure */
 }
 
 /* ---- tensors ----------------------------------------------------------------------------- */
@@ -151,7 +150,7 @@ public:
   /* Of any dtype, and of any number of dimensions.
    * argument_error: more than MPISERVE_MAX_DIMS. */
   tensor(const char *name, void *data, int dtype, const int64_t *shape, size_t n) : c_{} {
-    if (n > MPISERVE_MAX_DIMS) raise(mpiserve_error(MPISERVE_ESHAPE, "too many dimensions"));
+    if (n > MPISERVE_MAX_DIMS) check(mpiserve_error(MPISERVE_ESHAPE, "too many dimensions"));
     c_.name = name;
     c_.data = data;
     c_.dtype = dtype;
@@ -171,7 +170,7 @@ public:
     int64_t elements = 1;
     for (int64_t size : shape) elements *= size;
     if (elements != static_cast<int64_t>(data.size()))
-      raise(mpiserve_error(MPISERVE_ESHAPE, "the span has not as many elements as the shape"));
+      check(mpiserve_error(MPISERVE_ESHAPE, "the span and the shape differ in elements"));
   }
 #endif
 
@@ -214,30 +213,30 @@ public:
   /* Is it under way, or has nobody taken its end yet? */
   bool valid() const noexcept { return c_.id != 0; }
 
-  /* Has it ended? Then its outputs hold the result, and it is valid no longer; an error that it
-   * ended with is thrown. A request that is not valid has ended. */
+  /* Has it ended? Then it is valid no longer, and its outputs hold the result, or get() throws. A
+   * request that is not valid has ended. */
   bool done() {
     int ended = 1;
-    if (c_.id) check(mpiserve_test(session_, &c_, &ended, &stats_));
-    return ended != 0;
+    if (c_.id) end(mpiserve_test(session_, &c_, &ended, &stats_));
+    return ended != 0 || !c_.id;
   }
 
-  /* Waits until it has ended, and throws the error that it ended with. timeout_error after so many
-   * seconds: it is still valid. */
+  /* Waits until it has ended, and throws the error that it ended with, each time. timeout_error
+   * after so many seconds: it is still valid. */
   const mpiserve_stats &get(double timeout = MPISERVE_FOREVER) {
-    if (c_.id) check(mpiserve_wait(session_, &c_, timeout, &stats_));
+    if (c_.id) end(mpiserve_wait(session_, &c_, timeout, &stats_));
+    if (code_) raise(code_, text_);
     return stats_;
   }
 
-  /* The same as of a future: timeout, and it goes on, or ready. */
+  /* The same as of a future: timeout, and it goes on, or ready, also where get() throws. */
   template <class Rep, class Period>
   std::future_status wait_for(std::chrono::duration<Rep, Period> limit) {
     const double seconds = std::chrono::duration<double>(limit).count();
-    try {
-      get(seconds > 0 ? seconds : 0);
-    } catch (const timeout_error &) {
-      return std::future_status::timeout;
-    }
+    if (!c_.id) return std::future_status::ready;
+    const int code = mpiserve_wait(session_, &c_, seconds > 0 ? seconds : 0, &stats_);
+    if (code == MPISERVE_ETIMEOUT && c_.id) return std::future_status::timeout;
+    end(code);
     return std::future_status::ready;
   }
 
@@ -253,11 +252,22 @@ private:
     std::swap(session_, other.session_);
     std::swap(c_, other.c_);
     std::swap(stats_, other.stats_);
+    std::swap(code_, other.code_);
+    std::swap(text_, other.text_);
+  }
+
+  /* What it ended with is for get(); what the call alone failed with is thrown. */
+  void end(int code) {
+    if (c_.id) return check(code);
+    code_ = code;
+    if (code) text_ = mpiserve_last_error();
   }
 
   mpiserve_session *session_ = nullptr;
   mpiserve_request c_{};
   mpiserve_stats stats_{};
+  int code_ = MPISERVE_OK; /* that it ended with, and its text */
+  std::string text_;
 };
 
 /* ---- services ---------------------------------------------------------------------------- */

@@ -2,12 +2,14 @@
 #include "mpi/pair.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "base/error.h"
 #include "mpiserve.h"
@@ -41,6 +43,9 @@ static int map(int file, board **memory) {
   return MPISERVE_OK;
 }
 
+/* The caller may close its own; without a copy the end of the process is not seen here. */
+static int dup_of(int peer) { return fcntl(peer, F_DUPFD_CLOEXEC, 0); }
+
 int msi_pair_open(msi_pair **pair, int file, int peer, int role) {
   board *memory = NULL;
   *pair = NULL;
@@ -51,13 +56,15 @@ int msi_pair_open(msi_pair **pair, int file, int peer, int role) {
     code = msi_error(MPISERVE_EARG, "the file of a pair has had a process of this role");
   if (!code && !(*pair = calloc(1, sizeof **pair)))
     code = msi_error(MPISERVE_ENOMEM, "no memory for a pair");
-  if (!code) **pair = (msi_pair){.board = memory, .rank = role, .peer = peer};
+  if (!code) **pair = (msi_pair){.board = memory, .rank = role, .peer = dup_of(peer)};
   if (code && memory) munmap(memory, sizeof *memory);
   return code;
 }
 
 void msi_pair_close(msi_pair *pair) {
-  if (pair) munmap(pair->board, sizeof *pair->board);
+  if (!pair) return;
+  munmap(pair->board, sizeof *pair->board);
+  if (pair->peer >= 0) close(pair->peer);
   free(pair);
 }
 
@@ -83,5 +90,5 @@ void msi_pair_read(const msi_pair *pair, void *data, size_t bytes) {
 
 int msi_pair_is_alone(const msi_pair *pair) {
   struct pollfd end = {pair->peer, POLLIN, 0};
-  return poll(&end, 1, 0) > 0;
+  return poll(&end, 1, 0) > 0 && end.revents & POLLIN;
 }

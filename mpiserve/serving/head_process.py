@@ -31,25 +31,35 @@ class HeadProcess:
     def __init__(self, process: subprocess.Popen[bytes], file: int) -> None:
         self._process, self._kept = process, False
         self.pair = (file, os.pidfd_open(process.pid))
+        self._open = True
 
     @classmethod
     def start(cls, config: Config) -> HeadProcess:
         """Start the process. It has this one's `sys.path`, and ends when this one does."""
+        table = pickle.dumps(config)
         file = os.memfd_create("mpiserve-pair")
-        os.ftruncate(file, BYTES)
+        try:
+            os.ftruncate(file, BYTES)
+            head = cls(cls._started(file), file)
+        except BaseException:
+            os.close(file)
+            raise
+        stdin = head._process.stdin
+        assert stdin
+        with suppress(BrokenPipeError), stdin:
+            stdin.write(table)
+        return head
+
+    @staticmethod
+    def _started(file: int) -> subprocess.Popen[bytes]:
         code = f"import sys; sys.path[:] = {sys.path!r}; from {PROGRAM} import main; main()"
-        process = subprocess.Popen(
+        return subprocess.Popen(
             [sys.executable, "-c", code, str(file), str(os.getpid())],
             stdin=subprocess.PIPE,
             pass_fds=[file],
             env=without_mpi(os.environ),
             start_new_session=True,  # Ctrl-C is for this process, which then closes the session
         )
-        head = cls(process, file)
-        assert process.stdin
-        with suppress(BrokenPipeError), process.stdin:
-            process.stdin.write(pickle.dumps(config))
-        return head
 
     def kept(self) -> HeadProcess:
         """Let the process live on when the context ends: until `end`."""
@@ -82,7 +92,8 @@ class HeadProcess:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        with suppress(OSError):  # a second call
+        if self._open:  # the first call
+            self._open = False
             os.close(self.pair[1])
 
     def _status(self) -> int | None:

@@ -93,6 +93,53 @@ def test_no_request_is_lost_when_the_remote_model_fails(mpiexec, tmp_path, place
     assert "the remote model answers again" in done.stderr
 
 
+def refuse(handler):
+    handler.reply(400, {"error": "not this one"})
+    return True
+
+
+def test_a_remote_model_that_refuses_each_request_is_named_and_left(mpiexec, tmp_path):
+    with Server() as server:
+        server.faults = [refuse] * 1000
+        thread = stop_when_seen(server, tmp_path, 8)
+        done = start(mpiexec, tmp_path, UNTIL_STOP, placed("remote", server.url), ranks=2)
+        thread.join()
+    assert done.returncode == 0, done.stderr
+    assert lines(done.stdout) == ["rank 0: 0 wrong"]
+    assert "the local one does: ModelError" in done.stderr and "not this one" in done.stderr
+    assert "breaker opened 0 times" not in done.stderr
+
+
+# It takes a while to start again.
+MORTAL = """
+import os, time
+time.sleep(1)
+def double(x):
+    if x[0, 0] == 7:
+        os._exit(3)
+    return 2 * x
+"""
+AFTER_A_DEATH = """
+import numpy as np, mpiserve
+with mpiserve.open() as session:
+    double, x = session.service("double"), np.ones((1, 2), np.float32)
+    assert (double(x) == 2 * x).all()
+    try:
+        double(7 * x)
+    except mpiserve.ModelError:
+        print("died")
+    print((double(x) == 2 * x).all())
+"""
+
+
+def test_requests_wait_for_the_only_model_when_the_remote_one_is_away(mpiexec, tmp_path):
+    with Server() as server:
+        url = server.url
+    done = start(mpiexec, tmp_path, AFTER_A_DEATH, placed("remote", url), ranks=2, model=MORTAL)
+    assert done.returncode == 0, done.stderr
+    assert lines(done.stdout) == ["True", "died"]
+
+
 def test_a_remote_model_that_comes_later_is_taken_up(mpiexec, tmp_path):
     with Server() as server:
         server.ready_at = float("inf")

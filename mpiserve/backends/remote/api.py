@@ -18,6 +18,10 @@ class RefusedError(ModelError):
     """A server that is well has answered that it cannot do this request."""
 
 
+class NotAskedError(ModelError):
+    """No server was asked: each has failed a moment ago, or nobody waits any more."""
+
+
 class Message(NamedTuple):
     """One HTTP request.
 

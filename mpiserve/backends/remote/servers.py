@@ -14,7 +14,7 @@ from urllib3.connectionpool import HTTPConnectionPool
 from urllib3.exceptions import HTTPError, NewConnectionError, ProtocolError
 from urllib3.response import BaseHTTPResponse
 
-from mpiserve.backends.remote.api import Api, Message, RefusedError
+from mpiserve.backends.remote.api import Api, Message, NotAskedError, RefusedError
 from mpiserve.backends.remote.settings import Settings
 from mpiserve.errors import Code, ModelError
 from mpiserve.wire.json_body import error_text
@@ -150,7 +150,7 @@ class Servers:
                 tried[server.url] = _cause(error)
             finally:
                 self._give(server)
-        raise ModelError(Code.EMODEL, self._failed(tried))
+        raise (ModelError if tried else NotAskedError)(Code.EMODEL, self._failed(tried))
 
     def close(self) -> None:
         """Close all connections."""

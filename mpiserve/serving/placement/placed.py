@@ -9,10 +9,11 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from mpiserve.backends.base import Backend
-from mpiserve.backends.remote.api import RefusedError
+from mpiserve.backends.remote.api import NotAskedError
 from mpiserve.backends.remote.remote_backend import RemoteBackend
 from mpiserve.backends.remote.settings import remote_table
 from mpiserve.errors import Code, ModelError
+from mpiserve.failure import describe
 from mpiserve.serving.placement.breaker import CLOSED, HALF_OPEN, Breaker, Question
 from mpiserve.serving.placement.policy import Policy
 
@@ -48,7 +49,6 @@ class Placed(Backend):
         self._said: set[str] = set()
         self.together, self.copies = local.together, local.copies
         self.wants_clients = local.wants_clients
-        local.elsewhere = True
 
     @property
     def engine(self) -> str:
@@ -122,17 +122,21 @@ class Placed(Backend):
 
     @property
     def availability(self) -> str:
-        """Whether one of them answers."""
-        return "ready" if self.has_remote else self.local.availability
+        """Whether one of them answers. Where no other replica does, requests wait for a restart."""
+        found = self.local.availability
+        waits = self.service.replicas == 1 and found == "restarting"
+        return "ready" if self.has_remote or waits else found
 
     def supervise(self) -> None:
         """Let the local model look after itself, and ask servers that have failed."""
+        self.local.elsewhere = self.breaker.state == CLOSED
         self.local.supervise()
         now = time.monotonic()
         if self._question.answered():
             problem = self._question.take()
             self.breaker.told(problem is None, now)
-            self._say(problem)
+            if self.breaker.state != CLOSED:  # an answer has closed it meanwhile
+                self._say(problem)
         elif self.breaker.due(now) and not self._question.open:
             self._question.start()
 
@@ -144,11 +148,9 @@ class Placed(Backend):
             logger.info(text, self.service.name, self.remote.engine)
 
     def fail(self, error: BaseException) -> None:
-        """Note that the remote model has not answered; an answer that it cannot is one."""
-        if isinstance(error, RefusedError):
-            self.succeed()
-        elif self.breaker.fail(time.monotonic()):
-            self._say(str(error))
+        """Note that the remote model has not answered, or with what is no answer to a request."""
+        if not isinstance(error, NotAskedError) and self.breaker.fail(time.monotonic()):
+            self._say(describe(error))
 
     def _say(self, problem: str | None) -> None:
         """Log why the remote model does not answer, once for each reason until it does."""

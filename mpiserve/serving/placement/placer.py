@@ -31,7 +31,6 @@ WAIT = 1e-3  # seconds that a step waits for an answer
 SAY = 1.0  # seconds between two lines of the log about a change of sides
 LONG = 1.0  # seconds after which no answer is measured, too
 RETURNED = "returned"  # rows that the local model has answered in place of the remote one
-MIRROR = -1  # the key of the request whose answer is only measured
 
 
 class Held:
@@ -102,10 +101,11 @@ class Placer:
         assert backend.remote.steps
         self._steps: RemoteSteps = backend.remote.steps
         self._policy = backend.policy
-        self._keys = count()
+        self._keys = count(1)
         self._away: dict[int, Piece] = {}  # by key, the oldest first
         self._back: list[Piece] = []  # that the remote model has not answered
         self._mirror = 0  # rows of a request whose answer is only measured; 0: there is none
+        self._mirror_key = 0  # below 0, another one each time: late answers count for none
         self._mirror_since = 0.0
         self._work = Work(1, 1)
         self.rows: Counter[str] = Counter()
@@ -205,11 +205,25 @@ class Placer:
         if self._mirror and now - self._mirror_since < LONG:
             return
         if self._mirror:
-            self._steps.drop(MIRROR)
+            self._steps.drop(self._mirror_key)
             self._policy.remote.add(self._mirror, now - self._mirror_since, now)
         self._mirror_since = now
         self._mirror = rows = -(-batch.rows // batch.requests)
-        self._steps.begin(MIRROR, -1, tuple(array[:rows].copy() for array in batch.inputs))
+        self._mirror_key = -next(self._keys)
+        inputs = tuple(array[:rows].copy() for array in batch.inputs)
+        if error := self._begin(self._mirror_key, -1, inputs):
+            self._mirror = 0
+            self._backend.fail(error)
+
+    def _begin(self, key: int, client: int, inputs: Arrays) -> BaseException | None:
+        """Send rows to the remote model; return why that failed."""
+        try:
+            self._steps.begin(key, client, inputs)
+        except BaseException as error:
+            check_interrupt()
+            self._steps.drop(key)
+            return error
+        return None
 
     # ---- the local model
 
@@ -290,41 +304,43 @@ class Placer:
     def _send(self, piece: Piece) -> None:
         key = next(self._keys)
         self._away[key] = piece._replace(since=time.monotonic())
-        try:
-            self._steps.begin(key, piece.held.ticket.client, piece.inputs)
-        except BaseException as error:
-            check_interrupt()
+        if error := self._begin(key, piece.held.ticket.client, piece.inputs):
             self._settle(self._away.pop(key), error)
 
     def _receive(self, wait: float) -> None:
         """Take what the remote model has answered; wait so many seconds for the next answer."""
         for key, result in self._steps.ended(wait).items():
-            rows = self._mirror if key == MIRROR else self._away[key].rows
-            if isinstance(result, BaseException):
-                self._backend.fail(result)
+            rows = self._mirror if key < 0 else self._away[key].rows
+            outputs = self._checked(result, rows)
+            if isinstance(outputs, BaseException):
+                self._backend.fail(outputs)
             else:
                 self._backend.succeed()
                 self._policy.remote.add(rows, self._steps.seconds[key], time.monotonic())
-            if key == MIRROR:
+            if key < 0:
                 self._mirror = 0
             else:
-                self._settle(self._away.pop(key), result)
+                self._settle(self._away.pop(key), outputs)
 
-    def _settle(self, piece: Piece, result: Any) -> None:
-        """Use an answer of the remote model; without one, the local model has to answer."""
+    def _checked(self, result: Any, rows: int) -> Any:
+        """Return the outputs of an answer, or why it is none."""
+        if isinstance(result, BaseException):
+            return result
         try:
-            if isinstance(result, BaseException):
-                raise result
-            outputs = self._finish(result, piece.rows)
+            return self._finish(result, rows)
         except BaseException as error:
             check_interrupt()
-            if self._backend.has_local:
-                self._back.append(piece)
-            else:
-                self._fail(piece, error)
-        else:
+            return error
+
+    def _settle(self, piece: Piece, outputs: Any) -> None:
+        """Use an answer of the remote model; without one, the local model has to answer."""
+        if not isinstance(outputs, BaseException):
             self.rows[REMOTE] += piece.rows
             self._put(piece, outputs)
+        elif self._backend.has_local:
+            self._back.append(piece)
+        else:
+            self._fail(piece, outputs)
 
     def _look_overdue(self) -> None:
         """Take back what the remote model has had for much longer than it should."""
