@@ -38,15 +38,20 @@ def stream_of(Service service, tuple arrays, object timeout, dict named):
 
 
 cdef tuple fill_side(mpiserve_tensor *tensors, object given, list names, str service):
-    """Describe one side of a pair; return what must stay alive: names, then arrays."""
+    """Describe one side of a pair; return what must stay alive: names, then arrays.
+
+    `names` are those of inputs; None: the side is that of the outputs.
+    """
     cdef int i
     values = given if isinstance(given, tuple) else (given,)
     encoded = ()
     if isinstance(given, dict):
-        values, names = tuple(given.values()), list(given)
-        encoded = tuple([encode(name) for name in names])
+        values = tuple(given.values())
+        encoded = tuple([encode(name) for name in given])
+        names = names and list(given)
     if len(values) > MPISERVE_MAX_TENSORS:
-        raise errors.from_code(errors.Code.ESHAPE, f"service '{service}': {len(values)} arrays")
+        text = f"service '{service}': {len(values)} arrays, of {MPISERVE_MAX_TENSORS} at most"
+        raise errors.from_code(errors.Code.ESHAPE, text)
     arrays = tuple([as_input(&tensors[i], value, service, names, i)
                     for i, value in enumerate(values)])
     for i, name in enumerate(encoded):
@@ -59,9 +64,8 @@ cdef bint record_pairs(Service service, object inputs, object outputs) except -1
     cdef mpiserve_tensor made[16]
     cdef int code, n_inputs, n_outputs, kept = 0
     cdef Session session = service._session
-    outs = [tensor.name for tensor in service.outputs]
     first = fill_side(given, inputs, service._names, service.name)
-    second = fill_side(made, outputs, outs, service.name)
+    second = fill_side(made, outputs, None, service.name)
     n_inputs, n_outputs = len(first[1]), len(second[1])
     session._enter()
     with nogil:

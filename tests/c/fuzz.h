@@ -76,11 +76,6 @@ static inline void must(int code, const char *what) {
   if (code) wrong("%s: %d, %s", what, code, mpiserve_last_error());
 }
 
-/* Rows that this rank has recorded; that are in its capture; that found no room there. */
-static struct {
-  int64_t sent, seen, dropped;
-} pairs;
-
 /* ---- rows ------------------------------------------------------------------------------- */
 
 enum {

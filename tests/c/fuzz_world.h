@@ -217,6 +217,11 @@ static inline world make_world(uint64_t seed, int ranks) {
   return w;
 }
 
+/* Rows that this rank has recorded; that are in its capture; that found no room there. */
+static struct {
+  int64_t sent, seen, dropped;
+} pairs;
+
 /* ---- rows of a service ------------------------------------------------------------------ */
 
 static inline void row_get(const side *s, void *const *data, int64_t at, uint8_t *row) {

@@ -177,5 +177,12 @@ BUGS = [
         "hostile",
         MEMORY,
     ),
+    Bug(
+        "lease of a record not checked",
+        "head/capture.c",
+        {"lease < 0 || lease >= MSI_LEASES": "lease < 0"},
+        "hostile",
+        MEMORY,
+    ),
     Bug("length of a text not checked", "head/broker.c", {TEXT: "entry->rows"}, "hostile", MEMORY),
 ]
