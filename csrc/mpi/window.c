@@ -9,6 +9,7 @@
 #include "base/free_memory.h"
 #include "mpi/failure.h"
 #include "mpi/messages.h"
+#include "protocol/slot.h"
 
 enum {
   REPLY_TAG = 1,      /* of a rank's first service; its others have the next ones */
@@ -33,28 +34,22 @@ static void find_used(msi_window *window) {
 
 /* ---- this rank's memory --------------------------------------------------------- */
 
-/* Each part begins at a page of its own. */
-static size_t end_of(size_t begin, size_t bytes) {
-  const size_t page = 4096;
-  return begin + (bytes + page - 1) / page * page;
-}
-
-/* What lies in the segment. */
+/* What lies in the segment, where each part begins at a page of its own. */
 static size_t bytes_of(const msi_window *window, const size_t bytes[MSI_PARTS], int part) {
   int is_of_mpi = part == MPISERVE_RMA && window->world && !window->world->tolerant;
-  return is_of_mpi ? 0 : bytes[part];
+  return is_of_mpi ? 0 : msi_pages(bytes[part]);
 }
 
 int msi_window_reserve(msi_window *window, const size_t bytes[MSI_PARTS]) {
   size_t total = 0, at = 0;
-  for (int i = 0; i < MSI_PARTS; i++) total = end_of(total, bytes_of(window, bytes, i));
+  for (int i = 0; i < MSI_PARTS; i++) total += bytes_of(window, bytes, i);
   int code = msi_segment_open(&window->segment, total);
   if (code)
     return msi_error(code,
                      "no memory for requests: %s. Lower max_batch_rows or pool_bytes, or give the "
                      "job more memory",
                      mpiserve_last_error());
-  for (int i = 0; i < MSI_PARTS; at = end_of(at, bytes_of(window, bytes, i++)))
+  for (int i = 0; i < MSI_PARTS; at += bytes_of(window, bytes, i++))
     window->memory[i] = bytes_of(window, bytes, i) ? window->segment.memory + at : NULL;
   return MPISERVE_OK;
 }

@@ -36,7 +36,9 @@ def compiler(name):
 
 
 def compiled(name, standard, program, *flags):
-    includes = [f.replace("-I", "-isystem", 1) for f in wrapper_flags("compile")]
+    # MPICH's wrapper names what the linker takes, too.
+    given = [flag for flag in wrapper_flags("compile") if flag.startswith("-I")]
+    includes = [flag.replace("-I", "-isystem", 1) for flag in given]
     command = [name, f"-std={standard}", *WARNINGS, *flags, *includes]
     command += build_flags.cflags().split() + [str(SOURCE)]
     if program:

@@ -9,8 +9,9 @@ from pathlib import Path
 import mpiserve
 from mpiserve import config, errors
 from mpiserve._lib import core
-from mpiserve.observe import parts
+from mpiserve.observe import parts, ranks
 from mpiserve.serving import reload
+from mpiserve.serving.placement import breaker
 
 ROOT = Path(__file__).resolve().parents[2]
 HEADER = (ROOT / "csrc/include/mpiserve.h").read_text()
@@ -142,3 +143,12 @@ def test_limits_are_those_of_the_header():
 def test_the_version_is_that_of_the_header():
     numbers = re.findall(r"#define MPISERVE_VERSION_(?:MAJOR|MINOR|PATCH) (\d+)", CODE)
     assert mpiserve.__version__ == ".".join(numbers)
+
+
+def test_readers_know_what_a_placement_is():
+    body = re.search(r"struct mpiserve_placement {(.*?)}", CODE, re.DOTALL)
+    fields = re.findall(r"int64_t ([\w, ]+);", body[1])
+    assert [name for line in fields for name in line.split(", ")] == list(ranks.PLACEMENT)
+    sides = enum("mpiserve_side", "MPISERVE_SIDE_")
+    assert sides == {name.upper(): i for i, name in enumerate(ranks.SIDES) if i}
+    assert breaker.STATES == ranks.BREAKER
