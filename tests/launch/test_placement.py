@@ -106,7 +106,7 @@ def test_a_remote_model_that_refuses_each_request_is_named_and_left(mpiexec, tmp
         thread.join()
     assert done.returncode == 0, done.stderr
     assert lines(done.stdout) == ["rank 0: 0 wrong"]
-    assert "the local one does: ModelError" in done.stderr and "not this one" in done.stderr
+    assert "the local one does: http" in done.stderr and "not this one" in done.stderr
     assert "breaker opened 0 times" not in done.stderr
 
 
