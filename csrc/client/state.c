@@ -14,6 +14,7 @@ void msi_service_lose(mpiserve_service *service, const msi_endpoint *endpoint) {
     msi_balance_lose(&service->balance, i);
     if (service->assignment == i) service->assignment = service->balance.home;
     service->endpoint = service->choices[service->balance.home];
+    service->unrecorded = 0; /* the new home may capture */
   }
 }
 

@@ -512,8 +512,8 @@ int mpiserve_open_failed(MPI_Comm world, int role, int code, const char *text);
 int mpiserve_open_failed_f(MPI_Fint world, int role, int code, const char *text);
 
 /* mpiserve_open_pair: join a session of two processes of one node that have no MPI world in common:
- * for a simulation without a launcher, such as a notebook. It is a part of mpiserve for Python,
- * which starts the other process. One is the simulation rank, with world rank 0, the other one the
+ * for a simulation without a launcher, such as a notebook. It serves the Python package, which
+ * starts the other process. One is the simulation rank, with world rank 0, the other one the
  * inference rank, with world rank 1. Each has started MPI, alone; either may call first.
  *
  * file is a descriptor of a file that both map (memfd_create), for one session: of at least

@@ -1,10 +1,11 @@
 /* mpiserve.hpp: libmpiserve for C++17 and later, over mpiserve.h alone: the header has the contract
  * of each call, and this one says what is different.
  *
- *   - An error is an exception: mpiserve::error, or a class of it, with the code and the text.
+ *   - An error is an exception: mpiserve::error, or a subclass, with the code and the text.
  *   - A session, a request, a buffer is freed by its destructor, which throws nothing. They can be
- *     moved, not copied. A session outlives its requests and buffers; if it does not, their
- *     destructors find a closed session and do nothing.
+ *     moved, not copied. A session outlives its requests and buffers. The destructor of
+ *     a request of a closed session does nothing; that of a buffer must run before another
+ *     session is opened.
  *   - A tensor is a view of the caller's memory, which lives until the request has ended.
  *   - Threads as in mpiserve.h: one at a time uses a session and what belongs to it.
  */
@@ -131,7 +132,7 @@ template <class T> constexpr int dtype_of() {
   else if constexpr (std::is_integral_v<T> && sizeof(T) == 8)
     return std::is_signed_v<T> ? MPISERVE_INT64 : MPISERVE_UINT64;
   else
-    static_assert(never<T>, "no dtype of mpiserve has this type");
+    static_assert(never<T>, "no dtype of mpiserve matches this type");
 }
 
 /* A view of dense, C-contiguous memory of the caller's. Without a name its position in the call

@@ -147,7 +147,7 @@ class ServiceConfig(Table):
     fallback: Literal["local"] | None = None
     """`"local"`: what no replica can answer, a local model answers: the client's own process runs
     the same model with the same settings. The first request that needs it starts it, and waits
-    until it is loaded. Not with `tensor_parallel`.
+    until it is loaded. Not with `tensor_parallel`, free dimensions, or ragged rows.
     """
     split_failed: Annotated[bool, AfterValidator(ragged.check_split)] = True
     """Whether a batch that fails is run again in halves, so that only the guilty request fails;

@@ -14,6 +14,7 @@ import numpy as np
 from mpiserve.errors import ArgumentError, Code
 from mpiserve.observe import capture_files as files
 
+GAP = 64  # rows between two that are asked for which are read along with them
 Arrays = dict[str, np.ndarray]
 Pair = tuple[Arrays, Arrays]
 
@@ -172,7 +173,10 @@ class Capture:
         numbers = self._kept[begin:end:stride]
         if not len(numbers):
             return self._read(path, 0, 0, 1)
-        return self._read(path, numbers[0], numbers[-1] + 1, 1)[numbers - numbers[0]]
+        runs = np.split(numbers, np.flatnonzero(np.diff(numbers) > GAP) + 1)
+        return np.concatenate(
+            [self._read(path, run[0], run[-1] + 1, 1)[run - run[0]] for run in runs]
+        )
 
     def _read(self, path: str, begin: int, end: int, stride: int) -> np.ndarray:
         pieces = []

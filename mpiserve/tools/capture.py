@@ -81,7 +81,7 @@ def info(path: str) -> None:
     terminal.console().print(table)
     for (name, _), groups in found.items():
         if physics := sum(int(np.count_nonzero(group["source"][:])) for group in groups):
-            print(f"{name}: {physics} of the rows are of the physics")
+            print(f"{name}: {physics} of the rows come from the physics")
     if lost := files.dropped({group.file for groups in found.values() for group in groups}):
         print(f"{lost} rows were dropped, as the buffer was full (on_full, buffer_bytes)")
 

@@ -120,7 +120,7 @@ def test_a_capture_of_both_is_told_apart_by_every_reader(mpiexec, tmp_path):
     write(tmp_path, RECORDS, THREE.replace("[service.here]", "[service.unused]"))
     assert mpiexec(["-n", 5, *RUN, "c.toml", "sim.py"], timeout=90).returncode == 0
     shown = tool(tmp_path, "capture", "info", "capture")
-    assert "child: 532 of the rows are of the physics" in shown and "1064" in shown
+    assert "child: 532 of the rows come from the physics" in shown and "1064" in shown
     tool(tmp_path, "capture", "merge", "capture", "-o", "all.h5")
     for source, rows in (("physics", 532), ("model", 532)):
         command = ["capture", "export", "all.h5", "-o", "a.npz", "--service", "child"]

@@ -17,7 +17,7 @@ class Breaker:
     """Keeps requests from a remote model that fails, until it answers again.
 
     It opens after some failures in a row. After a while the servers are asked whether they are
-    ready: then it is half-open, and one request decides, which the local model answers, too.
+    ready: then it is half-open, and one request, also answered locally, decides.
 
     Args:
         failures: How many in a row open it.

@@ -74,7 +74,7 @@ class Policy:
         if not (local and remote):
             only = REMOTE if remote else LOCAL
             why = f"the {LOCAL if only == REMOTE else REMOTE} model cannot"
-            return self._enter(only, why if local or remote else "neither can", now)
+            return self._enter(only, why if local or remote else "neither model is available", now)
         if self.placement in (LOCAL, REMOTE):
             return self._enter(self.placement, "both can", now)
         if self._measured and now - self._changed >= self._probe_s:
@@ -84,7 +84,7 @@ class Policy:
                 why = f"{work.rows + work.queued} rows: {_ms(here)} here, {_ms(there)} there"
                 self._enter(LOCAL if self.side == REMOTE else REMOTE, why, now)
         elif not self._measured and self.side == REMOTE:  # the local model was away
-            self._enter(LOCAL, "it can again, and is measured", now)
+            self._enter(LOCAL, "it is available again, and is measured", now)
         return self.side
 
     @property
