@@ -1000,7 +1000,9 @@ int mpiserve_engine_set(mpiserve_session *session, int service, const mpiserve_e
  * ...) and their answers into a ring, before the client learns of the answer. It is copied here;
  * the ring is that of all services of the rank and must live until the session is closed. A full
  * ring costs rows, or time, as `waits` says; nobody waits for a reader that has died, has closed
- * the ring, or has taken nothing for 10 s. Requests that end with an error are not copied. Time
+ * the ring, or has taken nothing for 10 s. Requests that end with an error are not copied. Of a
+ * service that overwrites (mpiserve_description) the inputs may be gone by then: what is copied in
+ * place of them are the outputs, which are the same only if the service returns its inputs. Time
  * steps are known if MPISERVE_CAPTURE was set at mpiserve_open() on any rank. NULL: copy nothing
  * any more. What clients record (mpiserve_record()) is copied in the same way, all of it, with
  * model 0. Inference ranks; local. MPISERVE_EARG: there is no such service, it has free
