@@ -82,11 +82,11 @@ def stop_when_seen(server, folder, number):
 @pytest.mark.parametrize("placement", ["remote", "auto", "split"])
 def test_no_request_is_lost_when_the_remote_model_fails(mpiexec, tmp_path, placement):
     with Server() as server:
-        server.faults = [*[lambda _: False] * 10, *[hang_up] * 8]
-        thread = stop_when_seen(server, tmp_path, 40)
+        server.faults = [*[lambda _: False] * 10, *[hang_up] * 16]
+        thread = stop_when_seen(server, tmp_path, 48)
         done = start(mpiexec, tmp_path, UNTIL_STOP, placed(placement, server.url))
         thread.join()
-        assert server.seen >= 40
+        assert server.seen >= 48
     assert done.returncode == 0, done.stderr
     assert lines(done.stdout) == ["rank 0: 0 wrong", "rank 1: 0 wrong"]
     assert "the remote model does not answer, the local one does" in done.stderr
