@@ -145,7 +145,7 @@ class BuildExt(build_ext):
         settings = [f"MPICC={mpicc}", f"BUILD={build}", f"PREFIX={package.resolve()}"]
         settings.append(f"PYTHON={sys.executable}")
         settings.append(f"CFLAGS={shlex.join(user_flags())}")
-        command = ["make", "-C", "csrc", "install", str(harness), *settings]
+        command = ["make", f"-j{os.cpu_count()}", "-C", "csrc", "install", str(harness), *settings]
         self.announce(shlex.join(command), level=2)
         subprocess.run(command, check=True, env=os.environ | {"MAKEFLAGS": "--no-print-directory"})
         (package / "bench").mkdir(exist_ok=True)

@@ -6,7 +6,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -77,6 +78,32 @@ def in_turn(jobs: list[list[Job]], number: int, mpis: int) -> Iterator[Job]:
             yield job
         elif job.every_mpi:
             yield job.narrowed()
+
+
+def joined(jobs: Iterable[Job], most: int) -> Iterator[Job]:
+    """Join jobs that differ in their modules alone, so many at a time: ranks start for seconds."""
+    alike: dict[tuple[int, str], list[Job]] = defaultdict(list)
+    for job in jobs:
+        alike[job.ranks, job.env["MPISERVE_TRANSPORT"]].append(job)
+    for group in alike.values():
+        for i in range(0, len(group), most):
+            yield _one_of(group[i : i + most])
+
+
+def _one_of(jobs: list[Job]) -> Job:
+    first, *others = jobs
+    if not others:
+        return first
+    items = [item for job in jobs for item in job.command if item.startswith("tests/")]
+    begin = first.command.index(items[0])
+    end = first.command.index("-x")
+    return replace(
+        first,
+        title=first.title.replace(" n=", f" +{len(others)} n="),
+        command=[*first.command[:begin], *items, *first.command[end:]],
+        timeout=sum(job.timeout for job in jobs),
+        tests=[test for job in jobs for test in job.tests],
+    )
 
 
 def reports(folder: Path, rank: int) -> list[dict]:

@@ -16,7 +16,8 @@ Exit status 0: nothing failed. The last lines are the tests that took longest, w
 why, and the count.
 
 --quick saves time: each module is run under one of the MPIs with one of the transports, in turns.
-Plain C programs, and the tests that pytest.mark.every_mpi marks, are run under every MPI. Of faults
+Some modules of mpi share a job. Plain C programs, and the tests that
+pytest.mark.every_mpi marks, are run under every MPI. Of faults
 those run that pytest.mark.quick marks. Those that pytest.mark.takes_long marks are left out but
 for --long.
 
@@ -46,7 +47,7 @@ from threading import Lock
 
 import mpijob
 from cprograms import c_jobs, c_mpi_jobs, fuzz_jobs, race_jobs
-from jobs import LOGS, ROOT, TO_LOG, Job, Target, in_turn, reports
+from jobs import LOGS, ROOT, TO_LOG, Job, Target, in_turn, joined, reports
 
 ONE_TRANSPORT = ("harness", "models", "examples", "cluster")
 WITHOUT_MPI = ("unit", "protocol")
@@ -62,6 +63,7 @@ NOT_RUN = "not run, or it did not end"
 WORDS = ("passed", "failed", "skipped")
 SHOWN = 20  # failures of one job
 LONGEST = 25  # tests whose times are printed
+TOGETHER = 5  # modules of the suite mpi in one job, where time is saved
 STARTUP = 60  # seconds for a job to start, beside the time-outs of its tests
 
 
@@ -315,7 +317,8 @@ def plan(
     alike = by_transport(suite, target, first, args)
     if not args.quick:
         return chain.from_iterable(alike)
-    return in_turn(alike, target.number, len(args.fortran if debian else args.mpi))
+    jobs = in_turn(alike, target.number, len(args.fortran if debian else args.mpi))
+    return joined(jobs, TOGETHER) if suite == "mpi" else jobs
 
 
 def by_transport(

@@ -2,6 +2,7 @@
 
 import sys
 
+import pytest
 from coupling import SERVE, compile_simulation
 
 MODEL = """\
@@ -77,6 +78,7 @@ int main(void) {
 """
 
 
+@pytest.mark.takes_long
 def test_python_and_c_share_a_batch(mpiexec, tmp_path):
     (tmp_path / "model.py").write_text(MODEL)
     (tmp_path / "c.toml").write_text(CONFIG)

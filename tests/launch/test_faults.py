@@ -355,6 +355,7 @@ with mpiserve.open() as session:
 """
 
 
+@pytest.mark.takes_long
 def test_the_log_says_once_whom_it_waits_for_and_goes_where_the_user_wants_it(mpiexec, tmp_path):
     write(tmp_path, WAITS)
     (tmp_path / "model.py").write_text(SLOW)

@@ -114,6 +114,7 @@ def test_children_of_a_script_under_run(mpiexec, tmp_path):
     assert "failed" not in done.stderr.replace(", 0 failed", "")
 
 
+@pytest.mark.takes_long
 def test_children_of_a_program_beside_serve(mpiexec, tmp_path):
     write(tmp_path, CHILDREN)
     job = ["-n", 2, sys.executable, "sim.py", ":", "-n", 1, *SERVE, "c.toml"]

@@ -96,7 +96,7 @@ def env(tmp_path):
     assert not processes(str(tmp_path))
 
 
-@pytest.mark.parametrize("transport", ["shared", "rma"])
+@pytest.mark.parametrize("transport", ["shared", pytest.param("rma", marks=pytest.mark.takes_long)])
 def test_a_local_model_answers_while_the_only_replica_is_stopped(mpiexec, tmp_path, env, transport):
     write(tmp_path, STOPPED, LOCAL)
     (tmp_path / "model.py").write_text(MODEL)

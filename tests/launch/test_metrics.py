@@ -120,6 +120,7 @@ def test_a_running_job_is_seen_by_other_programs(mpiexec, tmp_path):
     assert total(known, "mpiserve_bootstrap_seconds_count") == 1
 
 
+@pytest.mark.takes_long
 def test_the_last_numbers_of_a_job_that_was_killed_are_written(mpiexec, tmp_path):
     write(tmp_path, DIES)
     folder = tmp_path / "seen"

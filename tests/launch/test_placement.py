@@ -79,7 +79,10 @@ def stop_when_seen(server, folder, number):
     return thread
 
 
-@pytest.mark.parametrize("placement", ["remote", "auto", "split"])
+@pytest.mark.parametrize(
+    "placement",
+    ["remote", *(pytest.param(name, marks=pytest.mark.takes_long) for name in ("auto", "split"))],
+)
 def test_no_request_is_lost_when_the_remote_model_fails(mpiexec, tmp_path, placement):
     with Server() as server:
         server.faults = [*[lambda _: False] * 10, *[hang_up] * 16]
@@ -98,6 +101,7 @@ def refuse(handler):
     return True
 
 
+@pytest.mark.takes_long
 def test_a_remote_model_that_refuses_each_request_is_named_and_left(mpiexec, tmp_path):
     with Server() as server:
         server.faults = [refuse] * 1000
@@ -132,6 +136,7 @@ with mpiserve.open() as session:
 """
 
 
+@pytest.mark.takes_long
 def test_requests_wait_for_the_only_model_when_the_remote_one_is_away(mpiexec, tmp_path):
     with Server() as server:
         url = server.url

@@ -64,7 +64,14 @@ def assert_says_once(result, text):
     assert result.stderr.count(text) == 1
 
 
-@pytest.mark.parametrize("partition", ["", "[partition]\nranks = [0]", "[partition]\nranks = [1]"])
+@pytest.mark.parametrize(
+    "partition",
+    [
+        "",
+        "[partition]\nranks = [0]",
+        pytest.param("[partition]\nranks = [1]", marks=pytest.mark.takes_long),
+    ],
+)
 def test_run_gives_the_script_to_the_simulation_ranks_only(job, partition):
     result = job(*run_args(3, "-v", "--steps", "4"), config=partition + CONFIG)
     assert result.returncode == 0
@@ -125,6 +132,7 @@ def test_more_replicas_than_ranks_that_serve_is_one_line_and_no_hang(job):
     assert "told: " in result.stdout
 
 
+@pytest.mark.takes_long
 def test_an_exception_without_a_with_block_blocks_no_other(job):
     sim = "import mpiserve\nsession = mpiserve.open()\nif session.comm.rank == 0:\n    1 / 0\n"
     assert job(*run_args(3), sim=sim).returncode == 1

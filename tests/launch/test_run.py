@@ -90,6 +90,7 @@ def test_the_exit_status_is_that_of_the_script(mpiexec, tmp_path):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.takes_long
 @pytest.mark.every_mpi
 def test_a_rank_that_raises_ends_the_others(mpiexec, tmp_path):
     write(tmp_path, RAISES)

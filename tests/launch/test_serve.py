@@ -93,6 +93,7 @@ int main(int argc, char **argv) {
 """
 
 
+@pytest.mark.takes_long
 @pytest.mark.every_mpi
 def test_simulation_ranks_behind_the_inference_ranks(mpiexec, tmp_path):
     write(tmp_path, config=REPLICAS)
@@ -163,6 +164,7 @@ def test_the_setting_mends_it_for_a_c_simulation_as_well(mpiexec, tmp_path):
     assert lines(done.stdout) == right(2)
 
 
+@pytest.mark.takes_long
 @pytest.mark.every_mpi
 def test_importing_mpiserve_before_mpi4py_mends_it_too(mpiexec, tmp_path):
     write(tmp_path, "import mpiserve\nfrom mpi4py import MPI\n\n" + SIMULATION)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from coupling import RUN, write
 from model_files import examples, export, info, write_onnx
 from onnx import TensorProto
@@ -36,6 +37,7 @@ with mpiserve.open() as session:
 """
 
 
+@pytest.mark.takes_long
 def test_services_are_what_the_files_say(mpiexec, tmp_path):
     write(tmp_path, SIMULATION, CONFIG)
     export(tmp_path / "flame.pt2")
@@ -62,6 +64,7 @@ def test_a_file_of_fixed_rows_starts_nothing(mpiexec, tmp_path):
     assert done.stderr.count(f"{text}float32 [1, 3]: its first dimension is not dynamic") == 1
 
 
+@pytest.mark.takes_long
 def test_a_contradiction_starts_nothing(mpiexec, tmp_path):
     write(tmp_path, SIMULATION, CONFIG)
     export(tmp_path / "flame.pt2")

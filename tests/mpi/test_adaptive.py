@@ -70,6 +70,7 @@ def test_a_rank_moves_to_the_service_that_is_asked_and_back(world, caplog):
 
 @pytest.mark.every_mpi
 @WORLD
+@pytest.mark.takes_long
 @pytest.mark.timeout(60)
 def test_nothing_is_lost_while_ranks_move_to_and_fro(world, caplog):
     def simulate(session):

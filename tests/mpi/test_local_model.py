@@ -72,6 +72,7 @@ def check_steps(session):
     assert ask(countdown, ONE)[1] == "local"
 
 
+@pytest.mark.takes_long
 @pytest.mark.roles(simulation=1, inference=3)
 @pytest.mark.timeout(100)
 def test_a_local_model_answers_where_no_replica_has_a_model(world):

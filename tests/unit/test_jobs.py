@@ -11,7 +11,7 @@ from pathlib import Path
 import jobs
 import pytest
 import run
-from jobs import Job, in_turn
+from jobs import Job, in_turn, joined
 
 TESTS = Path(__file__).parents[1]
 TRANSPORTS = ("shared", "rma")
@@ -47,6 +47,29 @@ def test_one_mpi_runs_all(transports):
     runs = run_by(mpis=1, transports=transports)
     assert [module for module, *_ in runs] == list(range(12))
     assert {transport for *_, transport in runs} == set(transports)
+
+
+def job_of(number, ranks, transport):
+    module = f"tests/mpi/test_{number}.py"
+    command = ["mpiexec", "pytest", "-k", "", module, "-x", "--ranks", str(ranks)]
+    title = f"mpi {transport} mpi/test_{number}.py n={ranks}"
+    env = {"MPISERVE_TRANSPORT": transport}
+    return Job(title, command, env, 10, ranks, [f"{module}::test_it"])
+
+
+def test_modules_of_as_many_ranks_share_a_job_and_are_all_run():
+    alone = [job_of(i, 2 + i % 2, TRANSPORTS[i // 6 % 2]) for i in range(20)]
+    made = list(joined(alone, 3))
+    assert sorted(test for job in made for test in job.tests) == sorted(
+        test for job in alone for test in job.tests
+    )
+    for job in made:
+        modules = [item for item in job.command if item.startswith("tests/")]
+        assert [test.partition("::")[0] for test in job.tests] == modules
+        assert 1 <= len(modules) <= 3 and job.timeout == 10 * len(modules)
+        assert job.command[-3:] == ["-x", "--ranks", str(job.ranks)]
+        assert all(int(re.search(r"\d+", module)[0]) % 2 + 2 == job.ranks for module in modules)
+    assert len({job.title for job in made}) == len(made) == 8
 
 
 @pytest.mark.parametrize(("asks", "least"), [(r"is_mpich\(\)", 6), (r"\bTRANSPORT\b [!=]=", 2)])
