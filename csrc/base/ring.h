@@ -70,7 +70,8 @@ static inline msi_record *msi_ring_reserve(msi_ring *ring, uint64_t bytes) {
   if (bytes > ring->size / 2 || used > ring->size || ring->size - used < gap + bytes) return NULL;
   msi_record *record = (msi_record *)(ring->records + at);
   if (!gap) return record;
-  *record = (msi_record){.bytes = gap};
+  record->bytes = gap; /* a gap of one line has no room for a whole record */
+  record->rows = 0;
   ring->written += gap;
   return (msi_record *)ring->records;
 }
