@@ -9,7 +9,6 @@ from jobs import Target
 import mpiserve
 from mpiserve.tools import build_flags
 
-C_FILES = ["descriptors", "inputs", "sections"]
 MODULES = [
     "mpiserve_c",
     "mpiserve_errors",
@@ -51,13 +50,14 @@ def build(folder: Path, name: str) -> Path:
     sources = Path(mpiserve.__file__).parent / "share/mpiserve/fortran"
     mpicc = Target("", Path(sys.prefix)).mpicc
     flags = build_flags.cflags().split()
-    c_files = [sources / f"{file}.c" for file in C_FILES]
+    c_files = sorted(sources.glob("*.c"))
     subprocess.run([mpicc, "-c", *flags, *c_files], cwd=folder, check=True)
     for module in MODULES:
         text = (sources / f"{module}.f90").read_text()
         (folder / f"{module}.f90").write_text(text.replace('"GCC"', f'"{name}"'))
     (folder / "another.f90").write_text(PROGRAM)
-    files = [*(f"{file}.o" for file in C_FILES), *(f"{m}.f90" for m in MODULES), "another.f90"]
+    objects = [f"{file.stem}.o" for file in c_files]
+    files = [*objects, *(f"{module}.f90" for module in MODULES), "another.f90"]
     command = [f"{sys.prefix}/bin/mpifort", "-std=f2018", "-fno-underscoring", *files]
     subprocess.run([*command, *build_flags.libs().split(), "-o", "another"], cwd=folder, check=True)
     return folder / "another"
