@@ -8,7 +8,7 @@ program record
   type(service) :: echo, single
   real(real64) :: a(2, 40), wide(4, 40)
   integer(int32) :: n(40)
-  real(real64), allocatable :: x(:)
+  real(real64) :: x(300)
   logical :: kept
   integer :: i, ierr
   call mpi_init()
