@@ -252,7 +252,8 @@ int msi_capture_take(msi_broker *broker, const msi_entry *entry) {
   const msi_pair pair = read_pair(inbox, entry);
   msi_slot *slot;
   if (!fits(inbox, entry, &pair))
-    return msi_broker_refuse(broker, entry, MPISERVE_EROWS, "a record whose rows lie outside of the slot and the leases");
+    return msi_broker_refuse(broker, entry, MPISERVE_EROWS,
+                             "a record whose rows lie outside of the slot and the leases");
   int is_kept = broker->capture.on && !msi_ring_is_over(broker->capture.ring);
   if (is_kept) keep(broker, entry, &pair);
   int code = msi_inbox_reply_begin(inbox, entry->lane, entry->sequence, &slot);
