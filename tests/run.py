@@ -16,10 +16,9 @@ Exit status 0: nothing failed. The last lines are the tests that took longest, w
 why, and the count.
 
 --quick saves time: each module is run under one of the MPIs with one of the transports, in turns.
-Some modules of mpi share a job. Plain C programs, and the tests that
-pytest.mark.every_mpi marks, are run under every MPI. Of faults
-those run that pytest.mark.quick marks. Those that pytest.mark.takes_long marks are left out but
-for --long.
+Some modules of mpi share a job. Plain C programs, and the tests that pytest.mark.every_mpi marks,
+are run under every MPI. Of faults those run that pytest.mark.quick marks. Those that
+pytest.mark.takes_long marks are left out but for --long.
 
 --repeat repeats so many jobs at most of those that fail, once each. What passes then counts as
 passed, and is named at the end: on a busy machine a test of times may fail by chance, a fault

@@ -182,22 +182,23 @@ __attribute__((noinline)) void msi_capture_reply(msi_broker *broker, const msi_e
 
 /* Where the sides of a record lie: one after the other in the slot (leases are -1), or in leased
  * rows. */
-typedef struct msi_pair {
+typedef struct msi_record_place {
   int lease, output_lease;
   uint32_t row, output_row;
-} msi_pair;
+} msi_record_place;
 
 /* Each word is read once, though it was before: to hand the header on costs all others. */
-static msi_pair read_pair(const msi_inbox *inbox, const msi_entry *entry) {
+static msi_record_place read_pair(const msi_inbox *inbox, const msi_entry *entry) {
   const volatile msi_request_header *from =
       &msi_inbox_slot(inbox, entry->lane, entry->sequence)->request;
-  return (msi_pair){.lease = from->lease,
-                    .output_lease = from->output_lease,
-                    .row = from->row,
-                    .output_row = from->output_row};
+  return (msi_record_place){.lease = from->lease,
+                            .output_lease = from->output_lease,
+                            .row = from->row,
+                            .output_row = from->output_row};
 }
 
-static int lies_in_slot(const msi_layout *layout, const msi_entry *entry, const msi_pair *pair) {
+static int lies_in_slot(const msi_layout *layout, const msi_entry *entry,
+                        const msi_record_place *pair) {
   size_t row = layout->inputs.total_row_bytes + layout->outputs.total_row_bytes;
   return pair->lease < 0 && pair->output_lease < 0 &&
          entry->rows * row <= layout->inputs.slot_bytes;
@@ -210,14 +211,14 @@ static int lies_in_lease(const msi_inbox *inbox, const msi_entry *entry, int lea
   return row <= leased && entry->rows <= leased - row;
 }
 
-static int fits(const msi_inbox *inbox, const msi_entry *entry, const msi_pair *pair) {
+static int fits(const msi_inbox *inbox, const msi_entry *entry, const msi_record_place *pair) {
   if (entry->rows < 1 || entry->rows > inbox->layout.max_plain_rows) return 0;
   return lies_in_slot(&inbox->layout, entry, pair) ||
          (lies_in_lease(inbox, entry, pair->lease, pair->row) &&
           lies_in_lease(inbox, entry, pair->output_lease, pair->output_row));
 }
 
-static void find(const msi_inbox *inbox, const msi_entry *entry, const msi_pair *pair,
+static void find(const msi_inbox *inbox, const msi_entry *entry, const msi_record_place *pair,
                  const void **inputs, const void **outputs) {
   const msi_side *in = &inbox->layout.inputs, *out = &inbox->layout.outputs;
   const msi_range *leases = inbox->lanes[entry->lane].leases;
@@ -232,7 +233,7 @@ static void find(const msi_inbox *inbox, const msi_entry *entry, const msi_pair 
                   : packed;
 }
 
-static void keep(msi_broker *broker, const msi_entry *entry, const msi_pair *pair) {
+static void keep(msi_broker *broker, const msi_entry *entry, const msi_record_place *pair) {
   const void *inputs[MPISERVE_MAX_TENSORS], *outputs[MPISERVE_MAX_TENSORS];
   const msi_inbox *inbox = &broker->inboxes[entry->inbox];
   msi_record of = {.rank = inbox->clients[entry->lane],
@@ -249,7 +250,7 @@ static void keep(msi_broker *broker, const msi_entry *entry, const msi_pair *pai
 
 int msi_capture_take(msi_broker *broker, const msi_entry *entry) {
   msi_inbox *inbox = &broker->inboxes[entry->inbox];
-  const msi_pair pair = read_pair(inbox, entry);
+  const msi_record_place pair = read_pair(inbox, entry);
   msi_slot *slot;
   if (!fits(inbox, entry, &pair))
     return msi_broker_refuse(broker, entry, MPISERVE_EROWS,

@@ -14,10 +14,6 @@ from mpiserve.errors import Code, ModelError
 Arrays = tuple[np.ndarray, ...]
 
 
-class RefusedError(ModelError):
-    """A server that is well has answered that it cannot do this request."""
-
-
 class NotAskedError(ModelError):
     """No server was asked: each has failed a moment ago, or nobody waits any more."""
 

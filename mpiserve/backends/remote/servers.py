@@ -14,7 +14,7 @@ from urllib3.connectionpool import HTTPConnectionPool
 from urllib3.exceptions import HTTPError, NewConnectionError, ProtocolError
 from urllib3.response import BaseHTTPResponse
 
-from mpiserve.backends.remote.api import Api, Message, NotAskedError, RefusedError
+from mpiserve.backends.remote.api import Api, Message, NotAskedError
 from mpiserve.backends.remote.settings import Settings
 from mpiserve.errors import Code, ModelError
 from mpiserve.wire.json_body import error_text
@@ -126,8 +126,9 @@ class Servers:
             wanted: Whether somebody still waits for the answer.
 
         Raises:
-            ModelError: If none has answered in time, with what was tried.
-            RefusedError: If a server has answered that it cannot, with its text.
+            ModelError: If none has answered in time, with what was tried, or one has answered that
+                it cannot, with its text.
+            NotAskedError: If no server was asked.
         """
         end = time.monotonic() + self._settings.request_timeout_s
         tried: dict[str, str] = {}
@@ -161,7 +162,7 @@ class Servers:
         """Whether a reply is the answer; if not, another server, or this one later, may answer.
 
         Raises:
-            RefusedError: If the answer is that the server cannot.
+            ModelError: If the answer is that the server cannot.
         """
         if reply.status in BUSY:
             server.rest(_patience(reply))
@@ -172,7 +173,7 @@ class Servers:
             if reply.status == 200:
                 return True
             text = error_text(reply.data)
-            raise RefusedError(Code.EMODEL, f"{server.url}: status {reply.status}: {text}")
+            raise ModelError(Code.EMODEL, f"{server.url}: status {reply.status}: {text}")
         return False
 
     def _starts(self, server: Server, limit: float) -> bool:
