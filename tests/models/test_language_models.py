@@ -290,6 +290,7 @@ with mpiserve.open() as session:
 """
 
 
+@pytest.mark.takes_long
 def test_tokens_are_those_of_the_version_that_took_the_prompt(mpiexec, tmp_path):
     room = 48
     models = {seed: llama(tmp_path / f"llama-{seed}", seed=seed) for seed in (1, 2)}
