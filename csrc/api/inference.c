@@ -30,6 +30,9 @@ static int check_description(const mpiserve_description *d, uint32_t clients) {
   if (d->max_queue_rows < 0 || d->on_full < MPISERVE_WAIT || d->on_full > MPISERVE_REJECT)
     return msi_error(MPISERVE_ECONFIG, "service '%s': max_queue_rows or on_full out of range",
                      d->name);
+  if (d->reproducible && d->max_queue_rows)
+    return msi_error(MPISERVE_ECONFIG, "service '%s': reproducible excludes max_queue_rows",
+                     d->name);
   if (d->rows < MPISERVE_INDEPENDENT || d->rows > MPISERVE_RAGGED)
     return msi_error(MPISERVE_ECONFIG, "service '%s': rows is %d", d->name, d->rows);
   msi_layout layout;
@@ -267,6 +270,21 @@ int mpiserve_wanted_get(mpiserve_session *session, int *wanted) {
   int code = msi_enter_serving(session, &turn);
   if (code || !wanted) return code ? code : msi_null_argument("wanted");
   *wanted = msi_serving_wanted(&session->serving);
+  return MPISERVE_OK;
+}
+
+int mpiserve_irregular_get(mpiserve_session *session, int64_t *batches, char *text) {
+  MSI_TURN turn = NULL;
+  int code = msi_enter_serving(session, &turn);
+  if (code || !batches) return code ? code : msi_null_argument("batches");
+  const msi_irregular *most = &session->serving.brokers[0].irregular;
+  *batches = 0;
+  for (int i = 0; i < session->serving.n; i++) {
+    const msi_irregular *one = &session->serving.brokers[i].irregular;
+    *batches += one->batches;
+    if (one->batches > most->batches) most = one;
+  }
+  if (text) memcpy(text, most->text, MPISERVE_TEXT_SIZE);
   return MPISERVE_OK;
 }
 

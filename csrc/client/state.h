@@ -78,7 +78,7 @@ typedef struct msi_call {
     CALL_DONE       /* it has ended; the caller does not know yet */
   } state;
   mpiserve_service *service;
-  int is_piece;   /* of a request of the user's: msi_cut */
+  int piece;      /* of a request of the user's (msi_cut): its msi_kind; 0: it is none */
   msi_kind kind;  /* MSI_INFER, MSI_VISIT, MSI_PIECE or MSI_RECORD */
   msi_load *load; /* of the replica; NULL: there is no other */
   uint64_t sequence;

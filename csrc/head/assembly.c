@@ -96,6 +96,7 @@ static int disjoint(msi_assembly *assembly) {
 /* Do the inputs cover one range of the slabs, without a gap and each row once? */
 static int one_range(msi_assembly *assembly, uint32_t *begin) {
   uint32_t first = UINT32_MAX, end = 0;
+  if (assembly->gathers) return 0;
   for (uint32_t i = 0; i < assembly->n; i++) {
     const msi_entry *m = &assembly->members[i];
     if (m->input_row == MSI_IN_SLOT || m->inbox != assembly->members[0].inbox) return 0;
@@ -110,6 +111,7 @@ static int one_range(msi_assembly *assembly, uint32_t *begin) {
 static int same_order(const msi_assembly *assembly, uint32_t *begin) {
   const msi_entry *first = &assembly->members[0];
   *begin = first->output_row - first->at;
+  if (assembly->gathers) return 0;
   for (uint32_t i = 0; i < assembly->n; i++) {
     const msi_entry *m = &assembly->members[i];
     if (m->output_row == MSI_IN_SLOT || m->inbox != first->inbox) return 0;

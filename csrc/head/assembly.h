@@ -16,7 +16,8 @@ typedef struct msi_assembly {
   mpiserve_batch batch;
   uint8_t *memory; /* of this rank alone, with room for a batch that is gathered, at: */
   size_t inputs_at[MPISERVE_MAX_TENSORS], outputs_at[MPISERVE_MAX_TENSORS];
-  size_t end; /* of the outputs, which have pages of their own */
+  int gathers; /* always: the model sees its tensors at the same addresses in each batch */
+  size_t end;  /* of the outputs, which have pages of their own */
   /* With free dimensions: those of this batch, and of its results, and the bytes of their rows. If
    * requests of a batch have dimensions of their own, only the results', row by row. */
   uint32_t input_dims[MPISERVE_MAX_FREE], *result_dims;

@@ -10,6 +10,7 @@
 #include "head/leases.h"
 #include "head/loss.h"
 #include "head/refusal.h"
+#include "head/rounds.h"
 #include "head/shown.h"
 #include "head/timing.h"
 
@@ -26,6 +27,7 @@ int msi_broker_open(msi_broker *broker, const msi_world *world,
                                 .queue_rows = description->max_queue_rows,
                                 .together = description->rows == MPISERVE_TOGETHER ||
                                             description->rows == MPISERVE_NO_ROWS,
+                                .in_rounds = description->reproducible,
                                 .alike = msi_free_dims_alike,
                                 .of = broker->inboxes};
   int code = msi_queue_open(&broker->queue);
@@ -43,6 +45,7 @@ int msi_broker_open(msi_broker *broker, const msi_world *world,
   broker->policy.max_rows = layout->is_ragged ? layout->batch_rows : layout->max_plain_rows;
   if (!code) code = msi_assembly_open(&broker->assembly, broker->inboxes, &bytes[MSI_OWN]);
   broker->assembly.batch.service = service_index;
+  broker->assembly.gathers = description->reproducible;
   return code;
 }
 
@@ -130,7 +133,8 @@ static int on_infer(msi_broker *broker, msi_entry *entry, const msi_request_head
   if (!fits(inbox, entry, request, inbox->layout.max_plain_rows) &&
       !fits_with_dims(inbox, entry, request))
     return msi_empty_take(broker, entry);
-  entry->piece = request->kind == MSI_PIECE;
+  entry->goes_on = request->kind == MSI_PIECE;
+  entry->piece = entry->goes_on || request->kind == MSI_LAST_PIECE;
   if (entry->piece && broker->policy.together) return msi_refuse_piece(broker, entry);
   if (!waits(broker) && !msi_queue_admits(&broker->policy, &broker->queue, entry->rows))
     return msi_refuse_for_room(broker, entry);
@@ -238,17 +242,14 @@ static int take(msi_broker *broker, msi_inbox *inbox, uint32_t lane,
     return msi_broker_refuse(broker, &entry, MPISERVE_ESTATE,
                              "the lane is out of step with its doorbell");
   int kind = request->kind;
-  if (kind == MSI_INFER || kind == MSI_VISIT || kind == MSI_PIECE)
-    return on_infer(broker, &entry, request);
-  return take_other(broker, &entry, kind);
+  return msi_kind_infers(kind) ? on_infer(broker, &entry, request)
+                               : take_other(broker, &entry, kind);
 }
 
 /* Is it for the queue? What is cancelled or out of step is not. */
 static int is_for_queue(const msi_inbox *inbox, uint32_t lane, const msi_request_header *request) {
   uint64_t sequence = inbox->lanes[lane].taken + 1;
-  int kind = request->kind;
-  int infers = kind == MSI_INFER || kind == MSI_VISIT || kind == MSI_PIECE;
-  return infers && request->sequence == sequence &&
+  return msi_kind_infers(request->kind) && request->sequence == sequence &&
          !msi_slot_cancelled(msi_inbox_slot(inbox, lane, sequence));
 }
 
@@ -326,6 +327,7 @@ static int drop_unwanted(msi_broker *broker) {
 
 /* Moves requests from the queue into the batch. */
 static int collect(msi_broker *broker) {
+  if (msi_rounds_are_on(broker)) return msi_rounds_collect(broker);
   uint32_t span, n = msi_batch_pick(&broker->policy, &broker->queue, &span);
   int code = msi_assembly_begin(&broker->assembly, n);
   for (uint32_t i = 0; i < span && !code; i++) {
@@ -367,6 +369,7 @@ static msi_close_reason decide(msi_broker *broker) {
   /* Others are under way: who comes now is to join them, and some of those who are
    * missing wait for an answer. */
   if (broker->tickets.n) return MSI_CLOSED_HELD;
+  if (msi_rounds_are_on(broker)) return msi_rounds_decide(broker, now_of(broker));
   return msi_batch_decide(&broker->policy, &broker->queue, broker->census.asked,
                           broker->census.able, now_of(broker));
 }
@@ -385,8 +388,11 @@ int msi_broker_look(msi_broker *broker) {
   if (reason || broker->queue.timed) code = drop_unwanted(broker);
   if (broker->queue.n < n) reason = decide(broker);
   if (code || !reason || !broker->has_room || broker->shut) return code;
-  if (broker->queue.empty) code = msi_empty_answer(broker);
-  return code || !broker->queue.n ? code : close_batch(broker, reason);
+  if (broker->queue.empty) {
+    code = msi_empty_answer(broker);
+    if (msi_rounds_are_on(broker)) reason = decide(broker); /* they may have been all of a round */
+  }
+  return code || !broker->queue.n || !reason ? code : close_batch(broker, reason);
 }
 
 int msi_broker_enter(msi_broker *broker, int state) {

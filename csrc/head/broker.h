@@ -26,6 +26,12 @@ typedef struct msi_capture {
   int64_t records; /* that clients have sent */
 } msi_capture;
 
+/* Batches of a reproducible service that lacked clients: head/rounds.c. */
+typedef struct msi_irregular {
+  int64_t batches;
+  char text[MPISERVE_TEXT_SIZE]; /* about the last one */
+} msi_irregular;
+
 typedef struct msi_broker {
   const msi_world *world;
   const mpiserve_description *description;
@@ -62,6 +68,7 @@ typedef struct msi_broker {
   mpiserve_placement placement; /* of a service with two models; side 0: it has one */
   msi_event event;              /* of the last batch, if traced */
   msi_capture capture;
+  msi_irregular irregular;
 } msi_broker;
 
 /* First half of publishing: adds the memory that this service needs in each part to that of

@@ -234,6 +234,11 @@ typedef struct mpiserve_description {
   int32_t on_full;        /* mpiserve_on_full: what happens beyond that limit */
   int32_t rows;           /* mpiserve_rows: may requests share a batch? */
   int32_t allow_empty;    /* 1: a request may have 0 rows; the model never sees it */
+  int32_t reproducible;   /* 1: a batch does not depend on time. It holds the next request of every
+                             simulation rank, in the order of ranks, as many as fit, at the same
+                             addresses each time, and waits for all that have not left. What waits
+                             for max_delay_ns goes without the others: mpiserve_irregular_get().
+                             Priorities do not count. Not with max_queue_rows, and by one replica */
   int32_t overwrites;     /* 1: output i takes the place of input i in the window: for a model
                              whose results may lie where its inputs were, such as echo */
   int32_t replica;        /* 0, 1, ... within the service */
@@ -1027,6 +1032,12 @@ int mpiserve_peer_error(mpiserve_session *session, int *rank, int *remaining, ch
  * of use any more. Gateways are wanted for 5 s after the last simulation rank. Inference ranks;
  * never waits. */
 int mpiserve_wanted_get(mpiserve_session *session, int *wanted);
+
+/* mpiserve_irregular_get: how many batches of this rank's reproducible services did not hold a
+ * request of every simulation rank that has not left. Their results depend on time. text, of
+ * MPISERVE_TEXT_SIZE bytes or NULL, says of the service that has most such batches which ranks the
+ * last one lacked, and why; "": there was none. Inference ranks; local. */
+int mpiserve_irregular_get(mpiserve_session *session, int64_t *batches, char *text);
 
 /* mpiserve_waiting_get: has nothing come from any simulation rank for MPISERVE_WAIT_NOTICE seconds
  * (environment, read when the services are published; default 10; 0: never)? why is an

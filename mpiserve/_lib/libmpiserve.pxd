@@ -47,7 +47,7 @@ cdef extern from "mpiserve.h" nogil:
         mpiserve_spec outputs[16]
         int64_t max_batch_rows, max_delay_ns, pool_bytes, max_queue_rows
         double stickiness
-        int32_t on_full, rows, allow_empty, overwrites, replica, spare, error
+        int32_t on_full, rows, allow_empty, reproducible, overwrites, replica, spare, error
         char error_text[512]
         double local_timeout
         char local[2048]
@@ -178,5 +178,6 @@ cdef extern from "mpiserve.h" nogil:
     int mpiserve_capture_set(mpiserve_session *, int, const mpiserve_capture *)
     int mpiserve_placement_set(mpiserve_session *, int, const mpiserve_placement *)
     int mpiserve_peer_error(mpiserve_session *, int *, int *, char *)
+    int mpiserve_irregular_get(mpiserve_session *, int64_t *, char *)
     int mpiserve_waiting_get(mpiserve_session *, int *, char *)
     int mpiserve_wanted_get(mpiserve_session *, int *)

@@ -155,6 +155,30 @@ class Losses:
             logger.error("%s has died; the others go on", text)
 
 
+class Irregular:
+    """Logs when batches of reproducible services lack ranks: then results depend on time."""
+
+    def __init__(self, lib: core.Session) -> None:
+        self._lib = lib
+        self._next = 0.0
+        self._known = 0
+
+    def look(self) -> None:
+        """Check at most four times a second."""
+        now = time.monotonic()
+        if now < self._next:
+            return
+        self._next = now + LOOK
+        self.say()
+
+    def say(self) -> None:
+        """Log what is new."""
+        count, text = self._lib.irregular()
+        if count > self._known:
+            self._known = count
+            logger.warning("%s (%d such batches): results depend on time", text, count)
+
+
 class Alone:
     """Logs once that requests do not share batches because max_batch_rows is too small.
 

@@ -69,6 +69,8 @@ class Worker:
             self._pool = AdaptivePool(lib, self.models, pool, assignment.pool)
         self._silence = notices.Silence(lib)
         self._losses = notices.Losses(lib)
+        reproducible = any(model.service.reproducible for model in self.models)
+        self._irregular = notices.Irregular(lib) if reproducible else None
 
     def serve(self, watch: Callable[[], None] | None = None) -> None:
         """Load the models, publish the services, and answer until every simulation rank has left.
@@ -162,6 +164,8 @@ class Worker:
             self._pool.look()
         if self._capture:
             self._capture.look()
+        if self._irregular:
+            self._irregular.look()
 
     def _prepare(self) -> list[dict[str, Any]]:
         """Load the models; return the description of each service to publish."""
@@ -177,6 +181,8 @@ class Worker:
                 logger.info("%s", text)
 
     def _end(self) -> None:
+        if self._irregular:
+            self._irregular.say()
         if self._pool:
             self._pool.end()
         self._starting.end()

@@ -13,7 +13,7 @@ from mpiserve import terminal
 from mpiserve.backends.arrays import finished, room_for
 from mpiserve.backends.base import Backend
 from mpiserve.config import Config, ServiceConfig
-from mpiserve.errors import Code, ConfigError
+from mpiserve.errors import Code, ConfigError, ModelError
 from mpiserve.observe import capture_files as files
 from mpiserve.observe.capture_data import Capture, files_of
 from mpiserve.serving import engines
@@ -21,6 +21,7 @@ from mpiserve.serving.loading import Loader
 from mpiserve.tools.capture import told
 
 QUANTILES = (0.5, 0.99, 1.0)
+ALIGN = 64  # bytes, as the broker aligns tensors: on it may depend how a model rounds
 
 
 class Batch(NamedTuple):
@@ -71,7 +72,8 @@ class Model:
     def __call__(self, inputs: tuple[np.ndarray, ...]) -> Sequence[np.ndarray]:
         """Return the outputs of a batch."""
         rows = len(inputs[0])
-        outputs = room_for(self._service, rows)
+        inputs = tuple(_aligned(array) for array in inputs)
+        outputs = tuple(_aligned(array) for array in room_for(self._service, rows))
         if self._engine:
             self._engine.run(inputs, outputs)
             return outputs
@@ -82,6 +84,15 @@ class Model:
     def close(self) -> None:
         """Let the model go."""
         self._backend.close()
+
+
+def _aligned(array: np.ndarray) -> np.ndarray:
+    """Return a copy that is aligned as in a job."""
+    memory = np.empty(array.nbytes + ALIGN, np.uint8)
+    begin = -memory.ctypes.data % ALIGN
+    copy = memory[begin : begin + array.nbytes].view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
 
 
 class Difference(NamedTuple):
@@ -191,6 +202,10 @@ def _replay(capture: Capture, service: ServiceConfig, worst: int) -> None:
     if whole < count:
         print(f"{count - whole} batches were captured in part: others may round differently")
     _show(capture, found, worst)
+    unequal = sum(int(np.any(each.unequal, axis=0).sum()) for each in found)
+    if service.reproducible and unequal:
+        text = f"service '{service.name}' is reproducible, but {unequal} rows have other bits"
+        raise ModelError(Code.EMODEL, text)
 
 
 def _show(capture: Capture, found: Sequence[Difference], worst: int) -> None:
