@@ -9,6 +9,7 @@
 #include "head/capture.h"
 #include "head/reply.h"
 #include "head/shown.h"
+#include "head/silence.h"
 #include "head/tickets.h"
 #include "head/timing.h"
 
@@ -30,8 +31,9 @@ static int check_description(const mpiserve_description *d, uint32_t clients) {
   if (d->max_queue_rows < 0 || d->on_full < MPISERVE_WAIT || d->on_full > MPISERVE_REJECT)
     return msi_error(MPISERVE_ECONFIG, "service '%s': max_queue_rows or on_full out of range",
                      d->name);
-  if (d->reproducible && d->max_queue_rows)
-    return msi_error(MPISERVE_ECONFIG, "service '%s': reproducible excludes max_queue_rows",
+  if (d->reproducible && (d->max_queue_rows || !d->max_delay_ns))
+    return msi_error(MPISERVE_ECONFIG,
+                     "service '%s': reproducible needs max_delay, and excludes max_queue_rows",
                      d->name);
   if (d->rows < MPISERVE_INDEPENDENT || d->rows > MPISERVE_RAGGED)
     return msi_error(MPISERVE_ECONFIG, "service '%s': rows is %d", d->name, d->rows);
@@ -273,18 +275,15 @@ int mpiserve_wanted_get(mpiserve_session *session, int *wanted) {
   return MPISERVE_OK;
 }
 
-int mpiserve_irregular_get(mpiserve_session *session, int64_t *batches, char *text) {
+int mpiserve_irregular_get(mpiserve_session *session, int service, int64_t *rounds, char *text) {
   MSI_TURN turn = NULL;
   int code = msi_enter_serving(session, &turn);
-  if (code || !batches) return code ? code : msi_null_argument("batches");
-  const msi_irregular *most = &session->serving.brokers[0].irregular;
-  *batches = 0;
-  for (int i = 0; i < session->serving.n; i++) {
-    const msi_irregular *one = &session->serving.brokers[i].irregular;
-    *batches += one->batches;
-    if (one->batches > most->batches) most = one;
-  }
-  if (text) memcpy(text, most->text, MPISERVE_TEXT_SIZE);
+  if (code || !rounds) return code ? code : msi_null_argument("rounds");
+  if (service < 0 || service >= session->serving.n)
+    return msi_error(MPISERVE_EARG, "no service with index %d", service);
+  const msi_round *round = &session->serving.brokers[service].round;
+  *rounds = round->irregular;
+  if (text) memcpy(text, round->text, MPISERVE_TEXT_SIZE);
   return MPISERVE_OK;
 }
 
@@ -293,7 +292,7 @@ int mpiserve_waiting_get(mpiserve_session *session, int *why, char *text) {
   MSI_TURN turn = NULL;
   int code = msi_enter_serving(session, &turn);
   if (code || !why) return code ? code : msi_null_argument("why");
-  *why = msi_serving_waiting(&session->serving, text ? text : unwanted);
+  *why = msi_silence_text(&session->serving, text ? text : unwanted);
   return MPISERVE_OK;
 }
 

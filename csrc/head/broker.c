@@ -151,6 +151,7 @@ static int on_infer(msi_broker *broker, msi_entry *entry, const msi_request_head
 int msi_broker_rows_set(msi_broker *broker, int together) {
   int code = MPISERVE_OK;
   broker->policy.together = together;
+  msi_rounds_forget(broker);
   for (uint32_t i = 0; i < broker->queue.n && together && !code;) {
     if (!msi_queue_at(&broker->queue, i)->piece) {
       i++;
@@ -305,6 +306,7 @@ static int drop(msi_broker *broker, uint32_t i, int cancelled) {
   msi_entry entry = msi_queue_remove(&broker->queue, i);
   msi_census_unqueue(&broker->census, &broker->inboxes[entry.inbox].lanes[entry.lane]);
   ++*(cancelled ? &broker->counters.cancelled : &broker->counters.dropped);
+  if (msi_rounds_are_on(broker)) msi_rounds_lose(broker, &entry);
   if (cancelled) return msi_broker_refuse(broker, &entry, MPISERVE_ECANCELLED, NULL);
   return msi_broker_refuse(broker, &entry, MPISERVE_EDEADLINE,
                            "the deadline passed before the model could begin with the request");
@@ -366,10 +368,10 @@ static int close_batch(msi_broker *broker, msi_close_reason reason) {
 
 static msi_close_reason decide(msi_broker *broker) {
   if (!broker->queue.n) return MSI_OPEN;
-  /* Others are under way: who comes now is to join them, and some of those who are
-   * missing wait for an answer. */
+  if (msi_rounds_are_on(broker))
+    return broker->has_room && !broker->shut ? msi_rounds_decide(broker, now_of(broker)) : MSI_OPEN;
+  /* Who comes now is to join those under way; some who are missing wait for an answer. */
   if (broker->tickets.n) return MSI_CLOSED_HELD;
-  if (msi_rounds_are_on(broker)) return msi_rounds_decide(broker, now_of(broker));
   return msi_batch_decide(&broker->policy, &broker->queue, broker->census.asked,
                           broker->census.able, now_of(broker));
 }
@@ -383,16 +385,16 @@ int msi_broker_look(msi_broker *broker) {
       return msi_error(MPISERVE_ECHANGE, "a client asks for another model");
     if (msi_change_queue_pauses(&broker->changes)) return MPISERVE_OK;
   }
+  int in_rounds = msi_rounds_are_on(broker);
+  if (in_rounds) code = drop_unwanted(broker); /* or they would be in a round */
   msi_close_reason reason = decide(broker);
   uint32_t n = broker->queue.n;
   if (reason || broker->queue.timed) code = drop_unwanted(broker);
   if (broker->queue.n < n) reason = decide(broker);
   if (code || !reason || !broker->has_room || broker->shut) return code;
-  if (broker->queue.empty) {
-    code = msi_empty_answer(broker);
-    if (msi_rounds_are_on(broker)) reason = decide(broker); /* they may have been all of a round */
-  }
-  return code || !broker->queue.n || !reason ? code : close_batch(broker, reason);
+  if (broker->queue.empty) code = msi_empty_answer(broker);
+  if (in_rounds && !msi_rounds_left(broker)) return code; /* they were all of a round */
+  return code || !broker->queue.n ? code : close_batch(broker, reason);
 }
 
 int msi_broker_enter(msi_broker *broker, int state) {

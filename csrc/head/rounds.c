@@ -2,7 +2,7 @@
 
 #include "base/error.h"
 
-enum { MOST_NAMED = 8 };
+enum { MOST_NAMED = 8, ROWS_NS = 1000000000 };
 
 /* ---- turns ------------------------------------------------------------------------ */
 
@@ -32,6 +32,8 @@ static uint32_t find_turns(msi_broker *broker, int of_round) {
   return n;
 }
 
+uint32_t msi_rounds_left(msi_broker *broker) { return find_turns(broker, 1); }
+
 /* Those of guests, or of all others. */
 static void mark(msi_broker *broker, int guests) {
   for (uint32_t i = 0; i < broker->queue.n; i++) {
@@ -43,24 +45,25 @@ static void mark(msi_broker *broker, int guests) {
 
 /* ---- is a round complete? --------------------------------------------------------- */
 
-/* The clients that a round waits for. */
+/* The clients of a round. */
 typedef struct lacking {
   uint32_t asking, missing;
   uint32_t for_rows; /* of those missing: they wait for rows, so they cannot ask */
+  uint32_t absent;   /* that it does not wait for */
   uint32_t guests;   /* that ask */
-  msi_entry *piece;  /* of one of all these, after which others come; or NULL */
-  int64_t since_ns;  /* when the first of those that ask did */
+  msi_entry *piece;  /* of one of those that ask, after which others come; or NULL */
 } lacking;
 
 static void look_at(const msi_broker *broker, const msi_lane *lane, lacking *found) {
   msi_entry *e = lane->turn ? msi_queue_at(&broker->queue, lane->turn - 1) : NULL;
-  if (e && e->goes_on) {
-    found->piece = e;
-  } else if (lane->guest) {
-    found->guests += lane->turn != 0;
+  if (lane->guest) {
+    found->guests += e != NULL;
   } else if (e) {
-    if (!found->asking++ || e->taken_ns < found->since_ns) found->since_ns = e->taken_ns;
-  } else if (!lane->gone && !lane->absent) {
+    found->asking += !e->goes_on;
+    if (e->goes_on) found->piece = e;
+  } else if (lane->absent) {
+    found->absent += !lane->gone;
+  } else if (!lane->gone) {
     found->missing++;
     found->for_rows += lane->queued != 0;
   }
@@ -74,32 +77,49 @@ static lacking look_around(const msi_broker *broker) {
   return found;
 }
 
+/* Rows may come back with the next messages of others: so those who wait for some are given time
+ * too. The clock starts when the head sees that somebody is missing, and again after each batch. */
+static msi_close_reason reason_of(msi_broker *broker, const lacking *found, int64_t now_ns) {
+  msi_round *round = &broker->round;
+  int64_t most = broker->policy.max_delay_ns;
+  round->missing = found->asking ? found->missing : 0;
+  if (!round->missing) round->waits_ns = 0;
+  if (!round->missing) return found->asking ? MSI_CLOSED_CENSUS : MSI_OPEN;
+  if (!round->waits_ns) round->waits_ns = now_ns;
+  if (found->missing == found->for_rows && most > ROWS_NS) most = ROWS_NS;
+  return now_ns - round->waits_ns < most ? MSI_OPEN : MSI_CLOSED_DELAY;
+}
+
+/* ---- rounds that lack clients ------------------------------------------------------- */
+
 #define APPEND(...) msi_text_append(text, MPISERVE_TEXT_SIZE, __VA_ARGS__)
 
 static int is_missing(const msi_lane *lane) {
   return !lane->guest && !lane->turn && !lane->gone && !lane->absent;
 }
 
-static void name_missing(msi_broker *broker, uint32_t missing) {
-  char *text = broker->irregular.text;
+static void append_missing(const msi_broker *broker, char *text) {
   uint32_t named = 0;
-  text[0] = 0;
-  APPEND("service '%s' is reproducible, and had to run a batch without simulation rank%s",
-         broker->description->name, missing == 1 ? "" : "s");
+  APPEND("simulation rank%s", broker->round.missing == 1 ? "" : "s");
   for (int t = 0; t < MSI_TRANSPORTS; t++) {
     const msi_inbox *inbox = &broker->inboxes[t];
     for (uint32_t l = 0; l < inbox->layout.lanes && named < MOST_NAMED; l++)
       if (is_missing(&inbox->lanes[l])) APPEND("%s %d", named++ ? "," : "", inbox->clients[l]);
   }
-  if (missing > named) APPEND(" and %u more", missing - named);
+  if (broker->round.missing > named) APPEND(" and %u more", broker->round.missing - named);
+}
+
+static char *begin_text(const msi_broker *broker, char *text, const char *what) {
+  text[0] = 0;
+  APPEND("service '%s' is reproducible, and %s", broker->description->name, what);
+  return text;
 }
 
 /* Those that wait for rows are waited for in the next round. */
 static void go_without(msi_broker *broker, const lacking *found) {
   int for_rows = found->missing == found->for_rows;
-  char *text = broker->irregular.text;
-  broker->irregular.batches++;
-  name_missing(broker, found->missing);
+  char *text = begin_text(broker, broker->round.text, "had to run a batch without ");
+  append_missing(broker, text);
   if (for_rows) APPEND(": no rows are free for them; raise its pool_bytes");
   if (!for_rows)
     APPEND(", which did not ask within %g s", 1e-9 * (double)broker->policy.max_delay_ns);
@@ -110,16 +130,32 @@ static void go_without(msi_broker *broker, const lacking *found) {
     }
 }
 
-/* Is there a round, and why? */
-static msi_close_reason reason_of(const msi_broker *broker, const lacking *found, int64_t now_ns) {
-  if (!found->asking) return MSI_OPEN;
-  if (!found->missing) return MSI_CLOSED_CENSUS;
-  int is_late = now_ns - found->since_ns >= broker->policy.max_delay_ns;
-  return is_late || found->missing == found->for_rows ? MSI_CLOSED_DELAY : MSI_OPEN;
+void msi_rounds_lose(msi_broker *broker, const msi_entry *entry) {
+  char *text = begin_text(broker, broker->round.text, "lost a request of simulation rank ");
+  broker->round.irregular++;
+  APPEND("%d, which was cancelled, or its deadline passed",
+         broker->inboxes[entry->inbox].clients[entry->lane]);
+}
+
+int msi_rounds_waiting(const msi_broker *brokers, int n, int64_t limit_ns, char *text) {
+  for (int i = 0; i < n; i++) {
+    int64_t since_ns = brokers[i].round.waits_ns;
+    if (!since_ns || msi_now() - since_ns < limit_ns) continue;
+    append_missing(&brokers[i], begin_text(&brokers[i], text, "waits for "));
+    return 1;
+  }
+  return 0;
+}
+
+/* ---- rounds ------------------------------------------------------------------------- */
+
+void msi_rounds_forget(msi_broker *broker) {
+  broker->round.waits_ns = 0;
+  for (uint32_t i = 0; i < broker->queue.n; i++) msi_queue_at(&broker->queue, i)->in_round = 0;
 }
 
 msi_close_reason msi_rounds_decide(msi_broker *broker, int64_t now_ns) {
-  if (find_turns(broker, 1)) return MSI_CLOSED_CENSUS; /* more than fitted into its last batch */
+  if (msi_rounds_left(broker)) return MSI_CLOSED_CENSUS; /* more than fitted into its last batch */
   find_turns(broker, 0);
   lacking found = look_around(broker);
   if (found.piece) {
@@ -128,6 +164,7 @@ msi_close_reason msi_rounds_decide(msi_broker *broker, int64_t now_ns) {
   }
   msi_close_reason reason = reason_of(broker, &found, now_ns);
   if (reason == MSI_CLOSED_DELAY) go_without(broker, &found);
+  broker->round.irregular += reason == MSI_CLOSED_DELAY || (reason && found.absent);
   if (reason || found.guests) mark(broker, !reason);
   return reason || !found.guests ? reason : MSI_CLOSED_CENSUS;
 }
@@ -167,7 +204,8 @@ static int fits(const msi_policy *policy, const msi_assembly *assembly, const ms
 int msi_rounds_collect(msi_broker *broker) {
   msi_assembly *assembly = &broker->assembly;
   uint32_t at[MSI_TRANSPORTS] = {0};
-  int code = msi_assembly_begin(assembly, find_turns(broker, 1));
+  broker->round.waits_ns = 0;
+  int code = msi_assembly_begin(assembly, msi_rounds_left(broker));
   for (msi_entry *e; !code && (e = next_by_rank(broker, at));) {
     if (!is_alike(&broker->policy, assembly, e)) continue;
     if (!fits(&broker->policy, assembly, e)) break;

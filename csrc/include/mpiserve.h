@@ -456,7 +456,8 @@ typedef enum mpiserve_waits {
   MPISERVE_WAITS_NOT = 0,      /* it has not waited for long */
   MPISERVE_WAITS_TO_BEGIN = 1, /* no request has come yet */
   MPISERVE_WAITS_ON = 2,       /* requests came and have stopped, and no rank has left */
-  MPISERVE_WAITS_TO_LEAVE = 3  /* some simulation ranks have left, and others have not */
+  MPISERVE_WAITS_TO_LEAVE = 3, /* some simulation ranks have left, and others have not */
+  MPISERVE_WAITS_FOR_ROUND = 4 /* a reproducible service lacks requests of some simulation ranks */
 } mpiserve_waits;
 
 /* ---- library: any rank, at any time, local ------------------------------- */
@@ -1033,11 +1034,12 @@ int mpiserve_peer_error(mpiserve_session *session, int *rank, int *remaining, ch
  * never waits. */
 int mpiserve_wanted_get(mpiserve_session *session, int *wanted);
 
-/* mpiserve_irregular_get: how many batches of this rank's reproducible services did not hold a
- * request of every simulation rank that has not left. Their results depend on time. text, of
- * MPISERVE_TEXT_SIZE bytes or NULL, says of the service that has most such batches which ranks the
- * last one lacked, and why; "": there was none. Inference ranks; local. */
-int mpiserve_irregular_get(mpiserve_session *session, int64_t *batches, char *text);
+/* mpiserve_irregular_get: how many rounds of a reproducible service (by its index) lacked a request
+ * of a simulation rank that has not left, or lost one that was cancelled or late: the results of
+ * these, and of what follows from them, depend on time. text, of MPISERVE_TEXT_SIZE bytes or NULL,
+ * says of the last such event which ranks it was about, and why; "": there was none. Inference
+ * ranks; local. */
+int mpiserve_irregular_get(mpiserve_session *session, int service, int64_t *rounds, char *text);
 
 /* mpiserve_waiting_get: has nothing come from any simulation rank for MPISERVE_WAIT_NOTICE seconds
  * (environment, read when the services are published; default 10; 0: never)? why is an

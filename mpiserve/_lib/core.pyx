@@ -323,13 +323,13 @@ cdef class Session(InferenceCalls):
         self._leave(mpiserve_peer_error(self._session, &rank, &remaining, text))
         return rank, remaining, text_of(text)
 
-    def irregular(self):
-        """Return (number, text) of the batches of reproducible services that lacked ranks. Local."""
-        cdef int64_t batches
+    def irregular(self, int service):
+        """Return (number, text) of the rounds of a reproducible service that lacked ranks. Local."""
+        cdef int64_t rounds
         cdef char text[512]
         self._enter()
-        self._leave(mpiserve_irregular_get(self._session, &batches, text))
-        return batches, text_of(text)
+        self._leave(mpiserve_irregular_get(self._session, service, &rounds, text))
+        return rounds, text_of(text)
 
     def waiting(self):
         """Return (mpiserve_waits, text): the ranks that this one has waited for since long."""

@@ -14,7 +14,8 @@ from mpiserve.config.values import MAX_BYTES, MAX_WARMUPS, shown
 if TYPE_CHECKING:
     from mpiserve.config.service import ServiceConfig
 
-ROUND_US = 60_000_000  # that a reproducible service waits for ranks, unless the configuration says
+DELAY_US = 200  # the default of max_delay_us, which means more for a reproducible service:
+ROUND_US, LEAST_ROUND_US = 60_000_000, 100_000
 
 
 def check_task_rows(rows: str | None, task: str | None) -> None:
@@ -57,6 +58,10 @@ def check_reproducible(reproducible: bool, info: ValidationInfo) -> bool:
     """Refuse what depends on time."""
     if reproducible and (why := _timed(info.data)):
         raise ValueError(f"true, but {why} depends on time: remove one")
+    delay = info.data.get("max_delay_us", DELAY_US)
+    if reproducible and delay != DELAY_US and delay < LEAST_ROUND_US:
+        text = f"is no time to wait for every rank: at least {LEAST_ROUND_US}, or remove it"
+        raise ValueError(f"true, but max_delay_us = {delay} {text}")
     return reproducible
 
 
@@ -68,12 +73,14 @@ def _timed(service: Mapping[str, Any]) -> str:
         return "which sequences the task 'generate' continues together"
     if service.get("backend") == "remote" or service.get("remote"):
         return "what a server does (remote)"
+    if "autotune" in str(service.get("options", {}).get("compile")):
+        return "which kernel is the fastest (options.compile)"
     return "what finds room in the queue (max_queue_rows)" if service.get("max_queue_rows") else ""
 
 
 def delay_us(service: ServiceConfig) -> int:
     """Return how long a request waits for others."""
-    if service.reproducible and "max_delay_us" not in service.model_fields_set:
+    if service.reproducible and service.max_delay_us == DELAY_US:
         return ROUND_US
     return service.max_delay_us
 

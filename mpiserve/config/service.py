@@ -124,7 +124,7 @@ class ServiceConfig(Table):
     `rows = "none"` each request counts as one row, and this is 1; with `"ragged"` it is the most
     requests in a batch, and must be given.
     """
-    max_delay_us: int = Field(200, ge=0, lt=2**31)
+    max_delay_us: int = Field(batching.DELAY_US, ge=0, lt=2**31)
     """The longest time, in microseconds, that a request waits for others to share its batch."""
     pool_bytes: int = Field(0, ge=0, le=MAX_BYTES)
     """Memory for large payloads, in bytes per transport; 0 means 256 MiB."""

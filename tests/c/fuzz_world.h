@@ -145,7 +145,7 @@ static inline void make_limits(dice *d, service *s) {
   s->d.stickiness = ANY_OF(d, 0, 0.5, 1);
   s->d.max_queue_rows = chance(d, 50) ? 0 : log_pick(d, 2 * (int)rows);
   s->d.on_full = pick(d, 2);
-  s->d.reproducible = !s->d.max_queue_rows && chance(d, 25);
+  s->d.reproducible = !s->d.max_queue_rows && s->d.max_delay_ns && chance(d, 25);
 }
 
 static inline void make_habits(dice *d, service *s, int heads) {
