@@ -70,10 +70,13 @@ static inline side side_of(int n, const mpiserve_spec *specs, int sizes) {
 static inline void resize(service *s, int sizes) {
   s->in_sizes = sizes;
   s->out_sizes = 0;
+  int told = 0; /* do the inputs say it? */
   for (int i = 0; i < s->d.n_inputs; i++)
-    for (int k = 1; k < s->d.inputs[i].ndim; k++)
+    for (int k = 1; k < s->d.inputs[i].ndim; k++) {
       s->out_sizes += (int)length(&s->d.inputs[i], k, sizes);
-  if (sizes == EMPTY && s->number % 2) s->out_sizes = EMPTY;
+      told |= s->d.inputs[i].shape[k] < 0;
+    }
+  if (told && sizes == EMPTY && s->number % 2) s->out_sizes = EMPTY;
   s->in = side_of(s->d.n_inputs, s->d.inputs, s->in_sizes);
   s->out = side_of(s->d.n_outputs, s->d.outputs, s->out_sizes);
 }
