@@ -53,8 +53,8 @@ contains
     each = (MPI_Wtime() - begin) / steps
     write (what, "('rank ', i0, ': every ', i0, ', lag ', i0, ', ', a)") rank, every, lag, &
       trim(merge("on a line", "held     ", extrapolate))
-    print "(a, ': ', f9.4, ' K, ages ', i0, ', oldest ', i0)", trim(what), T(cells), ages, oldest
-    write (error_unit, "(a, ': ', f5.1, ' ms a step')") trim(what), 1000 * each
+    print "(a, ': ', f8.4, ' K, ages ', i0, ', oldest ', i0)", trim(what), T(cells), ages, oldest
+    write (error_unit, "(a, ': ', f0.1, ' ms a step')") trim(what), 1000 * each
     call steps_of_it%close()
     all_steps = all_steps + steps
     all_ages = all_ages + ages

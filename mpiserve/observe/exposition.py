@@ -125,7 +125,8 @@ def _client(make: _Families, rank: Rank) -> None:
         family = make(f"mpiserve_client_{key}_total", "counter", what)
         family.add(_of(rank), rank.counters[key])
     what = "The greatest age of an answer of a pace, in steps."
-    make("mpiserve_client_paced_age_max", "gauge", what).add(_of(rank), rank.counters["paced_age_max"])
+    oldest = make("mpiserve_client_paced_age_max", "gauge", what)
+    oldest.add(_of(rank), rank.counters["paced_age_max"])
     what = "Seconds for which a simulation rank has waited for a reply by now; 0: it does not."
     make("mpiserve_client_waiting_seconds", "gauge", what).add(_of(rank), rank.waits)
 
