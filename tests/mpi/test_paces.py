@@ -130,6 +130,26 @@ def test_lines_do_not_lead_from_one_version_to_another(world):
 
 
 @pytest.mark.roles(simulation=1, inference=1)
+def test_other_dimensions_are_not_answered_by_these(world):
+    free = {"dtype": "float32", "shape": [-1, -1]}
+    x, y = ({"name": name, "max_shape": [-1, 6], **free} for name in "xy")
+
+    def simulate(session):
+        pace, ages = session.service("grow").pace(lag=1), []
+        for columns in (3, 3, 3, 5, 5, 2):
+            x = np.full((2, 4), float(columns), np.float32)
+            assert (pace(x, out=np.empty((2, columns), np.float32)) == columns).all()
+            ages.append(pace.age)
+        assert ages == [0, 1, 1, 0, 1, 0]
+        with pytest.raises(ArgumentError, match=r"a pace needs out="):
+            pace(x)
+        with pytest.raises(ArgumentError, match="output 'y': the result has"):
+            pace(x, out=np.empty((2, 4), np.float32))
+
+    couple(world, {"grow": python("grow", [x], [y], max_batch_rows=8)}, simulate)
+
+
+@pytest.mark.roles(simulation=1, inference=1)
 def test_threads_and_paces_that_nobody_holds(world):
     def simulate(session):
         service = session.service("moody")
