@@ -105,18 +105,13 @@ static void copy_rows(const part *p, const int64_t *rows, size_t bytes, void *te
   }
 }
 
-/* Memory for the tensors of a part; they begin at lines of caches. */
+/* Memory for the tensors of a part. */
 static uint8_t *allocate(const msi_layout *layout, part *p) {
-  size_t at[2 * MPISERVE_MAX_TENSORS], bytes = 0;
-  const msi_side *in = &layout->inputs, *out = &layout->outputs;
-  for (int i = 0; i < in->n + out->n; i++) {
-    size_t row = i < in->n ? in->row_bytes[i] : out->row_bytes[i - in->n];
-    at[i] = bytes;
-    bytes += ((size_t)p->rows * row + MSI_ALIGN - 1) / MSI_ALIGN * MSI_ALIGN;
-  }
+  size_t before = msi_side_place(&layout->inputs, p->rows, 0, NULL, NULL);
+  size_t bytes = msi_side_place(&layout->outputs, p->rows, before, NULL, NULL);
   uint8_t *memory = aligned_alloc(MSI_ALIGN, bytes);
-  for (int i = 0; memory && i < in->n + out->n; i++)
-    *(i < in->n ? &p->inputs[i] : &p->outputs[i - in->n]) = memory + at[i];
+  msi_side_place(&layout->inputs, p->rows, 0, memory, p->inputs);
+  msi_side_place(&layout->outputs, p->rows, before, memory, p->outputs);
   return memory;
 }
 

@@ -99,6 +99,9 @@ static inline int msi_message_is_leasing(const msi_message *message) {
 /* A request of more rows than a batch may have: request.c. */
 typedef struct msi_cut msi_cut;
 
+/* Requests that follow time steps: pace.c. */
+typedef struct msi_pace msi_pace;
+
 /* A step in which a head changes its model: mpiserve_change. It lives until its reply has come. */
 typedef struct msi_change {
   msi_message message;
@@ -139,7 +142,9 @@ typedef struct msi_client {
   msi_call **calls; /* as many as were ever in use at the same time */
   msi_call *idle;   /* free list */
   uint32_t n_cuts;
-  msi_cut **cuts; /* as many as were ever in use at the same time */
+  msi_cut **cuts;   /* as many as were ever in use at the same time */
+  uint32_t n_paces; /* that were ever opened */
+  msi_pace *paces;  /* that are open */
   msi_change *changes;
   msi_buffer_request buffer; /* one at a time: its caller waits */
   msi_recording recording;

@@ -269,6 +269,21 @@ typedef struct mpiserve_buffer {
   void *outputs[MPISERVE_MAX_TENSORS];
 } mpiserve_buffer;
 
+/* When a simulation asks, by time step, and how late the answer may be: see mpiserve_pace_open().
+ * All zero is a request in each step, whose answer the step waits for. */
+typedef struct mpiserve_pace_options {
+  int64_t every;       /* steps from one request to the next; 0 is 1: each step asks */
+  int64_t lag;         /* steps after its own in which the answer of a request is needed */
+  int32_t extrapolate; /* 1: on a line through the last two answers; 0: the last one is held */
+  int32_t priority;    /* of the requests: mpiserve_options */
+  double deadline;     /* ..., over all the steps that an answer takes */
+} mpiserve_pace_options;
+
+/* Requests of a service that follow time steps. id 0 is no pace. */
+typedef struct mpiserve_pace {
+  uint64_t id;
+} mpiserve_pace;
+
 /* What is known of an answered request. All zero after a call in which no request ended. After an
  * error, 0 in what the head did not get to. */
 typedef struct mpiserve_stats {
@@ -283,6 +298,9 @@ typedef struct mpiserve_stats {
   int64_t source;         /* mpiserve_source */
   int64_t fallback_rows;  /* of the rows, those that the caller's fallback answered */
   int64_t local_rows;     /* of the rows, those that a local model answered */
+  /* Of mpiserve_pace_step(), else 0: */
+  int64_t age;               /* steps since the one whose inputs were answered */
+  int64_t extrapolated_rows; /* of the rows, those that were extrapolated; the others are held */
 } mpiserve_stats;
 
 /* Counters of this rank since open. Each piece of a request that was cut counts as a request. */
@@ -309,6 +327,9 @@ typedef struct mpiserve_counters {
   int64_t rerouted;          /* simulation: sent again to another replica, as theirs had died or
                                 stopped */
   int64_t local_answers;     /* simulation: requests of which a local model answered rows */
+  int64_t paced_steps;       /* simulation: steps that mpiserve_pace_step() has answered */
+  int64_t paced_age_sum; /* simulation: of these, the sum of the ages of the answers, in steps */
+  int64_t paced_age_max; /* simulation: ..., the greatest of the ages */
 } mpiserve_counters;
 
 /* A closed batch, as its inference rank sees it. The pointers are valid until the batch is
@@ -683,6 +704,56 @@ int mpiserve_cancel(mpiserve_session *session, mpiserve_request *request);
 int mpiserve_infer(mpiserve_service *service, int n_inputs, const mpiserve_tensor *inputs,
                    int n_outputs, const mpiserve_tensor *outputs, double timeout,
                    mpiserve_stats *stats);
+
+/* mpiserve_pace_open: couple a service to the time steps of this rank, by one call of
+ * mpiserve_pace_step() in each step in place of mpiserve_infer(). Local. A rank may have several
+ * paces of one service, such as one for each stage of a scheme. MPISERVE_EARG: a number is out of
+ * range, over 64 requests would be under way, or an output cannot be extrapolated, whose dtype is
+ * none of float32, float64, complex64, complex128.
+ *
+ * mpiserve_pace_step: do one step. Steps are the calls of the pace, 0, 1, ...; the tensors are
+ * those of mpiserve_submit(). Step n asks if n is a multiple of every: its inputs are copied, and
+ * may change when the call returns. It fills the outputs with the answer of the newest step that
+ * asked and is at least lag steps ago, and waits for that answer. So
+ *   - with every = 1 the answer is that of step n - lag, whenever it has come: the same run gives
+ * the same numbers, and ranks that go on at different speeds have answers of the same step;
+ *   - it is never older than lag + every - 1 steps, which mpiserve_stats.age says;
+ *   - a model hides behind lag steps of the simulation;
+ *   - as long as no step is lag steps ago, the answer is that of step 0, which step 0 waits for.
+ *
+ * With extrapolate, an answer that is not of this very step is continued by the line through it and
+ * the one before. It is held where there is none before it, or another model has given that one
+ * (mpiserve_stats.generation and source), and in the rows where the line leaves what the signature
+ * allows (mpiserve_spec.check; all rows, if they belong together).
+ *
+ * If rows or free dimensions differ from those of the step before, the answers that are there are
+ * not of these rows: the pace begins anew, as at step 0. So it does after an error. Results must
+ * have the shapes of the outputs. Outputs may be the memory of inputs.
+ *
+ * A request may end with an error steps before its answer is due; the call that needs the answer
+ * returns its code, and how many steps ago it asked. mpiserve_fallback_set() works as for other
+ * requests, on the inputs of the step that asked, and in the call that needs the answer. After
+ * MPISERVE_ETIMEOUT the step is not over: call again with the same tensors, whose inputs are not
+ * read again, or restart; a fallback answers at the deadline of the options. Wrong arguments
+ * (MPISERVE_EARG, _ENAME, _EDTYPE, _ESHAPE, _EROWS) are no step, and change nothing. stats, which
+ * may be NULL, is of the request that was answered.
+ *
+ * mpiserve_pace_restart: forget the answers, and cancel what is under way: the next step asks and
+ * waits. For when rows are others, though as many: after a new mesh or particles that were sorted.
+ * A program that does so when it writes a checkpoint computes the same numbers from there on as
+ * one that starts from the checkpoint.
+ *
+ * mpiserve_pace_close: cancel what is under way and free the pace, which becomes no pace (id 0).
+ * mpiserve_close() frees those that are open. Both never wait for a model.
+ *
+ * MPISERVE_ESTATE: the pace was closed, or is of another service. */
+int mpiserve_pace_open(mpiserve_service *service, const mpiserve_pace_options *options,
+                       mpiserve_pace *pace);
+int mpiserve_pace_step(mpiserve_service *service, const mpiserve_pace *pace, int n_inputs,
+                       const mpiserve_tensor *inputs, int n_outputs, const mpiserve_tensor *outputs,
+                       double timeout, mpiserve_stats *stats);
+int mpiserve_pace_restart(mpiserve_service *service, const mpiserve_pace *pace);
+int mpiserve_pace_close(mpiserve_service *service, mpiserve_pace *pace);
 
 /* mpiserve_record: put pairs of n rows that the caller has computed itself, such as its physics,
  * into the capture of the service, beside the requests. Tensors are those of mpiserve_submit();

@@ -61,7 +61,13 @@ cdef extern from "mpiserve.h" nogil:
         void *outputs[16]
     ctypedef struct mpiserve_stats:
         int64_t rows, batch_rows, batch_requests, queue_ns, compute_ns, total_ns
-        int64_t generation, source, fallback_rows, local_rows
+        int64_t generation, source, fallback_rows, local_rows, age, extrapolated_rows
+    ctypedef struct mpiserve_pace_options:
+        int64_t every, lag
+        int32_t extrapolate, priority
+        double deadline
+    ctypedef struct mpiserve_pace:
+        uint64_t id
     ctypedef struct mpiserve_counters:
         int64_t requests, rows, errors, batches, batches_in_place
         int64_t closed_by_rows, closed_by_census, closed_by_delay
@@ -69,6 +75,7 @@ cdef extern from "mpiserve.h" nogil:
         int64_t rma_operations, rma_to_simulation, thread_polls, rerouted
         int64_t engine_batches, batch_calls
         int64_t fallbacks, failed_rows, local_answers
+        int64_t paced_steps, paced_age_sum, paced_age_max
     ctypedef struct mpiserve_batch:
         int64_t rows
         int32_t requests, in_place, service
@@ -143,6 +150,11 @@ cdef extern from "mpiserve.h" nogil:
     int mpiserve_fallback_set(mpiserve_service *,
                               int (*)(void *, int64_t, const void *const *, void *const *, int,
                                       const char *) noexcept, void *)
+    int mpiserve_pace_open(mpiserve_service *, const mpiserve_pace_options *, mpiserve_pace *)
+    int mpiserve_pace_step(mpiserve_service *, const mpiserve_pace *, int, const mpiserve_tensor *,
+                           int, const mpiserve_tensor *, double, mpiserve_stats *)
+    int mpiserve_pace_restart(mpiserve_service *, const mpiserve_pace *)
+    int mpiserve_pace_close(mpiserve_service *, mpiserve_pace *)
     int mpiserve_buffer_take(mpiserve_service *, int64_t, mpiserve_buffer *)
     int mpiserve_buffer_give(mpiserve_service *, mpiserve_buffer *)
     int mpiserve_reload(mpiserve_session *, const char *, const char *, double)

@@ -55,6 +55,11 @@ def gated(x: np.ndarray, gate: str) -> np.ndarray:
     return 2 * x + 1
 
 
+def after_call(x: np.ndarray, folder: str) -> np.ndarray:
+    """Answer all but the first step when a file with the number of the step is there."""
+    return 2 * x if x[0] == 0 else gated(x, f"{folder}/{x[0]:g}") - 1
+
+
 def noted(x: np.ndarray, seen: str, gate: str) -> np.ndarray:
     """Write down what it sees, and answer when a file is there."""
     with open(seen, "a") as file:
