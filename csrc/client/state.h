@@ -54,6 +54,7 @@ typedef struct msi_message {
 /* The messages of an endpoint that have not been sent yet, in the order of submission. */
 typedef struct msi_send_queue {
   msi_message *first, *last;
+  size_t copied; /* bytes of the copies of records in it */
 } msi_send_queue;
 
 /* A request:
@@ -111,8 +112,7 @@ typedef struct msi_change {
 
 /* Of pairs that this rank records. */
 typedef struct msi_recording {
-  size_t bytes; /* of its own copies, which could not be sent at once */
-  int code;     /* of the first record that failed; the caller does not know yet */
+  int code; /* of the first record that failed; the caller does not know yet */
   char text[2 * MPISERVE_TEXT_SIZE];
 } msi_recording;
 

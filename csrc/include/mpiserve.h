@@ -689,8 +689,10 @@ int mpiserve_infer(mpiserve_service *service, int n_inputs, const mpiserve_tenso
  *
  * No answer is waited for. Rows go to the home replica, which takes them between batches, also
  * while its service is suspended, has no model, or its queue is full; or to another one if its
- * rank has died or stopped. What cannot be sent at once is copied, and later calls send it; the
- * call waits only while over 64 MiB of this rank's copies are unsent. Where a full ring costs rows
+ * rank has died or stopped. What cannot be sent at once is copied, and later calls send it. The
+ * call waits only while over 64 MiB of this rank's copies wait for the same inference rank, and
+ * ends with MPISERVE_EPEER if that has died or stopped, and with MPISERVE_ETIMEOUT if it takes
+ * none of them for MPISERVE_CLOSE_TIMEOUT seconds (default 30). Where a full ring costs rows
  * (mpiserve_capture.waits), it costs recorded ones too. The error of a record, such as
  * MPISERVE_EPEER if an inference rank has died with rows, is that of the next call of
  * mpiserve_record(), which sends nothing then, or of close. */
