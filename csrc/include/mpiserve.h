@@ -518,13 +518,19 @@ int mpiserve_open_failed_f(MPI_Fint world, int role, int code, const char *text)
  *
  * file is a descriptor of a file that both map (memfd_create), for one session: of at least
  * MPISERVE_PAIR_BYTES bytes, zero at first. peer is a descriptor of the other process (pidfd_open).
- * Both stay the caller's; peer stays open until the call returns. Returns as mpiserve_open() does,
- * with the same errors; MPISERVE_EPEER if the other process has ended; MPISERVE_ECONFIG if
- * MPISERVE_TRANSPORT is rma.
+ * Both stay the caller's; peer stays open until the call returns.
+ *
+ * interrupted, which may be NULL, is called with data now and then while the call waits, for models
+ * that load for long: if it returns other than 0, the call ends with MPISERVE_ECANCELLED, and the
+ * other process is of no use any more.
+ *
+ * Returns as mpiserve_open() does, with the same errors; MPISERVE_EPEER if the other process has
+ * ended; MPISERVE_ECONFIG if MPISERVE_TRANSPORT is rma.
  *
  * mpiserve_comm() is a communicator of this process alone, and a process may have several such
  * sessions at a time. MPI_Finalize waits for nobody, also if the other process has died. */
-int mpiserve_open_pair(int file, int peer, int role, mpiserve_session **session);
+int mpiserve_open_pair(int file, int peer, int role, int (*interrupted)(void *data), void *data,
+                       mpiserve_session **session);
 
 /* mpiserve_comm: the communicator of the ranks that have this rank's role, in the order of the
  * world. Owned by the session. Local. */
