@@ -5,7 +5,7 @@
 
 #include "base/error.h"
 #include "client/call.h"
-#include "client/record.h"
+#include "client/record_message.h"
 
 enum { MOST_BYTES = 64 << 20 }; /* of copies that wait for one head: then the caller waits */
 

@@ -38,7 +38,7 @@ struct mpiserve_service {
 typedef struct msi_message {
   enum {
     MESSAGE_REQUEST, /* the first member of an msi_call */
-    MESSAGE_RECORD,  /* ... of an msi_call that nobody waits for: record.c */
+    MESSAGE_RECORD,  /* ... of an msi_call that nobody waits for: record_message.c */
     MESSAGE_CHANGE,  /* ... of an msi_change */
     MESSAGE_BUFFER   /* ... of an msi_buffer_request */
   } type;

@@ -1,4 +1,4 @@
-#include "client/record.h"
+#include "client/record_message.h"
 
 #include <stdio.h>
 #include <stdlib.h>
