@@ -11,7 +11,7 @@
 #include "client/free_dims.h"
 #include "client/lease.h"
 #include "client/loss.h"
-#include "client/record.h"
+#include "client/record_message.h"
 #include "client/reroute.h"
 #include "client/spare.h"
 #include "client/stopped.h"

@@ -38,7 +38,7 @@ struct mpiserve_service {
 typedef struct msi_message {
   enum {
     MESSAGE_REQUEST, /* the first member of an msi_call */
-    MESSAGE_RECORD,  /* ... of an msi_call that nobody waits for: record.c */
+    MESSAGE_RECORD,  /* ... of an msi_call that nobody waits for: record_message.c */
     MESSAGE_CHANGE,  /* ... of an msi_change */
     MESSAGE_BUFFER   /* ... of an msi_buffer_request */
   } type;
@@ -54,6 +54,7 @@ typedef struct msi_message {
 /* The messages of an endpoint that have not been sent yet, in the order of submission. */
 typedef struct msi_send_queue {
   msi_message *first, *last;
+  size_t copied; /* bytes of the copies of records in it */
 } msi_send_queue;
 
 /* A request:
@@ -114,8 +115,7 @@ typedef struct msi_change {
 
 /* Of pairs that this rank records. */
 typedef struct msi_recording {
-  size_t bytes; /* of its own copies, which could not be sent at once */
-  int code;     /* of the first record that failed; the caller does not know yet */
+  int code; /* of the first record that failed; the caller does not know yet */
   char text[2 * MPISERVE_TEXT_SIZE];
 } msi_recording;
 

@@ -545,13 +545,19 @@ int mpiserve_open_failed_f(MPI_Fint world, int role, int code, const char *text)
  *
  * file is a descriptor of a file that both map (memfd_create), for one session: of at least
  * MPISERVE_PAIR_BYTES bytes, zero at first. peer is a descriptor of the other process (pidfd_open).
- * Both stay the caller's; peer stays open until the call returns. Returns as mpiserve_open() does,
- * with the same errors; MPISERVE_EPEER if the other process has ended; MPISERVE_ECONFIG if
- * MPISERVE_TRANSPORT is rma.
+ * Both stay the caller's; peer stays open until the call returns.
+ *
+ * interrupted, which may be NULL, is called with data now and then while the call waits, for models
+ * that load for long: if it returns other than 0, the call ends with MPISERVE_ECANCELLED, and the
+ * other process is of no use any more.
+ *
+ * Returns as mpiserve_open() does, with the same errors; MPISERVE_EPEER if the other process has
+ * ended; MPISERVE_ECONFIG if MPISERVE_TRANSPORT is rma.
  *
  * mpiserve_comm() is a communicator of this process alone, and a process may have several such
  * sessions at a time. MPI_Finalize waits for nobody, also if the other process has died. */
-int mpiserve_open_pair(int file, int peer, int role, mpiserve_session **session);
+int mpiserve_open_pair(int file, int peer, int role, int (*interrupted)(void *data), void *data,
+                       mpiserve_session **session);
 
 /* mpiserve_comm: the communicator of the ranks that have this rank's role, in the order of the
  * world. Owned by the session. Local. */
@@ -766,8 +772,10 @@ int mpiserve_pace_close(mpiserve_service *service, mpiserve_pace *pace);
  *
  * No answer is waited for. Rows go to the home replica, which takes them between batches, also
  * while its service is suspended, has no model, or its queue is full; or to another one if its
- * rank has died or stopped. What cannot be sent at once is copied, and later calls send it; the
- * call waits only while over 64 MiB of this rank's copies are unsent. Where a full ring costs rows
+ * rank has died or stopped. What cannot be sent at once is copied, and later calls send it. The
+ * call waits only while over 64 MiB of this rank's copies wait for the same inference rank, and
+ * ends with MPISERVE_EPEER if that has died or stopped, and with MPISERVE_ETIMEOUT if it takes
+ * none of them for MPISERVE_CLOSE_TIMEOUT seconds (default 30). Where a full ring costs rows
  * (mpiserve_capture.waits), it costs recorded ones too. The error of a record, such as
  * MPISERVE_EPEER if an inference rank has died with rows, is that of the next call of
  * mpiserve_record(), which sends nothing then, or of close. */

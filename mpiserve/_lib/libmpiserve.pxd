@@ -122,7 +122,7 @@ cdef extern from "mpiserve.h" nogil:
     int mpiserve_error(int, const char *)
     const char *mpiserve_dtype_name(int)
     int mpiserve_open_f(MPI_Fint, int, mpiserve_session **)
-    int mpiserve_open_pair(int, int, int, mpiserve_session **)
+    int mpiserve_open_pair(int, int, int, int (*)(void *) noexcept nogil, void *, mpiserve_session **)
     int mpiserve_open_failed_f(MPI_Fint, int, int, const char *)
     int mpiserve_comm_f(mpiserve_session *, MPI_Fint *)
     int mpiserve_role_of(mpiserve_session *, int, int *)
