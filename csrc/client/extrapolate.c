@@ -52,7 +52,7 @@ static int64_t hold_failed(const mpiserve_service *service, const msi_side *side
   if (!service->checked || msi_check_passes(side, rows, outputs)) return 0;
   int64_t *failed = malloc((size_t)rows * sizeof *failed);
   if (!failed) return -1;
-  int64_t n = msi_check_failed(side, rows, outputs, failed, text, sizeof text);
+  int64_t n = msi_check_failed(side, rows, outputs, NULL, failed, text, sizeof text);
   int together = service->head->description.rows != MPISERVE_INDEPENDENT;
   for (int64_t i = 0; i < (together ? rows : n); i++)
     hold_row(side, together ? i : failed[i], last, outputs);
