@@ -54,6 +54,16 @@ static int out_of_range(const char *what, int64_t value, int least) {
                    least, MOST_STEPS);
 }
 
+/* What is cancelled when a pace begins anew, and who asks in which step, would depend on time. */
+static int check_reproducible(const mpiserve_service *service,
+                              const mpiserve_pace_options *options) {
+  if (!service->head || !service->head->description.reproducible) return MPISERVE_OK;
+  if (options->every == 1 && !options->lag) return MPISERVE_OK;
+  return msi_error(MPISERVE_EARG,
+                   "service '%s' is reproducible: a pace of it has every = 1 and lag = 0",
+                   service->name);
+}
+
 static int check_options(const mpiserve_service *service, const mpiserve_pace_options *options) {
   if (options->every < 1 || options->every > MOST_STEPS)
     return out_of_range("every", options->every, 1);
@@ -62,7 +72,8 @@ static int check_options(const mpiserve_service *service, const mpiserve_pace_op
     return msi_error(MPISERVE_EARG,
                      "a lag of %lld steps, with a request every %lld: over %d would be under way",
                      (long long)options->lag, (long long)options->every, MOST_UNDER_WAY);
-  return options->extrapolate ? msi_extrapolate_can(service) : MPISERVE_OK;
+  int code = check_reproducible(service, options);
+  return code || !options->extrapolate ? code : msi_extrapolate_can(service);
 }
 
 int msi_pace_open(mpiserve_service *service, const mpiserve_pace_options *options,
@@ -239,11 +250,18 @@ static int fail(msi_pace *pace, int code) {
 
 /* ---- answers ----------------------------------------------------------------------------- */
 
+/* Did one of model, local model and fallback answer all rows? */
+static int is_of_one(const msi_pace *pace, const answer *a) {
+  int64_t fallback = a->stats.fallback_rows, local = a->stats.local_rows;
+  return (!fallback || fallback == pace->rows) && (!local || local == pace->rows);
+}
+
 /* Lies the answer of this step on a line through the last two? They must be of one model. */
 static int is_on_line(const msi_pace *pace, const answer *before, const answer *last) {
   return pace->options.extrapolate && pace->answered >= 2 &&
          before->stats.generation == last->stats.generation &&
-         before->stats.source == last->stats.source;
+         before->stats.source == last->stats.source && is_of_one(pace, before) &&
+         is_of_one(pace, last);
 }
 
 static void hold(const msi_pace *pace, const answer *last, void *const *outputs) {

@@ -714,23 +714,24 @@ int mpiserve_infer(mpiserve_service *service, int n_inputs, const mpiserve_tenso
 /* mpiserve_pace_open: couple a service to the time steps of this rank, by one call of
  * mpiserve_pace_step() in each step in place of mpiserve_infer(). Local. A rank may have several
  * paces of one service, such as one for each stage of a scheme. MPISERVE_EARG: a number is out of
- * range, over 64 requests would be under way, or an output cannot be extrapolated, whose dtype is
- * none of float32, float64, complex64, complex128.
+ * range, over 64 requests would be under way, an output cannot be extrapolated, whose dtype is
+ * none of float32, float64, complex64, complex128, or the service is reproducible, and every is
+ * not 1 or lag not 0.
  *
  * mpiserve_pace_step: do one step. Steps are the calls of the pace, 0, 1, ...; the tensors are
  * those of mpiserve_submit(). Step n asks if n is a multiple of every: its inputs are copied, and
  * may change when the call returns. It fills the outputs with the answer of the newest step that
  * asked and is at least lag steps ago, and waits for that answer. So
- *   - with every = 1 the answer is that of step n - lag, whenever it has come: the same run gives
- * the same numbers, and ranks that go on at different speeds have answers of the same step;
+ *   - with every = 1 the answer is that of step n - lag, whenever it has come: ranks that go on at
+ * different speeds have answers of the same step, and so has the same run;
  *   - it is never older than lag + every - 1 steps, which mpiserve_stats.age says;
  *   - a model hides behind lag steps of the simulation;
  *   - as long as no step is lag steps ago, the answer is that of step 0, which step 0 waits for.
  *
  * With extrapolate, an answer that is not of this very step is continued by the line through it and
- * the one before. It is held where there is none before it, or another model has given that one
- * (mpiserve_stats.generation and source), and in the rows where the line leaves what the signature
- * allows (mpiserve_spec.check; all rows, if they belong together).
+ * the one before. It is held where there is none before it, or not one and the same model has given
+ * all rows of both (mpiserve_stats.generation and source), and in the rows where the line leaves
+ * what the signature allows (mpiserve_spec.check; all rows, if they belong together).
  *
  * If rows or free dimensions differ from those of the step before, the answers that are there are
  * not of these rows: the pace begins anew, as at step 0. So it does after an error. Results must
@@ -740,17 +741,19 @@ int mpiserve_infer(mpiserve_service *service, int n_inputs, const mpiserve_tenso
  * returns its code, and how many steps ago it asked. mpiserve_fallback_set() works as for other
  * requests, on the inputs of the step that asked, and in the call that needs the answer. After
  * MPISERVE_ETIMEOUT the step is not over: call again with the same tensors, whose inputs are not
- * read again, or restart; a fallback answers at the deadline of the options. Wrong arguments
- * (MPISERVE_EARG, _ENAME, _EDTYPE, _ESHAPE, _EROWS) are no step, and change nothing. stats, which
- * may be NULL, is of the request that was answered.
+ * read again, or restart; a fallback answers at the deadline of the options. Tensors that do not
+ * fit the signature are no step, and change nothing; a request of too many rows that cannot be cut,
+ * and a result of another shape, are errors of the step. stats, which may be NULL, is of the
+ * request that was answered.
  *
  * mpiserve_pace_restart: forget the answers, and cancel what is under way: the next step asks and
  * waits. For when rows are others, though as many: after a new mesh or particles that were sorted.
- * A program that does so when it writes a checkpoint computes the same numbers from there on as
- * one that starts from the checkpoint.
+ * A program that does so when it writes a checkpoint gets answers of the same steps from there on
+ * as one that starts from the checkpoint.
  *
  * mpiserve_pace_close: cancel what is under way and free the pace, which becomes no pace (id 0).
- * mpiserve_close() frees those that are open. Both never wait for a model.
+ * It never waits for a model. mpiserve_close() frees those that are open, and waits for what is
+ * under way.
  *
  * MPISERVE_ESTATE: the pace was closed, or is of another service. */
 int mpiserve_pace_open(mpiserve_service *service, const mpiserve_pace_options *options,

@@ -38,9 +38,13 @@ cdef class Pace:
     cdef Session _session
     cdef Service _service
     cdef mpiserve_pace _pace
+
+    def __init__(self):
+        raise TypeError("Service.pace makes a pace")
+
     cdef mpiserve_stats _stats
     cdef int64_t _age  # of the last answer
-    cdef bint _in_step
+    cdef bint _in_step, _ended  # of the C library
     cdef readonly int64_t every, lag
     cdef readonly bint extrapolate
 
@@ -84,15 +88,14 @@ cdef class Pace:
                    double seconds) except -1:
         """Take the turn of the pace, and end the step, whatever happens."""
         self._enter()
-        self._in_step = True
+        self._in_step, self._ended = True, False
         try:
             lock_give(&self._session._lock)
             self._finish(n, inputs, outputs, seconds)
-        except errors.RequestTimeout:
-            self._restart()
-            raise
-        except (KeyboardInterrupt, SystemExit):  # of a handler of signals
-            self._restart()
+        except BaseException:  # of a handler of signals any
+            if not self._ended:
+                self._age = NEVER
+                self._restart()
             raise
         finally:
             self._in_step = False
@@ -141,6 +144,7 @@ cdef class Pace:
         return code
 
     cdef int _end(self, int code) except -1:
+        self._ended = True
         cause = None
         if code == MPISERVE_OK:
             if self._stats.age <= self._age:  # of an answer that was held it is one more
@@ -176,9 +180,13 @@ cdef class Pace:
         checkpoint is written, so that a run from it computes the same.
         """
         self._enter()
+        self._age = NEVER
         self._session._leave(mpiserve_pace_restart(self._service._service, &self._pace))
 
     cdef int _restart(self) except -1:
+        """Take back a step that has not ended, unless its session was closed meanwhile."""
+        if self._session._session == NULL:
+            return 0
         self._session._enter()
         self._session._leave(mpiserve_pace_restart(self._service._service, &self._pace))
         return 0

@@ -1,6 +1,7 @@
 """Requests that follow time steps, in Python. Which answer each step gets: tests/c/mpi_pace.c."""
 
 import gc
+import signal
 import threading
 
 import numpy as np
@@ -179,3 +180,39 @@ def test_threads_and_paces_that_nobody_holds(world):
         return left
 
     couple(world, {"moody": moody()}, simulate)
+
+
+@pytest.mark.roles(simulation=1, inference=1)
+def test_after_an_exception_of_a_signal_handler_a_step_is_answered_anew(world):
+    """Or the answer of the step that it has ended would be taken for one of the next inputs."""
+
+    def fail(number, frame):
+        raise ValueError("from a handler")
+
+    def simulate(session):
+        pace = session.service("net").pace(lag=1)
+        assert pace(np.zeros(1))[0] == 0
+        before = signal.signal(signal.SIGALRM, fail)
+        assert pace(np.full(1, SLOW))[0] == 0  # the model sleeps, and the next step waits for it
+        signal.setitimer(signal.ITIMER_REAL, SLOW / 4)
+        with pytest.raises(ValueError, match="from a handler"):
+            pace(np.full(1, 0.125))
+        signal.signal(signal.SIGALRM, before)
+        assert pace.age is None
+        assert pace(np.full(1, 0.25))[0] == 0.5
+
+    couple(world, {"net": moody()}, simulate)
+
+
+@pytest.mark.roles(simulation=1, inference=1)
+def test_a_pace_of_a_reproducible_service_runs_nothing_ahead(world):
+    def simulate(session):
+        service = session.service("scale")
+        for wrong in ({"lag": 1}, {"every": 2}):
+            with pytest.raises(ArgumentError, match="is reproducible: a pace of it has every = 1"):
+                service.pace(**wrong)
+        np.testing.assert_array_equal(service.pace()(numbers(3, 4)), 2 * numbers(3, 4) + 1)
+        with pytest.raises(TypeError, match="makes a pace"):
+            type(service.pace())()
+
+    couple(world, {"scale": scaling(reproducible=True)}, simulate)
