@@ -45,7 +45,6 @@ int msi_broker_open(msi_broker *broker, const msi_world *world,
   broker->policy.max_rows = layout->is_ragged ? layout->batch_rows : layout->max_plain_rows;
   if (!code) code = msi_assembly_open(&broker->assembly, broker->inboxes, &bytes[MSI_OWN]);
   broker->assembly.batch.service = service_index;
-  broker->assembly.gathers = description->reproducible;
   return code;
 }
 
@@ -53,6 +52,7 @@ void msi_broker_attach(msi_broker *broker, msi_window *window, msi_progress *pro
   broker->progress = progress;
   for (int t = 0; t < MSI_TRANSPORTS; t++) msi_inbox_attach(&broker->inboxes[t], window);
   msi_assembly_attach(&broker->assembly, window->memory[MSI_OWN]);
+  msi_assembly_gather(&broker->assembly, broker->description->reproducible, 0);
   msi_life_begin(&broker->life, broker->inboxes, broker->world->launched_ns,
                  broker->world->opened_ns, broker->description->error);
   if (!broker->description->spare || broker->description->error) return;

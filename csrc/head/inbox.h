@@ -30,6 +30,7 @@ typedef struct msi_inbox {
   int service_index; /* of its service among those of this rank */
   msi_layout layout;
   uint8_t *memory; /* this rank's; where the section lies in it the layout knows */
+  int in_segment;  /* it is a part of this rank's segment, and no window of MPI */
   uint8_t *seen;   /* the doorbells, as far as they were taken */
   int *clients;    /* world rank by lane */
   msi_lane *lanes;

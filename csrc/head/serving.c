@@ -289,7 +289,10 @@ int msi_serving_engine_set(msi_serving *serving, int service, const mpiserve_eng
                      service);
   if (serving->brokers[service].open)
     return msi_error(MPISERVE_ESTATE, "the last batch has not been answered");
-  serving->brokers[service].engine = engine ? *engine : (mpiserve_engine){0};
+  msi_broker *broker = &serving->brokers[service];
+  broker->engine = engine ? *engine : (mpiserve_engine){0};
+  int reproducible = broker->description->reproducible;
+  msi_assembly_gather(&broker->assembly, reproducible, broker->engine.in_segment);
   return MPISERVE_OK;
 }
 

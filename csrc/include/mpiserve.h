@@ -361,6 +361,9 @@ typedef struct mpiserve_engine {
   int32_t by_request; /* 1: run gets the rows of each request where they lie, not those of a batch
                          side by side, and its time is not measured: for what costs no more than
                          the copy, such as echo. The rows may be less aligned than their type */
+  int32_t in_segment; /* 1: run gets tensors in the memory of mpiserve_segment_get() alone, so rows
+                         in a window of MPI are copied there: for an engine that hands them over to
+                         another process, which cannot map the window */
 } mpiserve_engine;
 
 /* The function that a library of engines exports by the name of MPISERVE_ENGINE_ENTRY: makes an

@@ -86,7 +86,7 @@ cdef extern from "mpiserve.h" nogil:
         int (*run)(void *, int64_t, const void *const *, void *const *, char *, size_t) noexcept nogil
         void (*close)(void *) noexcept nogil
         int64_t chunk_rows
-        int32_t by_request
+        int32_t by_request, in_segment
     ctypedef struct mpiserve_capture:
         void *memory
         int64_t bytes
