@@ -125,6 +125,7 @@ class BuildExt(build_ext):
     def finalize_options(self) -> None:
         super().finalize_options()
         self.force = True
+        self.parallel = self.parallel or os.cpu_count()
 
     def build_extensions(self) -> None:
         mpicc = find_mpicc()
