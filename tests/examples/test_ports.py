@@ -1,12 +1,11 @@
-"""Example 11 in Python: the ports give the answers of the same models in torch."""
+"""Example 11 in Python and C: the ports give the answers of the same models in torch."""
 
-import shutil
 import subprocess
 import sys
 
 import languages
 import pytest
-from coupling import RUN
+from coupling import RUN, SERVE
 from gateway_job import Job
 
 pytestmark = [pytest.mark.takes_long, pytest.mark.timeout(300)]
@@ -35,19 +34,41 @@ def ports():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, ports):
-    made = tmp_path_factory.mktemp("ports") / "11_moving_in"
-    shutil.copytree(languages.EXAMPLES / "11_moving_in", made)
-    ports.write_models(made)
-    return made
+    made = tmp_path_factory.mktemp("ports")
+    languages.build_programs("11_moving_in", made, "from_phydll_c")
+    ports.write_models(made / "11_moving_in")
+    return made / "11_moving_in"
 
 
-@pytest.mark.parametrize("name", ["smartredis", "phydll"])
-def test_from(name, mpiexec, folder, ports):
-    job = ["-n", 3, *RUN, f"from_{name}.toml", f"from_{name}.py"]
+def run(mpiexec, folder, *job):
     done = mpiexec(job, cwd=folder, timeout=150)
     assert done.returncode == 0
-    within = 1e-12 if name == "phydll" else 1e-5
-    ports.check(done.stdout, getattr(ports, name), folder, within=within)
+    return done.stdout
+
+
+def test_from_smartredis(mpiexec, folder, ports):
+    job = ["-n", 3, *RUN, "from_smartredis.toml", "from_smartredis.py"]
+    ports.check(run(mpiexec, folder, *job), ports.smartredis, folder)
+
+
+def test_from_phydll(mpiexec, folder, ports):
+    job = ["-n", 3, *RUN, "from_phydll.toml", "from_phydll.py"]
+    ports.check(run(mpiexec, folder, *job), ports.phydll, folder, within=1e-12)
+
+
+def test_from_phydll_in_c(mpiexec, folder, ports):
+    job = ["-n", 2, "./from_phydll_c", ":", "-n", 1, *SERVE, "from_phydll.toml"]
+    ports.check(run(mpiexec, folder, *job), ports.phydll, folder, within=1e-12)
+
+
+def test_a_converted_file_gives_the_same(mpiexec, folder, ports):
+    inputs = ["--inputs", "u float64, v float64"]
+    command = [sys.executable, "-m", "mpiserve", "convert", "closure.pt", *inputs]
+    subprocess.run(command, cwd=folder, check=True, timeout=120)
+    config = (folder / "from_phydll.toml").read_text().replace("closure.pt", "closure.pt2")
+    (folder / "converted.toml").write_text(config)
+    job = ["-n", 3, *RUN, "converted.toml", "from_phydll.py"]
+    ports.check(run(mpiexec, folder, *job), ports.phydll, folder, within=1e-10)
 
 
 def test_a_client_of_triton_as_it_is_and_from_inside(mpiexec, folder, ports):
