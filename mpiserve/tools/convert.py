@@ -59,12 +59,18 @@ def _read(source: Path) -> Any:
 
 
 def _given(source: Path, module: Any, inputs: str) -> Sequence[FileTensor]:
-    """Read the option, and count: the names are for messages, the order is the model's."""
-    names = [argument.name for argument in module.forward.schema.arguments][1:]
+    """Read the option: as many inputs as the model has, in its order; their names are free."""
+    from mpiserve.backends.torch import script_export
+
+    names = script_export.argument_names(module)
     found = [FileTensor(t["name"], t["dtype"], ("rows", *t["shape"][1:])) for t in tensors(inputs)]
     if len(found) != len(names):
         text = f"--inputs has {len(found)} tensors, and {source} takes {len(names)}"
         raise ArgumentError(Code.EARG, f"{text}: {', '.join(names)}")
+    given = [tensor.name for tensor in found]
+    if given != names and sorted(given) == sorted(names):
+        text = f"--inputs is in the order {', '.join(given)}, and {source} takes"
+        raise ArgumentError(Code.EARG, f"{text} {', '.join(names)}")
     if wrong := next((t.dtype for t in found if t.dtype not in DTYPES), ""):
         raise ArgumentError(Code.EARG, f"--inputs: {wrong!r} is none of {', '.join(DTYPES)}")
     return found

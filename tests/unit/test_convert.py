@@ -63,19 +63,20 @@ def wrong(result):
     return result.stderr
 
 
-def served(folder, name):
-    """Load a service that takes its inputs and outputs from the file."""
+def served(folder, name, names):
+    """Load a service that takes its inputs, of these names, and its outputs from the file."""
     table = {"backend": "torch", "model": name, "max_batch_rows": 64}
     service = Config.from_dict({"service": {"s": table}}, folder=folder).services[0]
     backend = backends.create(service)
     backend.load()
+    assert [tensor.name for tensor in service.inputs] == names
     return lambda *x: [np.array(y) for y in backend.run(tuple(x))]
 
 
-def check(folder, name, module, *inputs):
-    model = served(folder, name)
+def check(folder, name, module, **inputs):
+    model = served(folder, name, [*inputs])
     for rows in (1, 2, 5, 64):
-        given = [x[:rows] for x in inputs]
+        given = [x[:rows] for x in inputs.values()]
         right = module(*map(torch.from_numpy, given))
         for one, other in zip(model(*given), right, strict=True):
             np.testing.assert_allclose(one, other.detach().numpy(), 1e-5, 1e-6)
@@ -88,8 +89,8 @@ def test_a_script_of_several_tensors(convert, tmp_path):
     assert result.exit_code == 0, result.output
     assert result.stdout.startswith("wrote net.pt2: its results differ from those of net.pt by at")
     generator = np.random.default_rng(1)
-    inputs = [generator.standard_normal(shape, np.float32) for shape in ((64, 3, 9, 8), 64)]
-    check(tmp_path, "net.pt2", module, *inputs)
+    x, scale = (generator.standard_normal(shape, np.float32) for shape in ((64, 3, 9, 8), 64))
+    check(tmp_path, "net.pt2", module, x=x, scale=scale)
     assert "is there already" in wrong(convert("net.pt", "--inputs", "x float32 3 9 8, s float32"))
 
 
@@ -109,7 +110,7 @@ def test_a_trace_says_its_inputs(convert, tmp_path):
     result = convert("flame.pt", "--output", "other.pt2")
     assert result.exit_code == 0, result.output
     x = np.random.default_rng(2).standard_normal((64, 3), np.float32)
-    check(tmp_path, "other.pt2", module, x, x[:, 0].copy())
+    check(tmp_path, "other.pt2", module, x=x, t=x[:, 0].copy())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["flame.pt", "other.pt2"]
 
 
@@ -140,6 +141,9 @@ def test_files_and_inputs_that_are_wrong(convert, tmp_path):
     assert "without the shapes of its inputs" in wrong(convert("net.pt"))
     two = wrong(convert("net.pt", "--inputs", "x float32 2, y float32 2"))
     assert "--inputs has 2 tensors, and net.pt takes 1: x" in two
+    script(tmp_path / "two.pt", Convolution)
+    turned = wrong(convert("two.pt", "--inputs", "scale float32, x float32 3 9 8"))
+    assert "in the order scale, x, and two.pt takes x, scale" in turned
     assert "'real' is none of" in wrong(convert("net.pt", "--inputs", "x real 2"))
 
 

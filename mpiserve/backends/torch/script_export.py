@@ -38,6 +38,7 @@ def program_of(module: Any, inputs: Sequence[FileTensor]) -> torch.export.Export
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # TorchScript is deprecated
             static = _converter()(module, sample).convert().module()
+            _name_inputs(static, argument_names(module))
             program = torch.export.export(static, sample, dynamic_shapes=rows, strict=False)
     except ModelError:
         raise
@@ -45,6 +46,11 @@ def program_of(module: Any, inputs: Sequence[FileTensor]) -> torch.export.Export
         text = f"torch {torch.__version__} cannot convert it with free rows ({describe(error)})"
         raise ModelError(Code.EMODEL, f"{text}: export the module where its class is") from error
     return program
+
+
+def argument_names(module: Any) -> list[str]:
+    """Return the names of the arguments of a TorchScript module."""
+    return [argument.name for argument in module.forward.schema.arguments][1:]
 
 
 def write(target: Path, module: Any, program: Any, inputs: Sequence[FileTensor]) -> float:
@@ -104,6 +110,13 @@ def _converter() -> Any:
         text += ": use torch 2.13, or export the module where its class is"
         raise ModelError(Code.EMODEL, text) from None
     return TS2EPConverter
+
+
+def _name_inputs(module: Any, names: list[str]) -> None:
+    """Give the arguments of a converted module their names; the converter has numbered them."""
+    code = module.graph._codegen
+    code.pytree_info = code.pytree_info._replace(orig_args=names)
+    module.recompile()
 
 
 def _random(inputs: Sequence[FileTensor], rows: int) -> tuple[torch.Tensor, ...]:
