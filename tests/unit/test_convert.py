@@ -44,6 +44,24 @@ class Fixed(nn.Module):
         return x + torch.ones(4, 2)
 
 
+class Lookup(nn.Module):
+    """Fails on the integers 1 of the comparison."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("table", torch.ones(1))
+
+    def forward(self, x):
+        return self.table[x]
+
+
+class Infinite(nn.Module):
+    """Some of its values are infinite, or no numbers, and the others are small."""
+
+    def forward(self, x):
+        return torch.where(x > 0, 1e-3 * x, torch.log(x) / 0)
+
+
 def script(path, module):
     torch.manual_seed(5)
     torch.jit.script(module().eval()).save(str(path))
@@ -131,6 +149,38 @@ def test_rows_that_are_not_free_are_refused(convert, tmp_path):
     result = convert("fixed.pt", "--inputs", "x float32 2")
     assert "cannot convert it with free rows" in wrong(result)
     assert [path.name for path in tmp_path.iterdir()] == ["fixed.pt"]
+
+
+@takes_long
+def test_values_that_are_not_finite_are_compared(convert, tmp_path):
+    script(tmp_path / "infinite.pt", Infinite)
+    result = convert("infinite.pt", "--inputs", "x float32 40")
+    assert result.exit_code == 0, result.output
+
+
+@takes_long
+def test_a_model_that_fails_on_random_rows_is_refused(convert, tmp_path):
+    script(tmp_path / "lookup.pt", Lookup)
+    text = wrong(convert("lookup.pt", "--inputs", "x int64"))
+    assert "random rows (" in text or "cannot convert" in text
+    assert [path.name for path in tmp_path.iterdir()] == ["lookup.pt"]
+
+
+@takes_long
+def test_other_results_are_refused(convert, tmp_path, monkeypatch):
+    script(tmp_path / "branch.pt", Branch)
+    load = torch.export.load
+
+    def other(path):
+        program = load(path)
+        model = program.module()
+        program.module = lambda: lambda x: model(x) + 1e-4
+        return program
+
+    monkeypatch.setattr(torch.export, "load", other)
+    text = wrong(convert("branch.pt", "--inputs", "x float32 2"))
+    assert "gives other results than TorchScript on 1 random rows" in text
+    assert [path.name for path in tmp_path.iterdir()] == ["branch.pt"]
 
 
 def test_files_and_inputs_that_are_wrong(convert, tmp_path):

@@ -81,22 +81,34 @@ def difference(module: Any, program: Any, inputs: Sequence[FileTensor]) -> float
         The largest difference, as a part of the largest value of the output.
 
     Raises:
-        ModelError: If they differ by more than rounding.
+        ModelError: If one of them fails, or if they differ by more than rounding.
     """
-    import torch
-
     largest = 0.0
     for rows in COMPARED:
         given = _random(inputs, rows)
-        with torch.no_grad():
-            before, after = _tensors(module(*given)), _tensors(program(*given))
-        for one, other in zip(before, after, strict=True):
-            part = _apart(one, other)
-            if part is None:
-                text = f"on {rows} random rows the program gives other results than TorchScript"
-                raise ModelError(Code.EMODEL, f"{text}: export the module where its class is")
-            largest = max(largest, part)
+        before = _results("TorchScript", module, given)
+        after = _results("converted, it", program, given)
+        parts = [_apart(one, other) for one, other in zip(before, after, strict=False)]
+        if None in parts or len(before) != len(after):
+            text = f"converted, it gives other results than TorchScript on {rows} random rows"
+            raise ModelError(Code.EMODEL, f"{text}: export the module where its class is")
+        largest = max([largest, *(part for part in parts if part)])
     return largest
+
+
+def _results(what: str, model: Any, given: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
+    """Run a model, and return its outputs in one order."""
+    import torch
+
+    try:
+        with torch.no_grad():
+            result = model(*given)
+    except Exception as error:  # of the model
+        text = f"{what} fails on {len(given[0])} random rows ({describe(error)})"
+        raise ModelError(Code.EMODEL, f"{text}: export the module where its class is") from error
+    if isinstance(result, dict):
+        return [result[key] for key in sorted(result)]
+    return list(result) if isinstance(result, (tuple, list)) else [result]
 
 
 def _converter() -> Any:
@@ -135,13 +147,6 @@ def _random(inputs: Sequence[FileTensor], rows: int) -> tuple[torch.Tensor, ...]
     return tuple(made)
 
 
-def _tensors(result: Any) -> list[torch.Tensor]:
-    """Return the outputs of a model in one order."""
-    if isinstance(result, dict):
-        return [result[key] for key in sorted(result)]
-    return list(result) if isinstance(result, (tuple, list)) else [result]
-
-
 def _apart(one: torch.Tensor, other: torch.Tensor) -> float | None:
     """Return how far apart outputs are, as a part of their largest value; None: not the same."""
     import torch
@@ -150,7 +155,8 @@ def _apart(one: torch.Tensor, other: torch.Tensor) -> float | None:
         return None
     if not (one.is_floating_point() or one.is_complex()):
         return 0.0 if torch.equal(one, other) else None
-    largest = float(one.nan_to_num().abs().max()) if one.numel() else 0.0
+    finite = one[torch.isfinite(one)]
+    largest = float(finite.abs().max()) if finite.numel() else 0.0
     bound = WITHIN * torch.finfo(one.dtype).eps * largest
     if not torch.allclose(one, other, rtol=0.0, atol=bound, equal_nan=True):
         return None
