@@ -74,7 +74,9 @@ def build(example: str, folder: Path, *suffixes: str) -> None:
 
 def build_programs(example: str, folder: Path, *programs: str) -> None:
     """The same for programs of any name, with this environment's MPI."""
-    built = shutil.ignore_patterns("*_c", "*_f", "*.mod", "out")  # perhaps with another MPI
+    built = shutil.ignore_patterns(  # perhaps with another MPI
+        "*_c", "*_f", "*.mod", "*.pt", "*.pt2", "endpoint.json", "out"
+    )
     shutil.copytree(EXAMPLES / example, folder / example, ignore=built)
     shutil.copy(EXAMPLES / "Makefile", folder)
     tools = {"PYTHON": sys.executable, "MPICC": Target("", Path(sys.prefix)).mpicc}
