@@ -12,8 +12,15 @@ int msi_check_wanted(const msi_side *outputs);
 /* Do all rows keep what it promises? */
 int msi_check_passes(const msi_side *outputs, int64_t rows, void *const *data);
 
-/* The rows that do not, ascending; their number. The text says what is wrong with the first one. */
-int64_t msi_check_failed(const msi_side *outputs, int64_t rows, void *const *data, int64_t *failed,
-                         char *text, size_t size);
+/* The rows of a result that are no answers to rely on, ascending. */
+typedef struct msi_doubts {
+  int64_t *rows;  /* has room for all */
+  int64_t n;      /* rows */
+  int64_t failed; /* of these, rows whose values are not such as the signature promises */
+  char text[256]; /* what is wrong with the first of these; else, with the first row */
+} msi_doubts;
+
+/* Fills all but the address of rows. */
+void msi_check_rows(const msi_side *outputs, int64_t rows, void *const *data, msi_doubts *doubts);
 
 #endif

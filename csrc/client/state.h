@@ -85,9 +85,12 @@ typedef struct msi_call {
   int64_t submitted_ns;
   msi_payload payload;
   mpiserve_stats stats;
-  msi_client_times times; /* if profiled */
-  uint8_t *own;           /* of a record that could not be sent at once: its tensors; or NULL */
-  int64_t step;           /* of a record: the time step of this rank that it belongs to */
+  msi_client_times times;   /* if profiled */
+  uint8_t *own;             /* of a record that could not be sent at once: its tensors; or NULL */
+  uint8_t *trusted;         /* of mpiserve_options; or NULL */
+  float *uncertainty;       /* memory for the output that clients do not see, kept with the call */
+  int64_t uncertainty_rows; /* for so many */
+  int64_t step;             /* of a record: the time step of this rank that it belongs to */
   struct msi_call *next_idle;
 } msi_call;
 

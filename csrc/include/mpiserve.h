@@ -181,6 +181,11 @@ typedef struct mpiserve_options {
      j of the call is result_shapes[j * MPISERVE_MAX_DIMS + d], and the result lies dense at the
      beginning of its data. The numbers must exist until then. NULL: see mpiserve_tensor */
   int64_t *result_shapes;
+  /* A byte for each row of the request, which must exist until it has ended. After MPISERVE_OK, 1:
+     a model has answered the row, and its answer is trusted; 0: its uncertainty is above the limit
+     (mpiserve_description.uncertain), or the fallback has answered it. NULL: nobody wants to know
+   */
+  uint8_t *trusted;
 } mpiserve_options;
 
 /* What every value of an output must be, or its row is no answer: bits of mpiserve_spec. */
@@ -238,7 +243,12 @@ typedef struct mpiserve_description {
                              whose results may lie where its inputs were, such as echo */
   int32_t replica;        /* 0, 1, ... within the service */
   int32_t spare;          /* 1: it is stopped at first, and takes the place of replicas that die */
-  int32_t error;          /* MPISERVE_OK, or why this replica can't serve */
+  int32_t uncertain; /* 1: outputs[n_outputs] is one more output of the model, which clients do not
+                        see: how uncertain each row is, a float32 [-1] (or [], with
+                        MPISERVE_NO_ROWS) whose check is MPISERVE_BOUNDS and whose max is the
+                        limit. Above it, or NaN, and the row is not trusted. Not with free
+                        dimensions or overwrites */
+  int32_t error;     /* MPISERVE_OK, or why this replica can't serve */
   char error_text[MPISERVE_TEXT_SIZE];
   double local_timeout; /* seconds after which a local model that has not answered is ended */
   char local[MPISERVE_LOCAL_SIZE]; /* what starts a local model beside a client: the path of a
@@ -278,6 +288,8 @@ typedef struct mpiserve_stats {
   int64_t source;         /* mpiserve_source */
   int64_t fallback_rows;  /* of the rows, those that the caller's fallback answered */
   int64_t local_rows;     /* of the rows, those that a local model answered */
+  int64_t untrusted_rows; /* of the rows, those whose uncertainty is above the limit, whoever has
+                             then answered them */
 } mpiserve_stats;
 
 /* Counters of this rank since open. Each piece of a request that was cut counts as a request. */
@@ -304,6 +316,7 @@ typedef struct mpiserve_counters {
   int64_t rerouted;          /* simulation: sent again to another replica, as theirs had died or
                                 stopped */
   int64_t local_answers;     /* simulation: requests of which a local model answered rows */
+  int64_t untrusted_rows;    /* simulation: rows of results whose uncertainty was above the limit */
 } mpiserve_counters;
 
 /* A closed batch, as its inference rank sees it. The pointers are valid until the batch is
@@ -630,9 +643,9 @@ int mpiserve_service_wait_ready(mpiserve_session *session, const char *name, dou
  * is still one request: it ends when all have ended, or with the error of the first piece that has
  * one. Pieces may be answered by different replicas, and, if the model is reloaded meanwhile, by
  * different versions; each one needs room in the queue. Statistics are those of its last piece, but
- * for rows, fallback_rows, local_rows and total_ns. MPISERVE_EROWS if rows belong together
- * (MPISERVE_TOGETHER), if tensors have free dimensions, if there would be over 65536 pieces, or if
- * outputs overlap inputs otherwise than row by row.
+ * for rows, fallback_rows, local_rows, untrusted_rows and total_ns. MPISERVE_EROWS if rows belong
+ * together (MPISERVE_TOGETHER), if tensors have free dimensions, if there would be over 65536
+ * pieces, or if outputs overlap inputs otherwise than row by row.
  *
  * Where a service has several replicas, each request goes to the one that will answer it first, as
  * far as this rank knows, so requests may end in another order than that of their submission.
@@ -734,10 +747,13 @@ int mpiserve_record(mpiserve_service *service, int n_inputs, const mpiserve_tens
  * exception must not leave it.
  *
  * Rows of a result that the signature's outputs do not allow (mpiserve_spec.check) are the model's
- * failure: MPISERVE_EMODEL, with the output, row and value. Only these rows go to the function, in
- * one call and in their order, and the others stay what they are; if the rows of a request belong
- * together (mpiserve_rows), all of them go. None can go if the caller's outputs are the memory of
- * its inputs, which the result has replaced. What the function returns is not checked.
+ * failure: MPISERVE_EMODEL, with the output, row and value. So are rows that are not trusted
+ * (mpiserve_description.uncertain), but without a function these are answers all the same, which
+ * mpiserve_options.trusted and mpiserve_stats.untrusted_rows mark. Only these rows, of both kinds,
+ * go to the function, in one call and in their order, and the others stay what they are; if the
+ * rows of a request belong together (mpiserve_rows), all of them go. None can go if the caller's
+ * outputs are the memory of its inputs, which the result has replaced. What the function returns is
+ * not checked.
  *
  * The thread that calls mpiserve_infer(), mpiserve_wait() or mpiserve_test() runs it, before the
  * call returns and for as long as it takes, also beyond a time-out. No other call runs it: not

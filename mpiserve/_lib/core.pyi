@@ -54,6 +54,7 @@ class Description:
         overwrites: bool = False,
         replica: int = 0,
         checks: Sequence[tuple[bool, float | None, float | None]] = (),
+        uncertain: bool = False,
         error_code: int = 0,
         error_text: str = "",
     ) -> None: ...
@@ -141,6 +142,7 @@ class Service:
     replicas: int
     head: int
     checks: dict[str, tuple[bool, float | None, float | None]]
+    uncertainty_limit: float | None
     def __call__(
         self,
         *arrays: np.ndarray,
@@ -176,6 +178,8 @@ class Service:
 class Request:
     @property
     def stats(self) -> dict[str, Any] | None: ...
+    @property
+    def trusted(self) -> np.ndarray | None: ...
     def done(self) -> bool: ...
     def result(self, timeout: float | None = None) -> Result: ...
     def exception(self, timeout: float | None = None) -> BaseException | None: ...

@@ -123,6 +123,8 @@ cdef class Request:
     cdef Service _service
     cdef mpiserve_request _request
     cdef object _outputs
+    cdef object _trusted  # which rows are; None: all
+    cdef int64_t _rows
     cdef object _shapes  # of the results, as the library says; None: those of the outputs
     cdef tuple _inputs, _kept  # what the library reads until the end; copies of inputs, names
     cdef str _text
@@ -278,11 +280,23 @@ cdef class Request:
         """The statistics of the answered request, or None: mpiserve_stats by name.
 
         `source` is "model"; or "local" if a local model has answered `local_rows` of the rows, or
-        "fallback" if a fallback has answered `fallback_rows` of them.
+        "fallback" if a fallback has answered `fallback_rows` of them. `untrusted_rows` of them were
+        too uncertain.
         """
         if not self._ended or self._code != MPISERVE_OK:
             return None
         return {**self._stats, "source": SOURCES[self._stats.source]}
+
+    @property
+    def trusted(self):
+        """Which rows are a model's, and trusted: bools [rows]; None without a result.
+
+        False where the uncertainty is above `service.uncertainty_limit`, or the fallback has
+        answered. Where tensors have no rows, a request is one.
+        """
+        if not self._ended or self._code != MPISERVE_OK:
+            return None
+        return np.ones(self._rows, np.bool_) if self._trusted is None else self._trusted
 
     @cython.final
     cdef int _end(self, int code) except -1:
@@ -315,6 +329,16 @@ cdef class Request:
             leftover.request = self._request
             leftover.kept = (self._inputs, self._outputs, self._kept)
             self._session._drop(leftover)
+
+
+cdef object flags_for(mpiserve_options *options, int64_t rows):
+    """Make room for what the library says of each row."""
+    cdef uint8_t[::1] view
+    flags = np.zeros(rows, np.bool_)
+    if rows:
+        view = flags.view(np.uint8)
+        options.trusted = &view[0]
+    return flags
 
 
 cdef object any_shapes(mpiserve_options *options, int n):

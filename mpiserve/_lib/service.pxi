@@ -32,6 +32,7 @@ cdef class Service:
         allow_empty: Whether requests may have 0 rows.
         checks: What the values of an answer must be, by the name of the output: (whether finite,
             the least, the greatest), None for no bound. Outputs with any values are not there.
+        uncertainty_limit: The uncertainty above which a row is not trusted; None: all are.
     """
 
     cdef Session _session
@@ -45,6 +46,7 @@ cdef class Service:
     cdef readonly int64_t max_batch_rows
     cdef readonly int replicas, head
     cdef readonly dict checks
+    cdef readonly object uncertainty_limit
     cdef object _results
     cdef list _input_specs, _output_specs, _buffers, _endings
     cdef list _names  # of the inputs
@@ -203,6 +205,10 @@ cdef class Service:
         if self._free and out is None:
             request._shapes = any_shapes(&options, n_outputs)
             kept = keep(kept, request._shapes)
+        if self.uncertainty_limit is not None or self._fallback is not None or self._local:
+            request._trusted = flags_for(&options, rows)
+            kept = keep(kept, request._trusted)
+        request._rows = rows
         request._inputs, request._kept = arrays, kept
         session._enter()
         if rows * self._row_bytes > LARGE or self._far:
@@ -220,6 +226,7 @@ cdef class Service:
         cdef int64_t level = whole(priority, "priority")
         options.deadline = 0
         options.result_shapes = NULL
+        options.trusted = NULL
         if deadline is not None:
             options.deadline = deadline_of(deadline)
         if level < -100 or level > 100:
@@ -435,6 +442,7 @@ cdef class Service:
         self._totals.total_ns += stats.total_ns
         self._totals.fallback_rows += stats.fallback_rows
         self._totals.local_rows += stats.local_rows
+        self._totals.untrusted_rows += stats.untrusted_rows
         return 0
 
     def __repr__(self):

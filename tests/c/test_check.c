@@ -20,10 +20,13 @@ static mpiserve_spec spec_of(int dtype, int check, double min, double max) {
 /* The rows that fail of a tensor; -1 if the quick look and the thorough one differ. */
 static int64_t failed_of(const mpiserve_spec *spec, void *data, int64_t *failed, char *text) {
   msi_side side;
+  msi_doubts doubts = {.rows = failed};
   CHECK(!msi_side_init(&side, "output", 1, spec));
   CHECK(msi_check_wanted(&side) == spec->check);
-  int64_t n = msi_check_failed(&side, ROWS, &data, failed, text, 256);
-  return msi_check_passes(&side, ROWS, &data) == !n ? n : -1;
+  msi_check_rows(&side, ROWS, &data, &doubts);
+  snprintf(text, 256, "%s", doubts.text);
+  CHECK(doubts.failed == doubts.n);
+  return msi_check_passes(&side, ROWS, &data) == !doubts.n ? doubts.n : -1;
 }
 
 #define CHECK_FLOATS(type, dtype) \
@@ -134,6 +137,59 @@ static void check_wrong_specs(void) {
   }
 }
 
+static mpiserve_description uncertain(int dtype, double limit) {
+  mpiserve_description d = {.name = "s", .n_outputs = 1, .uncertain = 1};
+  d.outputs[0] = spec_of(MPISERVE_FLOAT32, MPISERVE_FINITE, 0, 0);
+  d.outputs[1] = (mpiserve_spec){.name = "u",
+                                 .dtype = dtype,
+                                 .ndim = 1,
+                                 .shape = {-1},
+                                 .check = MPISERVE_BOUNDS,
+                                 .min = -INFINITY,
+                                 .max = limit};
+  return d;
+}
+
+/* A row that fails and is uncertain fails; the text is of a row that fails, if one does. */
+static void check_uncertainty(void) {
+  mpiserve_description d = uncertain(MPISERVE_FLOAT32, 0.5);
+  float y[ROWS * COLUMNS] = {0}, u[ROWS] = {0};
+  void *data[] = {y, u};
+  int64_t rows[ROWS];
+  msi_doubts doubts = {.rows = rows};
+  msi_side side;
+  CHECK(!msi_side_init_outputs(&side, &d));
+  CHECK(side.n == 2 && msi_side_seen(&side) == 1);
+  u[3] = 0.5F;
+  CHECK(msi_check_passes(&side, ROWS, data));
+  u[3] = 0.75F;
+  u[66] = NAN;
+  CHECK(!msi_check_passes(&side, ROWS, data));
+  msi_check_rows(&side, ROWS, data, &doubts);
+  CHECK(doubts.n == 2 && !doubts.failed && rows[0] == 3 && rows[1] == 66);
+  CHECK_TEXT(doubts.text, "row 3 is not trusted: its uncertainty is 0.75, and the limit 0.5");
+  y[COLUMNS * 3] = y[COLUMNS * 9] = NAN;
+  msi_check_rows(&side, ROWS, data, &doubts);
+  CHECK(doubts.n == 3 && doubts.failed == 2 && rows[1] == 9 && rows[2] == 66);
+  CHECK_TEXT(doubts.text, "output 'y', row 3: a value is nan");
+  y[COLUMNS * 3] = 0;
+  msi_check_rows(&side, ROWS, data, &doubts);
+  CHECK(doubts.n == 3 && doubts.failed == 1);
+  CHECK_TEXT(doubts.text, "output 'y', row 9: a value is nan");
+}
+
+static void check_wrong_uncertainty(void) {
+  msi_side side;
+  mpiserve_description wide = uncertain(MPISERVE_FLOAT64, 1), free = uncertain(MPISERVE_FLOAT32, 1);
+  mpiserve_description many = uncertain(MPISERVE_FLOAT32, 1);
+  CHECK(msi_side_init_outputs(&side, &wide) == MPISERVE_ECONFIG);
+  CHECK_TEXT(mpiserve_last_error(), "service 's': the uncertainty must be one float32");
+  free.outputs[1].check = 0;
+  CHECK(msi_side_init_outputs(&side, &free) == MPISERVE_ECONFIG);
+  many.n_outputs = MPISERVE_MAX_TENSORS;
+  CHECK(msi_side_init_outputs(&side, &many) == MPISERVE_ESHAPE);
+}
+
 int main(void) {
   CHECK_FLOATS(float, MPISERVE_FLOAT32);
   CHECK_FLOATS(double, MPISERVE_FLOAT64);
@@ -151,5 +207,7 @@ int main(void) {
   CHECK_COMPLEX(float, MPISERVE_COMPLEX64);
   CHECK_COMPLEX(double, MPISERVE_COMPLEX128);
   check_wrong_specs();
+  check_uncertainty();
+  check_wrong_uncertainty();
   return check_result();
 }
