@@ -7,7 +7,6 @@
 #include "base/error.h"
 #include "client/check.h"
 #include "client/local.h"
-#include "client/recording.h"
 
 /* A fallback may use other sessions, and these may have fallbacks. */
 static _Thread_local const msi_client *running;
@@ -131,7 +130,7 @@ static uint8_t *allocate(const msi_layout *layout, part *p) {
 /* What a model is not trusted with is what it has to learn. */
 static void record(msi_call *call, const part *p) {
   if (call->service->head->description.uncertain)
-    msi_recording_add(call->service, p->rows, p->inputs, p->outputs);
+    call->service->client->record(call->service, p->rows, p->inputs, p->outputs);
 }
 
 static int answer_rows(msi_client *client, msi_call *call, const int64_t *rows, int64_t n) {

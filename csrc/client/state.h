@@ -146,6 +146,9 @@ typedef struct msi_client {
   msi_change *changes;
   msi_buffer_request buffer; /* one at a time: its caller waits */
   msi_recording recording;
+  /* msi_recording_add(); fallbacks, which recording calls, find it here */
+  void (*record)(mpiserve_service *service, int64_t rows, void *const *inputs,
+                 void *const *outputs);
   unsigned tests; /* calls of test */
   int n_dead;     /* ranks of the world that were known to be dead at the last look */
   int unsettled;  /* endpoints that are stopped, and slots that are withdrawn */
