@@ -15,6 +15,7 @@ from mpiserve.backends.remote.remote_backend import api_of
 from mpiserve.backends.remote.settings import OptionError, remote_table, settings_of
 from mpiserve.backends.torch.deepspeed_backend import ELSEWHERE
 from mpiserve.config import OBJECT, Config, Group, ServiceConfig
+from mpiserve.config.uncertainty import seen
 from mpiserve.config.values import cut, shown, suggest
 from mpiserve.errors import ModelError
 from mpiserve.launch import definitions
@@ -257,7 +258,7 @@ def _callable(service: ServiceConfig, node: definitions.Definition | None) -> It
 def _functions(service: ServiceConfig) -> Iterator[Finding]:
     counts = {
         "preprocess": len(service.inputs),
-        "postprocess": len(service.model_outputs or service.outputs),
+        "postprocess": len(service.model_outputs or seen(service)),
     }
     for key, count in counts.items():
         spec = getattr(service, key)
