@@ -118,6 +118,7 @@ def _client(make: _Families, rank: Rank) -> None:
         ("fallbacks", "Of these requests, those of which the fallback answered rows."),
         ("local_answers", "Of these requests, those of which a local model answered rows."),
         ("failed_rows", "Rows of results that failed the check of the outputs."),
+        ("untrusted_rows", "Rows of results whose uncertainty was above the limit."),
         ("rerouted", "Requests that were sent again to another replica."),
     ):
         family = make(f"mpiserve_client_{key}_total", "counter", what)
