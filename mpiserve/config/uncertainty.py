@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from mpiserve.config.service import ServiceConfig
 
 NAME = "uncertainty"  # of the output that clients do not see
+TRUSTED = "trusted"  # of what clients of a gateway see in its place
 MODULES = ("torch", "deepspeed")  # backends that have a torch module
 
 
@@ -65,8 +66,9 @@ def _problem(service: Mapping[str, Any], texts: str) -> str | None:
     outputs = [tensor.name for tensor in service.get("outputs", ())]
     if VERSION in texts and not service.get("version"):
         return f"it says {VERSION}, which neither model nor options of the service do"
-    if NAME in outputs:
-        return f"an output is named '{NAME}', as the one behind them would be: rename it"
+    for name in (NAME, TRUSTED):
+        if name in outputs:
+            return f"an output is named '{name}', as the one behind them is: rename it"
     if len(outputs) == MAX_TENSORS:
         return f"it is one more output, and there are {MAX_TENSORS} already"
     return None
@@ -110,7 +112,8 @@ def _check(table: UncertaintyConfig | None, info: ValidationInfo) -> Uncertainty
     if table is None:
         return None
     for key, method in _KEYS.items():
-        if key in table.model_fields_set and table.method != method:
+        default = UncertaintyConfig.model_fields[key].get_default(call_default_factory=True)
+        if getattr(table, key) != default and table.method != method:
             raise ValueError(f"{key} is for method = '{method}', not '{table.method}'")
     texts = "".join((table.data or "", *table.weights))
     if problem := _problem(info.data, texts) or _METHODS[table.method](table, info.data):
