@@ -93,4 +93,7 @@ def _forward(self: Any, *inputs: torch.Tensor) -> list[torch.Tensor]:
 def _spread(every: torch.Tensor, has_rows: bool) -> torch.Tensor:
     """Return the largest standard deviation of each row, of [networks, rows, ...]."""
     spread = every.float().std(0)
-    return spread.reshape(len(spread), -1).amax(1) if has_rows else spread.amax()
+    if not has_rows:
+        return spread.amax()
+    # Not by a number of rows, which torch.export would take for a constant.
+    return spread.flatten(1).amax(1) if spread.ndim > 1 else spread
