@@ -700,6 +700,10 @@ int mpiserve_infer(mpiserve_service *service, int n_inputs, const mpiserve_tenso
  * nor [capture] in the configuration), or this service is not, as a record before has shown, or it
  * has free dimensions. Then the call costs next to nothing, so programs need no case for it.
  *
+ * Rows that a fallback has answered because a model was not trusted with them, or failed the check
+ * of a service that has an uncertainty (mpiserve_description.uncertain), are recorded by the
+ * library in the same way, with the model's uncertainty. In pairs of the caller's own that is NaN.
+ *
  * No answer is waited for. Rows go to the home replica, which takes them between batches, also
  * while its service is suspended, has no model, or its queue is full; or to another one if its
  * rank has died or stopped. What cannot be sent at once is copied, and later calls send it; the
