@@ -152,6 +152,7 @@ TABLES = {
 
 
 @pytest.mark.takes_long
+@pytest.mark.timeout(120)
 @pytest.mark.roles(simulation=1, inference=1)
 @pytest.mark.parametrize("method", TABLES)
 def test_a_model_of_half_of_the_states_is_right_everywhere_with_the_physics(world, method):
