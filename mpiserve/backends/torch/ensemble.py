@@ -54,7 +54,7 @@ def _fill(ensemble: Any, service: ServiceConfig, networks: Sequence[torch.nn.Mod
 
     table = service.uncertainty
     assert table is not None
-    weights, buffers = torch.func.stack_module_state([each.eval() for each in networks])  # type: ignore[arg-type]
+    weights, buffers = torch.func.stack_module_state([each.eval() for each in networks])
     ensemble.names_of = [*weights], [*buffers]
     ensemble.weights = torch.nn.ParameterList(weights.values())
     for i, buffer in enumerate(buffers.values()):
