@@ -26,7 +26,7 @@ from mpiserve.errors import (
 )
 
 if TYPE_CHECKING:
-    from mpiserve._lib.core import Request, Service
+    from mpiserve._lib.core import Pace, Request, Service
     from mpiserve.backends.base import Backend, Steps
     from mpiserve.config import Config
     from mpiserve.gateway.client import connect
@@ -50,6 +50,7 @@ __all__ = [
     "Error",
     "ModelError",
     "NotFoundError",
+    "Pace",
     "PeerError",
     "QueueFullError",
     "Request",
@@ -76,6 +77,7 @@ _LATE = {
     "Backend": "mpiserve.backends.base",
     "Capture": "mpiserve.observe.capture_data",
     "Config": "mpiserve.config",
+    "Pace": "mpiserve._lib.core",
     "Request": "mpiserve._lib.core",
     "Service": "mpiserve._lib.core",
     "Session": "mpiserve.session",

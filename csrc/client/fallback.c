@@ -112,18 +112,13 @@ static void copy_rows(const part *p, const int64_t *rows, size_t bytes, void *te
   }
 }
 
-/* Memory for the tensors of a part; they begin at lines of caches. */
+/* Memory for the tensors of a part. */
 static uint8_t *allocate(const msi_layout *layout, part *p) {
-  size_t at[2 * MPISERVE_MAX_TENSORS], bytes = 0;
-  const msi_side *in = &layout->inputs, *out = &layout->outputs;
-  for (int i = 0; i < in->n + out->n; i++) {
-    size_t row = i < in->n ? in->row_bytes[i] : out->row_bytes[i - in->n];
-    at[i] = bytes;
-    bytes += ((size_t)p->rows * row + MSI_ALIGN - 1) / MSI_ALIGN * MSI_ALIGN;
-  }
+  size_t before = msi_side_place(&layout->inputs, p->rows, 0, NULL, NULL);
+  size_t bytes = msi_side_place(&layout->outputs, p->rows, before, NULL, NULL);
   uint8_t *memory = aligned_alloc(MSI_ALIGN, bytes);
-  for (int i = 0; memory && i < in->n + out->n; i++)
-    *(i < in->n ? &p->inputs[i] : &p->outputs[i - in->n]) = memory + at[i];
+  msi_side_place(&layout->inputs, p->rows, 0, memory, p->inputs);
+  msi_side_place(&layout->outputs, p->rows, before, memory, p->outputs);
   return memory;
 }
 
@@ -174,10 +169,23 @@ static int cannot_mend(const msi_call *call) {
                    call->message.text);
 }
 
+static const msi_side *outputs_of(const msi_call *call) {
+  const msi_layout *layout = &call->service->endpoint->layout;
+  return msi_layout_is_free(layout) ? &call->payload.shapes->outputs : &layout->outputs;
+}
+
+/* NULL: those of the signature. */
+static const msi_check_shapes *shapes_of(const msi_call *call) {
+  return msi_layout_is_free(&call->service->endpoint->layout) ? &call->payload.shapes->found : NULL;
+}
+
 static void fail(msi_call *call, const char *text, int64_t n) {
-  call->message.code = MPISERVE_EMODEL;
-  snprintf(call->message.text, sizeof call->message.text, "service '%s', %s (%lld of %lld rows)",
-           call->service->name, text, (long long)n, (long long)call->payload.rows);
+  msi_message *message = &call->message;
+  message->code = MPISERVE_EMODEL;
+  snprintf(message->text, sizeof message->text, "service '%s', %s", call->service->name, text);
+  if (outputs_of(call)->has_rows)
+    msi_text_append(message->text, sizeof message->text, " (%lld of %lld rows)", (long long)n,
+                    (long long)call->payload.rows);
 }
 
 static int answer_doubtful(msi_client *client, msi_call *call, const msi_doubts *doubts) {
@@ -191,11 +199,6 @@ static int answer_doubtful(msi_client *client, msi_call *call, const msi_doubts 
   return code;
 }
 
-static const msi_side *outputs_of(const msi_call *call) {
-  const msi_layout *layout = &call->service->endpoint->layout;
-  return msi_layout_is_free(layout) ? &call->payload.shapes->outputs : &layout->outputs;
-}
-
 static void mark(const msi_call *call, const msi_doubts *doubts) {
   if (!call->trusted) return;
   memset(call->trusted, 1, (size_t)call->payload.rows);
@@ -206,7 +209,7 @@ static void mark(const msi_call *call, const msi_doubts *doubts) {
  * the same model, and would answer the same. */
 static int mend(msi_client *client, msi_call *call, msi_doubts *doubts) {
   const msi_payload *p = &call->payload;
-  msi_check_rows(outputs_of(call), p->rows, p->outputs, doubts);
+  msi_check_rows(outputs_of(call), p->rows, p->outputs, shapes_of(call), doubts);
   mark(call, doubts);
   call->stats.untrusted_rows = doubts->n - doubts->failed;
   client->metrics->counters.failed_rows += doubts->failed;

@@ -23,7 +23,7 @@ static int64_t failed_of(const mpiserve_spec *spec, void *data, int64_t *failed,
   msi_doubts doubts = {.rows = failed};
   CHECK(!msi_side_init(&side, "output", 1, spec));
   CHECK(msi_check_wanted(&side) == spec->check);
-  msi_check_rows(&side, ROWS, &data, &doubts);
+  msi_check_rows(&side, ROWS, &data, NULL, &doubts);
   snprintf(text, 256, "%s", doubts.text);
   CHECK(doubts.failed == doubts.n);
   return msi_check_passes(&side, ROWS, &data) == !doubts.n ? doubts.n : -1;
@@ -121,6 +121,33 @@ static void check_halves(int dtype, uint16_t one, uint16_t largest, uint16_t lea
     CHECK(failed_of(&bounds, y, failed, text) == 1 && failed[0] == 66); \
   } while (0)
 
+/* Of tensors without rows the element is told, of a scalar nothing. */
+static void check_elements(void) {
+  const msi_check_shapes found = {{5, 2, COLUMNS}};
+  double complex_y[2 * 5 * 2 * COLUMNS] = {0}, energy = NAN;
+  int64_t failed;
+  msi_doubts doubts = {.rows = &failed};
+  void *y = complex_y, *e = &energy;
+  msi_side side;
+  mpiserve_spec nodes = {.name = "y",
+                         .dtype = MPISERVE_COMPLEX128,
+                         .ndim = 3,
+                         .shape = {-1, -1, COLUMNS},
+                         .max_shape = {9, 2, COLUMNS},
+                         .check = MPISERVE_FINITE};
+  mpiserve_spec scalar = {.name = "e", .dtype = MPISERVE_FLOAT64, .check = MPISERVE_FINITE};
+  CHECK(!msi_side_init(&side, "output", 1, &nodes));
+  side.row_bytes[0] = sizeof complex_y;
+  complex_y[2 * ((3 * 2 + 1) * COLUMNS + 2) + 1] = NAN; /* an imaginary part */
+  msi_check_rows(&side, 1, &y, &found, &doubts);
+  CHECK(doubts.failed == 1);
+  CHECK_TEXT(doubts.text, "output 'y', element [3, 1, 2] of [5, 2, 3]: a value is nan");
+  CHECK(!msi_side_init(&side, "output", 1, &scalar));
+  msi_check_rows(&side, 1, &e, NULL, &doubts);
+  CHECK(doubts.failed == 1);
+  CHECK_TEXT(doubts.text, "output 'e': a value is nan");
+}
+
 static void check_wrong_specs(void) {
   mpiserve_spec nan = spec_of(MPISERVE_FLOAT32, MPISERVE_BOUNDS, NAN, 1);
   mpiserve_spec crossed = spec_of(MPISERVE_FLOAT32, MPISERVE_BOUNDS, 2, 1);
@@ -206,6 +233,7 @@ int main(void) {
   CHECK_WHOLE(uint8_t, MPISERVE_BOOL, 0, 1);
   CHECK_COMPLEX(float, MPISERVE_COMPLEX64);
   CHECK_COMPLEX(double, MPISERVE_COMPLEX128);
+  check_elements();
   check_wrong_specs();
   check_uncertainty();
   check_wrong_uncertainty();
