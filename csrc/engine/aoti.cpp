@@ -146,12 +146,12 @@ extern "C" int mpiserve_engine_make(int version, const char *path, const mpiserv
   Model *model = new (std::nothrow) Model;
   if (!model) return snprintf(text, bytes, "no memory for an engine");
   model->n_inputs = d->n_inputs;
-  model->n_outputs = d->n_outputs + (d->uncertain ? 1 : 0);
+  model->n_outputs = d->n_outputs;
   model->has_rows = d->inputs[0].ndim > 0 && d->inputs[0].shape[0] == -1;
   for (int i = 0; i < d->n_inputs; i++) model->tensors[i] = tensor_of(d->inputs[i]);
-  for (int i = 0; i < model->n_outputs; i++) model->tensors[d->n_inputs + i] = tensor_of(d->outputs[i]);
+  for (int i = 0; i < d->n_outputs; i++) model->tensors[d->n_inputs + i] = tensor_of(d->outputs[i]);
   int code = 0;
-  for (int i = 0; i < d->n_inputs + model->n_outputs && !code; i++)
+  for (int i = 0; i < d->n_inputs + d->n_outputs && !code; i++)
     if (model->tensors[i].dtype == NO_DTYPE) code = snprintf(text, bytes, "a dtype unknown here");
   if (!code) code = open(*model, path, text, bytes);
   if (code) {

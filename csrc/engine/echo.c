@@ -23,7 +23,7 @@ static int run(void *state, int64_t rows, const void *const *inputs, void *const
 static int check(const mpiserve_description *d, echo *e) {
   msi_side in, out;
   int code = msi_side_init(&in, "input", d->n_inputs, d->inputs);
-  if (!code) code = msi_side_init_outputs(&out, d);
+  if (!code) code = msi_side_init(&out, "output", d->n_outputs, d->outputs);
   for (int i = 0; !code && i < out.n; i++) {
     if (i >= in.n || in.row_bytes[i] != out.row_bytes[i])
       return msi_error(MPISERVE_ECONFIG, "service '%s': echo needs outputs of the inputs' sizes",

@@ -381,7 +381,8 @@ typedef struct mpiserve_engine {
 
 /* The function that a library of engines exports by the name of MPISERVE_ENGINE_ENTRY: makes an
  * engine for a model, which is any text that the library understands, such as a path, and for the
- * tensors and max_batch_rows of the description. Returns 0, or another number and a text: also if
+ * tensors and max_batch_rows of the description, in which an uncertainty is the last of the
+ * outputs. Returns 0, or another number and a text: also if
  * version is not the MPISERVE_ENGINE_VERSION that the library was compiled with. */
 typedef int (*mpiserve_engine_entry)(int version, const char *model,
                                      const mpiserve_description *description,
@@ -731,8 +732,8 @@ int mpiserve_infer(mpiserve_service *service, int n_inputs, const mpiserve_tenso
  * mpiserve_pace_step() in each step in place of mpiserve_infer(). Local. A rank may have several
  * paces of one service, such as one for each stage of a scheme. MPISERVE_EARG: a number is out of
  * range, over 64 requests would be under way, an output cannot be extrapolated, whose dtype is
- * none of float32, float64, complex64, complex128, or the service is reproducible, and every is
- * not 1 or lag not 0.
+ * none of float32, float64, complex64, complex128, the service is reproducible, and every is not 1
+ * or lag not 0, or the service says how uncertain rows are (mpiserve_description.uncertain).
  *
  * mpiserve_pace_step: do one step. Steps are the calls of the pace, 0, 1, ...; the tensors are
  * those of mpiserve_submit(). Step n asks if n is a multiple of every: its inputs are copied, and
