@@ -22,6 +22,7 @@ from mpiserve._lib.fallbacks import Fallback
 from mpiserve.config.tensor import Tensor
 
 cimport cython
+from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_FromStringAndSize
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.pythread cimport PyThread_get_thread_ident
 from libc.math cimport INFINITY, isinf

@@ -161,8 +161,7 @@ cdef class Request:
     cdef Service _service
     cdef mpiserve_request _request
     cdef object _outputs
-    cdef object _trusted  # which rows are; None: all
-    cdef int64_t _rows
+    cdef object _trusted  # a byte for each row; None: no fallback can answer, so all are
     cdef object _shapes  # of the results, as the library says; None: those of the outputs
     cdef tuple _inputs, _kept  # what the library reads until the end; copies of inputs, names
     cdef str _text
@@ -334,7 +333,9 @@ cdef class Request:
         """
         if not self._ended or self._code != MPISERVE_OK:
             return None
-        return np.ones(self._rows, np.bool_) if self._trusted is None else self._trusted
+        if self._trusted is None:
+            return np.ones(self._stats.rows, np.bool_)
+        return np.frombuffer(self._trusted, np.bool_)
 
     @cython.final
     cdef int _end(self, int code) except -1:
@@ -365,17 +366,14 @@ cdef class Request:
         if not self._ended and self._request.id and self._session._holds():
             leftover = Leftover.__new__(Leftover)
             leftover.request = self._request
-            leftover.kept = (self._inputs, self._outputs, self._kept)
+            leftover.kept = (self._inputs, self._outputs, self._kept, self._trusted)
             self._session._drop(leftover)
 
 
 cdef object flags_for(mpiserve_options *options, int64_t rows):
     """Make room for what the library says of each row."""
-    cdef uint8_t[::1] view
-    flags = np.zeros(rows, np.bool_)
-    if rows:
-        view = flags.view(np.uint8)
-        options.trusted = &view[0]
+    flags = PyByteArray_FromStringAndSize(NULL, rows)
+    options.trusted = <uint8_t *>PyByteArray_AS_STRING(flags)
     return flags
 
 

@@ -191,13 +191,11 @@ cdef class Service:
         request._outputs = self._make_outputs(outputs, rows) if out is None else (
             self._check_outputs(outputs, out)
         )
-        if self._free and out is None:
+        if not self._free:  # a fallback may be set before the request ends
+            request._trusted = flags_for(&options, rows)
+        elif out is None:
             request._shapes = any_shapes(&options, n_outputs)
             kept = keep(kept, request._shapes)
-        if self.uncertainty_limit is not None or self._fallback is not None or self._local:
-            request._trusted = flags_for(&options, rows)
-            kept = keep(kept, request._trusted)
-        request._rows = rows
         request._inputs, request._kept = arrays, kept
         session._enter()
         if rows * self._row_bytes > LARGE or self._far:
@@ -247,7 +245,8 @@ cdef class Service:
             priority: As of `submit`.
 
         Raises:
-            ArgumentError: If a number is out of range, or an output cannot be extrapolated.
+            ArgumentError: If a number is out of range, an output cannot be extrapolated, or the
+                service has an uncertainty.
         """
         cdef mpiserve_options options
         fill_options(&options, deadline, priority)

@@ -8,7 +8,7 @@ import pytest
 from mpi.coupling import couple, numbers, python, tensor
 from mpi.models import features
 
-from mpiserve.errors import ModelError
+from mpiserve.errors import ArgumentError, ModelError
 
 LIMIT = 0.5
 
@@ -44,6 +44,8 @@ def test_rows_above_the_limit_are_answers_and_are_marked(world):
             assert request.stats["untrusted_rows"] == wrong.sum()
             assert request.stats["source"] == "model"
             total += wrong.sum()
+        with pytest.raises(ArgumentError, match="'doubtful' says how uncertain rows are"):
+            service.pace()
         inputs, outputs = service.empty_input(60), service.empty_output(60)
         inputs[...], wrong = halves(60)
         request = service.submit(inputs, out=outputs)
@@ -97,6 +99,20 @@ def test_the_fallback_answers_rows_that_fail_and_rows_that_are_uncertain_in_one_
 
     y = tensor("y", "float64", 2) | {"max": 1e6}
     couple(world, {"doubtful": doubtful(replicas=2) | {"outputs": [y]}}, simulate)
+
+
+@pytest.mark.roles(simulation=1, inference=1)
+def test_rows_of_a_fallback_that_is_set_after_submit_are_marked(world):
+    def simulate(session):
+        service = session.service("bounded")
+        x = np.arange(8.0).reshape(8, 1)
+        request = service.submit(x)
+        service.fallback(lambda x: -x)
+        np.testing.assert_array_equal(request.result(), np.where(x > 5, -x, 2 * x + 1))
+        np.testing.assert_array_equal(request.trusted, x[:, 0] <= 5)
+
+    x, y = tensor("x", "float64", 1), tensor("y", "float64", 1)
+    couple(world, {"bounded": python("scale", [x], [y | {"max": 11.0}])}, simulate)
 
 
 @pytest.mark.roles(simulation=1, inference=1)
