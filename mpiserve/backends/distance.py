@@ -99,14 +99,19 @@ class Distance:
         if not np.isfinite(rows).all():
             raise ModelError(Code.EMODEL, "the training data have values that are not finite")
         spread = rows.std(0)
-        self._scale = 1 / np.where(spread > 0, spread, 1)
-        self._neighbours, self._unit = neighbours, 1.0
-        self._tree = NearestNeighbors(n_neighbors=neighbours).fit(rows * self._scale)
+        self._mean, self._scale = rows.mean(0), 1 / np.where(spread > 0, spread, 1)
+        self._neighbours = neighbours
+        self._tree = NearestNeighbors(n_neighbors=neighbours).fit(self._scaled(rows))
         self._unit = self._unit_of(rows)
+
+    def _scaled(self, rows: np.ndarray) -> np.ndarray:
+        """Around 0: of squares of large numbers, small differences would be lost."""
+        scaled: np.ndarray = (rows - self._mean) * self._scale
+        return scaled
 
     def _unit_of(self, rows: np.ndarray) -> float:
         some = np.random.default_rng(0).permutation(len(rows))[:ENOUGH]
-        found, _ = self._tree.kneighbors(rows[some] * self._scale, self._neighbours + 1)
+        found, _ = self._tree.kneighbors(self._scaled(rows[some]), self._neighbours + 1)
         unit = float(np.quantile(found[:, 1:].mean(1), SHARE))  # the first one is the row itself
         if unit == 0:
             raise ModelError(Code.EMODEL, "the training data are many copies of few rows")
@@ -117,14 +122,15 @@ class Distance:
         distances = np.full(len(rows), np.nan, np.float32)
         finite = np.isfinite(rows).all(1)
         if finite.any():
-            found, _ = self._tree.kneighbors(rows[finite] * self._scale)
+            found, _ = self._tree.kneighbors(self._scaled(rows[finite]))
             distances[finite] = found.mean(1) / self._unit
         return distances
 
 
 def flat(arrays: Sequence[np.ndarray], rows: int) -> np.ndarray:
-    """Put the values of each row side by side, as float64."""
-    return np.concatenate([np.asarray(a, np.float64).reshape(rows, -1) for a in arrays], axis=1)
+    """Put the values of each row side by side, as float64; complex ones are two."""
+    parts = [part for a in arrays for part in ((a.real, a.imag) if np.iscomplexobj(a) else (a,))]
+    return np.concatenate([np.asarray(a, np.float64).reshape(rows, -1) for a in parts], axis=1)
 
 
 def training_rows(service: ServiceConfig) -> np.ndarray:

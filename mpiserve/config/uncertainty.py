@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, StrictStr, ValidationInfo
@@ -35,7 +35,8 @@ class UncertaintyConfig(Table):
     """The largest uncertainty of a row that is trusted. One that is not a number is above it."""
     weights: Names = ()
     """Of an ensemble: the safetensors files of its other networks, at least one. The first network
-    is the model with its own weights (`options.weights`).
+    is the model with its own weights (`options.weights`). If the service has versions, each name
+    says `{version}`.
     """
     scales: dict[StrictStr, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
     """Of an ensemble: what counts as 1, by output. The uncertainty of a row is the largest standard
@@ -66,15 +67,18 @@ def _problem(service: Mapping[str, Any], texts: str) -> str | None:
     outputs = [tensor.name for tensor in service.get("outputs", ())]
     if VERSION in texts and not service.get("version"):
         return f"it says {VERSION}, which neither model nor options of the service do"
-    for name in (NAME, TRUSTED):
-        if name in outputs:
+    of_model = [tensor.name for tensor in service.get("model_outputs") or ()]
+    for name, names in ((NAME, outputs), (NAME, of_model), (TRUSTED, outputs)):
+        if name in names:
             return f"an output is named '{name}', as the one behind them is: rename it"
     if len(outputs) == MAX_TENSORS:
         return f"it is one more output, and there are {MAX_TENSORS} already"
     return None
 
 
-def _model_problem(_table: UncertaintyConfig, _service: Mapping[str, Any]) -> str | None:
+def _model_problem(_table: UncertaintyConfig, service: Mapping[str, Any]) -> str | None:
+    if service.get("derivatives"):
+        return "not with derivatives, which an uncertainty has none of: remove one of the two"
     return None
 
 
@@ -86,8 +90,8 @@ def _ensemble_problem(table: UncertaintyConfig, service: Mapping[str, Any]) -> s
         return "a file has weights of its own: name a model as 'module:callable'"
     if service.get("derivatives"):
         return "not with derivatives, which are those of one network: remove one of the two"
-    if not table.weights:
-        return "weights is missing: an ensemble has at least two networks"
+    if problem := _weights_problem(table.weights, service):
+        return problem
     known = [tensor.name for tensor in service.get("model_outputs") or service.get("outputs", ())]
     for name in table.scales:
         if name not in known:
@@ -95,7 +99,23 @@ def _ensemble_problem(table: UncertaintyConfig, service: Mapping[str, Any]) -> s
     return None
 
 
-def _distance_problem(table: UncertaintyConfig, _service: Mapping[str, Any]) -> str | None:
+def _weights_problem(weights: Sequence[str], service: Mapping[str, Any]) -> str | None:
+    """Find files with which networks would not differ, or would be of different versions."""
+    if not weights:
+        return "weights is missing: an ensemble has at least two networks"
+    every = [str((service.get("options") or {}).get("weights")), *weights]
+    for i, name in enumerate(every):
+        if name in every[:i]:
+            return f"weights: '{name}' is there twice, beside options.weights: it would not differ"
+        if i and service.get("version") and VERSION not in name:
+            text = f"weights: the model has versions, so '{name}' must say {VERSION}, too"
+            return f"{text}: otherwise an ensemble would be of two versions after a reload"
+    return None
+
+
+def _distance_problem(table: UncertaintyConfig, service: Mapping[str, Any]) -> str | None:
+    if service.get("engine") == "compiled":
+        return "distances are found in Python, not by the engine 'compiled'; use 'auto'"
     return None if table.data else "data is missing: the inputs that the model was trained with"
 
 

@@ -102,6 +102,7 @@ def _of_service(service: ServiceConfig) -> Iterator[Finding]:
         _options(service),
         _engine_options(service),
         _model(service),
+        _uncertainty(service),
         _warmup(service),
         _task(service),
         _functions(service),
@@ -220,10 +221,26 @@ def _model_file(service: ServiceConfig, model: str) -> Iterator[Finding]:
 
 def _weights(service: ServiceConfig) -> Iterator[Finding]:
     weights = service.options.get("weights")
-    if service.backend == "python" or not isinstance(weights, str):
+    if service.backend != "python" and isinstance(weights, str):
+        yield from _file("options.weights", service, weights)
+
+
+def _uncertainty(service: ServiceConfig) -> Iterator[Finding]:
+    table = service.uncertainty
+    if table is None:
         return
-    if not os.path.exists(service.folder / weights):
-        yield Finding("options.weights", f"{cut(str(service.folder / weights), 300)}: no such file")
+    for name in table.weights:
+        yield from _file("uncertainty.weights", service, name)
+    if table.data:
+        yield from _file("uncertainty.data", service, table.data)
+    if table.method == "distance" and not _installed("sklearn"):
+        text = "'distance' needs scikit-learn, which is not here: pip install 'mpiserve[trust]'"
+        yield Finding("uncertainty.method", text, sure=False)
+
+
+def _file(key: str, service: ServiceConfig, name: str) -> Iterator[Finding]:
+    if not os.path.exists(service.folder / name):
+        yield Finding(key, f"{cut(str(service.folder / name), 300)}: no such file")
 
 
 def _warmup(service: ServiceConfig) -> Iterator[Finding]:

@@ -16,6 +16,10 @@ import numpy as np
 
 def doubtful(x):
     return {"y": 2 * x, "uncertainty": x.max(1) - np.floor(x.max(1))}
+
+
+def field(x):
+    return {"y": 2 * x, "uncertainty": np.float32(x.max() - np.floor(x.max()))}
 """
 
 CONFIG = """\
@@ -95,6 +99,19 @@ def test_what_the_physics_answers_in_place_of_a_model_is_captured(mpiexec, tmp_p
     assert "service doubtful: 530 rows in" in replayed and "row " not in replayed
 
 
+FIELD = """\
+[service.field]
+backend = "python"
+model = "doubtful:field"
+inputs = [{ name = "x", dtype = "float32", shape = [3] }]
+outputs = [{ name = "y", dtype = "float32", shape = [3] }]
+rows = "none"
+warmup = false
+[service.field.uncertainty]
+method = "model"
+limit = 0.5
+"""
+
 WAITS = """\
 import time
 from pathlib import Path
@@ -109,9 +126,9 @@ with mpiserve.open() as session:
 
 @pytest.mark.takes_long
 def test_a_client_outside_of_the_job_sees_which_rows_are_trusted(mpiexec, tmp_path):
-    write(tmp_path, WAITS, CONFIG.replace("[capture]\n", GATEWAY))
+    write(tmp_path, WAITS, CONFIG.replace("[capture]\n", FIELD + GATEWAY))
     (tmp_path / "doubtful.py").write_text(DOUBTFUL)
-    job = Job(mpiexec, tmp_path, ["-n", 3, *RUN, "c.toml", "sim.py"])
+    job = Job(mpiexec, tmp_path, ["-n", 4, *RUN, "c.toml", "sim.py"])
     with job, mpiserve.connect(str(tmp_path / "endpoint.json")) as session:
         service = session.service("doubtful")
         assert [t.name for t in service.outputs] == ["y", "trusted"]
@@ -119,4 +136,7 @@ def test_a_client_outside_of_the_job_sees_which_rows_are_trusted(mpiexec, tmp_pa
         x[::3] = 2.75
         result = service(x)
         assert (result.y == 2 * x).all() and (result.trusted == (x[:, 0] == 2)).all()
+        for value in (2, 2.75):
+            result = session.service("field")(np.full(3, value, np.float32))
+            assert (result.y == 2 * value).all() and result.trusted.tolist() == (value == 2)
     assert job.done.returncode == 0, job.done.stderr

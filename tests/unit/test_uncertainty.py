@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mpiserve import backends
-from mpiserve.backends.distance import Distance
+from mpiserve.backends.distance import Distance, flat
 from mpiserve.config import Config
 from mpiserve.errors import ConfigError, ModelError
 
@@ -50,17 +50,30 @@ def test_the_table_that_is_served_has_one_more_output(tmp_path):
         (ENSEMBLE, {"model": "net.pt2"}, "module:callable"),
         (ENSEMBLE, {"derivatives": ["vjp"]}, "not with derivatives"),
         (ENSEMBLE | {"weights": ["{version}"]}, {}, "says {version}, which"),
+        (
+            ENSEMBLE | {"weights": ["{version}.1", "2.safetensors"]},
+            {"options": {"weights": "{version}.0"}, "version": "a"},
+            "'2.safetensors' must say {version}, too",
+        ),
+        (ENSEMBLE, {"options": {"weights": "2.safetensors"}}, "'2.safetensors' is there twice"),
+        (ENSEMBLE, {"remote": {"model": "net"}}, "not with this uncertainty"),
+        (MODEL, {"derivatives": ["vjp"]}, "not with derivatives"),
+        (DISTANCE, {"engine": "compiled"}, "distances are found in Python"),
         ({"method": "distance", "limit": 1.0}, {}, "data is missing"),
         (
             MODEL,
             {"outputs": [{"name": "y", "dtype": "int8", "shape": [-1, -1], "max_shape": [-1, 9]}]},
             "free dimensions",
         ),
-        (
-            MODEL,
-            {"outputs": [{"name": "uncertainty", "dtype": "float32", "shape": [-1]}]},
-            "rename it",
-        ),
+        *[
+            (
+                MODEL,
+                {key: [{"name": "uncertainty", "dtype": "float32", "shape": [-1]}]}
+                | {"postprocess": "nets:after"},
+                "rename it",
+            )
+            for key in ("outputs", "model_outputs")
+        ],
     ],
 )
 def test_what_no_service_can_have_is_refused(tmp_path, uncertainty, settings, text):
@@ -80,6 +93,18 @@ def test_distances_are_1_at_the_edge_of_the_training_data():
     far = np.sort(np.linalg.norm((rows - 9) / rows.std(0), axis=1))[:5].mean()
     found = distance(np.array([rows[7], [9, 9, 9]]))
     np.testing.assert_allclose(found[1] / found[0], far / nearest, rtol=1e-5)
+
+
+def test_distances_of_numbers_far_from_0_are_as_near_to_it():
+    rows = np.random.default_rng(0).normal(size=(500, 20))
+    near, far = (Distance(rows + at, 5)(rows[:50] * 1.1 + at) for at in (0, 1e8))
+    np.testing.assert_allclose(near, far, rtol=1e-4)
+
+
+def test_a_complex_number_is_far_by_either_part():
+    a, b = np.random.default_rng(0).normal(size=(2, 500, 1))
+    distance = Distance(flat([a + 1j * b], 500), 5)
+    assert (distance(flat([np.array([[9], [9j], [0]], np.complex64)], 3)) > 1).tolist() == [1, 1, 0]
 
 
 @pytest.mark.parametrize(
@@ -138,3 +163,39 @@ def test_an_ensemble_answers_with_the_mean_and_the_spread_of_its_networks(tmp_pa
     np.testing.assert_allclose(y, (10 if postprocess else 1) * np.mean(answers, 0), rtol=1e-4)
     expected = np.std(answers, 0, ddof=1).max(1) / 2
     np.testing.assert_allclose(uncertainty, expected, rtol=1e-4)
+
+
+FAR = """\
+import torch
+
+
+class Far(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.shift = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
+
+    def forward(self, x):
+        return 1e6 * x + self.shift
+
+
+build = Far
+"""
+
+
+def test_small_differences_of_large_numbers_count(tmp_path):
+    import torch
+    from safetensors.torch import save_file
+
+    (tmp_path / "far.py").write_text(FAR)
+    for i, shift in enumerate((0.0, 1e-3, 2e-3)):
+        weights = {"shift": torch.tensor([shift], dtype=torch.float64)}
+        save_file(weights, tmp_path / f"{i}.safetensors")
+    for dtype in ("float64", "complex128"):
+        x = {"name": "x", "dtype": dtype, "shape": [-1]}
+        tensors = {"inputs": [x], "outputs": [x | {"name": "y"}]}
+        settings = tensors | {"model": "far:build", "options": {"weights": "0.safetensors"}}
+        backend = backends.create(service_of(tmp_path, ENSEMBLE, **settings).of_version())
+        backend.load()
+        y, uncertainty = backend.run((np.ones(4, dtype),))
+        np.testing.assert_allclose(y, np.full(4, 1e6 + 1e-3), rtol=1e-15)
+        np.testing.assert_allclose(uncertainty, np.full(4, 1e-3), rtol=1e-4)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mpiserve.backends.base import arranged
 from mpiserve.backends.torch import saved_weights
-from mpiserve.config.tables import MODEL_DTYPES
+from mpiserve.config.tables import COMPLEX_DTYPES, MODEL_DTYPES
 from mpiserve.config.uncertainty import seen
 from mpiserve.errors import Code, ModelError
 
@@ -30,7 +30,8 @@ def ensemble_of(service: ServiceConfig, module: torch.nn.Module) -> torch.nn.Mod
 
     table = service.uncertainty
     assert table is not None
-    if not any(tensor.dtype in MODEL_DTYPES for tensor in seen(service)):
+    dtypes = (*MODEL_DTYPES, *COMPLEX_DTYPES)
+    if not any(tensor.dtype in dtypes for tensor in seen(service)):
         text = "no output has floating numbers, by which the networks of an ensemble could differ"
         raise ModelError(Code.EMODEL, text)
     networks = [module]
@@ -80,7 +81,7 @@ def _forward(self: Any, *inputs: torch.Tensor) -> list[torch.Tensor]:
     names = enumerate(self.names_of[1])
     buffers = {name: getattr(self, f"buffer_{i}") for i, name in names}
     every = torch.func.vmap(one, in_dims=(0, 0, None))(weights, buffers, inputs)
-    floating = [each.is_floating_point() for each in every]
+    floating = [each.is_floating_point() or each.is_complex() for each in every]
     means = [each.mean(0) if mean else each[0] for each, mean in zip(every, floating, strict=True)]
     spreads = [
         _spread(each, self.has_rows) / scale
@@ -91,8 +92,9 @@ def _forward(self: Any, *inputs: torch.Tensor) -> list[torch.Tensor]:
 
 
 def _spread(every: torch.Tensor, has_rows: bool) -> torch.Tensor:
-    """Return the largest standard deviation of each row, of [networks, rows, ...]."""
-    spread = every.float().std(0)
+    """Return the largest standard deviation of each row, of [networks, rows, ...], as float32."""
+    wide = every.float() if every.element_size() < 4 else every  # float64 differs by less
+    spread = wide.std(0).float()
     if not has_rows:
         return spread.amax()
     # Not by a number of rows, which torch.export would take for a constant.
