@@ -5,7 +5,7 @@
 
 #include "check.h"
 
-enum { ROWS = 67, COLUMNS = 3 };
+enum { ROWS = 67, COLUMNS = 3, TEXT = sizeof((msi_doubts){0}.text) };
 
 static mpiserve_spec spec_of(int dtype, int check, double min, double max) {
   return (mpiserve_spec){.name = "y",
@@ -24,7 +24,7 @@ static int64_t failed_of(const mpiserve_spec *spec, void *data, int64_t *failed,
   CHECK(!msi_side_init(&side, "output", 1, spec));
   CHECK(msi_check_wanted(&side) == spec->check);
   msi_check_rows(&side, ROWS, &data, NULL, &doubts);
-  snprintf(text, 256, "%s", doubts.text);
+  snprintf(text, TEXT, "%s", doubts.text);
   CHECK(doubts.failed == doubts.n);
   return msi_check_passes(&side, ROWS, &data) == !doubts.n ? doubts.n : -1;
 }
@@ -33,7 +33,7 @@ static int64_t failed_of(const mpiserve_spec *spec, void *data, int64_t *failed,
   do { \
     type y[ROWS * COLUMNS]; \
     int64_t failed[ROWS]; \
-    char text[256] = ""; \
+    char text[TEXT] = ""; \
     mpiserve_spec finite = spec_of(dtype, MPISERVE_FINITE, 0, 0); \
     mpiserve_spec bounds = spec_of(dtype, MPISERVE_BOUNDS, -1, 100); \
     mpiserve_spec above = spec_of(dtype, MPISERVE_BOUNDS, 0, INFINITY); \
@@ -66,7 +66,7 @@ static void check_halves(int dtype, uint16_t one, uint16_t largest, uint16_t lea
                          uint16_t nan, double largest_value) {
   uint16_t y[ROWS * COLUMNS];
   int64_t failed[ROWS];
-  char text[256] = "";
+  char text[TEXT] = "";
   mpiserve_spec finite = spec_of(dtype, MPISERVE_FINITE, 0, 0);
   mpiserve_spec bounds = spec_of(dtype, MPISERVE_BOUNDS, 0, largest_value);
   mpiserve_spec below = spec_of(dtype, MPISERVE_BOUNDS, -1, largest_value * 0.99);
@@ -94,7 +94,7 @@ static void check_halves(int dtype, uint16_t one, uint16_t largest, uint16_t lea
   do { \
     type y[ROWS * COLUMNS * 2] = {0}; \
     int64_t failed[ROWS]; \
-    char text[256] = ""; \
+    char text[TEXT] = ""; \
     mpiserve_spec finite = spec_of(dtype, MPISERVE_FINITE, 0, 0); \
     CHECK(failed_of(&finite, y, failed, text) == 0); \
     y[2 * COLUMNS * 4 + 1] = (type)INFINITY; \
@@ -110,7 +110,7 @@ static void check_halves(int dtype, uint16_t one, uint16_t largest, uint16_t lea
   do { \
     type y[ROWS * COLUMNS] = {0}; \
     int64_t failed[ROWS]; \
-    char text[256] = ""; \
+    char text[TEXT] = ""; \
     mpiserve_spec finite = spec_of(dtype, MPISERVE_FINITE, 0, 0); \
     mpiserve_spec bounds = spec_of(dtype, MPISERVE_BOUNDS, least, (greatest) - 1.0); \
     y[0] = (type)(least); \
@@ -192,15 +192,15 @@ static void check_uncertainty(void) {
   u[3] = 0.75F;
   u[66] = NAN;
   CHECK(!msi_check_passes(&side, ROWS, data));
-  msi_check_rows(&side, ROWS, data, &doubts);
+  msi_check_rows(&side, ROWS, data, NULL, &doubts);
   CHECK(doubts.n == 2 && !doubts.failed && rows[0] == 3 && rows[1] == 66);
   CHECK_TEXT(doubts.text, "row 3 is not trusted: its uncertainty is 0.75, and the limit 0.5");
   y[COLUMNS * 3] = y[COLUMNS * 9] = NAN;
-  msi_check_rows(&side, ROWS, data, &doubts);
+  msi_check_rows(&side, ROWS, data, NULL, &doubts);
   CHECK(doubts.n == 3 && doubts.failed == 2 && rows[1] == 9 && rows[2] == 66);
   CHECK_TEXT(doubts.text, "output 'y', row 3: a value is nan");
   y[COLUMNS * 3] = 0;
-  msi_check_rows(&side, ROWS, data, &doubts);
+  msi_check_rows(&side, ROWS, data, NULL, &doubts);
   CHECK(doubts.n == 3 && doubts.failed == 1);
   CHECK_TEXT(doubts.text, "output 'y', row 9: a value is nan");
 }
