@@ -287,6 +287,7 @@ setup(
         "grpc": ["grpcio>=1.66", "hpack>=4", "protobuf>=5.26"],
         "language": ["transformers>=5"],
         "onnx": ["onnxruntime>=1.20"],
+        "trust": ["scikit-learn>=1.5"],
         "remote": ["urllib3>=2"],
         "test": [
             "clang-format",
@@ -310,6 +311,7 @@ setup(
             "pytest-mpi",
             "pytest-timeout",
             "ruff",
+            "scikit-learn",
             "starlette",
             "transformers",
             "tritonclient[http]",

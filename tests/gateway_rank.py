@@ -53,6 +53,7 @@ def service(name: str, dtype: str, rows: str = "independent") -> Any:
         rows=rows,
         max_batch_rows=64,
         allow_empty=False,
+        uncertainty_limit=None,
     )
 
 

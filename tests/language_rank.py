@@ -164,4 +164,5 @@ def _described(config: ServiceConfig) -> Any:
         rows="independent",
         max_batch_rows=config.max_batch_rows,
         allow_empty=False,
+        uncertainty_limit=None,
     )

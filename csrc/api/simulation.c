@@ -170,7 +170,7 @@ int mpiserve_pace_open(mpiserve_service *service, const mpiserve_pace_options *o
   if (code || !pace) return code ? code : msi_null_argument("pace");
   *pace = (mpiserve_pace){0};
   if (!options) options = &none;
-  const mpiserve_options of_requests = {options->deadline, options->priority, NULL};
+  const mpiserve_options of_requests = {options->deadline, options->priority, NULL, NULL};
   code = check_options(&of_requests);
   return code ? code : msi_pace_open(service, options, pace);
 }

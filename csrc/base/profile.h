@@ -38,7 +38,7 @@ typedef struct msi_step {
 /* What a simulation rank knows of a service. */
 typedef struct msi_client_part {
   char name[MPISERVE_NAME_SIZE];
-  int64_t requests, rows, fallbacks;
+  int64_t requests, rows, fallbacks, untrusted_rows;
   int64_t answered, batch_rows, batch_requests; /* sums over those that a head has answered */
   int64_t errors[MSI_CODES];
   int64_t waited_ns, waited_stages_ns[MPISERVE_STAGES];

@@ -16,6 +16,7 @@
 #include "client/spare.h"
 #include "client/stopped.h"
 #include "client/timing.h"
+#include "client/uncertainty.h"
 
 enum { TESTS_PER_LOOK = 16 }; /* at all endpoints */
 
@@ -258,6 +259,7 @@ int msi_call_progress_all(msi_client *client) {
 
 static void set_options(msi_call *call, const mpiserve_options *options) {
   call->payload.priority = (int8_t)(options ? options->priority : 0);
+  if (options) call->trusted = options->trusted;
   if (!options || options->deadline == 0 || options->deadline > 9e8) return;
   call->payload.deadline_ns = msi_deadline(options->deadline);
 }
@@ -327,6 +329,7 @@ int msi_call_submit(mpiserve_service *service, int64_t rows, void *const *inputs
   code = choose(service, call, rows, inputs, outputs);
   if (!code && msi_layout_is_free(&service->endpoint->layout))
     code = msi_free_dims_take(call, options);
+  if (!code && service->endpoint->layout.outputs.n_hidden) code = msi_uncertainty_take(call, rows);
   if (code) {
     msi_calls_give(client, call);
     return code;

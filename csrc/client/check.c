@@ -167,14 +167,26 @@ static void say(const msi_side *outputs, int i, int64_t row, const void *data,
     msi_text_append(text, size, ": %g is not within %g to %g", value, spec->min, spec->max);
 }
 
-int64_t msi_check_failed(const msi_side *outputs, int64_t rows, void *const *data,
-                         const msi_check_shapes *shapes, int64_t *failed, char *text, size_t size) {
-  int64_t n = 0;
+static void say_uncertain(const mpiserve_spec *spec, int64_t row, const float *data,
+                          msi_doubts *doubts) {
+  snprintf(doubts->text, sizeof doubts->text,
+           "row %lld is not trusted: its uncertainty is %g, and the limit %g", (long long)row,
+           (double)data[row], spec->max);
+}
+
+/* The uncertainty is the last output, so a row that fails otherwise counts as that. */
+void msi_check_rows(const msi_side *outputs, int64_t rows, void *const *data,
+                    const msi_check_shapes *shapes, msi_doubts *doubts) {
+  doubts->n = doubts->failed = 0;
   for (int64_t row = 0; row < rows; row++) {
     int i = first_failed(outputs, row, 1, data);
     if (i < 0) continue;
-    if (!n) say(outputs, i, row, data[i], shapes, text, size);
-    failed[n++] = row;
+    int fails = i < msi_side_seen(outputs);
+    if (fails && !doubts->failed)
+      say(outputs, i, row, data[i], shapes, doubts->text, sizeof doubts->text);
+    else if (!doubts->n)
+      say_uncertain(&outputs->specs[i], row, data[i], doubts);
+    doubts->failed += fails;
+    doubts->rows[doubts->n++] = row;
   }
-  return n;
 }

@@ -15,9 +15,17 @@ int msi_check_passes(const msi_side *outputs, int64_t rows, void *const *data);
 /* The shapes of the tensors, where the signature leaves some of them open. */
 typedef int64_t msi_check_shapes[MPISERVE_MAX_TENSORS][MPISERVE_MAX_DIMS];
 
-/* The rows that do not, ascending; their number. The text says what is wrong with the first one: in
- * which row, or in which element of tensors without rows. NULL: the signature has their shapes. */
-int64_t msi_check_failed(const msi_side *outputs, int64_t rows, void *const *data,
-                         const msi_check_shapes *shapes, int64_t *failed, char *text, size_t size);
+/* The rows of a result that are no answers to rely on, ascending. */
+typedef struct msi_doubts {
+  int64_t *rows;  /* has room for all */
+  int64_t n;      /* rows */
+  int64_t failed; /* of these, rows whose values are not such as the signature promises */
+  char text[320]; /* what is wrong with the first of these; else, with the first row: in which row,
+                     or in which element of tensors without rows */
+} msi_doubts;
+
+/* Fills all but the address of rows. shapes NULL: the signature has those of the tensors. */
+void msi_check_rows(const msi_side *outputs, int64_t rows, void *const *data,
+                    const msi_check_shapes *shapes, msi_doubts *doubts);
 
 #endif

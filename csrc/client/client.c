@@ -116,6 +116,7 @@ int msi_client_open(msi_client *client, const msi_world *world, msi_window *wind
                          .backoff = world->backoff,
                          .n_endpoints = world->n_heads,
                          .first_generation = first_generation(),
+                         .record = msi_recording_add,
                          .stopped_limit_ns = msi_stopped_limit()};
   int code = open_endpoints(client);
   if (code) {

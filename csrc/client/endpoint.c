@@ -384,14 +384,20 @@ int msi_endpoint_find_location(const msi_endpoint *endpoint, int outputs, int64_
     if (!msi_endpoint_holds(endpoint, b) || row >= lease->rows ||
         (uint64_t)rows > lease->rows - row)
       continue;
-    int i = 0;
-    while (i < side->n && data[i] == buffer_at(endpoint, outputs, i, lease->begin + (uint32_t)row))
-      i++;
-    if (i < side->n) return 0;
+    int i = 0, n = msi_side_seen(side);
+    while (i < n && data[i] == buffer_at(endpoint, outputs, i, lease->begin + (uint32_t)row)) i++;
+    if (i < n) return 0;
     *location = (msi_location){b, (uint32_t)row, 1};
     return 1;
   }
   return 0;
+}
+
+void msi_endpoint_find_hidden(const msi_endpoint *endpoint, const msi_location *location,
+                              void **outputs) {
+  const msi_side *side = &endpoint->layout.outputs;
+  for (int i = msi_side_seen(side); i < side->n; i++)
+    outputs[i] = buffer_at(endpoint, 1, i, first_row(endpoint, location));
 }
 
 int msi_endpoint_is_in_buffer(const msi_endpoint *endpoint, int at, const void *tensor) {

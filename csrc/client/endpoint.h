@@ -151,6 +151,10 @@ int msi_endpoint_holds(const msi_endpoint *endpoint, int lease);
 int msi_endpoint_find_location(const msi_endpoint *endpoint, int outputs, int64_t rows,
                                void *const *data, msi_location *location);
 
+/* The address of the output that calls do not have, beside the outputs of such a location. */
+void msi_endpoint_find_hidden(const msi_endpoint *endpoint, const msi_location *location,
+                              void **outputs);
+
 /* Does a tensor begin in the rows of a buffer, inputs or outputs? */
 int msi_endpoint_is_in_buffer(const msi_endpoint *endpoint, int lease, const void *tensor);
 

@@ -48,16 +48,15 @@ static void hold_row(const msi_side *side, int64_t row, void *const *last, void 
 /* The rows that fail the check are held; their number. -1: no memory. */
 static int64_t hold_failed(const mpiserve_service *service, const msi_side *side, int64_t rows,
                            void *const *last, void *const *outputs) {
-  char text[256];
   if (!service->checked || msi_check_passes(side, rows, outputs)) return 0;
-  int64_t *failed = malloc((size_t)rows * sizeof *failed);
-  if (!failed) return -1;
-  int64_t n = msi_check_failed(side, rows, outputs, NULL, failed, text, sizeof text);
+  msi_doubts doubts = {.rows = malloc((size_t)rows * sizeof *doubts.rows)};
+  if (!doubts.rows) return -1;
+  msi_check_rows(side, rows, outputs, NULL, &doubts);
   int together = service->head->description.rows != MPISERVE_INDEPENDENT;
-  for (int64_t i = 0; i < (together ? rows : n); i++)
-    hold_row(side, together ? i : failed[i], last, outputs);
-  free(failed);
-  return together ? rows : n;
+  for (int64_t i = 0; i < (together ? rows : doubts.n); i++)
+    hold_row(side, together ? i : doubts.rows[i], last, outputs);
+  free(doubts.rows);
+  return together ? rows : doubts.n;
 }
 
 int msi_extrapolate(const mpiserve_service *service, const msi_side *side, int64_t rows,

@@ -79,11 +79,18 @@ static int answer(msi_client *client, msi_call *call, const part *p, int code, c
   return MPISERVE_OK;
 }
 
-static int answer_all(msi_client *client, msi_call *call, int code, const char *why) {
+static part all_of(const msi_call *call) {
   part all = {.rows = call->payload.rows};
   memcpy(all.inputs, call->payload.inputs, sizeof all.inputs);
   memcpy(all.outputs, call->payload.outputs, sizeof all.outputs);
-  return answer(client, call, &all, code, why);
+  return all;
+}
+
+static int answer_all(msi_client *client, msi_call *call, int code, const char *why) {
+  const part all = all_of(call);
+  code = answer(client, call, &all, code, why);
+  if (!code && call->trusted) memset(call->trusted, 0, (size_t)all.rows);
+  return code;
 }
 
 /* The code of a request, whose text why becomes. */
@@ -93,7 +100,7 @@ static int reason(const msi_call *call, char why[WHY_BYTES]) {
   return code;
 }
 
-/* ---- rows that fail the check -------------------------------------------------------- */
+/* ---- rows that fail the check, or are not trusted ---------------------------------------- */
 
 /* Copies rows of a tensor to where they are dense, or back. */
 static void copy_rows(const part *p, const int64_t *rows, size_t bytes, void *tensor, void *dense,
@@ -115,18 +122,29 @@ static uint8_t *allocate(const msi_layout *layout, part *p) {
   return memory;
 }
 
+/* What a model is not trusted with is what it has to learn. */
+static void record(msi_call *call, const part *p) {
+  if (call->service->head->description.uncertain)
+    call->service->client->record(call->service, p->rows, p->inputs, p->outputs);
+}
+
 static int answer_rows(msi_client *client, msi_call *call, const int64_t *rows, int64_t n) {
   char why[WHY_BYTES];
-  const msi_layout *layout = &call->service->endpoint->layout;
+  const msi_side *in = &call->service->endpoint->layout.inputs;
+  const msi_side *out = &call->service->endpoint->layout.outputs;
+  const msi_payload *payload = &call->payload;
   part some = {.rows = n};
-  uint8_t *memory = allocate(layout, &some);
+  uint8_t *memory = allocate(&call->service->endpoint->layout, &some);
   if (!memory) return msi_error(MPISERVE_ENOMEM, "no memory for rows that failed the check");
-  for (int i = 0; i < layout->inputs.n; i++)
-    copy_rows(&some, rows, layout->inputs.row_bytes[i], call->payload.inputs[i], some.inputs[i], 0);
+  int seen = msi_side_seen(out);
+  for (int i = 0; i < in->n; i++)
+    copy_rows(&some, rows, in->row_bytes[i], payload->inputs[i], some.inputs[i], 0);
+  for (int i = seen; i < out->n; i++)
+    copy_rows(&some, rows, out->row_bytes[i], payload->outputs[i], some.outputs[i], 0);
   int code = answer(client, call, &some, reason(call, why), why);
-  for (int i = 0; i < layout->outputs.n && !code; i++)
-    copy_rows(&some, rows, layout->outputs.row_bytes[i], call->payload.outputs[i], some.outputs[i],
-              1);
+  for (int i = 0; i < seen && !code; i++)
+    copy_rows(&some, rows, out->row_bytes[i], payload->outputs[i], some.outputs[i], 1);
+  if (!code) record(call, &some);
   free(memory);
   return code;
 }
@@ -136,7 +154,7 @@ static int replaces_inputs(const msi_call *call) {
   const msi_layout *layout = &call->service->endpoint->layout;
   const msi_payload *p = &call->payload;
   for (int i = 0; i < layout->inputs.n; i++)
-    for (int j = 0; j < layout->outputs.n; j++) {
+    for (int j = 0; j < msi_side_seen(&layout->outputs); j++) {
       uintptr_t in = (uintptr_t)p->inputs[i], out = (uintptr_t)p->outputs[j];
       if (in < out + (size_t)p->rows * layout->outputs.row_bytes[j] &&
           out < in + (size_t)p->rows * layout->inputs.row_bytes[i])
@@ -170,36 +188,56 @@ static void fail(msi_call *call, const char *text, int64_t n) {
                     (long long)call->payload.rows);
 }
 
-static int answer_failed(msi_client *client, msi_call *call, const int64_t *failed, int64_t n) {
+static int answer_doubtful(msi_client *client, msi_call *call, const msi_doubts *doubts) {
   char why[WHY_BYTES];
   int together = call->service->head->description.rows != MPISERVE_INDEPENDENT;
-  if (!together && n < call->payload.rows) return answer_rows(client, call, failed, n);
-  int code = reason(call, why);
-  return answer_all(client, call, code, why);
+  if (!together && doubts->n < call->payload.rows)
+    return answer_rows(client, call, doubts->rows, doubts->n);
+  const part all = all_of(call);
+  int code = answer_all(client, call, reason(call, why), why);
+  if (!code) record(call, &all);
+  return code;
 }
 
-/* Finds the rows that are no answers, and has the function answer them: a local model is the same
- * model, and would answer the same. */
-static int mend(msi_client *client, msi_call *call, int64_t *failed) {
-  const mpiserve_service *service = call->service;
+static void mark(const msi_call *call, const msi_doubts *doubts) {
+  if (!call->trusted) return;
+  memset(call->trusted, 1, (size_t)call->payload.rows);
+  for (int64_t i = 0; i < doubts->n; i++) call->trusted[doubts->rows[i]] = 0;
+}
+
+/* Finds the rows that are no answers to rely on, and has the function answer them: a local model is
+ * the same model, and would answer the same. */
+static int mend(msi_client *client, msi_call *call, msi_doubts *doubts) {
   const msi_payload *p = &call->payload;
-  char text[320];
-  int64_t n = msi_check_failed(outputs_of(call), p->rows, p->outputs, shapes_of(call), failed, text,
-                               sizeof text);
-  client->metrics->counters.failed_rows += n;
-  fail(call, text, n);
-  if (!service->fallback.function) return msi_message_result(&call->message);
-  return replaces_inputs(call) ? cannot_mend(call) : answer_failed(client, call, failed, n);
+  msi_check_rows(outputs_of(call), p->rows, p->outputs, shapes_of(call), doubts);
+  mark(call, doubts);
+  call->stats.untrusted_rows = doubts->n - doubts->failed;
+  client->metrics->counters.failed_rows += doubts->failed;
+  client->metrics->counters.untrusted_rows += call->stats.untrusted_rows;
+  int has_function = call->service->fallback.function != NULL;
+  if (!has_function && !doubts->failed) return MPISERVE_OK;
+  fail(call, doubts->text, has_function ? doubts->n : doubts->failed);
+  if (!has_function) return msi_message_result(&call->message);
+  return replaces_inputs(call) ? cannot_mend(call) : answer_doubtful(client, call, doubts);
 }
 
 static int check(msi_client *client, msi_call *call) {
-  if (msi_check_passes(outputs_of(call), call->payload.rows, call->payload.outputs))
+  if (msi_check_passes(outputs_of(call), call->payload.rows, call->payload.outputs)) {
+    if (call->trusted) memset(call->trusted, 1, (size_t)call->payload.rows);
     return MPISERVE_OK;
-  int64_t *failed = malloc((size_t)call->payload.rows * sizeof *failed);
-  if (!failed) return msi_error(MPISERVE_ENOMEM, "no memory for rows that failed the check");
-  int code = mend(client, call, failed);
-  free(failed);
+  }
+  msi_doubts doubts = {.rows = malloc((size_t)call->payload.rows * sizeof *doubts.rows)};
+  if (!doubts.rows) return msi_error(MPISERVE_ENOMEM, "no memory for rows that failed the check");
+  int code = mend(client, call, &doubts);
+  free(doubts.rows);
   return code;
+}
+
+/* Checks what a model has answered. */
+static int accept(msi_client *client, msi_call *call) {
+  if (call->service->checked) return check(client, call);
+  if (call->trusted) memset(call->trusted, 1, (size_t)call->payload.rows);
+  return MPISERVE_OK;
 }
 
 /* ---- the local model -------------------------------------------------------------------- */
@@ -239,13 +277,12 @@ static int go_on(msi_client *client, msi_call *call) {
   if (!call->payload.rows) return MPISERVE_OK; /* there is nothing to answer */
   if (may_have_begun(&call->message) && msi_calls_overwritten(call)) return cannot_mend(call);
   if (!answer_locally(client, call, why)) return answer_all(client, call, code, why);
-  return call->service->checked ? check(client, call) : MPISERVE_OK;
+  return accept(client, call);
 }
 
 int msi_fallback_end(msi_client *client, msi_call *call) {
   int failed = call->message.code != MPISERVE_OK;
-  if (!failed && !call->service->checked) return MPISERVE_OK;
-  int code = failed ? go_on(client, call) : check(client, call);
+  int code = failed ? go_on(client, call) : accept(client, call);
   client->metrics->counters.errors += (code != MPISERVE_OK) - failed;
   return code;
 }

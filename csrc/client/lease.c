@@ -30,15 +30,18 @@ void msi_lease_locate(msi_endpoint *endpoint, msi_payload *payload) {
   payload->input = payload->output = (msi_location){.lease = -1};
   if (msi_endpoint_find_location(endpoint, 0, payload->rows, payload->inputs, &payload->input))
     msi_lease_hold(endpoint, &payload->input, payload->input.lease);
-  if (msi_endpoint_find_location(endpoint, 1, payload->rows, payload->outputs, &payload->output))
+  if (msi_endpoint_find_location(endpoint, 1, payload->rows, payload->outputs, &payload->output)) {
     msi_lease_hold(endpoint, &payload->output, payload->output.lease);
+    msi_endpoint_find_hidden(endpoint, &payload->output, payload->outputs);
+  }
 }
 
 void msi_lease_fill(msi_endpoint *endpoint, msi_payload *payload, int64_t rows, void *const *inputs,
                     void *const *outputs) {
   payload->rows = rows;
   memcpy(payload->inputs, inputs, (size_t)endpoint->layout.inputs.n * sizeof *inputs);
-  memcpy(payload->outputs, outputs, (size_t)endpoint->layout.outputs.n * sizeof *outputs);
+  memcpy(payload->outputs, outputs,
+         (size_t)msi_side_seen(&endpoint->layout.outputs) * sizeof *outputs);
   msi_lease_locate(endpoint, payload);
 }
 

@@ -72,6 +72,11 @@ static int check_options(const mpiserve_service *service, const mpiserve_pace_op
     return msi_error(MPISERVE_EARG,
                      "a lag of %lld steps, with a request every %lld: over %d would be under way",
                      (long long)options->lag, (long long)options->every, MOST_UNDER_WAY);
+  if (service->head && service->head->description.uncertain)
+    return msi_error(MPISERVE_EARG,
+                     "service '%s' says how uncertain rows are, and a pace would give rows that "
+                     "are not trusted in later steps, too: submit a request in each step",
+                     service->name);
   int code = check_reproducible(service, options);
   return code || !options->extrapolate ? code : msi_extrapolate_can(service);
 }

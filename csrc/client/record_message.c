@@ -25,13 +25,17 @@ int64_t msi_record_rows_behind(const msi_layout *layout, int64_t rows) {
 
 /* ---- errors --------------------------------------------------------------------------- */
 
-static void note(msi_client *client, const msi_call *call, int code, const char *text) {
-  msi_recording *recording = &client->recording;
+void msi_record_note(const mpiserve_service *service, int64_t rows, int code, const char *text) {
+  msi_recording *recording = &service->client->recording;
   if (recording->code) return;
   recording->code = code;
   snprintf(recording->text, sizeof recording->text,
            "service '%s': %lld rows that were recorded before are perhaps not captured: %s",
-           call->service->name, (long long)call->payload.rows, text);
+           service->name, (long long)rows, text);
+}
+
+static void note(const msi_call *call, int code, const char *text) {
+  msi_record_note(call->service, call->payload.rows, code, text);
 }
 
 /* ---- from begin to end ------------------------------------------------------------------ */
@@ -126,7 +130,7 @@ int msi_record_step(msi_client *client, msi_call *call, int *next) {
 }
 
 void msi_record_replied(msi_client *client, msi_call *call, const msi_reply_header *reply) {
-  if (reply->code) note(client, call, reply->code, call->message.text);
+  if (reply->code) note(call, reply->code, call->message.text);
   if (call->state == CALL_LEASING) {
     msi_lease_granted(call->message.endpoint, call->payload.input.lease, reply);
     call->state = CALL_QUEUED;
@@ -143,7 +147,7 @@ void msi_record_lost(msi_client *client, msi_call *call) {
   int dropped = call->message.code; /* its tensors are the caller's, who may have changed them */
   if (call->state == CALL_IN_FLIGHT || dropped || home->lost || home->stopped) {
     int code = msi_endpoint_lost(before);
-    note(client, call, code, mpiserve_last_error());
+    note(call, code, mpiserve_last_error());
     msi_record_end(client, call);
     return;
   }

@@ -12,6 +12,9 @@ int msi_record_step(msi_client *client, msi_call *call, int *next);
 /* The head has granted rows, has taken the record, or has refused. */
 void msi_record_replied(msi_client *client, msi_call *call, const msi_reply_header *reply);
 
+/* Notes the first error of records, for the caller's next one. */
+void msi_record_note(const mpiserve_service *service, int64_t rows, int code, const char *text);
+
 /* Its head is dead: another one gets it, if it was not sent. */
 void msi_record_lost(msi_client *client, msi_call *call);
 

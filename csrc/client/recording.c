@@ -1,5 +1,6 @@
 #include "client/recording.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -146,10 +147,40 @@ static int is_captured(const mpiserve_service *service) {
          !msi_layout_is_free(&service->endpoint->layout);
 }
 
+/* The outputs are all that the layout has. */
+static int put(mpiserve_service *service, int64_t rows, void *const *inputs, void *const *outputs,
+               int64_t most) {
+  const msi_layout *layout = &service->endpoint->layout;
+  void *in[MPISERVE_MAX_TENSORS], *out[MPISERVE_MAX_TENSORS];
+  int code = MPISERVE_OK;
+  for (int64_t row = 0; row < rows && !code; row += most) {
+    for (int i = 0; i < layout->inputs.n; i++)
+      in[i] = (char *)inputs[i] + (size_t)row * layout->inputs.row_bytes[i];
+    for (int i = 0; i < layout->outputs.n; i++)
+      out[i] = (char *)outputs[i] + (size_t)row * layout->outputs.row_bytes[i];
+    code = begin(service, rows - row < most ? rows - row : most, in, out);
+  }
+  return code;
+}
+
+/* No model was asked, so there is no number for its uncertainty. */
+static int put_certain(mpiserve_service *service, int64_t rows, void *const *inputs,
+                       void *const *outputs, int64_t most) {
+  int n = msi_side_seen(&service->endpoint->layout.outputs);
+  void *all[MPISERVE_MAX_TENSORS];
+  float *nan = malloc((size_t)(rows + 1) * sizeof *nan);
+  if (!nan) return msi_error(MPISERVE_ENOMEM, "no memory to record %lld rows", (long long)rows);
+  for (int64_t row = 0; row < rows; row++) nan[row] = NAN;
+  memcpy(all, outputs, (size_t)n * sizeof *outputs);
+  all[n] = nan;
+  int code = put(service, rows, inputs, all, most);
+  free(nan);
+  return code;
+}
+
 int msi_recording_put(mpiserve_service *service, int64_t rows, void *const *inputs,
                       void *const *outputs, int *kept) {
   const msi_layout *layout = &service->endpoint->layout;
-  void *in[MPISERVE_MAX_TENSORS], *out[MPISERVE_MAX_TENSORS];
   int code = msi_recording_failure(service->client);
   if (code || !is_captured(service)) return code;
   int64_t most = most_rows(layout);
@@ -158,13 +189,16 @@ int msi_recording_put(mpiserve_service *service, int64_t rows, void *const *inpu
                      "service '%s' overwrites its inputs: a pair needs two rows, and "
                      "max_batch_rows is 1",
                      service->name);
-  for (int64_t row = 0; row < rows && !code; row += most) {
-    for (int i = 0; i < layout->inputs.n; i++)
-      in[i] = (char *)inputs[i] + (size_t)row * layout->inputs.row_bytes[i];
-    for (int i = 0; i < layout->outputs.n; i++)
-      out[i] = (char *)outputs[i] + (size_t)row * layout->outputs.row_bytes[i];
-    code = begin(service, rows - row < most ? rows - row : most, in, out);
-  }
+  code = layout->outputs.n_hidden ? put_certain(service, rows, inputs, outputs, most)
+                                  : put(service, rows, inputs, outputs, most);
   *kept = !code;
   return code;
+}
+
+void msi_recording_add(mpiserve_service *service, int64_t rows, void *const *inputs,
+                       void *const *outputs) {
+  int code = is_captured(service)
+                 ? put(service, rows, inputs, outputs, service->endpoint->layout.max_rows)
+                 : MPISERVE_OK;
+  if (code) msi_record_note(service, rows, code, mpiserve_last_error());
 }

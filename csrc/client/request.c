@@ -108,7 +108,7 @@ static int too_many(const mpiserve_service *service, int64_t rows, const char *w
 static int mixes(const msi_layout *layout, int64_t rows, void *const *inputs,
                  void *const *outputs) {
   for (int i = 0; i < layout->inputs.n; i++)
-    for (int j = 0; j < layout->outputs.n; j++) {
+    for (int j = 0; j < msi_side_seen(&layout->outputs); j++) {
       size_t read = layout->inputs.row_bytes[i], written = layout->outputs.row_bytes[j];
       uintptr_t in = (uintptr_t)inputs[i], out = (uintptr_t)outputs[j];
       int overlap = in < out + (size_t)rows * written && out < in + (size_t)rows * read;
@@ -132,20 +132,23 @@ static int check(const mpiserve_service *service, int64_t rows, void *const *inp
 }
 
 static void move(const msi_side *side, int64_t row, void *const *from, void **to) {
-  for (int i = 0; i < side->n; i++) to[i] = (char *)from[i] + (size_t)row * side->row_bytes[i];
+  for (int i = 0; i < msi_side_seen(side); i++)
+    to[i] = (char *)from[i] + (size_t)row * side->row_bytes[i];
 }
 
 static int submit_pieces(msi_cut *cut, int64_t rows, void *const *inputs, void *const *outputs,
                          const mpiserve_options *options) {
   const msi_layout *layout = &cut->service->endpoint->layout;
   void *in[MPISERVE_MAX_TENSORS], *out[MPISERVE_MAX_TENSORS];
+  mpiserve_options its = options ? *options : (mpiserve_options){0};
   int code = MPISERVE_OK;
   for (int64_t row = 0; row < rows && !code; row += layout->max_rows) {
     int64_t left = rows - row, n = left < layout->max_rows ? left : layout->max_rows;
     move(&layout->inputs, row, inputs, in);
     move(&layout->outputs, row, outputs, out);
     int how = CALL_TIMED | (n < left ? CALL_IS_PIECE : CALL_IS_LAST_PIECE);
-    code = msi_call_submit(cut->service, n, in, out, options, how, &cut->pieces[cut->n]);
+    code = msi_call_submit(cut->service, n, in, out, &its, how, &cut->pieces[cut->n]);
+    if (its.trusted) its.trusted += n;
     cut->n += !code;
   }
   return code;
@@ -178,6 +181,7 @@ static void add_stats(mpiserve_stats *all, const mpiserve_stats *piece) {
   all->rows += before.rows;
   all->fallback_rows += before.fallback_rows;
   all->local_rows += before.local_rows;
+  all->untrusted_rows += before.untrusted_rows;
   all->source = msi_fallback_source(all);
 }
 

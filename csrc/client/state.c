@@ -50,6 +50,7 @@ msi_call *msi_calls_take(msi_client *client) {
   call->message.abandoned = call->message.replied = call->message.exposed = 0;
   call->message.text[0] = 0;
   call->payload.deadline_ns = 0;
+  call->trusted = NULL;
   call->stats = (mpiserve_stats){0};
   return call;
 }
@@ -62,7 +63,10 @@ void msi_calls_give(msi_client *client, msi_call *call) {
 }
 
 void msi_calls_free(msi_client *client) {
-  for (uint32_t i = 0; i < client->n_calls; i++) free(client->calls[i]->payload.shapes);
+  for (uint32_t i = 0; i < client->n_calls; i++) {
+    free(client->calls[i]->payload.shapes);
+    free(client->calls[i]->uncertainty);
+  }
   for (uint32_t i = 0; i < client->n_calls; i++) free(client->calls[i]);
   free(client->calls);
 }

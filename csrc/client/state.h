@@ -86,9 +86,12 @@ typedef struct msi_call {
   int64_t submitted_ns;
   msi_payload payload;
   mpiserve_stats stats;
-  msi_client_times times; /* if profiled */
-  uint8_t *own;           /* of a record that could not be sent at once: its tensors; or NULL */
-  int64_t step;           /* of a record: the time step of this rank that it belongs to */
+  msi_client_times times;   /* if profiled */
+  uint8_t *own;             /* of a record that could not be sent at once: its tensors; or NULL */
+  uint8_t *trusted;         /* of mpiserve_options; or NULL */
+  float *uncertainty;       /* memory for the output that clients do not see, kept with the call */
+  int64_t uncertainty_rows; /* for so many */
+  int64_t step;             /* of a record: the time step of this rank that it belongs to */
   struct msi_call *next_idle;
 } msi_call;
 
@@ -148,6 +151,9 @@ typedef struct msi_client {
   msi_change *changes;
   msi_buffer_request buffer; /* one at a time: its caller waits */
   msi_recording recording;
+  /* msi_recording_add(); fallbacks, which recording calls, find it here */
+  void (*record)(mpiserve_service *service, int64_t rows, void *const *inputs,
+                 void *const *outputs);
   unsigned tests; /* calls of test */
   int n_dead;     /* ranks of the world that were known to be dead at the last look */
   int unsettled;  /* endpoints that are stopped, and slots that are withdrawn */

@@ -219,7 +219,7 @@ static int is_exposed(const msi_endpoint *endpoint, const msi_side *in, void *co
     const msi_withdrawn *withdrawn = &endpoint->withdrawn[i];
     if (!withdrawn->waits || withdrawn->exposed < MSI_SLOTS) continue;
     if (lies_in(endpoint, withdrawn->exposed, in->n, inputs) ||
-        lies_in(endpoint, withdrawn->exposed, out->n, outputs))
+        lies_in(endpoint, withdrawn->exposed, msi_side_seen(out), outputs))
       return 1;
   }
   return 0;

@@ -113,6 +113,7 @@ static void count(msi_client_part *part, const msi_call *call, int code) {
   part->requests++;
   part->rows += call->payload.rows;
   part->fallbacks += stats->source != MPISERVE_MODEL;
+  part->untrusted_rows += stats->untrusted_rows;
   part->answered += call->times.is_answered;
   part->batch_rows += stats->batch_rows;
   part->batch_requests += stats->batch_requests;

@@ -13,14 +13,23 @@ static mpiserve_engine_entry entry_of(const char *library) {
   return entry;
 }
 
+/* To an engine the uncertainty is an output as any other. */
+static mpiserve_description of_engine(const mpiserve_description *published) {
+  mpiserve_description its = *published;
+  its.n_outputs += its.uncertain != 0;
+  its.uncertain = 0;
+  return its;
+}
+
 int msi_engine_load(const char *library, const char *model, const mpiserve_description *description,
                     mpiserve_engine *engine) {
   char text[MPISERVE_TEXT_SIZE] = "";
+  const mpiserve_description its = of_engine(description);
   *engine = (mpiserve_engine){0};
-  if (!library) return msi_engine_echo(description, engine);
+  if (!library) return msi_engine_echo(&its, engine);
   mpiserve_engine_entry entry = entry_of(library);
   if (!entry) return msi_error(MPISERVE_EMODEL, "no engine: %s", dlerror());
-  int code = entry(MPISERVE_ENGINE_VERSION, model, description, engine, text, sizeof text - 1);
+  int code = entry(MPISERVE_ENGINE_VERSION, model, &its, engine, text, sizeof text - 1);
   if (!code && engine->run) return MPISERVE_OK;
   *engine = (mpiserve_engine){0};
   return msi_error(MPISERVE_EMODEL, "%s: %s", library, *text ? text : "it made no engine");

@@ -81,6 +81,7 @@ module mpiserve_c
     integer(c_int64_t) :: source          !< mpiserve_model, mpiserve_local or mpiserve_fallback
     integer(c_int64_t) :: fallback_rows   !< of the rows, those that the fallback answered
     integer(c_int64_t) :: local_rows      !< of the rows, those that a local model answered
+    integer(c_int64_t) :: untrusted_rows  !< of the rows, those that were too uncertain
     integer(c_int64_t) :: age             !< of a pace: steps since the one that was answered
     integer(c_int64_t) :: extrapolated_rows  !< of a pace: of the rows, those that were extrapolated
   end type request_stats
@@ -115,6 +116,9 @@ module mpiserve_c
     real(c_double) :: deadline = 0      !< seconds from now; 0: no deadline
     integer(c_int32_t) :: priority = 0  !< -100 to 100: the head takes higher ones first
     type(c_ptr), private :: result_shapes = c_null_ptr  !< see shape of output()
+    !> c_loc() of a logical(c_bool) for each row, which has the target attribute and exists until the
+    !> request has ended: whether a model has answered the row and is trusted.
+    type(c_ptr) :: trusted = c_null_ptr
   end type request_options
 
   !> In-place memory of a service; see mpiserve_buffer_take() in mpiserve.h.

@@ -181,6 +181,11 @@ typedef struct mpiserve_options {
      j of the call is result_shapes[j * MPISERVE_MAX_DIMS + d], and the result lies dense at the
      beginning of its data. The numbers must exist until then. NULL: see mpiserve_tensor */
   int64_t *result_shapes;
+  /* A byte for each row of the request, which must exist until it has ended. After MPISERVE_OK, 1:
+     a model has answered the row, and its answer is trusted; 0: its uncertainty is above the limit
+     (mpiserve_description.uncertain), or the fallback has answered it. NULL: nobody wants to know
+   */
+  uint8_t *trusted;
 } mpiserve_options;
 
 /* What every value of an output must be, or its row is no answer: bits of mpiserve_spec. */
@@ -243,7 +248,12 @@ typedef struct mpiserve_description {
                              whose results may lie where its inputs were, such as echo */
   int32_t replica;        /* 0, 1, ... within the service */
   int32_t spare;          /* 1: it is stopped at first, and takes the place of replicas that die */
-  int32_t error;          /* MPISERVE_OK, or why this replica can't serve */
+  int32_t uncertain; /* 1: outputs[n_outputs] is one more output of the model, which clients do not
+                        see: how uncertain each row is, a float32 [-1] (or [], with
+                        MPISERVE_NO_ROWS) whose check is MPISERVE_BOUNDS and whose max is the
+                        limit. Above it, or NaN, and the row is not trusted. Not with free
+                        dimensions or overwrites */
+  int32_t error;     /* MPISERVE_OK, or why this replica can't serve */
   char error_text[MPISERVE_TEXT_SIZE];
   double local_timeout; /* seconds after which a local model that has not answered is ended */
   char local[MPISERVE_LOCAL_SIZE]; /* what starts a local model beside a client: the path of a
@@ -298,6 +308,8 @@ typedef struct mpiserve_stats {
   int64_t source;         /* mpiserve_source */
   int64_t fallback_rows;  /* of the rows, those that the caller's fallback answered */
   int64_t local_rows;     /* of the rows, those that a local model answered */
+  int64_t untrusted_rows; /* of the rows, those whose uncertainty is above the limit, whoever has
+                             then answered them */
   /* Of mpiserve_pace_step(), else 0: */
   int64_t age;               /* steps since the one whose inputs were answered */
   int64_t extrapolated_rows; /* of the rows, those that were extrapolated; the others are held */
@@ -327,6 +339,7 @@ typedef struct mpiserve_counters {
   int64_t rerouted;          /* simulation: sent again to another replica, as theirs had died or
                                 stopped */
   int64_t local_answers;     /* simulation: requests of which a local model answered rows */
+  int64_t untrusted_rows;    /* simulation: rows of results whose uncertainty was above the limit */
   int64_t paced_steps;       /* simulation: steps that mpiserve_pace_step() has answered */
   int64_t paced_age_sum; /* simulation: of these, the sum of the ages of the answers, in steps */
   int64_t paced_age_max; /* simulation: ..., the greatest of the ages */
@@ -368,7 +381,8 @@ typedef struct mpiserve_engine {
 
 /* The function that a library of engines exports by the name of MPISERVE_ENGINE_ENTRY: makes an
  * engine for a model, which is any text that the library understands, such as a path, and for the
- * tensors and max_batch_rows of the description. Returns 0, or another number and a text: also if
+ * tensors and max_batch_rows of the description, in which an uncertainty is the last of the
+ * outputs. Returns 0, or another number and a text: also if
  * version is not the MPISERVE_ENGINE_VERSION that the library was compiled with. */
 typedef int (*mpiserve_engine_entry)(int version, const char *model,
                                      const mpiserve_description *description,
@@ -666,9 +680,9 @@ int mpiserve_service_wait_ready(mpiserve_session *session, const char *name, dou
  * is still one request: it ends when all have ended, or with the error of the first piece that has
  * one. Pieces may be answered by different replicas, and, if the model is reloaded meanwhile, by
  * different versions; each one needs room in the queue. Statistics are those of its last piece, but
- * for rows, fallback_rows, local_rows and total_ns. MPISERVE_EROWS if rows belong together
- * (MPISERVE_TOGETHER), if tensors have free dimensions, if there would be over 65536 pieces, or if
- * outputs overlap inputs otherwise than row by row.
+ * for rows, fallback_rows, local_rows, untrusted_rows and total_ns. MPISERVE_EROWS if rows belong
+ * together (MPISERVE_TOGETHER), if tensors have free dimensions, if there would be over 65536
+ * pieces, or if outputs overlap inputs otherwise than row by row.
  *
  * Where a service has several replicas, each request goes to the one that will answer it first, as
  * far as this rank knows, so requests may end in another order than that of their submission.
@@ -718,8 +732,8 @@ int mpiserve_infer(mpiserve_service *service, int n_inputs, const mpiserve_tenso
  * mpiserve_pace_step() in each step in place of mpiserve_infer(). Local. A rank may have several
  * paces of one service, such as one for each stage of a scheme. MPISERVE_EARG: a number is out of
  * range, over 64 requests would be under way, an output cannot be extrapolated, whose dtype is
- * none of float32, float64, complex64, complex128, or the service is reproducible, and every is
- * not 1 or lag not 0.
+ * none of float32, float64, complex64, complex128, the service is reproducible, and every is not 1
+ * or lag not 0, or the service says how uncertain rows are (mpiserve_description.uncertain).
  *
  * mpiserve_pace_step: do one step. Steps are the calls of the pace, 0, 1, ...; the tensors are
  * those of mpiserve_submit(). Step n asks if n is a multiple of every: its inputs are copied, and
@@ -776,6 +790,10 @@ int mpiserve_pace_close(mpiserve_service *service, mpiserve_pace *pace);
  * nor [capture] in the configuration), or this service is not, as a record before has shown, or it
  * has free dimensions. Then the call costs next to nothing, so programs need no case for it.
  *
+ * Rows that a fallback has answered because a model was not trusted with them, or failed the check
+ * of a service that has an uncertainty (mpiserve_description.uncertain), are recorded by the
+ * library in the same way, with the model's uncertainty. In pairs of the caller's own that is NaN.
+ *
  * No answer is waited for. Rows go to the home replica, which takes them between batches, also
  * while its service is suspended, has no model, or its queue is full; or to another one if its
  * rank has died or stopped. What cannot be sent at once is copied, and later calls send it. The
@@ -825,10 +843,13 @@ int mpiserve_record(mpiserve_service *service, int n_inputs, const mpiserve_tens
  * exception must not leave it.
  *
  * Rows of a result that the signature's outputs do not allow (mpiserve_spec.check) are the model's
- * failure: MPISERVE_EMODEL, with the output, row and value. Only these rows go to the function, in
- * one call and in their order, and the others stay what they are; if the rows of a request belong
- * together (mpiserve_rows), all of them go. None can go if the caller's outputs are the memory of
- * its inputs, which the result has replaced. What the function returns is not checked.
+ * failure: MPISERVE_EMODEL, with the output, row and value. So are rows that are not trusted
+ * (mpiserve_description.uncertain), but without a function these are answers all the same, which
+ * mpiserve_options.trusted and mpiserve_stats.untrusted_rows mark. Only these rows, of both kinds,
+ * go to the function, in one call and in their order, and the others stay what they are; if the
+ * rows of a request belong together (mpiserve_rows), all of them go. None can go if the caller's
+ * outputs are the memory of its inputs, which the result has replaced. What the function returns is
+ * not checked.
  *
  * The thread that calls mpiserve_infer(), mpiserve_wait() or mpiserve_test() runs it, before the
  * call returns and for as long as it takes, also beyond a time-out. No other call runs it: not

@@ -10,9 +10,9 @@ static int check_replica(const msi_head *a, const msi_head *b) {
   if (strcmp(p->name, q->name) || p->error || q->error) return MPISERVE_OK;
   msi_side pi, po, qi, qo;
   int code = msi_side_init(&pi, "input", p->n_inputs, p->inputs);
-  if (!code) code = msi_side_init(&po, "output", p->n_outputs, p->outputs);
+  if (!code) code = msi_side_init_outputs(&po, p);
   if (!code) code = msi_side_init(&qi, "input", q->n_inputs, q->inputs);
-  if (!code) code = msi_side_init(&qo, "output", q->n_outputs, q->outputs);
+  if (!code) code = msi_side_init_outputs(&qo, q);
   if (code) return code;
   if (msi_side_equal(&pi, &qi) && msi_side_equal(&po, &qo) &&
       p->max_batch_rows == q->max_batch_rows && p->allow_empty == q->allow_empty)

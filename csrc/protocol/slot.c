@@ -44,24 +44,28 @@ static int check_bytes(const msi_layout *layout, const mpiserve_description *d) 
 static int overlay(msi_layout *layout, const char *service) {
   const msi_side *in = &layout->inputs, *out = &layout->outputs;
   for (int i = 0; i < out->n; i++) {
-    if (i >= in->n || in->row_bytes[i] != out->row_bytes[i])
+    if (out->n_hidden || i >= in->n || in->row_bytes[i] != out->row_bytes[i])
       return msi_error(MPISERVE_ECONFIG,
                        "service '%s': outputs that overwrite the inputs, as those of echo, need "
-                       "rows of the same sizes",
+                       "rows of the same sizes, and no uncertainty",
                        service);
     layout->outputs_at[i] = layout->inputs_at[i];
   }
   return MPISERVE_OK;
 }
 
-/* Results that take the place of inputs, and local models, have fixed shapes. */
+/* Results that take the place of inputs, local models and the uncertainty have fixed shapes. */
 static int check_free(msi_layout *layout, const mpiserve_description *d) {
   if (!layout->inputs.n_free && !layout->outputs.n_free) return MPISERVE_OK;
   layout->is_free = 1;
   layout->max_plain_rows = 0;
-  if (!d->overwrites && !d->local[0]) return MPISERVE_OK;
+  const char *what = d->overwrites  ? "outputs that overwrite the inputs"
+                     : d->local[0]  ? "local models"
+                     : d->uncertain ? "an uncertainty"
+                                    : NULL;
+  if (!what) return MPISERVE_OK;
   return msi_error(MPISERVE_ECONFIG, "service '%s': tensors with free dimensions, and %s", d->name,
-                   d->overwrites ? "outputs that overwrite the inputs" : "local models");
+                   what);
 }
 
 static int check_rows(msi_layout *layout, const mpiserve_description *d) {
@@ -92,7 +96,7 @@ int msi_layout_init(msi_layout *layout, const mpiserve_description *description,
   *layout = (msi_layout){
       .lanes = lanes, .max_rows = most, .max_plain_rows = most, .batch_rows = d->max_batch_rows};
   int code = msi_side_init(&layout->inputs, "input", d->n_inputs, d->inputs);
-  if (!code) code = msi_side_init(&layout->outputs, "output", d->n_outputs, d->outputs);
+  if (!code) code = msi_side_init_outputs(&layout->outputs, d);
   if (!code) code = check_rows(layout, d);
   layout->inputs.slot_bytes = layout->outputs.slot_bytes = MSI_EAGER_BYTES;
   if (code || !lanes) return code;

@@ -145,6 +145,24 @@ int msi_side_init(msi_side *side, const char *what, int n, const mpiserve_spec *
                    side->n_free, MPISERVE_MAX_FREE);
 }
 
+static int is_uncertainty(const mpiserve_spec *spec, int has_rows) {
+  return spec->dtype == MPISERVE_FLOAT32 && spec->check == MPISERVE_BOUNDS &&
+         spec->ndim == has_rows;
+}
+
+int msi_side_init_outputs(msi_side *side, const mpiserve_description *description) {
+  int hidden = description->uncertain != 0;
+  int code = msi_side_init(side, "output", description->n_outputs + hidden, description->outputs);
+  if (code || !hidden) return code;
+  if (!is_uncertainty(&side->specs[side->n - 1], side->has_rows))
+    return msi_error(MPISERVE_ECONFIG,
+                     "service '%s': the uncertainty must be one float32 for each row, with bounds",
+                     description->name);
+  side->n_hidden = 1;
+  side->n_plain -= side->n_plain > 0;
+  return MPISERVE_OK;
+}
+
 /* ---- free dimensions ------------------------------------------------------------------ */
 
 int msi_side_has_dims(const msi_side *side, const uint32_t *dims) {
@@ -208,7 +226,7 @@ void msi_side_shapes(const msi_side *side, int64_t rows, const uint32_t *dims, i
 static const char *names_text(char *text, size_t size, const msi_side *side) {
   size_t at = 0;
   text[0] = 0;
-  for (int i = 0; i < side->n && at < size; i++)
+  for (int i = 0; i < msi_side_seen(side) && at < size; i++)
     at += (size_t)snprintf(text + at, size - at, "%s%s", i ? ", " : "", side->specs[i].name);
   return text;
 }
@@ -309,6 +327,7 @@ static int find_place(const msi_side *side, const char *service, int i,
                       const mpiserve_tensor *tensors, uint32_t *taken) {
   char names[256];
   int at = tensors[i].name ? spec_find(side, tensors[i].name) : i;
+  if (at >= msi_side_seen(side)) at = -1;
   if (at >= 0 && !(*taken >> at & 1)) {
     *taken |= UINT32_C(1) << at;
     return at;
@@ -322,13 +341,14 @@ static int find_place(const msi_side *side, const char *service, int i,
 static int wrong_number(const msi_side *side, const char *service, int n) {
   char names[256];
   return msi_error(MPISERVE_ESHAPE, "service '%s': %d %ss given, the signature has %d (%s)",
-                   service, n, side->what, side->n, names_text(names, sizeof names, side));
+                   service, n, side->what, msi_side_seen(side),
+                   names_text(names, sizeof names, side));
 }
 
 /* As msi_side_match(), of any tensors. Those without rows are one row. */
 static int match_any(const msi_side *side, const char *service, int n,
                      const mpiserve_tensor *tensors, int64_t *rows, void **data) {
-  if (n != side->n) return wrong_number(side, service, n);
+  if (n != msi_side_seen(side)) return wrong_number(side, service, n);
   uint32_t taken = 0;
   for (int i = 0; i < n; i++) {
     int at = find_place(side, service, i, tensors, &taken);

@@ -17,6 +17,8 @@ int msi_dtype_part(int dtype);
 typedef struct msi_side {
   const char *what; /* "input" or "output", for messages */
   int n;
+  int n_hidden; /* of these, the last ones are no tensors of calls: mpiserve_description.uncertain
+                 */
   const mpiserve_spec *specs;
   size_t row_bytes[MPISERVE_MAX_TENSORS]; /* at most; of a request, see msi_side_of_dims() */
   size_t total_row_bytes;                 /* of all tensors of this side */
@@ -24,7 +26,7 @@ typedef struct msi_side {
   size_t slot_bytes;       /* the most bytes of a request that lie in its slot */
   size_t slot_at;          /* where they begin there: behind its times, if it is profiled */
   size_t eager_row_bytes;  /* no less than those of a row, and of these dimensions */
-  int n_plain;             /* n; -1: the tensors have no rows, or free dimensions */
+  int n_plain;             /* tensors of a call; -1: they have no rows, or free dimensions */
   int has_rows;            /* else one tensor is one row */
   int n_free;              /* free dimensions */
   int64_t least_rows;      /* of a call, and the least of a free dimension */
@@ -51,6 +53,12 @@ static inline int msi_spec_is_free(const mpiserve_spec *spec, int d) {
 /* Checks the specs (names, dtypes, shapes) and fills side, which keeps specs. All have rows, or
  * none has. */
 int msi_side_init(msi_side *side, const char *what, int n, const mpiserve_spec *specs);
+
+/* The same of the outputs of a description, with the one that clients do not see. */
+int msi_side_init_outputs(msi_side *side, const mpiserve_description *description);
+
+/* How many tensors a call has. */
+static inline int msi_side_seen(const msi_side *side) { return side->n - side->n_hidden; }
 
 /* Checks the tensors of a call and puts their addresses into data in the order
  * of the signature. *rows is MSI_ANY_ROWS before the first side, and the

@@ -20,6 +20,8 @@ ACCEPTED = {
     "shape": "list of integers; the first may be a string",
     "options": "table",
     "remote": "table",
+    "uncertainty": "table",
+    "scales": "table of numbers",
     "inputs": "list of tensors",
     "outputs": "list of tensors",
     "model_inputs": "list of tensors",

@@ -55,6 +55,7 @@ class Description:
         overwrites: bool = False,
         replica: int = 0,
         checks: Sequence[tuple[bool, float | None, float | None]] = (),
+        uncertain: bool = False,
         error_code: int = 0,
         error_text: str = "",
     ) -> None: ...
@@ -143,6 +144,7 @@ class Service:
     replicas: int
     head: int
     checks: dict[str, tuple[bool, float | None, float | None]]
+    uncertainty_limit: float | None
     def __call__(
         self,
         *arrays: np.ndarray,
@@ -205,6 +207,8 @@ class Pace:
 class Request:
     @property
     def stats(self) -> dict[str, Any] | None: ...
+    @property
+    def trusted(self) -> np.ndarray | None: ...
     def done(self) -> bool: ...
     def result(self, timeout: float | None = None) -> Result: ...
     def exception(self, timeout: float | None = None) -> BaseException | None: ...

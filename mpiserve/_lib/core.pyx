@@ -22,10 +22,11 @@ from mpiserve._lib.fallbacks import Fallback
 from mpiserve.config.tensor import Tensor
 
 cimport cython
+from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_FromStringAndSize
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.pythread cimport PyThread_get_thread_ident
 from libc.math cimport INFINITY, isinf
-from libc.stdint cimport int32_t, int64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memset
 from mpiserve._lib.arrays cimport (

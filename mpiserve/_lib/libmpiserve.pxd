@@ -1,6 +1,6 @@
 """mpiserve.h, as Cython sees it."""
 
-from libc.stdint cimport int32_t, int64_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint64_t, uint8_t
 
 
 cdef extern from "mpiserve.h" nogil:
@@ -26,6 +26,7 @@ cdef extern from "mpiserve.h" nogil:
         double deadline
         int32_t priority
         int64_t *result_shapes
+        uint8_t *trusted
     ctypedef struct mpiserve_spec:
         char name[64]
         int32_t dtype, ndim
@@ -47,7 +48,8 @@ cdef extern from "mpiserve.h" nogil:
         mpiserve_spec outputs[16]
         int64_t max_batch_rows, max_delay_ns, pool_bytes, max_queue_rows
         double stickiness
-        int32_t on_full, rows, allow_empty, reproducible, overwrites, replica, spare, error
+        int32_t on_full, rows, allow_empty, reproducible, overwrites, replica, spare, uncertain
+        int32_t error
         char error_text[512]
         double local_timeout
         char local[2048]
@@ -61,7 +63,7 @@ cdef extern from "mpiserve.h" nogil:
         void *outputs[16]
     ctypedef struct mpiserve_stats:
         int64_t rows, batch_rows, batch_requests, queue_ns, compute_ns, total_ns
-        int64_t generation, source, fallback_rows, local_rows, age, extrapolated_rows
+        int64_t generation, source, fallback_rows, local_rows, untrusted_rows, age, extrapolated_rows
     ctypedef struct mpiserve_pace_options:
         int64_t every, lag
         int32_t extrapolate, priority
@@ -74,7 +76,7 @@ cdef extern from "mpiserve.h" nogil:
         int64_t rejected, dropped, cancelled
         int64_t rma_operations, rma_to_simulation, thread_polls, rerouted
         int64_t engine_batches, batch_calls
-        int64_t fallbacks, failed_rows, local_answers
+        int64_t fallbacks, failed_rows, local_answers, untrusted_rows
         int64_t paced_steps, paced_age_sum, paced_age_max
     ctypedef struct mpiserve_batch:
         int64_t rows

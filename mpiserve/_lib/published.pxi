@@ -74,6 +74,9 @@ cdef make_service(Session session, mpiserve_service *found):
     service.inputs = tensors_of(description.inputs, description.n_inputs)
     service.outputs = tensors_of(description.outputs, description.n_outputs)
     service.checks = checks_of(description.outputs, description.n_outputs)
+    service.uncertainty_limit = (
+        description.outputs[description.n_outputs].max if description.uncertain else None
+    )
     service.max_batch_rows = description.max_batch_rows
     service.replicas, service.head = replicas, head
     service.transport = "shared" if transport == MPISERVE_SHARED else "rma"

@@ -108,6 +108,7 @@ cdef int fill_options(mpiserve_options *options, object deadline, object priorit
     cdef int64_t level = whole(priority, "priority")
     options.deadline = 0
     options.result_shapes = NULL
+    options.trusted = NULL
     if deadline is not None:
         options.deadline = deadline_of(deadline)
     if level < -100 or level > 100:
@@ -160,6 +161,7 @@ cdef class Request:
     cdef Service _service
     cdef mpiserve_request _request
     cdef object _outputs
+    cdef object _trusted  # a byte for each row; None: no fallback can answer, so all are
     cdef object _shapes  # of the results, as the library says; None: those of the outputs
     cdef tuple _inputs, _kept  # what the library reads until the end; copies of inputs, names
     cdef str _text
@@ -315,11 +317,25 @@ cdef class Request:
         """The statistics of the answered request, or None: mpiserve_stats by name.
 
         `source` is "model"; or "local" if a local model has answered `local_rows` of the rows, or
-        "fallback" if a fallback has answered `fallback_rows` of them.
+        "fallback" if a fallback has answered `fallback_rows` of them. `untrusted_rows` of them were
+        too uncertain.
         """
         if not self._ended or self._code != MPISERVE_OK:
             return None
         return {**self._stats, "source": SOURCES[self._stats.source]}
+
+    @property
+    def trusted(self):
+        """Which rows are a model's, and trusted: bools [rows]; None without a result.
+
+        False where the uncertainty is above `service.uncertainty_limit`, or the fallback has
+        answered. Where tensors have no rows, a request is one.
+        """
+        if not self._ended or self._code != MPISERVE_OK:
+            return None
+        if self._trusted is None:
+            return np.ones(self._stats.rows, np.bool_)
+        return np.frombuffer(self._trusted, np.bool_)
 
     @cython.final
     cdef int _end(self, int code) except -1:
@@ -350,8 +366,15 @@ cdef class Request:
         if not self._ended and self._request.id and self._session._holds():
             leftover = Leftover.__new__(Leftover)
             leftover.request = self._request
-            leftover.kept = (self._inputs, self._outputs, self._kept)
+            leftover.kept = (self._inputs, self._outputs, self._kept, self._trusted)
             self._session._drop(leftover)
+
+
+cdef object flags_for(mpiserve_options *options, int64_t rows):
+    """Make room for what the library says of each row."""
+    flags = PyByteArray_FromStringAndSize(NULL, rows)
+    options.trusted = <uint8_t *>PyByteArray_AS_STRING(flags)
+    return flags
 
 
 cdef object any_shapes(mpiserve_options *options, int n):

@@ -32,6 +32,7 @@ cdef class Service:
         allow_empty: Whether requests may have 0 rows.
         checks: What the values of an answer must be, by the name of the output: (whether finite,
             the least, the greatest), None for no bound. Outputs with any values are not there.
+        uncertainty_limit: The uncertainty above which a row is not trusted; None: all are.
     """
 
     cdef Session _session
@@ -45,6 +46,7 @@ cdef class Service:
     cdef readonly int64_t max_batch_rows
     cdef readonly int replicas, head
     cdef readonly dict checks
+    cdef readonly object uncertainty_limit
     cdef object _results
     cdef list _input_specs, _output_specs, _buffers, _endings
     cdef list _names  # of the inputs
@@ -189,7 +191,9 @@ cdef class Service:
         request._outputs = self._make_outputs(outputs, rows) if out is None else (
             self._check_outputs(outputs, out)
         )
-        if self._free and out is None:
+        if not self._free:  # a fallback may be set before the request ends
+            request._trusted = flags_for(&options, rows)
+        elif out is None:
             request._shapes = any_shapes(&options, n_outputs)
             kept = keep(kept, request._shapes)
         request._inputs, request._kept = arrays, kept
@@ -241,7 +245,8 @@ cdef class Service:
             priority: As of `submit`.
 
         Raises:
-            ArgumentError: If a number is out of range, or an output cannot be extrapolated.
+            ArgumentError: If a number is out of range, an output cannot be extrapolated, or the
+                service has an uncertainty.
         """
         cdef mpiserve_options options
         fill_options(&options, deadline, priority)
@@ -434,6 +439,7 @@ cdef class Service:
         self._totals.total_ns += stats.total_ns
         self._totals.fallback_rows += stats.fallback_rows
         self._totals.local_rows += stats.local_rows
+        self._totals.untrusted_rows += stats.untrusted_rows
         return 0
 
     def __repr__(self):

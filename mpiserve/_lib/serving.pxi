@@ -68,8 +68,8 @@ cdef class Description:
     def __init__(self, *, name, engine="", version="", inputs=(), outputs=(), max_batch_rows=1,
                  max_delay_us=0, pool_bytes=0, stickiness=0, max_queue_rows=0, on_full="wait",
                  rows="independent", allow_empty=False, reproducible=False, overwrites=False,
-                 replica=0, spare=False, checks=(), local="", local_timeout=0.0, error_code=0, error_text="",
-                 largest=((), ())):
+                 replica=0, spare=False, checks=(), uncertain=False, local="", local_timeout=0.0,
+                 error_code=0, error_text="", largest=((), ())):
         memset(&self.description, 0, sizeof(self.description))
         copy_text(self.description.name, MPISERVE_NAME_SIZE, name)
         copy_bytes(
@@ -80,7 +80,8 @@ cdef class Description:
         copy_text(self.description.version, MPISERVE_NAME_SIZE, version)
         copy_bytes(self.description.error_text, MPISERVE_TEXT_SIZE, line_of(error_text))
         self.description.n_inputs = len(inputs)
-        self.description.n_outputs = len(outputs)
+        self.description.n_outputs = len(outputs) - uncertain  # the last one is the uncertainty
+        self.description.uncertain = uncertain
         fill_specs(self.description.inputs, inputs)
         fill_specs(self.description.outputs, outputs)
         fill_checks(self.description.outputs, checks)

@@ -81,6 +81,10 @@ def _create_any(
 
 def _create(service: ServiceConfig, comm: MPI.Comm | None = None, local_rank: int = 0) -> Backend:
     """Make a backend that takes arrays as clients give them."""
+    if service.uncertainty and service.uncertainty.method == "distance":
+        from mpiserve.backends.distance import DistanceBackend
+
+        return DistanceBackend(service, _create, comm, local_rank)
     if service.preprocess or service.postprocess:
         from mpiserve.backends.pre_post import ProcessedBackend
 

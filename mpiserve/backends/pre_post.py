@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from mpiserve.backends.arrays import checked, dtype_of, zeros
 from mpiserve.backends.base import Backend, Steps, arranged, import_object
 from mpiserve.backends.outer import OuterBackend
+from mpiserve.config.uncertainty import seen
 from mpiserve.errors import Code, ModelError
 from mpiserve.failure import check_interrupt
 
@@ -51,6 +52,7 @@ class ProcessedBackend(OuterBackend):
         """
         self._before = self._function("preprocess")
         self._after = self._function("postprocess")
+        self._seen = [tensor.name for tensor in seen(self.service)]
         super().load()
         if self._model.steps:
             self.steps = ProcessedSteps(self._model.steps, self._prepared, self._finished)
@@ -77,7 +79,12 @@ class ProcessedBackend(OuterBackend):
         if self._after is None:
             return results
         tensors = self._model.service.outputs
-        return self._after(*_fitting(results, tensors, rows, "output of the model"))
+        made = _fitting(results, tensors, rows, "output of the model")
+        n = len(tensors) - (len(self.service.outputs) - len(self._seen))
+        if n == len(made):
+            return self._after(*made)
+        # The uncertainty of a row is that of the model's answer.
+        return [*arranged(self._after(*made[:n]), self._seen, "outputs"), *made[n:]]
 
     def tune(self, inputs: tuple[np.ndarray, ...], outputs: tuple[np.ndarray, ...]) -> None:
         """Tune the model, with as many rows."""

@@ -13,9 +13,10 @@ from mpiserve.config.model_file import (
     UnreadableError,
     names_of,
 )
-from mpiserve.config.service import OBJECT, ServiceConfig
+from mpiserve.config.service import ServiceConfig
 from mpiserve.config.signature import read_signature
 from mpiserve.config.tables import MODEL_DTYPES, TensorConfig
+from mpiserve.config.values import OBJECT
 from mpiserve.config.version import VERSION
 
 FUNCTIONS = {"inputs": "preprocess", "outputs": "postprocess"}

@@ -135,6 +135,7 @@ def derived(service: ServiceConfig, kind: str) -> ServiceConfig:
         "engine": "eager",
         "options": options,
         "derivatives": (),
+        "uncertainty": None,
     }
     update |= {"inputs": inputs, "outputs": outputs, "cores": 0, "gpus": 0}
     made = service.model_copy(update=update)

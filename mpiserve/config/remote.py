@@ -35,6 +35,7 @@ _REASONS = {
     "rows": "only rows can be split and compared",
     "tensor_parallel": "its ranks must agree on every batch; use two services",
     "derivatives": "they are those of the local model; use two services",
+    "uncertainty": "only an output of the model ('model') is at the server, too",
     "max_shape": "rows of free dimensions have no cost of their own; use two services",
 }
 
@@ -56,12 +57,14 @@ def _check_remote(remote: RemoteConfig | None, info: ValidationInfo) -> RemoteCo
     if remote is None:
         return None
     tensors = [*service.get("inputs", ()), *service.get("outputs", ())]
+    uncertainty = service.get("uncertainty")
     for key, wrong in (
         ("backend", service.get("backend") == "remote"),
         ("task", service.get("task")),
         ("rows", service.get("rows") in ("none", "ragged")),
         ("tensor_parallel", service.get("tensor_parallel", 1) > 1),
         ("derivatives", service.get("derivatives")),
+        ("uncertainty", uncertainty and uncertainty.method != "model"),
         ("max_shape", any(tensor.is_free for tensor in tensors)),
     ):
         if wrong:

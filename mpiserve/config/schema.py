@@ -6,8 +6,9 @@ from typing import Any
 
 from mpiserve.config.derivatives import KINDS
 from mpiserve.config.file import Config
-from mpiserve.config.service import BACKENDS, OBJECT, TASKS
+from mpiserve.config.service import BACKENDS, TASKS
 from mpiserve.config.tables import DTYPES, MODEL_DTYPES
+from mpiserve.config.values import OBJECT
 
 DIALECT = "http://json-schema.org/draft-07/schema#"  # the latest that editors of TOML know
 _FUNCTION = {"type": "string", "pattern": f"^({OBJECT.pattern})$"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -22,6 +21,7 @@ from mpiserve.config.tensor_checks import (
     check_unbounded,
     mirrored,
 )
+from mpiserve.config.uncertainty import Uncertainty, outputs_of_model, served
 from mpiserve.config.values import (
     MAX_BYTES,
     MAX_PARALLEL,
@@ -29,6 +29,8 @@ from mpiserve.config.values import (
     MAX_ROWS,
     MAX_SECONDS,
     MAX_THREADS,
+    OBJECT,
+    check_object,
     shown,
     suggest,
 )
@@ -39,14 +41,6 @@ MAX_BATCH_ROWS = 4096  # unless the configuration says more or less
 BACKENDS = ("deepspeed", "torch", "onnx", "python", "echo", "remote")
 TASKS = ("generate", "embed")
 NEEDS_MPI = "communicates by MPI among the ranks of tensor_parallel, which a child cannot"
-# "module:object" or "folder/file.py:object"
-OBJECT = re.compile(r"(?:[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*|[^:]*\w\.py):[A-Za-z_]\w*")
-
-
-def _object(spec: str | None) -> str | None:
-    if spec is not None and not OBJECT.fullmatch(spec):
-        raise ValueError(f"must be 'module:callable' or 'file.py:callable', got {shown(spec)}")
-    return spec
 
 
 class ServiceConfig(Table):
@@ -64,9 +58,9 @@ class ServiceConfig(Table):
     """For a Hugging Face directory: continue sequences (`"generate"`) or map them to vectors
     (`"embed"`).
     """
-    preprocess: Annotated[str | None, AfterValidator(_object)] = None
+    preprocess: Annotated[str | None, AfterValidator(check_object)] = None
     """A function that turns `inputs` into `model_inputs` before the model runs."""
-    postprocess: Annotated[str | None, AfterValidator(_object)] = None
+    postprocess: Annotated[str | None, AfterValidator(check_object)] = None
     """A function that turns `model_outputs` into `outputs` after the model has run."""
     options: dict[str, Any] = Field(default_factory=dict)
     """A table of settings for the backend."""
@@ -190,6 +184,8 @@ class ServiceConfig(Table):
     """`true`: warm up with 1 and `max_batch_rows` rows; a list: with these numbers of rows; a
     `.npz` file: with example inputs; `false`: not at all.
     """
+    uncertainty: Uncertainty = None
+    """Which rows of the answers are not to be trusted: the table `[service.NAME.uncertainty]`."""
     remote: Remote = None
     """The same model at a server, beside this one: the table `[service.NAME.remote]`."""
     placement: Placement = "local"
@@ -229,7 +225,9 @@ class ServiceConfig(Table):
         return self._derivative
 
     def of_version(self, version: str = "") -> ServiceConfig:
-        """Return the table for a version, with its name in place of {version}.
+        """Return the table as it is served: for a version, with its name in place of {version}.
+
+        An uncertainty is one more output.
 
         Args:
             version: The name of the version; by default that of the start.
@@ -239,7 +237,7 @@ class ServiceConfig(Table):
         """
         version = version or self.version
         if not version:
-            return self
+            return served(self, version)
         key = f"service.{self.name}.version"
         if not self.version:
             text = f"'{version}' has no meaning: neither model nor options say {VERSION}"
@@ -247,7 +245,8 @@ class ServiceConfig(Table):
         try:
             keys = {key: filled(getattr(self, key), version) for key in ("model", "options")}
             keys |= {"remote": remote_of(self.remote, version)}
-            return self.model_copy(update=keys | {"version": checked_version(version)})
+            keys |= {"version": checked_version(version)}
+            return served(self.model_copy(update=keys), version)
         except ValueError as error:
             raise ConfigError(Code.ECONFIG, f"{key}: {error}") from None
 
@@ -287,7 +286,7 @@ class ServiceConfig(Table):
     def of_model(self) -> ServiceConfig:
         """The service as its model sees it, between preprocess and postprocess."""
         functions = {"preprocess": None, "postprocess": None}
-        inputs, outputs = self.model_inputs or self.inputs, self.model_outputs or self.outputs
+        inputs, outputs = self.model_inputs or self.inputs, outputs_of_model(self)
         return self.model_copy(update=functions | {"inputs": inputs, "outputs": outputs})
 
     @field_validator("backend")

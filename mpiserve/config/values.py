@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
@@ -11,6 +12,9 @@ from typing import Any
 from mpiserve.errors import Code, ConfigError
 
 Location = tuple[int | str, ...]
+
+# "module:object" or "folder/file.py:object"
+OBJECT = re.compile(r"(?:[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*|[^:]*\w\.py):[A-Za-z_]\w*")
 
 MAX_DEPTH = 32
 INT64 = range(-(2**63), 2**63)
@@ -159,3 +163,10 @@ def _unfit(where: Location, value: Any) -> str | None:
         if any(unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp") for char in text):
             return f"a text must not have control characters or line ends, got {shown(text)}"
     return None
+
+
+def check_object(spec: str | None) -> str | None:
+    """Refuse a text that names no callable."""
+    if spec is not None and not OBJECT.fullmatch(spec):
+        raise ValueError(f"must be 'module:callable' or 'file.py:callable', got {shown(spec)}")
+    return spec

@@ -87,8 +87,21 @@ def _is_over(session: Session, names: list[str]) -> bool:
 class _Pending:
     """A request under way for the child."""
 
-    def __init__(self, number: int, request: core.Request) -> None:
-        self.number, self.request = number, request
+    def __init__(self, number: int, request: core.Request, service: core.Service) -> None:
+        self.number, self.request, self._service = number, request, service
+
+    def result(self) -> tuple[np.ndarray, ...]:
+        """Return the outputs that its child knows: where rows may be doubted, which are trusted.
+
+        Raises:
+            Error: If it has ended with one.
+        """
+        outputs = self.request.result(0)
+        arrays = outputs if isinstance(outputs, tuple) else (outputs,)
+        if self._service.uncertainty_limit is None:
+            return arrays
+        trusted: Any = self.request.trusted
+        return (*arrays, trusted[0] if self._service.rows == "none" else trusted)
 
 
 class Bridge:
@@ -251,22 +264,20 @@ class Bridge:
     def _submit(self, table: dict[str, Any], data: memoryview) -> None:
         index = table["s"]
         arrays = split(data, table["shapes"], self._dtypes[index])
+        service = self._services[index]
         try:
-            request = self._services[index].submit(
-                *arrays, deadline=table["d"], priority=table["p"]
-            )
+            request = service.submit(*arrays, deadline=table["d"], priority=table["p"])
         except Error as error:
             self._refuse(table["id"], error)
             return
-        self._pending.append(_Pending(table["id"], request))
+        self._pending.append(_Pending(table["id"], request, service))
 
     def _answer(self, pending: _Pending) -> None:
         try:
-            outputs = pending.request.result(0)
+            arrays = pending.result()
         except Error as error:
             self._refuse(pending.number, error)
             return
-        arrays = outputs if isinstance(outputs, tuple) else (outputs,)
         table = {
             "m": ANSWER,
             "id": pending.number,

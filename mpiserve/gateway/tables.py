@@ -6,6 +6,7 @@ from math import prod
 from typing import Any
 
 from mpiserve.config import ServiceConfig
+from mpiserve.config.uncertainty import TRUSTED
 from mpiserve.wire.open_inference import numpy_dtype
 
 LEAST_LIMIT = 64 << 20  # bytes that the tensors of a request may have in any case
@@ -22,6 +23,9 @@ def table_of(service: Any, index: int) -> dict[str, Any]:
         [(t.name, t.dtype, list(t.shape), list(most)) for t, most in zip(*side, strict=True)]
         for side in sides
     )
+    if service.uncertainty_limit is not None:  # clients outside of the job have no fallback
+        shape = [] if service.rows == "none" else [-1]
+        outputs.append((TRUSTED, "bool", shape, shape))
     return {
         "number": index,
         "name": service.name,

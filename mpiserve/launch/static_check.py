@@ -15,6 +15,7 @@ from mpiserve.backends.remote.remote_backend import api_of
 from mpiserve.backends.remote.settings import OptionError, remote_table, settings_of
 from mpiserve.backends.torch.deepspeed_backend import ELSEWHERE
 from mpiserve.config import OBJECT, Config, Group, ServiceConfig
+from mpiserve.config.uncertainty import seen
 from mpiserve.config.values import cut, shown, suggest
 from mpiserve.errors import ModelError
 from mpiserve.launch import definitions
@@ -101,6 +102,7 @@ def _of_service(service: ServiceConfig) -> Iterator[Finding]:
         _options(service),
         _engine_options(service),
         _model(service),
+        _uncertainty(service),
         _warmup(service),
         _task(service),
         _functions(service),
@@ -219,10 +221,26 @@ def _model_file(service: ServiceConfig, model: str) -> Iterator[Finding]:
 
 def _weights(service: ServiceConfig) -> Iterator[Finding]:
     weights = service.options.get("weights")
-    if service.backend == "python" or not isinstance(weights, str):
+    if service.backend != "python" and isinstance(weights, str):
+        yield from _file("options.weights", service, weights)
+
+
+def _uncertainty(service: ServiceConfig) -> Iterator[Finding]:
+    table = service.uncertainty
+    if table is None:
         return
-    if not os.path.exists(service.folder / weights):
-        yield Finding("options.weights", f"{cut(str(service.folder / weights), 300)}: no such file")
+    for name in table.weights:
+        yield from _file("uncertainty.weights", service, name)
+    if table.data:
+        yield from _file("uncertainty.data", service, table.data)
+    if table.method == "distance" and not _installed("sklearn"):
+        text = "'distance' needs scikit-learn, which is not here: pip install 'mpiserve[trust]'"
+        yield Finding("uncertainty.method", text, sure=False)
+
+
+def _file(key: str, service: ServiceConfig, name: str) -> Iterator[Finding]:
+    if not os.path.exists(service.folder / name):
+        yield Finding(key, f"{cut(str(service.folder / name), 300)}: no such file")
 
 
 def _warmup(service: ServiceConfig) -> Iterator[Finding]:
@@ -257,7 +275,7 @@ def _callable(service: ServiceConfig, node: definitions.Definition | None) -> It
 def _functions(service: ServiceConfig) -> Iterator[Finding]:
     counts = {
         "preprocess": len(service.inputs),
-        "postprocess": len(service.model_outputs or service.outputs),
+        "postprocess": len(service.model_outputs or seen(service)),
     }
     for key, count in counts.items():
         spec = getattr(service, key)

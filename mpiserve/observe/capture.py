@@ -78,7 +78,8 @@ class Capture:
         Args:
             services: In that order.
         """
-        self._services, self._models = services, [0] * len(services)
+        self._services = [service.of_version() for service in services]
+        self._models = [0] * len(services)
         rank = self._lib.rank
         if not any(map(self._captures, self._services)):
             return

@@ -118,6 +118,7 @@ def _client(make: _Families, rank: Rank) -> None:
         ("fallbacks", "Of these requests, those of which the fallback answered rows."),
         ("local_answers", "Of these requests, those of which a local model answered rows."),
         ("failed_rows", "Rows of results that failed the check of the outputs."),
+        ("untrusted_rows", "Rows of results whose uncertainty was above the limit."),
         ("rerouted", "Requests that were sent again to another replica."),
         ("paced_steps", "Time steps that answers of a pace were given to."),
         ("paced_age_sum", "The sum of the ages of these answers, in steps."),

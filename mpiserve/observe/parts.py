@@ -28,7 +28,7 @@ STEP = np.dtype(
 )
 CLIENT = np.dtype(
     [("name", "S64")]
-    + [(name, "i8") for name in ("requests", "rows", "fallbacks", "answered")]
+    + [(name, "i8") for name in ("requests", "rows", "fallbacks", "untrusted_rows", "answered")]
     + [("batch_rows", "i8"), ("batch_requests", "i8"), ("errors", "i8", CODES)]
     + [("waited", "i8"), ("waited_stages", "i8", len(STAGES)), ("least_flight", "i8")]
     + [("total", TIMING), ("stages", TIMING, len(STAGES))]

@@ -31,7 +31,7 @@ COUNTERS = (  # in the order of mpiserve_counters
     *("requests", "rows", "errors", "batches", "batches_in_place", "closed_by_rows"),
     *("closed_by_census", "closed_by_delay", "rejected", "dropped", "cancelled"),
     *("rma_operations", "rma_to_simulation", "thread_polls", "engine_batches", "batch_calls"),
-    *("fallbacks", "failed_rows", "rerouted", "local_answers"),
+    *("fallbacks", "failed_rows", "rerouted", "local_answers", "untrusted_rows"),
     *("paced_steps", "paced_age_sum", "paced_age_max"),
 )
 STATES = (  # in the order of mpiserve_state

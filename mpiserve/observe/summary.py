@@ -134,6 +134,7 @@ def _client(part: Part, client: Any) -> Report:
         "rows": int(client["rows"]),
         "batch_requests": float(client["batch_requests"]) / answered,
         "fallbacks": int(client["fallbacks"]),
+        "untrusted_rows": int(client["untrusted_rows"]),
         "errors": codes(client["errors"]),
         "waited": _seconds(client["waited"]),
         "waited_for": _by_stage(client["waited_stages"]),
@@ -257,6 +258,9 @@ def _service_lines(name: str, service: Report) -> list[str]:
             f" of {duration(total['p50'])} (p50), {duration(total['p99'])} (p99), "
             f"{duration(total['max'])} (max): {shares(sums)}"
         )
+    if untrusted := sum(one["untrusted_rows"] for one in service["clients"]):
+        rows = sum(one["rows"] for one in service["clients"])
+        lines.append(f"  rows that were not trusted: {untrusted}, {percent(untrusted, rows)}")
     tables = (_client_rows(service["clients"]), _stage_rows(service), _head_rows(service["heads"]))
     for table in tables:
         lines += [*columns(table), ""]

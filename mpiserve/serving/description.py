@@ -7,6 +7,7 @@ from typing import Any
 from mpiserve.config import ServiceConfig, TensorConfig
 from mpiserve.config.batching import delay_us
 from mpiserve.config.tensor import Tensor
+from mpiserve.config.uncertainty import is_hidden
 
 
 def description(service: ServiceConfig, replica: int, **outcome: Any) -> dict[str, Any]:
@@ -37,7 +38,8 @@ def description(service: ServiceConfig, replica: int, **outcome: Any) -> dict[st
         "on_full": service.on_full,
         "allow_empty": service.allow_empty or service.rows == "ragged",
         "replica": replica,
-        "checks": [(finite, t.min, t.max) for t in service.outputs],
+        "checks": [(finite and not is_hidden(service, t), t.min, t.max) for t in service.outputs],
+        "uncertain": service.uncertainty is not None,
         **outcome,
     }
 

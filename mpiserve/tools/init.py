@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from mpiserve.config import Config
-from mpiserve.config.service import OBJECT, ServiceConfig
+from mpiserve.config.service import ServiceConfig
 from mpiserve.config.tables import TensorConfig
+from mpiserve.config.values import OBJECT
 from mpiserve.errors import ArgumentError, Code, ConfigError
 from mpiserve.tools import describe
 

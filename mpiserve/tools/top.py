@@ -142,6 +142,7 @@ def _client(rank: Rank, old: Rank | None, past: float) -> View:
         "requests": counters["requests"],
         "errors": counters["errors"],
         "fallbacks": counters["fallbacks"] + counters["local_answers"],
+        "untrusted_rows": counters["untrusted_rows"],
         "requests_per_s": done / past,
         "waits": rank.waits,
         "waits_for": int(rank.head["waits_for"]) if rank.waits else None,
@@ -314,12 +315,14 @@ def _clients_table(job: View) -> Any:
     from rich.table import Table
 
     table = Table(expand=False, pad_edge=False)
-    for name in ("simulation rank", "requests", "requests/s", "errors", "fallbacks", "waits"):
+    names = ("simulation rank", "requests", "requests/s", "errors", "fallbacks")
+    for name in (*names, "untrusted rows", "waits"):
         table.add_column(name, justify="right")
     for one in job["simulation"][:SHOWN]:
         counts = [str(one["requests"]), f"{one['requests_per_s']:.4g}", str(one["errors"])]
         waits = f"{_duration(one['waits'])} for {one['waits_for']}" if one["waits"] else "-"
-        table.add_row(str(one["rank"]), *counts, str(one["fallbacks"]), waits)
+        counts += [str(one["fallbacks"]), str(one["untrusted_rows"])]
+        table.add_row(str(one["rank"]), *counts, waits)
     return table
 
 

@@ -36,6 +36,21 @@ static void describe(mpiserve_description *d, const char *name) {
   d->inputs[0] = d->outputs[0] = spec;
 }
 
+/* To an engine the uncertainty is an output as any other. */
+static void check_uncertain(const mpiserve_description *published) {
+  mpiserve_engine engine;
+  mpiserve_description d = *published;
+  double x[COLUMNS] = {1}, y[COLUMNS] = {0};
+  float u = 0;
+  d.uncertain = 1;
+  CHECK(!mpiserve_engine_load(library, "2", &d, &engine));
+  const void *inputs[] = {x};
+  void *outputs[] = {y, &u};
+  CHECK(!engine.run(engine.state, 1, inputs, outputs, NULL, 0));
+  CHECK(y[0] == 2 && u == COLUMNS / 2.0F);
+  mpiserve_engine_close(&engine);
+}
+
 static void load(head *h) {
   mpiserve_engine engine = {.run = NULL};
   mpiserve_description other = h->d[TOY];
@@ -46,6 +61,7 @@ static void load(head *h) {
   EXPECT(mpiserve_engine_load(library, "no", h->d, &engine), MPISERVE_EMODEL, "'no' is no factor");
   EXPECT(mpiserve_engine_load(NULL, NULL, &other, &engine), MPISERVE_ECONFIG, "echo needs");
   CHECK(!engine.run);
+  check_uncertain(h->d);
   for (int i = TOY; i <= EACH; i++)
     CHECK(!mpiserve_engine_load(library, "2", h->d, &h->engines[i]));
   h->engines[TOY].chunk_rows = 5;

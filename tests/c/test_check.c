@@ -5,7 +5,7 @@
 
 #include "check.h"
 
-enum { ROWS = 67, COLUMNS = 3 };
+enum { ROWS = 67, COLUMNS = 3, TEXT = sizeof((msi_doubts){0}.text) };
 
 static mpiserve_spec spec_of(int dtype, int check, double min, double max) {
   return (mpiserve_spec){.name = "y",
@@ -20,17 +20,20 @@ static mpiserve_spec spec_of(int dtype, int check, double min, double max) {
 /* The rows that fail of a tensor; -1 if the quick look and the thorough one differ. */
 static int64_t failed_of(const mpiserve_spec *spec, void *data, int64_t *failed, char *text) {
   msi_side side;
+  msi_doubts doubts = {.rows = failed};
   CHECK(!msi_side_init(&side, "output", 1, spec));
   CHECK(msi_check_wanted(&side) == spec->check);
-  int64_t n = msi_check_failed(&side, ROWS, &data, NULL, failed, text, 256);
-  return msi_check_passes(&side, ROWS, &data) == !n ? n : -1;
+  msi_check_rows(&side, ROWS, &data, NULL, &doubts);
+  snprintf(text, TEXT, "%s", doubts.text);
+  CHECK(doubts.failed == doubts.n);
+  return msi_check_passes(&side, ROWS, &data) == !doubts.n ? doubts.n : -1;
 }
 
 #define CHECK_FLOATS(type, dtype) \
   do { \
     type y[ROWS * COLUMNS]; \
     int64_t failed[ROWS]; \
-    char text[256] = ""; \
+    char text[TEXT] = ""; \
     mpiserve_spec finite = spec_of(dtype, MPISERVE_FINITE, 0, 0); \
     mpiserve_spec bounds = spec_of(dtype, MPISERVE_BOUNDS, -1, 100); \
     mpiserve_spec above = spec_of(dtype, MPISERVE_BOUNDS, 0, INFINITY); \
@@ -63,7 +66,7 @@ static void check_halves(int dtype, uint16_t one, uint16_t largest, uint16_t lea
                          uint16_t nan, double largest_value) {
   uint16_t y[ROWS * COLUMNS];
   int64_t failed[ROWS];
-  char text[256] = "";
+  char text[TEXT] = "";
   mpiserve_spec finite = spec_of(dtype, MPISERVE_FINITE, 0, 0);
   mpiserve_spec bounds = spec_of(dtype, MPISERVE_BOUNDS, 0, largest_value);
   mpiserve_spec below = spec_of(dtype, MPISERVE_BOUNDS, -1, largest_value * 0.99);
@@ -91,7 +94,7 @@ static void check_halves(int dtype, uint16_t one, uint16_t largest, uint16_t lea
   do { \
     type y[ROWS * COLUMNS * 2] = {0}; \
     int64_t failed[ROWS]; \
-    char text[256] = ""; \
+    char text[TEXT] = ""; \
     mpiserve_spec finite = spec_of(dtype, MPISERVE_FINITE, 0, 0); \
     CHECK(failed_of(&finite, y, failed, text) == 0); \
     y[2 * COLUMNS * 4 + 1] = (type)INFINITY; \
@@ -107,7 +110,7 @@ static void check_halves(int dtype, uint16_t one, uint16_t largest, uint16_t lea
   do { \
     type y[ROWS * COLUMNS] = {0}; \
     int64_t failed[ROWS]; \
-    char text[256] = ""; \
+    char text[TEXT] = ""; \
     mpiserve_spec finite = spec_of(dtype, MPISERVE_FINITE, 0, 0); \
     mpiserve_spec bounds = spec_of(dtype, MPISERVE_BOUNDS, least, (greatest) - 1.0); \
     y[0] = (type)(least); \
@@ -123,7 +126,7 @@ static void check_elements(void) {
   const msi_check_shapes found = {{5, 2, COLUMNS}};
   double complex_y[2 * 5 * 2 * COLUMNS] = {0}, energy = NAN;
   int64_t failed;
-  char text[256] = "";
+  msi_doubts doubts = {.rows = &failed};
   void *y = complex_y, *e = &energy;
   msi_side side;
   mpiserve_spec nodes = {.name = "y",
@@ -136,11 +139,13 @@ static void check_elements(void) {
   CHECK(!msi_side_init(&side, "output", 1, &nodes));
   side.row_bytes[0] = sizeof complex_y;
   complex_y[2 * ((3 * 2 + 1) * COLUMNS + 2) + 1] = NAN; /* an imaginary part */
-  CHECK(msi_check_failed(&side, 1, &y, &found, &failed, text, sizeof text) == 1);
-  CHECK_TEXT(text, "output 'y', element [3, 1, 2] of [5, 2, 3]: a value is nan");
+  msi_check_rows(&side, 1, &y, &found, &doubts);
+  CHECK(doubts.failed == 1);
+  CHECK_TEXT(doubts.text, "output 'y', element [3, 1, 2] of [5, 2, 3]: a value is nan");
   CHECK(!msi_side_init(&side, "output", 1, &scalar));
-  CHECK(msi_check_failed(&side, 1, &e, NULL, &failed, text, sizeof text) == 1);
-  CHECK_TEXT(text, "output 'e': a value is nan");
+  msi_check_rows(&side, 1, &e, NULL, &doubts);
+  CHECK(doubts.failed == 1);
+  CHECK_TEXT(doubts.text, "output 'e': a value is nan");
 }
 
 static void check_wrong_specs(void) {
@@ -157,6 +162,59 @@ static void check_wrong_specs(void) {
     CHECK(msi_side_init(&side, "output", 1, &bounds) == MPISERVE_ECONFIG);
     CHECK_TEXT(mpiserve_last_error(), "has no order, so it has no bounds");
   }
+}
+
+static mpiserve_description uncertain(int dtype, double limit) {
+  mpiserve_description d = {.name = "s", .n_outputs = 1, .uncertain = 1};
+  d.outputs[0] = spec_of(MPISERVE_FLOAT32, MPISERVE_FINITE, 0, 0);
+  d.outputs[1] = (mpiserve_spec){.name = "u",
+                                 .dtype = dtype,
+                                 .ndim = 1,
+                                 .shape = {-1},
+                                 .check = MPISERVE_BOUNDS,
+                                 .min = -INFINITY,
+                                 .max = limit};
+  return d;
+}
+
+/* A row that fails and is uncertain fails; the text is of a row that fails, if one does. */
+static void check_uncertainty(void) {
+  mpiserve_description d = uncertain(MPISERVE_FLOAT32, 0.5);
+  float y[ROWS * COLUMNS] = {0}, u[ROWS] = {0};
+  void *data[] = {y, u};
+  int64_t rows[ROWS];
+  msi_doubts doubts = {.rows = rows};
+  msi_side side;
+  CHECK(!msi_side_init_outputs(&side, &d));
+  CHECK(side.n == 2 && msi_side_seen(&side) == 1);
+  u[3] = 0.5F;
+  CHECK(msi_check_passes(&side, ROWS, data));
+  u[3] = 0.75F;
+  u[66] = NAN;
+  CHECK(!msi_check_passes(&side, ROWS, data));
+  msi_check_rows(&side, ROWS, data, NULL, &doubts);
+  CHECK(doubts.n == 2 && !doubts.failed && rows[0] == 3 && rows[1] == 66);
+  CHECK_TEXT(doubts.text, "row 3 is not trusted: its uncertainty is 0.75, and the limit 0.5");
+  y[COLUMNS * 3] = y[COLUMNS * 9] = NAN;
+  msi_check_rows(&side, ROWS, data, NULL, &doubts);
+  CHECK(doubts.n == 3 && doubts.failed == 2 && rows[1] == 9 && rows[2] == 66);
+  CHECK_TEXT(doubts.text, "output 'y', row 3: a value is nan");
+  y[COLUMNS * 3] = 0;
+  msi_check_rows(&side, ROWS, data, NULL, &doubts);
+  CHECK(doubts.n == 3 && doubts.failed == 1);
+  CHECK_TEXT(doubts.text, "output 'y', row 9: a value is nan");
+}
+
+static void check_wrong_uncertainty(void) {
+  msi_side side;
+  mpiserve_description wide = uncertain(MPISERVE_FLOAT64, 1), free = uncertain(MPISERVE_FLOAT32, 1);
+  mpiserve_description many = uncertain(MPISERVE_FLOAT32, 1);
+  CHECK(msi_side_init_outputs(&side, &wide) == MPISERVE_ECONFIG);
+  CHECK_TEXT(mpiserve_last_error(), "service 's': the uncertainty must be one float32");
+  free.outputs[1].check = 0;
+  CHECK(msi_side_init_outputs(&side, &free) == MPISERVE_ECONFIG);
+  many.n_outputs = MPISERVE_MAX_TENSORS;
+  CHECK(msi_side_init_outputs(&side, &many) == MPISERVE_ESHAPE);
 }
 
 int main(void) {
@@ -177,5 +235,7 @@ int main(void) {
   CHECK_COMPLEX(double, MPISERVE_COMPLEX128);
   check_elements();
   check_wrong_specs();
+  check_uncertainty();
+  check_wrong_uncertainty();
   return check_result();
 }

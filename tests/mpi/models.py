@@ -353,6 +353,24 @@ def graph(nodes: np.ndarray, edges: np.ndarray) -> np.ndarray:
     return result
 
 
+def doubtful(x: np.ndarray) -> list[np.ndarray]:
+    """Double; as uncertain as the number has digits behind the point, and not a number below 0."""
+    fraction = np.where(x < 0, np.nan, x - np.floor(x))
+    return [2 * x, fraction.reshape(len(x), -1).max(1).astype(np.float32)]
+
+
+def doubtful_field(x: np.ndarray) -> list[np.ndarray]:
+    """The same of a field without rows."""
+    return [2 * x, np.float32((x - np.floor(x)).max())]
+
+
+def features() -> Any:
+    """A network of one hidden layer, for weights that `fitted` makes."""
+    from torch import nn
+
+    return nn.Sequential(nn.Linear(1, 32), nn.Tanh(), nn.Linear(32, 1)).double()
+
+
 def placed(x: np.ndarray) -> np.ndarray:
     """Answer the place of each row in the batch, how many rows that has, and their sum."""
     rows = len(x)

@@ -71,6 +71,8 @@ def test_what_is_right_is_not_complained_of(found, table):
 FILE = {"backend": "torch", "model": "model.onnx"}
 EMBEDS = {"backend": "torch", "model": "folder", "task": "embed"}
 SHARDED = {"backend": "deepspeed"}
+OTHERS = {"uncertainty": {"method": "ensemble", "limit": 1.0, "weights": ["none.safetensors"]}}
+TRAINED = {"uncertainty": {"method": "distance", "limit": 1.0, "data": "none.npz"}}
 BUILT = {"backend": "torch", "model": "models:build"}
 WRONG = [
     ({"model": "model:twice"}, "service.s.model: 'model:twice': no module 'model' in"),
@@ -102,6 +104,8 @@ WRONG = [
     ),
     (BUILT | {"options": {"arguments": 3}}, "options.arguments: must be a table, got 3"),
     (BUILT | {"options": {"arguments": {"width": 1}, "weights": "no"}}, "no: no such file"),
+    (BUILT | OTHERS, "service.s.uncertainty.weights: "),
+    (TRAINED, "none.npz: no such file"),
     ({"backend": "torch", "model": "folder"}, "folder is a directory: set task ="),
     ({"backend": "torch", "model": "folder", "task": "embed", "inputs": TOKENS}, "no config.json"),
     ({"backend": "deepspeed", "model": "gone", "task": "embed"}, "gone: no such directory"),

@@ -110,7 +110,12 @@ class TorchBackend(Backend):
 
     def read(self) -> torch.nn.Module:
         """Return the module, on the CPU and in the dtype of the configuration."""
-        return load_module(self.service)
+        module, table = load_module(self.service), self.service.uncertainty
+        if table is None or table.method != "ensemble":
+            return module
+        from mpiserve.backends.torch.ensemble import ensemble_of
+
+        return ensemble_of(self.service, module)
 
     def prepare(self, module: torch.nn.Module) -> Any:
         """Make a loaded module ready to be called."""
