@@ -24,6 +24,7 @@ from mpiserve.errors import (
     QueueFullError,
     RequestTimeout,
 )
+from mpiserve.mpi import families as _families
 
 if TYPE_CHECKING:
     from mpiserve._lib.core import Request, Service
@@ -70,6 +71,8 @@ __all__ = [
 if "mpi4py.MPI" not in sys.modules:
     _given = os.environ.get("MPIR_CVAR_DEFAULT_THREAD_LEVEL", "").upper()
     mpi4py.rc.thread_level = "multiple" if _given.endswith("MULTIPLE") else "serialized"
+
+_families.install()
 
 # Imported on first use: a session initialises MPI, a configuration needs pydantic.
 _LATE = {
