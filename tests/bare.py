@@ -123,8 +123,8 @@ def make(base: Path, wheel: Path, mpi: str, prefix: Path, path: str) -> Bare:
     (site / "base.pth").write_text(f"{base}\n")
     packages = [str(wheel), *([] if mpi in DEBIAN else [mpi])]
     pip = [prefix / "bin/python", "-m", "pip", "-q", "install", "--no-deps"]
-    command = [*pip, "-c", ROOT / "constraints.txt", *packages]
-    subprocess.run(command, check=True, env=os.environ | {"PATH": path})
+    pip += ["-c", ROOT / "constraints.txt"]
+    subprocess.run([*pip, *packages], check=True, env=os.environ | {"PATH": path})
     if mpi in DEBIAN:
         use_debian(prefix, mpi.removeprefix("system-"))
     return Bare(prefix, mpi, path)
@@ -134,7 +134,9 @@ def use_debian(prefix: Path, family: str) -> None:
     """Do what docs/guide/install.md says for the MPIs of Debian."""
     launcher = shutil.which(f"mpiexec.{family}")
     assert launcher, f"there is no mpiexec.{family}: apt-get install {family} of Debian"
-    (prefix / "bin/mpiexec").symlink_to(launcher)
+    script = prefix / "bin/mpiexec"  # no link: MPICH's looks for its helpers beside itself
+    script.write_text(f'#!/bin/sh\nexec {launcher} "$@"\n')
+    script.chmod(0o755)
     if family == "mpich":
         (prefix / "lib/mpich-abi").mkdir()
         library = next(Path("/usr/lib").glob("*-linux-gnu/libmpich.so.12"))
