@@ -68,7 +68,7 @@ def loaded() -> str:
         if spec is None or spec.origin is None:
             raise ImportError("there is no mpi4py.MPI")
         library = ctypes.CDLL(spec.origin)  # without the start of the module, which starts MPI
-    except (ImportError, OSError, RuntimeError) as error:
+    except (ImportError, OSError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise Error(Code.EVERSION, f"mpi4py finds no MPI ({reason}): {NO_MPI}") from error
     return "openmpi" if hasattr(library, "ompi_mpi_comm_self") else "mpich"
