@@ -27,7 +27,7 @@ from mpiserve.errors import (
 from mpiserve.mpi import families as _families
 
 if TYPE_CHECKING:
-    from mpiserve._lib.core import Request, Service
+    from mpiserve._lib.core import Pace, Request, Service
     from mpiserve.backends.base import Backend, Steps
     from mpiserve.config import Config
     from mpiserve.gateway.client import connect
@@ -51,6 +51,7 @@ __all__ = [
     "Error",
     "ModelError",
     "NotFoundError",
+    "Pace",
     "PeerError",
     "QueueFullError",
     "Request",
@@ -79,6 +80,7 @@ _LATE = {
     "Backend": "mpiserve.backends.base",
     "Capture": "mpiserve.observe.capture_data",
     "Config": "mpiserve.config",
+    "Pace": "mpiserve._lib.core",
     "Request": "mpiserve._lib.core",
     "Service": "mpiserve._lib.core",
     "Session": "mpiserve.session",

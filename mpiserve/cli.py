@@ -59,6 +59,11 @@ ConfigFile = Annotated[
         metavar="CONFIG", help="The TOML file of the services.", autocompletion=_files(".toml")
     ),
 ]
+Ranks = Annotated[int, typer.Option("-n", help="Ranks of the world.")]
+AnyRanks = Annotated[int | None, typer.Option("-n", help="Ranks of the world (default: fewest).")]
+RanksPerNode = Annotated[
+    int | None, typer.Option("--ranks-per-node", help="Ranks of each node (default: one node).")
+]
 
 
 def main() -> None:
@@ -142,9 +147,11 @@ def check(
     load: Annotated[
         bool, typer.Option("--load", help="Load and warm up every model on this machine.")
     ] = False,
+    ranks: AnyRanks = None,
+    ranks_per_node: RanksPerNode = None,
 ) -> None:
-    """Check CONFIG and list its services, without MPI."""
-    from rich.table import Table
+    """Check CONFIG, list its services and draw the partition of a world, without MPI."""
+    from mpiserve.launch import drawing
 
     checked = _checked(config)
     _look(checked)
@@ -153,14 +160,8 @@ def check(
         from mpiserve.tools import check_load
 
         raise typer.Exit(check_load.try_all(checked))
-    table = Table("service", "replicas", "backend", "model")
-    for service in checked.services:
-        count, model = str(service.replicas), service.model or "-"
-        table.add_row(service.name, count, service.backend, model)
-    if checked.partition.spares:
-        names = ", ".join(service.name for group in checked.spared for service in group.services)
-        table.add_row("spares", str(checked.partition.spares), "", f"of {names}")
-    terminal.console().print(table)
+    with _usage():
+        drawing.show(checked, ranks, ranks_per_node)
 
 
 def _show_origins(config: Config) -> None:
@@ -196,12 +197,6 @@ def _look(config: Config) -> None:
 def _warn(config: Config, found: Sequence[Finding]) -> None:
     for finding in found:
         print(f"mpiserve: warning: {config.error(finding.key, finding.text)}", file=sys.stderr)
-
-
-Ranks = Annotated[int, typer.Option("-n", help="Ranks of the world.")]
-RanksPerNode = Annotated[
-    int | None, typer.Option("--ranks-per-node", help="Ranks of each node (default: one node).")
-]
 
 
 @app.command()

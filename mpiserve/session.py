@@ -22,6 +22,7 @@ from mpiserve.config.capture import announced
 from mpiserve.config.partition import INFERENCE, SIMULATION, assign, by_node, on_one_rank, roles
 from mpiserve.errors import ArgumentError, Code, ConfigError, Error, PeerError
 from mpiserve.failure import describe, end_child, interrupts, is_success, located
+from mpiserve.interactive import complete_services
 from mpiserve.mpi import check
 from mpiserve.observe import capture, exporter, notices, ranks
 from mpiserve.observe.profile import Profile
@@ -70,6 +71,7 @@ class Session(Changes, Others):
         self.run: int = lib.profile()["run"]
         if self.role == SIMULATION:
             atexit.register(self._at_exit)
+            complete_services(Session)
 
     def __enter__(self) -> Session:
         return self

@@ -15,13 +15,15 @@ from jobs import ROOT, Target
 EXAMPLES = ROOT / "examples"
 RANKS = 2
 PROGRAMS = {"02_hello": "hello", "03_async_overlap": "overlap", "04_many_inputs": "many"}
+PROGRAMS |= {"10_time_steps": "rod"}
 ALONE = {"05_shallow_water": "shallow_water", "09_newton": "newton"}  # in Fortran only
 
 
 def expected(example: str) -> list[str]:
     """What the example prints, computed here."""
-    printed = {"02_hello": hello, "03_async_overlap": overlap, "04_many_inputs": many}[example]
-    return sorted(line for rank in range(RANKS) for line in printed(rank))
+    printed = {"02_hello": hello, "03_async_overlap": overlap, "04_many_inputs": many}
+    printed |= {"10_time_steps": rod}
+    return sorted(line for rank in range(RANKS) for line in printed[example](rank))
 
 
 def hello(rank: int) -> list[str]:
@@ -44,6 +46,24 @@ def many(rank: int) -> list[str]:
         values = " ".join(f"{value:.2f}" for value in flux)
         printed.append(f"rank {rank}, row {row}: density {density:.4f}, flux {values}")
     return printed
+
+
+def rod(rank: int) -> list[str]:
+    printed, ages = [], []
+    for every, lag, extrapolate in ((1, 0, 0), (1, 1, 0), (1, 1, 1), (4, 1, 1)):
+        T, q, own = 1199.0, {}, []  # of the last cell
+        for step in range(12):
+            if step % every == 0:
+                q[step] = -2e-9 * (T**4 - 300.0**4)
+            last = max((step - lag) // every * every, 0)
+            slope = (q[last] - q[last - every]) / every if extrapolate and last else 0
+            own.append(step - last)
+            T += 0.01 * (q[last] + own[-1] * slope)
+        what = f"rank {rank}: every {every}, lag {lag}, {'on a line' if extrapolate else 'held'}"
+        printed.append(f"{what}: {T:.4f} K, ages {sum(own)}, oldest {max(own)}")
+        ages += own
+    counters = f"{len(ages)} paced_steps, {sum(ages)} paced_age_sum, {max(ages)} paced_age_max"
+    return [*printed, f"rank {rank}: {counters}"]
 
 
 def build(example: str, folder: Path, *suffixes: str) -> None:

@@ -9,6 +9,7 @@
 #include "head/capture.h"
 #include "head/reply.h"
 #include "head/shown.h"
+#include "head/silence.h"
 #include "head/tickets.h"
 #include "head/timing.h"
 
@@ -29,6 +30,10 @@ static int check_description(const mpiserve_description *d, uint32_t clients) {
                      d->name);
   if (d->max_queue_rows < 0 || d->on_full < MPISERVE_WAIT || d->on_full > MPISERVE_REJECT)
     return msi_error(MPISERVE_ECONFIG, "service '%s': max_queue_rows or on_full out of range",
+                     d->name);
+  if (d->reproducible && (d->max_queue_rows || !d->max_delay_ns))
+    return msi_error(MPISERVE_ECONFIG,
+                     "service '%s': reproducible needs max_delay, and excludes max_queue_rows",
                      d->name);
   if (d->rows < MPISERVE_INDEPENDENT || d->rows > MPISERVE_RAGGED)
     return msi_error(MPISERVE_ECONFIG, "service '%s': rows is %d", d->name, d->rows);
@@ -270,12 +275,24 @@ int mpiserve_wanted_get(mpiserve_session *session, int *wanted) {
   return MPISERVE_OK;
 }
 
+int mpiserve_irregular_get(mpiserve_session *session, int service, int64_t *rounds, char *text) {
+  MSI_TURN turn = NULL;
+  int code = msi_enter_serving(session, &turn);
+  if (code || !rounds) return code ? code : msi_null_argument("rounds");
+  if (service < 0 || service >= session->serving.n)
+    return msi_error(MPISERVE_EARG, "no service with index %d", service);
+  const msi_round *round = &session->serving.brokers[service].round;
+  *rounds = round->irregular;
+  if (text) memcpy(text, round->text, MPISERVE_TEXT_SIZE);
+  return MPISERVE_OK;
+}
+
 int mpiserve_waiting_get(mpiserve_session *session, int *why, char *text) {
   char unwanted[MPISERVE_TEXT_SIZE];
   MSI_TURN turn = NULL;
   int code = msi_enter_serving(session, &turn);
   if (code || !why) return code ? code : msi_null_argument("why");
-  *why = msi_serving_waiting(&session->serving, text ? text : unwanted);
+  *why = msi_silence_text(&session->serving, text ? text : unwanted);
   return MPISERVE_OK;
 }
 

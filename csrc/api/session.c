@@ -158,27 +158,34 @@ int mpiserve_open_failed_f(MPI_Fint world, int role, int code, const char *text)
   return wrong ? wrong : mpiserve_open_failed(msi_library_comm(world), role, code, text);
 }
 
-static int open_pair(int file, int peer, int role, mpiserve_session **session) {
-  msi_pair *pair;
-  int code = msi_pair_open(&pair, file, peer, role);
-  int index = code ? -1 : msi_handles_take();
+/* Only the wait in here can be interrupted. */
+static int open_of_pair(msi_pair *pair, int role, mpiserve_session **session) {
+  int index = msi_handles_take();
   if (index < 0) {
     msi_pair_close(pair);
-    return code ? code : MPISERVE_ENOMEM;
+    return MPISERVE_ENOMEM;
   }
-  code = open_session(index, MPI_COMM_NULL, pair, role, MPISERVE_OK, "");
-  if (code)
+  int code = open_session(index, MPI_COMM_NULL, pair, role, MPISERVE_OK, "");
+  if (code) {
     msi_handles_give(index);
-  else
-    *session = &msi_sessions[index];
-  return code;
+    return code;
+  }
+  pair->interrupted = NULL;
+  *session = &msi_sessions[index];
+  return MPISERVE_OK;
 }
 
-int mpiserve_open_pair(int file, int peer, int role, mpiserve_session **session) {
+int mpiserve_open_pair(int file, int peer, int role, int (*interrupted)(void *data), void *data,
+                       mpiserve_session **session) {
+  msi_pair *pair;
   if (!session) return msi_null_argument("session");
   *session = NULL;
   int code = check_running();
-  return code ? code : open_pair(file, peer, role, session);
+  if (!code) code = msi_pair_open(&pair, file, peer, role);
+  if (code) return code;
+  pair->interrupted = interrupted;
+  pair->data = data;
+  return open_of_pair(pair, role, session);
 }
 
 int mpiserve_comm(mpiserve_session *session, MPI_Comm *comm) {

@@ -5,6 +5,7 @@
 #include "base/error.h"
 #include "client/buffer.h"
 #include "client/life.h"
+#include "client/pace.h"
 #include "client/recording.h"
 #include "client/reload.h"
 #include "client/request.h"
@@ -75,6 +76,8 @@ static int match(mpiserve_service *service, int n_inputs, const mpiserve_tensor 
                  int n_outputs, const mpiserve_tensor *outputs, int64_t *rows, void **in,
                  void **out) {
   const msi_layout *layout = &service->endpoint->layout;
+  if ((!inputs && n_inputs) || (!outputs && n_outputs))
+    return msi_null_argument("inputs or outputs");
   *rows = MSI_ANY_ROWS;
   int code = msi_side_match(&layout->inputs, service->name, n_inputs, inputs, rows, in);
   if (!code) code = msi_side_match(&layout->outputs, service->name, n_outputs, outputs, rows, out);
@@ -98,8 +101,6 @@ static int submit(mpiserve_service *service, int n_inputs, const mpiserve_tensor
                   int how, mpiserve_request *request) {
   void *in[MPISERVE_MAX_TENSORS], *out[MPISERVE_MAX_TENSORS];
   int64_t rows;
-  if ((!inputs && n_inputs) || (!outputs && n_outputs))
-    return msi_null_argument("inputs or outputs");
   *request = (mpiserve_request){0};
   int code = match(service, n_inputs, inputs, n_outputs, outputs, &rows, in, out);
   if (!code && options) code = check_options(options);
@@ -161,6 +162,60 @@ int mpiserve_infer(mpiserve_service *service, int n_inputs, const mpiserve_tenso
   return code;
 }
 
+int mpiserve_pace_open(mpiserve_service *service, const mpiserve_pace_options *options,
+                       mpiserve_pace *pace) {
+  MSI_TURN turn = NULL;
+  const mpiserve_pace_options none = {0};
+  int code = msi_enter_service(service, &turn);
+  if (code || !pace) return code ? code : msi_null_argument("pace");
+  *pace = (mpiserve_pace){0};
+  if (!options) options = &none;
+  const mpiserve_options of_requests = {options->deadline, options->priority, NULL};
+  code = check_options(&of_requests);
+  return code ? code : msi_pace_open(service, options, pace);
+}
+
+/* The common beginning of calls of a pace. */
+static int enter_pace(mpiserve_service *service, const mpiserve_pace *pace, msi_pace **found,
+                      msi_handle **turn) {
+  int code = msi_enter_service(service, turn);
+  if (code || !pace) return code ? code : msi_null_argument("pace");
+  *found = msi_pace_find(service, pace);
+  return *found ? MPISERVE_OK : MPISERVE_ESTATE;
+}
+
+int mpiserve_pace_step(mpiserve_service *service, const mpiserve_pace *pace, int n_inputs,
+                       const mpiserve_tensor *inputs, int n_outputs, const mpiserve_tensor *outputs,
+                       double timeout, mpiserve_stats *stats) {
+  MSI_TURN turn = NULL;
+  msi_pace *found;
+  void *in[MPISERVE_MAX_TENSORS], *out[MPISERVE_MAX_TENSORS];
+  int64_t rows;
+  if (stats) *stats = (mpiserve_stats){0};
+  int code = enter_pace(service, pace, &found, &turn);
+  if (!code) code = msi_check_timeout(timeout);
+  if (!code) code = match(service, n_inputs, inputs, n_outputs, outputs, &rows, in, out);
+  return code ? code : msi_pace_step(found, rows, in, out, timeout, stats);
+}
+
+int mpiserve_pace_restart(mpiserve_service *service, const mpiserve_pace *pace) {
+  MSI_TURN turn = NULL;
+  msi_pace *found;
+  int code = enter_pace(service, pace, &found, &turn);
+  if (!code) msi_pace_restart(found);
+  return code;
+}
+
+int mpiserve_pace_close(mpiserve_service *service, mpiserve_pace *pace) {
+  MSI_TURN turn = NULL;
+  msi_pace *found;
+  int code = enter_pace(service, pace, &found, &turn);
+  if (code) return code;
+  msi_pace_close(found);
+  *pace = (mpiserve_pace){0};
+  return MPISERVE_OK;
+}
+
 int mpiserve_record(mpiserve_service *service, int n_inputs, const mpiserve_tensor *inputs,
                     int n_outputs, const mpiserve_tensor *outputs, int *kept) {
   MSI_TURN turn = NULL;
@@ -169,10 +224,7 @@ int mpiserve_record(mpiserve_service *service, int n_inputs, const mpiserve_tens
   int unused, *is_kept = kept ? kept : &unused;
   *is_kept = 0;
   int code = msi_enter_service(service, &turn);
-  if (code) return code;
-  if ((!inputs && n_inputs) || (!outputs && n_outputs))
-    return msi_null_argument("inputs or outputs");
-  code = match(service, n_inputs, inputs, n_outputs, outputs, &rows, in, out);
+  if (!code) code = match(service, n_inputs, inputs, n_outputs, outputs, &rows, in, out);
   return code ? code : msi_recording_put(service, rows, in, out, is_kept);
 }
 

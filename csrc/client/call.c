@@ -11,7 +11,7 @@
 #include "client/free_dims.h"
 #include "client/lease.h"
 #include "client/loss.h"
-#include "client/record.h"
+#include "client/record_message.h"
 #include "client/reroute.h"
 #include "client/spare.h"
 #include "client/stopped.h"
@@ -296,7 +296,7 @@ static int aim(mpiserve_service *service, msi_call *call, int64_t rows, int chos
 static int choose(mpiserve_service *service, msi_call *call, int64_t rows, void *const *inputs,
                   void *const *outputs) {
   call->message.endpoint = service->endpoint;
-  call->kind = call->is_piece ? MSI_PIECE : MSI_INFER;
+  call->kind = call->piece ? call->piece : MSI_INFER;
   call->load = NULL;
   if (service->balance.n < 2) return MPISERVE_OK;
   const msi_load *loads = service->balance.loads;
@@ -322,7 +322,7 @@ int msi_call_submit(mpiserve_service *service, int64_t rows, void *const *inputs
   msi_call *call = msi_calls_take(client);
   if (!call) return msi_error(MPISERVE_ENOMEM, "no memory for a request");
   call->submitted_ns = how & CALL_TIMED || MSI_PROFILED ? msi_now() : 0;
-  call->is_piece = (how & CALL_IS_PIECE) != 0;
+  call->piece = how & CALL_IS_PIECE ? MSI_PIECE : how & CALL_IS_LAST_PIECE ? MSI_LAST_PIECE : 0;
   call->service = service;
   code = choose(service, call, rows, inputs, outputs);
   if (!code && msi_layout_is_free(&service->endpoint->layout))

@@ -6,9 +6,9 @@
 
 /* As mpiserve_submit(), _cancel() say, with checked tensors in the signature's order, and of at
  * most as many rows as a batch. how: CALL_TIMED measures the total time; otherwise two readings of
- * the clock are saved. CALL_IS_PIECE: the rows are a piece of a request. CALL_BLOCKS: the caller
- * does nothing else until it waits. */
-enum { CALL_TIMED = 1, CALL_IS_PIECE = 2, CALL_BLOCKS = 4 };
+ * the clock are saved. CALL_IS_PIECE, CALL_IS_LAST_PIECE: the rows are a piece of a request.
+ * CALL_BLOCKS: the caller does nothing else until it waits. */
+enum { CALL_TIMED = 1, CALL_IS_PIECE = 2, CALL_BLOCKS = 4, CALL_IS_LAST_PIECE = 8 };
 int msi_call_submit(mpiserve_service *service, int64_t rows, void *const *inputs,
                     void *const *outputs, const mpiserve_options *options, int how,
                     mpiserve_request *request);

@@ -19,7 +19,7 @@ void msi_assignment_aim(mpiserve_service *service, msi_call *call, int64_t rows,
   call->message.endpoint = service->choices[chosen];
   call->load = &service->balance.loads[chosen];
   call->kind = chosen == service->assignment ? MSI_INFER : MSI_VISIT;
-  if (call->is_piece) call->kind = MSI_PIECE;
+  if (call->piece) call->kind = call->piece;
   msi_balance_sent(&service->balance, chosen, rows);
 }
 

@@ -4,6 +4,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/error.h"
+
 enum { F16_EXPONENT = 0x7c00, BF16_EXPONENT = 0x7f80, F16_DIGITS = 10 };
 
 /* ---- values ---------------------------------------------------------------------------- */
@@ -126,28 +128,52 @@ int msi_check_passes(const msi_side *outputs, int64_t rows, void *const *data) {
   return first_failed(outputs, 0, rows, data) < 0;
 }
 
+static void append_dims(const int64_t *dims, int n, char *text, size_t size) {
+  for (int d = 0; d < n; d++)
+    msi_text_append(text, size, "%s%lld", d ? ", " : "[", (long long)dims[d]);
+  msi_text_append(text, size, "]");
+}
+
+/* Which element of a tensor without rows: ", element [17, 2] of [60, 4]". A scalar has one. */
+static void append_element(const mpiserve_spec *spec, size_t element, const int64_t *shape,
+                           char *text, size_t size) {
+  int64_t at[MPISERVE_MAX_DIMS];
+  if (!spec->ndim) return;
+  for (int d = spec->ndim - 1; d >= 0; element /= (size_t)shape[d--])
+    at[d] = (int64_t)(element % (size_t)shape[d]);
+  msi_text_append(text, size, ", element ");
+  append_dims(at, spec->ndim, text, size);
+  msi_text_append(text, size, " of ");
+  append_dims(shape, spec->ndim, text, size);
+}
+
 /* The value of a row that fails, and what it should be. */
-static void say(const msi_side *outputs, int i, int64_t row, const void *data, char *text,
-                size_t size) {
+static void say(const msi_side *outputs, int i, int64_t row, const void *data,
+                const msi_check_shapes *shapes, char *text, size_t size) {
   const mpiserve_spec *spec = &outputs->specs[i];
   size_t bytes = outputs->row_bytes[i], k = 0;
   const char *begin = (const char *)data + (size_t)row * bytes;
   while (passes(spec, begin + k * part_bytes(spec), 1)) k++;
   double value = value_at(msi_dtype_part(spec->dtype), begin, k);
-  if ((spec->check & MPISERVE_FINITE) && !isfinite(value))
-    snprintf(text, size, "output '%s', row %lld: a value is %g", spec->name, (long long)row, value);
+  snprintf(text, size, "output '%s'", spec->name);
+  if (outputs->has_rows)
+    msi_text_append(text, size, ", row %lld", (long long)row);
   else
-    snprintf(text, size, "output '%s', row %lld: %g is not within %g to %g", spec->name,
-             (long long)row, value, spec->min, spec->max);
+    append_element(spec, k * part_bytes(spec) / mpiserve_dtype_size(spec->dtype),
+                   shapes ? (*shapes)[i] : spec->shape, text, size);
+  if ((spec->check & MPISERVE_FINITE) && !isfinite(value))
+    msi_text_append(text, size, ": a value is %g", value);
+  else
+    msi_text_append(text, size, ": %g is not within %g to %g", value, spec->min, spec->max);
 }
 
-int64_t msi_check_failed(const msi_side *outputs, int64_t rows, void *const *data, int64_t *failed,
-                         char *text, size_t size) {
+int64_t msi_check_failed(const msi_side *outputs, int64_t rows, void *const *data,
+                         const msi_check_shapes *shapes, int64_t *failed, char *text, size_t size) {
   int64_t n = 0;
   for (int64_t row = 0; row < rows; row++) {
     int i = first_failed(outputs, row, 1, data);
     if (i < 0) continue;
-    if (!n) say(outputs, i, row, data[i], text, size);
+    if (!n) say(outputs, i, row, data[i], shapes, text, size);
     failed[n++] = row;
   }
   return n;

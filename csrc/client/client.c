@@ -10,6 +10,7 @@
 #include "client/check.h"
 #include "client/life.h"
 #include "client/local.h"
+#include "client/pace.h"
 #include "client/recording.h"
 #include "client/request.h"
 #include "client/stopped.h"
@@ -241,6 +242,7 @@ int msi_client_close(msi_client *client, int64_t deadline) {
   int code = leave(client, deadline);
   if (!code) code = msi_recording_failure(client);
   msi_recording_free(client);
+  msi_pace_free_all(client);
   msi_request_free(client);
   msi_calls_free(client);
   msi_change_end_all(client);

@@ -25,8 +25,9 @@ typedef struct msi_location {
 /* The free dimensions of a request, and its rows' bytes. */
 typedef struct msi_shapes {
   uint32_t input_dims[MPISERVE_MAX_FREE];
-  msi_given wanted;       /* of the outputs */
-  int64_t *result_shapes; /* of mpiserve_options; or NULL */
+  msi_given wanted;                                       /* of the outputs */
+  int64_t *result_shapes;                                 /* of mpiserve_options; or NULL */
+  int64_t found[MPISERVE_MAX_TENSORS][MPISERVE_MAX_DIMS]; /* of the results, when they are there */
   msi_side inputs, outputs;
 } msi_shapes;
 

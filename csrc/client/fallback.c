@@ -105,18 +105,13 @@ static void copy_rows(const part *p, const int64_t *rows, size_t bytes, void *te
   }
 }
 
-/* Memory for the tensors of a part; they begin at lines of caches. */
+/* Memory for the tensors of a part. */
 static uint8_t *allocate(const msi_layout *layout, part *p) {
-  size_t at[2 * MPISERVE_MAX_TENSORS], bytes = 0;
-  const msi_side *in = &layout->inputs, *out = &layout->outputs;
-  for (int i = 0; i < in->n + out->n; i++) {
-    size_t row = i < in->n ? in->row_bytes[i] : out->row_bytes[i - in->n];
-    at[i] = bytes;
-    bytes += ((size_t)p->rows * row + MSI_ALIGN - 1) / MSI_ALIGN * MSI_ALIGN;
-  }
+  size_t before = msi_side_place(&layout->inputs, p->rows, 0, NULL, NULL);
+  size_t bytes = msi_side_place(&layout->outputs, p->rows, before, NULL, NULL);
   uint8_t *memory = aligned_alloc(MSI_ALIGN, bytes);
-  for (int i = 0; memory && i < in->n + out->n; i++)
-    *(i < in->n ? &p->inputs[i] : &p->outputs[i - in->n]) = memory + at[i];
+  msi_side_place(&layout->inputs, p->rows, 0, memory, p->inputs);
+  msi_side_place(&layout->outputs, p->rows, before, memory, p->outputs);
   return memory;
 }
 
@@ -156,10 +151,23 @@ static int cannot_mend(const msi_call *call) {
                    call->message.text);
 }
 
+static const msi_side *outputs_of(const msi_call *call) {
+  const msi_layout *layout = &call->service->endpoint->layout;
+  return msi_layout_is_free(layout) ? &call->payload.shapes->outputs : &layout->outputs;
+}
+
+/* NULL: those of the signature. */
+static const msi_check_shapes *shapes_of(const msi_call *call) {
+  return msi_layout_is_free(&call->service->endpoint->layout) ? &call->payload.shapes->found : NULL;
+}
+
 static void fail(msi_call *call, const char *text, int64_t n) {
-  call->message.code = MPISERVE_EMODEL;
-  snprintf(call->message.text, sizeof call->message.text, "service '%s', %s (%lld of %lld rows)",
-           call->service->name, text, (long long)n, (long long)call->payload.rows);
+  msi_message *message = &call->message;
+  message->code = MPISERVE_EMODEL;
+  snprintf(message->text, sizeof message->text, "service '%s', %s", call->service->name, text);
+  if (outputs_of(call)->has_rows)
+    msi_text_append(message->text, sizeof message->text, " (%lld of %lld rows)", (long long)n,
+                    (long long)call->payload.rows);
 }
 
 static int answer_failed(msi_client *client, msi_call *call, const int64_t *failed, int64_t n) {
@@ -170,18 +178,14 @@ static int answer_failed(msi_client *client, msi_call *call, const int64_t *fail
   return answer_all(client, call, code, why);
 }
 
-static const msi_side *outputs_of(const msi_call *call) {
-  const msi_layout *layout = &call->service->endpoint->layout;
-  return msi_layout_is_free(layout) ? &call->payload.shapes->outputs : &layout->outputs;
-}
-
 /* Finds the rows that are no answers, and has the function answer them: a local model is the same
  * model, and would answer the same. */
 static int mend(msi_client *client, msi_call *call, int64_t *failed) {
   const mpiserve_service *service = call->service;
   const msi_payload *p = &call->payload;
-  char text[256];
-  int64_t n = msi_check_failed(outputs_of(call), p->rows, p->outputs, failed, text, sizeof text);
+  char text[320];
+  int64_t n = msi_check_failed(outputs_of(call), p->rows, p->outputs, shapes_of(call), failed, text,
+                               sizeof text);
   client->metrics->counters.failed_rows += n;
   fail(call, text, n);
   if (!service->fallback.function) return msi_message_result(&call->message);

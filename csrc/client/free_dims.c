@@ -38,12 +38,12 @@ static int does_not_fit(const msi_call *call, const mpiserve_spec *spec, const i
 }
 
 /* Has the caller room for a result, or just this shape if it wants no other? */
-static int check_room(const msi_call *call, const int64_t *found) {
+static int check_room(const msi_call *call) {
   const msi_shapes *shapes = call->payload.shapes;
   int any = shapes->result_shapes != NULL;
   for (int i = 0; i < shapes->outputs.n; i++) {
     const mpiserve_spec *spec = &shapes->outputs.specs[i];
-    const int64_t *dims = found + (size_t)i * MPISERVE_MAX_DIMS, *room = shapes->wanted.shapes[i];
+    const int64_t *dims = shapes->found[i], *room = shapes->wanted.shapes[i];
     size_t bytes = sizeof *dims * (size_t)spec->ndim;
     if (any ? elements(spec->ndim, dims) > elements(spec->ndim, room) : memcmp(dims, room, bytes))
       return does_not_fit(call, spec, dims, room, any);
@@ -59,7 +59,7 @@ static void tell_shapes(const msi_shapes *shapes, const int64_t *found) {
 }
 
 /* What a head has written is checked like all that others can write to: once, after a copy. */
-static int read_dims(const msi_call *call, int slot, int64_t *found) {
+static int read_dims(const msi_call *call, int slot) {
   const msi_endpoint *endpoint = call->message.endpoint;
   const msi_side *side = &endpoint->layout.outputs;
   uint32_t dims[MPISERVE_MAX_FREE];
@@ -70,21 +70,20 @@ static int read_dims(const msi_call *call, int slot, int64_t *found) {
     return msi_error(MPISERVE_ESHAPE, "service '%s': the shape of a result is beyond max_shape",
                      call->service->name);
   msi_side_of_dims(side, dims, &call->payload.shapes->outputs);
-  msi_side_shapes(side, call->payload.rows, dims, found);
-  return check_room(call, found);
+  msi_side_shapes(side, call->payload.rows, dims, call->payload.shapes->found[0]);
+  return check_room(call);
 }
 
 int msi_free_dims_results(msi_call *call, int slot) {
-  int64_t found[MPISERVE_MAX_TENSORS * MPISERVE_MAX_DIMS];
   msi_shapes *shapes = call->payload.shapes;
   if (!call->payload.rows) { /* the model has not seen it */
     tell_shapes(shapes, shapes->wanted.shapes[0]);
     return MPISERVE_OK;
   }
-  int code = read_dims(call, slot, found);
+  int code = read_dims(call, slot);
   if (!code)
     code = msi_endpoint_outputs(call->message.endpoint, slot, &call->payload, &shapes->outputs);
-  if (!code) tell_shapes(shapes, found);
+  if (!code) tell_shapes(shapes, shapes->found[0]);
   if (code && code != MSI_NOT_YET)
     snprintf(call->message.text, sizeof call->message.text, "%s", mpiserve_last_error());
   return code;

@@ -5,9 +5,9 @@
 
 #include "base/error.h"
 #include "client/call.h"
-#include "client/record.h"
+#include "client/record_message.h"
 
-enum { MOST_BYTES = 64 << 20 }; /* of copies that wait to be sent: then the caller waits */
+enum { MOST_BYTES = 64 << 20 }; /* of copies that wait for one head: then the caller waits */
 
 /* The most rows of one record; 0: not even one can be sent. */
 static int64_t most_rows(const msi_layout *layout) {
@@ -35,7 +35,7 @@ static int copy(msi_client *client, msi_call *call) {
   size_t bytes = (size_t)payload->rows * msi_record_row_bytes(layout);
   uint8_t *to = call->own = malloc(bytes);
   if (!to) return msi_error(MPISERVE_ENOMEM, "no memory for a record of %zu bytes", bytes);
-  client->recording.bytes += bytes;
+  msi_send_queue_of(client, call->message.endpoint)->copied += bytes;
   for (int i = 0; i < layout->inputs.n + layout->outputs.n; i++) {
     int j = i - layout->inputs.n;
     void **tensor = j < 0 ? &payload->inputs[i] : &payload->outputs[j];
@@ -47,15 +47,42 @@ static int copy(msi_client *client, msi_call *call) {
   return MPISERVE_OK;
 }
 
-/* What waits to be sent is sent when the head, or the caller by its next call, goes on. */
-static int wait_for_room(msi_client *client, const mpiserve_service *service) {
+static size_t copied(const mpiserve_service *service) {
+  return msi_send_queue_of(service->client, service->endpoint)->copied;
+}
+
+static int no_room(const mpiserve_service *service, double seconds) {
+  char why[MPISERVE_TEXT_SIZE] = "";
+  msi_endpoint_why(service->endpoint, why, sizeof why);
+  return msi_error(MPISERVE_ETIMEOUT,
+                   "service '%s': %zu MiB of recorded rows wait to be sent, and none was taken "
+                   "within %g s (MPISERVE_CLOSE_TIMEOUT): %s",
+                   service->name, copied(service) >> 20, seconds, why);
+}
+
+static int is_gone(const msi_endpoint *home) { return home->lost || home->stopped; }
+
+/* A rank that only records learns here that a head that had stopped goes on. */
+static int find_home(mpiserve_service *service) {
+  int code = is_gone(service->endpoint) ? msi_call_progress_all(service->client) : MPISERVE_OK;
+  if (!code && is_gone(service->endpoint)) code = msi_endpoint_lost(service->endpoint);
+  return code;
+}
+
+/* Sends what waits for its home, as long as the head takes some. What waits for other heads, which
+ * may have stopped, may go on waiting. */
+static int wait_for_room(const mpiserve_service *service) {
+  msi_client *client = service->client;
+  double limit = msi_world_close_limit();
+  int64_t deadline = msi_deadline(limit);
   msi_wait wait = {0};
   int code = MPISERVE_OK;
-  while (!code && client->recording.bytes > MOST_BYTES) {
+  for (size_t before = copied(service); !code && before > MOST_BYTES; before = copied(service)) {
     code = msi_call_progress_all(client);
-    const msi_endpoint *home = service->endpoint;
-    if (!code && (home->lost || home->stopped)) code = msi_endpoint_lost(home);
-    if (!code) msi_wait_pause(&wait, &client->backoff, NULL);
+    if (!code && is_gone(service->endpoint)) code = msi_endpoint_lost(service->endpoint);
+    if (copied(service) < before) deadline = msi_deadline(limit);
+    if (code || !msi_wait_pause(&wait, &client->backoff, NULL)) continue;
+    if (msi_now() > deadline) code = no_room(service, limit);
   }
   return code;
 }
@@ -98,13 +125,14 @@ static int is_unsent(const msi_call *call, uint32_t generation) {
 static int begin(mpiserve_service *service, int64_t rows, void *const *inputs,
                  void *const *outputs) {
   msi_client *client = service->client;
-  msi_endpoint *home = service->endpoint;
-  if (home->lost || home->stopped) return msi_endpoint_lost(home);
+  int code = find_home(service);
+  if (!code) code = wait_for_room(service);
+  if (code) return code;
   msi_call *call = make(service, rows, inputs, outputs);
   if (!call) return msi_error(MPISERVE_ENOMEM, "no memory for a record");
   uint32_t generation = call->generation;
   msi_send_queue_push(client, &call->message);
-  int code = msi_call_progress(client, home);
+  code = msi_call_progress(client, call->message.endpoint);
   /* A rank that only records learns here that a head has died. */
   if (!code && is_unsent(call, generation)) code = msi_call_progress_all(client);
   if (!is_unsent(call, generation)) return code;
@@ -136,7 +164,6 @@ int msi_recording_put(mpiserve_service *service, int64_t rows, void *const *inpu
     for (int i = 0; i < layout->outputs.n; i++)
       out[i] = (char *)outputs[i] + (size_t)row * layout->outputs.row_bytes[i];
     code = begin(service, rows - row < most ? rows - row : most, in, out);
-    if (!code) code = wait_for_room(service->client, service);
   }
   *kept = !code;
   return code;

@@ -144,8 +144,8 @@ static int submit_pieces(msi_cut *cut, int64_t rows, void *const *inputs, void *
     int64_t left = rows - row, n = left < layout->max_rows ? left : layout->max_rows;
     move(&layout->inputs, row, inputs, in);
     move(&layout->outputs, row, outputs, out);
-    code = msi_call_submit(cut->service, n, in, out, options, CALL_TIMED | CALL_IS_PIECE,
-                           &cut->pieces[cut->n]);
+    int how = CALL_TIMED | (n < left ? CALL_IS_PIECE : CALL_IS_LAST_PIECE);
+    code = msi_call_submit(cut->service, n, in, out, options, how, &cut->pieces[cut->n]);
     cut->n += !code;
   }
   return code;

@@ -103,6 +103,11 @@ int msi_scale(const mpiserve_service *service, int replicas, double timeout) {
                      "raise partition.spares",
                      service->name, replicas, service->planned,
                      service->replicas - service->planned);
+  if (replicas > 1 && service->head && service->head->description.reproducible)
+    return msi_error(MPISERVE_EARG,
+                     "service '%s' is reproducible: which of %d replicas answers would depend on "
+                     "time",
+                     service->name, replicas);
   int missing = replicas - count_serving(service);
   msi_scaling scaling = {.service = service,
                          .what = missing > 0 ? MPISERVE_START : MPISERVE_STOP,

@@ -38,7 +38,7 @@ struct mpiserve_service {
 typedef struct msi_message {
   enum {
     MESSAGE_REQUEST, /* the first member of an msi_call */
-    MESSAGE_RECORD,  /* ... of an msi_call that nobody waits for: record.c */
+    MESSAGE_RECORD,  /* ... of an msi_call that nobody waits for: record_message.c */
     MESSAGE_CHANGE,  /* ... of an msi_change */
     MESSAGE_BUFFER   /* ... of an msi_buffer_request */
   } type;
@@ -54,6 +54,7 @@ typedef struct msi_message {
 /* The messages of an endpoint that have not been sent yet, in the order of submission. */
 typedef struct msi_send_queue {
   msi_message *first, *last;
+  size_t copied; /* bytes of the copies of records in it */
 } msi_send_queue;
 
 /* A request:
@@ -78,7 +79,7 @@ typedef struct msi_call {
     CALL_DONE       /* it has ended; the caller does not know yet */
   } state;
   mpiserve_service *service;
-  int is_piece;   /* of a request of the user's: msi_cut */
+  int piece;      /* of a request of the user's (msi_cut): its msi_kind; 0: it is none */
   msi_kind kind;  /* MSI_INFER, MSI_VISIT, MSI_PIECE or MSI_RECORD */
   msi_load *load; /* of the replica; NULL: there is no other */
   uint64_t sequence;
@@ -99,6 +100,9 @@ static inline int msi_message_is_leasing(const msi_message *message) {
 /* A request of more rows than a batch may have: request.c. */
 typedef struct msi_cut msi_cut;
 
+/* Requests that follow time steps: pace.c. */
+typedef struct msi_pace msi_pace;
+
 /* A step in which a head changes its model: mpiserve_change. It lives until its reply has come. */
 typedef struct msi_change {
   msi_message message;
@@ -111,8 +115,7 @@ typedef struct msi_change {
 
 /* Of pairs that this rank records. */
 typedef struct msi_recording {
-  size_t bytes; /* of its own copies, which could not be sent at once */
-  int code;     /* of the first record that failed; the caller does not know yet */
+  int code; /* of the first record that failed; the caller does not know yet */
   char text[2 * MPISERVE_TEXT_SIZE];
 } msi_recording;
 
@@ -139,7 +142,9 @@ typedef struct msi_client {
   msi_call **calls; /* as many as were ever in use at the same time */
   msi_call *idle;   /* free list */
   uint32_t n_cuts;
-  msi_cut **cuts; /* as many as were ever in use at the same time */
+  msi_cut **cuts;   /* as many as were ever in use at the same time */
+  uint32_t n_paces; /* that were ever opened */
+  msi_pace *paces;  /* that are open */
   msi_change *changes;
   msi_buffer_request buffer; /* one at a time: its caller waits */
   msi_recording recording;

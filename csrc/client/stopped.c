@@ -158,13 +158,16 @@ static void withdraw(msi_client *client, msi_endpoint *endpoint, int slot, msi_c
 
 static int is_change(const msi_message *message) { return message->type == MESSAGE_CHANGE; }
 
-/* Nobody waits for it: the head takes it when it goes on. */
-static int is_record(const msi_message *message) { return message->type == MESSAGE_RECORD; }
+/* Nobody waits for a record that is in the slot: the head takes it when it goes on. */
+static int stays(const msi_message *message) {
+  return is_change(message) ||
+         (message->type == MESSAGE_RECORD && !msi_message_is_leasing(message));
+}
 
 static msi_message *take_from_slot(msi_client *client, msi_endpoint *endpoint, int slot) {
   msi_message *message = endpoint->owners[slot];
   endpoint->owners[slot] = NULL;
-  if (message->type != MESSAGE_REQUEST) return message;
+  if (message->type == MESSAGE_BUFFER) return message;
   msi_call *call = (msi_call *)message;
   withdraw(client, endpoint, slot, call);
   if (call->state == CALL_LEASING) msi_send_queue_remove(client, message);
@@ -175,8 +178,7 @@ msi_message *msi_stopped_take(msi_client *client, msi_endpoint *endpoint) {
   for (int i = 0; i < MSI_SLOTS; i++) {
     int at = (int)((endpoint->sent + (uint64_t)i) % MSI_SLOTS);
     const msi_message *owner = endpoint->taken[at] ? endpoint->owners[at] : NULL;
-    if (owner && !is_change(owner) && !is_record(owner))
-      return take_from_slot(client, endpoint, at);
+    if (owner && !stays(owner)) return take_from_slot(client, endpoint, at);
   }
   msi_message *message = msi_send_queue_of(client, endpoint)->first;
   while (message && (is_change(message) || msi_message_is_leasing(message)))

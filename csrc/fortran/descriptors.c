@@ -268,6 +268,21 @@ int mpiserve_fortran_submit(mpiserve_session *session, mpiserve_service *service
   return code;
 }
 
+/* mpiserve_fortran_pace_step: results have the shapes of the outputs. */
+int mpiserve_fortran_pace_step(mpiserve_service *service, const mpiserve_pace *pace, int n_inputs,
+                               const array *inputs, int n_outputs, const array *outputs,
+                               double timeout, mpiserve_stats *stats) {
+  call c;
+  int code = load(service, n_inputs, inputs, n_outputs, outputs, 1, &c);
+  if (!code && c.shapes)
+    code = mpiserve_error(MPISERVE_EARG, "output() of a step of a pace can have no shape");
+  if (!code)
+    code =
+        mpiserve_pace_step(service, pace, n_inputs, c.inputs, n_outputs, c.outputs, timeout, stats);
+  msf_unpack(c.parcels, code);
+  return code;
+}
+
 /* mpiserve_fortran_record: outputs are read as inputs are. */
 int mpiserve_fortran_record(mpiserve_service *service, int n_inputs, const array *inputs,
                             int n_outputs, const array *outputs, int *kept) {

@@ -26,6 +26,7 @@ module mpiserve
     c_null_char, c_null_ptr, c_ptr
   use mpiserve_c
   use mpiserve_errors
+  use mpiserve_paces
   use mpiserve_requests
   use mpiserve_signatures
   implicit none
@@ -42,7 +43,7 @@ module mpiserve
     mpiserve_launched, mpiserve_loading, mpiserve_ready, mpiserve_busy, mpiserve_suspended, &
     mpiserve_restarting, mpiserve_failed, mpiserve_gone, mpiserve_max_dims, mpiserve_max_tensors, &
     mpiserve_name_size, mpiserve_forever
-  public :: request_stats, request_options, tensor, buffer, request, fallback_function, &
+  public :: request_stats, request_options, tensor, buffer, request, pace, fallback_function, &
     replica_state, tensor_spec, service_info
   public :: input, output, mpiserve_last_error, mpiserve_strerror, mpiserve_version
 
@@ -53,16 +54,14 @@ module mpiserve
     type(c_ptr) :: session = c_null_ptr
   contains
     procedure, private :: infer_forever, infer_within, infer_within_single
-    procedure, private :: infer_stats, infer_stats_single
+    procedure, private :: infer_stats, infer_tensors_stats
     procedure, private :: infer_tensors_forever, infer_tensors_within, infer_tensors_within_single
-    procedure, private :: infer_tensors_stats, infer_tensors_stats_single
     procedure, private :: submit_plain, submit_with, submit_tensors_plain, submit_tensors_with
     !> infer(input, output, [timeout, [stats,]] [ierr,] [row_dims]): one of each. Blocking.
-    generic :: infer => infer_forever, infer_within, infer_within_single, infer_stats, &
-      infer_stats_single
+    generic :: infer => infer_forever, infer_within, infer_within_single, infer_stats
     !> infer_tensors([input(a, "a"), ...], [output(b), ...], [timeout, [stats,]] [ierr]).
     generic :: infer_tensors => infer_tensors_forever, infer_tensors_within, &
-      infer_tensors_within_single, infer_tensors_stats, infer_tensors_stats_single
+      infer_tensors_within_single, infer_tensors_stats
     !> submit(input, output, [options,] request, [ierr,] [row_dims]): begin. Never waits.
     generic :: submit => submit_plain, submit_with
     !> submit_tensors([input(a), ...], [output(b), ...], [options,] request, [ierr]).
@@ -70,6 +69,9 @@ module mpiserve
     !> record(input, output, [ierr,] [row_dims,] [kept]), record_tensors(inputs, outputs, [ierr,]
     !> [kept]): pairs of the program's own, for the capture: mpiserve_record() in mpiserve.h.
     procedure :: record => service_record, record_tensors => service_record_tensors
+    !> pace(steps, [ierr,] [every,] [lag,] [extrapolate,] [deadline,] [priority]): couple the service
+    !> to time steps: type(pace), and mpiserve_pace_open() in mpiserve.h. Local.
+    procedure :: pace => service_pace
     !> describe(info, [ierr]): the signature and more. Local.
     procedure :: describe => service_describe
     !> buffer_take(rows, buffer, [ierr]), buffer_give(buffer, [ierr]): as in mpiserve.h.
@@ -298,25 +300,13 @@ contains
     class(service), intent(in) :: self
     type(*), dimension(..), intent(in) :: inputs
     type(*), dimension(..), intent(inout) :: outputs
-    real(c_double), intent(in) :: timeout
+    class(*), intent(in) :: timeout
     type(request_stats), intent(inout) :: stats
     integer, intent(out), optional :: ierr
     integer, intent(in), optional :: row_dims
     call self%infer_tensors_stats([whole(inputs, row_dims)], [whole(outputs, row_dims)], &
       timeout, stats, ierr)
   end subroutine infer_stats
-
-  subroutine infer_stats_single(self, inputs, outputs, timeout, stats, ierr, row_dims)
-    class(service), intent(in) :: self
-    type(*), dimension(..), intent(in) :: inputs
-    type(*), dimension(..), intent(inout) :: outputs
-    real(c_float), intent(in) :: timeout
-    type(request_stats), intent(inout) :: stats
-    integer, intent(out), optional :: ierr
-    integer, intent(in), optional :: row_dims
-    call self%infer_tensors_stats([whole(inputs, row_dims)], [whole(outputs, row_dims)], &
-      real(timeout, c_double), stats, ierr)
-  end subroutine infer_stats_single
 
   subroutine infer_tensors_forever(self, inputs, outputs, ierr)
     class(service), intent(in) :: self
@@ -345,21 +335,12 @@ contains
   subroutine infer_tensors_stats(self, inputs, outputs, timeout, stats, ierr)
     class(service), intent(in) :: self
     type(tensor), intent(in) :: inputs(:), outputs(:)
-    real(c_double), intent(in) :: timeout
+    class(*), intent(in) :: timeout
     type(request_stats), intent(inout) :: stats
     integer, intent(out), optional :: ierr
     call finish(c_infer(self%session, self%handle, size(inputs, kind=c_int), inputs, &
-      size(outputs, kind=c_int), outputs, timeout, stats), ierr)
+      size(outputs, kind=c_int), outputs, seconds_of(timeout), stats), ierr)
   end subroutine infer_tensors_stats
-
-  subroutine infer_tensors_stats_single(self, inputs, outputs, timeout, stats, ierr)
-    class(service), intent(in) :: self
-    type(tensor), intent(in) :: inputs(:), outputs(:)
-    real(c_float), intent(in) :: timeout
-    type(request_stats), intent(inout) :: stats
-    integer, intent(out), optional :: ierr
-    call self%infer_tensors_stats(inputs, outputs, real(timeout, c_double), stats, ierr)
-  end subroutine infer_tensors_stats_single
 
   subroutine submit_plain(self, inputs, outputs, pending, ierr, row_dims)
     class(service), intent(in) :: self
@@ -416,6 +397,16 @@ contains
     logical, intent(out), optional :: kept
     call record(self%handle, inputs, outputs, kept, ierr)
   end subroutine service_record_tensors
+
+  subroutine service_pace(self, steps, ierr, every, lag, extrapolate, deadline, priority)
+    class(service), intent(in) :: self
+    type(pace), intent(out) :: steps
+    integer, intent(out), optional :: ierr
+    integer, intent(in), optional :: every, lag, priority
+    logical, intent(in), optional :: extrapolate
+    class(*), intent(in), optional :: deadline
+    call open_pace(self%handle, steps, ierr, every, lag, extrapolate, deadline, priority)
+  end subroutine service_pace
 
   ! ---- services: what they are, and their memory --------------------------------------------
 

@@ -81,6 +81,8 @@ module mpiserve_c
     integer(c_int64_t) :: source          !< mpiserve_model, mpiserve_local or mpiserve_fallback
     integer(c_int64_t) :: fallback_rows   !< of the rows, those that the fallback answered
     integer(c_int64_t) :: local_rows      !< of the rows, those that a local model answered
+    integer(c_int64_t) :: age             !< of a pace: steps since the one that was answered
+    integer(c_int64_t) :: extrapolated_rows  !< of a pace: of the rows, those that were extrapolated
   end type request_stats
 
   !> One tensor of a call: what input() and output() make.

@@ -5,6 +5,7 @@ module mpiserve_prefixed
     mpiserve_session => session, &
     mpiserve_service => service, &
     mpiserve_request => request, &
+    mpiserve_pace => pace, &
     mpiserve_request_stats => request_stats, &
     mpiserve_request_options => request_options, &
     mpiserve_service_info => service_info, &

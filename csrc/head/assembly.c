@@ -45,12 +45,16 @@ int msi_assembly_outputs(const msi_assembly *assembly, const msi_segment *segmen
   for (int t = 0; t < MSI_TRANSPORTS; t++) {
     const uint8_t *memory = assembly->inboxes[t].memory;
     const msi_layout *layout = &assembly->inboxes[t].layout;
-    if (!layout->lanes || memory < segment->memory || memory >= segment->memory + segment->bytes)
-      continue;
+    if (!layout->lanes || !assembly->inboxes[t].in_segment) continue;
     ranges[n++] =
         range_of(segment, memory, layout->outputs_at[0], layout->header_at + layout->bytes);
   }
   return n;
+}
+
+void msi_assembly_gather(msi_assembly *assembly, int all, int windows) {
+  for (int t = 0; t < MSI_TRANSPORTS; t++)
+    assembly->gathers[t] = all || (windows && !assembly->inboxes[t].in_segment);
 }
 
 int msi_assembly_begin(msi_assembly *assembly, uint32_t n) {
@@ -96,6 +100,7 @@ static int disjoint(msi_assembly *assembly) {
 /* Do the inputs cover one range of the slabs, without a gap and each row once? */
 static int one_range(msi_assembly *assembly, uint32_t *begin) {
   uint32_t first = UINT32_MAX, end = 0;
+  if (assembly->gathers[assembly->members[0].inbox]) return 0;
   for (uint32_t i = 0; i < assembly->n; i++) {
     const msi_entry *m = &assembly->members[i];
     if (m->input_row == MSI_IN_SLOT || m->inbox != assembly->members[0].inbox) return 0;
@@ -110,6 +115,7 @@ static int one_range(msi_assembly *assembly, uint32_t *begin) {
 static int same_order(const msi_assembly *assembly, uint32_t *begin) {
   const msi_entry *first = &assembly->members[0];
   *begin = first->output_row - first->at;
+  if (assembly->gathers[first->inbox]) return 0;
   for (uint32_t i = 0; i < assembly->n; i++) {
     const msi_entry *m = &assembly->members[i];
     if (m->output_row == MSI_IN_SLOT || m->inbox != first->inbox) return 0;

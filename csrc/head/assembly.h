@@ -16,7 +16,8 @@ typedef struct msi_assembly {
   mpiserve_batch batch;
   uint8_t *memory; /* of this rank alone, with room for a batch that is gathered, at: */
   size_t inputs_at[MPISERVE_MAX_TENSORS], outputs_at[MPISERVE_MAX_TENSORS];
-  size_t end; /* of the outputs, which have pages of their own */
+  int gathers[MSI_TRANSPORTS]; /* by inbox: its rows, even if they lie side by side */
+  size_t end;                  /* of the outputs, which have pages of their own */
   /* With free dimensions: those of this batch, and of its results, and the bytes of their rows. If
    * requests of a batch have dimensions of their own, only the results', row by row. */
   uint32_t input_dims[MPISERVE_MAX_FREE], *result_dims;
@@ -35,6 +36,10 @@ void msi_assembly_close(msi_assembly *assembly);
  * to MPISERVE_OUTPUT_RANGES ranges and returns how many. */
 int msi_assembly_outputs(const msi_assembly *assembly, const msi_segment *segment,
                          mpiserve_range *ranges);
+
+/* Gathers rows from everywhere, so that the model sees its tensors at the same addresses in each
+ * batch; or those in windows of MPI, which no other process maps. */
+void msi_assembly_gather(msi_assembly *assembly, int all, int windows);
 
 /* Begins a batch of up to n members. */
 int msi_assembly_begin(msi_assembly *assembly, uint32_t n);

@@ -13,7 +13,9 @@ typedef struct msi_entry {
   int8_t priority; /* in the queue at least that of any behind it in its lane */
   int8_t lease;    /* that is asked for */
   uint8_t picked : 1, answered : 1, piece : 1;
-  uint8_t left : 1; /* a batch was closed without it, because its dimensions differ */
+  uint8_t left : 1;     /* a batch was closed without it, because its dimensions differ */
+  uint8_t goes_on : 1;  /* a piece, and others of its request follow */
+  uint8_t in_round : 1; /* of a reproducible service: in the round whose batches are closed now */
   uint32_t rows;
   uint32_t input_row, output_row; /* in the slabs of its inbox, or MSI_IN_SLOT */
   uint32_t at;                    /* its first row in its batch */
@@ -46,6 +48,7 @@ typedef struct msi_policy {
   int64_t max_delay_ns;
   int64_t queue_rows; /* that may wait; 0: no limit */
   int together;       /* a batch is one request, which waits for nobody */
+  int in_rounds;      /* the service is reproducible: see head/rounds.h */
   int64_t alike_rows;
   int (*alike)(const void *of, const msi_entry *a, const msi_entry *b); /* are they? */
   const void *of;

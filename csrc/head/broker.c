@@ -10,6 +10,7 @@
 #include "head/leases.h"
 #include "head/loss.h"
 #include "head/refusal.h"
+#include "head/rounds.h"
 #include "head/shown.h"
 #include "head/timing.h"
 
@@ -26,6 +27,7 @@ int msi_broker_open(msi_broker *broker, const msi_world *world,
                                 .queue_rows = description->max_queue_rows,
                                 .together = description->rows == MPISERVE_TOGETHER ||
                                             description->rows == MPISERVE_NO_ROWS,
+                                .in_rounds = description->reproducible,
                                 .alike = msi_free_dims_alike,
                                 .of = broker->inboxes};
   int code = msi_queue_open(&broker->queue);
@@ -50,6 +52,7 @@ void msi_broker_attach(msi_broker *broker, msi_window *window, msi_progress *pro
   broker->progress = progress;
   for (int t = 0; t < MSI_TRANSPORTS; t++) msi_inbox_attach(&broker->inboxes[t], window);
   msi_assembly_attach(&broker->assembly, window->memory[MSI_OWN]);
+  msi_assembly_gather(&broker->assembly, broker->description->reproducible, 0);
   msi_life_begin(&broker->life, broker->inboxes, broker->world->launched_ns,
                  broker->world->opened_ns, broker->description->error);
   if (!broker->description->spare || broker->description->error) return;
@@ -130,7 +133,8 @@ static int on_infer(msi_broker *broker, msi_entry *entry, const msi_request_head
   if (!fits(inbox, entry, request, inbox->layout.max_plain_rows) &&
       !fits_with_dims(inbox, entry, request))
     return msi_empty_take(broker, entry);
-  entry->piece = request->kind == MSI_PIECE;
+  entry->goes_on = request->kind == MSI_PIECE;
+  entry->piece = entry->goes_on || request->kind == MSI_LAST_PIECE;
   if (entry->piece && broker->policy.together) return msi_refuse_piece(broker, entry);
   if (!waits(broker) && !msi_queue_admits(&broker->policy, &broker->queue, entry->rows))
     return msi_refuse_for_room(broker, entry);
@@ -147,6 +151,7 @@ static int on_infer(msi_broker *broker, msi_entry *entry, const msi_request_head
 int msi_broker_rows_set(msi_broker *broker, int together) {
   int code = MPISERVE_OK;
   broker->policy.together = together;
+  msi_rounds_forget(broker);
   for (uint32_t i = 0; i < broker->queue.n && together && !code;) {
     if (!msi_queue_at(&broker->queue, i)->piece) {
       i++;
@@ -238,17 +243,14 @@ static int take(msi_broker *broker, msi_inbox *inbox, uint32_t lane,
     return msi_broker_refuse(broker, &entry, MPISERVE_ESTATE,
                              "the lane is out of step with its doorbell");
   int kind = request->kind;
-  if (kind == MSI_INFER || kind == MSI_VISIT || kind == MSI_PIECE)
-    return on_infer(broker, &entry, request);
-  return take_other(broker, &entry, kind);
+  return msi_kind_infers(kind) ? on_infer(broker, &entry, request)
+                               : take_other(broker, &entry, kind);
 }
 
 /* Is it for the queue? What is cancelled or out of step is not. */
 static int is_for_queue(const msi_inbox *inbox, uint32_t lane, const msi_request_header *request) {
   uint64_t sequence = inbox->lanes[lane].taken + 1;
-  int kind = request->kind;
-  int infers = kind == MSI_INFER || kind == MSI_VISIT || kind == MSI_PIECE;
-  return infers && request->sequence == sequence &&
+  return msi_kind_infers(request->kind) && request->sequence == sequence &&
          !msi_slot_cancelled(msi_inbox_slot(inbox, lane, sequence));
 }
 
@@ -304,6 +306,7 @@ static int drop(msi_broker *broker, uint32_t i, int cancelled) {
   msi_entry entry = msi_queue_remove(&broker->queue, i);
   msi_census_unqueue(&broker->census, &broker->inboxes[entry.inbox].lanes[entry.lane]);
   ++*(cancelled ? &broker->counters.cancelled : &broker->counters.dropped);
+  if (msi_rounds_are_on(broker)) msi_rounds_lose(broker, &entry);
   if (cancelled) return msi_broker_refuse(broker, &entry, MPISERVE_ECANCELLED, NULL);
   return msi_broker_refuse(broker, &entry, MPISERVE_EDEADLINE,
                            "the deadline passed before the model could begin with the request");
@@ -326,6 +329,7 @@ static int drop_unwanted(msi_broker *broker) {
 
 /* Moves requests from the queue into the batch. */
 static int collect(msi_broker *broker) {
+  if (msi_rounds_are_on(broker)) return msi_rounds_collect(broker);
   uint32_t span, n = msi_batch_pick(&broker->policy, &broker->queue, &span);
   int code = msi_assembly_begin(&broker->assembly, n);
   for (uint32_t i = 0; i < span && !code; i++) {
@@ -364,8 +368,9 @@ static int close_batch(msi_broker *broker, msi_close_reason reason) {
 
 static msi_close_reason decide(msi_broker *broker) {
   if (!broker->queue.n) return MSI_OPEN;
-  /* Others are under way: who comes now is to join them, and some of those who are
-   * missing wait for an answer. */
+  if (msi_rounds_are_on(broker))
+    return broker->has_room && !broker->shut ? msi_rounds_decide(broker, now_of(broker)) : MSI_OPEN;
+  /* Who comes now is to join those under way; some who are missing wait for an answer. */
   if (broker->tickets.n) return MSI_CLOSED_HELD;
   return msi_batch_decide(&broker->policy, &broker->queue, broker->census.asked,
                           broker->census.able, now_of(broker));
@@ -380,12 +385,15 @@ int msi_broker_look(msi_broker *broker) {
       return msi_error(MPISERVE_ECHANGE, "a client asks for another model");
     if (msi_change_queue_pauses(&broker->changes)) return MPISERVE_OK;
   }
+  int in_rounds = msi_rounds_are_on(broker);
+  if (in_rounds) code = drop_unwanted(broker); /* or they would be in a round */
   msi_close_reason reason = decide(broker);
   uint32_t n = broker->queue.n;
   if (reason || broker->queue.timed) code = drop_unwanted(broker);
   if (broker->queue.n < n) reason = decide(broker);
   if (code || !reason || !broker->has_room || broker->shut) return code;
   if (broker->queue.empty) code = msi_empty_answer(broker);
+  if (in_rounds && !msi_rounds_left(broker)) return code; /* they were all of a round */
   return code || !broker->queue.n ? code : close_batch(broker, reason);
 }
 

@@ -26,6 +26,14 @@ typedef struct msi_capture {
   int64_t records; /* that clients have sent */
 } msi_capture;
 
+/* The round of a reproducible service: head/rounds.c. */
+typedef struct msi_round {
+  int64_t waits_ns;              /* since when it lacks clients; 0: it lacks none */
+  uint32_t missing;              /* clients, at the last look */
+  int64_t irregular;             /* rounds that lacked a client, or lost a request */
+  char text[MPISERVE_TEXT_SIZE]; /* about the last one */
+} msi_round;
+
 typedef struct msi_broker {
   const msi_world *world;
   const mpiserve_description *description;
@@ -62,6 +70,7 @@ typedef struct msi_broker {
   mpiserve_placement placement; /* of a service with two models; side 0: it has one */
   msi_event event;              /* of the last batch, if traced */
   msi_capture capture;
+  msi_round round;
 } msi_broker;
 
 /* First half of publishing: adds the memory that this service needs in each part to that of

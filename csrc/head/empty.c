@@ -1,5 +1,7 @@
 #include "head/empty.h"
 
+#include "head/rounds.h"
+
 /* Not inlined: there it would cost each request that fits 4 instructions. */
 __attribute__((noinline)) int msi_empty_take(msi_broker *broker, const msi_entry *entry) {
   msi_lane *lane = &broker->inboxes[entry->inbox].lanes[entry->lane];
@@ -22,13 +24,20 @@ static int answer(msi_broker *broker, const msi_entry *entry) {
   return msi_inbox_reply_empty(inbox, entry->lane, entry->sequence, broker->changes.generation);
 }
 
+/* In a round they have their turn, as all others. */
+static int is_next(const msi_broker *broker, const msi_entry *e) {
+  return e->in_round || !msi_rounds_are_on(broker);
+}
+
 /* Not inlined either: most services allow no such requests. */
 __attribute__((noinline)) int msi_empty_answer(msi_broker *broker) {
   msi_queue *queue = &broker->queue;
   int code = MPISERVE_OK;
   queue->empty = 0;
   for (uint32_t i = 0; i < queue->n && !code;) {
-    if (msi_queue_at(queue, i)->rows) {
+    const msi_entry *e = msi_queue_at(queue, i);
+    if (e->rows || !is_next(broker, e)) {
+      queue->empty |= !e->rows;
       i++;
       continue;
     }

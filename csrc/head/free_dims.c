@@ -58,7 +58,7 @@ static void gather(const msi_assembly *assembly, const msi_entry *m) {
  * by side, unless their dimensions are the largest. */
 static void locate(msi_assembly *assembly, const msi_inbox *inbox, const msi_entry *first) {
   mpiserve_batch *batch = &assembly->batch;
-  int alone = assembly->n == 1;
+  int alone = assembly->n == 1 && !assembly->gathers[first->inbox];
   batch->in_place = alone && first->input_row != MSI_IN_SLOT;
   for (int i = 0; i < inbox->layout.inputs.n; i++)
     batch->inputs[i] = batch->in_place ? msi_inbox_input(inbox, i, first->input_row)

@@ -65,7 +65,9 @@ int msi_inbox_open(msi_inbox *inbox, const msi_world *world, int transport,
 
 void msi_inbox_attach(msi_inbox *inbox, msi_window *window) {
   inbox->window = window;
+  const msi_segment *own = &window->segment;
   inbox->memory = window->memory[inbox->transport->number];
+  inbox->in_segment = inbox->memory >= own->memory && inbox->memory < own->memory + own->bytes;
   if (!inbox->layout.lanes) return;
   /* Slabs are not touched here: pages that nobody uses cost nothing. */
   size_t begin = inbox->layout.header_at, end = msi_slot_at(&inbox->layout, inbox->layout.lanes, 1);

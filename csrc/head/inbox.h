@@ -16,8 +16,10 @@ typedef struct msi_lane {
   uint8_t gone;
   uint8_t guest;  /* of a gateway: never counts in the census, and nobody waits for it to leave */
   uint8_t open;   /* a bit for each slot whose request has no reply yet; MSI_SHUT */
+  uint8_t absent; /* a round of a reproducible service waits for it no more, until it asks again */
   uint8_t n_read; /* of the batch of this round: which rows its requests read */
   uint32_t round;
+  uint32_t turn; /* of its request in a round: 1 more than the place in the queue; 0: it has none */
   msi_range read[MSI_SLOTS];
   msi_range leases[MSI_LEASES];
 } msi_lane;
@@ -28,6 +30,7 @@ typedef struct msi_inbox {
   int service_index; /* of its service among those of this rank */
   msi_layout layout;
   uint8_t *memory; /* this rank's; where the section lies in it the layout knows */
+  int in_segment;  /* it is a part of this rank's segment, and no window of MPI */
   uint8_t *seen;   /* the doorbells, as far as they were taken */
   int *clients;    /* world rank by lane */
   msi_lane *lanes;

@@ -48,11 +48,13 @@ int msi_leases_grant(msi_broker *broker) {
 }
 
 /* Rows that are missing may be with a client that is itself waiting, outside
- * this library, for the one that needs them: an error ends what would hang. */
+ * this library, for the one that needs them: an error ends what would hang. Requests of a
+ * reproducible service keep theirs for as long as they wait for others, too. */
 int msi_leases_refuse_late(msi_broker *broker, int64_t now) {
   int code = MPISERVE_OK;
+  int64_t limit_ns = LEASE_LIMIT_NS + (broker->policy.in_rounds ? broker->policy.max_delay_ns : 0);
   while (!code && broker->lease_queue.n &&
-         now - msi_queue_at(&broker->lease_queue, 0)->taken_ns > LEASE_LIMIT_NS) {
+         now - msi_queue_at(&broker->lease_queue, 0)->taken_ns > limit_ns) {
     msi_entry entry = end_wait(broker);
     code = msi_broker_refuse(
         broker, &entry, MPISERVE_ENOMEM,

@@ -12,12 +12,10 @@
 #include "head/leave.h"
 #include "head/loss.h"
 #include "head/run.h"
+#include "head/silence.h"
 #include "head/sleep.h"
 #include "mpi/failure.h"
 
-enum { MOST_NAMED = 8 }; /* ranks of a text */
-
-static const double WAIT_NOTICE = 10;
 static const int64_t BURIAL_NS = 100000000; /* between two looks for dead clients, or for marks */
 
 int msi_serving_open(msi_serving *serving, const msi_world *world, int n,
@@ -38,22 +36,6 @@ int msi_serving_open(msi_serving *serving, const msi_world *world, int n,
   return code;
 }
 
-/* A broker whose clients have not all left, if there is one. */
-static const msi_broker *waited_for(const msi_serving *serving) {
-  int i = 0;
-  while (i < serving->n - 1 && !serving->brokers[i].remaining) i++;
-  return &serving->brokers[i];
-}
-
-/* Until a wait is long; 0 or less in the environment: never. As Python reads it. */
-static int64_t notice_limit(void) {
-  const char *text = getenv("MPISERVE_WAIT_NOTICE");
-  char *end = NULL;
-  double seconds = text ? strtod(text, &end) : 0;
-  if (!text || end == text || *end || seconds != seconds) seconds = WAIT_NOTICE;
-  return seconds > 0 && seconds < 1e9 ? (int64_t)(seconds * 1e9) : INT64_MAX;
-}
-
 /* The broker thread notes when clients on other nodes ask. */
 static void watch_remote(msi_serving *serving, msi_broker *broker) {
   for (int t = 0; t < MSI_TRANSPORTS; t++)
@@ -71,7 +53,8 @@ int msi_serving_attach(msi_serving *serving, msi_window *window) {
   for (int i = 0; i < serving->n && !code; i++) watch_remote(serving, &serving->brokers[i]);
   const msi_inbox *shared = &serving->brokers[0].inboxes[MPISERVE_SHARED];
   if (shared->layout.lanes) serving->header = (msi_section_header *)shared->memory;
-  serving->silence = (msi_silence){notice_limit(), msi_now(), 0, waited_for(serving)->remaining};
+  serving->silence =
+      (msi_silence){msi_silence_limit(), msi_now(), 0, msi_silence_witness(serving)->remaining};
   return code;
 }
 
@@ -96,7 +79,7 @@ static int look(msi_serving *serving) {
     if (code == MPISERVE_ECHANGE) serving->asked = broker;
     if (code || broker->open) return code;
   } while (++i < serving->n);
-  if (waited_for(serving)->remaining || msi_guests_stay(serving)) return MPISERVE_OK;
+  if (msi_silence_witness(serving)->remaining || msi_guests_stay(serving)) return MPISERVE_OK;
   return msi_error(MPISERVE_ECLOSED, "every simulation rank has left the session");
 }
 
@@ -118,68 +101,6 @@ static int refuse_late(msi_serving *serving, int64_t now) {
   for (int i = 0; i < serving->n && !code; i++)
     code = msi_leases_refuse_late(&serving->brokers[i], now);
   return code;
-}
-
-/* ---- whom it waits for --------------------------------------------------------------- */
-
-/* How many requests, records and batches there were; -1 while there are requests unanswered. */
-static int64_t activity(const msi_serving *serving) {
-  int64_t n = 0;
-  for (int i = 0; i < serving->n; i++) {
-    const msi_broker *broker = &serving->brokers[i];
-    if (broker->queue.n || broker->tickets.n || broker->open) return -1;
-    n += broker->counters.requests + broker->counters.batches + broker->capture.records;
-  }
-  return n;
-}
-
-static int is_long(msi_silence *silence, int64_t activity, uint32_t remaining) {
-  int64_t now = msi_now();
-  if (activity < 0 || activity != silence->activity || remaining != silence->remaining)
-    *silence = (msi_silence){silence->limit_ns, now, activity, remaining};
-  return now - silence->since_ns >= silence->limit_ns;
-}
-
-#define APPEND(...) msi_text_append(text, MPISERVE_TEXT_SIZE, __VA_ARGS__)
-
-static void append_rank(const msi_world *world, int rank, int first, char *text) {
-  int is_stopped = msi_failure_state_of(world, rank) == MSI_PEER_STOPPED;
-  APPEND("%s %d%s", first ? "" : ",", rank, is_stopped ? " (stopped by a signal)" : "");
-}
-
-static void append_ranks(const msi_broker *broker, char *text) {
-  uint32_t named = 0;
-  APPEND(broker->remaining == 1 ? "simulation rank" : "simulation ranks");
-  for (int t = 0; t < MSI_TRANSPORTS; t++) {
-    const msi_inbox *inbox = &broker->inboxes[t];
-    for (uint32_t l = 0; l < inbox->layout.lanes && named < MOST_NAMED; l++)
-      if (!inbox->lanes[l].gone && !inbox->lanes[l].guest)
-        append_rank(broker->world, inbox->clients[l], !named++, text);
-  }
-  if (broker->remaining > named) APPEND(" and %u more", broker->remaining - named);
-}
-
-int msi_serving_waiting(msi_serving *serving, char *text) {
-  const msi_broker *broker = waited_for(serving);
-  uint32_t lanes = (uint32_t)broker->world->n_simulation;
-  int64_t n = activity(serving);
-  text[0] = 0;
-  if (!is_long(&serving->silence, n, broker->remaining) || !broker->remaining)
-    return MPISERVE_WAITS_NOT;
-  if (broker->remaining < lanes) {
-    append_ranks(broker, text);
-    APPEND(broker->remaining == 1 ? " has" : " have");
-    APPEND(
-        " not left the session, and %u others have: the program computes, or waits for something",
-        lanes - broker->remaining);
-    return MPISERVE_WAITS_TO_LEAVE;
-  }
-  APPEND(n ? "no request any more" : "no request yet");
-  if (!n) APPEND("; does the simulation use MPI_COMM_WORLD without libmpiserve_world.so?");
-  APPEND(n ? ": the program" : " Or it");
-  APPEND(" computes, or waits for something; this rank waits for ");
-  append_ranks(broker, text);
-  return n ? MPISERVE_WAITS_ON : MPISERVE_WAITS_TO_BEGIN;
 }
 
 /* A client that has died counts as one that has left. */
@@ -228,7 +149,7 @@ static int bury_in_time(msi_serving *serving) {
 
 static int no_batch(msi_serving *serving, double timeout) {
   char text[MPISERVE_TEXT_SIZE];
-  const char *colon = msi_serving_waiting(serving, text) ? ": " : "";
+  const char *colon = msi_silence_text(serving, text) ? ": " : "";
   return msi_error(MPISERVE_ETIMEOUT, "no batch within %g s%s%s", timeout, colon, text);
 }
 
@@ -368,7 +289,10 @@ int msi_serving_engine_set(msi_serving *serving, int service, const mpiserve_eng
                      service);
   if (serving->brokers[service].open)
     return msi_error(MPISERVE_ESTATE, "the last batch has not been answered");
-  serving->brokers[service].engine = engine ? *engine : (mpiserve_engine){0};
+  msi_broker *broker = &serving->brokers[service];
+  broker->engine = engine ? *engine : (mpiserve_engine){0};
+  int reproducible = broker->description->reproducible;
+  msi_assembly_gather(&broker->assembly, reproducible, broker->engine.in_segment);
   return MPISERVE_OK;
 }
 

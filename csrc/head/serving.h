@@ -67,9 +67,6 @@ int msi_serving_change_reply(msi_serving *serving, int service, int code, const 
 /* As mpiserve_wanted_get() says. */
 int msi_serving_wanted(msi_serving *serving);
 
-/* As mpiserve_waiting_get() says; local. */
-int msi_serving_waiting(msi_serving *serving, char *text);
-
 /* The sums over the services. */
 void msi_serving_count(const msi_serving *serving, mpiserve_counters *counters);
 

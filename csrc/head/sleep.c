@@ -12,7 +12,9 @@ int msi_sleep_may(const msi_broker *broker, int64_t *until_ns) {
   if (broker->remote) return 0; /* who comes over rma cannot wake it */
   if (!broker->queue.n) return 1;
   if (!waits_for_others(broker)) return 0;
-  int64_t due_ns = msi_queue_at(&broker->queue, 0)->taken_ns + broker->policy.max_delay_ns;
+  int64_t since_ns = broker->round.waits_ns;
+  if (!since_ns) since_ns = msi_queue_at(&broker->queue, 0)->taken_ns;
+  int64_t due_ns = since_ns + broker->policy.max_delay_ns;
   if (!*until_ns || due_ns < *until_ns) *until_ns = due_ns;
   return 1;
 }
@@ -20,6 +22,7 @@ int msi_sleep_may(const msi_broker *broker, int64_t *until_ns) {
 uint32_t msi_sleep_missing(const msi_broker *broker) {
   const msi_queue *queue = &broker->queue;
   const msi_census *census = &broker->census;
+  if (broker->round.waits_ns) return broker->round.missing;
   if (!queue->n || census->able <= census->asked) return 1;
   int64_t missing = census->able - census->asked;
   int64_t usual = (queue->rows + queue->n - 1) / queue->n; /* rows of a request */

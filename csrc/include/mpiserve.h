@@ -234,6 +234,11 @@ typedef struct mpiserve_description {
   int32_t on_full;        /* mpiserve_on_full: what happens beyond that limit */
   int32_t rows;           /* mpiserve_rows: may requests share a batch? */
   int32_t allow_empty;    /* 1: a request may have 0 rows; the model never sees it */
+  int32_t reproducible;   /* 1: a batch does not depend on time. It holds the next request of every
+                             simulation rank, in the order of ranks, as many as fit, at the same
+                             addresses each time, and waits for all that have not left. What waits
+                             for max_delay_ns goes without the others: mpiserve_irregular_get().
+                             Priorities do not count. Not with max_queue_rows, and by one replica */
   int32_t overwrites;     /* 1: output i takes the place of input i in the window: for a model
                              whose results may lie where its inputs were, such as echo */
   int32_t replica;        /* 0, 1, ... within the service */
@@ -264,6 +269,21 @@ typedef struct mpiserve_buffer {
   void *outputs[MPISERVE_MAX_TENSORS];
 } mpiserve_buffer;
 
+/* When a simulation asks, by time step, and how late the answer may be: see mpiserve_pace_open().
+ * All zero is a request in each step, whose answer the step waits for. */
+typedef struct mpiserve_pace_options {
+  int64_t every;       /* steps from one request to the next; 0 is 1: each step asks */
+  int64_t lag;         /* steps after its own in which the answer of a request is needed */
+  int32_t extrapolate; /* 1: on a line through the last two answers; 0: the last one is held */
+  int32_t priority;    /* of the requests: mpiserve_options */
+  double deadline;     /* ..., over all the steps that an answer takes */
+} mpiserve_pace_options;
+
+/* Requests of a service that follow time steps. id 0 is no pace. */
+typedef struct mpiserve_pace {
+  uint64_t id;
+} mpiserve_pace;
+
 /* What is known of an answered request. All zero after a call in which no request ended. After an
  * error, 0 in what the head did not get to. */
 typedef struct mpiserve_stats {
@@ -278,6 +298,9 @@ typedef struct mpiserve_stats {
   int64_t source;         /* mpiserve_source */
   int64_t fallback_rows;  /* of the rows, those that the caller's fallback answered */
   int64_t local_rows;     /* of the rows, those that a local model answered */
+  /* Of mpiserve_pace_step(), else 0: */
+  int64_t age;               /* steps since the one whose inputs were answered */
+  int64_t extrapolated_rows; /* of the rows, those that were extrapolated; the others are held */
 } mpiserve_stats;
 
 /* Counters of this rank since open. Each piece of a request that was cut counts as a request. */
@@ -304,6 +327,9 @@ typedef struct mpiserve_counters {
   int64_t rerouted;          /* simulation: sent again to another replica, as theirs had died or
                                 stopped */
   int64_t local_answers;     /* simulation: requests of which a local model answered rows */
+  int64_t paced_steps;       /* simulation: steps that mpiserve_pace_step() has answered */
+  int64_t paced_age_sum; /* simulation: of these, the sum of the ages of the answers, in steps */
+  int64_t paced_age_max; /* simulation: ..., the greatest of the ages */
 } mpiserve_counters;
 
 /* A closed batch, as its inference rank sees it. The pointers are valid until the batch is
@@ -335,6 +361,9 @@ typedef struct mpiserve_engine {
   int32_t by_request; /* 1: run gets the rows of each request where they lie, not those of a batch
                          side by side, and its time is not measured: for what costs no more than
                          the copy, such as echo. The rows may be less aligned than their type */
+  int32_t in_segment; /* 1: run gets tensors in the memory of mpiserve_segment_get() alone, so rows
+                         in a window of MPI are copied there: for an engine that hands them over to
+                         another process, which cannot map the window */
 } mpiserve_engine;
 
 /* The function that a library of engines exports by the name of MPISERVE_ENGINE_ENTRY: makes an
@@ -451,7 +480,8 @@ typedef enum mpiserve_waits {
   MPISERVE_WAITS_NOT = 0,      /* it has not waited for long */
   MPISERVE_WAITS_TO_BEGIN = 1, /* no request has come yet */
   MPISERVE_WAITS_ON = 2,       /* requests came and have stopped, and no rank has left */
-  MPISERVE_WAITS_TO_LEAVE = 3  /* some simulation ranks have left, and others have not */
+  MPISERVE_WAITS_TO_LEAVE = 3, /* some simulation ranks have left, and others have not */
+  MPISERVE_WAITS_FOR_ROUND = 4 /* a reproducible service lacks requests of some simulation ranks */
 } mpiserve_waits;
 
 /* ---- library: any rank, at any time, local ------------------------------- */
@@ -518,13 +548,19 @@ int mpiserve_open_failed_f(MPI_Fint world, int role, int code, const char *text)
  *
  * file is a descriptor of a file that both map (memfd_create), for one session: of at least
  * MPISERVE_PAIR_BYTES bytes, zero at first. peer is a descriptor of the other process (pidfd_open).
- * Both stay the caller's; peer stays open until the call returns. Returns as mpiserve_open() does,
- * with the same errors; MPISERVE_EPEER if the other process has ended; MPISERVE_ECONFIG if
- * MPISERVE_TRANSPORT is rma.
+ * Both stay the caller's; peer stays open until the call returns.
+ *
+ * interrupted, which may be NULL, is called with data now and then while the call waits, for models
+ * that load for long: if it returns other than 0, the call ends with MPISERVE_ECANCELLED, and the
+ * other process is of no use any more.
+ *
+ * Returns as mpiserve_open() does, with the same errors; MPISERVE_EPEER if the other process has
+ * ended; MPISERVE_ECONFIG if MPISERVE_TRANSPORT is rma.
  *
  * mpiserve_comm() is a communicator of this process alone, and a process may have several such
  * sessions at a time. MPI_Finalize waits for nobody, also if the other process has died. */
-int mpiserve_open_pair(int file, int peer, int role, mpiserve_session **session);
+int mpiserve_open_pair(int file, int peer, int role, int (*interrupted)(void *data), void *data,
+                       mpiserve_session **session);
 
 /* mpiserve_comm: the communicator of the ranks that have this rank's role, in the order of the
  * world. Owned by the session. Local. */
@@ -678,6 +714,59 @@ int mpiserve_infer(mpiserve_service *service, int n_inputs, const mpiserve_tenso
                    int n_outputs, const mpiserve_tensor *outputs, double timeout,
                    mpiserve_stats *stats);
 
+/* mpiserve_pace_open: couple a service to the time steps of this rank, by one call of
+ * mpiserve_pace_step() in each step in place of mpiserve_infer(). Local. A rank may have several
+ * paces of one service, such as one for each stage of a scheme. MPISERVE_EARG: a number is out of
+ * range, over 64 requests would be under way, an output cannot be extrapolated, whose dtype is
+ * none of float32, float64, complex64, complex128, or the service is reproducible, and every is
+ * not 1 or lag not 0.
+ *
+ * mpiserve_pace_step: do one step. Steps are the calls of the pace, 0, 1, ...; the tensors are
+ * those of mpiserve_submit(). Step n asks if n is a multiple of every: its inputs are copied, and
+ * may change when the call returns. It fills the outputs with the answer of the newest step that
+ * asked and is at least lag steps ago, and waits for that answer. So
+ *   - with every = 1 the answer is that of step n - lag, whenever it has come: ranks that go on at
+ * different speeds have answers of the same step, and so has the same run;
+ *   - it is never older than lag + every - 1 steps, which mpiserve_stats.age says;
+ *   - a model hides behind lag steps of the simulation;
+ *   - as long as no step is lag steps ago, the answer is that of step 0, which step 0 waits for.
+ *
+ * With extrapolate, an answer that is not of this very step is continued by the line through it and
+ * the one before. It is held where there is none before it, or not one and the same model has given
+ * all rows of both (mpiserve_stats.generation and source), and in the rows where the line leaves
+ * what the signature allows (mpiserve_spec.check; all rows, if they belong together).
+ *
+ * If rows or free dimensions differ from those of the step before, the answers that are there are
+ * not of these rows: the pace begins anew, as at step 0. So it does after an error. Results must
+ * have the shapes of the outputs. Outputs may be the memory of inputs.
+ *
+ * A request may end with an error steps before its answer is due; the call that needs the answer
+ * returns its code, and how many steps ago it asked. mpiserve_fallback_set() works as for other
+ * requests, on the inputs of the step that asked, and in the call that needs the answer. After
+ * MPISERVE_ETIMEOUT the step is not over: call again with the same tensors, whose inputs are not
+ * read again, or restart; a fallback answers at the deadline of the options. Tensors that do not
+ * fit the signature are no step, and change nothing; a request of too many rows that cannot be cut,
+ * and a result of another shape, are errors of the step. stats, which may be NULL, is of the
+ * request that was answered.
+ *
+ * mpiserve_pace_restart: forget the answers, and cancel what is under way: the next step asks and
+ * waits. For when rows are others, though as many: after a new mesh or particles that were sorted.
+ * A program that does so when it writes a checkpoint gets answers of the same steps from there on
+ * as one that starts from the checkpoint.
+ *
+ * mpiserve_pace_close: cancel what is under way and free the pace, which becomes no pace (id 0).
+ * It never waits for a model. mpiserve_close() frees those that are open, and waits for what is
+ * under way.
+ *
+ * MPISERVE_ESTATE: the pace was closed, or is of another service. */
+int mpiserve_pace_open(mpiserve_service *service, const mpiserve_pace_options *options,
+                       mpiserve_pace *pace);
+int mpiserve_pace_step(mpiserve_service *service, const mpiserve_pace *pace, int n_inputs,
+                       const mpiserve_tensor *inputs, int n_outputs, const mpiserve_tensor *outputs,
+                       double timeout, mpiserve_stats *stats);
+int mpiserve_pace_restart(mpiserve_service *service, const mpiserve_pace *pace);
+int mpiserve_pace_close(mpiserve_service *service, mpiserve_pace *pace);
+
 /* mpiserve_record: put pairs of n rows that the caller has computed itself, such as its physics,
  * into the capture of the service, beside the requests. Tensors are those of mpiserve_submit();
  * the outputs are read, not written. All tensors may change when the call returns.
@@ -689,8 +778,10 @@ int mpiserve_infer(mpiserve_service *service, int n_inputs, const mpiserve_tenso
  *
  * No answer is waited for. Rows go to the home replica, which takes them between batches, also
  * while its service is suspended, has no model, or its queue is full; or to another one if its
- * rank has died or stopped. What cannot be sent at once is copied, and later calls send it; the
- * call waits only while over 64 MiB of this rank's copies are unsent. Where a full ring costs rows
+ * rank has died or stopped. What cannot be sent at once is copied, and later calls send it. The
+ * call waits only while over 64 MiB of this rank's copies wait for the same inference rank, and
+ * ends with MPISERVE_EPEER if that has died or stopped, and with MPISERVE_ETIMEOUT if it takes
+ * none of them for MPISERVE_CLOSE_TIMEOUT seconds (default 30). Where a full ring costs rows
  * (mpiserve_capture.waits), it costs recorded ones too. The error of a record, such as
  * MPISERVE_EPEER if an inference rank has died with rows, is that of the next call of
  * mpiserve_record(), which sends nothing then, or of close. */
@@ -1027,6 +1118,13 @@ int mpiserve_peer_error(mpiserve_session *session, int *rank, int *remaining, ch
  * of use any more. Gateways are wanted for 5 s after the last simulation rank. Inference ranks;
  * never waits. */
 int mpiserve_wanted_get(mpiserve_session *session, int *wanted);
+
+/* mpiserve_irregular_get: how many rounds of a reproducible service (by its index) lacked a request
+ * of a simulation rank that has not left, or lost one that was cancelled or late: the results of
+ * these, and of what follows from them, depend on time. text, of MPISERVE_TEXT_SIZE bytes or NULL,
+ * says of the last such event which ranks it was about, and why; "": there was none. Inference
+ * ranks; local. */
+int mpiserve_irregular_get(mpiserve_session *session, int service, int64_t *rounds, char *text);
 
 /* mpiserve_waiting_get: has nothing come from any simulation rank for MPISERVE_WAIT_NOTICE seconds
  * (environment, read when the services are published; default 10; 0: never)? why is an

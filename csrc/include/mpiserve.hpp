@@ -302,6 +302,40 @@ private:
   mpiserve_buffer c_{};
 };
 
+/* Requests that follow time steps, by one step() in each: mpiserve_pace_open(). Its destructor
+ * cancels what is under way. */
+class pace {
+public:
+  pace(mpiserve_service *service, const mpiserve_pace_options &options) : service_(service) {
+    check(mpiserve_pace_open(service, &options, &c_));
+  }
+  pace(pace &&other) noexcept
+      : service_(other.service_), c_(std::exchange(other.c_, mpiserve_pace{})) {}
+  pace &operator=(pace &&other) noexcept {
+    std::swap(service_, other.service_);
+    std::swap(c_, other.c_);
+    return *this;
+  }
+  ~pace() {
+    if (c_.id) mpiserve_pace_close(service_, &c_);
+  }
+
+  /* timeout_error after so many seconds: the step is not over, call it again. */
+  mpiserve_stats step(const tensors &inputs, const tensors &outputs,
+                      double timeout = MPISERVE_FOREVER) const {
+    mpiserve_stats stats;
+    check(mpiserve_pace_step(service_, &c_, inputs.size(), inputs.data(), outputs.size(),
+                             outputs.data(), timeout, &stats));
+    return stats;
+  }
+
+  void restart() const { check(mpiserve_pace_restart(service_, &c_)); }
+
+private:
+  mpiserve_service *service_;
+  mpiserve_pace c_{};
+};
+
 /* A service of an open session, by value. */
 class service {
 public:
@@ -325,6 +359,7 @@ public:
   }
 
   buffer take(int64_t rows) const { return {c_, rows}; }
+  mpiserve::pace paced(const mpiserve_pace_options &options) const { return {c_, options}; }
 
   mpiserve_description description() const {
     mpiserve_description found;

@@ -105,6 +105,8 @@ static int wait_for_other(msi_world *world, int64_t deadline, const char *what) 
                        "%s cannot end, because the %s process of this session has ended", what,
                        world->role == MPISERVE_SIMULATION ? "inference" : "simulation");
     if (msi_now() > deadline) return not_all_came(world, what);
+    if (msi_pair_is_interrupted(world->pair))
+      return msi_error(MPISERVE_ECANCELLED, "%s was interrupted", what);
   }
   return MPISERVE_OK;
 }

@@ -88,6 +88,10 @@ void msi_pair_read(const msi_pair *pair, void *data, size_t bytes) {
   if (bytes) memcpy(data, other_side(pair)->pieces[pair->round % 2], bytes);
 }
 
+int msi_pair_is_interrupted(const msi_pair *pair) {
+  return pair->interrupted && pair->interrupted(pair->data);
+}
+
 int msi_pair_is_alone(const msi_pair *pair) {
   struct pollfd end = {pair->peer, POLLIN, 0};
   return poll(&end, 1, 0) > 0 && end.revents & POLLIN;

@@ -10,10 +10,12 @@
 enum { MSI_PAIR_PIECE = 16384 }; /* bytes of a round, at most */
 
 typedef struct msi_pair {
-  struct msi_pair_board *board; /* what both map */
-  int rank;                     /* of this process: 0 or 1, its role */
-  int peer;                     /* a pidfd of the other process */
-  uint32_t round;               /* this process has posted */
+  struct msi_pair_board *board;   /* what both map */
+  int rank;                       /* of this process: 0 or 1, its role */
+  int peer;                       /* a pidfd of the other process */
+  uint32_t round;                 /* this process has posted */
+  int (*interrupted)(void *data); /* asked while it waits, or NULL */
+  void *data;
 } msi_pair;
 
 /* Maps the file, whose place of this role must be free. Both descriptors stay the caller's. *pair
@@ -29,6 +31,9 @@ void msi_pair_post(msi_pair *pair, const void *data, size_t bytes);
 /* Has the other process posted in this round? Then its piece can be read, until the next one. */
 int msi_pair_has_come(const msi_pair *pair);
 void msi_pair_read(const msi_pair *pair, void *data, size_t bytes);
+
+/* Is this process not to wait any longer? */
+int msi_pair_is_interrupted(const msi_pair *pair);
 
 /* Has the other process ended? What it posted before can be read. A system call. */
 int msi_pair_is_alone(const msi_pair *pair);

@@ -27,15 +27,21 @@ typedef enum msi_kind {
   MSI_ATTACH = 1, /* this client will use the service: count it in the census */
   MSI_LEASE = 2,  /* rows of the slabs, kept until replaced or taken back */
   MSI_INFER = 3,
-  MSI_FAIL = 4,   /* the client ended with an error; its text is the payload */
-  MSI_LEAVE = 5,  /* the last request of a client */
-  MSI_KEEP = 6,   /* a lease that the client keeps as long as it likes: never lent, or none */
-  MSI_VISIT = 7,  /* as MSI_INFER, of a client that counts in the census of another replica */
-  MSI_DEPART = 8, /* this client asks another replica now: do not wait for it */
-  MSI_CHANGE = 9, /* another model: lease says what (mpiserve_change), the payload is a version */
-  MSI_PIECE = 10, /* as MSI_VISIT, of some rows of a request: refused where rows belong together */
-  MSI_RECORD = 11 /* rows with their outputs, which the client has from elsewhere, for a capture */
+  MSI_FAIL = 4,    /* the client ended with an error; its text is the payload */
+  MSI_LEAVE = 5,   /* the last request of a client */
+  MSI_KEEP = 6,    /* a lease that the client keeps as long as it likes: never lent, or none */
+  MSI_VISIT = 7,   /* as MSI_INFER, of a client that counts in the census of another replica */
+  MSI_DEPART = 8,  /* this client asks another replica now: do not wait for it */
+  MSI_CHANGE = 9,  /* another model: lease says what (mpiserve_change), the payload is a version */
+  MSI_PIECE = 10,  /* as MSI_VISIT, of some rows of a request: refused where rows belong together */
+  MSI_RECORD = 11, /* rows with their outputs, which the client has from elsewhere, for a capture */
+  MSI_LAST_PIECE = 12 /* as MSI_PIECE, of the last rows */
 } msi_kind;
+
+/* Is it for the model? */
+static inline int msi_kind_infers(int kind) {
+  return kind == MSI_INFER || kind == MSI_VISIT || kind == MSI_PIECE || kind == MSI_LAST_PIECE;
+}
 
 /* The code of a reply to MSI_INFER that does not end the request: the service is suspended at this
  * head, and the client sends the request to another replica. Users never see it. */

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "protocol/slot.h"
 
 static const struct {
   const char *name;
@@ -167,6 +168,14 @@ void msi_side_of_dims(const msi_side *side, const uint32_t *dims, msi_side *actu
     actual->row_bytes[i] = bytes;
     actual->total_row_bytes += bytes;
   }
+}
+
+size_t msi_side_place(const msi_side *side, int64_t rows, size_t at, uint8_t *memory, void **data) {
+  for (int i = 0; i < side->n; i++) {
+    if (memory) data[i] = memory + at;
+    at += ((size_t)rows * side->row_bytes[i] + MSI_ALIGN - 1) / MSI_ALIGN * MSI_ALIGN;
+  }
+  return at;
 }
 
 int msi_side_dims(const msi_side *side, const int64_t *shapes, uint32_t *dims) {

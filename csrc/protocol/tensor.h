@@ -65,6 +65,11 @@ int msi_side_has_dims(const msi_side *side, const uint32_t *dims);
 /* The same side, with the bytes of rows of these dimensions. */
 void msi_side_of_dims(const msi_side *side, const uint32_t *dims, msi_side *actual);
 
+/* Where tensors of so many rows lie in memory, one after the other, each from a line of caches on,
+ * the first at byte at, a multiple of MSI_ALIGN: into data, unless memory is NULL. Returns the byte
+ * after them. */
+size_t msi_side_place(const msi_side *side, int64_t rows, size_t at, uint8_t *memory, void **data);
+
 /* From shapes of all tensors to their free dimensions; whether these fit. Back, with rows. */
 int msi_side_dims(const msi_side *side, const int64_t *shapes, uint32_t *dims);
 void msi_side_shapes(const msi_side *side, int64_t rows, const uint32_t *dims, int64_t *shapes);

@@ -1,4 +1,4 @@
-"""What MkDocs calls while it builds the site: generated references, and pages of linked sources."""
+"""What MkDocs calls while it builds the site: pages of notebooks and linked sources, references."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import configuration
 import errors_table
 import header
 import module
+import notebook
 import sources
 from mkdocs.structure.files import File, Files
 
@@ -41,6 +42,12 @@ def on_files(files: Files, config: Any) -> Files:
         elif path.suffix == ".md":
             page = "../" + path.relative_to(sources.ROOT).as_posix()
             wanted += sources.linked(path.read_text(), page)
+    for file in [file for file in files if file.src_uri.endswith(".ipynb")]:
+        text, pictures = notebook.page(Path(file.abs_src_path))
+        files.append(File.generated(config, file.src_uri[:-5] + "md", content=text))
+        for name, data in pictures.items():
+            uri = Path(file.src_uri).with_name(name).as_posix()
+            files.append(File.generated(config, uri, content=data))
     return files
 
 
@@ -54,6 +61,7 @@ def on_page_markdown(text: str, page: Any, **_: Any) -> str:
         return text
     if page.file.src_uri in ("index.md", "gallery.md"):  # their sections have no other page
         page.meta["hide"] = ["navigation"]
+    text = text.replace(".ipynb)", ".md)")  # a forge shows the notebook itself
     # A forge does not show the titles of blocks, so the line above says the name of the file too.
     text = re.sub(r'^`([\w.]+)`:\n\n(?=```\w+ title="\1")', "", text, flags=re.MULTILINE)
     return sources.rewrite(text, page.file.src_uri)

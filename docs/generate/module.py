@@ -15,6 +15,7 @@ import header
 FOLDER = header.HEADER.parents[1] / "fortran"
 FILES = (
     "mpiserve.f90",
+    "mpiserve_paces.f90",
     "mpiserve_signatures.f90",
     "mpiserve_requests.f90",
     "mpiserve_errors.f90",

@@ -69,6 +69,16 @@ include "serving.pxi"
 include "inference.pxi"
 
 
+cdef int handle_signals(void *opening) noexcept with gil:
+    """Let Python handle signals while a session is opened; return whether one ended that."""
+    try:
+        PyErr_CheckSignals()
+    except BaseException as error:
+        (<Session>opening)._raised = error
+        return 1
+    return 0
+
+
 @cython.no_gc_clear
 cdef class Session(InferenceCalls):
     """One rank's membership of a coupled world; wraps mpiserve_session.
@@ -90,6 +100,7 @@ cdef class Session(InferenceCalls):
     cdef readonly bint alone  # a session of one process, beside which another one infers
     cdef readonly tuple roles
     cdef dict _services
+    cdef object _raised  # by a handler of signals, while it was opened
 
     def __init__(self, comm, role, pair=None):
         cdef MPI_Fint peers
@@ -122,7 +133,11 @@ cdef class Session(InferenceCalls):
     cdef int _open_pair(self, int file, int peer, int role) except -1:
         cdef int code
         with nogil:
-            code = mpiserve_open_pair(file, peer, role, &self._session)
+            code = mpiserve_open_pair(
+                file, peer, role, handle_signals, <void *>self, &self._session
+            )
+        if self._raised is not None:
+            raise self._raised
         return check(code)
 
     @staticmethod
@@ -323,6 +338,14 @@ cdef class Session(InferenceCalls):
         self._leave(mpiserve_peer_error(self._session, &rank, &remaining, text))
         return rank, remaining, text_of(text)
 
+    def irregular(self, int service):
+        """Return (number, text) of the rounds of a reproducible service that lacked ranks. Local."""
+        cdef int64_t rounds
+        cdef char text[512]
+        self._enter()
+        self._leave(mpiserve_irregular_get(self._session, service, &rounds, text))
+        return rounds, text_of(text)
+
     def waiting(self):
         """Return (mpiserve_waits, text): the ranks that this one has waited for since long."""
         cdef int why
@@ -337,4 +360,5 @@ include "service.pxi"
 include "streams.pxi"
 include "published.pxi"
 include "requests.pxi"
+include "pace.pxi"
 include "fallback.pxi"

@@ -46,6 +46,13 @@ def _side(tensors: Sequence[Tensor]) -> str:
     return ", ".join(f"{t.name} {t.dtype} {list(t.shape)}" for t in tensors)
 
 
+def pace(of: core.Pace, name: str) -> str:
+    """Describe a pace: what it was made with, and how old its last answer was."""
+    how = f"every {of.every}, lag {of.lag}" + (", extrapolated" if of.extrapolate else "")
+    age = "no answer yet" if of.age is None else f"the last answer {of.age} steps old"
+    return f"<pace of {name!r}: {how}, {age}>"
+
+
 def request(of: core.Request, name: str, ended: bool, code: int, text: str) -> str:
     """Describe a request: under way, who has answered it, or its error."""
     if not ended:

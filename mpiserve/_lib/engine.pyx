@@ -123,7 +123,7 @@ cdef class Engine:
 
 
 cdef class Forward(Engine):
-    """An engine of a function in this process.
+    """An engine of a function in this process, which gets tensors in the rank's segment alone.
 
     Args:
         function: Its address; as `run` of mpiserve_engine.
@@ -134,4 +134,5 @@ cdef class Forward(Engine):
     def __init__(self, size_t function, size_t state, owner):
         self.engine.run = <run_function>function
         self.engine.state = <void *>state
+        self.engine.in_segment = 1
         self._owner = owner

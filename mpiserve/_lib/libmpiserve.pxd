@@ -47,7 +47,7 @@ cdef extern from "mpiserve.h" nogil:
         mpiserve_spec outputs[16]
         int64_t max_batch_rows, max_delay_ns, pool_bytes, max_queue_rows
         double stickiness
-        int32_t on_full, rows, allow_empty, overwrites, replica, spare, error
+        int32_t on_full, rows, allow_empty, reproducible, overwrites, replica, spare, error
         char error_text[512]
         double local_timeout
         char local[2048]
@@ -61,7 +61,13 @@ cdef extern from "mpiserve.h" nogil:
         void *outputs[16]
     ctypedef struct mpiserve_stats:
         int64_t rows, batch_rows, batch_requests, queue_ns, compute_ns, total_ns
-        int64_t generation, source, fallback_rows, local_rows
+        int64_t generation, source, fallback_rows, local_rows, age, extrapolated_rows
+    ctypedef struct mpiserve_pace_options:
+        int64_t every, lag
+        int32_t extrapolate, priority
+        double deadline
+    ctypedef struct mpiserve_pace:
+        uint64_t id
     ctypedef struct mpiserve_counters:
         int64_t requests, rows, errors, batches, batches_in_place
         int64_t closed_by_rows, closed_by_census, closed_by_delay
@@ -69,6 +75,7 @@ cdef extern from "mpiserve.h" nogil:
         int64_t rma_operations, rma_to_simulation, thread_polls, rerouted
         int64_t engine_batches, batch_calls
         int64_t fallbacks, failed_rows, local_answers
+        int64_t paced_steps, paced_age_sum, paced_age_max
     ctypedef struct mpiserve_batch:
         int64_t rows
         int32_t requests, in_place, service
@@ -79,7 +86,7 @@ cdef extern from "mpiserve.h" nogil:
         int (*run)(void *, int64_t, const void *const *, void *const *, char *, size_t) noexcept nogil
         void (*close)(void *) noexcept nogil
         int64_t chunk_rows
-        int32_t by_request
+        int32_t by_request, in_segment
     ctypedef struct mpiserve_capture:
         void *memory
         int64_t bytes
@@ -115,7 +122,7 @@ cdef extern from "mpiserve.h" nogil:
     int mpiserve_error(int, const char *)
     const char *mpiserve_dtype_name(int)
     int mpiserve_open_f(MPI_Fint, int, mpiserve_session **)
-    int mpiserve_open_pair(int, int, int, mpiserve_session **)
+    int mpiserve_open_pair(int, int, int, int (*)(void *) noexcept nogil, void *, mpiserve_session **)
     int mpiserve_open_failed_f(MPI_Fint, int, int, const char *)
     int mpiserve_comm_f(mpiserve_session *, MPI_Fint *)
     int mpiserve_role_of(mpiserve_session *, int, int *)
@@ -143,6 +150,11 @@ cdef extern from "mpiserve.h" nogil:
     int mpiserve_fallback_set(mpiserve_service *,
                               int (*)(void *, int64_t, const void *const *, void *const *, int,
                                       const char *) noexcept, void *)
+    int mpiserve_pace_open(mpiserve_service *, const mpiserve_pace_options *, mpiserve_pace *)
+    int mpiserve_pace_step(mpiserve_service *, const mpiserve_pace *, int, const mpiserve_tensor *,
+                           int, const mpiserve_tensor *, double, mpiserve_stats *)
+    int mpiserve_pace_restart(mpiserve_service *, const mpiserve_pace *)
+    int mpiserve_pace_close(mpiserve_service *, mpiserve_pace *)
     int mpiserve_buffer_take(mpiserve_service *, int64_t, mpiserve_buffer *)
     int mpiserve_buffer_give(mpiserve_service *, mpiserve_buffer *)
     int mpiserve_reload(mpiserve_session *, const char *, const char *, double)
@@ -178,5 +190,6 @@ cdef extern from "mpiserve.h" nogil:
     int mpiserve_capture_set(mpiserve_session *, int, const mpiserve_capture *)
     int mpiserve_placement_set(mpiserve_session *, int, const mpiserve_placement *)
     int mpiserve_peer_error(mpiserve_session *, int *, int *, char *)
+    int mpiserve_irregular_get(mpiserve_session *, int, int64_t *, char *)
     int mpiserve_waiting_get(mpiserve_session *, int *, char *)
     int mpiserve_wanted_get(mpiserve_session *, int *)

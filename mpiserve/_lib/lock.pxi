@@ -101,8 +101,9 @@ cdef class Leftover:
     read or write is kept until the next call.
     """
 
-    cdef mpiserve_service *service  # of the buffer
+    cdef mpiserve_service *service  # of the buffer, or the pace
     cdef mpiserve_buffer buffer
+    cdef mpiserve_pace pace
     cdef mpiserve_request request
     cdef tuple kept
 
@@ -111,6 +112,8 @@ cdef class Leftover:
             mpiserve_cancel(session, &self.request)
         elif self.buffer.id:
             mpiserve_buffer_give(self.service, &self.buffer)
+        elif self.pace.id:
+            mpiserve_pace_close(self.service, &self.pace)
 
 
 @cython.no_gc_clear

@@ -79,6 +79,43 @@ cdef int check_options(Service service, tuple arrays, dict options) except -1:
     return 0
 
 
+cdef tuple fill_inputs(Service service, mpiserve_tensor *inputs, tuple arrays, dict named,
+                       int *given):
+    """Describe inputs; return what else than `arrays` must be kept, or None."""
+    cdef int n = len(arrays)
+    cdef tuple kept = None
+    if n + len(named) > MPISERVE_MAX_TENSORS:
+        raise errors.from_code(errors.Code.ESHAPE, f"{n + len(named)} inputs")
+    for i in range(n):
+        array = as_input(&inputs[i], arrays[i], service.name, service._names, i)
+        if array is not arrays[i]:
+            kept = keep(kept, array)
+    for name, value in named.items():
+        encoded = encode(name)
+        array = as_input(&inputs[n], value, service.name, [name], 0)
+        kept = keep(keep(kept, encoded), array)
+        inputs[n].name = <const char *>encoded
+        n += 1
+    given[0] = n
+    return kept
+
+
+cdef int64_t rows_of(Service service, const mpiserve_tensor *inputs, int n) noexcept:
+    return 1 if service._whole else inputs[0].shape[0] if n and inputs[0].ndim else 0
+
+
+cdef int fill_options(mpiserve_options *options, object deadline, object priority) except -1:
+    cdef int64_t level = whole(priority, "priority")
+    options.deadline = 0
+    options.result_shapes = NULL
+    if deadline is not None:
+        options.deadline = deadline_of(deadline)
+    if level < -100 or level > 100:
+        raise errors.from_code(errors.Code.EARG, f"priority {level} is not in -100 to 100")
+    options.priority = <int32_t>level
+    return 0
+
+
 cdef int look(mpiserve_session **session, lock *door, mpiserve_request *request, double seconds,
               mpiserve_stats *stats) noexcept nogil:
     """Wait in short looks, between which other threads may enter. The caller holds the lock."""

@@ -175,26 +175,15 @@ cdef class Service:
         cdef mpiserve_tensor outputs[16]
         cdef mpiserve_options options
         cdef Request request = Request.__new__(Request)
-        cdef int code, n = len(arrays), n_outputs = len(self._output_specs)
+        cdef int code, n, n_outputs = len(self._output_specs)
         cdef int64_t rows
         cdef Session session = self._session
-        cdef tuple kept = None
+        cdef tuple kept
         if is_named(arrays):
-            named, arrays, n = self._by_name(arrays, named, []), (), 0
-        self._fill_options(&options, deadline, priority)
-        if n + len(named) > MPISERVE_MAX_TENSORS:
-            raise errors.from_code(errors.Code.ESHAPE, f"{n + len(named)} inputs")
-        for i in range(n):
-            array = as_input(&inputs[i], arrays[i], self.name, self._names, i)
-            if array is not arrays[i]:
-                kept = keep(kept, array)
-        for name, value in named.items():
-            encoded = encode(name)
-            array = as_input(&inputs[n], value, self.name, [name], 0)
-            kept = keep(keep(kept, encoded), array)
-            inputs[n].name = <const char *>encoded
-            n += 1
-        rows = 1 if self._whole else inputs[0].shape[0] if n and inputs[0].ndim else 0
+            named, arrays = self._by_name(arrays, named, []), ()
+        fill_options(&options, deadline, priority)
+        kept = fill_inputs(self, inputs, arrays, named, &n)
+        rows = rows_of(self, inputs, n)
         request._service = self
         request._session = session
         request._outputs = self._make_outputs(outputs, rows) if out is None else (
@@ -214,18 +203,6 @@ cdef class Service:
                                    &options, &request._request)
         session._leave(code)
         return request
-
-    cdef int _fill_options(self, mpiserve_options *options, object deadline,
-                           object priority) except -1:
-        cdef int64_t level = whole(priority, "priority")
-        options.deadline = 0
-        options.result_shapes = NULL
-        if deadline is not None:
-            options.deadline = deadline_of(deadline)
-        if level < -100 or level > 100:
-            raise errors.from_code(errors.Code.EARG, f"priority {level} is not in -100 to 100")
-        options.priority = <int32_t>level
-        return 0
 
     cdef object _make_outputs(self, mpiserve_tensor *tensors, int64_t rows):
         rows = NO_ROWS if self._whole else rows
@@ -248,6 +225,27 @@ cdef class Service:
             as_output(&tensors[i], out[i], self.name)
         check_apart(tensors, len(out), self.name)
         return self._results(*out)
+
+    def pace(self, *, every=1, lag=0, extrapolate=False, deadline=None, priority=0):
+        """Couple the service to the time steps of this rank: one call in each step, as of a service.
+
+        Args:
+            every: Steps from one request to the next. In the steps between, the last answer is
+                held, or continued on a line.
+            lag: Steps after its own in which the answer of a request is needed, so that a model
+                computes beside so many steps of the simulation. With `every=1` the answer is always
+                that of `lag` steps ago; it is never older than `lag + every - 1` steps.
+            extrapolate: Whether answers are continued on the line through the last two, from their
+                step to this one.
+            deadline: Of each request, in seconds from its submission: as of `submit`.
+            priority: As of `submit`.
+
+        Raises:
+            ArgumentError: If a number is out of range, or an output cannot be extrapolated.
+        """
+        cdef mpiserve_options options
+        fill_options(&options, deadline, priority)
+        return open_pace(self, whole(every, "every"), whole(lag, "lag"), extrapolate, &options)
 
     def record(self, inputs, outputs):
         """Put pairs that this rank has computed itself into the capture of the service.
@@ -422,7 +420,8 @@ cdef class Service:
             requests, and the sums of the counts and times that `stats` of a request has.
         """
         totals = {"requests": self._answered, **self._totals}
-        del totals["generation"], totals["source"]
+        for key in ("generation", "source", "age", "extrapolated_rows"):
+            del totals[key]
         return totals
 
     cdef int _add(self, const mpiserve_stats *stats) except -1:

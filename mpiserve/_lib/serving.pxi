@@ -67,8 +67,8 @@ cdef class Description:
 
     def __init__(self, *, name, engine="", version="", inputs=(), outputs=(), max_batch_rows=1,
                  max_delay_us=0, pool_bytes=0, stickiness=0, max_queue_rows=0, on_full="wait",
-                 rows="independent", allow_empty=False, overwrites=False, replica=0, spare=False,
-                 checks=(), local="", local_timeout=0.0, error_code=0, error_text="",
+                 rows="independent", allow_empty=False, reproducible=False, overwrites=False,
+                 replica=0, spare=False, checks=(), local="", local_timeout=0.0, error_code=0, error_text="",
                  largest=((), ())):
         memset(&self.description, 0, sizeof(self.description))
         copy_text(self.description.name, MPISERVE_NAME_SIZE, name)
@@ -92,6 +92,7 @@ cdef class Description:
         self.description.on_full = MPISERVE_REJECT if on_full == "reject" else MPISERVE_WAIT
         self.description.rows = ROWS.index(rows)
         self.description.allow_empty = allow_empty
+        self.description.reproducible = reproducible
         self.description.overwrites = overwrites
         self.description.replica = replica
         self.description.spare = spare

@@ -11,6 +11,8 @@ from mpiserve.backends.base import ordered
 from mpiserve.config import ServiceConfig, TensorConfig
 from mpiserve.errors import Code, ModelError
 
+ALIGN = 64  # bytes, as the broker aligns tensors
+
 
 def checked(
     output: Any, tensor: TensorConfig, dtype: np.dtype, rows: int | None, what: str = "output"
@@ -112,6 +114,15 @@ def zeros(tensors: Sequence[TensorConfig], rows: int | None) -> tuple[np.ndarray
     Free dimensions are the largest.
     """
     return tuple(np.zeros(tensor.dims(rows), dtype_of(tensor)) for tensor in tensors)
+
+
+def aligned(array: np.ndarray) -> np.ndarray:
+    """Return a copy aligned as the broker's tensors: how a model rounds may depend on it."""
+    memory = np.empty(array.nbytes + ALIGN, np.uint8)
+    begin = -memory.ctypes.data % ALIGN
+    copy = memory[begin : begin + array.nbytes].view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
 
 
 def room_for(service: ServiceConfig, rows: int) -> tuple[np.ndarray, ...]:

@@ -147,7 +147,9 @@ class Backend:
 
     def given(self, inputs: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
         """Return the inputs of a batch, or copies if `copies` is set."""
-        return tuple(array.copy() for array in inputs) if self.copies else inputs
+        from mpiserve.backends.arrays import aligned  # late: it imports this module
+
+        return tuple(aligned(array) for array in inputs) if self.copies else inputs
 
     def writes(self, inputs: tuple[np.ndarray, ...]) -> bool:
         """Run the model, and return whether it is known to write to its inputs."""

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationInfo
 
 from mpiserve.config import ragged
 from mpiserve.config.tensor_checks import check_fixed, free_tensor
 from mpiserve.config.values import MAX_BYTES, MAX_WARMUPS, shown
+
+if TYPE_CHECKING:
+    from mpiserve.config.service import ServiceConfig
+
+DELAY_US = 200  # the default of max_delay_us, which means more for a reproducible service:
+ROUND_US, LEAST_ROUND_US = 60_000_000, 100_000
 
 
 def check_task_rows(rows: str | None, task: str | None) -> None:
@@ -20,10 +28,11 @@ def check_task_rows(rows: str | None, task: str | None) -> None:
         raise ValueError(f"'none' is not possible: the task '{task}' takes rows")
 
 
-def check_empty(allow_empty: bool, service: Mapping[str, Any]) -> None:
+def check_empty(allow_empty: bool, info: ValidationInfo) -> bool:
     """Refuse requests of 0 rows where there are no rows, nor free dimensions."""
-    if allow_empty and service.get("rows") == "none" and not free_tensor(service):
+    if allow_empty and info.data.get("rows") == "none" and not free_tensor(info.data):
         raise ValueError("true, but there are no rows of which a request may have 0: remove it")
+    return allow_empty
 
 
 def check_fallback(fallback: str | None, service: Mapping[str, Any]) -> str | None:
@@ -36,12 +45,44 @@ def check_fallback(fallback: str | None, service: Mapping[str, Any]) -> str | No
     return fallback
 
 
-def check_chunk(chunk_rows: int, service: Mapping[str, Any]) -> None:
+def check_chunk(chunk_rows: int, info: ValidationInfo) -> int:
     """Refuse calls of some rows where a request is one call."""
-    rows = service.get("rows")
+    rows = info.data.get("rows")
     if chunk_rows and rows in ("together", "none", "ragged"):
         raise ValueError(f"cuts requests, which rows = '{rows}' excludes; remove one")
-    check_fixed(chunk_rows, service, "cuts batches")
+    check_fixed(chunk_rows, info.data, "cuts batches")
+    return chunk_rows
+
+
+def check_reproducible(reproducible: bool, info: ValidationInfo) -> bool:
+    """Refuse what depends on time."""
+    if reproducible and (why := _timed(info.data)):
+        raise ValueError(f"true, but {why} depends on time: remove one")
+    delay = info.data.get("max_delay_us", DELAY_US)
+    if reproducible and delay != DELAY_US and delay < LEAST_ROUND_US:
+        text = f"is no time to wait for every rank: at least {LEAST_ROUND_US}, or remove it"
+        raise ValueError(f"true, but max_delay_us = {delay} {text}")
+    return reproducible
+
+
+def _timed(service: Mapping[str, Any]) -> str:
+    """Say what depends on time, if anything does."""
+    if service.get("replicas", 1) > 1:
+        return f"which of {service['replicas']} replicas answers"
+    if service.get("task") == "generate":
+        return "which sequences the task 'generate' continues together"
+    if service.get("backend") == "remote" or service.get("remote"):
+        return "what a server does (remote)"
+    if "autotune" in str(service.get("options", {}).get("compile")):
+        return "which kernel is the fastest (options.compile)"
+    return "what finds room in the queue (max_queue_rows)" if service.get("max_queue_rows") else ""
+
+
+def delay_us(service: ServiceConfig) -> int:
+    """Return how long a request waits for others."""
+    if service.reproducible and service.max_delay_us == DELAY_US:
+        return ROUND_US
+    return service.max_delay_us
 
 
 def check_most_rows(rows: int, service: Mapping[str, Any], most: int) -> int:

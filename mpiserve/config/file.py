@@ -331,6 +331,9 @@ def _check_pooled(pool: str, name: str, service: ServiceConfig, loaded: int | No
     if loaded and service.derivatives:
         text = f"'{pool}': the service '{name}' has derivatives"
         raise ValueError(f"{text}, which its ranks hold beside it: remove loaded")
+    if service.reproducible:
+        text = f"'{pool}': the service '{name}' is reproducible"
+        raise ValueError(f"{text}, but which rank of a pool answers depends on time: remove one")
     if service.tensor_parallel > 1:
         text = f"'{pool}': the service '{name}' sets tensor_parallel"
         raise ValueError(f"{text}, which a pool does not support: remove it")

@@ -92,7 +92,7 @@ class ServiceConfig(Table):
     """With `rows = "ragged"`: named dimensions of which the model gets the rows of each request, as
     int64 arrays [requests] behind the inputs.
     """
-    allow_empty: bool = False
+    allow_empty: Annotated[bool, AfterValidator(batching.check_empty)] = False
     """Whether a request may have 0 rows. It ends with its batch, and the model never sees it. Free
     dimensions may be 0 then, too.
     """
@@ -124,7 +124,7 @@ class ServiceConfig(Table):
     `rows = "none"` each request counts as one row, and this is 1; with `"ragged"` it is the most
     requests in a batch, and must be given.
     """
-    max_delay_us: int = Field(200, ge=0, lt=2**31)
+    max_delay_us: int = Field(batching.DELAY_US, ge=0, lt=2**31)
     """The longest time, in microseconds, that a request waits for others to share its batch."""
     pool_bytes: int = Field(0, ge=0, le=MAX_BYTES)
     """Memory for large payloads, in bytes per transport; 0 means 256 MiB."""
@@ -178,7 +178,7 @@ class ServiceConfig(Table):
     """Seconds in which `restarts` are counted."""
     threads: int = Field(1, ge=1, le=MAX_THREADS)
     """Threads of torch and BLAS on each inference rank."""
-    chunk_rows: int = Field(0, ge=0, lt=MAX_ROWS)
+    chunk_rows: Annotated[int, AfterValidator(batching.check_chunk)] = Field(0, ge=0, lt=MAX_ROWS)
     """Rows that a torch model processes at a time; 0 means: measure the best value at warm-up."""
     derivatives: Kinds = ()
     """Derivatives to serve as `NAME.vjp` and so on: `"vjp"`, `"jvp"`, `"jacobian"`."""
@@ -196,6 +196,11 @@ class ServiceConfig(Table):
     """With `remote`: which model answers. `"auto"`: the one that costs less time, as measured.
     `"split"`: the same, and a large batch is divided between both. If the model of `"local"` or
     `"remote"` is away, the other one answers.
+    """
+    reproducible: Annotated[bool, AfterValidator(batching.check_reproducible)] = False
+    """Whether a run gives the same bits as the run before, whatever the timing: a batch holds one
+    request of every simulation rank, in the order of ranks, and waits for all of them, up to
+    `max_delay_us`, which is then 60 s if not given. Nothing is chosen by measuring.
     """
 
     _name: str = PrivateAttr("")
@@ -424,18 +429,6 @@ class ServiceConfig(Table):
         batching.check_task_rows(rows, info.data.get("task"))
         ragged.check_rows(rows, info.data)
         return rows
-
-    @field_validator("allow_empty")
-    @classmethod
-    def _check_empty(cls, allow_empty: bool, info: ValidationInfo) -> bool:
-        batching.check_empty(allow_empty, info.data)
-        return allow_empty
-
-    @field_validator("chunk_rows")
-    @classmethod
-    def _check_chunk(cls, chunk_rows: int, info: ValidationInfo) -> int:
-        batching.check_chunk(chunk_rows, info.data)
-        return chunk_rows
 
     @field_validator("warmup")
     @classmethod

@@ -119,9 +119,14 @@ def _client(make: _Families, rank: Rank) -> None:
         ("local_answers", "Of these requests, those of which a local model answered rows."),
         ("failed_rows", "Rows of results that failed the check of the outputs."),
         ("rerouted", "Requests that were sent again to another replica."),
+        ("paced_steps", "Time steps that answers of a pace were given to."),
+        ("paced_age_sum", "The sum of the ages of these answers, in steps."),
     ):
         family = make(f"mpiserve_client_{key}_total", "counter", what)
         family.add(_of(rank), rank.counters[key])
+    what = "The greatest age of an answer of a pace, in steps."
+    oldest = make("mpiserve_client_paced_age_max", "gauge", what)
+    oldest.add(_of(rank), rank.counters["paced_age_max"])
     what = "Seconds for which a simulation rank has waited for a reply by now; 0: it does not."
     make("mpiserve_client_waiting_seconds", "gauge", what).add(_of(rank), rank.waits)
 

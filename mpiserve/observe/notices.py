@@ -155,6 +155,36 @@ class Losses:
             logger.error("%s has died; the others go on", text)
 
 
+class Irregular:
+    """Logs when rounds of a reproducible service lack ranks: then results depend on time.
+
+    Each line comes after twice as many as the one before, and at the end.
+
+    Args:
+        lib: The session handle of this rank.
+        service: The index of the service.
+    """
+
+    def __init__(self, lib: core.Session, service: int) -> None:
+        self._lib = lib
+        self._service = service
+        self._next, self._said = 0.0, 0
+
+    def look(self) -> None:
+        """Check at most four times a second."""
+        now = time.monotonic()
+        if now >= self._next:
+            self._next = now + LOOK
+            self.say(2 * self._said)
+
+    def say(self, more_than: int | None = None) -> None:
+        """Log the number, if it is new."""
+        count, text = self._lib.irregular(self._service)
+        if count > max(self._said, more_than or 0):
+            self._said = count
+            logger.warning("%s (%d irregular rounds): results depend on time", text, count)
+
+
 class Alone:
     """Logs once that requests do not share batches because max_batch_rows is too small.
 

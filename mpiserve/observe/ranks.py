@@ -32,6 +32,7 @@ COUNTERS = (  # in the order of mpiserve_counters
     *("closed_by_census", "closed_by_delay", "rejected", "dropped", "cancelled"),
     *("rma_operations", "rma_to_simulation", "thread_polls", "engine_batches", "batch_calls"),
     *("fallbacks", "failed_rows", "rerouted", "local_answers"),
+    *("paced_steps", "paced_age_sum", "paced_age_max"),
 )
 STATES = (  # in the order of mpiserve_state
     *("launched", "loading", "ready", "busy"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mpiserve.config import ServiceConfig, TensorConfig
+from mpiserve.config.batching import delay_us
 from mpiserve.config.tensor import Tensor
 
 
@@ -28,7 +29,8 @@ def description(service: ServiceConfig, replica: int, **outcome: Any) -> dict[st
             [tensor.largest for tensor in side] for side in (service.inputs, service.outputs)
         ],
         "max_batch_rows": service.max_batch_rows,
-        "max_delay_us": service.max_delay_us,
+        "max_delay_us": delay_us(service),
+        "reproducible": service.reproducible,
         "pool_bytes": service.pool_bytes,
         "stickiness": service.stickiness,
         "max_queue_rows": service.max_queue_rows,

@@ -144,6 +144,8 @@ def choose(
     """
     if service.engine not in ("auto", "compiled"):
         return None
+    if service.engine == "auto" and service.reproducible:  # neither its time nor the cache decides
+        return None
     required = service.engine == "compiled"
     try:
         return _chosen(backend, service, examples, measure and not required, build or required)
@@ -282,7 +284,7 @@ def _filled(service: ServiceConfig, examples: Arrays | None, rows: int) -> Array
 def _chunk(engine: Engine, service: ServiceConfig, inputs: Arrays) -> int:
     """Measure how many rows at a time are fastest; all at once if nothing is clearly faster."""
     rows = len(inputs[0])
-    if service.chunk_rows:
+    if service.chunk_rows or service.reproducible:
         return service.chunk_rows
     outputs = zeros(service.outputs, rows)
     sizes = [0, *(chunk for chunk in CHUNKS if chunk < rows)]

@@ -13,7 +13,7 @@ from mpiserve.config import Config
 from mpiserve.errors import Code, PeerError
 from mpiserve.serving.isolation.server_link import ending, without_mpi
 
-PROGRAM = "mpiserve.launch.head_process"
+PROGRAM = "mpiserve.launch.local"
 BYTES = 131072  # MPISERVE_PAIR_BYTES
 LEAVE = 10.0  # seconds that the process has to end when the session is closed
 SEEN = 1.0  # seconds until the status of a process that has ended can be read

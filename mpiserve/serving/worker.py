@@ -69,6 +69,8 @@ class Worker:
             self._pool = AdaptivePool(lib, self.models, pool, assignment.pool)
         self._silence = notices.Silence(lib)
         self._losses = notices.Losses(lib)
+        rounds = [model.index for model in self.models if model.service.reproducible]
+        self._irregular = [notices.Irregular(lib, index) for index in rounds]
 
     def serve(self, watch: Callable[[], None] | None = None) -> None:
         """Load the models, publish the services, and answer until every simulation rank has left.
@@ -162,6 +164,8 @@ class Worker:
             self._pool.look()
         if self._capture:
             self._capture.look()
+        for rounds in self._irregular:
+            rounds.look()
 
     def _prepare(self) -> list[dict[str, Any]]:
         """Load the models; return the description of each service to publish."""
@@ -177,6 +181,8 @@ class Worker:
                 logger.info("%s", text)
 
     def _end(self) -> None:
+        for rounds in self._irregular:
+            rounds.say()
         if self._pool:
             self._pool.end()
         self._starting.end()

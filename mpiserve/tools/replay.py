@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mpiserve import terminal
-from mpiserve.backends.arrays import finished, room_for
+from mpiserve.backends.arrays import aligned, finished, room_for
 from mpiserve.backends.base import Backend
 from mpiserve.config import Config, ServiceConfig
-from mpiserve.errors import Code, ConfigError
+from mpiserve.errors import Code, ConfigError, ModelError
 from mpiserve.observe import capture_files as files
 from mpiserve.observe.capture_data import Capture, files_of
 from mpiserve.serving import engines
@@ -28,7 +28,7 @@ class Batch(NamedTuple):
 
     Attributes:
         rows: The numbers of its rows in the capture, in the order of the batch.
-        whole: Whether all of its rows were captured.
+        whole: Whether all of its rows were captured, and ran in one call.
     """
 
     rows: np.ndarray
@@ -50,7 +50,9 @@ def batches(capture: Capture) -> Iterator[Batch]:
     ends = np.flatnonzero((np.diff(head) != 0) | (np.diff(batch) != 0)) + 1
     for own in np.split(order, ends):
         if len(own):
-            yield Batch(own, len(own) == total[own[0]])
+            places = columns["row_in_batch"][own]
+            whole = len(own) == total[own[0]] and (places == np.arange(len(own))).all()
+            yield Batch(own, bool(whole))
 
 
 class Model:
@@ -71,7 +73,8 @@ class Model:
     def __call__(self, inputs: tuple[np.ndarray, ...]) -> Sequence[np.ndarray]:
         """Return the outputs of a batch."""
         rows = len(inputs[0])
-        outputs = room_for(self._service, rows)
+        inputs = tuple(aligned(array) for array in inputs)
+        outputs = tuple(aligned(array) for array in room_for(self._service, rows))
         if self._engine:
             self._engine.run(inputs, outputs)
             return outputs
@@ -136,9 +139,15 @@ def replay(path: str, config: str | None, version: str, worst: int) -> None:
     if not chosen:
         text = f"{path} has {', '.join(names) or 'no rows'}; none of these is in {read.source}"
         raise ConfigError(Code.ECONFIG, text)
+    broken = []
     for service in chosen:
         wanted = service.of_version(version) if version else service.of_version()
-        _replay(Capture(path, service.name), wanted, worst)
+        unequal = _replay(Capture(path, service.name), wanted, worst)
+        if unequal and service.reproducible and not config and not version:
+            broken.append(f"{unequal} rows of service '{service.name}'")
+    if broken:
+        text = f"{', '.join(broken)} should have the same bits (reproducible), and have others"
+        raise ModelError(Code.EMODEL, text)
 
 
 def _services(path: Path) -> list[str]:
@@ -169,28 +178,33 @@ def configuration_of(path: Path) -> Config:
     return Config.from_dict({"service": kept}, source=f"the configuration in {path}")
 
 
-def _replay(capture: Capture, service: ServiceConfig, worst: int) -> None:
+def _replay(capture: Capture, service: ServiceConfig, worst: int) -> int:
+    """Replay a service; return in how many rows of whole batches of the first model bits differ."""
     tensors = [(t.name, t.dtype) for t in service.inputs], [t.name for t in service.outputs]
     if [name for name, _ in tensors[0]] != capture.inputs or tensors[1] != capture.outputs:
         text = f"{capture.inputs} and {capture.outputs} were captured"
         raise ConfigError(Code.ECONFIG, f"service '{service.name}' has another signature: {text}")
-    model = Model(service)
+    model, generation = Model(service), capture.column("generation")
     try:
-        found, whole, count = [], 0, 0
+        found, whole, count, unequal = [], 0, 0, 0
         for batch in batches(capture):
             inputs, before = capture[batch.rows]
             answers = model(tuple(inputs.values()))
-            found.append(difference(answers, [*before.values()], batch.rows))
+            each = difference(answers, [*before.values()], batch.rows)
+            found.append(each)
             whole, count = whole + batch.whole, count + 1
+            if batch.whole and generation[batch.rows].max() == 1:
+                unequal += int(np.any(each.unequal, axis=0).sum())
     finally:
         model.close()
     rows = sum(len(each.rows) for each in found)
     print(f"service {service.name}: {rows} rows in {count} batches, {model.engine}")
     if not count:
-        return
+        return 0
     if whole < count:
         print(f"{count - whole} batches were captured in part: others may round differently")
     _show(capture, found, worst)
+    return unequal
 
 
 def _show(capture: Capture, found: Sequence[Difference], worst: int) -> None:

@@ -17,7 +17,7 @@ typedef struct client {
   taken taken[MAX_TAKEN];
 } client;
 
-static const mpiserve_stats NOT_WRITTEN = {-1, -1, -1, -1, -1, -1, -1, -1, -1, -1};
+static const mpiserve_stats NOT_WRITTEN = {-1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1};
 
 /* ---- how requests may end --------------------------------------------------------------- */
 

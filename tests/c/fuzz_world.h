@@ -70,10 +70,13 @@ static inline side side_of(int n, const mpiserve_spec *specs, int sizes) {
 static inline void resize(service *s, int sizes) {
   s->in_sizes = sizes;
   s->out_sizes = 0;
+  int told = 0; /* do the inputs say it? */
   for (int i = 0; i < s->d.n_inputs; i++)
-    for (int k = 1; k < s->d.inputs[i].ndim; k++)
+    for (int k = 1; k < s->d.inputs[i].ndim; k++) {
       s->out_sizes += (int)length(&s->d.inputs[i], k, sizes);
-  if (sizes == EMPTY && s->number % 2) s->out_sizes = EMPTY;
+      told |= s->d.inputs[i].shape[k] < 0;
+    }
+  if (told && sizes == EMPTY && s->number % 2) s->out_sizes = EMPTY;
   s->in = side_of(s->d.n_inputs, s->d.inputs, s->in_sizes);
   s->out = side_of(s->d.n_outputs, s->d.outputs, s->out_sizes);
 }
@@ -145,6 +148,7 @@ static inline void make_limits(dice *d, service *s) {
   s->d.stickiness = ANY_OF(d, 0, 0.5, 1);
   s->d.max_queue_rows = chance(d, 50) ? 0 : log_pick(d, 2 * (int)rows);
   s->d.on_full = pick(d, 2);
+  s->d.reproducible = !s->d.max_queue_rows && s->d.max_delay_ns && chance(d, 25);
 }
 
 static inline void make_habits(dice *d, service *s, int heads) {

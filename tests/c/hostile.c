@@ -63,6 +63,7 @@ static plan make_plan(uint64_t seed) {
   p.d.allow_empty = chance(&d, 40) && (p.d.rows == MPISERVE_RAGGED || (!p.d.rows && !p.free));
   p.d.max_queue_rows = chance(&d, 50) ? 0 : p.d.max_batch_rows * (1 + pick(&d, 3));
   p.d.on_full = MPISERVE_WAIT;
+  p.d.reproducible = !p.d.max_queue_rows && p.d.max_delay_ns && chance(&d, 25);
   p.captured = !p.free && chance(&d, 50);
   return p;
 }

@@ -52,9 +52,9 @@ static void ring(attacker *a, uint64_t number) {
 
 /* All but FAIL and LEAVE, which everybody is to believe. */
 static uint8_t a_kind(dice *d) {
-  static const uint8_t kinds[] = {MSI_ATTACH, MSI_LEASE,      MSI_LEASE, MSI_KEEP,   MSI_VISIT,
-                                  MSI_DEPART, MSI_CHANGE,     MSI_PIECE, MSI_RECORD, MSI_RECORD,
-                                  0,          MSI_RECORD + 1, 255};
+  static const uint8_t kinds[] = {
+      MSI_ATTACH, MSI_LEASE,      MSI_LEASE,  MSI_KEEP,   MSI_VISIT, MSI_DEPART,         MSI_CHANGE,
+      MSI_PIECE,  MSI_LAST_PIECE, MSI_RECORD, MSI_RECORD, 0,         MSI_LAST_PIECE + 1, 255};
   return chance(d, 60) ? MSI_INFER : kinds[pick(d, (int)sizeof kinds)];
 }
 

@@ -22,7 +22,7 @@ static int64_t failed_of(const mpiserve_spec *spec, void *data, int64_t *failed,
   msi_side side;
   CHECK(!msi_side_init(&side, "output", 1, spec));
   CHECK(msi_check_wanted(&side) == spec->check);
-  int64_t n = msi_check_failed(&side, ROWS, &data, failed, text, 256);
+  int64_t n = msi_check_failed(&side, ROWS, &data, NULL, failed, text, 256);
   return msi_check_passes(&side, ROWS, &data) == !n ? n : -1;
 }
 
@@ -118,6 +118,31 @@ static void check_halves(int dtype, uint16_t one, uint16_t largest, uint16_t lea
     CHECK(failed_of(&bounds, y, failed, text) == 1 && failed[0] == 66); \
   } while (0)
 
+/* Of tensors without rows the element is told, of a scalar nothing. */
+static void check_elements(void) {
+  const msi_check_shapes found = {{5, 2, COLUMNS}};
+  double complex_y[2 * 5 * 2 * COLUMNS] = {0}, energy = NAN;
+  int64_t failed;
+  char text[256] = "";
+  void *y = complex_y, *e = &energy;
+  msi_side side;
+  mpiserve_spec nodes = {.name = "y",
+                         .dtype = MPISERVE_COMPLEX128,
+                         .ndim = 3,
+                         .shape = {-1, -1, COLUMNS},
+                         .max_shape = {9, 2, COLUMNS},
+                         .check = MPISERVE_FINITE};
+  mpiserve_spec scalar = {.name = "e", .dtype = MPISERVE_FLOAT64, .check = MPISERVE_FINITE};
+  CHECK(!msi_side_init(&side, "output", 1, &nodes));
+  side.row_bytes[0] = sizeof complex_y;
+  complex_y[2 * ((3 * 2 + 1) * COLUMNS + 2) + 1] = NAN; /* an imaginary part */
+  CHECK(msi_check_failed(&side, 1, &y, &found, &failed, text, sizeof text) == 1);
+  CHECK_TEXT(text, "output 'y', element [3, 1, 2] of [5, 2, 3]: a value is nan");
+  CHECK(!msi_side_init(&side, "output", 1, &scalar));
+  CHECK(msi_check_failed(&side, 1, &e, NULL, &failed, text, sizeof text) == 1);
+  CHECK_TEXT(text, "output 'e': a value is nan");
+}
+
 static void check_wrong_specs(void) {
   mpiserve_spec nan = spec_of(MPISERVE_FLOAT32, MPISERVE_BOUNDS, NAN, 1);
   mpiserve_spec crossed = spec_of(MPISERVE_FLOAT32, MPISERVE_BOUNDS, 2, 1);
@@ -150,6 +175,7 @@ int main(void) {
   CHECK_WHOLE(uint8_t, MPISERVE_BOOL, 0, 1);
   CHECK_COMPLEX(float, MPISERVE_COMPLEX64);
   CHECK_COMPLEX(double, MPISERVE_COMPLEX128);
+  check_elements();
   check_wrong_specs();
   return check_result();
 }

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import signal
 import sys
 import tempfile
 from contextlib import redirect_stdout
@@ -110,11 +111,18 @@ def run(folder: Path, seconds: float, every: float) -> list[str]:
     return bad + (growth(samples[:-1]) if len(samples) > 1 else ["no samples"])
 
 
+def end_in_order(number: int, frame: object) -> None:
+    """End as an exception does, so that the job ends too."""
+    signal.signal(number, signal.SIG_IGN)
+    sys.exit(128 + number)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--every", type=float, default=5.0, help="seconds between two faults")
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, end_in_order)
     print(f"{args.minutes:g} minutes, a fault every {args.every:g} s, {mpi()}, {transport()}")
     with tempfile.TemporaryDirectory(prefix="mpiserve-") as folder:
         bad = run(Path(folder), 60 * args.minutes, args.every)

@@ -13,6 +13,7 @@ MODULES = [
     "mpiserve_c",
     "mpiserve_errors",
     "mpiserve_requests",
+    "mpiserve_paces",
     "mpiserve_signatures",
     "mpiserve",
     "mpiserve_prefixed",

@@ -1,6 +1,7 @@
 // A simulation over mpiserve.hpp, for test_cpp.py: it ends with status 1 at what is not right.
 #include <mpiserve.hpp>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <numeric>
@@ -84,6 +85,24 @@ void test_buffers(const mpiserve::service &twice) {
   expect(moved.rows() == 4 && y[11] == 24, "a buffer");
 }
 
+void test_paces(const mpiserve::service &twice) {
+  mpiserve_pace_options options{};
+  options.lag = 1;
+  mpiserve::pace first = twice.paced(options);
+  mpiserve::pace pace = std::move(first);
+  std::vector<float> x(3), y(3);
+  for (int n = 0; n < 4; n++) {
+    std::fill(x.begin(), x.end(), static_cast<float>(n));
+    const mpiserve_stats stats = pace.step({{x.data(), {1, 3}}}, {{y.data(), {1, 3}}}, 60);
+    expect(stats.age == (n > 0) && y[2] == 2.0F * static_cast<float>(n - stats.age), "a step");
+  }
+  pace.restart();
+  expect(pace.step({{x.data(), {1, 3}}}, {{y.data(), {1, 3}}}).age == 0, "a restart");
+  options.lag = -1;
+  auto wrong = [&] { twice.paced(options); };
+  expect(throws<mpiserve::argument_error>(MPISERVE_EARG, wrong), "a lag that is none");
+}
+
 #if __cplusplus >= 202002L
 void test_spans(const mpiserve::service &twice) {
   std::vector<float> x(6, 3.0F), y(6);
@@ -111,6 +130,7 @@ void test_all() {
   test_requests(twice, rank);
   test_errors(session, twice);
   test_buffers(twice);
+  test_paces(twice);
   test_spans(twice);
   expect(session.counters().requests > 0, "counters");
   if (rank == 0) session.close();

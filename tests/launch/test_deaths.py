@@ -81,6 +81,39 @@ def test_the_other_replica_answers_when_one_is_killed(mpiexec, tmp_path, pids, t
     assert f"ended without it: inference rank 3 (pid {pid} on host " in done.stderr
 
 
+# The same, with answers that are two steps old.
+PACED = """\
+import os
+import signal
+import sys
+
+import mpiserve
+import numpy as np
+
+with mpiserve.open() as session:
+    pace, rank = session.service("twice").pace(lag=2), session.comm.rank
+    for step in range(100):
+        if step == 50 and rank == 1:
+            os.kill(int(open(f"pid.{sys.argv[1]}").read()), signal.SIGKILL)
+        y = pace(np.full((60, 3), 10 * step + rank, np.float32), timeout=30)
+        assert (y == 20 * max(step - 2, 0) + 2 * rank).all(), step
+        assert pace.age == min(step, 2)
+    print(f"rank {rank} is right", flush=True)
+"""
+
+
+@SURVIVES
+@pytest.mark.takes_long
+@pytest.mark.parametrize("transport", ["shared", "rma"])
+def test_steps_get_their_answers_when_a_replica_is_killed(mpiexec, tmp_path, pids, transport):
+    write(tmp_path, PACED, REPLICAS)
+    env = pids | {"MPISERVE_TRANSPORT": transport}
+    done = mpiexec([*SURVIVE, "-n", 4, *RUN, "c.toml", "sim.py", 3], env=env)
+    assert done.returncode == 0
+    for rank in range(2):
+        assert f"rank {rank} is right" in done.stdout
+
+
 @SURVIVES
 @pytest.mark.parametrize("transport", TRANSPORTS)
 def test_the_other_simulation_ranks_go_on_when_one_is_killed(mpiexec, tmp_path, pids, transport):

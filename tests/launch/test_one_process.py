@@ -208,3 +208,34 @@ def test_a_rank_of_a_job_that_had_one_tells_the_others_when_it_fails(tmp_path, m
     done = mpiexec(["-n", 3, *RUN, "c.toml", "sim.py"])
     assert done.returncode
     assert re.search("^PeerError: .*RuntimeError: my own fault", done.stdout, re.MULTILINE)
+
+
+# While the model loads, which would take ten minutes, Ctrl-C comes.
+LOADS_LONG = """
+import os
+import signal
+import time
+
+with open("pid") as file:
+    os.kill(int(file.read()), signal.SIGINT)
+time.sleep(600)
+"""
+
+INTERRUPTED = """\
+with open("pid", "w") as file:
+    file.write(str(os.getpid()))
+try:
+    mpiserve.local("c.toml")
+except KeyboardInterrupt:
+    print("interrupted")
+try:
+    os.waitpid(-1, 0)
+except ChildProcessError:
+    print("no process is left")
+"""
+
+
+def test_ctrl_c_ends_the_wait_for_a_model(tmp_path):
+    (tmp_path / "slow.py").write_text(LOADS_LONG)
+    config = SERVICE.replace("model:twice", "slow:twice")
+    assert ran(tmp_path, INTERRUPTED, config=config) == ["interrupted", "no process is left"]

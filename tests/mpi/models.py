@@ -55,6 +55,11 @@ def gated(x: np.ndarray, gate: str) -> np.ndarray:
     return 2 * x + 1
 
 
+def after_call(x: np.ndarray, folder: str) -> np.ndarray:
+    """Answer all but the first step when a file with the number of the step is there."""
+    return 2 * x if x[0] == 0 else gated(x, f"{folder}/{x[0]:g}") - 1
+
+
 def noted(x: np.ndarray, seen: str, gate: str) -> np.ndarray:
     """Write down what it sees, and answer when a file is there."""
     with open(seen, "a") as file:
@@ -346,3 +351,11 @@ def graph(nodes: np.ndarray, edges: np.ndarray) -> np.ndarray:
     result = nodes.copy()
     np.add.at(result, edges[:, 1], nodes[edges[:, 0]])
     return result
+
+
+def placed(x: np.ndarray) -> np.ndarray:
+    """Answer the place of each row in the batch, how many rows that has, and their sum."""
+    rows = len(x)
+    place = np.arange(rows, dtype=np.float64)
+    whole = np.full(rows, rows), np.full(rows, x.sum())
+    return np.stack([place, *whole], axis=1)

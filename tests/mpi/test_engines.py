@@ -14,6 +14,7 @@ from mpiserve.serving.worker import IDLE
 
 CACHE = Path(__file__).parents[2] / "build/test-engines"  # kept: a compilation takes a while
 LABELS, REQUESTS = 5, 1500
+WIDE = 64  # numbers of a row, which has no room in a slot
 MESSAGES = 8  # to a child at most, besides batches: to load, to attach memory, to end
 SERVICE = {
     "backend": "torch",
@@ -99,11 +100,11 @@ def test_an_echo_needs_no_python(world, asked, isolate):
     def ask_often(session):
         served = session.service("echo")
         for i in range(REQUESTS):
-            x = np.full((1 + i % 3, 4), i, np.float64)
+            x = np.full((1 + i % 3, WIDE), i, np.float64)
             np.testing.assert_array_equal(served(x), x)
 
     begin = time.monotonic()
-    service = {"backend": "echo", "inputs": [tensor("x", "float64", 4)], "isolate": isolate}
+    service = {"backend": "echo", "inputs": [tensor("x", "float64", WIDE)], "isolate": isolate}
     counters = couple(world, {"echo": service}, ask_often)
     if world.role == INFERENCE:
         check(counters, time.monotonic() - begin, asked, others=0)

@@ -154,3 +154,19 @@ def test_models_that_mix_graphs_or_lose_rows(world):
         "loses": graphs.service("first", "float64", backend="python", warmup=False),
     }
     couple(world, services, simulate)
+
+
+@pytest.mark.roles(simulation=1, inference=1)
+def test_the_check_of_a_graph_names_the_element(world):
+    def simulate(session):
+        service = session.service("net")
+        x, edges = np.ones((5, graphs.WIDTH)), np.zeros((0, 2), np.int64)
+        assert np.isfinite(service(x, edges, 1.0).y).all()
+        x[2, 1] = np.nan
+        with pytest.raises(ModelError) as caught:
+            service(x, edges, 1.0)
+        text = "service 'net', output 'y', element [2, 1] of [5, 4]: a value is nan"
+        assert caught.value.text == text
+
+    table = graphs.service("messages", "float64", backend="python", check="finite")
+    couple(world, {"net": table}, simulate)

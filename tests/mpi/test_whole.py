@@ -78,7 +78,7 @@ def test_fallback_check_buffers_and_reload(world):
         assert [array.shape for array in inputs] == [(3, 4), ()]
         inputs[0][:], inputs[1][()] = w, 2
         np.testing.assert_array_equal(service(*inputs).y, 2 * w.sum(0))
-        with pytest.raises(ModelError, match="output 'y', row 0: a value is"):
+        with pytest.raises(ModelError, match=r"output 'y', element \[0\] of \[4\]: a value is"):
             service(w * np.inf, 1.0)
         service.fallback(lambda w, a: (np.full(4, a), 7))
         y, total = service(w * np.inf, 5.0)

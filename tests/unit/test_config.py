@@ -119,6 +119,11 @@ WRONG = {
     'input_memory = "mine"': "input_memory: must be 'view' or 'copy', got 'mine'",
     "warmup = 3": "warmup: must be true, false, a list of rows or a .npz file, got 3",
     "options = 3": "options: must be a table, got 3",
+    "reproducible = true\nreplicas = 2": "reproducible: true, but which of 2 repl",
+    "reproducible = true\nmax_queue_rows = 9": "reproducible: true, but what finds",
+    "reproducible = true\nmax_delay_us = 9": "reproducible: true, but max_delay_us = 9",
+    "reproducible = true\noptions.compile = 'max-autotune'": "reproducible: true, but which ",
+    "reproducible = true\nbackend = 'remote'\noptions.url = 'http://x'": "reproducible: true, but ",
 }
 
 
@@ -240,6 +245,8 @@ POOLS = {
     "since the pool has a replica on each of its ranks",
     "services = ['wide']": "'p': the service 'wide' sets tensor_parallel, "
     "which a pool does not support: remove it",
+    "services = ['same']": "'p': the service 'same' is reproducible, but which rank of a pool "
+    "answers depends on time: remove one",
     "services = ['chemistry', 'busy']": "'p': threads must be the same for all its services",
 }
 
@@ -247,6 +254,7 @@ POOLS = {
 @pytest.mark.parametrize("text", POOLS)
 def test_a_wrong_pool_is_one_line(line, text):
     others = {"two": "replicas = 2", "wide": "tensor_parallel = 2", "busy": "threads = 2"}
+    others |= {"same": "reproducible = true"}
     tables = [CHEMISTRY]
     for name, key in others.items():
         tables.append(CHEMISTRY.replace("service.chemistry", f"service.{name}") + f"\n{key}\n")

@@ -79,6 +79,8 @@ class TorchBackend(Backend):
         # The inputs are views of the clients' memory, which numpy marks as read-only.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         torch.set_num_threads(self.service.threads)
+        if self.service.reproducible:  # of all models of this process: torch knows no other way
+            torch.use_deterministic_algorithms(True)
         self.device = choose_device(self.local_rank)
         self._torch = torch
         self._logged: set[str] = set()
@@ -160,7 +162,7 @@ class TorchBackend(Backend):
         """Measure which chunk size is fastest, unless the configuration sets chunk_rows."""
         if self.service.chunk_rows or self.service.task or self.device.type != "cpu":
             return
-        if self.together:
+        if self.together or self.service.reproducible:
             return
         rows = len(inputs[0])
         times = dict.fromkeys([rows, *(chunk for chunk in CHUNKS if chunk < rows)], inf)

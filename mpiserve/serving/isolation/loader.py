@@ -21,7 +21,7 @@ from mpiserve.serving.isolation.process import LostError
 from mpiserve.serving.isolation.restarts import Restarts
 from mpiserve.serving.isolation.server_link import the_server
 from mpiserve.serving.loading import LOADING, FailedTogetherError, Loader
-from mpiserve.serving.placement.placed import PlacedLoader, local_table
+from mpiserve.serving.placement.placed_backend import PlacedLoader, local_table
 
 if TYPE_CHECKING:
     from mpi4py import MPI

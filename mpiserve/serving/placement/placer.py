@@ -16,7 +16,7 @@ from mpiserve.errors import Code
 from mpiserve.failure import check_interrupt, reply_code
 from mpiserve.serving.continuous import Stepper
 from mpiserve.serving.placement.breaker import HALF_OPEN, STATES
-from mpiserve.serving.placement.placed import Placed
+from mpiserve.serving.placement.placed_backend import Placed
 from mpiserve.serving.placement.policy import LOCAL, REMOTE, Work
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-#include "client/record.h"
+#include "client/record_message.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -36,10 +36,17 @@ static void note(msi_client *client, const msi_call *call, int code, const char 
 
 /* ---- from begin to end ------------------------------------------------------------------ */
 
-static void drop_copy(msi_client *client, msi_call *call) {
+/* It waits for another endpoint from now on, or (NULL) for none. */
+static void move_copy(msi_client *client, const msi_call *call, const msi_endpoint *to) {
   if (!call->own) return;
-  client->recording.bytes -=
-      (size_t)call->payload.rows * msi_record_row_bytes(&call->service->endpoint->layout);
+  const msi_endpoint *from = call->message.endpoint;
+  size_t bytes = (size_t)call->payload.rows * msi_record_row_bytes(&from->layout);
+  msi_send_queue_of(client, from)->copied -= bytes;
+  if (to) msi_send_queue_of(client, to)->copied += bytes;
+}
+
+static void drop_copy(msi_client *client, msi_call *call) {
+  move_copy(client, call, NULL);
   free(call->own);
   call->own = NULL;
 }
@@ -133,7 +140,8 @@ void msi_record_replied(msi_client *client, msi_call *call, const msi_reply_head
 
 void msi_record_lost(msi_client *client, msi_call *call) {
   msi_endpoint *home = call->service->endpoint, *before = call->message.endpoint;
-  if (call->state == CALL_IN_FLIGHT || home->lost || home->stopped) {
+  int dropped = call->message.code; /* its tensors are the caller's, who may have changed them */
+  if (call->state == CALL_IN_FLIGHT || dropped || home->lost || home->stopped) {
     int code = msi_endpoint_lost(before);
     note(client, call, code, mpiserve_last_error());
     msi_record_end(client, call);
@@ -141,6 +149,7 @@ void msi_record_lost(msi_client *client, msi_call *call) {
   }
   msi_lease_let_go(before, &call->payload.input);
   msi_lease_let_go(before, &call->payload.output);
+  move_copy(client, call, home);
   call->message.endpoint = home;
   call->state = CALL_QUEUED;
   msi_send_queue_push(client, &call->message);

@@ -1,7 +1,7 @@
-/* record: one pair of rows on its way into the capture of a head, from the send queue to its reply.
- */
-#ifndef MSI_RECORD_H
-#define MSI_RECORD_H
+/* record_message: one pair of rows on its way into the capture of a head, from the send queue to
+ * its reply. */
+#ifndef MSI_RECORD_MESSAGE_H
+#define MSI_RECORD_MESSAGE_H
 
 #include "client/state.h"
 
