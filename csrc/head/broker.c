@@ -367,9 +367,8 @@ static int close_batch(msi_broker *broker, msi_close_reason reason) {
 }
 
 static msi_close_reason decide(msi_broker *broker) {
+  if (msi_rounds_are_on(broker)) return msi_rounds_decide(broker, now_of(broker));
   if (!broker->queue.n) return MSI_OPEN;
-  if (msi_rounds_are_on(broker))
-    return broker->has_room && !broker->shut ? msi_rounds_decide(broker, now_of(broker)) : MSI_OPEN;
   /* Who comes now is to join those under way; some who are missing wait for an answer. */
   if (broker->tickets.n) return MSI_CLOSED_HELD;
   return msi_batch_decide(&broker->policy, &broker->queue, broker->census.asked,

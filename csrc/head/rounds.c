@@ -155,6 +155,10 @@ void msi_rounds_forget(msi_broker *broker) {
 }
 
 msi_close_reason msi_rounds_decide(msi_broker *broker, int64_t now_ns) {
+  if (!broker->queue.n || !broker->has_room || broker->shut) {
+    broker->round.waits_ns = 0; /* or the next round would seem to wait since then */
+    return MSI_OPEN;
+  }
   if (msi_rounds_left(broker)) return MSI_CLOSED_CENSUS; /* more than fitted into its last batch */
   find_turns(broker, 0);
   lacking found = look_around(broker);

@@ -13,10 +13,10 @@ static inline int msi_rounds_are_on(const msi_broker *broker) {
   return broker->policy.in_rounds && !broker->policy.together;
 }
 
-/* Shall a batch be closed now, for a model that has room? If a round is complete, its requests are
- * marked. MSI_CLOSED_DELAY: the round is not complete, and waits no longer: for clients that have
- * not asked for max_delay, or that can ask only once others have given their rows back. It is
- * counted, and says whom it lacks. */
+/* Shall a batch be closed now? Not for a model that has no room. If a round is complete, its
+ * requests are marked. MSI_CLOSED_DELAY: the round is not complete, and waits no longer: for
+ * clients that have not asked for max_delay, or that can ask only once others have given their rows
+ * back. It is counted, and says whom it lacks. */
 msi_close_reason msi_rounds_decide(msi_broker *broker, int64_t now_ns);
 
 /* How many requests of the round are in the queue. */

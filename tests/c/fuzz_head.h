@@ -73,7 +73,8 @@ static int run_engine(void *state, int64_t rows, const void *const *inputs, void
 /* The library answers with an engine, or this rank does. */
 static void choose_engine(head *h, int number) {
   model *m = &h->models[number];
-  mpiserve_engine own = {m, run_engine, NULL, log_pick(&h->d, MAX_ROWS), chance(&h->d, 50)};
+  mpiserve_engine own = {m, run_engine, NULL, log_pick(&h->d, MAX_ROWS), chance(&h->d, 50), 0};
+  own.in_segment = !own.by_request && chance(&h->d, 30);
   const mpiserve_engine *engine = m->echo.run && chance(&h->d, 50) ? &m->echo : &own;
   if (m->unloaded || m->s->free || chance(&h->d, 50)) engine = NULL;
   doing("engine of '%s': %s", m->s->d.name, engine ? engine == &own ? "own" : "echo" : "none");

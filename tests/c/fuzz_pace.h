@@ -92,8 +92,8 @@ static void walk(client *c) {
   static paced p;
   const service *s = &c->w->services[pick(&c->d, c->w->n)];
   p = (paced){.service = c->services[s->number]};
-  p.options.every = 1 + pick(&c->d, 3);
-  p.options.lag = pick(&c->d, 7);
+  p.options.every = s->d.reproducible ? 1 : 1 + pick(&c->d, 3);
+  p.options.lag = s->d.reproducible ? 0 : pick(&c->d, 7);
   p.options.priority = pick(&c->d, 201) - 100;
   p.options.deadline = ANY_OF(&c->d, 0, 0, 3e-3, 600);
   must(mpiserve_pace_open(p.service, &p.options, &p.pace), "pace_open");

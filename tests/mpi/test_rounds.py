@@ -191,3 +191,25 @@ def test_ranks_that_find_no_rows_free_are_told_of(world, caplog):
     if world.role == INFERENCE:
         assert counters["closed_by_delay"] > 0
         assert any("raise its pool_bytes" in r.getMessage() for r in caplog.records)
+
+
+@pytest.mark.roles(simulation=2, inference=1)
+def test_patience_begins_anew_after_a_request_that_was_cancelled(world):
+    def simulate(session):
+        served, comm = session.service("net"), session.comm
+        if comm.rank == 0:
+            request = served.submit(asked(0, 0))
+            end = time.monotonic() + PATIENCE / 5
+            while time.monotonic() < end:
+                assert not request.done()
+            request.cancel()
+        time.sleep(1.5 * PATIENCE)
+        comm.barrier()
+        time.sleep(comm.rank * PATIENCE / 5)
+        right = expected(2, 1, 64)[comm.rank]
+        np.testing.assert_array_equal(served(asked(comm.rank, 1)), right)
+
+    counters = couple(world, {"net": service(max_delay_us=int(1e6 * PATIENCE))}, simulate)
+    if world.role == INFERENCE:
+        assert counters["cancelled"] == 1
+        assert counters["closed_by_delay"] == 0
