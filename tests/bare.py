@@ -138,6 +138,11 @@ def use_debian(prefix: Path, family: str) -> None:
     script.write_text(f'#!/bin/sh\nexec {launcher} "$@"\n')
     script.chmod(0o755)
     if family == "mpich":
-        (prefix / "lib/mpich-abi").mkdir()
-        library = next(Path("/usr/lib").glob("*-linux-gnu/libmpich.so.12"))
-        (prefix / "lib/mpich-abi/libmpi.so.12").symlink_to(library)
+        link_mpich(prefix / "lib/mpich-abi")
+
+
+def link_mpich(folder: Path) -> None:
+    """Make a folder with a link to Debian's MPICH, by the name that all others give it."""
+    folder.mkdir()
+    library = next(Path("/usr/lib").glob("*-linux-gnu/libmpich.so.12"))
+    (folder / "libmpi.so.12").symlink_to(library)

@@ -207,3 +207,36 @@ def test_a_program_in_fortran_asks(there, tmp_path):
     objects = [f"{Path(file).stem}.o" for file in shims]
     compiled(there, wrapper, *files, "asks.f90", *objects, *flags, "-o", "asks", cwd=tmp_path)
     assert beside(there, tmp_path / "asks").split() == ["2", "4", "6"] * 2
+
+
+def other_family(there: Bare, folder: Path) -> tuple[str, dict[str, str]]:
+    """Return the other family of the wheel, and settings with which the loader finds its MPI."""
+    if there.family == "mpich":
+        return "openmpi", there.env  # in a folder of the system
+    bare.link_mpich(folder)
+    return "mpich", there.env | {"LD_LIBRARY_PATH": str(folder)}
+
+
+def test_a_program_that_is_linked_to_the_other_family_is_told_so(there, tmp_path):
+    other, env = other_family(there, tmp_path / "other")
+    (tmp_path / "asks.c").write_text(ASKS)
+    text = there.said(there.python, "-m", "mpiserve", "config", "--cflags", "--libs", cwd=tmp_path)
+    flags = text.replace(f"/families/{there.family}/", f"/families/{other}/").split()
+    flags.append("-Wl,--allow-shlib-undefined")  # else the linker refuses already
+    compiled(there, there.wrapper("mpicc"), "asks.c", *flags, "-o", "asks", cwd=tmp_path)
+    done = subprocess.run(["./asks"], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert f"libmpiserve was built with {BUILT_WITH[other]}" in done.stderr
+    assert "but this program runs with" in done.stderr
+
+
+def test_a_code_with_the_other_family_preloaded_is_told_so(there, tmp_path):
+    other, env = other_family(there, tmp_path / "other")
+    (tmp_path / "owns.c").write_text(OWNS_THE_WORLD)
+    compiled(there, there.wrapper("mpicc"), "owns.c", "-o", "owns", cwd=tmp_path)
+    text = there.said(there.python, "-m", "mpiserve", "config", "--world", cwd=tmp_path).strip()
+    world = text.replace(f"/families/{there.family}/", f"/families/{other}/")
+    preloaded = ["env", f"LD_PRELOAD={world}", "./owns"]
+    done = subprocess.run(preloaded, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert f"libmpiserve_world: this library was built with {BUILT_WITH[other]}" in done.stderr
