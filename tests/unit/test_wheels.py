@@ -16,6 +16,7 @@ spec = importlib.util.spec_from_file_location("wheels", ROOT / "tools/wheels.py"
 wheels = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(wheels)
 
+PACKAGE = ROOT / "mpiserve"
 GOOD = "mpiserve-1.0-cp311-cp311-manylinux_2_28_x86_64.whl"
 TEXTS = ("include/mpiserve.h", "lib/pkgconfig/mpiserve.pc")
 
@@ -31,6 +32,11 @@ def make_wheel(folder: Path, *more: str, name: str = GOOD, without: str = "") ->
         for file in {*files, *more} - {without}:
             archive.writestr(file, "")
     return folder / name
+
+
+def test_the_audit_knows_all_modules():
+    modules = {str(path.relative_to(PACKAGE).with_suffix("")) for path in PACKAGE.rglob("*.pyx")}
+    assert modules == {*wheels.MODULES, *wheels.WITHOUT_MPI}
 
 
 def test_a_whole_wheel_passes(tmp_path):
