@@ -98,6 +98,8 @@ if not TYPE_CHECKING:  # __getattr__ would hide wrong names from type checkers
     def __getattr__(name: str) -> Any:
         if name not in _LATE:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        if _LATE[name] in ("mpiserve.session", "mpiserve._lib.core"):
+            _families.require()
         value = getattr(import_module(_LATE[name]), name)
         globals()[name] = value
         return value

@@ -83,6 +83,16 @@ def loaded() -> str:
     return "openmpi" if hasattr(library, "ompi_mpi_comm_self") else "mpich"
 
 
+def require() -> None:
+    """Raise an error that says what to do, if mpi4py finds no MPI; MPI is not started.
+
+    Raises:
+        Error: With code EVERSION.
+    """
+    if "mpi4py.MPI" not in sys.modules:
+        loaded()
+
+
 def _has_abi(library: ctypes.CDLL) -> bool:
     """Tell whether a library has the ABI of MPI 5, which libmpi of MPICH 5 knows, but lacks."""
     import ctypes

