@@ -159,6 +159,7 @@ class BuildExt(build_ext):
         self.force = True
         if self.inplace and os.pathsep in os.environ.get("MPICC", ""):
             raise SystemExit("a build in place is for one MPI: let MPICC name one wrapper")
+        self.parallel = self.parallel or os.cpu_count()
 
     def build_extensions(self) -> None:
         self.made: dict[str, str] = {}

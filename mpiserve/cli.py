@@ -1,4 +1,4 @@
-"""`mpiserve`: run, serve, init, describe, check, compile, plan, jobscript, config, bench, ..."""
+"""`mpiserve`: run, serve, init, convert, describe, check, compile, plan, jobscript, config, ..."""
 
 from __future__ import annotations
 
@@ -39,6 +39,7 @@ app.add_typer(trace_commands.app, name="trace")
 app.add_typer(capture_commands.app, name="capture")
 app.command()(capture_commands.replay)
 app.command()(start_commands.init)
+app.command()(start_commands.convert)
 app.command()(start_commands.schema)
 
 

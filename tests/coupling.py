@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import mpijob
+import pytest
 from jobs import Target
 
 from mpiserve.tools import build_flags
@@ -43,6 +46,12 @@ with mpiserve.open() as session:
         assert (twice(x) == 2 * x).all(), (rank, rows)
     print(f"simulation rank {rank} of {session.comm.size} is right", flush=True)
 """
+
+
+def first_is_quick(values: Iterable[Any]) -> list[Any]:
+    """Return parameters of a test: all but the first take long."""
+    first, *others = values
+    return [first, *(pytest.param(other, marks=pytest.mark.takes_long) for other in others)]
 
 
 def write(folder: Path, simulation: str = SIMULATION, config: str = CONFIG) -> None:

@@ -46,18 +46,21 @@ class Job:
 
     done: subprocess.CompletedProcess[str]
 
-    def __init__(self, mpiexec: Any, folder: Path, args: list[Any] | None = None) -> None:
-        self.folder = folder
+    def __init__(
+        self, mpiexec: Any, folder: Path, args: list[Any] | None = None, longest: float = LONGEST
+    ) -> None:
+        """Prepare a job of `longest` seconds, which may take most of them to start."""
+        self.folder, self.longest = folder, longest
         args = args or ["-n", 4, *RUN, "c.toml", "sim.py"]
         self._thread = threading.Thread(target=self._run, args=[mpiexec, args])
 
     def _run(self, mpiexec: Any, args: list[Any]) -> None:
-        self.done = mpiexec(args, timeout=LONGEST, cwd=self.folder)
+        self.done = mpiexec(args, timeout=self.longest, cwd=self.folder)
 
     def __enter__(self) -> Job:
         self._thread.start()
         file = self.folder / "endpoint.json"
-        until_true(lambda: file.exists() or not self._thread.is_alive())
+        until_true(lambda: file.exists() or not self._thread.is_alive(), self.longest * 2 / 3)
         assert file.exists(), "the job has ended"
         assert file.stat().st_mode & 0o777 == 0o600
         table = json.loads(file.read_text())

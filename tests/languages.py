@@ -67,15 +67,22 @@ def rod(rank: int) -> list[str]:
 
 
 def build(example: str, folder: Path, *suffixes: str) -> None:
-    """Copy the example and its makefile, and build with this environment's MPI."""
-    built = shutil.ignore_patterns("*_c", "*_f", "*.mod", "out")  # perhaps with another MPI
+    """Copy the example and its makefile, and build its program in these languages."""
+    name = (PROGRAMS | ALONE)[example]
+    build_programs(example, folder, *(f"{name}_{suffix}" for suffix in suffixes))
+
+
+def build_programs(example: str, folder: Path, *programs: str) -> None:
+    """The same for programs of any name, with this environment's MPI."""
+    built = shutil.ignore_patterns(  # perhaps with another MPI
+        "*_c", "*_f", "*.mod", "*.pt", "*.pt2", "endpoint.json", "out"
+    )
     shutil.copytree(EXAMPLES / example, folder / example, ignore=built)
     shutil.copy(EXAMPLES / "Makefile", folder)
-    name = f"{example}/{(PROGRAMS | ALONE)[example]}"
     tools = {"PYTHON": sys.executable, "MPICC": Target("", Path(sys.prefix)).mpicc}
     tools["MPIFORT"] = f"{sys.prefix}/bin/mpifort"
     settings = [f"{key}={value}" for key, value in tools.items()]
-    command = ["make", "-C", str(folder), *settings, *(f"{name}_{suffix}" for suffix in suffixes)]
+    command = ["make", "-C", str(folder), *settings, *(f"{example}/{name}" for name in programs)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0 and not done.stderr, done.stdout + done.stderr
 

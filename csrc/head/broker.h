@@ -43,6 +43,8 @@ typedef struct msi_broker {
   msi_queue queue;          /* requests that wait for a batch */
   msi_ticket_table tickets; /* requests that are held */
   msi_queue lease_queue;    /* requests for leases that wait for room */
+  int64_t lease_looked_ns;  /* when that was seen last */
+  int64_t lease_stalled_ns; /* for how long this rank has looked since rows were given */
   int turn_inbox;           /* where the next poll begins: at the lane that found no room */
   uint32_t turn_lane;       /* in the queue and has waited longest */
   uint32_t remote;          /* lanes of clients on other nodes, which cannot wake this rank */

@@ -3,6 +3,7 @@
 #include "base/error.h"
 
 static const int64_t LEASE_LIMIT_NS = 10000000000;
+static const int64_t LOOK_NS = 1000000000; /* counts at most of the time between two looks */
 
 static int reply_lease(msi_broker *broker, const msi_entry *entry) {
   msi_inbox *inbox = &broker->inboxes[entry->inbox];
@@ -16,12 +17,18 @@ static int reply_lease(msi_broker *broker, const msi_entry *entry) {
   return msi_inbox_reply_end(inbox, entry->lane, entry->sequence, 0);
 }
 
+static void stall_begins(msi_broker *broker, int64_t now) {
+  broker->lease_looked_ns = now;
+  broker->lease_stalled_ns = 0;
+}
+
 /* Who waits for rows cannot ask until a batch gives some back: the census counts it as one that
  * has asked, or each batch would wait for its delay. */
 static int await_rows(msi_broker *broker, const msi_entry *entry) {
   msi_lane *lane = &broker->inboxes[entry->inbox].lanes[entry->lane];
   int code = msi_queue_push(&broker->lease_queue, *entry);
   if (code) return code;
+  if (broker->lease_queue.n == 1) stall_begins(broker, entry->taken_ns);
   if (!lane->active) lane->passing = 1; /* until its request says more */
   msi_census_attach(&broker->census, lane);
   msi_census_queue(&broker->census, lane);
@@ -42,9 +49,24 @@ int msi_leases_grant(msi_broker *broker) {
     if (!msi_inbox_lease(&broker->inboxes[first->inbox], first->lane, first->lease, first->rows))
       break;
     msi_entry entry = end_wait(broker);
+    broker->lease_stalled_ns = 0;
     code = reply_lease(broker, &entry);
   }
   return code;
+}
+
+/* Time counts while this rank looks and gives nobody rows. That of a long batch does not: the rows
+ * of its requests are the model's, not those of a client that keeps them. */
+static void count_stall(msi_broker *broker, int64_t now) {
+  int64_t ns = now - broker->lease_looked_ns;
+  broker->lease_looked_ns = now;
+  broker->lease_stalled_ns += ns < LOOK_NS ? ns : LOOK_NS;
+}
+
+static int is_late(msi_broker *broker, int64_t now) {
+  int64_t limit_ns = LEASE_LIMIT_NS + (broker->policy.in_rounds ? broker->policy.max_delay_ns : 0);
+  return broker->lease_queue.n && broker->lease_stalled_ns > limit_ns &&
+         now - msi_queue_at(&broker->lease_queue, 0)->taken_ns > limit_ns;
 }
 
 /* Rows that are missing may be with a client that is itself waiting, outside
@@ -52,13 +74,12 @@ int msi_leases_grant(msi_broker *broker) {
  * reproducible service keep theirs for as long as they wait for others, too. */
 int msi_leases_refuse_late(msi_broker *broker, int64_t now) {
   int code = MPISERVE_OK;
-  int64_t limit_ns = LEASE_LIMIT_NS + (broker->policy.in_rounds ? broker->policy.max_delay_ns : 0);
-  while (!code && broker->lease_queue.n &&
-         now - msi_queue_at(&broker->lease_queue, 0)->taken_ns > limit_ns) {
+  if (broker->lease_queue.n) count_stall(broker, now);
+  while (!code && is_late(broker, now)) {
     msi_entry entry = end_wait(broker);
     code = msi_broker_refuse(
         broker, &entry, MPISERVE_ENOMEM,
-        "no memory for the payload came free within 10 s: other requests hold it. "
+        "no memory for the payload came free for 10 s: other requests hold it. "
         "Raise the service's pool_bytes, or take results before waiting for other ranks");
     if (!code) code = msi_leases_grant(broker);
   }

@@ -158,10 +158,10 @@ def _of_function(model: str, folder: Path, ask: Ask) -> dict[str, Any]:
 
 
 def _sides(inputs: str, outputs: str) -> dict[str, Any]:
-    return {"inputs": _tensors(inputs), "outputs": _tensors(outputs)}
+    return {"inputs": tensors(inputs), "outputs": tensors(outputs)}
 
 
-def _tensors(text: str) -> list[dict[str, Any]]:
+def tensors(text: str) -> list[dict[str, Any]]:
     """Read tensors such as "x float32 3, t float64": name, dtype and sizes of a row."""
     found = []
     for one in text.split(","):

@@ -1,4 +1,4 @@
-"""The command lines of `init` and `schema`, with which a configuration begins."""
+"""The command lines of `init`, `convert` and `schema`, with which a configuration begins."""
 
 from __future__ import annotations
 
@@ -49,6 +49,29 @@ def init(
         raise typer.Exit(2) from None
     where = "" if folder == "." else f"cd {folder}; "
     print(f"wrote {', '.join(made)}; run: {where}{program.RUN}")
+
+
+def convert(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A TorchScript file.")],
+    inputs: Annotated[
+        str,
+        typer.Option(
+            help="Name, dtype and sizes of a row of each, as in 'x float32 3, t float64'. "
+            "Default: those that torch.jit.trace has saved."
+        ),
+    ] = "",
+    output: Annotated[str, typer.Option(help="Default: MODEL with the suffix .pt2.")] = "",
+) -> None:
+    """Write MODEL as a program of torch.export that takes any number of rows."""
+    from mpiserve.tools import convert as program
+
+    source = Path(model)
+    target = Path(output) if output else source.with_suffix(".pt2")
+    try:
+        print(program.convert(source, target, inputs))
+    except Error as error:
+        print(f"mpiserve: {error}", file=typer.get_text_stream("stderr"))
+        raise typer.Exit(2) from None
 
 
 def _ask(question: str, default: str) -> str:

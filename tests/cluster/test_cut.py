@@ -8,8 +8,6 @@ import pytest
 from cluster.conftest import long
 from coupling import CONFIG, PYTHON, RUN, is_mpich, write
 
-pytestmark = pytest.mark.every_mpi
-
 ENDLESS = """\
 import mpiserve
 import numpy as np

@@ -37,6 +37,7 @@ def test_each_of_ten_thousand_requests_of_two_programs_is_answered_once(on_hosts
     assert len(heads) == 4 and sum(heads) == 10_000
 
 
+@pytest.mark.takes_long
 @pytest.mark.skipif(not OPEN_MPI_4, reason="a setting that Open MPI 4 needs")
 def test_the_missing_setting_is_named(on_hosts, tmp_path):
     write(tmp_path)

@@ -61,7 +61,6 @@ def only(done, severity, text, remedy):
     assert how == severity and text in what and remedy in mend
 
 
-@pytest.mark.every_mpi
 def test_nothing_is_found_in_a_good_set_up(mpiexec, on_hosts):
     for done in (
         mpiexec(["-n", 2, *DOCTOR], env=GOOD),
@@ -83,7 +82,6 @@ def test_five_wrong_variables_are_found(mpiexec):
     assert len(found(done)) == len(PLANTED)
 
 
-@pytest.mark.every_mpi
 def test_a_launcher_of_another_mpi_is_found(tmp_path):
     wrong = {"OMPI_COMM_WORLD_SIZE" if is_mpich() else "PMI_SIZE": "4"}
     done = alone(*DOCTOR, cwd=tmp_path, env=GOOD | wrong)
@@ -97,7 +95,6 @@ def test_ranks_on_one_core_are_found(mpiexec):
     assert any("bound to the same 1 core(s)" in what for _, what, _ in found(done))
 
 
-@pytest.mark.every_mpi
 def test_ranks_that_do_not_yield_are_found(on_hosts):
     spinning = {
         "MPIR_CVAR_CH4_PROGRESS_THROTTLE": "0",
@@ -128,7 +125,6 @@ def test_a_wrong_clock_is_found(mpiexec, tmp_path):
     only(done, "warning", "-7.0", "chrony")
 
 
-@pytest.mark.every_mpi
 def test_a_thread_level_that_does_not_fit_is_found(on_hosts):
     level = "multiple" if is_mpich() else "single"
     other = [PYTHON, "-c", MULTIPLE.replace("LEVEL", level)]

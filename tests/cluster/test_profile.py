@@ -79,7 +79,6 @@ def traced(hosts, folder):
     return traces, skew
 
 
-@pytest.mark.every_mpi
 @pytest.mark.timeout(90)
 def test_the_clocks_of_a_trace_are_aligned(differing, tmp_path):
     """Both hosts have the clock of this machine, so that it is known by how much they differ.

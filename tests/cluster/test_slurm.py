@@ -22,8 +22,6 @@ from jobs import ROOT
 from mpiserve.observe import trace
 from mpiserve.tools import trace as program
 
-pytestmark = pytest.mark.every_mpi
-
 EXAMPLE = "examples/01_reacting_flow"
 SCRIPTS = [  # and how many ranks simulate
     ("slurm-run.sbatch", 3),

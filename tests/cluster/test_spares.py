@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from coupling import CONFIG, RUN, is_mpich, write
+from coupling import CONFIG, RUN, first_is_quick, is_mpich, write
 
 SPARED = CONFIG + 'replicas = 2\nrows = "independent"\n[partition]\nspares = 1\n'
 # A rank kills itself when the file is there: processes of another host have numbers of their own.
@@ -62,7 +62,7 @@ pytestmark = [
 
 
 # Ranks 0 to 2 are on n1, 3 and 4 on n2: simulation, simulation, replica; replica, spare.
-@pytest.mark.parametrize("victim", [2, 3])
+@pytest.mark.parametrize("victim", first_is_quick([2, 3]))
 def test_a_spare_takes_the_place_of_a_replica_of_any_host(on_hosts, tmp_path, victim):
     write(tmp_path, SIMULATION, SPARED)
     (tmp_path / "sitecustomize.py").write_text(VICTIM)

@@ -88,6 +88,7 @@ TWO_PROGRAMS = (
 )
 
 
+@pytest.mark.takes_long
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize(
     "programs", [ONE_PROGRAM, pytest.param(TWO_PROGRAMS, marks=long)], ids=["run", "serve"]
@@ -115,6 +116,7 @@ def test_two_programs_on_two_hosts_in_any_order(on_hosts, tmp_path):
     assert lines(done.stdout) == right(3)
 
 
+@pytest.mark.takes_long
 def test_a_client_that_calls_nothing_delays_nobody(on_hosts, tmp_path):
     write(tmp_path, SILENT)
     done = on_hosts(

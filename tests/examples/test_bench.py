@@ -102,6 +102,7 @@ def measured(mpiexec, folder, *cases):
     return json.loads((folder / "rows.json").read_text())["rows"]
 
 
+@pytest.mark.takes_long
 def test_chosen_cases_are_measured(mpiexec, tmp_path):
     rows = measured(mpiexec, tmp_path, "overlap", "restart")
     assert {row["case"] for row in rows} == {"overlap", "restart"}

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from coupling import CONFIG, SERVE, write
+from coupling import CONFIG, SERVE, first_is_quick, write
 from jobs import ROOT, Target
 
 from mpiserve.tools import build_flags
@@ -77,7 +77,7 @@ def test_one_simulation_rank_is_a_world(legacy):
     assert legacy(program, "inference last", ranks=1).stdout == legacy(program, ranks=1).stdout
 
 
-@pytest.mark.parametrize("transport", ["shared", "rma"])
+@pytest.mark.parametrize("transport", first_is_quick(["shared", "rma"]))
 def test_a_code_that_asks_gets_the_session_that_is_there(legacy, transport):
     done = legacy(legacy.compiled("ASKS"), "inference last", transport=transport)
     assert done.returncode == 0

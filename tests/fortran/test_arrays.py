@@ -13,10 +13,10 @@ def program(tmp_path_factory):
     return compile_fortran(folder / "arrays.f90")
 
 
-EVERY_MPI = [pytest.param(rank, marks=pytest.mark.every_mpi) for rank in arrays.RANKS[:3]]
+EVERY_MPI = [pytest.param(rank, marks=pytest.mark.every_mpi) for rank in arrays.RANKS[:1]]
 
 
-@pytest.mark.parametrize("rank", [*EVERY_MPI, *arrays.RANKS[3:]])
+@pytest.mark.parametrize("rank", [*EVERY_MPI, *arrays.RANKS[1:]])
 def test_every_kind(program, mpiexec, tmp_path, rank):
     (tmp_path / "model.py").write_text(arrays.MODEL)
     (tmp_path / "c.toml").write_text(arrays.config(rank))

@@ -4,7 +4,6 @@ import shutil
 from pathlib import Path
 
 import doubles
-import pytest
 from coupling import SERVE, compile_fortran, lines
 
 HERE = Path(__file__).parent
@@ -14,9 +13,6 @@ backend = "echo"
 inputs = [{ name = "x", dtype = "uint32", shape = [-1, 3] }]
 max_batch_rows = 3
 """  # less than the request has, which is cut into pieces
-
-
-pytestmark = pytest.mark.every_mpi
 
 
 def test_doubles_become_floats_on_the_way(mpiexec, tmp_path):

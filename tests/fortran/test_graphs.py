@@ -4,11 +4,9 @@ import shutil
 from pathlib import Path
 
 import graph_network
-import pytest
 from coupling import SERVE, compile_fortran, lines
 
 HERE = Path(__file__).parent
-pytestmark = pytest.mark.every_mpi
 
 
 def test_graphs_from_fortran(mpiexec, tmp_path):

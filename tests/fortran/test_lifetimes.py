@@ -6,12 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 from coupling import SERVE, compile_fortran
 
 from mpiserve.tools import build_flags
-
-pytestmark = pytest.mark.every_mpi
 
 MEMORY = Path(__file__).with_name("memory.f90")
 

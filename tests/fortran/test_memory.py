@@ -53,7 +53,6 @@ def test_arrays_are_clean(mpiexec, tmp_path, sanitized):
     assert done.returncode == 0
 
 
-@pytest.mark.every_mpi
 @ONLY_MPICH
 def test_fortran_in_valgrind(mpiexec, tmp_path):
     write(tmp_path)
@@ -64,7 +63,7 @@ def test_fortran_in_valgrind(mpiexec, tmp_path):
     assert done.stdout == "every error is what it should be\n"
 
 
-@pytest.mark.every_mpi
+@pytest.mark.takes_long
 @ONLY_MPICH
 def test_c_in_valgrind(mpiexec, tmp_path):
     source = Path(shutil.copy(ROOT / "tests/c/mpi_wrong_use.c", tmp_path))

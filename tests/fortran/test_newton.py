@@ -3,9 +3,11 @@
 import re
 
 import languages
+import pytest
 from coupling import SERVE
 
 
+@pytest.mark.takes_long
 def test_the_convergence_is_quadratic(mpiexec, tmp_path):
     languages.build("09_newton", tmp_path, "f")
     job = ["-n", 2, "./newton_f", ":", "-n", 1, *SERVE, "coupling.toml"]

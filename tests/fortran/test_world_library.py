@@ -14,8 +14,6 @@ from jobs import ROOT
 
 from mpiserve.tools import build_flags
 
-pytestmark = pytest.mark.every_mpi
-
 MPIFORT = shutil.which("mpifort", path=f"{sys.prefix}/bin")
 SOURCE = ROOT / "tests/legacy/heat.F90"
 # pytest-mpi would skip a test of the name "mpi".

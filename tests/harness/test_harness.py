@@ -77,6 +77,7 @@ def test_a_hanging_rank_ends_the_world(run_module):
     assert seconds < 20
 
 
+@pytest.mark.takes_long
 def test_a_job_that_runs_out_of_time_is_stopped(mpiexec):
     start = time.monotonic()
     result = mpiexec(["-n", 3, "sleep", 100], timeout=2)

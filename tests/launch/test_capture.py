@@ -79,7 +79,6 @@ def captured(folder: Path, service: str, step: int, rank: int) -> list[np.ndarra
     return [*inputs.values(), *outputs.values()]
 
 
-@pytest.mark.every_mpi
 def test_captured_rows_are_those_that_were_sent_bit_for_bit(mpiexec, tmp_path):
     write(tmp_path, SENDS, THREE)
     done = mpiexec(["-n", 5, *RUN, "c.toml", "sim.py"], timeout=90)

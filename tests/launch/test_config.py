@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from coupling import CONFIG, PYTHON, RUN, SERVE, write
+from coupling import CONFIG, PYTHON, RUN, SERVE, first_is_quick, write
 from coupling import SIMULATION as SIMULATION_THAT_IS_RIGHT
 
 MISSPELT = CONFIG + "max_delay = 100\n"
@@ -40,7 +40,7 @@ def check(done, text):
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("wrong", WRONG)
+@pytest.mark.parametrize("wrong", first_is_quick(WRONG))
 def test_run(mpiexec, tmp_path, wrong):
     config, text = WRONG[wrong]
     write(tmp_path, config=config)

@@ -10,9 +10,7 @@ from pathlib import Path
 
 import mpijob
 import pytest
-from coupling import CONFIG, PYTHON, RUN, SERVE, compile_simulation, is_mpich, write
-
-pytestmark = pytest.mark.every_mpi
+from coupling import CONFIG, PYTHON, RUN, SERVE, compile_simulation, first_is_quick, is_mpich, write
 
 REPLICAS = CONFIG + 'replicas = 2\nrows = "independent"\nmax_delay_us = 1000\n'
 SURVIVE = ["-disable-auto-cleanup"] if is_mpich() else ["--with-ft", "ulfm"]
@@ -58,7 +56,7 @@ print(f"rank {rank} has left", flush=True)
 SURVIVES = pytest.mark.skipif(is_mpich(), reason="MPICH 5 kills all when one dies")
 
 
-TRANSPORTS = ["shared", pytest.param("rma", marks=pytest.mark.takes_long)]
+TRANSPORTS = first_is_quick(["shared", "rma"])
 
 
 @pytest.fixture
@@ -67,6 +65,7 @@ def pids(tmp_path):
     return {"PYTHONPATH": str(tmp_path)}
 
 
+@pytest.mark.every_mpi
 @SURVIVES
 @pytest.mark.parametrize("transport", TRANSPORTS)
 def test_the_other_replica_answers_when_one_is_killed(mpiexec, tmp_path, pids, transport):
@@ -114,6 +113,7 @@ def test_steps_get_their_answers_when_a_replica_is_killed(mpiexec, tmp_path, pid
         assert f"rank {rank} is right" in done.stdout
 
 
+@pytest.mark.every_mpi
 @SURVIVES
 @pytest.mark.parametrize("transport", TRANSPORTS)
 def test_the_other_simulation_ranks_go_on_when_one_is_killed(mpiexec, tmp_path, pids, transport):
@@ -177,6 +177,7 @@ class Model:
 """
 
 
+@pytest.mark.takes_long
 def test_a_spare_whose_process_dies_while_it_loads_loads_once_more(mpiexec, tmp_path, pids):
     config = CONFIG + 'rows = "independent"\n[partition]\nspares = 1\n'
     (tmp_path / "once_more.py").write_text(ONCE_MORE)
@@ -223,6 +224,7 @@ assert session.bereft
 """
 
 
+@pytest.mark.takes_long
 @SURVIVES
 def test_a_request_to_the_only_replica_says_that_it_is_dead(mpiexec, tmp_path, pids):
     write(tmp_path, LAST)

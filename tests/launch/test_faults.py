@@ -5,8 +5,6 @@ from __future__ import annotations
 import pytest
 from coupling import PYTHON, RUN, SERVE, write
 
-pytestmark = pytest.mark.every_mpi
-
 # Whatever a model may raise, by the number that makes it do so.
 MODELS = """\
 import asyncio

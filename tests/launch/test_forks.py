@@ -5,8 +5,6 @@ import sys
 import pytest
 from coupling import RUN, SERVE, said_by_ranks, write
 
-pytestmark = pytest.mark.every_mpi
-
 CHILDREN = """\
 import os
 import sys

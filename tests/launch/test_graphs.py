@@ -4,11 +4,9 @@ import shutil
 from pathlib import Path
 
 import graph_network
-import pytest
 from coupling import SERVE, compile_simulation, lines
 
 HERE = Path(__file__).parent
-pytestmark = pytest.mark.every_mpi
 
 
 def test_graphs_from_c(mpiexec, tmp_path):

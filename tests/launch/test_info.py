@@ -9,8 +9,6 @@ from coupling import PYTHON, RUN, alone, is_mpich, write
 
 from mpiserve.mpi.check import vendor
 
-pytestmark = pytest.mark.every_mpi
-
 OPENS = """\
 import mpiserve
 

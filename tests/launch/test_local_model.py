@@ -6,10 +6,8 @@ from pathlib import Path
 
 import pytest
 from coupling import CONFIG, PYTHON, RUN, SERVE, compile_simulation, write
-from launch.test_deaths import PIDS, SURVIVE, SURVIVES
+from launch.test_deaths import PIDS, SURVIVE, SURVIVES, TRANSPORTS
 from launch.test_stopped import BEGIN
-
-pytestmark = pytest.mark.every_mpi
 
 LOCAL = CONFIG + 'fallback = "local"\ncheck = "finite"\nrows = "independent"\nwarmup = false\n'
 MODEL = """\
@@ -96,7 +94,7 @@ def env(tmp_path):
     assert not processes(str(tmp_path))
 
 
-@pytest.mark.parametrize("transport", ["shared", pytest.param("rma", marks=pytest.mark.takes_long)])
+@pytest.mark.parametrize("transport", TRANSPORTS)
 def test_a_local_model_answers_while_the_only_replica_is_stopped(mpiexec, tmp_path, env, transport):
     write(tmp_path, STOPPED, LOCAL)
     (tmp_path / "model.py").write_text(MODEL)
@@ -182,6 +180,7 @@ os._exit(0)
 )
 
 
+@pytest.mark.takes_long
 @SURVIVES
 def test_local_models_answer_when_the_only_replica_is_killed(mpiexec, tmp_path, env):
     write(tmp_path, KILLED, LOCAL)

@@ -14,7 +14,6 @@ from coupling import CONFIG, PYTHON, RUN, SERVE, is_mpich, lines, right, write
 
 AUTO = {"MPISERVE_TRANSPORT": "auto"}  # the memory of rma is MPI's
 
-pytestmark = pytest.mark.every_mpi
 
 # 64 MiB is what containers have; rank 0 fills it when the session is open.
 SMALL = 'mount -t tmpfs -o size=64m tmpfs /dev/shm && exec "$@"'

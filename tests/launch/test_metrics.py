@@ -88,7 +88,6 @@ def last_file(folder: Path) -> dict:
     raise AssertionError(f"{list(folder.iterdir())}: no file says that the ranks have ended")
 
 
-@pytest.mark.every_mpi
 def test_a_running_job_is_seen_by_other_programs(mpiexec, tmp_path):
     write(tmp_path, WATCHED)
     folder = tmp_path / "seen"

@@ -211,7 +211,6 @@ def ended(mpiexec, folder, how):
     return done
 
 
-@pytest.mark.every_mpi
 @pytest.mark.parametrize(
     "how",
     [
@@ -232,6 +231,7 @@ def test_there_is_a_report_after_another_end(mpiexec, tmp_path, how):
     assert [len(one.of(spans.REQUEST)) for one in traces] == [20, 20, 0]
 
 
+@pytest.mark.takes_long
 def test_a_wrong_value_is_an_error_of_open_and_so_is_a_folder_that_cannot_be_made(
     mpiexec, tmp_path
 ):

@@ -4,6 +4,7 @@ import json
 import sys
 
 import pytest
+from coupling import first_is_quick
 
 PYTHON = [sys.executable, "-m", "mpiserve"]
 
@@ -139,6 +140,7 @@ def test_an_exception_without_a_with_block_blocks_no_other(job):
     assert job("-n", 2, *SIM, ":", "-n", 1, *SERVE, sim=sim).returncode == 1
 
 
+@pytest.mark.takes_long
 def test_an_exception_before_open_blocks_no_other(job):
     sim = "from mpi4py import MPI\nif MPI.COMM_WORLD.rank == 0:\n    1 / 0\n" + GOOD
     result = job(*run_args(3), sim=sim, grace="1")
@@ -170,7 +172,7 @@ MISUSE = {
 }
 
 
-@pytest.mark.parametrize("call", MISUSE)
+@pytest.mark.parametrize("call", first_is_quick(MISUSE))
 def test_an_open_that_would_wait_for_ever_is_refused(job, call):
     result = job(*run_args(2), sim=f"import mpiserve\nfrom mpi4py import MPI\n{call}\n")
     assert result.returncode == 1

@@ -45,7 +45,6 @@ with mpiserve.open() as session:
 """
 
 
-@pytest.mark.every_mpi
 def test_recorded_pairs_are_in_the_capture_bit_for_bit_beside_the_answers(mpiexec, tmp_path):
     write(tmp_path, RECORDS, THREE)
     done = mpiexec(["-n", 5, *RUN, "c.toml", "sim.py"], timeout=90)
@@ -106,6 +105,7 @@ with mpiserve.open() as session:
 """
 
 
+@pytest.mark.takes_long
 @pytest.mark.parametrize("table", ["", '[capture]\nservices = ["other"]\n'], ids=["none", "other"])
 def test_what_nobody_captures_is_not_kept_and_that_is_said_once(mpiexec, tmp_path, table):
     other = CONFIG.replace("[service.twice]", "[service.other]") if table else ""

@@ -65,7 +65,6 @@ def steps_of(folder, rank):
     return found.tolist()
 
 
-@pytest.mark.every_mpi
 @pytest.mark.takes_long
 def test_a_client_that_dies_costs_the_end_of_its_own_pairs(mpiexec, tmp_path):
     said = job_with_a_death(mpiexec, tmp_path, 1)
@@ -75,7 +74,6 @@ def test_a_client_that_dies_costs_the_end_of_its_own_pairs(mpiexec, tmp_path):
     assert found == [*range(1, len(found) + 1)] and len(found) < AT
 
 
-@pytest.mark.every_mpi
 @pytest.mark.takes_long
 def test_an_inference_rank_that_dies_costs_the_pairs_on_their_way_and_one_error(mpiexec, tmp_path):
     said = job_with_a_death(mpiexec, tmp_path, 3)

@@ -45,6 +45,7 @@ def start(mpiexec, folder, url, simulation, ranks, timeout=60):
     return mpiexec(["-n", ranks, *RUN, "c.toml", "sim.py"], timeout=timeout)
 
 
+@pytest.mark.takes_long
 def test_a_server_that_is_restarted_loses_no_request(mpiexec, tmp_path):
     with Server() as first:
         address, url = first.server_address, first.url

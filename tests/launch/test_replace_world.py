@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 
+import pytest
 from coupling import CONFIG, PYTHON, RUN, write
 from jobs import ROOT
 
@@ -52,6 +53,7 @@ def test_open_in_a_script_returns_the_open_session(mpiexec, tmp_path):
     )
 
 
+@pytest.mark.takes_long
 def test_an_exception_ends_the_job_and_is_printed(mpiexec, tmp_path):
     write(tmp_path, "from mpi4py import MPI\nif MPI.COMM_WORLD.rank == 0:\n    1 / 0\n")
     done = mpiexec(["-n", 3, *REPLACED, "sim.py"], env={"MPISERVE_GRACE": "20"})

@@ -105,6 +105,7 @@ def test_the_bits_depend_on_what_is_in_a_batch():
 SLOW = [pytest.param(name, marks=pytest.mark.takes_long) for name in ("compiled", "onnx")]
 
 
+@pytest.mark.takes_long
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("engine", ["torch", *SLOW])
 def test_each_run_gives_the_same_bits_on_2_and_4_ranks_and_so_does_a_replay(

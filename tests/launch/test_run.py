@@ -82,7 +82,6 @@ def test_an_open_timeout_that_is_not_a_number_is_reported(mpiexec, tmp_path, mon
     assert "MPISERVE_OPEN_TIMEOUT is to be a number of seconds above 0" in result.stderr
 
 
-@pytest.mark.every_mpi
 def test_the_exit_status_is_that_of_the_script(mpiexec, tmp_path):
     write(tmp_path, EXITS)
     done = mpiexec(["-n", 3, *RUN, "c.toml", "sim.py"])
@@ -129,7 +128,6 @@ def test_the_error_of_another_rank_names_the_line_of_the_script(mpiexec, tmp_pat
     assert error.endswith("(sim.py:7)")
 
 
-@pytest.mark.every_mpi
 def test_ranks_that_wait_for_a_failed_one_are_aborted(mpiexec, tmp_path):
     write(tmp_path, RAISES_WHILE_OTHERS_WAIT)
     done = mpiexec(["-n", 3, *RUN, "c.toml", "sim.py"], env={"MPISERVE_GRACE": "1"})

@@ -11,6 +11,7 @@ from coupling import (
     SERVE,
     SIMULATION,
     compile_simulation,
+    first_is_quick,
     is_mpich,
     lines,
     right,
@@ -102,6 +103,7 @@ def test_simulation_ranks_behind_the_inference_ranks(mpiexec, tmp_path):
     assert lines(done.stdout) == right(3)
 
 
+@pytest.mark.takes_long
 def test_simulation_ranks_between_the_inference_ranks(mpiexec, tmp_path):
     write(tmp_path, config=REPLICAS)
     simulation, serve = ["-n", 1, PYTHON, "sim.py"], ["-n", 1, *SERVE, "c.toml"]
@@ -111,7 +113,7 @@ def test_simulation_ranks_between_the_inference_ranks(mpiexec, tmp_path):
     assert lines(done.stdout) == right(3)
 
 
-@pytest.mark.parametrize("order", ["before", "behind", "between"])
+@pytest.mark.parametrize("order", first_is_quick(["between", "before", "behind"]))
 def test_a_c_simulation_that_calls_plain_mpi_init(mpiexec, tmp_path, order):
     write(tmp_path, config=REPLICAS if order == "between" else CONFIG)
     (tmp_path / "plain.c").write_text(PLAIN_C)
@@ -126,6 +128,7 @@ def test_a_c_simulation_that_calls_plain_mpi_init(mpiexec, tmp_path, order):
     assert lines(done.stdout) == right(3)
 
 
+@pytest.mark.takes_long
 @pytest.mark.every_mpi
 def test_a_simulation_at_another_thread_level(mpiexec, tmp_path):
     """MPICH would corrupt its messages, so it is refused there; Open MPI mixes levels well."""
@@ -153,6 +156,7 @@ def test_the_setting_that_the_error_names_mends_it(mpiexec, tmp_path):
     assert lines(done.stdout) == right(2)
 
 
+@pytest.mark.takes_long
 @pytest.mark.every_mpi
 def test_the_setting_mends_it_for_a_c_simulation_as_well(mpiexec, tmp_path):
     write(tmp_path)

@@ -54,6 +54,7 @@ def test_services_are_what_the_files_say(mpiexec, tmp_path):
         assert done.stderr.count(text) == 1, done.stderr
 
 
+@pytest.mark.takes_long
 def test_a_file_of_fixed_rows_starts_nothing(mpiexec, tmp_path):
     write(tmp_path, SIMULATION, CONFIG)
     export(tmp_path / "flame.pt2", args=tuple(tensor[:1] for tensor in examples()), dynamic=())

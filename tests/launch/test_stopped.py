@@ -6,7 +6,7 @@ import os
 
 import pytest
 from coupling import CONFIG, RUN, write
-from launch.test_deaths import PIDS
+from launch.test_deaths import PIDS, TRANSPORTS
 
 REPLICAS = CONFIG + 'replicas = 2\nrows = "independent"\nstickiness = 1\n'
 BEGIN = """\
@@ -118,8 +118,7 @@ def test_a_spare_takes_the_place_of_a_replica_that_is_stopped(mpiexec, tmp_path,
     assert "takes the place of rank 1" in done.stderr
 
 
-@pytest.mark.every_mpi
-@pytest.mark.parametrize("transport", ["shared", "rma"])
+@pytest.mark.parametrize("transport", TRANSPORTS)
 def test_the_other_replica_answers_while_one_is_stopped(mpiexec, tmp_path, env, transport):
     write(tmp_path, TWO, REPLICAS)
     env |= {"MPISERVE_TRANSPORT": transport}
@@ -166,7 +165,7 @@ print("closed", flush=True)
 )
 
 
-@pytest.mark.parametrize("transport", ["shared", "rma"])
+@pytest.mark.parametrize("transport", TRANSPORTS)
 def test_the_only_replica_is_stopped_and_the_fallback_answers(mpiexec, tmp_path, env, transport):
     write(tmp_path, ONE)
     done = mpiexec(["-n", 3, *RUN, "c.toml", "sim.py"], env=env | {"MPISERVE_TRANSPORT": transport})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from coupling import CONFIG, RUN, write
+from coupling import CONFIG, RUN, first_is_quick, write
 from launch.test_deaths import PIDS
 
 # The first batch with a 13 that any rank computes. posix_spawn waits in the kernel, where no signal
@@ -114,7 +114,7 @@ def run(mpiexec, tmp_path, harm, simulation, config, limit):
     assert "all is right" in done.stdout
 
 
-@pytest.mark.parametrize("harm", ["stop", "get_stuck"])
+@pytest.mark.parametrize("harm", first_is_quick(["stop", "get_stuck"]))
 def test_the_other_replica_answers(mpiexec, tmp_path, harm):
     config = 'replicas = 2\nrows = "independent"\nstickiness = 1\n'
     run(mpiexec, tmp_path, harm, OTHER, config, "0.5")

@@ -129,6 +129,7 @@ with mpiserve.open() as session:
 """
 
 
+@pytest.mark.takes_long
 @pytest.mark.timeout(60)
 def test_a_small_ring_keeps_the_last_events_of_a_rank_that_is_killed(mpiexec, tmp_path):
     done = run(mpiexec, tmp_path, ENDLESS, TRACE | {"MPISERVE_PROFILE_EVENTS": "50"})

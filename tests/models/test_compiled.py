@@ -110,6 +110,7 @@ def test_a_job_compiles_once_while_it_answers_and_later_jobs_find_it(files, mpie
     assert sum(second.stderr.count(text) for text in CHOSEN) == 2
 
 
+@pytest.mark.takes_long
 def test_a_machine_without_a_compiler_says_so(files, tmp_path):
     files("compiled")
     env = os.environ | {"MPISERVE_CACHE": str(tmp_path / "cache"), "CXX": "no-such-compiler"}

@@ -8,7 +8,6 @@ import pytest
 from coupling import RUN, SERVE, compile_simulation, lines
 
 HERE = Path(__file__).parent
-pytestmark = pytest.mark.every_mpi
 
 SIMULATION = """\
 import mpiserve

@@ -68,7 +68,6 @@ def test_a_rank_moves_to_the_service_that_is_asked_and_back(world, caplog):
         assert moves[1].startswith("moved pool rank ")
 
 
-@pytest.mark.every_mpi
 @WORLD
 @pytest.mark.takes_long
 @pytest.mark.timeout(60)

@@ -8,8 +8,6 @@ import pytest
 from mpi.coupling import INFERENCE, couple, numbers, once_in, python, scaling, tensor, total
 from mpi4py.MPI import MAX
 
-pytestmark = pytest.mark.every_mpi
-
 TRANSPORT = os.environ.get("MPISERVE_TRANSPORT", "shared")
 ROW = 0.005  # seconds, of the fast replica
 SLOWER = 5.0

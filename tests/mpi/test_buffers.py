@@ -8,7 +8,7 @@ from mpi.coupling import couple, numbers, python, scaling, tensor
 
 from mpiserve.errors import ArgumentError, Code, Error
 
-pytestmark = [pytest.mark.every_mpi, pytest.mark.roles(simulation=2, inference=1)]
+pytestmark = pytest.mark.roles(simulation=2, inference=1)
 
 ROWS = 500
 

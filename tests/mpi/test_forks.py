@@ -12,7 +12,7 @@ from mpi.coupling import couple, numbers, scaling
 
 from mpiserve import Code, Error
 
-pytestmark = [pytest.mark.every_mpi, pytest.mark.roles(simulation=2, inference=1)]
+pytestmark = pytest.mark.roles(simulation=2, inference=1)
 
 
 def in_child(act):

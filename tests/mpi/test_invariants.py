@@ -10,6 +10,7 @@ from mpi.coupling import INFERENCE, SIMULATION, couple, numbers, python, scaling
 pytestmark = pytest.mark.every_mpi
 
 TRANSPORT = os.environ.get("MPISERVE_TRANSPORT", "shared")
+TIMES = 10
 COMPUTING = 1.0  # seconds without a call of the library
 
 
@@ -31,6 +32,29 @@ def test_no_simulation_rank_is_the_target_of_an_operation(world):
     assert (operations > 0) == (TRANSPORT == "rma")
     for role in (SIMULATION, INFERENCE):
         assert total(world, counters, role, "rma_to_simulation") == 0
+
+
+@pytest.mark.skipif(TRANSPORT != "rma", reason="only rma needs operations of MPI")
+@pytest.mark.roles(simulation=1, inference=1)
+@pytest.mark.parametrize("isolate", [True, False])
+def test_a_request_needs_few_operations(world, isolate):
+    """Put of request and doorbell, Put and Get of rows without room in a slot, and flushes."""
+
+    def simulate(session):
+        for rows, needed in ((12, 4), (13, 7)):
+            ask_rows(session, rows)  # has a lease for each slot
+            before = session._lib.counters()["rma_operations"]
+            ask_rows(session, rows)
+            after = session._lib.counters()["rma_operations"]  # info() would ask for states, too
+            assert after - before == needed * TIMES
+
+    couple(world, {"scale": scaling(isolate=isolate)}, simulate)
+
+
+def ask_rows(session, rows):
+    x = numbers(rows, 4)
+    for _ in range(TIMES):
+        np.testing.assert_array_equal(session.service("scale")(x), 2 * x + 1)
 
 
 @pytest.mark.roles(simulation=2, inference=1)

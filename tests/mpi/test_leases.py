@@ -1,8 +1,12 @@
 """Requests too large for a slot: they keep their order, and share the room without a hang."""
 
+import os
+
 import numpy as np
 import pytest
 from mpi.coupling import couple, numbers, python, scaling, tensor
+
+from mpiserve import Code, Error
 
 pytestmark = [pytest.mark.every_mpi, pytest.mark.roles(simulation=2, inference=1)]
 
@@ -35,3 +39,47 @@ def test_requests_of_a_rank_are_taken_in_their_order(world, large):
         assert batches == sorted(batches)
 
     couple(world, {"numbered": described | {"max_batch_rows": 400, "pool_bytes": 1}}, simulate)
+
+
+@pytest.mark.takes_long
+@pytest.mark.timeout(120)
+def test_who_waits_for_rows_while_others_get_some_is_not_refused(world):
+    """The pool holds one request: the last one waits for three batches, longer than the limit."""
+    rows = [tensor("x", "float64")]
+    slow = python("Sleeper", rows, rows, options={"seconds": 5.5 / 400}, isolate=False)
+
+    def simulate(session):
+        slow = session.service("slow")
+        inputs = [numbers(400, start=2 * session.comm.rank + i) for i in range(2)]
+        requests = [slow.submit(x) for x in inputs]
+        for request, x in zip(requests, inputs, strict=True):
+            np.testing.assert_array_equal(request.result(), x)
+
+    couple(world, {"slow": slow | {"max_batch_rows": 400, "pool_bytes": 1}}, simulate)
+
+
+@pytest.mark.takes_long
+@pytest.mark.skipif(os.environ.get("MPISERVE_TRANSPORT") == "rma", reason="buffers are local there")
+def test_who_waits_for_rows_that_nobody_gives_back_is_refused(world):
+    """A client keeps all rows, and waits outside of the library for one that needs some."""
+
+    def simulate(session):
+        scale, x = session.service("scale"), numbers(400, 4)
+        keeps = session.comm.rank == 0
+        if keeps:
+            buffer, request = scale.empty_input(400), scale.submit(x)
+        session.comm.barrier()
+        if not keeps:
+            with pytest.raises(Error, match="no memory for the payload came free") as caught:
+                scale(x)
+            assert caught.value.code == Code.ENOMEM
+        session.comm.barrier()
+        if keeps:
+            np.testing.assert_array_equal(request.result(), 2 * x + 1)
+            buffer[:] = x
+            np.testing.assert_array_equal(scale(buffer), 2 * x + 1)
+        session.comm.barrier()
+        if not keeps:
+            np.testing.assert_array_equal(scale(x), 2 * x + 1)
+
+    couple(world, {"scale": scaling(max_batch_rows=400, pool_bytes=1)}, simulate)

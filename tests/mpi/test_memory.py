@@ -14,8 +14,6 @@ from mpiserve._lib import core
 from mpiserve.config.tensor import Tensor
 from mpiserve.errors import ClosedError, Code, Error
 
-pytestmark = pytest.mark.every_mpi
-
 ROWS = 500  # too many for a slot
 SHAPE = {"dtype": "float64", "shape": (-1, 4)}
 MOST = 4096  # bytes of a file: less than what a head keeps of its services

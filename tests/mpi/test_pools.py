@@ -21,8 +21,6 @@ from mpi.test_queue import SHORT, Gate
 from mpiserve import ModelError
 from mpiserve.errors import QueueFullError
 
-pytestmark = pytest.mark.every_mpi
-
 ROUNDS = 30
 SERVICES = {
     # Slabs of another size and number for each, so that a segment out of place shows.

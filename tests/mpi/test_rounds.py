@@ -6,8 +6,6 @@ import numpy as np
 import pytest
 from mpi.coupling import INFERENCE, couple, python, tensor
 
-pytestmark = pytest.mark.every_mpi
-
 STEPS, MOST = 12, 0.004  # seconds of a random delay
 PATIENCE = 0.5  # seconds that a round waits for ranks
 

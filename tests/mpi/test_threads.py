@@ -13,8 +13,6 @@ from mpi.coupling import FOLDER, couple, numbers, python, scaling, tensor
 
 from mpiserve import CancelledError, Code, Config, Error
 
-pytestmark = pytest.mark.every_mpi
-
 THREADS = 4
 ALONE = pytest.mark.roles(simulation=1, inference=1)
 BESIDE = pytest.mark.roles(simulation=1, inference=2)

@@ -79,6 +79,7 @@ def test_each_bug_can_be_planted(bug, tmp_path):
     plant(bug, tmp_path)
 
 
+@pytest.mark.takes_long
 @pytest.mark.timeout(2 * TIMEOUT)
 @pytest.mark.parametrize(("program", "build"), PROGRAMS)
 def test_a_program_passes_without_a_bug(program, build, libraries, tmp_path):

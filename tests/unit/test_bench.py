@@ -238,6 +238,7 @@ def test_tables_show_every_case(capsys):
     assert all(row["case"] in printed for row in made["rows"])
 
 
+@pytest.mark.takes_long
 def test_pictures_are_drawn_of_what_there_is(tmp_path):
     made = whole_report()
     drawn = plots.draw(made, tmp_path / "all")

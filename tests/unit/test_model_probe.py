@@ -139,6 +139,7 @@ def test_inputs_that_are_left_alone_are_neither_changed_nor_kept():
         assert not calls.kept
 
 
+@pytest.mark.takes_long
 def test_what_only_a_circle_keeps_is_not_kept():
     def function(x):
         circle = [x]

@@ -47,6 +47,7 @@ def make_mpicc(prefix: Path, *defines: str) -> Path:
     return folder
 
 
+@pytest.mark.takes_long
 def test_an_isolated_build_takes_the_wrapper_of_the_active_environment(found, tmp_path):
     active = make_mpicc(tmp_path / "active", "#define OPEN_MPI 1", "#define OMPI_MAJOR_VERSION 5")
     system = tmp_path / "system/bin/mpicc"

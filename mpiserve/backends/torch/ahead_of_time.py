@@ -102,7 +102,7 @@ def _check(backend: TorchBackend) -> None:
     elif backend.device.type != "cpu":
         why = f"it runs on {backend.device}, and compiled engines on CPUs"
     elif isinstance(backend.plain_module(), torch.jit.ScriptModule):
-        why = "torch.export does not take TorchScript"
+        why = "torch.export does not take TorchScript: see python -m mpiserve convert --help"
     if why:
         raise ModelError(Code.EMODEL, why)
 

@@ -82,7 +82,7 @@ def _read(service: ServiceConfig, path: Path) -> torch.nn.Module:
     if path.is_file() and is_exported(path):
         return _exported(service, path)
     if path.is_file() and is_torchscript(path):
-        module = _script(path)
+        module = script(path)
         _in_dtype(service, module)
         return module
     what = file_kinds.describe(path)
@@ -94,7 +94,12 @@ def _read(service: ServiceConfig, path: Path) -> torch.nn.Module:
     raise ModelError(Code.EMODEL, text)
 
 
-def _script(path: Path) -> torch.nn.Module:
+def script(path: Path) -> torch.jit.ScriptModule:
+    """Read a TorchScript file, on the CPU.
+
+    Raises:
+        ModelError: If torch cannot load it.
+    """
     import torch
 
     try:
