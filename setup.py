@@ -6,6 +6,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from copy import copy
 from pathlib import Path
 
 import numpy
@@ -182,7 +183,9 @@ class BuildExt(build_ext):
         """Build a module; for a second family copy it, unless it calls MPI itself."""
         path = self.get_ext_fullpath(ext.name)
         if ext.name not in self.made or ext.name == CALLS_MPI:
-            super().build_extension(ext)
+            own = copy(self)  # modules are built at once, and several compile the same file
+            own.build_temp = str(Path(self.build_temp, ext.name))
+            super(BuildExt, own).build_extension(ext)
         elif path != self.made[ext.name]:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(self.made[ext.name], path)
