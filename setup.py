@@ -6,6 +6,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from copy import copy
 from pathlib import Path
 
 import numpy
@@ -40,11 +41,19 @@ CLASSIFIERS = [
     "Programming Language :: Fortran",
     "Programming Language :: Python :: 3 :: Only",
     "Programming Language :: Python :: 3.11",  # what the tests run with
+    "Programming Language :: Python :: 3.12",  # for which there are wheels
+    "Programming Language :: Python :: 3.13",
     "Programming Language :: Python :: Implementation :: CPython",
     "Topic :: Scientific/Engineering :: Artificial Intelligence",
     "Topic :: System :: Distributed Computing",
     "Typing :: Typed",
 ]
+
+# MPIs with one binary interface. A build for several has a folder for each.
+FAMILIES = {"openmpi": "openmpi", "mpich": "mpich", "impi": "mpich"}
+TWO_FAMILIES = "several wrappers must be one of Open MPI and one of MPICH, or of what is like MPICH"
+WITHOUT_MPI = ("mpiserve._lib.handover", "mpiserve._lib.ring")  # modules that suit every MPI
+CALLS_MPI = "mpiserve.bench._native"  # the only one; others call the library
 
 # An isolated build runs in an environment of its own; the user's is the active one.
 ENVIRONMENTS = [sys.prefix, *filter(None, map(os.environ.get, ("VIRTUAL_ENV", "CONDA_PREFIX")))]
@@ -60,14 +69,32 @@ mpi mpich MPICH_VERSION
 """
 
 
+def find_wrappers() -> dict[str, str]:
+    """Return the wrapper for each family, where MPICC names several; else the only one, for ""."""
+    several = os.environ.get("MPICC", "").split(os.pathsep)
+    if len(several) == 1:
+        return {"": find_mpicc()}
+    paths = [named_mpicc(wanted) for wanted in several]
+    names = [which_mpi(path) for path in paths]
+    families = [FAMILIES.get(name.rstrip("0123456789"), "") for name in names]
+    if "" in families or len(set(families)) < len(families):
+        raise SystemExit(f"MPICC names {', '.join(names)}: {TWO_FAMILIES}")
+    return dict(zip(families, paths, strict=True))
+
+
+def named_mpicc(wanted: str) -> str:
+    """Return the path of a wrapper of $MPICC."""
+    path = shutil.which(wanted)
+    if path is None:
+        raise SystemExit(NO_MPICC.format(found=f"MPICC={wanted} is no program"))
+    return path
+
+
 def find_mpicc() -> str:
     """Return $MPICC, else the mpicc of this environment or the active one, else that on PATH."""
     wanted = os.environ.get("MPICC")
     if wanted:
-        path = shutil.which(wanted)
-        if path is None:
-            raise SystemExit(NO_MPICC.format(found=f"MPICC={wanted} is no program"))
-        return path
+        return named_mpicc(wanted)
     folders = [os.path.join(prefix, "bin") for prefix in ENVIRONMENTS]
     path = shutil.which("mpicc", path=os.pathsep.join(folders)) or shutil.which("mpicc")
     if path is None:
@@ -109,35 +136,70 @@ class Build(build):
 
 
 class Wheel(bdist_wheel):
-    """Say in the wheel's name for which MPI it is, as its build tag."""
+    """Say in the wheel's name for which MPI it is, as its build tag, unless it is for several."""
 
     def finalize_options(self) -> None:
-        self.build_number = self.build_number or f"0{which_mpi(find_mpicc())}"
+        wrappers = find_wrappers()
+        if "" in wrappers:
+            self.build_number = self.build_number or f"0{which_mpi(wrappers[''])}"
         super().finalize_options()
 
 
 class BuildExt(build_ext):
     """Build libmpiserve into the package, then the modules that use it.
 
-    Everything is compiled anew each time, as in csrc/Makefile.
+    Where MPICC names several wrappers, build them for each into a folder that is laid out as the
+    package: see mpiserve/mpi/families.py. Everything is compiled anew each time, as in
+    csrc/Makefile.
     """
+
+    family = ""  # of the MPI that it builds for, where there are several
 
     def finalize_options(self) -> None:
         super().finalize_options()
         self.force = True
+        if self.inplace and os.pathsep in os.environ.get("MPICC", ""):
+            raise SystemExit("a build in place is for one MPI: let MPICC name one wrapper")
         self.parallel = self.parallel or os.cpu_count()
 
     def build_extensions(self) -> None:
-        mpicc = find_mpicc()
+        self.made: dict[str, str] = {}
+        for self.family, mpicc in find_wrappers().items():
+            self.build_for(mpicc)
+
+    def build_for(self, mpicc: str) -> None:
+        """Build with a wrapper all that depends on its MPI, and the few modules that do not."""
         print(f"mpiserve: built with {mpicc}, which is {which_mpi(mpicc)}", flush=True)
-        package = Path(self.build_lib, "mpiserve")
-        self.build_library(mpicc, package)
-        self.compiler.add_library_dir(str(package / "lib"))
+        self.build_library(mpicc, self.folder())
+        # The wrapper links its MPI with every module, but not all need it.
+        link = ["-shared", "-pthread", "-Wl,--as-needed", f"-L{self.folder()}/lib"]
         self.compiler.set_executables(
             compiler_so=[mpicc, "-O2", "-fPIC", "-pthread", *user_flags()],
-            linker_so=[mpicc, "-shared", "-pthread", *user_flags()],
+            linker_so=[mpicc, *link, *user_flags()],
         )
         super().build_extensions()
+
+    def build_extension(self, ext: Extension) -> None:
+        """Build a module; for a second family copy it, unless it calls MPI itself."""
+        path = self.get_ext_fullpath(ext.name)
+        if ext.name not in self.made or ext.name == CALLS_MPI:
+            own = copy(self)  # modules are built at once, and several compile the same file
+            own.build_temp = str(Path(self.build_temp, ext.name))
+            super(BuildExt, own).build_extension(ext)
+        elif path != self.made[ext.name]:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(self.made[ext.name], path)
+        self.made[ext.name] = path
+
+    def folder(self) -> Path:
+        """Return where the files of this MPI go: the package, or this family's folder in it."""
+        package = Path(self.build_lib, "mpiserve")
+        return package / "families" / self.family if self.family else package
+
+    def get_ext_fullpath(self, ext_name: str) -> str:
+        if ext_name in WITHOUT_MPI or not self.family:
+            return super().get_ext_fullpath(ext_name)
+        return str(self.folder() / Path(self.get_ext_filename(ext_name)).relative_to("mpiserve"))
 
     def build_library(self, mpicc: str, package: Path) -> None:
         """Let csrc/Makefile build what C and Fortran use too, and the benchmark's harness."""
@@ -145,6 +207,7 @@ class BuildExt(build_ext):
         harness = build / "scale"
         settings = [f"MPICC={mpicc}", f"BUILD={build}", f"PREFIX={package.resolve()}"]
         settings.append(f"PYTHON={sys.executable}")
+        settings.append(f"SHARE={Path(self.build_lib, 'mpiserve/share/mpiserve').resolve()}")
         settings.append(f"CFLAGS={shlex.join(user_flags())}")
         command = ["make", f"-j{os.cpu_count()}", "-C", "csrc", "install", str(harness), *settings]
         self.announce(shlex.join(command), level=2)
@@ -190,8 +253,6 @@ def handover() -> Extension:
         ["mpiserve/_lib/handover.pyx", *(f"csrc/{name}.c" for name in files)],
         include_dirs=["csrc", str(HEADER.parent)],
         define_macros=[("MPISERVE_NO_MPI", "1")],
-        # The compiler wrapper links its MPI with every module.
-        extra_link_args=["-Wl,--as-needed"],
         depends=[f"csrc/{name}.h" for name in files] + [str(HEADER)],
     )
 
@@ -202,7 +263,6 @@ def ring() -> Extension:
         "mpiserve._lib.ring",
         ["mpiserve/_lib/ring.pyx"],
         include_dirs=["csrc"],
-        extra_link_args=["-Wl,--as-needed"],
         depends=["csrc/base/ring.h"],
     )
 
@@ -214,7 +274,7 @@ def native() -> Extension:
     """
     inner = ["csrc/base/wait.c", "csrc/base/handover.c"]
     return Extension(
-        "mpiserve.bench._native",
+        CALLS_MPI,
         [
             "mpiserve/bench/_native.pyx",
             *sorted(str(path) for path in BENCH.glob("*.c") if path != HARNESS),

@@ -24,6 +24,7 @@ from mpiserve.errors import (
     QueueFullError,
     RequestTimeout,
 )
+from mpiserve.mpi import families as _families
 
 if TYPE_CHECKING:
     from mpiserve._lib.core import Pace, Request, Service
@@ -72,6 +73,8 @@ if "mpi4py.MPI" not in sys.modules:
     _given = os.environ.get("MPIR_CVAR_DEFAULT_THREAD_LEVEL", "").upper()
     mpi4py.rc.thread_level = "multiple" if _given.endswith("MULTIPLE") else "serialized"
 
+_families.install()
+
 # Imported on first use: a session initialises MPI, a configuration needs pydantic.
 _LATE = {
     "Backend": "mpiserve.backends.base",
@@ -95,6 +98,8 @@ if not TYPE_CHECKING:  # __getattr__ would hide wrong names from type checkers
     def __getattr__(name: str) -> Any:
         if name not in _LATE:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        if _LATE[name] in ("mpiserve.session", "mpiserve._lib.core"):
+            _families.require()
         value = getattr(import_module(_LATE[name]), name)
         globals()[name] = value
         return value

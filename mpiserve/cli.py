@@ -332,11 +332,8 @@ def bench(
     ] = None,
 ) -> None:
     """Measure mpiserve, lower bounds and alternatives, on 2 ranks of one node or of two."""
-    try:
+    with _mpi():
         from mpiserve.bench import main as program
-    except Error as error:  # as in _exit
-        print(f"mpiserve: {error}", file=sys.stderr)
-        raise typer.Exit(1) from None
     raise typer.Exit(program.bench(quick, json, plots, hosts, case or ()))
 
 
@@ -415,11 +412,8 @@ def doctor(
 ) -> None:
     """Check the set-up of the ranks that it runs on, and suggest remedies."""
     checked = _checked(config) if config else None
-    try:
+    with _mpi():
         from mpiserve.tools import doctor as program
-    except (Error, ImportError) as error:
-        print(f"mpiserve: {error}", file=sys.stderr)
-        raise typer.Exit(1) from None
     raise typer.Exit(program.doctor(checked, clean=clean))
 
 
@@ -428,13 +422,24 @@ def info() -> None:
     """Print versions, the MPI library, transports and the thread level."""
     from mpiserve.tools import info as program
 
-    program.info()
+    with _mpi():
+        program.info()
+
+
+@contextmanager
+def _mpi() -> Iterator[None]:
+    """Print why there is no MPI, or not the one that mpiserve is for, and exit with status 1."""
+    from mpiserve.mpi import families
+
+    try:
+        families.require()
+        yield
+    except (Error, ImportError) as error:
+        print(f"mpiserve: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
 
 
 def _exit(program: str, *args: object, **options: object) -> None:
-    try:
+    with _mpi():
         from mpiserve.launch import run
-    except Error as error:  # the MPI is not the one that mpiserve was built with
-        print(f"mpiserve: {error}", file=sys.stderr)
-        raise typer.Exit(1) from None
     raise typer.Exit(getattr(run, program)(*args, **options))

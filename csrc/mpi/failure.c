@@ -27,19 +27,22 @@ void msi_failure_mark(const msi_world *world, int rank) {
 /* ---- what MPI says ----------------------------------------------------------------- */
 
 #ifdef OMPI_HAVE_MPIX_COMM_GET_FAILED
-/* Weak: an Open MPI that was built without them can load the library too. */
+/* Weak: an Open MPI that was built without them can load the library too. The name with P tells
+ * whether it has them: libmpiserve_world.so brings the others along. */
+#pragma weak PMPIX_Comm_get_failed
 #pragma weak MPIX_Comm_get_failed
 #pragma weak MPIX_Comm_ack_failed
 
 int msi_failure_is_tolerated(void) {
   int found = 0, *tolerated = NULL;
+  if (!PMPIX_Comm_get_failed) return 0; /* to Open MPI 4 the attribute is an error */
   MPI_Comm_get_attr(MPI_COMM_WORLD, MPI_FT, &tolerated, &found);
-  return found && *tolerated && MPIX_Comm_get_failed;
+  return found && *tolerated;
 }
 
 int msi_failure_is_code(int mpi_code) {
   int class = MPI_SUCCESS;
-  if (!mpi_code || !MPIX_Comm_get_failed) return 0;
+  if (!mpi_code || !PMPIX_Comm_get_failed) return 0;
   MPI_Error_class(mpi_code, &class);
   return class == MPI_ERR_PROC_FAILED || class == MPI_ERR_PROC_FAILED_PENDING ||
          class == MPI_ERR_REVOKED;

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "mpi/family.h"
 
 #define TEXT_OF(x) #x
 #define TEXT(x) TEXT_OF(x)
@@ -24,9 +25,12 @@ const char *mpiserve_mpi_build(void) {
 #endif
 }
 
+/* The longest MPI_MAX_LIBRARY_VERSION_STRING: another MPI may run than the one built for. */
+enum { LONGEST = 8192 };
+
 const char *mpiserve_mpi_runtime(void) {
   static char name[64];
-  char text[MPI_MAX_LIBRARY_VERSION_STRING] = "", version[32];
+  char text[LONGEST] = "", version[32];
   int length;
   if (name[0]) return name;
   MPI_Get_library_version(text, &length);
@@ -40,8 +44,18 @@ const char *mpiserve_mpi_runtime(void) {
   return name;
 }
 
+static int check_family(void) {
+  const char *build = mpiserve_mpi_build(), *runtime = mpiserve_mpi_runtime();
+  if (!msi_family_differs(build, runtime)) return MPISERVE_OK;
+  return msi_error(MPISERVE_EVERSION,
+                   "libmpiserve was built with %s, but this program runs with %s: build both with "
+                   "one MPI (python -m mpiserve config names the library for the MPI of mpi4py)",
+                   build, runtime);
+}
+
 int msi_library_check_running(void) {
-  int started = 0, ended = 0;
+  int started = 0, ended = 0, code = check_family();
+  if (code) return code;
   MPI_Initialized(&started);
   MPI_Finalized(&ended);
   if (started && !ended) return MPISERVE_OK;

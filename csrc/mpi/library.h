@@ -5,7 +5,8 @@
 
 #include "mpiserve.h"
 
-/* MPISERVE_ESTATE before MPI_Init and after MPI_Finalize. */
+/* MPISERVE_ESTATE before MPI_Init and after MPI_Finalize; MPISERVE_EVERSION if the program runs
+ * with an MPI of another family. */
 int msi_library_check_running(void);
 int msi_library_finalized(void);
 

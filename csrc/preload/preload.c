@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <time.h>
 
+#include "mpi/family.h"
 #include "mpiserve.h"
 
 MPI_Comm msp_world = MPI_COMM_WORLD;
@@ -97,6 +98,18 @@ static int replace_world(void) {
   return MPISERVE_OK;
 }
 
+/* Before all calls with handles, which would not be those of the program's MPI. */
+static void check_family(void) {
+  const char *build = mpiserve_mpi_build(), *runtime = mpiserve_mpi_runtime();
+  if (!msi_family_differs(build, runtime)) return;
+  fprintf(
+      stderr,
+      "libmpiserve_world: this library was built with %s, but the program runs with %s: preload "
+      "the one for that MPI (python -m mpiserve config --world, where mpi4py loads it)\n",
+      build, runtime);
+  exit(1);
+}
+
 void msp_begin(void) {
   static int begun; /* Fortran's MPI_Init may call that of C */
   int started = 0;
@@ -104,6 +117,7 @@ void msp_begin(void) {
   PMPI_Initialized(&started);
   if (begun || !started) return;
   begun = 1;
+  check_family();
   PMPI_Comm_get_parent(&parent);
   if (parent != MPI_COMM_NULL) return; /* MPI_Comm_spawn started it, in a world of its own */
   int code = REAL(mpiserve_open)(MPI_COMM_WORLD, MPISERVE_SIMULATION, &session);

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from mpiserve.backends.cache import Cache
 from mpiserve.errors import Code, Error
+from mpiserve.mpi import families
 
-PACKAGE = Path(__file__).parents[1]
-CLIENT = PACKAGE / "share/mpiserve/bench/loadgen.cpp"
+CLIENT = families.PACKAGE / "share/mpiserve/bench/loadgen.cpp"
 LOADGEN, LIBRARY = "libmlperf_loadgen.so", "libjudge.so"
 FLAGS = ("-O2", "-fPIC", "-std=c++17", "-pthread")
 # These two would need Python.
@@ -48,13 +48,13 @@ def library() -> Path:
     """
     archive = Path(_archive())
     loadgen = Cache().get(f"loadgen-{_hash(archive)}", lambda folder: _loadgen(archive, folder))
-    key = f"judge-{_hash(CLIENT, PACKAGE / 'include/mpiserve.h', path=loadgen)}"
+    key = f"judge-{_hash(CLIENT, families.prefix() / 'include/mpiserve.h', path=loadgen)}"
     return Cache().get(key, lambda folder: _client(loadgen, folder / LIBRARY)) / LIBRARY
 
 
 def _hash(*files: Path, path: Path | None = None) -> str:
     parts = [file.read_bytes() for file in files]
-    parts += [repr((FLAGS, _compiler(), str(path), str(PACKAGE))).encode()]
+    parts += [repr((FLAGS, _compiler(), str(path), str(families.prefix()))).encode()]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:32]
 
 
@@ -83,9 +83,10 @@ def _object(file: Path, flags: Sequence[str]) -> str:
 
 
 def _client(loadgen: Path, made: Path) -> None:
-    include = [f"-I{PACKAGE / 'include'}", f"-I{loadgen / 'source'}"]
+    mine = families.prefix()
+    include = [f"-I{mine / 'include'}", f"-I{loadgen / 'source'}"]
     link = [f"{loadgen / LOADGEN}", f"-Wl,-rpath,{loadgen}"]
-    link += [f"-L{PACKAGE / 'lib'}", "-lmpiserve", f"-Wl,-rpath,{PACKAGE / 'lib'}"]
+    link += [f"-L{mine / 'lib'}", "-lmpiserve", f"-Wl,-rpath,{mine / 'lib'}"]
     _run([*_compiler(), *FLAGS, "-shared", *include, str(CLIENT), *link, "-o", str(made)])
 
 

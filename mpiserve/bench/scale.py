@@ -14,9 +14,9 @@ from mpiserve.bench import job
 from mpiserve.bench.plan import Plan
 from mpiserve.bench.report import Progress
 from mpiserve.errors import Code, Error
+from mpiserve.mpi import families
 
 CLIENTS = (1, 64, 1024, 8192)
-HARNESS = Path(__file__).parent / "scale"
 
 
 def measure(plan: Plan, progress: Progress) -> list[dict[str, Any]]:
@@ -45,16 +45,21 @@ def row(case: str, clients: int, value: float, unit: str) -> dict[str, Any]:
     return {"case": case, **silent, "value": value, "unit": unit}
 
 
+def harness() -> str:
+    """Return the path of the program."""
+    return str(families.prefix() / "bench/scale")
+
+
 def held(clients: int) -> int:
     """Return the bytes that a head holds for the lanes of `clients` clients, without slabs."""
-    return int(run([str(HARNESS), str(clients), "1"]).stdout)
+    return int(run([harness(), str(clients), "1"]).stdout)
 
 
 def instructions(clients: int, rounds: int) -> int:
     """Count the instructions of `rounds` requests of one client."""
     with tempfile.TemporaryDirectory(prefix="mpiserve-") as folder:
         options = ["--toggle-collect=speak", f"--callgrind-out-file={folder}/callgrind"]
-        command = ["valgrind", "--tool=callgrind", *options, str(HARNESS)]
+        command = ["valgrind", "--tool=callgrind", *options, harness()]
         done = run([*command, str(clients), str(rounds)])
     return collected(done.stderr)
 

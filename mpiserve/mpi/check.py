@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mpiserve.errors import Code, Error
+from mpiserve.mpi import families
 
 # The variables in which launchers give the size and the rank.
 _LAUNCHERS = (
@@ -49,8 +50,13 @@ def short(text: str) -> str:
 
 
 def mpi_mismatch(build: str, runtime: str) -> str | None:
-    """Say what is wrong if mpiserve was built for another MPI than the one loaded."""
+    """Say what is wrong if mpiserve was built for another MPI than the one loaded.
+
+    A build for several MPIs goes with each version of their families.
+    """
     if vendor(build) == vendor(runtime):
+        return None
+    if families.built() and _family(build) == _family(runtime):
         return None
     debian = ', for Debian\'s with the link that "MPICH of Debian" of docs/guide/install.md shows,'
     return (
@@ -58,6 +64,11 @@ def mpi_mismatch(build: str, runtime: str) -> str | None:
         f"start it with the MPI that it was built with{debian if 'MPICH' in build else ''} "
         f"or rebuild it: {REBUILD}"
     )
+
+
+def _family(text: str) -> str:
+    name = vendor(text)[0]
+    return "mpich" if name in ("Intel MPI", "Cray MPICH", "MVAPICH", "MPICH") else name
 
 
 def launched(environ: Mapping[str, str]) -> tuple[str, int, int] | None:

@@ -1,6 +1,7 @@
 """Find the installed files for C, C++ and Fortran programs, and the flags to build with them.
 
-Pure functions of the files of the package; no MPI.
+They are those for the MPI that mpi4py loads, if mpiserve is built for several (mpi/families); MPI
+is not started.
 """
 
 from __future__ import annotations
@@ -8,21 +9,27 @@ from __future__ import annotations
 from pathlib import Path
 
 from mpiserve.errors import Code, Error
+from mpiserve.mpi import families
 
-PREFIX = Path(__file__).parents[1]
-LIB = PREFIX / "lib"
-INCLUDE = PREFIX / "include"
-FORTRAN = PREFIX / "share/mpiserve/fortran"
+FORTRAN = families.PACKAGE / "share/mpiserve/fortran"
+
+
+def _lib() -> Path:
+    return families.prefix() / "lib"
+
+
+def _include() -> Path:
+    return families.prefix() / "include"
 
 
 def cflags() -> str:
     """Return the flags for the compiler of C and C++."""
-    return f"-I{INCLUDE}"
+    return f"-I{_include()}"
 
 
 def libs() -> str:
     """Return the flags for the linker of C and C++ programs, with the path for run time."""
-    return f"-L{LIB} -lmpiserve -Wl,-rpath,{LIB}"
+    return f"-L{_lib()} -lmpiserve -Wl,-rpath,{_lib()}"
 
 
 def fflags() -> str:
@@ -31,8 +38,8 @@ def fflags() -> str:
     Raises:
         Error: With code ENOTFOUND, if the module was not built.
     """
-    _require(INCLUDE / "mpiserve.mod", f"compile {FORTRAN}/* with your program")
-    return f"-I{INCLUDE}"
+    _require(_include() / "mpiserve.mod", f"compile {FORTRAN}/* with your program")
+    return f"-I{_include()}"
 
 
 def flibs() -> str:
@@ -41,18 +48,18 @@ def flibs() -> str:
     Raises:
         Error: With code ENOTFOUND, if the module was not built.
     """
-    _require(LIB / "libmpiserve_fortran.so", f"compile {FORTRAN}/* with your program")
-    return f"-L{LIB} -lmpiserve_fortran -lmpiserve -Wl,-rpath,{LIB}"
+    _require(_lib() / "libmpiserve_fortran.so", f"compile {FORTRAN}/* with your program")
+    return f"-L{_lib()} -lmpiserve_fortran -lmpiserve -Wl,-rpath,{_lib()}"
 
 
 def cmake_dir() -> str:
     """Return the folder for CMake's mpiserve_DIR."""
-    return str(LIB / "cmake/mpiserve")
+    return str(_lib() / "cmake/mpiserve")
 
 
 def pkg_config_dir() -> str:
     """Return the folder for PKG_CONFIG_PATH."""
-    return str(LIB / "pkgconfig")
+    return str(_lib() / "pkgconfig")
 
 
 def world() -> str:
@@ -61,7 +68,7 @@ def world() -> str:
     Raises:
         Error: With code ENOTFOUND, if it was not built.
     """
-    library = LIB / "libmpiserve_world.so"
+    library = _lib() / "libmpiserve_world.so"
     if not library.exists():
         text = f"{library.name} was not built: build mpiserve again, where python3 is on PATH"
         raise Error(Code.ENOTFOUND, text)

@@ -7,6 +7,7 @@ import sys
 from importlib import metadata
 
 from mpiserve import __version__, terminal
+from mpiserve.errors import Error
 
 
 def info() -> None:
@@ -47,7 +48,7 @@ def _build_rows(runtime: str) -> list[tuple[str, str]]:
 
     try:
         from mpiserve._lib import core
-    except ImportError as error:
+    except (ImportError, Error) as error:
         return [("built with", f"not built, or not for this MPI: {error}")]
     problems = (
         check.mpi_mismatch(core.mpi_build(), runtime),

@@ -16,8 +16,9 @@ setuptools.setup = lambda **given: None
 Cython.Build.cythonize = lambda *modules, **given: []
 sys.prefix = sys.argv[1]
 names = runpy.run_path("setup.py")
-mpicc = names["find_mpicc"]()
-print(mpicc, names["which_mpi"](mpicc))
+wrappers = names["find_wrappers"]()
+for family in sorted(wrappers):
+    print(family, wrappers[family], names["which_mpi"](wrappers[family]))
 """
 
 
@@ -31,8 +32,7 @@ def found(tmp_path):
         kept["PATH"] = f"{system}:{kept['PATH']}"
         command = [sys.executable, "-c", READ, str(prefix)]
         done = subprocess.run(command, cwd=ROOT, env=kept | env, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        return done.stdout.split()
+        return done.stdout.split() if done.returncode == 0 else done.stderr.splitlines()
 
     return run
 
@@ -62,6 +62,22 @@ def test_the_environment_that_builds_comes_first(found, tmp_path):
     make_mpicc(tmp_path / "active", "#define OPEN_MPI 1")
     env = {"VIRTUAL_ENV": str(tmp_path / "active")}
     assert found(tmp_path / "own", **env) == [f"{own}/mpicc", "impi2021"]
+
+
+def test_two_wrappers_are_for_a_build_with_both_families(found, tmp_path):
+    ours = (
+        f"{make_mpicc(tmp_path / 'a', '#define OPEN_MPI 1', '#define OMPI_MAJOR_VERSION 5')}/mpicc"
+    )
+    impi = f"{make_mpicc(tmp_path / 'b', '#define I_MPI_VERSION 2021')}/mpicc"
+    both = found(tmp_path / "none", MPICC=f"{impi}:{ours}")
+    assert both == ["mpich", impi, "impi2021", "openmpi", ours, "openmpi5"]
+
+
+def test_two_wrappers_of_one_family_are_refused_by_name(found, tmp_path):
+    mpich = f"{make_mpicc(tmp_path / 'a', '#define MPICH_VERSION 4')}/mpicc"
+    impi = f"{make_mpicc(tmp_path / 'b', '#define I_MPI_VERSION 2021')}/mpicc"
+    (text,) = found(tmp_path / "none", MPICC=f"{impi}:{mpich}")
+    assert text.startswith("MPICC names impi2021, mpich4: several wrappers must be")
 
 
 def test_an_unknown_mpi_has_a_name(found, tmp_path):

@@ -18,6 +18,7 @@ from zipfile import ZipFile
 from mpiserve.backends.base import Native, ordered
 from mpiserve.backends.cache import Cache
 from mpiserve.errors import Code, ModelError
+from mpiserve.mpi import families
 
 if TYPE_CHECKING:
     import torch
@@ -26,8 +27,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("mpiserve")
 
-PACKAGE = Path(__file__).parents[2]
-SOURCE = PACKAGE / "share/mpiserve/engine/aoti.cpp"
+SOURCE = families.PACKAGE / "share/mpiserve/engine/aoti.cpp"
 LIBRARY, MODEL = "engine.so", "model.so"
 ROWS = 2  # of the example to export with: torch takes 0 and 1 for fixed numbers
 OWN = ("aten", "prims")  # namespaces of operations
@@ -285,7 +285,7 @@ def _torch_folder() -> Path:
 
 def _command(library: Path) -> list[str]:
     torch_folder = _torch_folder()
-    flags = ["-O2", "-shared", "-fPIC", "-std=c++20", f"-I{PACKAGE / 'include'}"]
+    flags = ["-O2", "-shared", "-fPIC", "-std=c++20", f"-I{families.include()}"]
     flags += [f"-I{torch_folder / 'include'}"]
     link = [f"-L{torch_folder / 'lib'}", f"-Wl,-rpath,{torch_folder / 'lib'}"]
     libraries = ["-ltorch", "-ltorch_cpu", "-lc10", "-ldl"]
@@ -296,7 +296,7 @@ def _library_key() -> str:
     """Identify the library of engines: its source, torch, and where torch is."""
     import torch
 
-    header = PACKAGE / "include/mpiserve.h"
+    header = families.include() / "mpiserve.h"
     parts = [torch.__version__, SOURCE.read_text(), header.read_text()]
     return f"engine-{_hash([*parts, *_command(Path(LIBRARY))])}"
 
