@@ -164,8 +164,17 @@ class BuildExt(build_ext):
 
     def build_extensions(self) -> None:
         self.made: dict[str, str] = {}
+        self.clear()
         for self.family, mpicc in find_wrappers().items():
             self.build_for(mpicc)
+
+    def clear(self) -> None:
+        """Remove what a build for other MPIs has left: a wheel takes all that is there."""
+        package = Path(self.build_lib, "mpiserve")
+        for name in ("families", *FOR_PROGRAMS):
+            shutil.rmtree(package / name, ignore_errors=True)
+        for module in package.glob("**/*.so"):
+            module.unlink()
 
     def build_for(self, mpicc: str) -> None:
         """Build with a wrapper all that depends on its MPI, and the few modules that do not."""

@@ -60,7 +60,7 @@ static int adopt(mpiserve_session *session, int n) {
     mine->error = code;
     snprintf(mine->error_text, MPISERVE_TEXT_SIZE, "%s", mpiserve_last_error());
   }
-  if (mine->error) mine->n_inputs = mine->n_outputs = 0;
+  if (mine->error) mine->n_inputs = mine->n_outputs = mine->uncertain = 0;
   return code;
 }
 

@@ -167,11 +167,13 @@ static void say(const msi_side *outputs, int i, int64_t row, const void *data,
     msi_text_append(text, size, ": %g is not within %g to %g", value, spec->min, spec->max);
 }
 
-static void say_uncertain(const mpiserve_spec *spec, int64_t row, const float *data,
+static void say_uncertain(const msi_side *outputs, int64_t row, const float *data,
                           msi_doubts *doubts) {
+  char which[32] = "the answer";
+  if (outputs->has_rows) snprintf(which, sizeof which, "row %lld", (long long)row);
   snprintf(doubts->text, sizeof doubts->text,
-           "row %lld is not trusted: its uncertainty is %g, and the limit %g", (long long)row,
-           (double)data[row], spec->max);
+           "%s is not trusted: its uncertainty is %g, and the limit %g", which, (double)data[row],
+           outputs->specs[outputs->n - 1].max);
 }
 
 /* The uncertainty is the last output, so a row that fails otherwise counts as that. */
@@ -185,7 +187,7 @@ void msi_check_rows(const msi_side *outputs, int64_t rows, void *const *data,
     if (fails && !doubts->failed)
       say(outputs, i, row, data[i], shapes, doubts->text, sizeof doubts->text);
     else if (!doubts->n)
-      say_uncertain(&outputs->specs[i], row, data[i], doubts);
+      say_uncertain(outputs, row, data[i], doubts);
     doubts->failed += fails;
     doubts->rows[doubts->n++] = row;
   }

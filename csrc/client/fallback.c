@@ -216,7 +216,7 @@ static int mend(msi_client *client, msi_call *call, msi_doubts *doubts) {
   client->metrics->counters.untrusted_rows += call->stats.untrusted_rows;
   int has_function = call->service->fallback.function != NULL;
   if (!has_function && !doubts->failed) return MPISERVE_OK;
-  fail(call, doubts->text, has_function ? doubts->n : doubts->failed);
+  fail(call, doubts->text, doubts->failed ? doubts->failed : doubts->n);
   if (!has_function) return msi_message_result(&call->message);
   return replaces_inputs(call) ? cannot_mend(call) : answer_doubtful(client, call, doubts);
 }

@@ -197,8 +197,9 @@ int msi_recording_put(mpiserve_service *service, int64_t rows, void *const *inpu
 
 void msi_recording_add(mpiserve_service *service, int64_t rows, void *const *inputs,
                        void *const *outputs) {
-  int code = is_captured(service)
-                 ? put(service, rows, inputs, outputs, service->endpoint->layout.max_rows)
-                 : MPISERVE_OK;
+  /* The program has not asked for these pairs: it does not wait for them, and a death that it
+   * survives is no error of its close because of them. */
+  if (!is_captured(service) || is_gone(service->endpoint) || copied(service) > MOST_BYTES) return;
+  int code = put(service, rows, inputs, outputs, service->endpoint->layout.max_rows);
   if (code) msi_record_note(service, rows, code, mpiserve_last_error());
 }

@@ -181,7 +181,8 @@ typedef struct mpiserve_options {
      j of the call is result_shapes[j * MPISERVE_MAX_DIMS + d], and the result lies dense at the
      beginning of its data. The numbers must exist until then. NULL: see mpiserve_tensor */
   int64_t *result_shapes;
-  /* A byte for each row of the request, which must exist until it has ended. After MPISERVE_OK, 1:
+  /* A byte for each row of the request, one without rows (MPISERVE_NO_ROWS, MPISERVE_RAGGED),
+     which must exist until it has ended. After MPISERVE_OK, 1:
      a model has answered the row, and its answer is trusted; 0: its uncertainty is above the limit
      (mpiserve_description.uncertain), or the fallback has answered it. NULL: nobody wants to know
    */
@@ -846,10 +847,10 @@ int mpiserve_record(mpiserve_service *service, int n_inputs, const mpiserve_tens
  * failure: MPISERVE_EMODEL, with the output, row and value. So are rows that are not trusted
  * (mpiserve_description.uncertain), but without a function these are answers all the same, which
  * mpiserve_options.trusted and mpiserve_stats.untrusted_rows mark. Only these rows, of both kinds,
- * go to the function, in one call and in their order, and the others stay what they are; if the
- * rows of a request belong together (mpiserve_rows), all of them go. None can go if the caller's
- * outputs are the memory of its inputs, which the result has replaced. What the function returns is
- * not checked.
+ * go to the function, in one call for each piece and in their order, and the others stay what they
+ * are; if the rows of a request belong together (mpiserve_rows), all of them go. None can go if the
+ * caller's outputs are the memory of its inputs, which the result has replaced. What the function
+ * returns is not checked.
  *
  * The thread that calls mpiserve_infer(), mpiserve_wait() or mpiserve_test() runs it, before the
  * call returns and for as long as it takes, also beyond a time-out. No other call runs it: not

@@ -10,8 +10,6 @@
 
 enum { MESSAGE_BYTES = sizeof(msi_reply_header) + MSI_EAGER_BYTES };
 
-static const uint64_t ABSENT = UINT64_C(0x73776f722d69736d);
-
 static size_t slot_at(const msi_path *path, uint64_t sequence) {
   return path->slots_at + (sequence - 1) % MSI_SLOTS * sizeof(msi_slot);
 }
@@ -89,56 +87,25 @@ static int write_rows(msi_path *path, size_t at, const void *from, size_t bytes)
   return msi_window_put(path->window, path->head, at, from, bytes);
 }
 
-/* Of a dead head MPI may report success, and nothing is fetched: so the end of the rows holds a
- * mark until they arrive. Messages say themselves what has arrived. */
-static void mark_end(msi_path *path, uint8_t *to, size_t bytes) {
-  size_t marked = bytes < sizeof ABSENT ? bytes : sizeof ABSENT;
-  msi_row_end *end = &path->ends[path->n_ends++];
-  *end = (msi_row_end){to + bytes - marked, marked, 0};
-  memcpy(&end->before, end->at, marked);
-  memcpy(end->at, &ABSENT, marked);
-}
-
-static int is_marked(const msi_row_end *end) { return !memcmp(end->at, &ABSENT, end->bytes); }
-
-static int any_is_marked(const msi_path *path) {
-  int marked = 0;
-  for (int i = 0; i < path->n_ends; i++) marked |= is_marked(&path->ends[i]);
-  return marked;
-}
-
-/* They may be inputs too, of a request that another replica gets now. */
-static void restore_ends(msi_path *path) {
-  for (int i = 0; i < path->n_ends; i++) {
-    const msi_row_end *end = &path->ends[i];
-    if (is_marked(end)) memcpy(end->at, &end->before, end->bytes);
-  }
-}
-
 static int read_rows(msi_path *path, size_t at, void *to, size_t bytes) {
-  if (bytes && !path->window->messages) mark_end(path, to, bytes);
-  int code = msi_window_get(path->window, path->head, path->service_index, at, to, bytes);
-  if (!code) return code;
-  restore_ends(path);
-  path->n_ends = 0;
-  return code;
+  return msi_window_get(path->window, path->head, path->service_index, at, to, bytes);
 }
 
-/* Rows may be like the mark. Then a word that is known tells whether the head is reached. */
-static int check_head(msi_path *path) {
+static int ask_magic(msi_path *path) {
   path->magic = 0;
-  int code = msi_window_get(path->window, path->head, path->service_index,
-                            offsetof(msi_section_header, magic), &path->magic, sizeof path->magic);
-  if (!code) code = msi_window_read_end(path->window, path->head, path->service_index);
-  return code || path->magic == MSI_MAGIC ? code : MPISERVE_EPEER;
+  path->is_reading = 1;
+  return msi_window_get(path->window, path->head, path->service_index,
+                        offsetof(msi_section_header, magic), &path->magic, sizeof path->magic);
 }
 
+/* Of a dead head success is reported too, and nothing fetched: so a word that is known is fetched
+ * with the rows. */
 static int read_end(msi_path *path) {
-  int code = msi_window_read_end(path->window, path->head, path->service_index);
-  if (!code && any_is_marked(path)) code = check_head(path);
+  int code = path->is_reading ? MPISERVE_OK : ask_magic(path);
+  if (!code) code = msi_window_read_end(path->window, path->head, path->service_index);
   if (code == MSI_NOT_YET) return code;
-  if (code) restore_ends(path);
-  path->n_ends = 0;
+  path->is_reading = 0;
+  if (!code && path->magic != MSI_MAGIC) code = MPISERVE_EPEER;
   if (code != MPISERVE_EPEER) return code;
   msi_failure_mark(path->window->world, path->head);
   return msi_error(MPISERVE_EPEER, "inference rank %d has died before its results were fetched",
@@ -146,7 +113,7 @@ static int read_end(msi_path *path) {
 }
 
 static void forget(msi_path *path) {
-  path->n_ends = 0;
+  path->is_reading = 0;
   msi_window_forget(path->window, path->head, path->service_index);
 }
 

@@ -12,13 +12,6 @@
 #include "mpi/window.h"
 #include "protocol/slot.h"
 
-/* The last bytes of rows that are being fetched, and what was there before. */
-typedef struct msi_row_end {
-  uint8_t *at;
-  size_t bytes;
-  uint64_t before;
-} msi_row_end;
-
 /* A client's way to its lane in the memory of a head. */
 typedef struct msi_path {
   const struct msi_transport *transport;
@@ -31,9 +24,8 @@ typedef struct msi_path {
   uint8_t *message;             /* rma: where the next reply goes */
   MPI_Request recv;             /* rma: of this message, posted while replies are to come */
   int replies_to_come;          /* rma */
-  msi_row_end ends[MPISERVE_MAX_TENSORS]; /* rma: where a mark lies until they arrive */
-  int n_ends;
-  uint32_t magic; /* rma: of the head, where it is asked for */
+  int is_reading;               /* rma: read_end() has asked for magic, */
+  uint32_t magic;               /* which arrives here */
 } msi_path;
 
 /* A function that is NULL has nothing to do. Those that return int return a code. */

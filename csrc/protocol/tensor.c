@@ -382,7 +382,7 @@ static int same_check(const mpiserve_spec *s, const mpiserve_spec *t) {
 }
 
 int msi_side_equal(const msi_side *a, const msi_side *b) {
-  if (a->n != b->n) return 0;
+  if (a->n != b->n || a->n_hidden != b->n_hidden) return 0;
   for (int i = 0; i < a->n; i++) {
     const mpiserve_spec *s = &a->specs[i], *t = &b->specs[i];
     if (strcmp(s->name, t->name) || s->dtype != t->dtype || s->ndim != t->ndim) return 0;

@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+from zipfile import BadZipFile
 
 import numpy as np
 
+from mpiserve.backends.arrays import dtype_of
 from mpiserve.backends.base import Backend, ordered
 from mpiserve.backends.outer import OuterBackend
 from mpiserve.config.uncertainty import seen
@@ -98,8 +100,8 @@ class Distance:
             raise ModelError(Code.EMODEL, text)
         if not np.isfinite(rows).all():
             raise ModelError(Code.EMODEL, "the training data have values that are not finite")
-        spread = rows.std(0)
-        self._mean, self._scale = rows.mean(0), 1 / np.where(spread > 0, spread, 1)
+        varies = np.ptp(rows, 0) > 0  # the deviation of equal values may be rounding, and not 0
+        self._mean, self._scale = rows.mean(0), 1 / np.where(varies, rows.std(0), 1)
         self._neighbours = neighbours
         self._tree = NearestNeighbors(n_neighbors=neighbours).fit(self._scaled(rows))
         self._unit = self._unit_of(rows)
@@ -145,7 +147,7 @@ def training_rows(service: ServiceConfig) -> np.ndarray:
     missing = [tensor.name for tensor in service.inputs if tensor.name not in arrays]
     if missing:
         raise ModelError(Code.EMODEL, f"{path}: no array '{missing[0]}', as the input")
-    found = [arrays[tensor.name] for tensor in service.inputs]
+    found = [arrays[t.name].astype(dtype_of(t)) for t in service.inputs]  # as requests have them
     for tensor, array in zip(service.inputs, found, strict=True):
         if array.shape[1:] != tensor.row_shape or len(array) != len(found[0]):
             text = f"'{tensor.name}' is {list(array.shape)}, of rows {list(tensor.row_shape)}"
@@ -159,7 +161,8 @@ def _saved(path: Path) -> Mapping[str, np.ndarray]:
     try:
         with np.load(path) as file:
             return {name: file[name] for name in file.files}
-    except (OSError, ValueError) as error:
+    # AttributeError: of a single array, which is no archive.
+    except (OSError, ValueError, BadZipFile, AttributeError, TypeError) as error:
         raise ModelError(Code.EMODEL, f"{path}: no training data: {error}") from None
 
 

@@ -49,14 +49,15 @@ def short(text: str) -> str:
     return re.sub(r"\s+", " ", first)[:60]
 
 
-def mpi_mismatch(build: str, runtime: str) -> str | None:
+def mpi_mismatch(build: str, runtime: str, *, by_family: bool = True) -> str | None:
     """Say what is wrong if mpiserve was built for another MPI than the one loaded.
 
-    A build for several MPIs goes with each version of their families.
+    A build for several MPIs goes with each version of their families. Two libraries that one
+    process has loaded must be the same: there `by_family` is false.
     """
     if vendor(build) == vendor(runtime):
         return None
-    if families.built() and _family(build) == _family(runtime):
+    if by_family and families.built() and _family(build) == _family(runtime):
         return None
     debian = ', for Debian\'s with the link that "MPICH of Debian" of docs/guide/install.md shows,'
     return (

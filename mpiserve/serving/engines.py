@@ -16,13 +16,14 @@ from mpiserve.backends.arrays import zeros
 from mpiserve.backends.base import Backend, Native
 from mpiserve.config.engines import ENGINES
 from mpiserve.config.tensor import Tensor
+from mpiserve.config.uncertainty import is_hidden
 from mpiserve.errors import Code, Error, ModelError
 from mpiserve.failure import check_interrupt, describe, one_line
 from mpiserve.serving.model_probe import EPS, Arrays, random_rows, reals
 
 if TYPE_CHECKING:
     from mpiserve._lib.engine import Engine
-    from mpiserve.config import ServiceConfig
+    from mpiserve.config import ServiceConfig, TensorConfig
 
 logger = logging.getLogger("mpiserve")
 
@@ -249,14 +250,23 @@ def _check(engine: Engine, service: ServiceConfig, inputs: Arrays, expected: Arr
     outputs = tuple(np.full_like(array, 1) for array in expected)
     engine.run(inputs, outputs)
     for tensor, mine, theirs in zip(service.outputs, outputs, expected, strict=True):
-        if problem := _difference(mine, theirs):
+        if problem := _difference(mine, theirs, _least_scale(service, tensor)):
             text = f"on {_rows(len(mine))}, output '{tensor.name}' differs from the model's"
             text = f"{text}: {problem}"
             raise ModelError(Code.EMODEL, text)
 
 
-def _difference(mine: np.ndarray, theirs: np.ndarray) -> str:
-    """Say how two outputs differ by more than rounding, or return ""."""
+def _least_scale(service: ServiceConfig, tensor: TensorConfig) -> float:
+    """Return what an uncertainty is judged by: it is of answers that may agree to rounding."""
+    table = service.uncertainty
+    return table.limit if table and is_hidden(service, tensor) else 0.0
+
+
+def _difference(mine: np.ndarray, theirs: np.ndarray, least: float = 0.0) -> str:
+    """Say how two outputs differ by more than rounding, or return "".
+
+    The scale is the largest value, and at least `least`.
+    """
     name = theirs.dtype.name
     if name not in EPS:
         return "" if np.array_equal(mine, theirs) else "other integers"
@@ -264,7 +274,7 @@ def _difference(mine: np.ndarray, theirs: np.ndarray) -> str:
     finite = np.isfinite(b)
     if not np.array_equal(a[~finite], b[~finite], equal_nan=True):
         return "other infinities, or values that are not numbers"
-    scale = np.max(np.abs(b), initial=0.0, where=finite)
+    scale = np.max(np.abs(b), initial=least, where=finite)
     worst = np.max(np.abs(a - b), initial=0.0, where=finite)
     if worst <= TOLERANCE[name] * scale or np.array_equal(a, b, equal_nan=True):
         return ""

@@ -11,6 +11,7 @@ import numpy as np
 
 from mpiserve.backends.arrays import checked, dtype_of, finished, room_for, zeros
 from mpiserve.backends.base import Backend
+from mpiserve.config.uncertainty import seen
 from mpiserve.errors import CausedError, Code, Error, ModelError
 from mpiserve.failure import check_interrupt, describe
 from mpiserve.mpi.requests import agree
@@ -190,8 +191,8 @@ class Warmup:
             return Found(Finding() if alone else Finding(OFF), UNKNOWN)
         bytes_ = sum(array.nbytes for array in zeros(service.inputs, 1))
         looked = size(service.max_batch_rows, bytes_)
-        names = [tensor.name for tensor in service.outputs]
-        probe = Probe(self._calls, names, _eps(service, self.backend))
+        names = [tensor.name for tensor in seen(service)]
+        probe = Probe(self._answers, names, _eps(service, self.backend))
         for rows in service.warmup_rows:
             if rows <= looked:
                 self._try(rows)
@@ -200,6 +201,10 @@ class Warmup:
             if rows > looked and not probe.repeat(rows):
                 self._try(rows)
         return self._sum_up(probe.finding)
+
+    def _answers(self, inputs: Arrays, *rows: int) -> list[np.ndarray]:
+        """Run the model, and leave out an uncertainty: rounding of the answers is large there."""
+        return self._calls(inputs, *rows)[: len(seen(self._service))]
 
     def _find(self, probe: Probe, rows: int) -> None:
         """Compare rows, or only watch the inputs if the configuration says how rows relate."""
@@ -286,7 +291,7 @@ def _about_memory(memory: str) -> str:
 
 def _eps(service: ServiceConfig, backend: Backend) -> float:
     """Return the eps of the coarsest arithmetic between a row's inputs and outputs."""
-    tensors = [tensor.dtype for tensor in (*service.inputs, *service.outputs)]
+    tensors = [tensor.dtype for tensor in (*service.inputs, *seen(service))]
     inside = list(backend.arithmetic) or ["float32"]  # a guess for the user's own backend
     return max((EPS[name] for name in [*tensors, *inside] if name in EPS), default=0.0)
 

@@ -65,6 +65,7 @@ def test_every_rank_ends_and_names_the_host(cluster, on_hosts, tmp_path, config)
         assert f"no sign of life from host n2 for {SILENCE} s" in log.read_text()
 
 
+@pytest.mark.every_mpi
 @long
 @pytest.mark.skipif(is_mpich(), reason="MPICH has no such setting")
 @pytest.mark.timeout(120)

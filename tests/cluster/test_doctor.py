@@ -95,6 +95,7 @@ def test_ranks_on_one_core_are_found(mpiexec):
     assert any("bound to the same 1 core(s)" in what for _, what, _ in found(done))
 
 
+@pytest.mark.every_mpi
 def test_ranks_that_do_not_yield_are_found(on_hosts):
     spinning = {
         "MPIR_CVAR_CH4_PROGRESS_THROTTLE": "0",
@@ -125,6 +126,7 @@ def test_a_wrong_clock_is_found(mpiexec, tmp_path):
     only(done, "warning", "-7.0", "chrony")
 
 
+@pytest.mark.every_mpi
 def test_a_thread_level_that_does_not_fit_is_found(on_hosts):
     level = "multiple" if is_mpich() else "single"
     other = [PYTHON, "-c", MULTIPLE.replace("LEVEL", level)]

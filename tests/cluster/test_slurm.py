@@ -196,6 +196,7 @@ def check_profile(folder, logs):
     assert set(chrome_trace.parse(folder / "t.json").processes) == {0, 1, 2, 3}
 
 
+@pytest.mark.every_mpi
 def test_scancel_leaves_nothing_behind_but_the_profile(slurm, environment, tmp_path):
     job, logs = start_endless(slurm, environment | PROFILED, tmp_path)
     slurm.ask("scancel", job)

@@ -53,6 +53,7 @@ def test_arrays_are_clean(mpiexec, tmp_path, sanitized):
     assert done.returncode == 0
 
 
+@pytest.mark.every_mpi
 @ONLY_MPICH
 def test_fortran_in_valgrind(mpiexec, tmp_path):
     write(tmp_path)

@@ -147,6 +147,7 @@ def test_a_stopped_gateway_does_not_delay_the_end(mpiexec, tmp_path):
         os.kill(stopped, 0)
 
 
+@pytest.mark.every_mpi
 @pytest.mark.takes_long
 @pytest.mark.skipif(is_mpich(), reason="MPICH 5 kills all when one dies")
 def test_the_rank_of_a_gateway_may_die_where_the_launcher_lets_others_live(mpiexec, tmp_path):

@@ -35,6 +35,7 @@ def library():
     return "MPICH" if is_mpich() else "Open MPI v"
 
 
+@pytest.mark.every_mpi
 def test_info_names_versions_and_the_mpi(mpiexec):
     done = mpiexec(["-n", 2, PYTHON, "-m", "mpiserve", "info"])
     assert done.returncode == 0
@@ -57,6 +58,7 @@ def test_info_shows_a_wrong_launcher(tmp_path, wrong_launcher):
     assert f"{next(iter(wrong_launcher))}=4" in problem
 
 
+@pytest.mark.every_mpi
 def test_run_refuses_a_wrong_launcher(tmp_path, wrong_launcher):
     write(tmp_path)
     done = alone(*RUN, "c.toml", "sim.py", cwd=tmp_path, env=wrong_launcher)

@@ -91,6 +91,7 @@ def test_the_limit_of_a_control_group_is_named_by_every_rank(mpiexec, tmp_path, 
     assert f"memory.limit_in_bytes of the control group /{group.name}" in done.stderr
 
 
+@pytest.mark.every_mpi
 @pytest.mark.skipif(is_mpich(), reason="MPICH itself (UCX) does not start in such a world")
 def test_a_rank_in_a_pid_namespace_of_its_own_gets_an_error(mpiexec, tmp_path):
     own = [*unshare("--pid"), "--fork", "--kill-child", "--mount-proc"]

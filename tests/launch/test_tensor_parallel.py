@@ -137,6 +137,7 @@ def write(folder, config, simulation):
     (folder / "sim.py").write_text(simulation)
 
 
+@pytest.mark.every_mpi
 def test_a_rank_that_is_killed_ends_its_replica_and_not_the_job(mpiexec, tmp_path):
     raises = SERVICE.format(name="raises", backend="models:Pair", settings=PAIR)
     twice = SERVICE.format(name="twice", backend="python", settings='model = "models:twice"')

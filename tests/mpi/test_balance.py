@@ -102,6 +102,7 @@ def test_no_census_waits_for_a_client_that_tried_another_replica(world):
     assert total(world, counters, INFERENCE, "closed_by_delay") <= 2
 
 
+@pytest.mark.every_mpi
 @pytest.mark.roles(simulation=2, inference=2)
 def test_cancelled_requests_are_no_load_and_buffers_stay_at_home(world):
     def simulate(session):

@@ -38,10 +38,11 @@ def test_no_simulation_rank_is_the_target_of_an_operation(world):
 @pytest.mark.roles(simulation=1, inference=1)
 @pytest.mark.parametrize("isolate", [True, False])
 def test_a_request_needs_few_operations(world, isolate):
-    """Put of request and doorbell, Put and Get of rows without room in a slot, and flushes."""
+    """Put of request and doorbell, Put and Get of rows without room in a slot, a Get that tells
+    whether the head lives, and flushes."""
 
     def simulate(session):
-        for rows, needed in ((12, 4), (13, 7)):
+        for rows, needed in ((12, 4), (13, 8)):
             ask_rows(session, rows)  # has a lease for each slot
             before = session._lib.counters()["rma_operations"]
             ask_rows(session, rows)

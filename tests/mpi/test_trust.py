@@ -64,6 +64,20 @@ def test_rows_above_the_limit_are_answers_and_are_marked(world):
     couple(world, services | {"plain": python("scale", [x], [y])}, simulate)
 
 
+@pytest.mark.roles(simulation=1, inference=2)
+def test_a_service_that_cannot_be_loaded_ends_no_other(world):
+    def simulate(session):
+        with pytest.raises(ModelError, match="no 'absent'"):
+            session.service("absent")
+        x = numbers(6, 2)
+        np.testing.assert_array_equal(session.service("plain")(x), 2 * x + 1)
+
+    x, y = tensor("x", "float64", 2), tensor("y", "float64", 2)
+    table = {"method": "model", "limit": LIMIT}
+    absent = python("absent", [x], [y], uncertainty=table)
+    couple(world, {"absent": absent, "plain": python("scale", [x], [y])}, simulate)
+
+
 @pytest.mark.roles(simulation=2, inference=2)
 def test_the_fallback_answers_rows_that_fail_and_rows_that_are_uncertain_in_one_call(world):
     def simulate(session):

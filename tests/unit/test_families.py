@@ -114,6 +114,8 @@ def test_each_version_of_a_family_goes_with_a_build_for_several(several):
     assert check.mpi_mismatch("MPICH 5.0.2", "Intel(R) MPI Library 2021.11") is None
     assert check.mpi_mismatch("Open MPI 5.0.11", "Open MPI v4.1.4, package") is None
     assert check.mpi_mismatch("Open MPI 5.0.11", MPICH_3) is not None
+    # Of two libraries in one process that is not enough.
+    assert check.mpi_mismatch("MPICH 5.0.2", MPICH_3, by_family=False) is not None
 
 
 def test_a_build_for_one_goes_with_its_major_version(several):

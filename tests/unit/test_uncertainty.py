@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mpiserve import backends
-from mpiserve.backends.distance import Distance, flat
+from mpiserve.backends.distance import Distance, flat, training_rows
 from mpiserve.config import Config
 from mpiserve.errors import ConfigError, ModelError
 
@@ -99,6 +99,17 @@ def test_distances_of_numbers_far_from_0_are_as_near_to_it():
     rows = np.random.default_rng(0).normal(size=(500, 20))
     near, far = (Distance(rows + at, 5)(rows[:50] * 1.1 + at) for at in (0, 1e8))
     np.testing.assert_allclose(near, far, rtol=1e-4)
+
+
+def test_a_value_that_is_the_same_everywhere_is_as_near_in_another_precision(tmp_path):
+    rows = np.random.default_rng(0).random((500, 2))
+    rows[:, 1] = 0.21  # the mean of 500 is another number
+    np.savez(tmp_path / "train.npz", x=rows)
+    service = service_of(tmp_path, DISTANCE | {"data": "train.npz"}).of_version()
+    read = training_rows(service)
+    distance = Distance(read, 5)
+    assert (distance(flat([rows.astype(np.float32)], 500)) <= 1.5).all()
+    assert distance(np.array([[0.5, 5.21]])).max() > 5
 
 
 def test_a_complex_number_is_far_by_either_part():
