@@ -68,7 +68,7 @@ paper-hosts: build/stamp.$(MPI) $(BASE)/stamp.bench  ## the same on two hosts of
 
 # Side by side: each mostly waits for a compiler or for files.
 environments: | build/stamp.openmpi
-	@$(MAKE) --no-print-directory -j3 build/stamp.mpich $(FORTRAN:%=build/stamp.%) $(BASE)/stamp.tools
+	@$(MAKE) --no-print-directory -j4 build/stamp.mpich $(FORTRAN:%=build/stamp.%) $(BASE)/stamp.tools
 
 # TESTS="-k NAME" and the like: see tests/run.py
 test: QUICK := --quick --seconds 3

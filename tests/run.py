@@ -54,8 +54,8 @@ C_SUITES = ("c", "asan", "tsan", "fuzz")
 # Each runs beside the other: they share no files, and wait much. Three at a time take as long on
 # two cores, and tests run into their time-outs.
 LANES = (
-    ("unit", "protocol", "c", "asan", "tsan", "fuzz", "harness", "mpi", "models", "examples"),
-    ("launch", "faults", "cluster", "fortran"),
+    ("unit", "c", "asan", "tsan", "fuzz", "harness", "mpi"),
+    ("protocol", "launch", "models", "examples", "faults", "cluster", "fortran"),
 )
 SUITES = tuple(chain.from_iterable(LANES))
 NOT_RUN = "not run, or it did not end"
