@@ -82,8 +82,9 @@ static int end_reading(msi_endpoint *endpoint) {
   int code;
   do code = path->transport->read_end(path);
   while (code == MSI_NOT_YET && msi_now() < deadline);
+  if (code == MPISERVE_OK) return code;
+  msi_endpoint_forget(endpoint); /* also the rows of a reply that were on their way with it */
   if (code != MSI_NOT_YET) return code;
-  msi_endpoint_forget(endpoint);
   return msi_error(MPISERVE_ETIMEOUT, "inference rank %d has not said for 2 s in which state it is",
                    path->head);
 }

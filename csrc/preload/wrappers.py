@@ -1,6 +1,6 @@
 """Write the wrappers of libmpiserve_world.so, a C file, from a preprocessed mpi.h.
 
-    mpicc -E -P mpi.c >mpi.i && python wrappers.py mpi.i >wrappers.c
+    mpicc -E -P declarations.c >declarations.i && python wrappers.py declarations.i >wrappers.c
 
 Each function of C that takes an MPI_Comm gets a wrapper that replaces MPI_COMM_WORLD by what
 preload.h says, and so does each name that a Fortran library may give it.
