@@ -123,6 +123,7 @@ static void on_lease(msi_client *client, msi_call *call, const msi_reply_header 
 /* Did its head die before they were fetched? Its loss, which sees to spares first, finds it. */
 static int queue_if_lost(msi_client *client, msi_call *call, int code, int replied) {
   if (code != MPISERVE_EPEER || replied) return 0;
+  call->arriving = 1;
   msi_lease_locate(call->message.endpoint, &call->payload);
   call->state = CALL_QUEUED;
   msi_send_queue_push(client, &call->message);
@@ -139,7 +140,10 @@ static int on_result(msi_client *client, msi_call *call, int slot) {
     code = msi_layout_is_free(&endpoint->layout)
                ? msi_free_dims_results(call, slot)
                : msi_endpoint_outputs(endpoint, slot, &call->payload, &endpoint->layout.outputs);
-  if (code == MSI_NOT_YET) return 0;
+  if (code == MSI_NOT_YET) {
+    call->arriving = 1;
+    return 0;
+  }
   call->stats = (mpiserve_stats){.batch_rows = reply->rows,
                                  .batch_requests = reply->requests,
                                  .generation = reply->generation,

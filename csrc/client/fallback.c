@@ -149,20 +149,6 @@ static int answer_rows(msi_client *client, msi_call *call, const int64_t *rows, 
   return code;
 }
 
-/* Has the result taken the place of an input, as the caller wished? */
-static int replaces_inputs(const msi_call *call) {
-  const msi_layout *layout = &call->service->endpoint->layout;
-  const msi_payload *p = &call->payload;
-  for (int i = 0; i < layout->inputs.n; i++)
-    for (int j = 0; j < msi_side_seen(&layout->outputs); j++) {
-      uintptr_t in = (uintptr_t)p->inputs[i], out = (uintptr_t)p->outputs[j];
-      if (in < out + (size_t)p->rows * layout->outputs.row_bytes[j] &&
-          out < in + (size_t)p->rows * layout->inputs.row_bytes[i])
-        return 1;
-    }
-  return 0;
-}
-
 static int cannot_mend(const msi_call *call) {
   return msi_error(call->message.code,
                    "%s; the fallback cannot answer: the outputs are in the place of the inputs",
@@ -218,7 +204,7 @@ static int mend(msi_client *client, msi_call *call, msi_doubts *doubts) {
   if (!has_function && !doubts->failed) return MPISERVE_OK;
   fail(call, doubts->text, doubts->failed ? doubts->failed : doubts->n);
   if (!has_function) return msi_message_result(&call->message);
-  return replaces_inputs(call) ? cannot_mend(call) : answer_doubtful(client, call, doubts);
+  return msi_calls_replace_inputs(call) ? cannot_mend(call) : answer_doubtful(client, call, doubts);
 }
 
 static int check(msi_client *client, msi_call *call) {
@@ -269,13 +255,19 @@ static int may_have_begun(const msi_message *message) {
   return message->replied ? is_models(message) : message->code == MPISERVE_EPEER;
 }
 
+/* Are the inputs gone, or some of them? */
+static int has_lost_inputs(const msi_call *call) {
+  return (may_have_begun(&call->message) && msi_calls_overwritten(call)) ||
+         (call->arriving && msi_calls_replace_inputs(call));
+}
+
 static int go_on(msi_client *client, msi_call *call) {
   char why[WHY_BYTES];
   int code = reason(call, why);
   if (!has_fallback(call->service) || call->message.exposed || !is_the_services(&call->message))
     return code;
   if (!call->payload.rows) return MPISERVE_OK; /* there is nothing to answer */
-  if (may_have_begun(&call->message) && msi_calls_overwritten(call)) return cannot_mend(call);
+  if (has_lost_inputs(call)) return cannot_mend(call);
   if (!answer_locally(client, call, why)) return answer_all(client, call, code, why);
   return accept(client, call);
 }

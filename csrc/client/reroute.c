@@ -49,7 +49,7 @@ static int no_other(msi_call *call) {
   return MPISERVE_EMODEL;
 }
 
-/* The caller's tensors have not changed, wherever they are: if that is a buffer of the first head,
+/* The caller's inputs have not changed, wherever they are: if that is a buffer of the first head,
  * they are copied to the other one, and results are copied back. */
 int msi_reroute(msi_client *client, msi_call *call) {
   if (call->message.abandoned) return MPISERVE_ECANCELLED;
@@ -58,6 +58,8 @@ int msi_reroute(msi_client *client, msi_call *call) {
   if (call->state == CALL_IN_FLIGHT && is_away(call->message.endpoint) &&
       msi_calls_overwritten(call))
     return is_lost(call, "and may have replaced the inputs, which are rows of its buffer");
+  if (call->arriving && msi_calls_replace_inputs(call))
+    return is_lost(call, "and some of its results are in the place of the inputs");
   mpiserve_service *service = call->service;
   int64_t rows = call->payload.rows;
   msi_spare_see_failure(client, call);

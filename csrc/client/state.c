@@ -43,12 +43,31 @@ int msi_calls_overwritten(const msi_call *call) {
          in < out + bytes && out < in + bytes;
 }
 
+static int overlap(const void *a, size_t a_bytes, const void *b, size_t b_bytes) {
+  return (uintptr_t)a < (uintptr_t)b + b_bytes && (uintptr_t)b < (uintptr_t)a + a_bytes;
+}
+
+int msi_calls_replace_inputs(const msi_call *call) {
+  const msi_payload *p = &call->payload;
+  const msi_layout *layout = &call->service->endpoint->layout;
+  int is_free = msi_layout_is_free(layout);
+  const msi_side *in = is_free ? &p->shapes->inputs : &layout->inputs;
+  const msi_side *out = is_free ? &p->shapes->outputs : &layout->outputs;
+  size_t rows = (size_t)p->rows;
+  for (int i = 0; i < in->n; i++)
+    for (int j = 0; j < msi_side_seen(out); j++)
+      if (overlap(p->inputs[i], rows * in->row_bytes[i], p->outputs[j], rows * out->row_bytes[j]))
+        return 1;
+  return 0;
+}
+
 msi_call *msi_calls_take(msi_client *client) {
   if (!client->idle && !add(client)) return NULL;
   msi_call *call = client->idle;
   client->idle = call->next_idle;
   call->message.abandoned = call->message.replied = call->message.exposed = 0;
   call->message.text[0] = 0;
+  call->arriving = 0;
   call->payload.deadline_ns = 0;
   call->trusted = NULL;
   call->stats = (mpiserve_stats){0};

@@ -84,6 +84,7 @@ typedef struct msi_call {
   msi_load *load; /* of the replica; NULL: there is no other */
   uint64_t sequence;
   int64_t submitted_ns;
+  int arriving; /* some of its results may be in the caller's tensors */
   msi_payload payload;
   mpiserve_stats stats;
   msi_client_times times;   /* if profiled */
@@ -174,6 +175,9 @@ void msi_calls_free(msi_client *client);
 /* Are its results to lie where its inputs do, in the window? Once a model has begun with it, nobody
  * has the inputs any more. */
 int msi_calls_overwritten(const msi_call *call);
+
+/* Do its outputs lie where inputs of it do, as the caller wishes? */
+int msi_calls_replace_inputs(const msi_call *call);
 
 /* The request of the user's handle; NULL: it has ended, or never was. The handle of a request. */
 msi_call *msi_calls_find(const msi_client *client, const mpiserve_request *request);

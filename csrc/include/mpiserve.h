@@ -860,7 +860,8 @@ int mpiserve_record(mpiserve_service *service, int n_inputs, const mpiserve_tens
  * If a request is given up at its deadline or time-out while its outputs are rows of a buffer, the
  * model may still write there, so the fallback is not called and the text says so. The same is true
  * where a service overwrites rows of a buffer that are inputs and outputs, and its model may have
- * begun with them. */
+ * begun with them, and where outputs are the memory of inputs and have begun to arrive from another
+ * node: then no other replica gets the request either. */
 int mpiserve_fallback_set(mpiserve_service *service,
                           int (*function)(void *data, int64_t rows, const void *const *inputs,
                                           void *const *outputs, int code, const char *why),
