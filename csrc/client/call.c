@@ -140,10 +140,8 @@ static int on_result(msi_client *client, msi_call *call, int slot) {
     code = msi_layout_is_free(&endpoint->layout)
                ? msi_free_dims_results(call, slot)
                : msi_endpoint_outputs(endpoint, slot, &call->payload, &endpoint->layout.outputs);
-  if (code == MSI_NOT_YET) {
-    call->arriving = 1;
-    return 0;
-  }
+  call->arriving |= code == MSI_NOT_YET;
+  if (code == MSI_NOT_YET) return 0;
   call->stats = (mpiserve_stats){.batch_rows = reply->rows,
                                  .batch_requests = reply->requests,
                                  .generation = reply->generation,
@@ -215,7 +213,6 @@ int msi_call_progress(msi_client *client, msi_endpoint *endpoint) {
   return !code && (any || has_unsent(client, endpoint)) ? advance(client, endpoint) : code;
 }
 
-/* Its head is dead, or has stopped. */
 static void on_loss(msi_client *client, msi_message *message) {
   if (message->type == MESSAGE_REQUEST) {
     send_elsewhere(client, (msi_call *)message);
