@@ -51,6 +51,15 @@ class OuterBackend(Backend):
         """The dtypes of the model's arithmetic."""
         return self._model.arithmetic
 
+    @property
+    def tune_result(self) -> Any:
+        """What the model has measured."""
+        return self._model.tune_result
+
+    @tune_result.setter
+    def tune_result(self, result: Any) -> None:
+        self._model.tune_result = result
+
     def load(self) -> None:
         """Load the model."""
         self._model.load()

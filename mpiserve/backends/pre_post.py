@@ -102,15 +102,6 @@ class ProcessedBackend(OuterBackend):
             self._model.together = self.together
             self._model.take_over(old._model)
 
-    @property
-    def tune_result(self) -> Any:
-        """What the model has measured."""
-        return self._model.tune_result
-
-    @tune_result.setter
-    def tune_result(self, result: Any) -> None:
-        self._model.tune_result = result
-
     def close(self) -> None:
         """Close the model."""
         super().close()
