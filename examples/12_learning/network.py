@@ -9,6 +9,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "01_reacting_flow")
 import kinetics
 from chemistry import Chemistry
 
+
 class Learner(Chemistry):
     """Map (temperature, fuel, oxidizer) of each row to their change in one reaction substep."""
 

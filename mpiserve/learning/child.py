@@ -25,6 +25,10 @@ NAP = 0.2  # seconds between two looks for pairs, while it does not train
 NICE = 5  # the simulation comes first where they share cores
 
 
+class OverError(Exception):
+    """The session has ended while a version was published."""
+
+
 class Link:
     """What this process and its rank tell each other.
 
@@ -41,13 +45,17 @@ class Link:
         self._tell({"m": "say", "level": level, "text": text})
 
     def publish(self, version: str, text: str) -> str:
-        """Have the service answer with a version; return why it does not, or ""."""
+        """Have the service answer with a version; return why it does not, or "".
+
+        Raises:
+            OverError: If nobody says so any more.
+        """
         self._tell({"m": "publish", "version": version, "text": text})
         while not self.orders.over:
             for order in self.orders.wait(NAP):
                 if order["m"] == "published":
                     return str(order["why"])
-        return "the session has ended"
+        raise OverError
 
     def _tell(self, message: dict[str, Any]) -> None:
         with suppress(OSError):  # the rank has ended, and `orders` sees it
@@ -70,10 +78,11 @@ def trainer_of(link: Link) -> Trainer:
 def work(link: Link) -> None:
     """Train until the rank has ended."""
     trainer = trainer_of(link)
-    trainer.begin()
-    while not link.orders.over:
-        worked = trainer.turn()
-        link.orders.wait(0 if worked else NAP)
+    with suppress(OverError):
+        trainer.begin()
+        while not link.orders.over:
+            worked = trainer.turn()
+            link.orders.wait(0 if worked else NAP)
     trainer.end()
 
 

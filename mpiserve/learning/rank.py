@@ -98,6 +98,7 @@ class Work:
         self._captured = captured
         self._restarts = Restarts(DEATHS, DEATHS_S)
         self._rest = b""
+        self._leaving = False
         self._process: subprocess.Popen[bytes] | None = None
         self._start()
 
@@ -118,6 +119,7 @@ class Work:
 
     def leave(self) -> None:
         """Tell the process that the session is over: it writes its last checkpoint."""
+        self._leaving = True
         if self._process and self._process.stdin:
             self._process.stdin.close()
 
@@ -164,9 +166,8 @@ class Work:
     def _lose(self) -> None:
         """Note that the process has ended; start another one if it was killed."""
         assert self._process
-        leaving = self._process.stdin is None or self._process.stdin.closed
         status, self._process, self._rest = self._process.wait(), None, b""
-        if status == 0 or leaving:
+        if status == 0 or self._leaving:
             return
         how = f"signal {-status}" if status < 0 else f"status {status}"
         on = f"{self._version} answers on"
@@ -184,7 +185,7 @@ class Work:
     def _obey(self, message: dict[str, Any]) -> None:
         if message["m"] == "say":
             logger.log(logging.getLevelName(message["level"].upper()), "%s", message["text"])
-        elif message["m"] == "publish":
+        elif message["m"] == "publish" and not self._leaving:
             self._tell({"m": "published", "why": self._publish(**message)})
 
     def _publish(self, version: str, text: str, **_: Any) -> str:

@@ -69,7 +69,8 @@ class Trainer:
         self._forget()
         self._diverged = self._stale = self._judged = 0
         self._best, self._rest_until = float("inf"), 0
-        self._last = self._saved = self._drawn = time.monotonic()
+        self._next = self._saved = self._drawn = time.monotonic()
+        self._said: set[str] = set()
         self._known_error = (-1, MEAN)  # of the version that answers, on so many held-out pairs
         self._dirty = False  # whether there are pairs that are not on the disk
         self.given_up = False
@@ -326,8 +327,7 @@ class Trainer:
     def _try_to_publish(self, error: float, answering: float, held: Rows) -> bool:
         """Have a version answer that is better; return whether it does."""
         versions, table = self._versions, self._table
-        waits = time.monotonic() - self._last < table.least_s and bool(versions.published)
-        if waits or not versions.beats(table, error, answering):
+        if time.monotonic() < self._next or not versions.beats(table, error, answering):
             return False
         name, old = versions.next_name(self._is_taken), versions.answering.name
         version = Version(name, error, self._seen, self._networks.steps, time.time())
@@ -335,16 +335,22 @@ class Trainer:
         text = f"{name} answers: error {error:.3g} on {count(held)} held-out rows, {old} has "
         text += f"{answering:.3g} there; {version.rows} pairs, {version.steps} steps"
         why = self._write(version, states) or self._publish_at(name, text)
-        self._last = time.monotonic()
+        self._next = time.monotonic() + table.least_s
         if why:
             versions.bar = error
-            self._say("error", f"{name} is not published, {old} answers on: {why}")
-            self._remove(name)
+            self._refused(f"is not published, {old} answers on: {why}", name)
             return False
         versions.publish(version)
         self._weights = {n: w for n, w in self._weights.items() if n == old} | {name: states}
         self._answers_now()
         return True
+
+    def _refused(self, text: str, name: str) -> None:
+        """Forget a version; say why, once for each reason."""
+        self._remove(name)
+        if text not in self._said:
+            self._said.add(text)
+            self._say("error", f"{name} {text}")
 
     def _answers_now(self) -> None:
         self._known_error, self._judged = (-1, MEAN), self._seen

@@ -45,10 +45,10 @@ outputs = [{ name = "y", dtype = "float32", shape = [-1, 2] }]
 rows = "independent"
 warmup = [1]
 engine = "eager"
-max_batch_rows = 64
+max_batch_rows = 128
 [service.plane.uncertainty]
 method = "ensemble"
-weights = ["weights/{version}-1.safetensors"]
+weights = ["weights/{version}-1.safetensors", "weights/{version}-2.safetensors"]
 limit = 0.05
 [capture]
 flush_s = 0.1
@@ -57,6 +57,7 @@ first_rows = 200
 round_steps = 20
 batch_rows = 64
 rate = 0.1
+largest_error = 0.02
 least_s = 0.5
 checkpoint_s = 0.2
 """
@@ -74,7 +75,7 @@ with mpiserve.open() as session:
     rng = np.random.default_rng(session.comm.rank)
     service = session.service("plane")
     service.fallback(plane)
-    first, share, steps, end = service.version, 0.0, 0, time.monotonic() + 60
+    first, share, steps, end = service.version, 0.0, 0, time.monotonic() + 120
     while True:
         x = rng.normal(size=(64, 3)).astype(np.float32)
         request = service.submit(x)
@@ -88,7 +89,7 @@ with mpiserve.open() as session:
         if session.comm.allreduce(share) / session.comm.size > 0.95:
             break
         assert time.monotonic() < end, share
-        time.sleep(0.01)
+        time.sleep(0.05)
     print("nearly all rows are trusted", flush=True)
 """
 
