@@ -34,7 +34,6 @@ app = typer.Typer(
     rich_markup_mode="rich" if terminal.live() else None,
 )
 
-
 app.add_typer(trace_commands.app, name="trace")
 app.add_typer(capture_commands.app, name="capture")
 app.command()(capture_commands.replay)
@@ -114,6 +113,12 @@ def serve(config: ConfigFile) -> None:
 
     the_server.start()  # before MPI, which does not like forks
     _exit("serve", config)
+
+
+@app.command()
+def train(config: ConfigFile) -> None:
+    """Train models while the job runs, beside `serve` and another program of the same world."""
+    _exit("train", config)
 
 
 @app.command()

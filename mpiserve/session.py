@@ -48,7 +48,7 @@ class Session(Changes, Others):
     there, and the end of the child does not affect the session.
 
     Attributes:
-        role: "simulation", "inference" or "gateway".
+        role: "simulation", "inference", "gateway" or "trainer".
         comm: The ranks of this role, in the order of the world.
         run: The number of the session, which metrics have as a label.
         stuck: Whether a thread of this rank may wait for ever after `serve`, because another

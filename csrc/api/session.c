@@ -23,7 +23,7 @@ static int check_open(MPI_Comm world, int role) {
   int code = check_running();
   if (code) return code;
   if (world == MPI_COMM_NULL) return msi_error(MPISERVE_EARG, "world is MPI_COMM_NULL");
-  if (role < MPISERVE_SIMULATION || role > MPISERVE_GATEWAY)
+  if (role < MPISERVE_SIMULATION || role > MPISERVE_TRAINER)
     return msi_error(MPISERVE_EARG, "%d is no role", role);
   return msi_world_check_closed(world);
 }
@@ -42,7 +42,7 @@ int msi_open_profile(mpiserve_session *session, int n_clients, int n_heads) {
   part.pid = own.pid;
   memcpy(part.host, own.host, sizeof part.host);
   int code = MPISERVE_OK;
-  if (world->role == MPISERVE_GATEWAY) return code;
+  if (msi_world_is_guest(world, world->rank)) return code;
   if (world->profile)
     code = msi_profile_open(&session->profile, &part);
   else if (world->measured)
@@ -114,7 +114,8 @@ static int open_session(int index, MPI_Comm world, msi_pair *pair, int role, int
   msi_library_at_finalize(close_all);
   msi_launcher_watch();
   msi_handles_own(index, made->client.services, bytes);
-  int as = role == MPISERVE_GATEWAY ? MPISERVE_SIMULATION : role; /* whose functions it may call */
+  /* Whose functions it may call. */
+  int as = role == MPISERVE_INFERENCE ? role : MPISERVE_SIMULATION;
   msi_handles_open(index, as, made->world.rank);
   return MPISERVE_OK;
 }
@@ -273,8 +274,8 @@ int mpiserve_lost_get(mpiserve_session *session, int *count, char *text) {
 int mpiserve_fail(mpiserve_session *session, const char *text) {
   MSI_TURN turn = NULL;
   int code = msi_enter(session, MPISERVE_SIMULATION, &turn);
-  if (!code && session->world.role == MPISERVE_GATEWAY)
-    code = msi_error(MPISERVE_EARG, "a gateway that fails leaves the session, which goes on");
+  if (!code && msi_world_is_guest(&session->world, session->world.rank))
+    code = msi_error(MPISERVE_EARG, "gateways and trainers leave, and the session goes on");
   return code ? code : msi_client_fail(&session->client, text ? text : "no reason given");
 }
 

@@ -1,8 +1,8 @@
 #include "head/guests.h"
 
-static const int64_t GUESTS_NS = 5000000000; /* that gateways have to leave after all others */
+static const int64_t GUESTS_NS = 5000000000; /* that guests have to leave after all others */
 
-/* Gateways see by the states of the replicas that the session ends, and take their replies. One
+/* Guests see by the states of the replicas that the session ends, and take their replies. One
  * that is stopped is not waited for. */
 int msi_guests_stay(msi_serving *serving) {
   int i = 0;

@@ -43,7 +43,7 @@ static int allocate(msi_inbox *inbox) {
 /* It seems to count already, with a request that stays: so the census, which each request passes,
  * needs no branch for it. */
 static void mark_guest(const msi_world *world, msi_inbox *inbox, uint32_t lane) {
-  if (world->roles[inbox->clients[lane]] != MPISERVE_GATEWAY) return;
+  if (!msi_world_is_guest(world, inbox->clients[lane])) return;
   inbox->lanes[lane].guest = inbox->lanes[lane].active = 1;
   inbox->lanes[lane].queued = 1;
 }

@@ -14,7 +14,7 @@ typedef struct msi_lane {
   uint8_t missed;             /* batches closed by delay, one after the other, without it */
   uint8_t passing;            /* counts only while it has a request in the queue */
   uint8_t gone;
-  uint8_t guest;  /* of a gateway: never counts in the census, and nobody waits for it to leave */
+  uint8_t guest;  /* of a gateway or trainer: not in the census, and nobody waits until it leaves */
   uint8_t open;   /* a bit for each slot whose request has no reply yet; MSI_SHUT */
   uint8_t absent; /* a round of a reproducible service waits for it no more, until it asks again */
   uint8_t n_read; /* of the batch of this round: which rows its requests read */

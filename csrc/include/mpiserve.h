@@ -120,7 +120,9 @@ typedef enum mpiserve_dtype {
 typedef enum mpiserve_role {
   MPISERVE_SIMULATION = 0,
   MPISERVE_INFERENCE = 1,
-  MPISERVE_GATEWAY = 2 /* since 0.5.0; asks for clients outside of the job: see mpiserve_open() */
+  /* Since 0.5.0, see mpiserve_open(): */
+  MPISERVE_GATEWAY = 2, /* asks for clients outside of the job */
+  MPISERVE_TRAINER = 3  /* learns from what is recorded, and publishes versions of models */
 } mpiserve_role;
 
 typedef enum mpiserve_transport {
@@ -534,9 +536,9 @@ size_t mpiserve_dtype_size(int dtype);
  * are loaded and warm). On inference ranks it returns when the partition is known, and
  * mpiserve_publish() must follow.
  *
- * A gateway rank calls the functions of simulation ranks, but mpiserve_fail(). No batch waits for
- * it, it is not in the communicator of the simulation ranks, and the session ends without it: when
- * the last simulation rank has left, the states of all replicas are MPISERVE_GONE, and the gateway
+ * A gateway or trainer rank calls the functions of simulation ranks, but mpiserve_fail(). No batch
+ * waits for it, it is not in the communicator of the simulation ranks, and the session ends without
+ * it: when the last simulation rank has left, the states of all replicas are MPISERVE_GONE, and it
  * has 5 s to take its replies and to close.
  *
  * Wrong arguments fail at once, on the ranks that give them. So does a second session of the same
@@ -1138,8 +1140,8 @@ int mpiserve_peer_error(mpiserve_session *session, int *rank, int *remaining, ch
 /* mpiserve_wanted_get: does a simulation rank still want answers? wanted is 0 if all have left or
  * died, or if one has failed, also if this rank has not taken their words for it, as while a batch
  * is open; else 1. For a server that waits for a model which may never end: nothing that it does is
- * of use any more. Gateways are wanted for 5 s after the last simulation rank. Inference ranks;
- * never waits. */
+ * of use any more. Gateways and trainers are wanted for 5 s after the last simulation rank.
+ * Inference ranks; never waits. */
 int mpiserve_wanted_get(mpiserve_session *session, int *wanted);
 
 /* mpiserve_irregular_get: how many rounds of a reproducible service (by its index) lacked a request

@@ -177,7 +177,7 @@ msi_peer_state msi_failure_state_of(const msi_world *world, int rank) {
 
 /* ---- texts ------------------------------------------------------------------------------ */
 
-static const char *const ROLES[] = {"simulation", "inference", "gateway"};
+static const char *const ROLES[] = {"simulation", "inference", "gateway", "trainer"};
 
 void msi_failure_name(const msi_world *world, int rank, char *text, size_t bytes) {
   const msi_identity *who = &world->failure->ranks[rank];

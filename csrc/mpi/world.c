@@ -87,7 +87,7 @@ static int check_roles(msi_world *world, const hello *all) {
   }
   if (world->n_simulation && world->n_clients < world->size) return MPISERVE_OK;
   if (world->n_clients > world->n_simulation && world->n_clients < world->size)
-    return msi_error(MPISERVE_ECONFIG, "the world has inference ranks and gateways, but no "
+    return msi_error(MPISERVE_ECONFIG, "the world has inference ranks and gateways or trainers, but no "
                                        "simulation rank: a session needs at least one");
   return msi_error(MPISERVE_ECONFIG,
                    "all %d ranks of the world are %s ranks: a session needs at least one "
@@ -161,13 +161,13 @@ static int check_threads(msi_world *world, const hello *all) {
                    multiple, less, level_name(all[less].thread_level), multiple);
 }
 
-/* A gateway sleeps when it waits, so that it takes no core from the others; with more ranks than
+/* A guest sleeps when it waits, so that it takes no core from the others; with more ranks than
  * cores they would wait in another way on its account. */
 static msi_backoff backoff_of(const msi_world *world) {
   int ranks = 0;
   for (int r = 0; r < world->size; r++)
-    ranks += world->nodes[r] == world->nodes[world->rank] && world->roles[r] != MPISERVE_GATEWAY;
-  int cores = world->role == MPISERVE_GATEWAY ? 0 : msi_cores();
+    ranks += world->nodes[r] == world->nodes[world->rank] && !msi_world_is_guest(world, r);
+  int cores = msi_world_is_guest(world, world->rank) ? 0 : msi_cores();
   return msi_backoff_for(ranks, cores);
 }
 

@@ -32,7 +32,7 @@ typedef struct msi_world {
   int64_t run;                    /* a number of this session, the same on all ranks */
   int tolerant;                   /* MPI goes on after a death, and tells of it */
   int n_simulation;               /* ranks of this role in the world */
-  int n_clients;                  /* those, and gateways */
+  int n_clients;                  /* those, and guests */
   uint8_t *roles;                 /* by world rank */
   int *nodes;                     /* by world rank: the lowest world rank of its node */
   msi_backoff backoff;
@@ -76,6 +76,11 @@ void msi_world_close(msi_world *world);
 /* Does a rank send requests? Local. */
 static inline int msi_world_is_client(const msi_world *world, int rank) {
   return world->roles[rank] != MPISERVE_INFERENCE;
+}
+
+/* Is it a guest: a client that is no simulation rank, and for which nobody waits? Local. */
+static inline int msi_world_is_guest(const msi_world *world, int rank) {
+  return world->roles[rank] == MPISERVE_GATEWAY || world->roles[rank] == MPISERVE_TRAINER;
 }
 
 /* Position of a world rank among the ranks of its role. Local. */

@@ -50,6 +50,7 @@ _ROLES = {
     "simulation": MPISERVE_SIMULATION,
     "inference": MPISERVE_INFERENCE,
     "gateway": MPISERVE_GATEWAY,
+    "trainer": MPISERVE_TRAINER,
 }
 PAIR = ("simulation", "inference")  # the ranks of a session without a world
 _ROLE_NAMES = {number: role for role, number in _ROLES.items()}
@@ -88,7 +89,7 @@ cdef class Session(InferenceCalls):
 
     Args:
         comm: The world.
-        role: "simulation", "inference" or "gateway".
+        role: "simulation", "inference", "gateway" or "trainer".
         pair: Of a session without a world: the file and the other process, as descriptors.
 
     Collective over the world. On simulation ranks it returns when every service

@@ -81,6 +81,10 @@ def _create_any(
 
 def _create(service: ServiceConfig, comm: MPI.Comm | None = None, local_rank: int = 0) -> Backend:
     """Make a backend that takes arrays as clients give them."""
+    if service.untrained:
+        from mpiserve.backends.untrained import Untrained
+
+        return Untrained(service, comm, local_rank)
     if service.uncertainty and service.uncertainty.method == "distance":
         from mpiserve.backends.distance import DistanceBackend
 

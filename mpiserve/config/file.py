@@ -26,6 +26,7 @@ from mpiserve.config.model_file import SIDES
 from mpiserve.config.reader import read_tables
 from mpiserve.config.service import ServiceConfig
 from mpiserve.config.tables import Table, TensorConfig, as_tuple, check_name
+from mpiserve.config.trainer import TrainerConfig, first_problem
 from mpiserve.config.values import (
     MAX_RANKS,
     Location,
@@ -155,6 +156,8 @@ class Config(Table):
     """Services that share inference ranks, one table for each pool."""
     capture: CaptureConfig | None = None
     """Requests and answers that are written to files; without the table none are."""
+    trainer: dict[StrictStr, TrainerConfig] = Field(default_factory=dict)
+    """Ranks that train models while the job runs, one table each."""
     gateway: GatewayConfig | None = None
     """The rank that answers clients outside of the job; without the table there is none."""
 
@@ -213,6 +216,13 @@ class Config(Table):
         for name in service:
             check_name(name)
         return service
+
+    @field_validator("trainer")
+    @classmethod
+    def _check_trainers(cls, trainers: dict[str, TrainerConfig]) -> dict[str, TrainerConfig]:
+        for name in trainers:
+            check_name(name)
+        return trainers
 
     @field_validator("pool")
     @classmethod
@@ -277,6 +287,8 @@ class Config(Table):
         config._derive()
         config._folder = folder
         config._check_captured()
+        if found := first_problem(config):
+            raise config.error(*found)
         if config.partition.spares:
             config._check_spares()
         return config
@@ -397,4 +409,6 @@ def _keys_at(location: Location) -> list[str]:
         return list(GatewayConfig.model_fields)
     if location[0] == "pool":
         return list(PoolConfig.model_fields)
+    if location[0] == "trainer":
+        return list(TrainerConfig.model_fields)
     return list((ServiceConfig if len(location) == 2 else TensorConfig).model_fields)

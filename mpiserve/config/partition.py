@@ -10,6 +10,7 @@ from mpiserve.errors import ConfigError
 
 SIMULATION = "simulation"
 INFERENCE = "inference"
+TRAINER = "trainer"  # the ranks behind all others but the gateway
 GATEWAY = "gateway"  # the last rank of a world with one
 
 
@@ -100,6 +101,11 @@ def assign(config: Config, n_inference: int) -> list[Assignment]:
     return assignments(config)
 
 
+def guests(config: Config) -> list[str]:
+    """List the roles of the last ranks of a world, which neither simulate nor infer."""
+    return [TRAINER] * len(config.trainer) + [GATEWAY] * bool(config.gateway)
+
+
 def roles(config: Config, world_size: int, nodes: Sequence[int] | None = None) -> list[str]:
     """Choose the role of every rank of a world that runs one program.
 
@@ -111,14 +117,13 @@ def roles(config: Config, world_size: int, nodes: Sequence[int] | None = None) -
     Raises:
         ConfigError: If the services do not fit into the world.
     """
-    needed = count(config)
-    if config.gateway:
-        world_size -= 1
-        nodes = nodes[:world_size] if nodes else nodes
+    needed, last = count(config), guests(config)
+    world_size -= len(last)
+    nodes = nodes[:world_size] if nodes else nodes
     if needed >= world_size:
-        beside = "a gateway and a simulation rank" if config.gateway else "a simulation rank"
-        have = f"the world of {_ranks(world_size + bool(config.gateway))} leaves"
-        raise _too_few(config, world_size - 1, f"{have} {max(world_size - 1, 0)} beside {beside}")
+        beside = [f"a {role}" for role in last] + ["a simulation rank"]
+        have = f"the world of {_ranks(world_size + len(last))} leaves {max(world_size - 1, 0)}"
+        raise _too_few(config, world_size - 1, f"{have} beside {' and '.join(beside)}")
     if config.partition.ranks is not None:
         chosen = _listed(config, world_size, needed)
     elif config.partition.placement == "per-node":
@@ -127,7 +132,6 @@ def roles(config: Config, world_size: int, nodes: Sequence[int] | None = None) -
         chosen = _last_nodes(config, needed, _members(nodes or [0] * world_size))
     else:
         chosen = set(range(world_size - needed, world_size))
-    last = [GATEWAY] if config.gateway else []
     return [INFERENCE if rank in chosen else SIMULATION for rank in range(world_size)] + last
 
 
@@ -157,7 +161,8 @@ def on_one_rank(config: Config) -> Config:
     services = {s.name: s.model_copy(update={"replicas": 1}) for s in config.services}
     names = tuple(s.name for s in config.services if not s.derivative)
     pool = {"local": PoolConfig.model_validate({"services": names})} if len(names) > 1 else {}
-    update = {"service": services, "pool": pool, "partition": PartitionConfig(), "gateway": None}
+    update = {"service": services, "pool": pool, "partition": PartitionConfig()}
+    update |= {"gateway": None, "trainer": {}}
     return config.model_copy(update=update)
 
 

@@ -34,7 +34,7 @@ from mpiserve.config.values import (
     shown,
     suggest,
 )
-from mpiserve.config.version import VERSION, checked_version, filled
+from mpiserve.config.version import UNTRAINED, VERSION, checked_version, filled
 from mpiserve.errors import Code, ConfigError
 
 MAX_BATCH_ROWS = 4096  # unless the configuration says more or less
@@ -65,7 +65,10 @@ class ServiceConfig(Table):
     options: dict[str, Any] = Field(default_factory=dict)
     """A table of settings for the backend."""
     version: Annotated[str, Field(validate_default=True)] = ""
-    """The version to start with; it replaces `{version}` in `model` and `options`."""
+    """The version to start with; it replaces `{version}` in `model` and `options`. `"untrained"`:
+    there are no weights yet. Until another version is loaded, by a trainer or by `reload`, no row
+    is trusted, and the fallback of the simulation answers all of them. It needs `uncertainty`.
+    """
     reload: Literal["beside", "in-place"] = "beside"
     """Whether a reload loads the new version beside the old one, or frees the old one first."""
     rows: Literal["independent", "together", "none", "ragged"] | None = None
@@ -249,6 +252,11 @@ class ServiceConfig(Table):
             return served(self.model_copy(update=keys), version)
         except ValueError as error:
             raise ConfigError(Code.ECONFIG, f"{key}: {error}") from None
+
+    @property
+    def untrained(self) -> bool:
+        """Whether there are no weights in this version."""
+        return self.version == UNTRAINED
 
     @property
     def row_bytes(self) -> int:

@@ -9,6 +9,7 @@ from mpiserve.config.tables import NAME_SIZE
 from mpiserve.config.values import shown
 
 VERSION = "{version}"  # in model and options
+UNTRAINED = "untrained"  # the version of a service that has no weights yet
 
 
 def checked_version(version: str) -> str:

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 
 from mpiserve import terminal
 from mpiserve.config import Config, Group
-from mpiserve.config.partition import GATEWAY, SIMULATION, count
+from mpiserve.config.partition import GATEWAY, SIMULATION, TRAINER, count, guests
 from mpiserve.launch.plan import Plan, plan, ranges
 
 if TYPE_CHECKING:
     from rich.text import Text
 
-SIMULATES, SPARE, GATE, OTHER = ".", "+", "*", "#"
+SIMULATES, SPARE, OTHER = ".", "+", "#"
+GUESTS = {GATEWAY: "*", TRAINER: "~"}
 LETTERS = ascii_uppercase  # of services; more of them share OTHER
 COLOURS = ("green", "cyan", "magenta", "yellow", "blue", "red")
 WIDTH, NAME, MOST = 80, 24, 12  # characters of a line and of a name; ranks that are listed
@@ -70,7 +71,7 @@ def _services(config: Config) -> object:
 
 def _fewest(config: Config) -> tuple[int, int | None]:
     """Return the ranks of the smallest world, and those of each of its nodes."""
-    needed, partition, gate = count(config), config.partition, bool(config.gateway)
+    needed, partition, gate = count(config), config.partition, len(guests(config))
     if partition.ranks is not None:
         return max([needed, *partition.ranks]) + 1 + gate, None
     if partition.placement == "per-node" and partition.per_node:
@@ -103,7 +104,7 @@ def _letters(config: Config) -> dict[str, str]:
 
 def _cell(made: Plan, rank: int, letters: dict[str, str]) -> str:
     if rank not in made.serving:
-        return SIMULATES if made.roles[rank] == SIMULATION else GATE
+        return GUESTS.get(made.roles[rank], SIMULATES)
     assignment = made.serving[rank]
     return SPARE if assignment.spare else letters[assignment.service.name]
 
@@ -124,8 +125,11 @@ def _legend(config: Config, made: Plan, letters: dict[str, str]) -> Iterator[str
     if spares := [rank for rank, assignment in made.serving.items() if assignment.spare]:
         names = " or ".join(map(_names, config.spared))
         yield from _meaning(SPARE, "spare", f"of {names}", spares)
+    for name, rank in zip(config.trainer, made.ranks(TRAINER), strict=True):
+        what = f"of {config.trainer[name].service or name}"
+        yield from _meaning(GUESTS[TRAINER], f"trainer {name}", what, [rank])
     if gates := made.ranks(GATEWAY):
-        yield from _meaning(GATE, "gateway", "", gates)
+        yield from _meaning(GUESTS[GATEWAY], "gateway", "", gates)
 
 
 def _names(group: Group) -> str:

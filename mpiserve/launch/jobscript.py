@@ -11,14 +11,17 @@ import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from mpiserve.config.partition import GATEWAY, INFERENCE, SIMULATION
+from mpiserve.config.partition import GATEWAY, INFERENCE, SIMULATION, TRAINER
 from mpiserve.errors import ArgumentError, Code
 from mpiserve.launch.plan import Plan, ranges
 
 PMI = {"openmpi": "pmix", "mpich": "pmi2"}  # srun's --mpi
 SURVIVE = {"openmpi": "--with-ft ulfm", "mpich": "-disable-auto-cleanup"}  # mpiexec's
 SERVE = '"$python" -m mpiserve serve "$config"'
-GATE = '"$python" -m mpiserve gateway "$config"'
+GUESTS = {
+    TRAINER: '"$python" -m mpiserve train "$config"',
+    GATEWAY: '"$python" -m mpiserve gateway "$config"',
+}
 # Begins a file that gives each rank its program; its lines follow, then END.
 RANKS_FILE = ("ranks=$(mktemp ranks.XXXXXX)", "trap 'rm -f \"$ranks\"' EXIT", 'cat >"$ranks" <<END')
 MODULES = """
@@ -118,7 +121,7 @@ class Job:
         """Write the programs as arguments of mpiexec."""
         if self.spmd:
             return f"{flag} {self.ranks} {self.run()}"
-        commands = {SIMULATION: self.simulation(), INFERENCE: SERVE, GATEWAY: GATE}
+        commands = {SIMULATION: self.simulation(), INFERENCE: SERVE, **GUESTS}
         return " : \\\n  ".join(
             f"{flag} {count} {commands[role]}" for role, count in self.plan.segments()
         )
@@ -175,9 +178,10 @@ def check(site: str, job: Job) -> None:
             raise ArgumentError(Code.EARG, f"--env {setting!r}: must be NAME=VALUE")
     if not 0 < job.seconds <= LONGEST:
         raise ArgumentError(Code.EARG, f"--time {job.time!r}: must be over 0, up to a year")
-    if GATEWAY in job.plan.roles and not job.spmd and (site in IN_FILES or job.het):
-        text = f"{site}: three programs, one of them the gateway, are for the sites mpirun and pbs"
-        raise ArgumentError(Code.EARG, f"{text}: start a script, or leave [gateway] out")
+    guests = [role for role in GUESTS if role in job.plan.roles]
+    if guests and not job.spmd and (site in IN_FILES or job.het):
+        text = f"{site}: three programs, one of them the {guests[0]}, are for mpirun and pbs"
+        raise ArgumentError(Code.EARG, f"{text}: start a script, or leave [{guests[0]}] out")
     if site in IN_FILES and not job.spmd:
         for word in (job.config, *job.program):
             if shlex.quote(word) != word:

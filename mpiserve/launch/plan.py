@@ -12,6 +12,7 @@ from mpiserve.config.partition import (
     GATEWAY,
     INFERENCE,
     SIMULATION,
+    TRAINER,
     Assignment,
     assignments,
     replica_of,
@@ -29,7 +30,7 @@ class Plan:
     """A partition: the role and node of each rank, and the services of the inference ranks.
 
     Attributes:
-        roles: "simulation", "inference" or "gateway", by rank.
+        roles: "simulation", "inference", "trainer" or "gateway", by rank.
         nodes: The number of the node, by rank; ranks fill the nodes in order.
         per_node: The largest number of ranks of a node.
         serving: The assignment of each inference rank.
@@ -129,6 +130,7 @@ def show(made: Plan) -> None:
         kind = "spare" if assignment.spare else "replica"
         what = f"{assignment.name}, {kind} {assignment.replica}"
         table.add_row(str(rank), str(made.nodes[rank]), what, ranges(asked_by) or "none", over)
-    for rank in made.ranks(GATEWAY):
-        table.add_row(str(rank), str(made.nodes[rank]), "gateway", "", "")
+    for role in (TRAINER, GATEWAY):
+        for rank in made.ranks(role):
+            table.add_row(str(rank), str(made.nodes[rank]), role, "", "")
     terminal.console().print(table)

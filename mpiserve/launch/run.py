@@ -19,7 +19,7 @@ from mpi4py import MPI
 from mpiserve import session
 from mpiserve._lib import core
 from mpiserve.config import Config, environment
-from mpiserve.config.partition import GATEWAY, INFERENCE, assignments
+from mpiserve.config.partition import GATEWAY, INFERENCE, TRAINER, assignments
 from mpiserve.errors import Code, ConfigError, Error, PeerError
 from mpiserve.failure import describe, exit_status, is_success, trace_of
 from mpiserve.launch.static_check import findings
@@ -54,12 +54,21 @@ def serve(config_file: str) -> int:
 
 def gateway(config_file: str) -> int:
     """Answer clients outside of the job, beside a simulation in any language and `serve`."""
+    return _alone(config_file, GATEWAY)
+
+
+def train(config_file: str) -> int:
+    """Train, beside a simulation in any language and `serve`: a rank for each trainer."""
+    return _alone(config_file, TRAINER)
+
+
+def _alone(config_file: str, role: str) -> int:
     comm = MPI.COMM_WORLD
     _begin(comm)
     config = session.read(config_file)
     if isinstance(config, Error):
         return _refuse(comm, config)
-    return _gate(comm, config)
+    return _be_guest(comm, config, role)
 
 
 def run(config_file: str, script: str, args: Sequence[str], *, replace_world: bool = False) -> int:
@@ -79,8 +88,8 @@ def run(config_file: str, script: str, args: Sequence[str], *, replace_world: bo
         return complain(error, quiet=comm.rank > 0)
     if role == INFERENCE:
         return _infer(comm, config)
-    if role == GATEWAY:
-        return _gate(comm, config)
+    if role in (GATEWAY, TRAINER):
+        return _be_guest(comm, config, role)
     return _simulate_replaced(comm, script, args) if replace_world else _simulate(script, args)
 
 
@@ -291,22 +300,33 @@ def _infer(comm: MPI.Comm, config: Config, *, bind_alone: bool = False) -> int:
     return status
 
 
-def _gate(comm: MPI.Comm, config: Config) -> int:
-    """Be the gateway. Whatever happens to it, the job goes on, and its status is that of others."""
+def _be_guest(comm: MPI.Comm, config: Config, role: str) -> int:
+    """Be a gateway or a trainer. What happens to it, the job goes on, and has another's status."""
     try:
-        current = session.join(comm, GATEWAY, config)
+        current = session.join(comm, role, config)
     except Error as error:
         return _open_failed(comm, error)
-    from mpiserve.gateway.rank import serve as answer_clients
-
-    answer_clients(current, config, comm.rank)
+    end = _work_of_guest(current, config, comm.rank)
     try:
         current.close()
     except Error as error:
         logger.warning("%s", error)
+    end()
     if current.bereft:
         _leave(OK, finalize=False)
     return OK
+
+
+def _work_of_guest(current: Session, config: Config, rank: int) -> Callable[[], None]:
+    """Do the work of a guest; return what is left when the session is closed."""
+    if current.role == TRAINER:
+        from mpiserve.learning.rank import learn
+
+        return learn(current, config, rank)
+    from mpiserve.gateway.rank import serve as answer_clients
+
+    answer_clients(current, config, rank)
+    return lambda: None
 
 
 def _look(config: Config) -> None:

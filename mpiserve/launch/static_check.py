@@ -15,6 +15,7 @@ from mpiserve.backends.remote.remote_backend import api_of
 from mpiserve.backends.remote.settings import OptionError, remote_table, settings_of
 from mpiserve.backends.torch.deepspeed_backend import ELSEWHERE
 from mpiserve.config import OBJECT, Config, Group, ServiceConfig
+from mpiserve.config.trainer import trained
 from mpiserve.config.uncertainty import seen
 from mpiserve.config.values import cut, shown, suggest
 from mpiserve.errors import ModelError
@@ -64,7 +65,17 @@ def findings(config: Config) -> list[Finding]:
     """Find what the configuration names and this machine lacks, without importing it."""
     written = [service.of_version() for service in config.services if not service.derivative]
     found = chain.from_iterable(map(_of_service, written))
-    return [*found, *unspared(config), *_memory(config), *_alike(config)]
+    return [*found, *_trainers(config), *unspared(config), *_memory(config), *_alike(config)]
+
+
+def _trainers(config: Config) -> Iterator[Finding]:
+    for name, table in config.trainer.items():
+        if table.step:
+            service = trained(config, name)
+            node = yield from _found(f"trainer.{name}.step", table.step, service)
+            if isinstance(node, definitions.Function):
+                called = definitions.signature(node)
+                yield from _bound(f"trainer.{name}.step", node.name, called, 4, {})
 
 
 def unspared(config: Config) -> list[Finding]:
@@ -239,7 +250,7 @@ def _uncertainty(service: ServiceConfig) -> Iterator[Finding]:
 
 
 def _file(key: str, service: ServiceConfig, name: str) -> Iterator[Finding]:
-    if not os.path.exists(service.folder / name):
+    if not service.untrained and not os.path.exists(service.folder / name):
         yield Finding(key, f"{cut(str(service.folder / name), 300)}: no such file")
 
 

@@ -24,7 +24,7 @@ from mpiserve.observe.parts import Part, parse
 VERSION = 1
 MAGIC = b"msi-rank"
 LINK = "/memfd:mpiserve-rank"  # what /proc calls memory that ranks show
-ROLES = ("simulation", "inference", "gateway")  # in the order of mpiserve_role
+ROLES = ("simulation", "inference", "gateway", "trainer")  # in the order of mpiserve_role
 WAITS = 0.02  # seconds without a sign after which a rank waits no longer: it gives one each 1 ms
 
 COUNTERS = (  # in the order of mpiserve_counters

@@ -23,6 +23,8 @@ SHOWN = 16  # simulation ranks of a job in the tables
 NONE = "no job of this user runs on this node"
 UNMEASURED = "for p50 and p99 start the job with MPISERVE_METRICS=on"
 
+GUESTS = ("trainer", "gateway")  # roles
+
 View = dict[str, Any]
 
 
@@ -71,6 +73,7 @@ def _job(ranks: Sequence[Rank], earlier: dict[tuple[int, int], Rank], past: floa
         "measured": any(rank.part is not None for rank in ranks),
         "services": [_service(name, pairs, past) for name in dict.fromkeys(names)],
         "loading": [rank.rank for rank in ranks if rank.is_loading],
+        "guests": [{"role": r.role, "rank": r.rank} for r in ranks if r.role in GUESTS],
         "simulation": [
             _client(rank, old, past) for rank, old in pairs if rank.role == "simulation"
         ],
@@ -233,6 +236,8 @@ def _about(job: View) -> str:
     text = f"{ranks}, open for {job['seconds']:.0f} s, mpiserve {job['version']}"
     if job["loading"]:
         text += f"; loading: ranks {', '.join(map(str, job['loading'][:SHOWN]))}"
+    for one in job["guests"]:
+        text += f"; {one['role']}: rank {one['rank']}"
     return text
 
 

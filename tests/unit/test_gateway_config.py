@@ -82,7 +82,7 @@ def test_plans_and_job_scripts_have_the_gateway():
     made = plan(config(), 4)
     assert made.ranks(GATEWAY) == [3]
     job = jobscript.Job("c.toml", ["./sim"], made, "openmpi")
-    assert "-n 1 " + jobscript.GATE in jobscript.jobscript("mpirun", job)
+    assert "-n 1 " + jobscript.GUESTS[GATEWAY] in jobscript.jobscript("mpirun", job)
     with pytest.raises(ArgumentError, match="gateway"):
         jobscript.jobscript("slurm", job)
 

@@ -31,7 +31,8 @@ ROOMS = {
     "interactive": {"errors"},
     "session": SERVES | {"interactive", "serving"},
     "gateway": SERVES | {"serving", "session", "text", "wire"},
-    "launch": SERVES | {"gateway", "serving", "session", "terminal"},
+    "learning": SERVES | {"serving", "session"},
+    "launch": SERVES | {"gateway", "learning", "serving", "session", "terminal"},
     "tools": SERVES | {"launch", "serving", "terminal"},
     # The benchmark is a user of all of it, and nobody but the command line uses the benchmark.
     "bench": BASE | {"_lib", "backends", "config", "mpi", "serving", "session", "terminal"},

@@ -1,0 +1,76 @@
+"""What a trainer leaves on the disk, and goes on from."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+
+from mpiserve.backends.torch import training
+from mpiserve.learning.reservoir import Rows
+
+CHECKPOINT, RESERVOIR, PROGRESS, PICTURE = (
+    *("checkpoint.safetensors", "reservoir.npz"),
+    *("progress.json", "progress.png"),
+)
+
+
+class Store:
+    """The folder of a trainer. Each file has its name when it is complete.
+
+    Args:
+        folder: The folder, which is made when something is written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def save(self, table: training.State, about: dict[str, Any]) -> None:
+        """Write a checkpoint."""
+        training.save(self.folder / CHECKPOINT, table, {"state": json.dumps(about)})
+        self._put(PROGRESS, json.dumps(about, indent=1).encode())
+
+    def save_pairs(self, arrays: Rows, seen: dict[str, int]) -> None:
+        """Write the reservoir, with how many rows of which rank it has seen."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        fresh = self.folder / f".{RESERVOIR}.new"
+        with open(fresh, "wb") as file:
+            np.savez(file, **arrays, seen_rows=np.array(json.dumps(seen)))  # type: ignore[arg-type]
+        fresh.replace(self.folder / RESERVOIR)
+
+    def checkpoint(self) -> tuple[training.State, dict[str, Any]] | None:
+        """Return the checkpoint; None: there is none yet.
+
+        Raises:
+            OSError, ValueError, KeyError: If it cannot be read.
+        """
+        path = self.folder / CHECKPOINT
+        if not path.exists():
+            return None
+        table, about = training.load(path)
+        return table, json.loads(about["state"])
+
+    def pairs(self) -> tuple[Rows, dict[str, int]] | None:
+        """Return the reservoir and what it has seen; None: there is none yet.
+
+        Raises:
+            OSError: If it cannot be read.
+        """
+        path = self.folder / RESERVOIR
+        if not path.exists():
+            return None
+        try:
+            with np.load(path) as file:
+                arrays = {name: file[name] for name in file.files}
+            return arrays, json.loads(str(arrays.pop("seen_rows")))
+        except (ValueError, KeyError, BadZipFile, EOFError) as error:
+            raise OSError(f"{path.name} is broken or cut off ({error})") from None
+
+    def _put(self, name: str, data: bytes) -> None:
+        fresh = self.folder / f".{name}.new"
+        fresh.write_bytes(data)
+        os.replace(fresh, self.folder / name)
