@@ -22,8 +22,10 @@ from mpiserve.gateway.infer import announced, find, read_body
 from mpiserve.gateway.language import MOST_SEED, Language, Row, drawn
 from mpiserve.gateway.logprobs import Logprobs, NewTokens, TokenTexts
 from mpiserve.gateway.merging import Queue
+from mpiserve.gateway.routes import who
 from mpiserve.gateway.statistics import Statistics
 from mpiserve.gateway.text_parts import TextParts
+from mpiserve.gateway.tokens import Holder
 from mpiserve.wire import openai
 from mpiserve.wire import openai_server as wire
 from mpiserve.wire.openai_server import Choice, FieldError
@@ -99,13 +101,14 @@ class OpenAIRoutes:
 
     async def models(self, request: Request) -> Response:
         """List the language services."""
-        known = self._hub.languages.values()
-        entries = [self._entry(each) for each in known if each.generates or each.embeds]
+        known, me = self._hub.languages.values(), who(request)
+        mine = [each for each in known if me.may_use(each.service.name)]
+        entries = [self._entry(each) for each in mine if each.generates or each.embeds]
         return _reply(wire.dump({"object": "list", "data": entries}))
 
     async def model(self, request: Request) -> Response:
         """Describe a language service."""
-        return _reply(wire.dump(self._entry(self._find(request.path_params["name"]))))
+        return _reply(wire.dump(self._entry(self._find(who(request), request.path_params["name"]))))
 
     async def completions(self, request: Request) -> Response:
         """Continue prompts."""
@@ -119,20 +122,21 @@ class OpenAIRoutes:
         """Make vectors of texts."""
         with self._held(request):
             wanted = wire.read_embeddings(await _body(request))
-            language = self._find(wanted.model)
+            language = self._find(who(request), wanted.model)
             if not language.embeds:
                 raise FieldError("model", f"service '{wanted.model}' makes no embeddings")
             return _reply(await _while_there(request, self._embed(language, wanted)))
 
     # ---- services
 
-    def _find(self, name: str) -> Language:
+    def _find(self, holder: Holder, name: str) -> Language:
         """Find a language service.
 
         Raises:
+            Refusal: If the token of the client is not for it.
             Error: If there is none of this name, or it could not load.
         """
-        service = find(self._hub, name, None)
+        service = find(self._hub, holder, name, None)
         language = self._hub.languages.get(service.name)
         if language is None or not (language.generates or language.embeds):
             text = f"service '{name}' is for no text; /v1/models lists those that are"
@@ -177,7 +181,8 @@ class OpenAIRoutes:
     async def _generate(self, kind: str, request: Request) -> Response:
         with self._held(request):
             wanted = wire.read_generation(kind, await _body(request))
-            work = await self._prepare(kind, wanted)
+            language = self._find(who(request), wanted.model)
+            work = await self._prepare(kind, language, wanted)
         if not wanted.stream:
             return _reply(await _while_there(request, self._answer(work)))
         events = self._events(work)
@@ -189,8 +194,7 @@ class OpenAIRoutes:
         size = announced(dict(request.scope["headers"]), MOST_BYTES)
         return self._hub.memory.hold(size)
 
-    async def _prepare(self, kind: str, wanted: wire.Generation) -> _Work:
-        language = self._find(wanted.model)
+    async def _prepare(self, kind: str, language: Language, wanted: wire.Generation) -> _Work:
         if not language.generates:
             raise FieldError("model", f"service '{wanted.model}' generates no text from tokens")
         language.check_sampling(wanted)

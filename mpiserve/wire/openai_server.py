@@ -61,7 +61,13 @@ OBJECTS = {
     ("chat", False): ("chatcmpl", "chat.completion"),
     ("chat", True): ("chatcmpl", "chat.completion.chunk"),
 }
-CODES = {401: "invalid_api_key", 413: "request_too_large", 503: "overloaded"}
+CODES = {
+    401: "invalid_api_key",
+    403: "permission_denied",
+    413: "request_too_large",
+    429: "rate_limit_exceeded",
+    503: "overloaded",
+}
 
 
 class FieldError(WireError):
