@@ -17,6 +17,8 @@ for package in ("starlette", "uvicorn", "httptools", "uvloop", "orjson"):
 openai = pytest.importorskip("openai")
 httpx2 = pytest.importorskip("httpx2")
 
+# The quick ones are test_likelihoods, and one in test_gateway_openai.
+long = pytest.mark.takes_long
 HI = [{"role": "user", "content": "Hi"}]
 CHAT_PROMPT = "user: Hi assistant:"
 
@@ -75,6 +77,7 @@ def same(one, other):
 
 
 @pytest.mark.parametrize("name", ["likely", "whole"])
+@long
 def test_a_completion_has_those_of_its_tokens(client, gpt, name):
     tokens, wanted = reference(gpt, "Hi", 8)
     made = client.completions.create(
@@ -90,6 +93,7 @@ def test_a_completion_has_those_of_its_tokens(client, gpt, name):
     assert told.text_offset == begins.tolist()
 
 
+@long
 def test_a_stream_has_the_same_in_parts(client):
     options = {"model": "likely", "prompt": ["Hi", "Ho"], "temperature": 0, "logprobs": 3}
     whole = client.completions.create(**options)
@@ -108,6 +112,7 @@ def test_a_stream_has_the_same_in_parts(client):
             assert part.text == shown
 
 
+@long
 def test_a_chat_has_them_with_bytes(client, gpt):
     tokens, wanted = reference(gpt, CHAT_PROMPT, 10)
     options = {"model": "likely", "messages": HI, "temperature": 0, "max_tokens": 10}
@@ -124,6 +129,7 @@ def test_a_chat_has_them_with_bytes(client, gpt):
     assert all(one.top_logprobs == [] for one in streamed)
 
 
+@long
 def test_they_are_the_models_own_whatever_the_temperature(client, gpt):
     made = client.completions.create(
         model="likely", prompt="Hi", temperature=1.5, max_tokens=6, seed=4, logprobs=0
@@ -136,6 +142,7 @@ def test_they_are_the_models_own_whatever_the_temperature(client, gpt):
 
 
 @pytest.mark.parametrize("stream", [False, True])
+@long
 def test_tokens_of_a_stop_are_not_told(client, stream):
     options = {"model": "likely", "prompt": "Hi", "temperature": 0, "logprobs": 0}
     free = client.completions.create(**options).choices[0]
@@ -148,6 +155,7 @@ def test_tokens_of_a_stop_are_not_told(client, stream):
     assert "".join(one for one in told if one != "?") == text
 
 
+@long
 def test_nothing_is_told_unasked(client):
     made = client.completions.create(model="likely", prompt="Hi", max_tokens=2)
     assert made.choices[0].logprobs is None
@@ -168,6 +176,7 @@ def test_nothing_is_told_unasked(client):
         ),
     ],
 )
+@long
 def test_a_service_that_cannot_tell_says_so(rank, model, kind, fields, param, word):
     base = {"messages": HI} if kind.startswith("chat") else {"prompt": "Hi"}
     body = json.dumps({"model": model, **base, **fields}).encode()
@@ -176,6 +185,7 @@ def test_a_service_that_cannot_tell_says_so(rank, model, kind, fields, param, wo
     assert answer["error"]["param"] == param and answer["error"]["code"] == "unsupported_parameter"
 
 
+@long
 def test_own_likelihoods_need_no_likeliest_tokens(client):
     made = client.completions.create(model="own", prompt="Hi", max_tokens=3, logprobs=0)
     assert len(made.choices[0].logprobs.token_logprobs) == 3

@@ -57,6 +57,7 @@ def test_tritonclient_by_grpc(rank):
     assert (y == 2 * X).all()
 
 
+@pytest.mark.takes_long
 def test_large_messages_by_grpc(rank):
     x = np.ones((64, 3), np.float32)
     one = triton.InferInput("x", x.shape, "FP32")
@@ -86,6 +87,7 @@ def test_the_interface_of_a_session(rank):
         mpiserve.connect(rank.endpoint.url, token)
 
 
+@pytest.mark.takes_long
 def test_who_trusts_nobody_or_speaks_no_tls_gets_nothing(rank, tmp_path):
     other = made(tmp_path)
     with encrypted(rank, root_certificates=str(other)) as client:
@@ -135,6 +137,7 @@ def test_old_versions_of_tls_are_refused(rank, protocol):
         old.wrap_socket(plain)
 
 
+@pytest.mark.takes_long
 def test_a_socket_beside_a_port_has_no_tls(tmp_path):
     made(tmp_path)
     files = {"tls_certificate": "cert.pem", "tls_key": "key.pem"}
