@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from mpiserve.config.gateway import GatewayConfig
+from mpiserve.config.gateway_files import check_files
 from mpiserve.config.tensor import Tensor
 from mpiserve.errors import Code
 from mpiserve.gateway.child import Child
@@ -33,10 +34,12 @@ from mpiserve.gateway.link import (
     split,
 )
 from mpiserve.gateway.tables import table_of
+from mpiserve.gateway.tokens import told
 from mpiserve.wire.open_inference import DATATYPES, numpy_dtype
 
 MOST = 1 << 30
 FAILS, LATE = -13, -14
+LOST = "lost"  # the name of a service that could not load
 
 
 def service(name: str, dtype: str, rows: str = "independent") -> Any:
@@ -75,6 +78,8 @@ class Rank:
         self.services += [service("whole", "float32", "none"), service("z", "complex64")]
         self.languages: dict[str, Any] = {}
         config = GatewayConfig(**settings)
+        names = [*(each.name for each in self.services), LOST]
+        self.tokens = check_files(config, folder, names)
         self.endpoint = Endpoint(config, folder)
         self.child = Child(config, self.endpoint, 0, 1, folder)
         self.seen: list[int] = []
@@ -86,9 +91,11 @@ class Rank:
     def __enter__(self) -> Rank:
         self.link = Link(self.child.start(), MOST)
         tables = [table_of(service, i) for i, service in enumerate(self.services)]
-        self.link.send({"m": HELLO, "services": tables, "languages": self.languages})
-        states = {service.name: "ready" for service in self.services} | {"lost": "failed"}
-        self.link.send({"m": STATES, "states": states, "reasons": {"lost": "no weights"}})
+        tokens = told(self.endpoint.token, self.tokens)
+        hello = {"m": HELLO, "services": tables, "languages": self.languages, "tokens": tokens}
+        self.link.send(hello)
+        states = {service.name: "ready" for service in self.services} | {LOST: "failed"}
+        self.link.send({"m": STATES, "states": states, "reasons": {LOST: "no weights"}})
         self._thread.start()
         assert self._ready.wait(30)
         return self

@@ -77,6 +77,19 @@ def greedy(model: Any, prompt: Any, room: int) -> list[int]:
     return out[0, ids.shape[1] :].tolist()
 
 
+def logprobs(model: Any, prompt: Any, new: Any) -> Any:
+    """Return the logarithms of all tokens' probabilities at each place of a continuation.
+
+    The reference: from the logits of the whole sequence at once, without a cache.
+    """
+    import torch
+
+    ids = torch.tensor([[*prompt, *new]])
+    with torch.inference_mode():
+        logits = model(ids).logits[0, len(prompt) - 1 : -1].float()
+    return logits.log_softmax(-1).numpy()
+
+
 def onnx_file(path: Path, network: Any) -> None:
     """Write a Sequential of Linear and Tanh as an ONNX model from x to y, as the example does."""
     sys.path.insert(0, str(ENSEMBLE))

@@ -30,8 +30,10 @@ def tensor(name: str, dtype: str = "int64", *shape: int) -> dict[str, Any]:
     return {"name": name, "dtype": dtype, "shape": [-1, *shape]}
 
 
-def table(streams: bool = True, draws: bool = True, **more: Any) -> dict[str, Any]:
-    """Describe a service that generates."""
+def table(
+    streams: bool = True, draws: bool = True, likeliest: int | None = None, **more: Any
+) -> dict[str, Any]:
+    """Describe a service that generates, and if wanted tells how likely so many tokens are."""
     inputs = [tensor("tokens", "int64", PROMPT), tensor("lengths"), tensor("max_new_tokens")]
     if draws:
         dtypes = ("float32", "int64", "float32", "int64")
@@ -39,6 +41,11 @@ def table(streams: bool = True, draws: bool = True, **more: Any) -> dict[str, An
     if streams:
         inputs.append(tensor("stream", "int64", 2))
     outputs = [tensor("tokens", "int64", ROOM), tensor("lengths")]
+    if likeliest is not None:
+        outputs.append(tensor("logprobs", "float32", ROOM))
+    if likeliest:
+        outputs.append(tensor("top_tokens", "int32", ROOM, likeliest))
+        outputs.append(tensor("top_logprobs", "float32", ROOM, likeliest))
     same = {"backend": "torch", "model": "llama", "task": "generate", "max_batch_rows": ROWS}
     return same | {"inputs": inputs, "outputs": outputs} | more
 

@@ -50,8 +50,14 @@ class GatewayConfig(Table):
     """The file with the address and the token, which only the user can read. By default
     `mpiserve-endpoint.json` in the folder of the socket, or in a new one.
     """
+    tokens_file: StrictStr = ""
+    """A file that only the user can read, with tokens of more clients: a table for each, which may
+    have a rate of its own, and services that it is for.
+    """
     tls_certificate: StrictStr = ""
-    """The file of a certificate: then the gateway speaks HTTPS."""
+    """The file of a certificate: then clients of an address with a port, by HTTP and by gRPC, speak
+    TLS. Sockets of files need none.
+    """
     tls_key: StrictStr = ""
     """The file of the certificate's key."""
     insecure: bool = False
@@ -80,12 +86,18 @@ class GatewayConfig(Table):
     def _check_open(self) -> GatewayConfig:
         if bool(self.tls_certificate) != bool(self.tls_key):
             raise ValueError("tls_certificate and tls_key belong together")
+        if self.tls_certificate and not any(one and one.host for one in self._both.values()):
+            raise ValueError("tls_certificate is for addresses with a port, and there is none")
         is_safe = bool(self.tls_certificate) or self.insecure
-        for key, where in (("address", self.where), ("grpc_address", self.grpc_where)):
+        for key, where in self._both.items():
             if where and not where.is_private and not is_safe:
                 text = "other machines reach it, and read the token: set tls_certificate"
                 raise ValueError(f"{key} '{where.host}': {text} and tls_key, or insecure = true")
         return self
+
+    @property
+    def _both(self) -> dict[str, Address | None]:
+        return {"address": self.where, "grpc_address": self.grpc_where}
 
     @property
     def where(self) -> Address | None:

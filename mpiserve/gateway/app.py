@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hmac
 import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
@@ -12,12 +11,14 @@ from starlette.routing import Router
 
 from mpiserve.errors import Error
 from mpiserve.gateway import infer
-from mpiserve.gateway.errors import CODE, Refusal, refusal_of
+from mpiserve.gateway.errors import CODE, RETRY, Refusal, refusal_of
 from mpiserve.gateway.hub import Hub
 from mpiserve.gateway.openai_api import ROOT
 from mpiserve.gateway.page import FILES
+from mpiserve.gateway.routes import HOLDER
 from mpiserve.gateway.statistics import Statistics
-from mpiserve.gateway.traffic import HTTP, JOB, NO_ROUTE, Exchange, Traffic
+from mpiserve.gateway.tokens import Tokens
+from mpiserve.gateway.traffic import HTTP, NO_ROUTE, Exchange, Traffic
 from mpiserve.wire import open_inference_server as wire
 from mpiserve.wire import openai_server as openai
 from mpiserve.wire.json_body import WireError
@@ -26,7 +27,6 @@ INFER = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?/infer")
 INFER_ROUTE = "/v2/models/{name}/infer"
 OPEN = ("/v2/health/live", *FILES)  # these need no token, and say nothing of the job
 AUTHORIZATION = b"authorization"
-RETRY = (b"retry-after", b"1")
 CLOSE = (b"connection", b"close")
 SMALL = 64 << 10  # bytes of a body that is refused
 
@@ -63,7 +63,7 @@ class App:
 
     Args:
         hub: The link to the rank.
-        token: What clients must know.
+        tokens: Those of clients.
         limit_s: Seconds that a request may take.
         statistics: Of what is answered.
         traffic: Counts the requests.
@@ -73,14 +73,14 @@ class App:
     def __init__(
         self,
         hub: Hub,
-        token: str,
+        tokens: Tokens,
         limit_s: float,
         statistics: Statistics,
         traffic: Traffic,
         routes: Router,
     ) -> None:
         self._hub = hub
-        self._token = b"Bearer " + token.encode()
+        self._tokens = tokens
         self._limit_s = limit_s
         self._statistics = statistics
         self._traffic = traffic
@@ -116,7 +116,8 @@ class App:
         self._traffic.refuse(refusal.status, refusal.code)
         await body.drain(dict(scope["headers"]).get(b"content-length", b"0"))
         more = [(CODE.encode(), refusal.code.encode())] if refusal.code else []
-        more += [RETRY] * (refusal.status == 503) + [CLOSE] * (not body.ended)
+        more += [(RETRY.encode(), b"%d" % refusal.retry_s)] * bool(refusal.retry_s)
+        more += [CLOSE] * (not body.ended)
         text = _told(scope["path"], refusal, error)
         await _send(send, refusal.status, [(b"content-type", b"application/json"), *more], text)
 
@@ -124,13 +125,16 @@ class App:
         self, scope: Scope, receive: infer.Receive, send: Send, one: Exchange
     ) -> None:
         path, headers = scope["path"], dict(scope["headers"])
-        if self._knows(headers):
-            one.token = JOB
-        elif path not in OPEN:
+        who = self._tokens.find(headers.get(AUTHORIZATION, b""))
+        one.token = who.name if who else one.token
+        if who is None and path not in OPEN:
             raise Refusal(401, "a token is needed: Authorization: Bearer TOKEN")
+        if who is not None and path not in OPEN:
+            who.take()
         found = INFER.fullmatch(path)
-        if found is None:
+        if found is None or who is None:
             scope["app"] = self  # then a wrong path or method is an exception
+            scope[HOLDER] = who
             try:
                 await self._routes(scope, receive, send)
             finally:
@@ -139,15 +143,11 @@ class App:
         one.route = INFER_ROUTE
         if scope["method"] != "POST":
             raise Refusal(405, "inference needs POST")
-        service = infer.find(self._hub, found[1], found[2])
+        service = infer.find(self._hub, who, found[1], found[2])
         made, body = await infer.answer(
             self._hub, self._statistics, self._limit_s, service, headers, receive
         )
         await _send(send, 200, made, body)
-
-    def _knows(self, headers: dict[bytes, bytes]) -> bool:
-        """Compare the token, in a time that does not depend on how much of it is right."""
-        return hmac.compare_digest(headers.get(AUTHORIZATION, b""), self._token)
 
 
 def _told(path: str, refusal: Refusal, error: Exception | None) -> bytes:

@@ -65,7 +65,6 @@ class Child:
         mine = {
             "rank": rank,
             "run": run,
-            "token": endpoint.token,
             "grpc_inside": endpoint.grpc.inside if endpoint.grpc else "",
             "version": __version__,
         }
@@ -83,8 +82,6 @@ class Child:
 
     def start(self) -> socket.socket:
         """Start a child, and return the link to it.
-
-        The token is in its environment, which others cannot read: they could read arguments.
 
         Raises:
             OSError: If there can be no more processes.

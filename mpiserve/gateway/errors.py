@@ -10,6 +10,8 @@ from mpiserve.wire.json_body import WireError
 logger = logging.getLogger("mpiserve")
 
 CODE = "mpiserve-code"  # the header with the name of the code
+RETRY = "retry-after"  # that with the seconds until the next try
+BUSY_S = 1  # of who is told that too many wait
 # Triton's statuses; 429 and 504 are those of HTTP, which clients know.
 STATUSES = {
     Code.EARG: 400,
@@ -29,6 +31,17 @@ STATUSES = {
     Code.EDEADLINE: 504,
 }
 
+# What clients of `connect` see, where the gateway names no code of the job.
+CODES = {
+    400: Code.EARG,
+    401: Code.EARG,
+    403: Code.EARG,
+    404: Code.ENOTFOUND,
+    413: Code.EROWS,
+    429: Code.EFULL,
+    503: Code.EPEER,
+}
+
 
 class Refusal(Exception):
     """A request that ends with a status.
@@ -37,11 +50,13 @@ class Refusal(Exception):
         status: The status of HTTP.
         text: What the client is told.
         code: The name of the job's code; "" for none.
+        retry_s: Seconds after which it may come again; 0 to say nothing of that.
     """
 
-    def __init__(self, status: int, text: str, code: str = "") -> None:
+    def __init__(self, status: int, text: str, code: str = "", retry_s: int = 0) -> None:
         super().__init__(text)
         self.status, self.text, self.code = status, text, code
+        self.retry_s = retry_s or BUSY_S * (status == 503)
 
 
 def refusal_of(error: Exception, what: str) -> Refusal:
@@ -66,5 +81,4 @@ def error_of(status: int, name: str | None, text: str) -> Error:
     """Make the error that a gateway has answered with."""
     if name and name in Code.__members__:
         return from_code(Code[name], text)
-    codes = {400: Code.EARG, 401: Code.EARG, 404: Code.ENOTFOUND, 413: Code.EROWS, 503: Code.EPEER}
-    return from_code(codes.get(status, Code.EMODEL), f"status {status}: {text}")
+    return from_code(CODES.get(status, Code.EMODEL), f"status {status}: {text}")

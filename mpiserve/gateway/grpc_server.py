@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-import ssl
 from typing import Any
 
 # Before it is imported: it would write what clients send into the job's log.
@@ -16,6 +15,7 @@ import grpc.aio  # noqa: E402
 from mpiserve.gateway.grpc_gate import opened  # noqa: E402
 from mpiserve.gateway.grpc_service import Service  # noqa: E402
 from mpiserve.gateway.protocol import Limits  # noqa: E402
+from mpiserve.gateway.sockets import tls_of  # noqa: E402
 
 MOST_METADATA = 16 << 10  # bytes
 UNLIMITED = -1
@@ -44,10 +44,7 @@ class Server:
         """Let clients come."""
         self._server.add_insecure_port(f"unix:{settings['grpc_inside']}")
         await self._server.start()
-        tls = None
-        if settings["tls_certificate"]:
-            tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-            tls.load_cert_chain(settings["tls_certificate"], settings["tls_key"])
+        tls = tls_of(listener, settings)
         self._gate = await opened(listener, settings["grpc_inside"], self._limits, tls)
 
     async def stop(self, seconds: float) -> None:

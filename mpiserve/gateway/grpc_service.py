@@ -7,18 +7,18 @@ for any time, before it asks who sends it.
 from __future__ import annotations
 
 import asyncio
-import hmac
 from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
 
 import grpc
 
 from mpiserve.gateway import infer
-from mpiserve.gateway.errors import CODE, Refusal, refusal_of
+from mpiserve.gateway.errors import CODE, RETRY, Refusal, refusal_of
 from mpiserve.gateway.hub import Hub
 from mpiserve.gateway.models import Models
 from mpiserve.gateway.statistics import Statistics
-from mpiserve.gateway.traffic import GRPC, JOB, Exchange, Traffic
+from mpiserve.gateway.tokens import Holder, Tokens
+from mpiserve.gateway.traffic import GRPC, Exchange, Traffic
 from mpiserve.wire import open_inference_grpc as wire
 from mpiserve.wire.open_inference_messages import SERVICE, message
 
@@ -26,10 +26,12 @@ OPEN = "ServerLive"  # needs no token
 CODES = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
     401: grpc.StatusCode.UNAUTHENTICATED,
+    403: grpc.StatusCode.PERMISSION_DENIED,
     404: grpc.StatusCode.NOT_FOUND,
     408: grpc.StatusCode.DEADLINE_EXCEEDED,
     409: grpc.StatusCode.FAILED_PRECONDITION,
     413: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    429: grpc.StatusCode.RESOURCE_EXHAUSTED,
     499: grpc.StatusCode.CANCELLED,
     501: grpc.StatusCode.UNIMPLEMENTED,
     503: grpc.StatusCode.UNAVAILABLE,
@@ -53,7 +55,7 @@ class Service(grpc.GenericRpcHandler):
         models: The models.
         statistics: Of what is answered.
         traffic: Counts the calls.
-        token: What clients must know.
+        tokens: Those of clients.
         limit_s: Seconds that a request may take.
         body_s: Seconds in which its message must have come.
     """
@@ -64,7 +66,7 @@ class Service(grpc.GenericRpcHandler):
         models: Models,
         statistics: Statistics,
         traffic: Traffic,
-        token: str,
+        tokens: Tokens,
         limit_s: float,
         body_s: float,
     ) -> None:
@@ -72,7 +74,7 @@ class Service(grpc.GenericRpcHandler):
         self._models = models
         self._statistics = statistics
         self._traffic = traffic
-        self._token = f"Bearer {token}".encode()
+        self._tokens = tokens
         self._limit_s, self._body_s = limit_s, body_s
         self._methods = {
             name: Method(message(asked), message(answered), handler)
@@ -97,14 +99,14 @@ class Service(grpc.GenericRpcHandler):
         path = handler_call_details.method
         given = dict(handler_call_details.invocation_metadata).get("authorization", b"")
         given = given.encode() if isinstance(given, str) else given
-        knows = hmac.compare_digest(given, self._token)
+        who = self._tokens.find(given)
         name = path.removeprefix(SERVICE)
 
         async def handle(_: Any, context: Any) -> None:
             with self._traffic.exchange(GRPC, "POST", path, _client(context.peer())) as one:
-                one.token = JOB if knows else one.token
+                one.token = who.name if who else one.token
                 try:
-                    await self._handle(name if path != name else "", one, context)
+                    await self._handle(name if path != name else "", who, one, context)
                     one.code = grpc.StatusCode.OK.name
                 except asyncio.CancelledError:
                     one.code = grpc.StatusCode.CANCELLED.name
@@ -117,21 +119,31 @@ class Service(grpc.GenericRpcHandler):
 
         return grpc.stream_stream_rpc_method_handler(handle)
 
-    async def _handle(self, name: str, one: Exchange, context: Any) -> None:
+    async def _handle(self, name: str, who: Holder | None, one: Exchange, context: Any) -> None:
         if name in (*self._methods, "ModelInfer", "ModelStreamInfer"):
             one.route = one.path
-        if one.token != JOB and name != OPEN:
+        if name == OPEN:
+            await self._answer(self._methods[name], None, one, context)
+            return
+        if who is None:
             raise Refusal(401, "a token is needed: metadata 'authorization', 'Bearer TOKEN'")
         if name == "ModelStreamInfer":
-            await self._stream(one, context)
-        elif name == "ModelInfer":
+            await self._stream(who, one, context)
+            return
+        who.take()
+        if name == "ModelInfer":
             asked = await self._read(self._infer_request, self._body_s, one, context)
-            await _write(await self._infer(asked, one, context), one, context)
+            await _write(await self._infer(asked, who, context), one, context)
         elif method := self._methods.get(name):
-            asked = await self._read(method.asked, self._body_s, one, context)
-            await _write(method.answered(**await method.handler(asked)), one, context)
+            await self._answer(method, who, one, context)
         else:
             raise Refusal(501, "there is no such method")
+
+    async def _answer(
+        self, method: Method, who: Holder | None, one: Exchange, context: Any
+    ) -> None:
+        asked = await self._read(method.asked, self._body_s, one, context)
+        await _write(method.answered(**await method.handler(who, asked)), one, context)
 
     async def _refuse(self, error: Exception, one: Exchange, context: Any) -> None:
         refusal = refusal_of(error, f"{one.path[:80]!r}")
@@ -139,8 +151,9 @@ class Service(grpc.GenericRpcHandler):
         one.code = code.name
         self._traffic.refuse(refusal.status, refusal.code)
         # The rest of a message is not read: who still sends it learns of the refusal.
-        named = ((CODE, refusal.code),) if refusal.code else ()
-        await context.abort(code, refusal.text, named)
+        named = [(CODE, refusal.code)] if refusal.code else []
+        named += [(RETRY, str(refusal.retry_s))] if refusal.retry_s else []
+        await context.abort(code, refusal.text, tuple(named))
 
     # ---- messages
 
@@ -158,8 +171,8 @@ class Service(grpc.GenericRpcHandler):
 
     # ---- inference
 
-    async def _infer(self, asked: Any, one: Exchange, context: Any) -> Any:
-        service = infer.find(self._hub, asked.model_name, asked.model_version or None)
+    async def _infer(self, asked: Any, who: Holder, context: Any) -> Any:
+        service = infer.find(self._hub, who, asked.model_name, asked.model_version or None)
         infer.check_dtypes(service)
         size = asked.ByteSize()
         if size > service.most_bytes:
@@ -171,14 +184,18 @@ class Service(grpc.GenericRpcHandler):
             outputs = await infer.ask(self._hub, self._statistics, limit_s, service, request)
         return wire.build(service.name, service.version, request, outputs)
 
-    async def _stream(self, one: Exchange, context: Any) -> None:
-        """Answer requests one after the other; one that fails does not end the stream."""
+    async def _stream(self, who: Holder, one: Exchange, context: Any) -> None:
+        """Answer requests one after the other; one that fails does not end the stream.
+
+        Each of them counts for the rate of the token.
+        """
         while True:
             asked = await self._read(self._infer_request, self._limit_s, one, context)
             if asked is None:
                 return
             try:
-                answer = {"infer_response": await self._infer(asked, one, context)}
+                who.take()
+                answer = {"infer_response": await self._infer(asked, who, context)}
             except Exception as error:
                 refusal = refusal_of(error, f"{one.path[:80]!r}")
                 self._traffic.refuse(refusal.status, refusal.code)
@@ -187,40 +204,40 @@ class Service(grpc.GenericRpcHandler):
 
     # ---- the rest
 
-    async def _live(self, asked: Any) -> dict[str, Any]:
+    async def _live(self, who: Any, asked: Any) -> dict[str, Any]:
         return {"live": True}
 
-    async def _ready(self, asked: Any) -> dict[str, Any]:
+    async def _ready(self, who: Any, asked: Any) -> dict[str, Any]:
         return {"ready": self._models.all_ready}
 
-    async def _server(self, asked: Any) -> dict[str, Any]:
+    async def _server(self, who: Any, asked: Any) -> dict[str, Any]:
         return self._models.server()
 
-    async def _model_ready(self, asked: Any) -> dict[str, Any]:
-        return {"ready": self._models.is_ready(asked.name, asked.version)}
+    async def _model_ready(self, who: Holder, asked: Any) -> dict[str, Any]:
+        return {"ready": self._models.is_ready(who, asked.name, asked.version)}
 
-    async def _described(self, asked: Any) -> dict[str, Any]:
-        table = self._models.described(asked.name, asked.version)
+    async def _described(self, who: Holder, asked: Any) -> dict[str, Any]:
+        table = self._models.described(who, asked.name, asked.version)
         return {
             key: table[key]
             for key in self._methods["ModelMetadata"].answered.DESCRIPTOR.fields_by_name
         }
 
-    async def _config(self, asked: Any) -> dict[str, Any]:
-        return {"config": wire.configured(self._models.config(asked.name, asked.version))}
+    async def _config(self, who: Holder, asked: Any) -> dict[str, Any]:
+        return {"config": wire.configured(self._models.config(who, asked.name, asked.version))}
 
-    async def _counted(self, asked: Any) -> dict[str, Any]:
-        return self._models.statistics(asked.name, asked.version)
+    async def _counted(self, who: Holder, asked: Any) -> dict[str, Any]:
+        return self._models.statistics(who, asked.name, asked.version)
 
-    async def _index(self, asked: Any) -> dict[str, Any]:
-        return {"models": self._models.index(only_ready=asked.ready)}
+    async def _index(self, who: Holder, asked: Any) -> dict[str, Any]:
+        return {"models": self._models.index(who, only_ready=asked.ready)}
 
-    async def _load(self, asked: Any) -> dict[str, Any]:
-        await self._models.load(asked.model_name, wire.parameters(asked.parameters))
+    async def _load(self, who: Holder, asked: Any) -> dict[str, Any]:
+        await self._models.load(who, asked.model_name, wire.parameters(asked.parameters))
         return {}
 
-    async def _unload(self, asked: Any) -> dict[str, Any]:
-        await self._models.unload(asked.model_name)
+    async def _unload(self, who: Holder, asked: Any) -> dict[str, Any]:
+        await self._models.unload(who, asked.model_name)
         return {}
 
 

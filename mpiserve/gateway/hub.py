@@ -70,6 +70,7 @@ class Hub:
 
     Attributes:
         services: By name.
+        tokens: Those of clients, as `tokens.told` writes them.
         queues: By name.
         languages: What is known of services that may be language models, by name.
         streams: Of those of them whose tokens can be read as they come, by name.
@@ -86,6 +87,7 @@ class Hub:
         self._answers: dict[int, asyncio.Future[Any]] = {}
         self._numbers = itertools.count(1)
         self.services: dict[str, Service] = {}
+        self.tokens: list[list[Any]] = []
         self.queues: dict[str, Queue] = {}
         self.languages: dict[str, Language] = {}
         self.streams: dict[str, TokenStreams] = {}
@@ -178,6 +180,7 @@ class Hub:
             self._ended()
 
     def _know(self, table: dict[str, Any]) -> None:
+        self.tokens = table["tokens"]
         self.services = {made.name: made for made in map(read_table, table["services"])}
         for name, service in self.services.items():
             self.queues[name] = Queue(service, self.infer, self._most_waiting)

@@ -12,6 +12,7 @@ from mpiserve.gateway.errors import Refusal
 from mpiserve.gateway.hub import Hub
 from mpiserve.gateway.services import Service
 from mpiserve.gateway.statistics import Statistics
+from mpiserve.gateway.tokens import Holder
 from mpiserve.wire import open_inference_server as wire
 from mpiserve.wire.json_body import WireError
 
@@ -21,12 +22,14 @@ HIGHEST = 101  # Triton's priority 1 is its highest: it becomes 100, 2 becomes 9
 Receive = Callable[[], Awaitable[Any]]
 
 
-def find(hub: Hub, name: str, version: str | None) -> Service:
+def find(hub: Hub, who: Holder, name: str, version: str | None) -> Service:
     """Find a service.
 
     Raises:
+        Refusal: If the token of the client is not for it.
         Error: If there is none of this name and version, or it could not load.
     """
+    who.check(name)
     service = hub.services.get(name)
     if service is not None and version in (None, "", service.version):
         return service
@@ -35,7 +38,7 @@ def find(hub: Hub, name: str, version: str | None) -> Service:
         raise NotFoundError(Code.ENOTFOUND, text)
     if name in hub.reasons:
         raise Error(Code.EMODEL, f"service '{name}' could not be loaded: {hub.reasons[name]}")
-    known = ", ".join(hub.services)
+    known = ", ".join(filter(who.may_use, hub.services))
     raise NotFoundError(Code.ENOTFOUND, f"no service '{name[:80]}'; there is {known}")
 
 

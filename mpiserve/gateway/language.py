@@ -13,6 +13,7 @@ import numpy as np
 from mpiserve.backends.language.model_limits import POSITIONS
 from mpiserve.backends.language.tokenizer import read_tokenizer
 from mpiserve.gateway.errors import Refusal
+from mpiserve.gateway.logprobs import TokenTexts
 from mpiserve.gateway.merging import Arrays
 from mpiserve.gateway.services import Service
 from mpiserve.text import encode_text
@@ -53,6 +54,7 @@ class Language:
         self._vocabulary = files[1].get("text_config", files[1]).get("vocab_size")
         self.stops = frozenset(_stops(about["stop_tokens"], files))
         self._tokenizer: Any = None
+        self._texts: TokenTexts | None = None
         self._thread = ThreadPoolExecutor(1)  # a tokenizer is for one thread at a time
 
     @property
@@ -93,6 +95,13 @@ class Language:
         """Return the function that makes the text of tokens."""
         tokenizer = await self._loaded()
         return lambda tokens: tokenizer.decode(tokens, skip_special_tokens=True)
+
+    async def token_texts(self) -> TokenTexts:
+        """Return the texts of single tokens."""
+        tokenizer = await self._loaded()
+        if self._texts is None:
+            self._texts = TokenTexts(tokenizer)
+        return self._texts
 
     async def tokens_of(self, prompt: Any, field: str) -> list[int]:
         """Make the tokens of a prompt: a text, tokens, or the messages of a chat.
@@ -199,6 +208,22 @@ class Language:
             if not known and not (name == "seed" and "temperature" not in self.inputs):
                 text = f"the service has no input '{name}': it may be {nothing.get(name, 'absent')}"
                 raise FieldError(name, text, "unsupported_parameter")
+
+    def check_logprobs(self, wanted: int | None, field: str) -> None:
+        """Refuse to tell how likely tokens are where the service has no outputs for that.
+
+        Raises:
+            FieldError: With the name of the field.
+        """
+        if wanted is None:
+            return
+        if "logprobs" not in self._outputs:
+            text = "the service has no output 'logprobs': it does not tell how likely tokens are"
+            raise FieldError("logprobs", text, "unsupported_parameter")
+        top = self._outputs.get("top_tokens")
+        if wanted > (most := top.shape[2] if top else 0):
+            text = f"is {wanted}: the service's output 'top_tokens' has room for {most}"
+            raise FieldError(field, text, "unsupported_parameter")
 
     def row(self, tokens: list[int], limit: int, sampling: dict[str, float]) -> Row:
         """Make the inputs of one choice, by name: a row of each, of no stream."""

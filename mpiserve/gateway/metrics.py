@@ -11,6 +11,7 @@ from starlette.routing import Route
 
 from mpiserve.gateway.hub import Hub
 from mpiserve.gateway.protocol import Limits
+from mpiserve.gateway.routes import who
 from mpiserve.gateway.traffic import Traffic
 from mpiserve.observe import exposition
 from mpiserve.observe.exposition import Family, Labels
@@ -44,6 +45,7 @@ class Metrics:
         return Route("/metrics", self._answer, methods=["GET"])
 
     async def _answer(self, request: Request) -> Response:
+        who(request).check_all()
         async with self._turn:
             # All of /proc is read: other clients do not wait for it.
             await asyncio.to_thread(self._ranks.find)
@@ -68,6 +70,8 @@ class Metrics:
             yield self._family(name, kind, what, "protocol", values)
         what = "Requests and connections that were refused, by reason."
         yield self._family("refused_total", "counter", what, "reason", traffic.refused)
+        what = "Requests by the name of the client's token, - for none."
+        yield self._family("token_requests_total", "counter", what, "token", traffic.tokens)
         opened = {protocol: limits.open for protocol, limits in self._limits.items()}
         yield self._family("connections", "gauge", "Open connections.", "protocol", opened)
         yield from self._queues()

@@ -8,13 +8,14 @@ from mpiserve.gateway.hub import Hub
 from mpiserve.gateway.infer import find
 from mpiserve.gateway.services import Service
 from mpiserve.gateway.statistics import Statistics
+from mpiserve.gateway.tokens import Holder
 from mpiserve.wire import open_inference_server as wire
 
 SERVES = ("ready", "busy")
 
 
 class Models:
-    """The models of a job. A name and a version that there is not are errors.
+    """The models of a job, for who may use them. A name and a version that there is not are errors.
 
     Args:
         hub: The link to the rank.
@@ -36,17 +37,17 @@ class Models:
         """Describe the server."""
         return {"name": "mpiserve", "version": self._version, "extensions": wire.EXTENSIONS}
 
-    def described(self, name: str, version: str | None) -> dict[str, Any]:
+    def described(self, who: Holder, name: str, version: str | None) -> dict[str, Any]:
         """Describe a model."""
-        return find(self._hub, name, version).described()
+        return find(self._hub, who, name, version).described()
 
-    def is_ready(self, name: str, version: str | None) -> bool:
+    def is_ready(self, who: Holder, name: str, version: str | None) -> bool:
         """Say whether a model serves."""
-        return not self._hub.drains and self._serves(find(self._hub, name, version).name)
+        return not self._hub.drains and self._serves(find(self._hub, who, name, version).name)
 
-    def config(self, name: str, version: str | None) -> dict[str, Any]:
+    def config(self, who: Holder, name: str, version: str | None) -> dict[str, Any]:
         """Describe a model in the way of Triton's configuration, as far as its clients need it."""
-        service = find(self._hub, name, version)
+        service = find(self._hub, who, name, version)
         rows = service.rows == "independent"
         return {
             "name": service.name,
@@ -56,24 +57,28 @@ class Models:
             "output": [_configured(tensor, rows) for tensor in service.outputs],
         }
 
-    def statistics(self, name: str = "", version: str | None = None) -> dict[str, Any]:
+    def statistics(self, who: Holder, name: str = "", version: str | None = None) -> dict[str, Any]:
         """Return what was answered for a model, or for all."""
-        found = [find(self._hub, name, version)] if name else self._hub.services.values()
-        return {"model_stats": [*map(self._counted, found)]}
+        if name:
+            return {"model_stats": [self._counted(find(self._hub, who, name, version))]}
+        services = self._hub.services.values()
+        return {"model_stats": [self._counted(one) for one in services if who.may_use(one.name)]}
 
-    def index(self, *, only_ready: bool) -> list[dict[str, Any]]:
+    def index(self, who: Holder, *, only_ready: bool) -> list[dict[str, Any]]:
         """List the models, or those that serve."""
-        entries = [self._entry(name) for name in self._hub.states]
+        entries = [self._entry(name) for name in self._hub.states if who.may_use(name)]
         return [entry for entry in entries if entry["state"] == "READY" or not only_ready]
 
-    async def load(self, name: str, parameters: Any) -> None:
+    async def load(self, who: Holder, name: str, parameters: Any) -> None:
         """Load a model again, or the version that the parameters name."""
+        who.check_change()
         version = parameters.get("version", "") if isinstance(parameters, dict) else ""
-        await self._hub.change("reload", find(self._hub, name, None).name, str(version))
+        await self._hub.change("reload", find(self._hub, who, name, None).name, str(version))
 
-    async def unload(self, name: str) -> None:
+    async def unload(self, who: Holder, name: str) -> None:
         """Free the memory of a model."""
-        await self._hub.change("unload", find(self._hub, name, None).name, "")
+        who.check_change()
+        await self._hub.change("unload", find(self._hub, who, name, None).name, "")
 
     def _serves(self, name: str) -> bool:
         return self._hub.states.get(name) in SERVES

@@ -20,9 +20,12 @@ from mpiserve.gateway.errors import Refusal, refusal_of
 from mpiserve.gateway.hub import Hub
 from mpiserve.gateway.infer import announced, find, read_body
 from mpiserve.gateway.language import MOST_SEED, Language, Row, drawn
+from mpiserve.gateway.logprobs import Logprobs, NewTokens, TokenTexts
 from mpiserve.gateway.merging import Queue
+from mpiserve.gateway.routes import who
 from mpiserve.gateway.statistics import Statistics
 from mpiserve.gateway.text_parts import TextParts
+from mpiserve.gateway.tokens import Holder
 from mpiserve.wire import openai
 from mpiserve.wire import openai_server as wire
 from mpiserve.wire.openai_server import Choice, FieldError
@@ -30,6 +33,7 @@ from mpiserve.wire.openai_server import Choice, FieldError
 ROOT = "/v1/"
 MOST_BYTES = 8 << 20  # of the body of a request
 DEFAULT_TOKENS = {"completions": 16, "chat": None}  # new ones, as the API says; None for all
+LOGPROBS = {"completions": "logprobs", "chat": "top_logprobs"}  # the field with the number
 UNKNOWN = {"queue_ns": 0, "compute_ns": 0}  # a stream has many requests
 
 T = TypeVar("T")
@@ -49,6 +53,7 @@ class _Work(NamedTuple):
         prompt_tokens: Of all prompts.
         until: When it must have ended, of the loop's clock.
         decode: Makes the text of tokens.
+        texts: Those of single tokens; None if the client does not ask how likely they are.
     """
 
     language: Language
@@ -59,6 +64,13 @@ class _Work(NamedTuple):
     prompt_tokens: int
     until: float
     decode: Any
+    texts: TokenTexts | None
+
+    def logprobs(self) -> Logprobs | None:
+        """Return what collects how likely the tokens of a choice are; None for nothing."""
+        if self.texts is None or self.request.logprobs is None:
+            return None
+        return Logprobs(self.texts, self.request.logprobs)
 
 
 class OpenAIRoutes:
@@ -89,13 +101,14 @@ class OpenAIRoutes:
 
     async def models(self, request: Request) -> Response:
         """List the language services."""
-        known = self._hub.languages.values()
-        entries = [self._entry(each) for each in known if each.generates or each.embeds]
+        known, me = self._hub.languages.values(), who(request)
+        mine = [each for each in known if me.may_use(each.service.name)]
+        entries = [self._entry(each) for each in mine if each.generates or each.embeds]
         return _reply(wire.dump({"object": "list", "data": entries}))
 
     async def model(self, request: Request) -> Response:
         """Describe a language service."""
-        return _reply(wire.dump(self._entry(self._find(request.path_params["name"]))))
+        return _reply(wire.dump(self._entry(self._find(who(request), request.path_params["name"]))))
 
     async def completions(self, request: Request) -> Response:
         """Continue prompts."""
@@ -109,20 +122,21 @@ class OpenAIRoutes:
         """Make vectors of texts."""
         with self._held(request):
             wanted = wire.read_embeddings(await _body(request))
-            language = self._find(wanted.model)
+            language = self._find(who(request), wanted.model)
             if not language.embeds:
                 raise FieldError("model", f"service '{wanted.model}' makes no embeddings")
             return _reply(await _while_there(request, self._embed(language, wanted)))
 
     # ---- services
 
-    def _find(self, name: str) -> Language:
+    def _find(self, holder: Holder, name: str) -> Language:
         """Find a language service.
 
         Raises:
+            Refusal: If the token of the client is not for it.
             Error: If there is none of this name, or it could not load.
         """
-        service = find(self._hub, name, None)
+        service = find(self._hub, holder, name, None)
         language = self._hub.languages.get(service.name)
         if language is None or not (language.generates or language.embeds):
             text = f"service '{name}' is for no text; /v1/models lists those that are"
@@ -167,7 +181,8 @@ class OpenAIRoutes:
     async def _generate(self, kind: str, request: Request) -> Response:
         with self._held(request):
             wanted = wire.read_generation(kind, await _body(request))
-            work = await self._prepare(kind, wanted)
+            language = self._find(who(request), wanted.model)
+            work = await self._prepare(kind, language, wanted)
         if not wanted.stream:
             return _reply(await _while_there(request, self._answer(work)))
         events = self._events(work)
@@ -179,11 +194,11 @@ class OpenAIRoutes:
         size = announced(dict(request.scope["headers"]), MOST_BYTES)
         return self._hub.memory.hold(size)
 
-    async def _prepare(self, kind: str, wanted: wire.Generation) -> _Work:
-        language = self._find(wanted.model)
+    async def _prepare(self, kind: str, language: Language, wanted: wire.Generation) -> _Work:
         if not language.generates:
             raise FieldError("model", f"service '{wanted.model}' generates no text from tokens")
         language.check_sampling(wanted)
+        language.check_logprobs(wanted.logprobs, LOGPROBS[kind])
         field = "messages" if kind == "chat" else "prompt"
         prompts = [await language.tokens_of(prompt, field) for prompt in wanted.prompts]
         seed = secrets.randbelow(MOST_SEED)
@@ -198,20 +213,17 @@ class OpenAIRoutes:
         answers = wire.Answers(kind, name, secrets.token_hex(12), now, wanted.stream)
         count, until = sum(map(len, prompts)), asyncio.get_running_loop().time() + self._limit_s
         decode = await language.decode()
-        return _Work(language, wanted, answers, rows, limits, count, until, decode)
+        texts = None if wanted.logprobs is None else await language.token_texts()
+        return _Work(language, wanted, answers, rows, limits, count, until, decode, texts)
 
     async def _answer(self, work: _Work) -> bytes:
         """Make the whole answer."""
-        texts = ["" for _ in work.rows]
-        finishes: dict[int, str] = {}
+        choices = [Choice(i, "", None) for i in range(len(work.rows))]
         count = 0
         async with aclosing(self._choices(work)) as parts:
             async for part, tokens in parts:
-                texts[part.number] += part.text
+                choices[part.number] = _joined(choices[part.number], part)
                 count += tokens
-                if part.finish:
-                    finishes[part.number] = part.finish
-        choices = [Choice(i, text, finishes[i]) for i, text in enumerate(texts)]
         return work.answers.answer(choices, work.prompt_tokens, count)
 
     async def _choices(self, work: _Work) -> AsyncGenerator[tuple[Choice, int], None]:
@@ -246,12 +258,15 @@ class OpenAIRoutes:
             found.put_nowait(error)
 
     async def _parts(self, work: _Work, index: int) -> AsyncGenerator[tuple[Choice, int], None]:
-        text, count, finish = TextParts(work.decode, work.request.stop), 0, ""
+        text, logprobs = TextParts(work.decode, work.request.stop), work.logprobs()
+        count, finish = 0, ""
         stops, limit = work.language.stops, work.limits[index]
         async with aclosing(self._tokens(work, index)) as some:
-            async for tokens in some:
+            async for new in some:
                 before, shown = count, ""
-                for token in tokens[: limit - count]:
+                for at, token in enumerate(new["tokens"][: limit - count].tolist()):
+                    if logprobs:
+                        logprobs.add(new, at, text.length)
                     shown += text.add(token)
                     count += 1
                     finish = "stop" if text.stopped or token in stops else finish
@@ -259,13 +274,15 @@ class OpenAIRoutes:
                         break
                 if finish or count == limit:
                     break
-                yield Choice(index, shown, None, before == 0), count - before
+                told = logprobs.take(shown) if logprobs else None
+                yield Choice(index, shown, None, before == 0, told), count - before
             else:  # the model has ended it, by a rule of its own
                 before, shown, finish = count, "", "stop"
-        last = Choice(index, shown + text.end(), finish or "length", before == 0)
-        yield last, count - before
+        shown += text.end()
+        told = logprobs.take(shown, all_of_them=not finish) if logprobs else None
+        yield Choice(index, shown, finish or "length", before == 0, told), count - before
 
-    def _tokens(self, work: _Work, index: int) -> AsyncGenerator[list[int], None]:
+    def _tokens(self, work: _Work, index: int) -> AsyncGenerator[NewTokens, None]:
         name, row = work.language.service.name, work.rows[index]
         if name in self._hub.streams:
             return self._hub.streams[name].tokens(row)
@@ -290,12 +307,18 @@ class OpenAIRoutes:
             yield _error_event(error)
 
 
-async def _all_tokens(queue: Queue, row: Row, seconds: float) -> AsyncGenerator[list[int], None]:
+def _joined(choice: Choice, part: Choice) -> Choice:
+    logprobs = None if part.logprobs is None else [*(choice.logprobs or ()), *part.logprobs]
+    return Choice(choice.number, choice.text + part.text, part.finish, logprobs=logprobs)
+
+
+async def _all_tokens(queue: Queue, row: Row, seconds: float) -> AsyncGenerator[NewTokens, None]:
     """Yield the tokens of a service that has no streams: all of them at its end."""
     service = queue.service
     outputs, _ = await queue.ask([row[tensor.name] for tensor in service.inputs], 0, seconds)
     named = {t.name: array for t, array in zip(service.outputs, outputs, strict=True)}
-    yield named["tokens"][0, : int(named["lengths"][0])].tolist()
+    count = int(named.pop("lengths")[0])
+    yield {name: array[0, :count] for name, array in named.items()}
 
 
 async def _next(found: asyncio.Queue[Any], until: float, limit_s: float) -> Any:

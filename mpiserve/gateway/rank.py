@@ -16,6 +16,7 @@ import numpy as np
 
 from mpiserve.config import Config
 from mpiserve.config.gateway import GatewayConfig
+from mpiserve.config.gateway_files import check_files
 from mpiserve.errors import Code, Error
 from mpiserve.failure import describe
 from mpiserve.gateway.child import Child, lacking
@@ -33,6 +34,7 @@ from mpiserve.gateway.link import (
     split,
 )
 from mpiserve.gateway.tables import language_of, most_bytes, table_of
+from mpiserve.gateway.tokens import told
 from mpiserve.wire.open_inference import numpy_dtype
 
 if TYPE_CHECKING:
@@ -74,9 +76,10 @@ def _opened(session: Session, config: Config, rank: int) -> Bridge:
     if text := lacking(table):
         raise Error(Code.ECONFIG, text)
     folder = Path(config.source).resolve().parent
+    others = check_files(table, folder, [service.name for service in config.services])
     endpoint = Endpoint(table, folder)
     child = Child(table, endpoint, rank, session.run, folder)
-    return Bridge(session, config, child, endpoint)
+    return Bridge(session, config, child, endpoint, told(endpoint.token, others))
 
 
 def _is_over(session: Session, names: list[str]) -> bool:
@@ -112,10 +115,19 @@ class Bridge:
         config: The configuration.
         child: The child, which is not started yet.
         endpoint: Where clients come.
+        tokens: Those of clients, as the child takes them.
     """
 
-    def __init__(self, session: Session, config: Config, child: Child, endpoint: Endpoint) -> None:
+    def __init__(
+        self,
+        session: Session,
+        config: Config,
+        child: Child,
+        endpoint: Endpoint,
+        tokens: list[list[Any]],
+    ) -> None:
         self._session = session
+        self._tokens = tokens
         self._names = [service.name for service in config.services]
         self._services = [session.service(service.name) for service in session.services]
         known = {service.name for service in self._services}
@@ -174,7 +186,8 @@ class Bridge:
             logger.error("the gateway's process cannot be started, later perhaps: %s", error)
             return
         tables = [table_of(service, i) for i, service in enumerate(self._services)]
-        self._send({"m": HELLO, "services": tables, "languages": self._languages})
+        hello = {"m": HELLO, "services": tables, "languages": self._languages}
+        self._send(hello | {"tokens": self._tokens})
         self._tell_states()
 
     def _lose(self, error: LinkError) -> None:

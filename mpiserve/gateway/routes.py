@@ -11,9 +11,11 @@ from starlette.routing import Route, Router
 
 from mpiserve.gateway.infer import read_body
 from mpiserve.gateway.models import Models
+from mpiserve.gateway.tokens import Holder
 from mpiserve.wire import open_inference_server as wire
 
 MOST_BYTES = 64 << 10  # of the body of a request that carries no tensors
+HOLDER = "mpiserve.holder"  # in the scope of a request: who sends it
 
 
 def reply(table: object, status: int = 200) -> Response:
@@ -68,42 +70,48 @@ class Routes:
 
     async def model(self, request: Request) -> Response:
         """Describe a model."""
-        return reply(self._models.described(*_named(request)))
+        return reply(self._models.described(who(request), *_named(request)))
 
     async def model_ready(self, request: Request) -> Response:
         """Say whether a model serves."""
         name, version = _named(request)
-        ready = self._models.is_ready(name, version)
+        ready = self._models.is_ready(who(request), name, version)
         return reply({"name": name, "ready": ready}, 200 if ready else 503)
 
     async def config(self, request: Request) -> Response:
         """Describe a model in the way of Triton's configuration."""
-        return reply(self._models.config(*_named(request)))
+        return reply(self._models.config(who(request), *_named(request)))
 
     async def model_statistics(self, request: Request) -> Response:
         """Return what was answered for a model."""
-        return reply(self._models.statistics(*_named(request)))
+        return reply(self._models.statistics(who(request), *_named(request)))
 
     async def all_statistics(self, request: Request) -> Response:
         """Return what was answered."""
-        return reply(self._models.statistics())
+        return reply(self._models.statistics(who(request)))
 
     async def index(self, request: Request) -> Response:
         """List the models, or those that serve."""
         options = await _body_of(request)
-        return reply(self._models.index(only_ready=bool(options.get("ready"))))
+        return reply(self._models.index(who(request), only_ready=bool(options.get("ready"))))
 
     async def load(self, request: Request) -> Response:
         """Load a model again, or the version that the parameters name."""
         body = await _body_of(request)
-        await self._models.load(_named(request)[0], body.get("parameters"))
+        await self._models.load(who(request), _named(request)[0], body.get("parameters"))
         return reply({})
 
     async def unload(self, request: Request) -> Response:
         """Free the memory of a model."""
         await _body_of(request)
-        await self._models.unload(_named(request)[0])
+        await self._models.unload(who(request), _named(request)[0])
         return reply({})
+
+
+def who(request: Request) -> Holder:
+    """Return who sends a request."""
+    holder: Holder = request.scope[HOLDER]
+    return holder
 
 
 def _named(request: Request) -> tuple[str, str | None]:

@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import socket
+import ssl
 import sys
 from collections.abc import Coroutine
 from typing import IO, Any
@@ -28,12 +29,13 @@ from mpiserve.gateway.openai_api import OpenAIRoutes
 from mpiserve.gateway.protocol import Limits, limited
 from mpiserve.gateway.routes import Routes
 from mpiserve.gateway.services import ROOM
+from mpiserve.gateway.sockets import BACKLOG, tls_of
 from mpiserve.gateway.statistics import Statistics
+from mpiserve.gateway.tokens import Tokens
 from mpiserve.gateway.traffic import GRPC, HTTP, Traffic
 
 SETTINGS = "MPISERVE_GATEWAY_SETTINGS"
 DRAIN = 3.0  # seconds that requests under way have at the end
-BACKLOG = 2048
 KEEP = 75  # seconds that a connection may rest between two requests
 
 
@@ -77,10 +79,12 @@ class Gateway:
         """Answer clients until the rank says that the job ends, or is gone."""
         self._hub.start()
         await self._hub.known.wait()
-        server = uvicorn.Server(_config(self._app(), self._limits[HTTP], self._settings))
+        tokens, limits = Tokens(self._hub.tokens), self._limits[HTTP]
+        tls = tls_of(listener, self._settings)
+        server = _Server(_config(self._app(tokens), limits), limits.head_s, tls)
         ends = [self._end(server)]
         if for_grpc:
-            ends.append(await self._start_grpc(for_grpc))
+            ends.append(await self._start_grpc(for_grpc, tokens))
         self._hub.say_ready()  # the sockets listen: clients wait for the few steps until accept
         await asyncio.gather(server.serve(sockets=[listener]), *ends)
 
@@ -88,7 +92,7 @@ class Gateway:
         times = self._settings["head_timeout_s"], self._settings["body_timeout_s"]
         return Limits(self._settings["connections"], *times, self._traffic.refused)
 
-    def _app(self) -> App:
+    def _app(self, tokens: Tokens) -> App:
         metrics = Metrics(self._hub, self._traffic, self._limits, self._settings["run"])
         limit_s = self._settings["request_timeout_s"]
         texts = OpenAIRoutes(self._hub, self._statistics, limit_s)
@@ -96,7 +100,7 @@ class Gateway:
         routes = Routes(self._models).app(more)
         return App(
             self._hub,
-            self._settings["token"],
+            tokens,
             limit_s,
             self._statistics,
             self._traffic,
@@ -108,7 +112,9 @@ class Gateway:
         await self._over.wait()
         server.should_exit = True
 
-    async def _start_grpc(self, listener: socket.socket) -> Coroutine[Any, Any, None]:
+    async def _start_grpc(
+        self, listener: socket.socket, tokens: Tokens
+    ) -> Coroutine[Any, Any, None]:
         """Start gRPC, whose packages only who wants it has; return what ends it in that way."""
         from mpiserve.gateway.grpc_server import Server
         from mpiserve.gateway.grpc_service import Service
@@ -118,7 +124,7 @@ class Gateway:
             self._models,
             self._statistics,
             self._traffic,
-            self._settings["token"],
+            tokens,
             self._settings["request_timeout_s"],
             self._settings["body_timeout_s"],
         )
@@ -133,7 +139,43 @@ class Gateway:
         return end()
 
 
-def _config(app: App, limits: Limits, settings: dict[str, Any]) -> uvicorn.Config:
+class _Server(uvicorn.Server):
+    """uvicorn 0.54 would wait for 60 s for a client that begins no TLS.
+
+    Args:
+        config: Of uvicorn.
+        handshake_s: Seconds that a client has for it.
+        tls: The certificate; None for none.
+    """
+
+    def __init__(
+        self, config: uvicorn.Config, handshake_s: float, tls: ssl.SSLContext | None
+    ) -> None:
+        super().__init__(config)
+        self._tls = tls
+        self._handshake_s = handshake_s if tls else None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Let clients come."""
+        await super().startup(sockets=[])
+        loop = asyncio.get_running_loop()
+        for listener in sockets or ():
+            server = await loop.create_server(
+                self._connection,
+                sock=listener,
+                backlog=BACKLOG,
+                ssl=self._tls,
+                ssl_handshake_timeout=self._handshake_s,
+            )
+            self.servers.append(server)
+
+    def _connection(self) -> Any:
+        make: Any = self.config.http_protocol_class
+        state = self.lifespan.state
+        return make(config=self.config, server_state=self.server_state, app_state=state)
+
+
+def _config(app: App, limits: Limits) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         http=limited(limits),
@@ -143,11 +185,8 @@ def _config(app: App, limits: Limits, settings: dict[str, Any]) -> uvicorn.Confi
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        backlog=BACKLOG,
         timeout_keep_alive=KEEP,
         timeout_graceful_shutdown=int(DRAIN),
-        ssl_certfile=settings["tls_certificate"] or None,
-        ssl_keyfile=settings["tls_key"] or None,
     )
 
 

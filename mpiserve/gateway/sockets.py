@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import socket
+import ssl
 import stat
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from mpiserve.config.gateway import Address
+from mpiserve.config.gateway_files import tls_context
 from mpiserve.errors import Code, Error
 
 BACKLOG = 2048
@@ -39,6 +43,18 @@ def listening(where: Address, key: str) -> socket.socket:
         text = f"the gateway cannot listen at {at}: {error.strerror}"
         raise Error(Code.ECONFIG, f"{text}; set {key} in [gateway]") from None
     return made
+
+
+def tls_of(listener: socket.socket, settings: Mapping[str, Any]) -> ssl.SSLContext | None:
+    """Return the certificate for those who come to a socket, if they are to speak TLS.
+
+    Args:
+        listener: The socket; clients of one that is a file speak none.
+        settings: With the names of the files, "" for none.
+    """
+    if not settings["tls_certificate"] or listener.family == socket.AF_UNIX:
+        return None
+    return tls_context(settings["tls_certificate"], settings["tls_key"])
 
 
 def written(host: str, port: int) -> str:

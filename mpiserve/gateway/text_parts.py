@@ -18,7 +18,8 @@ class TextParts:
         stops: Texts that end the text, and are not part of it.
 
     Attributes:
-        stopped: Whether one of them has come.
+        length: How many characters have come, whether they are certain to stay or not.
+        stopped: Whether one of the stops has come.
     """
 
     def __init__(self, decode: Callable[[list[int]], str], stops: Sequence[str]) -> None:
@@ -27,6 +28,7 @@ class TextParts:
         self._tokens: list[int] = []
         self._before, self._shown = 0, 0  # the last part is of the tokens between these
         self._held = ""
+        self.length = 0
         self.stopped = False
 
     def add(self, token: int) -> str:
@@ -36,6 +38,7 @@ class TextParts:
         if text.endswith(BROKEN) and len(self._tokens) - self._shown < LONGEST_CHARACTER:
             return ""
         self._before, self._shown = self._shown, len(self._tokens)
+        self.length += len(text)
         return self._cut(text)
 
     def end(self) -> str:

@@ -18,6 +18,7 @@ import numpy as np
 
 from mpiserve.backends.language.streams import ENDED, ENDS, NOTHING_NEW, OPENS, READS
 from mpiserve.errors import Code, Error, QueueFullError
+from mpiserve.gateway.logprobs import NewTokens
 from mpiserve.gateway.merging import OF_ONE, Arrays
 from mpiserve.gateway.services import Service
 
@@ -25,7 +26,7 @@ GATHER_S = 0.001  # in which clients that come together are opened by one reques
 OPENING = 2  # requests that open at the same time: another one is read, and a slot is left
 
 Send = Callable[[Service, Arrays, int, float | None], Awaitable[tuple[list[np.ndarray], Any]]]
-News = list[int] | Error | None  # tokens, why there are no more, or the end
+News = NewTokens | Error | None  # tokens, why there are no more, or the end
 
 
 class _Stream:
@@ -70,7 +71,7 @@ class TokenStreams:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self.sent = 0
 
-    async def tokens(self, row: dict[str, np.ndarray]) -> AsyncGenerator[list[int], None]:
+    async def tokens(self, row: dict[str, np.ndarray]) -> AsyncGenerator[NewTokens, None]:
         """Yield the new tokens of a sequence as they come. Closing the iterator ends it.
 
         Args:
@@ -89,10 +90,12 @@ class TokenStreams:
         try:
             while not ended:
                 news = await stream.news.get()
-                ended = not isinstance(news, list)
                 if isinstance(news, Error):
+                    ended = True
                     raise news
-                if news is not None:
+                if news is None:
+                    ended = True
+                else:
                     yield news
         finally:
             if not ended:
@@ -150,7 +153,7 @@ class TokenStreams:
     async def _ask(self, rows: Sequence[tuple[_Stream, int]]) -> None:
         """Send a request for some streams; if it opens them and fails, each by itself."""
         try:
-            tokens, lengths = await self._answer(rows)
+            outputs, lengths = await self._answer(rows)
         except Error as error:
             opens = all(what == OPENS for _, what in rows)
             if len(rows) > 1 and opens and error.code in OF_ONE:
@@ -161,9 +164,12 @@ class TokenStreams:
                 self._close(stream, error)
             return
         alone = []
-        for (stream, _), new, length in zip(rows, tokens, lengths, strict=True):
+        for i, ((stream, _), length) in enumerate(zip(rows, lengths, strict=True)):
+            if length > 0:
+                # A copy: what a slow client has not read yet keeps no other's answers.
+                stream.news.put_nowait({n: y[i, :length].copy() for n, y in outputs.items()})
             if length > 0 or length == NOTHING_NEW:
-                self._pass_on(stream, new[: max(0, length)].tolist())
+                (self._ends if stream.left else self._open).append(stream)
             elif length == ENDED:
                 self._close(stream, None)
             else:
@@ -171,11 +177,11 @@ class TokenStreams:
         for stream in alone:  # it has failed, and says why when it is read alone
             await self._ask([(stream, READS)])
 
-    async def _answer(self, rows: Sequence[tuple[_Stream, int]]) -> tuple[Any, list[int]]:
+    async def _answer(self, rows: Sequence[tuple[_Stream, int]]) -> tuple[NewTokens, list[int]]:
         self.sent += 1
         outputs, _ = await self._send(self._service, self._arrays(rows), 0, None)
         named = {t.name: y for t, y in zip(self._service.outputs, outputs, strict=True)}
-        return named["tokens"], named["lengths"].tolist()
+        return named, named.pop("lengths").tolist()
 
     def _arrays(self, rows: Sequence[tuple[_Stream, int]]) -> Arrays:
         for stream, what in rows:
@@ -184,11 +190,6 @@ class TokenStreams:
             np.concatenate([stream.row[tensor.name] for stream, _ in rows])
             for tensor in self._service.inputs
         ]
-
-    def _pass_on(self, stream: _Stream, new: list[int]) -> None:
-        if new:
-            stream.news.put_nowait(new)
-        (self._ends if stream.left else self._open).append(stream)
 
     def _close(self, stream: _Stream, last: Error | None) -> None:
         self._opened -= 1

@@ -12,14 +12,13 @@ from typing import IO
 HTTP, GRPC = "http", "grpc"
 NO_ROUTE = "none"  # of a request for a path that there is not, or without the token
 NOBODY = "-"
-JOB = "job"  # the name of the token of the endpoint file
 LONGEST_PATH = 200  # characters of a path in the log
 # Why requests and connections are refused.
-TOKEN, SIZE, QUEUE, CONNECTIONS, SLOW, HEAD = (
-    *("token", "size", "queue", "connections", "slow", "head"),
+TOKEN, RIGHTS, RATE, SIZE, QUEUE, CONNECTIONS, SLOW, HEAD = (
+    *("token", "rights", "rate", "size", "queue", "connections", "slow", "head"),
 )
-REASONS = (TOKEN, SIZE, QUEUE, CONNECTIONS, SLOW, HEAD)
-OF_STATUS = {401: TOKEN, 408: SLOW, 413: SIZE, 431: SIZE}
+REASONS = (TOKEN, RIGHTS, RATE, SIZE, QUEUE, CONNECTIONS, SLOW, HEAD)
+OF_STATUS = {401: TOKEN, 403: RIGHTS, 408: SLOW, 413: SIZE, 429: RATE, 431: SIZE}
 
 
 @dataclass
@@ -70,6 +69,7 @@ class Traffic:
         sent: Bytes of the bodies of answers, by protocol.
         under_way: Requests without an answer yet, by protocol.
         refused: Requests and connections, by reason.
+        tokens: Requests, by the name of the client's token.
     """
 
     def __init__(self, log: IO[str] | None = None) -> None:
@@ -78,6 +78,7 @@ class Traffic:
         self.seconds: dict[str, float] = {HTTP: 0.0}
         self.received, self.sent, self.under_way = (Counter({HTTP: 0}) for _ in range(3))
         self.refused = Counter(dict.fromkeys(REASONS, 0))
+        self.tokens: Counter[str] = Counter()
 
     @contextmanager
     def exchange(self, protocol: str, method: str, path: str, client: str) -> Iterator[Exchange]:
@@ -98,6 +99,7 @@ class Traffic:
 
     def _count(self, one: Exchange, seconds: float) -> None:
         self.requests[one.protocol, one.method, one.route, one.code] += 1
+        self.tokens[one.token] += 1
         self.seconds[one.protocol] = self.seconds.get(one.protocol, 0.0) + seconds
         self.received[one.protocol] += one.received
         self.sent[one.protocol] += one.sent

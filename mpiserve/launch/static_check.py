@@ -15,10 +15,11 @@ from mpiserve.backends.remote.remote_backend import api_of
 from mpiserve.backends.remote.settings import OptionError, remote_table, settings_of
 from mpiserve.backends.torch.deepspeed_backend import ELSEWHERE
 from mpiserve.config import OBJECT, Config, Group, ServiceConfig
+from mpiserve.config.gateway_files import check_files
 from mpiserve.config.trainer import trained
 from mpiserve.config.uncertainty import seen
 from mpiserve.config.values import cut, shown, suggest
-from mpiserve.errors import ModelError
+from mpiserve.errors import ConfigError, ModelError
 from mpiserve.launch import definitions
 
 POOL = 256 << 20  # bytes of a service whose pool_bytes is 0
@@ -64,8 +65,9 @@ class Finding(NamedTuple):
 def findings(config: Config) -> list[Finding]:
     """Find what the configuration names and this machine lacks, without importing it."""
     written = [service.of_version() for service in config.services if not service.derivative]
-    found = chain.from_iterable(map(_of_service, written))
-    return [*found, *_trainers(config), *unspared(config), *_memory(config), *_alike(config)]
+    found = [*chain.from_iterable(map(_of_service, written)), *_trainers(config)]
+    found += [*unspared(config), *_memory(config), *_alike(config)]
+    return [*found, *_gateway(config)]
 
 
 def _trainers(config: Config) -> Iterator[Finding]:
@@ -76,6 +78,15 @@ def _trainers(config: Config) -> Iterator[Finding]:
             if isinstance(node, definitions.Function):
                 called = definitions.signature(node)
                 yield from _bound(f"trainer.{name}.step", node.name, called, 4, {})
+
+
+def _gateway(config: Config) -> Iterator[Finding]:
+    """Check the files that the table names; the gateway alone suffers if one is wrong."""
+    try:
+        if config.gateway:
+            check_files(config.gateway, config.folder, [one.name for one in config.services])
+    except ConfigError as error:
+        yield Finding("gateway", str(error), sure=False)
 
 
 def unspared(config: Config) -> list[Finding]:

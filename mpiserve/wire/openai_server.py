@@ -14,6 +14,7 @@ import numpy as np
 
 from mpiserve.wire.json_body import WireError
 from mpiserve.wire.open_inference_server import dump, load
+from mpiserve.wire.openai_logprobs import Logprob, of_chat, of_completion
 
 MOST_STOPS = 4
 MOST_CHOICES = 1024  # of all prompts together
@@ -35,7 +36,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "function_call": ("none", "auto"),
     "functions": ([],),
     "logit_bias": ({},),
-    "logprobs": (False,),
     "modalities": ([TEXT],),
     "presence_penalty": (0,),
     "response_format": ({"type": TEXT},),
@@ -43,10 +43,13 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "suffix": ("",),
     "tool_choice": ("none", "auto"),
     "tools": ([],),
-    "top_logprobs": (0,),
 }
+MOST_LOGPROBS = {"completions": 5, "chat": 20}
 SAMPLING = ("temperature", "top_p", "top_k", "seed")
-GENERATES = ("model", "max_tokens", "n", "stop", "stream", "stream_options", *SAMPLING)
+GENERATES = (
+    *("model", "max_tokens", "n", "stop", "stream", "stream_options"),
+    *("logprobs", "top_logprobs", *SAMPLING),
+)
 KNOWN = {
     "completions": (*GENERATES, "prompt"),
     "chat": (*GENERATES, "messages", "max_completion_tokens"),
@@ -58,7 +61,13 @@ OBJECTS = {
     ("chat", False): ("chatcmpl", "chat.completion"),
     ("chat", True): ("chatcmpl", "chat.completion.chunk"),
 }
-CODES = {401: "invalid_api_key", 413: "request_too_large", 503: "overloaded"}
+CODES = {
+    401: "invalid_api_key",
+    403: "permission_denied",
+    413: "request_too_large",
+    429: "rate_limit_exceeded",
+    503: "overloaded",
+}
 
 
 class FieldError(WireError):
@@ -87,6 +96,8 @@ class Generation(NamedTuple):
         stream: Whether the answer comes in events.
         include_usage: Whether an event at the end counts the tokens.
         sampling: Of SAMPLING, what the client says.
+        logprobs: How many of the likeliest tokens to tell beside each, with the logarithms of
+            their probabilities; None to tell nothing.
     """
 
     model: str
@@ -97,6 +108,7 @@ class Generation(NamedTuple):
     stream: bool
     include_usage: bool
     sampling: Mapping[str, float]
+    logprobs: int | None = None
 
 
 class Embeddings(NamedTuple):
@@ -123,12 +135,14 @@ class Choice(NamedTuple):
         text: The text.
         finish: Why it has ended: "stop" or "length"; None while it goes on.
         first: Whether it is the first part of a stream.
+        logprobs: How likely its tokens are; None if the client does not want to know.
     """
 
     number: int
     text: str
     finish: str | None
     first: bool = False
+    logprobs: Sequence[Logprob] | None = None
 
 
 # ---- requests
@@ -157,6 +171,7 @@ def read_generation(kind: str, body: bytes) -> Generation:
         stream=_flag(table, "stream"),
         include_usage=_flag(options, "include_usage"),
         sampling=_sampling(table),
+        logprobs=_logprobs(kind, table),
     )
 
 
@@ -245,6 +260,22 @@ def _sampling(table: Mapping[str, Any]) -> dict[str, float]:
     if given.get("top_k") == -1:  # vLLM's word for no limit
         given["top_k"] = 0
     return given
+
+
+def _logprobs(kind: str, table: Mapping[str, Any]) -> int | None:
+    """Completions have a number, and chats a word and a number."""
+    if kind == "chat":
+        wanted = _flag(table, "logprobs")
+        number = _whole(table, "top_logprobs", 0, MOST_LOGPROBS[kind])
+        if number and not wanted:
+            raise FieldError("top_logprobs", "needs 'logprobs': true")
+        return number or 0 if wanted else None
+    if table.get("top_logprobs"):
+        text = "is of chats: completions have a number as 'logprobs'"
+        raise FieldError("top_logprobs", text, "unsupported_parameter")
+    if table.get("logprobs") is False:
+        return None
+    return _whole(table, "logprobs", 0, MOST_LOGPROBS[kind])
 
 
 def _stop(table: Mapping[str, Any]) -> tuple[str, ...]:
@@ -350,13 +381,17 @@ class Answers:
         return event(self._same | {"choices": [], "usage": usage(prompt, new)})
 
     def _choice(self, choice: Choice) -> dict[str, Any]:
-        entry = {"index": choice.number, "logprobs": None, "finish_reason": choice.finish}
+        logprobs = None if choice.logprobs is None else self._logprobs(choice.logprobs)
+        entry = {"index": choice.number, "logprobs": logprobs, "finish_reason": choice.finish}
         if not self._chat:
             return entry | {"text": choice.text}
         message: dict[str, Any] = {"content": choice.text}
         if not self._stream or choice.first:
             message |= {"role": "assistant", "refusal": None}
         return entry | {"delta" if self._stream else "message": message}
+
+    def _logprobs(self, logprobs: Sequence[Logprob]) -> dict[str, Any]:
+        return of_chat(logprobs) if self._chat else of_completion(logprobs)
 
 
 def usage(prompt: int, new: int) -> dict[str, int]:

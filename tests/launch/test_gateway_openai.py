@@ -35,7 +35,10 @@ inputs = [{{ name = "tokens", dtype = "int64", shape = [-1, {PROMPT}] }},
           {{ name = "seed", dtype = "int64", shape = [-1] }},
           {{ name = "stream", dtype = "int64", shape = [-1, 2] }}]
 outputs = [{{ name = "tokens", dtype = "int64", shape = [-1, {ROOM}] }},
-           {{ name = "lengths", dtype = "int64", shape = [-1] }}]
+           {{ name = "lengths", dtype = "int64", shape = [-1] }},
+           {{ name = "logprobs", dtype = "float32", shape = [-1, {ROOM}] }},
+           {{ name = "top_tokens", dtype = "int32", shape = [-1, {ROOM}, 2] }},
+           {{ name = "top_logprobs", dtype = "float32", shape = [-1, {ROOM}, 2] }}]
 """
 WAITS = """
 from pathlib import Path
@@ -71,6 +74,7 @@ def test_the_real_client_has_the_models_answers(job):
             model="assistant", prompt=PROMPTS[0], temperature=0, max_tokens=ROOM
         )
         assert made.choices[0].text == job.wanted(PROMPTS[0])
+        _check_logprobs(client, job)
         chat = client.chat.completions.create(
             model="assistant", messages=[{"role": "user", "content": "Hi"}], temperature=0
         )
@@ -81,6 +85,22 @@ def test_the_real_client_has_the_models_answers(job):
         with pytest.raises(openai.AuthenticationError):
             client.with_options(api_key="wrong").models.list()
     assert asyncio.run(_together(job)) == [job.wanted(prompt) for prompt in PROMPTS]
+
+
+def _check_logprobs(client, job):
+    for stream in (False, True):
+        made = client.completions.create(
+            model="assistant", prompt=PROMPTS[0], temperature=0, logprobs=2, stream=stream
+        )
+        choices = [event.choices[0] for event in made] if stream else made.choices
+        told = [choice.logprobs for choice in choices]
+        text = "".join(token for one in told for token in one.tokens if token != "?")
+        assert text == "".join(choice.text for choice in choices)
+        for one in told:
+            for token, own, best in zip(
+                one.tokens, one.token_logprobs, one.top_logprobs, strict=True
+            ):
+                assert len(best) == 2 and own == best[token] == max(best.values()) <= 0
 
 
 async def _together(job):

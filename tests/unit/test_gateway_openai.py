@@ -32,7 +32,11 @@ def gpt(folder):
 
 @pytest.fixture(scope="module")
 def rank(folder, gpt):
-    services = {"assistant": table(), "whole": table(streams=False), "greedy": table(draws=False)}
+    services = {
+        "assistant": table(likeliest=2),
+        "whole": table(streams=False),
+        "greedy": table(draws=False),
+    }
     services["vectors"] = embedder()
     with LanguageRank(folder, services, request_timeout_s=20.0, queue=32) as made:
         yield made
@@ -112,6 +116,23 @@ def test_a_chat_has_the_template_of_the_model(client, gpt):
     assert not last.choices and last.usage == made.usage
 
 
+def test_likelihoods_are_told(client, gpt):
+    """In short: test_gateway_logprobs has the rest."""
+    text = greedy(gpt, "Hi", 16)
+    options = {"model": "assistant", "prompt": "Hi", "temperature": 0, "logprobs": 2}
+    told = client.completions.create(**options).choices[0].logprobs
+    assert "".join(token for token in told.tokens if token != "?") == text
+    for token, own, best in zip(told.tokens, told.token_logprobs, told.top_logprobs, strict=True):
+        assert len(best) == 2 and own == best[token] == max(best.values()) <= 0
+    chat = {"model": "assistant", "messages": HI, "temperature": 0, "logprobs": True}
+    events = [*client.chat.completions.create(**chat, stream=True)]
+    for event in events:
+        choice = event.choices[0]
+        assert choice.delta.content == "".join(
+            bytes(one.bytes).decode() for one in choice.logprobs.content if one.token != "?"
+        )
+
+
 def test_several_choices_draw_by_themselves_and_a_seed_repeats_them(client):
     def texts(**more):
         made = client.completions.create(
@@ -162,7 +183,8 @@ def test_embeddings_of_texts(client):
         (COMPLETIONS, {"max_tokens": 10**15}, 400, "context_length_exceeded", "24 new ones"),
         (COMPLETIONS, {"prompt": "x" * 48, "max_tokens": 18}, 400, "context_length_exceeded", "17"),
         (COMPLETIONS, {"max_tokens": "5"}, 400, None, "whole number"),
-        (COMPLETIONS, {"logprobs": 1}, 400, "unsupported_parameter", "logprobs"),
+        (COMPLETIONS, {"logprobs": 3}, 400, "unsupported_parameter", "logprobs"),
+        (COMPLETIONS, {"model": "greedy", "logprobs": 0}, 400, "unsupported_parameter", "logprobs"),
         (COMPLETIONS, {"model": "greedy", "temperature": 0.5}, 400, "unsupported_parameter", "no"),
         (COMPLETIONS, {"model": "greedy", "top_p": 0.5}, 400, "unsupported_parameter", "top_p"),
         (CHAT, {}, 400, "unknown_parameter", "prompt"),

@@ -208,6 +208,7 @@ def test_metrics_are_read_by_the_client_library(rank):
     assert found["requests_total", run, "http", "GET", ready, "200"] == 1
     assert found["requests_total", run, "http", "GET", "none", "401"] >= 2
     assert found["refused_total", run, "token"] >= 2
+    assert found["token_requests_total", run, "job"] >= 2
     assert found["received_bytes_total", run, "http"] >= len(infer)
     assert found["sent_bytes_total", run, "http"] > 0
     assert found["job_requests_total", run, "float32"] >= 1

@@ -42,6 +42,35 @@ def test_fields_are_read():
 
 
 @pytest.mark.parametrize(
+    "kind, fields, number",
+    [
+        ("completions", {}, None),
+        ("completions", {"logprobs": False, "top_logprobs": 0}, None),
+        ("completions", {"logprobs": 0}, 0),
+        ("completions", {"logprobs": 5}, 5),
+        ("chat", {"logprobs": False, "top_logprobs": 0}, None),
+        ("chat", {"logprobs": True}, 0),
+        ("chat", {"logprobs": True, "top_logprobs": 20}, 20),
+    ],
+)
+def test_likelihoods_are_a_number_or_a_word_and_a_number(kind, fields, number):
+    assert read(kind, **fields).logprobs == number
+
+
+@pytest.mark.parametrize(
+    "fields, word",
+    [
+        ({"top_logprobs": 2}, "'logprobs': true"),
+        ({"logprobs": True, "top_logprobs": 21}, "0 to 20"),
+        ({"logprobs": 3}, "true or false"),
+    ],
+)
+def test_a_chat_with_wrong_likelihoods_is_refused(fields, word):
+    with pytest.raises(wire.FieldError, match=word):
+        read("chat", **fields)
+
+
+@pytest.mark.parametrize(
     "prompt, prompts",
     [
         ("a", ["a"]),
@@ -69,7 +98,8 @@ def test_a_prompt_is_text_or_tokens_or_several(prompt, prompts):
         *[("stream", bad) for bad in (1, "true")],
         *[("stream_options", bad) for bad in (1, [])],
         *[("model", bad) for bad in (1, None, "")],
-        *[("logprobs", 0), ("echo", True), ("suffix", "x"), ("best_of", 2), ("logit_bias", 1)],
+        *[("logprobs", 6), ("logprobs", True), ("top_logprobs", 1)],
+        *[("echo", True), ("suffix", "x"), ("best_of", 2), ("logit_bias", 1)],
         *[("presence_penalty", 0.5), ("nonsense", 1), ("messages", [USER])],
     ],
 )

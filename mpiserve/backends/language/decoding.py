@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from mpiserve.backends.language.caches import change, join, new_cache, pushed
+from mpiserve.backends.language.likelihoods import Likelihood
 from mpiserve.errors import Code, ModelError
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ class TokenSequence:
     ended: bool = False
     rules: Rules | None = None  # from generation_config.json
     error: Exception | None = None  # why the sequence failed, if it did
+    likelihoods: list[Likelihood] = field(default_factory=list)  # of each token, if wanted
 
     @property
     def context(self) -> list[int]:
@@ -62,7 +64,14 @@ class Decoder(ABC):
         engine: The callable that runs the model.
         stops: The tokens that end a sequence.
         ranks: The number of ranks that run the model together.
+
+    Attributes:
+        sequences: Those that are running.
+        alternatives: How many of the likeliest tokens are noted beside each token, with its own
+            likelihood; None to note nothing.
     """
+
+    alternatives: int | None = None
 
     def __init__(self, model: Any, engine: Any, stops: frozenset[int], ranks: int) -> None:
         self.sequences: list[TokenSequence] = []
@@ -149,9 +158,23 @@ class Decoder(ABC):
             agreed = torch.tensor(chosen, device=self._device)
             dist.broadcast(agreed, 0)
             chosen = agreed.tolist()
-        for sequence, token in zip(sequences, chosen, strict=True):
+        likelihoods = self._likelihoods(logits, chosen)
+        for sequence, token, noted in zip(sequences, chosen, likelihoods, strict=True):
             if sequence.error is None:
                 sequence.add(token, self._stops)
+                sequence.likelihoods += noted
+
+    def _likelihoods(self, logits: torch.Tensor, chosen: list[int]) -> list[list[Likelihood]]:
+        """Return what is to be noted of the chosen tokens: one entry each, or none."""
+        import torch
+
+        if self.alternatives is None:
+            return [[] for _ in chosen]
+        logarithms = logits.log_softmax(1)
+        own = logarithms.gather(1, torch.tensor(chosen, device=logits.device)[:, None])[:, 0]
+        values, tokens = logarithms.topk(self.alternatives)
+        rows = zip(own.tolist(), tokens.tolist(), values.tolist(), strict=True)
+        return [[Likelihood(*row)] for row in rows]
 
     def _chosen(self, sequence: TokenSequence, logits: torch.Tensor) -> int:
         try:

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mpiserve.backends.base import Steps
+from mpiserve.backends.language import likelihoods
 from mpiserve.backends.language.decoding import Decoder, Sampler, TokenSequence
 from mpiserve.backends.language.generation_settings import Settings
 from mpiserve.backends.language.huggingface import Task
+from mpiserve.backends.language.model_limits import vocabulary
 from mpiserve.backends.language.self_check import trusted
 from mpiserve.backends.language.streams import Row, Streams
 from mpiserve.errors import ArgumentError, Code, ModelError
@@ -29,8 +31,14 @@ class Generator(Task, Steps):
         super()._check()
         outputs = {tensor.name: tensor for tensor in self.service.outputs}
         first = outputs.get("tokens") or outputs.get("text")
-        if not first or not set(outputs) <= {"tokens", "lengths", "text"}:
-            text = "task 'generate' has the outputs 'tokens' or 'text', and 'lengths' if wanted"
+        texts = {*outputs}.difference(likelihoods.OUTPUTS)
+        if not first or not texts <= {"tokens", "lengths", "text"}:
+            text = (
+                "task 'generate' has the outputs 'tokens' or 'text', and if wanted 'lengths', "
+                "'logprobs', and 'top_tokens' with 'top_logprobs'"
+            )
+            raise ModelError(Code.EMODEL, text)
+        for text in likelihoods.problems(outputs, vocabulary(self.model)):
             raise ModelError(Code.EMODEL, text)
         self._streams = Streams(self._check_stream(outputs))
         self._outputs = outputs
@@ -45,7 +53,8 @@ class Generator(Task, Steps):
         """Return the seconds after which a stream that nobody reads is dropped."""
         tensors = [tensor for tensor in self.service.inputs if tensor.name == "stream"]
         self._streaming = bool(tensors)
-        if tensors and ({*outputs} != {"tokens", "lengths"} or tensors[0].shape != (-1, 2)):
+        texts = {*outputs}.difference(likelihoods.OUTPUTS)
+        if tensors and (texts != {"tokens", "lengths"} or tensors[0].shape != (-1, 2)):
             text = "the input 'stream' is of shape [-1, 2]; its outputs are 'tokens' and 'lengths'"
             raise ModelError(Code.EMODEL, text)
         if tensors and self.service.replicas > 1:
@@ -61,6 +70,7 @@ class Generator(Task, Steps):
         """Choose the decoder that continues test sequences correctly."""
         stops, most = self._settings.stops, self.positions
         self._decoder = trusted(self.service, self.model, self.engine, stops, self.ranks, most)
+        self._decoder.alternatives = likelihoods.alternatives(self._outputs)
 
     def __call__(self, *tensors: torch.Tensor) -> dict[str, torch.Tensor]:
         """Generate for the rows of a batch, until all sequences have ended."""
@@ -115,8 +125,7 @@ class Generator(Task, Steps):
         answers, self._answers = self._answers, {}
         for key, sequences in list(self._jobs.items()):
             if all(sequence.ended for sequence in sequences):
-                rows = [Row(sequence.tokens, len(sequence.tokens)) for sequence in sequences]
-                answers[key] = self._results(rows)
+                answers[key] = self._results([_whole(sequence) for sequence in sequences])
                 del self._jobs[key]
         return answers | self._read_streams()
 
@@ -230,7 +239,12 @@ class Generator(Task, Steps):
         if self._texts and "text" in self._outputs:
             texts = [row.tokens for row in rows]
             results["text"] = self._texts.write(texts, self._outputs["text"].shape[1])
-        return results
+        noted = [row.likelihoods for row in rows]
+        return results | likelihoods.arrays(noted, self._outputs, self._settings.pad)
+
+
+def _whole(sequence: TokenSequence) -> Row:
+    return Row(sequence.tokens, len(sequence.tokens), sequence.likelihoods)
 
 
 def samplers(named: dict[str, torch.Tensor], rows: int) -> list[Sampler | None]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from mpiserve.backends.language.decoding import TokenSequence
+from mpiserve.backends.language.likelihoods import Likelihood
 from mpiserve.errors import Code, ModelError
 from mpiserve.failure import describe
 
@@ -34,10 +35,14 @@ class Stream:
 
 
 class Row(NamedTuple):
-    """The answer to a row: its new tokens, and their number or one of the codes above."""
+    """The answer to a row: its new tokens, and their number or one of the codes above.
+
+    `likelihoods` are those of the tokens, where the service tells them.
+    """
 
     tokens: list[int]
     length: int
+    likelihoods: Sequence[Likelihood] = ()
 
 
 class Streams:
@@ -175,10 +180,11 @@ class Streams:
         if not stream.ready:
             return Row([], NOTHING_NEW)
         new = stream.sequence.tokens[stream.read :]
+        likelihoods = stream.sequence.likelihoods[stream.read :]
         stream.read += len(new)
         if not new:
             del self.open[name]
-        return Row(new, len(new))
+        return Row(new, len(new), likelihoods)
 
 
 def _said(name: Name) -> str:
@@ -188,5 +194,7 @@ def _said(name: Name) -> str:
 def _kept(stream: Stream) -> Stream:
     """Copy what is left of a stream whose sequence has ended."""
     error = stream.sequence.error and ModelError(Code.EMODEL, describe(stream.sequence.error))
-    sequence = TokenSequence([], 0, tokens=stream.sequence.tokens, ended=True, error=error)
-    return replace(stream, sequence=sequence)
+    old = stream.sequence
+    likelihoods = old.likelihoods
+    left = TokenSequence([], 0, None, old.tokens, True, error=error, likelihoods=likelihoods)
+    return replace(stream, sequence=left)
