@@ -32,6 +32,7 @@ ROOMS = {
     "session": SERVES | {"interactive", "serving"},
     "gateway": SERVES | {"serving", "session", "text", "wire"},
     "launch": SERVES | {"gateway", "serving", "session", "terminal"},
+    "radical": BASE | {"config", "launch", "session"},
     "tools": SERVES | {"launch", "serving", "terminal"},
     # The benchmark is a user of all of it, and nobody but the command line uses the benchmark.
     "bench": BASE | {"_lib", "backends", "config", "mpi", "serving", "session", "terminal"},
