@@ -34,7 +34,7 @@ SHELL_FILES := .ci/run tests/gpu/run tests/gpu/bundle $(wildcard tests/*.sh) $(w
 
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: help build install demo environments bench paper paper-hosts test test-all test-mpi test-cluster test-faults test-servers soak test-c asan tsan fuzz proof lint format docs wheels test-wheels clean
+.PHONY: help build install demo environments bench paper paper-hosts test test-all test-mpi test-cluster test-faults test-servers test-pilot soak test-c asan tsan fuzz proof lint format docs wheels test-wheels clean
 
 help:
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*##/\t/' | expand -t 12
@@ -97,6 +97,10 @@ test-faults: build/stamp.openmpi build/stamp.mpich $(BASE)/stamp.tools  ## jobs 
 
 test-servers: build/stamp.openmpi build/stamp.mpich $(BASE)/stamp.tools $(BASE)-triton/stamp $(BASE)-serve/stamp  ## the backend remote beside real servers, whose environments it makes
 	@$(BASE)/bin/python tests/run.py launch --mpi openmpi=$(BASE) mpich=$(BASE)-mpich -k real_servers $(TESTS)
+
+test-pilot: build/stamp.openmpi build/stamp.mpich $(BASE)/stamp.tools $(BASE)-rp/stamp.mpiserve  ## jobs and services as tasks of a pilot of RADICAL-Pilot
+	@MPISERVE_RADICAL=$(abspath $(BASE)-rp/bin/python) $(BASE)/bin/python tests/run.py examples \
+	    --mpi openmpi=$(BASE) mpich=$(BASE)-mpich -k test_pilot $(TESTS)
 
 # PYTHONS="python3.11 python3.12 python3.13"
 wheels: PYTHONS ?= $(PYTHON)
@@ -217,9 +221,15 @@ $(BASE)-serve/stamp: | build/stamp.openmpi
 	@$(BASE)-serve/bin/python -m pip -qq install -c constraints.txt 'transformers[serving]'
 	@touch $@
 
-# The system that `make paper` compares with. It changes the versions of packages.
+# The system that `make paper` compares with, and whose pilots run jobs. It changes the versions of packages.
 $(BASE)-rp/stamp:
-	@echo "== $(BASE)-rp: RADICAL-Pilot, for the benchmark"
+	@echo "== $(BASE)-rp: RADICAL-Pilot"
 	@$(PYTHON) -m venv $(BASE)-rp
 	@$(BASE)-rp/bin/python -m pip -qq install 'radical.pilot==1.103.*' psij-python
+	@touch $@
+
+# mpiserve behind its packages: docs/guide/radical-pilot.md
+$(BASE)-rp/stamp.mpiserve: $(BASE)-rp/stamp
+	@echo "import site; site.addsitedir('$$($(BASE)/bin/python -c $(SITE))')" \
+	    > "$$($(BASE)-rp/bin/python -c $(SITE))/mpiserve.pth"
 	@touch $@

@@ -357,6 +357,7 @@ setup(
         "language": ["transformers>=5"],
         "onnx": ["onnxruntime>=1.20"],
         "trust": ["scikit-learn>=1.5"],
+        "radical": ["psij-python>=0.9", "radical.pilot>=1.103,<1.104", "urllib3>=2"],
         "remote": ["urllib3>=2"],
         "test": [
             "clang-format",

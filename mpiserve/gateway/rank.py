@@ -268,6 +268,7 @@ class Bridge:
 
     def _announce(self) -> None:
         if not self._announced:
+            print(f"mpiserve endpoint file: {self._endpoint.file}", flush=True)
             print(f"mpiserve endpoint: {self._endpoint.url}", flush=True)
             if self._endpoint.grpc:
                 logger.info("it answers gRPC at %s", self._endpoint.grpc.url)

@@ -76,7 +76,8 @@ def test_tritonclient_and_connect_beside_a_simulation(mpiexec, tmp_path):
             assert (session.service("twice")(X) == 2 * X).all()
     assert job.done.returncode == 0
     endpoint = f"mpiserve endpoint: {job.url}"
-    assert lines(job.done.stdout) == sorted([endpoint, *right(2)])
+    file = f"mpiserve endpoint file: {tmp_path / 'endpoint.json'}"
+    assert lines(job.done.stdout) == sorted([endpoint, file, *right(2)])
     log = (tmp_path / "access.log").read_text()
     assert "POST /v2/models/twice/infer 200" in log and job.token not in log
     assert not (tmp_path / "endpoint.json").exists()

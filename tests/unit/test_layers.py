@@ -33,6 +33,7 @@ ROOMS = {
     "gateway": SERVES | {"serving", "session", "text", "wire"},
     "learning": SERVES | {"serving", "session"},
     "launch": SERVES | {"gateway", "learning", "serving", "session", "terminal"},
+    "radical": BASE | {"config", "launch", "session"},
     "tools": SERVES | {"launch", "serving", "terminal"},
     # The benchmark is a user of all of it, and nobody but the command line uses the benchmark.
     "bench": BASE | {"_lib", "backends", "config", "mpi", "serving", "session", "terminal"},

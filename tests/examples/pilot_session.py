@@ -1,0 +1,115 @@
+"""In a pilot: cancel jobs, kill what runs them, and say what is left. test_pilot.py runs it.
+
+    pilot_session.py FOLDER
+
+FOLDER has example 12, and c.toml and sim.py, a job that never ends. It runs in the environment of
+RADICAL-Pilot, in a process namespace of its own, and prints a line of JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+FOLDER = Path(sys.argv[1])
+sys.path.insert(0, str(FOLDER))
+
+import pilot  # noqa: E402
+import radical.pilot as rp  # noqa: E402
+
+from mpiserve import Error, radical  # noqa: E402
+from mpiserve.launch import guard  # noqa: E402
+from mpiserve.mpi.launcher import ancestors  # noqa: E402
+
+PREFIX = str(Path(pilot.PYTHON).parent) + "/"
+SECONDS = 60
+SETTINGS = {name: value for name, value in os.environ.items() if name.startswith(pilot.MPI)}
+COMMON = {"python": pilot.PYTHON, "environment": SETTINGS, "cores": 2}
+
+
+def of_jobs():
+    """The processes of the environment with mpiserve: process id and command."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            command = (folder / "cmdline").read_text().replace("\0", " ")
+            if PREFIX in command:
+                found[int(folder.name)] = command
+    return found
+
+
+def left():
+    """Wait until no process of a job is there; return those that are."""
+    end = time.monotonic() + SECONDS
+    while of_jobs() and time.monotonic() < end:
+        time.sleep(0.1)
+    return list(of_jobs().values())
+
+
+def begin(tasks, number):
+    """Start a service and a coupled job, and wait until both run; return them."""
+    (FOLDER / "begun").unlink(missing_ok=True)
+    described = radical.service_task(FOLDER / "c.toml", 3, uid=f"models{number}", **COMMON)
+    (service,) = pilot.submit(tasks, described)
+    radical.wait_ready(service, pilot.LIMIT)
+    described = radical.coupled_task(FOLDER / "c.toml", [FOLDER / "sim.py"], 3, **COMMON)
+    (job,) = pilot.submit(tasks, described)
+    end = time.monotonic() + pilot.LIMIT
+    while not (FOLDER / "begun").exists():
+        assert time.monotonic() < end and job.state not in pilot.LAST, (job.state, job.stderr)
+        time.sleep(0.1)
+    return service, job
+
+
+def kill_executors():
+    """Kill those processes of the pilot that have started tasks."""
+    for pid, command in of_jobs().items():
+        above = [pid for pid, _ in ancestors(pid)]
+        if guard.__name__ in command and of_jobs().keys().isdisjoint(above):
+            (executor,) = [each for each in above if os.getsid(each) != os.getsid(pid)][:1]
+            with suppress(ProcessLookupError):
+                os.kill(executor, signal.SIGKILL)
+
+
+def failure(tasks):
+    """Start a service that fails; return what is said of it."""
+    described = radical.service_task(
+        FOLDER / "c.toml", 3, uid="wrong", flags=["--no-such-flag"], **COMMON
+    )
+    (service,) = pilot.submit(tasks, described)
+    try:
+        return radical.wait_ready(service, pilot.LIMIT)
+    except Error as error:
+        return str(error)
+
+
+def main(tasks):
+    """Return what happened."""
+    said = failure(tasks)
+    service, job = begin(tasks, 1)
+    ran = len(of_jobs())
+    tasks.cancel_tasks([service.uid, job.uid])
+    after_cancel = left()
+    tasks.wait_tasks(uids=[service.uid, job.uid], timeout=SECONDS)
+    states = [service.state, job.state]
+    begin(tasks, 2)
+    kill_executors()
+    return {
+        "failure": said,
+        "ran": ran,
+        "after cancel": after_cancel,
+        "states": states,
+        "after the end of the executor": left(),
+    }
+
+
+if __name__ == "__main__":
+    session = rp.Session()
+    found = main(pilot.start(session))
+    print(json.dumps(found), flush=True)
+    os._exit(0)  # its end would wait for the executor
