@@ -6,6 +6,8 @@ For a network y = f(x) of rows, with the Jacobian J = dy/dx of each row:
 - jvp: y and the Jacobian-vector product J t, for a tangent t of the shape of x;
 - jacobian: y and J itself.
 
+With rows = "ragged" f is the network of a whole request, and v, J and t are those of the request.
+
 The terms are those of torch.func (https://pytorch.org/docs/stable/func.api.html); the theory is in
 A. Griewank and A. Walther, Evaluating Derivatives, SIAM 2008, chapter 3.
 """
@@ -46,12 +48,14 @@ class Derivative(NamedTuple):
         name: The service.
         inputs: Its inputs.
         outputs: Its outputs.
+        counts: How many arrays of counts the module gets, behind all inputs.
     """
 
     kind: str
     name: str
     inputs: Tensors
     outputs: Tensors
+    counts: int = 0
 
 
 def name_of(service: str, kind: str) -> str:
@@ -100,10 +104,11 @@ def _problem(kinds: tuple[str, ...], service: Mapping[str, Any]) -> str | None:
             return f"not possible with {key}: remove one of the two"
     if service.get("tensor_parallel", 1) > 1:
         return "not possible with tensor_parallel above 1: remove one of the two"
-    if service.get("rows") in ("none", "ragged"):
-        return f'only rows have derivatives, and rows is "{service["rows"]}"'
-    if "jacobian" in kinds and service.get("rows") == "together":
-        return 'a Jacobian of each row needs independent rows, and rows is "together"'
+    rows = service.get("rows")
+    if rows == "none":
+        return 'only rows have derivatives, and rows is "none"'
+    if "jacobian" in kinds and rows in ("together", "ragged"):
+        return f'a Jacobian of each row needs independent rows, and rows is "{rows}"'
     return _tensor_problem(service)
 
 
@@ -111,7 +116,7 @@ def _tensor_problem(service: Mapping[str, Any]) -> str | None:
     for side in ("inputs", "outputs"):
         tensors = service.get(side, ())
         for tensor in tensors:
-            if tensor.is_free:
+            if tensor.is_free and not tensor.dimension:
                 return f"'{tensor.name}' has free dimensions: derivatives need fixed shapes"
             if tensor.dtype in COMPLEX_DTYPES:
                 return f"'{tensor.name}' is {tensor.dtype}: only real numbers have derivatives here"
@@ -143,7 +148,8 @@ def derived(service: ServiceConfig, kind: str) -> ServiceConfig:
         most = min(service.max_batch_rows, max(1, JACOBIAN_BYTES // made.row_bytes))
         made = made.model_copy(update={"max_batch_rows": most, "warmup": _warmup(service, most)})
     made._name = name_of(service.name, kind)
-    made._derivative = Derivative(kind, service.name, service.inputs, service.outputs)
+    counts = len(service.counts)
+    made._derivative = Derivative(kind, service.name, service.inputs, service.outputs, counts)
     made._completed_by = ("", ())
     return made
 
@@ -178,10 +184,12 @@ SIGNATURES = {"vjp": _vjp, "jvp": _jvp, "jacobian": _jacobian}
 
 
 def _like(name: str, tensor: TensorConfig, shape: tuple[int, ...] = ()) -> TensorConfig:
-    shape = shape or tensor.shape
     if problem := name_problem(name, NAME_SIZE) or shape_problem(shape, MAX_DIMS):
         raise ValueError(problem)
-    return TensorConfig(name=name, dtype=tensor.dtype, shape=shape, convert=tensor.convert)
+    said: dict[str, Any] = {"shape": shape or tensor.said}
+    if tensor.dimension:
+        said["max_shape"] = tensor.max_shape
+    return TensorConfig(name=name, dtype=tensor.dtype, convert=tensor.convert, **said)
 
 
 def _check(service: ServiceConfig, kind: str, inputs: Tensors, outputs: Tensors) -> None:

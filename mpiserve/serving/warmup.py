@@ -340,13 +340,23 @@ def _read(service: ServiceConfig) -> Arrays:
             raise ModelError(Code.EMODEL, text)
         whole = service.rows in ("none", "ragged")
         arrays = tuple(_fitting(file[tensor.name], tensor, whole) for tensor in inputs)
+    vectors = service.inputs[len(arrays) :]  # of a derivative; the file has none
     if whole:
-        return tuple(array[None] for array in arrays)
+        sizes = {
+            tensor.dimension: array.shape[:1] for tensor, array in zip(inputs, arrays, strict=True)
+        }
+        ones = (_ones(tensor, sizes) for tensor in vectors)
+        return tuple(array[None] for array in (*arrays, *ones))
     rows = [len(array) for array in arrays]
     if min(rows) != max(rows) or not rows[0]:
         raise ModelError(Code.EMODEL, f"every array needs the same number of rows, got {rows}")
-    vectors = service.inputs[len(arrays) :]  # of a derivative; the file has none
     return (*arrays, *(np.ones_like(array) for array in zeros(vectors, rows[0])))
+
+
+def _ones(tensor: TensorConfig, sizes: dict[str, tuple[int, ...]]) -> np.ndarray:
+    """Make a vector of a derivative, for a request whose named dimensions have these sizes."""
+    shape = (*sizes[tensor.dimension], *tensor.shape[1:]) if tensor.dimension else tensor.shape
+    return np.ones(shape, dtype_of(tensor))
 
 
 def _fitting(array: np.ndarray, tensor: TensorConfig, whole: bool) -> np.ndarray:

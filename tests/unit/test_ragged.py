@@ -149,8 +149,8 @@ def test_a_table_keeps_the_names_of_dimensions(table):
         ({"fallback": "local"}, "a local model needs fixed shapes"),
         ({"backend": "deepspeed", "tensor_parallel": 2}, "ranks that share a model need fixed"),
         (
-            {"backend": "torch", "derivatives": ["vjp"]},
-            'only rows have derivatives, and rows is "r',
+            {"backend": "torch", "derivatives": ["vjp", "jacobian"]},
+            'a Jacobian of each row needs independent rows, and rows is "ragged"',
         ),
         ({"backend": "torch", "engine": "compiled"}, "not possible with rows = 'ragged'"),
         ({"backend": "torch", "task": "embed"}, "not possible with task"),

@@ -98,6 +98,7 @@ class Differentiated:
         self._derivative = {"vjp": self._vjp, "jvp": self._jvp, "jacobian": self._jacobian}[
             derivative.kind
         ]
+        self._counts = derivative.counts
         self._checks = CALLS
         self._batched = True  # torch can take many vectors through the module at once
         self._transposed = _values(derivative.inputs) < _values(derivative.outputs)
@@ -110,18 +111,19 @@ class Differentiated:
         """Return the outputs of the module, then those of the derivative.
 
         Args:
-            *tensors: The inputs of the module, then the vectors or tangents.
+            *tensors: The inputs of the module, then the vectors or tangents, then the counts of
+                a ragged batch, which the module gets too.
 
         Raises:
             ModelError: If the module computes an output in a way that torch cannot follow.
         """
-        count = len(self._inputs)
-        inputs, given = list(tensors[:count]), tensors[count:]
+        count, end = len(self._inputs), len(tensors) - self._counts
+        inputs, given = list(tensors[:count]), tensors[count:end]
         for i in self._wrt:
             # A tensor of its own: gradients of one call are none of the next one's.
             inputs[i] = inputs[i].detach().requires_grad_()
         with self._torch.enable_grad():
-            outputs = arranged(self.module(*inputs), self._names, "outputs")
+            outputs = arranged(self.module(*inputs, *tensors[end:]), self._names, "outputs")
             of = [self._followed(i, outputs[i]) for i in self._of]
             products = self._derivative(of, [inputs[i] for i in self._wrt], given)
         return [*(output.detach() for output in outputs), *products]
