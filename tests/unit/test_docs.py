@@ -30,7 +30,7 @@ def reference(name: str) -> str:
 
 def test_every_key_of_the_configuration_has_a_description():
     tables = [Config, *configuration.tables().values()]
-    assert len(tables) == 9
+    assert len(tables) == 10
     keys = {f"{t.__name__}.{key}": f for t in tables for key, f in t.model_fields.items()}
     assert len(keys) > 40
     assert [key for key, field in keys.items() if not field.description] == []
