@@ -1,4 +1,4 @@
-/* guests: gateways and trainers, for which a head waits only shortly when all other clients have left. */
+/* guests: gateways and trainers, for which a head waits only shortly when all others have left. */
 #ifndef MSI_GUESTS_H
 #define MSI_GUESTS_H
 

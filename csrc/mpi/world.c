@@ -87,8 +87,9 @@ static int check_roles(msi_world *world, const hello *all) {
   }
   if (world->n_simulation && world->n_clients < world->size) return MPISERVE_OK;
   if (world->n_clients > world->n_simulation && world->n_clients < world->size)
-    return msi_error(MPISERVE_ECONFIG, "the world has inference ranks and gateways or trainers, but no "
-                                       "simulation rank: a session needs at least one");
+    return msi_error(MPISERVE_ECONFIG,
+                     "the world has inference ranks and gateways or trainers, but no "
+                     "simulation rank: a session needs at least one");
   return msi_error(MPISERVE_ECONFIG,
                    "all %d ranks of the world are %s ranks: a session needs at least one "
                    "simulation rank and one inference rank",

@@ -13,13 +13,13 @@ import mpiserve
 # isort: split
 # After mpiserve: mpi4py.MPI requests a thread level by default that MPICH worlds may not mix.
 import numpy as np
-import picture
 from mpi4py import MPI
 
 from mpiserve import terminal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "01_reacting_flow"))
 import kinetics
+import picture
 from simulate import interior, step
 from transport import Grid, Transport, initial_state
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from mpiserve.backends.arrays import dtype_of
-from mpiserve.backends.base import Backend
+from mpiserve.backends.base import Backend, Native
 
 logger = logging.getLogger("mpiserve")
 
@@ -28,3 +28,7 @@ class Untrained(Backend):
         """Return NaN for each value of each row."""
         outputs, rows = self.service.outputs, len(inputs[0])
         return [np.full(tensor.dims(rows), np.nan, dtype_of(tensor)) for tensor in outputs]
+
+    def compiled(self, build: bool) -> Native | None:
+        """Return None: there is no model to compile, which nobody has to be told."""
+        return None

@@ -80,8 +80,8 @@ with mpiserve.open() as session:
         x = rng.normal(size=(64, 3)).astype(np.float32)
         request = service.submit(x)
         wrong = np.abs(request.result() - plane(x)).max(1)
-        assert wrong[request.trusted].max(initial=0) < 0.5
-        assert not wrong[~request.trusted].any()
+        assert wrong[request.trusted].max(initial=0) < 0.3
+        assert wrong[~request.trusted].max(initial=0) < 1e-5
         if steps == 0:
             assert first == "untrained" and not request.trusted.any()
         steps += 1
