@@ -44,20 +44,32 @@ def main(arguments: Sequence[str]) -> int:
     if not command or (options and (len(options), options[0]) != (2, READY)):
         print(HELP, file=sys.stderr)
         return USAGE
+    ready_s = float(options[1]) if options else 0.0
     try:
         files = [os.pidfd_open(pid) for pid in (os.getpid(), *above())]
     except OSError as error:  # one of them has ended, or Linux before 5.3
-        print(f"mpiserve: the processes above this task: {error}", file=sys.stderr)
-        return FAILURE
+        return _fail(f"the processes above this task: {error}", ready_s)
     handover.adopt_orphans()
     guard = os.fork()
     if guard == 0:
-        os._exit(_guard(command, files, float(options[1]) if options else 0.0))
+        os._exit(_guard(command, files, ready_s))
+    return _wait_for(guard, ready_s)
+
+
+def _wait_for(guard: int, ready_s: float) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: os.kill(guard, signal.SIGTERM))
-    status = _status(os.waitstatus_to_exitcode(os.waitpid(guard, 0)[1]))
+    code = os.waitstatus_to_exitcode(os.waitpid(guard, 0)[1])
     end_children()
-    return status
+    return code if code >= 0 else _fail(f"signal {-code} has ended the guard", ready_s)
+
+
+def _fail(why: str, ready_s: float) -> int:
+    """Say that there is no job, also to those who wait for its gateway; return the exit status."""
+    print(f"mpiserve: {why}", file=sys.stderr, flush=True)
+    if ready_s:
+        print(f"{ENDPOINT}{FAILED}{why}", flush=True)
+    return FAILURE
 
 
 def _status(code: int) -> int:
@@ -86,8 +98,7 @@ def _guard(command: list[str], files: list[int], ready_s: float) -> int:
     try:
         return Job(command, files, ready_s).run()
     except OSError as error:
-        print(f"mpiserve: {error}", file=sys.stderr, flush=True)
-        return FAILURE
+        return _fail(str(error), ready_s)
     finally:
         end_children()
 

@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 from contextlib import suppress
 from pathlib import Path
 
@@ -66,14 +67,14 @@ def begin(tasks, number):
     return service, job
 
 
-def kill_executors():
-    """Kill those processes of the pilot that have started tasks."""
-    for pid, command in of_jobs().items():
-        above = [pid for pid, _ in ancestors(pid)]
-        if guard.__name__ in command and of_jobs().keys().isdisjoint(above):
-            (executor,) = [each for each in above if os.getsid(each) != os.getsid(pid)][:1]
-            with suppress(ProcessLookupError):
-                os.kill(executor, signal.SIGKILL)
+def executors():
+    """Those processes of the pilot that have started tasks."""
+    jobs, found = of_jobs(), set()
+    for pid, command in jobs.items():
+        above = [each for each, _ in ancestors(pid)]
+        if guard.__name__ in command and jobs.keys().isdisjoint(above):
+            found.add(next(each for each in above if os.getsid(each) != os.getsid(pid)))
+    return found
 
 
 def failure(tasks):
@@ -88,9 +89,18 @@ def failure(tasks):
         return str(error)
 
 
+def overdue(tasks):
+    """Run a job for longer than it may; return its state, and what is left."""
+    script = [FOLDER / "sim.py"]
+    described = radical.coupled_task(FOLDER / "c.toml", script, 3, seconds=5, **COMMON)
+    (job,) = pilot.submit(tasks, described)
+    tasks.wait_tasks(uids=[job.uid], timeout=pilot.LIMIT)
+    return [job.state, left()]
+
+
 def main(tasks):
     """Return what happened."""
-    said = failure(tasks)
+    said, late = failure(tasks), overdue(tasks)
     service, job = begin(tasks, 1)
     ran = len(of_jobs())
     tasks.cancel_tasks([service.uid, job.uid])
@@ -98,9 +108,11 @@ def main(tasks):
     tasks.wait_tasks(uids=[service.uid, job.uid], timeout=SECONDS)
     states = [service.state, job.state]
     begin(tasks, 2)
-    kill_executors()
+    for pid in executors():
+        os.kill(pid, signal.SIGKILL)
     return {
         "failure": said,
+        "after its time": late,
         "ran": ran,
         "after cancel": after_cancel,
         "states": states,
@@ -109,7 +121,10 @@ def main(tasks):
 
 
 if __name__ == "__main__":
-    session = rp.Session()
-    found = main(pilot.start(session))
-    print(json.dumps(found), flush=True)
-    os._exit(0)  # its end would wait for the executor
+    status = 1
+    try:
+        print(json.dumps(main(pilot.start(rp.Session()))), flush=True)
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    os._exit(status)  # the end of the session would wait for the executor

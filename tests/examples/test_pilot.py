@@ -66,7 +66,6 @@ def run(tmp_path):
         "MPISERVE_COMPILE": "0",
         "VIRTUAL_ENV": str(folder.parent),
         "PATH": f"{folder}:{os.environ['PATH']}",
-        "XDG_RUNTIME_DIR": str(tmp_path),
     }
 
     def run(*words):
@@ -131,6 +130,7 @@ def test_nothing_is_left_of_jobs_that_are_cancelled_or_lose_their_pilot(run, tmp
     config.write_text(GATEWAY.replace('endpoint_file = "endpoint.json"', "") + config.read_text())
     found = json.loads(run(SESSION, tmp_path).strip().splitlines()[-1])
     assert "service task 'wrong' failed: the job ended with status" in found["failure"]
+    assert found["after its time"] == ["CANCELED", []]
     assert found["ran"] >= 2 * 3
     assert found["after cancel"] == []
     assert found["states"] == ["CANCELED", "CANCELED"]

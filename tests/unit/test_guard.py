@@ -81,7 +81,7 @@ def test_the_end_of_the_guard_ends_the_job(tmp_path):
     task = started(tmp_path)
     of_job = pids(tmp_path)
     os.kill(of_job[1], signal.SIGKILL)
-    assert task.wait(LIMIT) == 128 + signal.SIGKILL
+    assert task.wait(LIMIT) == guard.FAILURE
     assert all_gone(of_job)
 
 
@@ -123,7 +123,9 @@ def test_a_wrong_use_is_an_error(words, capsys):
 
 
 def test_a_program_that_is_missing_is_an_error(tmp_path):
-    command = [sys.executable, "-m", "mpiserve.launch.guard", "--", str(tmp_path / "mpiexec")]
+    program = str(tmp_path / "mpiexec")
+    command = [sys.executable, "-m", "mpiserve.launch.guard", "--ready-within", "60", "--", program]
     done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT)
     assert done.returncode == guard.FAILURE
-    assert str(tmp_path / "mpiexec") in done.stderr and "Traceback" not in done.stderr
+    assert program in done.stderr and "Traceback" not in done.stderr
+    assert done.stdout.startswith(guard.ENDPOINT + guard.FAILED) and program in done.stdout
