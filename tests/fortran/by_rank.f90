@@ -76,7 +76,7 @@ program by_rank
   call echo%infer(by_rows, z, row_dims=1)
   call check(all(z == by_rows), 14)
   call echo%infer(single, y, ierr)
-  call check(ierr == mpiserve_edtype .and. index(mpiserve_last_error(), "real(real64)") > 0, 15)
+  call check(ierr == mpiserve_edtype .and. index(mpiserve_last_error(), "float32") > 0, 15)
   call echo%infer(x(1, 1), y, ierr)
   call check(ierr == mpiserve_eshape, 16)
   call echo%infer(x, deep, ierr)

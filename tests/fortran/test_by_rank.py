@@ -51,7 +51,7 @@ def test_calls(module, mpiexec, tmp_path):
     shutil.copy(SOURCES / "by_rank.f90", tmp_path)
     made, _ = module
     asks = made.compile(tmp_path / "by_rank.f90")
-    done = mpiexec(["-n", 2, asks, ":", "-n", 1, *SERVE, "c.toml"])
+    done = mpiexec(["-n", 2, asks, ":", "-n", 2, *SERVE, "c.toml"])
     assert done.returncode == 0
     assert done.stdout.split().count("right") == 2
 
