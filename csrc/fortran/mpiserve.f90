@@ -24,6 +24,7 @@
 module mpiserve
   use, intrinsic :: iso_c_binding, only: c_char, c_double, c_float, c_int, c_int64_t, &
     c_null_char, c_null_ptr, c_ptr
+  use mpiserve_arrays
   use mpiserve_c
   use mpiserve_errors
   use mpiserve_paces
@@ -68,7 +69,9 @@ module mpiserve
     generic :: submit_tensors => submit_tensors_plain, submit_tensors_with
     !> record(input, output, [ierr,] [row_dims,] [kept]), record_tensors(inputs, outputs, [ierr,]
     !> [kept]): pairs of the program's own, for the capture: mpiserve_record() in mpiserve.h.
-    procedure :: record => service_record, record_tensors => service_record_tensors
+    procedure, private :: service_record
+    generic :: record => service_record
+    procedure :: record_tensors => service_record_tensors
     !> pace(steps, [ierr,] [every,] [lag,] [extrapolate,] [deadline,] [priority]): couple the service
     !> to time steps: type(pace), and mpiserve_pace_open() in mpiserve.h. Local.
     procedure :: pace => service_pace
@@ -90,9 +93,9 @@ module mpiserve
   contains
     !> open(world, [ierr]): join. Collective over world; returns when the services are ready.
     !> MPISERVE_ESTATE, at once, if this session is open.
-    procedure :: open => session_open
+    generic :: open => session_open
     !> get_comm(comm, [ierr]): the communicator of the simulation ranks. Local.
-    procedure :: get_comm => session_get_comm
+    generic :: get_comm => session_get_comm
     !> find(name, service, [ierr]): a service by name.
     procedure :: find => session_find
     !> count(n, [ierr]) and at(i, service, [ierr]): the services of the world, i from 1. Local.
@@ -115,6 +118,7 @@ module mpiserve
     !> close([timeout], [ierr]): leave. Collective over world; waits for what is in flight, at most
     !> timeout seconds; by default MPISERVE_CLOSE_TIMEOUT of the environment, or 30.
     generic :: close => session_close, session_close_within, session_close_single
+    procedure, private :: session_open, session_get_comm
     procedure, private :: session_close, session_close_within, session_close_single
   end type session
 
@@ -349,7 +353,7 @@ contains
     type(request), intent(out) :: pending
     integer, intent(out), optional :: ierr
     integer, intent(in), optional :: row_dims
-    call self%submit_with(inputs, outputs, request_options(), pending, ierr, row_dims)
+    call self%submit(inputs, outputs, request_options(), pending, ierr, row_dims)
   end subroutine submit_plain
 
   subroutine submit_with(self, inputs, outputs, options, pending, ierr, row_dims)
@@ -383,7 +387,8 @@ contains
 
   subroutine service_record(self, inputs, outputs, ierr, row_dims, kept)
     class(service), intent(in) :: self
-    type(*), dimension(..), intent(in) :: inputs, outputs
+    type(*), dimension(..), intent(in) :: inputs
+    type(*), dimension(..), intent(in) :: outputs
     integer, intent(out), optional :: ierr
     integer, intent(in), optional :: row_dims
     logical, intent(out), optional :: kept

@@ -1,9 +1,9 @@
 !> Requests of a service that follow time steps. Programs use module mpiserve.
 module mpiserve_paces
   use, intrinsic :: iso_c_binding, only: c_double, c_int, c_int32_t, c_int64_t, c_null_ptr, c_ptr
+  use mpiserve_arrays, only: whole
   use mpiserve_c
   use mpiserve_errors, only: finish, seconds_of
-  use mpiserve_requests, only: whole
   implicit none
   private
   public :: open_pace
@@ -17,7 +17,8 @@ module mpiserve_paces
   contains
     !> step(input, output, [ierr,] [timeout,] [stats,] [row_dims]): one of each, as of infer. Inputs may
     !> be expressions, and change afterwards. Blocking until the answer that is due is there.
-    procedure :: step => pace_step
+    procedure, private :: pace_step
+    generic :: step => pace_step
     !> step_tensors([input(a), ...], [output(b), ...], [ierr,] [timeout,] [stats]).
     procedure :: step_tensors => pace_step_tensors
     !> restart([ierr]): forget the answers: the next step waits for its own. Never waits.

@@ -17,6 +17,7 @@ FILES = (
     "mpiserve.f90",
     "mpiserve_paces.f90",
     "mpiserve_signatures.f90",
+    "mpiserve_arrays.f90",
     "mpiserve_requests.f90",
     "mpiserve_errors.f90",
     "mpiserve_c.f90",

@@ -7,9 +7,11 @@ its outputs to a file, as the compiler sees them; nothing of mpiserve takes part
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import BinaryIO, NamedTuple
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
+from coupling import SERVE
 
 # dtype: Fortran's declaration, and how element j of an array is made.
 INTEGER = "int(modulo(j * 37_int64 + 11_int64, 251_int64) - 125_int64, {kind})"
@@ -62,14 +64,14 @@ PROGRAM = """\
 program arrays
   use, intrinsic :: iso_c_binding, only: c_bool
   use, intrinsic :: iso_fortran_env, only: int8, int16, int32, int64, real32, real64
-  use mpi_f08
   use mpiserve
   implicit none
+  include "mpif.h"
   type(session) :: coupled
-  integer :: unit
+  integer :: unit, code
   character(len=1) :: rank
   call get_command_argument(1, rank)
-  call MPI_Init()
+  call MPI_Init(code)
   call coupled%open(MPI_COMM_WORLD)
   open (newunit=unit, file="seen."//rank, access="stream", form="unformatted", status="replace")
   select case (rank)
@@ -77,7 +79,7 @@ program arrays
   end select
   close (unit)
   call coupled%close()
-  call MPI_Finalize()
+  call MPI_Finalize(code)
 contains
 {procedures}
 end program arrays
@@ -196,18 +198,31 @@ def procedure(call: str, rank: int) -> str:
     return PROCEDURE.format(call=call, rank=rank, ask=ask, **form)
 
 
-def program(ranks: Iterable[int] = RANKS) -> str:
+def program(kinds_of_calls: Iterable[str] = CALLS) -> str:
     calls = ""
-    for rank in ranks:
-        calls += f'  case ("{rank}")\n' + "".join(f"    call {call}_{rank}()\n" for call in CALLS)
-    procedures = [procedure(call, rank) for rank in ranks for call in CALLS]
+    for rank in RANKS:
+        lines = [f"    call {call}_{rank}()\n" for call in kinds_of_calls]
+        calls += f'  case ("{rank}")\n' + "".join(lines)
+    procedures = [procedure(call, rank) for rank in RANKS for call in kinds_of_calls]
     makers = [MAKER.format(name=name, kind=kind, element=e) for name, (kind, e) in KINDS.items()]
     return PROGRAM.format(calls=calls, procedures="".join(makers + procedures))
 
 
-def read(file: BinaryIO, rank: int) -> list[Seen]:
-    """Return every array that the program wrote, and what Python says that it should be."""
-    return [one(file, rank, call, name) for call in CALLS for name in KINDS]
+def run(
+    program: Path, mpiexec: Any, folder: Path, rank: int, calls: Iterable[str] = CALLS
+) -> list[Seen]:
+    """Run the program of these calls with arrays of this rank.
+
+    Return every array that it wrote, and what Python says that it should be.
+    """
+    (folder / "model.py").write_text(MODEL)
+    (folder / "c.toml").write_text(config(rank))
+    done = mpiexec(["-n", 1, program, rank, ":", "-n", 1, *SERVE, "c.toml"])
+    assert done.returncode == 0
+    with open(folder / f"seen.{rank}", "rb") as file:
+        seen = [one(file, rank, call, name) for call in calls for name in KINDS]
+        assert not file.read()
+    return seen
 
 
 def one(file: BinaryIO, rank: int, call: str, name: str) -> Seen:

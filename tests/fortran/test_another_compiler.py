@@ -12,6 +12,7 @@ from mpiserve.tools import build_flags
 MODULES = [
     "mpiserve_c",
     "mpiserve_errors",
+    "mpiserve_arrays",
     "mpiserve_requests",
     "mpiserve_paces",
     "mpiserve_signatures",

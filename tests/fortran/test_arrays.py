@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from coupling import SERVE, compile_fortran
+from coupling import compile_fortran
 from fortran import arrays
 
 
@@ -18,13 +18,7 @@ EVERY_MPI = [pytest.param(rank, marks=pytest.mark.every_mpi) for rank in arrays.
 
 @pytest.mark.parametrize("rank", [*EVERY_MPI, *arrays.RANKS[1:]])
 def test_every_kind(program, mpiexec, tmp_path, rank):
-    (tmp_path / "model.py").write_text(arrays.MODEL)
-    (tmp_path / "c.toml").write_text(arrays.config(rank))
-    done = mpiexec(["-n", 1, program, rank, ":", "-n", 1, *SERVE, "c.toml"])
-    assert done.returncode == 0
-    with open(tmp_path / f"seen.{rank}", "rb") as file:
-        seen = arrays.read(file, rank)
-        assert not file.read()
+    seen = arrays.run(program, mpiexec, tmp_path, rank)
     assert len(seen) == 3 * len(arrays.KINDS)
     wrong = [array[:2] for array in seen if not np.array_equal(array.after, array.expected)]
     assert not wrong
