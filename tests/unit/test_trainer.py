@@ -59,7 +59,7 @@ SERVICE = {
 TRAINER = {"first_rows": 64, "round_steps": 10, "batch_rows": 32, "rate": 0.1, "least_s": 0.0}
 
 
-def config_of(folder, service=None, **trainer):
+def config_of(folder, service=None, /, **trainer):
     (folder / "net.py").write_text(MODEL)
     tables = {"service": {"net": SERVICE | (service or {})}, "capture": {}}
     return Config.from_dict(tables | {"trainer": {"net": TRAINER | trainer}}, folder=folder)
