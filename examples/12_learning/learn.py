@@ -43,7 +43,7 @@ class Chemistry:
     @staticmethod
     def _physics(cells):
         exact = cells.astype(float)
-        return kinetics.integrate_cells(exact) - exact
+        return (kinetics.integrate_cells(exact) - exact).astype(np.float32)
 
     def __call__(self, cells):
         """Return the cells after the substep."""

@@ -273,6 +273,7 @@ def _infer(comm: MPI.Comm, config: Config, *, bind_alone: bool = False) -> int:
     try:
         if position == 0:
             _look(config)
+            _miss_trainers(config, current)
         if bind_alone:  # the launcher binds the simulation ranks of another program
             bind(current.comm, _threads_of(config, position))
         served = current.serve(Guard(current, partial(abort, comm)))
@@ -334,6 +335,13 @@ def _look(config: Config) -> None:
     for finding in findings(config):
         level = logging.ERROR if finding.sure else logging.WARNING
         logger.log(level, "%s", config.error(finding.key, finding.text))
+
+
+def _miss_trainers(config: Config, current: Session) -> None:
+    """Say that trainers have no rank, as where `train` is missing beside `serve`."""
+    if config.trainer and current.info()["roles"].get(TRAINER, 0) < len(config.trainer):
+        text = f"{len(config.trainer)} need as many ranks: start `python -m mpiserve train` beside"
+        logger.warning("%s", config.error("trainer", text))
 
 
 def _leave(status: int, *, finalize: bool) -> NoReturn:

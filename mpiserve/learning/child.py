@@ -44,6 +44,10 @@ class Link:
         """Have the rank log a line."""
         self._tell({"m": "say", "level": level, "text": text})
 
+    def begun(self) -> None:
+        """Tell the rank that there will be something to keep."""
+        self._tell({"m": "begun"})
+
     def publish(self, version: str, text: str) -> str:
         """Have the service answer with a version; return why it does not, or "".
 
@@ -80,6 +84,7 @@ def work(link: Link) -> None:
     trainer = trainer_of(link)
     with suppress(OverError):
         trainer.begin()
+        link.begun()
         while not link.orders.over:
             worked = trainer.turn()
             link.orders.wait(0 if worked else NAP)

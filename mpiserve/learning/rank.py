@@ -98,7 +98,7 @@ class Work:
         self._captured = captured
         self._restarts = Restarts(DEATHS, DEATHS_S)
         self._rest = b""
-        self._leaving = False
+        self._leaving = self._begun = False
         self._process: subprocess.Popen[bytes] | None = None
         self._start()
 
@@ -118,8 +118,13 @@ class Work:
             self._lose()
 
     def leave(self) -> None:
-        """Tell the process that the session is over: it writes its last checkpoint."""
+        """Tell the process that the session is over: it writes its last checkpoint.
+
+        One that is still importing torch has learnt nothing: it is ended.
+        """
         self._leaving = True
+        if self._process and not self._begun:
+            self._process.kill()
         if self._process and self._process.stdin:
             self._process.stdin.close()
 
@@ -138,6 +143,7 @@ class Work:
 
     def _start(self) -> None:
         env = {name: value for name, value in os.environ.items() if not MPI_VARIABLES.match(name)}
+        self._begun = False
         # In a session of its own, so that it sees the end of a job that is killed.
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "mpiserve.learning.child"],
@@ -185,6 +191,8 @@ class Work:
     def _obey(self, message: dict[str, Any]) -> None:
         if message["m"] == "say":
             logger.log(logging.getLevelName(message["level"].upper()), "%s", message["text"])
+        elif message["m"] == "begun":
+            self._begun = True
         elif message["m"] == "publish" and not self._leaving:
             self._tell({"m": "published", "why": self._publish(**message)})
 

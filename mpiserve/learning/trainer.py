@@ -245,8 +245,8 @@ class Trainer:
             error = networks.error(held)
             if not isfinite(error):
                 raise DivergedError(f"the error is {error} in step {networks.steps}")
-        except DivergedError as error:
-            self._go_back(error)
+        except DivergedError as why:
+            self._go_back(why)
             return
         self._good, self._diverged = (networks.checkpoint(), networks.steps), 0
         answering = self._error_of_answering(held)

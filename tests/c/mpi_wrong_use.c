@@ -223,7 +223,7 @@ int main(int argc, char **argv) {
   MPI_Init_thread(&argc, &argv, MPI_THREAD_SERIALIZED, &provided);
   MPI_Comm_rank(MPI_COMM_WORLD, &rank);
   EXPECT(mpiserve_open(MPI_COMM_NULL, role, &session), MPISERVE_EARG, "world is MPI_COMM_NULL");
-  EXPECT(mpiserve_open(MPI_COMM_WORLD, 3, &session), MPISERVE_EARG, "3 is no role");
+  EXPECT(mpiserve_open(MPI_COMM_WORLD, 4, &session), MPISERVE_EARG, "4 is no role");
   EXPECT(mpiserve_open(MPI_COMM_WORLD, role, NULL), MPISERVE_EARG, "session is NULL");
   role = rank ? MPISERVE_INFERENCE : MPISERVE_SIMULATION;
   MPI_Comm_dup(MPI_COMM_WORLD, &twin);

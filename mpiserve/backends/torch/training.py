@@ -82,8 +82,9 @@ class Networks:
         inputs = [self._tensor(rows[f"inputs/{name}"]) for name in self._inputs]
         outputs = [self._tensor(rows[f"outputs/{name}"]) for name in self._outputs]
         for module in self._modules:
-            if hasattr(module, "fit_scales"):
-                module.fit_scales(inputs, outputs)
+            fit: Any = getattr(module, "fit_scales", None)
+            if fit is not None:
+                fit(inputs, outputs)
 
     def measure(self, rows: Rows) -> None:
         """Let errors count in units of the standard deviations of these rows' outputs."""
