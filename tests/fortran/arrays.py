@@ -64,9 +64,9 @@ PROGRAM = """\
 program arrays
   use, intrinsic :: iso_c_binding, only: c_bool
   use, intrinsic :: iso_fortran_env, only: int8, int16, int32, int64, real32, real64
+  use mpi_f08
   use mpiserve
   implicit none
-  include "mpif.h"
   type(session) :: coupled
   integer :: unit, code
   character(len=1) :: rank
@@ -153,6 +153,12 @@ def is_whole(call: str, rank: int) -> bool:
 def parent(call: str, rank: int) -> tuple[int, ...]:
     """Extents of the whole array of which the call takes a section."""
     return tuple(n if is_whole(call, rank) else 2 * n + 1 for n in extents(rank))
+
+
+def with_mpif(program: str) -> str:
+    """The same program for a compiler that has no module of MPI."""
+    without = program.replace("  use mpi_f08\n", "")
+    return without.replace("  implicit none\n", '  implicit none\n  include "mpif.h"\n', 1)
 
 
 def section(call: str, rank: int) -> str:
