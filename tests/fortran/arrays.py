@@ -204,12 +204,12 @@ def procedure(call: str, rank: int) -> str:
     return PROCEDURE.format(call=call, rank=rank, ask=ask, **form)
 
 
-def program(kinds_of_calls: Iterable[str] = CALLS) -> str:
+def program(ranks: Iterable[int] = RANKS, kinds_of_calls: Iterable[str] = CALLS) -> str:
     calls = ""
-    for rank in RANKS:
+    for rank in ranks:
         lines = [f"    call {call}_{rank}()\n" for call in kinds_of_calls]
         calls += f'  case ("{rank}")\n' + "".join(lines)
-    procedures = [procedure(call, rank) for rank in RANKS for call in kinds_of_calls]
+    procedures = [procedure(call, rank) for rank in ranks for call in kinds_of_calls]
     makers = [MAKER.format(name=name, kind=kind, element=e) for name, (kind, e) in KINDS.items()]
     return PROGRAM.format(calls=calls, procedures="".join(makers + procedures))
 
