@@ -124,7 +124,7 @@ tsan: build/stamp.$(MPI)  ## head and clients as threads, with the thread saniti
 	@$(BASE)/bin/python tests/run.py tsan --mpi $(MPI)=$(ENV) $(TESTS)
 
 # NAME=race: those with this in their names
-test-aarch64: build/stamp.mpich  ## the C tests and races that need no MPI, for aarch64, under qemu
+test-aarch64: $(BASE)-mpich/stamp.mpi  ## the C tests and races that need no MPI, for aarch64, under qemu
 	@$(BASE)/bin/python tests/aarch64.py $(BASE)-mpich/include $(NAME); \
 	    status=$$?; [ $$status = 77 ] || exit $$status
 

@@ -165,6 +165,7 @@ static int to_tensors(int n, const array *arrays, int n_specs, const mpiserve_sp
 static int ambiguous(int n, const array *arrays) {
   for (int i = 0; i < n; i++) {
     int dtype = dtype_of(&arrays[i]);
+    if (arrays[i].trouble == OTHER_BINDING) return 0; /* that is the error */
     if (dtype < 0 || (dtype >= MPISERVE_INT8 && dtype <= MPISERVE_INT64)) return 1;
   }
   return 0;

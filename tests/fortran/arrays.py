@@ -64,9 +64,9 @@ PROGRAM = """\
 program arrays
   use, intrinsic :: iso_c_binding, only: c_bool
   use, intrinsic :: iso_fortran_env, only: int8, int16, int32, int64, real32, real64
+  use mpi_f08
   use mpiserve
   implicit none
-  include "mpif.h"
   type(session) :: coupled
   integer :: unit, code
   character(len=1) :: rank
@@ -155,6 +155,12 @@ def parent(call: str, rank: int) -> tuple[int, ...]:
     return tuple(n if is_whole(call, rank) else 2 * n + 1 for n in extents(rank))
 
 
+def with_mpif(program: str) -> str:
+    """The same program for a compiler that has no module of MPI."""
+    without = program.replace("  use mpi_f08\n", "")
+    return without.replace("  implicit none\n", '  implicit none\n  include "mpif.h"\n', 1)
+
+
 def section(call: str, rank: int) -> str:
     """The section in Fortran: every second element, the rows from behind."""
     if is_whole(call, rank):
@@ -198,12 +204,12 @@ def procedure(call: str, rank: int) -> str:
     return PROCEDURE.format(call=call, rank=rank, ask=ask, **form)
 
 
-def program(kinds_of_calls: Iterable[str] = CALLS) -> str:
+def program(ranks: Iterable[int] = RANKS, kinds_of_calls: Iterable[str] = CALLS) -> str:
     calls = ""
-    for rank in RANKS:
+    for rank in ranks:
         lines = [f"    call {call}_{rank}()\n" for call in kinds_of_calls]
         calls += f'  case ("{rank}")\n' + "".join(lines)
-    procedures = [procedure(call, rank) for rank in RANKS for call in kinds_of_calls]
+    procedures = [procedure(call, rank) for rank in ranks for call in kinds_of_calls]
     makers = [MAKER.format(name=name, kind=kind, element=e) for name, (kind, e) in KINDS.items()]
     return PROGRAM.format(calls=calls, procedures="".join(makers + procedures))
 

@@ -32,7 +32,7 @@ def module(request, tmp_path_factory):
 def program(module, tmp_path_factory):
     folder = tmp_path_factory.mktemp("arrays")
     made, calls = module
-    (folder / "arrays.f90").write_text(arrays.program(calls))
+    (folder / "arrays.f90").write_text(arrays.with_mpif(arrays.program(kinds_of_calls=calls)))
     return made.compile(folder / "arrays.f90"), calls
 
 
