@@ -11,7 +11,8 @@ from mpiserve import radical
 
 HERE = Path(__file__).resolve().parent
 OUT = HERE / "out"
-PYTHON = os.environ.get("MPISERVE_PYTHON", sys.executable)  # of the environment with mpiserve
+# Of the environment with mpiserve. Tasks begin in a folder of their own.
+PYTHON = os.path.abspath(os.environ.get("MPISERVE_PYTHON", sys.executable))
 MPI = ("OMPI_", "PRTE_", "MPIR_")  # settings of the MPI, which the jobs get
 CORES, MINUTES, LIMIT = 8, 20, 300  # LIMIT: seconds for the pilot, and for the tasks of one step
 MEMBERS, PARTS = 3, 6

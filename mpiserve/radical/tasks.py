@@ -64,9 +64,10 @@ def coupled_task(
         ArgumentError: If a file is missing, or a word cannot pass through RADICAL-Pilot's shell.
     """
     made = plan(Config.load(config), ranks)
-    job = _job(Path(config), program, made, str(python))
-    launcher = [_mpiexec(str(mpiexec), str(python)), *flags]
-    task = _task(uid, str(python), [], [*launcher, *job], cores or _cores(made), environment)
+    python = _whole(python)
+    job = _job(Path(config), program, made, python)
+    launcher = [_mpiexec(str(mpiexec), python), *flags]
+    task = _task(uid, python, [], [*launcher, *job], cores or _cores(made), environment)
     return task | ({"timeout": float(seconds)} if seconds else {})
 
 
@@ -119,12 +120,18 @@ def service_task(
     if read.gateway is None:
         raise read.error("gateway", "missing; clients of a service task come to a gateway")
     made = plan(read, ranks)
-    job = _job(Path(config), program, made, str(python))
-    launcher = [_mpiexec(str(mpiexec), str(python)), *flags]
+    python = _whole(python)
+    job = _job(Path(config), program, made, python)
+    launcher = [_mpiexec(str(mpiexec), python), *flags]
     options = ["--ready-within", f"{ready_s:g}"]
-    task = _task(uid, str(python), options, [*launcher, *job], cores or _cores(made), environment)
+    task = _task(uid, python, options, [*launcher, *job], cores or _cores(made), environment)
     info = {"info_pattern": f"stdout:{ENDPOINT}(.*)"}
     return task | {"mode": SERVICE_MODE, "named_env": NAMED_ENV} | info
+
+
+def _whole(python: str | Path) -> str:
+    """Return the whole path, which is not resolved: the Python of an environment is a link."""
+    return os.path.abspath(shutil.which(python) or python)
 
 
 def _job(config: Path, program: Sequence[str | Path], made: Plan, python: str) -> list[str]:
@@ -173,9 +180,8 @@ def _task(
     environment: Mapping[str, str] | None,
 ) -> dict[str, Any]:
     """Describe the task that runs a command under the guard."""
-    executable = os.path.abspath(python)  # not resolved: that of an environment is a link
     arguments = [*GUARD, *options, "--", *command]
-    for word in (executable, *arguments):
+    for word in (python, *arguments):
         if shlex.quote(word) != word:
             text = f"{word!r}: RADICAL-Pilot's shell would change a word with such characters"
             raise ArgumentError(Code.EARG, f"{text}: put the command into a script of yours")
@@ -184,7 +190,7 @@ def _task(
             text = f"environment {name}={value!r}: RADICAL-Pilot's shell would change it"
             raise ArgumentError(Code.EARG, f"{text}: leave out quotes, $, ` and \\")
     task = {
-        "executable": executable,
+        "executable": python,
         "arguments": arguments,
         "ranks": 1,
         "cores_per_rank": cores,

@@ -1,11 +1,13 @@
 """Derivatives of torch modules: against finite differences and torch.func."""
 
 import logging
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 import torch
 
+from mpiserve.backends.torch.derivatives import CALLS
 from mpiserve.config import Config
 from mpiserve.errors import ConfigError, ModelError
 from mpiserve.launch.static_check import findings
@@ -210,6 +212,15 @@ def test_operations_that_torch_cannot_batch_run_one_by_one(tmp_path, times):
 def test_a_backward_that_hides_a_part_of_the_product_is_refused(tmp_path, model):
     with pytest.raises(ModelError, match="a backward function of its own"):
         load(tmp_path, "jvp", model, [("x", "float64", 2)], [("y", "float64", 2)])
+
+
+def test_products_that_are_not_finite_are_not_taken_for_checked(tmp_path):
+    signature = "Partly", [("x", "float64", 2)], [("y", "float64", 2)]
+    backend = load(tmp_path, "jvp", *signature, warmup=False)
+    for value in [np.nan] * CALLS + [0.5]:
+        x = np.full((1, 2), value)
+        with nullcontext() if np.isnan(value) else pytest.raises(ModelError, match="of its own"):
+            backend.run((x, x))
 
 
 @pytest.mark.parametrize("kind", ["vjp", "jvp", "jacobian"])

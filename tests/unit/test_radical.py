@@ -56,6 +56,17 @@ def test_a_script_is_one_program_of_all_ranks(job):
     }
 
 
+@pytest.mark.parametrize("name", ["./python", "python"])
+def test_a_python_of_this_folder_runs_in_that_of_the_task_too(job, monkeypatch, name):
+    monkeypatch.setenv("PATH", str(job))
+    for program in (["sim.py"], ["simulate"]):
+        task = radical.coupled_task("c.toml", program, 5, python=name)
+        words = [task["executable"], *task["arguments"]]
+        pythons = [word for word in words if word.endswith("python")]
+        assert len(pythons) >= 2 and set(pythons) == {f"{job}/python"}
+        assert after(task, "--")[0] == f"{job}/mpiexec"
+
+
 def test_another_program_has_those_of_mpiserve_beside_it(job):
     task = radical.coupled_task(
         "c.toml", ["simulate"], 5, uid="wave.1", flags=["--bind-to", "none"]

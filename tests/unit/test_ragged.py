@@ -30,6 +30,17 @@ def messages(x, edges, factor, counts):
 
 def mixes(x, edges, factor, counts):
     return x - x.mean(), factor
+
+
+def spoils(x, edges, factor, counts):
+    y = 2 * x
+    y[edges[edges[:, 0] == edges[:, 1], 0]] = np.nan
+    y[0, 0] = np.nan
+    return y, factor * len(counts)
+
+
+def ruins(x, edges, factor, counts):
+    return 2 * x, factor + (np.nan if len(counts) > 1 else 0)
 """
 X = {"name": "x", "dtype": "float64", "shape": ["nodes", 2], "max_shape": [20, 2]}
 EDGES = {"name": "edges", "dtype": "int32", "shape": ["edges", 2], "max_shape": [50, 2]}
@@ -117,7 +128,11 @@ def test_warm_up_finds_models_that_mix_requests(table):
     warmup.look()
     warmup.settle()
     assert not (backend.together or backend.copies or backend.native or warmup.remarks)
-    backend = made(table(model="ragged_model:mixes"))
+
+
+@pytest.mark.parametrize("name", ["mixes", "spoils", "ruins"])
+def test_warm_up_refuses_models_that_mix_requests(table, name):
+    backend = made(table(model=f"ragged_model:{name}"))
     with pytest.raises(ModelError, match="depends on the others in its batch"):
         Warmup(backend, backend.service, None).look()
 
