@@ -20,7 +20,7 @@ JOB = "job"  # the name of the token of the endpoint file
 NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 TOKEN = re.compile(r"[!-~]{32,512}")  # what a header can carry, and nobody can guess
 KEYS = ("token", "rate", "burst", "services", "change")
-MOST_BYTES = 1 << 20  # of the file
+MOST_BYTES, MOST_TOKENS = 1 << 20, 1000  # of the file
 MOST_RATE = 1e6
 
 
@@ -60,6 +60,8 @@ def read_tokens(path: Path, services: Sequence[str]) -> list[TokenEntry]:
         raise line_error(path, f"cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError):  # their texts may have a part of a token
         raise line_error(path, "is no TOML in UTF-8, with a table for each token") from None
+    if len(tables) > MOST_TOKENS:
+        raise line_error(path, f"has {len(tables)} tokens; {MOST_TOKENS} at most")
     found = [_Reader(path, *item, services).entry() for item in tables.items()]
     names: dict[str, str] = {}
     for entry in found:

@@ -79,6 +79,8 @@ class Gateway:
         """Answer clients until the rank says that the job ends, or is gone."""
         self._hub.start()
         await self._hub.known.wait()
+        if self._over.is_set():
+            return
         tokens, limits = Tokens(self._hub.tokens), self._limits[HTTP]
         tls = tls_of(listener, self._settings)
         server = _Server(_config(self._app(tokens), limits), limits.head_s, tls)

@@ -68,6 +68,7 @@ def test_tokens_have_rates_services_and_the_right_to_change(tmp_path):
         (f'[a]\ntoken = "{TOKEN}"\nservices = [1]', "no service 1"),
         (f'[a]\ntoken = "{TOKEN}"\nservices = ["chemisty"]', "did you mean 'chemistry'?"),
         (f'[a]\ntoken = "{TOKEN}"\n[b]\ntoken = "{TOKEN}"', "a and b have the same token"),
+        ("".join(f"[a{i}]\n" for i in range(1001)), "has 1001 tokens; 1000 at most"),
         ("x" * (1 << 20) + "=1", "larger than"),
     ],
 )
