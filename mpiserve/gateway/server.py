@@ -129,6 +129,7 @@ class Gateway:
             tokens,
             self._settings["request_timeout_s"],
             self._settings["body_timeout_s"],
+            max(1, self._settings["connections"] // 2),
         )
         most = max((one.most_bytes for one in self._hub.services.values()), default=ROOM)
         server = Server(service, self._limits[GRPC], KEEP, most)
