@@ -17,11 +17,13 @@ from mpiserve.config.values import line_error, shown, suggest
 from mpiserve.errors import ConfigError
 
 JOB = "job"  # the name of the token of the endpoint file
-NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-TOKEN = re.compile(r"[!-~]{32,512}")  # what a header can carry, and nobody can guess
+NOBODY = "-"  # stands in the log for no token
+LEAST = 32  # characters of a token
+NAME = re.compile(rf"[A-Za-z0-9_.-]{{1,{LEAST - 1}}}")  # in logs: so it can be no token
+TOKEN = re.compile(rf"[!-~]{{{LEAST},512}}")  # what a header can carry, and nobody can guess
 KEYS = ("token", "rate", "burst", "services", "change")
-MOST_BYTES = 1 << 20  # of the file
-MOST_RATE = 1e6
+MOST_BYTES, MOST_TOKENS = 1 << 20, 1000  # of the file
+LEAST_RATE, MOST_RATE = 1e-6, 1e6
 
 
 class TokenEntry(NamedTuple):
@@ -60,7 +62,10 @@ def read_tokens(path: Path, services: Sequence[str]) -> list[TokenEntry]:
         raise line_error(path, f"cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError):  # their texts may have a part of a token
         raise line_error(path, "is no TOML in UTF-8, with a table for each token") from None
-    found = [_Reader(path, *item, services).entry() for item in tables.items()]
+    if len(tables) > MOST_TOKENS:
+        raise line_error(path, f"has {len(tables)} tokens; {MOST_TOKENS} at most")
+    numbered = enumerate(tables.items(), 1)
+    found = [_Reader(path, i, *item, services).entry() for i, item in numbered]
     names: dict[str, str] = {}
     for entry in found:
         if (other := names.setdefault(entry.token, entry.name)) != entry.name:
@@ -70,13 +75,16 @@ def read_tokens(path: Path, services: Sequence[str]) -> list[TokenEntry]:
 
 def _private_text(path: Path) -> str:
     with open(path, "rb") as file:
-        if os.fstat(file.fileno()).st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-            text = f"can be read by others than its owner: chmod 600 {path}"
-            raise line_error(path, text)
+        _check_private(path, os.fstat(file.fileno()))
         data = file.read(MOST_BYTES + 1)
     if len(data) > MOST_BYTES:
         raise line_error(path, f"is larger than {MOST_BYTES} bytes")
     return data.decode()
+
+
+def _check_private(path: Path, found: os.stat_result) -> None:
+    if found.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+        raise line_error(path, f"can be read by others than its owner: chmod 600 {path}")
 
 
 class _Reader:
@@ -84,25 +92,29 @@ class _Reader:
 
     Args:
         path: The file.
+        number: Of the table, from 1.
         name: Of the table.
         table: The table.
         services: The names of the services of the configuration.
     """
 
-    def __init__(self, path: Path, name: str, table: Any, services: Sequence[str]) -> None:
+    def __init__(
+        self, path: Path, number: int, name: str, table: Any, services: Sequence[str]
+    ) -> None:
         self._path, self._name, self._services = path, name, services
-        if not NAME.fullmatch(name) or name == JOB:
-            text = f"a name is 1 to 64 letters, digits, '_', '.' and '-', and not '{JOB}'"
-            raise self._wrong("", text)
+        self._shown = name if len(name) < LEAST else f"table {number}"
+        if not NAME.fullmatch(name) or name in (JOB, NOBODY):
+            text = f"a name is 1 to {LEAST - 1} letters, digits, '_', '.' and '-'"
+            raise self._wrong("", f"{text}, and not '{JOB}' or '{NOBODY}'")
         if not isinstance(table, Mapping):
-            raise self._wrong("", f"must be a table, [{name}], with a token")
+            raise self._wrong("", f"must be a table, [{self._shown}], with a token")
         self._table = table
 
     def entry(self) -> TokenEntry:
         """Return what the table says."""
         for key in self._table:
             if key not in KEYS:
-                raise self._wrong("", f"unknown key {shown(key)} {suggest(key, KEYS)}")
+                raise self._wrong("", f"unknown key {_unless_long(key)} {suggest(key, KEYS)}")
         rate = self._rate()
         change = self._table.get("change", False)
         if type(change) is not bool:
@@ -112,7 +124,7 @@ class _Reader:
         )
 
     def _wrong(self, key: str, text: str) -> ConfigError:
-        return line_error(self._path, f"{self._name[:64]}{key}: {text}")
+        return line_error(self._path, f"{self._shown}{key}: {text}")
 
     def _token(self) -> str:
         token = self._table.get("token")
@@ -125,8 +137,8 @@ class _Reader:
         if "rate" not in self._table:
             return 0.0
         rate = self._table["rate"]
-        if type(rate) not in (int, float) or not 0 < rate <= MOST_RATE:  # NaN is neither
-            text = f"must be above 0, and {MOST_RATE:g} requests a second at most"
+        if type(rate) not in (int, float) or not LEAST_RATE <= rate <= MOST_RATE:  # NaN is neither
+            text = f"must be {LEAST_RATE:g} to {MOST_RATE:g} requests a second"
             raise self._wrong(".rate", text)
         return float(rate)
 
@@ -148,8 +160,14 @@ class _Reader:
         for name in names:
             if name not in self._services:
                 hint = suggest(name, self._services) if isinstance(name, str) else ""
-                raise self._wrong(".services", f"no service {shown(name)} {hint}")
+                raise self._wrong(".services", f"no service {_unless_long(name)} {hint}")
         return tuple(names)
+
+
+def _unless_long(value: Any) -> str:
+    """Write a value, unless it may be a token that stands in the wrong place."""
+    text = shown(value)
+    return text if len(text) < LEAST else "(long: it may be a token)"
 
 
 def tls_context(certificate: str | Path, key: str | Path) -> ssl.SSLContext:
@@ -159,6 +177,7 @@ def tls_context(certificate: str | Path, key: str | Path) -> ssl.SSLContext:
         ConfigError: If they cannot be read, do not belong together, or need a password.
     """
     made = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    made.minimum_version = ssl.TLSVersion.TLSv1_2
     try:
         made.load_cert_chain(certificate, key, password=_no_password)
     except (OSError, ValueError) as error:  # of ssl too
@@ -184,5 +203,7 @@ def check_files(config: GatewayConfig, folder: Path, services: Sequence[str]) ->
         ConfigError: If one cannot be used.
     """
     if config.tls_certificate:
-        tls_context(folder / config.tls_certificate, folder / config.tls_key)
+        key = folder / config.tls_key
+        tls_context(folder / config.tls_certificate, key)
+        _check_private(key, key.stat())
     return read_tokens(folder / config.tokens_file, services) if config.tokens_file else []

@@ -7,7 +7,9 @@ for any time, before it asks who sends it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import grpc
@@ -58,6 +60,7 @@ class Service(grpc.GenericRpcHandler):
         tokens: Those of clients.
         limit_s: Seconds that a request may take.
         body_s: Seconds in which its message must have come.
+        most_streams: How many streams a token may have open.
     """
 
     def __init__(
@@ -69,6 +72,7 @@ class Service(grpc.GenericRpcHandler):
         tokens: Tokens,
         limit_s: float,
         body_s: float,
+        most_streams: int,
     ) -> None:
         self._hub = hub
         self._models = models
@@ -76,6 +80,8 @@ class Service(grpc.GenericRpcHandler):
         self._traffic = traffic
         self._tokens = tokens
         self._limit_s, self._body_s = limit_s, body_s
+        self._most_streams = most_streams
+        self._streams: Counter[str] = Counter()  # those open, by the name of the token
         self._methods = {
             name: Method(message(asked), message(answered), handler)
             for name, asked, answered, handler in (
@@ -127,11 +133,11 @@ class Service(grpc.GenericRpcHandler):
             return
         if who is None:
             raise Refusal(401, "a token is needed: metadata 'authorization', 'Bearer TOKEN'")
-        if name == "ModelStreamInfer":
-            await self._stream(who, one, context)
-            return
         who.take()
-        if name == "ModelInfer":
+        if name == "ModelStreamInfer":
+            with self._open(who):
+                await self._stream(who, one, context)
+        elif name == "ModelInfer":
             asked = await self._read(self._infer_request, self._body_s, one, context)
             await _write(await self._infer(asked, who, context), one, context)
         elif method := self._methods.get(name):
@@ -184,17 +190,37 @@ class Service(grpc.GenericRpcHandler):
             outputs = await infer.ask(self._hub, self._statistics, limit_s, service, request)
         return wire.build(service.name, service.version, request, outputs)
 
+    @contextmanager
+    def _open(self, who: Holder) -> Iterator[None]:
+        """Count an open stream: one token must leave calls for the others.
+
+        Raises:
+            Refusal: If its token has too many.
+        """
+        if self._streams[who.name] >= self._most_streams:
+            text = f"the token '{who.name}' has {self._most_streams} streams open; close one"
+            raise Refusal(429, text, retry_s=1)
+        self._streams[who.name] += 1
+        try:
+            yield
+        finally:
+            self._streams[who.name] -= 1
+
     async def _stream(self, who: Holder, one: Exchange, context: Any) -> None:
         """Answer requests one after the other; one that fails does not end the stream.
 
-        Each of them counts for the rate of the token.
+        Each of them counts for the rate of the token; the first one is that which opened the
+        stream. One too many ends it: who sends more is not read.
         """
+        is_first = True
         while True:
             asked = await self._read(self._infer_request, self._limit_s, one, context)
             if asked is None:
                 return
-            try:
+            if not is_first:
                 who.take()
+            is_first = False
+            try:
                 answer = {"infer_response": await self._infer(asked, who, context)}
             except Exception as error:
                 refusal = refusal_of(error, f"{one.path[:80]!r}")

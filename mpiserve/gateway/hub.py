@@ -30,7 +30,7 @@ from mpiserve.gateway.services import Service, read_table
 from mpiserve.gateway.token_streams import TokenStreams
 
 MOST_HELD = 2 << 30  # bytes of bodies of requests under way
-MOST_BYTES = 1 << 40  # of an answer: the rank is trusted
+MOST_BYTES, MOST_JSON = 1 << 40, 1 << 30  # of a message: the rank is trusted
 
 
 class Memory:
@@ -78,10 +78,11 @@ class Hub:
         reasons: Why a service could not load, by name.
         memory: Of the bodies of requests under way.
         drains: Whether the job ends.
+        known: Set when the rank has told what there is, or has gone.
     """
 
     def __init__(self, end: socket.socket, most_waiting: int, ended: Callable[[], None]) -> None:
-        self._link = Link(end, MOST_BYTES)
+        self._link = Link(end, MOST_BYTES, MOST_JSON)
         self._most_waiting = most_waiting
         self._ended = ended
         self._answers: dict[int, asyncio.Future[Any]] = {}
@@ -206,6 +207,7 @@ class Hub:
         loop.remove_reader(self._link.socket)
         loop.remove_writer(self._link.socket)
         self.drains = True
+        self.known.set()
         for answer in self._answers.values():
             if not answer.done():
                 answer.set_exception(Error(Code.ECLOSED, "the job has ended"))

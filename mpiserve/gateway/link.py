@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 HEAD = struct.Struct("<IQ")  # bytes of the JSON, and of the tensors
-MOST_JSON = 1 << 20
+MOST_JSON = 1 << 20  # bytes
 CHUNK = 1 << 18
 # What a message is.
 HELLO, STATES, INFER, ANSWER, READY, DRAIN, CHANGE = (
@@ -38,12 +38,13 @@ class Link:
     Args:
         end: The socket.
         most: The most bytes of tensors in a message that comes.
+        most_json: The most bytes of its JSON.
     """
 
-    def __init__(self, end: socket.socket, most: int) -> None:
+    def __init__(self, end: socket.socket, most: int, most_json: int = MOST_JSON) -> None:
         end.setblocking(False)
         self.socket = end
-        self._most = most
+        self._most, self._most_json = most, most_json
         self._out: deque[memoryview] = deque()
         self._head = bytearray()
         self._body: bytearray | None = None
@@ -119,7 +120,7 @@ class Link:
         self._head += data
         if len(self._head) >= HEAD.size:
             size, bytes_of_tensors = self._sizes()
-            if size > MOST_JSON or bytes_of_tensors > self._most:
+            if size > self._most_json or bytes_of_tensors > self._most:
                 raise LinkError(f"a message of {size} and {bytes_of_tensors} bytes")
             if len(self._head) == HEAD.size + size:
                 self._table = _table(bytes(self._head[HEAD.size :]))

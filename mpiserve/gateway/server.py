@@ -79,6 +79,8 @@ class Gateway:
         """Answer clients until the rank says that the job ends, or is gone."""
         self._hub.start()
         await self._hub.known.wait()
+        if self._over.is_set():
+            return
         tokens, limits = Tokens(self._hub.tokens), self._limits[HTTP]
         tls = tls_of(listener, self._settings)
         server = _Server(_config(self._app(tokens), limits), limits.head_s, tls)
@@ -127,6 +129,7 @@ class Gateway:
             tokens,
             self._settings["request_timeout_s"],
             self._settings["body_timeout_s"],
+            max(1, self._settings["connections"] // 2),
         )
         most = max((one.most_bytes for one in self._hub.services.values()), default=ROOM)
         server = Server(service, self._limits[GRPC], KEEP, most)

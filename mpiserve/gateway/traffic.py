@@ -9,9 +9,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO
 
+from mpiserve.config.gateway_files import NOBODY
+
 HTTP, GRPC = "http", "grpc"
 NO_ROUTE = "none"  # of a request for a path that there is not, or without the token
-NOBODY = "-"
 LONGEST_PATH = 200  # characters of a path in the log
 # Why requests and connections are refused.
 TOKEN, RIGHTS, RATE, SIZE, QUEUE, CONNECTIONS, SLOW, HEAD = (

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import ssl
 
 import pytest
 from certificates import made
 
 from mpiserve.config import Config
 from mpiserve.config.gateway import GatewayConfig
-from mpiserve.config.gateway_files import TokenEntry, check_files, read_tokens
+from mpiserve.config.gateway_files import TokenEntry, check_files, read_tokens, tls_context
 from mpiserve.errors import ConfigError
 from mpiserve.launch.static_check import findings
 
@@ -56,11 +57,18 @@ def test_tokens_have_rates_services_and_the_right_to_change(tmp_path):
         (f"[a]\ntoken = {TOKEN}", "is no TOML"),
         (f'a = "{TOKEN}"', "a: must be a table"),
         (f'[job]\ntoken = "{TOKEN}"', "and not 'job'"),
-        (f'["a b"]\ntoken = "{TOKEN}"', "a name is 1 to 64 letters"),
+        (f'["a b"]\ntoken = "{TOKEN}"', "a name is 1 to 31 letters"),
+        (f'[-]\ntoken = "{TOKEN}"', "not 'job' or '-'"),
+        (f'["{TOKEN}"]\ntoken = "{TOKEN}"', "table 1: a name is"),
+        (f'"{TOKEN}" = 3', "table 1: a name is"),
+        (f'[a]\n"{TOKEN}" = 3', "unknown key (long"),
+        (f'[a]\ntoken = "{TOKEN}"\nservices = ["{TOKEN}"]', "no service (long"),
+        (f'[a]\ntoken = "{TOKEN}"\nservices = [["{TOKEN}"]]', "no service (long"),
         (f'[a]\ntoken = "{TOKEN}"\nrates = 3', "unknown key 'rates' (did you mean 'rate'?)"),
-        (f'[a]\ntoken = "{TOKEN}"\nrate = 0', "a.rate: must be above 0"),
-        (f'[a]\ntoken = "{TOKEN}"\nrate = nan', "a.rate: must be above 0"),
-        (f'[a]\ntoken = "{TOKEN}"\nrate = true', "a.rate: must be above 0"),
+        (f'[a]\ntoken = "{TOKEN}"\nrate = 0', "a.rate: must be 1e-06 to"),
+        (f'[a]\ntoken = "{TOKEN}"\nrate = nan', "a.rate: must be 1e-06 to"),
+        (f'[a]\ntoken = "{TOKEN}"\nrate = true', "a.rate: must be 1e-06 to"),
+        (f'[a]\ntoken = "{TOKEN}"\nrate = 5e-324', "a.rate: must be 1e-06 to"),
         (f'[a]\ntoken = "{TOKEN}"\nburst = 3', "beside a rate"),
         (f'[a]\ntoken = "{TOKEN}"\nrate = 1\nburst = 0', "a.burst"),
         (f'[a]\ntoken = "{TOKEN}"\nchange = 1', "a.change: must be true"),
@@ -68,6 +76,7 @@ def test_tokens_have_rates_services_and_the_right_to_change(tmp_path):
         (f'[a]\ntoken = "{TOKEN}"\nservices = [1]', "no service 1"),
         (f'[a]\ntoken = "{TOKEN}"\nservices = ["chemisty"]', "did you mean 'chemistry'?"),
         (f'[a]\ntoken = "{TOKEN}"\n[b]\ntoken = "{TOKEN}"', "a and b have the same token"),
+        ("".join(f"[a{i}]\n" for i in range(1001)), "has 1001 tokens; 1000 at most"),
         ("x" * (1 << 20) + "=1", "larger than"),
     ],
 )
@@ -107,6 +116,17 @@ def test_a_certificate_is_read_before_clients_come(tmp_path, pair):
     for wrong in ({"tls_key": "cert.pem"}, {"tls_certificate": "none.pem"}):
         with pytest.raises(ConfigError, match="tls_certificate and tls_key"):
             check_files(GatewayConfig(**pair | wrong), tmp_path, SERVICES)
+
+
+def test_a_key_that_others_can_read_is_refused(tmp_path, pair):
+    (tmp_path / "key.pem").chmod(0o640)
+    with pytest.raises(ConfigError, match=f"chmod 600 {tmp_path / 'key.pem'}"):
+        check_files(GatewayConfig(**pair), tmp_path, SERVICES)
+
+
+def test_a_server_wants_tls_of_1_2_at_least(tmp_path, pair):
+    context = tls_context(tmp_path / "cert.pem", tmp_path / "key.pem")
+    assert context.minimum_version == ssl.TLSVersion.TLSv1_2
 
 
 def test_a_key_with_a_password_is_refused_without_asking(tmp_path, pair):

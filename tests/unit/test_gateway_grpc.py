@@ -260,6 +260,22 @@ def test_a_stream_answers_in_order_and_outlives_an_error(rank):
     assert "-13" in found[1][1].message()
 
 
+def test_streams_of_one_token_leave_calls_for_others(rank, client):
+    end, mine = queue.Queue(), [*headers(rank).items()]
+    with grpc.insecure_channel(rank.endpoint.grpc.url) as channel:
+        opened = channel.stream_stream(messages.SERVICE + "ModelStreamInfer")
+        calls = [opened(iter(end.get, None), metadata=mine) for _ in range(21)]
+        until = time.monotonic() + 20
+        while not any(call.done() for call in calls) and time.monotonic() < until:
+            time.sleep(0.01)
+        codes = [call.code().name for call in calls if call.done()]
+        assert codes == ["RESOURCE_EXHAUSTED"]  # half of the connections, and one
+        assert client.is_model_ready("float32", headers=headers(rank))
+        for call in calls:
+            call.cancel()
+            end.put(None)
+
+
 def test_many_at_once_by_aio_are_merged(rank):
     aio = pytest.importorskip("tritonclient.grpc.aio")
     values = [-14] * 4 + [*range(20)]  # four are late: the others wait for them, and go together

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 
 import numpy as np
 import pytest
 
-from mpiserve.gateway.link import HEAD, Link, LinkError, pack, split
+from mpiserve.gateway.link import HEAD, HELLO, Link, LinkError, pack, split
 
 
 @pytest.fixture
@@ -73,3 +74,45 @@ def test_the_bytes_of_a_message_are_those_of_its_arrays():
         split(memoryview(bytes(12)), [[2]], [np.dtype(np.float32)])
     (empty,) = split(memoryview(b""), [[0, 3]], [np.dtype(np.float32)])
     assert empty.shape == (0, 3)
+
+
+@pytest.fixture
+def hub():
+    pytest.importorskip("starlette")
+    from mpiserve.gateway.hub import Hub
+
+    return lambda its: Hub(its, 1, lambda: None)
+
+
+async def told(hub, link):
+    """Let a child hear what its rank sends, until it knows what there is, or that nobody is."""
+    hub.start()
+    while link.is_full:
+        link.flush()
+        await asyncio.sleep(0)
+    await asyncio.wait_for(hub.known.wait(), 20)
+
+
+def test_a_child_takes_a_long_list_from_its_rank(ends, hub):
+    link, its = ends
+    tokens = [["a" * 64, f"name{i}", 0.0, 1, ["a-service"] * 20, False] for i in range(10_000)]
+    link.send({"m": HELLO, "services": [], "tokens": tokens})
+
+    async def run():
+        child = hub(its)
+        await told(child, link)
+        assert child.tokens == tokens and not child.drains
+
+    asyncio.run(run())
+
+
+def test_a_child_whose_rank_goes_at_once_does_not_wait(ends, hub):
+    link, its = ends
+    link.socket.close()
+
+    async def run():
+        child = hub(its)
+        await told(child, link)
+        assert child.drains
+
+    asyncio.run(run())

@@ -191,6 +191,12 @@ def test_each_request_of_a_stream_counts(rank):
         client.stop_stream()
     assert [error is None for _, error in found] == [True, True, False]
     assert "requests a second" in found[2][1].message()
+    with grpc.insecure_channel(rank.endpoint.grpc.url) as channel:  # opening one counts, too
+        call = channel.stream_stream(messages.SERVICE + "ModelStreamInfer")
+        with pytest.raises(grpc.RpcError) as error:
+            next(call(iter(()), metadata=[*headers.items()]))
+    assert error.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert int(dict(error.value.trailing_metadata())["retry-after"]) > 1
 
 
 # ---- how often
