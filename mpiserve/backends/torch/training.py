@@ -284,11 +284,11 @@ def _part(table: State, prefix: str) -> State:
 
 
 def _moments(optimizer: Any) -> State:
-    """Return the tensors of an optimizer, by number of the parameter and name."""
+    """Return copies of the tensors of an optimizer, by number of the parameter and name."""
     import torch
 
     return {
-        f"{number}.{name}": value
+        f"{number}.{name}": value.detach().cpu().clone()
         for number, state in optimizer.state_dict()["state"].items()
         for name, value in state.items()
         if isinstance(value, torch.Tensor)
@@ -299,5 +299,6 @@ def _set_moments(optimizer: Any, moments: State) -> None:
     states: dict[int, State] = {}
     for key, value in moments.items():
         number, _, name = key.partition(".")
-        states.setdefault(int(number), {})[name] = value
+        # The optimizer may keep what it is given, and change it in place.
+        states.setdefault(int(number), {})[name] = value.clone()
     optimizer.load_state_dict(optimizer.state_dict() | {"state": states})
