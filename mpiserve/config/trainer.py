@@ -161,8 +161,9 @@ def _service(service: ServiceConfig) -> Iterator[str]:
         yield f"{of} needs the backend torch or deepspeed, and a model 'module:callable'"
     if VERSION not in weights:
         yield f"{of} needs options.weights with {VERSION}: each version is a file of its own"
-    if service.preprocess or service.model_outputs:
-        yield f"{of} has preprocess or model_outputs, but its pairs are those of the signature"
+    if service.preprocess or service.postprocess or service.model_outputs:
+        text = "has preprocess, postprocess or model_outputs, but its pairs are of the signature"
+        yield f"{of} {text}: it would be trained with what is around it; do it in the model"
     if service.rows in ("none", "ragged") or service.has_free_dims:
         yield f"{of} needs rows and fixed shapes"
     for tensor in (*service.inputs, *seen(service)):
