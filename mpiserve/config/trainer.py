@@ -133,6 +133,8 @@ def _untrained(service: ServiceConfig) -> Iterator[Problem]:
         yield "derivatives", "not with version = 'untrained': there is nothing to derive"
     if service.engine not in ("auto", "eager"):
         yield "engine", f"'{service.engine}' has no model to run in version 'untrained'; use 'auto'"
+    if service.rows == "none":
+        yield "rows", "'none' has no rows that could be trusted, as version = 'untrained' needs"
     for tensor in service.outputs:
         if tensor.dtype not in (*STATES, "bfloat16"):
             text = f"'{tensor.name}' is {tensor.dtype}, which has no value for 'no answer'"
@@ -159,17 +161,34 @@ def _service(service: ServiceConfig) -> Iterator[str]:
     weights = str(service.options.get("weights", ""))
     if service.backend not in MODULES or not OBJECT.fullmatch(service.model or ""):
         yield f"{of} needs the backend torch or deepspeed, and a model 'module:callable'"
-    if VERSION not in weights:
-        yield f"{of} needs options.weights with {VERSION}: each version is a file of its own"
-    if service.preprocess or service.model_outputs:
-        yield f"{of} has preprocess or model_outputs, but its pairs are those of the signature"
-    if service.rows in ("none", "ragged") or service.has_free_dims:
-        yield f"{of} needs rows and fixed shapes"
+    if VERSION not in weights or weights.endswith(".index.json"):
+        text = "needs options.weights with {VERSION}, a .safetensors file: each version has its own"
+        yield f"{of} {text}".replace("{VERSION}", VERSION)
+    if service.preprocess or service.postprocess or service.model_outputs:
+        text = "has preprocess, postprocess or model_outputs, but its pairs are of the signature"
+        yield f"{of} {text}: it would be trained with what is around it; do it in the model"
+    if service.rows not in (None, "independent") or service.has_free_dims:
+        text = (
+            "needs fixed shapes and independent rows: batches are drawn from those of all requests"
+        )
+        yield f"{of} {text}"
     for tensor in (*service.inputs, *seen(service)):
         is_output = tensor in service.outputs
         if tensor.dtype not in (STATES if is_output else NUMBERS):
             yield f"{of}: no network is trained with '{tensor.name}', which is {tensor.dtype}"
+    yield from (f"{of}: {text}" for text in _serving(service))
     table = service.uncertainty
-    if table and table.method == "distance" and VERSION not in (table.data or ""):
+    data = (table.data or "") if table and table.method == "distance" else f"{VERSION}.npz"
+    if VERSION not in data or not data.endswith(".npz"):
         text = f"uncertainty.data must say {VERSION}, and end in .npz"
         yield f"{of}: {text}: the trainer writes the inputs of each version there"
+
+
+def _serving(service: ServiceConfig) -> Iterator[str]:
+    """Yield why a service cannot answer with versions that come while it serves."""
+    if service.reload == "in-place":
+        yield "with reload = 'in-place' replicas may answer with different versions: remove it"
+    if service.reproducible:
+        yield "reproducible, but when a version answers depends on time: remove it"
+    if service.engine == "compiled":
+        yield "engine = 'compiled', but nothing is compiled while the job runs: use 'auto'"

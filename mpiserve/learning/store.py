@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -30,17 +29,19 @@ class Store:
         self.folder = folder
 
     def save(self, table: training.State, about: dict[str, Any]) -> None:
-        """Write a checkpoint."""
+        """Write a checkpoint.
+
+        Raises:
+            OSError: If it cannot be written, as where the disk is full.
+        """
         training.save(self.folder / CHECKPOINT, table, {"state": json.dumps(about)})
-        self._put(PROGRESS, json.dumps(about, indent=1).encode())
+        with training.replacing(self.folder / PROGRESS) as fresh:
+            fresh.write_text(json.dumps(about, indent=1), encoding="utf-8")
 
     def save_pairs(self, arrays: Rows, seen: dict[str, int]) -> None:
         """Write the reservoir, with how many rows of which rank it has seen."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        fresh = self.folder / f".{RESERVOIR}.new"
-        with open(fresh, "wb") as file:
+        with training.replacing(self.folder / RESERVOIR) as fresh, open(fresh, "wb") as file:
             np.savez(file, **arrays, seen_rows=np.array(json.dumps(seen)))  # type: ignore[arg-type]
-        fresh.replace(self.folder / RESERVOIR)
 
     def checkpoint(self) -> tuple[training.State, dict[str, Any]] | None:
         """Return the checkpoint; None: there is none yet.
@@ -69,8 +70,3 @@ class Store:
             return arrays, json.loads(str(arrays.pop("seen_rows")))
         except (ValueError, KeyError, BadZipFile, EOFError) as error:
             raise OSError(f"{path.name} is broken or cut off ({error})") from None
-
-    def _put(self, name: str, data: bytes) -> None:
-        fresh = self.folder / f".{name}.new"
-        fresh.write_bytes(data)
-        os.replace(fresh, self.folder / name)

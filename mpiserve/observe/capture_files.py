@@ -231,6 +231,8 @@ class _new:  # noqa: N801
 
 def opened(path: Path) -> h5py.File:
     """Open a file to read. It is complete, and some file systems have no locks."""
+    with suppress(ImportError):
+        import hdf5plugin  # noqa: F401  # HDF5 reads with its filters from then on
     return h5py.File(path, "r", locking=False)
 
 

@@ -40,10 +40,11 @@ def normalized(network: torch.nn.Module, inputs: Shapes, outputs: Shapes) -> tor
 
 
 def _forward(self: Any, *inputs: torch.Tensor) -> Any:
-    scaled = [
-        (tensor - getattr(self, f"input_mean_{i}")) / getattr(self, f"input_scale_{i}")
-        for i, tensor in enumerate(inputs)
-    ]
+    scaled = []
+    for i, tensor in enumerate(inputs):
+        mean, scale = getattr(self, f"input_mean_{i}"), getattr(self, f"input_scale_{i}")
+        number = tensor if tensor.is_floating_point() else tensor.to(mean.dtype)  # or it is bool
+        scaled.append((number - mean) / scale)
     results = self.network(*scaled)
     if not isinstance(results, (tuple, list)):
         return results * self.output_scale_0 + self.output_mean_0
@@ -61,4 +62,6 @@ def _fit_scales(self: Any, inputs: Sequence[torch.Tensor], outputs: Sequence[tor
             wide = tensor.double()
             mean.copy_(wide.mean(shared).reshape(mean.shape))
             deviation = wide.std(shared, correction=0).reshape(mean.shape)
-            scale.copy_(deviation.where(deviation > 0, deviation.new_ones(())))
+            # The deviation of equal values may be rounding, and not 0.
+            varies = (wide.amax(shared) > wide.amin(shared)).reshape(mean.shape)
+            scale.copy_(deviation.where(varies, deviation.new_ones(())))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from itertools import chain
 from math import isfinite
 from pathlib import Path
@@ -89,8 +90,9 @@ class Networks:
     def measure(self, rows: Rows) -> None:
         """Let errors count in units of the standard deviations of these rows' outputs."""
         for name in self._outputs:
-            deviation = rows[f"outputs/{name}"].std(0, dtype=np.float64)
-            self.scales[name] = np.where(deviation > 0, deviation, 1.0)
+            values = rows[f"outputs/{name}"]
+            varies = np.ptp(values, 0) > 0  # the deviation of equal values may be rounding
+            self.scales[name] = np.where(varies, values.std(0, dtype=np.float64), 1.0)
 
     def train(self, steps: int, draw: Draw) -> float:
         """Make training steps; return the mean loss.
@@ -170,6 +172,16 @@ class Networks:
                 values += differs.size
         return float(np.sqrt(total / max(1, values)))
 
+    def error_of_mean(self, rows: Rows, known: Rows) -> float:
+        """Return the error over rows of an answer that is the mean of other rows."""
+        total, values = 0.0, 0
+        for name in self._outputs:
+            wanted = rows[f"outputs/{name}"].astype(np.float64)
+            mean = known[f"outputs/{name}"].mean(0, dtype=np.float64)
+            total += float(np.square((mean - wanted) / self.scales[name]).sum())
+            values += wanted.size
+        return float(np.sqrt(total / max(1, values)))
+
     def _means(
         self, rows: Rows, modules: Sequence[torch.nn.Module] | None, states: Sequence[State]
     ) -> dict[str, np.ndarray]:
@@ -186,6 +198,18 @@ class Networks:
     def _with(self, state: State) -> torch.nn.Module:
         self._scratch.load_state_dict(state)
         return self._scratch
+
+    def between_rows(self, rows: Rows) -> float:
+        """Return by how much answers differ with the other rows of a call, in units of `scales`."""
+        together = self._means(rows, self._modules, ())
+        alone = [
+            self._means({n: a[i : i + 1] for n, a in rows.items()}, self._modules, ())
+            for i in range(len(next(iter(rows.values()))))
+        ]
+        return max(
+            float(np.abs((np.concatenate([one[n] for one in alone]) - t) / self.scales[n]).max())
+            for n, t in together.items()
+        )
 
     # ---- weights and their files
 
@@ -249,15 +273,34 @@ class Networks:
         self.set_rate(rate)
 
 
-def save(path: Path, state: State, about: Mapping[str, str]) -> None:
-    """Write a safetensors file, which has its name when it is complete."""
-    from safetensors.torch import save_file
-
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a path to write to, which takes its name when it is complete, or is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f".{path.name}.new")
+    try:
+        yield fresh
+        fresh.replace(path)
+    finally:
+        with suppress(OSError):
+            fresh.unlink(missing_ok=True)
+
+
+def save(path: Path, state: State, about: Mapping[str, str]) -> None:
+    """Write a safetensors file, which has its name when it is complete.
+
+    Raises:
+        OSError: If it cannot be written, as where the disk is full.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
     own = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in state.items()}
-    save_file(own, fresh, metadata=dict(about))
-    fresh.replace(path)
+    with replacing(path) as fresh:
+        try:
+            save_file(own, fresh, metadata=dict(about))
+        except SafetensorError as error:
+            raise OSError(f"{path.name} cannot be written ({error})") from None
 
 
 def load(path: Path) -> tuple[State, dict[str, str]]:
@@ -285,11 +328,11 @@ def _part(table: State, prefix: str) -> State:
 
 
 def _moments(optimizer: Any) -> State:
-    """Return the tensors of an optimizer, by number of the parameter and name."""
+    """Return copies of the tensors of an optimizer, by number of the parameter and name."""
     import torch
 
     return {
-        f"{number}.{name}": value
+        f"{number}.{name}": value.detach().cpu().clone()
         for number, state in optimizer.state_dict()["state"].items()
         for name, value in state.items()
         if isinstance(value, torch.Tensor)
@@ -300,5 +343,6 @@ def _set_moments(optimizer: Any, moments: State) -> None:
     states: dict[int, State] = {}
     for key, value in moments.items():
         number, _, name = key.partition(".")
-        states.setdefault(int(number), {})[name] = value
+        # The optimizer may keep what it is given, and change it in place.
+        states.setdefault(int(number), {})[name] = value.clone()
     optimizer.load_state_dict(optimizer.state_dict() | {"state": states})
