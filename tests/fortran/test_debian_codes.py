@@ -1,0 +1,73 @@
+"""Codes of Debian, as installed: under libmpiserve_world.so each gives the same answer as alone."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from typing import NamedTuple
+
+import pytest
+from coupling import SERVE, is_mpich
+from jobs import ROOT
+
+from mpiserve.tools import build_flags
+
+CASES = ROOT / "tests/legacy/codes"
+CONFIG = """\
+[service.echo]
+backend = "echo"
+inputs = [{ name = "x", dtype = "float32", shape = [-1, 3] }]
+"""
+
+
+class Code(NamedTuple):
+    """A code and a small case of it: its input, and what is compared of a file, or of stdout."""
+
+    command: tuple[str, ...]
+    case: str
+    compared: str
+    file: str = ""
+
+
+CODES = {
+    "lammps": Code(("lmp", "-log", "none", "-in"), "atoms.in", r"^ +\d+ +\d\.\d.*$"),
+    "cp2k": Code(("cp2k.psmp", "-i"), "argon.inp", r"^( +\S+){5}", "argon-1.ener"),
+    "nwchem": Code(("nwchem.openmpi",), "water.nw", r"Total SCF.*$|^ +\d +[OH] .*$"),
+    "meep": Code(("meep",), "waveguide.ctl", r"^flux1:.*$"),
+}
+
+
+def answer(code, folder, done):
+    """Return the numbers of a run, without the sign of zeros."""
+    text = (folder / code.file).read_text() if code.file else done.stdout
+    found = [match.group(0) for match in re.finditer(code.compared, text, re.MULTILINE)]
+    return re.sub(r"-(0\.0+)\b", r" \1", "\n".join(found))
+
+
+@pytest.mark.takes_long
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", CODES)
+def test_a_code_gives_the_same_answer_as_alone(mpiexec, tmp_path, name):
+    code = CODES[name]
+    program = shutil.which(code.command[0])
+    if not program:
+        pytest.skip(f"no {code.command[0]} here: apt-get install {name}")
+    if is_mpich():
+        pytest.skip("Debian's package is for Open MPI")
+    found = []
+    for folder in (tmp_path / "alone", tmp_path / "beside"):
+        folder.mkdir()
+        shutil.copy(CASES / code.case, folder)
+        (folder / "c.toml").write_text(CONFIG)
+        mine = [program, *code.command[1:], code.case]
+        job = ["-n", 2, *mine]
+        if found:
+            world = f"LD_PRELOAD={build_flags.world()}"
+            job = ["-n", 2, "env", world, *mine, ":", "-n", 1, *SERVE, "c.toml"]
+        env = {"CP2K_DATA_DIR": "/usr/share/cp2k", "OMP_NUM_THREADS": "1"}
+        done = mpiexec(job, cwd=folder, env=env, timeout=280)
+        assert done.returncode == 0
+        found.append(answer(code, folder, done))
+    assert "0 requests, 0 failed" in done.stderr
+    assert len(found[0].splitlines()) > 3
+    assert found[1] == found[0]
