@@ -83,7 +83,7 @@ def test_lists_have_nothing_of_other_services(rank):
     assert [entry["name"] for entry in table["model_stats"]] == ["float32"]
     assert asks(rank, ALICE, "/metrics")[0] == 403
     status, text, _ = asks(rank, OPERATOR, "/metrics")
-    (count,) = re.findall(rb'mpiserve_gateway_refused_total.reason="rights". (\d+)', text)
+    (count,) = re.findall(rb'refused_total\{[^}]*reason="rights"[^}]*\} (\d+)', text)
     assert status == 200 and int(count) > 0
     assert ALICE.encode() not in text
 
