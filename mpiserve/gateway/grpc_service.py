@@ -233,8 +233,8 @@ class Service(grpc.GenericRpcHandler):
     async def _live(self, who: Any, asked: Any) -> dict[str, Any]:
         return {"live": True}
 
-    async def _ready(self, who: Any, asked: Any) -> dict[str, Any]:
-        return {"ready": self._models.all_ready}
+    async def _ready(self, who: Holder, asked: Any) -> dict[str, Any]:
+        return {"ready": self._models.all_ready(who)}
 
     async def _server(self, who: Any, asked: Any) -> dict[str, Any]:
         return self._models.server()

@@ -98,9 +98,9 @@ class Language:
 
     async def token_texts(self) -> TokenTexts:
         """Return the texts of single tokens."""
-        tokenizer = await self._loaded()
+        tokenizer, loop = await self._loaded(), asyncio.get_running_loop()
         if self._texts is None:
-            self._texts = TokenTexts(tokenizer)
+            self._texts = await loop.run_in_executor(self._thread, TokenTexts, tokenizer)
         return self._texts
 
     async def tokens_of(self, prompt: Any, field: str) -> list[int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -95,7 +95,7 @@ class Logprobs:
         token = self._texts[int(new["tokens"][at])]
         self._held.append(Logprob(token, float(new["logprobs"][at]), likeliest, offset))
 
-    def take(self, shown: str, *, all_of_them: bool = False) -> Sequence[Logprob]:
+    def take(self, shown: str, *, all_of_them: bool = False) -> list[Logprob]:
         """Return those whose tokens begin in the text that is shown now, or before it.
 
         The others, as those of a text that ends the choice, are held.

@@ -28,10 +28,10 @@ class Models:
         self._statistics = statistics
         self._version = version
 
-    @property
-    def all_ready(self) -> bool:
-        """Whether all services serve."""
-        return not self._hub.drains and all(map(self._serves, self._hub.states))
+    def all_ready(self, who: Holder) -> bool:
+        """Say whether all services serve, of those that it may use."""
+        names = filter(who.may_use, self._hub.states)
+        return not self._hub.drains and all(map(self._serves, names))
 
     def server(self) -> dict[str, Any]:
         """Describe the server."""

@@ -34,6 +34,8 @@ ROOT = "/v1/"
 MOST_BYTES = 8 << 20  # of the body of a request
 DEFAULT_TOKENS = {"completions": 16, "chat": None}  # new ones, as the API says; None for all
 LOGPROBS = {"completions": "logprobs", "chat": "top_logprobs"}  # the field with the number
+MOST_TOLD = 1 << 18  # likelihoods of tokens, of one answer
+TOLD_BYTES = 450  # that one of them takes, until its answer is sent
 UNKNOWN = {"queue_ns": 0, "compute_ns": 0}  # a stream has many requests
 
 T = TypeVar("T")
@@ -65,6 +67,22 @@ class _Work(NamedTuple):
     until: float
     decode: Any
     texts: TokenTexts | None
+
+    @property
+    def told(self) -> int:
+        """How many likelihoods the answer may have."""
+        wanted = self.request.logprobs
+        return 0 if wanted is None else sum(self.limits) * (1 + wanted)
+
+    def check_told(self, field: str) -> None:
+        """Refuse an answer that would take much of the memory.
+
+        Raises:
+            FieldError: With the name of the field.
+        """
+        if self.told > MOST_TOLD:
+            text = f"asks for {self.told} likelihoods; {MOST_TOLD} at most"
+            raise FieldError(field, f"{text}: lower it, n or max_tokens")
 
     def logprobs(self) -> Logprobs | None:
         """Return what collects how likely the tokens of a choice are; None for nothing."""
@@ -183,8 +201,10 @@ class OpenAIRoutes:
             wanted = wire.read_generation(kind, await _body(request))
             language = self._find(who(request), wanted.model)
             work = await self._prepare(kind, language, wanted)
+        work.check_told(LOGPROBS[kind])
         if not wanted.stream:
-            return _reply(await _while_there(request, self._answer(work)))
+            with self._hub.memory.hold(work.told * TOLD_BYTES):
+                return _reply(await _while_there(request, self._answer(work)))
         events = self._events(work)
         # An error before the first event has a status of its own.
         first = await _while_there(request, anext(events))
@@ -224,7 +244,11 @@ class OpenAIRoutes:
             async for part, tokens in parts:
                 choices[part.number] = _joined(choices[part.number], part)
                 count += tokens
-        return work.answers.answer(choices, work.prompt_tokens, count)
+        if not work.told:
+            return work.answers.answer(choices, work.prompt_tokens, count)
+        # In a thread: other clients do not wait for a long list.
+        made = asyncio.to_thread(work.answers.answer, choices, work.prompt_tokens, count)
+        return await made
 
     async def _choices(self, work: _Work) -> AsyncGenerator[tuple[Choice, int], None]:
         """Yield the parts of all choices as they come, and how many tokens each is.
@@ -265,7 +289,7 @@ class OpenAIRoutes:
             async for new in some:
                 before, shown = count, ""
                 for at, token in enumerate(new["tokens"][: limit - count].tolist()):
-                    if logprobs:
+                    if logprobs and token not in stops:
                         logprobs.add(new, at, text.length)
                     shown += text.add(token)
                     count += 1
@@ -279,6 +303,7 @@ class OpenAIRoutes:
             else:  # the model has ended it, by a rule of its own
                 before, shown, finish = count, "", "stop"
         shown += text.end()
+        finish = finish or ("stop" if text.stopped else "")
         told = logprobs.take(shown, all_of_them=not finish) if logprobs else None
         yield Choice(index, shown, finish or "length", before == 0, told), count - before
 
@@ -308,7 +333,9 @@ class OpenAIRoutes:
 
 
 def _joined(choice: Choice, part: Choice) -> Choice:
-    logprobs = None if part.logprobs is None else [*(choice.logprobs or ()), *part.logprobs]
+    logprobs = part.logprobs if choice.logprobs is None else choice.logprobs
+    if logprobs and part.logprobs and logprobs is not part.logprobs:
+        logprobs.extend(part.logprobs)
     return Choice(choice.number, choice.text + part.text, part.finish, logprobs=logprobs)
 
 

@@ -60,8 +60,8 @@ class Routes:
         return reply({"live": True})
 
     async def ready(self, request: Request) -> Response:
-        """Say whether all services serve."""
-        ready = self._models.all_ready
+        """Say whether all services serve, of those that the client may use."""
+        ready = self._models.all_ready(who(request))
         return reply({"ready": ready}, 200 if ready else 503)
 
     async def server(self, request: Request) -> Response:

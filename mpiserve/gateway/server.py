@@ -20,6 +20,7 @@ from typing import IO, Any
 import uvicorn
 import uvloop
 
+from mpiserve.errors import Error
 from mpiserve.gateway import page
 from mpiserve.gateway.app import App
 from mpiserve.gateway.hub import Hub
@@ -49,7 +50,10 @@ def main() -> None:
     )
     link, *listeners = (socket.socket(fileno=int(number)) for number in sys.argv[1:])
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(settings, link, listeners))
+        try:
+            runner.run(_serve(settings, link, listeners))
+        except Error as error:  # a certificate that has gone since the start of the rank
+            sys.exit(f"mpiserve: the gateway's process ends: {error}")
 
 
 async def _serve(

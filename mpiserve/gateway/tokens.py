@@ -1,6 +1,6 @@
 """The tokens of clients at the gateway's child: who it is, what it may use, and how often.
 
-The child knows digests alone: neither its memory nor what it logs can tell a token.
+The child has no list of tokens but their digests, and logs none. Those of requests pass through its memory.
 """
 
 from __future__ import annotations

@@ -81,12 +81,12 @@ def _trainers(config: Config) -> Iterator[Finding]:
 
 
 def _gateway(config: Config) -> Iterator[Finding]:
-    """Check the files that the table names; the gateway alone suffers if one is wrong."""
+    """Check the files that the table names; with a wrong one there is no gateway."""
     try:
         if config.gateway:
             check_files(config.gateway, config.folder, [one.name for one in config.services])
     except ConfigError as error:
-        yield Finding("gateway", str(error), sure=False)
+        yield Finding("gateway", str(error))
 
 
 def unspared(config: Config) -> list[Finding]:

@@ -142,7 +142,7 @@ class Choice(NamedTuple):
     text: str
     finish: str | None
     first: bool = False
-    logprobs: Sequence[Logprob] | None = None
+    logprobs: list[Logprob] | None = None
 
 
 # ---- requests

@@ -100,7 +100,7 @@ def test_a_file_that_is_not_there_is_found_by_check(tmp_path):
     tables = {"service": {"s": service}, "gateway": {"tokens_file": "tokens.toml"}}
     found = findings(Config.from_dict(tables, folder=tmp_path))
     assert [finding.key for finding in found] == ["gateway"]
-    assert "No such file" in found[0].text and not found[0].sure
+    assert "No such file" in found[0].text and found[0].sure
     write(tmp_path, f'[a]\ntoken = "{TOKEN}"')
     assert findings(Config.from_dict(tables, folder=tmp_path)) == []
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,9 +13,12 @@ from language_rank import LanguageRank, ids, models, table
 
 from mpiserve.gateway.logprobs import TokenTexts, bytes_of
 from mpiserve.wire.openai_logprobs import LEAST, Logprob, TokenText, of_chat, of_completion
+from mpiserve.wire.openai_server import FieldError
 
 for package in ("starlette", "uvicorn", "httptools", "uvloop", "orjson"):
     pytest.importorskip(package)
+from mpiserve.gateway.openai_api import OpenAIRoutes, _Work  # noqa: E402
+
 openai = pytest.importorskip("openai")
 httpx2 = pytest.importorskip("httpx2")
 
@@ -104,9 +109,14 @@ def test_a_stream_has_the_same_in_parts(client):
         assert len(mine) > 4
         for field in ("tokens", "token_logprobs", "top_logprobs", "text_offset"):
             joined = [value for part in mine for value in getattr(part.logprobs, field)]
-            assert len(joined) == 16
-            if field in ("tokens", "text_offset"):
-                assert joined == getattr(choice.logprobs, field)
+            wanted = getattr(choice.logprobs, field)
+            if field == "token_logprobs":
+                assert np.allclose(joined, wanted, atol=1e-4) and len(wanted) == 16
+            elif field == "top_logprobs":
+                for one, other in zip(joined, wanted, strict=True):
+                    same(one, other)
+            else:
+                assert joined == wanted
         for part in mine[:-1]:  # each part tells of its own text
             shown = "".join(t for t in part.logprobs.tokens if t != "?")
             assert part.text == shown
@@ -244,3 +254,45 @@ def test_what_is_impossible_is_a_number_too():
     assert of_chat([impossible])["content"][0]["logprob"] == LEAST
     assert of_chat([impossible])["content"][0]["top_logprobs"][0]["logprob"] == LEAST
     assert of_completion([impossible])["top_logprobs"] == [{"b": LEAST, "a": LEAST}]
+
+
+# ---- which are told
+
+PIECES = {0: b"a", 1: b"\xc3", 2: b"END\xc3", 3: b""}
+END_TOKEN = 3
+
+
+def work(limits, number=0, **more):
+    """A request whose model has the tokens PIECES."""
+    texts = {i: TokenText(repr(piece), piece) for i, piece in PIECES.items()}
+    language = SimpleNamespace(stops={END_TOKEN}, service=SimpleNamespace(name="s"))
+    request = SimpleNamespace(logprobs=number, stop=["END"])
+
+    def decode(tokens):
+        return b"".join(PIECES[token] for token in tokens).decode(errors="replace")
+
+    return _Work(language, request, None, [{}], limits, 1, 0.0, decode, texts)
+
+
+@pytest.mark.parametrize("tokens", [(0, 1, END_TOKEN), (0, 2)])
+def test_a_token_that_ends_a_text_behind_a_part_of_a_character_is_not_told(tokens):
+    new = {"tokens": np.array(tokens), "logprobs": np.zeros(len(tokens))}
+
+    async def stream(row):
+        yield new
+
+    async def parts():
+        hub = SimpleNamespace(streams={"s": SimpleNamespace(tokens=stream)})
+        routes = OpenAIRoutes(hub, None, 1.0)
+        return [part async for part, _ in routes._parts(work([len(tokens)]), 0)]
+
+    (part,) = asyncio.run(parts())
+    assert part.finish == "stop" and "END" not in part.text
+    shown = [token for token in tokens if token < 2]
+    assert [one.token.data for one in part.logprobs] == [PIECES[token] for token in shown]
+
+
+def test_an_answer_has_room_for_so_many():
+    work([4096], 20).check_told("top_logprobs")
+    with pytest.raises(FieldError, match="lower it, n or max_tokens"):
+        work([256] * 1024, 20).check_told("top_logprobs")

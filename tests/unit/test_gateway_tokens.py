@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import queue
+import re
 from pathlib import Path
 
 import numpy as np
@@ -27,11 +28,14 @@ X = np.arange(6, dtype=np.float32).reshape(2, 3)
 GOOD = {"name": "x", "datatype": "FP32", "shape": [2, 3], "data": [0, 1, 2, 3, 4, 5]}
 BODY = json.dumps({"inputs": [GOOD]}).encode()
 FP32, FP64 = "/v2/models/float32", "/v2/models/float64"
-ALICE, OPERATOR, SLOW = (f"{name}-" + 40 * "t" for name in ("alice", "operator", "slow"))
+ALICE, BOB, OPERATOR, SLOW = (f"{name}-" + 40 * "t" for name in ("alice", "bob", "op", "slow"))
 FILE = f"""
 [alice]
 token = "{ALICE}"
 services = ["float32", "lost"]
+[bob]
+token = "{BOB}"
+services = ["float32", "float64"]
 [operator]
 token = "{OPERATOR}"
 change = true
@@ -79,8 +83,18 @@ def test_lists_have_nothing_of_other_services(rank):
     assert [entry["name"] for entry in table["model_stats"]] == ["float32"]
     assert asks(rank, ALICE, "/metrics")[0] == 403
     status, text, _ = asks(rank, OPERATOR, "/metrics")
-    assert status == 200 and b'reason="rights"' in text
+    (count,) = re.findall(rb'refused_total\{[^}]*reason="rights"[^}]*\} (\d+)', text)
+    assert status == 200 and int(count) > 0
     assert ALICE.encode() not in text
+
+
+def test_readiness_is_that_of_the_services_of_a_token(rank):
+    path = "/v2/health/ready"
+    found = [asks(rank, token, path)[0] for token in (ALICE, BOB, OPERATOR)]
+    assert found == [503, 200, 503]  # "lost" is not ready
+    with triton.InferenceServerClient(rank.endpoint.grpc.url) as client:
+        assert client.is_server_ready(headers={"authorization": f"Bearer {BOB}"})
+        assert not client.is_server_ready(headers={"authorization": f"Bearer {ALICE}"})
 
 
 def test_models_change_for_those_who_may(rank):

@@ -6,6 +6,7 @@ from language_models import VOCABULARY, greedy, llama, logprobs
 
 from mpiserve import backends
 from mpiserve.backends.language.decoding import TokenSequence
+from mpiserve.backends.language.generation_settings import Rules
 from mpiserve.backends.language.likelihoods import Likelihood
 from mpiserve.backends.language.streams import Streams
 from mpiserve.config import Config
@@ -122,6 +123,22 @@ def test_temperature_and_rules_do_not_change_them(make, gpt):
     limits, hot, k = np.array([6]), np.array([1.8], np.float32), np.array([5])
     steps.begin(0, 0, (tokens, lengths, limits, hot, k))
     is_right(gpt, 3, until(steps, 0)[0], 2)
+
+
+def test_they_stay_at_their_tokens_when_a_rule_fails_once(make, gpt, monkeypatch):
+    calls, end = [], Rules.end
+
+    def failing(rules, context):
+        calls.append(context)
+        if len(calls) == 2:
+            raise RuntimeError("once")
+        return end(rules, context)
+
+    monkeypatch.setattr(Rules, "end", failing)
+    steps = make(told(2), generation={"repetition_penalty": 1.5})
+    ask(steps, 0, 3, limit=6)
+    is_right(gpt, 3, until(steps, 0)[0], 2)
+    assert len(calls) > 2
 
 
 def test_a_stream_has_those_of_its_new_tokens(make, gpt):

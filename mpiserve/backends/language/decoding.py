@@ -161,8 +161,8 @@ class Decoder(ABC):
         likelihoods = self._likelihoods(logits, chosen)
         for sequence, token, noted in zip(sequences, chosen, likelihoods, strict=True):
             if sequence.error is None:
+                sequence.likelihoods += noted  # first: a rule that fails leaves the token there
                 sequence.add(token, self._stops)
-                sequence.likelihoods += noted
 
     def _likelihoods(self, logits: torch.Tensor, chosen: list[int]) -> list[list[Likelihood]]:
         """Return what is to be noted of the chosen tokens: one entry each, or none."""
