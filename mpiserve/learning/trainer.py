@@ -20,7 +20,7 @@ from mpiserve.errors import ModelError
 from mpiserve.failure import describe
 from mpiserve.learning import picture
 from mpiserve.learning.pairs import Pairs
-from mpiserve.learning.reservoir import Reservoir, Rows, count, taken
+from mpiserve.learning.reservoir import LEAST_ROWS, Reservoir, Rows, count, taken
 from mpiserve.learning.store import PICTURE, Store
 from mpiserve.learning.versions import MEAN, Version, Versions
 
@@ -28,7 +28,6 @@ NEWEST = 1024  # pairs over which the running error is
 LEAST_NEW = 64  # pairs since a version was published, before it is judged by them
 BETWEEN_ROWS = 0.01  # deviations by which rounding may make answers of other calls differ
 TAKE_S = 2.0  # of a turn in which pairs are read
-LEAST_ROWS = 16  # to train with, and to validate with
 DIVERGED = 5  # times in a row without a good validation between, after which training ends
 BETTER = 0.99  # of the best error: less is a better one
 SLOWEST, AGAIN, MORE = 0.01, 0.25, 1.05  # of the rate, of the rate, of the pairs: a rest
@@ -94,7 +93,12 @@ class Trainer:
     # ---- begin and end
 
     def begin(self) -> None:
-        """Go on from what is on the disk; else from the weights of the version that answers."""
+        """Go on from what is on the disk; else from the weights of the version that answers.
+
+        Raises:
+            Error: If another job goes on from there.
+        """
+        self._store.lock()
         try:
             self._restore()
         except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
@@ -154,6 +158,7 @@ class Trainer:
         """Leave a checkpoint and a picture, and say what was learnt."""
         self.checkpoint()
         self._draw()
+        self._store.unlock()
         answering = self._versions.answering
         text = f"{self._seen} pairs, {self._networks.steps} steps, {len(self._versions.published)}"
         self._say("info", f"{text} versions; {answering.name} answers, error {answering.error:.3g}")
@@ -207,7 +212,8 @@ class Trainer:
         if time.monotonic() - self._saved >= self._table.checkpoint_s:
             self.checkpoint()
         self._judge()
-        if self.given_up or not self._has_enough() or self._rests():
+        pairs = self._reservoir
+        if self.given_up or not pairs or not pairs.has(self._table.first_rows) or self._rests():
             return False
         self._round()
         return True
@@ -215,12 +221,6 @@ class Trainer:
     @property
     def _seen(self) -> int:
         return self._reservoir.seen if self._reservoir else 0
-
-    def _has_enough(self) -> bool:
-        """Whether there are pairs to train with, and others to validate with."""
-        if self._seen < self._table.first_rows or not self._reservoir:
-            return False
-        return min(self._reservoir.rows, self._reservoir.held.rows) >= LEAST_ROWS
 
     def _take(self) -> None:
         """Take new pairs for a while; the next turn takes the others."""

@@ -11,7 +11,7 @@ import torch
 from learning_job import RUN, Job, config_of, plane, record
 
 from mpiserve.backends.torch.training import Networks, load, save
-from mpiserve.errors import ConfigError, RequestTimeout
+from mpiserve.errors import ConfigError, Error, RequestTimeout
 from mpiserve.learning import normalized
 from mpiserve.learning.pairs import Pairs
 from mpiserve.learning.rank import Work
@@ -132,6 +132,16 @@ def test_pairs_are_read_in_blocks_and_on_from_the_last_one(tmp_path, monkeypatch
     assert 0 < len(first) < 10
     others = [rows["inputs/x"] for rows in pairs.new()]
     assert (np.concatenate([first, *others]) == x).all()
+
+
+def test_two_jobs_do_not_train_in_one_folder(tmp_path):
+    first, second = Store(tmp_path / "a/b"), Store(tmp_path / "a/b")
+    first.lock()
+    with pytest.raises(Error, match="in use by a trainer of another job"):
+        second.lock()
+    first.unlock()
+    second.lock()
+    second.unlock()
 
 
 def test_the_version_that_answers_is_loaded_again_after_one_that_was_refused():
