@@ -198,10 +198,21 @@ class Work:
 
     def _publish(self, version: str, text: str, **_: Any) -> str:
         """Have the service answer with a version; say why it does not, or ""."""
+        why = self._reload(version)
+        if not why:
+            self._version = version
+            logger.info("trainer %s: %s", self._name, text)
+            return ""
+        if _is_over(self._session, [self._service.name]):
+            return why
+        # A replica that was late may load it still; after this none answers with it.
+        late = self._reload(self._version)
+        return f"{why}; {self._version} was not loaded again: {late}" if late else why
+
+    def _reload(self, version: str) -> str:
+        """Have all replicas answer with a version; say why some do not, or ""."""
         try:
             self._session.reload(self._service.name, version, RELOAD_S)
         except Error as error:
             return describe(error)
-        self._version = version
-        logger.info("trainer %s: %s", self._name, text)
         return ""

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+LEAST_ROWS = 16  # to train with, and to validate with
+
 Rows = dict[str, np.ndarray]  # arrays of as many rows each, by the paths of a capture
 
 
@@ -126,7 +128,7 @@ class Reservoir:
     ) -> None:
         self._newest = Newest(like, max(1, most // 2))
         self._kept = Chance(like, max(1, most - most // 2))
-        self.held = Chance(like, max(16, int(most * held_out)))
+        self.held = Chance(like, max(LEAST_ROWS, int(most * held_out)))
         self._held_out, self._new_share = held_out, new_share
         self._rng = np.random.default_rng(seed)
 
@@ -139,6 +141,10 @@ class Reservoir:
     def rows(self) -> int:
         """How many pairs there are to draw from."""
         return self._newest.rows + self._kept.rows
+
+    def has(self, rows: int) -> bool:
+        """Whether so many have come, and there are some to draw from and some that are held out."""
+        return self.seen >= rows and min(self.rows, self.held.rows) >= LEAST_ROWS
 
     def add(self, rows: Mapping[str, np.ndarray]) -> None:
         """Add new pairs."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -10,12 +12,14 @@ from zipfile import BadZipFile
 import numpy as np
 
 from mpiserve.backends.torch import training
+from mpiserve.errors import Code, Error
 from mpiserve.learning.reservoir import Rows
 
 CHECKPOINT, RESERVOIR, PROGRESS, PICTURE = (
     *("checkpoint.safetensors", "reservoir.npz"),
     *("progress.json", "progress.png"),
 )
+LOCK = ".lock"
 
 
 class Store:
@@ -27,6 +31,30 @@ class Store:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._lock: int | None = None
+
+    def lock(self) -> None:
+        """Keep other jobs from the folder until `unlock`, or the end of the process.
+
+        Raises:
+            Error: With code ESTATE, if a trainer of another job has it.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(self.folder / LOCK, os.O_CREAT | os.O_RDWR, 0o666)
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.unlock()
+            text = f"{self.folder} is in use by a trainer of another job: set folder in one of them"
+            raise Error(Code.ESTATE, text) from None
+        except OSError:  # it has no locks, or is not to be written to: checkpoints say that
+            self.unlock()
+
+    def unlock(self) -> None:
+        """Leave the folder to others."""
+        if self._lock is not None:
+            os.close(self._lock)
+        self._lock = None
 
     def save(self, table: training.State, about: dict[str, Any]) -> None:
         """Write a checkpoint.

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from mpiserve.backends.torch.training import DivergedError, Networks, State
+from mpiserve.backends.torch.training import DivergedError, Networks, State, replacing
 from mpiserve.config import ServiceConfig
 from mpiserve.config.trainer import TrainerConfig
 from mpiserve.config.version import UNTRAINED
@@ -20,15 +20,18 @@ from mpiserve.errors import ModelError
 from mpiserve.failure import describe
 from mpiserve.learning import picture
 from mpiserve.learning.pairs import Pairs
-from mpiserve.learning.reservoir import Reservoir, Rows, count
+from mpiserve.learning.reservoir import LEAST_ROWS, Reservoir, Rows, count, taken
 from mpiserve.learning.store import PICTURE, Store
 from mpiserve.learning.versions import MEAN, Version, Versions
 
 NEWEST = 1024  # pairs over which the running error is
 LEAST_NEW = 64  # pairs since a version was published, before it is judged by them
+BETWEEN_ROWS = 0.01  # deviations by which rounding may make answers of other calls differ
+TAKE_S = 2.0  # of a turn in which pairs are read
 DIVERGED = 5  # times in a row without a good validation between, after which training ends
 BETTER = 0.99  # of the best error: less is a better one
 SLOWEST, AGAIN, MORE = 0.01, 0.25, 1.05  # of the rate, of the rate, of the pairs: a rest
+REFUSALS = 8  # in a row, with each of which the time to the next version doubles
 DRAWN_S = 30.0  # between two pictures
 POINTS = 2000  # of the progress that are kept
 
@@ -67,7 +70,7 @@ class Trainer:
         self._pairs = Pairs(captured, service, {}, lambda text: self._say("warning", text))
         self._weights: dict[str, list[State]] = {}  # of the versions that answer, and before
         self._forget()
-        self._diverged = self._stale = self._judged = 0
+        self._diverged = self._stale = self._judged = self._refusals = 0
         self._best, self._rest_until = float("inf"), 0
         self._next = self._saved = self._drawn = time.monotonic()
         self._said: set[str] = set()
@@ -90,7 +93,12 @@ class Trainer:
     # ---- begin and end
 
     def begin(self) -> None:
-        """Go on from what is on the disk; else from the weights of the version that answers."""
+        """Go on from what is on the disk; else from the weights of the version that answers.
+
+        Raises:
+            Error: If another job goes on from there.
+        """
+        self._store.lock()
         try:
             self._restore()
         except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
@@ -136,16 +144,21 @@ class Trainer:
         answering, before = self._versions.answering.name, self._versions.before
         if answering != UNTRAINED:
             self._weights[answering] = self._networks.read(answering)
-        if before and before.name != UNTRAINED:
-            try:
-                self._weights[before.name] = self._networks.read(before.name)
-            except ModelError:  # it is not there any more: nothing to roll back to
-                self._versions.before = None
+        if before and before.name != UNTRAINED and not self._has_read(before.name):
+            self._versions.before = None  # it is not there any more: nothing to roll back to
+        if (gone := self._versions.gone) and not self._has_read(gone.name):
+            self._versions.gone = None
+
+    def _has_read(self, name: str) -> bool:
+        with suppress(ModelError):
+            self._weights[name] = self._networks.read(name)
+        return name in self._weights
 
     def end(self) -> None:
         """Leave a checkpoint and a picture, and say what was learnt."""
         self.checkpoint()
         self._draw()
+        self._store.unlock()
         answering = self._versions.answering
         text = f"{self._seen} pairs, {self._networks.steps} steps, {len(self._versions.published)}"
         self._say("info", f"{text} versions; {answering.name} answers, error {answering.error:.3g}")
@@ -198,7 +211,9 @@ class Trainer:
         self._take()
         if time.monotonic() - self._saved >= self._table.checkpoint_s:
             self.checkpoint()
-        if self.given_up or self._seen < self._table.first_rows or self._rests():
+        self._judge()
+        pairs = self._reservoir
+        if self.given_up or not pairs or not pairs.has(self._table.first_rows) or self._rests():
             return False
         self._round()
         return True
@@ -208,10 +223,14 @@ class Trainer:
         return self._reservoir.seen if self._reservoir else 0
 
     def _take(self) -> None:
+        """Take new pairs for a while; the next turn takes the others."""
+        end = time.monotonic() + TAKE_S
         for rows in self._pairs.new():
             if count(rows):
                 (self._reservoir or self._make_reservoir(rows)).add(rows)
                 self._dirty = True
+            if time.monotonic() > end:
+                return
 
     def _make_reservoir(self, like: Rows) -> Reservoir:
         table = self._table
@@ -233,10 +252,10 @@ class Trainer:
         assert self._reservoir
         reservoir, networks = self._reservoir, self._networks
         held = reservoir.held.there()
-        if not count(held):
-            return
         if not self._good:
             self._start(held)
+        if self.given_up:
+            return
         try:
             loss = networks.train(
                 self._table.round_steps, lambda: reservoir.draw(self._table.batch_rows)
@@ -252,7 +271,6 @@ class Trainer:
         answering = self._error_of_answering(held)
         self._note(loss, error, answering)
         if not self._try_to_publish(error, answering, held):
-            self._judge()
             self._schedule(error, answering, held)
 
     def _start(self, held: Rows) -> None:
@@ -260,6 +278,11 @@ class Trainer:
         self._networks.measure(held)
         if not self._weights:
             self._networks.fit_scales(self._reservoir.all())
+        if self._networks.between_rows(taken(held, slice(LEAST_ROWS))) > BETWEEN_ROWS:
+            self.given_up = True
+            text = "no version would be as it was validated: answers depend on the other rows of a"
+            self._say("error", f"{text} call; there is no training")
+            return
         self._good = (self._networks.checkpoint(), self._networks.steps)
         self._say("info", f"training begins with {self._seen} pairs")
 
@@ -324,30 +347,38 @@ class Trainer:
             self._known_error = (seen, self._networks.error(held, states))
         return self._known_error[1]
 
+    def _error_of_gone(self, held: Rows) -> float:
+        """Return the error of the version that was rolled back, as it is now."""
+        gone = self._versions.gone
+        return self._networks.error(held, self._weights[gone.name]) if gone else float("inf")
+
     def _try_to_publish(self, error: float, answering: float, held: Rows) -> bool:
         """Have a version answer that is better; return whether it does."""
         versions, table = self._versions, self._table
-        if time.monotonic() < self._next or not versions.beats(table, error, answering):
+        if time.monotonic() < self._next:
+            return False
+        if not versions.beats(table, error, answering, self._error_of_gone(held)):
             return False
         name, old = versions.next_name(self._is_taken), versions.answering.name
         version = Version(name, error, self._seen, self._networks.steps, time.time())
         states = self._networks.states()
         text = f"{name} answers: error {error:.3g} on {count(held)} held-out rows, {old} has "
         text += f"{answering:.3g} there; {version.rows} pairs, {version.steps} steps"
+        # What replicas were asked to load stays: one that was late may load it still.
         why = self._write(version, states) or self._publish_at(name, text)
-        self._next = time.monotonic() + table.least_s
+        self._next = time.monotonic() + table.least_s * 2**self._refusals
         if why:
-            versions.bar = error
-            self._refused(f"is not published, {old} answers on: {why}", name)
+            self._refusals = min(self._refusals + 1, REFUSALS)
+            self._say_once(f"is not published, {old} answers on: {why}", name)
             return False
+        self._refusals = 0
         versions.publish(version)
         self._weights = {n: w for n, w in self._weights.items() if n == old} | {name: states}
         self._answers_now()
         return True
 
-    def _refused(self, text: str, name: str) -> None:
-        """Forget a version; say why, once for each reason."""
-        self._remove(name)
+    def _say_once(self, text: str, name: str) -> None:
+        """Say why a version does not answer, once for each reason."""
         if text not in self._said:
             self._said.add(text)
             self._say("error", f"{name} {text}")
@@ -366,6 +397,7 @@ class Trainer:
             self._networks.write(version.name, states, about)
             self._write_data(version.name)
         except OSError as error:
+            self._remove(version.name)
             return describe(error)
         return ""
 
@@ -385,23 +417,20 @@ class Trainer:
         path = self._service.folder / str(table.data)
         rows = self._reservoir.all()
         inputs = {tensor.name: rows[f"inputs/{tensor.name}"] for tensor in self._service.inputs}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = path.with_name(f".new.{path.name}")
-        with open(fresh, "wb") as file:
+        with replacing(path) as fresh, open(fresh, "wb") as file:
             np.savez(file, **inputs)  # type: ignore[arg-type]
-        fresh.replace(path)
 
     def _judge(self) -> None:
         """Load the version before again, if it would do better on the newest pairs."""
-        assert self._reservoir
         versions, new = self._versions, self._seen - self._judged
-        if versions.before is None or new < LEAST_NEW:
+        if versions.before is None or new < LEAST_NEW or not self._reservoir:
             return
         self._judged = self._seen
-        rows = self._reservoir.newest(min(NEWEST, new))
+        rows, held = self._reservoir.newest(min(NEWEST, new)), self._reservoir.held.there()
         running = self._networks.error(rows, self._weights[versions.answering.name])
         states = self._weights.get(versions.before.name)
-        before = self._networks.error(rows, states) if states else MEAN
+        mean = self._networks.error_of_mean(rows, held)
+        before = self._networks.error(rows, states) if states else mean
         if versions.worse(self._table, running, before):
             self._roll_back(running, before, count(rows))
 
@@ -415,5 +444,4 @@ class Trainer:
             self._say("error", f"{name} cannot be loaded again, {old} answers on: {why}")
             return
         versions.roll_back()
-        self._weights.pop(old, None)
         self._answers_now()

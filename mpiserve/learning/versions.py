@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from itertools import count
+from math import inf
 from typing import Any
 
 from mpiserve.config.trainer import TrainerConfig
 from mpiserve.config.version import UNTRAINED
 
 MEAN = 1.0  # the error of a model that answers the mean, and of none
-NO_BAR = 1e300  # JSON has no infinity
 
 
 @dataclass(frozen=True)
@@ -41,13 +41,13 @@ class Versions:
         answering: The one that answers.
         before: The one that would answer if that is rolled back; None: none.
         published: All that were published, in order.
-        bar: The error of a version that was refused or rolled back: the next one must be better.
+        gone: The one that was rolled back since the last was published: the next must be better.
     """
 
     answering: Version
     before: Version | None = None
     published: list[Version] = field(default_factory=list)
-    bar: float = NO_BAR
+    gone: Version | None = None
 
     def next_name(self, is_taken: Callable[[str], bool]) -> str:
         """Name the next version: v1, v2 and so on, the first one above those that were."""
@@ -55,12 +55,20 @@ class Versions:
         names = (f"v{number}" for number in count(max(numbers, default=0) + 1))
         return next(name for name in names if not is_taken(name))
 
-    def beats(self, table: TrainerConfig, error: float, answering: float) -> bool:
-        """Whether a version of an error is good enough, beside that of the one that answers."""
+    def beats(
+        self, table: TrainerConfig, error: float, answering: float, gone: float = inf
+    ) -> bool:
+        """Whether a version is good enough, by its error, beside those of others on the same pairs.
+
+        Args:
+            table: What is good enough.
+            error: Of the version.
+            answering: The error of the one that answers.
+            gone: That of the one that was rolled back, if there is one.
+        """
         other = MEAN if self.answering.name == UNTRAINED else answering
-        return error <= table.largest_error and error < min(other, self.bar) * (
-            1 - table.least_gain
-        )
+        least = min(other, gone) * (1 - table.least_gain)
+        return error <= table.largest_error and error < least
 
     def worse(self, table: TrainerConfig, running: float, before: float) -> bool:
         """Whether the one that answers should give way to the one before, by their new errors."""
@@ -68,15 +76,14 @@ class Versions:
 
     def publish(self, version: Version) -> None:
         """Note that a version answers from now on."""
-        self.before, self.answering, self.bar = self.answering, version, NO_BAR
+        self.before, self.answering, self.gone = self.answering, version, None
         self.published.append(version)
 
     def roll_back(self) -> Version:
         """Note that the version before answers again; return the one that it replaces."""
         assert self.before is not None
-        gone, self.answering, self.before = self.answering, self.before, None
-        self.bar = gone.error
-        return gone
+        self.gone, self.answering, self.before = self.answering, self.before, None
+        return self.gone
 
     def saved(self) -> dict[str, Any]:
         """Return it as JSON has it."""
@@ -85,6 +92,6 @@ class Versions:
     @classmethod
     def restored(cls, saved: dict[str, Any]) -> Versions:
         """Make it of what `saved` returned."""
-        before = saved["before"] and Version(**saved["before"])
+        before, gone = (each and Version(**each) for each in (saved["before"], saved["gone"]))
         published = [Version(**each) for each in saved["published"]]
-        return cls(Version(**saved["answering"]), before, published, saved["bar"])
+        return cls(Version(**saved["answering"]), before, published, gone)

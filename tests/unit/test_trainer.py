@@ -129,7 +129,8 @@ def test_a_version_that_the_service_refuses_is_said_and_the_one_before_answers_o
     assert text in job.lines
     job.refusal = ""
     job.turns(trainer)
-    assert job.published[0] == "v1", "a better one is tried again"
+    assert job.published[0] == "v2", "the next one is tried, and v1 is left where it may be loaded"
+    assert (tmp_path / "a-v1.safetensors").exists()
 
 
 @pytest.mark.takes_long
@@ -213,7 +214,8 @@ def test_a_version_is_published_only_if_it_beats_the_one_that_answers():
     assert versions.worse(TABLE, 0.31, 0.2) and not versions.worse(TABLE, 0.29, 0.2)
     assert versions.worse(TABLE, float("nan"), 0.2)
     assert versions.roll_back().name == "v2" and versions.answering.name == "v1"
-    assert not versions.beats(TABLE, 0.19, 0.4), "it must beat the one that was rolled back"
+    assert not versions.beats(TABLE, 0.19, 0.4, 0.2), "it must beat the one that was rolled back"
+    assert versions.beats(TABLE, 0.19, 0.4, 0.3), "which may be worse than it was"
     assert versions.next_name(lambda name: name == "v3") == "v4"
     assert Versions.restored(json.loads(json.dumps(versions.saved()))) == versions
 
