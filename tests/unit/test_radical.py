@@ -122,7 +122,7 @@ def test_a_service_needs_a_gateway_that_is_ready_some_time(job):
     (job / "c.toml").write_text(SERVICE)
     with pytest.raises(ConfigError, match="gateway: missing"):
         radical.service_task("c.toml", 4, uid="a")
-    (job / "c.toml").write_text(f'{GATEWAY}endpoint_file = "caf\u00e9.json"\n{SERVICE}')
+    (job / "c.toml").write_text(f'{GATEWAY}endpoint_file = "x\u00e9.json"\n{SERVICE}')
     with pytest.raises(ConfigError, match="gateway.endpoint_file: RADICAL-Pilot reads no"):
         radical.service_task("c.toml", 4, uid="a")
 
