@@ -66,4 +66,7 @@ def wait_ready(task: Any, seconds: float = 600.0) -> str:
 def _checked(uid: str, info: str) -> str:
     if info.startswith(FAILED):
         raise PeerError(Code.EPEER, f"service task '{uid}' {info}")
+    if not os.path.isabs(info):  # RADICAL-Pilot's own words for a service that has ended
+        text = f"service task '{uid}' has no endpoint file, but {info!r}: see its stdout and stderr"
+        raise PeerError(Code.EPEER, text)
     return info

@@ -119,6 +119,8 @@ def service_task(
     read = Config.load(config)
     if read.gateway is None:
         raise read.error("gateway", "missing; clients of a service task come to a gateway")
+    if not read.gateway.endpoint_file.isascii():
+        raise read.error("gateway.endpoint_file", "RADICAL-Pilot reads no characters beyond ASCII")
     made = plan(read, ranks)
     python = _whole(python)
     job = _job(Path(config), program, made, python)

@@ -122,6 +122,9 @@ def test_a_service_needs_a_gateway_that_is_ready_some_time(job):
     (job / "c.toml").write_text(SERVICE)
     with pytest.raises(ConfigError, match="gateway: missing"):
         radical.service_task("c.toml", 4, uid="a")
+    (job / "c.toml").write_text(f'{GATEWAY}endpoint_file = "x\u00e9.json"\n{SERVICE}')
+    with pytest.raises(ConfigError, match="gateway.endpoint_file: RADICAL-Pilot reads no"):
+        radical.service_task("c.toml", 4, uid="a")
 
 
 def test_what_cannot_run_is_refused_before_there_is_a_pilot(job, monkeypatch):
@@ -148,6 +151,7 @@ def test_a_task_finds_the_endpoint_of_a_service_that_it_names(monkeypatch):
         (None, "RP_INFO_MODELS is not set: name 'models' in `services`"),
         ("", "RP_INFO_MODELS is empty"),
         ("failed: no model", "service task 'models' failed: no model"),
+        ("service is up", "service task 'models' has no endpoint file, but 'service is up'"),
     ],
 )
 def test_a_task_that_finds_none_is_told_why(monkeypatch, info, text):
