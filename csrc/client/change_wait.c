@@ -5,6 +5,8 @@
 #include "client/change.h"
 #include "client/waiting.h"
 
+static const double LOOK_S = 1; /* between two looks whether the head is there */
+
 static double left(int64_t deadline) {
   if (deadline == INT64_MAX) return MPISERVE_FOREVER;
   int64_t ns = deadline - msi_now();
@@ -22,8 +24,30 @@ static void abandon(msi_client *client, msi_change *change) {
   msi_call_progress(client, endpoint); /* the next message is first now */
 }
 
+/* A head that ends does not wait until a guest's change is done, and does not answer then. */
+static int is_gone(msi_endpoint *endpoint) {
+  int64_t entered_ns[MPISERVE_STATES];
+  return !endpoint->stopped && !endpoint->lost && !msi_endpoint_states(endpoint, entered_ns) &&
+         msi_state_of(entered_ns) == MPISERVE_GONE;
+}
+
+static int wait_while_there(msi_client *client, msi_change *change, int64_t deadline) {
+  msi_endpoint *endpoint = change->message.endpoint;
+  double timeout = left(deadline), seconds = timeout;
+  while (seconds < 0 || seconds > LOOK_S) {
+    int code = msi_waiting_for_reply(client, endpoint, &change->done, LOOK_S);
+    if (change->done || code != MPISERVE_ETIMEOUT) return code;
+    if (is_gone(endpoint))
+      return msi_error(MPISERVE_ECLOSED, "every simulation rank has left the session");
+    seconds = left(deadline);
+  }
+  int code = msi_waiting_for_reply(client, endpoint, &change->done, seconds);
+  if (change->done || code != MPISERVE_ETIMEOUT) return code;
+  return msi_error(code, "no reply from rank %d within %g s", endpoint->path.head, timeout);
+}
+
 int msi_change_wait(msi_client *client, msi_change *change, int64_t deadline) {
-  int code = msi_waiting_for_reply(client, change->message.endpoint, &change->done, left(deadline));
+  int code = wait_while_there(client, change, deadline);
   if (!change->done) {
     abandon(client, change);
     return code;

@@ -11,7 +11,10 @@ import base64
 import json
 import os
 import pickle
+import select
 import sys
+import threading
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,7 @@ from mpiserve.learning.trainer import Trainer
 from mpiserve.observe.capture_writer import Orders
 
 NAP = 0.2  # seconds between two looks for pairs, while it does not train
+LAST_S = 600.0  # that it may take for its last checkpoint when its rank has ended
 NICE = 5  # the simulation comes first where they share cores
 
 
@@ -91,12 +95,21 @@ def work(link: Link) -> None:
     trainer.end()
 
 
+def end_in_time() -> None:
+    """End this process some time after its rank, also if a step of the user's never returns."""
+    rank = os.pidfd_open(os.getppid())
+    select.select([rank], [], [])
+    time.sleep(LAST_S)
+    os._exit(1)
+
+
 def main() -> int:
     """Be the process; what fails is one line, and where it failed goes to the standard error."""
     os.nice(NICE)
     number = os.dup(1)
     os.dup2(2, 1)  # what the user's code prints is no message
     link = Link(number)
+    threading.Thread(target=end_in_time, daemon=True).start()
     try:
         work(link)
     except Exception as error:

@@ -128,6 +128,44 @@ def test_nan_in_training_and_a_killed_trainer_cost_a_line_each(mpiexec, tmp_path
     assert sum("has ended (signal 9): another one goes on" in line for line in lines) == 1
 
 
+SLOW = """
+
+quick = network
+
+def network():
+    if "learning" not in sys.argv[0]:
+        open("loading", "w").close()
+        time.sleep(280)
+    return quick()
+"""
+
+LEAVING = """\
+import os
+import time
+import mpiserve
+import numpy as np
+
+with mpiserve.open() as session:
+    rng = np.random.default_rng(session.comm.rank)
+    service = session.service("plane")
+    service.fallback(lambda x: x[:, :2] + 7)
+    end = time.monotonic() + 120
+    while not os.path.exists("loading"):
+        service(rng.normal(size=(64, 3)).astype(np.float32))
+        assert time.monotonic() < end
+        time.sleep(0.05)
+"""
+
+
+@pytest.mark.takes_long
+def test_a_job_ends_while_a_version_is_loaded_for_minutes(mpiexec, tmp_path):
+    write(tmp_path, LEAVING, CONFIG)
+    (tmp_path / "network.py").write_text("import sys\nimport time\n" + NETWORK + SLOW)
+    done = mpiexec(["-n", 3, *RUN, "c.toml", "sim.py"], timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert "v1 is not published, untrained answers on" in done.stderr
+
+
 def test_a_job_whose_trainer_has_nothing_to_learn_from_ends_as_ever(mpiexec, tmp_path):
     simulation = """\
 import mpiserve
