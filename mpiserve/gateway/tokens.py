@@ -1,6 +1,7 @@
 """The tokens of clients at the gateway's child: who it is, what it may use, and how often.
 
-The child has no list of tokens but their digests, and logs none. Those of requests pass through its memory.
+The child has no list of tokens, but of their digests, and logs none. Those of requests pass through
+its memory.
 """
 
 from __future__ import annotations

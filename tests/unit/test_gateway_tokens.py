@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import queue
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,6 +24,8 @@ for package in ("starlette", "uvicorn", "httptools", "uvloop", "orjson", "hpack"
 grpc = pytest.importorskip("grpc")
 triton = pytest.importorskip("tritonclient.grpc")
 
+from mpiserve.gateway.openai_api import OpenAIRoutes  # noqa: E402
+from mpiserve.gateway.routes import HOLDER  # noqa: E402
 from mpiserve.wire import open_inference_messages as messages  # noqa: E402
 
 X = np.arange(6, dtype=np.float32).reshape(2, 3)
@@ -144,6 +148,18 @@ def test_the_interface_of_a_session(rank):
             session.service("float64")
         with pytest.raises(ArgumentError, match="change = true"):
             session.reload("float32")
+
+
+def test_the_openai_api_lists_the_models_of_a_token():
+    languages = {
+        name: SimpleNamespace(service=SimpleNamespace(name=name), generates=True)
+        for name in ("one", "other")
+    }
+    routes = OpenAIRoutes(SimpleNamespace(languages=languages), None, 1.0)
+    for services, seen in ((("one",), ["one"]), (None, ["one", "other"])):
+        holder = tokens.Holder(TokenEntry("a", "", services=services))
+        answer = asyncio.run(routes.models(SimpleNamespace(scope={HOLDER: holder})))
+        assert [entry["id"] for entry in json.loads(answer.body)["data"]] == seen
 
 
 # ---- gRPC
