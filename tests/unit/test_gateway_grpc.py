@@ -264,7 +264,7 @@ def test_streams_of_one_token_leave_calls_for_others(rank, client):
     end, mine = queue.Queue(), [*headers(rank).items()]
     with grpc.insecure_channel(rank.endpoint.grpc.url) as channel:
         opened = channel.stream_stream(messages.SERVICE + "ModelStreamInfer")
-        calls = [opened(iter(end.get, None), metadata=mine) for _ in range(21)]  # half of the connections, and one
+        calls = [opened(iter(end.get, None), metadata=mine) for _ in range(21)]  # half, and one
         until = time.monotonic() + 20
         while not any(call.done() for call in calls) and time.monotonic() < until:
             time.sleep(0.01)
