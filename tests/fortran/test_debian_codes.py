@@ -45,6 +45,7 @@ def answer(code, folder, done):
 
 
 @pytest.mark.takes_long
+@pytest.mark.every_mpi
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", CODES)
 def test_a_code_gives_the_same_answer_as_alone(mpiexec, tmp_path, name):
