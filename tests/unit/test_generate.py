@@ -3,22 +3,25 @@
 import numpy as np
 import pytest
 import torch
+from generation import (
+    BASE,
+    ENDS,
+    OPENS,
+    READS,
+    ROOM,
+    STREAM,
+    WIDTH,
+    ask,
+    prompt,
+    tensor,
+    until,
+    words,
+)
 from language_models import VOCABULARY, greedy, llama
 
 from mpiserve import backends
 from mpiserve.config import Config
 from mpiserve.errors import ArgumentError, ModelError
-
-WIDTH, ROOM = 9, 12
-OPENS, READS, ENDS = range(3)
-
-
-def tensor(name, *shape):
-    return {"name": name, "dtype": "int64", "shape": [-1, *shape]}
-
-
-BASE = [tensor("tokens", WIDTH), tensor("lengths"), tensor("max_new_tokens")]
-STREAM = tensor("stream", 2)
 
 
 @pytest.fixture(scope="module")
@@ -44,32 +47,6 @@ def make(folder, gpt):
         return backend.steps
 
     return build
-
-
-def prompt(seed):
-    random = np.random.default_rng(seed)
-    tokens, length = random.integers(1, VOCABULARY, (1, WIDTH)), random.integers(1, WIDTH + 1, 1)
-    return tokens, length, tokens[0, : length[0]]
-
-
-def ask(steps, key, seed, limit=0, stream=None):
-    tokens, lengths, _ = prompt(seed)
-    more = [] if stream is None else [np.array([stream])]
-    steps.begin(key, 0, (tokens, lengths, np.array([limit]), *more))
-
-
-def until(steps, *keys):
-    """Step until these are answered."""
-    said = {}
-    for _ in range(100):
-        said |= steps.step()
-        if said.keys() >= set(keys):
-            return said
-    raise AssertionError(f"{keys} were not answered, but {said.keys()}")
-
-
-def words(result):
-    return result["tokens"][0, : result["lengths"][0]].tolist()
 
 
 def test_sequences_that_join_and_leave_are_what_each_is_alone(make, gpt):
@@ -422,10 +399,10 @@ def test_texts_go_in_and_out_by_functions_of_the_users(folder, gpt):
     config = Config.from_dict({"service": {"s": table}}, folder=folder)
     backend = backends.create(config.services[0])
     backend.load()
-    for key, words in enumerate((b"simulate", b"infer")):
-        given = np.frombuffer(words.ljust(WIDTH, b"\0"), np.uint8)[None]
+    for key, text in enumerate((b"simulate", b"infer")):
+        given = np.frombuffer(text.ljust(WIDTH, b"\0"), np.uint8)[None]
         backend.steps.begin(key, 0, (given, np.array([3 + key])))
     said = until(backend.steps, 0, 1)
-    for key, words in enumerate((b"simulate", b"infer")):
-        new = greedy(gpt, np.frombuffer(words, np.uint8).astype(np.int64) % VOCABULARY, 3 + key)
+    for key, text in enumerate((b"simulate", b"infer")):
+        new = greedy(gpt, np.frombuffer(text, np.uint8).astype(np.int64) % VOCABULARY, 3 + key)
         assert bytes(said[key][0]).rstrip(b"\0") == bytes(token + 32 for token in new)

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from generation import BASE, OPENS, READS, ROOM, STREAM, ask, prompt, tensor, until, words
 from language_models import VOCABULARY, greedy, llama, logprobs
 
 from mpiserve import backends
@@ -12,16 +13,6 @@ from mpiserve.backends.language.streams import Streams
 from mpiserve.config import Config
 from mpiserve.errors import ModelError
 
-WIDTH, ROOM = 9, 12
-OPENS, READS = 0, 1
-
-
-def tensor(name, *shape):
-    return {"name": name, "dtype": "int64", "shape": [-1, *shape]}
-
-
-BASE = [tensor("tokens", WIDTH), tensor("lengths"), tensor("max_new_tokens")]
-STREAM = tensor("stream", 2)
 DRAWS = [
     {"name": "temperature", "dtype": "float32", "shape": [-1]},
     {"name": "top_k", "dtype": "int64", "shape": [-1]},
@@ -63,35 +54,10 @@ def make(folder, gpt):
     return build
 
 
-def prompt(seed):
-    random = np.random.default_rng(seed)
-    tokens, length = random.integers(1, VOCABULARY, (1, WIDTH)), random.integers(1, WIDTH + 1, 1)
-    return tokens, length, tokens[0, : length[0]].tolist()
-
-
-def ask(steps, key, seed, limit=0, stream=None):
-    tokens, lengths, _ = prompt(seed)
-    more = [] if stream is None else [np.array([stream])]
-    steps.begin(key, 0, (tokens, lengths, np.array([limit]), *more))
-
-
-def until(steps, *keys):
-    said = {}
-    for _ in range(100):
-        said |= steps.step()
-        if said.keys() >= set(keys):
-            return said
-    raise AssertionError(f"{keys} were not answered, but {said.keys()}")
-
-
-def words(result):
-    return result["tokens"][0, : result["lengths"][0]].tolist()
-
-
 def is_right(gpt, seed, result, likeliest):
     """Compare with the logits of the whole sequence, and what is behind its tokens with 0."""
     tokens, count = words(result), int(result["lengths"][0])
-    wanted = logprobs(gpt, prompt(seed)[2], tokens)
+    wanted = logprobs(gpt, prompt(seed)[2].tolist(), tokens)
     own = result["logprobs"][0]
     assert np.allclose(own[:count], wanted[np.arange(count), tokens], atol=1e-4)
     assert (own[count:] == 0).all()
