@@ -10,7 +10,7 @@ import numpy as np
 from mpi4py import MPI
 
 from mpiserve.bench import _native
-from mpiserve.bench.coupled import alone, config, forced, serve, serves
+from mpiserve.bench.coupled import alone, config, forced, serve, serves, settle
 from mpiserve.bench.latency import WORD, Case, Samples, in_turns
 from mpiserve.bench.plan import Plan
 from mpiserve.bench.report import Progress
@@ -100,6 +100,7 @@ def one_row(name: str, way: str, comm: MPI.Comm, plan: Plan) -> Samples:
             serve(comm, served(name, way))
             return {}
         client = _native.Client(comm)
+        settle(served(name, way))
         try:
             return {size_of(name): client.row(NETS[name].width, *plan.share(WORD))}
         finally:

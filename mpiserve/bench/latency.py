@@ -22,6 +22,7 @@ from mpiserve.bench.coupled import (
     network,
     serve,
     serves,
+    settle,
 )
 from mpiserve.bench.models import features, mlp
 from mpiserve.bench.plan import Plan
@@ -149,6 +150,7 @@ def c_client(
             serve(comm, service)
             return {}
         client = _native.Client(comm)
+        settle(service)
         try:
             return {size: client.sample(in_place, size, *plan.share(size)) for size in plan.sizes}
         finally:

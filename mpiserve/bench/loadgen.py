@@ -14,7 +14,7 @@ import numpy as np
 from mpi4py import MPI
 
 from mpiserve.bench import _native, judge_build
-from mpiserve.bench.coupled import alone, config, forced, serve, serves
+from mpiserve.bench.coupled import alone, config, forced, serve, serves, settle
 from mpiserve.bench.engines import SERVED
 from mpiserve.bench.judge import SAME, UNIQUE, Judge, Trial, Verdict
 from mpiserve.bench.models import small
@@ -85,6 +85,7 @@ def judged(
             serve(comm, served(engine))
             return []
         client = _native.Client(comm)
+        settle(served(engine))
         try:
             judge = Judge(library, client.handles(), MAX_ROWS)
             return list(Hearing(judge, engine, plan, progress).rows())
