@@ -78,6 +78,9 @@ class FakeLib:
     def queue_rows(self, service: int) -> int:
         return 0
 
+    def crowded(self, service: int) -> tuple[int, int]:
+        return 0, 0
+
     def waiting(self) -> tuple[int, str]:
         return 0, ""
 

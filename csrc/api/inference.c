@@ -287,6 +287,18 @@ int mpiserve_irregular_get(mpiserve_session *session, int service, int64_t *roun
   return MPISERVE_OK;
 }
 
+int mpiserve_crowded_get(mpiserve_session *session, int service, int64_t *batches, int64_t *rows) {
+  MSI_TURN turn = NULL;
+  int code = msi_enter_serving(session, &turn);
+  if (code || !batches || !rows) return code ? code : msi_null_argument("batches or rows");
+  if (service < 0 || service >= session->serving.n)
+    return msi_error(MPISERVE_EARG, "no service with index %d", service);
+  const msi_queue *queue = &session->serving.brokers[service].queue;
+  *batches = queue->shared ? 0 : queue->crowded;
+  *rows = queue->together_rows;
+  return MPISERVE_OK;
+}
+
 int mpiserve_waiting_get(mpiserve_session *session, int *why, char *text) {
   char unwanted[MPISERVE_TEXT_SIZE];
   MSI_TURN turn = NULL;

@@ -34,6 +34,9 @@ typedef struct msi_queue {
   int full;                    /* somebody found no room in the last look around */
   int ranked, timed;           /* since it was empty some had a priority, a deadline */
   int passed;                  /* batches in a row that passed an older request */
+  int shared;                  /* a batch has held several requests */
+  int64_t crowded;             /* batches of one request that others had to wait for, */
+  int64_t together_rows;       /* and the most rows that waited at once then */
 } msi_queue;
 
 int msi_queue_open(msi_queue *queue);

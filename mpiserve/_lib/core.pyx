@@ -348,6 +348,13 @@ cdef class Session(InferenceCalls):
         self._leave(mpiserve_irregular_get(self._session, service, &rounds, text))
         return rounds, text_of(text)
 
+    def crowded(self, int service):
+        """Return (batches, rows) of a service: those of one request that others waited for."""
+        cdef int64_t batches, rows
+        self._enter()
+        self._leave(mpiserve_crowded_get(self._session, service, &batches, &rows))
+        return batches, rows
+
     def waiting(self):
         """Return (mpiserve_waits, text): the ranks that this one has waited for since long."""
         cdef int why

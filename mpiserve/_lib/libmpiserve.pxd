@@ -193,5 +193,6 @@ cdef extern from "mpiserve.h" nogil:
     int mpiserve_placement_set(mpiserve_session *, int, const mpiserve_placement *)
     int mpiserve_peer_error(mpiserve_session *, int *, int *, char *)
     int mpiserve_irregular_get(mpiserve_session *, int, int64_t *, char *)
+    int mpiserve_crowded_get(mpiserve_session *, int, int64_t *, int64_t *)
     int mpiserve_waiting_get(mpiserve_session *, int *, char *)
     int mpiserve_wanted_get(mpiserve_session *, int *)

@@ -20,7 +20,6 @@ logger = logging.getLogger("mpiserve")
 NOTICE = 10.0  # seconds after which a wait is long, if MPISERVE_WAIT_NOTICE is not set
 LOOK = 0.25  # seconds between two checks for requests
 ALONE = 8  # batches of one request while others wait, before a warning
-WATCHED = 1000  # batches without one, until the watch ends
 
 EARLY = ("rejected", "dropped", "cancelled")  # requests that end before the model runs
 
@@ -185,44 +184,45 @@ class Irregular:
             logger.warning("%s (%d irregular rounds): results depend on time", text, count)
 
 
-class Alone:
+class Crowded:
     """Logs once that requests do not share batches because max_batch_rows is too small.
 
     Args:
+        lib: The session handle of this rank.
+        service: The index of the service on it.
         name: The name of the service.
-        most: The max_batch_rows of the service.
+        most: Its max_batch_rows.
     """
 
-    def __init__(self, name: str, most: int) -> None:
+    def __init__(self, lib: core.Session, service: int, name: str, most: int) -> None:
+        self._lib = lib
+        self._service = service
         self._name = name
         self._most = most
-        self._batches = self._alone = 0
+        self._next = 0.0
+        self._said = False
 
-    def look(self, requests: int, rows: int, waiting: int) -> bool:
-        """Count a batch.
+    def look(self) -> None:
+        """Check at most four times a second."""
+        now = time.monotonic()
+        if now >= self._next:
+            self._next = now + LOOK
+            self.say()
 
-        Args:
-            requests: The requests of the batch.
-            rows: The rows of the batch.
-            waiting: The rows of other requests that wait.
-
-        Returns:
-            Whether to go on watching.
-        """
-        self._batches += 1
-        self._alone += waiting > 0
-        if requests > 1 or self._batches == WATCHED:
-            return False
-        if self._alone < ALONE:
-            return True
-        logger.warning(
-            "service %s: batches hold one request each: max_batch_rows = %d is below the %d rows "
-            "of requests that waited together; raise it",
-            self._name,
-            self._most,
-            rows + waiting,
-        )
-        return False
+    def say(self) -> None:
+        """Log it, if it is so and has not been logged."""
+        if self._said:
+            return
+        batches, rows = self._lib.crowded(self._service)
+        if batches >= ALONE:
+            self._said = True
+            logger.warning(
+                "service %s: batches hold one request each: max_batch_rows = %d is below the %d "
+                "rows of requests that waited together; raise it",
+                self._name,
+                self._most,
+                rows,
+            )
 
 
 def summary(name: str, count: Mapping[str, int]) -> str:

@@ -120,9 +120,7 @@ class InC:
         model, backend = self._model, self._model.backend
         if not model.sole or backend.native:
             return None
-        in_c = isinstance(backend, Isolated) and backend.in_c
-        child: ChildProcess | None = backend.forwards_to
-        return child if in_c or not model.watched else None
+        return backend.forwards_to
 
     def _forward(self, child: ChildProcess) -> Engine:
         _, address, size = self._lib.segments()[0]

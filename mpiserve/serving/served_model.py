@@ -101,8 +101,8 @@ class ServedModel:
         self._engine = ""  # of the model that answers, once it is loaded
         self._failures = Failures(self.name)
         self._splitter = Splitter(lib, self._run_rows, self._report)
-        alone = notices.Alone(self.service.name, self.service.max_batch_rows)
-        self._alone = None if self.service.has_free_dims else alone
+        crowded = notices.Crowded(lib, index, self.service.name, self.service.max_batch_rows)
+        self._crowded = None if self.service.has_free_dims else crowded
         self._serving = ExitStack()  # what the backend needs while it serves
 
     # ---- start and end
@@ -175,6 +175,8 @@ class ServedModel:
 
     def close(self) -> None:
         """Stop the followers and close the model, at the end. PeerError: a follower is gone."""
+        if self._crowded and not self.stepper:
+            self._crowded.say()
         if self._head:
             self._head.stop()
         self._leave()
@@ -202,11 +204,6 @@ class ServedModel:
     def idle(self) -> bool:
         """Whether every request that the model holds has been answered."""
         return self.stepper is None or self.stepper.idle
-
-    @property
-    def watched(self) -> bool:
-        """Whether Python must see each batch, to remark that they hold one request each."""
-        return self._alone is not None
 
     @property
     def broken(self) -> bool:
@@ -239,6 +236,8 @@ class ServedModel:
         (head or self.backend).supervise()
         if self._in_c.look():
             self._engine = engines.engine_of(self.backend)
+        if self._crowded and not self.stepper:  # which holds requests: others may wait for room
+            self._crowded.look()
         state = "failed" if head and head.broken else self.backend.availability
         if state != self._state and not self.stopped:
             self._state = state
@@ -268,8 +267,6 @@ class ServedModel:
 
     def _answer_whole(self, batch: core.Batch) -> bool:
         """Run the model on a batch that is answered at once; return whether it could."""
-        if self._alone and (self.backend.together or not self._goes_on_watching(batch)):
-            self._alone = None
         if batch.failure:
             self._in_c.warn(batch.failure)
         try:
@@ -295,10 +292,6 @@ class ServedModel:
             yield
         finally:
             self.seconds += time.monotonic() - begin
-
-    def _goes_on_watching(self, batch: core.Batch) -> bool:
-        waiting = self._lib.queue_rows(batch.service)
-        return bool(self._alone and self._alone.look(batch.requests, batch.rows, waiting))
 
     def _outputs(self, batch: core.Batch) -> Sequence[np.ndarray]:
         def done(rows: int) -> None:

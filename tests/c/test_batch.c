@@ -145,6 +145,10 @@ static void test_the_largest_request_fits_alone(void) {
   push(&queue, 1, 10, 0, 0);
   push(&queue, 2, 1, 1, 0);
   CHECK(next_batch(&queue) == 1 && next_batch(&queue) == 2);
+  CHECK(queue.crowded == 1 && queue.together_rows == 11 && !queue.shared);
+  push(&queue, 3, 1, 0, 0);
+  push(&queue, 4, 1, 1, 0);
+  CHECK(next_batch(&queue) == 34 && queue.crowded == 1 && queue.shared);
   msi_queue_close(&queue);
 }
 

@@ -6,7 +6,7 @@ import math
 import pytest
 
 from mpiserve.observe import notices
-from mpiserve.observe.notices import Alarm, Alone, Silence
+from mpiserve.observe.notices import Alarm, Crowded, Silence
 
 
 @pytest.mark.parametrize(
@@ -65,24 +65,26 @@ def test_only_long_work_is_logged_again(monkeypatch):
         raise StopIteration
 
 
-def test_batches_of_one_request_are_logged_once_if_others_wait(caplog):
-    alone = Alone("s", 64)
-    looks = [alone.look(1, 64, 64 * (i % 2)) for i in range(2 * notices.ALONE)]
-    assert looks == [True] * (len(looks) - 1) + [False]
+class Small:
+    batches = 0
+
+    def crowded(self, service):
+        return self.batches, 128
+
+
+def test_batches_of_one_request_are_logged_once_if_others_wait(monkeypatch, caplog):
+    monkeypatch.setattr(notices, "LOOK", 0.0)
+    lib = Small()
+    crowded = Crowded(lib, 0, "s", 64)
+    for lib.batches in (0, notices.ALONE - 1):
+        crowded.look()
+    assert not caplog.messages
+    for lib.batches in (notices.ALONE, 1000):
+        crowded.look()
     assert caplog.messages == [
         "service s: batches hold one request each: max_batch_rows = 64 is below the 128 rows of "
         "requests that waited together; raise it"
     ]
-
-
-def test_batches_that_merge_or_leave_no_request_waiting_are_not(caplog):
-    alone = Alone("s", 64)
-    assert all(alone.look(1, 64, 64) for _ in range(notices.ALONE - 1))
-    assert not alone.look(2, 64, 64)
-    alone = Alone("s", 64)
-    assert all(alone.look(1, 64, 0) for _ in range(notices.WATCHED - 1))
-    assert not alone.look(1, 64, 0)
-    assert not caplog.messages
 
 
 def test_loading_is_logged_before_it_begins(caplog):
