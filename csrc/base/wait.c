@@ -143,12 +143,15 @@ int msi_wait_spin(msi_wait *wait, msi_backoff *backoff) {
   return MSI_WAIT_YIELDED;
 }
 
-int msi_wait_pause(msi_wait *wait, msi_backoff *backoff, const msi_wait_address *address) {
-  int what = wait->nap_ns || wait->armed ? MSI_WAIT_SPENT : msi_wait_spin(wait, backoff);
-  if (what != MSI_WAIT_SPENT) return what;
+int msi_wait_sleep(msi_wait *wait, msi_backoff *backoff, const msi_wait_address *address) {
   if (!address || !sleep_at(wait, address))
     wait->nap_ns = nap(wait->nap_ns ? wait->nap_ns : FIRST_NAP_NS, backoff->sleep_ns);
   return 1;
+}
+
+int msi_wait_pause(msi_wait *wait, msi_backoff *backoff, const msi_wait_address *address) {
+  int what = msi_wait_before_sleep(wait, backoff);
+  return what == MSI_WAIT_SPENT ? msi_wait_sleep(wait, backoff, address) : what;
 }
 
 int msi_cores(void) {

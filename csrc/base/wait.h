@@ -60,6 +60,12 @@ enum { MSI_WAIT_SPUN, MSI_WAIT_YIELDED, MSI_WAIT_SPENT };
 int msi_wait_spin(msi_wait *wait, msi_backoff *backoff);
 
 int msi_wait_pause(msi_wait *wait, msi_backoff *backoff, const msi_wait_address *address);
+
+/* Its two parts, for who looks for the address only before it sleeps. */
+static inline int msi_wait_before_sleep(msi_wait *wait, msi_backoff *backoff) {
+  return wait->nap_ns || wait->armed ? MSI_WAIT_SPENT : msi_wait_spin(wait, backoff);
+}
+int msi_wait_sleep(msi_wait *wait, msi_backoff *backoff, const msi_wait_address *address);
 void msi_wait_end(msi_wait *wait, const msi_wait_address *address);
 
 /* One of the others, after it has changed what the sleeper waits for. */

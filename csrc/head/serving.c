@@ -164,11 +164,17 @@ static void say_found(msi_serving *serving) {
   if (serving->header) atomic_store_explicit(&serving->header->waits_ns, 0, memory_order_relaxed);
 }
 
+/* The address takes longer than a look, and most waits end before they need it. */
+static int take_a_pause(msi_serving *serving, msi_wait *wait, msi_wait_address *address) {
+  int what = msi_wait_before_sleep(wait, &serving->backoff);
+  if (what != MSI_WAIT_SPENT) return what;
+  return msi_wait_sleep(wait, &serving->backoff, wait_address_of(serving, address));
+}
+
 /* Between two looks that found nothing. With a time-out of 0 there is no second one. */
 static int pause_for(msi_serving *serving, double timeout, msi_wait *wait,
                      msi_wait_address *address, int64_t *deadline) {
-  if (timeout != 0 && !msi_wait_pause(wait, &serving->backoff, wait_address_of(serving, address)))
-    return MPISERVE_OK;
+  if (timeout != 0 && !take_a_pause(serving, wait, address)) return MPISERVE_OK;
   int64_t now = msi_now();
   say_looked(serving, now);
   int code = refuse_late(serving, now);
