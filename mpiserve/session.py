@@ -173,6 +173,8 @@ class Session(Changes, Others):
         Ranks of other nodes are in it if they share the folder of the report. After `close` it is
         the whole report on the rank that prints it. Local; {} if the session is not profiled.
         """
+        if not self._closed:
+            self._lib.profile()  # which adds what this rank has asked last
         return self._profile.report()
 
     def show_report(self) -> None:

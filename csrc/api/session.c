@@ -256,6 +256,7 @@ int mpiserve_profile_get(mpiserve_session *session, mpiserve_profile *profile) {
   *profile = (mpiserve_profile){.on = session->world.profile, .run = session->world.run};
   profile->reports = session->world.rank == msi_parts_receiver(&session->world);
   snprintf(profile->file, sizeof profile->file, "%s", msi_profile_file());
+  msi_profile_settle(&session->profile);
   if (session->profile.part) sum_up(&session->profile, profile);
   return MPISERVE_OK;
 }

@@ -92,6 +92,7 @@ int msi_profile_open_shown(msi_profile *profile, const msi_part *part) {
 void msi_profile_end(msi_profile *profile) {
   if (!profile->part) return;
   int64_t now = msi_now();
+  msi_profile_settle(profile);
   if (profile->part->current.begin_ns) msi_profile_step(profile, now);
   profile->part->current.begin_ns = 0;
   profile->part->closed_ns = now;
@@ -150,6 +151,7 @@ static void trace_step(const msi_trace *trace, const msi_step *step) {
 void msi_profile_step(msi_profile *profile, int64_t now_ns) {
   msi_part *part = profile->part;
   msi_step *step = &part->current;
+  msi_profile_settle(profile);
   if (step->begin_ns) {
     step->length_ns = now_ns - step->begin_ns;
     profile->steps[part->steps++ % part->n_steps] = *step;
@@ -240,7 +242,9 @@ static void add_unanswered(tally *sums, const msi_client_times *t) {
   add_span(sums, t, MPISERVE_STAGE_UNANSWERED, sent, t->returned_ns);
 }
 
-void msi_profile_add(msi_profile *profile, msi_client_part *client, const msi_client_times *times) {
+void msi_profile_settle_pending(msi_profile *profile) {
+  msi_client_part *client = profile->pending;
+  const msi_client_times *times = &profile->pending_times;
   tally sums = {0};
   msi_part *part = profile->part;
   if (times->is_answered)
@@ -256,6 +260,13 @@ void msi_profile_add(msi_profile *profile, msi_client_part *client, const msi_cl
     part->current.stages_ns[i] += sums.waited_ns[i];
   }
   part->current.requests++;
-  part->seen_ns = times->returned_ns;
   msi_timing_add(&client->total, times->returned_ns - times->submitted_ns);
+  profile->pending = NULL;
+}
+
+void msi_profile_add(msi_profile *profile, msi_client_part *client, const msi_client_times *times) {
+  msi_profile_settle(profile);
+  profile->pending = client;
+  profile->pending_times = *times;
+  profile->part->seen_ns = times->returned_ns;
 }

@@ -76,6 +76,26 @@ typedef struct msi_part {
   msi_timing step_length, step_waited;
 } msi_part;
 
+/* ---- a request ------------------------------------------------------------------------- */
+
+/* At its head, by the clock of that node. */
+typedef struct msi_head_times {
+  int64_t taken_ns, free_ns; /* free: the head had ended what it did before */
+  int64_t closed_ns, gathered_ns, computed_ns, replied_ns;
+} msi_head_times;
+
+/* At its client. */
+typedef struct msi_client_times {
+  int64_t submitted_ns, begun_ns, sent_ns, seen_ns, ended_ns;
+  int64_t entered_ns, left_ns; /* the caller waits for it, and has given up for now */
+  int64_t returned_ns;
+  int in_region;   /* other profilers know that the caller waits */
+  int is_late;     /* it could not be sent at once */
+  int is_answered; /* head holds its times */
+  int same_clock;  /* as the head */
+  msi_head_times head;
+} msi_client_times;
+
 /* ---- of a rank ------------------------------------------------------------------------- */
 
 typedef struct msi_profile {
@@ -84,6 +104,8 @@ typedef struct msi_profile {
   msi_head_part *heads;
   msi_late *late; /* of all heads */
   msi_step *steps;
+  msi_client_part *pending; /* the service of a request that has ended, and is not added yet */
+  msi_client_times pending_times;
   int64_t free_ns;     /* inference ranks: when the last batch, of any service, had ended */
   int fd;              /* of the file, if there is a part */
   msi_segment segment; /* which is the file, if nobody wants to keep it */
@@ -115,27 +137,14 @@ void msi_timing_add(msi_timing *timing, int64_t ns);
 /* The step that goes on ends, and one begins. */
 void msi_profile_step(msi_profile *profile, int64_t now_ns);
 
-/* ---- a request ------------------------------------------------------------------------- */
-
-/* At its head, by the clock of that node. */
-typedef struct msi_head_times {
-  int64_t taken_ns, free_ns; /* free: the head had ended what it did before */
-  int64_t closed_ns, gathered_ns, computed_ns, replied_ns;
-} msi_head_times;
-
-/* At its client. */
-typedef struct msi_client_times {
-  int64_t submitted_ns, begun_ns, sent_ns, seen_ns, ended_ns;
-  int64_t entered_ns, left_ns; /* the caller waits for it, and has given up for now */
-  int64_t returned_ns;
-  int in_region;   /* other profilers know that the caller waits */
-  int is_late;     /* it could not be sent at once */
-  int is_answered; /* head holds its times */
-  int same_clock;  /* as the head */
-  msi_head_times head;
-} msi_client_times;
-
-/* Adds a request that has ended to a service, and to the step. */
+/* Adds a request that has ended to a service, and to the step: later, while the rank waits for the
+ * next one, since it takes longer than the request pays for its profile. */
 void msi_profile_add(msi_profile *profile, msi_client_part *client, const msi_client_times *times);
+
+/* Does it now; before what was measured is read. */
+void msi_profile_settle_pending(msi_profile *profile);
+static inline void msi_profile_settle(msi_profile *profile) {
+  if (profile->pending) msi_profile_settle_pending(profile);
+}
 
 #endif

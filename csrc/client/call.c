@@ -383,8 +383,8 @@ static int wait_until_done(msi_client *client, msi_call *call, double timeout, m
   for (;;) {
     int code = msi_call_progress(client, call->message.endpoint);
     if (code || call->state == CALL_DONE) return code;
-    int paused = timeout == 0 || msi_wait_pause(wait, &client->backoff, address);
-    if (!paused) continue;
+    if (MSI_PROFILED) msi_profile_settle(client->profile);
+    if (timeout != 0 && !msi_wait_pause(wait, &client->backoff, address)) continue;
     if (call->message.endpoint != endpoint) { /* it was sent to another replica: it naps */
       msi_wait_end(wait, address);
       address = NULL;

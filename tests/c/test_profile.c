@@ -38,11 +38,16 @@ static msi_client_times times_of_all(void) {
                             .head = {1010, 1006, 1026, 1058, 1122, 1130}};
 }
 
+static void add(msi_client_part *client, const msi_client_times *times) {
+  msi_profile_add(&profile, client, times);
+  msi_profile_settle(&profile);
+}
+
 static void test_each_nanosecond_belongs_to_one_stage(void) {
   static const int64_t EXPECTED[MPISERVE_STAGES] = {1, 2 + 32, 4, 3, 16, 64, 8, 450, 100, 220, 0};
   msi_client_part *client = &profile.clients[0];
   msi_client_times times = times_of_all();
-  msi_profile_add(&profile, client, &times);
+  add(client, &times);
   for (int i = 0; i < MPISERVE_STAGES; i++) CHECK(client->stages[i].sum_ns == EXPECTED[i]);
   CHECK(sum_of(client) == 900 && client->total.sum_ns == 900);
   CHECK(client->waited_ns == 750); /* since it was entered */
@@ -59,7 +64,7 @@ static void test_times_that_cannot_be_add_up_all_the_same(void) {
     for (int k = 0; k < 6; k++) head[k] = (int64_t)(random() % 4000) - 1000;
     times.same_clock = i % 2;
     *client = (msi_client_part){0};
-    msi_profile_add(&profile, client, &times);
+    add(client, &times);
     CHECK(sum_of(client) == 900 && client->waited_ns <= 900);
     for (int k = 0; k < MPISERVE_STAGES; k++) CHECK(client->stages[k].sum_ns >= 0);
   }
@@ -73,7 +78,7 @@ static void test_clocks_of_other_hosts_do_not_matter(void) {
   for (int k = 0; k < 6; k++) head[k] += INT64_C(123456789012);
   times.same_clock = 0;
   times.entered_ns = 1003;
-  msi_profile_add(&profile, client, &times);
+  add(client, &times);
   CHECK(client->stages[MPISERVE_STAGE_ENGINE].sum_ns == 64);
   CHECK(client->stages[MPISERVE_STAGE_BATCH].sum_ns == 16);
   /* 597 ns between send and reply, of which the head knows 120. */
@@ -87,10 +92,10 @@ static void test_without_an_answer(void) {
   *client = (msi_client_part){0};
   msi_client_times times = times_of_all();
   times.is_answered = 0;
-  msi_profile_add(&profile, client, &times);
+  add(client, &times);
   CHECK(client->stages[MPISERVE_STAGE_UNANSWERED].sum_ns == 897 && sum_of(client) == 900);
   times.sent_ns = times.begun_ns = 0; /* never sent */
-  msi_profile_add(&profile, client, &times);
+  add(client, &times);
   CHECK(client->stages[MPISERVE_STAGE_SLOT].sum_ns == 1 + 900);
 }
 
