@@ -108,6 +108,7 @@ void msi_profile_close(msi_profile *profile) {
     close(profile->fd);
   }
   profile->part = NULL;
+  profile->pending = NULL;
   msi_profile_on--;
 }
 

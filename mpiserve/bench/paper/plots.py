@@ -165,7 +165,7 @@ def languages(rows: Sequence[Row], folder: Path, heading: str) -> Path:
 
     figure, axes = pyplot.subplots(figsize=(8, 4.2), layout="constrained")
     names = [
-        f"{row['services']} × {row['tensor_parallel']} rank, {row['clients']} clients"
+        f"{row['services']} × {row['tensor_parallel']} rank, {row['clients']} client{'s' * (row['clients'] > 1)}"
         for row in rows
     ]
     stack(axes, names, [*map(in_three, rows)], 1e-3)
