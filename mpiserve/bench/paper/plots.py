@@ -164,9 +164,10 @@ def languages(rows: Sequence[Row], folder: Path, heading: str) -> Path:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(8, 4.2), layout="constrained")
+    asked = ["1 client" if row["clients"] == 1 else f"{row['clients']} clients" for row in rows]
     names = [
-        f"{row['services']} × {row['tensor_parallel']} rank, {row['clients']} client{'s' * (row['clients'] > 1)}"
-        for row in rows
+        f"{row['services']} × {row['tensor_parallel']} rank, {clients}"
+        for row, clients in zip(rows, asked, strict=True)
     ]
     stack(axes, names, [*map(in_three, rows)], 1e-3)
     axes.tick_params(axis="x", rotation=15)
