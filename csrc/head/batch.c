@@ -193,28 +193,29 @@ __attribute__((noinline)) static uint32_t pick_alike(const msi_policy *policy, m
   return p.n;
 }
 
-/* Others waited, and had no room. */
-static uint32_t note(const msi_policy *policy, msi_queue *queue, uint32_t n) {
+void msi_queue_note(msi_queue *queue, uint32_t n, int lacked_room) {
   queue->shared |= n > 1;
-  queue->crowded += !policy->together && n == 1;
+  if (!lacked_room) return;
+  queue->crowded += n == 1;
   if (queue->rows > queue->together_rows) queue->together_rows = queue->rows;
+}
+
+static uint32_t pick_batch(const msi_policy *policy, msi_queue *queue, int fits, uint32_t *span) {
+  if (!fits && !policy->max_rows) return pick_alike(policy, queue, span);
+  if (fits || !queue->ranked || queue->passed == MSI_FAIR_TURN - 1) {
+    queue->passed = 0;
+    return *span = pick_by_arrival(policy, queue);
+  }
+  uint32_t n = pick_by_priority(policy, queue, span);
+  queue->passed = n < *span ? queue->passed + 1 : 0;
   return n;
 }
 
 uint32_t msi_batch_pick(const msi_policy *policy, msi_queue *queue, uint32_t *span) {
-  if (queue->n < 2 || (!policy->together && queue->rows <= policy->max_rows)) {
-    queue->passed = 0;
-    queue->shared |= queue->n > 1;
-    return *span = pick_by_arrival(policy, queue);
-  }
-  if (!policy->max_rows) return note(policy, queue, pick_alike(policy, queue, span));
-  if (!queue->ranked || queue->passed == MSI_FAIR_TURN - 1) {
-    queue->passed = 0;
-    return note(policy, queue, *span = pick_by_arrival(policy, queue));
-  }
-  uint32_t n = pick_by_priority(policy, queue, span);
-  queue->passed = n < *span ? queue->passed + 1 : 0;
-  return note(policy, queue, n);
+  int fits = queue->n < 2 || (!policy->together && queue->rows <= policy->max_rows);
+  uint32_t n = pick_batch(policy, queue, fits, span);
+  msi_queue_note(queue, n, !fits && !policy->together);
+  return n;
 }
 
 /* Those that stay close up to the ones behind the span. */

@@ -79,6 +79,9 @@ int msi_queue_admits(const msi_policy *policy, const msi_queue *queue, uint32_t 
  * and none for long, since the oldest one comes first in the next batch. */
 uint32_t msi_batch_pick(const msi_policy *policy, msi_queue *queue, uint32_t *span);
 
+/* Counts a batch of n requests, before they leave the queue: did others lack room in it? */
+void msi_queue_note(msi_queue *queue, uint32_t n, int lacked_room);
+
 /* Takes them out of the queue. */
 void msi_queue_take_picked(msi_queue *queue, uint32_t span);
 

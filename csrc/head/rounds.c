@@ -209,14 +209,16 @@ int msi_rounds_collect(msi_broker *broker) {
   msi_assembly *assembly = &broker->assembly;
   uint32_t at[MSI_TRANSPORTS] = {0};
   broker->round.waits_ns = 0;
-  int code = msi_assembly_begin(assembly, msi_rounds_left(broker));
+  int code = msi_assembly_begin(assembly, msi_rounds_left(broker)), is_full = 0;
   for (msi_entry *e; !code && (e = next_by_rank(broker, at));) {
     if (!is_alike(&broker->policy, assembly, e)) continue;
-    if (!fits(&broker->policy, assembly, e)) break;
+    is_full = !fits(&broker->policy, assembly, e);
+    if (is_full) break;
     e->picked = 1;
     msi_census_unqueue(&broker->census, lane_of(broker, e));
     msi_assembly_add(assembly, e);
   }
+  msi_queue_note(&broker->queue, assembly->n, is_full);
   msi_queue_take_picked(&broker->queue, broker->queue.n);
   return code;
 }

@@ -1152,9 +1152,9 @@ int mpiserve_wanted_get(mpiserve_session *session, int *wanted);
 int mpiserve_irregular_get(mpiserve_session *session, int service, int64_t *rounds, char *text);
 
 /* mpiserve_crowded_get: how many batches of a service (by its index) have held one request although
- * others waited, which had no room in them; 0 once a batch has held several. rows: the most that
- * waited together then: max_batch_rows is less. Not of services whose rows are together. Inference
- * ranks; local. */
+ * others waited, which had no room in them, or had other free dimensions; 0 once a batch has held
+ * several, and where rows are together. rows: the most that waited at once then. Inference ranks;
+ * local. */
 int mpiserve_crowded_get(mpiserve_session *session, int service, int64_t *batches, int64_t *rows);
 
 /* mpiserve_waiting_get: has nothing come from any simulation rank for MPISERVE_WAIT_NOTICE seconds

@@ -69,6 +69,20 @@ def test_each_batch_has_a_request_of_every_rank_in_their_order(world, most):
 
 
 @pytest.mark.roles(simulation=3, inference=1)
+@pytest.mark.parametrize(("most", "remarks"), [(4, 1), (64, 0)])
+def test_rounds_in_batches_of_one_request_are_remarked_once(world, caplog, most, remarks):
+    def simulate(session):
+        served, rank = session.service("net"), session.comm.rank
+        for step in range(STEPS):
+            served(asked(rank, step, lambda *_: 4))
+
+    couple(world, {"net": service(max_batch_rows=most)}, simulate)
+    if world.role == INFERENCE:
+        said = [text for text in caplog.messages if "batches hold one request each" in text]
+        assert len(said) == remarks
+
+
+@pytest.mark.roles(simulation=3, inference=1)
 def test_a_request_in_pieces_takes_part_once(world):
     """However many pieces a rank's request has, also without a rest: all but the last are alone."""
     most = 4
