@@ -158,15 +158,20 @@ def c_client(
 
 
 def python_client(
-    service: Config, transport: str, in_place: bool, comm: MPI.Comm, plan: Plan
+    service: Config,
+    transport: str,
+    in_place: bool,
+    comm: MPI.Comm,
+    plan: Plan,
+    bound: bool = False,
 ) -> Samples:
-    """Query from Python."""
+    """Query from Python; bound: with the rank that serves on a core of its own."""
 
     def ask(session: Session) -> Samples:
         found = session.service(SERVICE)
         return {size: echo(found, in_place, size, *plan.share(size)) for size in plan.sizes}
 
-    return couple(comm, transport, service, ask) or {}
+    return couple(comm, transport, service, ask, bound) or {}
 
 
 def echo(service: Any, in_place: bool, size: int, warm: int, rounds: int) -> np.ndarray:

@@ -27,6 +27,16 @@ def apart(comm: MPI.Comm, serves: bool) -> Iterator[None]:
 
 
 @contextmanager
+def together() -> Iterator[None]:
+    """Bind this rank to the first core that it may use: the same one on both ranks of a node."""
+    os.sched_setaffinity(0, {min(CORES)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, CORES)
+
+
+@contextmanager
 def anywhere() -> Iterator[None]:
     """Let the scheduler place this thread and those that it starts, as alternatives run."""
     mine = os.sched_getaffinity(0)

@@ -15,7 +15,7 @@ from mpiserve import terminal
 
 Row = dict[str, Any]
 
-LABELS = ("case", "client", "backend", "transport", "memory", "model", "engine")
+LABELS = ("case", "client", "backend", "transport", "memory", "model", "engine", "place")
 FIGURES = ("p50_us", "p99_us", "max_us")
 APART = ("paper", "paper_bootstrap")  # they have tables of their own: bench/paper/tables.py
 WIDTH = 120

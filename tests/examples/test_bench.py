@@ -119,10 +119,12 @@ def test_the_process_of_a_model_is_measured(mpiexec, tmp_path):
     for row in rows:
         if "p50_us" in row:
             assert 0 < row["p50_us"] <= row["p99_us"] <= row["max_us"] < math.inf
-            found.setdefault((row["case"], row.get("engine")), set()).add(row["bytes"])
-    assert found["identity", "in the rank"] == found["identity", "in a child"] == SIZES
+            how = row["case"], row.get("engine"), row.get("place")
+            found.setdefault(how, set()).add(row["bytes"])
+    for way, place in product(("in the rank", "in a child"), ("free", "bound")):
+        assert found["identity", way, place] == SIZES
     judged = {row["case"] for row in rows if "bar" in row}
-    handovers = {f"handover_{how}" for how in ("spinning", "asleep", "both_asleep")}
+    handovers = {f"handover_{how}" for how in ("spinning", "asleep", "both_asleep", "one_core")}
     assert judged >= {*handovers, "isolated_copies", "over_floor_rma"}
     assert {row["of"] for row in rows if row["case"] == "over_floor_wake"} == {*handovers} - {
         "handover_spinning"
