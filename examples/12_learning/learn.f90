@@ -187,7 +187,7 @@ contains
     call chemistry%submit(state, change, pending)
     call pending%wait(600.0, stats)
     learnt = learnt + reshape(change, shape(learnt))
-    trusted = 1 - real(stats%untrusted_rows, real64) / size(state, 2)
+    trusted = 1 - real(stats%fallback_rows, real64) / size(state, 2)
   end subroutine ask
 
   subroutine report(steps)
