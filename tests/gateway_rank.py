@@ -63,10 +63,11 @@ def service(name: str, dtype: str, rows: str = "independent") -> Any:
 class Rank:
     """Answers the child for the time of a `with`.
 
-    A request of floats with the number -13 fails, and one with -14 is late: it ends half a second
-    later.
+    A request of floats with the number -13 fails, and one with -14 is late: it ends `late_s`
+    seconds later.
 
     Attributes:
+        late_s: That time.
         seen: The rows of each request that has come.
         changes: What has come to load and unload models.
         late: The requests that are late, and when their time is over.
@@ -85,6 +86,7 @@ class Rank:
         self.seen: list[int] = []
         self.changes: list[tuple[str, str]] = []
         self.late: list[tuple[float, Any]] = []
+        self.late_s = 0.5
         self._ready, self._ended, self._drains = (threading.Event() for _ in range(3))
         self._thread = threading.Thread(target=self._run)
 
@@ -126,8 +128,10 @@ class Rank:
             if self._drains.is_set():
                 self._drains.clear()
                 self.link.send({"m": DRAIN})
-            while self.late and self.late[0][0] < time.monotonic():
-                self.link.send(self.late.pop(0)[1])
+            over = [late for late in self.late if late[0] < time.monotonic()]
+            for late in over:
+                self.late.remove(late)
+                self.link.send(late[1])
             self.link.flush()
 
     def _answer(self, table: dict[str, Any], data: memoryview) -> None:
@@ -137,7 +141,7 @@ class Rank:
         answer = {"m": ANSWER, "id": table["id"]}
         if dtype.kind == "f" and (x == LATE).any():
             late = answer | {"code": int(Code.EDEADLINE), "text": "too late"}
-            self.late.append((time.monotonic() + 0.5, late))
+            self.late.append((time.monotonic() + self.late_s, late))
             return
         if dtype.kind == "f" and (x == FAILS).any():
             self.link.send(answer | {"code": int(Code.EMODEL), "text": "-13 is not a number"})

@@ -198,6 +198,25 @@ cdef class Request:
             timeout: In seconds; None waits without end. After RequestTimeout the
                 request goes on, and can be waited for again.
         """
+        self._wait_end(timeout)
+        if self._code != MPISERVE_OK:
+            raise self._failure()
+        return self._outputs
+
+    def exception(self, timeout=None):
+        """Wait for the end, and return the error that `result` raises, or None.
+
+        Raises:
+            RequestTimeout: After so many seconds; the request goes on.
+            CancelledError: If the request was cancelled, as futures do.
+        """
+        self._wait_end(timeout)  # what it raises is no error of the request
+        if self._code == errors.Code.ECANCELLED:
+            raise self._failure()
+        return None if self._code == MPISERVE_OK else self._failure()
+
+    @cython.final
+    cdef int _wait_end(self, object timeout) except -1:
         cdef double left = seconds_of(timeout, "timeout")
         cdef double until = clock_now() + left if left >= 0 else 0
         while not self._ended:
@@ -213,28 +232,16 @@ cdef class Request:
                         f"{self._service.head} within {timeout} s",
                     )
             PyErr_CheckSignals()
+        return 0
+
+    @cython.final
+    cdef object _failure(self):
+        """Return the error of the request, which has ended without a result."""
         if self._cause is not None and not isinstance(self._cause, Exception):
-            raise self._cause  # such as KeyboardInterrupt
-        if self._code != MPISERVE_OK:
-            raise errors.from_code(self._code, self._text) from self._cause
-        return self._outputs
-
-    def exception(self, timeout=None):
-        """Wait for the end, and return the error that `result` raises, or None.
-
-        Raises:
-            RequestTimeout: After so many seconds; the request goes on.
-            CancelledError: If the request was cancelled, as futures do.
-        """
-        try:
-            self.result(timeout)
-        except errors.CancelledError:
-            raise
-        except BaseException as error:
-            if not self._ended:
-                raise
-            return error
-        return None
+            return self._cause  # such as KeyboardInterrupt
+        error = errors.from_code(self._code, self._text)
+        error.__cause__ = self._cause
+        return error
 
     def cancelled(self):
         """Return whether the request was cancelled."""

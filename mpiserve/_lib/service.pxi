@@ -418,6 +418,10 @@ cdef class Service:
         self._buffers.append(weakref.ref(buffer))
         return buffer
 
+    def check_threads(self):
+        """Raise an error, of code ETHREAD, where MPI does not let a thread of mpiserve call it."""
+        waiting.check_threads(self._session.alone)
+
     def totals(self):
         """Return the statistics of this rank's answered requests, summed up.
 

@@ -156,8 +156,8 @@ def watch(made: Watch, request: Request) -> None:
         _watcher.add(made, request)
 
 
-def awaited(request: Request) -> Generator[Any, None, Any]:
-    """Wait in a coroutine. If that is cancelled, so is the request."""
+def awaited(request: Any) -> Generator[Any, None, Any]:
+    """Wait in a coroutine. If that is cancelled, so is the request, of a job or outside of it."""
     loop = asyncio.get_running_loop()
     ended: asyncio.Future[None] = loop.create_future()
 
@@ -165,7 +165,7 @@ def awaited(request: Request) -> Generator[Any, None, Any]:
         if not ended.done():
             ended.set_result(None)
 
-    def tell(_request: Request) -> None:
+    def tell(_request: Any) -> None:
         with suppress(RuntimeError):  # the loop is closed
             loop.call_soon_threadsafe(end)
 

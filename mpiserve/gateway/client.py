@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 from collections import namedtuple
 from collections.abc import Mapping, Sequence
-from concurrent.futures import CancelledError as FutureCancelled
-from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures import wait as wait_for
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -17,10 +16,11 @@ import numpy as np
 from mpiserve.backends.remote.api import Message
 from mpiserve.backends.remote.settings import APIS, ENDPOINTS, SCHEMES, Settings
 from mpiserve.config.tensor import Tensor
-from mpiserve.errors import CancelledError, Code, Error, NotFoundError, PeerError, RequestTimeout
+from mpiserve.errors import Code, Error, NotFoundError, PeerError, RequestTimeout
 from mpiserve.gateway.arguments import checked
 from mpiserve.gateway.endpoint import read_file
 from mpiserve.gateway.errors import CODE, error_of
+from mpiserve.gateway.request import RemoteRequest
 from mpiserve.wire import open_inference as wire
 from mpiserve.wire.json_body import WireError, error_text, read_table
 
@@ -65,6 +65,8 @@ def connect(
 class RemoteSession:
     """The result of `mpiserve.connect`. A context manager; threads may use it at the same time.
 
+    A forked child may not: all calls raise an error there.
+
     Attributes:
         role: "outside".
         url: The address of the gateway.
@@ -85,6 +87,9 @@ class RemoteSession:
         self.url = url
         self._server = Server(url, settings)
         self._threads = ThreadPoolExecutor(connections, "mpiserve-connect")
+        self._requests: set[RemoteRequest] = set()  # that have not ended
+        self._closed = False
+        self._process = os.getpid()
         self._services: dict[str, RemoteService] = {}
         self._names = [entry["name"] for entry in self._index()]
 
@@ -132,8 +137,18 @@ class RemoteSession:
         self.ask(f"/v2/repository/models/{name}/unload", b"{}", limit=limit)
 
     def close(self, timeout: float | None = None) -> None:
-        """End the requests under way, and the connections. A second call does nothing."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        """End the requests under way, and the connections. A second call does nothing.
+
+        A thread that waits for a request gets an error, with code ESTATE.
+        """
+        if os.getpid() != self._process:  # the connections are the other process's
+            return
+        self._closed = True
+        # Without cancel_futures: that calls callbacks under a lock which their `submit` needs, and
+        # leaves threads asleep that wait for a future.
+        self._threads.shutdown(wait=False)
+        for request in tuple(self._requests):
+            request.fail(_closed())
         self._server.close()
 
     def ask(
@@ -151,40 +166,65 @@ class RemoteSession:
         from urllib3.exceptions import HTTPError, ProtocolError, ReadTimeoutError
 
         for again in (True, False):
+            self._check()
             try:
                 reply = self._server.ask(Message(path, headers or {}, body), limit)
                 break
             except ProtocolError as error:
                 # A connection that was kept may have been closed meanwhile.
                 if not again:
-                    raise _unreachable(self.url, error) from None
+                    raise self._unreachable(error) from None
             except ReadTimeoutError:
                 text = f"no answer from {self.url} within {limit:g} s"
                 raise RequestTimeout(Code.ETIMEOUT, text) from None
             except HTTPError as error:
-                raise _unreachable(self.url, error) from None
+                raise self._unreachable(error) from None
         if reply.status != 200:
             text = error_text(reply.data)
             raise error_of(reply.status, reply.headers.get(CODE), text)
         return reply
 
-    def run(self, work: Any, *arguments: Any) -> Future[Any]:
-        """Have a thread do something; for this module.
+    def begin(self, name: str, join: Any, works: Sequence[Any]) -> RemoteRequest:
+        """Have threads do the works of a request; for this module.
+
+        Args:
+            name: Of the service.
+            join: Makes the result of what the works return.
+            works: Functions without arguments.
 
         Raises:
-            Error: If the session is closed.
+            Error: If the session is closed, or this is a forked child.
         """
+        self._check()
+        request = RemoteRequest(name, join)
+        self._requests.add(request)
+        request.add_done_callback(self._requests.discard)
         try:
-            return self._threads.submit(work, *arguments)
+            request.wait_for([self._threads.submit(work) for work in works])
         except RuntimeError:
-            raise Error(Code.ESTATE, "the session is closed") from None
+            request.fail(_closed())
+            raise _closed() from None
+        return request
+
+    def _check(self) -> None:
+        if os.getpid() != self._process:
+            text = "this process was forked from the one that has connected, which alone may"
+            raise Error(Code.ESTATE, f"{text} use the session")
+        if self._closed:
+            raise _closed()
 
     def _index(self) -> list[Any]:
         return wire.read_list(self.ask("/v2/repository/index", b"{}").data)
 
+    def _unreachable(self, error: Exception) -> Error:
+        if self._closed:
+            return _closed()
+        why = str(error).rpartition(": ")[2]
+        return PeerError(Code.EPEER, f"no gateway answers at {self.url}: {why}")
 
-def _unreachable(url: str, error: Exception) -> PeerError:
-    return PeerError(Code.EPEER, f"no gateway answers at {url}: {str(error).rpartition(': ')[2]}")
+
+def _closed() -> Error:
+    return Error(Code.ESTATE, "the session is closed")
 
 
 class RemoteService:
@@ -253,8 +293,8 @@ class RemoteService:
         if deadline is not None:
             parameters["timeout"] = max(0, int(deadline * 1e6))
         limit = LIMIT_S if deadline is None else deadline + MORE_S
-        futures = [self._session.run(self._ask, piece, parameters, limit) for piece in pieces]
-        return RemoteRequest(self, futures, out)
+        works = [partial(self._ask, piece, parameters, limit) for piece in pieces]
+        return self._session.begin(self.name, partial(self._joined, out=out), works)
 
     def vjp(self, *arrays: Any, **options: Any) -> Any:
         """Request y = f(x) and v J from the service `NAME.vjp`, as `Service.vjp` does."""
@@ -268,8 +308,11 @@ class RemoteService:
         """As `Service.jacobian`."""
         return self._session.service(f"{self.name}.jacobian")(*arrays, **options)
 
-    def join(self, parts: Sequence[dict[str, np.ndarray]], out: Any) -> Any:
-        """Make the result of the answers to the pieces; for this module."""
+    def check_threads(self) -> None:
+        """Do nothing: any thread may use a service outside of the job."""
+
+    def _joined(self, parts: Sequence[dict[str, np.ndarray]], out: Any) -> Any:
+        """Make the result of the answers to the pieces."""
         arrays = [
             parts[0][t.name] if len(parts) == 1 else np.concatenate([p[t.name] for p in parts])
             for t in self.outputs
@@ -311,44 +354,3 @@ def _tensor(service: str, described: wire.Described) -> Tensor:
         text = f"service '{service}': '{described.name}' is {described.datatype}, which the"
         raise Error(Code.EDTYPE, f"{text} protocol does not have")
     return Tensor(described.name, wire.DTYPES[described.datatype], described.shape)
-
-
-class RemoteRequest:
-    """One request under way, as `Request` inside."""
-
-    def __init__(self, service: RemoteService, futures: list[Future[Any]], out: Any) -> None:
-        self._service = service
-        self._futures = futures
-        self._out = out
-        self._result: Any = None
-        self._cancelled = False
-
-    def done(self) -> bool:
-        """Return whether the request has ended, without waiting."""
-        return self._cancelled or all(future.done() for future in self._futures)
-
-    def result(self, timeout: float | None = None) -> Any:
-        """Wait for the result; a second call returns it again.
-
-        Args:
-            timeout: In seconds; None waits without end. After RequestTimeout the request goes on.
-        """
-        if self._cancelled:
-            raise CancelledError(Code.ECANCELLED, "the request was cancelled")
-        if self._result is None:
-            if wait_for(self._futures, timeout).not_done:
-                text = f"service '{self._service.name}': no reply within {timeout} s"
-                raise RequestTimeout(Code.ETIMEOUT, text)
-            try:
-                parts = [future.result(0) for future in self._futures]
-            except FutureCancelled:
-                raise Error(Code.ESTATE, "the session is closed") from None
-            self._result = self._service.join(parts, self._out)
-        return self._result
-
-    def cancel(self) -> None:
-        """End the request without a result; nothing happens if it has ended."""
-        if not self.done():
-            self._cancelled = True
-            for future in self._futures:
-                future.cancel()

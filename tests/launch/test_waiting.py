@@ -125,6 +125,34 @@ def test_requests_are_like_futures(tmp_path):
     assert closed == "the session is closed"
 
 
+EXECUTOR = (
+    LOOP
+    + """\
+    from mpiserve.futures import ServiceExecutor
+
+    with ServiceExecutor(twice, in_flight=5) as executor:
+        answers = executor.map([x + i for i in range(100)])
+        assert all((y == 2 * (x + i)).all() for i, y in enumerate(answers))
+        out = np.empty_like(x)
+        done = futures.wait([executor.submit(x, out=out), executor.submit({"x": x})], 60)
+        assert len(done.done) == 2 and (out == 2 * x).all()
+        bad, late = executor.submit(x.astype(str)), executor.submit(x, deadline=-1)
+        print(type(bad.exception(60)).__name__, late.exception(60).code.name)
+    print(raised(ServiceExecutor, session))
+    late = ServiceExecutor(twice, in_flight=1)
+    left = [late.submit(x) for _ in range(2000)]
+print({str(error) for error in map(futures.Future.exception, left) if error})
+late.shutdown()
+"""
+)
+
+
+def test_an_executor_and_the_end_of_its_session(tmp_path):
+    errors, wrong, closed = ran(tmp_path, EXECUTOR)
+    assert errors == "DtypeError EDEADLINE" and wrong.startswith("ArgumentError: ")
+    assert closed == "{'the session is closed'}"
+
+
 SINGLE = """\
 import mpi4py
 mpi4py.rc.thread_level = "single"
@@ -133,8 +161,43 @@ mpi4py.rc.thread_level = "single"
 
 def test_waiting_needs_a_thread_that_mpi_allows(tmp_path):
     program = SINGLE + LOOP + "    print(raised(twice.submit(x).add_done_callback, print))\n"
-    (error,) = ran(tmp_path, program)
-    assert "MPI was started for one: import mpiserve before mpi4py.MPI" in error
+    program += "    from mpiserve.futures import ServiceExecutor\n"
+    program += "    print(raised(ServiceExecutor, twice))\n"
+    for error in ran(tmp_path, program):
+        assert "MPI was started for one: import mpiserve before mpi4py.MPI" in error
+
+
+GATED = """\
+import os
+import time
+
+def gated(x):
+    while not os.path.exists("gate"):
+        time.sleep(0.001)
+    return 2 * x
+"""
+ENDS_MEANWHILE = (
+    LOOP
+    + """\
+    class Short(float):
+        def __format__(self, how):  # the text of the error is made when the time is over
+            open("gate", "w").close()
+            while not request.done():
+                pass
+            return super().__format__(how)
+
+    request = twice.submit(x[:4])
+    print(raised(request.exception, Short(0.01)))
+    print(request.exception(), (request.result() == 2 * x[:4]).all())
+"""
+)
+
+
+def test_a_time_out_is_no_error_of_a_request_that_ends_meanwhile(tmp_path):
+    (tmp_path / "gated.py").write_text(GATED)
+    config = SERVICE.replace("model:twice", "gated:gated")
+    late, ended = ran(tmp_path, ENDS_MEANWHILE, config=config)
+    assert late.startswith("RequestTimeout: ") and ended == "None True"
 
 
 BUFFERS = (
@@ -189,9 +252,39 @@ session.close()
 """
 
 
+EXECUTOR_BESIDE_MPI = """\
+import threading
+import numpy as np
+import mpiserve
+from mpi4py import MPI
+from mpiserve.futures import ServiceExecutor
+
+session = mpiserve.open()
+comm, x, ended = session.comm, np.ones((2, 3), np.float32), threading.Event()
+
+try:
+    executor = ServiceExecutor(session.service("twice"), in_flight=4)
+    futures = [executor.submit(x + i) for i in range(300)]
+    futures[-1].add_done_callback(lambda future: ended.set())
+except mpiserve.Error as error:
+    executor = None
+    print(error.code.name, error)
+    ended.set()
+while not comm.allreduce(ended.is_set(), MPI.LAND):
+    comm.sendrecv(x, 1 - comm.rank, source=1 - comm.rank)
+if executor:
+    assert all((future.result() == 2 * (x + i)).all() for i, future in enumerate(futures))
+    print("answered", len(futures))
+session.close()
+"""
+
+
+@pytest.mark.parametrize("program", [BESIDE_MPI, EXECUTOR_BESIDE_MPI])
 @pytest.mark.parametrize("level", ["", "MPI_THREAD_MULTIPLE"])
-def test_callbacks_beside_calls_of_mpi_need_mpi_for_several_threads(mpiexec, tmp_path, level):
-    write(tmp_path, BESIDE_MPI, SERVICE)
+def test_callbacks_beside_calls_of_mpi_need_mpi_for_several_threads(
+    mpiexec, tmp_path, level, program
+):
+    write(tmp_path, program, SERVICE)
     levels = {"MPIR_CVAR_DEFAULT_THREAD_LEVEL": level} if level else {}
     done = mpiexec(["-n", 3, *RUN, "c.toml", "sim.py"], env=levels)
     assert done.returncode == 0, done.stderr

@@ -29,6 +29,7 @@ ROOMS = {
     "backends": BASE | {"config", "mpi", "observe", "terminal", "text", "wire"},
     "serving": SERVES,
     "interactive": {"errors"},
+    "futures": {"errors"},
     "session": SERVES | {"interactive", "serving"},
     "gateway": SERVES | {"serving", "session", "text", "wire"},
     "learning": SERVES | {"serving", "session"},

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import socket
+import ssl
+import threading
 import time
 
+import certificates
 import numpy as np
 import pytest
 from inference_server import Server, hang_up, meet, say, start_again, take
 
 from mpiserve import backends
+from mpiserve.backends.remote.api import Message
+from mpiserve.backends.remote.settings import Settings
 from mpiserve.config import Config
 from mpiserve.errors import ArgumentError, ModelError
 from mpiserve.launch.static_check import findings
@@ -199,3 +204,37 @@ def test_a_wrong_option_is_named_before_a_job_runs(load, tmp_path, options, text
     assert any(finding.sure for finding in findings(wrong))
     with pytest.raises(ArgumentError, match=text):
         load(wrong.services[0].options["url"], **options)
+
+
+@pytest.mark.parametrize("scheme", ["unix", "http", "https"])
+def test_close_ends_the_threads_that_wait_for_a_server(tmp_path, scheme):
+    from urllib3.exceptions import HTTPError
+
+    from mpiserve.backends.remote import servers
+
+    ended = threading.Event()
+
+    def ask():
+        with pytest.raises(HTTPError):
+            server.ask(Message("/"), 3600.0)
+        ended.set()
+
+    trusted = str(certificates.made(tmp_path)) if scheme == "https" else None
+    with socket.socket(socket.AF_UNIX if scheme == "unix" else socket.AF_INET) as listening:
+        listening.bind(str(tmp_path / "socket") if scheme == "unix" else ("127.0.0.1", 0))
+        listening.listen()
+        name = listening.getsockname()
+        url = f"unix:{name}" if scheme == "unix" else f"{scheme}://127.0.0.1:{name[1]}"
+        server = servers.Server(url, Settings((url,), 1, 3600.0, 0.0, "", trusted))
+        threading.Thread(target=ask, daemon=True).start()
+        connection, _ = listening.accept()
+        if trusted:
+            tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            tls.load_cert_chain(trusted, tmp_path / "key.pem")
+            connection = tls.wrap_socket(connection, server_side=True)
+        with connection:
+            assert connection.recv(1)  # the request has come, and gets no answer
+            server.close()
+            assert ended.wait(30)
+    with pytest.raises(HTTPError):
+        server.ask(Message("/"), 5.0)

@@ -6,7 +6,9 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
+from weakref import WeakSet
 
 import urllib3
 from urllib3.connection import HTTPConnection
@@ -27,6 +29,16 @@ CONNECT = 5.0  # seconds that a connection may take to come about
 LOOK = 0.05  # seconds between two looks whether anybody waits for the answer
 
 
+class _Endable(HTTPConnection):
+    """A connection that its server can end while a thread waits at it."""
+
+    server: Server
+
+    def connect(self) -> None:
+        super().connect()
+        self.server.know(self)
+
+
 class _UnixConnection(HTTPConnection):
     """HTTP over a socket of this machine, whose path takes the place of a host."""
 
@@ -43,12 +55,17 @@ class _UnixConnection(HTTPConnection):
         return made
 
 
-def _pool(url: str, settings: Settings) -> Any:
-    if not url.startswith("unix:"):
+def _pool(server: Server, url: str, settings: Settings) -> Any:
+    kind: Any
+    known: dict[str, Any] = {"server": server}
+    if url.startswith("unix:"):
+        pool = HTTPConnectionPool("localhost", maxsize=settings.connections)
+        kind, known = _UnixConnection, known | {"path": url[len("unix:") :]}
+    else:
         trusted = {"ca_certs": settings.ca_file} if url.startswith("https:") else {}
-        return urllib3.connection_from_url(url, maxsize=settings.connections, **trusted)
-    pool = HTTPConnectionPool("localhost", maxsize=settings.connections)
-    pool.ConnectionCls = type("Connection", (_UnixConnection,), {"path": url[len("unix:") :]})
+        pool = urllib3.connection_from_url(url, maxsize=settings.connections, **trusted)
+        kind = pool.ConnectionCls
+    pool.ConnectionCls = type("Connection", (_Endable, kind), known)
     return pool
 
 
@@ -66,7 +83,10 @@ class Server:
 
     def __init__(self, url: str, settings: Settings) -> None:
         self.url = url
-        self._pool = _pool(url, settings)
+        self._pool = _pool(self, url, settings)
+        self._lock = threading.Lock()
+        self._connections: WeakSet[HTTPConnection] = WeakSet()
+        self._closed = False
         self._token = {"Authorization": f"Bearer {settings.token}"} if settings.token else {}
         self._rest = FIRST_REST
         self.under_way = 0
@@ -93,9 +113,29 @@ class Server:
         self.rests_until = time.monotonic() + (self._rest if seconds is None else seconds)
         self._rest = min(2 * self._rest, LONGEST_REST)
 
+    def know(self, connection: HTTPConnection) -> None:
+        """Note a new connection, which `close` ends; for this module."""
+        with self._lock:
+            self._connections.add(connection)
+            closed = self._closed
+        if closed:
+            _end(connection)
+
     def close(self) -> None:
-        """Close its connections."""
+        """Close its connections. Threads that wait for an answer get an error."""
+        with self._lock:
+            self._closed = True
+            connections = list(self._connections)
         self._pool.close()
+        for connection in connections:
+            _end(connection)
+
+
+def _end(connection: HTTPConnection) -> None:
+    """Wake the thread that waits at a connection; closing a socket alone would not."""
+    with suppress(OSError, TypeError):  # the socket is closed, or None
+        # Not that of SSLSocket, which takes the state of TLS away from under that thread.
+        socket.socket.shutdown(connection.sock, socket.SHUT_RDWR)
 
 
 class Servers:
