@@ -332,7 +332,7 @@ def bench(
             "--case",
             metavar="NAME",
             help="latency, overlap, engines, derivatives, starts, isolation, restart, loadgen, "
-            "scale, scrape, lockstep, strong_scaling or paper; may be repeated.",
+            "scale, scrape, lockstep, reproducible, strong_scaling or paper; may be repeated.",
         ),
     ] = None,
 ) -> None:

@@ -138,15 +138,36 @@ static void put(msi_broker *broker, const msi_record *of, const void *const *inp
   msi_ring_commit(capture->ring, record);
 }
 
-/* All rows of a request, in pieces. */
-static void put_all(msi_broker *broker, const msi_record *of, uint32_t rows,
-                    const void *const *inputs, const void *const *outputs) {
+/* The rows from begin to end of a request, in pieces. */
+static void put_rows(msi_broker *broker, const msi_record *of, uint32_t begin, uint32_t end,
+                     const void *const *inputs, const void *const *outputs) {
   const msi_layout *layout = &broker->inboxes[0].layout;
   size_t row = layout->inputs.total_row_bytes + layout->outputs.total_row_bytes;
   uint32_t most = row && row < PIECE_BYTES ? (uint32_t)(PIECE_BYTES / row) : 1;
-  for (uint32_t begin = 0, left; (left = rows - begin) > 0; begin += most) {
+  for (uint32_t left; (left = end - begin) > 0; begin += most) {
     put(broker, of, inputs, outputs, begin, left < most ? left : most);
     if (left <= most) break;
+  }
+}
+
+/* Is a row trusted, by the last of its outputs? A NaN is above any limit. */
+static int is_trusted(const msi_side *outputs, const void *uncertainty, uint32_t row) {
+  float value;
+  memcpy(&value, (const uint8_t *)uncertainty + row * sizeof value, sizeof value);
+  return (double)value <= outputs->specs[outputs->n - 1].max;
+}
+
+/* The rows of a request that are not trusted: neighbours go together. */
+static void put_untrusted(msi_broker *broker, const msi_record *of, uint32_t rows,
+                          const void *const *inputs, const void *const *outputs) {
+  const msi_side *side = &broker->inboxes[0].layout.outputs;
+  if (!side->n_hidden) return;
+  const void *uncertainty = outputs[side->n - 1];
+  for (uint32_t begin = 0, end; begin < rows; begin = end + 1) {
+    while (begin < rows && is_trusted(side, uncertainty, begin)) begin++;
+    end = begin;
+    while (end < rows && !is_trusted(side, uncertainty, end)) end++;
+    put_rows(broker, of, begin, end, inputs, outputs);
   }
 }
 
@@ -175,7 +196,11 @@ __attribute__((noinline)) void msi_capture_reply(msi_broker *broker, const msi_e
   msi_record of = describe(broker, entry, origin, slot);
   if (!is_wanted(broker, &of)) return;
   msi_assembly_find(&broker->assembly, entry, slot, inputs, outputs);
-  put_all(broker, &of, entry->rows, inputs, (const void *const *)outputs);
+  const void *const *answers = (const void *const *)outputs;
+  if (broker->capture.wanted.untrusted)
+    put_untrusted(broker, &of, entry->rows, inputs, answers);
+  else
+    put_rows(broker, &of, 0, entry->rows, inputs, answers);
 }
 
 /* ---- what clients record ------------------------------------------------------------------ */
@@ -244,7 +269,7 @@ static void keep(msi_broker *broker, const msi_entry *entry, const msi_record_pl
   const msi_slot *slot = msi_inbox_slot(inbox, entry->lane, entry->sequence);
   memcpy(&of.step, slot->input + MSI_STEP_AT, sizeof of.step);
   find(inbox, entry, pair, inputs, outputs);
-  put_all(broker, &of, entry->rows, inputs, outputs);
+  put_rows(broker, &of, 0, entry->rows, inputs, outputs);
   broker->capture.records++;
 }
 

@@ -399,6 +399,8 @@ typedef struct mpiserve_capture {
   int32_t reader; /* a pidfd of that process, or -1 */
   int32_t waits;  /* 1: an answer waits for room in the ring; 0: it is dropped and counted */
   int32_t model;  /* any number, which is copied to each record */
+  int32_t untrusted; /* 1: of the answers only rows whose uncertainty is above the limit, or NaN
+                        (mpiserve_description.uncertain), none of a service without it; 0: all */
   int64_t every_batches, every_steps; /* 0 or 1: all */
   double share;                       /* of the requests, from 0 to 1 */
   uint64_t seed;                      /* which ones */

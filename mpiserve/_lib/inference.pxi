@@ -218,6 +218,7 @@ cdef class InferenceCalls(Handle):
             capture.memory, capture.bytes = <void *><size_t>ring.address, ring.bytes
             capture.reader, capture.model = reader, model
             capture.waits = table.on_full == "wait"
+            capture.untrusted = table.rows == "untrusted"
             capture.every_batches, capture.every_steps = table.every_batches, table.every_steps
             capture.share, capture.seed = table.share, table.seed
             self._ring = ring

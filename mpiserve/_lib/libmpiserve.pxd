@@ -92,7 +92,7 @@ cdef extern from "mpiserve.h" nogil:
     ctypedef struct mpiserve_capture:
         void *memory
         int64_t bytes
-        int32_t reader, waits, model
+        int32_t reader, waits, model, untrusted
         int64_t every_batches, every_steps
         double share
         uint64_t seed

@@ -21,6 +21,7 @@ from mpiserve.bench import (
     loadgen,
     lockstep,
     overlap,
+    reproducible,
     restarts,
     scale,
     scrape,
@@ -49,6 +50,7 @@ MEASURES = {
     "scrape": scrape.measure,
     "derivatives": derivatives.measure,
     "lockstep": lockstep.measure,
+    "reproducible": reproducible.measure,
     "strong_scaling": strong_scaling.measure,
 }
 # The number of ranks of the world that a case needs; 0 if it needs no MPI.
@@ -64,6 +66,7 @@ CASES = {
     "derivatives": PAIR,
     "starts": 0,
     "lockstep": lockstep.CLIENTS + 1,
+    "reproducible": reproducible.CLIENTS + 1,
     "strong_scaling": strong_scaling.RANKS,
     "paper": 0,
 }
@@ -75,6 +78,7 @@ WITHOUT_MPI: dict[str, Callable[[Plan, Progress], Iterable[Row]]] = {
 BY_NAME = (
     "derivatives",
     "isolation",
+    "reproducible",
     "restart",
     "scrape",
     "starts",

@@ -29,6 +29,10 @@ class CaptureConfig(Table):
     services: Names = ()
     """The names of the services; by default all. Derivatives are captured only if they are named.
     """
+    rows: Literal["all", "untrusted"] = "all"
+    """Which rows of an answer: all, or those whose uncertainty is above the limit alone; then a
+    service without an uncertainty has none.
+    """
     share: Annotated[float, Field(ge=0, le=1)] = 1.0
     """The share of the requests, by chance."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0

@@ -312,6 +312,11 @@ class Config(Table):
             if name not in self.service:
                 text = f"no service '{name}' {suggest(name, [*self.service])}"
                 raise self.error("capture.services", text)
+        if self.capture and self.capture.rows == "untrusted":
+            names = self.capture.services or [*self.service]
+            if all(self.service[name].uncertainty is None for name in names):
+                text = "'untrusted' rows need a captured service with a table [service.NAME."
+                raise self.error("capture.rows", f"{text}uncertainty], but none has one")
 
     def _complete(self, service: ServiceConfig, completed: Completed | None) -> None:
         """Note what was read from a file, and refuse what contradicts it."""

@@ -175,7 +175,7 @@ class Trainer:
             if self._good:
                 self._store.save(self._good[0], self._about(self._good[1]))
         except OSError as error:
-            self._say("warning", f"there is no checkpoint: {describe(error)}")
+            self._say_once("warning", f"there is no checkpoint: {describe(error)}")
 
     def _about(self, steps: int) -> dict[str, Any]:
         return {
@@ -198,7 +198,7 @@ class Trainer:
         except ImportError:
             self._say("info", "there is no picture without matplotlib: pip install matplotlib")
         except OSError as error:
-            self._say("warning", f"there is no picture: {describe(error)}")
+            self._say_once("warning", f"there is no picture: {describe(error)}")
 
     # ---- one turn
 
@@ -369,7 +369,7 @@ class Trainer:
         self._next = time.monotonic() + table.least_s * 2**self._refusals
         if why:
             self._refusals = min(self._refusals + 1, REFUSALS)
-            self._say_once(f"is not published, {old} answers on: {why}", name)
+            self._say_once("error", f"is not published, {old} answers on: {why}", f"{name} ")
             return False
         self._refusals = 0
         versions.publish(version)
@@ -377,11 +377,11 @@ class Trainer:
         self._answers_now()
         return True
 
-    def _say_once(self, text: str, name: str) -> None:
-        """Say why a version does not answer, once for each reason."""
+    def _say_once(self, level: str, text: str, which: str = "") -> None:
+        """Say what does not work, once for each reason."""
         if text not in self._said:
             self._said.add(text)
-            self._say("error", f"{name} {text}")
+            self._say(level, f"{which}{text}")
 
     def _answers_now(self) -> None:
         self._known_error, self._judged = (-1, MEAN), self._seen

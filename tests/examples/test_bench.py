@@ -147,6 +147,17 @@ def test_derivatives_are_compared_with_the_forward_call(mpiexec, tmp_path):
 
 
 @pytest.mark.takes_long
+def test_a_reproducible_service_is_compared_with_the_usual_one(mpiexec, tmp_path):
+    rows = measured(mpiexec, tmp_path, "reproducible")
+    settings = [(row["rows"], row["late_ms"], row["answered"]) for row in rows]
+    every, one = "all clients", "a client in time"
+    late = [(rows, *other) for rows in (8, 1024) for other in ((0, every), (2, every), (2, one))]
+    assert settings == late
+    for row in rows:
+        assert math.isclose(row["value"], row["reproducible_us"] / row["usual_us"], rel_tol=0.05)
+
+
+@pytest.mark.takes_long
 def test_starts_are_measured(mpiexec, tmp_path):
     rows = measured(mpiexec, tmp_path, "starts")
     assert [row["net"] for row in rows if row["case"] == "auto_is_fastest"] == [
@@ -184,5 +195,6 @@ def test_a_world_of_another_size_is_refused_in_one_line(mpiexec):
     done = mpiexec(["-n", 3, *BENCH])
     assert done.returncode == 2
     said = [line for line in done.stderr.splitlines() if line.startswith("mpiserve: ")]
-    alone = "4 for --case restart, 4 for --case lockstep, 20 for --case strong_scaling alone"
+    alone = "4 for --case restart, 4 for --case lockstep, 4 for --case reproducible"
+    alone += ", 20 for --case strong_scaling alone"
     assert said == [f"mpiserve: bench takes 2 ranks (or {alone}), not 3"]

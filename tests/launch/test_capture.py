@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -184,6 +185,67 @@ def test_a_capture_that_cannot_be_written_is_one_line_and_the_run_goes_on(mpiexe
     assert done.returncode == 0 and "right" in done.stdout
     [line] = [line for line in done.stderr.splitlines() if "capture" in line]
     assert "there is no capture of rank 1: NotADirectoryError" in line
+
+
+# Root may write anywhere, but for this.
+AS_OTHERS = ("setpriv", "--bounding-set=-dac_override,-dac_read_search") if not os.geteuid() else ()
+
+
+@pytest.mark.skipif(not shutil.which("setpriv"), reason="there is no setpriv (util-linux)")
+def test_a_folder_without_permission_is_one_line_and_the_run_goes_on(mpiexec, tmp_path):
+    (tmp_path / "capture").mkdir(mode=0o500)
+    write(tmp_path, MANY, captures())
+    done = mpiexec(["-n", 2, *RUN, "c.toml", "sim.py", 5], wrapped=AS_OTHERS)
+    assert done.returncode == 0 and "right" in done.stdout
+    [line] = [line for line in done.stderr.splitlines() if "capture" in line]
+    assert "there is no capture of rank 1: PermissionError" in line
+    assert not [*(tmp_path / "capture").iterdir()]
+
+
+KILLS = """\
+import os
+import signal
+import time
+from pathlib import Path
+
+import mpiserve
+import numpy as np
+
+def writers():
+    mine = f"CAPTURE_TEST={os.environ['CAPTURE_TEST']}".encode()
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            is_writer = b"capture_writer" in (path / "cmdline").read_bytes()
+            if is_writer and mine in (path / "environ").read_bytes().split(b"\\0"):
+                yield int(path.name)
+        except OSError:
+            continue
+
+with mpiserve.open() as session:
+    twice = session.service("twice")
+    x = np.ones((50, 3), np.float32)
+    end = time.monotonic() + 60
+    while not [*Path("capture").glob("*.h5")]:
+        assert (twice(x) == 2).all() and time.monotonic() < end
+        time.sleep(0.01)
+    [writer] = writers()
+    os.kill(writer, signal.SIGKILL)
+    for _ in range(200):
+        assert (twice(x) == 2).all()
+        time.sleep(0.005)
+    print("right", flush=True)
+"""
+
+
+@pytest.mark.takes_long
+def test_a_writer_that_is_killed_stops_the_capture_and_not_the_run(mpiexec, tmp_path):
+    write(tmp_path, KILLS, captures("flush_s = 0.05\n"))
+    done = mpiexec(["-n", 2, *RUN, "c.toml", "sim.py"], env={"CAPTURE_TEST": str(tmp_path)})
+    assert done.returncode == 0 and "right" in done.stdout
+    [line] = [line for line in done.stderr.splitlines() if "has stopped" in line]
+    assert "its writer has ended with status -9" in line
+    inputs, outputs = mpiserve.Capture(tmp_path / "capture")[:]
+    assert len(inputs["x"]) and (outputs["y"] == 2 * inputs["x"]).all()
 
 
 # The writer may write so many bytes to a file.

@@ -99,6 +99,25 @@ def test_what_the_physics_answers_in_place_of_a_model_is_captured(mpiexec, tmp_p
     assert "service doubtful: 530 rows in" in replayed and "row " not in replayed
 
 
+@pytest.mark.every_mpi
+def test_a_capture_of_untrusted_rows_has_these_alone_and_what_the_physics_says(mpiexec, tmp_path):
+    write(tmp_path, SIMULATION, CONFIG + 'rows = "untrusted"\n')
+    (tmp_path / "doubtful.py").write_text(DOUBTFUL)
+    done = mpiexec(["-n", 3, *RUN, "c.toml", "sim.py"], timeout=90)
+    assert done.returncode == 0, done.stderr
+    answered = mpiserve.Capture(tmp_path / "capture", source="model")
+    inputs, outputs = answered[:]
+    assert (outputs["y"] == 2 * inputs["x"]).all() and (outputs["uncertainty"] == 0.75).all()
+    steps, ranks = answered.column("step"), answered.column("rank")
+    for rank in range(2):
+        for step, rows in enumerate((5, 60, 200), 1):
+            mine = inputs["x"][(steps == step) & (ranks == rank)][:, 0] - 1000 * rank
+            assert sorted(mine) == [*np.arange(rows)[1::4] + 0.75]
+    assert len(answered) == 2 * 66
+    physics = mpiserve.Capture(tmp_path / "capture", source="physics")
+    assert len(physics) == 2 * (66 + 2) + 2, "each of them, pairs of its own, and the local model's"
+
+
 FIELD = """\
 [service.field]
 backend = "python"

@@ -197,6 +197,7 @@ def test_the_environment_decides_before_the_table(monkeypatch, tmp_path):
     [
         ({"services": ["t"]}, "capture.services: no service 't'"),
         ({"share": 2.0}, "capture.share"),
+        ({"rows": "untrusted"}, "capture.rows: 'untrusted' rows need a captured service"),
         ({"shares": 1.0}, "capture.shares: unknown key"),
         ({"compression": "lzf", "compression_level": 1}, "compression_level is not of"),
     ],

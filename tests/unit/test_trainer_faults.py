@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import numpy as np
@@ -32,6 +34,12 @@ def poison(network, optimizer, inputs, outputs):
     return loss
 
 poison.calls = 0
+
+def forget(network, optimizer, inputs, outputs):
+    with torch.no_grad():
+        for weights in network.parameters():
+            weights.zero_()
+    return (network(inputs["x"]) - outputs["y"]).square().mean()
 
 class Mixing(torch.nn.Linear):
     def forward(self, x):
@@ -97,17 +105,63 @@ def test_errors_of_equal_values_count_as_they_are_and_of_the_mean_on_the_same_ro
     assert networks.error_of_mean({"outputs/y": 10 * held["outputs/y"]}, held) > 5
 
 
-def test_a_disk_that_is_full_is_an_oserror_and_leaves_nothing(tmp_path):
+@contextmanager
+def room_for(bytes_of_a_file: int) -> Iterator[None]:
+    """Let no file be larger, as on a disk that is full."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_of_a_file, before[1]))
     try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_disk_that_is_full_is_an_oserror_and_leaves_nothing(tmp_path):
+    with room_for(4096):
         with pytest.raises(OSError, match="cannot be written"):
             save(tmp_path / "a.safetensors", {"a": torch.zeros(100_000)}, {})
         with pytest.raises(OSError):  # noqa: PT011
             Store(tmp_path).save_pairs({"a": np.zeros(100_000)}, {})
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.takes_long
+def test_while_the_disk_is_full_nothing_is_published_and_each_reason_is_said_once(tmp_path):
+    job = Job(tmp_path, checkpoint_s=0.001)
+    record(tmp_path / "capture", 0, *plane(440))
+    trainer = begun(job)
+    with room_for(100):
+        job.turns(trainer, 6)
+    assert not job.published and not trainer.given_up
+    assert sum("v1 is not published, untrained answers on: " in line for line in job.lines) == 1
+    assert sum("there is no checkpoint: " in line for line in job.lines) == 1
+    assert not [path for path in tmp_path.rglob("*") if ".new" in path.name]
+    job.turns(trainer)
+    assert job.published, "there is room again"
+    assert (tmp_path / "learned/net/checkpoint.safetensors").exists()
+
+
+@pytest.mark.takes_long
+def test_a_folder_that_cannot_be_written_to_costs_checkpoints_and_a_line(tmp_path):
+    job = Job(tmp_path, checkpoint_s=0.001)
+    (tmp_path / "learned").write_text("")
+    record(tmp_path / "capture", 0, *plane(440))
+    trainer = begun(job)
+    job.turns(trainer).end()
+    assert job.published, "versions lie elsewhere"
+    assert sum("there is no checkpoint: " in line for line in job.lines) == 1
+
+
+@pytest.mark.takes_long
+def test_a_version_that_fails_validation_is_not_published_and_that_is_said(tmp_path):
+    (tmp_path / "steps.py").write_text(STEPS)
+    job = Job(tmp_path, step="steps:forget", patience=1)
+    record(tmp_path / "capture", 0, *plane(440))
+    trainer = begun(job)
+    job.turns(trainer)
+    assert not job.published and not [*tmp_path.glob("a-*")]
+    assert "not published: error 1 on " in job.lines[-1]
+    assert "untrained, which answers, has 1; it rests until 463 pairs" in job.lines[-1]
 
 
 def test_a_file_that_cannot_be_read_keeps_no_other_pairs_and_is_said_once(tmp_path):
