@@ -26,6 +26,8 @@ RIGHT = [
     ("suspend", []),
     ("suspend", ["STOPS"]),
     ("handover", []),
+    ("guest", []),
+    LONG("guest", ["STOPS"]),
 ]
 
 WRONG = "assertion violated"
@@ -81,6 +83,16 @@ BUGS = [
     ("handover", ["TAKEN_LATE"], WRONG),
     ("handover", ["TAKEN_READ_EARLY"], WRONG),
     ("handover", ["OLD_MEMORY"], WRONG),
+    ("guest", ["GUEST_IN_ROUND"], STUCK),
+    ("guest", ["GUEST_NEEDS_ROUND"], WRONG),
+    ("guest", ["GUEST_AMONG_REMAINING"], STUCK),
+    ("guest", ["GUEST_NOT_WAITED_FOR"], STUCK),
+    ("guest", ["GUEST_DEATH_NOT_COUNTED"], STUCK),
+    ("guest", ["GONE_UNSAID"], STUCK),
+    ("guest", ["STOPS", "NO_LIMIT_FOR_GUESTS"], STUCK),
+    ("guest", ["STOPS", "NO_LIMIT_TO_MEET"], STUCK),
+    ("guest", ["STOPS", "FREED_WITHOUT_GUEST"], WRONG),
+    ("guest", ["STOPS", "ENDS_TWICE"], WRONG),
 ]
 
 
