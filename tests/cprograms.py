@@ -33,7 +33,8 @@ ROOMS = (
     "api",
 )  # of the library, as in csrc/Makefile
 # Of client and head, what the tests without MPI link with.
-POLICY = ("client/balance", "client/check", "head/batch", "head/row_pool", "head/ticket_table")
+POLICY = ("client/balance", "client/check", "head/batch", "head/cache", "head/row_pool")
+POLICY += ("head/sleep", "head/ticket_table")
 # The programs of which each seed is a test: how they are built, and on how many ranks they run.
 FUZZ = {"fuzz": (("c", "asan"), (3, 4, 5, 2)), "hostile": (("asan",), (4, 3, 5, 4))}
 FLAGS = ["-std=c11", "-g", "-O1", "-fPIC", "-pthread", "-Wall", "-Wextra", "-Werror"]

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import numpy as np
 from prometheus_client.parser import text_string_to_metric_families as parsed
 
-from mpiserve.observe.parts import CLIENT, HEAD, LATE, PART, STEP
+from mpiserve.observe.parts import CLIENT, HEAD, LATE, PART, STEP, VERSION
 from mpiserve.observe.ranks import COUNTERS, METRICS, PLACEMENT, Ranks
 
 RUN = -7  # of a session: any 64 bits
@@ -101,21 +101,21 @@ def part_of(rank, client_times=(), engine_times=()):
             record[0][key]["most"] = max(record[0][key]["most"], nanoseconds)
             record[0][key]["buckets"][((octave - 2) << 3) + sub] += 1
     data = clients.tobytes() + heads.tobytes() + rest
-    head[0]["magic"], head[0]["version"] = b"mpiserve", 1
+    head[0]["magic"], head[0]["version"] = b"mpiserve", VERSION
     head[0]["bytes"], head[0]["size"], head[0]["rank"] = PART.itemsize + len(data), 3, rank
     head[0]["n_clients"], head[0]["n_heads"], head[0]["n_steps"] = len(clients), len(heads), 4
     return shown(head.tobytes() + data)
 
 
 @contextmanager
-def a_job(placement=None, **values):
+def a_job(placement=None, counts=None, **values):
     """A simulation rank that waits, and an inference rank with a service and a batch."""
     now = time.monotonic_ns()
-    counts = counters(requests=90, errors=5, rejected=2, cancelled=1, rows=640, batches=20)
+    known = {"requests": 90, "errors": 5, "rejected": 2, "cancelled": 1, "rows": 640, "batches": 20}
     service = service_of(
         "twice",
         replica=1,
-        counters=counts,
+        counters=counters(**known | (counts or {})),
         placement=placement,
         queue_requests=3,
         queue_rows=12,

@@ -6,6 +6,7 @@
 #include "api/session.h"
 #include "base/error.h"
 #include "engine/engine.h"
+#include "head/cached.h"
 #include "head/capture.h"
 #include "head/reply.h"
 #include "head/shown.h"
@@ -38,7 +39,8 @@ static int check_description(const mpiserve_description *d, uint32_t clients) {
   if (d->rows < MPISERVE_INDEPENDENT || d->rows > MPISERVE_RAGGED)
     return msi_error(MPISERVE_ECONFIG, "service '%s': rows is %d", d->name, d->rows);
   msi_layout layout;
-  return msi_layout_init(&layout, d, clients); /* all over one transport: the largest layout */
+  int code = msi_layout_init(&layout, d, clients); /* all over one transport: the largest layout */
+  return code ? code : msi_cached_check(d, &layout);
 }
 
 static int check_names(const mpiserve_description *descriptions, int n) {

@@ -11,7 +11,7 @@
 #include "mpiserve.h"
 
 enum {
-  MSI_PROFILE_VERSION = 1,
+  MSI_PROFILE_VERSION = 2,
   MSI_BUCKETS = 336, /* 8 per power of two: a time is known to an eighth */
   MSI_CODES = 24,    /* by -code; the last one counts all others */
   MSI_CLOSINGS = 5,  /* msi_close_reason */
@@ -51,6 +51,7 @@ typedef struct msi_head_part {
   char name[MPISERVE_NAME_SIZE];
   int64_t replica, max_batch_rows, max_delay_ns, max_queue_rows;
   int64_t batches, requests, rows, in_place;
+  int64_t lookups, hits; /* rows: of mpiserve_counters.cache_lookups and cache_hits */
   int64_t closed[MSI_CLOSINGS];
   int64_t errors[MSI_CODES];
   msi_timing engine;

@@ -5,43 +5,9 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "protocol/value.h"
 
-enum { F16_EXPONENT = 0x7c00, BF16_EXPONENT = 0x7f80, F16_DIGITS = 10 };
-
-/* ---- values ---------------------------------------------------------------------------- */
-
-/* The exponent of a subnormal is that of the smallest normal. */
-static double of_float16(uint16_t bits) {
-  int exponent = (bits & F16_EXPONENT) >> F16_DIGITS, digits = bits & 0x3ff;
-  double size = exponent ? (digits + 0x400) * (double)(1U << exponent) / (1 << 25)
-                         : (double)digits / (1 << 24);
-  if (exponent == 0x1f) size = digits ? NAN : INFINITY;
-  return bits & 0x8000 ? -size : size;
-}
-
-static double of_bfloat16(uint16_t bits) {
-  uint32_t wide = (uint32_t)bits << 16;
-  float value;
-  memcpy(&value, &wide, sizeof value);
-  return value;
-}
-
-static double value_at(int dtype, const void *data, size_t i) {
-  switch (dtype) {
-    case MPISERVE_FLOAT64: return ((const double *)data)[i];
-    case MPISERVE_FLOAT32: return ((const float *)data)[i];
-    case MPISERVE_FLOAT16: return of_float16(((const uint16_t *)data)[i]);
-    case MPISERVE_BFLOAT16: return of_bfloat16(((const uint16_t *)data)[i]);
-    case MPISERVE_INT64: return (double)((const int64_t *)data)[i];
-    case MPISERVE_INT32: return ((const int32_t *)data)[i];
-    case MPISERVE_INT16: return ((const int16_t *)data)[i];
-    case MPISERVE_INT8: return ((const int8_t *)data)[i];
-    case MPISERVE_UINT64: return (double)((const uint64_t *)data)[i];
-    case MPISERVE_UINT32: return ((const uint32_t *)data)[i];
-    case MPISERVE_UINT16: return ((const uint16_t *)data)[i];
-    default: return ((const uint8_t *)data)[i];
-  }
-}
+enum { F16_EXPONENT = 0x7c00, BF16_EXPONENT = 0x7f80 };
 
 /* ---- many at a time -------------------------------------------------------------------- */
 
@@ -90,7 +56,7 @@ static int all_within(const mpiserve_spec *spec, const void *data, size_t n) {
   if (spec->dtype == MPISERVE_FLOAT64) return within_64(data, n, spec->min, spec->max);
   if (spec->dtype == MPISERVE_FLOAT32) return within_32(data, n, spec->min, spec->max);
   for (size_t i = 0; i < n; i++)
-    if (!is_within(spec, value_at(spec->dtype, data, i))) return 0;
+    if (!is_within(spec, msi_value_at(spec->dtype, data, i))) return 0;
   return 1;
 }
 
@@ -154,7 +120,7 @@ static void say(const msi_side *outputs, int i, int64_t row, const void *data,
   size_t bytes = outputs->row_bytes[i], k = 0;
   const char *begin = (const char *)data + (size_t)row * bytes;
   while (passes(spec, begin + k * part_bytes(spec), 1)) k++;
-  double value = value_at(msi_dtype_part(spec->dtype), begin, k);
+  double value = msi_value_at(msi_dtype_part(spec->dtype), begin, k);
   snprintf(text, size, "output '%s'", spec->name);
   if (outputs->has_rows)
     msi_text_append(text, size, ", row %lld", (long long)row);

@@ -4,6 +4,8 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "head/cached_rows.h"
+#include "head/fit.h"
 #include "head/free_dims.h"
 
 /* Grows to the largest batch that ever was, by doubling: then never again. */
@@ -19,7 +21,7 @@ static int reserve_members(msi_assembly *assembly, uint32_t n) {
 int msi_assembly_open(msi_assembly *assembly, msi_inbox *inboxes, size_t *bytes) {
   const msi_layout *layout = &inboxes[0].layout; /* rows are alike over all transports */
   uint32_t rows = (uint32_t)layout->batch_rows;
-  *assembly = (msi_assembly){.inboxes = inboxes};
+  *assembly = (msi_assembly){.inboxes = inboxes, .special = msi_layout_is_free(layout)};
   size_t at = msi_side_lay_out(&layout->inputs, rows, *bytes, assembly->inputs_at);
   at = msi_side_lay_out(&layout->outputs, rows, msi_pages(at), assembly->outputs_at);
   *bytes = assembly->end = msi_pages(at);
@@ -126,11 +128,6 @@ static int same_order(const msi_assembly *assembly, uint32_t *begin) {
 
 /* ---- gathered -------------------------------------------------------------------- */
 
-static const uint8_t *input_of(const msi_inbox *inbox, const msi_entry *m, int i,
-                               const uint8_t *packed) {
-  return m->input_row == MSI_IN_SLOT ? packed : msi_inbox_input(inbox, i, m->input_row);
-}
-
 static void gather_member(msi_assembly *assembly, const msi_entry *m) {
   const msi_inbox *inbox = &assembly->inboxes[m->inbox];
   const msi_side *side = &inbox->layout.inputs;
@@ -138,7 +135,7 @@ static void gather_member(msi_assembly *assembly, const msi_entry *m) {
   for (int i = 0; i < side->n; i++) {
     size_t bytes = m->rows * side->row_bytes[i];
     uint8_t *gathered = assembly->memory + assembly->inputs_at[i];
-    memcpy(gathered + m->at * side->row_bytes[i], input_of(inbox, m, i, packed), bytes);
+    memcpy(gathered + m->at * side->row_bytes[i], msi_fit_input(inbox, m, i, packed), bytes);
     packed += bytes;
   }
 }
@@ -170,11 +167,18 @@ static void lay_out_outputs(msi_assembly *assembly, const msi_inbox *inbox) {
     assembly->batch.outputs[i] = assembly->memory + assembly->outputs_at[i];
 }
 
+static void lay_out_specially(msi_assembly *assembly) {
+  if (assembly->cached)
+    msi_cached_lay_out(assembly);
+  else
+    msi_free_dims_lay_out(assembly);
+}
+
 void msi_assembly_lay_out(msi_assembly *assembly) {
   const msi_inbox *inbox = &assembly->inboxes[assembly->members[0].inbox];
   assembly->batch.requests = (int32_t)assembly->n;
-  if (msi_layout_is_free(&inbox->layout)) {
-    msi_free_dims_lay_out(assembly);
+  if (assembly->special) {
+    lay_out_specially(assembly);
     return;
   }
   lay_out_inputs(assembly, inbox);
@@ -183,11 +187,17 @@ void msi_assembly_lay_out(msi_assembly *assembly) {
 
 /* ---- results --------------------------------------------------------------------- */
 
+static size_t scatter_specially(msi_assembly *assembly, const msi_entry *m, msi_slot *slot,
+                                const void *const *outputs) {
+  return assembly->cached ? msi_cached_scatter(assembly, m, slot, outputs)
+                          : msi_free_dims_scatter(assembly, m, slot, outputs);
+}
+
 size_t msi_assembly_scatter(msi_assembly *assembly, const msi_entry *m, msi_slot *slot,
                             const void *const *outputs) {
   const msi_inbox *inbox = &assembly->inboxes[m->inbox];
   const msi_side *side = &inbox->layout.outputs;
-  if (msi_layout_is_free(&inbox->layout)) return msi_free_dims_scatter(assembly, m, slot, outputs);
+  if (assembly->special) return scatter_specially(assembly, m, slot, outputs);
   uint8_t *packed = msi_slot_outputs(&inbox->layout, slot);
   for (int i = 0; i < side->n; i++) {
     size_t bytes = m->rows * side->row_bytes[i];
@@ -196,26 +206,6 @@ size_t msi_assembly_scatter(msi_assembly *assembly, const msi_entry *m, msi_slot
     uint8_t *to = in_slot ? packed : msi_inbox_output(inbox, i, m->output_row);
     if (to != from) msi_copy(to, from, bytes);
     if (in_slot) packed += bytes;
-  }
-  return (size_t)(packed - slot->output);
-}
-
-size_t msi_assembly_find(const msi_assembly *assembly, const msi_entry *m, msi_slot *slot,
-                         const void **inputs, void **outputs) {
-  const msi_inbox *inbox = &assembly->inboxes[m->inbox];
-  const msi_side *in = &inbox->layout.inputs, *out = &inbox->layout.outputs;
-  uint8_t *packed = slot->input;
-  for (int i = 0; i < in->n; i++) {
-    inputs[i] = input_of(inbox, m, i, packed);
-    packed += m->rows * in->row_bytes[i];
-  }
-  packed = msi_slot_outputs(&inbox->layout, slot);
-  for (int i = 0; i < out->n; i++) {
-    outputs[i] = packed;
-    if (m->output_row == MSI_IN_SLOT)
-      packed += m->rows * out->row_bytes[i];
-    else
-      outputs[i] = msi_inbox_output(inbox, i, m->output_row);
   }
   return (size_t)(packed - slot->output);
 }

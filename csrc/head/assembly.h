@@ -8,6 +8,8 @@
 #include "head/batch.h"
 #include "head/inbox.h"
 
+struct msi_cached;
+
 typedef struct msi_assembly {
   msi_inbox *inboxes; /* by transport */
   msi_entry *members;
@@ -22,6 +24,8 @@ typedef struct msi_assembly {
    * requests of a batch have dimensions of their own, only the results', row by row. */
   uint32_t input_dims[MPISERVE_MAX_FREE], *result_dims;
   msi_side inputs, outputs;
+  struct msi_cached *cached; /* what it keeps; NULL: nothing */
+  int special;               /* either of these two */
 } msi_assembly;
 
 /* The inboxes are open. Adds the room for a gathered batch to that of the services before it; the
@@ -52,9 +56,5 @@ void msi_assembly_lay_out(msi_assembly *assembly);
  * many bytes of its slot they take. outputs are the tensors of the batch. */
 size_t msi_assembly_scatter(msi_assembly *assembly, const msi_entry *member, msi_slot *slot,
                             const void *const *outputs);
-
-/* Finds where the rows of a member lie, and where its client looks for results; tells the same. */
-size_t msi_assembly_find(const msi_assembly *assembly, const msi_entry *member, msi_slot *slot,
-                         const void **inputs, void **outputs);
 
 #endif

@@ -16,6 +16,8 @@ typedef struct msi_entry {
   uint8_t left : 1;     /* a batch was closed without it, because its dimensions differ */
   uint8_t goes_on : 1;  /* a piece, and others of its request follow */
   uint8_t in_round : 1; /* of a reproducible service: in the round whose batches are closed now */
+  uint8_t partly : 1, keeps : 1; /* of a service that keeps answers: some rows are kept and not in
+                                    the batch; those that the batch answers will be kept */
   uint32_t rows;
   uint32_t input_row, output_row; /* in the slabs of its inbox, or MSI_IN_SLOT */
   uint32_t at;                    /* its first row in its batch */
@@ -46,12 +48,16 @@ msi_entry msi_queue_pop(msi_queue *queue);
 msi_entry msi_queue_remove(msi_queue *queue, uint32_t i);
 msi_entry *msi_queue_at(const msi_queue *queue, uint32_t i);
 
+/* Services whose batches are not formed of whatever is in the queue. */
+enum { MSI_PLAIN, MSI_IN_ROUNDS, MSI_CACHED };
+
 typedef struct msi_policy {
   int64_t max_rows; /* of a batch; 0: that is alike_rows, and all of its requests are alike */
   int64_t max_delay_ns;
   int64_t queue_rows; /* that may wait; 0: no limit */
   int together;       /* a batch is one request, which waits for nobody */
-  int in_rounds;      /* the service is reproducible: see head/rounds.h */
+  int special;        /* MSI_IN_ROUNDS: the service is reproducible, see head/rounds.h; MSI_CACHED:
+                         it keeps answers, see head/cached.h */
   int64_t alike_rows;
   int (*alike)(const void *of, const msi_entry *a, const msi_entry *b); /* are they? */
   const void *of;

@@ -4,8 +4,10 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "head/cached.h"
 #include "head/capture.h"
 #include "head/empty.h"
+#include "head/fit.h"
 #include "head/free_dims.h"
 #include "head/leases.h"
 #include "head/loss.h"
@@ -27,7 +29,7 @@ int msi_broker_open(msi_broker *broker, const msi_world *world,
                                 .queue_rows = description->max_queue_rows,
                                 .together = description->rows == MPISERVE_TOGETHER ||
                                             description->rows == MPISERVE_NO_ROWS,
-                                .in_rounds = description->reproducible,
+                                .special = description->reproducible ? MSI_IN_ROUNDS : MSI_PLAIN,
                                 .alike = msi_free_dims_alike,
                                 .of = broker->inboxes};
   int code = msi_queue_open(&broker->queue);
@@ -44,6 +46,7 @@ int msi_broker_open(msi_broker *broker, const msi_world *world,
   const msi_layout *layout = &broker->inboxes[0].layout;
   broker->policy.max_rows = layout->is_ragged ? layout->batch_rows : layout->max_plain_rows;
   if (!code) code = msi_assembly_open(&broker->assembly, broker->inboxes, &bytes[MSI_OWN]);
+  if (!code) code = msi_cached_open(broker);
   broker->assembly.batch.service = service_index;
   return code;
 }
@@ -67,6 +70,7 @@ void msi_broker_close(msi_broker *broker) {
   msi_queue_close(&broker->lease_queue);
   msi_ticket_table_close(&broker->tickets);
   msi_change_queue_close(&broker->changes);
+  msi_cached_close(broker);
   msi_assembly_close(&broker->assembly);
 }
 
@@ -80,32 +84,17 @@ __attribute__((noinline)) static int turn_away(msi_broker *broker, const msi_ent
                          MSI_SUSPENDED, NULL);
 }
 
-/* Where one side of a request lies: in the slot, or in leased rows. Nothing there is trusted. */
-static int find_rows(const msi_inbox *inbox, const msi_entry *entry, const msi_side *side,
-                     int32_t lease, uint32_t row, uint32_t *begin) {
-  *begin = MSI_IN_SLOT;
-  if (lease < 0) return msi_side_eager(side, entry->rows);
-  if (lease >= MSI_LEASES) return 0;
-  msi_range range = inbox->lanes[entry->lane].leases[lease];
-  *begin = range.begin + row;
-  return row <= range.rows && entry->rows <= range.rows - row;
-}
-
-static inline __attribute__((always_inline)) int
-fits(const msi_inbox *inbox, msi_entry *entry, const msi_request_header *request, int64_t most) {
-  const msi_layout *layout = &inbox->layout;
-  if (entry->rows < 1 || entry->rows > most) return 0;
-  return find_rows(inbox, entry, &layout->inputs, request->lease, request->row,
-                   &entry->input_row) &&
-         find_rows(inbox, entry, &layout->outputs, request->output_lease, request->output_row,
-                   &entry->output_row);
-}
-
-/* The same with free dimensions. Not inlined: requests without them pay nothing for it. */
-__attribute__((noinline)) static int fits_with_dims(msi_inbox *inbox, msi_entry *entry,
-                                                    const msi_request_header *request) {
-  return fits(inbox, entry, request, inbox->layout.max_rows) &&
-         msi_inbox_read_dims(inbox, entry->lane, entry->sequence);
+/* Not inlined: requests that lie in slots or leases, as those of most services do, pay nothing for
+ * it. 0: it is for the queue, else code says how it ended. */
+__attribute__((noinline)) static int take_special(msi_broker *broker, msi_entry *entry,
+                                                  const msi_request_header *request, int *code) {
+  msi_inbox *inbox = &broker->inboxes[entry->inbox];
+  if (msi_fit(inbox, entry, request, inbox->layout.max_rows)) {
+    if (broker->assembly.cached) return msi_cached_take(broker, entry, code);
+    if (msi_inbox_read_dims(inbox, entry->lane, entry->sequence)) return 0;
+  }
+  *code = msi_empty_take(broker, entry);
+  return 1;
 }
 
 /* Does a request that finds no room in the queue stay in its lane? */
@@ -129,10 +118,11 @@ static int is_starting(const msi_broker *broker) {
 static int on_infer(msi_broker *broker, msi_entry *entry, const msi_request_header *request) {
   msi_inbox *inbox = &broker->inboxes[entry->inbox];
   msi_lane *lane = &inbox->lanes[entry->lane];
+  int code;
   if (broker->shut && !is_starting(broker)) return turn_away(broker, entry);
-  if (!fits(inbox, entry, request, inbox->layout.max_plain_rows) &&
-      !fits_with_dims(inbox, entry, request))
-    return msi_empty_take(broker, entry);
+  if (!msi_fit(inbox, entry, request, inbox->layout.max_plain_rows) &&
+      take_special(broker, entry, request, &code))
+    return code;
   entry->goes_on = request->kind == MSI_PIECE;
   entry->piece = entry->goes_on || request->kind == MSI_LAST_PIECE;
   if (entry->piece && broker->policy.together) return msi_refuse_piece(broker, entry);
@@ -142,7 +132,7 @@ static int on_infer(msi_broker *broker, msi_entry *entry, const msi_request_head
   entry->deadline_ns = deadline_of(broker, entry, request->deadline_ns);
   msi_census_join(&broker->census, lane);
   lane->passing = request->kind != MSI_INFER;
-  int code = msi_queue_push(&broker->queue, *entry);
+  code = msi_queue_push(&broker->queue, *entry);
   if (!code) msi_census_queue(&broker->census, lane);
   return code;
 }
@@ -152,6 +142,7 @@ int msi_broker_rows_set(msi_broker *broker, int together) {
   int code = MPISERVE_OK;
   broker->policy.together = together;
   msi_rounds_forget(broker);
+  msi_cached_forget(broker);
   for (uint32_t i = 0; i < broker->queue.n && together && !code;) {
     if (!msi_queue_at(&broker->queue, i)->piece) {
       i++;
@@ -203,12 +194,6 @@ static int on_fail(msi_broker *broker, const msi_entry *entry) {
                          msi_inbox_slot(inbox, entry->lane, entry->sequence)->input, bytes);
 }
 
-/* One reading of the clock serves a whole sweep over the lanes. */
-static int64_t now_of(msi_broker *broker) {
-  if (!broker->now_ns) broker->now_ns = msi_now();
-  return broker->now_ns;
-}
-
 /* Not inlined: it would cost the requests of all others instructions, which save registers. */
 __attribute__((noinline)) static int take_other(msi_broker *broker, const msi_entry *entry,
                                                 int kind) {
@@ -238,7 +223,7 @@ static int take(msi_broker *broker, msi_inbox *inbox, uint32_t lane,
                      .rows = request->rows,
                      .lease = request->lease};
   entry.sequence = msi_inbox_take(inbox, lane, &entry.taken_ns);
-  if (!entry.taken_ns) entry.taken_ns = now_of(broker);
+  if (!entry.taken_ns) entry.taken_ns = msi_broker_now(broker);
   if (request->sequence != entry.sequence)
     return msi_broker_refuse(broker, &entry, MPISERVE_ESTATE,
                              "the lane is out of step with its doorbell");
@@ -265,7 +250,7 @@ static int has_to_wait(msi_broker *broker, msi_inbox *inbox, uint32_t lane,
     broker->turn_inbox = inbox->transport->number;
     broker->turn_lane = lane;
   }
-  msi_inbox_note(inbox, lane, now_of(broker));
+  msi_inbox_note(inbox, lane, msi_broker_now(broker));
   return 1;
 }
 
@@ -319,7 +304,7 @@ static int drop_unwanted(msi_broker *broker) {
     const msi_entry *e = msi_queue_at(&broker->queue, i);
     int cancelled =
         msi_slot_cancelled(msi_inbox_slot(&broker->inboxes[e->inbox], e->lane, e->sequence));
-    if (cancelled || (e->deadline_ns && e->deadline_ns <= now_of(broker)))
+    if (cancelled || (e->deadline_ns && e->deadline_ns <= msi_broker_now(broker)))
       code = drop(broker, i, cancelled);
     else
       i++;
@@ -357,7 +342,7 @@ static int close_batch(msi_broker *broker, msi_close_reason reason) {
     msi_census_note_missing(&broker->census, &broker->inboxes[t]);
   int code = collect(broker);
   if (code) return code;
-  broker->closed_ns = now_of(broker);
+  broker->closed_ns = msi_broker_now(broker);
   if (!broker->engine.by_request) msi_assembly_lay_out(&broker->assembly);
   count_batch(broker, reason, broker->engine.by_request || broker->assembly.batch.in_place);
   broker->progress->unanswered++;
@@ -367,32 +352,37 @@ static int close_batch(msi_broker *broker, msi_close_reason reason) {
 }
 
 static msi_close_reason decide(msi_broker *broker) {
-  if (msi_rounds_are_on(broker)) return msi_rounds_decide(broker, now_of(broker));
+  if (msi_rounds_are_on(broker)) return msi_rounds_decide(broker, msi_broker_now(broker));
   if (!broker->queue.n) return MSI_OPEN;
   /* Who comes now is to join those under way; some who are missing wait for an answer. */
   if (broker->tickets.n) return MSI_CLOSED_HELD;
   return msi_batch_decide(&broker->policy, &broker->queue, broker->census.asked,
-                          broker->census.able, now_of(broker));
+                          broker->census.able, msi_broker_now(broker));
+}
+
+/* What nobody wants any more would be in a round. */
+__attribute__((noinline)) static int look_specially(msi_broker *broker) {
+  if (broker->policy.special == MSI_CACHED) return msi_cached_look(broker);
+  return msi_rounds_are_on(broker) ? drop_unwanted(broker) : MPISERVE_OK;
 }
 
 int msi_broker_look(msi_broker *broker) {
   int code = msi_broker_poll(broker);
-  if (!code && broker->lease_queue.n) code = msi_leases_refuse_late(broker, now_of(broker));
+  if (!code && broker->lease_queue.n) code = msi_leases_refuse_late(broker, msi_broker_now(broker));
   if (code) return code;
   if (broker->changes.waiting.n) {
     if (msi_change_queue_has_news(&broker->changes))
       return msi_error(MPISERVE_ECHANGE, "a client asks for another model");
     if (msi_change_queue_pauses(&broker->changes)) return MPISERVE_OK;
   }
-  int in_rounds = msi_rounds_are_on(broker);
-  if (in_rounds) code = drop_unwanted(broker); /* or they would be in a round */
+  if (broker->policy.special) code = look_specially(broker);
   msi_close_reason reason = decide(broker);
   uint32_t n = broker->queue.n;
   if (reason || broker->queue.timed) code = drop_unwanted(broker);
   if (broker->queue.n < n) reason = decide(broker);
   if (code || !reason || !broker->has_room || broker->shut) return code;
   if (broker->queue.empty) code = msi_empty_answer(broker);
-  if (in_rounds && !msi_rounds_left(broker)) return code; /* they were all of a round */
+  if (msi_rounds_are_on(broker) && !msi_rounds_left(broker)) return code; /* all of a round */
   return code || !broker->queue.n ? code : close_batch(broker, reason);
 }
 
@@ -421,6 +411,7 @@ int msi_broker_suspend(msi_broker *broker, int suspended) {
   }
   broker->census.suspended = suspended;
   broker->shut = suspended || broker->failed_rank >= 0;
+  msi_cached_forget(broker);
   if (!suspended) {
     msi_leases_rejoin(broker);
     return MPISERVE_OK;
@@ -430,6 +421,7 @@ int msi_broker_suspend(msi_broker *broker, int suspended) {
 
 int msi_broker_change_reply(msi_broker *broker, int code, const char *text) {
   if (MSI_PROFILED) msi_timing_change(broker, code);
+  if (!code) msi_cached_forget(broker);
   int failed = msi_change_queue_reply(&broker->changes, code, text);
   return failed || !broker->census.suspended || is_starting(broker) ? failed : nobody_asks(broker);
 }

@@ -112,6 +112,12 @@ int msi_broker_change_reply(msi_broker *broker, int code, const char *text);
 /* Takes the requests that clients have written, once around all lanes. */
 int msi_broker_poll(msi_broker *broker);
 
+/* One reading of the clock serves a whole sweep over the lanes. */
+static inline int64_t msi_broker_now(msi_broker *broker) {
+  if (!broker->now_ns) broker->now_ns = msi_now();
+  return broker->now_ns;
+}
+
 /* Answers a request with an error. */
 static inline int msi_broker_refuse(msi_broker *broker, const msi_entry *entry, int code,
                                     const char *text) {

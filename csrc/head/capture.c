@@ -4,6 +4,8 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "head/cached_rows.h"
+#include "head/fit.h"
 
 enum { PIECE_BYTES = 1 << 20 }; /* of a record: large requests are cut, so that they find room */
 
@@ -171,6 +173,14 @@ static void put_untrusted(msi_broker *broker, const msi_record *of, uint32_t row
   }
 }
 
+static void put_answers(msi_broker *broker, const msi_record *of, uint32_t rows,
+                        const void *const *inputs, const void *const *outputs) {
+  if (broker->capture.wanted.untrusted)
+    put_untrusted(broker, of, rows, inputs, outputs);
+  else
+    put_rows(broker, of, 0, rows, inputs, outputs);
+}
+
 static msi_record describe(const msi_broker *broker, const msi_entry *entry,
                            const msi_origin *origin, const msi_slot *slot) {
   msi_record r = {.at = entry->at,
@@ -187,20 +197,41 @@ static msi_record describe(const msi_broker *broker, const msi_entry *entry,
   return r;
 }
 
-/* Not inlined: a reply without a capture would save registers for it. */
+/* Of a request some of whose rows were kept, those that the model has answered. */
+static void put_answered(msi_broker *broker, const msi_entry *entry, const msi_record *of,
+                         msi_slot *slot) {
+  const msi_inbox *inbox = &broker->inboxes[entry->inbox];
+  const msi_side *in = &inbox->layout.inputs, *out = &inbox->layout.outputs;
+  const void *inputs[MPISERVE_MAX_TENSORS];
+  void *outputs[MPISERVE_MAX_TENSORS];
+  msi_entry whole = *entry;
+  msi_record part = *of;
+  whole.rows = msi_cached_rows(&broker->assembly, entry);
+  uint32_t rows;
+  for (uint32_t row = 0; (rows = msi_cached_next(&broker->assembly, entry, &row)) > 0;
+       row += rows, part.at += rows) {
+    msi_fit_find(inbox, &whole, slot, inputs, outputs);
+    for (int i = 0; i < in->n; i++) inputs[i] = (const uint8_t *)inputs[i] + row * in->row_bytes[i];
+    for (int i = 0; i < out->n; i++) outputs[i] = (uint8_t *)outputs[i] + row * out->row_bytes[i];
+    put_answers(broker, &part, rows, inputs, (const void *const *)outputs);
+  }
+}
+
+/* What a cache has answered is not copied: its origin is no batch. Not inlined: a reply without a
+ * capture would save registers for it. */
 __attribute__((noinline)) void msi_capture_reply(msi_broker *broker, const msi_entry *entry,
                                                  const msi_origin *origin, msi_slot *slot) {
   const void *inputs[MPISERVE_MAX_TENSORS];
   void *outputs[MPISERVE_MAX_TENSORS];
-  if (msi_ring_is_over(broker->capture.ring)) return;
+  if (msi_ring_is_over(broker->capture.ring) || !origin->requests) return;
   msi_record of = describe(broker, entry, origin, slot);
   if (!is_wanted(broker, &of)) return;
-  msi_assembly_find(&broker->assembly, entry, slot, inputs, outputs);
-  const void *const *answers = (const void *const *)outputs;
-  if (broker->capture.wanted.untrusted)
-    put_untrusted(broker, &of, entry->rows, inputs, answers);
-  else
-    put_rows(broker, &of, 0, entry->rows, inputs, answers);
+  if (entry->partly) {
+    put_answered(broker, entry, &of, slot);
+    return;
+  }
+  msi_fit_find(&broker->inboxes[entry->inbox], entry, slot, inputs, outputs);
+  put_answers(broker, &of, entry->rows, inputs, (const void *const *)outputs);
 }
 
 /* ---- what clients record ------------------------------------------------------------------ */
@@ -237,7 +268,8 @@ static int lies_in_lease(const msi_inbox *inbox, const msi_entry *entry, int lea
 }
 
 static int fits(const msi_inbox *inbox, const msi_entry *entry, const msi_record_place *pair) {
-  if (entry->rows < 1 || entry->rows > inbox->layout.max_plain_rows) return 0;
+  if (msi_layout_is_free(&inbox->layout)) return 0;
+  if (entry->rows < 1 || entry->rows > inbox->layout.max_rows) return 0;
   return lies_in_slot(&inbox->layout, entry, pair) ||
          (lies_in_lease(inbox, entry, pair->lease, pair->row) &&
           lies_in_lease(inbox, entry, pair->output_lease, pair->output_row));

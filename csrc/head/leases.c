@@ -64,7 +64,8 @@ static void count_stall(msi_broker *broker, int64_t now) {
 }
 
 static int is_late(msi_broker *broker, int64_t now) {
-  int64_t limit_ns = LEASE_LIMIT_NS + (broker->policy.in_rounds ? broker->policy.max_delay_ns : 0);
+  int64_t limit_ns =
+      LEASE_LIMIT_NS + (broker->policy.special == MSI_IN_ROUNDS ? broker->policy.max_delay_ns : 0);
   return broker->lease_queue.n && broker->lease_stalled_ns > limit_ns &&
          now - msi_queue_at(&broker->lease_queue, 0)->taken_ns > limit_ns;
 }

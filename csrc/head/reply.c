@@ -1,7 +1,7 @@
 #include "head/reply.h"
 
 #include "base/error.h"
-#include "head/timing.h"
+#include "head/answer.h"
 
 static int no_batch(void) { return msi_error(MPISERVE_ESTATE, "there is no batch to answer"); }
 
@@ -15,27 +15,13 @@ int msi_reply_clients(const msi_broker *broker, int32_t *clients) {
   return MPISERVE_OK;
 }
 
-int msi_reply_computed(msi_broker *broker, const msi_entry *m, const msi_origin *origin,
-                       msi_slot *slot, size_t bytes, int64_t now) {
-  slot->reply.generation = broker->changes.generation;
-  slot->reply.rows = origin->rows;
-  slot->reply.requests = origin->requests;
-  slot->reply.waiting_rows = (uint32_t)broker->queue.rows;
-  slot->reply.queue_ns = origin->closed_ns - m->taken_ns;
-  slot->reply.compute_ns = now - origin->closed_ns;
-  broker->counters.requests++;
-  broker->counters.rows += m->rows;
-  if (MSI_PROFILED) msi_timing_reply(broker, m, origin, slot, now);
-  return msi_inbox_reply_end(&broker->inboxes[m->inbox], m->lane, m->sequence, bytes);
-}
-
 int msi_reply_member(msi_broker *broker, const msi_entry *m, const msi_origin *origin,
                      const void *const *outputs, int64_t now) {
   msi_slot *slot;
   int code = msi_inbox_reply_begin(&broker->inboxes[m->inbox], m->lane, m->sequence, &slot);
   if (code) return code;
   size_t bytes = msi_assembly_scatter(&broker->assembly, m, slot, outputs);
-  return msi_reply_computed(broker, m, origin, slot, bytes, now);
+  return msi_answer(broker, m, origin, slot, bytes, now);
 }
 
 msi_origin msi_reply_origin(const msi_broker *broker) {

@@ -19,9 +19,4 @@ msi_origin msi_reply_origin(const msi_broker *broker);
 int msi_reply_member(msi_broker *broker, const msi_entry *m, const msi_origin *origin,
                      const void *const *outputs, int64_t now);
 
-/* Answers one whose results are where its client looks for them; its reply was begun. bytes: of
- * them in its slot. */
-int msi_reply_computed(msi_broker *broker, const msi_entry *m, const msi_origin *origin,
-                       msi_slot *slot, size_t bytes, int64_t now);
-
 #endif

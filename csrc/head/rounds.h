@@ -10,7 +10,7 @@
 
 /* Where a batch is one request, there is no need of rounds. */
 static inline int msi_rounds_are_on(const msi_broker *broker) {
-  return broker->policy.in_rounds && !broker->policy.together;
+  return broker->policy.special == MSI_IN_ROUNDS && !broker->policy.together;
 }
 
 /* Shall a batch be closed now? Not for a model that has no room. If a round is complete, its

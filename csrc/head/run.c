@@ -1,6 +1,8 @@
 #include "head/run.h"
 
 #include "base/error.h"
+#include "head/answer.h"
+#include "head/fit.h"
 #include "head/reply.h"
 
 /* ---- request by request ----------------------------------------------------------- */
@@ -14,11 +16,11 @@ static int run_request(msi_broker *broker, const msi_entry *m, const msi_origin 
   msi_slot *slot;
   int code = msi_inbox_reply_begin(&broker->inboxes[m->inbox], m->lane, m->sequence, &slot);
   if (code) return code;
-  size_t bytes = msi_assembly_find(&broker->assembly, m, slot, inputs, outputs);
+  size_t bytes = msi_fit_find(&broker->inboxes[m->inbox], m, slot, inputs, outputs);
   text[0] = text[sizeof text - 1] = 0;
   if (engine->run(engine->state, m->rows, inputs, outputs, text, sizeof text - 1))
     return msi_broker_refuse(broker, m, MPISERVE_EMODEL, text);
-  return msi_reply_computed(broker, m, origin, slot, bytes, origin->closed_ns);
+  return msi_answer(broker, m, origin, slot, bytes, origin->closed_ns);
 }
 
 static int run_requests(msi_broker *broker) {

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "head/cached.h"
 #include "head/capture.h"
 #include "head/free_dims.h"
 #include "head/guests.h"
@@ -47,6 +48,8 @@ int msi_serving_attach(msi_serving *serving, msi_window *window) {
   int code = MPISERVE_OK, remote = 0;
   for (int i = 0; i < serving->n; i++) {
     msi_broker_attach(&serving->brokers[i], window, &serving->progress);
+    msi_cached *cached = serving->brokers[i].assembly.cached;
+    if (cached) cached->answered = &serving->answered;
     remote |= serving->brokers[i].remote != 0;
   }
   if (remote) code = msi_progress_open(&serving->progress, window);
@@ -186,13 +189,34 @@ static int pause_for(msi_serving *serving, double timeout, msi_wait *wait,
   return no_batch(serving, timeout);
 }
 
+/* A cache has answered: the next request may come as soon as after a batch, so the wait begins
+ * anew. Before that, what a rank does now and then that always has batches. */
+static int wait_anew(msi_serving *serving, double timeout, msi_wait *wait,
+                     const msi_wait_address *address, int64_t *deadline) {
+  int64_t now = msi_now();
+  msi_wait_end(wait, address);
+  *wait = (msi_wait){0};
+  say_looked(serving, now);
+  if (!*deadline) *deadline = msi_deadline(timeout);
+  if (now > *deadline) return no_batch(serving, timeout);
+  if (now < serving->next_burial_ns) return MPISERVE_OK;
+  serving->next_burial_ns = now + BURIAL_NS;
+  int code = refuse_late(serving, now);
+  if (!code) code = bury_dead(serving);
+  return code ? code : find_marks(serving, now);
+}
+
 static int wait_for_batch(msi_serving *serving, double timeout, int64_t *deadline) {
   msi_wait wait = {0};
   msi_wait_address address;
+  int64_t answered = serving->answered;
   int code;
   do {
     code = pause_for(serving, timeout, &wait, &address, deadline);
     if (!code) code = look(serving);
+    if (code || serving->current->open || serving->answered == answered) continue;
+    answered = serving->answered;
+    code = wait_anew(serving, timeout, &wait, &address, deadline);
   } while (!code && !serving->current->open);
   msi_wait_end(&wait, &address);
   if (*deadline) say_found(serving);
@@ -297,6 +321,8 @@ int msi_serving_engine_set(msi_serving *serving, int service, const mpiserve_eng
     return msi_error(MPISERVE_ESTATE, "the last batch has not been answered");
   msi_broker *broker = &serving->brokers[service];
   broker->engine = engine ? *engine : (mpiserve_engine){0};
+  if (broker->assembly.cached) broker->engine.by_request = 0; /* it may need some of the rows */
+  msi_cached_forget(broker);
   int reproducible = broker->description->reproducible;
   msi_assembly_gather(&broker->assembly, reproducible, broker->engine.in_segment);
   return MPISERVE_OK;

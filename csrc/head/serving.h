@@ -22,6 +22,7 @@ typedef struct msi_serving {
   msi_broker *current; /* of the batch that was handed out last; never NULL */
   msi_broker *asked;   /* the one of the last MPISERVE_ECHANGE */
   int64_t calls;       /* of msi_serving_next() */
+  int64_t answered;    /* requests that caches have answered, without a batch */
   msi_progress progress;
   msi_ring ring; /* of captures */
   msi_silence silence;

@@ -23,6 +23,7 @@ uint32_t msi_sleep_missing(const msi_broker *broker) {
   const msi_queue *queue = &broker->queue;
   const msi_census *census = &broker->census;
   if (broker->round.waits_ns) return broker->round.missing;
+  if (broker->policy.special == MSI_CACHED) return 1; /* what is kept waits for nobody */
   if (!queue->n || census->able <= census->asked) return 1;
   int64_t missing = census->able - census->asked;
   int64_t usual = (queue->rows + queue->n - 1) / queue->n; /* rows of a request */

@@ -9,7 +9,7 @@ static mpiserve_ticket hold(msi_broker *broker, const msi_entry *member) {
       .row = member->at, .rows = member->rows, .client = inbox->clients[member->lane]};
   if (member->answered) return ticket;
   msi_ticket held = {.entry = *member, .origin = msi_reply_origin(broker)};
-  held.entry.at = 0;
+  held.entry.at = held.entry.keeps = 0; /* its inputs are known no longer */
   ticket.id = msi_ticket_table_put(&broker->tickets, &held);
   broker->progress->unanswered++;
   return ticket;

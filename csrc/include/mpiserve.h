@@ -262,6 +262,16 @@ typedef struct mpiserve_description {
   char local[MPISERVE_LOCAL_SIZE]; /* what starts a local model beside a client: the path of a
                                       program and its words, a newline after each. It is a part of
                                       mpiserve for Python. "": the service has no local models */
+  int64_t cache_rows; /* the most rows that the head keeps with their answers, for all clients;
+                         0: none. A row equal to one that is kept is answered with that, and the
+                         model gets only the others. A request all of whose rows are kept waits for
+                         no batch; its mpiserve_stats.batch_rows is 0. Another model, by a change
+                         (mpiserve_reload()) or mpiserve_engine_set(), begins with none. For
+                         MPISERVE_INDEPENDENT rows of fixed shapes, and models that always answer
+                         a row alike; not with reproducible or overwrites */
+  double cache_step;  /* what is equal. 0: the bits are; else each floating number, of a complex one
+                         both parts, is rounded to a multiple of it before rows are compared, but not
+                         for the model */
 } mpiserve_description;
 
 /* The state of a replica. Times are nanoseconds since 1970 by the clock of its node. */
@@ -301,7 +311,8 @@ typedef struct mpiserve_pace {
  * error, 0 in what the head did not get to. */
 typedef struct mpiserve_stats {
   int64_t rows;
-  int64_t batch_rows;     /* rows of the batch that the request was part of */
+  int64_t batch_rows;     /* rows of the batch that the request was part of; 0: all of its rows were
+                             kept (mpiserve_description.cache_rows) */
   int64_t batch_requests; /* requests of that batch */
   int64_t queue_ns;       /* at the head, from taken to batch closed */
   int64_t compute_ns;     /* the model, for the whole batch */
@@ -346,6 +357,10 @@ typedef struct mpiserve_counters {
   int64_t paced_steps;       /* simulation: steps that mpiserve_pace_step() has answered */
   int64_t paced_age_sum; /* simulation: of these, the sum of the ages of the answers, in steps */
   int64_t paced_age_max; /* simulation: ..., the greatest of the ages */
+  int64_t cache_lookups; /* inference: rows answered by services that keep answers
+                            (mpiserve_description.cache_rows) */
+  int64_t cache_hits;    /* inference: of these, had an answer that was kept; `rows` has them too */
+  int64_t cached_requests; /* inference: of the requests, had only such rows: no batch was formed */
 } mpiserve_counters;
 
 /* A closed batch, as its inference rank sees it. The pointers are valid until the batch is
@@ -1109,16 +1124,18 @@ void mpiserve_engine_close(mpiserve_engine *engine);
  * When an engine fails, mpiserve_batch_next() returns MPISERVE_EMODEL with its text, and the batch,
  * which is open as after MPISERVE_OK: the caller runs it in another way, or fails it. Requests
  * whose rows came in a chunk before have their answer. With by_request only the request that failed
- * ends, with MPISERVE_EMODEL, and the call goes on. Inference ranks; local. MPISERVE_ESTATE while a
- * batch of it is open, MPISERVE_EARG if there is no such service, it has free dimensions, or the
- * engine has no function run. */
+ * ends, with MPISERVE_EMODEL, and the call goes on. A service that keeps answers
+ * (mpiserve_description.cache_rows) forgets them, and its engine never runs by request. Inference
+ * ranks; local. MPISERVE_ESTATE while a batch of it is open, MPISERVE_EARG if there is no such
+ * service, it has free dimensions, or the engine has no function run. */
 int mpiserve_engine_set(mpiserve_session *session, int service, const mpiserve_engine *engine);
 
 /* mpiserve_capture_set: from its next answer on, copy the requests to a service of this rank (0, 1,
  * ...) and their answers into a ring, before the client learns of the answer. It is copied here;
  * the ring is that of all services of the rank and must live until the session is closed. A full
  * ring costs rows, or time, as `waits` says; nobody waits for a reader that has died, has closed
- * the ring, or has taken nothing for 10 s. Requests that end with an error are not copied. Of a
+ * the ring, or has taken nothing for 10 s. Requests that end with an error are not copied, nor rows
+ * whose answers were kept (mpiserve_description.cache_rows). Of a
  * service that overwrites (mpiserve_description) the inputs may be gone by then: what is copied in
  * place of them are the outputs, which are the same only if the service returns its inputs. Time
  * steps are known if MPISERVE_CAPTURE was set at mpiserve_open() on any rank. NULL: copy nothing

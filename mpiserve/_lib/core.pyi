@@ -56,6 +56,8 @@ class Description:
         replica: int = 0,
         checks: Sequence[tuple[bool, float | None, float | None]] = (),
         uncertain: bool = False,
+        cache_rows: int = 0,
+        cache_step: float = 0.0,
         error_code: int = 0,
         error_text: str = "",
     ) -> None: ...

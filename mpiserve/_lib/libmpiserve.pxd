@@ -51,7 +51,8 @@ cdef extern from "mpiserve.h" nogil:
         int32_t on_full, rows, allow_empty, reproducible, overwrites, replica, spare, uncertain
         int32_t error
         char error_text[512]
-        double local_timeout
+        double local_timeout, cache_step
+        int64_t cache_rows
         char local[2048]
     ctypedef struct mpiserve_replica_state:
         int32_t state, replica, rank
@@ -78,6 +79,7 @@ cdef extern from "mpiserve.h" nogil:
         int64_t engine_batches, batch_calls
         int64_t fallbacks, failed_rows, local_answers, untrusted_rows
         int64_t paced_steps, paced_age_sum, paced_age_max
+        int64_t cache_lookups, cache_hits, cached_requests
     ctypedef struct mpiserve_batch:
         int64_t rows
         int32_t requests, in_place, service

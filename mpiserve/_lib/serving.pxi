@@ -69,7 +69,7 @@ cdef class Description:
                  max_delay_us=0, pool_bytes=0, stickiness=0, max_queue_rows=0, on_full="wait",
                  rows="independent", allow_empty=False, reproducible=False, overwrites=False,
                  replica=0, spare=False, checks=(), uncertain=False, local="", local_timeout=0.0,
-                 error_code=0, error_text="", largest=((), ())):
+                 cache_rows=0, cache_step=0.0, error_code=0, error_text="", largest=((), ())):
         memset(&self.description, 0, sizeof(self.description))
         copy_text(self.description.name, MPISERVE_NAME_SIZE, name)
         copy_bytes(
@@ -100,6 +100,8 @@ cdef class Description:
         self.description.error = error_code
         copy_text(self.description.local, MPISERVE_LOCAL_SIZE, local)
         self.description.local_timeout = local_timeout
+        self.description.cache_rows = cache_rows
+        self.description.cache_step = cache_step
         fill_largest(self.description.inputs, inputs, largest[0])
         fill_largest(self.description.outputs, outputs, largest[1])
         self.inputs, self.outputs = arrays_of(inputs, largest[0]), arrays_of(outputs, largest[1])

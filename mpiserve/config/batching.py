@@ -35,13 +35,20 @@ def check_empty(allow_empty: bool, info: ValidationInfo) -> bool:
     return allow_empty
 
 
-def check_fallback(fallback: str | None, service: Mapping[str, Any]) -> str | None:
+def check_on_full(on_full: str, info: ValidationInfo) -> str:
+    """Refuse to turn requests away from a queue that has no limit."""
+    if on_full == "reject" and not info.data.get("max_queue_rows", 1):
+        raise ValueError("'reject' needs max_queue_rows")
+    return on_full
+
+
+def check_fallback(fallback: str | None, info: ValidationInfo) -> str | None:
     """Refuse a local model of clients where a model needs several ranks, or has no fixed shapes."""
-    ranks = service.get("tensor_parallel", 1)
+    ranks = info.data.get("tensor_parallel", 1)
     if fallback and ranks > 1:
         text = f"'local': a client has no {ranks} ranks for a model (tensor_parallel)"
         raise ValueError(f"{text}: remove one")
-    check_fixed(fallback, service, "'local': a local model needs fixed shapes")
+    check_fixed(fallback, info.data, "'local': a local model needs fixed shapes")
     return fallback
 
 

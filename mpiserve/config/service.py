@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, PrivateAttr, ValidationInfo, field_validator
 
 from mpiserve.config import batching, ragged
+from mpiserve.config.cached import CacheRows, CacheStep
 from mpiserve.config.derivatives import Derivative, Kinds
 from mpiserve.config.engines import engine_problem
 from mpiserve.config.remote import Placement, Remote, remote_of
@@ -131,7 +132,7 @@ class ServiceConfig(Table):
     """
     max_queue_rows: int = Field(0, ge=0, lt=2**62)
     """The most rows that wait at the head for a batch; 0 means no limit."""
-    on_full: Literal["wait", "reject"] = "wait"
+    on_full: Annotated[Literal["wait", "reject"], AfterValidator(batching.check_on_full)] = "wait"
     """What happens to a request that finds the queue full: it waits, or ends with
     `QueueFullError`.
     """
@@ -141,7 +142,7 @@ class ServiceConfig(Table):
     Clients check what they get: such rows go to the client's fallback, or the request ends with
     `ModelError`. Without these keys, any value is an answer.
     """
-    fallback: Literal["local"] | None = None
+    fallback: Annotated[Literal["local"] | None, AfterValidator(batching.check_fallback)] = None
     """`"local"`: what no replica can answer, a local model answers: the client's own process runs
     the same model with the same settings. The first request that needs it starts it, and waits
     until it is loaded. Not with `tensor_parallel`, free dimensions, or ragged rows.
@@ -200,6 +201,15 @@ class ServiceConfig(Table):
     """Whether a run gives the same bits as the run before, whatever the timing: a batch holds one
     request of every simulation rank, in the order of ranks, and waits for all of them, up to
     `max_delay_us`, which is then 60 s if not given. Nothing is chosen by measuring.
+    """
+    cache_rows: CacheRows = 0
+    """The most rows that a replica keeps with their answers, for all clients: a row that is equal
+    to one of them is answered without the model. 0: none. Only for models that always answer a row
+    alike; others are refused.
+    """
+    cache_step: CacheStep = 0.0
+    """With `cache_rows`, which rows are equal: floating numbers are rounded to multiples of this
+    before rows are compared, but not for the model. 0: rows of the same bits.
     """
 
     _name: str = PrivateAttr("")
@@ -382,11 +392,6 @@ class ServiceConfig(Table):
             raise ValueError("tasks need the backend 'deepspeed', 'torch' or 'remote'")
         return task
 
-    @field_validator("fallback")
-    @classmethod
-    def _check_fallback(cls, fallback: str | None, info: ValidationInfo) -> str | None:
-        return batching.check_fallback(fallback, info.data)
-
     @field_validator("isolate")
     @classmethod
     def _check_isolate(cls, isolate: str | bool, info: ValidationInfo) -> str | bool:
@@ -410,13 +415,6 @@ class ServiceConfig(Table):
         if self.isolate == "auto":
             return self.backend != "echo" and not _needs_mpi(vars(self))
         return self.isolate
-
-    @field_validator("on_full")
-    @classmethod
-    def _check_on_full(cls, on_full: str, info: ValidationInfo) -> str:
-        if on_full == "reject" and not info.data.get("max_queue_rows", 1):
-            raise ValueError("'reject' needs max_queue_rows")
-        return on_full
 
     @field_validator("dtype")
     @classmethod

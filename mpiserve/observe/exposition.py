@@ -14,6 +14,8 @@ TYPE = "text/plain; version=0.0.4; charset=utf-8"
 LEAST, MOST = 10, 36
 REFUSED = ("rejected", "dropped", "cancelled")  # of the errors, those before the model ran
 
+ROWS_OF_TRITON = "Rows that models have answered, as batches of a request of Triton."
+
 Labels = dict[str, str]
 
 
@@ -157,6 +159,8 @@ def _counted(make: _Families, labels: Labels, service: dict[str, Any]) -> None:
         ("batches_in_place", "Of these, batches that needed no gathering copy."),
     ):
         make(f"mpiserve_{key}_total", "counter", what).add(labels, counters[key])
+    if counters["cache_lookups"]:
+        _kept(make, labels, counters)
     errors = make("mpiserve_errors_total", "counter", "Errors of a replica, by reason.")
     for reason, count in _reasons(counters).items():
         errors.add(labels | {"reason": reason}, count)
@@ -164,6 +168,16 @@ def _counted(make: _Families, labels: Labels, service: dict[str, Any]) -> None:
     closed = make("mpiserve_batches_closed_total", "counter", what)
     for why in ("rows", "census", "delay"):
         closed.add(labels | {"by": why}, counters[f"closed_by_{why}"])
+
+
+def _kept(make: _Families, labels: Labels, counters: dict[str, int]) -> None:
+    """Of a service that keeps answers."""
+    for key, what in (
+        ("cache_lookups", "Rows that a replica which keeps answers has answered."),
+        ("cache_hits", "Of these, rows whose answers were kept."),
+        ("cached_requests", "Requests of a replica that had only such rows."),
+    ):
+        make(f"mpiserve_{key}_total", "counter", what).add(labels, counters[key])
 
 
 def _reasons(counters: dict[str, int]) -> dict[str, int]:
@@ -222,12 +236,20 @@ def _as_triton(make: _Families, labels: Labels, service: dict[str, Any]) -> None
     for name, kind, value, what in (
         *(
             ("request_success", "counter", counters["requests"] - counters["errors"], "Requests."),
-            ("count", "counter", counters["rows"], "Rows, as batches of a request of Triton."),
+            ("count", "counter", counters["rows"] - counters["cache_hits"], ROWS_OF_TRITON),
             ("exec_count", "counter", counters["batches"], "Batches."),
         ),
         ("pending_request_count", "gauge", service["queue_requests"], "Requests that wait."),
     ):
         make(f"nv_inference_{name}", kind, what).add(labels, value)
+    if counters["cache_lookups"]:
+        early = sum(counters[reason] for reason in REFUSED)
+        misses = counters["requests"] - counters["cached_requests"] - early
+        for name, value, what in (
+            ("hits", counters["cached_requests"], "Requests that the cache has answered."),
+            ("misses", misses, "Requests that it has not."),
+        ):
+            make(f"nv_cache_num_{name}_per_model", "counter", what).add(labels, value)
     failure = make("nv_inference_request_failure", "counter", "Requests that failed.")
     reasons = {"REJECTED": "rejected", "CANCELED": "cancelled"}
     counts = {key: counters[one] for key, one in reasons.items()}

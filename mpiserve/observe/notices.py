@@ -230,11 +230,17 @@ def summary(name: str, count: Mapping[str, int]) -> str:
     requests = f"{name}: {count['requests']} requests, {count['errors']} failed"
     early = [f"{count[key]} {key}" for key in EARLY if count[key]]
     requests += f" ({', '.join(early)})" if early else ""
+    if count["cache_lookups"]:
+        share = count["cache_hits"] / count["cache_lookups"]
+        kept = f"{count['cache_hits']} of {count['cache_lookups']} rows ({share:.0%}) were kept"
+        requests += f"; {kept}"
     if not count["batches"]:
         return requests
+    rows = (count["rows"] - count["cache_hits"]) / count["batches"]
+    asked = (count["requests"] - count["cached_requests"]) / count["batches"]
     return (
-        f"{requests}; {count['batches']} batches of {count['rows'] / count['batches']:.1f} "
-        f"rows and {count['requests'] / count['batches']:.1f} requests on average, closed by "
+        f"{requests}; {count['batches']} batches of {rows:.1f} "
+        f"rows and {asked:.1f} requests on average, closed by "
         f"rows {count['closed_by_rows']}, census {count['closed_by_census']}, "
         f"delay {count['closed_by_delay']}"
     )

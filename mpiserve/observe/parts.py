@@ -12,7 +12,7 @@ import numpy as np
 
 from mpiserve.errors import Code
 
-VERSION = 1
+VERSION = 2
 SUB_BITS = 3  # of a bucket: eight per power of two
 BUCKETS, CODES, CLOSINGS = 336, 24, 5
 STAGES = (  # in the order of mpiserve_stage
@@ -36,7 +36,7 @@ CLIENT = np.dtype(
 HEAD = np.dtype(
     [("name", "S64")]
     + [(name, "i8") for name in ("replica", "max_batch_rows", "max_delay", "max_queue_rows")]
-    + [(name, "i8") for name in ("batches", "requests", "rows", "in_place")]
+    + [(name, "i8") for name in ("batches", "requests", "rows", "in_place", "lookups", "hits")]
     + [("closed", "i8", CLOSINGS), ("errors", "i8", CODES), ("engine", TIMING)]
 )
 LATE = np.dtype([("batches", "i8"), ("waited", "i8")])

@@ -33,6 +33,7 @@ COUNTERS = (  # in the order of mpiserve_counters
     *("rma_operations", "rma_to_simulation", "thread_polls", "engine_batches", "batch_calls"),
     *("fallbacks", "failed_rows", "rerouted", "local_answers", "untrusted_rows"),
     *("paced_steps", "paced_age_sum", "paced_age_max"),
+    *("cache_lookups", "cache_hits", "cached_requests"),
 )
 STATES = (  # in the order of mpiserve_state
     *("launched", "loading", "ready", "busy"),

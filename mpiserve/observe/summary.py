@@ -157,6 +157,8 @@ def _head(part: Part, head: Any) -> Report:
         "requests_a_batch": float(head["requests"]) / batches if batches else 0.0,
         "fill": rows / max(1.0, float(head["max_batch_rows"])),
         "in_place": int(head["in_place"]),
+        "cache_lookups": int(head["lookups"]),
+        "cache_hits": int(head["hits"]),
         "closed_by": {CLOSED[i]: int(head["closed"][i]) for i in range(1, len(CLOSED))},
         "max_batch_rows": int(head["max_batch_rows"]),
         "max_delay": _seconds(head["max_delay"]),
@@ -261,6 +263,9 @@ def _service_lines(name: str, service: Report) -> list[str]:
     if untrusted := sum(one["untrusted_rows"] for one in service["clients"]):
         rows = sum(one["rows"] for one in service["clients"])
         lines.append(f"  rows that were not trusted: {untrusted}, {percent(untrusted, rows)}")
+    if lookups := sum(one["cache_lookups"] for one in service["heads"]):
+        hits = sum(one["cache_hits"] for one in service["heads"])
+        lines.append(f"  rows whose answers were kept: {hits}, {percent(hits, lookups)}")
     tables = (_client_rows(service["clients"]), _stage_rows(service), _head_rows(service["heads"]))
     for table in tables:
         lines += [*columns(table), ""]

@@ -40,6 +40,8 @@ def description(service: ServiceConfig, replica: int, **outcome: Any) -> dict[st
         "replica": replica,
         "checks": [(finite and not is_hidden(service, t), t.min, t.max) for t in service.outputs],
         "uncertain": service.uncertainty is not None,
+        "cache_rows": service.cache_rows,
+        "cache_step": service.cache_step,
         **outcome,
     }
 

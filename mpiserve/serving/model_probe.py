@@ -21,6 +21,7 @@ CLOSE = 100  # times eps and the largest magnitude: differences that rounding ma
 COARSE = 8, 0.01  # times eps, and an addend: the upper limit of these, where eps is large
 GROSS = 1e-3  # of the largest magnitude: more than rounding in float32 or better
 BLOCK = 1 << 20  # bytes to compare at a time
+AGAIN, ENOUGH = 8, 64  # calls with the same rows at most, and numbers of all answers together
 SEED = 13
 RANDOM = "two calls with the same rows differ: the model is random, or has a state"
 EPS = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23, "float64": 2.0**-52}
@@ -243,6 +244,44 @@ class Probe:
         more = proves and not self._random and (proves, gross) > (known.proven, known.gross)
         if why and (not known.why or more):
             self.finding = Finding(why, proves, proves and gross)
+
+
+def unlike(
+    call: Call,
+    candidates: Iterator[Arrays],
+    between: Callable[[], object],
+    names: Sequence[str],
+    eps: float,
+) -> tuple[str, str]:
+    """Call a model again with the first candidate rows that it takes, and with others in between.
+
+    Answers of few numbers may be equal by chance: then it is called more often.
+
+    Args:
+        call: Runs the model.
+        candidates: Rows.
+        between: Runs it on other rows, and raises nothing.
+        names: The names of the outputs, for texts.
+        eps: The eps of the coarsest arithmetic of the model.
+
+    Returns:
+        How the answers differ, or ""; why that is unknown, or "".
+    """
+    why = ""
+    for rows in candidates:
+        try:
+            before = [result.copy() for result in call(rows)]
+            for _ in range(max(1, min(AGAIN, ENOUGH // sum(map(np.size, before))))):
+                between()
+                for name, a, b in zip(names, before, call(rows), strict=True):
+                    if text := _differ(a, b, a, eps)[0]:
+                        return _say(name, text, "in another call"), ""
+        except BaseException as error:
+            check_interrupt()
+            why = why or f"it fails on random rows: {describe(error)}"
+            continue
+        return "", ""
+    return "", why
 
 
 def _say(name: str, text: str, how: str) -> str:

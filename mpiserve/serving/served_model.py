@@ -368,6 +368,8 @@ class ServedModel:
     def put(self, backend: Backend, version: ServiceConfig) -> None:
         """Replace the backend, between two batches, while no request is held."""
         self._leave()
+        if self.service.cache_rows:
+            self._lib.set_engine(self.index, None)  # which forgets the answers of the old one
         self.backend, old = backend, self.backend
         self.current = version
         self._engine = engines.engine_of(backend)

@@ -18,6 +18,7 @@ from mpiserve.mpi.requests import agree
 from mpiserve.serving import engines, ragged_probe
 from mpiserve.serving.model_probe import (
     EPS,
+    FEW,
     Arrays,
     Calls,
     Finding,
@@ -25,6 +26,7 @@ from mpiserve.serving.model_probe import (
     random_rows,
     repeated,
     size,
+    unlike,
 )
 
 if TYPE_CHECKING:
@@ -80,6 +82,7 @@ class Warmup:
         self._calls = Calls(self._run, service.input_memory == "copy")
         self._failed: BaseException | None = None  # on one row
         self._found: Found | None = None
+        self._unlike = "", ""
         self.remarks: list[str] = []
 
     def look(self) -> None:
@@ -92,6 +95,8 @@ class Warmup:
         if backend.wants_clients and self._comm:
             text = "a model with an argument 'clients' needs tensor_parallel = 1"
             raise ModelError(Code.EMODEL, text)
+        if service.cache_rows and (text := _answers_by_more(backend)):
+            raise _not_kept(service, text)
         self._examples = examples(service)
         if service.rows == "ragged":
             ragged_probe.look(service, self._rows, self._run)
@@ -101,6 +106,8 @@ class Warmup:
         else:
             backend.together = backend.copies = True  # the probe passes whole batches and copies
             self._found = self._look()
+        if service.cache_rows:
+            self._unlike = self._call_twice()
 
     def settle(
         self, old: Backend | None = None, tuning: Any = None, in_c: bool | None = None
@@ -120,6 +127,8 @@ class Warmup:
             self._choose(self._agreed(self._found, self._comm) if self._comm else self._found)
         else:
             backend.together = service.by_request
+        if service.cache_rows:
+            self._check_kept()
         if old:
             backend.take_over(old)
         elif tuning is not None:
@@ -237,7 +246,31 @@ class Warmup:
         gross = bool(any_rank("gross" if found.rows.gross else ""))
         return Found(Finding(any_rank(found.rows.why), proven, gross), [*kinds, ""][0])
 
+    def _call_twice(self) -> tuple[str, str]:
+        """Compare two answers to the same rows, whatever `warmup` says of batches of zeros."""
+        rows = min(FEW, self._service.max_batch_rows)
+        names = [tensor.name for tensor in seen(self._service)]
+        others = zeros(self._service.inputs, rows)
+        eps = _eps(self._service, self.backend)
+        between = partial(_attempt, lambda: self._answers(others))
+        return unlike(self._answers, self._candidates(rows), between, names, eps)
+
     # ---- consequences
+
+    def _check_kept(self) -> None:
+        """Refuse a model whose answers must not be kept, on every rank of the replica."""
+        service, (why, unknown) = self._service, self._unlike
+        if self.backend.together:
+            rows = self._found.rows.why if self._found else "it takes whole requests"
+            why = f"only independent rows are kept, and {rows}"
+            raise _not_kept(service, f'{why}; set rows = "independent" if they are, or')
+        if self._comm:
+            why = agree(self._comm, why, seconds=service.peer_timeout_s)
+        if why:
+            raise _not_kept(service, f"{why}: the model is random, or has a state;")
+        if unknown:
+            text = f"cache_rows: it is unknown whether the model answers a row alike: {unknown}"
+            self.remarks.append(f'{text}; set warmup = "file.npz" with rows that it can run on')
 
     def _choose(self, found: Found) -> None:
         service, backend = self._service, self.backend
@@ -262,6 +295,17 @@ def _against(service: ServiceConfig, found: Found) -> Iterator[tuple[str, str]]:
     if service.input_memory == "view" and found.memory in COPIED:
         text = f"'view', but {COPIED[found.memory]}; set input_memory = \"copy\", or remove it"
         yield "input_memory", text
+
+
+def _answers_by_more(backend: Backend) -> str:
+    """Say by what the model answers, beside its inputs."""
+    if backend.steps:
+        return "the model works in steps, and may continue what it has begun;"
+    return "the model asks who its clients are;" if backend.wants_clients else ""
+
+
+def _not_kept(service: ServiceConfig, why: str) -> ModelError:
+    return ModelError(Code.EMODEL, f"service.{service.name}.cache_rows: {why} remove it")
 
 
 def _about_rows(finding: Finding, rows: str | None) -> str:

@@ -24,6 +24,10 @@ NONE = "no job of this user runs on this node"
 UNMEASURED = "for p50 and p99 start the job with MPISERVE_METRICS=on"
 
 GUESTS = ("trainer", "gateway")  # roles
+COUNTED = (
+    *("requests", "errors", "rows", "batches"),
+    *("cache_lookups", "cache_hits", "cached_requests"),
+)
 
 View = dict[str, Any]
 
@@ -105,11 +109,12 @@ def _named(rank: Rank | None, name: str) -> View | None:
 def _replica(rank: Rank, service: View, old: View | None, past: float) -> View:
     counters = service["counters"]
     was = old["counters"] if old else dict.fromkeys(counters, 0)
-    done = {key: counters[key] - was[key] for key in ("requests", "errors", "rows", "batches")}
+    done = {key: counters[key] - was[key] for key in COUNTED}
     # If it has rested: how its batches were until now.
     fresh = done if done["batches"] else {key: counters[key] for key in done}
-    rows = fresh["rows"] / fresh["batches"] if fresh["batches"] else 0.0
-    answered = fresh["requests"] - fresh["errors"]
+    rows = (fresh["rows"] - fresh["cache_hits"]) / fresh["batches"] if fresh["batches"] else 0.0
+    answered = fresh["requests"] - fresh["errors"] - fresh["cached_requests"]
+    kept = done if done["cache_lookups"] else {key: counters[key] for key in done}
     running = (rank.seen - service["batch_ns"]) * 1e-9 if service["batch_open"] else 0.0
     return {
         "replica": service["replica"],
@@ -128,6 +133,7 @@ def _replica(rank: Rank, service: View, old: View | None, past: float) -> View:
         "clients_asked": service["asked"],
         "clients_counted": service["able"],
         "placement": service["placement"],
+        "hit_rate": kept["cache_hits"] / kept["cache_lookups"] if kept["cache_lookups"] else None,
         "errors": counters["errors"],
         "requests": counters["requests"],
         "requests_per_s": done["requests"] / past if old else 0.0,
@@ -199,12 +205,21 @@ def _job_lines(job: View) -> list[str]:
                 f"{head}: {service['name']}/{one['replica']} rank {one['rank']} {one['state']}: "
                 f"{one['requests_per_s']:.4g} requests/s, "
                 f"batches of {one['rows_a_batch']:.4g} rows ({100 * one['fill']:.0f} %), "
-                f"queue {one['queue_requests']}, errors {one['errors']}{times}"
+                f"{_kept(one)}queue {one['queue_requests']}, errors {one['errors']}{times}"
             )
     found += [f"{head}: {line}" for line in _placements(job)]
     if waiting := _waiting(job):
         found.append(f"{head}: {waiting}")
     return found
+
+
+def _kept(replica: View) -> str:
+    rate = replica["hit_rate"]
+    return "" if rate is None else f"{_percent(rate)} of rows kept, "
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.0f} %"
 
 
 def _placements(job: View) -> list[str]:
@@ -298,7 +313,9 @@ def _services_table(job: View) -> Any:
     for name in ("service", "replica", "rank", "state"):
         table.add_column(name)
     right = ("requests/s", "p50", "p99", "engine", "queue", "asked", "rows/batch", "fill", "errors")
-    for name in right:
+    every = [one for service in job["services"] for one in service["replicas"]]
+    keeps = ("kept",) if any(one["hit_rate"] is not None for one in every) else ()
+    for name in right + keeps:
         table.add_column(name, justify="right")
     for service in job["services"]:
         times = [service["response"]["p50"], service["response"]["p99"]]
@@ -312,6 +329,7 @@ def _services_table(job: View) -> Any:
                 str(one["queue_requests"] + one["held"]),
                 f"{one['clients_asked']}/{one['clients_counted']}",
                 *(f"{one['rows_a_batch']:.4g}", f"{100 * one['fill']:.0f} %", str(one["errors"])),
+                *(_percent(one["hit_rate"]) for _ in keeps),
             )
     return table
 

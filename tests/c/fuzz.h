@@ -14,6 +14,7 @@
 enum { MAX_RANKS = 8, MAX_HEADS = 2, MAX_SERVICES = 3, MAX_SIDE = 3, MAX_ROWS = 200 };
 enum { BATCH_BYTES = 256 << 10, ELEMENTS = 512, WIDEST = 16 /* bytes of a complex128 */ };
 enum { MAX_ROW_BYTES = MAX_SIDE * ELEMENTS * WIDEST };
+enum { AGAIN = 60 }; /* rows of a client that a service gets which keeps answers */
 
 /* ---- dice ------------------------------------------------------------------------------- */
 

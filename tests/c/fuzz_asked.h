@@ -111,12 +111,18 @@ static void place_own(asked *a) {
     a->out[i] = at;
 }
 
+/* Where answers are kept, rows come again. */
+static uint64_t next_number(const asked *a, uint64_t *number) {
+  uint64_t next = ++*number;
+  return a->s->d.cache_rows ? mix(next) % AGAIN : next;
+}
+
 /* Rows that other requests use are left as they are: those are asked twice. */
 static void fill_inputs(asked *a, uint64_t *number) {
   uint8_t row[MAX_ROW_BYTES];
   for (int64_t i = 0; i < a->rows; i++) {
     int shared = a->in_buffer && a->in_buffer->ins[a->in_at + i];
-    row_make(row, a->s->in.row, me.rank, ++*number);
+    row_make(row, a->s->in.row, me.rank, next_number(a, number));
     if (!shared) row_put(&a->s->in, a->in, i, row);
     row_get(&a->s->in, a->in, i, a->copy + (size_t)i * a->s->in.row);
   }

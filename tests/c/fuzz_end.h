@@ -47,14 +47,16 @@ static void check_stats_of_fallback(const asked *a, const mpiserve_stats *s) {
 
 static void check_stats(const asked *a, const mpiserve_stats *s) {
   int64_t generation = s->generation;
-  int64_t least = is_cut(a) ? 1 : s->rows; /* of the batch */
+  int keeps = a->s->d.cache_rows > 0;
+  int64_t least = keeps ? 0 : is_cut(a) ? 1 : s->rows; /* of the batch */
   if (s->source != MPISERVE_MODEL) {
     check_stats_of_fallback(a, s);
     return;
   }
   if (s->local_rows || s->fallback_rows) wrong("the model has not answered: %s", name_of(a));
   if (s->rows != a->rows || s->batch_rows < least || s->batch_rows > a->s->d.max_batch_rows ||
-      s->batch_requests < (a->rows > 0) || s->queue_ns < 0 || s->compute_ns < 0 || s->total_ns < 0)
+      s->batch_requests < (a->rows > 0 && !keeps) || s->queue_ns < 0 || s->compute_ns < 0 ||
+      s->total_ns < 0)
     wrong("statistics of another: %lld of %lld rows, %lld requests, %lld + %lld of %lld ns: %s",
           (long long)s->rows, (long long)s->batch_rows, (long long)s->batch_requests,
           (long long)s->queue_ns, (long long)s->compute_ns, (long long)s->total_ns, name_of(a));

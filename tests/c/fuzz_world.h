@@ -149,6 +149,8 @@ static inline void make_limits(dice *d, service *s) {
   s->d.max_queue_rows = chance(d, 50) ? 0 : log_pick(d, 2 * (int)rows);
   s->d.on_full = pick(d, 2);
   s->d.reproducible = !s->d.max_queue_rows && s->d.max_delay_ns && chance(d, 25);
+  int keeps = s->d.rows == MPISERVE_INDEPENDENT && !s->free && !s->d.overwrites;
+  if (keeps && !s->d.reproducible && chance(d, 30)) s->d.cache_rows = log_pick(d, 2 * AGAIN);
 }
 
 static inline void make_habits(dice *d, service *s, int heads) {

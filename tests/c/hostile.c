@@ -65,6 +65,8 @@ static plan make_plan(uint64_t seed) {
   p.d.on_full = MPISERVE_WAIT;
   p.d.reproducible = !p.d.max_queue_rows && p.d.max_delay_ns && chance(&d, 25);
   p.captured = !p.free && chance(&d, 50);
+  int keeps = !p.d.rows && !p.free && !p.d.overwrites && !p.d.reproducible;
+  if (keeps && chance(&d, 50)) p.d.cache_rows = 1 + pick(&d, 3 * HOSTILE_ROWS);
   return p;
 }
 
@@ -115,6 +117,12 @@ static void wait_for(asker *a, query *q) {
   if (bad) wrong("%lld values of %lld rows are wrong", (long long)bad, (long long)q->rows);
 }
 
+/* Where answers are kept, numbers come again. */
+static double next_number(asker *a) {
+  a->number++;
+  return a->p->d.cache_rows ? pick(&a->d, 5) : a->number;
+}
+
 /* Some at a time, the first one now and then in place. */
 static int64_t some_of(asker *a, int64_t most) {
   int ragged = a->p->d.rows == MPISERVE_RAGGED;
@@ -132,7 +140,7 @@ static void ask(asker *a, const mpiserve_buffer *buffer) {
   int n = 1 + pick(&a->d, MAX_REQUESTS);
   for (int i = 0; i < n; i++) {
     int in_place = !i && buffer->id && chance(&a->d, 50);
-    queries[i] = (query){.number = a->number++,
+    queries[i] = (query){.number = next_number(a),
                          .rows = some_of(a, a->p->d.max_batch_rows),
                          .columns = some_columns(a),
                          .x = in_place ? buffer->inputs[0] : a->x[i],

@@ -124,6 +124,15 @@ WRONG = {
     "reproducible = true\nmax_delay_us = 9": "reproducible: true, but max_delay_us = 9",
     "reproducible = true\noptions.compile = 'max-autotune'": "reproducible: true, but which ",
     "reproducible = true\nbackend = 'remote'\noptions.url = 'http://x'": "reproducible: true, but ",
+    "cache_rows = -1": "cache_rows: must be greater than or equal to 0, got -1",
+    'cache_rows = 9\nrows = "together"': "cache_rows: 9, but only independent rows are kept, and",
+    "cache_rows = 9\nreproducible = true": "cache_rows: 9, but what is kept depends on time (repro",
+    "cache_rows = 9\ntask = 'generate'": "cache_rows: 9, but the task 'generate' answers in steps",
+    "cache_rows = 9\nbackend = 'remote'\noptions.url = 'http://x'": "cache_rows: 9, but the model",
+    "cache_step = 0.1": "cache_step: 0.1 needs cache_rows",
+    "cache_step = -0.1\ncache_rows = 9": "cache_step: must be greater than or equal to 0, got -0.1",
+    "cache_step = 1e-301\ncache_rows = 9": "cache_step: 1e-301 is below 1e-300",
+    "cache_step = nan\ncache_rows = 9": "cache_step: must be a finite number, got nan",
 }
 
 

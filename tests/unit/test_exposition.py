@@ -161,6 +161,20 @@ def test_where_a_service_with_two_models_is_answered():
     assert value(known, "mpiserve_breaker_opened_total", service="twice") == 4
 
 
+def test_a_service_that_keeps_answers_says_how_many():
+    with a_job(counts={"cache_lookups": 640, "cache_hits": 600, "cached_requests": 70}):
+        known = samples(exposition.text(found(run=RUN)[1]))
+    assert value(known, "mpiserve_cache_lookups_total", service="twice") == 640
+    assert value(known, "mpiserve_cache_hits_total", service="twice") == 600
+    assert value(known, "mpiserve_cached_requests_total", service="twice") == 70
+    assert value(known, "mpiserve_rows_total", service="twice") == 640
+    assert value(known, "nv_inference_count", model="twice") == 40, "Triton leaves them out"
+    assert value(known, "nv_cache_num_hits_per_model", model="twice") == 70
+    assert value(known, "nv_cache_num_misses_per_model", model="twice") == 90 - 70 - 2 - 1
+    with a_job():
+        assert "cache" not in exposition.text(found(run=RUN)[1])
+
+
 def test_a_service_with_one_model_has_no_placement():
     with a_job():
         assert "placement" not in exposition.text(found(run=RUN)[1])

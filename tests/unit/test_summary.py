@@ -34,7 +34,14 @@ def timing(*nanoseconds):
 
 def head_of(rank, role, **values):
     head = np.zeros(1, PART)[0]
-    known = {"magic": b"mpiserve", "version": 1, "run": 7, "rank": rank, "size": 3, "role": role}
+    known = {
+        "magic": b"mpiserve",
+        "version": parts.VERSION,
+        "run": 7,
+        "rank": rank,
+        "size": 3,
+        "role": role,
+    }
     for name, value in (known | {"host": b"n1", "closed": 100 * MS} | values).items():
         head[name] = value
     return head
@@ -146,6 +153,13 @@ def test_the_straggler_is_named_and_ranks_that_take_turns_are_not():
     report = made({"batch": MS, "engine": 1000}, late={0: one, 1: other, 2: third})
     assert report["services"]["s"]["straggler"] is None
     assert "in turn" in report["hints"][0]
+
+
+def test_rows_that_were_kept_are_counted():
+    stages = {"engine": MS}
+    lines = summary.text(made(stages, lookups=400, hits=100)).splitlines()
+    assert "  rows whose answers were kept: 100, 25 %" in lines
+    assert "kept" not in summary.text(made(stages))
 
 
 def test_errors_are_counted_by_kind():

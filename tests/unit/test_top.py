@@ -47,6 +47,20 @@ def test_top_writes_lines_without_a_terminal_and_tables_with_one():
     assert "twice" in drawn and "3/4" in drawn and "50 %" in drawn
 
 
+def test_top_says_how_many_rows_were_kept():
+    seen = two_looks(counts={"cache_lookups": 640, "cache_hits": 320, "cached_requests": 45})
+    (replica,) = seen["jobs"][0]["services"][0]["replicas"]
+    assert replica["hit_rate"] == 0.5, "of all rows, as there were none lately"
+    assert "(50 %), 50 % of rows kept, queue 3" in "\n".join(top.lines(seen))
+    from rich.console import Console
+
+    console = Console(width=160)
+    with console.capture() as text:
+        console.print(top.tables(seen))
+    assert "kept" in text.get()
+    assert "kept" not in "\n".join(top.lines(two_looks()))
+
+
 def test_top_says_which_of_two_models_answers_and_why():
     numbers = placed(side=2, local_rows=7, remote_rows=90, changes=3, opened=1)
     numbers[-4:] = 30_000_000, 1_000_000, 2_000_000, 0

@@ -114,6 +114,36 @@ def test_callables_are_looked_at_alike(name):
     assert len(remarks) == (CALLABLES[name] != "")
 
 
+@pytest.mark.parametrize("limit", [1, 3, 41])
+@pytest.mark.parametrize("settings", [{}, {"warmup": False}])
+def test_answers_of_a_model_that_is_random_are_not_kept(settings, limit):
+    table = {"cache_rows": 9, "max_batch_rows": limit, "rows": "independent"} | settings
+    table |= {"input_memory": "view"}
+    with pytest.raises(ModelError) as caught:
+        module("dropout", **table)
+    text = "service.s.cache_rows: output 'y' differs by "
+    assert caught.value.text.startswith(text), caught.value.text
+    assert caught.value.text.endswith("the model is random, or has a state; remove it")
+    assert module("twice", **table)[1] == []
+
+
+def test_answers_of_models_for_whole_requests_are_not_kept():
+    for name, table in {"mean": {}, "twice": {"warmup": False}}.items():
+        with pytest.raises(ModelError, match="only independent rows are kept, and .* or remove it"):
+            module(name, cache_rows=9, **table)
+    with pytest.raises(ModelError, match="the model asks who its clients are; remove it"):
+        warm("of_clients", "python", cache_rows=9)
+
+
+def test_a_model_that_fails_on_random_rows_is_not_known_to_answer_alike():
+    table = {"warmup": False, "rows": "independent", "input_memory": "view", "cache_rows": 9}
+    backend, remarks = warm("fails", "python", **table)
+    assert not backend.together
+    (remark,) = remarks
+    assert remark.startswith("cache_rows: it is unknown whether the model answers a row alike: it ")
+    assert 'set warmup = "file.npz"' in remark
+
+
 @pytest.mark.parametrize("dtype", ["int64", "uint8", "int16"])
 @pytest.mark.parametrize(
     ("name", "together", "copies"),

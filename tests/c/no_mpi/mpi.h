@@ -5,5 +5,7 @@
 
 typedef int MPI_Comm;
 typedef int MPI_Fint;
+typedef int MPI_Request;
+typedef int MPI_Win;
 
 #endif
