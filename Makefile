@@ -34,7 +34,7 @@ SHELL_FILES := .ci/run tests/gpu/run tests/gpu/bundle $(wildcard tests/*.sh) $(w
 
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: help build install demo environments bench paper paper-hosts test test-all test-mpi test-cluster test-faults test-servers test-pilot test-lammps soak test-c test-aarch64 asan tsan fuzz proof lint format docs wheels test-wheels clean
+.PHONY: help build install demo environments bench paper paper-hosts test test-all test-mpi test-cluster test-faults test-servers test-pilot test-lammps soak test-c test-aarch64 test-compilers asan tsan fuzz proof lint format docs wheels test-wheels clean
 
 help:
 	@grep -hE '^[a-z0-9-]+:.*##' Makefile | sed -E 's/:.*##/\t/' | expand -t 12
@@ -130,6 +130,10 @@ tsan: build/stamp.$(MPI)  ## head and clients as threads, with the thread saniti
 test-aarch64: $(BASE)-mpich/stamp.mpi  ## the C tests and races that need no MPI, for aarch64, under qemu
 	@$(BASE)/bin/python tests/aarch64.py $(BASE)-mpich/include $(NAME); \
 	    status=$$?; [ $$status = 77 ] || exit $$status
+
+# COMPILERS="clang gcc-11": those with one of these in their names
+test-compilers: build/stamp.$(MPI) $(BASE)/stamp.tools  ## library, C++ header and modules by each compiler here, a warning being an error
+	@$(ENV)/bin/python tests/compilers.py $(COMPILERS)
 
 # FUZZ="--seeds 100 --seconds 9999", "--seed 17" and the like: see tests/run.py
 fuzz: build/stamp.openmpi build/stamp.mpich  ## a random program over the C interface, and a hostile client, for 15 minutes

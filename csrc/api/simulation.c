@@ -178,6 +178,7 @@ int mpiserve_pace_open(mpiserve_service *service, const mpiserve_pace_options *o
 /* The common beginning of calls of a pace. */
 static int enter_pace(mpiserve_service *service, const mpiserve_pace *pace, msi_pace **found,
                       msi_handle **turn) {
+  *found = NULL; /* gcc warns else: it does not see that an error is one */
   int code = msi_enter_service(service, turn);
   if (code || !pace) return code ? code : msi_null_argument("pace");
   *found = msi_pace_find(service, pace);
@@ -264,6 +265,7 @@ int mpiserve_buffer_give(mpiserve_service *service, mpiserve_buffer *buffer) {
 /* The common beginning of changes of a service. */
 static int enter_named(mpiserve_session *session, const char *name, double timeout,
                        mpiserve_service **service, msi_handle **turn) {
+  *service = NULL; /* as in enter_pace() */
   int code = msi_enter(session, MPISERVE_SIMULATION, turn);
   if (!code) code = msi_check_timeout(timeout);
   if (code || !name) return code ? code : msi_null_argument("name");

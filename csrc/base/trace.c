@@ -37,7 +37,7 @@ int msi_trace_open(msi_trace *trace, const msi_part *part, int64_t n_events) {
   size_t bytes = bytes_of(n_services, n);
   void *memory;
   msi_profile_name(part->rank, ".trace", name);
-  int fd, code = msi_profile_map(name, bytes, &memory, &fd);
+  int fd = -1, code = msi_profile_map(name, bytes, &memory, &fd);
   if (code) return code;
   close(fd);
   memset(memory, 0, bytes); /* no page is touched first by a request */

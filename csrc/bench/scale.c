@@ -29,7 +29,7 @@ static void must(int code) {
 }
 
 static void make_description(mpiserve_description *description) {
-  mpiserve_spec spec = {"x", MPISERVE_FLOAT32, 2, {-1, FEATURES}};
+  mpiserve_spec spec = {.name = "x", .dtype = MPISERVE_FLOAT32, .ndim = 2, .shape = {-1, FEATURES}};
   snprintf(description->name, sizeof description->name, "scale");
   description->n_inputs = description->n_outputs = 1;
   description->inputs[0] = description->outputs[0] = spec;
@@ -42,7 +42,7 @@ static void ask(void) {
   mpiserve_batch batch;
   uint64_t sequence;
   msi_payload payload = {
-      .rows = 1, .input = {-1}, .output = {-1}, .inputs = {in}, .outputs = {out}};
+      .rows = 1, .input.lease = -1, .output.lease = -1, .inputs = {in}, .outputs = {out}};
   must(msi_endpoint_infer(&speaker, MSI_INFER, &payload, NULL, &sequence));
   must(msi_serving_next(&made.serving, 1.0, &batch));
   must(msi_reply_all(made.serving.brokers, batch.inputs));

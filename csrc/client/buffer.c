@@ -40,7 +40,8 @@ static int ask(msi_client *client, msi_endpoint *endpoint, int lease, int64_t ro
   if (code) return code;
   int slot = (int)(endpoint->sent % MSI_SLOTS);
   msi_buffer_request *request = &client->buffer;
-  *request = (msi_buffer_request){.message = {MESSAGE_BUFFER, endpoint}, .lease = lease};
+  *request = (msi_buffer_request){.message = {.type = MESSAGE_BUFFER, .endpoint = endpoint},
+                                  .lease = lease};
   code = msi_endpoint_send(endpoint, MSI_KEEP, rows, lease, NULL, &request->message);
   if (!code) code = msi_waiting_for_reply(client, endpoint, &request->done, MPISERVE_FOREVER);
   /* A late reply must not answer the next request, which is in the same memory. */

@@ -90,7 +90,7 @@ static int is_ready(const mpiserve_replica_state *best) {
 /* A head that changes its state wakes nobody: the wait naps. */
 int msi_life_wait(msi_client *client, const char *name, double timeout) {
   int64_t deadline = msi_deadline(timeout);
-  mpiserve_replica_state best;
+  mpiserve_replica_state best = {0}; /* gcc 11 does not see that it is written */
   msi_wait wait = {0};
   int code;
   while (!(code = msi_life_get(client, name, -1, &best)) && !is_ready(&best)) {

@@ -1,3 +1,4 @@
+#define _GNU_SOURCE
 #include "head/progress.h"
 
 #include <stdlib.h>

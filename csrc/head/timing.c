@@ -87,7 +87,7 @@ void msi_timing_state(const msi_broker *broker, int state) {
 
 void msi_timing_change(const msi_broker *broker, int code) {
   const msi_trace *trace = trace_of(broker);
-  mpiserve_change_request change;
+  mpiserve_change_request change = {0}; /* gcc 11 does not see that an error leaves none */
   if (!trace || msi_change_queue_get(&broker->changes, &change)) return;
   msi_event event = begin(broker, MSI_EVENT_CHANGE);
   event.flags = (uint8_t)change.what;

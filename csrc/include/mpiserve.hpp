@@ -25,6 +25,10 @@
 #if __cplusplus >= 202002L
 #include <span>
 #endif
+#if __cplusplus > 202002L && __has_include(<mdspan>)
+#include <array>
+#include <mdspan>
+#endif
 
 #include "mpiserve.h"
 
@@ -175,9 +179,45 @@ public:
   }
 #endif
 
+#ifdef __cpp_lib_mdspan /* C++23 */
+  /* All of an mdspan, whose extents are the shape. argument_error: it is not dense in the order of
+   * C, as a part of a larger one or one of layout_left are not. */
+  template <class T, class Extents, class Layout>
+  tensor(std::mdspan<T, Extents, Layout> data) : tensor(nullptr, data) {}
+
+  template <class T, class Extents, class Layout>
+  tensor(const char *name, std::mdspan<T, Extents, Layout> data)
+      : tensor(name, const_cast<std::remove_const_t<T> *>(data.data_handle()),
+               dtype_of<std::remove_const_t<T>>(), extents_of(data).data(), Extents::rank()) {
+    if (!is_dense(data))
+      check(mpiserve_error(MPISERVE_ESHAPE, "the mdspan is not dense in the order of C"));
+  }
+#endif
+
   const mpiserve_tensor &c() const noexcept { return c_; }
 
 private:
+#ifdef __cpp_lib_mdspan
+  template <class T, class Extents, class Layout>
+  static std::array<int64_t, Extents::rank()>
+  extents_of(const std::mdspan<T, Extents, Layout> &data) {
+    std::array<int64_t, Extents::rank()> shape{};
+    for (size_t i = 0; i < Extents::rank(); i++) shape[i] = static_cast<int64_t>(data.extent(i));
+    return shape;
+  }
+
+  template <class T, class Extents, class Layout>
+  static bool is_dense(const std::mdspan<T, Extents, Layout> &data) {
+    bool dense = true;
+    if constexpr (Extents::rank() > 0) { /* else there are no strides */
+      int64_t elements = 1;              /* in the dimensions behind this one */
+      for (size_t i = Extents::rank(); i-- > 0; elements *= static_cast<int64_t>(data.extent(i)))
+        dense &= data.extent(i) < 2 || static_cast<int64_t>(data.stride(i)) == elements;
+    }
+    return dense || data.empty();
+  }
+#endif
+
   mpiserve_tensor c_;
 };
 

@@ -211,7 +211,8 @@ static int prepare(msi_window *window, const size_t bytes[MSI_PARTS], const offe
 int msi_window_open(msi_window *window, msi_world *world, const size_t bytes[MSI_PARTS]) {
   *window = (msi_window){.world = world, .win = MPI_WIN_NULL, .replies = MPI_COMM_NULL};
   find_used(window);
-  offer *offers = calloc((size_t)world->size, sizeof *offers);
+  offer *offers =
+      calloc((uint32_t)world->size, sizeof *offers); /* gcc 12 warns of a negative one */
   int code = msi_world_agree(world, prepare(window, bytes, offers));
   if (!code && window->used[MPISERVE_RMA]) code = open_rma(window, world, bytes[MPISERVE_RMA]);
   if (!code && window->used[MPISERVE_SHARED])

@@ -4,15 +4,31 @@
  * does not, from which calls, and what it may do. */
 #define _GNU_SOURCE
 #include <mpi.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <unistd.h>
 
 #include "check.h"
 #include "mpiserve.h"
 
-enum { ROWS = 100, EAGER = 2, NAP_MS = 400 };
+enum { ROWS = 100, EAGER = 2, LATE = 1000 };
 
 static const double SHORT = 0.1, LONG = 60;
+
+/* Late requests have numbers, from 1. The model answers one when the client has released it. That
+ * is no message of MPI: while a model runs, MPI is the broker thread's. */
+static atomic_int *released;
+
+static MPI_Win share_released(int rank) {
+  MPI_Win window;
+  MPI_Aint bytes = rank ? 0 : sizeof *released;
+  int unit;
+  MPI_Win_allocate_shared(bytes, 1, MPI_INFO_NULL, MPI_COMM_WORLD, &released, &window);
+  MPI_Win_shared_query(window, 0, &bytes, &unit, &released);
+  if (!rank) atomic_store(released, 0);
+  MPI_Barrier(MPI_COMM_WORLD);
+  return window;
+}
 
 /* ---- the inference rank -------------------------------------------------------------- */
 
@@ -23,12 +39,18 @@ static mpiserve_description describe(void) {
   return d;
 }
 
-/* Doubles; refuses a negative number, and sleeps at 1000 or more. */
+static void wait_for_release(int number) {
+  const int naps = (int)(LONG * 1000);
+  for (int i = 0; atomic_load(released) < number && i < naps; i++) usleep(1000);
+  CHECK(atomic_load(released) >= number);
+}
+
+/* Doubles; refuses a negative number, and waits at LATE and more. */
 static int answer(mpiserve_session *session, const mpiserve_batch *batch) {
   const double *x = batch->inputs[0];
   double *y = batch->outputs[0];
-  if (x[0] >= 1000) usleep(NAP_MS * 1000);
   for (int64_t i = 0; i < 2 * batch->rows; i++) {
+    if (x[i] > LATE) wait_for_release((int)x[i] - LATE);
     if (x[i] < 0) return mpiserve_batch_fail(session, MPISERVE_EMODEL, "negative");
     y[i] = 2 * x[i];
   }
@@ -142,25 +164,40 @@ static void check_requests(mpiserve_session *session, physics *p, double *x, dou
   CHECK(!mpiserve_cancel(session, &request) && !p->calls);
 }
 
+/* The rows of the next late request. */
+static double fill_late(double *x, double *y, int64_t rows) {
+  const double value = atomic_load(released) + 1 + LATE;
+  fill(x, y, rows, value);
+  return value;
+}
+
+static void release(void) { atomic_fetch_add(released, 1); }
+
 /* A request that was given up may still be computed: nothing may depend on the model's part. */
 static void check_late(mpiserve_session *session, physics *p, double *x, double *y, int64_t rows) {
   mpiserve_tensor in = tensor(x, rows), out = tensor(y, rows);
   mpiserve_options options = {.deadline = SHORT};
   mpiserve_request request;
   mpiserve_stats stats;
-  fill(x, y, rows, 1000);
-  CHECK(!mpiserve_infer(p->service, 1, &in, 1, &out, SHORT, &stats) && !wrong(y, rows, 1001));
+  double value = fill_late(x, y, rows);
+  CHECK(!mpiserve_infer(p->service, 1, &in, 1, &out, SHORT, &stats));
+  CHECK(!wrong(y, rows, value + 1));
   expect_called(p, MPISERVE_ETIMEOUT, "no reply from rank", rows);
   expect_stats(&stats, MPISERVE_FALLBACK, rows, rows);
+  release();
 
+  value = fill_late(x, y, rows);
   CHECK(!mpiserve_submit(p->service, 1, &in, 1, &out, &options, &request));
-  CHECK(!mpiserve_wait(session, &request, LONG, &stats) && !wrong(y, rows, 1001));
+  CHECK(!mpiserve_wait(session, &request, LONG, &stats) && !wrong(y, rows, value + 1));
   expect_called(p, MPISERVE_EDEADLINE, "deadline", rows);
   expect_stats(&stats, MPISERVE_FALLBACK, rows, rows);
+  release();
 
+  value = fill_late(x, y, rows);
   CHECK(!mpiserve_submit(p->service, 1, &in, 1, &out, NULL, &request));
   CHECK(mpiserve_wait(session, &request, SHORT, NULL) == MPISERVE_ETIMEOUT && !p->calls);
-  CHECK(!mpiserve_wait(session, &request, LONG, NULL) && !wrong(y, rows, 2000) && !p->calls);
+  release();
+  CHECK(!mpiserve_wait(session, &request, LONG, NULL) && !wrong(y, rows, 2 * value) && !p->calls);
 }
 
 static void check_failing(physics *p, double *x, double *y) {
@@ -198,7 +235,7 @@ static void check_buffer(mpiserve_session *session, physics *p, int is_heads) {
   CHECK(!wrong(y + 2, 3, -2) && !wrong(y, 1, 0) && !wrong(y + 8, 1, 0));
   expect_called(p, MPISERVE_EMODEL, "negative", 3);
 
-  fill(x, y, ROWS, 1000);
+  fill_late(x, y, ROWS);
   CHECK(!mpiserve_submit(p->service, 1, &in, 1, &out, &options, &request));
   int code = mpiserve_wait(session, &request, LONG, NULL);
   CHECK(code == (is_heads ? MPISERVE_EDEADLINE : MPISERVE_OK));
@@ -206,6 +243,7 @@ static void check_buffer(mpiserve_session *session, physics *p, int is_heads) {
   CHECK(p->calls == !is_heads);
   p->calls = 0;
   CHECK(!mpiserve_buffer_give(p->service, &b));
+  release();
 }
 
 /* Another rank has failed: the job is at its end, and the physics must not hide that. */
@@ -252,6 +290,7 @@ int main(int argc, char **argv) {
   mpiserve_session *session;
   MPI_Init_thread(&argc, &argv, MPI_THREAD_SERIALIZED, &provided);
   MPI_Comm_rank(MPI_COMM_WORLD, &rank);
+  MPI_Win window = share_released(rank);
   int role = rank == 2 ? MPISERVE_INFERENCE : MPISERVE_SIMULATION;
   int code = mpiserve_open(MPI_COMM_WORLD, role, &session);
   if (code == MPISERVE_OK && role == MPISERVE_INFERENCE) {
@@ -262,6 +301,7 @@ int main(int argc, char **argv) {
   } else {
     printf("open: %s\n", mpiserve_last_error());
   }
+  MPI_Win_free(&window);
   MPI_Finalize();
   return code ? 1 : check_result();
 }

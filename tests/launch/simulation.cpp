@@ -116,6 +116,28 @@ void test_spans(const mpiserve::service &twice) {
 void test_spans(const mpiserve::service &) {}
 #endif
 
+#ifdef __cpp_lib_mdspan
+void test_mdspans(const mpiserve::service &twice) {
+  using matrix = std::dextents<size_t, 2>;
+  std::vector<float> x(12, 3.0F), y(12);
+  const std::mdspan<const float, matrix> in(x.data(), 4, 3);
+  const std::mdspan<float, std::extents<int, 4, 3>> out(y.data());
+  expect(twice.infer({in}, {{"y", out}}).rows == 4 && is_twice(x, y), "mdspans");
+  const std::layout_stride::mapping<matrix> part(matrix(4, 3), std::array<size_t, 2>{3, 1});
+  twice.infer({std::mdspan(x.data(), part)}, {out}); // dense, which its type does not say
+  const std::mdspan<float, matrix, std::layout_left> left(y.data(), 4, 3);
+  auto columns = [&] { mpiserve::tensor("y", left); };
+  expect(throws<mpiserve::argument_error>(MPISERVE_ESHAPE, columns), "columns");
+  const std::layout_stride::mapping<matrix> gaps(matrix(3, 3), std::array<size_t, 2>{4, 1});
+  auto apart = [&] { mpiserve::tensor("y", std::mdspan(y.data(), gaps)); };
+  expect(throws<mpiserve::argument_error>(MPISERVE_ESHAPE, apart), "rows with gaps");
+  const std::mdspan<float, matrix, std::layout_left> one(y.data(), 1, 3);
+  expect(mpiserve::tensor(one).c().shape[1] == 3, "one row, in any order");
+}
+#else
+void test_mdspans(const mpiserve::service &) {}
+#endif
+
 void test_all() {
   mpiserve::session opened;
   mpiserve::session session = std::move(opened);
@@ -132,6 +154,7 @@ void test_all() {
   test_buffers(twice);
   test_paces(twice);
   test_spans(twice);
+  test_mdspans(twice);
   expect(session.counters().requests > 0, "counters");
   if (rank == 0) session.close();
   const mpiserve_session *none = nullptr;

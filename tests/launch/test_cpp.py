@@ -4,53 +4,38 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from compilers import OF_CXX, STANDARDS, cxx_command, found, wrapper_flags
 from coupling import CONFIG, SERVE, write
 
 from mpiserve.tools import build_flags
 
-SOURCE = Path(__file__).with_name("simulation.cpp")
-WARNINGS = ("-Wall", "-Wextra", "-Wpedantic", "-Werror")
-COMPILERS = ("g++", "clang++")
+COMPILERS = tuple(OF_CXX.values())
 SERVICE = CONFIG + "rows = 'independent'\nwarmup = false\n"
 
 
-def wrapper_flags(part):
-    """What the wrapper of this environment's MPI gives to a compiler."""
-    wrapper = Path(sys.prefix, "bin/mpicxx")
-    for option in (f"-showme:{part}", f"-{part}_info"):
-        done = subprocess.run([wrapper, option], capture_output=True, text=True)
-        if done.returncode == 0:
-            words = done.stdout.split()
-            return [w for w in words if w.startswith(("-I", "-L", "-l", "-Wl", "-pthread"))]
-    raise AssertionError(done.stderr)
-
-
 def compiler(name):
-    if not shutil.which(name):
+    """Return the newest of a family, by the name of its compiler of C++ without a number."""
+    newest = [one.cxx for one in found() if one.cxx.startswith(name) and shutil.which(one.cxx)]
+    if not newest:
         pytest.skip(f"no {name} here: apt-get install clang")
-    return name
+    return newest[0]
 
 
 def compiled(name, standard, program, *flags):
-    # MPICH's wrapper names what the linker takes, too.
-    given = [flag for flag in wrapper_flags("compile") if flag.startswith("-I")]
-    includes = [flag.replace("-I", "-isystem", 1) for flag in given]
-    command = [name, f"-std={standard}", *WARNINGS, *flags, *includes]
-    command += build_flags.cflags().split() + [str(SOURCE)]
+    flags = [*flags, *build_flags.cflags().split()]
     if program:
-        command += [*build_flags.libs().split(), *wrapper_flags("link"), "-o", str(program)]
+        flags += [*build_flags.libs().split(), *wrapper_flags("link"), "-o", str(program)]
     else:
-        command.append("-fsyntax-only")
+        flags.append("-fsyntax-only")
+    command = cxx_command(name, standard, *flags)
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0 and not done.stderr, done.stderr
     return program
 
 
-EVERY = [(name, standard) for name in COMPILERS for standard in ("c++17", "c++20", "c++2b")]
+EVERY = [(name, standard) for name in COMPILERS for standard in STANDARDS]
 
 
 @pytest.mark.parametrize(
