@@ -140,10 +140,9 @@ int msi_serving_wanted(msi_serving *serving) {
   return wanted;
 }
 
-/* A rank that always has a batch never pauses. The time is that of its last one: no look at a clock
+/* A rank that always has a batch never pauses. Its time is that of the last one: no look at a clock
  * is added. */
-static int bury_in_time(msi_serving *serving) {
-  int64_t now = serving->current->closed_ns;
+static int bury_in_time(msi_serving *serving, int64_t now) {
   if (now < serving->next_burial_ns) return MPISERVE_OK;
   serving->next_burial_ns = now + BURIAL_NS;
   int code = bury_dead(serving);
@@ -199,11 +198,8 @@ static int wait_anew(msi_serving *serving, double timeout, msi_wait *wait,
   say_looked(serving, now);
   if (!*deadline) *deadline = msi_deadline(timeout);
   if (now > *deadline) return no_batch(serving, timeout);
-  if (now < serving->next_burial_ns) return MPISERVE_OK;
-  serving->next_burial_ns = now + BURIAL_NS;
-  int code = refuse_late(serving, now);
-  if (!code) code = bury_dead(serving);
-  return code ? code : find_marks(serving, now);
+  int code = now < serving->next_burial_ns ? MPISERVE_OK : refuse_late(serving, now);
+  return code ? code : bury_in_time(serving, now);
 }
 
 static int wait_for_batch(msi_serving *serving, double timeout, int64_t *deadline) {
@@ -259,7 +255,7 @@ __attribute__((noinline)) static int run_engines(msi_serving *serving, double ti
   if (!*deadline) *deadline = msi_deadline(timeout);
   while (!code && serving->current->engine.run) {
     code = answer_here(serving, timeout, *deadline);
-    if (!code) code = bury_in_time(serving);
+    if (!code) code = bury_in_time(serving, serving->current->closed_ns);
     if (!code) code = look(serving);
     if (!code && !serving->current->open) code = wait_for_batch(serving, timeout, deadline);
   }
@@ -274,7 +270,7 @@ int msi_serving_next(msi_serving *serving, double timeout, mpiserve_batch *batch
   msi_progress_stop(&serving->progress);
   say_busy(serving, 0);
   int64_t deadline = 0; /* once it is needed */
-  int code = bury_in_time(serving);
+  int code = bury_in_time(serving, serving->current->closed_ns);
   if (!code) code = look(serving);
   if (!code && !serving->current->open) code = wait_for_batch(serving, timeout, &deadline);
   if (!code && serving->current->engine.run) code = run_engines(serving, timeout, &deadline, batch);

@@ -165,7 +165,7 @@ BUGS = [
     Bug("child does not say that it took the call", HANDOVER, {TAKEN: ""}, "test_handover"),
     Bug(
         "number of a lease not checked",
-        "head/broker.c",
+        "head/fit.h",
         {"if (lease >= MSI_LEASES) return 0;": ""},
         "hostile",
         MEMORY,

@@ -96,9 +96,12 @@ def test_a_planted_bug_fails_its_program(bug: Bug, libraries, tmp_path):
     shutil.copytree(ROOT / "csrc", sources, ignore=shutil.ignore_patterns("*.f90"))
     plant(bug, sources)
     shutil.copytree(libraries / bug.build, objects, copy_function=os.link)
+    file = sources / bug.file
     room = Path(bug.file).parent
-    (objects / bug.file).with_suffix(".o").unlink()
-    compile_room(bug.build, sources, [sources / bug.file], objects / room)
+    files = [file] if file.suffix == ".c" else [*file.parent.glob("*.c")]  # who includes a header
+    for old in files:
+        (objects / room / old.name).with_suffix(".o").unlink()
+    compile_room(bug.build, sources, files, objects / room)
     link(bug.build, sources, objects, bug.program, tmp_path / bug.program)
     done = start(bug.program, bug.build, tmp_path / bug.program)
     assert done.returncode not in (0, 77), done.stdout + done.stderr
