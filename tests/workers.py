@@ -91,7 +91,8 @@ class FakeLib:
         return 0, ""
 
     def counters(self) -> dict[str, int]:
-        names = ("closed_by_rows", "closed_by_census", "closed_by_delay", "errors")
+        names = ["errors", "cache_lookups", "cache_hits", "cached_requests"]
+        names += [f"closed_by_{what}" for what in ("rows", "census", "delay")]
         early = {"rejected": 2, "dropped": 0, "cancelled": 1}
         return dict.fromkeys(names, 0) | {"requests": 6, "rows": 30, "batches": 2} | early
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 
@@ -12,6 +13,7 @@ from coupling import CONFIG, SERVE, write
 from mpiserve.tools import build_flags
 
 COMPILERS = tuple(OF_CXX.values())
+SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 SERVICE = CONFIG + "rows = 'independent'\nwarmup = false\n"
 
 
@@ -21,6 +23,15 @@ def compiler(name):
     if not newest:
         pytest.skip(f"no {name} here: apt-get install clang")
     return newest[0]
+
+
+def sanitized(name):
+    """Return that one, if what it needs for sanitizers is there, too."""
+    cxx = compiler(name)
+    command = [cxx, *SANITIZERS, "-x", "c++", "-", "-o", os.devnull]
+    if subprocess.run(command, input="int main() {}", text=True, capture_output=True).returncode:
+        pytest.skip(f"no sanitizers of {cxx} here: apt-get install libclang-rt-dev")
+    return cxx
 
 
 def compiled(name, standard, program, *flags):
@@ -49,8 +60,7 @@ def test_the_header_has_no_warnings(name, standard):
 @pytest.mark.takes_long
 @pytest.mark.parametrize("name", COMPILERS)
 def test_a_simulation_in_cpp_is_right_under_sanitizers(tmp_path, mpiexec, name):
-    flags = ("-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
-    program = compiled(compiler(name), "c++20", tmp_path / "simulation", *flags)
+    program = compiled(sanitized(name), "c++20", tmp_path / "simulation", "-g", *SANITIZERS)
     write(tmp_path, config=SERVICE)
     # What the MPI library leaves is not ours, and it may intercept memory of its own.
     env = {"ASAN_OPTIONS": "detect_leaks=0:verify_asan_link_order=0"}
