@@ -16,7 +16,7 @@ static void session(uint64_t seed) {
   pairs.sent = pairs.seen = pairs.dropped = 0;
   setenv("MPISERVE_CAPTURE", w.captured ? "on" : "off", 1);
   mpiserve_session *opened = open_session(w.roles[me.rank]);
-  (w.roles[me.rank] == MPISERVE_SIMULATION ? simulate : serve)(&w, opened);
+  (w.roles[me.rank] == MPISERVE_INFERENCE ? serve : simulate)(&w, opened);
   compare_pairs(&w);
 }
 

@@ -1,4 +1,4 @@
-/* fuzz_client: a simulation rank of the random program. */
+/* fuzz_client: a simulation rank, or a guest, of the random program. */
 #ifndef FUZZ_CLIENT_H
 #define FUZZ_CLIENT_H
 
@@ -341,6 +341,23 @@ static void leave(client *c) {
   look_at_the_end(c);
 }
 
+static int has_ended(const client *c, const service *s) {
+  mpiserve_replica_state state;
+  for (int i = 0; i < s->able + (s->broken >= 0); i++) {
+    must(mpiserve_service_state_get(c->session, s->d.name, i, &state), "service_state_get");
+    if (state.state != MPISERVE_GONE && state.state != MPISERVE_FAILED) return 0;
+  }
+  return 1;
+}
+
+/* A guest must leave within 5 s when all others have left. */
+static int goes_on_asking(const client *c) {
+  if (c->w->roles[me.rank] == MPISERVE_SIMULATION) return 1;
+  for (int i = 0; i < c->w->n; i++)
+    if (!has_ended(c, &c->w->services[i])) return 1;
+  return 0;
+}
+
 static void simulate(const world *w, mpiserve_session *session) {
   static client c;
   c = (client){.w = w, .session = session, .d = {mix(me.seed) + (uint64_t)me.rank + 1}};
@@ -352,7 +369,7 @@ static void simulate(const world *w, mpiserve_session *session) {
       must(mpiserve_fallback_set(c.services[i], answer_instead, (void *)s), "fallback_set");
   }
   int fails = w->failing == w->index[me.rank];
-  for (int i = 0; i < w->operations / (1 + fails); i++) work(&c);
+  for (int i = 0; i < w->operations / (1 + fails) && goes_on_asking(&c); i++) work(&c);
   leave(&c);
 }
 

@@ -43,7 +43,7 @@ static const char *hex(const uint8_t *row, size_t bytes) {
 }
 
 static void look_at_row(const head *h, const model *m, const uint8_t *row, int64_t at, int client) {
-  if (client < 0 || h->w->roles[client] != MPISERVE_SIMULATION) {
+  if (client < 0 || h->w->roles[client] == MPISERVE_INFERENCE) {
     wrong("row %lld of a batch of '%s' is of nobody (client %d)", (long long)at, m->s->d.name,
           client);
   } else if (!row_right(row, m->s->in.row, client)) {

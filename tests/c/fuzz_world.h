@@ -31,7 +31,7 @@ typedef struct service {
 
 typedef struct world {
   int heads, clients, roles[MAX_RANKS];
-  int index[MAX_RANKS]; /* among the ranks of its role */
+  int index[MAX_RANKS]; /* among the ranks of its role; of guests, larger than any of these */
   int n;
   service services[MAX_SERVICES];
   int slow, slow_us;    /* percent of batches, and how long at most */
@@ -186,6 +186,14 @@ static inline void place_services(dice *d, world *w) {
     if (!served[h]) w->services[pick(d, w->n)].on[h] = 1;
 }
 
+/* One of the clients is a gateway or a trainer. */
+static inline void make_guest(dice *d, world *w, int ranks) {
+  int r = pick(d, ranks);
+  while (w->roles[r] != MPISERVE_SIMULATION) r = (r + 1) % ranks;
+  w->roles[r] = chance(d, 50) ? MPISERVE_GATEWAY : MPISERVE_TRAINER;
+  w->clients--;
+}
+
 static inline void make_roles(dice *d, world *w, int ranks) {
   w->heads = ranks > 2 ? 1 + pick(d, MAX_HEADS) : 1;
   w->clients = ranks - w->heads;
@@ -194,7 +202,9 @@ static inline void make_roles(dice *d, world *w, int ranks) {
     left -= *role == MPISERVE_SIMULATION;
     *role = MPISERVE_INFERENCE;
   }
-  for (int r = 0, n[2] = {0, 0}; r < ranks; r++) w->index[r] = n[w->roles[r]]++;
+  if (w->clients > 1 && chance(d, 40)) make_guest(d, w, ranks);
+  for (int r = 0, n[] = {0, 0, MAX_RANKS, MAX_RANKS}; r < ranks; r++)
+    w->index[r] = n[w->roles[r]]++;
 }
 
 static inline world make_world(uint64_t seed, int ranks) {
