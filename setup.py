@@ -50,8 +50,11 @@ CLASSIFIERS = [
 ]
 
 # MPIs with one binary interface. A build for several has a folder for each.
-FAMILIES = {"openmpi": "openmpi", "mpich": "mpich", "impi": "mpich"}
-TWO_FAMILIES = "several wrappers must be one of Open MPI and one of MPICH, or of what is like MPICH"
+FAMILIES = {"openmpi": "openmpi", "mpich": "mpich", "impi": "mpich", "mpiabi": "mpiabi"}
+SEVERAL = (
+    "several wrappers must be of different families: Open MPI, MPICH or what is like it, and the "
+    "binary interface of MPI 5 (mpicc_abi)"
+)
 WITHOUT_MPI = ("mpiserve._lib.handover", "mpiserve._lib.ring")  # modules that suit every MPI
 CALLS_MPI = "mpiserve.bench._native"  # the only one; others call the library
 
@@ -65,6 +68,8 @@ mpi openmpi OMPI_MAJOR_VERSION
 mpi impi I_MPI_VERSION
 #elif defined MPICH_VERSION
 mpi mpich MPICH_VERSION
+#elif defined MPI_ABI_VERSION
+mpi mpiabi MPI_ABI_VERSION
 #endif
 """
 
@@ -78,7 +83,7 @@ def find_wrappers() -> dict[str, str]:
     names = [which_mpi(path) for path in paths]
     families = [FAMILIES.get(name.rstrip("0123456789"), "") for name in names]
     if "" in families or len(set(families)) < len(families):
-        raise SystemExit(f"MPICC names {', '.join(names)}: {TWO_FAMILIES}")
+        raise SystemExit(f"MPICC names {', '.join(names)}: {SEVERAL}")
     return dict(zip(families, paths, strict=True))
 
 

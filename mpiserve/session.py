@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("mpiserve")
 
 check.require(check.mpi_mismatch(core.mpi_build(), core.mpi_runtime()))
-check.require(check.mpi_mismatch(core.mpi_runtime(), MPI.Get_library_version(), by_family=False))
+check.require(check.mpi_mismatch(core.mpi_runtime(), check.library(MPI), by_family=False))
 atexit.register(core.keep_mpi)
 
 

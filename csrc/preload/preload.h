@@ -6,7 +6,12 @@
 #ifndef MSP_PRELOAD_H
 #define MSP_PRELOAD_H
 
-#include <mpi.h>
+#include "mpiserve.h"
+
+#ifdef MPISERVE_MPI_ABI /* see csrc/mpi/library.c */
+#define PMPI_Comm_f2c PMPI_Comm_fromint
+#define PMPI_Comm_c2f PMPI_Comm_toint
+#endif
 
 #define MSP_PUBLIC __attribute__((visibility("default")))
 

@@ -7,13 +7,11 @@ from mpiserve.errors import Code, Error
 
 from libc.stdint cimport int64_t
 
-cdef extern from "mpi.h" nogil:
+cdef extern from "bench.h" nogil:
     ctypedef int MPI_Fint
     ctypedef struct MPI_Comm:  # by value, and never looked into
         pass
     MPI_Comm MPI_Comm_f2c(MPI_Fint)
-
-cdef extern from "bench.h" nogil:
     ctypedef struct bench_client:
         pass
     const char *bench_floor_rma(MPI_Comm, int64_t, int64_t, int64_t, int64_t *)

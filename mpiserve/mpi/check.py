@@ -18,6 +18,8 @@ _LAUNCHERS = (
     ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
 )
 
+_ABI = "MPI ABI"  # the binary interface of MPI 5, which is one for all vendors
+
 _VENDORS = (
     ("Open MPI", r"Open MPI v?(\d+)"),
     ("Intel MPI", r"Intel\(R\) MPI Library\D*(\d+)"),
@@ -53,11 +55,15 @@ def mpi_mismatch(build: str, runtime: str, *, by_family: bool = True) -> str | N
     """Say what is wrong if mpiserve was built for another MPI than the one loaded.
 
     A build for several MPIs goes with each version of their families. Two libraries that one
-    process has loaded must be the same: there `by_family` is false.
+    process has loaded must be the same: there `by_family` is false. A build for the binary
+    interface of MPI 5 goes with each MPI by that interface.
     """
-    if vendor(build) == vendor(runtime):
+    if _ABI in build and _ABI in runtime and by_family:
         return None
-    if by_family and families.built() and _family(build) == _family(runtime):
+    alike = (_ABI in build) == (_ABI in runtime)
+    if alike and vendor(build) == vendor(runtime):
+        return None
+    if alike and by_family and families.built() and _family(build) == _family(runtime):
         return None
     debian = ', for Debian\'s with the link that "MPICH of Debian" of docs/guide/install.md shows,'
     return (
@@ -91,6 +97,12 @@ def world_mismatch(world_size: int, library: str, environ: Mapping[str, str]) ->
         f"the world has 1 rank, but the launcher started {size} ({variable}={size}): "
         f"use the launcher of the MPI library in use, {short(library)}"
     )
+
+
+def library(mpi: Any) -> str:
+    """Describe the MPI library that mpi4py has loaded; `mpi` is the module mpi4py.MPI."""
+    text = str(mpi.Get_library_version())
+    return f"{short(text)} ({_ABI})" if mpi.Get_abi_version()[0] > 0 else text
 
 
 def thread_level(mpi: Any) -> str:

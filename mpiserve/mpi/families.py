@@ -1,10 +1,13 @@
 """Choose the files for the MPI that is loaded, where mpiserve is built for several.
 
 MPIs with one binary interface are a family: `openmpi` is Open MPI, `mpich` is MPICH and those that
-keep its interface (Intel MPI, Cray MPICH, MVAPICH). What a build makes for one MPI lies in the
-package: the library, the modules that link it, and what programs need. A build for several, such as
-a wheel of PyPI, has a folder for each family in place of that, with the same files:
+keep its interface (Intel MPI, Cray MPICH, MVAPICH), and `mpiabi` is each MPI by the interface that
+MPI 5 defines, in a library of its own (`libmpi_abi.so` of MPICH 5). What a build makes for one MPI
+lies in the package: the library, the modules that link it, and what programs need. A build for
+several, such as a wheel of PyPI, has a folder for each family in place of that, with the same
+files:
 
+    mpiserve/families/mpiabi/{_lib,bench,include,lib}
     mpiserve/families/mpich/{_lib,bench,include,lib}
     mpiserve/families/openmpi/{_lib,bench,include,lib}
 

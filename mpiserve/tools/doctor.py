@@ -69,7 +69,7 @@ def facts(comm: MPI.Intracomm) -> Facts:
         cores=tuple(sorted(os.sched_getaffinity(0))),
         node_cores=os.cpu_count() or 1,
         world=comm.size,
-        library=MPI.Get_library_version(),
+        library=check.library(MPI),
         build=core.mpi_build(),
         level=check.thread_level(MPI),
         memory=available_memory(),

@@ -31,7 +31,7 @@ def _mpi_rows() -> list[tuple[str, str]]:
 
     from mpiserve.mpi import check
 
-    runtime = MPI.Get_library_version()
+    runtime = check.library(MPI)
     rows = [
         ("MPI library", check.short(runtime)),
         ("thread level", check.thread_level(MPI)),

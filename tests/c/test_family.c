@@ -20,6 +20,14 @@ static void test_others_differ(void) {
     }
 }
 
+/* The same library, by another of its interfaces. */
+static void test_the_abi_of_mpi_5_is_a_family_of_its_own(void) {
+  CHECK(!msi_family_differs("MPI ABI 1.0", "MPICH 5.0.2 (MPI ABI)"));
+  CHECK(!msi_family_differs("MPI ABI 1.0", "Open MPI 6.0.0 (MPI ABI)"));
+  CHECK(msi_family_differs("MPICH 5.0.2", "MPICH 5.0.2 (MPI ABI)"));
+  CHECK(msi_family_differs("MPI ABI 1.0", "Open MPI 6.0.0"));
+}
+
 /* IBM's is an Open MPI that does not say so. */
 static void test_an_mpi_that_nobody_knows_is_not_refused(void) {
   CHECK(!msi_family_differs(OPEN[0], "IBM Spectrum MPI, 10.4"));
@@ -29,6 +37,7 @@ static void test_an_mpi_that_nobody_knows_is_not_refused(void) {
 int main(void) {
   test_mpis_with_one_binary_interface_go_together();
   test_others_differ();
+  test_the_abi_of_mpi_5_is_a_family_of_its_own();
   test_an_mpi_that_nobody_knows_is_not_refused();
   return check_result();
 }

@@ -26,6 +26,35 @@ def test_the_mpi_that_it_was_built_with_is_fine():
     assert check.mpi_mismatch("Open MPI 5.0.9", OPEN_MPI) is None
 
 
+def test_a_build_for_the_abi_of_mpi_5_goes_with_each_mpi_that_has_it():
+    assert check.mpi_mismatch("MPI ABI 1.0", "MPICH 5.0.2 (MPI ABI)") is None
+    assert check.mpi_mismatch("MPI ABI 1.0", "Open MPI 6.0.0 (MPI ABI)") is None
+    assert check.mpi_mismatch("MPI ABI 1.0", MPICH) is not None
+    assert check.mpi_mismatch("MPICH 5.0.2", "MPICH 5.0.2 (MPI ABI)") is not None
+    # Of two libraries in one process it is not enough.
+    two = ("MPICH 5.0.2 (MPI ABI)", "Open MPI 6.0.0 (MPI ABI)")
+    assert check.mpi_mismatch(*two, by_family=False) is not None
+    assert check.mpi_mismatch(two[0], two[0], by_family=False) is None
+
+
+class Mpi4py:
+    """As much of mpi4py.MPI as is asked for a description."""
+
+    def __init__(self, version):
+        self.version = version
+
+    def Get_library_version(self):
+        return MPICH
+
+    def Get_abi_version(self):
+        return self.version
+
+
+def test_the_library_of_mpi4py_is_named_with_its_interface():
+    assert check.library(Mpi4py((1, 0))) == "MPICH Version: 5.0.2 (MPI ABI)"
+    assert check.library(Mpi4py((-1, -1))) == MPICH
+
+
 @pytest.mark.parametrize(("build", "runtime"), [("Open MPI 4.1.4", OPEN_MPI), (MPICH, OPEN_MPI)])
 def test_another_mpi_is_named_with_the_one_of_the_build(build, runtime):
     text = check.mpi_mismatch(build, runtime)

@@ -73,6 +73,17 @@ def test_two_wrappers_are_for_a_build_with_both_families(found, tmp_path):
     assert both == ["mpich", impi, "impi2021", "openmpi", ours, "openmpi5"]
 
 
+def test_the_binary_interface_of_mpi_5_is_a_family_beside_both(found, tmp_path):
+    defined = "#define OPEN_MPI 1", "#define OMPI_MAJOR_VERSION 5"
+    ours = f"{make_mpicc(tmp_path / 'a', *defined)}/mpicc"
+    abi = f"{make_mpicc(tmp_path / 'b', '#define MPI_ABI_VERSION 1')}/mpicc"
+    mpich = ["#define MPICH_VERSION 5", "#define MPI_ABI_VERSION 1"]  # MPICH's own knows of it
+    own = f"{make_mpicc(tmp_path / 'c', *mpich)}/mpicc"
+    names = found(tmp_path / "none", MPICC=f"{ours}:{abi}:{own}")
+    assert names[:6] == ["mpiabi", abi, "mpiabi1", "mpich", own, "mpich5"]
+    assert names[6] == "openmpi"
+
+
 def test_two_wrappers_of_one_family_are_refused_by_name(found, tmp_path):
     mpich = f"{make_mpicc(tmp_path / 'a', '#define MPICH_VERSION 4')}/mpicc"
     impi = f"{make_mpicc(tmp_path / 'b', '#define I_MPI_VERSION 2021')}/mpicc"

@@ -52,6 +52,7 @@ def test_a_wheel_that_auditwheel_has_not_seen_is_refused(tmp_path):
     "file",
     [
         "mpiserve/families/mpich/lib/libmpiserve.so",
+        "mpiserve/families/mpiabi/lib/libmpiserve_world.so",
         "mpiserve/families/openmpi/_lib/core.x.so",
         "mpiserve/families/openmpi/lib/pkgconfig/mpiserve.pc",
         "mpiserve/_lib/handover.x.so",

@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.timeout(300), pytest.mark.takes_long]
 
 WHEELS = sorted((ROOT / "dist").glob(f"mpiserve-{mpiserve.__version__}-*manylinux*.whl"))
 # What the library says of its build.
-BUILT_WITH = {"openmpi": "Open MPI 5.", "mpich": "MPICH 5."}
+BUILT_WITH = {"openmpi": "Open MPI 5.", "mpich": "MPICH 5.", "mpiabi": "MPI ABI 1."}
 
 ASKS = """\
 #include <mpiserve.h>
