@@ -269,7 +269,8 @@ typedef struct mpiserve_description {
   int64_t cache_rows; /* the most rows that the head keeps with their answers, for all clients;
                          0: none. A row equal to one that is kept is answered with that, and the
                          model gets only the others. A request all of whose rows are kept waits for
-                         no batch; its mpiserve_stats.batch_rows is 0. Another model, by a change
+                         no batch, and may end before earlier ones; its mpiserve_stats.batch_rows
+                         is 0. Another model, by a change
                          (mpiserve_reload()) or mpiserve_engine_set(), begins with none. For
                          MPISERVE_INDEPENDENT rows of fixed shapes, and models that always answer
                          a row alike; not with reproducible or overwrites */

@@ -255,7 +255,8 @@ def unlike(
 ) -> tuple[str, str]:
     """Call a model again with the first candidate rows that it takes, and with others in between.
 
-    Answers of few numbers may be equal by chance: then it is called more often.
+    Answers of few numbers may be equal by chance: then it is called more often, and as often
+    whatever it answers, so that ranks that run a model together do the same calls.
 
     Args:
         call: Runs the model.
@@ -270,17 +271,16 @@ def unlike(
     why = ""
     for rows in candidates:
         try:
-            before = [result.copy() for result in call(rows)]
+            before, found = [result.copy() for result in call(rows)], ""
             for _ in range(max(1, min(AGAIN, ENOUGH // sum(map(np.size, before))))):
                 between()
                 for name, a, b in zip(names, before, call(rows), strict=True):
-                    if text := _differ(a, b, a, eps)[0]:
-                        return _say(name, text, "in another call"), ""
+                    found = found or _say(name, _differ(a, b, a, eps)[0], "in another call")
         except BaseException as error:
             check_interrupt()
             why = why or f"it fails on random rows: {describe(error)}"
             continue
-        return "", ""
+        return found, ""
     return "", why
 
 

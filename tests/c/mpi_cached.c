@@ -18,7 +18,7 @@ enum { CLIENTS = 3, COLUMNS = 3, MOST = 64, CUT = 2 * MOST + 5, ROWS = 40, KEEPS
 
 static const char *const NAMES[SERVICES] = {"kept",    "halves",  "single",
                                             "patient", "control", "wrong"};
-static const double LIMIT = 30; /* seconds */
+static const double LIMIT = 30, SLICE = 0.02; /* seconds */
 static const int64_t SOON_NS = 1000000, NEVER_NS = INT64_C(600000000000);
 
 /* ---- the head ------------------------------------------------------------------------- */
@@ -26,7 +26,7 @@ static const int64_t SOON_NS = 1000000, NEVER_NS = INT64_C(600000000000);
 typedef struct head {
   mpiserve_session *session;
   double factor;
-  int64_t rows[SERVICES]; /* that the model got */
+  int64_t rows[SERVICES]; /* that the model got; of WRONG: time-outs */
 } head;
 
 static void describe(mpiserve_description *d, int service) {
@@ -90,17 +90,20 @@ static void serve(mpiserve_session *session) {
   int code;
   CHECK(publish(&h) == MPISERVE_ECONFIG);
   CHECK_TEXT(mpiserve_last_error(), "'wrong': cache_rows, and outputs that overwrite the inputs");
-  while ((code = mpiserve_batch_next(session, LIMIT, &batch)) != MPISERVE_ECLOSED) {
+  while ((code = mpiserve_batch_next(session, SLICE, &batch)) != MPISERVE_ECLOSED) {
     if (code == MPISERVE_ECHANGE)
       change(&h);
     else if (!code)
       answer(&h, &batch);
     else
-      CHECK(code == MPISERVE_ETIMEOUT);
+      CHECK(code == MPISERVE_ETIMEOUT && ++h.rows[WRONG]);
   }
   CHECK(!mpiserve_counters_get(session, &count));
-  int64_t rows = 0;
-  for (int i = 0; i < SERVICES; i++) rows += h.rows[i];
+  int64_t rows = 0, crowded = -1;
+  CHECK(!mpiserve_crowded_get(session, SINGLE, &crowded, &rows));
+  CHECK(crowded >= 0 && crowded <= 1); /* what is kept by then lacks no room */
+  rows = 0;
+  for (int i = 0; i < WRONG; i++) rows += h.rows[i];
   CHECK(count.rows == rows + count.cache_hits);
   CHECK(count.cache_hits > 0 && count.cache_hits < count.cache_lookups && !count.errors);
   CHECK(count.cached_requests > 0 && count.cached_requests <= count.requests - count.batches);
@@ -167,6 +170,16 @@ static void test_rows_that_are_kept_do_not_go_to_the_model(client *c) {
   ask(c, KEPT, 1000, CUT, 2, 0);
   ask(c, KEPT, 1000 + CUT - 7, CUT, 2, -1);
   CHECK(rows_of(c, KEPT) == ROWS + 2 * CUT - 7);
+}
+
+/* Its other work would wait for as long as rows are kept. */
+static void test_a_head_without_batches_returns_at_its_time_out(client *c) {
+  int64_t before[SERVICES], after[SERVICES];
+  double begin = MPI_Wtime();
+  tell(c, -1, before);
+  for (int i = 0; i < 100 || MPI_Wtime() - begin < 50 * SLICE; i++) ask(c, KEPT, 0, 3, 2, 0);
+  tell(c, -1, after);
+  CHECK(after[WRONG] - before[WRONG] >= 5);
 }
 
 static void test_a_buffer_gets_answers_that_are_kept(client *c) {
@@ -248,6 +261,7 @@ static void simulate(client *c) {
     if (i != PATIENT) CHECK(!mpiserve_service_find(c->session, NAMES[i], &c->services[i]));
   MPI_Barrier(c->comm);
   if (c->rank == 0) test_rows_that_are_kept_do_not_go_to_the_model(c);
+  if (c->rank == 0) test_a_head_without_batches_returns_at_its_time_out(c);
   MPI_Barrier(c->comm);
   if (c->rank == 1) test_a_buffer_gets_answers_that_are_kept(c);
   if (c->rank == 2) test_numbers_are_rounded(c);

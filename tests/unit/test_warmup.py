@@ -12,7 +12,7 @@ from language_models import onnx_file
 from mpiserve import backends
 from mpiserve.config import Config
 from mpiserve.errors import ConfigError, ModelError
-from mpiserve.serving import warmup
+from mpiserve.serving import model_probe, warmup
 
 FOLDER = Path(row_models.__file__).parent
 LIKE = {"dtype": "float32", "shape": [-1, 2]}
@@ -125,6 +125,23 @@ def test_answers_of_a_model_that_is_random_are_not_kept(settings, limit):
     assert caught.value.text.startswith(text), caught.value.text
     assert caught.value.text.endswith("the model is random, or has a state; remove it")
     assert module("twice", **table)[1] == []
+
+
+def test_ranks_that_run_a_model_together_call_it_as_often_whatever_it_answers():
+    for rows, again in ((1, 8), (4, 8), (16, 2), (100, 1)):
+        counts = []
+        for changes in (False, True):
+            calls = []
+
+            def call(given, calls=calls, changes=changes):
+                calls.append(given)
+                return [given[0] + changes * len(calls)]
+
+            candidates = iter([(np.ones((rows, 2)),)])
+            found, why = model_probe.unlike(call, candidates, lambda: None, ["y"], 1e-9)
+            assert bool(found) == changes and not why
+            counts.append(len(calls))
+        assert counts == [1 + again] * 2
 
 
 def test_answers_of_models_for_whole_requests_are_not_kept():
