@@ -21,7 +21,8 @@ EVERY = [
 
 def run(*words: str, path: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(ROOT / "tests/compilers.py"), *words]
-    env = os.environ | {"PATH": path}
+    # A script finds modules beside it, which the tests' own setting (mpijob) would hinder.
+    env = os.environ | {"PATH": path, "PYTHONSAFEPATH": ""}
     return subprocess.run(command, env=env, capture_output=True, text=True)
 
 
