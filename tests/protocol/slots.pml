@@ -293,6 +293,12 @@ byte early0[SLOTS], early1[SLOTS];
 #define ANSWER(c, s) \
   d_step { !head_dead && lanes[c].slot[s] == RUNNING -> REPLY(c, s, RESULT) }
 
+/* All of its rows are kept: it joins no batch, and may overtake an earlier one. */
+#define ANSWER_KEPT(c, s) \
+  d_step { !head_dead && lanes[c].slot[s] == QUEUED -> \
+    assert(memory[c].payload[s] == LATEST(lanes[c].taken, s)); \
+    REPLY(c, s, RESULT) }
+
 /* The model failed, or the deadline passed before it began. */
 #define REFUSE(c, s) \
   d_step { FAILS && !head_dead && lanes[c].slot[s] != NONE -> REPLY(c, s, FAILED) }
@@ -343,6 +349,7 @@ inline note_death(c) {
 #define SLOT_STEPS(c, s) \
   :: BEGIN(c, s) \
   :: ANSWER(c, s) \
+  :: ANSWER_KEPT(c, s) \
   :: REFUSE(c, s) \
   :: DROP_CANCELLED(c, s) \
   :: STORE_RESULT(c, s) \
