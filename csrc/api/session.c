@@ -303,10 +303,10 @@ static int some_died(const msi_world *world) {
  * do not meet in time, because they compute or have died, goes on without: it has left all heads.
  * What a pair has, each frees alone. */
 static int close_session(mpiserve_session *session, int64_t deadline) {
-  int code = MPISERVE_OK, freed = MPISERVE_OK;
+  msi_outcome outcome = {0};
   msi_profile_end(&session->profile);
   if (session->world.role != MPISERVE_INFERENCE)
-    code = msi_client_close(&session->client, deadline);
+    msi_outcome_add(&outcome, msi_client_close(&session->client, deadline));
   int met = session->broken || msi_meeting_wait(&session->world, deadline);
   session->left = !met && !session->world.pair;
   msi_serving_close(&session->serving);                 /* also after a failed publish */
@@ -318,11 +318,8 @@ static int close_session(mpiserve_session *session, int64_t deadline) {
   }
   msi_profile_close(&session->profile);
   msi_metrics_close(&session->shown);
-  if (session->left)
-    freed = some_died(&session->world);
-  else
-    freed = free_together(session);
-  return code ? code : freed;
+  msi_outcome_add(&outcome, session->left ? some_died(&session->world) : free_together(session));
+  return msi_outcome_end(&outcome);
 }
 
 static int close_open(mpiserve_session *session, int64_t deadline) {

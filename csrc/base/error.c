@@ -28,7 +28,7 @@
   X(MPISERVE_EDEADLINE, "the deadline passed") \
   X(MPISERVE_ECHANGE, "a client asks for another model")
 
-static _Thread_local char last_message[2 * MPISERVE_TEXT_SIZE];
+static _Thread_local char last_message[MSI_MESSAGE_SIZE];
 
 size_t msi_text_bytes(const char *text, size_t most) {
   size_t bytes = strnlen(text, most + 1);
@@ -55,6 +55,17 @@ int msi_error(int code, const char *format, ...) {
   memcpy(last_message, text, bytes);
   last_message[bytes] = 0;
   return code;
+}
+
+void msi_outcome_add(msi_outcome *outcome, int code) {
+  if (!code) return;
+  if (!outcome->code) outcome->code = code;
+  msi_text_append(outcome->text, sizeof outcome->text, outcome->text[0] ? ". And %s" : "%s",
+                  last_message);
+}
+
+int msi_outcome_end(const msi_outcome *outcome) {
+  return outcome->code ? msi_error(outcome->code, "%s", outcome->text) : MPISERVE_OK;
 }
 
 const char *mpiserve_last_error(void) { return last_message; }

@@ -178,16 +178,14 @@ int msi_client_attach(mpiserve_service *service) {
 }
 
 /* Heads that can take the note must not wait for one that cannot. */
-static int send_where_free(msi_client *client, msi_kind kind, const char *text) {
-  int code = MPISERVE_OK;
+static void send_where_free(msi_client *client, msi_kind kind, const char *text,
+                            msi_outcome *outcome) {
   for (int i = 0; i < client->n_endpoints; i++) {
     msi_endpoint *endpoint = &client->endpoints[i];
     if (endpoint->lost || !msi_endpoint_can_send(endpoint)) continue;
-    int failed = msi_endpoint_send(endpoint, kind, 0, -1, text, NULL);
+    msi_outcome_add(outcome, msi_endpoint_send(endpoint, kind, 0, -1, text, NULL));
     endpoint->noted = kind;
-    if (!code) code = failed;
   }
-  return code;
 }
 
 /* A head that has no slot free in time finds a mark instead, should it go on. */
@@ -199,15 +197,14 @@ static int send_or_mark(msi_client *client, msi_endpoint *endpoint, msi_kind kin
   return code;
 }
 
-/* The first error is returned; the other heads get the note all the same. */
+/* Whatever comes of one, the other heads get the note. */
 static int send_to_all(msi_client *client, msi_kind kind, const char *text, int64_t deadline) {
-  int code = send_where_free(client, kind, text);
-  for (int i = 0; i < client->n_endpoints; i++) {
-    if (client->endpoints[i].noted == kind) continue;
-    int failed = send_or_mark(client, &client->endpoints[i], kind, text, deadline);
-    if (!code) code = failed;
-  }
-  return code;
+  msi_outcome outcome = {0};
+  send_where_free(client, kind, text, &outcome);
+  for (int i = 0; i < client->n_endpoints; i++)
+    if (client->endpoints[i].noted != kind)
+      msi_outcome_add(&outcome, send_or_mark(client, &client->endpoints[i], kind, text, deadline));
+  return msi_outcome_end(&outcome);
 }
 
 static void cancel_all(msi_client *client) {
