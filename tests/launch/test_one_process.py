@@ -205,7 +205,7 @@ print(told)
 @pytest.mark.takes_long
 def test_a_rank_of_a_job_that_had_one_tells_the_others_when_it_fails(tmp_path, mpiexec):
     write(tmp_path, BEGIN + FAILS_LATER, SERVICE)
-    done = mpiexec(["-n", 3, *RUN, "c.toml", "sim.py"])
+    done = mpiexec(["-n", 3, *RUN, "c.toml", "sim.py"], env={"MPISERVE_TRANSPORT": "auto"})
     assert done.returncode
     assert re.search("^PeerError: .*RuntimeError: my own fault", done.stdout, re.MULTILINE)
 
