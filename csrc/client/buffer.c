@@ -49,6 +49,25 @@ static int ask(msi_client *client, msi_endpoint *endpoint, int lease, int64_t ro
   return code ? code : msi_message_result(&request->message);
 }
 
+/* The next request would find the rows of an earlier one of its size: they stay with this rank, and
+ * may be all that the pool has. */
+static int give_idle_rows(msi_client *client, msi_endpoint *endpoint) {
+  msi_wait wait = {0};
+  int code = MPISERVE_OK;
+  while (!code && endpoint->stale) {
+    code = msi_call_progress(client, endpoint);
+    if (!code && msi_wait_pause(&wait, &client->backoff, NULL))
+      code = msi_call_progress_all(client);
+    if (!code && endpoint->stopped) code = msi_endpoint_lost(endpoint);
+  }
+  return code;
+}
+
+static int ask_again(msi_client *client, msi_endpoint *endpoint, int at, int64_t rows) {
+  int code = give_idle_rows(client, endpoint);
+  return code ? code : ask(client, endpoint, at, rows);
+}
+
 /* Over rma the memory is this rank's own, and the head need not know. */
 static int reserve_buffer(mpiserve_service *service, int at, int64_t rows) {
   msi_lease *lease = &service->endpoint->leases[at];
@@ -56,8 +75,11 @@ static int reserve_buffer(mpiserve_service *service, int at, int64_t rows) {
     lease->rows = (uint32_t)rows;
     return MPISERVE_OK;
   }
+  msi_endpoint *home = service->endpoint;
   lease->users = 1;
-  int code = ask(service->client, service->endpoint, at, rows);
+  int code = ask(service->client, home, at, rows);
+  if (code == MPISERVE_ENOMEM && msi_lease_end_idle(home))
+    code = ask_again(service->client, home, at, rows);
   lease->users = 0;
   return code;
 }

@@ -96,6 +96,13 @@ int msi_lease_may_ask(const msi_endpoint *endpoint) {
   return 1;
 }
 
+int msi_lease_end_idle(msi_endpoint *endpoint) {
+  for (int i = 0; i < MSI_SLOTS; i++)
+    if (endpoint->leases[i].rows && !endpoint->leases[i].users)
+      give_up(endpoint, &endpoint->leases[i]);
+  return endpoint->stale != 0;
+}
+
 int msi_lease_give_back(msi_endpoint *endpoint) {
   int code = MPISERVE_OK;
   for (int i = 0; endpoint->stale && i < MSI_LEASES && !code; i++) {

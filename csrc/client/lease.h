@@ -36,6 +36,10 @@ int msi_lease_ask_rows(msi_endpoint *endpoint, int64_t rows, int at, void *owner
 /* The head has granted rows, or has taken them back. */
 void msi_lease_granted(msi_endpoint *endpoint, int at, const msi_reply_header *reply);
 
+/* Marks all rows that requests of this endpoint have used, and none uses now; returns whether there
+ * are any. */
+int msi_lease_end_idle(msi_endpoint *endpoint);
+
 /* Gives marked leases back, while slots are free. */
 int msi_lease_give_back(msi_endpoint *endpoint);
 

@@ -1,5 +1,7 @@
 #include "head/leases.h"
 
+#include <stdio.h>
+
 #include "base/error.h"
 
 static const int64_t LEASE_LIMIT_NS = 10000000000;
@@ -110,6 +112,16 @@ static int lease_possible(const msi_broker *broker, const msi_entry *entry) {
          !msi_leases_is_used(broker, entry, entry->lease);
 }
 
+static int refuse_buffer(msi_broker *broker, const msi_entry *entry, const msi_layout *layout) {
+  char text[MPISERVE_TEXT_SIZE];
+  const char *limit =
+      layout->slab_rows < msi_layout_most_rows(layout) ? "pool_bytes" : "max_batch_rows";
+  snprintf(text, sizeof text,
+           "no room for a buffer of %u rows: give other buffers back, or raise the service's %s",
+           entry->rows, limit);
+  return msi_broker_refuse(broker, entry, MPISERVE_ENOMEM, text);
+}
+
 /* A buffer stays for as long as its user likes: it may not be lent, nor waited for. */
 int msi_leases_keep(msi_broker *broker, const msi_entry *entry) {
   msi_inbox *inbox = &broker->inboxes[entry->inbox];
@@ -119,10 +131,7 @@ int msi_leases_keep(msi_broker *broker, const msi_entry *entry) {
   if (given && !msi_inbox_lease_once(inbox, inbox->lanes[entry->lane].leases[entry->lease]))
     return reply_lease(broker, entry);
   msi_inbox_lease_drop(inbox, entry->lane, entry->lease);
-  return msi_broker_refuse(
-      broker, entry, MPISERVE_ENOMEM,
-      "no room for a buffer of so many rows: raise the service's pool_bytes, or give "
-      "other buffers back");
+  return refuse_buffer(broker, entry, &inbox->layout);
 }
 
 int msi_leases_give(msi_broker *broker, const msi_entry *entry) {

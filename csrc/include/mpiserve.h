@@ -909,9 +909,10 @@ int mpiserve_fallback_set(mpiserve_service *service,
  * of a row on.
  *
  * Blocking: the head answers between two batches. MPISERVE_EROWS beyond max_batch_rows;
- * MPISERVE_ENOMEM if 8 buffers of this service are taken, or its pool is full (pool_bytes). The
- * caller owns the buffer until it gives it back. After mpiserve_close() a buffer that was not given
- * back stays readable until the process ends. */
+ * MPISERVE_ENOMEM if 8 buffers of this service are taken, or its pool is full: the text
+ * says which of pool_bytes and max_batch_rows limits it. The caller owns the buffer until it gives
+ * it back. After mpiserve_close() a buffer that was not given back stays readable until the process
+ * ends. */
 int mpiserve_buffer_take(mpiserve_service *service, int64_t rows, mpiserve_buffer *buffer);
 
 /* mpiserve_buffer_give: give a buffer back; its memory must not be touched any more, and buffer

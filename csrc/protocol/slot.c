@@ -11,12 +11,16 @@ static size_t align_up(size_t n) { return (n + MSI_ALIGN - 1) / MSI_ALIGN * MSI_
 
 static const size_t POOL_BYTES = (size_t)256 << 20; /* unless the description says more */
 
+uint64_t msi_layout_most_rows(const msi_layout *layout) {
+  return 2 * MSI_SLOTS * (uint64_t)layout->lanes * (uint64_t)layout->max_rows;
+}
+
 static uint32_t slab_rows(const msi_layout *layout, const mpiserve_description *description) {
   size_t max_rows = (size_t)layout->max_rows;
   size_t pool_bytes = description->pool_bytes ? (size_t)description->pool_bytes : POOL_BYTES;
   size_t row = layout->inputs.total_row_bytes;
   if (!description->overwrites) row += layout->outputs.total_row_bytes;
-  size_t most = 2 * MSI_SLOTS * (size_t)layout->lanes * max_rows, least = 2 * max_rows;
+  size_t most = msi_layout_most_rows(layout), least = 2 * max_rows;
   size_t fits = row ? pool_bytes / row : most;
   size_t rows = most < fits ? most : fits > least ? fits : least;
   return rows < UINT32_MAX ? (uint32_t)rows : UINT32_MAX;

@@ -159,6 +159,9 @@ typedef struct msi_layout {
  * their slabs. description must outlive the layout. */
 int msi_layout_init(msi_layout *layout, const mpiserve_description *description, uint32_t lanes);
 
+/* The rows of the slabs where pool_bytes allows them. */
+uint64_t msi_layout_most_rows(const msi_layout *layout);
+
 /* Lays so many rows of each tensor of a side out, one after the other from at on: fills offsets and
  * returns the end. */
 size_t msi_side_lay_out(const msi_side *side, uint32_t rows, size_t at, size_t *offsets);

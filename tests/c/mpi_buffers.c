@@ -137,6 +137,29 @@ static void test_a_request_that_goes_on_keeps_its_buffer(mpiserve_session *sessi
   }
 }
 
+/* A request keeps its rows for the next one of its size; they are no reason to refuse a buffer. */
+static void test_rows_of_ended_requests(mpiserve_session *session, mpiserve_service *service) {
+  enum { FLYING = 4, ALL = MAX_ROWS * COLUMNS };
+  mpiserve_request requests[FLYING];
+  mpiserve_buffer buffers[FLYING];
+  double *x = malloc(FLYING * ALL * sizeof *x);
+  fill(x, FLYING * MAX_ROWS, 1);
+  for (int i = 0; i < FLYING; i++) {
+    mpiserve_tensor each = tensor(x + i * ALL, MAX_ROWS);
+    CHECK(!mpiserve_submit(service, 1, &each, 1, &each, NULL, &requests[i]));
+  }
+  for (int i = 0; i < FLYING; i++) CHECK(!mpiserve_wait(session, &requests[i], 20, NULL));
+  for (int i = 0; i < FLYING; i++) CHECK(!mpiserve_buffer_take(service, MAX_ROWS, &buffers[i]));
+  mpiserve_buffer more;
+  if (mpiserve_buffer_take(service, MAX_ROWS, &more)) /* over rma the memory is this rank's own */
+    CHECK_TEXT(mpiserve_last_error(), "no room for a buffer of 1000 rows: give other buffers back, "
+                                      "or raise the service's max_batch_rows");
+  else
+    CHECK(!mpiserve_buffer_give(service, &more));
+  for (int i = 0; i < FLYING; i++) CHECK(!mpiserve_buffer_give(service, &buffers[i]));
+  free(x);
+}
+
 static void test_wrong_use(mpiserve_service *service) {
   mpiserve_buffer buffers[MAX_BUFFERS], more = {0};
   CHECK(mpiserve_buffer_take(NULL, 1, &more) == MPISERVE_EARG);
@@ -167,6 +190,7 @@ static void simulate(int rank) {
     test_requests_share_a_buffer(session, twice);
     test_a_cancelled_request_keeps_its_buffer(session, twice);
     test_a_request_that_goes_on_keeps_its_buffer(session, twice, echo);
+    test_rows_of_ended_requests(session, twice);
     test_wrong_use(twice);
   }
   CHECK(!mpiserve_buffer_take(twice, 10, &kept));
