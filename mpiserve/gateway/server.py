@@ -21,6 +21,7 @@ import uvicorn
 import uvloop
 
 from mpiserve.errors import Error
+from mpiserve._lib import handover
 from mpiserve.gateway import page
 from mpiserve.gateway.app import App
 from mpiserve.gateway.hub import Hub
@@ -43,6 +44,7 @@ KEEP = 75  # seconds that a connection may rest between two requests
 def main() -> None:
     """Serve until the rank says that the job ends, or is gone."""
     settings = json.loads(os.environ.pop(SETTINGS))
+    handover.die_with_parent(signal.SIGKILL)  # it may hang when the rank is killed
     logging.basicConfig(
         format=f"%(asctime)s %(levelname)s mpiserve rank {settings['rank']}: gateway: %(message)s",
         datefmt="%Y-%m-%d %H:%M:%S",
