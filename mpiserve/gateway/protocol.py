@@ -36,32 +36,55 @@ class Limits:
         self.open = 0
 
 
+class Counted(asyncio.Protocol):
+    """A connection that counts from when it comes until it has gone.
+
+    Attributes:
+        limits: Those of its protocol.
+        transport: None until it is made: with TLS, until the handshake has ended.
+    """
+
+    limits: Limits
+    transport: Any = None
+    _counted = False
+
+    def enter(self) -> bool:
+        """Count it, if it is not counted yet; False if there are too many."""
+        if self._counted:
+            return True
+        if self.limits.open >= self.limits.connections:
+            self.limits.refused[CONNECTIONS] += 1
+            return False
+        self.limits.open += 1
+        self._counted = True
+        return True
+
+    def leave(self) -> None:
+        """Count it no more."""
+        self.limits.open -= self._counted
+        self._counted = False
+
+
 def limited(limits: Limits) -> type[HttpToolsProtocol]:
     """Make the class of connections with these limits."""
     return type("Limited", (_Limited,), {"limits": limits})
 
 
-class _Limited(HttpToolsProtocol):
-    limits: Limits
+class _Limited(HttpToolsProtocol, Counted):
     _timer: asyncio.TimerHandle | None = None
     _head_bytes = 0
     _in_head = True
-    _counted = False
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        if self.limits.open >= self.limits.connections:
-            self.limits.refused[CONNECTIONS] += 1
+        if not self.enter():
             transport.abort()
             return
-        self.limits.open += 1
-        self._counted = True
         self._await_within(self.limits.head_s)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
-        self.limits.open -= self._counted
-        self._counted = False
+        self.leave()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
