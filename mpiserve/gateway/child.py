@@ -22,6 +22,7 @@ NEEDED_BY_GRPC = ("grpc", "google.protobuf", "hpack")
 SETTINGS = "MPISERVE_GATEWAY_SETTINGS"
 FIRST_REST, LONGEST_REST = 0.1, 5.0  # seconds between the death of a child and the next one
 LONG_LIFE = 30.0  # seconds after which a death is no reason to wait longer
+LONGEST_LOOK = 0.5  # seconds that count from one look at a child to the next one
 
 
 def lacking(config: GatewayConfig) -> str:
@@ -119,3 +120,37 @@ class Child:
             self._process.wait(seconds)
         self._process.kill()
         return self._process.wait()
+
+
+class Watch:
+    """Finds out that a child hangs: one that says nothing is asked for a sign of life.
+
+    Args:
+        limit_s: Seconds after which a silent child hangs; after half of them it is asked.
+    """
+
+    def __init__(self, limit_s: float) -> None:
+        self._limit_s = limit_s
+        self._last = time.monotonic()
+        self.hear()
+
+    @property
+    def hangs(self) -> bool:
+        """Whether the child has been silent for too long."""
+        return self._silent_s > self._limit_s
+
+    def hear(self) -> None:
+        """Note that the child has said something."""
+        self._silent_s, self._asked = 0.0, False
+
+    def look(self) -> bool:
+        """Count the time since the last look; return whether the child is to be asked now.
+
+        Of a time in which the rank itself was stopped, as when a job is suspended, little counts.
+        """
+        now = time.monotonic()
+        self._silent_s += min(now - self._last, LONGEST_LOOK)
+        self._last = now
+        asks = not self._asked and self._silent_s > self._limit_s / 2
+        self._asked = self._asked or asks
+        return asks

@@ -14,15 +14,15 @@ from typing import Any
 
 from hpack import Decoder, HPACKError
 
-from mpiserve.gateway.protocol import Limits
-from mpiserve.gateway.traffic import CONNECTIONS, HEAD, SLOW
+from mpiserve.gateway import accept
+from mpiserve.gateway.protocol import Counted, Limits
+from mpiserve.gateway.traffic import HEAD, SLOW
 
 PREFACE = 24  # bytes with which HTTP/2 begins
 FRAME = 9  # bytes before each frame: its length (3), kind, flags, stream (4)
 HEADERS, CONTINUATION = 1, 9
 END_HEADERS, PADDED, PRIORITY = 4, 8, 32
 MOST_HEAD = 32 << 10  # bytes
-BACKLOG = 2048
 
 
 class BadHead(Exception):
@@ -150,24 +150,20 @@ class _End(asyncio.Protocol):
             self.other.transport.resume_reading()
 
 
-class _Client(_End):
+class _Client(_End, Counted):
     _timer: asyncio.TimerHandle | None = None
 
     def __init__(self, limits: Limits, inside: str) -> None:
         super().__init__()
-        self._limits, self._inside = limits, inside
+        self.limits, self._inside = limits, inside
         self._frames = Frames()
         self._early: list[bytes] = []
-        self._counted = False
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        if self._limits.open >= self._limits.connections:
-            self._limits.refused[CONNECTIONS] += 1
+        if not self.enter():
             transport.abort()
             return
-        self._limits.open += 1
-        self._counted = True
         self._await_head()
         transport.pause_reading()
         self._task = asyncio.ensure_future(self._pass_on())
@@ -193,7 +189,7 @@ class _Client(_End):
         try:
             self._frames.follow(data)
         except BadHead:
-            self._limits.refused[HEAD] += 1
+            self.limits.refused[HEAD] += 1
             self.transport.abort()
             return
         if not self._frames.in_head:
@@ -207,13 +203,13 @@ class _Client(_End):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop()
-        self._limits.open -= self._counted
+        self.leave()
         super().connection_lost(exc)
 
     def _await_head(self) -> None:
         self._stop()
         loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(self._limits.head_s, self._give_up)
+        self._timer = loop.call_later(self.limits.head_s, self._give_up)
 
     def _stop(self) -> None:
         if self._timer:
@@ -222,13 +218,13 @@ class _Client(_End):
 
     def _give_up(self) -> None:
         if not self.transport.is_closing():
-            self._limits.refused[SLOW] += 1
+            self.limits.refused[SLOW] += 1
             self.transport.abort()
 
 
 async def opened(
     listener: socket.socket, inside: str, limits: Limits, tls: ssl.SSLContext | None
-) -> asyncio.Server:
+) -> Any:
     """Open the gate.
 
     Args:
@@ -239,11 +235,4 @@ async def opened(
     """
     if tls:
         tls.set_alpn_protocols(["h2"])
-    loop = asyncio.get_running_loop()
-    return await loop.create_server(
-        lambda: _Client(limits, inside),
-        sock=listener,
-        backlog=BACKLOG,
-        ssl=tls,
-        ssl_handshake_timeout=limits.head_s if tls else None,
-    )
+    return await accept.opened(listener, lambda: _Client(limits, inside), tls)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import socket
 from typing import Any
@@ -38,7 +37,7 @@ class Server:
             options=_options(limits, keep_s, most_bytes),
             maximum_concurrent_rpcs=limits.connections,
         )
-        self._gate: asyncio.Server | None = None
+        self._gate: Any = None
 
     async def start(self, listener: socket.socket, settings: dict[str, Any]) -> None:
         """Let clients come."""

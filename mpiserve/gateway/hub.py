@@ -19,6 +19,8 @@ from mpiserve.gateway.link import (
     DRAIN,
     HELLO,
     INFER,
+    PING,
+    PONG,
     READY,
     STATES,
     Link,
@@ -173,6 +175,8 @@ class Hub:
             self._take(table, data)
         elif table["m"] == STATES:
             self.states, self.reasons = table["states"], table["reasons"]
+        elif table["m"] == PING:
+            self._send({"m": PONG})
         elif table["m"] == HELLO:
             self._know(table)
             self.known.set()

@@ -109,9 +109,12 @@ def check_dtypes(service: Service) -> None:
 
 
 def announced(headers: Mapping[bytes, bytes], most: int) -> int:
-    """Return the bytes of a body that is to come; of one in pieces, the most that it may have."""
+    """Return the bytes of a body that is to come; of one in pieces, the most that it may have.
+
+    One that is too large has one more: it takes no memory, and others are not refused for it.
+    """
     length = headers.get(b"content-length", b"")
-    return int(length) if 0 < len(length) < 19 else most + bool(length)
+    return min(int(length), most + 1) if 0 < len(length) < 19 else most + bool(length)
 
 
 async def read_body(headers: Mapping[bytes, bytes], receive: Receive, most: int) -> bytes:
@@ -146,7 +149,7 @@ def _options(parameters: Mapping[str, Any], limit_s: float) -> tuple[int, float]
     """Return the priority, -100 to 100, and the seconds that a request may take."""
     priority, timeout = parameters.get("priority", 0), parameters.get("timeout")
     mine = parameters.get("mpiserve_priority", 0)
-    for value, least in ((priority, 0), (timeout or 0, 0), (mine, -100)):
+    for value, least in ((priority, 0), (0 if timeout is None else timeout, 0), (mine, -100)):
         if type(value) is not int or value < least:
             raise WireError("priority and timeout are whole numbers from 0 on")
     if mine > 100:
@@ -155,4 +158,4 @@ def _options(parameters: Mapping[str, Any], limit_s: float) -> tuple[int, float]
         mine = max(1, HIGHEST - priority)
     if timeout is None or (timeout == 0 and "mpiserve_priority" not in parameters):
         return mine, limit_s
-    return mine, min(limit_s, timeout * 1e-6)
+    return mine, timeout * 1e-6 if timeout < limit_s * 1e6 else limit_s  # it may be no float

@@ -15,8 +15,8 @@ HEAD = struct.Struct("<IQ")  # bytes of the JSON, and of the tensors
 MOST_JSON = 1 << 20  # bytes
 CHUNK = 1 << 18
 # What a message is.
-HELLO, STATES, INFER, ANSWER, READY, DRAIN, CHANGE = (
-    *("hello", "states", "infer", "answer", "ready", "drain", "change"),
+HELLO, STATES, INFER, ANSWER, READY, DRAIN, CHANGE, PING, PONG = (
+    *("hello", "states", "infer", "answer", "ready", "drain", "change", "ping", "pong"),
 )
 
 

@@ -19,7 +19,7 @@ from mpiserve.config.gateway import GatewayConfig
 from mpiserve.config.gateway_files import check_files
 from mpiserve.errors import Code, Error
 from mpiserve.failure import describe
-from mpiserve.gateway.child import Child, lacking
+from mpiserve.gateway.child import Child, Watch, lacking
 from mpiserve.gateway.endpoint import Endpoint
 from mpiserve.gateway.link import (
     ANSWER,
@@ -27,6 +27,7 @@ from mpiserve.gateway.link import (
     DRAIN,
     HELLO,
     INFER,
+    PING,
     READY,
     STATES,
     Link,
@@ -144,6 +145,8 @@ class Bridge:
         self._nap = FIRST_NAP
         self._told: Any = None
         self._announced = False
+        self._limit_s = (config.gateway or GatewayConfig()).process_timeout_s
+        self._watch: Watch | None = None  # of a child that is ready
 
     def work(self, seconds: float) -> None:
         """Pass messages on for some seconds."""
@@ -161,6 +164,7 @@ class Bridge:
                 self._nap = FIRST_NAP
             else:
                 self._sleep(left)
+        self._look()
 
     def close(self) -> None:
         """Let the child end its requests, and end it; forget what is left."""
@@ -193,11 +197,21 @@ class Bridge:
     def _lose(self, error: LinkError) -> None:
         assert self._link
         self._link.socket.close()
-        self._link = None
+        self._link = self._watch = None
         how = self._child.lose()
         self._cancel()
         if not self._child.drains:
             logger.error("the gateway's process has ended (%s, %s); another one starts", how, error)
+
+    def _look(self) -> None:
+        """End a child that hangs: clients would wait for it as long as the job lasts."""
+        if self._watch is None:
+            return
+        if self._watch.look():
+            self._send({"m": PING})
+        if self._watch and self._watch.hangs:
+            text = f"it said nothing for process_timeout_s = {self._limit_s:g} s"
+            self._lose(LinkError(text))
 
     def _cancel(self) -> None:
         for pending in self._pending:
@@ -256,12 +270,15 @@ class Bridge:
         return moved
 
     def _obey(self, table: dict[str, Any], data: memoryview) -> None:
+        if self._watch:
+            self._watch.hear()
         try:
             if table["m"] == INFER:
                 self._submit(table, data)
             elif table["m"] == CHANGE:
                 self._change(table)
             elif table["m"] == READY:
+                self._watch = Watch(self._limit_s)
                 self._announce()
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise LinkError(f"a message that makes no sense: {describe(error)}") from None

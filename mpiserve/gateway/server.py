@@ -11,6 +11,7 @@ import asyncio
 import json
 import logging
 import os
+import signal
 import socket
 import ssl
 import sys
@@ -20,8 +21,9 @@ from typing import IO, Any
 import uvicorn
 import uvloop
 
+from mpiserve._lib import handover
 from mpiserve.errors import Error
-from mpiserve.gateway import page
+from mpiserve.gateway import accept, page
 from mpiserve.gateway.app import App
 from mpiserve.gateway.hub import Hub
 from mpiserve.gateway.metrics import Metrics
@@ -30,7 +32,7 @@ from mpiserve.gateway.openai_api import OpenAIRoutes
 from mpiserve.gateway.protocol import Limits, limited
 from mpiserve.gateway.routes import Routes
 from mpiserve.gateway.services import ROOM
-from mpiserve.gateway.sockets import BACKLOG, tls_of
+from mpiserve.gateway.sockets import tls_of
 from mpiserve.gateway.statistics import Statistics
 from mpiserve.gateway.tokens import Tokens
 from mpiserve.gateway.traffic import GRPC, HTTP, Traffic
@@ -42,6 +44,7 @@ KEEP = 75  # seconds that a connection may rest between two requests
 
 def main() -> None:
     """Serve until the rank says that the job ends, or is gone."""
+    handover.die_with_parent(signal.SIGKILL)  # it may hang when the rank is killed
     settings = json.loads(os.environ.pop(SETTINGS))
     logging.basicConfig(
         format=f"%(asctime)s %(levelname)s mpiserve rank {settings['rank']}: gateway: %(message)s",
@@ -87,7 +90,7 @@ class Gateway:
             return
         tokens, limits = Tokens(self._hub.tokens), self._limits[HTTP]
         tls = tls_of(listener, self._settings)
-        server = _Server(_config(self._app(tokens), limits), limits.head_s, tls)
+        server = _Server(_config(self._app(tokens), limits), tls)
         ends = [self._end(server)]
         if for_grpc:
             ends.append(await self._start_grpc(for_grpc, tokens))
@@ -147,34 +150,22 @@ class Gateway:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn 0.54 would wait for 60 s for a client that begins no TLS.
+    """uvicorn 0.54 would wait for 60 s for a client that begins no TLS, and not count it.
 
     Args:
         config: Of uvicorn.
-        handshake_s: Seconds that a client has for it.
         tls: The certificate; None for none.
     """
 
-    def __init__(
-        self, config: uvicorn.Config, handshake_s: float, tls: ssl.SSLContext | None
-    ) -> None:
+    def __init__(self, config: uvicorn.Config, tls: ssl.SSLContext | None) -> None:
         super().__init__(config)
         self._tls = tls
-        self._handshake_s = handshake_s if tls else None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Let clients come."""
         await super().startup(sockets=[])
-        loop = asyncio.get_running_loop()
         for listener in sockets or ():
-            server = await loop.create_server(
-                self._connection,
-                sock=listener,
-                backlog=BACKLOG,
-                ssl=self._tls,
-                ssl_handshake_timeout=self._handshake_s,
-            )
-            self.servers.append(server)
+            self.servers.append(await accept.opened(listener, self._connection, self._tls))
 
     def _connection(self) -> Any:
         make: Any = self.config.http_protocol_class

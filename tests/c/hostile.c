@@ -1,10 +1,10 @@
 /* A hostile client: hostile FIRST_SEED [SEEDS [SECONDS]]
  *
- * Each seed is a session in which one simulation rank writes what it likes into its own lane, at
- * any time: headers, payloads, doorbells, sequence numbers, leases, rows, deadlines, cancellations,
- * lengths of texts. The head neither crashes nor hangs, and the other clients get their answers;
- * so it is built with sanitizers. What the hostile rank may not do is what everybody is to believe:
- * say that it leaves while others go on, and keep all rows for itself. */
+ * Each seed is a session in which one simulation rank, or a guest, writes what it likes into its
+ * own lane, at any time: headers, payloads, doorbells, sequence numbers, leases, rows, deadlines,
+ * cancellations, lengths of texts. The head neither crashes nor hangs, and the other clients get
+ * their answers; so it is built with sanitizers. What the hostile rank may not do is what everybody
+ * is to believe: say that it leaves while others go on, and keep all rows for itself. */
 #define _GNU_SOURCE
 #include "base/ring.h"
 #include "hostile_client.h"
@@ -15,6 +15,7 @@ enum { MAX_REQUESTS = 4, MAX_COLUMNS = 40, MAX_TICKETS = 64, RING_BYTES = 1 << 2
 
 typedef struct plan {
   int head, hostile, fails; /* fails: it ends with a failure whose text is odd */
+  int guest, guest_role;    /* guest: a rank, which may be the hostile one; -1: none */
   int free;                 /* the columns are */
   int columns, asked, holds, early, slow, captured;
   mpiserve_description d;
@@ -28,6 +29,20 @@ static void make_ragged(plan *p) {
   mpiserve_spec spec = {
       .name = "x", .dtype = MPISERVE_FLOAT64, .ndim = 1, .shape = {-1}, .max_shape = {p->columns}};
   p->d.inputs[0] = p->d.outputs[0] = spec;
+}
+
+/* One of the clients is a gateway or a trainer; a simulation rank is left beside it. A guest cannot
+ * fail. Its dice are its own, so that all else of a seed is the same without it. */
+static void make_guest(plan *p, uint64_t seed) {
+  dice d = {mix(~seed)};
+  p->guest = -1;
+  if (me.ranks < 3 || chance(&d, 40)) return;
+  int is_another = chance(&d, 40);
+  p->guest_role = chance(&d, 50) ? MPISERVE_GATEWAY : MPISERVE_TRAINER;
+  p->guest = p->hostile;
+  while (is_another && (p->guest == p->hostile || p->guest == p->head))
+    p->guest = (p->guest + 1) % me.ranks;
+  if (!is_another) p->fails = 0;
 }
 
 static plan make_plan(uint64_t seed) {
@@ -67,6 +82,7 @@ static plan make_plan(uint64_t seed) {
   p.captured = !p.free && chance(&d, 50);
   int keeps = !p.d.rows && !p.free && !p.d.overwrites && !p.d.reproducible;
   if (keeps && chance(&d, 50)) p.d.cache_rows = 1 + pick(&d, 3 * HOSTILE_ROWS);
+  make_guest(&p, seed);
   return p;
 }
 
@@ -150,6 +166,14 @@ static void ask(asker *a, const mpiserve_buffer *buffer) {
   for (int i = 0; i < n; i++) wait_for(a, &queries[i]);
 }
 
+/* A guest must leave within 5 s when all others have left. */
+static int has_time(const asker *a) {
+  mpiserve_replica_state state;
+  if (me.rank != a->p->guest) return 1;
+  must(mpiserve_service_state_get(a->session, "triple", 0, &state), "service_state_get");
+  return state.state != MPISERVE_GONE && state.state != MPISERVE_FAILED;
+}
+
 static void work(const plan *p, mpiserve_session *session, mpiserve_service *service) {
   static asker a;
   mpiserve_buffer buffer = {0};
@@ -158,17 +182,24 @@ static void work(const plan *p, mpiserve_session *session, mpiserve_service *ser
   int64_t rows = p->d.rows == MPISERVE_RAGGED ? 1 : p->d.max_batch_rows;
   int code = mpiserve_buffer_take(service, rows, &buffer);
   if (code && code != MPISERVE_ENOMEM) must(code, "buffer_take");
-  for (int i = 0; i < p->asked; i++) ask(&a, &buffer);
+  for (int i = 0; i < p->asked && has_time(&a); i++) ask(&a, &buffer);
   if (!code) must(mpiserve_buffer_give(service, &buffer), "buffer_give");
 }
 
-static void simulate(const plan *p, mpiserve_session *session) {
+/* The head would leave 5 s after the others, whatever a guest is at. */
+static void wait_for_guest(MPI_Comm clients) {
+  doing("wait until the hostile guest has done all it wants");
+  MPI_Barrier(clients);
+}
+
+static void simulate(const plan *p, mpiserve_session *session, MPI_Comm clients) {
   mpiserve_service *service;
   must(mpiserve_service_find(session, "triple", &service), "service_find");
   if (me.rank == p->hostile)
     attack(session, p->d.max_batch_rows, p->columns, p->fails);
   else
     work(p, session, service);
+  if (p->hostile == p->guest) wait_for_guest(clients);
 }
 
 /* ---- the head ------------------------------------------------------------------------------- */
@@ -347,11 +378,19 @@ static void serve(const plan *p, mpiserve_session *session) {
 
 static void session(uint64_t seed) {
   plan p = make_plan(seed);
-  mpiserve_session *opened =
-      open_session(me.rank == p.head ? MPISERVE_INFERENCE : MPISERVE_SIMULATION);
-  (me.rank == p.head ? serve : simulate)(&p, opened);
+  int is_head = me.rank == p.head;
+  MPI_Comm clients;
+  MPI_Comm_split(MPI_COMM_WORLD, is_head ? MPI_UNDEFINED : 0, me.rank, &clients);
+  mpiserve_session *opened = open_session(is_head              ? MPISERVE_INFERENCE
+                                          : me.rank == p.guest ? p.guest_role
+                                                               : MPISERVE_SIMULATION);
+  if (is_head)
+    serve(&p, opened);
+  else
+    simulate(&p, opened, clients);
   doing("close");
   must(mpiserve_close(opened), "close");
+  if (!is_head) MPI_Comm_free(&clients);
 }
 
 int main(int argc, char **argv) { return run_seeds(argc, argv, session); }

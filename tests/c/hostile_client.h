@@ -1,4 +1,4 @@
-/* hostile_client: a simulation rank that writes what it likes into its own lane. Whatever it
+/* hostile_client: a client that writes what it likes into its own lane. Whatever it
  * writes, each request that the head takes gets one reply, and the head takes one for each step of
  * the doorbell: so this rank knows when it is in step again. */
 #ifndef HOSTILE_CLIENT_H

@@ -76,6 +76,12 @@ outputs = [{ name = "y", dtype = "float32", shape = ["nodes", 3], max_shape = [6
 """
 
 
+GATEWAY = """
+[gateway]
+endpoint_file = "endpoint.json"
+"""
+
+
 def mpi() -> str:
     return mpijob.flavour(mpijob.mpiexec())
 
@@ -117,6 +123,8 @@ def write(folder: Path, fault: Fault) -> None:
     text = SERVICE.format(name="twice", model=model, replicas=replicas, **same)
     if fault.broken:
         text += SERVICE.format(name="broken", model=fault.broken, replicas=1, **same)
+    if fault.gateway is not None:
+        text += "\n".join([GATEWAY, *(f"{key} = {value}" for key, value in fault.gateway.items())])
     (folder / "c.toml").write_text(text)
 
 
@@ -125,7 +133,10 @@ def words(fault: Fault, mode: str, clients: int) -> list[Any]:
     shell = BEHIND_SHELL if mode == KEPT else []
     plan = json.dumps(PLAN | fault.plan)
     ask = ["-n", clients, *shell, PYTHON, "simulate.py", plan]
-    return [*FLAGS[mode], *ask, ":", "-n", fault.inference, *shell, *SERVE, "c.toml"]
+    words = [*FLAGS[mode], *ask, ":", "-n", fault.inference, *shell, *SERVE, "c.toml"]
+    if fault.gateway is not None:
+        words += [":", "-n", 1, *shell, PYTHON, "-m", "mpiserve", "gateway", "c.toml"]
+    return words
 
 
 @contextmanager
@@ -134,7 +145,7 @@ def started(
 ) -> Iterator[Watched]:
     """Start the job of a row."""
     write(folder, fault)
-    env = ENV | {"PYTHONPATH": str(folder)}
+    env = ENV | {"PYTHONPATH": str(folder), "XDG_RUNTIME_DIR": ""}
     arguments = words(fault, mode, clients)
     if fault.hosts:
         slots = {"n1": clients + fault.inference - 1, "n2": 1}

@@ -71,6 +71,7 @@ class Fault:
         transports: Those with which it is run.
         hosts: Whether the last inference rank, to which it is done, is on a host of its own.
         batch_rows: The most rows of a batch, or ragged requests, if not enough for every request.
+        gateway: Keys of the table `[gateway]`, whose rank comes last; None for no gateway.
     """
 
     number: int
@@ -87,6 +88,7 @@ class Fault:
     transports: tuple[str, ...] = ("shared", "rma")
     hosts: bool = False
     batch_rows: int = 0
+    gateway: dict[str, Any] | None = None
 
     @property
     def key(self) -> str:
@@ -374,7 +376,38 @@ NODE = [
     ),
 ]
 
-FAULTS = [*MODEL, *LOAD, *RANKS, *HOSTS, *NODE]
+# The process is the one that speaks to clients, a child of the gateway's rank.
+GATEWAY = [
+    of_rank(21, "gateway rank killed", "kill", DEATH, gateway={}),
+    of_rank(21, "gateway rank killed, its process hangs", "kill both", DEATH, gateway={}),
+    of_rank(21, "gateway rank stopped for 3 s", "nap", dict.fromkeys(EVERY, GOES_ON), gateway={}),
+    of_rank(
+        21,
+        "gateway rank stopped for ever",
+        "stop",
+        dict.fromkeys(EVERY, replace(GOES_ON, status=None)),
+        gateway={},
+    ),
+    of_rank(
+        22,
+        "process of the gateway killed",
+        "kill",
+        {PLAIN: replace(GOES_ON, text=r"gateway's process has ended \(signal 9")},
+        plan={"steps": 200},
+        gateway={},
+        quick=True,
+    ),
+    of_rank(
+        22,
+        "process of the gateway hangs",
+        "stop",
+        {PLAIN: replace(GOES_ON, text=r"it said nothing for process_timeout_s = 1 s")},
+        plan={"steps": 400},
+        gateway={"process_timeout_s": 1.0},
+    ),
+]
+
+FAULTS = [*MODEL, *LOAD, *RANKS, *HOSTS, *NODE, *GATEWAY]
 
 COLUMNS = ("fault", "launched", "MPI", "transport", "what was said", "next answer", "job")
 COLUMNS += ("requests of others", "status", "left behind", "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import select
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -131,6 +132,8 @@ def test_wrong_inputs(rank, change, word):
         (b"{}", {wire.LENGTH: "1" * 40}),
         (b'{"inputs": []}xyz', {wire.LENGTH: "14"}),
         (b'{"inputs": [], "parameters": {"priority": "high"}}', {}),
+        (b'{"inputs": [%s], "parameters": {"timeout": ""}}' % json.dumps(GOOD).encode(), {}),
+        (b'{"inputs": [%s], "parameters": {"timeout": []}}' % json.dumps(GOOD).encode(), {}),
     ],
 )
 def test_what_is_no_request(rank, body, headers):
@@ -148,6 +151,11 @@ def test_integers_and_bools_in_json_are_not_rounded(rank):
     ):
         entry = {"name": "x", "datatype": datatype, "shape": [1, 3], "data": data}
         assert infer(rank, entry, f"/v2/models/{dtype}/infer")[0] == 400, datatype
+
+
+def test_a_time_may_be_longer_than_any_float(rank):
+    parameters = {"timeout": 10**400, "priority": 10**400}
+    assert infer(rank, parameters=parameters)[0] == 200
 
 
 def test_errors_have_the_protocols_statuses(rank):
@@ -215,6 +223,13 @@ def test_a_large_body_is_refused_before_it_comes(rank):
     assert data.startswith(b"HTTP/1.1 401 ")
     data, _ = raw(rank, head(rank, Content_Length="9" * 30))
     assert b" 200 " not in data
+    with ThreadPoolExecutor(1) as thread:  # and costs nobody else the memory
+        other = thread.submit(infer, rank, GOOD | {"data": [-14] * 6})
+        while not rank.late:
+            time.sleep(0.01)
+        data, _ = raw(rank, head(rank, Content_Length=1 << 40))
+        assert data.startswith(b"HTTP/1.1 413 ")
+        assert other.result()[0] == 504
 
 
 def test_slow_clients_are_let_go(rank):
@@ -254,6 +269,82 @@ def test_silent_connections_are_counted_and_go(rank):
     finally:
         for made in many:
             made.close()
+
+
+def sent_until_closed(made, parts):
+    """Send without reading; return whether the other side has closed, and what was sent."""
+    sent = 0
+    made.settimeout(1)
+    for part in parts:
+        try:
+            made.sendall(part)
+            sent += len(part)
+        except TimeoutError:  # it takes no more
+            break
+        except OSError:
+            return True, sent
+    poll = select.poll()
+    poll.register(made, 0)  # of its end alone
+    return bool(poll.poll(20_000)), sent
+
+
+def test_who_does_not_read_is_let_go(rank):
+    ask = head(rank, "/v2/models/stats").replace(b"POST", b"GET")
+    with rank.connect() as made:
+        closed, _ = sent_until_closed(made, [ask] * 90)
+        assert closed
+    assert infer(rank)[0] == 200
+
+
+@pytest.fixture(scope="module")
+def patient(tmp_path_factory):
+    """A gateway that lets nobody go for the time."""
+    times = {"head_timeout_s": 600, "body_timeout_s": 600}
+    with Rank(tmp_path_factory.mktemp("patient"), **times) as made:
+        yield made
+    assert made.status == 0
+
+
+def test_few_requests_may_be_sent_ahead(patient):
+    """Each that waits takes memory; those of a program that sends some ahead are all answered."""
+    ask = head(patient, "/v2/health/live").replace(b"POST", b"GET")
+    with patient.connect() as made:
+        made.sendall(ask * 50)
+        data = b""
+        while data.count(b" 200 OK") < 50:
+            data += made.recv(1 << 16)
+    with patient.connect() as made:
+        closed, _ = sent_until_closed(made, [ask * 10_000] * 10)
+        assert closed
+
+
+def test_what_comes_beside_a_body_is_limited(patient):
+    """Fields behind it, and what each piece may say of itself."""
+    begin = head(patient, "/v2/repository/index", Transfer_Encoding="chunked")
+    field, more = b"0\r\n" + b"x: y\r\n" * 1000, b"x: y\r\n" * 10_000
+    for first, then in ((field, more), (b"0\r\nx: ", b"y" * 60_000), (b"1;", b"z" * 60_000)):
+        with patient.connect() as made:
+            closed, sent = sent_until_closed(made, [begin, first, *[then] * 1000])
+            assert closed and sent < 50 * 60_000
+    pieces = b"".join(b"1\r\n%c\r\n" % c for c in b"{" + b" " * 50_000 + b"}")
+    last = b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n"
+    data, _ = raw(patient, begin + pieces + b"0\r\nx: y\r\n\r\n" + last)
+    assert data.startswith(b"HTTP/1.1 200 ")
+
+
+def test_who_goes_before_the_answer_is_no_error(tmp_path, capfd):
+    late = json.dumps({"inputs": [GOOD | {"data": [-14] * 6}]}).encode()
+    with Rank(tmp_path) as rank:
+        for ahead in range(3):
+            with rank.connect() as made:
+                ask = head(rank, Content_Length=len(late)) + late
+                made.sendall(ask + head(rank, "/v2", Content_Length=0) * ahead)
+                while not rank.late:
+                    time.sleep(0.01)
+            while rank.late:
+                time.sleep(0.01)
+        assert infer(rank)[0] == 200
+    assert capfd.readouterr().err == ""
 
 
 def test_after_all_of_that_it_answers(rank):

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import select
 import socket
 import ssl
+import time
+from contextlib import ExitStack
 
 import numpy as np
 import pytest
@@ -110,9 +113,7 @@ def _is_live(client):
 
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
 def test_who_begins_no_tls_is_let_go(rank, protocol):
-    url = rank.endpoint.url if protocol == "http" else rank.endpoint.grpc.url
-    host, port = url.removeprefix("https://").split(":")
-    with socket.create_connection((host, int(port)), 20) as silent:
+    with reached(rank, protocol) as silent:
         assert ended(silent)
 
 
@@ -124,16 +125,85 @@ def ended(connection):
         return True
 
 
+MOST = 8
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """A gateway of few connections, which are never closed for their time."""
+    folder = tmp_path_factory.mktemp("small")
+    files = {"tls_certificate": "cert.pem", "tls_key": "key.pem"}
+    address = {"address": "127.0.0.1:0", "grpc_address": "127.0.0.1:0"}
+    cert = made(folder)
+    with Rank(folder, **files, **address, connections=MOST, head_timeout_s=600) as started:
+        started.cert = cert
+        yield started
+    assert started.status == 0
+
+
+def reached(rank, protocol):
+    url = rank.endpoint.url if protocol == "http" else rank.endpoint.grpc.url
+    host, port = url.removeprefix("https://").split(":")
+    return socket.create_connection((host, int(port)), 20)
+
+
+def connections(rank, protocol):
+    """Ask until there is room, and return how many connections there are."""
+    end = time.monotonic() + 20
+    while True:
+        try:
+            with mpiserve.connect(
+                rank.endpoint.url, rank.endpoint.token, ca_file=str(rank.cert)
+            ) as session:
+                text = bytes(session.ask("/metrics").data).decode()
+        except Error:
+            assert time.monotonic() < end
+            time.sleep(0.05)
+            continue
+        kind = f'protocol="{protocol}"'
+        lines = [line for line in text.splitlines() if "gateway_connections{" in line]
+        return int(float(next(line for line in lines if kind in line).split()[-1]))
+
+
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+def test_who_has_not_ended_the_handshake_counts(small, protocol):
+    """Those of one protocol leave the other one alone; those that have gone leave no trace."""
+    with ExitStack() as stack:
+        silent = [stack.enter_context(reached(small, protocol)) for _ in range(3 * MOST)]
+        sent_away, end = set(), time.monotonic() + 20
+        while len(sent_away) < 2 * MOST and time.monotonic() < end:
+            sent_away.update(select.select([s for s in silent if s not in sent_away], [], [], 1)[0])
+        assert len(sent_away) == 2 * MOST
+        assert not select.select([s for s in silent if s not in sent_away], [], [], 0.3)[0]
+        if protocol == "grpc":
+            assert connections(small, "grpc") == MOST
+    until = time.monotonic() + 20
+    while (left := connections(small, protocol)) > (protocol == "http"):
+        assert time.monotonic() < until, left
+    if protocol == "grpc":
+        test_tritonclient_by_grpc(small)
+
+
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+def test_who_fails_at_the_handshake_leaves_no_trace(small, protocol):
+    for data in (b"", b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\x00\x05hello") * MOST:
+        with reached(small, protocol) as one:
+            one.sendall(data)
+            if data:
+                assert ended(one)
+    until = time.monotonic() + 20
+    while (left := connections(small, protocol)) > (protocol == "http"):
+        assert time.monotonic() < until, left
+
+
 @pytest.mark.filterwarnings("ignore:ssl.TLSVersion:DeprecationWarning")
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
 def test_old_versions_of_tls_are_refused(rank, protocol):
-    url = rank.endpoint.url if protocol == "http" else rank.endpoint.grpc.url
-    host, port = url.removeprefix("https://").split(":")
     old = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     old.check_hostname, old.verify_mode = False, ssl.CERT_NONE
     old.minimum_version = old.maximum_version = ssl.TLSVersion.TLSv1_1
     old.set_ciphers("ALL:@SECLEVEL=0")
-    with socket.create_connection((host, int(port)), 20) as plain, pytest.raises(OSError):
+    with reached(rank, protocol) as plain, pytest.raises(OSError):
         old.wrap_socket(plain)
 
 
