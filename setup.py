@@ -163,6 +163,9 @@ class BuildExt(build_ext):
     def finalize_options(self) -> None:
         super().finalize_options()
         self.force = True
+        # The wrapper says where mpi.h is. In front of that would come what this environment holds.
+        own = os.path.join(sys.exec_prefix, "include")
+        self.include_dirs = [path for path in self.include_dirs if path != own]
         if self.inplace and os.pathsep in os.environ.get("MPICC", ""):
             raise SystemExit("a build in place is for one MPI: let MPICC name one wrapper")
         self.parallel = self.parallel or os.cpu_count()

@@ -23,6 +23,14 @@ BUILD = "from setuptools.build_meta import build_sdist; build_sdist('../dist')"
 MADE = ("PKG-INFO", "setup.cfg", "mpiserve.egg-info/")  # by the build of a source distribution
 USE = "import mpiserve, mpiserve._lib.core as core; print(mpiserve.__file__, core.version())"
 
+INCLUDES = """\
+import setuptools
+from distutils.core import run_setup
+build = run_setup("setup.py", stop_after="init").get_command_obj("build_ext")
+build.ensure_finalized()
+print(build.include_dirs)
+"""
+
 
 def run(*command: str, cwd: Path, **env: str) -> str:
     environment = mpijob.settings() | env
@@ -68,3 +76,11 @@ def test_a_wheel_of_it_works_in_a_folder_of_its_own(sdist, tmp_path):
     assert said == f"{site}/mpiserve/__init__.py {mpiserve.__version__}\n"
     said = run(str(site / "bin/mpiserve"), "--version", cwd=tmp_path, PYTHONPATH=str(site))
     assert said == f"mpiserve {mpiserve.__version__}\n"
+
+
+@pytest.mark.skipif(sys.prefix == sys.base_prefix, reason="no virtual environment")
+def test_headers_of_an_environment_do_not_hide_those_of_the_mpi_that_is_meant():
+    """setuptools puts them in front of those of the wrapper, and one may be another MPI's mpi.h."""
+    said = run(sys.executable, "-c", INCLUDES, cwd=ROOT)
+    assert "python3" in said
+    assert f"'{sys.exec_prefix}/include'" not in said
