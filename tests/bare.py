@@ -15,6 +15,9 @@ from pathlib import Path
 import mpijob
 from jobs import ROOT
 
+import mpiserve
+
+WHEELS = sorted((ROOT / "dist").glob(f"mpiserve-{mpiserve.__version__}-*manylinux*.whl"))
 COMPILERS = re.compile(
     r"(.*-)?(gcc|g\+\+|cc|c\+\+|cpp|c[89]9|clang|tcc|gfortran|f77|f95|ld|as|gold|make)(?!\w)"
     r"|mpi(cc|cxx|c\+\+|f)"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,23 @@ from jobs import ROOT
 
 # A file has a title; a block of sh is commands; one of text is what the last command prints.
 BLOCK = re.compile(r'^```(\w+)(?: title="([\w.]+)")?\n(.*?)^```$', re.DOTALL | re.MULTILINE)
+Step = tuple[str, str, str]  # "file", "command" or "output", a file's name, and the text
 
 
-def steps(name: str) -> Iterator[tuple[str, str, str]]:
-    """Yield the kind of each step, "file", "command" or "output", a file's name, and the text."""
-    text = (ROOT / f"docs/tutorial/{name}.md").read_text()
+def page(name: str) -> Iterator[Step]:
+    """Yield the steps of a tutorial."""
+    return steps((ROOT / f"docs/tutorial/{name}.md").read_text())
+
+
+def section(document: str, heading: str) -> Iterator[Step]:
+    """Yield the steps of a section of a document."""
+    _, found, text = (ROOT / document).read_text().partition(f"\n## {heading}\n")
+    assert found, f"{document} has no section {heading}"
+    return steps(text.partition("\n## ")[0])
+
+
+def steps(text: str) -> Iterator[Step]:
+    """Yield the steps of a text."""
     for language, title, body in BLOCK.findall(text):
         assert title or language in ("sh", "text"), f"a file without a title: {body}"
         if title:
@@ -29,10 +41,10 @@ def steps(name: str) -> Iterator[tuple[str, str, str]]:
             yield "output", "", body
 
 
-def follow(name: str, mpiexec: Callable[..., Any], folder: Path) -> int:
-    """Follow a tutorial in a folder; return how many jobs it has started."""
+def follow(taken: Iterable[Step], mpiexec: Callable[..., Any], folder: Path) -> int:
+    """Follow steps in a folder; return how many jobs they have started."""
     printed, jobs = "", 0
-    for kind, file, text in steps(name):
+    for kind, file, text in taken:
         if kind == "file":
             (folder / file).write_text(text)
         elif kind == "output":

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import mpijob
+import tutorial
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 
@@ -43,6 +44,16 @@ def test_submit_snippet_works_in_the_smallest_program(mpiexec, tmp_path):
     result = mpiexec(["-n", "3", *command], timeout=150)
 
     assert result.returncode == 0
+
+
+def test_an_own_model_answers_as_the_readme_shows(mpiexec, tmp_path):
+    """Without the installation, which tests/wheels/test_newcomer.py tests."""
+    steps = list(tutorial.section("README.md", "From pip install to your own model"))
+    texts = [text for _, _, text in steps]
+    installed = texts.index("pip install ./mpiserve-*.whl mpich")
+    left = [step for step in steps[:installed] if step[0] == "file"] + steps[installed + 1 :]
+
+    assert tutorial.follow(left, mpiexec, tmp_path) == 1
 
 
 def test_errors_that_the_documents_name_exist():

@@ -6,4 +6,4 @@ import tutorial
 
 @pytest.mark.timeout(300)
 def test_your_own_fortran_code_in_twenty_minutes(mpiexec, tmp_path):
-    assert tutorial.follow("fortran", mpiexec, tmp_path) == 3
+    assert tutorial.follow(tutorial.page("fortran"), mpiexec, tmp_path) == 3

@@ -15,15 +15,12 @@ from pathlib import Path
 
 import bare
 import pytest
-from bare import Bare
+from bare import WHEELS, Bare
 from coupling import right, write
 from jobs import ROOT
 
-import mpiserve
-
 pytestmark = [pytest.mark.timeout(300), pytest.mark.takes_long]
 
-WHEELS = sorted((ROOT / "dist").glob(f"mpiserve-{mpiserve.__version__}-*manylinux*.whl"))
 # What the library says of its build.
 BUILT_WITH = {"openmpi": "Open MPI 5.", "mpich": "MPICH 5.", "mpiabi": "MPI ABI 1."}
 
