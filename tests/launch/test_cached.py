@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 
 import numpy as np
-from coupling import CONFIG, RUN, SERVE, compile_simulation, write
+import pytest
+from coupling import CONFIG, RUN, SERVE, compile_simulation, said_by_ranks, write
 
 import mpiserve
 
@@ -99,3 +100,93 @@ def test_a_capture_has_what_the_model_has_answered_and_the_profile_the_rest(mpie
     assert head["cache_lookups"] == 2 + 2 * 2 * (30 * 60 + 10 * 3)
     assert head["cache_hits"] == head["cache_lookups"] - len(capture)
     assert f"rows whose answers were kept: {head['cache_hits']}, " in done.stderr + done.stdout
+
+
+# Each rank of the replica notes the rows that it gets. With "moody" the answers of one of them are
+# never alike.
+PAIR = """\
+import mpiserve
+
+
+class Pair(mpiserve.Backend):
+    def load(self):
+        version = self.service.options["version"]
+        self.factor = 2 if version == "moody" else int(version)
+        self.moody, self.calls = version == "moody" and self.comm.rank == 1, 0
+        self.seen = open(f"seen.{self.comm.rank}", "ab", buffering=0)
+
+    def run(self, inputs):
+        self.seen.write(inputs[0].tobytes())
+        self.calls += self.moody
+        return self.factor * inputs[0] + self.calls
+"""
+
+TOGETHER = KEEPS.replace('backend = "python"\nmodel = "model:twice"', 'backend = "pair:Pair"')
+TOGETHER += """\
+tensor_parallel = 2
+rows = "independent"
+version = "2"
+options = { version = "{version}" }
+"""
+
+ASKS = """\
+import mpiserve
+import numpy as np
+
+with mpiserve.open() as session:
+    twice, comm = session.service("twice"), session.comm
+    x = np.arange(180, dtype=np.float32).reshape(60, 3)
+    for factor in (2, 3):
+        if factor == 3 and comm.rank == 0:
+            session.reload("twice", "3", timeout=60)
+        comm.Barrier()
+        for turn in range(2):
+            if comm.rank == turn:
+                request = twice.submit(x)
+                assert (request.result(timeout=60) == factor * x).all()
+                assert request.stats["batch_rows"] == (0 if turn else 60), request.stats
+            comm.Barrier()
+        if comm.rank == 1:
+            some = x[::-1].copy()
+            some[::7, 1] = -factor
+            request = twice.submit(some)
+            assert (request.result(timeout=60) == factor * some).all()
+            assert request.stats["batch_rows"] == len(some[::7]), request.stats
+        comm.Barrier()
+"""
+
+
+@pytest.mark.every_mpi
+def test_a_model_of_two_ranks_gets_on_both_the_rows_that_are_not_kept(mpiexec, tmp_path):
+    write(tmp_path, ASKS, TOGETHER)
+    (tmp_path / "pair.py").write_text(PAIR)
+    done = mpiexec(["-n", 4, *RUN, "c.toml", "sim.py"])
+    assert done.returncode == 0
+    assert f"{2 * (60 + 51)} of {2 * 180} rows" in done.stderr
+    head, follower = ((tmp_path / f"seen.{rank}").read_bytes() for rank in range(2))
+    assert head == follower
+    got = np.frombuffer(head, np.float32).reshape(-1, 3)
+    for factor in (2, 3):  # once by each version, so twice in all; and what is new of each
+        assert (got == [3, 4, 5]).all(1).sum() == 2
+        assert (got[:, 1] == -factor).sum() == 9
+
+
+MOODY = """\
+import mpiserve
+
+with mpiserve.open() as session:
+    try:
+        session.service("twice")
+    except mpiserve.ModelError as error:
+        print(error, flush=True)
+"""
+
+
+@pytest.mark.takes_long
+def test_a_model_that_is_random_on_one_of_two_ranks_is_refused(mpiexec, tmp_path):
+    write(tmp_path, MOODY, TOGETHER.replace('"2"', '"moody"') + "warmup = false\n")
+    (tmp_path / "pair.py").write_text(PAIR)
+    done = mpiexec(["-n", 3, *RUN, "c.toml", "sim.py"])
+    assert done.returncode != 0
+    [said] = said_by_ranks(done)
+    assert "service.twice.cache_rows: " in said and "the model is random, or has a state" in said
