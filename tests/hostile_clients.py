@@ -75,9 +75,10 @@ ALONE = 2.0  # seconds
 OTHERS = 200  # descriptors of this process that are no silent connections
 FUZZERS = 3
 # What a process may gain between two quarters of the rounds, and at most above the first one.
-# Python collects what refers to itself late: some MiB of 2,000 connections in a round.
-GAIN, PEAK = 64 << 20, 192 << 20
-SLOWER = 100.0  # times that a median may become: the simulation waits for no client
+# The heap may keep a body of 64 MiB, and Python collects 2,000 connections of a round late.
+GAIN, PEAK = 96 << 20, 192 << 20
+SLOWER = 1000.0  # times that a median may become: who waits for a client waits for a second
+POLITE = 10  # of attackers, who would be on another machine: they take what cores are left
 
 
 class Good:
@@ -143,6 +144,11 @@ class Attack:
 
     def round(self) -> None:
         """Have each kind come once, with fuzzers beside those that are slow."""
+        with ThreadPoolExecutor(1, initializer=os.nice, initargs=(POLITE,)) as thread:
+            thread.submit(self._round).result()
+
+    def _round(self) -> None:
+        """Its threads are as polite as the one that starts them."""
         self._number += 1
         hostile_http.silent(self._target, self._count)
         kinds = list(hostile_http.seeded(self._seed, self._number))
