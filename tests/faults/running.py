@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import h5py
 import mpijob
 import pytest
 from coupling import PYTHON, SERVE
@@ -117,6 +118,7 @@ def write(folder: Path, fault: Fault) -> None:
     text = SERVICE.format(name="twice", model=model, replicas=replicas, **same)
     if fault.broken:
         text += SERVICE.format(name="broken", model=fault.broken, replicas=1, **same)
+    text += "[capture]\nflush_s = 0.2\n" if fault.capture else ""
     (folder / "c.toml").write_text(text)
 
 
@@ -235,6 +237,8 @@ def problems(seen: Seen, expect: Expect) -> list[str]:
         found.append(f"nobody said {expect.text!r}")
     if expect.closes and (unclosed := seen.of("unclosed")):
         found.append(f"close failed: {unclosed[0]['text']}")
+    if seen.fault.capture:
+        found += not_captured(watched.folder / "capture")
     if watched.left:
         found.append(f"processes remain: {watched.left}")
     files = [name for name in watched.shm if not re.fullmatch(expect.stays, name)]
@@ -242,6 +246,21 @@ def problems(seen: Seen, expect: Expect) -> list[str]:
     if files:
         found.append(f"files remain: {files}")
     return found
+
+
+def not_captured(folder: Path) -> list[str]:
+    """Return what is wrong with the files of a capture."""
+    found, rows = [], 0
+    for path in folder.glob("[0-9a-f]*.h5"):
+        try:
+            with h5py.File(path) as file:
+                x, y = file["twice/inputs/x"][:], file["twice/outputs/y"][:]
+        except (OSError, KeyError) as error:
+            found.append(f"{path.name}: {error}")
+            continue
+        rows += len(x)
+        found += [f"{path.name}: wrong answers"] * (not (y == 2 * x + 1).all())
+    return found if rows else [*found, "nothing is captured"]
 
 
 def answers(seen: Seen, expect: Expect) -> list[str]:

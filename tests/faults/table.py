@@ -71,6 +71,7 @@ class Fault:
         transports: Those with which it is run.
         hosts: Whether the last inference rank, to which it is done, is on a host of its own.
         batch_rows: The most rows of a batch, or ragged requests, if not enough for every request.
+        capture: Whether the job is captured. Then all files must open, with right answers.
     """
 
     number: int
@@ -87,6 +88,7 @@ class Fault:
     transports: tuple[str, ...] = ("shared", "rma")
     hosts: bool = False
     batch_rows: int = 0
+    capture: bool = False
 
     @property
     def key(self) -> str:
@@ -374,7 +376,22 @@ NODE = [
     ),
 ]
 
-FAULTS = [*MODEL, *LOAD, *RANKS, *HOSTS, *NODE]
+# What writes a capture is a process beside each inference rank, which outlives it.
+NO_WRITER = r"the capture has stopped \(its writer has ended with status -9\)"
+CAPTURES = [
+    of_rank(
+        21,
+        "writer of a capture killed",
+        "writer",
+        {PLAIN: replace(GOES_ON, text=NO_WRITER)},
+        quick=True,
+        capture=True,
+    ),
+    of_rank(21, "captured: one of 2 replicas killed", "kill", DEATH, inference=2, capture=True),
+    of_client(21, "captured: simulation rank: SIGKILL", "kill", DEATH, capture=True),
+]
+
+FAULTS = [*MODEL, *LOAD, *RANKS, *HOSTS, *NODE, *CAPTURES]
 
 COLUMNS = ("fault", "launched", "MPI", "transport", "what was said", "next answer", "job")
 COLUMNS += ("requests of others", "status", "left behind", "")
