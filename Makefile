@@ -93,7 +93,7 @@ test-cluster: build/stamp.openmpi build/stamp.mpich $(BASE)/stamp.tools  ## thos
 test-faults: build/stamp.openmpi build/stamp.mpich $(BASE)/stamp.tools  ## jobs in which something dies; the table of what was seen is build/faults.md
 	@rm -rf build/test-logs/*_faults_*
 	@$(BASE)/bin/python tests/run.py faults --mpi openmpi=$(BASE) mpich=$(BASE)-mpich \
-	    --minutes 180 $(TESTS); status=$$?; $(BASE)/bin/python tests/faults/table.py; exit $$status
+	    --minutes 180 $(TESTS); status=$$?; $(BASE)/bin/python tests/faults/seen.py; exit $$status
 
 test-servers: build/stamp.openmpi build/stamp.mpich $(BASE)/stamp.tools $(BASE)-triton/stamp $(BASE)-serve/stamp  ## the backend remote beside real servers, whose environments it makes
 	@$(BASE)/bin/python tests/run.py launch --mpi openmpi=$(BASE) mpich=$(BASE)-mpich -k real_servers $(TESTS)

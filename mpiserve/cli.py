@@ -332,7 +332,7 @@ def bench(
             "--case",
             metavar="NAME",
             help="latency, overlap, engines, derivatives, starts, isolation, restart, loadgen, "
-            "scale, scrape, lockstep, reproducible, strong_scaling or paper; may be repeated.",
+            "scale, scrape, capture, lockstep, reproducible, strong_scaling, paper; repeatable.",
         ),
     ] = None,
 ) -> None:

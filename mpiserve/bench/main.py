@@ -13,6 +13,7 @@ from mpi4py import MPI
 
 from mpiserve._lib import core
 from mpiserve.bench import (
+    capture,
     derivatives,
     engines,
     isolation,
@@ -48,6 +49,7 @@ MEASURES = {
     "restart": restarts.measure,
     "loadgen": loadgen.measure,
     "scrape": scrape.measure,
+    "capture": capture.measure,
     "derivatives": derivatives.measure,
     "lockstep": lockstep.measure,
     "reproducible": reproducible.measure,
@@ -63,6 +65,7 @@ CASES = {
     "loadgen": PAIR,
     "scale": 0,
     "scrape": PAIR,
+    "capture": PAIR,
     "derivatives": PAIR,
     "starts": 0,
     "lockstep": lockstep.CLIENTS + 1,
@@ -76,6 +79,7 @@ WITHOUT_MPI: dict[str, Callable[[Plan, Progress], Iterable[Row]]] = {
     "paper": paper.measure,
 }
 BY_NAME = (
+    "capture",
     "derivatives",
     "isolation",
     "reproducible",

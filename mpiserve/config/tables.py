@@ -171,6 +171,8 @@ class TensorConfig(Table):
     """Of an output: the least value that is an answer; see `check`."""
     max: Annotated[float | None, AfterValidator(_ordered), AfterValidator(_above_min)] = None
     """Of an output: the greatest value that is an answer; see `check`."""
+    units: StrictStr = ""
+    """What its values are counted in, such as `"K"`: for whoever reads a capture."""
 
     _dimension: str = PrivateAttr("")
 

@@ -144,6 +144,7 @@ class Capture:
             ),
             "backend": service.backend,
             "model": service.model or "",
+            "units": json.dumps(units_of(service)),
         }
 
     def _tell(self, message: dict[str, Any]) -> None:
@@ -228,6 +229,12 @@ class Capture:
 def tensor_of(tensor: Any) -> dict[str, Any]:
     """Describe a tensor for a file: the shape is that of a row."""
     return {"name": tensor.name, "dtype": tensor.dtype, "shape": list(tensor.row_shape)}
+
+
+def units_of(service: ServiceConfig) -> dict[str, str]:
+    """Return what the values of tensors are counted in, by path, where it is given."""
+    sides = {"inputs": service.inputs, "outputs": service.outputs}
+    return {f"{side}/{t.name}": t.units for side, given in sides.items() for t in given if t.units}
 
 
 def row_bytes(service: ServiceConfig) -> int:

@@ -14,7 +14,7 @@ import numpy as np
 from mpiserve.errors import ArgumentError, Code
 from mpiserve.observe import capture_files as files
 
-GAP = 64  # rows between two that are asked for which are read along with them
+GAP_BYTES = 2**17  # between two rows that are asked for which are read along: a read has a price
 Arrays = dict[str, np.ndarray]
 Pair = tuple[Arrays, Arrays]
 
@@ -55,6 +55,9 @@ class Capture:
         self._paths: list[Path] = []
         self._ends: list[int] = []
         self._open: dict[int, h5py.Group] = {}
+        self._datasets: dict[
+            tuple[int, str], h5py.Dataset
+        ] = {}  # to open one takes as long as to read
         self._kept: np.ndarray | None = None  # the numbers of rows of that source; None: all are
         self.service = self._choose(Path(path), service)
         signature = files.signature_of(self._group(0))
@@ -148,7 +151,7 @@ class Capture:
             yield self[begin : begin + rows]
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_open": {}}
+        return self.__dict__ | {"_open": {}, "_datasets": {}}
 
     # ---- the files
 
@@ -156,9 +159,18 @@ class Capture:
         """Return the service in a file, which is opened when it is needed."""
         if number not in self._open:
             if len(self._open) > 64:
-                self._open.popitem()[1].file.close()
+                closed, group = self._open.popitem()
+                self._datasets = {k: d for k, d in self._datasets.items() if k[0] != closed}
+                group.file.close()
             self._open[number] = files.opened(self._paths[number])[self.service]
         return self._open[number]
+
+    def _dataset(self, number: int, path: str) -> h5py.Dataset:
+        """Return a dataset of the service in a file."""
+        key = number, path
+        if number not in self._open or key not in self._datasets:
+            self._datasets[key] = self._group(number)[path]
+        return self._datasets[key]
 
     def _range(self, which: slice) -> tuple[int, int, int]:
         begin, end, stride = which.indices(len(self))
@@ -173,7 +185,8 @@ class Capture:
         numbers = self._kept[begin:end:stride]
         if not len(numbers):
             return self._read(path, 0, 0, 1)
-        runs = np.split(numbers, np.flatnonzero(np.diff(numbers) > GAP) + 1)
+        data = self._dataset(0, path)
+        runs = _runs(numbers, data.dtype.itemsize * int(np.prod(data.shape[1:], dtype=np.int64)))
         return np.concatenate(
             [self._read(path, run[0], run[-1] + 1, 1)[run - run[0]] for run in runs]
         )
@@ -184,11 +197,11 @@ class Capture:
         while begin < end and number < len(self._ends):
             first = self._ends[number - 1] if number else 0
             stop = min(end, self._ends[number])
-            pieces.append(self._group(number)[path][begin - first : stop - first : stride])
+            pieces.append(self._dataset(number, path)[begin - first : stop - first : stride])
             begin += (stop - begin + stride - 1) // stride * stride
             number = max(number + 1, bisect_right(self._ends, begin))
         if not pieces:
-            return self._group(0)[path][:0]
+            return self._dataset(0, path)[:0]
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
     def _tensor(self, side: int, tensor: files.Tensor, *which: int) -> np.ndarray:
@@ -203,25 +216,39 @@ class Capture:
         return inputs, outputs
 
     def _gathered(self, which: np.ndarray) -> Pair:
-        """Return rows in any order; neighbours are read together."""
+        """Return rows in any order; those that lie near each other are read together."""
         casting: Any = "same_kind" if which.size else "unsafe"
         is_mask = which.dtype == bool
         which = np.flatnonzero(which) if is_mask else which.astype(np.int64, casting=casting)
         numbers = np.where(which < 0, which + len(self), which)
         if len(numbers) and not (numbers.min() >= 0 and numbers.max() < len(self)):
             raise IndexError(f"rows are 0 to {len(self) - 1}")
+        if not len(numbers):
+            return self._rows(0, 0, 1)
+        if (np.diff(numbers) == 1).all():
+            return self._rows(int(numbers[0]), int(numbers[-1]) + 1, 1)
         order = np.argsort(numbers, kind="stable")
-        runs = np.split(order, np.flatnonzero(np.diff(numbers[order]) != 1) + 1)
-        pieces = [
-            self._rows(int(numbers[r[0]]), int(numbers[r[-1]]) + 1, 1) for r in runs if len(r)
-        ]
-        pieces = pieces or [self._rows(0, 0, 1)]
-        back = np.argsort(order, kind="stable")
         inputs, outputs = (
-            {
-                name: np.concatenate([p[side][name] for p in pieces])[back]
-                for name in pieces[0][side]
-            }
-            for side in (0, 1)
+            {tensor.name: self._scattered(side, tensor, numbers, order) for tensor in tensors}
+            for side, tensors in enumerate(self._sides)
         )
         return inputs, outputs
+
+    def _scattered(
+        self, side: int, tensor: files.Tensor, numbers: np.ndarray, order: np.ndarray
+    ) -> np.ndarray:
+        """Return rows of a tensor; `order` sorts their numbers."""
+        made, done = np.empty((len(numbers), *tensor.shape), tensor.dtype), 0
+        for run in _runs(numbers[order], tensor.row_bytes):
+            found = self._tensor(side, tensor, int(run[0]), int(run[-1]) + 1, 1)
+            made[order[done : done + len(run)]] = found[run - run[0]]
+            done += len(run)
+        return made
+
+
+def _runs(numbers: np.ndarray, row_bytes: int) -> list[np.ndarray]:
+    """Split numbers of rows, in ascending order, into those that are read together."""
+    row = max(1, row_bytes)
+    is_apart = np.diff(numbers) > max(1, GAP_BYTES // row)
+    is_apart |= np.diff(numbers // max(1, files.BLOCK_BYTES // row)) > 0  # in bounded memory
+    return np.split(numbers, np.flatnonzero(is_apart) + 1)

@@ -180,7 +180,7 @@ def image(
 
 
 def explain(group: h5py.Group) -> None:
-    """Say what the columns of a service mean, and the types that HDF5 does not have."""
+    """Say what columns mean, the units of tensors, and the types that HDF5 does not have."""
     for name, text in MEANING.items():
         if name in group:
             group[name].attrs["description"] = text
@@ -189,6 +189,8 @@ def explain(group: h5py.Group) -> None:
             path = f"{side}/{tensor.name}"
             if path in group:
                 group[path].attrs["dtype"] = tensor.dtype
+    for path, units in json.loads(group.attrs.get("units", "{}")).items():
+        group[path].attrs["units"] = units
 
 
 def signature_of(group: h5py.Group) -> dict[str, list[Tensor]]:

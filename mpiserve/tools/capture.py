@@ -1,9 +1,8 @@
-"""`capture info`, `merge` and `export`."""
+"""`capture info` and `merge`."""
 
 from __future__ import annotations
 
 import sys
-import zipfile
 from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
@@ -16,9 +15,7 @@ from mpiserve import terminal
 from mpiserve.errors import Error
 from mpiserve.failure import describe
 from mpiserve.observe import capture_files as files
-from mpiserve.observe.capture_data import Capture, files_of
-
-BLOCK_ROWS = 2**16
+from mpiserve.observe.capture_data import files_of
 
 
 def told(program: Callable[..., None]) -> Callable[..., int]:
@@ -92,30 +89,3 @@ def merge(path: str, output: str, compression: str) -> None:
     found = _files(path)
     files.merge(found, Path(output), files.filters(compression, None))
     print(f"{output}: {len(found)} files")
-
-
-@told
-def export(path: str, output: str, service: str | None, source: str | None) -> None:
-    """Write the rows of a service for numpy, without holding all of them in memory."""
-    if not output.endswith(".npz"):
-        raise ValueError(f"{output}: what is written ends in .npz")
-    capture = Capture(path, service, source)
-    with zipfile.ZipFile(output, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
-        for name in capture.columns:
-            key = name.replace("/", ".")
-            with archive.open(f"{key}.npy", "w", force_zip64=True) as file:
-                _write(file, capture, name)
-    print(f"{output}: {len(capture)} rows of '{capture.service}'")
-
-
-def _write(file: Any, capture: Capture, name: str) -> None:
-    first = capture.read(name, 0, 0)
-    header = {
-        "descr": np.lib.format.dtype_to_descr(first.dtype),
-        "fortran_order": False,
-        "shape": (len(capture), *first.shape[1:]),
-    }
-    np.lib.format.write_array_header_2_0(file, header)
-    for begin in range(0, len(capture), BLOCK_ROWS):
-        end = min(begin + BLOCK_ROWS, len(capture))
-        file.write(np.ascontiguousarray(capture.read(name, begin, end)).astype(first.dtype))

@@ -38,14 +38,16 @@ def merge(
 @app.command()
 def export(
     path: Path,
-    output: Annotated[str, typer.Option("-o", metavar="FILE.npz", help="The new file.")],
+    output: Annotated[
+        str, typer.Option("-o", metavar="FILE", help="The new file: .npz, .parquet or .zarr.")
+    ],
     service: Service = None,
     source: Annotated[
         str | None, typer.Option(help="Only rows of the model, or of the physics; by default both.")
     ] = None,
 ) -> None:
-    """Write the rows of a service as arrays of numpy, one for each tensor and column."""
-    from mpiserve.tools import capture as program
+    """Write the rows of a service for numpy, Parquet or Zarr: each tensor, each column."""
+    from mpiserve.tools import capture_export as program
 
     raise typer.Exit(program.export(path, output, service, source))
 
@@ -58,8 +60,12 @@ def replay(
     ] = None,
     version: Annotated[str, typer.Option(help="Of the models, in place of {version}.")] = "",
     worst: Annotated[int, typer.Option(min=0, metavar="N", help="Rows to list.")] = 5,
+    picture: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Draw the differences into it, such as FILE.png."),
+    ] = None,
 ) -> None:
-    """Run the batches of a capture again, without MPI, and print how the answers differ."""
+    """Run the batches of a capture again, without MPI, and show how the answers differ."""
     from mpiserve.tools import replay as program
 
-    raise typer.Exit(program.replay(path, config, version, worst))
+    raise typer.Exit(program.replay(path, config, version, worst, picture))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from mpiserve.observe.capture_data import Capture, files_of
 from mpiserve.serving import engines
 from mpiserve.serving.loading import Loader
 from mpiserve.tools.capture import told
+from mpiserve.tools.replay_picture import Replayed, draw
 
 QUANTILES = (0.5, 0.99, 1.0)
 
@@ -131,20 +133,26 @@ def _largest(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 @told
-def replay(path: str, config: str | None, version: str, worst: int) -> None:
-    """Replay each service of a capture that the configuration has, and print the differences."""
+def replay(path: str, config: str | None, version: str, worst: int, picture: str | None) -> None:
+    """Replay each service of a capture that the configuration has, and show the differences."""
+    if picture and not find_spec("matplotlib"):
+        raise ValueError("--picture needs matplotlib: pip install 'mpiserve[demo]'")
     read = Config.load(config) if config else configuration_of(Path(path))
     names = _services(Path(path))
     chosen = [service for service in read.services if service.name in names]
     if not chosen:
         text = f"{path} has {', '.join(names) or 'no rows'}; none of these is in {read.source}"
         raise ConfigError(Code.ECONFIG, text)
-    broken = []
+    broken, seen = [], []
     for service in chosen:
         wanted = service.of_version(version) if version else service.of_version()
-        unequal = _replay(Capture(path, service.name), wanted, worst)
+        replayed, unequal = _replay(Capture(path, service.name), wanted, worst)
+        seen.append(replayed)
         if unequal and service.reproducible and not config and not version:
             broken.append(f"{unequal} rows of service '{service.name}'")
+    if picture:
+        draw(seen, Path(picture))
+        print(f"{picture}: the differences")
     if broken:
         text = f"{', '.join(broken)} should have the same bits (reproducible), and have others"
         raise ModelError(Code.EMODEL, text)
@@ -178,8 +186,8 @@ def configuration_of(path: Path) -> Config:
     return Config.from_dict({"service": kept}, source=f"the configuration in {path}")
 
 
-def _replay(capture: Capture, service: ServiceConfig, worst: int) -> int:
-    """Replay a service; return in how many rows of whole batches of the first model bits differ."""
+def _replay(capture: Capture, service: ServiceConfig, worst: int) -> tuple[Replayed, int]:
+    """Replay a service; return also how many rows of whole batches of the first model differ."""
     tensors = [(t.name, t.dtype) for t in service.inputs], [t.name for t in service.outputs]
     if [name for name, _ in tensors[0]] != capture.inputs or tensors[1] != capture.outputs:
         text = f"{capture.inputs} and {capture.outputs} were captured"
@@ -200,27 +208,31 @@ def _replay(capture: Capture, service: ServiceConfig, worst: int) -> int:
     rows = sum(len(each.rows) for each in found)
     print(f"service {service.name}: {rows} rows in {count} batches, {model.engine}")
     if not count:
-        return 0
+        return Replayed(service.name, {}, np.array([])), 0
     if whole < count:
         print(f"{count - whole} batches were captured in part: others may round differently")
-    _show(capture, found, worst)
-    return unequal
+    largest = _show(capture, found, worst)
+    steps = capture.column("step")[np.concatenate([each.rows for each in found])]
+    return Replayed(service.name, largest, steps), unequal
 
 
-def _show(capture: Capture, found: Sequence[Difference], worst: int) -> None:
+def _show(capture: Capture, found: Sequence[Difference], worst: int) -> dict[str, np.ndarray]:
+    """Print the differences; return the largest one of each row, by output."""
     from rich.table import Table
 
     table = Table("output", "rows with other bits", "median", "99 %", "largest")
     rows = np.concatenate([each.rows for each in found])
+    largest = {}
     for i, name in enumerate(capture.outputs):
         unequal = sum(int(each.unequal[i].sum()) for each in found)
-        largest = np.concatenate([each.largest[i] for each in found])
-        shown = [f"{value:.3g}" for value in np.quantile(largest, QUANTILES)]
+        largest[name] = np.concatenate([each.largest[i] for each in found])
+        shown = [f"{value:.3g}" for value in np.quantile(largest[name], QUANTILES)]
         table.add_row(name, str(unequal), *shown)
     terminal.console().print(table)
-    total = np.concatenate([np.max(each.largest, axis=0) for each in found])
+    total = np.max([*largest.values()], axis=0)
     order = np.argsort(-total, kind="stable")[:worst]
     for at in order[total[order] > 0]:
         row = int(rows[at])
         about = [f"{k} {capture.column(k, slice(row, row + 1))[0]}" for k in ("rank", "step")]
         print(f"row {row} ({', '.join(about)}): {total[at]:.3g}")
+    return largest

@@ -53,7 +53,7 @@ def check_round_trips(rows):
     networks = [labels(row) for row in rows if row.get("model") == "mlp"]
     ours = [("mpiserve", "python", "torch", name, "user") for name in ("shared", "rma")]
     assert networks == [("in_process",), *ours]
-    assert len([row for row in rows if "engine" in row]) == (8 if engines() else 0)
+    assert len([row for row in rows if "engine" in row]) == (10 if engines() else 0)
 
 
 def check_others(rows):
@@ -66,7 +66,8 @@ def check_others(rows):
         cases.setdefault(row["case"], []).append(row)
     assert len(cases["overlap"]) == 4
     if engines():
-        assert len(cases["served_beyond_engine"]) == len(cases["eager_over_compiled"]) == 2
+        names = ("served_beyond_engine", "eager_over_compiled", "eager_over_kept")
+        assert [len(cases[name]) for name in names] == [2, 2, 2]
     assert [row["bind"] for row in cases["batch_efficiency"]] == [False, True]
     assert len(cases["census_wait"]) == 1
     assert 1 <= cases["census_wait"][0]["batch_requests_min"] <= 3
@@ -135,6 +136,15 @@ def test_the_process_of_a_model_is_measured(mpiexec, tmp_path):
 def test_what_a_scrape_costs_is_measured(mpiexec, tmp_path):
     (row,) = measured(mpiexec, tmp_path, "scrape")
     assert row["case"] == "scrape" and 0 < row["value"] < math.inf
+
+
+@pytest.mark.takes_long
+def test_what_a_capture_costs_is_measured_and_how_fast_it_is_read(mpiexec, tmp_path):
+    price, *reads = measured(mpiexec, tmp_path, "capture")
+    assert price["case"] == "capture" and 0 < price["kept"] <= 1
+    assert [row["order"] for row in reads] == ["in order", "at random"]
+    for row in (price, *reads):
+        assert 0 < row["value"] < math.inf
 
 
 @pytest.mark.takes_long

@@ -12,7 +12,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from faults.table import ALIVE, EITHER, ENDS, FAULTS, ROOT, Fault, rows
+from faults.seen import ROOT, rows
+from faults.table import ALIVE, EITHER, ENDS, FAULTS, Fault
 
 PAGE = ROOT / "docs/internals/faults.md"
 INTRODUCTION = """\
@@ -26,7 +27,8 @@ the time from the fault to the next right answer that any rank gets, on a busy m
 What is said stands for all jobs of a row; numbers and names differ. Rows of "two hosts" have the
 inference rank to which it happens on a host of its own (a network namespace), where Puts and Gets
 are messages. With "requests in pieces" every second request has more rows than a batch may have;
-"ragged requests" have rows of their own and indices into them.
+"ragged requests" have rows of their own and indices into them. What is "captured" leaves files that
+open, with right answers alone.
 
 `make test-faults` runs the jobs, `python tests/faults/docs_page.py` writes this page from what they
 saw. [What a job survives](../guide/survival.md) says what to do about it.

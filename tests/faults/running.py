@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import h5py
 import mpijob
 import pytest
 from coupling import PYTHON, SERVE
-from faults import table
+from faults import seen, table
 from faults.table import ALIVE, EITHER, ENDS, KEPT, PLAIN, ULFM, Expect, Fault
 from faults.two_hosts import ON_HOSTS, two_hosts
 from faults.watched import Watched, job
@@ -125,6 +126,7 @@ def write(folder: Path, fault: Fault) -> None:
         text += SERVICE.format(name="broken", model=fault.broken, replicas=1, **same)
     if fault.gateway is not None:
         text += "\n".join([GATEWAY, *(f"{key} = {value}" for key, value in fault.gateway.items())])
+    text += "[capture]\nflush_s = 0.2\n" if fault.capture else ""
     (folder / "c.toml").write_text(text)
 
 
@@ -246,6 +248,8 @@ def problems(seen: Seen, expect: Expect) -> list[str]:
         found.append(f"nobody said {expect.text!r}")
     if expect.closes and (unclosed := seen.of("unclosed")):
         found.append(f"close failed: {unclosed[0]['text']}")
+    if seen.fault.capture:
+        found += not_captured(watched.folder / "capture")
     if watched.left:
         found.append(f"processes remain: {watched.left}")
     files = [name for name in watched.shm if not re.fullmatch(expect.stays, name)]
@@ -253,6 +257,21 @@ def problems(seen: Seen, expect: Expect) -> list[str]:
     if files:
         found.append(f"files remain: {files}")
     return found
+
+
+def not_captured(folder: Path) -> list[str]:
+    """Return what is wrong with the files of a capture."""
+    found, rows = [], 0
+    for path in folder.glob("[0-9a-f]*.h5"):
+        try:
+            with h5py.File(path) as file:
+                x, y = file["twice/inputs/x"][:], file["twice/outputs/y"][:]
+        except (OSError, KeyError) as error:
+            found.append(f"{path.name}: {error}")
+            continue
+        rows += len(x)
+        found += [f"{path.name}: wrong answers"] * (not (y == 2 * x + 1).all())
+    return found if rows else [*found, "nothing is captured"]
 
 
 def answers(seen: Seen, expect: Expect) -> list[str]:
@@ -292,7 +311,7 @@ def record(seen: Seen, expect: Expect, found: list[str]) -> None:
         "left behind": remains(seen.watched),
         "": verdict[:300],
     }
-    with Path(folder, table.SEEN).open("a") as file:
+    with Path(folder, seen.SEEN).open("a") as file:
         file.write(json.dumps(row) + "\n")
 
 

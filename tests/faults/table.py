@@ -1,19 +1,9 @@
-"""The table of faults: what each one is, and what must be seen under which launcher.
-
-python tests/faults/table.py      print what the last runs have seen, and write build/faults.md
-"""
+"""The table of faults: what each one is, and what must be seen under which launcher."""
 
 from __future__ import annotations
 
-import json
-from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
-
-ROOT = Path(__file__).resolve().parents[2]
-SEEN = "faults.jsonl"  # in the folder of each job of tests/run.py
 
 # How a job is launched: as usual; so that MPI tells survivors of a death (Open MPI 5); so that the
 # launcher kills no survivors and sees no signal (MPICH).
@@ -72,6 +62,7 @@ class Fault:
         hosts: Whether the last inference rank, to which it is done, is on a host of its own.
         batch_rows: The most rows of a batch, or ragged requests, if not enough for every request.
         gateway: Keys of the table `[gateway]`, whose rank comes last; None for no gateway.
+        capture: Whether the job is captured. Then all files must open, with right answers.
     """
 
     number: int
@@ -89,6 +80,7 @@ class Fault:
     hosts: bool = False
     batch_rows: int = 0
     gateway: dict[str, Any] | None = None
+    capture: bool = False
 
     @property
     def key(self) -> str:
@@ -407,37 +399,19 @@ GATEWAY = [
     ),
 ]
 
-FAULTS = [*MODEL, *LOAD, *RANKS, *HOSTS, *NODE, *GATEWAY]
+# What writes a capture is a process beside each inference rank, which outlives it.
+NO_WRITER = r"the capture has stopped \(its writer has ended with status -9\)"
+CAPTURES = [
+    of_rank(
+        23,
+        "writer of a capture killed",
+        "writer",
+        {PLAIN: replace(GOES_ON, text=NO_WRITER)},
+        quick=True,
+        capture=True,
+    ),
+    of_rank(23, "captured: one of 2 replicas killed", "kill", DEATH, inference=2, capture=True),
+    of_client(23, "captured: simulation rank: SIGKILL", "kill", DEATH, capture=True),
+]
 
-COLUMNS = ("fault", "launched", "MPI", "transport", "what was said", "next answer", "job")
-COLUMNS += ("requests of others", "status", "left behind", "")
-
-
-def rows() -> Iterator[dict[str, Any]]:
-    """What the jobs of tests/run.py have seen."""
-    for path in sorted((ROOT / "build/test-logs").glob(f"*/{SEEN}")):
-        yield from map(json.loads, path.read_text().splitlines())
-
-
-def line(row: dict[str, Any]) -> str:
-    cells = [str(row.get(column, "")).replace("|", "/").replace("\n", " ") for column in COLUMNS]
-    return f"| {' | '.join(cells)} |"
-
-
-def page() -> str:
-    """Return the table of what was seen, in Markdown."""
-    order = sorted(rows(), key=lambda row: (int(row["fault"].split()[0]), *row.values()))
-    head = [f"| {' | '.join(COLUMNS)} |", f"|{' --- |' * len(COLUMNS)}"]
-    counts = Counter(row[""].partition(":")[0] for row in order)
-    summary = ", ".join(f"{count} {word}" for word, count in counts.most_common())
-    return "\n".join(["# Faults", "", f"{summary}.", "", *head, *map(line, order), ""])
-
-
-def main() -> None:
-    text = page()
-    (ROOT / "build/faults.md").write_text(text)
-    print(text)
-
-
-if __name__ == "__main__":
-    main()
+FAULTS = [*MODEL, *LOAD, *RANKS, *HOSTS, *NODE, *GATEWAY, *CAPTURES]

@@ -15,11 +15,16 @@ NAP = 3.0  # seconds that a stopped rank stays so
 
 
 def harm(job, fault):
-    """Do to the last inference rank what the row says; return when, and whom to wake later."""
+    """Do to the last inference rank, or to what writes its capture, what the row says.
+
+    Returns:
+        When, and whom to wake later.
+    """
     if not fault.outside or not job.until(lambda: job.asked(fault.plan["at"][0]), 40):
         return None, None
-    pid = job.rank(CLIENTS + fault.inference - 1)
-    how = signal.SIGKILL if fault.outside == "kill" else signal.SIGSTOP
+    is_writer = fault.outside == "writer"
+    pid = job.writer() if is_writer else job.rank(CLIENTS + fault.inference - 1)
+    how = signal.SIGKILL if is_writer or fault.outside == "kill" else signal.SIGSTOP
     os.kill(pid, how)
     return time.monotonic(), pid if how == signal.SIGSTOP else None
 
@@ -34,7 +39,7 @@ def wake(job, fault, stopped):
     return None if fault.outside == "nap" else time.monotonic()
 
 
-@pytest.mark.parametrize(("fault", "mode"), cases([*table.RANKS, *table.HOSTS]))
+@pytest.mark.parametrize(("fault", "mode"), cases([*table.RANKS, *table.HOSTS, *table.CAPTURES]))
 def test_the_others(fault, mode, tmp_path):
     with started(tmp_path, fault, mode, clients=CLIENTS) as job:
         act, stopped = harm(job, fault)

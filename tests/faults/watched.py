@@ -118,6 +118,10 @@ class Watched:
         mine = [p for p in mine if "python" in p.command.split()[0]]
         return min(mine, key=lambda p: started(p.pid)).pid
 
+    def writer(self) -> int:
+        """Return the process that writes the capture of a rank."""
+        return next(p.pid for p in self.processes() if "capture_writer" in p.command)
+
     def events(self) -> dict[str, list[dict[str, Any]]]:
         """Return what ranks and models have written down, by rank; "model" for the models."""
         found = {}

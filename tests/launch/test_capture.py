@@ -9,6 +9,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -20,7 +21,7 @@ import mpiserve
 THREE = """\
 [service.echo]
 backend = "echo"
-inputs = [{ name = "a", dtype = "float64", shape = [-1, 2] },
+inputs = [{ name = "a", dtype = "float64", shape = [-1, 2], units = "m/s" },
           { name = "n", dtype = "int32", shape = [-1] }]
 outputs = [{ name = "b", dtype = "float64", shape = [-1, 2] },
            { name = "m", dtype = "int32", shape = [-1] }]
@@ -102,7 +103,50 @@ def test_captured_rows_are_those_that_were_sent_bit_for_bit(mpiexec, tmp_path):
         }
         assert file["here"]["inputs/x"][:].any()
         assert file.attrs["mpiserve"] == mpiserve.__version__
+        assert file["echo/inputs/a"].attrs["units"] == "m/s"
     assert len([*(tmp_path / "capture").iterdir()]) == 4  # a file of each rank, and the index
+
+
+# What a rank sends in a step: bits of all kinds, NaN too, which whoever knows both can make again.
+ROWS = """\
+import numpy as np
+
+def rows_of(rank, step):
+    bits = np.random.default_rng([rank, step]).integers(0, 256, (1000, 12), np.uint8)
+    return bits.view(np.float32)
+"""
+
+SENDS_A_MILLION = f"""\
+import mpiserve
+{ROWS}
+with mpiserve.open() as session:
+    rank = session.comm.rank
+    service = session.service("twice")
+    for step in range(1, 501):
+        session.step()
+        x = rows_of(rank, step)
+        assert service(x).tobytes() == x.tobytes()
+"""
+
+
+@pytest.mark.takes_long
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("backend", ["echo", "python"])
+def test_a_million_rows_are_those_that_were_sent_bit_for_bit(mpiexec, tmp_path, backend):
+    config = CONFIG.replace("model:twice", "same:same") if backend == "python" else IN_C
+    write(tmp_path, SENDS_A_MILLION, captures('on_full = "wait"\n', config))
+    (tmp_path / "same.py").write_text("def same(x):\n    return x\n")
+    assert mpiexec(["-n", 3, *RUN, "c.toml", "sim.py"], timeout=180).returncode == 0
+    names: dict[str, Any] = {}
+    exec(ROWS, names)
+    sent = [names["rows_of"](rank, step) for rank in range(2) for step in range(1, 501)]
+    capture = mpiserve.Capture(tmp_path / "capture")
+    assert len(capture) == 1_000_000
+    columns = [capture.column(key) for key in ("row_in_batch", "request", "step", "rank")]
+    order = np.lexsort(columns)
+    for side in capture[:]:
+        [array] = side.values()
+        assert array[order].tobytes() == np.concatenate(sent).tobytes()
 
 
 MANY = """\
@@ -370,8 +414,10 @@ def test_a_capture_is_shown_merged_exported_and_replayed(mpiexec, tmp_path):
     same = tool(tmp_path, "replay", "capture")
     assert "250 rows in 5 batches" in same and "row " not in same
     (tmp_path / "model.py").write_text(NUDGED)
-    other = tool(tmp_path, "replay", "all.h5", "c.toml", "--worst", "1")
+    picture = ["--picture", "differences.png"]
+    other = tool(tmp_path, "replay", "all.h5", "c.toml", "--worst", "1", *picture)
     assert "row 150 (rank 0, step 4): 0.5" in other
+    assert (tmp_path / "differences.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.takes_long

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from itertools import cycle, islice
 
 import numpy as np
 import onnx
@@ -12,6 +13,8 @@ from coupling import PYTHON, RUN, write
 from model_files import info
 
 WIDTH, PASSES, STEPS = 24, 5, 6
+WAYS = (2, "shared"), (4, "rma"), (2, "rma"), (4, "shared")  # simulation ranks, transport
+RUNS = [*islice(cycle(WAYS), 10)]
 ENGINES = {
     "torch": 'backend = "torch"\nmodel = "nets:net"\nengine = "eager"',
     "compiled": 'backend = "torch"\nmodel = "nets:net"\nengine = "compiled"',
@@ -77,14 +80,19 @@ def export_onnx(path, scale=1):
     onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=8), path)
 
 
-def run(mpiexec, folder, ranks, name, engines):
-    job = ["-n", ranks + 1, *RUN, "c.toml", "sim.py", name, *engines]
-    assert mpiexec(job, timeout=200).returncode == 0
-    answers = np.load(folder / name)
-    passes = np.split(answers, PASSES)
+def run(mpiexec, folder, ranks, transport, *engines):
+    job = ["-n", ranks + 1, *RUN, "c.toml", "sim.py", "answers.npy", *engines]
+    done = mpiexec(job, timeout=200, env={"MPISERVE_TRANSPORT": transport})
+    assert done.returncode == 0
+    passes = np.split(np.load(folder / "answers.npy"), PASSES)
     for other in passes[1:]:
         np.testing.assert_array_equal(other.view(np.int32), passes[0].view(np.int32))
     return passes[0]
+
+
+def replay(folder):
+    command = [PYTHON, "-m", "mpiserve", "replay", "capture"]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True)
 
 
 def prepare(folder, engines, capture="[capture]\n"):
@@ -102,27 +110,25 @@ def test_the_bits_depend_on_what_is_in_a_batch():
         assert not torch.equal(net()(x)[:1], net()(x[:1]))
 
 
-SLOW = [pytest.param(name, marks=pytest.mark.takes_long) for name in ("compiled", "onnx")]
-
-
+@pytest.mark.every_mpi
 @pytest.mark.takes_long
-@pytest.mark.timeout(900)
-@pytest.mark.parametrize("engine", ["torch", *SLOW])
-def test_each_run_gives_the_same_bits_on_2_and_4_ranks_and_so_does_a_replay(
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_ten_runs_give_the_same_bits_on_2_and_4_ranks_and_so_does_a_replay(
     mpiexec, tmp_path, engine
 ):
     prepare(tmp_path, [engine])
-    first = run(mpiexec, tmp_path, 2, "two.0.npy", [engine])
-    others = [(2, "two.1.npy"), (4, "four.0.npy"), (4, "four.1.npy")]
-    for ranks, name in others:
-        again = run(mpiexec, tmp_path, ranks, name, [engine])
+    first, *others = (run(mpiexec, tmp_path, *way, engine) for way in RUNS)
+    for again in others:
         np.testing.assert_array_equal(again.view(np.int32), first.view(np.int32))
-    command = [PYTHON, "-m", "mpiserve", "replay", "capture"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    done = replay(tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
+    batches = len(RUNS) * PASSES * STEPS
+    rows = len(RUNS) * PASSES * len(first)
+    assert f"service {engine}: {rows} rows in {batches} batches" in done.stdout
     assert "captured in part" not in done.stdout
     if engine == "onnx":  # other weights in the same file
         export_onnx(tmp_path / "net.onnx", scale=1 + 1e-6)
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        done = replay(tmp_path)
         assert done.returncode == 1, done.stdout
         assert "of service 'onnx' should have the same bits (reproducible)" in done.stderr

@@ -18,6 +18,7 @@ import mpiserve
 from mpiserve._lib.ring import FIELDS, Ring
 from mpiserve.config.capture import CaptureConfig, announced, wanted
 from mpiserve.errors import ArgumentError, ConfigError
+from mpiserve.observe import capture_data
 from mpiserve.observe import capture_files as files
 
 RUN = "00000000000000ab"
@@ -74,6 +75,19 @@ def test_rows_come_in_the_order_in_which_they_are_asked_for(folder, which):
     assert values(capture[which]) == np.arange(15)[which if len(which) else slice(0)].tolist()
     if isinstance(which, list):
         assert [float(y["y"]) for _, y in capture.__getitems__(which)] == values(capture[which])
+
+
+@pytest.mark.parametrize(("gap", "block"), [(1, 64), (24, 2**23), (2**17, 48), (2**17, 2**23)])
+def test_rows_that_are_far_apart_are_read_in_pieces(folder, monkeypatch, gap, block):
+    monkeypatch.setattr(capture_data, "GAP_BYTES", gap)
+    monkeypatch.setattr(files, "BLOCK_BYTES", block)
+    rng = np.random.default_rng(0)
+    capture = mpiserve.Capture(folder)
+    for _ in range(20):
+        which = rng.integers(0, 15, rng.integers(2, 20))
+        assert values(capture[which]) == which.tolist()
+        sorted_ = np.unique(which)
+        assert values(capture[sorted_]) == sorted_.tolist()
 
 
 def test_a_capture_says_what_is_wrong(folder, tmp_path):

@@ -37,7 +37,7 @@ ROOMS = {
     "radical": BASE | {"config", "launch", "session"},
     "tools": SERVES | {"launch", "serving", "terminal"},
     # The benchmark is a user of all of it, and nobody but the command line uses the benchmark.
-    "bench": BASE | {"_lib", "backends", "config", "mpi", "serving", "session", "terminal"},
+    "bench": SERVES | {"serving", "session", "terminal"},
     "cli": BASE | {"_lib", "bench", "config", "launch", "mpi", "serving", "terminal", "tools"},
     "__main__": {"cli"},
 }
