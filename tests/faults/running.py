@@ -17,7 +17,8 @@ import h5py
 import mpijob
 import pytest
 from coupling import PYTHON, SERVE
-from faults import seen, table
+from faults import table
+from faults.seen import SEEN
 from faults.table import ALIVE, EITHER, ENDS, KEPT, PLAIN, ULFM, Expect, Fault
 from faults.two_hosts import ON_HOSTS, two_hosts
 from faults.watched import Watched, job
@@ -311,7 +312,7 @@ def record(seen: Seen, expect: Expect, found: list[str]) -> None:
         "left behind": remains(seen.watched),
         "": verdict[:300],
     }
-    with Path(folder, seen.SEEN).open("a") as file:
+    with Path(folder, SEEN).open("a") as file:
         file.write(json.dumps(row) + "\n")
 
 
