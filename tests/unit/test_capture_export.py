@@ -56,7 +56,7 @@ READERS = [
 
 
 @pytest.mark.parametrize("block", [3, 2**16])
-@pytest.mark.parametrize(("read", "name", "needs"), READERS, ids=lambda value: str(value))
+@pytest.mark.parametrize(("read", "name", "needs"), READERS, ids=[name for _, name, _ in READERS])
 def test_all_rows_tensors_and_columns_are_there(folder, monkeypatch, read, name, needs, block):
     if needs:
         pytest.importorskip(needs)
