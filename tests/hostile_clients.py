@@ -113,9 +113,12 @@ class Good:
         body = json.dumps({"id": self._mark, "inputs": [entry]}).encode()
         fields = [("Authorization", f"Bearer {self._token}"), ("Connection", "close")]
         fields.append(hostile_http.length(len(body)))
-        data = b""
+        data: bytes | None = b""
         with suppress(OSError):
-            data = self._target.say([hostile_http.head("POST", INFER, fields) + body]) or b""
+            data = self._target.say([hostile_http.head("POST", INFER, fields) + body])
+        if data is None:
+            self.wrong.append("a good client: no answer in time")
+            return
         status = hostile_http.status_of(data)
         if status == CLOSED:
             self.missed += 1
@@ -125,8 +128,13 @@ class Good:
             self.wrong.append(f"a good client: {data[:300]!r}")
 
     def _is_right(self, data: bytes, value: float) -> bool:
-        table = json.loads(data.partition(b"\r\n\r\n")[2])
-        return table["id"] == self._mark and table["outputs"][0]["data"] == [2 * value] * 3
+        try:
+            table = json.loads(data.partition(b"\r\n\r\n")[2])
+            return bool(
+                table["id"] == self._mark and table["outputs"][0]["data"] == [2 * value] * 3
+            )
+        except (ValueError, LookupError, TypeError):
+            return False
 
 
 class Attack:
@@ -245,11 +253,11 @@ def attacked(job: Job, seconds: float, attack: Attack, good: Good) -> list[str]:
     while rounds < 2 or time.monotonic() < end:
         attack.round()
         rounds += 1
+        if job.child() != pids["gateway's process"]:
+            return ["the gateway's process has died"]
         for name, pid in pids.items():
             samples[name].append(memory_of(pid))
     print(f"{rounds} rounds; a good client: {good.right} answers, {good.missed} times no room")
-    if job.child() != pids["gateway's process"]:
-        return ["the gateway's process has died"]
     return [line for name, seen in samples.items() for line in growth(name, seen)]
 
 

@@ -60,6 +60,7 @@ int msi_error(int code, const char *format, ...) {
 void msi_outcome_add(msi_outcome *outcome, int code) {
   if (!code) return;
   if (!outcome->code) outcome->code = code;
+  if (strstr(outcome->text, last_message)) return; /* it is said already */
   msi_text_append(outcome->text, sizeof outcome->text, outcome->text[0] ? ". And %s" : "%s",
                   last_message);
 }

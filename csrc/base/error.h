@@ -11,7 +11,7 @@ enum { MSI_MESSAGE_SIZE = 2 * MPISERVE_TEXT_SIZE }; /* of this thread's last mes
 int msi_error(int code, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
 /* What went wrong in several steps that are all taken, whatever comes of one: the code of the first
- * failure, and the texts of all. */
+ * failure, and the texts of all, each of them once. */
 typedef struct msi_outcome {
   int code;
   char text[MSI_MESSAGE_SIZE];

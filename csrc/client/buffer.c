@@ -49,8 +49,8 @@ static int ask(msi_client *client, msi_endpoint *endpoint, int lease, int64_t ro
   return code ? code : msi_message_result(&request->message);
 }
 
-/* The next request would find the rows of an earlier one of its size: they stay with this rank, and
- * may be all that the pool has. */
+/* Waits until the head has been told of all rows that are marked to be given back: rows of ended
+ * requests stay with this rank for later ones, and may be all that the pool has. */
 static int give_idle_rows(msi_client *client, msi_endpoint *endpoint) {
   msi_wait wait = {0};
   int code = MPISERVE_OK;

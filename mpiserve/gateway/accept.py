@@ -7,6 +7,7 @@ if that fails.
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 import ssl
 from collections.abc import Callable
@@ -15,6 +16,8 @@ from typing import Any
 from mpiserve.gateway.protocol import Counted
 from mpiserve.gateway.sockets import BACKLOG
 from mpiserve.gateway.traffic import SLOW
+
+logger = logging.getLogger("mpiserve")
 
 REST = 0.1  # seconds until the next try, where no descriptors are left
 
@@ -65,8 +68,12 @@ class _Door:
                 connection, _ = await self._loop.sock_accept(self._listener)
             except OSError:
                 await asyncio.sleep(REST)
-            else:
+                continue
+            try:
                 self._begin(connection)
+            except Exception:  # costs this client alone
+                logger.exception("a client could not come in")
+                connection.close()
 
     def _begin(self, connection: socket.socket) -> None:
         client = self._make()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -22,6 +23,7 @@ NEEDED_BY_GRPC = ("grpc", "google.protobuf", "hpack")
 SETTINGS = "MPISERVE_GATEWAY_SETTINGS"
 FIRST_REST, LONGEST_REST = 0.1, 5.0  # seconds between the death of a child and the next one
 LONG_LIFE = 30.0  # seconds after which a death is no reason to wait longer
+LAST_WAIT = 5.0  # seconds for the end of a child that was killed
 LONGEST_LOOK = 0.5  # seconds that count from one look at a child to the next one
 
 
@@ -119,7 +121,10 @@ class Child:
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(seconds)
         self._process.kill()
-        return self._process.wait()
+        try:
+            return self._process.wait(LAST_WAIT)
+        except subprocess.TimeoutExpired:  # it waits for a file system that has gone
+            return -signal.SIGKILL
 
 
 class Watch:

@@ -111,10 +111,14 @@ def check_dtypes(service: Service) -> None:
 def announced(headers: Mapping[bytes, bytes], most: int) -> int:
     """Return the bytes of a body that is to come; of one in pieces, the most that it may have.
 
-    One that is too large has one more: it takes no memory, and others are not refused for it.
+    Raises:
+        Refusal: If it is too large.
     """
     length = headers.get(b"content-length", b"")
-    return min(int(length), most + 1) if 0 < len(length) < 19 else most + bool(length)
+    size = int(length) if 0 < len(length) < 19 else most + bool(length)
+    if size > most:
+        raise Refusal(413, f"the body is larger than {most} bytes")
+    return size
 
 
 async def read_body(headers: Mapping[bytes, bytes], receive: Receive, most: int) -> bytes:
@@ -123,8 +127,7 @@ async def read_body(headers: Mapping[bytes, bytes], receive: Receive, most: int)
     Raises:
         Refusal: If it is, or if the client goes away.
     """
-    if announced(headers, most) > most:
-        raise Refusal(413, f"the body is larger than {most} bytes")
+    announced(headers, most)
     parts, size = [], 0
     while True:
         message = await receive()

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 FIRST_NAP, LONGEST_NAP = 20e-6, 500e-6  # seconds between two looks for replies
 LOOK = 0.1  # seconds between two looks at the states, and the longest sleep
 DRAIN_S = 4.0  # seconds that a child has to end: heads wait 5 s for this rank
+LONGEST_START = 300.0  # seconds that a child has to be ready
 CHANGE_S = 300.0  # seconds in which a model must load; other requests wait meanwhile
 GONE = "gone"
 
@@ -146,7 +147,8 @@ class Bridge:
         self._told: Any = None
         self._announced = False
         self._limit_s = (config.gateway or GatewayConfig()).process_timeout_s
-        self._watch: Watch | None = None  # of a child that is ready
+        self._watch: Watch | None = None
+        self._is_ready = False
 
     def work(self, seconds: float) -> None:
         """Pass messages on for some seconds."""
@@ -189,6 +191,7 @@ class Bridge:
             self._child.lose()
             logger.error("the gateway's process cannot be started, later perhaps: %s", error)
             return
+        self._watch, self._is_ready = Watch(LONGEST_START), False
         tables = [table_of(service, i) for i, service in enumerate(self._services)]
         hello = {"m": HELLO, "services": tables, "languages": self._languages}
         self._send(hello | {"tokens": self._tokens})
@@ -210,8 +213,9 @@ class Bridge:
         if self._watch.look():
             self._send({"m": PING})
         if self._watch and self._watch.hangs:
-            text = f"it said nothing for process_timeout_s = {self._limit_s:g} s"
-            self._lose(LinkError(text))
+            silent = f"it said nothing for process_timeout_s = {self._limit_s:g} s"
+            late = f"it was not ready within {LONGEST_START:g} s"
+            self._lose(LinkError(silent if self._is_ready else late))
 
     def _cancel(self) -> None:
         for pending in self._pending:
@@ -278,7 +282,7 @@ class Bridge:
             elif table["m"] == CHANGE:
                 self._change(table)
             elif table["m"] == READY:
-                self._watch = Watch(self._limit_s)
+                self._watch, self._is_ready = Watch(self._limit_s), True
                 self._announce()
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise LinkError(f"a message that makes no sense: {describe(error)}") from None

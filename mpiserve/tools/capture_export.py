@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from mpiserve.observe.capture_data import Capture
+from mpiserve.observe.capture_files import BLOCK_BYTES
 from mpiserve.tools.capture import told
 
-BLOCK_ROWS = 2**16  # that are in memory at once
+BLOCK_ROWS = 2**16  # that are in memory at once, if they are no more than BLOCK_BYTES
 NEEDS = {".parquet": "pyarrow", ".zarr": "zarr"}
 
 
@@ -38,9 +39,17 @@ def export(path: str, output: str, service: str | None, source: str | None) -> N
     print(f"{output}: {len(capture)} rows of '{capture.service}'")
 
 
+def _most_rows(capture: Capture) -> int:
+    """Return how many rows, of all columns, are read at a time."""
+    kinds = (capture.read(path, 0, 0) for path in capture.columns)
+    row = sum(kind.itemsize * int(np.prod(kind.shape[1:], dtype=np.int64)) for kind in kinds)
+    return max(1, min(BLOCK_ROWS, len(capture), BLOCK_BYTES // max(1, row)))
+
+
 def _blocks(capture: Capture) -> Iterator[tuple[int, int]]:
-    for begin in range(0, len(capture), BLOCK_ROWS):
-        yield begin, min(begin + BLOCK_ROWS, len(capture))
+    most = _most_rows(capture)
+    for begin in range(0, len(capture), most):
+        yield begin, min(begin + most, len(capture))
 
 
 def _arrays(capture: Capture) -> Iterator[tuple[str, str, np.ndarray]]:
@@ -76,9 +85,13 @@ def to_zarr(capture: Capture, output: Path) -> None:
     # In version 3 texts have no type yet that other programs know.
     group = zarr.open_group(output, mode="w", zarr_format=2)
     for path, name, kind in _arrays(capture):
-        shape, chunk = (len(capture), *kind.shape[1:]), max(1, min(len(capture), BLOCK_ROWS))
+        shape = (len(capture), *kind.shape[1:])
         # Without a value that stands for none: xarray would make NaN of each 0.
-        how: Any = {"chunks": (chunk, *shape[1:]), "dtype": kind.dtype, "fill_value": None}
+        how: Any = {
+            "chunks": (_most_rows(capture), *shape[1:]),
+            "dtype": kind.dtype,
+            "fill_value": None,
+        }
         made = group.create_array(name, shape=shape, **how)
         dims = ["row", *(f"{name}.{i}" for i in range(1, kind.ndim))]
         made.attrs["_ARRAY_DIMENSIONS"] = dims

@@ -20,7 +20,7 @@ from mpiserve.observe.capture_data import Capture, files_of
 from mpiserve.serving import engines
 from mpiserve.serving.loading import Loader
 from mpiserve.tools.capture import told
-from mpiserve.tools.replay_picture import Replayed, draw
+from mpiserve.tools.replay_picture import Replayed, check_kind, draw
 
 QUANTILES = (0.5, 0.99, 1.0)
 
@@ -137,6 +137,8 @@ def replay(path: str, config: str | None, version: str, worst: int, picture: str
     """Replay each service of a capture that the configuration has, and show the differences."""
     if picture and not find_spec("matplotlib"):
         raise ValueError("--picture needs matplotlib: pip install 'mpiserve[demo]'")
+    if picture:
+        check_kind(Path(picture))
     read = Config.load(config) if config else configuration_of(Path(path))
     names = _services(Path(path))
     chosen = [service for service in read.services if service.name in names]

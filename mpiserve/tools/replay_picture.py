@@ -26,6 +26,14 @@ class Replayed(NamedTuple):
     steps: np.ndarray
 
 
+def check_kind(path: Path) -> None:
+    """Refuse a name whose ending matplotlib does not know, before there is anything to draw."""
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    if path.suffix[1:] not in FigureCanvasBase.get_supported_filetypes():
+        raise ValueError(f"{path}: the name of a picture ends in .png, .pdf or .svg")
+
+
 def draw(found: Sequence[Replayed], path: Path) -> None:
     """Write a picture of the differences of each service: by share of the rows, and by time step.
 

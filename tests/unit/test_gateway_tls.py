@@ -7,7 +7,7 @@ import select
 import socket
 import ssl
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 import numpy as np
 import pytest
@@ -123,6 +123,41 @@ def ended(connection):
         return connection.recv(1) == b""
     except ConnectionResetError:
         return True
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory):
+    """A gateway where an answer must be taken soon."""
+    folder = tmp_path_factory.mktemp("quick")
+    files = {"tls_certificate": "cert.pem", "tls_key": "key.pem"}
+    cert = made(folder)
+    with Rank(folder, **files, address="127.0.0.1:0", body_timeout_s=LIMIT) as started:
+        started.cert = cert
+        yield started
+    assert started.status == 0
+
+
+@pytest.mark.parametrize("says_goodbye", [False, True])
+def test_who_does_not_read_is_let_go(quick, says_goodbye):
+    """What TLS has encrypted waits elsewhere than what it has not."""
+    context = ssl.create_default_context(cafile=str(quick.cert))
+    ask = (
+        f"GET /v2/models/stats HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {quick.endpoint.token}"
+    )
+    raw = reached(quick, "http")
+    raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    with context.wrap_socket(raw, server_hostname="127.0.0.1") as client:
+        for _ in range(90):
+            client.sendall(f"{ask}\r\n\r\n".encode())
+        client.sendall(f"{ask}\r\nconnection: close\r\n\r\n".encode())
+        if says_goodbye:
+            client.setblocking(False)
+            with suppress(ssl.SSLError):  # it does not wait for an answer
+                client.unwrap()
+        end = time.monotonic() + 20
+        while connections(quick, "http") > 1:  # that which asks is one
+            assert time.monotonic() < end
+            time.sleep(0.05)
 
 
 MOST = 8
