@@ -26,6 +26,23 @@ def files_of(path: Path) -> list[Path]:
     return [path]
 
 
+def _known(path: Path) -> dict[str, list[tuple[Path, int, str]]]:
+    """Return the files of each service, its rows there and its signature."""
+    listed = files_of(path)
+    known: dict[str, list[tuple[Path, int, str]]] = {}
+    try:
+        for each in listed:
+            with files.opened(each) as file:
+                for name, group in file.items():
+                    told = each, files.rows_of(group), str(group.attrs["signature"])
+                    known.setdefault(name, []).append(told)
+    except FileNotFoundError:
+        if files_of(path) == listed:
+            raise
+        return _known(path)  # its writer has merged some meanwhile
+    return known
+
+
 class Capture:
     """Rows that were captured: a lazy sequence, also as a dataset of torch.
 
@@ -73,13 +90,8 @@ class Capture:
 
     def _choose(self, path: Path, service: str | None) -> str:
         """Note the files that have the service, and how many rows; return its name."""
-        known: dict[str, list[tuple[Path, int, str]]] = {}
         try:
-            for each in files_of(path):
-                with files.opened(each) as file:
-                    for name, group in file.items():
-                        told = each, files.rows_of(group), str(group.attrs["signature"])
-                        known.setdefault(name, []).append(told)
+            known = _known(path)
         except (OSError, KeyError) as error:
             raise ArgumentError(Code.EARG, f"{path}: no capture: {error}") from None
         names = ", ".join(sorted(known))

@@ -7,6 +7,7 @@ parts that a file covers are removed after it is there, and do not count.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -232,10 +233,20 @@ class _new:  # noqa: N801
 
 
 def opened(path: Path) -> h5py.File:
-    """Open a file to read. It is complete, and some file systems have no locks."""
+    """Open a file to read. It is complete, and some file systems have no locks.
+
+    Raises:
+        FileNotFoundError: If it is not there; its writer may have merged it meanwhile.
+    """
     with suppress(ImportError):
         import hdf5plugin  # noqa: F401  # HDF5 reads with its filters from then on
-    return h5py.File(path, "r", locking=False)
+    try:
+        return h5py.File(path, "r", locking=False)
+    except OSError as error:
+        if path.exists():
+            raise
+        # HDF5 1.14 looks for the name once more when it has opened the file, and has no errno then.
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path)) from error
 
 
 def opened_all(paths: Sequence[Path]) -> list[h5py.File]:

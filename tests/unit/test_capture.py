@@ -8,6 +8,7 @@ import pickle
 import resource
 import subprocess
 import sys
+from pathlib import Path
 
 import h5py
 import ml_dtypes
@@ -152,6 +153,31 @@ def test_more_files_than_a_process_may_open_are_opened(folder, monkeypatch):
         assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == min(soft + 2, hard)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["before it is opened", "while it is"])
+def test_parts_may_be_merged_while_they_are_read(folder, monkeypatch, late):
+    """HDF5 has no errno for a file that goes while it is opened."""
+    real, merged = h5py.File, []
+
+    def file(path, *args, **settings):
+        if not merged and Path(path).name.startswith(f"{RUN}-rank"):
+            merged.append(path)
+            paths = [part.path for part in files.listed(folder) if part.rank == 3]
+            files.merge(paths, files.path_of(folder, RUN, 3), files.filters("none", None))
+            for each in paths:
+                each.unlink()
+            if late:
+                raise OSError("can't retrieve stat info for file")
+        return real(path, *args, **settings)
+
+    before = len(mpiserve.Capture(folder))
+    monkeypatch.setattr(h5py, "File", file)
+    if late:
+        assert len(mpiserve.Capture(folder)) == before
+    else:
+        assert len(mpiserve.Capture(files.index(folder, RUN))) == before
+    assert merged
 
 
 def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path):
