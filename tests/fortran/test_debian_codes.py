@@ -43,7 +43,7 @@ CODES = {
         r"Total SCF.*$|^ +\d +[OH] .*$",
         ranks={"openmpi": 2, "mpich": 1},  # that of MPICH does not converge on two, alone either
     ),
-    "meep": Code(("meep", "waveguide.ctl"), ("waveguide.ctl",), r"^flux1:.*$"),
+    "meep-openmpi": Code(("meep", "waveguide.ctl"), ("waveguide.ctl",), r"^flux1:.*$"),
     "code-saturne-bin": Code(
         (f"{SATURNE}/cs_solver",),
         ("cavity/setup.xml", "cavity/cavity.msh"),
@@ -61,6 +61,12 @@ def answer(code, folder, done):
     return re.sub(r"-(0\.0+)\b", r" \1", "\n".join(found))
 
 
+def uses_mpi(program):
+    """Return whether a program, or a library of its own, is linked with MPI."""
+    done = subprocess.run(["ldd", program], capture_output=True, text=True)
+    return "libmpi" in done.stdout
+
+
 @pytest.mark.takes_long
 @pytest.mark.every_mpi
 @pytest.mark.timeout(600)
@@ -72,6 +78,8 @@ def test_a_code_gives_the_same_answer_as_alone(mpiexec, tmp_path, name):
     program = shutil.which(code.command[0].format(mpi=mpi))
     if not program:
         pytest.skip(f"no {code.command[0].format(mpi=mpi)} here: apt-get install {name}")
+    if not uses_mpi(program):
+        pytest.skip(f"{program} is of a package without MPI: apt-get install {name}")
     found = []
     for folder in (tmp_path / "alone", tmp_path / "beside"):
         folder.mkdir()
