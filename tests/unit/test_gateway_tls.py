@@ -7,7 +7,7 @@ import select
 import socket
 import ssl
 import time
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 
 import numpy as np
 import pytest
@@ -26,16 +26,22 @@ X = np.arange(6, dtype=np.float32).reshape(2, 3)
 LIMIT = 0.5
 
 
-@pytest.fixture(scope="module")
-def rank(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tls")
+@contextmanager
+def encrypting(folder, **settings):
+    """A gateway whose two ports speak TLS."""
     files = {"tls_certificate": "cert.pem", "tls_key": "key.pem"}
     address = {"address": "127.0.0.1:0", "grpc_address": "127.0.0.1:0"}
     cert = made(folder)
-    with Rank(folder, **files, **address, head_timeout_s=LIMIT) as started:
+    with Rank(folder, **files, **address, **settings) as started:
         started.cert, started.folder = cert, folder
         yield started
     assert started.status == 0
+
+
+@pytest.fixture(scope="module")
+def rank(tmp_path_factory):
+    with encrypting(tmp_path_factory.mktemp("tls"), head_timeout_s=LIMIT) as started:
+        yield started
 
 
 def headers(rank):
@@ -128,13 +134,8 @@ def ended(connection):
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory):
     """A gateway where an answer must be taken soon."""
-    folder = tmp_path_factory.mktemp("quick")
-    files = {"tls_certificate": "cert.pem", "tls_key": "key.pem"}
-    cert = made(folder)
-    with Rank(folder, **files, address="127.0.0.1:0", body_timeout_s=LIMIT) as started:
-        started.cert = cert
+    with encrypting(tmp_path_factory.mktemp("quick"), body_timeout_s=LIMIT) as started:
         yield started
-    assert started.status == 0
 
 
 @pytest.mark.parametrize("says_goodbye", [False, True])
@@ -166,14 +167,9 @@ MOST = 8
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
     """A gateway of few connections, which are never closed for their time."""
-    folder = tmp_path_factory.mktemp("small")
-    files = {"tls_certificate": "cert.pem", "tls_key": "key.pem"}
-    address = {"address": "127.0.0.1:0", "grpc_address": "127.0.0.1:0"}
-    cert = made(folder)
-    with Rank(folder, **files, **address, connections=MOST, head_timeout_s=600) as started:
-        started.cert = cert
+    limits = {"connections": MOST, "head_timeout_s": 600}
+    with encrypting(tmp_path_factory.mktemp("small"), **limits) as started:
         yield started
-    assert started.status == 0
 
 
 def reached(rank, protocol):
